@@ -1,0 +1,36 @@
+# `make run` and `make test` are all a fresh machine needs: python3, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= The future of artificial intelligence is
+
+.PHONY: run test check clean
+
+run: $(VENV)/.stamp-run
+	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.stamp-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A venv without pip is one whose creation was interrupted; --clear starts it over.
+define install
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -e $(1)
+	@touch $@
+endef
+
+$(VENV)/.stamp-run: pyproject.toml
+	$(call install,.)
+
+$(VENV)/.stamp-test: pyproject.toml
+	$(call install,'.[test]')

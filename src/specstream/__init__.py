@@ -1,0 +1,49 @@
+"""SpecStream: speculative decoding for Hugging Face causal language models, with the same output as the model alone.
+
+Names are loaded when first used (PEP 562), so `import specstream` costs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specstream.engine import GenerationResult, SpeculativeEngine, custom_generate, speculative_decode
+    from specstream.errors import SpecStreamError
+
+    __version__: str
+
+__all__ = [
+    "GenerationResult",
+    "SpecStreamError",
+    "SpeculativeEngine",
+    "__version__",
+    "custom_generate",
+    "speculative_decode",
+]
+
+_MODULE_OF = {
+    "GenerationResult": "specstream.engine",
+    "SpecStreamError": "specstream.errors",
+    "SpeculativeEngine": "specstream.engine",
+    "custom_generate": "specstream.engine",
+    "speculative_decode": "specstream.engine",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        # Read from the installed metadata, so that pyproject.toml is the only place that states it.
+        from importlib.metadata import version
+
+        return version("specstream")
+    if name in _MODULE_OF:
+        value: object = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

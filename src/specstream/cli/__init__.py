@@ -1,0 +1,127 @@
+"""The `specstream` command: one verb per file, and the one place where an exception becomes an exit code.
+
+Commands import torch and transformers inside their bodies, so that `specstream --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from specstream.errors import SpecStreamError
+
+# typer raises its usage errors from classes whose home moved between its releases; this base is reachable in all.
+_CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
+_FAILURE = 1
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def build_app() -> typer.Typer:
+    """Assemble the command from its verbs."""
+    app = typer.Typer(
+        name="specstream",
+        help="Speculative decoding for Hugging Face causal language models.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_global_options)
+    _register_verbs(app)
+    return app
+
+
+def _register_verbs(app: typer.Typer) -> None:
+    # The order here is the order of `specstream --help`. A verb is a plain function: app.command()(function).
+    from specstream.cli import models
+
+    app.add_typer(models.app, name="models")
+
+
+def _global_options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="SPECSTREAM_DEBUG", help="Show the traceback when a command fails.")
+    ] = False,
+) -> None:
+    if version:
+        import specstream
+
+        print(f"specstream {specstream.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failure, 2 usage, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, debug = _take_debug(words)
+    try:
+        code = _invoke(words)
+        # Inside the try, because a reader that has gone away is noticed only when the buffer is written out.
+        sys.stdout.flush()
+    except BaseException as error:
+        code = _report(error, debug)
+    sys.exit(code)
+
+
+def _take_debug(words: list[str]) -> tuple[list[str], bool]:
+    # Taken out wherever it stands, so that "re-run with --debug" is true of a flag added at the end of the line.
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end] or os.environ.get("SPECSTREAM_DEBUG", "") not in ("", "0")
+    return [word for word in words[:end] if word != "--debug"] + words[end:], debug
+
+
+def _invoke(words: list[str]) -> int:
+    command = typer.main.get_command(build_app())
+    try:
+        # Not command.main(): it would turn interrupts and broken pipes into its own messages and exit codes.
+        with command.make_context("specstream", words) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
+
+
+def _report(error: BaseException, debug: bool) -> int:
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, BrokenPipeError):
+        # The interpreter flushes stdout once more on exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    message, code = _describe(error)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, SpecStreamError):
+        return str(error), error.exit_code
+    if isinstance(error, _CommandLineError):
+        return _usage_message(error), getattr(error, "exit_code", 2)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"no space left on the disk{where}: free some and run the command again", _FAILURE
+    return f"internal: {type(error).__name__}: {error} (re-run with --debug for the traceback)", _FAILURE
+
+
+def _usage_message(error: Exception) -> str:
+    message = str(error.format_message()) if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    return f"{message} (see {context.command_path} --help)" if context is not None else message

@@ -1,0 +1,1 @@
+"""The algorithm of speculative decoding: torch and the standard library only."""

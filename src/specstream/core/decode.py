@@ -1,0 +1,200 @@
+"""The loop: propose, score, verify, commit, observe. Plain decoding is this loop with empty trees.
+
+Read this file first. A row's tokens are ``prompt + emitted``; the last of them, the root of its next tree, is
+decided but not yet committed. One pass scores the root and the drafts below it, verification picks a path and one
+token more, and that token is the next root.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from specstream.core.ports import Drafter, DraftRequest, Target
+from specstream.core.sampling import Sampling
+from specstream.core.stats import RowStats, Timings
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict, verify
+from specstream.errors import UsageError
+
+StopCheck = Callable[[Sequence[int], int], int | None]
+"""``(tokens emitted so far, how many of them are new) -> how many emitted tokens to keep``, or None to go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """When a row is finished.
+
+    Attributes:
+        max_new_tokens: never one more than this.
+        eos_token_ids: any of these ends the row and is its last token.
+        check: a further rule (stop strings, a caller's criterion); None for none.
+    """
+
+    max_new_tokens: int
+    eos_token_ids: frozenset[int] = frozenset()
+    check: StopCheck | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; give 1 or more")
+
+
+@dataclass(kw_only=True, eq=False)
+class Row:
+    """One sequence being decoded."""
+
+    index: int
+    tokens: list[int]
+    prompt_length: int
+    generator: torch.Generator
+    stats: RowStats = field(default_factory=RowStats)
+    finish_reason: str | None = None
+    exact: str = "bits"
+
+    @property
+    def emitted(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One row's share of one pass: what was emitted, after any stop has cut it."""
+
+    row: Row
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """How far to speculate, and by which rule drafts are accepted.
+
+    Attributes:
+        max_depth: the deepest tree.
+        acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
+    """
+
+    max_depth: int
+    acceptance_threshold: float | None = None
+
+
+def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
+    """Rows ready to decode, each with a generator of its own.
+
+    Raises:
+        UsageError: an empty prompt, or one that leaves no room in the model's context.
+    """
+    rows = []
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        if not prompt:
+            raise UsageError(f"prompt {index} is empty; give at least one token")
+        if context_length is not None and len(prompt) >= context_length:
+            raise UsageError(
+                f"prompt {index} has {len(prompt)} tokens and the model's context holds {context_length}; shorten it"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(Row(index=index, tokens=list(prompt), prompt_length=len(prompt), generator=generator))
+    return rows
+
+
+def decode(
+    target: Target,
+    drafter: Drafter,
+    rows: Sequence[Row],
+    *,
+    sampling: Sampling,
+    stopping: Stopping,
+    speculation: Speculation,
+    timings: Timings,
+) -> Iterator[list[Round]]:
+    """Decode every row to its end, yielding after each pass what the rows emitted.
+
+    Args:
+        target: the model whose output this is.
+        drafter: where drafts come from; it cannot change the output, only its speed.
+        rows: from ``start_rows``; they are advanced in place, each at its own pace.
+        sampling: how the target chooses tokens.
+        stopping: when a row is finished; finished rows leave the batch.
+        speculation: bounds of the trees and the acceptance rule.
+        timings: added to in place.
+
+    Raises:
+        NumericalError: NaN or infinite logits.
+    """
+    started = time.perf_counter()
+    active = list(rows)
+    session = target.begin([row.tokens[:-1] for row in active])
+    drafts = drafter.begin([row.tokens for row in active], sampling)
+    timings.prefill += time.perf_counter() - started
+
+    while active:
+        started = time.perf_counter()
+        trees = drafts.propose([_request(row, stopping, speculation, target.context_length) for row in active])
+        proposed = time.perf_counter()
+        logits = session.score(trees)
+        scored = time.perf_counter()
+        verdicts = verify(
+            trees,
+            logits,
+            [row.tokens for row in active],
+            sampling,
+            [row.generator for row in active],
+            speculation.acceptance_threshold,
+        )
+        session.commit([verdict.path for verdict in verdicts])
+        drafts.observe(verdicts)
+        rounds = [
+            _advance(row, tree, verdict, stopping, target.context_length)
+            for row, tree, verdict in zip(active, trees, verdicts, strict=True)
+        ]
+        for row in active:
+            row.exact = session.exact
+        alive = [index for index, row in enumerate(active) if row.finish_reason is None]
+        if 0 < len(alive) < len(active):
+            session.keep(alive)
+            drafts.keep(alive)
+        active = [active[index] for index in alive]
+        timings.propose += proposed - started
+        timings.score += scored - proposed
+        timings.decode += time.perf_counter() - started
+        yield rounds
+
+
+def _request(row: Row, stopping: Stopping, speculation: Speculation, context_length: int | None) -> DraftRequest:
+    """A tree of depth d emits up to d + 1 tokens, so the deepest useful one is one short of what is left."""
+    left = stopping.max_new_tokens - (len(row.tokens) - row.prompt_length)
+    if context_length is not None:
+        left = min(left, context_length - len(row.tokens))
+    depth = min(speculation.max_depth, left - 1)
+    return DraftRequest(tokens=row.tokens, depth=depth, generator=row.generator)
+
+
+def _advance(row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, context_length: int | None) -> Round:
+    """Append what the pass emitted, cut where the row stops, and count it."""
+    before = len(row.tokens)
+    row.tokens.extend(verdict.tokens)
+    kept, row.finish_reason = _stop(row, len(verdict.tokens), stopping, context_length)
+    del row.tokens[row.prompt_length + kept :]
+    tokens = tuple(row.tokens[before:])
+    row.stats.emitted.append(len(tokens))
+    row.stats.drafted += tree.drafted
+    row.stats.accepted += min(verdict.accepted, len(tokens))
+    return Round(row=row, tokens=tokens)
+
+
+def _stop(row: Row, new: int, stopping: Stopping, context_length: int | None) -> tuple[int, str | None]:
+    """How many emitted tokens to keep, and why the row ends there (None if it does not): the earliest rule wins."""
+    emitted = row.emitted
+    limit = stopping.max_new_tokens
+    if context_length is not None:
+        limit = min(limit, context_length - row.prompt_length)
+    stops: list[tuple[int, str]] = [(limit, "length")] if len(emitted) >= limit else []
+    ends = (at + 1 for at in range(len(emitted) - new, len(emitted)) if emitted[at] in stopping.eos_token_ids)
+    stops.extend((end, "stop") for end in ends)
+    if stopping.check is not None and (kept := stopping.check(emitted, new)) is not None:
+        stops.append((kept, "stop"))
+    # At the same token a real stop is the better reason than the length.
+    return min(stops, key=lambda stop: (stop[0], stop[1] == "length"), default=(len(emitted), None))

@@ -1,0 +1,90 @@
+"""What the loop needs of a target and of a drafter, and the values that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specstream.core.sampling import Sampling
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+
+
+class TargetSession(Protocol):
+    """One batch being decoded: the keys and values of each row's committed tokens.
+
+    Rows are numbered 0..n-1; after ``keep`` they are numbered anew in the order kept.
+    """
+
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Logits ``[rows, width, vocab]`` after every node of every row's tree, in one forward pass.
+
+        ``width`` is at least the size of the largest tree; what lies beyond a row's own tree is meaningless.
+        """
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep each row's path of the trees just scored (the root first) and forget their other nodes."""
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        """Keep only the first ``lengths[row]`` tokens of each row."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop every row that is not named."""
+
+    @property
+    def exact(self) -> str:
+        """``"bits"`` if every row committed so far is bit-equal to plain decoding's, else ``"rounding"``."""
+
+
+class Target(Protocol):
+    """A causal language model."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens a sequence may have, None if the model sets no limit."""
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
+        """Start a batch whose rows have these tokens committed (a prefix may be empty)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftRequest:
+    """One row's turn to be drafted for.
+
+    Attributes:
+        tokens: the row's tokens so far, the root of its next tree last.
+        depth: the deepest tree worth drafting; 0 asks for the root alone.
+        generator: the row's own source of chance, on the CPU.
+    """
+
+    tokens: Sequence[int]
+    depth: int
+    generator: torch.Generator
+
+
+class DraftSession(Protocol):
+    """A drafter at work on one batch. Rows are numbered as in the target's session."""
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        """A tree for every row; its root is the row's last token."""
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        """Learn what became of the trees just proposed."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop every row that is not named."""
+
+
+class Drafter(Protocol):
+    """A source of drafts."""
+
+    @property
+    def name(self) -> str:
+        """The name users choose it by."""
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DraftSession:
+        """Start on a batch of prompts that will be decoded with ``sampling``."""

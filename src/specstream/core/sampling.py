@@ -1,0 +1,159 @@
+"""The one place where logits become probabilities.
+
+The order and the rules are those of transformers' ``generate``: repetition penalty, the caller's logits
+processors, temperature, top-k, top-p, min-p; so a distribution here is the model's own as users know it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specstream.errors import NumericalError, UsageError
+
+LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
+"""``(input_ids [1, n] int64, scores [1, vocab] float32) -> scores``: what transformers calls a LogitsProcessor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy decoding; above 0, logits are divided by it.
+        top_k: keep the k likeliest tokens (ties with the k-th stay); 0 keeps all.
+        top_p: keep the smallest set of likeliest tokens whose probability reaches this.
+        min_p: drop tokens less likely than this times the likeliest.
+        repetition_penalty: divide the positive and multiply the negative logits of tokens already in the
+            context (CTRL, arXiv 1909.05858); 1.0 changes nothing.
+        processors: called on the context and the scores, in order, once per emitted token.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    processors: tuple[LogitsProcessor, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 (greedy) or above"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or a positive count"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0"),
+        )
+        for name, value, valid, remedy in checks:
+            if not valid:
+                raise UsageError(f"{name} is {value}; give a value {remedy}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def needs_context(self) -> bool:
+        """Whether scores depend on the tokens before, so that every node needs its own context."""
+        return self.repetition_penalty != 1 or bool(self.processors)
+
+    def without_processors(self) -> Sampling:
+        """The same, for a draft: processors may keep state and are only shown the tokens of the output."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+
+def process(logits: Tensor, sampling: Sampling, context: Sequence[int]) -> Tensor:
+    """Scores ``[vocab]`` float32 after the repetition penalty and the processors, before the temperature."""
+    scores = logits.float()
+    if not sampling.needs_context:
+        return scores
+    input_ids = torch.tensor([list(context)], dtype=torch.int64, device=scores.device)
+    scores = scores[None].clone()
+    if sampling.repetition_penalty != 1:
+        seen = scores.gather(1, input_ids)
+        penalty = sampling.repetition_penalty
+        scores.scatter_(1, input_ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+    for processor in sampling.processors:
+        scores = processor(input_ids, scores)
+    return scores[0]
+
+
+def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = ()) -> Tensor:
+    """The distribution a token is drawn from.
+
+    Args:
+        logits: ``[vocab]``, any float dtype.
+        sampling: the transformations; greedy gives a point mass on the argmax.
+        context: the tokens before this one; read only if ``sampling.needs_context``.
+
+    Returns:
+        ``[vocab]`` float32, sums to 1.
+
+    Raises:
+        NumericalError: the logits hold NaN or plus infinity, or no token is left.
+    """
+    scores = process(logits, sampling, context)
+    best = scores.max()
+    if not torch.isfinite(best):
+        raise NumericalError(f"the largest logit is {best.item()}: {_BAD_LOGITS}")
+    if sampling.greedy:
+        point = torch.zeros_like(scores)
+        point[scores.argmax()] = 1.0
+        return point
+    scores = _truncate(scores / sampling.temperature, sampling)
+    return scores.softmax(-1)
+
+
+_BAD_LOGITS = "check the weights and the dtype (float16 overflows on some models; try bfloat16 or float32)"
+
+
+def greedy_choices(logits: Tensor) -> list[list[int]]:
+    """The argmax of every position: ``[rows, width, vocab]`` -> token ids, in one transfer to the host.
+
+    Raises:
+        NumericalError: the logits hold NaN or plus infinity.
+    """
+    best, choices = logits.max(-1)
+    if not bool(torch.isfinite(best).all()):
+        raise NumericalError(f"the model's logits hold NaN or infinity: {_BAD_LOGITS}")
+    rows: list[list[int]] = choices.tolist()
+    return rows
+
+
+def draw(distribution: Tensor, generator: torch.Generator) -> int:
+    """One token drawn from ``[vocab]``; the generator is the row's own and lives on the CPU."""
+    point = torch.rand((), generator=generator, dtype=torch.float64)
+    cumulative = distribution.double().cumsum(-1)
+    index = int(torch.searchsorted(cumulative, (point * cumulative[-1].cpu()).to(cumulative), right=True))
+    if index >= len(distribution) or distribution[index] == 0:  # rounding at the far end of the support
+        index = int(distribution.nonzero()[-1])
+    return index
+
+
+def _truncate(scores: Tensor, sampling: Sampling) -> Tensor:
+    if 0 < sampling.top_k < len(scores):
+        kth = scores.topk(sampling.top_k).values[-1]
+        scores = scores.masked_fill(scores < kth, -math.inf)
+    if sampling.top_p < 1:
+        kept = torch.isfinite(scores).nonzero()[:, 0]
+        ascending, order = scores[kept].sort()
+        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        dropped[-1] = False
+        scores = scores.index_fill(0, kept[order[dropped]], -math.inf)
+    if sampling.min_p > 0:
+        likelihood = scores.softmax(-1)
+        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.max(), -math.inf)
+    return scores

@@ -1,0 +1,105 @@
+"""TokenTree: drafted tokens hanging from the last token that is already decided.
+
+A chain is a tree with one path; plain decoding is a tree with no drafted token at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTree:
+    """Tokens to score in one pass.
+
+    Attributes:
+        tokens: token ids; node 0 is the root, the last token of the sequence, which is not a draft.
+        parents: index of each node's parent; ``parents[0] == -1`` and ``parents[i] < i``.
+        proposals: for a node whose children were *drawn*, the distribution ``[vocab]`` (float32, sums to 1)
+            they were drawn from, in the order of their indices and without replacement. A node that is
+            missing here had its children chosen deterministically (a top-k list, a lookup).
+
+    Raises:
+        ValueError: a malformed tree: no root, a parent after its child, or two siblings with one token.
+    """
+
+    tokens: tuple[int, ...]
+    parents: tuple[int, ...]
+    proposals: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.tokens or len(self.tokens) != len(self.parents) or self.parents[0] != -1:
+            raise ValueError(f"a token tree needs a root and one parent per token, got parents {self.parents}")
+        if any(not 0 <= parent < node for node, parent in enumerate(self.parents) if node):
+            raise ValueError(f"every parent must come before its child, got parents {self.parents}")
+        siblings = list(zip(self.parents, self.tokens, strict=True))
+        if len(set(siblings)) != len(siblings):
+            raise ValueError(f"siblings must differ in their token, got {siblings}")
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], proposals: Sequence[Tensor] = ()) -> TokenTree:
+        """One path: the root, then drafted tokens. ``proposals[i]`` is what token ``i + 1`` was drawn from."""
+        return cls(tuple(tokens), tuple(range(-1, len(tokens) - 1)), dict(enumerate(proposals)))
+
+    @classmethod
+    def merge(cls, root: int, paths: Sequence[Sequence[int]]) -> TokenTree:
+        """The prefix tree of several drafted paths. The first path gets nodes 1, 2, 3, ... in a row."""
+        tokens, parents = [root], [-1]
+        index: dict[tuple[int, int], int] = {}
+        for path in paths:
+            node = 0
+            for token in path:
+                if (node, token) not in index:
+                    index[node, token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                node = index[node, token]
+        return cls(tuple(tokens), tuple(parents))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def drafted(self) -> int:
+        """How many tokens were drafted: every node but the root."""
+        return len(self.tokens) - 1
+
+    @cached_property
+    def is_chain(self) -> bool:
+        return self.parents == tuple(range(-1, len(self.tokens) - 1))
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Distance of each node from the root."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        return tuple(depths)
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """Children of each node, in the order they were drawn."""
+        children: list[list[int]] = [[] for _ in self.tokens]
+        for node, parent in enumerate(self.parents[1:], 1):
+            children[parent].append(node)
+        return tuple(map(tuple, children))
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The nodes from the root to ``node``, both included."""
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return tuple(reversed(path))
+
+    def ancestor_mask(self) -> Tensor:
+        """``[nodes, nodes]`` bool: row i is True at i and at every ancestor of i: what node i may see."""
+        mask = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents[1:], 1):
+            mask[node] |= mask[parent]
+        return mask

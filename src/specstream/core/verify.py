@@ -1,0 +1,169 @@
+"""Which drafted tokens stay: the acceptance rules, for chains and trees alike.
+
+Greedy: walk down while a child is the target's argmax.
+
+Sampling, lossless (chains: Leviathan et al., arXiv 2211.17192, and Chen et al., arXiv 2302.01318; several
+candidates: the recursive rejection of SpecInfer, arXiv 2305.09781, with the without-replacement update proven in
+Jeon et al., arXiv 2402.14160, theorem 3.1, and Sequoia, arXiv 2402.12374). At a node with target distribution p
+and children drawn one after another from q, q without its first draw, and so on:
+
+    accept x with probability min(1, p(x) / q(x))
+    on rejection p becomes normalise(max(p - q, 0)), and q forgets x
+    with no child left, the token is drawn from what p has become
+
+A child chosen without chance is drawn from a point mass, q(x) = 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specstream.core.sampling import Sampling, draw, greedy_choices, probabilities
+from specstream.core.tree import TokenTree
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What verification decided for one row.
+
+    Attributes:
+        path: accepted nodes of the tree, the root first.
+        tokens: the tokens this pass emits: the accepted drafts, then one of the target's own (the bonus
+            after a fully accepted path, the correction after a rejection).
+    """
+
+    path: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def accepted(self) -> int:
+        """How many drafted tokens were accepted."""
+        return len(self.path) - 1
+
+
+Walk = Callable[[int], Tensor]
+"""node -> the target's distribution ``[vocab]`` after it."""
+
+
+def verify(
+    trees: Sequence[TokenTree],
+    logits: Tensor,
+    contexts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    acceptance_threshold: float | None = None,
+) -> list[Verdict]:
+    """Verify every row's tree.
+
+    Args:
+        trees: one per row.
+        logits: ``[rows, width, vocab]``: the target's logits after each node; width may exceed a tree.
+        contexts: each row's tokens up to and including its tree's root.
+        sampling: how the target chooses tokens.
+        generators: each row's own source of chance, on the CPU.
+        acceptance_threshold: None is lossless. A number turns on typical acceptance (lossy) at temperature > 0.
+
+    Raises:
+        NumericalError: NaN or infinite logits.
+    """
+    if sampling.greedy and not sampling.needs_context:
+        return [verify_greedy(tree, row.__getitem__) for tree, row in zip(trees, greedy_choices(logits), strict=True)]
+    verdicts = []
+    for row, tree in enumerate(trees):
+        context = list(contexts[row])
+
+        def scores(node: int, row: int = row, tree: TokenTree = tree, context: list[int] = context) -> Tensor:
+            # The walk visits the nodes of the output only, so a processor that keeps state sees each token once.
+            prefix = [*context, *(tree.tokens[i] for i in tree.path(node)[1:])] if sampling.needs_context else ()
+            return probabilities(logits[row, node], sampling, prefix)
+
+        if sampling.greedy:
+            verdicts.append(verify_greedy(tree, lambda node, scores=scores: int(scores(node).argmax())))  # type: ignore[misc]
+        elif acceptance_threshold is None:
+            verdicts.append(verify_sampled(tree, scores, generators[row]))
+        else:
+            verdicts.append(verify_typical(tree, scores, generators[row], acceptance_threshold))
+    return verdicts
+
+
+def verify_greedy(tree: TokenTree, choice: Callable[[int], int]) -> Verdict:
+    """Walk down while a child carries the token the target would have chosen."""
+    node, path, tokens = 0, [0], []
+    while True:
+        token = choice(node)
+        tokens.append(token)
+        child = next((child for child in tree.children[node] if tree.tokens[child] == token), None)
+        if child is None:
+            return Verdict(path=tuple(path), tokens=tuple(tokens))
+        node = child
+        path.append(node)
+
+
+def verify_sampled(tree: TokenTree, target: Walk, generator: torch.Generator) -> Verdict:
+    """Lossless sampling: the emitted tokens are distributed as the target's own, whatever drew the tree."""
+    node, path, tokens = 0, [0], []
+    while True:
+        accepted, residual = _choose_child(tree, node, target(node), generator)
+        if accepted is None:
+            tokens.append(draw(residual, generator))
+            return Verdict(path=tuple(path), tokens=tuple(tokens))
+        node = accepted
+        path.append(node)
+        tokens.append(tree.tokens[node])
+
+
+def verify_typical(tree: TokenTree, target: Walk, generator: torch.Generator, threshold: float) -> Verdict:
+    """Typical acceptance (Medusa, arXiv 2401.10774, section 2.3.1). Lossy: it changes the distribution.
+
+    A drafted token stays if the target gives it more than ``min(threshold, sqrt(threshold) * exp(-entropy))``;
+    of several such children the target's likeliest is followed. The last token is drawn from the target.
+    """
+    node, path, tokens = 0, [0], []
+    while True:
+        p = target(node)
+        entropy = -(p * p.clamp_min(1e-30).log()).sum()
+        floor = min(threshold, math.sqrt(threshold) * math.exp(-float(entropy)))
+        likelihood = {child: float(p[tree.tokens[child]]) for child in tree.children[node]}
+        best = max(likelihood, key=likelihood.__getitem__, default=None)
+        if best is None or likelihood[best] <= floor:
+            tokens.append(draw(p, generator))
+            return Verdict(path=tuple(path), tokens=tuple(tokens))
+        node = best
+        path.append(node)
+        tokens.append(tree.tokens[node])
+
+
+def _choose_child(tree: TokenTree, node: int, p: Tensor, generator: torch.Generator) -> tuple[int | None, Tensor]:
+    """The accepted child of a node, or None and the distribution that the rejections left."""
+    q = tree.proposals.get(node)
+    for child in tree.children[node]:
+        token = tree.tokens[child]
+        proposed = 1.0 if q is None else float(q[token])
+        if proposed <= 0:  # not drawn from q after all: to ignore it is lossless, to weigh it is not
+            continue
+        if float(torch.rand((), generator=generator, dtype=torch.float64)) * proposed < float(p[token]):
+            return child, p
+        if q is None:
+            p = _normalise(_without(p, token), otherwise=p)
+        else:
+            p = _normalise((p - q).clamp_min(0), otherwise=p)
+            rest = _without(q, token)
+            q = _normalise(rest, otherwise=rest)
+    return None, p
+
+
+def _without(distribution: Tensor, token: int) -> Tensor:
+    rest = distribution.clone()
+    rest[token] = 0
+    return rest
+
+
+def _normalise(weights: Tensor, otherwise: Tensor) -> Tensor:
+    """Weights that sum to 1; ``otherwise`` where nothing is left (a rejection that only rounding can cause)."""
+    total = weights.sum()
+    return weights / total if total > 0 else otherwise

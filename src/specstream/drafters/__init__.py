@@ -1,0 +1,1 @@
+"""Drafters: where proposed tokens come from. They do not know each other."""

@@ -1,0 +1,146 @@
+"""A smaller model of the same vocabulary drafts token by token (Leviathan et al., arXiv 2211.17192).
+
+With ``branches`` above 1 each step also proposes the runners-up as leaves beside the chain: they cost no further
+draft pass. At temperature > 0 the candidates of a step are drawn without replacement from the draft's own
+distribution, which goes into the tree for the verification to weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from specstream.core.ports import DraftRequest, Target, TargetSession
+from specstream.core.sampling import Sampling, draw, probabilities, process
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+from specstream.errors import UsageError
+
+
+class DraftModelDrafter:
+    """Drafts with another model.
+
+    Args:
+        model: the draft, as a target of its own; it shares the target's vocabulary.
+        gamma: most draft passes a round (each adds one token of depth).
+        branches: candidates per step; 1 drafts chains.
+    """
+
+    name = "draft_model"
+
+    def __init__(self, model: Target, *, gamma: int = 4, branches: int = 1) -> None:
+        if gamma < 1:
+            raise UsageError(f"gamma is {gamma}; give 1 or more")
+        if branches < 1:
+            raise UsageError(f"branches is {branches}; give 1 or more")
+        self.model, self.gamma, self.branches = model, gamma, branches
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DraftModelSession:
+        limit = self.model.context_length
+        # A prompt that the draft cannot hold is never drafted for, so the draft does not read it.
+        prefixes = [prompt[:-1] if limit is None or len(prompt) < limit else [] for prompt in prompts]
+        lengths = [len(prefix) for prefix in prefixes]
+        return DraftModelSession(self, self.model.begin(prefixes), lengths, sampling.without_processors())
+
+
+@dataclass(kw_only=True)
+class _Growing:
+    """A tree under construction: a chain with leaves beside it."""
+
+    request: DraftRequest
+    steps: list[list[int]] = field(default_factory=list)
+    proposals: list[Tensor] = field(default_factory=list)
+
+    @property
+    def chain(self) -> list[int]:
+        return [candidates[0] for candidates in self.steps]
+
+    @property
+    def sequence(self) -> list[int]:
+        """The row's tokens and the chain drafted behind them."""
+        return [*self.request.tokens, *self.chain]
+
+    def tree(self) -> TokenTree:
+        """The chain takes nodes 1, 2, 3, ...; the leaves follow."""
+        root, chain = self.request.tokens[-1], self.chain
+        leaves = [(depth, token) for depth, step in enumerate(self.steps) for token in step[1:]]
+        return TokenTree(
+            (root, *chain, *(token for _, token in leaves)),
+            (-1, *range(len(chain)), *(depth for depth, _ in leaves)),
+            dict(enumerate(self.proposals)),
+        )
+
+
+class DraftModelSession:
+    """The draft's own cache, kept in step with each row."""
+
+    def __init__(
+        self, drafter: DraftModelDrafter, session: TargetSession, lengths: list[int], sampling: Sampling
+    ) -> None:
+        self._drafter = drafter
+        self._session = session
+        self._cached = lengths  # tokens of each row whose keys and values the draft holds
+        self._sampling = sampling
+        self._trees: list[TokenTree] = []
+        self._before: list[int] = []
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        growing = [_Growing(request=request) for request in requests]
+        self._before = [len(request.tokens) for request in requests]
+        depths = [self._depth(request) for request in requests]
+        for step in range(max(depths)):
+            logits = self._feed([row.sequence for row in growing], [step < depth for depth in depths])
+            for row, depth, scores in zip(growing, depths, logits, strict=True):
+                if step < depth:
+                    self._grow(row, scores)
+        self._trees = [row.tree() for row in growing]
+        return self._trees
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        """Forget what the draft read beyond the accepted part of its own chain."""
+        for row, verdict in enumerate(verdicts):
+            on_chain = sum(1 for depth, node in enumerate(verdict.path[1:], 1) if node == depth)
+            self._cached[row] = min(self._cached[row], self._before[row] + on_chain)
+        self._session.rollback(self._cached)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._session.keep(rows)
+        self._cached = [self._cached[row] for row in rows]
+
+    def _depth(self, request: DraftRequest) -> int:
+        depth = min(request.depth, self._drafter.gamma)
+        limit = self._drafter.model.context_length
+        return depth if limit is None else max(0, min(depth, limit - len(request.tokens)))
+
+    def _feed(self, sequences: list[list[int]], growing: Sequence[bool]) -> list[Tensor]:
+        """Let the draft read what it has not read yet; its logits after each row's last token.
+
+        A row whose tree is deep enough already re-reads the last token it knows, to stay in the batch.
+        """
+        for row, sequence in enumerate(sequences):
+            if not growing[row]:
+                del sequence[max(1, self._cached[row]) :]
+            self._cached[row] = min(self._cached[row], len(sequence) - 1)
+        self._session.rollback(self._cached)
+        trees = [TokenTree.chain(tokens[done:]) for tokens, done in zip(sequences, self._cached, strict=True)]
+        logits = self._session.score(trees)
+        self._session.commit([range(len(tree)) for tree in trees])
+        self._cached = [len(sequence) for sequence in sequences]
+        return [logits[row, len(tree) - 1] for row, tree in enumerate(trees)]
+
+    def _grow(self, row: _Growing, logits: Tensor) -> None:
+        context = row.sequence if self._sampling.needs_context else ()
+        branches = self._drafter.branches
+        if self._sampling.greedy:
+            scores = process(logits, self._sampling, context)
+            row.steps.append([int(scores.argmax())] if branches == 1 else scores.topk(branches).indices.tolist())
+            return
+        distribution = probabilities(logits, self._sampling, context)
+        row.proposals.append(distribution)
+        rest, candidates = distribution.clone(), []
+        while len(candidates) < branches and rest.sum() > 0:
+            candidates.append(draw(rest, row.request.generator))
+            rest[candidates[-1]] = 0
+        row.steps.append(candidates)

@@ -1,0 +1,106 @@
+"""Prompt lookup: what followed the last time these tokens occurred, in the prompt or in the output so far.
+
+After Saxena, "Prompt lookup decoding" (2023), and Yang et al., "Inference with reference" (arXiv 2304.04487). The
+longest matching suffix wins, and of equally long matches the most recent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from specstream.core.ports import DraftRequest
+from specstream.core.sampling import Sampling
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+from specstream.errors import UsageError
+
+
+class LookupDrafter:
+    """Drafts by copying.
+
+    Args:
+        max_ngram: longest suffix looked for.
+        min_ngram: shortest suffix trusted.
+        branches: how many different continuations one tree may hold; 1 drafts chains.
+    """
+
+    name = "lookup"
+
+    def __init__(self, *, max_ngram: int = 6, min_ngram: int = 2, branches: int = 1) -> None:
+        if not 1 <= min_ngram <= max_ngram:
+            raise UsageError(f"min_ngram is {min_ngram} and max_ngram {max_ngram}; give 1 <= min_ngram <= max_ngram")
+        if branches < 1:
+            raise UsageError(f"branches is {branches}; give 1 or more")
+        self.max_ngram, self.min_ngram, self.branches = max_ngram, min_ngram, branches
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> LookupSession:
+        indexes = [SuffixIndex(self.min_ngram, self.max_ngram) for _ in prompts]
+        return LookupSession(indexes, self.branches)
+
+
+class LookupSession:
+    """One index per row."""
+
+    def __init__(self, indexes: list[SuffixIndex], branches: int) -> None:
+        self._indexes = indexes
+        self._branches = branches
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        return [self._tree(index, request) for index, request in zip(self._indexes, requests, strict=True)]
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        """The next request carries the new tokens; there is nothing else to learn."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._indexes = [self._indexes[row] for row in rows]
+
+    def _tree(self, index: SuffixIndex, request: DraftRequest) -> TokenTree:
+        index.extend(request.tokens)
+        paths: list[list[int]] = []
+        if request.depth > 0:
+            for end in index.matches(request.tokens):
+                path = _continuation(request.tokens, end, request.depth)
+                if path not in paths:
+                    paths.append(path)
+                if len(paths) == self._branches:
+                    break
+        return TokenTree.merge(request.tokens[-1], paths)
+
+
+class SuffixIndex:
+    """Where each n-gram of a growing sequence ended, for n from ``min_ngram`` to ``max_ngram``.
+
+    The n-grams that end the sequence are not in it yet: they would match themselves.
+    """
+
+    def __init__(self, min_ngram: int, max_ngram: int) -> None:
+        self._sizes = range(max_ngram, min_ngram - 1, -1)
+        self._ends: dict[tuple[int, ...], list[int]] = {}
+        self._indexed = 0
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Index every n-gram that ends before the last token. Costs as much as there is news."""
+        for end in range(self._indexed + 1, len(tokens)):
+            for size in self._sizes:
+                if size <= end:
+                    self._ends.setdefault(tuple(tokens[end - size : end]), []).append(end)
+        self._indexed = max(self._indexed, len(tokens) - 1)
+
+    def matches(self, tokens: Sequence[int]) -> Iterator[int]:
+        """Positions that followed the sequence's suffix before: longest suffix first, then most recent."""
+        seen = set()
+        for size in self._sizes:
+            if size > len(tokens):
+                continue
+            for end in reversed(self._ends.get(tuple(tokens[-size:]), [])):
+                if end not in seen:
+                    seen.add(end)
+                    yield end
+
+
+def _continuation(tokens: Sequence[int], end: int, depth: int) -> list[int]:
+    """The ``depth`` tokens from ``end`` on; a match near the end goes on as the repetition it found."""
+    path: list[int] = []
+    for at in range(end, end + depth):
+        path.append(tokens[at] if at < len(tokens) else path[at - len(tokens)])
+    return path

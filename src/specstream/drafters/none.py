@@ -1,0 +1,28 @@
+"""Plain decoding: nothing is ever drafted. The honest baseline, in the same loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specstream.core.ports import DraftRequest
+from specstream.core.sampling import Sampling
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+
+
+class NoDrafter:
+    """Proposes the root alone, so that every pass emits one token."""
+
+    name = "none"
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> NoDrafter:
+        return self
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        return [TokenTree.chain(request.tokens[-1:]) for request in requests]
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        """There is nothing to learn."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """There is nothing to drop."""

@@ -1,0 +1,33 @@
+"""What the package raises on purpose: every message is one line that names the value and the remedy."""
+
+
+class SpecStreamError(Exception):
+    """A failure whose message is meant for the user; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(SpecStreamError, ValueError):
+    """A value given by the caller cannot be used."""
+
+    exit_code = 2
+
+
+class ModelNotFoundError(UsageError):
+    """No model answers to this name, folder or hub id."""
+
+
+class UnsupportedModelError(UsageError):
+    """The model exists but cannot be decoded speculatively."""
+
+
+class VocabularyMismatchError(UsageError):
+    """A draft and its target do not share one vocabulary."""
+
+
+class NumericalError(SpecStreamError):
+    """The model produced numbers that no token can be chosen from."""
+
+
+class DownloadError(SpecStreamError):
+    """A model could not be fetched or written to disk."""

@@ -1,0 +1,1 @@
+"""Hugging Face models: where named ones come from, and how one becomes a decoding target."""

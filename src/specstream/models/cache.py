@@ -1,0 +1,131 @@
+"""The KV cache of a batch whose rows advance each at their own pace.
+
+A row's token at position p has its keys and values at slot p: no padding on either side. A pass writes the nodes of
+each row's tree behind the row's committed tokens; committing gathers the accepted path into place and the rest is
+overwritten by the next pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+STEP = 512
+"""The cache grows by this many slots. Attention kernels on the CPU split the keys into blocks of up to 512, so a
+capacity that is a multiple of it keeps their order of summation, and with it the bits, while the cache grows."""
+
+PADDING = 0
+"""The token that stands in the slots of a pass that no node needs; nothing ever sees it."""
+
+
+class TreeCache(Cache):
+    """Keys and values ``[rows, heads, capacity, head_dim]`` per layer, allocated when a layer first writes.
+
+    Args:
+        rows: sequences in the batch.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(layers=[])
+        self.lengths = [0] * rows
+        self.capacity = STEP
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._rows = slice(0, rows)
+        self._starts = self.lengths
+        self._slots: tuple[Tensor, Tensor] | None = None
+
+    def plan(self, width: int, device: torch.device, row: int | None = None) -> None:
+        """Say where the next pass writes: ``width`` slots behind each row's tokens, or behind one row's."""
+        self._rows = slice(0, len(self.lengths)) if row is None else slice(row, row + 1)
+        self._starts = self.lengths[self._rows]
+        self.reserve(max(self._starts) + width)
+        self._slots = None
+        if len(set(self._starts)) > 1:
+            starts = torch.tensor(self._starts, device=device)
+            rows = torch.arange(len(starts), device=device)
+            self._slots = (rows[:, None], starts[:, None] + torch.arange(width, device=device))
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write ``[rows, heads, width, head_dim]`` where ``plan`` said; all slots of those rows come back."""
+        if layer_idx not in self._keys:
+            self._keys[layer_idx] = self._allocate(key_states)
+            self._values[layer_idx] = self._allocate(value_states)
+        keys, values = self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
+        if self._slots is None:
+            written = slice(self._starts[0], self._starts[0] + key_states.shape[2])
+            keys[:, :, written] = key_states
+            values[:, :, written] = value_states
+        else:
+            rows, slots = self._slots
+            keys[rows, :, slots] = key_states.transpose(1, 2)
+            values[rows, :, slots] = value_states.transpose(1, 2)
+        return keys, values
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep each row's path (node indices in increasing order) right behind its committed tokens."""
+        for row, path in enumerate(paths):
+            start = self.lengths[row]
+            moved = [node for at, node in enumerate(path) if node != at]
+            if moved:
+                first = start + len(path) - len(moved)
+                sources = [start + node for node in moved]
+                for tensors in (self._keys, self._values):
+                    for layer in tensors.values():
+                        layer[row, :, first : first + len(moved)] = layer[row, :, sources]
+            self.lengths[row] = start + len(path)
+
+    def fork(self, rows: int) -> TreeCache:
+        """A new cache of ``rows`` copies of the first row."""
+        copy = TreeCache(rows)
+        copy.capacity, copy.lengths = self.capacity, self.lengths[:1] * rows
+        copy._keys = {layer: keys[[0] * rows] for layer, keys in self._keys.items()}
+        copy._values = {layer: values[[0] * rows] for layer, values in self._values.items()}
+        return copy
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        """Forget every row's tokens behind the first ``lengths[row]``."""
+        for row, length in enumerate(lengths):
+            if not 0 <= length <= self.lengths[row]:
+                raise ValueError(f"cannot roll row {row} back to {length}: it holds {self.lengths[row]} tokens")
+        self.lengths = list(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        for tensors in (self._keys, self._values):
+            for layer_idx, layer in tensors.items():
+                tensors[layer_idx] = layer[list(rows)]
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(self._starts)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.capacity, 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers."""
+        layers = (*self._keys.values(), *self._values.values())
+        return sum(layer.numel() * layer.element_size() for layer in layers)
+
+    def _allocate(self, states: Tensor) -> Tensor:
+        _, heads, _, head_dim = states.shape
+        # Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
+        return states.new_zeros((len(self.lengths), heads, self.capacity, head_dim))
+
+    def reserve(self, needed: int) -> None:
+        """Make room for ``needed`` slots in every row."""
+        if needed <= self.capacity:
+            return
+        self.capacity = -(-needed // STEP) * STEP
+        for tensors in (self._keys, self._values):
+            for layer_idx, layer in tensors.items():
+                tensors[layer_idx] = self._allocate(layer)
+                tensors[layer_idx][:, :, : layer.shape[2]] = layer

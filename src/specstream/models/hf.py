@@ -1,0 +1,174 @@
+"""A Hugging Face causal language model as a target: tree masks, positions, one forward pass per round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specstream.core.tree import TokenTree
+from specstream.models.cache import PADDING, TreeCache
+from specstream.models.exactness import Exactness
+from specstream.models.families import describe
+from specstream.models.runtime import Runtime, RuntimeName
+
+PREFILL_CHUNK = 512
+"""Prompt tokens per pass: bounds the memory of the mask and of the activations."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the nodes of a pass stand: ``positions`` ``[rows, width]``, ``key_positions`` ``[rows, capacity]`` and
+    ``visible`` ``[rows, width, capacity]`` bool."""
+
+    positions: Tensor
+    key_positions: Tensor
+    visible: Tensor
+
+
+class HuggingFaceTarget:
+    """Any decoder-only transformers model, unmodified.
+
+    Args:
+        model: a ``PreTrainedModel`` with a language-model head, in eval mode.
+        runtime: how passes run; see ``Runtime``.
+        exact: find, by a self-test before the first pass, the widths whose rows are bit-equal, and pad narrower
+            passes up to them. False pads nothing (a draft's bits do not matter).
+
+    Raises:
+        UnsupportedModelError: a model whose cache or attention cannot carry token trees.
+    """
+
+    def __init__(self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True) -> None:
+        self.family = describe(model)
+        self.model = model
+        self.runtime = Runtime(model, runtime)
+        vocab_size = model.get_input_embeddings().num_embeddings
+        self.exactness = Exactness(self.begin_unpadded, vocab_size, self.context_length) if exact else None
+
+    @property
+    def context_length(self) -> int | None:
+        return self.family.context_length
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+        """See ``Target.begin``. The first call runs the self-test."""
+        if self.exactness is not None:
+            self.exactness.calibrate()
+        return HuggingFaceSession(self, prefixes, self.exactness)
+
+    def begin_unpadded(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+        """The same without the self-test and without padding."""
+        return HuggingFaceSession(self, prefixes, None)
+
+    def forward(self, cache: TreeCache, tokens: Tensor, layout: _Layout, *, last_only: bool = False) -> Tensor:
+        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``)."""
+        arguments: dict[str, Any] = {}
+        positions = layout.positions
+        if self.family.takes_positions:
+            if self.context_length is not None:  # padding may stand beyond the last position; it is never read
+                positions = positions.clamp(max=self.context_length - 1)
+            arguments["position_ids"] = positions
+        if last_only and self.family.takes_logits_to_keep:
+            arguments["logits_to_keep"] = 1
+        with self.runtime.kernels(), self.family.key_positions(layout.key_positions):
+            output = self.model(
+                input_ids=tokens,
+                attention_mask=self._masks(layout),
+                past_key_values=cache,
+                use_cache=True,
+                **arguments,
+            )
+        logits: Tensor = output.logits
+        return logits
+
+    def _masks(self, layout: _Layout) -> Tensor | dict[str | None, Tensor]:
+        """Additive masks ``[rows, 1, width, capacity]``, one for each kind of attention the family has."""
+        distance = layout.positions[:, :, None] - layout.key_positions[:, None, :]
+        masks = {}
+        for kind, window in self.family.windows.items():
+            visible = layout.visible if window is None else layout.visible & (distance < window)
+            mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.model.device)
+            masks[kind] = mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)[:, None]
+        return masks[None] if None in masks else masks
+
+
+class HuggingFaceSession:
+    """A batch at work; see ``TargetSession``."""
+
+    def __init__(
+        self, target: HuggingFaceTarget, prefixes: Sequence[Sequence[int]], exactness: Exactness | None
+    ) -> None:
+        self._target = target
+        self._exactness = exactness
+        self._bits = exactness is not None
+        self.cache = TreeCache(len(prefixes))
+        for row, prefix in enumerate(prefixes):
+            self._prefill(row, prefix)
+
+    @torch.inference_mode()
+    def fork(self, rows: int, slots: int) -> HuggingFaceSession:
+        """A copy whose every row is this session's first row, in a cache that reaches ``slots``."""
+        copy = HuggingFaceSession(self._target, [], self._exactness)
+        copy.cache = self.cache.fork(rows)
+        copy.cache.reserve(slots)
+        return copy
+
+    @property
+    def exact(self) -> str:
+        return "bits" if self._bits else "rounding"
+
+    @torch.inference_mode()
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        width = max(len(tree) for tree in trees)
+        if self._exactness is not None:
+            reach = max(self.cache.lengths) + width
+            width, certified = self._exactness.width(len(trees), width, reach)
+            self._bits = self._bits and certified
+        device = self._target.model.device
+        self.cache.plan(width, device)
+        tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
+        return self._target.forward(self.cache, tokens, self._layout(trees, width))
+
+    @torch.inference_mode()
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        # A branch's nodes were not scored at the slots plain decoding has them at: another order of summation.
+        self._bits = self._bits and all(path[-1] == len(path) - 1 for path in paths)
+        self.cache.commit(paths)
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        self.cache.rollback(lengths)
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        self.cache.keep(rows)
+
+    @torch.inference_mode()
+    def _prefill(self, row: int, prefix: Sequence[int]) -> None:
+        """Row by row, so that a row's keys and values do not depend on its neighbours."""
+        device = self._target.model.device
+        for start in range(0, len(prefix), PREFILL_CHUNK):
+            chunk = TokenTree.chain(prefix[start : start + PREFILL_CHUNK])
+            self.cache.plan(len(chunk), device, row)
+            layout = self._layout([chunk], len(chunk), row)
+            self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
+            self.cache.lengths[row] += len(chunk)
+
+    def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> _Layout:
+        """Positions and visibility of every node; padding continues each row as a chain."""
+        device = self._target.model.device
+        lengths = torch.tensor(self.cache.lengths if row is None else [self.cache.lengths[row]], device=device)
+        slots = torch.arange(self.cache.capacity, device=device).expand(len(trees), -1)
+        positions = lengths[:, None] + torch.arange(width, device=device)
+        visible = slots[:, None, :] <= positions[:, :, None]
+        if all(tree.is_chain for tree in trees):
+            return _Layout(positions, slots, visible)
+        slots = slots.clone()
+        for index, tree in enumerate(trees):
+            start, nodes = int(lengths[index]), len(tree)
+            positions[index, :nodes] = start + torch.tensor(tree.depths, device=device)
+            slots[index, start : start + nodes] = positions[index, :nodes]
+            visible[index, :nodes, start : start + nodes] = tree.ancestor_mask().to(device)
+        return _Layout(positions, slots, visible)

@@ -1,0 +1,88 @@
+"""The Hugging Face hub as a source of models: its local cache first, and never a long wait where it is out of reach."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from specstream.errors import DownloadError
+from specstream.models.disk import is_disk_full
+
+# What from_pretrained needs; repositories also hold ONNX exports and other copies of the same weights.
+_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_UNWANTED = ["onnx/*", "runs/*", "original/*"]
+
+_PROBE_SECONDS = 5.0
+
+
+class HubUnavailable(Exception):
+    """The hub did not deliver a model; the text says why, as the second half of a sentence."""
+
+
+def cached_snapshot(hub_id: str) -> Path | None:
+    """The model's folder in the hub's local cache, if every file that is needed is there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    # A snapshot folder exists as soon as one file of it was ever read, a config alone for instance.
+    return folder if (folder / "config.json").is_file() and _has_weights(folder) else None
+
+
+def fetch_snapshot(hub_id: str, *, progress: bool) -> Path:
+    """Download the model into the hub's local cache.
+
+    Raises:
+        HubUnavailable: The hub is out of reach, or does not have the model in a form that can be loaded.
+        DownloadError: The disk is full.
+    """
+    import huggingface_hub
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise HubUnavailable("the hub is switched off by HF_HUB_OFFLINE")
+    try:
+        # Asked first because it takes a timeout: a download would retry an unreachable hub for minutes.
+        huggingface_hub.HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
+        with _progress_bars(progress and sys.stderr.isatty()):
+            folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+    except huggingface_hub.errors.GatedRepoError as error:
+        raise HubUnavailable("the hub grants access to it only after a login: run `hf auth login`") from error
+    except huggingface_hub.errors.RepositoryNotFoundError as error:
+        raise HubUnavailable("the hub has no public model of that name") from error
+    except Exception as error:  # the hub's transport raises types of its own, and every one means the same here
+        if is_disk_full(error):
+            cache = huggingface_hub.constants.HF_HUB_CACHE
+            raise DownloadError(
+                f"no space left in {cache} for {hub_id}: free some, or point HF_HOME elsewhere"
+            ) from error
+        raise HubUnavailable(f"the hub cannot be reached ({type(error).__name__})") from error
+    if not _has_weights(Path(folder)):
+        raise HubUnavailable("the hub has no safetensors weights of it")
+    return Path(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return all((folder / shard).is_file() for shard in shards)
+    return (folder / "model.safetensors").is_file()
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

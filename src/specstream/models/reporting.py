@@ -1,0 +1,71 @@
+"""Progress of a download on stderr: a bar on a terminal, one plain line per step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """What a download tells whoever watches it."""
+
+    def step(self, text: str) -> None:
+        """Say what is being done now."""
+
+    def advance(self, completed: int) -> None:
+        """Say how many bytes have arrived in all."""
+
+
+@contextmanager
+def reporter(title: str, total: int, shown: bool) -> Iterator[Reporter]:
+    """A reporter for one download of `total` bytes; a silent one if it is not to be `shown`."""
+    if not shown:
+        yield _Silent()
+    elif not sys.stderr.isatty():
+        yield _Lines(title)
+    else:
+        with _bar(title, total) as bar:
+            yield bar
+
+
+class _Silent:
+    def step(self, text: str) -> None:
+        pass
+
+    def advance(self, completed: int) -> None:
+        pass
+
+
+class _Lines:
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def step(self, text: str) -> None:
+        sys.stderr.write(f"{self._title}: {text}\n")
+        sys.stderr.flush()
+
+    def advance(self, completed: int) -> None:
+        pass
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Reporter]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    # Bound to today's stderr: the conversion redirects sys.stderr to silence other libraries' bars.
+    console = Console(file=sys.stderr)
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
+        task = progress.add_task(title, total=total)
+
+        class Bar:
+            def step(self, text: str) -> None:
+                progress.update(task, description=f"{title}: {text}")
+
+            def advance(self, completed: int) -> None:
+                progress.update(task, completed=min(completed, total))
+
+        yield Bar()
