@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from specstream.engine import GenerationResult, SpeculativeEngine, custom_generate, speculative_decode
+    from specstream.engine import SpeculativeEngine
     from specstream.errors import SpecStreamError
+    from specstream.functions import custom_generate, speculative_decode
+    from specstream.results import GenerationResult
 
     __version__: str
 
@@ -24,11 +26,11 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "GenerationResult": "specstream.engine",
+    "GenerationResult": "specstream.results",
     "SpecStreamError": "specstream.errors",
     "SpeculativeEngine": "specstream.engine",
-    "custom_generate": "specstream.engine",
-    "speculative_decode": "specstream.engine",
+    "custom_generate": "specstream.functions",
+    "speculative_decode": "specstream.functions",
 }
 
 

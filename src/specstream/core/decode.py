@@ -182,6 +182,7 @@ def _advance(row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, co
     row.stats.emitted.append(len(tokens))
     row.stats.drafted += tree.drafted
     row.stats.accepted += min(verdict.accepted, len(tokens))
+    row.stats.rejected += tree.drafted - verdict.accepted
     return Round(row=row, tokens=tokens)
 
 

@@ -13,11 +13,13 @@ class RowStats:
         emitted: tokens emitted by each target pass, in order; plain decoding emits 1 each.
         drafted: drafted tokens that were scored.
         accepted: drafted tokens that were accepted *and* emitted (not cut by a stop).
+        rejected: drafted tokens that verification turned down.
     """
 
     emitted: list[int] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0
+    rejected: int = 0
 
     @property
     def target_passes(self) -> int:

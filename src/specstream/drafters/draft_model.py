@@ -7,10 +7,12 @@ distribution, which goes into the tree for the verification to weigh.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from specstream.core.ports import DraftRequest, Target, TargetSession
 from specstream.core.sampling import Sampling, draw, probabilities, process
@@ -26,16 +28,18 @@ class DraftModelDrafter:
         model: the draft, as a target of its own; it shares the target's vocabulary.
         gamma: most draft passes a round (each adds one token of depth).
         branches: candidates per step; 1 drafts chains.
+        vocab_size: the target's, where it may differ from the draft's by padding; None if they are equal.
     """
 
     name = "draft_model"
 
-    def __init__(self, model: Target, *, gamma: int = 4, branches: int = 1) -> None:
+    def __init__(self, model: Target, *, gamma: int = 4, branches: int = 1, vocab_size: int | None = None) -> None:
         if gamma < 1:
             raise UsageError(f"gamma is {gamma}; give 1 or more")
         if branches < 1:
             raise UsageError(f"branches is {branches}; give 1 or more")
         self.model, self.gamma, self.branches = model, gamma, branches
+        self.vocab_size = vocab_size
 
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DraftModelSession:
         limit = self.model.context_length
@@ -128,7 +132,12 @@ class DraftModelSession:
         logits = self._session.score(trees)
         self._session.commit([range(len(tree)) for tree in trees])
         self._cached = [len(sequence) for sequence in sequences]
-        return [logits[row, len(tree) - 1] for row, tree in enumerate(trees)]
+        return [self._fit(logits[row, len(tree) - 1]) for row, tree in enumerate(trees)]
+
+    def _fit(self, logits: Tensor) -> Tensor:
+        """Over the target's vocabulary: padding entries that only one of the two has cannot be drafted."""
+        size = self._drafter.vocab_size or len(logits)
+        return pad(logits[:size], (0, max(0, size - len(logits))), value=-math.inf)
 
     def _grow(self, row: _Growing, logits: Tensor) -> None:
         context = row.sequence if self._sampling.needs_context else ()
@@ -139,7 +148,8 @@ class DraftModelSession:
             return
         distribution = probabilities(logits, self._sampling, context)
         row.proposals.append(distribution)
-        rest, candidates = distribution.clone(), []
+        rest = distribution.clone()
+        candidates: list[int] = []
         while len(candidates) < branches and rest.sum() > 0:
             candidates.append(draw(rest, row.request.generator))
             rest[candidates[-1]] = 0

@@ -22,17 +22,28 @@ PADDING = 0
 """The token that stands in the slots of a pass that no node needs; nothing ever sees it."""
 
 
+def capacity_for(needed: int) -> int:
+    """The capacity of a cache that holds ``needed`` slots."""
+    return max(1, -(-needed // STEP)) * STEP
+
+
 class TreeCache(Cache):
     """Keys and values ``[rows, heads, capacity, head_dim]`` per layer, allocated when a layer first writes.
 
     Args:
         rows: sequences in the batch.
+
+    Attributes:
+        lengths: committed tokens of each row.
+        capacity: slots of every row.
+        reach: slots that the planned pass sees, a multiple of ``STEP``.
     """
 
     def __init__(self, rows: int) -> None:
         super().__init__(layers=[])
         self.lengths = [0] * rows
         self.capacity = STEP
+        self.reach = STEP
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._rows = slice(0, rows)
@@ -40,10 +51,15 @@ class TreeCache(Cache):
         self._slots: tuple[Tensor, Tensor] | None = None
 
     def plan(self, width: int, device: torch.device, row: int | None = None) -> None:
-        """Say where the next pass writes: ``width`` slots behind each row's tokens, or behind one row's."""
+        """Say where the next pass writes: ``width`` slots behind each row's tokens, or behind one row's.
+
+        A pass over one row reaches only as far as that row alone needs: its bits do not depend on its neighbours.
+        """
         self._rows = slice(0, len(self.lengths)) if row is None else slice(row, row + 1)
         self._starts = self.lengths[self._rows]
-        self.reserve(max(self._starts) + width)
+        needed = max(self._starts) + width
+        self.reserve(needed)
+        self.reach = self.capacity if row is None else capacity_for(needed)
         self._slots = None
         if len(set(self._starts)) > 1:
             starts = torch.tensor(self._starts, device=device)
@@ -53,7 +69,7 @@ class TreeCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write ``[rows, heads, width, head_dim]`` where ``plan`` said; all slots of those rows come back."""
+        """Write ``[rows, heads, width, head_dim]`` where ``plan`` said; those rows come back, up to ``reach``."""
         if layer_idx not in self._keys:
             self._keys[layer_idx] = self._allocate(key_states)
             self._values[layer_idx] = self._allocate(value_states)
@@ -66,7 +82,7 @@ class TreeCache(Cache):
             rows, slots = self._slots
             keys[rows, :, slots] = key_states.transpose(1, 2)
             values[rows, :, slots] = value_states.transpose(1, 2)
-        return keys, values
+        return keys[:, :, : self.reach], values[:, :, : self.reach]
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep each row's path (node indices in increasing order) right behind its committed tokens."""
@@ -81,12 +97,15 @@ class TreeCache(Cache):
                         layer[row, :, first : first + len(moved)] = layer[row, :, sources]
             self.lengths[row] = start + len(path)
 
-    def fork(self, rows: int) -> TreeCache:
-        """A new cache of ``rows`` copies of the first row."""
+    def fork(self, rows: int, length: int, capacity: int) -> TreeCache:
+        """A new cache of ``rows`` copies of the first row, its slots repeated until there are ``length``."""
         copy = TreeCache(rows)
-        copy.capacity, copy.lengths = self.capacity, self.lengths[:1] * rows
-        copy._keys = {layer: keys[[0] * rows] for layer, keys in self._keys.items()}
-        copy._values = {layer: values[[0] * rows] for layer, values in self._values.items()}
+        copy.capacity, copy.lengths = capacity, [length] * rows
+        for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
+            for layer_idx, layer in mine.items():
+                theirs[layer_idx] = copy._allocate(layer)
+                sources = torch.arange(length, device=layer.device) % self.lengths[0]
+                theirs[layer_idx][:, :, :length] = layer[:1, :, sources]
         return copy
 
     def rollback(self, lengths: Sequence[int]) -> None:
@@ -107,7 +126,7 @@ class TreeCache(Cache):
         return max(self._starts)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        return self.capacity, 0
+        return self.reach, 0
 
     @property
     def nbytes(self) -> int:
@@ -115,17 +134,17 @@ class TreeCache(Cache):
         layers = (*self._keys.values(), *self._values.values())
         return sum(layer.numel() * layer.element_size() for layer in layers)
 
-    def _allocate(self, states: Tensor) -> Tensor:
-        _, heads, _, head_dim = states.shape
-        # Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
-        return states.new_zeros((len(self.lengths), heads, self.capacity, head_dim))
-
     def reserve(self, needed: int) -> None:
         """Make room for ``needed`` slots in every row."""
         if needed <= self.capacity:
             return
-        self.capacity = -(-needed // STEP) * STEP
+        self.capacity = capacity_for(needed)
         for tensors in (self._keys, self._values):
             for layer_idx, layer in tensors.items():
                 tensors[layer_idx] = self._allocate(layer)
                 tensors[layer_idx][:, :, : layer.shape[2]] = layer
+
+    def _allocate(self, states: Tensor) -> Tensor:
+        _, heads, _, head_dim = states.shape
+        # Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
+        return states.new_zeros((len(self.lengths), heads, self.capacity, head_dim))

@@ -23,7 +23,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogEntry:
-    """One named model. `sha256` is of the GGUF file that the wheels carry, their parts joined in order."""
+    """One named model.
+
+    `sha256` is of the GGUF file that the wheels carry, their parts joined in order. The last three fields hold what is
+    true of the model upstream and lost on the way through that file, or through transformers' reading of it.
+    """
 
     name: str
     summary: str
@@ -35,7 +39,8 @@ class CatalogEntry:
     sha256: str
     licence: str
     stop_tokens: tuple[str, ...]
-    """The tokens that end a generation upstream, the end of a chat turn first; a GGUF file can name only one."""
+    plain_tokens: tuple[str, ...] = ()
+    splits_digits: bool = False
 
 
 _ENTRIES = (
@@ -50,6 +55,7 @@ _ENTRIES = (
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
         stop_tokens=("<|im_end|>",),
+        splits_digits=True,
     ),
     CatalogEntry(
         name="qwen2.5-coder-0.5b",
@@ -62,6 +68,7 @@ _ENTRIES = (
         sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         licence="Apache-2.0",
         stop_tokens=("<|im_end|>", "<|endoftext|>"),
+        plain_tokens=("<tool_call>", "</tool_call>"),
     ),
     CatalogEntry(
         name="qwen2.5-coder-1.5b",
@@ -74,6 +81,7 @@ _ENTRIES = (
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         licence="Apache-2.0",
         stop_tokens=("<|im_end|>", "<|endoftext|>"),
+        plain_tokens=("<tool_call>", "</tool_call>"),
     ),
 )
 

@@ -1,7 +1,8 @@
 """From one GGUF file to the folder that `from_pretrained` loads, with what the format loses put back.
 
-What comes out of transformers' own reading of a GGUF file differs from the upstream model in four ways that matter
-here. Each is repaired below, and each repair says what it would cost to leave it.
+What comes out of transformers' own reading of a GGUF file differs from the upstream model in a few ways that matter
+here. Each is repaired below, and each repair says what it would cost to leave it. The chat template, the end of a
+turn as EOS and the padding token arrive intact.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -40,33 +42,31 @@ def gguf_to_folder(gguf: Path, folder: Path, entry: CatalogEntry) -> None:
         )
         if getattr(model.config, "quantization_config", None) is not None:
             del model.config.quantization_config
-        _split_digits(tokenizer, gguf)
+        if entry.splits_digits:
+            _split_digits(tokenizer)
         _bound_length(tokenizer, model)
         _name_stop_tokens(tokenizer, model, entry)
         _tie_embeddings(model)
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
     _require_complete(folder, entry)
+    _unmark_special(folder / "tokenizer.json", entry.plain_tokens)
+    # safetensors makes its file readable by the owner alone, which a shared models folder cannot use.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
     _write_origin(folder, entry)
 
 
-def _split_digits(tokenizer: Any, gguf: Path) -> None:
-    """Give SmolLM2 its digit rule back.
+def _split_digits(tokenizer: Any) -> None:
+    """Split every digit off before words are found, as SmolLM2's own tokenizer does.
 
-    Upstream splits every digit off before the words are found. transformers does not read the rule's name in the
-    file, and without it a run of spaces before a number is cut into other tokens than the model was trained on.
+    The file names this rule and transformers does not read it. Without it, a run of spaces before a number is cut
+    into other tokens than the model was trained on.
     """
-    from gguf import GGUFReader
     from tokenizers import pre_tokenizers
 
-    field = GGUFReader(str(gguf)).fields.get("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
 
 
 def _bound_length(tokenizer: Any, model: Any) -> None:
@@ -81,8 +81,8 @@ def _name_stop_tokens(tokenizer: Any, model: Any, entry: CatalogEntry) -> None:
     """
     ids = [tokenizer.convert_tokens_to_ids(token) for token in entry.stop_tokens]
     model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
-    if model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = ids[-1]
+    # Otherwise generate() may rebuild this configuration from the model's, which has one id again.
+    model.generation_config._from_model_config = False
 
 
 def _tie_embeddings(model: Any) -> None:
@@ -104,6 +104,15 @@ def _tie_embeddings(model: Any) -> None:
         embedding.weight = head.weight
         model.config.tie_word_embeddings = True
         model.tie_weights()
+
+
+def _unmark_special(tokenizer_file: Path, plain: tuple[str, ...]) -> None:
+    """Let text that a user is to read, a tool call for instance, survive `decode(skip_special_tokens=True)`."""
+    content = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    for token in content["added_tokens"]:
+        if token["content"] in plain:
+            token["special"] = False
+    tokenizer_file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
 
 
 def _require_complete(folder: Path, entry: CatalogEntry) -> None:

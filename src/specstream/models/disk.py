@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,22 +37,21 @@ def full_disk(root: Path, name: str, needed: int) -> DownloadError:
 
 
 @contextmanager
-def only_puller(root: Path, name: str) -> Iterator[bool]:
-    """Hold the lock of one model, waiting for another process that has it.
+def only_puller(root: Path, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of one model; `on_wait` is called before waiting for another process that has it.
 
-    Yields whether there was such a process. The lock dies with its holder, so a killed pull blocks nobody.
+    The lock dies with its holder, so a killed pull blocks nobody.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(root / f".{name}.lock")
-    waited = False
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        waited = True
+        on_wait()
         lock.acquire()
     try:
-        yield waited
+        yield
     finally:
         lock.release()
 

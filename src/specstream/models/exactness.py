@@ -10,6 +10,7 @@ plain decoding are then the same function of the tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from specstream.core.ports import TargetSession
 from specstream.core.tree import TokenTree
-from specstream.models.cache import PADDING, STEP
+from specstream.models.cache import PADDING, STEP, capacity_for
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Widths worth padding to. Odd ones are left out: their last row may run another kernel than the others."""
@@ -25,15 +26,45 @@ WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 USEFUL_WIDTH = 8
 """A class of widths must reach this far to be worth padding plain decoding for."""
 
+NARROWEST_IN_HALF = 4
+"""In half precisions no narrower width is believed in. Sums of another order round to the same 16 bits nearly always,
+so that a small model can pass the self-test and differ hundreds of tokens later; and 4 tokens cost what one does."""
+
 PROBE_CONTEXT = 72
-"""Tokens before the ones whose rows are compared."""
+"""Tokens that are really read before the ones whose rows are compared; repeated, they fill any cache."""
+
+ENOUGH_EVIDENCE = 1 << 18
+"""Activations (tokens x layers x hidden size) to compare in half precisions before a class is believed in."""
+
+
+def probe_rows(dtype: torch.dtype, activations: int) -> int:
+    """How many tokens the self-test has plain decoding read.
+
+    Args:
+        dtype: of the model; in float32 another order of summation shows in every row.
+        activations: layers x hidden size.
+    """
+    if dtype.itemsize >= 4:
+        return USEFUL_WIDTH
+    return max(USEFUL_WIDTH, min(WIDTHS[-1], ENOUGH_EVIDENCE // activations))
 
 
 class ProbeSession(TargetSession, Protocol):
     """What the self-test needs beyond a target session."""
 
-    def fork(self, rows: int, slots: int) -> ProbeSession:
-        """A copy whose every row is this session's first row, in a cache that reaches ``slots``."""
+    def fork(self, rows: int, length: int, capacity: int) -> ProbeSession:
+        """A copy whose every row is this session's first row, repeated up to ``length`` tokens."""
+
+
+@dataclass
+class _Reference:
+    """Plain decoding's logits ``[tokens, vocab]`` of the first probe tokens at one place, and how to get more.
+
+    ``session`` has read the tokens that ``rows`` belong to, by passes that are known to give plain decoding's bits.
+    """
+
+    session: ProbeSession
+    rows: Tensor
 
 
 class Exactness:
@@ -43,6 +74,8 @@ class Exactness:
         begin: starts a session that pads nothing.
         vocab_size: token ids of the probe are below this.
         context_length: the most tokens a sequence may have, None for no limit.
+        dtype: of the model.
+        activations: layers x hidden size of the model.
     """
 
     def __init__(
@@ -50,15 +83,22 @@ class Exactness:
         begin: Callable[[Sequence[Sequence[int]]], ProbeSession],
         vocab_size: int,
         context_length: int | None,
+        *,
+        dtype: torch.dtype,
+        activations: int,
     ) -> None:
         self._begin = begin
         self._vocab_size = vocab_size
         self._context_length = context_length
+        self._probe_rows = probe_rows(dtype, activations)
+        self._candidates = [
+            width for width in WIDTHS if width <= USEFUL_WIDTH and (dtype.itemsize >= 4 or width >= NARROWEST_IN_HALF)
+        ]
         self._base: int | None = None
         self._calibrated = False
         self._tokens: list[int] = []
         self._context: ProbeSession | None = None
-        self._reference: Tensor = torch.empty(0)
+        self._references: dict[int, _Reference | None] = {}
         self._certified: dict[tuple[int, int, int], bool] = {}
 
     @property
@@ -67,7 +107,7 @@ class Exactness:
         return self._base
 
     def calibrate(self) -> None:
-        """Find the class. Costs about fifteen passes, once.
+        """Find the class. Costs a few dozen passes, once.
 
         The reference is plain decoding itself: each probe token in its turn stands first in a pass of the class's
         narrowest width. A wider pass belongs to the class if all its rows are those.
@@ -75,75 +115,98 @@ class Exactness:
         if self._calibrated:
             return
         self._calibrated = True
-        room = 2 * PROBE_CONTEXT if self._context_length is None else self._context_length
-        before = min(PROBE_CONTEXT, room // 3)
+        room = STEP if self._context_length is None else min(STEP, self._context_length)
+        before = max(1, min(PROBE_CONTEXT, room // 3))
         after = min(WIDTHS[-1], room - before)
         chance = torch.Generator().manual_seed(0)
-        self._tokens = torch.randint(self._vocab_size, (before + after,), generator=chance).tolist()
-        self._context = self._begin([self._tokens[:before]])
-        self._tokens = self._tokens[before:]
+        tokens = torch.randint(self._vocab_size, (before + after,), generator=chance).tolist()
+        self._context, self._tokens = self._begin([tokens[:before]]), tokens[before:]
+        if len(self._tokens) < 2 * USEFUL_WIDTH:  # a context too short to compare anything in
+            return
         first_rows = {width: self._rows(width)[0, 0] for width in WIDTHS if width <= 2 * USEFUL_WIDTH}
-        for base in (width for width in WIDTHS if width <= USEFUL_WIDTH):
-            partner = USEFUL_WIDTH if base < USEFUL_WIDTH else 2 * USEFUL_WIDTH
-            if not torch.equal(first_rows[base], first_rows[partner]):
-                continue
-            self._certified.clear()
-            self._reference = self._plain_rows(base)
-            if self._certify(1, partner, 0):
-                self._base = base
-                return
+        for base in self._candidates:
+            # Most candidates fail at once; the whole comparison is for the one that does not.
+            if torch.equal(first_rows[base], first_rows[_partner(base)]):
+                reference = self._refer(base, 1, self._probe_rows)
+                if reference is not None:
+                    self._base, self._references[1] = base, reference
+                    return
 
-    def width(self, rows: int, nodes: int, slots: int) -> tuple[int, bool]:
+    def width(self, rows: int, nodes: int, length: int, capacity: int) -> tuple[int, bool]:
         """The width to pad a pass to, and whether its rows then have plain decoding's bits.
 
         Args:
             rows: sequences in the pass.
             nodes: tokens of the largest tree.
-            slots: slots of the cache that the pass may reach.
+            length: committed tokens of the longest row.
+            capacity: slots of the cache before the pass; it grows if the padded pass needs it to.
         """
         if self._base is None:
             return nodes, False
+        needed = max(nodes, self._base)
         for width in WIDTHS:
-            if width >= max(nodes, self._base) and self._certify(rows, width, slots):
-                return width, True
-        return max(nodes, self._base), False
+            # A width far beyond the tree would cost more than it is worth.
+            if needed <= width <= 2 * max(needed, USEFUL_WIDTH):
+                blocks = max(capacity, capacity_for(length + width)) // STEP
+                if self._certify(rows, width, blocks):
+                    return width, True
+        return needed, False
 
-    def _certify(self, rows: int, width: int, slots: int) -> bool:
-        """Whether passes of this shape give the reference's rows; tried once, then remembered."""
-        key = (rows, width, slots // STEP)
+    def _certify(self, rows: int, width: int, blocks: int) -> bool:
+        """Whether passes of this shape, in a cache of so many blocks, give plain decoding's rows; tried once.
+
+        A row may end in the last block, in the one before (plain decoding has not grown its cache yet) or, beside
+        a longer row, in the first.
+        """
+        key = (rows, width, blocks)
         if key not in self._certified:
-            self._extend_reference(width)
-            expected = self._reference[:width].expand(rows, -1, -1)
-            self._certified[key] = len(self._reference) >= width and torch.equal(
-                self._rows(width, rows, slots), expected
-            )
+            ends = sorted({1, max(1, blocks - 1), blocks})
+            self._certified[key] = all(self._agrees(rows, width, end, blocks) for end in ends)
         return self._certified[key]
 
-    def _rows(self, width: int, rows: int = 1, slots: int = 0) -> Tensor:
-        """Logits ``[rows, width, vocab]`` of one pass over the first probe tokens, in every row alike."""
-        assert self._context is not None
-        return self._context.fork(rows, slots).score([TokenTree.chain(self._tokens[:width])] * rows)
+    def _agrees(self, rows: int, width: int, end: int, blocks: int) -> bool:
+        if end not in self._references:
+            assert self._base is not None
+            self._references[end] = self._refer(self._base, end, USEFUL_WIDTH)
+        reference = self._references[end]
+        if reference is None or width > len(self._tokens):
+            return False
+        self._extend(reference, width)
+        return torch.equal(self._rows(width, rows, end, blocks), reference.rows[:width].expand(rows, -1, -1))
 
-    def _plain_rows(self, base: int) -> Tensor:
-        """``[USEFUL_WIDTH, vocab]``: plain decoding in passes of width ``base``, one token committed by each."""
-        assert self._context is not None
-        session = self._context.fork(1, 0)
+    def _rows(self, width: int, rows: int = 1, end: int = 1, blocks: int = 1) -> Tensor:
+        """Logits ``[rows, width, vocab]`` of one pass over the first probe tokens, in every row alike."""
+        return self._stand(rows, end, blocks).score([TokenTree.chain(self._tokens[:width])] * rows)
+
+    def _refer(self, base: int, end: int, count: int) -> _Reference | None:
+        """Plain decoding of ``count`` tokens in passes of width ``base``; None if wider passes differ from it."""
+        session = self._stand(1, end, end)
         rows = []
-        for token in self._tokens[:USEFUL_WIDTH]:
+        for token in self._tokens[:count]:
             rows.append(session.score([TokenTree.chain([token, *[PADDING] * (base - 1)])])[0, 0])
             session.commit([[0]])
-        return torch.stack(rows)
+        reference = _Reference(self._stand(1, end, end), torch.empty(0))
+        self._extend(reference, min(count, len(self._tokens)), _partner(base))
+        plain = torch.stack(rows)
+        count = min(len(plain), len(reference.rows))
+        return reference if torch.equal(plain[:count], reference.rows[:count]) else None
 
-    def _extend_reference(self, width: int) -> None:
-        """More rows, by passes of a width that is certified already."""
-        known = len(self._reference)
-        if known >= min(width, len(self._tokens)) or self._base is None:
-            return
+    def _extend(self, reference: _Reference, count: int, step: int = 0) -> None:
+        """Let the reference have at least ``count`` rows, as far as there are tokens."""
+        step = step or _partner(self._base or USEFUL_WIDTH)
+        while (known := len(reference.rows)) < count and known + step <= len(self._tokens):
+            rows = reference.session.score([TokenTree.chain(self._tokens[known : known + step])])[0]
+            reference.session.commit([range(step)])
+            reference.rows = torch.cat([reference.rows, rows]) if known else rows
+
+    def _stand(self, rows: int, end: int, blocks: int) -> ProbeSession:
+        """A session of ``blocks`` blocks of slots, of which the probe tokens will fill the first ``end``."""
         assert self._context is not None
-        step = max(self._base, USEFUL_WIDTH)
-        session = self._context.fork(1, 0)
-        blocks = []
-        for start in range(0, len(self._tokens) - step + 1, step):
-            blocks.append(session.score([TokenTree.chain(self._tokens[start : start + step])])[0])
-            session.commit([range(step)])
-        self._reference = torch.cat(blocks)
+        last = end * STEP if self._context_length is None else min(end * STEP, self._context_length)
+        length = max(1, last - len(self._tokens) - USEFUL_WIDTH)
+        return self._context.fork(rows, length, blocks * STEP)
+
+
+def _partner(base: int) -> int:
+    """The wider width that a class must reach from ``base``."""
+    return USEFUL_WIDTH if base < USEFUL_WIDTH else 2 * USEFUL_WIDTH

@@ -53,10 +53,14 @@ class HuggingFaceTarget:
     def context_length(self) -> int | None:
         return self.family.context_length
 
-    def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
-        """See ``Target.begin``. The first call runs the self-test."""
+    def prepare(self) -> None:
+        """Run the self-test, if it has not run yet; ``begin`` does so too."""
         if self.exactness is not None:
             self.exactness.calibrate()
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+        """See ``Target.begin``."""
+        self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness)
 
     def begin_unpadded(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:

@@ -11,9 +11,9 @@ from pathlib import Path
 from specstream.errors import DownloadError
 from specstream.models.disk import is_disk_full
 
-# What from_pretrained needs; repositories also hold ONNX exports and other copies of the same weights.
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-_UNWANTED = ["onnx/*", "runs/*", "original/*"]
+# What from_pretrained needs beside the weights; repositories also hold ONNX exports and other copies of them.
+_WANTED = ["*.json", "*.jinja", "*.txt", "*.model"]
+_UNWANTED = ["*/*"]
 
 _PROBE_SECONDS = 5.0
 
@@ -41,37 +41,47 @@ def fetch_snapshot(hub_id: str, *, progress: bool) -> Path:
         HubUnavailable: The hub is out of reach, or does not have the model in a form that can be loaded.
         DownloadError: The disk is full.
     """
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
 
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise HubUnavailable("the hub is switched off by HF_HUB_OFFLINE")
     try:
         # Asked first because it takes a timeout: a download would retry an unreachable hub for minutes.
-        huggingface_hub.HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
+        info = HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
+        weights = _weight_pattern({file.rfilename for file in info.siblings or ()})
         with _progress_bars(progress and sys.stderr.isatty()):
-            folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
-    except huggingface_hub.errors.GatedRepoError as error:
+            folder = snapshot_download(hub_id, allow_patterns=[*_WANTED, weights], ignore_patterns=_UNWANTED)
+    except errors.GatedRepoError as error:
         raise HubUnavailable("the hub grants access to it only after a login: run `hf auth login`") from error
-    except huggingface_hub.errors.RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise HubUnavailable("the hub has no public model of that name") from error
     except Exception as error:  # the hub's transport raises types of its own, and every one means the same here
         if is_disk_full(error):
-            cache = huggingface_hub.constants.HF_HUB_CACHE
+            cache = constants.HF_HUB_CACHE
             raise DownloadError(
                 f"no space left in {cache} for {hub_id}: free some, or point HF_HOME elsewhere"
             ) from error
         raise HubUnavailable(f"the hub cannot be reached ({type(error).__name__})") from error
     if not _has_weights(Path(folder)):
-        raise HubUnavailable("the hub has no safetensors weights of it")
+        raise HubUnavailable("the hub has no weights of it that transformers loads")
     return Path(folder)
 
 
+def _weight_pattern(files: set[str]) -> str:
+    # Older models have only the pickled form; where both stand, one of them is enough.
+    safe = any(file.startswith("model") and file.endswith(".safetensors") for file in files)
+    return "model*.safetensors" if safe else "pytorch_model*.bin"
+
+
 def _has_weights(folder: Path) -> bool:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return all((folder / shard).is_file() for shard in shards)
-    return (folder / "model.safetensors").is_file()
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if (folder / single).is_file():
+            return True
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return all((folder / shard).is_file() for shard in shards)
+    return False
 
 
 @contextmanager

@@ -53,9 +53,11 @@ class _Lines:
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Reporter]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    # The spinner says that something still happens while the weights are converted and no byte arrives.
+    text = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(bar_width=16), DownloadColumn())
     # Bound to today's stderr: the conversion redirects sys.stderr to silence other libraries' bars.
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:

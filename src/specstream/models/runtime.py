@@ -50,10 +50,10 @@ class Runtime:
 
 def can_pack(model: Any) -> bool:
     """Whether the packed kernels exist here for this model's device and dtype."""
-    dtypes = {torch.float32}
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        dtypes.add(torch.bfloat16)
-    return torch.backends.mkldnn.is_available() and model.device.type == "cpu" and model.dtype in dtypes
+    if model.device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    bf16 = model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(model.dtype == torch.float32 or bf16)
 
 
 def native_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

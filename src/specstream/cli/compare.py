@@ -1,0 +1,95 @@
+"""`specstream compare`: plain decoding against a draft model, in turn, on one prompt."""
+
+from __future__ import annotations
+
+import json
+from statistics import mean, median, stdev
+from typing import Annotated, Any
+
+import typer
+
+from specstream.cli.options import Device, Dtype, GammaOption, Runtime, Seed, Temperature, TopK, TopP
+
+
+def compare(
+    target_model: Annotated[str, typer.Option("--target-model", help="The model whose output it is.")],
+    draft_model: Annotated[str, typer.Option("--draft-model", help="A smaller model of the same tokenizer.")],
+    input_str: Annotated[str, typer.Option("--input-str", help="The prompt, taken as plain text.")],
+    num_runs: Annotated[int, typer.Option("--num-runs", min=1, help="Counted runs of each method.")] = 50,
+    n: Annotated[int, typer.Option("--N", "-n", min=1, help="Tokens to generate in each run.")] = 40,
+    k: GammaOption = 4,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    runtime: Runtime = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Time plain decoding and speculative decoding with a draft model, alternating run by run."""
+    from specstream.cli.loading import quiet_loading
+
+    with quiet_loading():
+        from specstream.engine import SpeculativeEngine
+
+        engine = SpeculativeEngine(
+            target_model,
+            draft_model=draft_model,
+            gamma=k,
+            max_speculation_depth=k,
+            max_new_tokens=n,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            ignore_eos=True,  # every run makes the same number of tokens
+            device=device,
+            dtype=dtype,
+            runtime=runtime,  # type: ignore[arg-type]
+        )
+    report = _report(engine.benchmark([input_str], num_runs=num_runs), n)
+    report["arguments"] = {"input_str": input_str, "N": n, "K": k, "num_runs": num_runs, "temperature": temperature}
+    report["arguments"] |= {"top_k": top_k, "top_p": top_p, "seed": seed}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+
+
+def _report(benchmark: dict[str, Any], n: int) -> dict[str, Any]:
+    methods = {}
+    for method in ("plain", "speculative"):
+        times = [n / run[f"{method}_tokens_per_second"] for run in benchmark["runs"]]
+        methods[method] = {
+            "num_runs": len(times),
+            "time": mean(times),
+            "median_time": median(times),
+            "std": stdev(times) if len(times) > 1 else 0.0,
+        }
+    methods["plain"]["speedup"] = 1.0
+    methods["speculative"]["speedup"] = benchmark["average_speedup"]
+    return {
+        "methods": methods,
+        "acceptance_rate": benchmark["speculation_accuracy"],
+        "mean_accepted_length": benchmark["mean_accepted_length"],
+        "rejected": benchmark["rejected"],
+        "drafted": benchmark["drafted"],
+        "provenance": benchmark["provenance"],
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Method", "num_runs", "time", "+/- std", "speedup")
+    for method, row in report["methods"].items():
+        cells = (f"{row['time']:.3f} s", f"{row['std']:.3f} s", f"{row['speedup']:.2f}x")
+        table.add_row(method, str(row["num_runs"]), *cells)
+    Console().print(table)
+    rejected = f"{report['rejected']} of {report['drafted']}" if report["rejected"] else "nothing"
+    print(
+        f"Rejected: {rejected} drafted tokens; {report['mean_accepted_length']:.2f} tokens per target pass. "
+        "Times are per run, prefill included on both sides; speedup is the median over the pairs of runs."
+    )

@@ -1,0 +1,158 @@
+"""Typed, validated settings. An unknown key is an error, and every error names the value and the remedy."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from specstream.core.sampling import LogitsProcessor, Sampling
+from specstream.errors import UsageError
+
+DrafterName = Literal["auto", "none", "lookup", "draft_model"]
+
+
+class SamplingSettings(TypedDict, total=False):
+    """Keyword arguments of ``generate`` and ``stream``; see ``GenerationConfig``."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | list[str]
+    ignore_eos: bool
+    logits_processor: list[LogitsProcessor]
+
+
+class EngineSettings(SamplingSettings, total=False):
+    """Keyword arguments of ``SpeculativeEngine``; see ``EngineConfig`` and ``GenerationConfig``."""
+
+    drafter: DrafterName
+    gamma: int
+    max_speculation_depth: int
+    branches: int
+    acceptance_threshold: float | None
+    device: str
+    dtype: Any
+    torch_dtype: Any
+    runtime: Literal["auto", "eager", "packed"]
+    exact: Literal["bits", "rounding"]
+    use_cache: bool
+
+
+class GenerationConfig(BaseModel):
+    """How one generation goes. Names and defaults are those of transformers, but greedy by default.
+
+    Attributes:
+        max_new_tokens: never one more than this.
+        temperature: 0 is greedy decoding.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches this.
+        min_p: drop tokens less likely than this times the likeliest.
+        repetition_penalty: above 1 makes tokens of the context less likely.
+        seed: fixes the draws; row i of a batch uses ``seed + i``. None takes a fresh seed.
+        stop: strings that end the text and are left out of it.
+        ignore_eos: go on past the end-of-sequence token (for measuring).
+        logits_processor: any transformers ``LogitsProcessor``, called in order.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    max_new_tokens: int = Field(default=100, ge=1)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0)
+    stop: str | list[str] = Field(default_factory=list)
+    ignore_eos: bool = False
+    logits_processor: list[Any] = Field(default_factory=list)
+
+    @property
+    def stop_strings(self) -> list[str]:
+        strings = [self.stop] if isinstance(self.stop, str) else self.stop
+        return [string for string in strings if string]
+
+    def sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            processors=tuple(self.logits_processor),
+        )
+
+
+class EngineConfig(BaseModel):
+    """How an engine speculates, and the defaults of its generations.
+
+    Attributes:
+        generation: defaults that ``generate`` and ``stream`` may override.
+        drafter: ``auto`` is ``draft_model`` if there is one, else ``lookup``.
+        gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``).
+        max_speculation_depth: the deepest token tree of any drafter; lookup drafts this far.
+        branches: candidates per step; 1 drafts chains, more drafts trees.
+        acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
+        device: ``auto`` is the GPU if there is one. A model object stays where it is.
+        dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
+        runtime: how passes run; ``auto`` takes the fastest that fits.
+        exact: ``bits`` pads passes to widths that are bit-equal; ``rounding`` pads nothing.
+        use_cache: False recomputes the whole context in every pass, as in transformers: slow, for debugging.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    generation: GenerationConfig = GenerationConfig()
+    drafter: DrafterName = "auto"
+    gamma: int = Field(default=4, ge=1)
+    max_speculation_depth: int = Field(default=5, ge=1)
+    branches: int = Field(default=1, ge=1)
+    acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
+    device: str = "auto"
+    dtype: Any = "auto"
+    runtime: Literal["auto", "eager", "packed"] = "auto"
+    exact: Literal["bits", "rounding"] = "bits"
+    use_cache: bool = True
+
+
+def engine_config(settings: EngineSettings) -> EngineConfig:
+    """Keyword arguments as a configuration.
+
+    Raises:
+        UsageError: an unknown name, or a value outside its range.
+    """
+    given: dict[str, Any] = dict(settings)
+    generation = {name: given.pop(name) for name in GenerationConfig.model_fields if name in given}
+    if "torch_dtype" in given:  # transformers' older name
+        given["dtype"] = given.pop("torch_dtype")
+    return _validated(EngineConfig, {**given, "generation": _validated(GenerationConfig, generation)})
+
+
+def generation_config(defaults: GenerationConfig, settings: SamplingSettings) -> GenerationConfig:
+    """The engine's defaults with one call's overrides.
+
+    Raises:
+        UsageError: an unknown name, or a value outside its range.
+    """
+    return _validated(GenerationConfig, {**dict(defaults), **settings}) if settings else defaults
+
+
+_Config = TypeVar("_Config", bound=BaseModel)
+
+
+def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted({*EngineConfig.model_fields, *GenerationConfig.model_fields} - {"generation"}))
+            raise UsageError(f"unknown setting {name!r}; known are {known}") from None
+        remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
+        raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None

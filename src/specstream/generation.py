@@ -1,0 +1,132 @@
+"""One batch on its way through the loop: prompts to tokens, tokens to text."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specstream.config import GenerationConfig
+from specstream.core.decode import Round, Row, Speculation, StopCheck, Stopping, decode, start_rows
+from specstream.core.ports import Drafter, Target
+from specstream.core.stats import Timings
+from specstream.errors import UsageError
+from specstream.results import GenerationResult
+from specstream.text import TextStream, cut_at_stop, stop_check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What an engine generates with."""
+
+    target: Target
+    drafter: Drafter
+    tokenizer: Any
+    eos_token_ids: frozenset[int]
+    speculation: Speculation
+
+
+class Generation:
+    """One batch.
+
+    Args:
+        parts: what to generate with.
+        prompts: token ids of each.
+        config: how.
+        check: a stopping rule besides those of ``config``.
+
+    Raises:
+        UsageError: an empty prompt, or one longer than the model's context.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        check: StopCheck | None = None,
+    ) -> None:
+        self.parts = parts
+        self.config = config
+        self.prompts = prompts
+        self.check = check or stop_check(parts.tokenizer, config.stop_strings)
+        self.timings = Timings()
+        seed = secrets.randbits(62) if config.seed is None else config.seed
+        seeds = range(seed, seed + len(prompts))
+        self.rows = start_rows(prompts, seeds, parts.target.context_length)
+
+    def rounds(self) -> Iterator[list[Round]]:
+        """Decode, yielding after each pass what every row emitted."""
+        parts, config = self.parts, self.config
+        return decode(
+            parts.target,
+            parts.drafter,
+            self.rows,
+            sampling=config.sampling(),
+            stopping=Stopping(
+                max_new_tokens=config.max_new_tokens,
+                eos_token_ids=frozenset() if config.ignore_eos else parts.eos_token_ids,
+                check=self.check,
+            ),
+            speculation=parts.speculation,
+            timings=self.timings,
+        )
+
+    def run(self) -> Generation:
+        """Decode to the end."""
+        for _ in self.rounds():
+            pass
+        return self
+
+    def text(self, row: Row) -> str:
+        """The row's new text, without stop strings and special tokens."""
+        text = self.parts.tokenizer.decode(row.emitted, skip_special_tokens=True)
+        return cut_at_stop(text, self.config.stop_strings)
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(row.stats.new_tokens for row in self.rows)
+
+
+class TextPieces:
+    """The pieces of one streamed text, in order; ``result`` once they are exhausted.
+
+    Args:
+        generation: a batch of one row that has not started.
+        report: makes its result, called once.
+    """
+
+    def __init__(self, generation: Generation, report: Callable[[Generation], list[GenerationResult]]) -> None:
+        self._generation = generation
+        self._report = report
+        self._result: GenerationResult | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        generation = self._generation
+        stops = generation.config.stop_strings
+        stream = TextStream(generation.parts.tokenizer, hold=max(map(len, stops), default=0))
+        for (round_,) in generation.rounds():
+            # The last tokens may hold a stop string: what is left of them comes with the whole text.
+            if piece := stream.push(round_.tokens if round_.row.finish_reason is None else ()):
+                yield piece
+        if piece := stream.finish(generation.text(generation.rows[0])):
+            yield piece
+
+    @property
+    def result(self) -> GenerationResult:
+        """The whole result. The first call may measure the baseline of ``speedup``.
+
+        Raises:
+            UsageError: the pieces were not read to the end.
+        """
+        if self._result is None:
+            if any(row.finish_reason is None for row in self._generation.rows):
+                raise UsageError("the stream has not ended; read all its pieces before its result")
+            (self._result,) = self._report(self._generation)
+        return self._result
+
+
+def is_batch(prompt: Any) -> bool:
+    """A list of texts or of chats; a single chat is a list too, of mappings."""
+    return not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping))

@@ -1,0 +1,81 @@
+"""From a model argument to a model and its tokenizer on a device, in a dtype that the device can compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from specstream.models.catalog import resolve
+from specstream.models.runtime import native_dtype
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is the GPU if there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device is {device!r}, which is not available here; give auto or cpu") from error
+    return picked
+
+
+def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """A torch dtype from its name; None for ``auto``.
+
+    Raises:
+        UsageError: another name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = dtype.removeprefix("torch.")
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; give auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> tuple[Any, Any]:
+    """The model and the tokenizer of a catalog name, a local folder or a hub id.
+
+    Args:
+        name: the model argument.
+        dtype: ``auto`` is the checkpoint's own, but float32 on a CPU that would emulate it.
+        device: where the model goes.
+
+    Raises:
+        ModelNotFoundError: nothing answers to the name, or the folder cannot be read.
+        UnsupportedModelError: it is not a causal language model.
+        UsageError: an unknown dtype or device.
+    """
+    place, wanted = pick_device(device), pick_dtype(dtype)
+    folder = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if config.is_encoder_decoder:
+            raise UnsupportedModelError(
+                f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
+                "SpecStream decodes with decoder-only models"
+            )
+        own = config.dtype or torch.float32
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted or native_dtype(place, own))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except UnsupportedModelError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason[:300]}") from error
+    model.to(place)  # type: ignore[arg-type]  # a decorator hides the signature
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer

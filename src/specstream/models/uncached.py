@@ -1,0 +1,50 @@
+"""Passes that recompute the whole context: ``use_cache=False``, as in transformers. Slow; for debugging a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from specstream.core.ports import Target, TargetSession
+from specstream.core.tree import TokenTree
+
+
+class UncachedTarget:
+    """A target that keeps tokens instead of keys and values."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    @property
+    def context_length(self) -> int | None:
+        return self._target.context_length
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
+        return UncachedSession(self._target, prefixes)
+
+
+class UncachedSession:
+    """The committed tokens of each row; every pass starts from them anew."""
+
+    exact = "rounding"  # a prompt pass of another length may run another kernel
+
+    def __init__(self, target: Target, prefixes: Sequence[Sequence[int]]) -> None:
+        self._target = target
+        self._tokens = [list(prefix) for prefix in prefixes]
+        self._trees: Sequence[TokenTree] = ()
+
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        self._trees = trees
+        return self._target.begin(self._tokens).score(trees)
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        for tokens, tree, path in zip(self._tokens, self._trees, paths, strict=True):
+            tokens.extend(tree.tokens[node] for node in path)
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        for tokens, length in zip(self._tokens, lengths, strict=True):
+            del tokens[length:]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._tokens = [self._tokens[row] for row in rows]

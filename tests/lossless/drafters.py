@@ -1,0 +1,82 @@
+"""Drafters that exist to test the loop: trees of every shape, drawn or not, right or wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lossless.table_model import TableModel
+from specstream.core.ports import DraftRequest
+from specstream.core.sampling import Sampling
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+
+
+@dataclass
+class FunctionDrafter:
+    """A tree for every request, by a function of that request alone."""
+
+    tree: Callable[[DraftRequest], TokenTree]
+    name: str = "function"
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> FunctionDrafter:
+        return self
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        return [self.tree(request) for request in requests]
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        pass
+
+    def keep(self, rows: Sequence[int]) -> None:
+        pass
+
+
+def oracle(model: TableModel) -> FunctionDrafter:
+    """Drafts what greedy decoding will say, as deep as it is asked to: nothing is ever rejected."""
+
+    def tree(request: DraftRequest) -> TokenTree:
+        return TokenTree.chain([request.tokens[-1], *model.favourites(request.tokens, request.depth)])
+
+    return FunctionDrafter(tree)
+
+
+@dataclass(frozen=True)
+class Branching:
+    """A full tree: ``branches`` children below every node, down to ``depth``.
+
+    Attributes:
+        draft: the model whose distributions children are drawn from.
+        drawn_to: children at this depth and above are drawn; deeper ones are the draft's likeliest tokens.
+        declared: the distribution the tree claims for one that was drawn from; the truth, unless a test lies.
+    """
+
+    draft: TableModel
+    branches: int
+    depth: int
+    drawn_to: int = 99
+    declared: Callable[[Tensor], Tensor] = lambda distribution: distribution
+
+    def __call__(self, request: DraftRequest) -> TokenTree:
+        tokens, parents, contexts, depths = [request.tokens[-1]], [-1], [list(request.tokens)], [0]
+        proposals = {}
+        for node, context in enumerate(contexts):  # grows while it is read: breadth first
+            if depths[node] >= min(self.depth, request.depth):
+                continue
+            distribution = self.draft.logits(context).softmax(-1)
+            if depths[node] < self.drawn_to:
+                proposals[node] = self.declared(distribution)
+                count = min(self.branches, int((distribution > 0).sum()))
+                # torch draws without replacement one after another, each in proportion to what is left.
+                drawn = torch.multinomial(distribution, count, generator=request.generator)
+            else:
+                drawn = distribution.topk(self.branches).indices
+            for token in drawn.tolist():
+                tokens.append(token)
+                parents.append(node)
+                contexts.append([*context, token])
+                depths.append(depths[node] + 1)
+        return TokenTree(tuple(tokens), tuple(parents), proposals)

@@ -1,0 +1,148 @@
+"""An exact target: the next-token logits are a seeded random table, looked up by the last tokens of a node's own path.
+
+Small enough to enumerate every continuation, and strict about its cache: it knows which tokens are committed, and
+every misuse by a loop or a drafter is an AssertionError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from specstream.core.tree import TokenTree
+
+
+@dataclass(frozen=True, eq=False)
+class TableModel:
+    """A Target.
+
+    Attributes:
+        table: logits ``[(vocab + 1) ** memory, vocab]``; the row is the number that the last ``memory`` tokens
+            spell in base ``vocab + 1``, where 0 stands for "before the first token".
+        memory: how many tokens back the logits depend on.
+        context_length: as a Target's.
+    """
+
+    table: Tensor
+    memory: int
+    context_length: int | None = None
+
+    @classmethod
+    def random(cls, seed: int, *, vocab: int = 4, memory: int = 2, scale: float = 1.5) -> TableModel:
+        generator = torch.Generator().manual_seed(seed)
+        return cls(torch.randn((vocab + 1) ** memory, vocab, generator=generator) * scale, memory)
+
+    @property
+    def vocab(self) -> int:
+        return self.table.shape[1]
+
+    def disturbed(self, seed: int, noise: float) -> TableModel:
+        """A model that is nearly this one."""
+        generator = torch.Generator().manual_seed(seed)
+        return replace(self, table=self.table + noise * torch.randn(self.table.shape, generator=generator))
+
+    def sharpened(self, factor: float) -> TableModel:
+        """A model that is nearly always sure of this one's favourite."""
+        return replace(self, table=self.table * factor)
+
+    def without(self, seed: int, count: int) -> TableModel:
+        """A model that never says ``count`` of the tokens, other ones after every context."""
+        generator = torch.Generator().manual_seed(seed)
+        dropped = torch.rand(self.table.shape, generator=generator).argsort(-1)[:, :count]
+        return replace(self, table=self.table.scatter(1, dropped, -math.inf))
+
+    def limited(self, context_length: int) -> TableModel:
+        return replace(self, context_length=context_length)
+
+    def index(self, context: Sequence[int], start: int = 0) -> int:
+        """The table's row after ``context``, read on from the row ``start``."""
+        row, base, rows = start, self.vocab + 1, len(self.table)
+        for token in context:
+            assert 0 <= token < self.vocab, f"token {token} is not one of {self.vocab}"
+            row = (row * base + token + 1) % rows
+        return row
+
+    def logits(self, context: Sequence[int]) -> Tensor:
+        """Logits ``[vocab]`` after ``context``."""
+        return self.table[self.index(context[-self.memory :])]
+
+    def favourites(self, prompt: Sequence[int], count: int) -> list[int]:
+        """Greedy decoding, by the definition."""
+        tokens = list(prompt)
+        for _ in range(count):
+            tokens.append(int(self.logits(tokens).argmax()))
+        return tokens[len(prompt) :]
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
+        return TableSession(self, prefixes)
+
+
+class TableSession:
+    """A batch at work; ``committed`` is what a real model would hold keys and values of."""
+
+    exact = "bits"
+
+    def __init__(self, model: TableModel, prefixes: Sequence[Sequence[int]]) -> None:
+        self.model = model
+        self.committed = [list(prefix) for prefix in prefixes]
+        self.passes = 0
+        self._pending: list[TokenTree] | None = None
+
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        self._require(self._pending is None, "scored twice without a commit")
+        self._require(len(trees) == len(self.committed), f"{len(trees)} trees for {len(self.committed)} rows")
+        width = max(len(tree) for tree in trees)
+        indexes = [
+            self._indexes(tree, committed) + [0] * (width - len(tree))
+            for tree, committed in zip(trees, self.committed, strict=True)
+        ]
+        logits = self.model.table[torch.tensor(indexes)]
+        # What lies beyond a tree is meaningless: whoever reads it shall notice.
+        logits[torch.arange(width) >= torch.tensor([[len(tree)] for tree in trees])] = math.nan
+        self._pending = list(trees)
+        self.passes += 1
+        return logits
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        self._require(self._pending is not None, "commit without a pass")
+        assert self._pending is not None
+        self._require(len(paths) == len(self._pending), f"{len(paths)} paths for {len(self._pending)} trees")
+        for tree, path, committed in zip(self._pending, map(list, paths), self.committed, strict=True):
+            self._require(path[:1] == [0], f"path {path} does not begin at the root")
+            steps = zip(path, path[1:], strict=False)
+            self._require(all(tree.parents[child] == node for node, child in steps), f"{path} is no path of the tree")
+            committed.extend(tree.tokens[node] for node in path)
+        self._pending = None
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        self._require(self._pending is None, "rolled back between a pass and its commit")
+        self._require(len(lengths) == len(self.committed), f"{len(lengths)} lengths for {len(self.committed)} rows")
+        for committed, length in zip(self.committed, lengths, strict=True):
+            self._require(0 <= length <= len(committed), f"cannot keep {length} of {len(committed)} tokens")
+            del committed[length:]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._require(self._pending is None, "rows dropped between a pass and its commit")
+        self._require(len(set(rows)) == len(rows) > 0, f"cannot keep the rows {rows}")
+        self._require(all(0 <= row < len(self.committed) for row in rows), f"cannot keep the rows {rows}")
+        self.committed = [self.committed[row] for row in rows]
+
+    def _indexes(self, tree: TokenTree, committed: Sequence[int]) -> list[int]:
+        """The table's row after each node, from the node's own ancestors and no other node."""
+        limit = self.model.context_length
+        fits = limit is None or len(committed) + max(tree.depths) + 1 <= limit
+        self._require(fits, f"{len(committed)} tokens and a tree of depth {max(tree.depths)} exceed {limit}")
+        start = self.model.index(committed[-self.model.memory :])
+        indexes: list[int] = []
+        for token, parent in zip(tree.tokens, tree.parents, strict=True):
+            indexes.append(self.model.index([token], start if parent < 0 else indexes[parent]))
+        return indexes
+
+    @staticmethod
+    def _require(condition: bool, misuse: str) -> None:
+        if not condition:
+            raise AssertionError(misuse)

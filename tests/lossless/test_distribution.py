@@ -1,0 +1,285 @@
+"""Lossless sampling: the joint distribution of several generated tokens is the model's own, to the token.
+
+Every case decodes thousands of rows with `decode()` and compares with the enumerated distribution; `exact.py` states
+the bounds. Rules that are wrong on purpose must fail the same comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import NoRepeatNGramLogitsProcessor
+
+from lossless.drafters import Branching, FunctionDrafter
+from lossless.exact import Comparison, compare, exact_next, frequencies, joint
+from lossless.table_model import TableModel
+from specstream.core import verify as rules
+from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
+from specstream.core.ports import Drafter
+from specstream.core.sampling import Sampling, draw
+from specstream.core.stats import Timings
+from specstream.core.tree import TokenTree
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.none import NoDrafter
+
+VOCAB = 4
+LENGTH = 3
+PROMPTS = ([0, 1], [2], [3, 1, 2, 3, 1])
+
+TARGET = TableModel.random(1, vocab=VOCAB)
+GAPPED = TARGET.without(2, 1)
+NEAR = TARGET.disturbed(3, 0.5)
+WRONG = TableModel.random(4, vocab=VOCAB)
+PEAKED = WRONG.sharpened(8)
+TRUNCATED = WRONG.without(5, 2)
+
+PLAIN = Sampling(temperature=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    drafter: Drafter
+    target: TableModel = TARGET
+    sampling: Sampling = PLAIN
+    prompts: Sequence[list[int]] = PROMPTS[:1]
+    length: int = LENGTH
+    runs: int = 1200
+    batch: int = 500
+    threshold: float | None = None
+
+
+def generate(case: Case) -> list[Row]:
+    """``runs`` rows of every prompt, in batches that mix the prompts."""
+    prompts = list(case.prompts) * case.runs
+    finished: list[Row] = []
+    for start in range(0, len(prompts), case.batch):
+        batch = prompts[start : start + case.batch]
+        rows = start_rows(batch, range(start, start + len(batch)), case.target.context_length)
+        for _ in decode(
+            case.target,
+            case.drafter,
+            rows,
+            sampling=case.sampling,
+            stopping=Stopping(max_new_tokens=case.length),
+            speculation=Speculation(max_depth=5, acceptance_threshold=case.threshold),
+            timings=Timings(),
+        ):
+            pass
+        finished.extend(rows)
+    return finished
+
+
+def judge(case: Case, rows: Sequence[Row] | None = None) -> list[Comparison]:
+    """One comparison for every prompt."""
+    rows = rows or generate(case)
+    following = exact_next(case.target, case.sampling)
+    return [
+        compare(frequencies([row.emitted for row in rows[at :: len(case.prompts)]]), joint(following, prompt, case.length))
+        for at, prompt in enumerate(case.prompts)
+    ]
+
+
+def draft(model: TableModel, branches: int = 1) -> DraftModelDrafter:
+    return DraftModelDrafter(model, gamma=3, branches=branches)
+
+
+def lookup(branches: int = 1) -> LookupDrafter:
+    return LookupDrafter(min_ngram=1, max_ngram=3, branches=branches)
+
+
+def tree(model: TableModel, branches: int, depth: int = 2, **options) -> FunctionDrafter:
+    return FunctionDrafter(Branching(model, branches, depth, **options))
+
+
+LOOKUP_PROMPT = [0, 1, 2, 0, 3, 2, 0, 1, 1, 0]
+
+LOSSLESS = {
+    "plain": Case(drafter=NoDrafter()),
+    "chain, near": Case(drafter=draft(NEAR)),
+    "chain, four tokens": Case(drafter=draft(NEAR), length=4),
+    "chain, wrong": Case(drafter=draft(WRONG)),
+    "chain, peaked": Case(drafter=draft(PEAKED)),
+    "chain, zero where the target is not": Case(drafter=draft(TRUNCATED)),
+    "chain, target zero where the draft is not": Case(drafter=draft(WRONG), target=GAPPED),
+    "tree of 2, wrong": Case(drafter=draft(WRONG, 2)),
+    "tree of 2, zero where the target is not": Case(drafter=draft(TRUNCATED, 2)),
+    "tree of 3, near": Case(drafter=draft(NEAR, 3)),
+    "tree of 3, peaked": Case(drafter=draft(PEAKED, 3)),
+    "tree of 3, fewer candidates than branches": Case(drafter=draft(TRUNCATED, 3), target=GAPPED),
+    "lookup chain": Case(drafter=lookup(), prompts=[LOOKUP_PROMPT]),
+    "lookup branches": Case(drafter=lookup(3), prompts=[LOOKUP_PROMPT]),
+    "full tree of 2, wrong": Case(drafter=tree(WRONG, 2)),
+    "full tree of 3, near": Case(drafter=tree(NEAR, 3), target=GAPPED),
+    "full tree, drawn then chosen": Case(drafter=tree(WRONG, 2, drawn_to=1)),
+    "full tree, chosen": Case(drafter=tree(WRONG, 3, drawn_to=0)),
+    "temperature": Case(drafter=draft(NEAR, 2), sampling=Sampling(temperature=0.6)),
+    "top-k, chain": Case(drafter=draft(WRONG), sampling=Sampling(temperature=1.0, top_k=2)),
+    "top-p, tree": Case(drafter=draft(WRONG, 2), sampling=Sampling(temperature=1.0, top_p=0.8)),
+    "min-p, full tree": Case(drafter=tree(WRONG, 2), sampling=Sampling(temperature=1.3, min_p=0.15)),
+    "repetition penalty, chain": Case(drafter=draft(NEAR), sampling=Sampling(temperature=1.0, repetition_penalty=1.8)),
+    "repetition penalty, lookup branches": Case(
+        drafter=lookup(2), prompts=[LOOKUP_PROMPT], sampling=Sampling(temperature=1.0, repetition_penalty=0.6)
+    ),
+    "everything at once, tree": Case(
+        drafter=draft(WRONG, 2),
+        sampling=Sampling(
+            temperature=1.4,
+            top_k=3,
+            top_p=0.95,
+            min_p=0.05,
+            repetition_penalty=1.3,
+            processors=(NoRepeatNGramLogitsProcessor(2),),
+        ),
+    ),
+    "three prompts in batches of 3, tree": Case(drafter=draft(NEAR, 2), prompts=PROMPTS, runs=900, batch=3),
+    "three prompts, lookup": Case(drafter=lookup(2), prompts=PROMPTS, runs=1200, batch=300),
+}
+
+
+@pytest.mark.parametrize("case", LOSSLESS.values(), ids=LOSSLESS)
+def test_the_distribution_is_the_models_own(case):
+    rows = generate(case)
+    for comparison in judge(case, rows):
+        assert comparison.matches, comparison
+        assert comparison.cells >= 6, "too few cells to say anything"
+    accepted, drafted = sum(row.stats.accepted for row in rows), sum(row.stats.drafted for row in rows)
+    # A drafter that is always right, or never, would prove nothing.
+    assert drafted == 0 if isinstance(case.drafter, NoDrafter) else 0.1 < accepted / drafted < 0.9
+
+
+# Wrong rules. Each replaces `_choose_child` and differs from it in one place.
+
+
+def p_alone(tree, node, p, generator):
+    """Accepts with p where a draw from q asks for p / q."""
+    q = tree.proposals.get(node)  # None only where there is no child
+    for child in tree.children[node]:
+        if torch.rand((), generator=generator) < p[tree.tokens[child]]:
+            return child, p
+        p = normalise((p - q).clamp_min(0))
+    return None, p
+
+
+def p_alone_then_p(tree, node, p, generator):
+    """Accepts with p, and after rejections draws from p."""
+    for child in tree.children[node]:
+        if torch.rand((), generator=generator) < p[tree.tokens[child]]:
+            return child, p
+    return None, p
+
+
+def draw_from_p(tree, node, p, generator):
+    """Does not subtract q from p after a rejection."""
+    q = tree.proposals.get(node)  # None only where there is no child
+    for child in tree.children[node]:
+        if torch.rand((), generator=generator) * q[tree.tokens[child]] < p[tree.tokens[child]]:
+            return child, p
+        q = normalise(without(q, tree.tokens[child]))
+    return None, p
+
+
+def siblings(tree, node, p, generator, *, normalise_q=True, normalise_p=True):
+    """The right rule, with parts of the step to the next sibling left out."""
+    q = tree.proposals.get(node)  # None only where there is no child
+    for child in tree.children[node]:
+        token = tree.tokens[child]
+        if torch.rand((), generator=generator) * q[token] < p[token]:
+            return child, p
+        p = (p - q).clamp_min(0)
+        p = normalise(p) if normalise_p else p
+        q = normalise(without(q, token)) if normalise_q else without(q, token)
+    return None, normalise(p)
+
+
+def q_not_renormalised(*given):
+    return siblings(*given, normalise_q=False)
+
+
+def p_not_renormalised(*given):
+    return siblings(*given, normalise_p=False)
+
+
+def normalise(weights):
+    total = weights.sum()
+    return weights / total if total > 0 else torch.full_like(weights, 1 / len(weights))
+
+
+def without(weights, token):
+    return torch.where(torch.arange(len(weights)) == token, 0, weights)
+
+
+WRONG_RULES = {
+    "p alone, chain": (p_alone, draft(WRONG)),
+    "p alone, tree": (p_alone, draft(WRONG, 2)),
+    "p alone, then p, chain": (p_alone_then_p, draft(WRONG)),
+    "p alone, then p, tree": (p_alone_then_p, draft(WRONG, 3)),
+    "residual not subtracted, chain": (draw_from_p, draft(WRONG)),
+    "residual not subtracted, tree": (draw_from_p, draft(WRONG, 3)),
+    "q not renormalised after a sibling": (q_not_renormalised, tree(WRONG, 3)),
+    "p not renormalised after a sibling": (p_not_renormalised, tree(WRONG, 3)),
+}
+
+
+@pytest.mark.parametrize(("rule", "drafter"), WRONG_RULES.values(), ids=WRONG_RULES)
+def test_a_wrong_rule_is_noticed(monkeypatch, rule, drafter):
+    monkeypatch.setattr(rules, "_choose_child", rule)
+    (comparison,) = judge(Case(drafter=drafter))
+    assert not comparison.matches, comparison
+
+
+def test_the_rule_that_wrong_ones_are_made_from_is_right(monkeypatch):
+    """Nothing else about the wrong rules makes them fail."""
+    monkeypatch.setattr(rules, "_choose_child", siblings)
+    (comparison,) = judge(Case(drafter=tree(WRONG, 3)))
+    assert comparison.matches, comparison
+
+
+def test_another_lossless_rule_passes(monkeypatch):
+    """Draw from the target and go on if the token happens to be a child: fewer are accepted, none wrongly."""
+
+    def draw_first(tree, node, p, generator):
+        token = draw(p, generator)
+        child = next((child for child in tree.children[node] if tree.tokens[child] == token), None)
+        return child, torch.nn.functional.one_hot(torch.tensor(token), VOCAB).double()
+
+    monkeypatch.setattr(rules, "_choose_child", draw_first)
+    (comparison,) = judge(Case(drafter=draft(WRONG, 2)))
+    assert comparison.matches, comparison
+
+
+@pytest.mark.parametrize("drafter", [draft(NEAR), draft(WRONG, 3), lookup(2)], ids=["chain", "tree", "lookup"])
+def test_typical_acceptance_is_lossy(drafter):
+    (comparison,) = judge(Case(drafter=drafter, threshold=0.1, prompts=[LOOKUP_PROMPT]))
+    assert not comparison.matches, comparison
+
+
+LIES = {
+    "chosen, declared as drawn": Branching(WRONG, 1, 2, drawn_to=0),
+    "declared flat": Branching(WRONG, 1, 2, declared=lambda q: torch.full_like(q, 1 / len(q))),
+    "declared sharper": Branching(WRONG, 2, 2, declared=lambda q: normalise(q**2)),
+}
+
+
+@pytest.mark.parametrize("branching", LIES.values(), ids=LIES)
+def test_a_drafter_that_declares_the_wrong_distribution_is_noticed(branching):
+    def lie(request):
+        honest = branching(request)
+        if honest.proposals:
+            return honest
+        q = WRONG.logits(request.tokens).softmax(-1)
+        return TokenTree(honest.tokens, honest.parents, {0: q} if honest.drafted else {})
+
+    (comparison,) = judge(Case(drafter=FunctionDrafter(lie)))
+    assert not comparison.matches, comparison
+
+
+def test_the_comparison_itself():
+    exact = {(0,): 0.5, (1,): 0.3, (2,): 0.2}
+    assert compare({(0,): 500, (1,): 300, (2,): 200}, exact).matches
+    assert compare({(0,): 510, (1,): 285, (2,): 205}, exact).matches
+    assert not compare({(0,): 600, (1,): 220, (2,): 180}, exact).matches
+    assert not compare({(0,): 499, (1,): 300, (2,): 200, (3,): 1}, exact).matches, "one impossible sample is enough"

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from specstream import errors
+from specstream.cli import main
+from specstream.models import catalog
+
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "SPECSTREAM_DEBUG"}
+
+
+@pytest.fixture(autouse=True)
+def without_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECSTREAM_DEBUG", raising=False)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def failing_pull(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def pull(name: str, progress: bool = True) -> None:
+        raise error
+
+    monkeypatch.setattr(catalog, "is_cached", lambda name: False)
+    monkeypatch.setattr(catalog, "pull", pull)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (errors.SpecStreamError("it broke"), 1, "error: it broke"),
+        (errors.UsageError("K is -1: give 0 or more"), 2, "error: K is -1: give 0 or more"),
+        (errors.ModelNotFoundError("no such"), 2, "error: no such"),
+        (errors.UnsupportedModelError("no"), 2, "error: no"),
+        (errors.VocabularyMismatchError("no"), 2, "error: no"),
+        (errors.NumericalError("NaN"), 1, "error: NaN"),
+        (errors.DownloadError("two\nlines"), 1, "error: two lines"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+            1,
+            "error: no space left on the disk for /a/b: free some and run the command again",
+        ),
+        (
+            ZeroDivisionError("by\nzero"),
+            1,
+            "error: internal: ZeroDivisionError: by zero (re-run with --debug for the traceback)",
+        ),
+    ],
+)
+def test_an_exception_is_one_line_and_an_exit_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing_pull(monkeypatch, error)
+    assert run("models", "pull", "tiny") == code
+    captured = capsys.readouterr()
+    assert captured.err == f"{line}\n"
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--nonsense"], "error: No such option: --nonsense (see specstream --help)"),
+        (["nonsense"], "error: No such command 'nonsense'. (see specstream --help)"),
+        (["models", "pull"], "error: Missing argument 'NAME'. (see specstream models pull --help)"),
+    ],
+)
+def test_a_misspelt_command_line_is_one_line_and_exit_code_2(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["--debug", "models", "pull", "tiny"], ""),
+        (["models", "pull", "tiny", "--debug"], ""),
+        (["models", "pull", "tiny"], "1"),
+    ],
+)
+def test_debug_shows_the_traceback_wherever_it_is_asked_for(
+    arguments: list[str], environment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECSTREAM_DEBUG", environment)
+    failing_pull(monkeypatch, ZeroDivisionError("zero"))
+    assert run(*arguments) == 1
+    captured = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in captured
+    assert captured.splitlines()[-1].startswith("error: internal: ZeroDivisionError")
+
+
+def test_debug_after_two_dashes_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("models", "pull", "--", "--debug") == 2
+    assert "unknown model '--debug'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_names_the_verbs(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*arguments) == 0
+    assert "models" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import specstream
+
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"specstream {specstream.__version__}\n"
+
+
+def test_the_installed_command_reports_like_this() -> None:
+    command = [sys.executable, "-c", "from specstream.cli import main; main()", "models", "pull", "nope"]
+    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: unknown model 'nope'")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_reader_that_has_gone_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from specstream.cli import main; main()", "models", "list", "--json"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
