@@ -143,6 +143,7 @@ def decode(
             sampling,
             [row.generator for row in active],
             speculation.acceptance_threshold,
+            stopping.eos_token_ids,
         )
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)

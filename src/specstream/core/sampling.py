@@ -106,31 +106,44 @@ def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = (
         NumericalError: the logits hold NaN or plus infinity, or no token is left.
     """
     scores = process(logits, sampling, context)
+    if not sampling.greedy:  # before the check: a tiny temperature overflows too
+        scores = scores / sampling.temperature
     best = scores.max()
     if not torch.isfinite(best):
-        raise NumericalError(f"the largest logit is {best.item()}: {_BAD_LOGITS}")
+        raise NumericalError(f"the largest logit is {best.item()} (temperature {sampling.temperature}): {_BAD_LOGITS}")
     if sampling.greedy:
         point = torch.zeros_like(scores)
         point[scores.argmax()] = 1.0
         return point
-    scores = _truncate(scores / sampling.temperature, sampling)
-    return scores.softmax(-1)
+    return _truncate(scores, sampling).softmax(-1)
 
 
 _BAD_LOGITS = "check the weights and the dtype (float16 overflows on some models; try bfloat16 or float32)"
 
 
+_NO_CHOICE = -1
+
+
 def greedy_choices(logits: Tensor) -> list[list[int]]:
     """The argmax of every position: ``[rows, width, vocab]`` -> token ids, in one transfer to the host.
 
-    Raises:
-        NumericalError: the logits hold NaN or plus infinity.
+    Read them through ``checked``: a bad position counts only where the output meets it, as in plain decoding; it
+    may as well lie beyond the row's tree or below a rejected draft.
     """
     best, choices = logits.max(-1)
-    if not bool(torch.isfinite(best).all()):
-        raise NumericalError(f"the model's logits hold NaN or infinity: {_BAD_LOGITS}")
-    rows: list[list[int]] = choices.tolist()
+    rows: list[list[int]] = choices.masked_fill(~torch.isfinite(best), _NO_CHOICE).tolist()
     return rows
+
+
+def checked(choice: int) -> int:
+    """A token of ``greedy_choices``.
+
+    Raises:
+        NumericalError: the logits there hold NaN or plus infinity, or no token is possible.
+    """
+    if choice == _NO_CHOICE:
+        raise NumericalError(f"the model's logits hold NaN or infinity: {_BAD_LOGITS}")
+    return choice
 
 
 def draw(distribution: Tensor, generator: torch.Generator) -> int:

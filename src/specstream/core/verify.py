@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specstream.core.sampling import Sampling, draw, greedy_choices, probabilities
+from specstream.core.sampling import Sampling, checked, draw, greedy_choices, probabilities
 from specstream.core.tree import TokenTree
 
 
@@ -34,7 +34,7 @@ class Verdict:
     Attributes:
         path: accepted nodes of the tree, the root first.
         tokens: the tokens this pass emits: the accepted drafts, then one of the target's own (the bonus
-            after a fully accepted path, the correction after a rejection).
+            after a fully accepted path, the correction after a rejection; none after an accepted end).
     """
 
     path: tuple[int, ...]
@@ -57,6 +57,7 @@ def verify(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
     acceptance_threshold: float | None = None,
+    ends: frozenset[int] = frozenset(),
 ) -> list[Verdict]:
     """Verify every row's tree.
 
@@ -67,12 +68,14 @@ def verify(
         sampling: how the target chooses tokens.
         generators: each row's own source of chance, on the CPU.
         acceptance_threshold: None is lossless. A number turns on typical acceptance (lossy) at temperature > 0.
+        ends: tokens nothing comes after, so that no processor is asked what would.
 
     Raises:
-        NumericalError: NaN or infinite logits.
+        NumericalError: NaN or infinite logits where the output meets them.
     """
     if sampling.greedy and not sampling.needs_context:
-        return [verify_greedy(tree, row.__getitem__) for tree, row in zip(trees, greedy_choices(logits), strict=True)]
+        rows = zip(trees, greedy_choices(logits), strict=True)
+        return [verify_greedy(tree, lambda node, row=row: checked(row[node]), ends) for tree, row in rows]  # type: ignore[misc]
     verdicts = []
     for row, tree in enumerate(trees):
         context = list(contexts[row])
@@ -83,48 +86,54 @@ def verify(
             return probabilities(logits[row, node], sampling, prefix)
 
         if sampling.greedy:
-            verdicts.append(verify_greedy(tree, lambda node, scores=scores: int(scores(node).argmax())))  # type: ignore[misc]
+            verdicts.append(verify_greedy(tree, lambda node, scores=scores: int(scores(node).argmax()), ends))  # type: ignore[misc]
         elif acceptance_threshold is None:
-            verdicts.append(verify_sampled(tree, scores, generators[row]))
+            verdicts.append(verify_sampled(tree, scores, generators[row], ends))
         else:
-            verdicts.append(verify_typical(tree, scores, generators[row], acceptance_threshold))
+            verdicts.append(verify_typical(tree, scores, generators[row], acceptance_threshold, ends))
     return verdicts
 
 
-def verify_greedy(tree: TokenTree, choice: Callable[[int], int]) -> Verdict:
+def verify_greedy(tree: TokenTree, choice: Callable[[int], int], ends: frozenset[int] = frozenset()) -> Verdict:
     """Walk down while a child carries the token the target would have chosen."""
-    node, path, tokens = 0, [0], []
-    while True:
+    node, path, tokens = 0, [0], list[int]()
+    while not ends.intersection(tokens[-1:]):
         token = choice(node)
         tokens.append(token)
         child = next((child for child in tree.children[node] if tree.tokens[child] == token), None)
         if child is None:
-            return Verdict(path=tuple(path), tokens=tuple(tokens))
+            break
         node = child
         path.append(node)
+    return Verdict(path=tuple(path), tokens=tuple(tokens))
 
 
-def verify_sampled(tree: TokenTree, target: Walk, generator: torch.Generator) -> Verdict:
+def verify_sampled(
+    tree: TokenTree, target: Walk, generator: torch.Generator, ends: frozenset[int] = frozenset()
+) -> Verdict:
     """Lossless sampling: the emitted tokens are distributed as the target's own, whatever drew the tree."""
-    node, path, tokens = 0, [0], []
-    while True:
+    node, path, tokens = 0, [0], list[int]()
+    while not ends.intersection(tokens[-1:]):
         accepted, residual = _choose_child(tree, node, target(node), generator)
         if accepted is None:
             tokens.append(draw(residual, generator))
-            return Verdict(path=tuple(path), tokens=tuple(tokens))
+            break
         node = accepted
         path.append(node)
         tokens.append(tree.tokens[node])
+    return Verdict(path=tuple(path), tokens=tuple(tokens))
 
 
-def verify_typical(tree: TokenTree, target: Walk, generator: torch.Generator, threshold: float) -> Verdict:
+def verify_typical(
+    tree: TokenTree, target: Walk, generator: torch.Generator, threshold: float, ends: frozenset[int] = frozenset()
+) -> Verdict:
     """Typical acceptance (Medusa, arXiv 2401.10774, section 2.3.1). Lossy: it changes the distribution.
 
     A drafted token stays if the target gives it more than ``min(threshold, sqrt(threshold) * exp(-entropy))``;
     of several such children the target's likeliest is followed. The last token is drawn from the target.
     """
-    node, path, tokens = 0, [0], []
-    while True:
+    node, path, tokens = 0, [0], list[int]()
+    while not ends.intersection(tokens[-1:]):
         p = target(node)
         entropy = -(p * p.clamp_min(1e-30).log()).sum()
         floor = min(threshold, math.sqrt(threshold) * math.exp(-float(entropy)))
@@ -132,10 +141,11 @@ def verify_typical(tree: TokenTree, target: Walk, generator: torch.Generator, th
         best = max(likelihood, key=likelihood.__getitem__, default=None)
         if best is None or likelihood[best] <= floor:
             tokens.append(draw(p, generator))
-            return Verdict(path=tuple(path), tokens=tuple(tokens))
+            break
         node = best
         path.append(node)
         tokens.append(tree.tokens[node])
+    return Verdict(path=tuple(path), tokens=tuple(tokens))
 
 
 def _choose_child(tree: TokenTree, node: int, p: Tensor, generator: torch.Generator) -> tuple[int | None, Tensor]:

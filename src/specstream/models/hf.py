@@ -14,6 +14,7 @@ from specstream.models.cache import PADDING, TreeCache
 from specstream.models.exactness import Exactness
 from specstream.models.families import describe
 from specstream.models.runtime import Runtime, RuntimeName
+from specstream.models.selftest import check_tree
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
@@ -21,8 +22,8 @@ PREFILL_CHUNK = 512
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the nodes of a pass stand: ``positions`` ``[rows, width]``, ``key_positions`` ``[rows, capacity]`` and
-    ``visible`` ``[rows, width, capacity]`` bool."""
+    """Where the nodes of a pass stand: ``positions`` ``[rows, width]``, ``key_positions`` ``[rows, reach]`` and
+    ``visible`` ``[rows, width, reach]`` bool."""
 
     positions: Tensor
     key_positions: Tensor
@@ -46,15 +47,23 @@ class HuggingFaceTarget:
         self.family = describe(model)
         self.model = model
         self.runtime = Runtime(model, runtime)
-        vocab_size = model.get_input_embeddings().num_embeddings
-        self.exactness = Exactness(self.begin_unpadded, vocab_size, self.context_length) if exact else None
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.exactness = self._exactness() if exact else None
+        self._checked = False
 
     @property
     def context_length(self) -> int | None:
         return self.family.context_length
 
     def prepare(self) -> None:
-        """Run the self-test, if it has not run yet; ``begin`` does so too."""
+        """Run the self-tests, if they have not run yet; ``begin`` does so too.
+
+        Raises:
+            UnsupportedModelError: the model does not follow a tree's mask and positions.
+        """
+        if not self._checked:
+            check_tree(self)
+            self._checked = True
         if self.exactness is not None:
             self.exactness.calibrate()
 
@@ -64,7 +73,7 @@ class HuggingFaceTarget:
         return HuggingFaceSession(self, prefixes, self.exactness)
 
     def begin_unpadded(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
-        """The same without the self-test and without padding."""
+        """The same without the self-tests and without padding."""
         return HuggingFaceSession(self, prefixes, None)
 
     def forward(self, cache: TreeCache, tokens: Tensor, layout: _Layout, *, last_only: bool = False) -> Tensor:
@@ -88,8 +97,18 @@ class HuggingFaceTarget:
         logits: Tensor = output.logits
         return logits
 
+    def _exactness(self) -> Exactness:
+        text = self.model.config.get_text_config(decoder=True)
+        return Exactness(
+            self.begin_unpadded,
+            self.vocab_size,
+            self.context_length,
+            dtype=self.model.dtype,
+            activations=text.num_hidden_layers * text.hidden_size,
+        )
+
     def _masks(self, layout: _Layout) -> Tensor | dict[str | None, Tensor]:
-        """Additive masks ``[rows, 1, width, capacity]``, one for each kind of attention the family has."""
+        """Additive masks ``[rows, 1, width, reach]``, one for each kind of attention the family has."""
         distance = layout.positions[:, :, None] - layout.key_positions[:, None, :]
         masks = {}
         for kind, window in self.family.windows.items():
@@ -113,11 +132,10 @@ class HuggingFaceSession:
             self._prefill(row, prefix)
 
     @torch.inference_mode()
-    def fork(self, rows: int, slots: int) -> HuggingFaceSession:
-        """A copy whose every row is this session's first row, in a cache that reaches ``slots``."""
+    def fork(self, rows: int, length: int, capacity: int) -> HuggingFaceSession:
+        """See ``ProbeSession.fork``."""
         copy = HuggingFaceSession(self._target, [], self._exactness)
-        copy.cache = self.cache.fork(rows)
-        copy.cache.reserve(slots)
+        copy.cache = self.cache.fork(rows, length, capacity)
         return copy
 
     @property
@@ -128,8 +146,8 @@ class HuggingFaceSession:
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         width = max(len(tree) for tree in trees)
         if self._exactness is not None:
-            reach = max(self.cache.lengths) + width
-            width, certified = self._exactness.width(len(trees), width, reach)
+            longest = max(self.cache.lengths)
+            width, certified = self._exactness.width(len(trees), width, longest, self.cache.capacity)
             self._bits = self._bits and certified
         device = self._target.model.device
         self.cache.plan(width, device)
@@ -164,7 +182,7 @@ class HuggingFaceSession:
         """Positions and visibility of every node; padding continues each row as a chain."""
         device = self._target.model.device
         lengths = torch.tensor(self.cache.lengths if row is None else [self.cache.lengths[row]], device=device)
-        slots = torch.arange(self.cache.capacity, device=device).expand(len(trees), -1)
+        slots = torch.arange(self.cache.reach, device=device).expand(len(trees), -1)
         positions = lengths[:, None] + torch.arange(width, device=device)
         visible = slots[:, None, :] <= positions[:, :, None]
         if all(tree.is_chain for tree in trees):

@@ -1,0 +1,85 @@
+"""Does this model follow a token tree? Asked of the model itself, once, before its first pass.
+
+A tree reaches the model through its mask, its positions and its cache. A family that computes positions from the
+places in the cache, or adds a bias of its own, would take them without complaint and score every branch but the first
+wrongly. So a small tree with two branches is scored both ways: through the cache, and by the model's own forward over
+each path.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from specstream.core.tree import TokenTree
+from specstream.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from specstream.models.hf import HuggingFaceTarget
+
+CONTEXT = 24
+"""Tokens before the tree."""
+
+BRANCH = 6
+"""Tokens of each branch. The second stands this many slots behind its position: far enough to show in half precision."""
+
+
+@torch.inference_mode()
+def check_tree(target: HuggingFaceTarget) -> None:
+    """Compare both ways of scoring one tree. Three small passes.
+
+    Raises:
+        UnsupportedModelError: the model fails on a tree mask, or its logits differ by more than rounding.
+    """
+    room = CONTEXT + 2 * BRANCH + 1 if target.context_length is None else target.context_length
+    branch = min(BRANCH, (room - 1) // 3)
+    if branch < 1:
+        return
+    before = min(CONTEXT, room - branch - 1)
+    chance = torch.Generator().manual_seed(1)
+    tokens = torch.randperm(target.vocab_size, generator=chance)[: before + 1 + 2 * branch].tolist()
+    if len(tokens) < before + 1 + 2 * branch:  # a vocabulary too small for two branches
+        return
+    context, root, branches = tokens[:before], tokens[before], [tokens[before + 1 :][:branch], tokens[-branch:]]
+    own = target.model(
+        input_ids=torch.tensor([[*context, root, *path] for path in branches], device=target.model.device),
+        use_cache=False,
+    ).logits[:, before + 1 :]
+    if not bool(torch.isfinite(own).all()):  # verification says so in better words
+        return
+    try:
+        scored = target.begin_unpadded([context]).score([TokenTree.merge(root, branches)])[0, 1:]
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}") from error
+    error = float(_errors(scored.unflatten(0, (2, branch)), own).median(-1).values.max())
+    if not error <= tolerance(own.dtype):
+        raise UnsupportedModelError(f"{_refusal(target)}: its logits on a small tree are off by {error:.1%}")
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The relative error that rounding alone may cause: two orders of summation, through all layers."""
+    return 1e-3 if dtype.itemsize >= 4 else 0.1
+
+
+def _errors(scored: Tensor, own: Tensor) -> Tensor:
+    """``[branches, tokens]``: by how much each token's logits differ, relative to their spread.
+
+    A constant added to all logits of a token changes no probability, so they are centred first. Callers look at the
+    median token: a mixture of experts may send one elsewhere upon a rounding.
+    """
+    scored, own = scored.float(), own.float()
+    own = own - own.mean(-1, keepdim=True)
+    scored = scored - scored.mean(-1, keepdim=True)
+    return (scored - own).norm(dim=-1) / own.norm(dim=-1).clamp_min(1e-30)
+
+
+def _refusal(target: HuggingFaceTarget) -> str:
+    return f"{target.family.name} cannot be a target: its attention does not follow a tree's mask and positions"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

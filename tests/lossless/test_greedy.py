@@ -1,0 +1,93 @@
+"""Temperature 0: every drafter's output is the model's chain of favourites, token for token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import NoRepeatNGramLogitsProcessor
+
+from lossless.drafters import Branching, FunctionDrafter, oracle
+from lossless.exact import generates_list
+from lossless.table_model import TableModel
+from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.none import NoDrafter
+
+# A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
+TARGET = TableModel.random(11, vocab=5, memory=4)
+NEAR = TARGET.disturbed(12, 1.0)
+WRONG = TableModel.random(13, vocab=5, memory=3)
+PROMPTS = [[0, 1, 2, 3, 4], [4], [2, 2, 1, 0, 3, 2, 2, 1]]
+LENGTH = 40
+
+# Of a table's favourites few are new: after some tokens they repeat, which lookup lives on.
+DRAFTERS = {
+    "none": NoDrafter(),
+    "lookup chain": LookupDrafter(min_ngram=1, max_ngram=4),
+    "lookup tree": LookupDrafter(min_ngram=1, max_ngram=4, branches=3),
+    "draft chain, near": DraftModelDrafter(NEAR),
+    "draft chain, wrong": DraftModelDrafter(WRONG, gamma=2),
+    "draft chain, never says some tokens": DraftModelDrafter(TARGET.without(14, 2)),
+    "draft chain, short context": DraftModelDrafter(NEAR.limited(20)),
+    "draft tree of 2, near": DraftModelDrafter(NEAR, branches=2),
+    "draft tree of 3, wrong": DraftModelDrafter(WRONG, gamma=3, branches=3),
+    "full tree, chosen": FunctionDrafter(Branching(NEAR, 2, 3, drawn_to=0)),
+    "full tree, drawn": FunctionDrafter(Branching(NEAR, 2, 3)),
+    "oracle": oracle(TARGET),
+}
+
+SAMPLINGS = {
+    "plain": Sampling(),
+    "penalty and processor": Sampling(repetition_penalty=1.7, processors=(NoRepeatNGramLogitsProcessor(3),)),
+}
+
+
+def by_definition(sampling, prompt, length):
+    tokens, processors = list(prompt), generates_list(replace(sampling, temperature=1.0))
+    for _ in range(length):
+        scores = processors(torch.tensor([tokens]), TARGET.logits(tokens)[None].clone())
+        tokens.append(int(scores.argmax()))
+    return tokens[len(prompt) :]
+
+
+def generate(drafter, prompts, sampling):
+    rows = start_rows(prompts, range(len(prompts)), None)
+    rounds = decode(
+        TARGET,
+        drafter,
+        rows,
+        sampling=sampling,
+        stopping=Stopping(max_new_tokens=LENGTH),
+        speculation=Speculation(max_depth=5),
+        timings=Timings(),
+    )
+    for _ in rounds:
+        pass
+    return rows
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["batch 1", "batch 3"])
+@pytest.mark.parametrize("drafter", DRAFTERS.values(), ids=DRAFTERS)
+def test_the_tokens_are_the_models_own(drafter, prompts, sampling):
+    rows = generate(drafter, prompts, sampling)
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert row.emitted == by_definition(sampling, prompt, LENGTH)
+
+
+@pytest.mark.parametrize("name", [name for name in DRAFTERS if name not in ("none", "oracle")])
+def test_the_prompts_force_rejections_and_acceptances(name):
+    rows = generate(DRAFTERS[name], PROMPTS, Sampling())
+    assert 0 < sum(row.stats.accepted for row in rows) < sum(row.stats.drafted for row in rows)
+    assert len({len(row.stats.emitted) for row in rows}) > 1, "rows advance each at their own pace"
+
+
+def test_nothing_of_the_oracle_is_rejected():
+    for row in generate(DRAFTERS["oracle"], PROMPTS, Sampling()):
+        assert row.stats.acceptance_rate == 1.0
+        assert row.stats.emitted == [6] * 6 + [4]
