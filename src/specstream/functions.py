@@ -131,7 +131,7 @@ def _refuse(config: Any) -> None:
 
 
 def _criteria_check(criteria: Any, width: int, pad: int, device: torch.device) -> StopCheck:
-    """transformers' stopping criteria, shown one more token at a time behind a prompt of the batch's width."""
+    """The stopping criteria of transformers, shown one more token at a time behind a prompt of the batch's width."""
 
     def check(emitted: Sequence[int], new: int) -> int | None:
         ids = torch.tensor([[pad] * width + list(emitted)], device=device)

@@ -8,49 +8,43 @@ from typing import Annotated, Any
 
 import typer
 
-from specstream.cli.options import Device, Dtype, GammaOption, Runtime, Seed, Temperature, TopK, TopP
+from specstream.cli import options
+from specstream.cli.loading import load_engine
 
 
 def compare(
     target_model: Annotated[str, typer.Option("--target-model", help="The model whose output it is.")],
     draft_model: Annotated[str, typer.Option("--draft-model", help="A smaller model of the same tokenizer.")],
     input_str: Annotated[str, typer.Option("--input-str", help="The prompt, taken as plain text.")],
-    num_runs: Annotated[int, typer.Option("--num-runs", min=1, help="Counted runs of each method.")] = 50,
-    n: Annotated[int, typer.Option("--N", "-n", min=1, help="Tokens to generate in each run.")] = 40,
-    k: GammaOption = 4,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    runtime: Runtime = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    num_runs: Annotated[int, typer.Option("--num-runs", help="Counted runs of each method.")] = 50,
+    n: Annotated[int, typer.Option("--N", "-n", help="Tokens to generate in each run.")] = 40,
+    k: options.Gamma = 4,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Time plain decoding and speculative decoding with a draft model, alternating run by run."""
-    from specstream.cli.loading import quiet_loading
-
-    with quiet_loading():
-        from specstream.engine import SpeculativeEngine
-
-        engine = SpeculativeEngine(
-            target_model,
-            draft_model=draft_model,
-            gamma=k,
-            max_speculation_depth=k,
-            max_new_tokens=n,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            ignore_eos=True,  # every run makes the same number of tokens
-            device=device,
-            dtype=dtype,
-            runtime=runtime,  # type: ignore[arg-type]
-        )
+    settings = {
+        "gamma": k,
+        "max_speculation_depth": k,
+        "max_new_tokens": n,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "seed": seed,
+        "ignore_eos": True,  # every run makes the same number of tokens
+        "device": device,
+        "dtype": dtype,
+        "runtime": runtime,
+    }
+    engine = load_engine(target_model, draft_model, settings)
     report = _report(engine.benchmark([input_str], num_runs=num_runs), n)
-    report["arguments"] = {"input_str": input_str, "N": n, "K": k, "num_runs": num_runs, "temperature": temperature}
-    report["arguments"] |= {"top_k": top_k, "top_p": top_p, "seed": seed}
+    report["arguments"] = {**settings, "input_str": input_str, "N": n, "K": k, "num_runs": num_runs}
     if as_json:
         print(json.dumps(report))
     else:

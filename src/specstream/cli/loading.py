@@ -1,13 +1,25 @@
-"""Loading models without the noise of libraries."""
+"""Loading an engine for a command: settings first, then models, without the noise of libraries."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+
+def load_engine(model: str, draft: str | None, settings: dict[str, Any]) -> Any:
+    """A ``SpeculativeEngine``. Settings are validated before anything is fetched or loaded."""
+    from specstream.config import engine_config
+
+    engine_config(settings)  # type: ignore[arg-type]
+    with _quiet():
+        from specstream.engine import SpeculativeEngine
+
+        return SpeculativeEngine(model, draft_model=draft, **settings)
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Inside, transformers shows no progress bars of its own and only errors: the command speaks for itself."""
     from transformers.utils import logging
 

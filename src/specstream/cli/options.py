@@ -1,4 +1,4 @@
-"""Options that several verbs share, with one name, one help text and one range each."""
+"""The options of the verbs, with one name, one help text and one range each."""
 
 from __future__ import annotations
 
@@ -8,24 +8,41 @@ import typer
 
 from specstream.errors import UsageError
 
+# typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
+Text = Optional[str]  # noqa: UP045
+Words = Annotated[Text, typer.Argument(metavar="PROMPT", help="The prompt.")]
+PromptOption = Annotated[Text, typer.Option("--prompt", "-p", help="The prompt, as an option.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A catalog name, a local folder, or a hub id.")]
-Draft = Annotated[Optional[str], typer.Option("--draft", "-d", help="A smaller model of the same tokenizer.")]  # noqa: UP045
-GammaOption = Annotated[int, typer.Option("-K", "--gamma", min=1, help="Most tokens a draft model drafts per round.")]
-Temperature = Annotated[float, typer.Option("--temperature", "-t", min=0, help="0 is greedy decoding.")]
-TopK = Annotated[int, typer.Option("--top-k", min=0, help="Keep the k likeliest tokens; 0 keeps all.")]
+Draft = Annotated[Text, typer.Option("--draft", "-d", help="A smaller model of the same tokenizer.")]
+Drafter = Annotated[
+    str, typer.Option("--drafter", help="none, lookup, draft_model, or auto: a draft if given, else lookup.")
+]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
+Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; in (0, 1].")]
-MinP = Annotated[float, typer.Option("--min-p", min=0, max=1, help="Drop tokens below this times the likeliest.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens below this times the likeliest.")]
 RepetitionPenalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages repeats.")]
-Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Fixes the draws.")]  # noqa: UP045
+Seed = Annotated[Optional[int], typer.Option("--seed", help="Fixes the draws.")]  # noqa: UP045
+Stop = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--stop", help="Stop before this text; may be repeated."),
+]
+Chat = Annotated[
+    Optional[bool],  # noqa: UP045
+    typer.Option("--chat/--no-chat", help="Use the model's chat template (default: if it has one)."),
+]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="auto (float32 on a CPU without bf16 instructions), float32, bfloat16 or float16."),
+    typer.Option("--dtype", help="float32, bfloat16, float16, or auto: float32 on a CPU without bf16 instructions."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Runtime = Annotated[str, typer.Option("--runtime", help="How passes run: auto, eager or packed.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
-def parse_drafter(name: str) -> None:
+def check_drafter(name: str) -> None:
     """Refuse an unknown drafter before anything is loaded."""
     from specstream.config import DrafterName
 

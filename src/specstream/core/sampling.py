@@ -119,8 +119,6 @@ def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = (
 
 
 _BAD_LOGITS = "check the weights and the dtype (float16 overflows on some models; try bfloat16 or float32)"
-
-
 _NO_CHOICE = -1
 
 
