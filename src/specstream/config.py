@@ -38,7 +38,7 @@ class EngineSettings(SamplingSettings, total=False):
     device: str
     dtype: Any
     torch_dtype: Any
-    runtime: Literal["auto", "eager", "packed"]
+    runtime: Literal["auto", "eager", "native", "packed"]
     exact: Literal["bits", "rounding"]
     use_cache: bool
 
@@ -115,7 +115,7 @@ class EngineConfig(BaseModel):
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: Any = "auto"
-    runtime: Literal["auto", "eager", "packed"] = "auto"
+    runtime: Literal["auto", "eager", "native", "packed"] = "auto"
     exact: Literal["bits", "rounding"] = "bits"
     use_cache: bool = True
 

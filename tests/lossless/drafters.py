@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lossless.table_model import TableModel
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
+from tests.lossless.table_model import TableModel
 
 
 @dataclass

@@ -22,8 +22,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from lossless.table_model import TableModel
 from specstream.core.sampling import Sampling
+from tests.lossless.table_model import TableModel
 
 P_VALUE = 1e-4
 """A correct sampler fails the chi-squared test with this probability; the seeds are fixed, so it does so never or
@@ -63,17 +63,21 @@ def exact_next(model: TableModel, sampling: Sampling) -> Next:
     return distribution
 
 
-def joint(following: Next, prompt: Sequence[int], length: int) -> dict[tuple[int, ...], float]:
-    """Every continuation of ``length`` tokens that can happen, with its probability."""
-    continuations = {(): 1.0}
+def joint(
+    following: Next, prompt: Sequence[int], length: int, ends: frozenset[int] = frozenset()
+) -> dict[tuple[int, ...], float]:
+    """Every continuation that can happen, of ``length`` tokens or up to one of ``ends``, with its probability."""
+    running, ended = {(): 1.0}, {}
     for _ in range(length):
-        continuations = {
+        continued = {
             (*tokens, token): probability * share
-            for tokens, probability in continuations.items()
+            for tokens, probability in running.items()
             for token, share in enumerate(following([*prompt, *tokens]).tolist())
             if share > 0
         }
-    return continuations
+        ended |= {tokens: share for tokens, share in continued.items() if tokens[-1] in ends}
+        running = {tokens: share for tokens, share in continued.items() if tokens[-1] not in ends}
+    return ended | running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +119,7 @@ def compare(counts: Mapping[tuple[int, ...], int], exact: Mapping[tuple[int, ...
     distance = (sum(abs(seen - wanted) for seen, wanted in cells) + total - possible) / 2 / total
     expectation = sum(math.sqrt(p * max(0.0, 1 - p) / total) for p in exact.values()) / 2
     bound = expectation + math.sqrt(math.log(1 / TV_RISK) / 2 / total)
-    return Comparison(
-        p_value=p_value, distance=distance, bound=bound, impossible=total - possible, cells=len(large)
-    )
+    return Comparison(p_value=p_value, distance=distance, bound=bound, impossible=total - possible, cells=len(large))
 
 
 def frequencies(samples: Sequence[Sequence[int]]) -> Counter[tuple[int, ...]]:

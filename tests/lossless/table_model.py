@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -113,8 +114,9 @@ class TableSession:
         self._require(len(paths) == len(self._pending), f"{len(paths)} paths for {len(self._pending)} trees")
         for tree, path, committed in zip(self._pending, map(list, paths), self.committed, strict=True):
             self._require(path[:1] == [0], f"path {path} does not begin at the root")
-            steps = zip(path, path[1:], strict=False)
-            self._require(all(tree.parents[child] == node for node, child in steps), f"{path} is no path of the tree")
+            self._require(
+                all(tree.parents[child] == node for node, child in pairwise(path)), f"{path} is no path of the tree"
+            )
             committed.extend(tree.tokens[node] for node in path)
         self._pending = None
 

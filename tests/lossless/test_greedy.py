@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
-from lossless.drafters import Branching, FunctionDrafter, oracle
-from lossless.exact import generates_list
-from lossless.table_model import TableModel
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
+from tests.lossless.drafters import Branching, FunctionDrafter, oracle
+from tests.lossless.exact import generates_list
+from tests.lossless.table_model import TableModel
 
 # A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
 TARGET = TableModel.random(11, vocab=5, memory=4)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lossless.table_model import TableModel
 from specstream.core.tree import TokenTree
+from tests.lossless.table_model import TableModel
 
 MODEL = TableModel.random(0, vocab=3, memory=3)
 

@@ -35,10 +35,10 @@ Chat = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="float32, bfloat16, float16, or auto: float32 on a CPU without bf16 instructions."),
+    typer.Option("--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's, if this machine is fast in it."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-Runtime = Annotated[str, typer.Option("--runtime", help="How passes run: auto, eager or packed.")]
+Runtime = Annotated[str, typer.Option("--runtime", help="How passes run: auto, native, packed or eager.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

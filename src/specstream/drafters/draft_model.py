@@ -87,7 +87,7 @@ class DraftModelSession:
         self._session = session
         self._cached = lengths  # tokens of each row whose keys and values the draft holds
         self._sampling = sampling
-        self._trees: list[TokenTree] = []
+        self._vocab_size: int | None = None  # the draft's own, known from its first pass
         self._before: list[int] = []
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
@@ -99,8 +99,7 @@ class DraftModelSession:
             for row, depth, scores in zip(growing, depths, logits, strict=True):
                 if step < depth:
                     self._grow(row, scores)
-        self._trees = [row.tree() for row in growing]
-        return self._trees
+        return [row.tree() for row in growing]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         """Forget what the draft read beyond the accepted part of its own chain."""
@@ -128,11 +127,21 @@ class DraftModelSession:
                 del sequence[max(1, self._cached[row]) :]
             self._cached[row] = min(self._cached[row], len(sequence) - 1)
         self._session.rollback(self._cached)
-        trees = [TokenTree.chain(tokens[done:]) for tokens, done in zip(sequences, self._cached, strict=True)]
+        news = [self._readable(tokens[done:]) for tokens, done in zip(sequences, self._cached, strict=True)]
+        trees = [TokenTree.chain(tokens) for tokens in news]
         logits = self._session.score(trees)
+        self._vocab_size = logits.shape[-1]
         self._session.commit([range(len(tree)) for tree in trees])
         self._cached = [len(sequence) for sequence in sequences]
         return [self._fit(logits[row, len(tree) - 1]) for row, tree in enumerate(trees)]
+
+    def _readable(self, tokens: list[int]) -> list[int]:
+        """A padding entry that only the target has, and said, has no embedding here: the draft reads another token.
+
+        It drafts worse for it, never wrongly. The first pass reads the prompt, which is the tokenizer's.
+        """
+        size = self._vocab_size
+        return tokens if size is None else [token if token < size else 0 for token in tokens]
 
     def _fit(self, logits: Tensor) -> Tensor:
         """Over the target's vocabulary: padding entries that only one of the two has cannot be drafted."""

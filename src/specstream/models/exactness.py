@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -123,10 +124,10 @@ class Exactness:
         self._context, self._tokens = self._begin([tokens[:before]]), tokens[before:]
         if len(self._tokens) < 2 * USEFUL_WIDTH:  # a context too short to compare anything in
             return
-        first_rows = {width: self._rows(width)[0, 0] for width in WIDTHS if width <= 2 * USEFUL_WIDTH}
+        first_row = cache(lambda width: self._rows(width)[0, 0])
         for base in self._candidates:
             # Most candidates fail at once; the whole comparison is for the one that does not.
-            if torch.equal(first_rows[base], first_rows[_partner(base)]):
+            if torch.equal(first_row(base), first_row(_partner(base))):
                 reference = self._refer(base, 1, self._probe_rows)
                 if reference is not None:
                     self._base, self._references[1] = base, reference

@@ -7,8 +7,6 @@ import itertools
 import pytest
 import torch
 
-from lossless.drafters import Branching, FunctionDrafter, oracle
-from lossless.table_model import TableModel, TableSession
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -16,6 +14,8 @@ from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import NumericalError, UsageError
+from tests.lossless.drafters import Branching, FunctionDrafter, oracle
+from tests.lossless.table_model import TableModel, TableSession
 
 MODEL = TableModel.random(20, vocab=8, memory=3)
 PROMPT = [1, 5, 2]
@@ -105,7 +105,9 @@ class TestStopping:
         row, _ = first(oracle(MODEL), model=MODEL.limited(len(PROMPT) + 1))
         assert row.emitted == CHAIN[:1]
 
-    @pytest.mark.parametrize("sampling", [Sampling(), Sampling(repetition_penalty=1.0 + 1e-9), Sampling(temperature=1e-3)])
+    @pytest.mark.parametrize(
+        "sampling", [Sampling(), Sampling(repetition_penalty=1.0 + 1e-9), Sampling(temperature=1e-3)]
+    )
     @pytest.mark.parametrize("drafter", [NoDrafter(), oracle(MODEL)], ids=["plain", "oracle"])
     @pytest.mark.parametrize("eos", sorted(set(CHAIN[:9])))
     def test_an_end_in_the_middle_of_an_accepted_path(self, drafter, eos, sampling):

@@ -124,9 +124,7 @@ class TestProcessors:
 
         sampling = Sampling(temperature=temperature, processors=(record,))
         tree = TokenTree.chain([0, 2, 4, 1])
-        (verdict,) = verify(
-            [tree], logits_for([2, 4, 1, 3]), [[0]], sampling, [seeded()], ends=frozenset({4})
-        )
+        (verdict,) = verify([tree], logits_for([2, 4, 1, 3]), [[0]], sampling, [seeded()], ends=frozenset({4}))
         assert verdict == Verdict(path=(0, 1, 2), tokens=(2, 4))
         assert len(seen) == 2
 
@@ -162,9 +160,10 @@ class TestSampled:
 
     def test_impossible_drafts_are_rejected_and_certain_ones_accepted(self):
         targets = [point(2), point(4), point(5)]
-        for proposals in ({}, {0: distribution(1, 1, 1), 1: distribution(0, 0, 0, 0, 1, 1)}):
+        depths = (0, 1, 1, 2, 2)
+        for proposals in ({}, {0: distribution(1, 1, 1), 2: distribution(0, 0, 0, 0, 1, 1)}):
             tree = TokenTree((0, 1, 2, 5, 4), (-1, 0, 0, 2, 2), proposals)
-            verdict = verify_sampled(tree, lambda node: targets[tree.depths[node]], seeded())
+            verdict = verify_sampled(tree, lambda node: targets[depths[node]], seeded())
             assert verdict == Verdict(path=(0, 2, 4), tokens=(2, 4, 5))
 
     def test_a_rejected_token_that_was_chosen_does_not_come_back(self):

@@ -1,0 +1,93 @@
+"""Decoding with tiny models: the loop as the engine runs it, and every committed row's logits on record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tests.lossless.families import build
+from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
+from specstream.core.ports import Drafter, Target, TargetSession
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.core.tree import TokenTree
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.none import NoDrafter
+from specstream.models.hf import HuggingFaceTarget
+
+DRAFTERS = ("none", "lookup", "lookup-tree", "draft_model", "draft_model-tree")
+GAMMA = 3
+
+
+def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
+    """A drafter of this name; ``-tree`` gives it more than one candidate. ``draft`` goes to ``build``."""
+    kind, branching = name.partition("-")[::2]
+    if kind == "none":
+        return NoDrafter()
+    if kind == "lookup":
+        return LookupDrafter(min_ngram=1, branches=3 if branching else 1)
+    model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
+    return DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
+
+
+def run(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Row]:
+    """Greedy decoding of a batch."""
+    rows = start_rows(prompts, [0] * len(prompts), target.context_length)
+    rounds = decode(
+        target,
+        drafter,
+        rows,
+        sampling=Sampling(),
+        stopping=Stopping(max_new_tokens=max_new_tokens),
+        speculation=Speculation(max_depth=GAMMA),
+        timings=Timings(),
+    )
+    for _ in rounds:
+        pass
+    return rows
+
+
+@dataclass
+class Recorded:
+    """A target that remembers, for every row, the logits after each token that it committed."""
+
+    target: HuggingFaceTarget
+
+    @property
+    def context_length(self) -> int | None:
+        return self.target.context_length
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> RecordedSession:
+        self.logits: list[list[Tensor]] = [[] for _ in prefixes]
+        return RecordedSession(self.target.begin(prefixes), list(self.logits))
+
+
+class RecordedSession:
+    def __init__(self, session: TargetSession, logits: list[list[Tensor]]) -> None:
+        self._session = session
+        self._logits = logits
+        self._scored: Tensor
+
+    @property
+    def exact(self) -> str:
+        return self._session.exact
+
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        self._scored = self._session.score(trees)
+        return self._scored
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        for record, scored, path in zip(self._logits, self._scored, paths, strict=True):
+            record.extend(scored[node].clone() for node in path)
+        self._session.commit(paths)
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        raise AssertionError("the loop never rolls a target back")
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._session.keep(rows)
+        self._logits = [self._logits[row] for row in rows]

@@ -1,0 +1,68 @@
+"""Greedy decoding equals transformers' own, token for token: drafter x family x batch x tree x runtime, float32."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+from tests.lossless.decoding import DRAFTERS, make_drafter, run
+from tests.lossless.families import FAMILIES, WINDOW, build, prompt
+from specstream.core.stats import RowStats
+from specstream.models.hf import HuggingFaceTarget
+
+NEW_TOKENS = 40
+PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
+
+
+@lru_cache(maxsize=None)
+def reference(family: str) -> list[list[int]]:
+    """What ``generate`` gives for each prompt alone."""
+    outputs = []
+    for tokens in PROMPTS:
+        ids = torch.tensor([tokens])
+        output = build(family).generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None
+        )
+        outputs.append(output[0, len(tokens) :].tolist())
+    return outputs
+
+
+@lru_cache(maxsize=None)
+def target(family: str, runtime: str) -> HuggingFaceTarget:
+    return HuggingFaceTarget(build(family), runtime=runtime)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("runtime", ["eager", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_equal_those_of_generate(family: str, runtime: str, drafter: str) -> None:
+    expected = reference(family)
+    batch = run(target(family, runtime), make_drafter(drafter, family), PROMPTS, NEW_TOKENS)
+    assert [row.emitted for row in batch] == expected
+    (alone,) = run(target(family, runtime), make_drafter(drafter, family), PROMPTS[:1], NEW_TOKENS)
+    assert alone.emitted == expected[0]
+    stats = [row.stats for row in (*batch, alone)]
+    if drafter == "none":
+        assert _drafted(stats) == (0, 0)
+    if drafter.startswith("draft_model"):
+        assert min(_drafted(stats)) > 0, "a test in which nothing is accepted, or nothing rejected, shows little"
+
+
+def test_lookup_accepts_and_rejects() -> None:
+    rows = [run(target(family, "packed"), make_drafter("lookup", family), PROMPTS, NEW_TOKENS) for family in FAMILIES]
+    assert min(_drafted([row.stats for batch in rows for row in batch])) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_models_are_worth_decoding(family: str) -> None:
+    """Outputs that vary, longer than the windows: a wrong mask or position cannot hide."""
+    assert all(len(tokens) + NEW_TOKENS > 5 * WINDOW for tokens in PROMPTS)
+    assert len({token for output in reference(family) for token in output}) >= 12
+
+
+def _drafted(stats: list[RowStats]) -> tuple[int, int]:
+    """How many drafted tokens were accepted, and how many were not."""
+    accepted = sum(row.accepted for row in stats)
+    return accepted, sum(row.drafted for row in stats) - accepted

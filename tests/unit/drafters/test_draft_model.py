@@ -1,0 +1,243 @@
+"""The draft model: what it proposes, and that its cache stays in step with every row.
+
+In step means: its trees are those of a draft that starts from scratch, on the row's tokens, in every round. The draft
+is an exact table with a long memory, so one stale or missing token shows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.ports import DraftRequest
+from specstream.core.sampling import Sampling, probabilities
+from specstream.core.stats import Timings
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.errors import UsageError
+from tests.lossless.table_model import TableModel
+
+TARGET = TableModel.random(30, vocab=5, memory=5)
+DRAFT = TARGET.disturbed(31, 0.8)
+PROMPTS = [[0, 1, 2, 3], [4], [2, 2, 1, 0, 3, 1, 4, 4, 0], [1, 3]]
+SAMPLED = Sampling(temperature=1.0)
+
+
+def copied(generator):
+    copy = torch.Generator()
+    copy.set_state(generator.get_state())
+    return copy
+
+
+class InStep:
+    """A DraftModelDrafter that is compared, round by round, with one restarted from scratch."""
+
+    name = "in step"
+
+    def __init__(self, drafter: DraftModelDrafter) -> None:
+        self.drafter = drafter
+        self.rounds = 0
+        self.depths: list[list[int]] = []
+
+    def begin(self, prompts, sampling):
+        self.sampling = sampling
+        self.session = self.drafter.begin(prompts, sampling)
+        return self
+
+    def propose(self, requests):
+        tokens = [list(request.tokens) for request in requests]
+        again = [
+            DraftRequest(tokens=request.tokens, depth=request.depth, generator=copied(request.generator))
+            for request in requests
+        ]
+        trees = self.session.propose(requests)
+        expected = self.drafter.begin(tokens, self.sampling).propose(again)
+        for tree, fresh in zip(trees, expected, strict=True):
+            assert (tree.tokens, tree.parents) == (fresh.tokens, fresh.parents)
+            assert tree.proposals.keys() == fresh.proposals.keys()
+            assert all(torch.equal(tree.proposals[node], fresh.proposals[node]) for node in fresh.proposals)
+        assert [list(request.tokens) for request in requests] == tokens, "the row's tokens were changed"
+        self.rounds += 1
+        self.depths.append([max(tree.depths) for tree in trees])
+        return trees
+
+    def observe(self, verdicts):
+        self.session.observe(verdicts)
+
+    def keep(self, rows):
+        self.session.keep(rows)
+
+
+def run(drafter, prompts=PROMPTS, *, sampling=SAMPLED, target=TARGET, **stopping):
+    rows = start_rows(prompts, range(len(prompts)), target.context_length)
+    for _ in decode(
+        target,
+        drafter,
+        rows,
+        sampling=sampling,
+        stopping=Stopping(**{"max_new_tokens": 30, **stopping}),
+        speculation=Speculation(max_depth=5),
+        timings=Timings(),
+    ):
+        running = [row for row in rows if row.finish_reason is None]
+        if isinstance(drafter, InStep) and running:
+            cached = drafter.session._session.committed
+            assert all(held == row.tokens[: len(held)] for held, row in zip(cached, running, strict=True))
+    return rows
+
+
+def propose(drafter, tokens, *, depth=5, sampling=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    session = drafter.begin([tokens], sampling or Sampling())
+    (tree,) = session.propose([DraftRequest(tokens=tokens, depth=depth, generator=generator)])
+    return tree
+
+
+class TestProposal:
+    def test_a_chain_of_its_favourites(self):
+        tree = propose(DraftModelDrafter(DRAFT), [0, 1, 2])
+        assert tree.is_chain
+        assert list(tree.tokens) == [2, *DRAFT.favourites([0, 1, 2], 4)]
+        assert not tree.proposals
+
+    @pytest.mark.parametrize(("gamma", "depth", "expected"), [(3, 5, 3), (7, 5, 5), (3, 0, 0), (1, 1, 1)])
+    def test_the_depth_is_the_smaller_of_gamma_and_what_is_asked(self, gamma, depth, expected):
+        assert propose(DraftModelDrafter(DRAFT, gamma=gamma), [0, 1, 2], depth=depth).drafted == expected
+
+    def test_runners_up_are_leaves_beside_the_chain(self):
+        tree = propose(DraftModelDrafter(DRAFT, gamma=2, branches=3), [0, 1, 2])
+        first = DRAFT.logits([0, 1, 2]).topk(3).indices.tolist()
+        second = DRAFT.logits([0, 1, 2, first[0]]).topk(3).indices.tolist()
+        assert tree.tokens == (2, first[0], second[0], *first[1:], *second[1:])
+        assert tree.parents == (-1, 0, 1, 0, 0, 1, 1)
+
+    @pytest.mark.parametrize("branches", [1, 2, 3])
+    def test_drawn_candidates_carry_what_they_were_drawn_from(self, branches):
+        sampling = Sampling(temperature=0.8, top_k=4)
+        tree = propose(DraftModelDrafter(DRAFT, gamma=3, branches=branches), [0, 1, 2], sampling=sampling)
+        chain = [0, 1, 2]
+        for node in range(3):
+            assert torch.equal(tree.proposals[node], probabilities(DRAFT.logits(chain), sampling))
+            children = [tree.tokens[child] for child in tree.children[node]]
+            assert len(children) == branches
+            assert all(tree.proposals[node][token] > 0 for token in children)
+            chain.append(children[0])
+        assert tree.proposals.keys() == {0, 1, 2}
+
+    def test_candidates_are_drawn_without_replacement_in_the_order_of_the_children(self):
+        """Of the pairs (first, second): q(first) q(second) / (1 - q(first))."""
+        drafter = DraftModelDrafter(DRAFT, gamma=1, branches=2)
+        q = probabilities(DRAFT.logits([0, 1, 2]), SAMPLED).double()
+        expected = q[:, None] * q[None] / (1 - q)[:, None]
+        expected.fill_diagonal_(0)
+        counts = torch.zeros_like(expected)
+        for seed in range(1500):
+            tree = propose(drafter, [0, 1, 2], sampling=SAMPLED, seed=seed)
+            first, second = (tree.tokens[child] for child in tree.children[0])
+            counts[first, second] += 1
+        assert counts.diagonal().sum() == 0
+        deviation = (counts / 1500 - expected).abs()
+        assert bool((deviation < 4.5 * (expected / 1500).sqrt() + 1e-3).all())
+
+    def test_fewer_candidates_where_fewer_are_possible(self):
+        tree = propose(DraftModelDrafter(DRAFT, gamma=2, branches=3), [0], sampling=Sampling(temperature=1.0, top_k=2))
+        assert [len(tree.children[node]) for node in (0, 1)] == [2, 2]
+
+    def test_the_penalty_counts_the_drafted_tokens(self):
+        sampling = Sampling(temperature=1.0, repetition_penalty=1.5)
+        tree = propose(DraftModelDrafter(DRAFT, gamma=2), [3, 1], sampling=sampling)
+        context = [3, 1, tree.tokens[1]]
+        assert torch.equal(tree.proposals[1], probabilities(DRAFT.logits(context), sampling, context))
+
+    @pytest.mark.parametrize("options", [{"gamma": 0}, {"gamma": -2}, {"branches": 0}])
+    def test_settings_out_of_range_are_named(self, options):
+        ((name, value),) = options.items()
+        with pytest.raises(UsageError, match=f"{name} is {value}; give 1 or more"):
+            DraftModelDrafter(DRAFT, **options)
+
+
+class TestVocabulary:
+    def test_entries_that_only_the_draft_has_are_not_drafted(self):
+        wide = TableModel(torch.cat([DRAFT.table, torch.full((len(DRAFT.table), 2), 50.0)], 1), 5)
+        tree = propose(DraftModelDrafter(wide, vocab_size=5), [0], sampling=SAMPLED)
+        assert all(token < 5 for token in tree.tokens)
+        assert all(len(q) == 5 and float(q.sum()) == pytest.approx(1) for q in tree.proposals.values())
+
+    @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
+    def test_entries_that_only_the_target_has_are_impossible_drafts(self, sampling):
+        tree = propose(DraftModelDrafter(DRAFT, vocab_size=7, branches=2), [0], sampling=sampling)
+        assert all(token < 5 for token in tree.tokens)
+        assert all(q.tolist()[5:] == [0, 0] for q in tree.proposals.values())
+
+    @pytest.mark.parametrize("branches", [1, 2])
+    @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED, Sampling(temperature=1.0, repetition_penalty=1.2)])
+    def test_a_token_that_only_the_target_has_may_be_said(self, sampling, branches):
+        """The draft has no embedding for it; the table refuses it as a model would."""
+        wide = TableModel.random(40, vocab=7, memory=3)
+        drafter = DraftModelDrafter(TableModel.random(41, vocab=5, memory=3), vocab_size=7, branches=branches)
+        rows = run(drafter, sampling=sampling, target=wide)
+        assert any(token >= 5 for row in rows for token in row.emitted[:-6])
+        assert any(row.stats.accepted for row in rows)
+        if sampling.greedy:
+            assert [row.emitted for row in rows] == [wide.favourites(prompt, 30) for prompt in PROMPTS]
+
+
+CONFIGURATIONS = {
+    "greedy chain": (DraftModelDrafter(DRAFT), Sampling()),
+    "greedy tree": (DraftModelDrafter(DRAFT, branches=3), Sampling()),
+    "sampled chain": (DraftModelDrafter(DRAFT), SAMPLED),
+    "sampled tree": (DraftModelDrafter(DRAFT, gamma=5, branches=2), SAMPLED),
+    "gamma 1": (DraftModelDrafter(DRAFT, gamma=1, branches=2), SAMPLED),
+    "often right": (DraftModelDrafter(TARGET.disturbed(32, 0.4)), SAMPLED),
+    "mostly wrong": (DraftModelDrafter(TableModel.random(33, vocab=5, memory=5).sharpened(4)), SAMPLED),
+    "with a penalty": (DraftModelDrafter(DRAFT, branches=2), Sampling(temperature=1.0, repetition_penalty=1.4)),
+}
+
+
+class TestCache:
+    @pytest.mark.parametrize("batch", [1, 4])
+    @pytest.mark.parametrize(("drafter", "sampling"), CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+    def test_stays_in_step_with_a_draft_from_scratch(self, drafter, sampling, batch):
+        watched = InStep(drafter)
+        rows = run(watched, PROMPTS[:batch], sampling=sampling)
+        assert watched.rounds >= 5
+        if batch > 1 and drafter.gamma > 1:
+            assert any(1 < emitted <= drafter.gamma for row in rows for emitted in row.stats.emitted), "partly accepted"
+
+    def test_stays_in_step_while_rows_leave(self):
+        watched = InStep(DraftModelDrafter(DRAFT, branches=2))
+        rows = run(watched, PROMPTS * 2, eos_token_ids=frozenset({4}))
+        assert len({row.stats.target_passes for row in rows}) > 2
+        assert {len(depths) for depths in watched.depths} > {1, 8}
+
+    def test_rows_may_ask_for_different_depths(self):
+        """Near its limit each row asks for less; at different times, as rows differ in pace."""
+        watched = InStep(DraftModelDrafter(DRAFT, gamma=5))
+        run(watched, max_new_tokens=13)
+        assert any(len(set(depths)) > 1 for depths in watched.depths)
+        assert any(0 in depths and max(depths) > 0 for depths in watched.depths)
+
+    @pytest.mark.parametrize("limit", [1, 2, 5, 9, 10, 16])
+    @pytest.mark.parametrize("branches", [1, 2])
+    def test_a_shorter_context_ends_the_drafting_and_nothing_else(self, limit, branches):
+        """Whether a prompt does not fit or outgrows it; the table refuses any token beyond the context."""
+        watched = InStep(DraftModelDrafter(DRAFT.limited(limit), branches=branches))
+        rows = run(watched, sampling=Sampling())
+        assert [row.emitted for row in rows] == [TARGET.favourites(prompt, 30) for prompt in PROMPTS]
+        drafted = [row.stats.drafted > 0 for row in rows]
+        assert drafted == [len(prompt) < limit for prompt in PROMPTS]
+
+    def test_the_draft_reads_each_accepted_token_once(self):
+        """A round costs gamma passes, not gamma and one to catch up."""
+        drafter = InStep(DraftModelDrafter(TARGET, gamma=4))
+        run(drafter, PROMPTS[:1], sampling=Sampling(), max_new_tokens=25)
+        assert drafter.session._session.passes == 5 * 4
+
+
+def test_minus_infinity_everywhere_but_one_token():
+    """A draft that is sure proposes one candidate however many branches there are."""
+    sure = TableModel(DRAFT.table.clone().fill_(-math.inf).index_fill_(1, torch.tensor([3]), 0.0), 5)
+    tree = propose(DraftModelDrafter(sure, gamma=3, branches=3), [0, 1], sampling=SAMPLED)
+    assert tree.tokens == (1, 3, 3, 3)
