@@ -120,9 +120,6 @@ def default_model(request: pytest.FixtureRequest) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
 
 
-@pytest.fixture
-def _all_threads() -> None:
-    torch.set_num_threads(max(1, os.cpu_count() or 1))
 
 
 REAL_PROMPTS = (
@@ -134,7 +131,6 @@ REAL_TOKENS = 24
 
 
 @pytest.mark.model
-@pytest.mark.usefixtures("_all_threads")
 def test_the_default_model_keeps_its_bits(default_model: Any) -> None:
     target = HuggingFaceTarget(default_model)
     plain = Plain(target, REAL_PROMPTS, REAL_TOKENS)
@@ -155,7 +151,6 @@ def test_the_default_model_keeps_its_bits(default_model: Any) -> None:
 
 
 @pytest.mark.model
-@pytest.mark.usefixtures("_all_threads")
 def test_a_self_test_that_certified_everything_would_be_caught(
     default_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
