@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from tests.lossless.families import build
 from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
 from specstream.core.ports import Drafter, Target, TargetSession
 from specstream.core.sampling import Sampling
@@ -18,6 +17,7 @@ from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models.hf import HuggingFaceTarget
+from tests.lossless.families import build
 
 DRAFTERS = ("none", "lookup", "lookup-tree", "draft_model", "draft_model-tree")
 GAMMA = 3

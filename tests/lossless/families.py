@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,11 +26,10 @@ _ROPE = {
 _GROUPED = {**_ROPE, "num_key_value_heads": 2}
 _GEMMA = {
     **_GROUPED,
-    "num_hidden_layers": 4,
     "head_dim": 16,
     "query_pre_attn_scalar": 16,
     "sliding_window": WINDOW,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "layer_types": ["sliding_attention", "full_attention"],
 }
 _GPT = {**_TOKENS, "pad_token_id": None, "n_layer": 2, "n_head": 4}
 
@@ -59,7 +58,7 @@ CONFIGURATIONS: dict[str, Callable[[], Any]] = {
 FAMILIES = tuple(CONFIGURATIONS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def build(family: str, dtype: torch.dtype = torch.float32, *, noise: float = 0.0) -> Any:
     """A model whose greedy output wanders; ``noise`` makes a draft of it that agrees the less, the larger it is."""
     model = hf.AutoModelForCausalLM.from_config(CONFIGURATIONS[family]()).eval()

@@ -1,13 +1,13 @@
 """Lossless to the bit: where a session says "bits", every committed row has plain decoding's logits, bit for bit.
 
-Which families, dtypes and batches get that far depends on the machine, so nothing here expects it of any; but what is
-claimed must hold. `pytest -rP` prints the claims.
+Which families, dtypes and batches get that far depends on the machine, so nothing here expects it of most; but what is
+claimed must hold. The summary at the end of the run lists what was not claimed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,21 +15,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from specstream.core.ports import Drafter
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime import RuntimeName
 from tests.lossless.decoding import Recorded, make_drafter, run
 from tests.lossless.families import FAMILIES, build, prompt
 
-NEW_TOKENS = 24
+NEW_TOKENS = 20
 PROMPTS = (prompt(500), prompt(30, seed=1), prompt(505, seed=2))
 """Two of them outgrow a cache of 512 slots, at different times."""
 
+BATCHES = {"3 rows": (0, 3), "1 row, growing": (0, 1), "1 row": (1, 2)}
+RUNTIMES: tuple[RuntimeName, ...] = ("auto", "eager")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DRAFTERS = ("lookup", "draft_model", "draft_model-tree")
+DRAFTERS = ("none", "lookup", "draft_model")
 
 
 class Plain:
@@ -62,29 +67,31 @@ def differences(plain: Plain, rows: Sequence[Any], logits: Sequence[Sequence[Ten
 
 
 @lru_cache(maxsize=2)
-def case(family: str, dtype: str, runtime: str) -> tuple[HuggingFaceTarget, Plain]:
-    target = HuggingFaceTarget(build(family, DTYPES[dtype]), runtime=runtime)  # type: ignore[arg-type]
+def case(family: str, dtype: str, runtime: RuntimeName) -> tuple[HuggingFaceTarget, Plain]:
+    target = HuggingFaceTarget(build(family, DTYPES[dtype]), runtime=runtime)
     return target, Plain(target, PROMPTS, NEW_TOKENS)
 
 
-@pytest.mark.parametrize("drafter", ["none", *DRAFTERS])
-@pytest.mark.parametrize("runtime", ["packed", "eager"])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_called_bits_is_equal_to_the_bit(family: str, dtype: str, runtime: str, drafter: str) -> None:
+def test_what_is_called_bits_is_equal_to_the_bit(
+    family: str, dtype: str, runtime: RuntimeName, drafter: str, record_property: Callable[[str, object], None]
+) -> None:
     target, plain = case(family, dtype, runtime)
-    claims = {}
-    for batch in (PROMPTS, PROMPTS[:1]):
+    for name, (first, last) in BATCHES.items():
         recorded = Recorded(target)
-        rows = run(recorded, make_drafter(drafter, family, dtype=DTYPES[dtype]), batch, NEW_TOKENS)
+        rows = run(recorded, make_drafter(drafter, family, dtype=DTYPES[dtype]), PROMPTS[first:last], NEW_TOKENS)
         claimed = [index for index, row in enumerate(rows) if row.exact == "bits"]
-        claims[len(batch)] = f"{len(claimed)} of {len(batch)} rows"
         for index in claimed:
-            assert plain.exact[index] == "bits"
-            assert differences(plain, rows[index : index + 1], recorded.logits[index : index + 1], index) == []
-    print(f"{family} {dtype} {runtime} {drafter}: bits in {claims} (base width {target.exactness.base})")
-    if family == "llama" and drafter in ("lookup", "draft_model") and target.exactness.base is not None:
-        assert claims[1] == "1 of 1 rows"
+            assert plain.exact[first + index] == "bits"
+            logits = recorded.logits[index : index + 1]
+            assert differences(plain, rows[index : index + 1], logits, first + index) == []
+        if len(claimed) < len(rows):
+            record_property("rounding", f"{family} {dtype} {target.runtime.name} {drafter}, {name}")
+        if family == "llama" and len(rows) == 1 and target.exactness is not None and target.exactness.base is not None:
+            assert claimed == [0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -120,8 +127,6 @@ def default_model(request: pytest.FixtureRequest) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
 
 
-
-
 REAL_PROMPTS = (
     [1, 504, 2998, 314, 260, 2240, 282, 4649, 30, 378, 2240, 282, 4649, 314],
     [1, 6403, 253, 2430, 563, 253, 2240, 28, 260, 2430, 563],
@@ -134,18 +139,15 @@ REAL_TOKENS = 24
 def test_the_default_model_keeps_its_bits(default_model: Any) -> None:
     target = HuggingFaceTarget(default_model)
     plain = Plain(target, REAL_PROMPTS, REAL_TOKENS)
-    drafters = {
-        "lookup": LookupDrafter(min_ngram=1),
-        "draft_model": DraftModelDrafter(HuggingFaceTarget(default_model, exact=False)),
-    }
-    for name, drafter in drafters.items():
-        for first, batch in ((0, REAL_PROMPTS), (0, REAL_PROMPTS[:1])):
+    draft = HuggingFaceTarget(default_model, exact=False)
+    drafters: list[Drafter] = [LookupDrafter(min_ngram=1), DraftModelDrafter(draft)]
+    for drafter in drafters:
+        for batch in (REAL_PROMPTS, REAL_PROMPTS[:1]):
             recorded = Recorded(target)
             rows = run(recorded, drafter, batch, REAL_TOKENS)
-            print(f"{name}, batch {len(batch)}: {[row.exact for row in rows]}, base {target.exactness.base}")
             assert sum(row.stats.accepted for row in rows) > 0
             if rows[0].exact == "bits":
-                assert differences(plain, rows, recorded.logits, first) == []
+                assert differences(plain, rows, recorded.logits) == []
             if len(batch) == 1 and target.exactness.base is not None:
                 assert rows[0].exact == "bits"
 
@@ -154,21 +156,25 @@ def test_the_default_model_keeps_its_bits(default_model: Any) -> None:
 def test_a_self_test_that_certified_everything_would_be_caught(
     default_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if _narrowest(HuggingFaceTarget(default_model)) == 1:
+    if _indifferent(HuggingFaceTarget(default_model, runtime="packed")):
         pytest.skip("on this machine one token alone has the bits of five side by side")
     monkeypatch.setattr(Exactness, "width", lambda self, rows, nodes, length, capacity: (nodes, True))
-    target = HuggingFaceTarget(default_model)
+    target = HuggingFaceTarget(default_model, runtime="packed")
     plain = Plain(target, REAL_PROMPTS[:1], REAL_TOKENS)
     recorded = Recorded(target)
-    rows = run(recorded, DraftModelDrafter(HuggingFaceTarget(default_model, exact=False)), REAL_PROMPTS[:1], REAL_TOKENS)
+    drafter = DraftModelDrafter(HuggingFaceTarget(default_model, exact=False))
+    rows = run(recorded, drafter, REAL_PROMPTS[:1], REAL_TOKENS)
     assert rows[0].exact == "bits"
     assert differences(plain, rows, recorded.logits) != []
 
 
-def _narrowest(target: HuggingFaceTarget) -> int:
-    """1 if a token alone has the bits that it has in a pass of five, else 5."""
-    tokens = list(REAL_PROMPTS[2])
-    rows = [
-        target.begin_unpadded([tokens[:60]]).score([TokenTree.chain(tokens[60 : 60 + width])])[0, 0] for width in (1, 5)
-    ]
-    return 1 if torch.equal(*rows) else 5
+def _indifferent(target: HuggingFaceTarget) -> bool:
+    """Whether ten tokens, fed one by one, have the bits that they have in passes of five."""
+    tokens = REAL_PROMPTS[2]
+    rows = []
+    for width in (1, 5):
+        session = target.begin_unpadded([tokens[:60]])
+        for start in range(60, 70, width):
+            rows.append(session.score([TokenTree.chain(tokens[start : start + width])])[0])
+            session.commit([range(width)])
+    return torch.equal(torch.cat(rows[:10]), torch.cat(rows[10:]))

@@ -194,8 +194,8 @@ def _stop(row: Row, new: int, stopping: Stopping, context_length: int | None) ->
     if context_length is not None:
         limit = min(limit, context_length - row.prompt_length)
     stops: list[tuple[int, str]] = [(limit, "length")] if len(emitted) >= limit else []
-    ends = (at + 1 for at in range(len(emitted) - new, len(emitted)) if emitted[at] in stopping.eos_token_ids)
-    stops.extend((end, "stop") for end in ends)
+    if emitted[-1] in stopping.eos_token_ids:  # verification emits nothing behind one
+        stops.append((len(emitted), "stop"))
     if stopping.check is not None and (kept := stopping.check(emitted, new)) is not None:
         stops.append((kept, "stop"))
     # At the same token a real stop is the better reason than the length.

@@ -91,10 +91,10 @@ class TreeCache(Cache):
             moved = [node for at, node in enumerate(path) if node != at]
             if moved:
                 first = start + len(path) - len(moved)
-                sources = [start + node for node in moved]
-                for tensors in (self._keys, self._values):
-                    for layer in tensors.values():
-                        layer[row, :, first : first + len(moved)] = layer[row, :, sources]
+                sources = torch.tensor([start + node for node in moved])
+                for layer in (*self._keys.values(), *self._values.values()):
+                    gathered = layer[row].index_select(1, sources.to(layer.device))
+                    layer[row, :, first : first + len(moved)] = gathered
             self.lengths[row] = start + len(path)
 
     def fork(self, rows: int, length: int, capacity: int) -> TreeCache:

@@ -27,27 +27,15 @@ WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 USEFUL_WIDTH = 8
 """A class of widths must reach this far to be worth padding plain decoding for."""
 
-NARROWEST_IN_HALF = 4
-"""In half precisions no narrower width is believed in. Sums of another order round to the same 16 bits nearly always,
-so that a small model can pass the self-test and differ hundreds of tokens later; and 4 tokens cost what one does."""
+SAFE_WIDTH = 4
+"""Narrower passes have kernels of their own nearly everywhere; wider ones mostly share theirs."""
 
 PROBE_CONTEXT = 72
 """Tokens that are really read before the ones whose rows are compared; repeated, they fill any cache."""
 
 ENOUGH_EVIDENCE = 1 << 18
-"""Activations (tokens x layers x hidden size) to compare in half precisions before a class is believed in."""
-
-
-def probe_rows(dtype: torch.dtype, activations: int) -> int:
-    """How many tokens the self-test has plain decoding read.
-
-    Args:
-        dtype: of the model; in float32 another order of summation shows in every row.
-        activations: layers x hidden size.
-    """
-    if dtype.itemsize >= 4:
-        return USEFUL_WIDTH
-    return max(USEFUL_WIDTH, min(WIDTHS[-1], ENOUGH_EVIDENCE // activations))
+"""Activations (tokens x layers x hidden size) to compare in half precisions before a class is believed in. Sums of
+another order round to the same 16 bits nearly always: a difference may show in one row of a hundred."""
 
 
 class ProbeSession(TargetSession, Protocol):
@@ -91,10 +79,12 @@ class Exactness:
         self._begin = begin
         self._vocab_size = vocab_size
         self._context_length = context_length
-        self._probe_rows = probe_rows(dtype, activations)
-        self._candidates = [
-            width for width in WIDTHS if width <= USEFUL_WIDTH and (dtype.itemsize >= 4 or width >= NARROWEST_IN_HALF)
-        ]
+        # In float32 another order of summation shows in every row, so few are enough.
+        wanted = USEFUL_WIDTH if dtype.itemsize >= 4 else max(USEFUL_WIDTH, ENOUGH_EVIDENCE // activations)
+        self._probe_rows = min(wanted, WIDTHS[-1])
+        # A model too small for the evidence is padded to where differences are unlikely in the first place.
+        narrowest = 1 if wanted <= WIDTHS[-1] else SAFE_WIDTH
+        self._widths = [width for width in WIDTHS if width >= narrowest]
         self._base: int | None = None
         self._calibrated = False
         self._tokens: list[int] = []
@@ -124,8 +114,8 @@ class Exactness:
         self._context, self._tokens = self._begin([tokens[:before]]), tokens[before:]
         if len(self._tokens) < 2 * USEFUL_WIDTH:  # a context too short to compare anything in
             return
-        first_row = cache(lambda width: self._rows(width)[0, 0])
-        for base in self._candidates:
+        first_row = cache(lambda width: _read(self._stand(1, 1, 1), self._tokens[:width])[0, 0])
+        for base in (width for width in self._widths if width <= USEFUL_WIDTH):
             # Most candidates fail at once; the whole comparison is for the one that does not.
             if torch.equal(first_row(base), first_row(_partner(base))):
                 reference = self._refer(base, 1, self._probe_rows)
@@ -145,13 +135,18 @@ class Exactness:
         if self._base is None:
             return nodes, False
         needed = max(nodes, self._base)
-        for width in WIDTHS:
+        for width in self._widths:
             # A width far beyond the tree would cost more than it is worth.
             if needed <= width <= 2 * max(needed, USEFUL_WIDTH):
                 blocks = max(capacity, capacity_for(length + width)) // STEP
                 if self._certify(rows, width, blocks):
                     return width, True
         return needed, False
+
+    def certify(self, rows: int, nodes: int) -> None:
+        """Try now, not within the first generation, what passes of up to ``nodes`` tokens will need."""
+        for count in range(1, nodes + 1):
+            self.width(rows, count, 0, STEP)
 
     def _certify(self, rows: int, width: int, blocks: int) -> bool:
         """Whether passes of this shape, in a cache of so many blocks, give plain decoding's rows; tried once.
@@ -166,18 +161,22 @@ class Exactness:
         return self._certified[key]
 
     def _agrees(self, rows: int, width: int, end: int, blocks: int) -> bool:
+        """Whether passes of this shape read the probe tokens as plain decoding does."""
         if end not in self._references:
             assert self._base is not None
             self._references[end] = self._refer(self._base, end, USEFUL_WIDTH)
         reference = self._references[end]
-        if reference is None or width > len(self._tokens):
+        count = self._probe_rows if blocks == 1 else USEFUL_WIDTH
+        count = max(width, count - count % width)
+        if reference is None or count > len(self._tokens):
             return False
-        self._extend(reference, width)
-        return torch.equal(self._rows(width, rows, end, blocks), reference.rows[:width].expand(rows, -1, -1))
-
-    def _rows(self, width: int, rows: int = 1, end: int = 1, blocks: int = 1) -> Tensor:
-        """Logits ``[rows, width, vocab]`` of one pass over the first probe tokens, in every row alike."""
-        return self._stand(rows, end, blocks).score([TokenTree.chain(self._tokens[:width])] * rows)
+        self._extend(reference, count)
+        session = self._stand(rows, end, blocks)
+        for start in range(0, count, width):
+            expected = reference.rows[start : start + width].expand(rows, -1, -1)
+            if not torch.equal(_read(session, self._tokens[start : start + width], rows), expected):
+                return False
+        return True
 
     def _refer(self, base: int, end: int, count: int) -> _Reference | None:
         """Plain decoding of ``count`` tokens in passes of width ``base``; None if wider passes differ from it."""
@@ -196,8 +195,7 @@ class Exactness:
         """Let the reference have at least ``count`` rows, as far as there are tokens."""
         step = step or _partner(self._base or USEFUL_WIDTH)
         while (known := len(reference.rows)) < count and known + step <= len(self._tokens):
-            rows = reference.session.score([TokenTree.chain(self._tokens[known : known + step])])[0]
-            reference.session.commit([range(step)])
+            rows = _read(reference.session, self._tokens[known : known + step])[0]
             reference.rows = torch.cat([reference.rows, rows]) if known else rows
 
     def _stand(self, rows: int, end: int, blocks: int) -> ProbeSession:
@@ -206,6 +204,13 @@ class Exactness:
         last = end * STEP if self._context_length is None else min(end * STEP, self._context_length)
         length = max(1, last - len(self._tokens) - USEFUL_WIDTH)
         return self._context.fork(rows, length, blocks * STEP)
+
+
+def _read(session: ProbeSession, tokens: Sequence[int], rows: int = 1) -> Tensor:
+    """Logits ``[rows, tokens, vocab]`` of one pass over the same tokens in every row, which are then committed."""
+    logits = session.score([TokenTree.chain(tokens)] * rows)
+    session.commit([range(len(tokens))] * rows)
+    return logits
 
 
 def _partner(base: int) -> int:

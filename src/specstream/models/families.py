@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specstream.errors import UnsupportedModelError
 
@@ -39,7 +39,7 @@ class Family:
     windows: dict[str | None, int | None]
     takes_positions: bool
     takes_logits_to_keep: bool
-    alibi: nn.Module | None = None
+    alibi: Any = None
 
     @contextmanager
     def key_positions(self, positions: Tensor) -> Iterator[None]:
@@ -52,7 +52,7 @@ class Family:
 
         def along_positions(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
             line = torch.ones(1, int(positions.max()) + 1, device=positions.device)
-            bias = build(module, line, num_heads, dtype)[:, 0]  # type: ignore[operator]  # [heads, positions]
+            bias: Tensor = build(module, line, num_heads, dtype)[:, 0]  # [heads, positions]
             return bias[:, positions].transpose(0, 1).reshape(-1, 1, positions.shape[1])
 
         module.__dict__["build_alibi_tensor"] = along_positions
@@ -90,8 +90,10 @@ def _refuse(model: Any, name: str) -> None:
     reason = None
     if getattr(config, "is_encoder_decoder", False):
         reason = "it is an encoder-decoder; SpecStream decodes with decoder-only models"
-    elif getattr(model, "_is_stateful", False) or "past_key_values" not in inspect.signature(model.forward).parameters:
+    elif getattr(model, "_is_stateful", False):
         reason = "it keeps a recurrent state instead of a key-value cache, and a rejected draft cannot be taken back"
+    elif not model.can_generate() or "past_key_values" not in inspect.signature(model.forward).parameters:
+        reason = "it is not a causal language model with a key-value cache"
     elif config._attn_implementation not in ("sdpa", "eager"):
         reason = (
             f"its attention is {config._attn_implementation!r}, which takes no tree mask; "
@@ -105,7 +107,7 @@ def _refuse(model: Any, name: str) -> None:
 
 def _windows(config: Any, name: str) -> dict[str | None, int | None]:
     """Mask kinds of a text configuration; see ``Family.windows``."""
-    window = getattr(config, "sliding_window", None)
+    window = getattr(config, "sliding_window", None) and int(config.sliding_window)
     kinds = set(getattr(config, "layer_types", None) or ())
     unknown = kinds - _ATTENTION_KINDS
     if unknown:
@@ -114,6 +116,6 @@ def _windows(config: Any, name: str) -> dict[str | None, int | None]:
             "attention keep a cache that a rejected draft can be taken back from"
         )
     if len(kinds) > 1:
-        return {"full_attention": None, "sliding_attention": int(window)}
+        return {"full_attention": None, "sliding_attention": window}
     sliding = kinds == {"sliding_attention"} or (not kinds and window is not None)
-    return {None: int(window) if sliding else None}
+    return {None: window if sliding else None}

@@ -13,6 +13,7 @@ from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, TreeCache
 from specstream.models.exactness import Exactness
 from specstream.models.families import describe
+from specstream.models.native import TreePlan
 from specstream.models.runtime import Runtime, RuntimeName
 from specstream.models.selftest import check_tree
 
@@ -22,12 +23,19 @@ PREFILL_CHUNK = 512
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the nodes of a pass stand: ``positions`` ``[rows, width]``, ``key_positions`` ``[rows, reach]`` and
-    ``visible`` ``[rows, width, reach]`` bool."""
+    """Where the nodes of a pass stand.
+
+    Attributes:
+        positions: of the nodes, ``[rows, width]``.
+        key_positions: of the slots, ``[rows, reach]``.
+        visible: ``[rows, width, reach]`` bool, before any sliding window.
+        plan: the same for the runtime's own attention, which needs no mask.
+    """
 
     positions: Tensor
     key_positions: Tensor
     visible: Tensor
+    plan: TreePlan | None
 
 
 class HuggingFaceTarget:
@@ -55,8 +63,12 @@ class HuggingFaceTarget:
     def context_length(self) -> int | None:
         return self.family.context_length
 
-    def prepare(self) -> None:
+    def prepare(self, rows: int = 1, nodes: int = 1) -> None:
         """Run the self-tests, if they have not run yet; ``begin`` does so too.
+
+        Args:
+            rows: sequences of the batch to come.
+            nodes: tokens of its largest tree. Shapes beyond these are tried when they first occur.
 
         Raises:
             UnsupportedModelError: the model does not follow a tree's mask and positions.
@@ -66,6 +78,7 @@ class HuggingFaceTarget:
             self._checked = True
         if self.exactness is not None:
             self.exactness.calibrate()
+            self.exactness.certify(rows, nodes)
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """See ``Target.begin``."""
@@ -86,10 +99,10 @@ class HuggingFaceTarget:
             arguments["position_ids"] = positions
         if last_only and self.family.takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
-        with self.runtime.kernels(), self.family.key_positions(layout.key_positions):
+        with self.runtime.kernels(layout.plan), self.family.key_positions(layout.key_positions):
             output = self.model(
                 input_ids=tokens,
-                attention_mask=self._masks(layout),
+                attention_mask=self._masks(layout) if layout.plan is None else None,
                 past_key_values=cache,
                 use_cache=True,
                 **arguments,
@@ -110,12 +123,12 @@ class HuggingFaceTarget:
     def _masks(self, layout: _Layout) -> Tensor | dict[str | None, Tensor]:
         """Additive masks ``[rows, 1, width, reach]``, one for each kind of attention the family has."""
         distance = layout.positions[:, :, None] - layout.key_positions[:, None, :]
-        masks = {}
+        masks: dict[str | None, Tensor] = {}
         for kind, window in self.family.windows.items():
             visible = layout.visible if window is None else layout.visible & (distance < window)
             mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=self.model.device)
             masks[kind] = mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)[:, None]
-        return masks[None] if None in masks else masks
+        return masks.get(None, masks)
 
 
 class HuggingFaceSession:
@@ -181,16 +194,18 @@ class HuggingFaceSession:
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> _Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""
         device = self._target.model.device
-        lengths = torch.tensor(self.cache.lengths if row is None else [self.cache.lengths[row]], device=device)
+        committed = self.cache.lengths if row is None else [self.cache.lengths[row]]
+        plan = self._target.runtime.plan(trees, width, committed)
+        lengths = torch.tensor(committed, device=device)
         slots = torch.arange(self.cache.reach, device=device).expand(len(trees), -1)
         positions = lengths[:, None] + torch.arange(width, device=device)
         visible = slots[:, None, :] <= positions[:, :, None]
         if all(tree.is_chain for tree in trees):
-            return _Layout(positions, slots, visible)
+            return _Layout(positions, slots, visible, plan)
         slots = slots.clone()
         for index, tree in enumerate(trees):
             start, nodes = int(lengths[index]), len(tree)
             positions[index, :nodes] = start + torch.tensor(tree.depths, device=device)
             slots[index, start : start + nodes] = positions[index, :nodes]
             visible[index, :nodes, start : start + nodes] = tree.ancestor_mask().to(device)
-        return _Layout(positions, slots, visible)
+        return _Layout(positions, slots, visible, plan)

@@ -1,7 +1,7 @@
 """Kernels of our own for the CPU, compiled once on the machine that runs them.
 
-The source is one C++ file without dependencies; any of ``$CXX``, ``c++``, ``g++`` or ``clang++`` makes a shared library
-of it in a few seconds, kept in the user's cache under a name that holds the source, the compiler and the processor.
+The sources are C++ without dependencies; any of ``$CXX``, ``c++``, ``g++`` or ``clang++`` makes a shared library of
+them in a few seconds, kept in the user's cache under a name that holds the source, the compiler and the processor.
 Without a compiler the package works as well, only slower: ``library`` then says why.
 """
 
@@ -14,19 +14,26 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specstream.core.tree import TokenTree
 from specstream.errors import SpecStreamError
 
-SOURCE = Path(__file__).parent / "kernels" / "linear.cpp"
+FOLDER = Path(__file__).parent / "kernels"
+SOURCES = (FOLDER / "linear.cpp", FOLDER / "attention.cpp")
+HEADER = FOLDER / "lanes.h"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+
+LANES = 16
+"""Floats the kernels handle at a time; an attention head's size must be a multiple."""
 
 MOST_ROWS = 64
 """Rows above which a library's blocked matrix product is faster: long prompts, wide batches."""
@@ -46,7 +53,7 @@ def library() -> ctypes.CDLL:
     compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
     if compiler is None:
         raise NoKernelsError("no C++ compiler was found; install g++ or set CXX for faster passes")
-    built = _cache_folder() / f"linear-{_fingerprint(compiler)}.so"
+    built = _cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
     if not built.exists():
         _compile(compiler, built)
     try:
@@ -56,6 +63,10 @@ def library() -> ctypes.CDLL:
     for name in ("linear_bf16", "linear_f32"):
         function = getattr(loaded, name)
         function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_long] * 3, ctypes.c_int]
+        function.restype = None
+    for name in ("attention_bf16", "attention_f32"):
+        function = getattr(loaded, name)
+        function.argtypes = [ctypes.POINTER(_Attention)]
         function.restype = None
     return loaded
 
@@ -93,6 +104,89 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+@dataclass(frozen=True)
+class TreePlan:
+    """What the nodes of a pass see: their row's committed tokens and their own ancestors.
+
+    Attributes:
+        lengths: ``[rows]`` int64: committed tokens, at the cache's first slots.
+        paths: ``[rows, nodes, nodes]`` int32: for each node the nodes from the root down to it.
+        depths: ``[rows, nodes]`` int32: how many those are.
+    """
+
+    lengths: Tensor
+    paths: Tensor
+    depths: Tensor
+
+
+def tree_plan(trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> TreePlan:
+    """The plan of a pass of ``width`` nodes per row; padding behind a tree continues nothing and sees itself."""
+    committed = torch.tensor(lengths, dtype=torch.int64)
+    if all(tree.is_chain for tree in trees):
+        return TreePlan(committed, *_chains(len(trees), width))
+    paths, depths = (tensor.clone() for tensor in _chains(len(trees), width))
+    for row, tree in enumerate(trees):
+        for node in range(len(tree)):
+            path = tree.path(node)
+            paths[row, node, : len(path)] = torch.tensor(path, dtype=torch.int32)
+            depths[row, node] = len(path)
+    return TreePlan(committed, paths, depths)
+
+
+@lru_cache(maxsize=256)
+def _chains(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    nodes = torch.arange(width, dtype=torch.int32)
+    return nodes.expand(rows, width, width).contiguous(), (nodes + 1).expand(rows, width).contiguous()
+
+
+class _Attention(ctypes.Structure):
+    """``struct Attention`` of attention.cpp, field by field."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lengths", "paths", "depths")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "nodes", "dim")),
+        *((f"{tensor}_{step}", ctypes.c_int64) for tensor in "qkv" for step in ("row", "head", "slot")),
+        ("window", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("threads", ctypes.c_int64),
+    ]
+
+
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan, *, scale: float, window: int = 0, softcap: float = 0.0
+) -> Tensor:
+    """Attention of a tree's nodes, with the bits of plain decoding on every branch.
+
+    Args:
+        query: ``[rows, heads, nodes, dim]``, bf16 or f32, ``dim`` a multiple of 16 and contiguous.
+        keys: ``[rows, kv_heads, slots, dim]`` of the cache, the nodes' own behind their row's committed ones.
+        values: likewise.
+        plan: what each node sees.
+        scale: multiplies the scores.
+        window: most tokens a node sees, itself included; 0 for no limit.
+        softcap: ``softcap * tanh(score / softcap)`` (Gemma 2); 0 for none.
+
+    Returns:
+        ``[rows, nodes, heads, dim]``.
+    """
+    rows, heads, nodes, dim = query.shape
+    out = query.new_empty((rows, nodes, heads, dim))
+    problem = _Attention(
+        *(tensor.data_ptr() for tensor in (query, keys, values, out, plan.lengths, plan.paths, plan.depths)),
+        *(rows, heads, keys.shape[1], nodes, dim),
+        *(step for tensor in (query, keys, values) for step in tensor.stride()[:3]),
+        window,
+        scale,
+        softcap,
+        torch.get_num_threads(),
+    )
+    kernels = library()
+    kernel = kernels.attention_bf16 if query.dtype == torch.bfloat16 else kernels.attention_f32
+    kernel(ctypes.byref(problem))
+    return out
+
+
 def _compilers() -> list[str]:
     chosen = os.environ.get("CXX")
     return [chosen] if chosen else ["c++", "g++", "clang++"]
@@ -110,7 +204,8 @@ def _fingerprint(compiler: str) -> str:
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         processor = platform.processor()
-    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), version, platform.machine(), processor)
+    sources = [file.read_text(encoding="utf-8") for file in (*SOURCES, HEADER)]
+    parts = (*sources, " ".join(FLAGS), version, platform.machine(), processor)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -121,7 +216,7 @@ def _compile(compiler: str, built: Path) -> None:
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
             made = Path(folder) / built.name
             done = subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=False
+                [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)], capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
                 reason = " ".join(done.stderr.split())[:300]

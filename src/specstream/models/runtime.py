@@ -8,18 +8,27 @@ model itself is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
+from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native
+from specstream.models.native import TreePlan, tree_plan
 
 RuntimeName = Literal["auto", "eager", "native", "packed"]
+
+_ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
+
+_PLAN: ContextVar[TreePlan | None] = ContextVar("specstream_plan", default=None)
+"""The pass that is running: transformers hands an attention function no argument of the caller's."""
 
 _BATCH_HINT = 8  # tokens the packed layout is laid out for: the width of a usual tree
 
@@ -48,11 +57,28 @@ class Runtime:
         self.name: str = name
         make = {"native": native.linear, "packed": _packed}.get(name)
         self._swaps = [] if make is None else list(_linear_forwards(model, make))
+        self._own_attention = model.config._attn_implementation
+        self._configs = _attention_configs(model) if name == "native" else {}
+        if self._configs:
+            AttentionInterface.register(_ATTENTION, _attend)
+
+    @property
+    def exact_branches(self) -> bool:
+        """Whether a branch of a tree may have the bits of plain decoding: its keys are summed in path order."""
+        return bool(self._configs)
+
+    def plan(self, trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> TreePlan | None:
+        """What the native attention needs to know of a pass; None if the pass goes through the model's own."""
+        return tree_plan(trees, width, lengths) if self._configs and len(trees) * width <= native.MOST_ROWS else None
 
     @contextmanager
-    def kernels(self) -> Iterator[None]:
-        """Inside, the model's linear layers run on the packed weights."""
+    def kernels(self, plan: TreePlan | None = None) -> Iterator[None]:
+        """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime."""
+        token = _PLAN.set(plan)
+        configs = self._configs if plan is not None else {}
         try:
+            for config in configs.values():
+                config._attn_implementation_internal = _ATTENTION
             for module, forward in self._swaps:
                 # Straight into __dict__: nn.Module.__setattr__ takes microseconds, a model has hundreds of layers.
                 module.__dict__["forward"] = forward
@@ -60,6 +86,40 @@ class Runtime:
         finally:
             for module, _ in self._swaps:
                 module.__dict__.pop("forward", None)
+            for config in configs.values():
+                config._attn_implementation_internal = self._own_attention
+            _PLAN.reset(token)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface on the native kernel; the mask is in the plan of the pass."""
+    plan = _PLAN.get()
+    assert plan is not None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window, softcap = kwargs.get("sliding_window") or 0, kwargs.get("softcap") or 0.0
+    return native.attention(query, key, value, plan, scale=scale, window=window, softcap=softcap), None
+
+
+def _attention_configs(model: Any) -> dict[int, Any]:
+    """The configurations to switch to the native attention for a pass; none if the model cannot take it.
+
+    It must go through transformers' attention interface, without sinks, and its heads must fill the lanes.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config")]
+    sinks = any("sink" in name for name, _ in model.named_parameters())
+    dims = {getattr(module, "head_dim", getattr(module, "head_size", 0)) for module in layers}
+    dims -= {0}
+    if not model._supports_attention_backend or sinks or not dims or any(dim % native.LANES for dim in dims):
+        return {}
+    return {id(module.config): module.config for module in layers}
 
 
 def _choose(model: Any) -> Literal["eager", "native", "packed"]:

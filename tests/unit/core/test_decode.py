@@ -89,6 +89,16 @@ class TestStopping:
         first(FunctionDrafter(tree), max_new_tokens=8)
         assert depths == [5, 5, 5, 4, 3, 2, 1, 0]
 
+    @pytest.mark.parametrize("limit", range(1, 8))
+    def test_a_drafter_that_drafts_deeper_than_asked_changes_nothing(self, limit):
+        def tree(request):
+            return TokenTree.chain([request.tokens[-1], *MODEL.favourites(request.tokens, 5)])
+
+        row, rounds = first(FunctionDrafter(tree), max_new_tokens=limit)
+        assert row.emitted == CHAIN[:limit]
+        assert [len(tokens) for tokens in rounds] == ([limit] if limit <= 6 else [6, limit - 6])
+        assert row.finish_reason == "length"
+
     @pytest.mark.parametrize("limit", [0, -3])
     def test_a_limit_below_1_is_refused(self, limit):
         with pytest.raises(UsageError, match=f"max_new_tokens is {limit}"):
