@@ -12,7 +12,10 @@ TEXT = [
     "a ünïcode line with € and 日本語 and emoji 🙂 in it",
     "def add(a, b):\n    return a + b\n",
 ]
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

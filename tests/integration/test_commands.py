@@ -68,10 +68,8 @@ def test_json_is_one_object_with_every_field(capsys, tiny):
     code, out, _ = run(capsys, "generate", "one two", "--model", str(tiny / "target"), "-n", "8", "--json", "--no-chat")
     assert code == 0
     result = json.loads(out)
-    for key in (
-        "text token_ids new_tokens seconds tokens_per_second acceptance_rate mean_accepted_length target_passes speedup "
-        "finish_reason drafter model dtype exact"
-    ).split():
+    fields = "text token_ids new_tokens seconds tokens_per_second acceptance_rate mean_accepted_length target_passes"
+    for key in [*fields.split(), "speedup", "finish_reason", "drafter", "model", "dtype", "exact"]:
         assert key in result
     assert result["drafter"] == "lookup"
 
@@ -87,7 +85,7 @@ def test_text_goes_to_stdout_and_the_account_of_it_to_stderr(capsys, tiny):
 
 
 def test_seed_and_sampling(capsys, tiny):
-    words = ["generate", "one two", "-m", str(tiny / "target"), "-n", "12", "-t", "1", "--top-k", "50", "--json", "--seed"]
+    words = f"generate one --model {tiny / 'target'} -n 12 -t 1 --top-k 50 --json --seed".split()
     texts = [json.loads(run(capsys, *words, seed)[1])["text"] for seed in ("1", "1", "2")]
     assert texts[0] == texts[1] != texts[2]
 

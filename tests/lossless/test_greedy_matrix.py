@@ -66,7 +66,7 @@ def test_lookup_accepts_and_rejects() -> None:
 def test_the_models_are_worth_decoding(family: str) -> None:
     """Outputs that vary, longer than the windows: a wrong mask or position cannot hide."""
     assert all(len(tokens) + NEW_TOKENS > 5 * WINDOW for tokens in PROMPTS)
-    assert len({token for output in reference(family) for token in output}) >= 12
+    assert len({token for output in reference(family) for token in output}) >= 8
 
 
 def _drafted(stats: list[RowStats]) -> tuple[int, int]:

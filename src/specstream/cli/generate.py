@@ -72,8 +72,8 @@ def _summary(result: Any) -> str:
     """How it went, and what the speedup was measured against."""
     lossless = "lossless" if result.lossless else "NOT lossless: acceptance_threshold is set"
     return (
-        f"\n{result.new_tokens} tokens in {result.seconds:.2f} s, {result.tokens_per_second:.1f} tokens/s with prefill; "
-        f"without, {result.speedup:.2f}x plain decoding\n"
+        f"\n{result.new_tokens} tokens in {result.seconds:.2f} s: {result.tokens_per_second:.1f} tokens/s with the "
+        f"prompt, {result.speedup:.2f}x plain decoding without\n"
         f"  plain decoding: {result.baseline['tokens_per_second']:.1f} tokens/s, "
         f"{result.baseline['tokens']} tokens of the same model and runtime in this process\n"
         f"  {result.drafter}: {result.mean_accepted_length:.2f} tokens per pass, "

@@ -35,7 +35,9 @@ Chat = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's, if this machine is fast in it."),
+    typer.Option(
+        "--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's, if this machine is fast in it."
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Runtime = Annotated[str, typer.Option("--runtime", help="How passes run: auto, native, packed or eager.")]

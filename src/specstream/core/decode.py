@@ -183,8 +183,15 @@ def _advance(row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, co
     row.stats.emitted.append(len(tokens))
     row.stats.drafted += tree.drafted
     row.stats.accepted += min(verdict.accepted, len(tokens))
-    row.stats.rejected += tree.drafted - verdict.accepted
+    row.stats.rejected += _rejected(tree, verdict)
     return Round(row=row, tokens=tokens)
+
+
+def _rejected(tree: TokenTree, verdict: Verdict) -> int:
+    """Drafts that verification turned down. Those behind an accepted end were never judged."""
+    ended = len(verdict.tokens) == verdict.accepted
+    behind = int(tree.ancestor_mask()[:, verdict.path[-1]].sum()) - 1 if ended else 0
+    return tree.drafted - verdict.accepted - behind
 
 
 def _stop(row: Row, new: int, stopping: Stopping, context_length: int | None) -> tuple[int, str | None]:

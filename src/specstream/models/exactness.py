@@ -91,6 +91,7 @@ class Exactness:
         self._context: ProbeSession | None = None
         self._references: dict[int, _Reference | None] = {}
         self._certified: dict[tuple[int, int, int], bool] = {}
+        self._branches: dict[tuple[int, int, int], bool] = {}
 
     @property
     def base(self) -> int | None:
@@ -148,33 +149,43 @@ class Exactness:
         for count in range(1, nodes + 1):
             self.width(rows, count, 0, STEP)
 
-    def _certify(self, rows: int, width: int, blocks: int) -> bool:
-        """Whether passes of this shape, in a cache of so many blocks, give plain decoding's rows; tried once.
+    def branches(self, rows: int, width: int, capacity: int) -> bool:
+        """Whether a branch that is not a tree's first has plain decoding's bits too, in passes of this shape.
 
-        A row may end in the last block, in the one before (plain decoding has not grown its cache yet) or, beside
-        a longer row, in the first.
+        Its nodes stand at other slots than plain decoding has them at, so attention has to sum in path order. Ask
+        only where that is how it is built: a difference in the order of sums can be too rare for a test.
         """
+        blocks = capacity // STEP
+        key = (rows, width, blocks)
+        if key not in self._branches:
+            agrees = (self._agrees(rows, width, end, blocks, branched=True) for end in _ends(blocks))
+            self._branches[key] = self._base is not None and all(agrees)
+        return self._branches[key]
+
+    def _certify(self, rows: int, width: int, blocks: int) -> bool:
+        """Whether passes of this shape, in a cache of so many blocks, give plain decoding's rows; tried once."""
         key = (rows, width, blocks)
         if key not in self._certified:
-            ends = sorted({1, max(1, blocks - 1), blocks})
-            self._certified[key] = all(self._agrees(rows, width, end, blocks) for end in ends)
+            self._certified[key] = all(self._agrees(rows, width, end, blocks) for end in _ends(blocks))
         return self._certified[key]
 
-    def _agrees(self, rows: int, width: int, end: int, blocks: int) -> bool:
-        """Whether passes of this shape read the probe tokens as plain decoding does."""
+    def _agrees(self, rows: int, width: int, end: int, blocks: int, *, branched: bool = False) -> bool:
+        """Whether passes of this shape read the probe tokens as plain decoding does: as a chain, or as a branch."""
         if end not in self._references:
             assert self._base is not None
             self._references[end] = self._refer(self._base, end, USEFUL_WIDTH)
         reference = self._references[end]
         count = self._probe_rows if blocks == 1 else USEFUL_WIDTH
-        count = max(width, count - count % width)
+        step = (width + 1) // 2 if branched else width  # tokens read by a pass
+        count = max(step, count - count % step)
         if reference is None or count > len(self._tokens):
             return False
         self._extend(reference, count)
         session = self._stand(rows, end, blocks)
-        for start in range(0, count, width):
-            expected = reference.rows[start : start + width].expand(rows, -1, -1)
-            if not torch.equal(_read(session, self._tokens[start : start + width], rows), expected):
+        for start in range(0, count, step):
+            tokens, expected = self._tokens[start : start + step], reference.rows[start : start + step]
+            decoy = [(token + 1) % self._vocab_size for token in [*tokens[1:], *tokens]][: width - step]
+            if not torch.equal(_read(session, tokens, rows, decoy), expected.expand(rows, -1, -1)):
                 return False
         return True
 
@@ -206,11 +217,25 @@ class Exactness:
         return self._context.fork(rows, length, blocks * STEP)
 
 
-def _read(session: ProbeSession, tokens: Sequence[int], rows: int = 1) -> Tensor:
-    """Logits ``[rows, tokens, vocab]`` of one pass over the same tokens in every row, which are then committed."""
-    logits = session.score([TokenTree.chain(tokens)] * rows)
-    session.commit([range(len(tokens))] * rows)
+def _read(session: ProbeSession, tokens: Sequence[int], rows: int = 1, decoy: Sequence[int] = ()) -> Tensor:
+    """Logits ``[rows, tokens, vocab]`` of one pass over the same tokens in every row, which are then committed.
+
+    With a decoy, the tokens are the second branch of a tree whose first branch that is.
+    """
+    tree = TokenTree.merge(tokens[0], [decoy, tokens[1:]])
+    path = [0, *range(len(decoy) + 1, len(tree))]
+    logits = session.score([tree] * rows)[:, path]
+    session.commit([path] * rows)
     return logits
+
+
+def _ends(blocks: int) -> list[int]:
+    """Where a row of a cache of so many blocks may end.
+
+    In the last block, in the one before (plain decoding has not grown its cache yet) or, beside a longer row, in the
+    first.
+    """
+    return sorted({1, max(1, blocks - 1), blocks})
 
 
 def _partner(base: int) -> int:

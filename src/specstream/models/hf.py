@@ -63,7 +63,7 @@ class HuggingFaceTarget:
     def context_length(self) -> int | None:
         return self.family.context_length
 
-    def prepare(self, rows: int = 1, nodes: int = 1) -> None:
+    def prepare(self, rows: int = 1, nodes: int = 0) -> None:
         """Run the self-tests, if they have not run yet; ``begin`` does so too.
 
         Args:
@@ -85,9 +85,9 @@ class HuggingFaceTarget:
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness)
 
-    def begin_unpadded(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
-        """The same without the self-tests and without padding."""
-        return HuggingFaceSession(self, prefixes, None)
+    def begin_unpadded(self, prefixes: Sequence[Sequence[int]], *, masked: bool = False) -> HuggingFaceSession:
+        """The same without the self-tests and without padding; ``masked``: through the model's own attention only."""
+        return HuggingFaceSession(self, prefixes, None, masked=masked)
 
     def forward(self, cache: TreeCache, tokens: Tensor, layout: _Layout, *, last_only: bool = False) -> Tensor:
         """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``)."""
@@ -135,11 +135,19 @@ class HuggingFaceSession:
     """A batch at work; see ``TargetSession``."""
 
     def __init__(
-        self, target: HuggingFaceTarget, prefixes: Sequence[Sequence[int]], exactness: Exactness | None
+        self,
+        target: HuggingFaceTarget,
+        prefixes: Sequence[Sequence[int]],
+        exactness: Exactness | None,
+        *,
+        masked: bool = False,
     ) -> None:
         self._target = target
         self._exactness = exactness
+        self._masked = masked
         self._bits = exactness is not None
+        self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
+        self._width = 0
         self.cache = TreeCache(len(prefixes))
         for row, prefix in enumerate(prefixes):
             self._prefill(row, prefix)
@@ -147,7 +155,7 @@ class HuggingFaceSession:
     @torch.inference_mode()
     def fork(self, rows: int, length: int, capacity: int) -> HuggingFaceSession:
         """See ``ProbeSession.fork``."""
-        copy = HuggingFaceSession(self._target, [], self._exactness)
+        copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
         copy.cache = self.cache.fork(rows, length, capacity)
         return copy
 
@@ -165,13 +173,21 @@ class HuggingFaceSession:
         device = self._target.model.device
         self.cache.plan(width, device)
         tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
-        return self._target.forward(self.cache, tokens, self._layout(trees, width))
+        layout = self._layout(trees, width)
+        self._width, self._exact_branches = width, layout.plan is not None and self._target.runtime.exact_branches
+        return self._target.forward(self.cache, tokens, layout)
 
     @torch.inference_mode()
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        # A branch's nodes were not scored at the slots plain decoding has them at: another order of summation.
-        self._bits = self._bits and all(path[-1] == len(path) - 1 for path in paths)
+        if self._bits and any(path[-1] != len(path) - 1 for path in paths):
+            # A branch's nodes were not scored at the slots plain decoding has them at: another order of summation,
+            # unless attention follows the paths.
+            self._bits = self._exact_branches and self._branches_agree(len(paths))
         self.cache.commit(paths)
+
+    def _branches_agree(self, rows: int) -> bool:
+        assert self._exactness is not None
+        return self._exactness.branches(rows, self._width, self.cache.capacity)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         self.cache.rollback(lengths)
@@ -195,7 +211,7 @@ class HuggingFaceSession:
         """Positions and visibility of every node; padding continues each row as a chain."""
         device = self._target.model.device
         committed = self.cache.lengths if row is None else [self.cache.lengths[row]]
-        plan = self._target.runtime.plan(trees, width, committed)
+        plan = None if self._masked else self._target.runtime.plan(trees, width, committed)
         lengths = torch.tensor(committed, device=device)
         slots = torch.arange(self.cache.reach, device=device).expand(len(trees), -1)
         positions = lengths[:, None] + torch.arange(width, device=device)

@@ -100,7 +100,7 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface on the native kernel; the mask is in the plan of the pass."""
+    """Transformers' attention interface on the native kernel; the mask is in the plan of the pass."""
     plan = _PLAN.get()
     assert plan is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

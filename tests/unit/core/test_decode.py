@@ -248,7 +248,7 @@ class TestCounts:
     def test_a_perfect_drafter(self):
         row, _ = first(oracle(MODEL), max_new_tokens=14)
         assert row.stats.emitted == [6, 6, 2]
-        assert (row.stats.drafted, row.stats.accepted) == (11, 11)
+        assert (row.stats.drafted, row.stats.accepted, row.stats.rejected) == (11, 11, 0)
         assert row.stats.acceptance_rate == 1.0
         assert row.stats.mean_accepted_length == 14 / 3
 
@@ -256,6 +256,7 @@ class TestCounts:
     def test_nothing_is_rejected_of_the_target_as_its_own_draft(self, sampling):
         row, _ = first(DraftModelDrafter(MODEL), sampling=sampling, max_new_tokens=23)
         assert row.stats.acceptance_rate == 1.0
+        assert row.stats.rejected == 0
         assert row.stats.emitted == [5, 5, 5, 5, 3]
 
     def test_a_hopeless_drafter(self):
@@ -265,18 +266,29 @@ class TestCounts:
 
         row, _ = first(FunctionDrafter(tree))
         assert row.stats.emitted == [1] * 12
-        assert (row.stats.drafted, row.stats.accepted) == (2 * 10 + 1, 0)
+        assert (row.stats.drafted, row.stats.accepted, row.stats.rejected) == (2 * 10 + 1, 0, 2 * 10 + 1)
 
     def test_trees_count_every_node_and_accept_one_path(self):
         row, _ = first(FunctionDrafter(Branching(MODEL, 2, 2, drawn_to=0)), max_new_tokens=9)
         assert row.stats.emitted == [3, 3, 3]
-        assert (row.stats.drafted, row.stats.accepted) == (18, 6)
+        assert (row.stats.drafted, row.stats.accepted, row.stats.rejected) == (18, 6, 12)
 
     def test_accepted_drafts_that_a_stop_cuts_are_not_counted(self):
         row, _ = first(oracle(MODEL), check=lambda emitted, new: 2)
         assert (row.stats.emitted, row.stats.drafted, row.stats.accepted) == ([2], 5, 2)
         row, _ = first(oracle(MODEL), eos_token_ids=frozenset({CHAIN[0]}))
         assert (row.stats.emitted, row.stats.drafted, row.stats.accepted) == ([1], 5, 1)
+
+    def test_drafts_that_were_not_judged_are_not_rejected(self):
+        """`compare` with a model as its own draft says that nothing was rejected, wherever the text ends."""
+        for stopping in ({"check": lambda emitted, new: 2}, {"eos_token_ids": frozenset({CHAIN[2]})}):
+            row, _ = first(oracle(MODEL), **stopping)
+            assert row.finish_reason == "stop"
+            assert row.stats.rejected == 0
+        # A tree of 2 + 4 nodes whose first accepted node is an end: its sibling's branch fell, its own children not.
+        tree = Branching(MODEL, 2, 2, drawn_to=0)
+        row, _ = first(FunctionDrafter(tree), eos_token_ids=frozenset({CHAIN[0]}))
+        assert (row.stats.drafted, row.stats.accepted, row.stats.rejected) == (6, 1, 3)
 
     def test_time_is_counted_where_it_went(self):
         _, _, timings = run(oracle(MODEL))

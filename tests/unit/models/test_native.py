@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.tiny import tiny_model
 from torch.nn import functional
 
 from specstream.errors import UsageError
 from specstream.models import native
 from specstream.models.runtime import Runtime, native_dtype
-from tests.tiny import tiny_model
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 
@@ -99,6 +99,6 @@ def test_it_is_built_once(fresh_library):
 
 
 def test_a_runtime_for_another_dtype_is_refused():
-    with pytest.raises(UsageError, match="torch.float16 on cpu"):
+    with pytest.raises(UsageError, match=r"torch\.float16 on cpu"):
         Runtime(tiny_model().half(), "packed")
     assert Runtime(tiny_model().half()).name == "eager"

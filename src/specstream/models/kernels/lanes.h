@@ -11,6 +11,8 @@ namespace {
 constexpr long LANES = 16;
 
 typedef float Floats __attribute__((vector_size(64)));
+typedef float Half __attribute__((vector_size(32)));
+typedef float Quarter __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
@@ -46,12 +48,16 @@ inline Floats load(const uint16_t *from) {
   return lanes;
 }
 
+template <class Part, class Whole> inline Part fold(Whole whole) {
+  Part lower, upper;
+  std::memcpy(&lower, &whole, sizeof lower);
+  std::memcpy(&upper, reinterpret_cast<const char *>(&whole) + sizeof lower, sizeof upper);
+  return lower + upper;
+}
+
 inline float sum(Floats lanes) {
-  float values[LANES];
-  std::memcpy(values, &lanes, sizeof values);
-  for (long half = LANES / 2; half; half /= 2)
-    for (long i = 0; i < half; i++) values[i] += values[i + half];
-  return values[0];
+  auto four = fold<Quarter>(fold<Half>(lanes));
+  return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 } // namespace
