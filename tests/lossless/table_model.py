@@ -91,6 +91,7 @@ class TableSession:
         self.model = model
         self.committed = [list(prefix) for prefix in prefixes]
         self.passes = 0
+        self.nodes = 0  # scored in all passes
         self._pending: list[TokenTree] | None = None
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
@@ -106,6 +107,7 @@ class TableSession:
         logits[torch.arange(width) >= torch.tensor([[len(tree)] for tree in trees])] = math.nan
         self._pending = list(trees)
         self.passes += 1
+        self.nodes += sum(map(len, trees))
         return logits
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

@@ -136,15 +136,9 @@ def decode(
         proposed = time.perf_counter()
         logits = session.score(trees)
         scored = time.perf_counter()
-        verdicts = verify(
-            trees,
-            logits,
-            [row.tokens for row in active],
-            sampling,
-            [row.generator for row in active],
-            speculation.acceptance_threshold,
-            stopping.eos_token_ids,
-        )
+        contexts, generators = [row.tokens for row in active], [row.generator for row in active]
+        threshold, ends = speculation.acceptance_threshold, stopping.eos_token_ids
+        verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)
         rounds = [

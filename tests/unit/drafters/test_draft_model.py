@@ -230,10 +230,11 @@ class TestCache:
         assert drafted == [len(prompt) < limit for prompt in PROMPTS]
 
     def test_the_draft_reads_each_accepted_token_once(self):
-        """A round costs gamma passes, not gamma and one to catch up."""
+        """A round costs gamma passes, not gamma and one to catch up; and the last draft and the bonus stay unread."""
         drafter = InStep(DraftModelDrafter(TARGET, gamma=4))
         run(drafter, PROMPTS[:1], sampling=Sampling(), max_new_tokens=25)
         assert drafter.session._session.passes == 5 * 4
+        assert drafter.session._session.nodes == 1 + 25 - 2
 
 
 def test_minus_infinity_everywhere_but_one_token():
