@@ -7,6 +7,7 @@ one method that builds the bias.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Family:
             means that the model takes one mask tensor; otherwise it takes a dict of masks by layer kind.
         takes_positions: whether ``forward`` has ``position_ids``.
         takes_logits_to_keep: whether ``forward`` can leave out logits.
+        routed: whether tokens are sent to experts. A matrix product of an expert is as tall as the tokens that it
+            happens to get, so that a token's bits depend on its neighbours, whatever the width of the pass.
         alibi: the module whose ``build_alibi_tensor`` gives the position bias, None for other families.
     """
 
@@ -39,6 +42,7 @@ class Family:
     windows: dict[str | None, int | None]
     takes_positions: bool
     takes_logits_to_keep: bool
+    routed: bool = False
     alibi: Any = None
 
     @contextmanager
@@ -81,6 +85,7 @@ def describe(model: Any) -> Family:
         windows=_windows(text, name),
         takes_positions="position_ids" in parameters,
         takes_logits_to_keep="logits_to_keep" in parameters,
+        routed=any(re.search("experts|moe", type(module).__name__, re.IGNORECASE) for module in model.modules()),
         alibi=next((module for module in model.modules() if hasattr(module, "build_alibi_tensor")), None),
     )
 

@@ -45,7 +45,7 @@ class HuggingFaceTarget:
         model: a ``PreTrainedModel`` with a language-model head, in eval mode.
         runtime: how passes run; see ``Runtime``.
         exact: find, by a self-test before the first pass, the widths whose rows are bit-equal, and pad narrower
-            passes up to them. False pads nothing (a draft's bits do not matter).
+            passes up to them. False pads nothing (a draft's bits do not matter), nor does a mixture of experts.
 
     Raises:
         UnsupportedModelError: a model whose cache or attention cannot carry token trees.
@@ -56,7 +56,7 @@ class HuggingFaceTarget:
         self.model = model
         self.runtime = Runtime(model, runtime)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.exactness = self._exactness() if exact else None
+        self.exactness = self._exactness() if exact and not self.family.routed else None
         self._checked = False
 
     @property

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.lossless.families import build, prompt
+from tests.lossless.families import VOCAB, build, prompt
 from torch import Tensor
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from specstream.core.tree import TokenTree
 from specstream.models import hf as module
 from specstream.models.cache import STEP
+from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,13 +73,25 @@ def test_rows_can_be_dropped_and_rolled_back() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "phi"])
-def test_padding_may_stand_beyond_the_last_position(family: str) -> None:
+def test_padding_may_stand_beyond_the_last_position(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Exactness, "width", lambda self, rows, nodes, length, capacity: (nodes + 5, False))
     subject = HuggingFaceTarget(build(family))
     assert subject.context_length is not None
     tokens = (prompt(300) * 8)[: subject.context_length - 1]
     session = subject.begin([tokens])
     logits = session.score([TokenTree.chain([5])])
     torch.testing.assert_close(logits[0, 0], next_logits(family, [*tokens, 5]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_mixture_of_experts_claims_no_bits() -> None:
+    configuration = MixtralConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    session = HuggingFaceTarget(AutoModelForCausalLM.from_config(configuration).eval()).begin([prompt(9)])
+    session.score([TokenTree.chain([5])])
+    session.commit([(0,)])
+    assert session.exact == "rounding"
 
 
 def test_a_session_that_pads_nothing_claims_nothing() -> None:
