@@ -34,6 +34,7 @@ class EngineSettings(SamplingSettings, total=False):
     gamma: int
     max_speculation_depth: int
     branches: int
+    adaptive: bool
     acceptance_threshold: float | None
     device: str
     dtype: Any
@@ -97,6 +98,9 @@ class EngineConfig(BaseModel):
         gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``).
         max_speculation_depth: the deepest token tree of any drafter; lookup drafts this far.
         branches: candidates per step; 1 drafts chains, more drafts trees.
+        adaptive: measure what passes and drafts cost and how often drafts are accepted, and speculate only as deep as
+            pays, down to not at all. False always drafts as deep as allowed. A generation that samples with a seed
+            is never adaptive: it must repeat, and times do not.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
         dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
@@ -112,6 +116,7 @@ class EngineConfig(BaseModel):
     gamma: int = Field(default=4, ge=1)
     max_speculation_depth: int = Field(default=5, ge=1)
     branches: int = Field(default=1, ge=1)
+    adaptive: bool = True
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: Any = "auto"

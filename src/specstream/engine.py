@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, overload
@@ -17,6 +16,7 @@ from specstream.config import (
     engine_config,
     generation_config,
 )
+from specstream.core.controller import Controller
 from specstream.core.decode import Row, Speculation
 from specstream.core.ports import Drafter
 from specstream.drafters.draft_model import DraftModelDrafter
@@ -126,7 +126,7 @@ class SpeculativeEngine:
         if num_runs < 1 or not test_prompts:
             raise UsageError(f"num_runs is {num_runs} with {len(test_prompts)} prompts; give at least one of each")
         config = generation_config(self.config.generation, settings)
-        sides = {"plain": NoDrafter(), "speculative": self.parts.drafter}
+        sides = {"plain": NoDrafter(), "speculative": None}
         runs: list[dict[str, float]] = []
         totals = {side: Totals() for side in sides}
         for number in range(num_runs + 1):
@@ -183,9 +183,10 @@ class SpeculativeEngine:
         }
 
     def _start(self, prompts: Sequence[Prompt], config: GenerationConfig, drafter: Drafter | None = None) -> Generation:
-        parts = self.parts if drafter is None else dataclasses.replace(self.parts, drafter=drafter)
+        parts = self.parts if drafter is None else self.parts.with_drafter(drafter)
         generation = Generation(parts, [encode(self.tokenizer, prompt) for prompt in prompts], config)
-        self.target.prepare()  # before the clock starts: the self-test is no part of a generation
+        # Before the clock starts: the self-tests are no part of a generation.
+        self.target.prepare(rows=len(prompts), nodes=parts.speculation.max_depth + 1)
         return generation
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
@@ -226,7 +227,7 @@ class SpeculativeEngine:
         key = (len(generation.rows), config.temperature == 0)
         if key not in self._baselines:
             plain = Generation(
-                dataclasses.replace(self.parts, drafter=NoDrafter()),
+                self.parts.with_drafter(NoDrafter()),
                 generation.prompts,
                 config.model_copy(update={"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": []}),
             )
@@ -266,7 +267,9 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(target.model, tokenizer),
         speculation=Speculation(
-            max_depth=config.max_speculation_depth, acceptance_threshold=config.acceptance_threshold
+            max_depth=config.max_speculation_depth,
+            acceptance_threshold=config.acceptance_threshold,
+            controller=Controller(config.max_speculation_depth) if config.adaptive else None,
         ),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
@@ -25,6 +25,10 @@ class Parts:
     tokenizer: Any
     eos_token_ids: frozenset[int]
     speculation: Speculation
+
+    def with_drafter(self, drafter: Drafter) -> Parts:
+        """The same with another drafter, whose rounds teach this one's controller nothing."""
+        return replace(self, drafter=drafter, speculation=replace(self.speculation, controller=None))
 
 
 class Generation:
@@ -59,6 +63,10 @@ class Generation:
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""
         parts, config = self.parts, self.config
+        speculation = parts.speculation
+        if config.seed is not None and config.temperature > 0:
+            # The depth of a tree decides how chance is spent, and a seed has to repeat.
+            speculation = replace(speculation, controller=None)
         return decode(
             parts.target,
             parts.drafter,
@@ -69,7 +77,7 @@ class Generation:
                 eos_token_ids=frozenset() if config.ignore_eos else parts.eos_token_ids,
                 check=self.check,
             ),
-            speculation=parts.speculation,
+            speculation=speculation,
             timings=self.timings,
         )
 

@@ -112,6 +112,7 @@ def test_a_seed_repeats_and_seeds_differ(model, draft, tokenizer):
     engine = SpeculativeEngine(model, tokenizer, draft, temperature=1.0)
     one, again, other = (engine.generate(PROMPTS[0], max_new_tokens=20, seed=seed).token_ids for seed in (1, 1, 2))
     assert one == again != other
+    assert engine.parts.speculation.controller is not None  # on by default, off where a seed must repeat
     torch.manual_seed(0)
     before = torch.get_rng_state()
     engine.generate(PROMPTS[0], max_new_tokens=5)
@@ -168,7 +169,7 @@ def test_typical_acceptance_is_called_lossy(model, draft, tokenizer):
 
 
 def test_benchmark_and_metrics(model, draft, tokenizer):
-    engine = SpeculativeEngine(model, tokenizer, draft)
+    engine = SpeculativeEngine(model, tokenizer, draft, adaptive=False)
     report = engine.benchmark(test_prompts=PROMPTS[:2], num_runs=2, max_new_tokens=10)
     assert len(report["runs"]) == 2
     assert 0 < report["speculation_accuracy"] <= 1

@@ -176,10 +176,10 @@ def test_a_self_test_that_certified_everything_would_be_caught(
         pytest.skip("on this machine one token alone has the bits of five side by side")
     monkeypatch.setattr(Exactness, "width", lambda self, rows, nodes, length, capacity: (nodes, True))
     target = HuggingFaceTarget(default_model, runtime="packed")
-    plain = Plain(target, REAL_PROMPTS[:1], REAL_TOKENS)
+    plain = Plain(target, REAL_PROMPTS[:1], 10)
     recorded = Recorded(target)
     drafter = DraftModelDrafter(HuggingFaceTarget(default_model, exact=False))
-    rows = run(recorded, drafter, REAL_PROMPTS[:1], REAL_TOKENS)
+    rows = run(recorded, drafter, REAL_PROMPTS[:1], 10)
     assert rows[0].exact == "bits"
     assert differences(plain, rows, recorded.logits) != []
 

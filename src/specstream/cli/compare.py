@@ -32,6 +32,7 @@ def compare(
     settings = {
         "gamma": k,
         "max_speculation_depth": k,
+        "adaptive": False,  # K drafted tokens are what is compared
         "max_new_tokens": n,
         "temperature": temperature,
         "top_k": top_k,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from specstream.core.controller import Controller
 from specstream.core.ports import Drafter, DraftRequest, Target
 from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats, Timings
@@ -75,10 +76,16 @@ class Speculation:
     Attributes:
         max_depth: the deepest tree.
         acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
+        controller: chooses each round's depth up to ``max_depth`` by what it measured; None always takes that.
     """
 
     max_depth: int
     acceptance_threshold: float | None = None
+    controller: Controller | None = None
+
+    def depth(self, rows: int) -> int:
+        """The depth to ask for in the next round of a batch of ``rows``."""
+        return self.max_depth if self.controller is None else min(self.max_depth, self.controller.depth(rows))
 
 
 def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
@@ -132,7 +139,8 @@ def decode(
 
     while active:
         started = time.perf_counter()
-        trees = drafts.propose([_request(row, stopping, speculation, target.context_length) for row in active])
+        depth = speculation.depth(len(active))
+        trees = drafts.propose([_request(row, stopping, depth, target.context_length) for row in active])
         proposed = time.perf_counter()
         logits = session.score(trees)
         scored = time.perf_counter()
@@ -141,6 +149,8 @@ def decode(
         verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)
+        if speculation.controller is not None:
+            _teach(speculation.controller, trees, verdicts, proposed - started, time.perf_counter() - proposed)
         rounds = [
             _advance(row, tree, verdict, stopping, target.context_length)
             for row, tree, verdict in zip(active, trees, verdicts, strict=True)
@@ -158,13 +168,21 @@ def decode(
         yield rounds
 
 
-def _request(row: Row, stopping: Stopping, speculation: Speculation, context_length: int | None) -> DraftRequest:
+def _request(row: Row, stopping: Stopping, depth: int, context_length: int | None) -> DraftRequest:
     """A tree of depth d emits up to d + 1 tokens, so the deepest useful one is one short of what is left."""
     left = stopping.max_new_tokens - (len(row.tokens) - row.prompt_length)
     if context_length is not None:
         left = min(left, context_length - len(row.tokens))
-    depth = min(speculation.max_depth, left - 1)
-    return DraftRequest(tokens=row.tokens, depth=depth, generator=row.generator)
+    return DraftRequest(tokens=row.tokens, depth=min(depth, left - 1), generator=row.generator)
+
+
+def _teach(
+    controller: Controller, trees: list[TokenTree], verdicts: list[Verdict], propose_seconds: float, seconds: float
+) -> None:
+    judged = [
+        (max(tree.depths), verdict.accepted) for tree, verdict in zip(trees, verdicts, strict=True) if tree.drafted
+    ]
+    controller.observe(len(trees), max(map(len, trees)), propose_seconds, seconds, judged)
 
 
 def _advance(row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, context_length: int | None) -> Round:

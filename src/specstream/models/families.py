@@ -30,6 +30,7 @@ class Family:
         context_length: the most tokens a sequence may have, None if the configuration sets no limit.
         windows: mask kind -> sliding window in tokens, None for full attention. One entry whose key is None
             means that the model takes one mask tensor; otherwise it takes a dict of masks by layer kind.
+        layer_windows: the window of each layer, 0 for full attention.
         takes_positions: whether ``forward`` has ``position_ids``.
         takes_logits_to_keep: whether ``forward`` can leave out logits.
         routed: whether tokens are sent to experts. A matrix product of an expert is as tall as the tokens that it
@@ -40,6 +41,7 @@ class Family:
     name: str
     context_length: int | None
     windows: dict[str | None, int | None]
+    layer_windows: tuple[int, ...]
     takes_positions: bool
     takes_logits_to_keep: bool
     routed: bool = False
@@ -79,10 +81,12 @@ def describe(model: Any) -> Family:
     text = config.get_text_config(decoder=True)
     parameters = inspect.signature(model.forward).parameters
     context = getattr(text, "max_position_embeddings", None)
+    windows = _windows(text, name)
     return Family(
         name=name,
         context_length=None if context is None or name == "bloom" else int(context),
-        windows=_windows(text, name),
+        windows=windows,
+        layer_windows=_layer_windows(text, windows),
         takes_positions="position_ids" in parameters,
         takes_logits_to_keep="logits_to_keep" in parameters,
         routed=any(re.search("experts|moe", type(module).__name__, re.IGNORECASE) for module in model.modules()),
@@ -108,6 +112,12 @@ def _refuse(model: Any, name: str) -> None:
         reason = "it is in training mode, where dropout is random; call model.eval() first"
     if reason is not None:
         raise UnsupportedModelError(f"{name} cannot be a target: {reason}")
+
+
+def _layer_windows(config: Any, windows: dict[str | None, int | None]) -> tuple[int, ...]:
+    if None in windows:
+        return (windows[None] or 0,) * int(config.num_hidden_layers)
+    return tuple(windows[kind] or 0 for kind in config.layer_types)
 
 
 def _windows(config: Any, name: str) -> dict[str | None, int | None]:

@@ -54,7 +54,7 @@ class HuggingFaceTarget:
     def __init__(self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True) -> None:
         self.family = describe(model)
         self.model = model
-        self.runtime = Runtime(model, runtime)
+        self.runtime = Runtime(model, runtime, self.family.layer_windows)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.exactness = self._exactness() if exact and not self.family.routed else None
         self._checked = False

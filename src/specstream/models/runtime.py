@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ RuntimeName = Literal["auto", "eager", "native", "packed"]
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
-_PLAN: ContextVar[TreePlan | None] = ContextVar("specstream_plan", default=None)
+_PASS: ContextVar[tuple[TreePlan | None, tuple[int, ...]]] = ContextVar("specstream_pass", default=(None, ()))
 """The pass that is running: transformers hands an attention function no argument of the caller's."""
 
 _BATCH_HINT = 8  # tokens the packed layout is laid out for: the width of a usual tree
@@ -39,13 +39,14 @@ class Runtime:
     Args:
         model: a transformers model; never modified outside a pass.
         name: ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here.
+        layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
 
     Raises:
         UsageError: a runtime that does not exist for this model's device and dtype.
         NoKernelsError: ``native`` was asked for and cannot be built.
     """
 
-    def __init__(self, model: Any, name: RuntimeName = "auto") -> None:
+    def __init__(self, model: Any, name: RuntimeName = "auto", layer_windows: Sequence[int] = ()) -> None:
         if name == "auto":
             name = _choose(model)
         elif name != "eager" and not _on_cpu(model):
@@ -57,6 +58,7 @@ class Runtime:
         self.name: str = name
         make = {"native": native.linear, "packed": _packed}.get(name)
         self._swaps = [] if make is None else list(_linear_forwards(model, make))
+        self._layer_windows = tuple(layer_windows)
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         if self._configs:
@@ -74,7 +76,7 @@ class Runtime:
     @contextmanager
     def kernels(self, plan: TreePlan | None = None) -> Iterator[None]:
         """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime."""
-        token = _PLAN.set(plan)
+        token = _PASS.set((plan, self._layer_windows))
         configs = self._configs if plan is not None else {}
         try:
             for config in configs.values():
@@ -88,7 +90,7 @@ class Runtime:
                 module.__dict__.pop("forward", None)
             for config in configs.values():
                 config._attn_implementation_internal = self._own_attention
-            _PLAN.reset(token)
+            _PASS.reset(token)
 
 
 def _attend(
@@ -101,10 +103,12 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface on the native kernel; the mask is in the plan of the pass."""
-    plan = _PLAN.get()
+    plan, windows = _PASS.get()
     assert plan is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window, softcap = kwargs.get("sliding_window") or 0, kwargs.get("softcap") or 0.0
+    # Not the window among the arguments: some families put theirs into the mask only.
+    window = windows[cast(int, module.layer_idx)] if windows else 0
+    softcap = kwargs.get("softcap") or 0.0
     return native.attention(query, key, value, plan, scale=scale, window=window, softcap=softcap), None
 
 

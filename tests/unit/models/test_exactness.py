@@ -128,6 +128,19 @@ def test_every_capacity_is_certified_on_its_own() -> None:
     assert exactness.width(1, 4, 2 * STEP - 1, 2 * STEP) == (4, False), "this very pass grows the cache"
 
 
+@pytest.mark.parametrize(
+    ("shortest", "longest", "blocks"),
+    [(0, STEP, 1), (STEP, 2 * STEP, 2), (STEP, 2 * STEP, 3), (0, STEP, 4), (3 * STEP, 4 * STEP, 4)],
+)
+def test_a_pass_is_tried_wherever_its_rows_may_end(shortest: int, longest: int, blocks: int) -> None:
+    """In the last block, in the one before, and in the first beside a longer row."""
+    exactness = calibrated(
+        lambda rows, width, capacity, before: int(width > 8 and capacity == blocks and shortest <= before < longest)
+    )
+    assert exactness.width(1, 8, 100, blocks * STEP) == (8, True)
+    assert exactness.width(1, 12, 100, blocks * STEP) == (12, False)
+
+
 def test_the_padding_counts_when_a_pass_grows_the_cache() -> None:
     exactness = calibrated(lambda rows, width, blocks, before: 10 * blocks + int(width >= 4))
     assert exactness.width(1, 1, STEP - 4, STEP) == (4, True)

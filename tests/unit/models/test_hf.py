@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.lossless.families import VOCAB, build, prompt
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from specstream.core.tree import TokenTree
 from specstream.models import hf as module
+from specstream.models import native
 from specstream.models.cache import STEP
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime import RuntimeName
+from tests.lossless.families import VOCAB, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,6 +83,36 @@ def test_padding_may_stand_beyond_the_last_position(family: str, monkeypatch: py
     session = subject.begin([tokens])
     logits = session.score([TokenTree.chain([5])])
     torch.testing.assert_close(logits[0, 0], next_logits(family, [*tokens, 5]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_one_pass_that_is_not_certified_ends_the_claim(certified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = HuggingFaceTarget(build("llama")).begin([prompt(9)])
+    for answer in (True, certified, True):
+        monkeypatch.setattr(Exactness, "width", lambda self, rows, nodes, *rest, answer=answer: (nodes, answer))
+        session.score([TokenTree.chain([5])])
+        session.commit([(0,)])
+    assert session.exact == ("bits" if certified else "rounding")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "rows", "exact"), [("eager", 1, "rounding"), ("native", 1, "bits"), ("native", 22, "rounding")]
+)
+def test_a_second_branch_can_only_be_exact_through_attention_in_path_order(
+    runtime: RuntimeName, rows: int, exact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which passes of more than 64 tokens do not have."""
+    if runtime == "native" and not native.available():
+        pytest.skip("no C++ compiler on this machine")
+    monkeypatch.setattr(Exactness, "width", lambda self, rows, nodes, *rest: (nodes, True))
+    monkeypatch.setattr(Exactness, "branches", lambda self, rows, width, capacity: True)
+    session = HuggingFaceTarget(build("llama"), runtime=runtime).begin([prompt(9)] * rows)
+    session.score([TokenTree.merge(5, [[6], [7]])] * rows)
+    session.commit([(0, 1)] * rows)
+    assert session.exact == "bits"
+    session.score([TokenTree.merge(5, [[6], [7]])] * rows)
+    session.commit([(0, 2)] * rows)
+    assert session.exact == exact
 
 
 def test_a_mixture_of_experts_claims_no_bits() -> None:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny import tiny_model
 from torch.nn import functional
 
 from specstream.errors import UsageError
 from specstream.models import native
 from specstream.models.runtime import Runtime, native_dtype
+from tests.tiny import tiny_model
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tests.lossless.families import CONFIGURATIONS, FAMILIES, VOCAB, build
 from torch import Tensor
 
 from specstream.errors import UnsupportedModelError
@@ -18,6 +17,7 @@ from specstream.models.families import Family
 from specstream.models.hf import HuggingFaceSession, HuggingFaceTarget
 from specstream.models.runtime import RuntimeName
 from specstream.models.selftest import check_tree
+from tests.lossless.families import CONFIGURATIONS, FAMILIES, VOCAB, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
