@@ -98,7 +98,7 @@ def test_compare_with_one_model_rejects_nothing(capsys, tiny):
     assert code == 0
     for heading in ("Method", "num_runs", "time", "+/- std", "speedup", "plain", "speculative"):
         assert heading in out
-    assert "Rejected: nothing" in out
+    assert "Rejected: nothing of" in out
 
 
 def test_compare_json_counts_rejections(capsys, tiny):

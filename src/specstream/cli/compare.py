@@ -83,8 +83,9 @@ def _print(report: dict[str, Any]) -> None:
         cells = (f"{row['time']:.3f} s", f"{row['std']:.3f} s", f"{row['speedup']:.2f}x")
         table.add_row(method, str(row["num_runs"]), *cells)
     Console().print(table)
-    rejected = f"{report['rejected']} of {report['drafted']}" if report["rejected"] else "nothing"
+    rejected = report["rejected"] or "nothing"
     print(
-        f"Rejected: {rejected} drafted tokens; {report['mean_accepted_length']:.2f} tokens per target pass. "
+        f"Rejected: {rejected} of {report['drafted']} drafted tokens; "
+        f"{report['mean_accepted_length']:.2f} tokens per target pass. "
         "Times are per run, prefill included on both sides; speedup is the median over the pairs of runs."
     )
