@@ -154,7 +154,7 @@ def test_a_file_with_one_matrix_is_tied_as_it_comes(tmp_path: Path, embedding: n
 def test_the_origin_is_written_beside_the_weights(folder: Path) -> None:
     origin = json.loads((folder / "specstream.json").read_text(encoding="utf-8"))
     assert (origin["upstream"], origin["sha256"], origin["licence"]) == ("nobody/tiny", "0" * 64, "Apache-2.0")
-    assert origin["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(origin["versions"]["torch"])  # whose own may name a build: 2.13.0+cpu
 
 
 def test_whoever_reads_the_config_reads_the_weights(folder: Path) -> None:
