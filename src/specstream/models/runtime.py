@@ -121,7 +121,10 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     sinks = any("sink" in name for name, _ in model.named_parameters())
     dims = {getattr(module, "head_dim", getattr(module, "head_size", 0)) for module in layers}
     dims -= {0}
-    if not model._supports_attention_backend or sinks or not dims or any(dim % native.LANES for dim in dims):
+    # transformers 5.20 drops Gemma 2's softcap under sdpa, and the output has to be the model's as it runs.
+    capless = getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation != "eager"
+    refused = sinks or capless or not model._supports_attention_backend
+    if refused or not dims or any(dim % native.LANES for dim in dims):
         return {}
     return {id(module.config): module.config for module in layers}
 
