@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -168,7 +169,12 @@ def test_an_interrupt_is_one_line_and_exit_code_130(tiny):
     words = ["generate", "one two", "--model", str(tiny / "target"), "-n", "480", "--drafter", "none"]
     program = "import sys; from specstream.cli import main; main(sys.argv[1:])"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.read(1)  # the first piece of text is out: the loop is running
     process.send_signal(signal.SIGINT)
