@@ -34,6 +34,9 @@ from specstream.text import Chat, Prompt, encode
 CALIBRATION_TOKENS = 16
 """Tokens of plain decoding, per row, that ``speedup`` is measured against."""
 
+# A caller's processor may keep state and is shown the tokens of the output only.
+_CALIBRATION = {"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": [], "logits_processor": []}
+
 
 class SpeculativeEngine:
     """Generates with a model and a drafter: faster, and the same output as the model alone.
@@ -229,7 +232,7 @@ class SpeculativeEngine:
             plain = Generation(
                 self.parts.with_drafter(NoDrafter()),
                 generation.prompts,
-                config.model_copy(update={"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": []}),
+                config.model_copy(update=_CALIBRATION),
             )
             plain.run()
             self._baselines[key] = {
