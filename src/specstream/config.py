@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
 
-DrafterName = Literal["auto", "none", "lookup", "draft_model"]
+DrafterName = Literal["auto", "none", "lookup", "draft_model", "mixed"]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -94,7 +94,8 @@ class EngineConfig(BaseModel):
 
     Attributes:
         generation: defaults that ``generate`` and ``stream`` may override.
-        drafter: ``auto`` is ``draft_model`` if there is one, else ``lookup``.
+        drafter: ``auto`` is ``draft_model`` if there is one, else ``lookup``; ``mixed`` is both, each step by
+            expected profit.
         gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``).
         max_speculation_depth: the deepest token tree of any drafter; lookup drafts this far.
         branches: candidates per step; 1 drafts chains, more drafts trees.

@@ -21,6 +21,7 @@ from specstream.core.decode import Row, Speculation
 from specstream.core.ports import Drafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Generation, Parts, TextPieces, is_batch
@@ -244,6 +245,7 @@ class SpeculativeEngine:
 
     def _draft_bytes(self) -> int:
         drafter = self.parts.drafter
+        drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
         if not isinstance(drafter, DraftModelDrafter) or drafter.model is self.target:
             return 0
         assert isinstance(drafter.model, HuggingFaceTarget)
@@ -272,7 +274,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         speculation=Speculation(
             max_depth=config.max_speculation_depth,
             acceptance_threshold=config.acceptance_threshold,
-            controller=Controller(config.max_speculation_depth) if config.adaptive else None,
+            controller=Controller() if config.adaptive else None,
         ),
     )
 
@@ -285,12 +287,13 @@ def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config
         return NoDrafter()
     if name == "lookup":
         return LookupDrafter(branches=config.branches)
-    return DraftModelDrafter(
+    model = DraftModelDrafter(
         _draft_target(target, tokenizer, draft, config),
         gamma=config.gamma,
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
     )
+    return MixedDrafter(LookupDrafter(branches=config.branches), model) if name == "mixed" else model
 
 
 def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> HuggingFaceTarget:
@@ -320,8 +323,8 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
 
 
 def _check_choice(name: str, draft: Any) -> None:
-    if draft is None and name == "draft_model":
-        raise UsageError("drafter is 'draft_model' and there is no draft_model; give a smaller model of this tokenizer")
+    if draft is None and name in ("draft_model", "mixed"):
+        raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
     if draft is not None and name in ("none", "lookup"):
         raise UsageError(
             f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"

@@ -36,9 +36,10 @@ def reference(model, tokenizer, prompt, tokens, **settings):
     return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("drafter", ["none", "lookup", "draft_model"])
+@pytest.mark.parametrize("drafter", ["none", "lookup", "draft_model", "mixed"])
 def test_generate_equals_transformers(model, draft, tokenizer, drafter):
-    engine = SpeculativeEngine(model, tokenizer, draft if drafter == "draft_model" else None, drafter=drafter)
+    drafts = draft if drafter in ("draft_model", "mixed") else None
+    engine = SpeculativeEngine(model, tokenizer, drafts, drafter=drafter)
     for prompt in PROMPTS:
         result = engine.generate(prompt, max_new_tokens=30)
         assert result["token_ids"] == reference(model, tokenizer, prompt, 30)
@@ -219,8 +220,9 @@ def test_the_model_is_left_as_it_was(tokenizer):
 def test_what_cannot_work_is_refused(model, draft, tokenizer):
     with pytest.raises(VocabularyMismatchError, match=r"200 tokens.*300 tokens"):
         SpeculativeEngine(model, tokenizer, tiny_model(vocab_size=200))
-    with pytest.raises(UsageError, match="no draft_model"):
-        SpeculativeEngine(model, tokenizer, drafter="draft_model")
+    for drafter in ("draft_model", "mixed"):
+        with pytest.raises(UsageError, match=f"drafter is '{drafter}' and there is no draft_model"):
+            SpeculativeEngine(model, tokenizer, drafter=drafter)
     with pytest.raises(UsageError, match="there is a draft_model"):
         SpeculativeEngine(model, tokenizer, draft, drafter="lookup")
     with pytest.raises(UsageError, match="tokenizer is missing"):

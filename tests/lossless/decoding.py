@@ -15,11 +15,12 @@ from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models.hf import HuggingFaceTarget
 from tests.lossless.families import build
 
-DRAFTERS = ("none", "lookup", "lookup-tree", "draft_model", "draft_model-tree")
+DRAFTERS = ("none", "lookup", "lookup-tree", "draft_model", "draft_model-tree", "mixed", "mixed-tree")
 GAMMA = 3
 
 
@@ -31,7 +32,10 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
     if kind == "lookup":
         return LookupDrafter(min_ngram=1, branches=3 if branching else 1)
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
-    return DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
+    drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
+    if kind == "mixed":  # a lookup that matches often, and not always
+        return MixedDrafter(LookupDrafter(min_ngram=2, branches=2 if branching else 1), drafter)
+    return drafter
 
 
 def run(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Row]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specstream.core.ports import DraftRequest
+from specstream.core.ports import DraftRequest, Offer
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -24,6 +24,9 @@ class FunctionDrafter:
 
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> FunctionDrafter:
         return self
+
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        return [[Offer(source=self.name, depth=each.depth)] if each.depth > 0 else [] for each in requests]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         return [self.tree(request) for request in requests]

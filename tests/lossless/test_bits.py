@@ -34,7 +34,7 @@ BATCHES = {"3 rows": (0, 3), "1 row, growing": (0, 1), "1 row": (1, 2)}
 RUNTIMES: tuple[RuntimeName, ...] = ("auto", "eager")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DRAFTERS = ("none", "lookup", "draft_model", "draft_model-tree")
+DRAFTERS = ("none", "lookup", "draft_model", "draft_model-tree", "mixed")
 
 
 class Plain:

@@ -21,6 +21,7 @@ from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
@@ -93,6 +94,10 @@ def lookup(branches: int = 1) -> LookupDrafter:
     return LookupDrafter(min_ngram=1, max_ngram=3, branches=branches)
 
 
+def mixed(model: TableModel, branches: int = 1) -> MixedDrafter:
+    return MixedDrafter(LookupDrafter(min_ngram=2, max_ngram=3, branches=branches), draft(model, branches))
+
+
 def tree(model: TableModel, branches: int, depth: int = 2, **options) -> FunctionDrafter:
     return FunctionDrafter(Branching(model, branches, depth, **options))
 
@@ -118,6 +123,16 @@ LOSSLESS = {
     "tree of 2, rows that end early": Case(drafter=draft(NEAR, 2), ends=frozenset({1}), length=4),
     "lookup chain": Case(drafter=lookup(), prompts=[LOOKUP_PROMPT]),
     "lookup branches": Case(drafter=lookup(3), prompts=[LOOKUP_PROMPT]),
+    "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
+    "mixed tree in batches of 3": Case(
+        drafter=mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=600, batch=3
+    ),
+    "mixed chain, penalty and top-k": Case(
+        drafter=mixed(NEAR),
+        prompts=PROMPTS,
+        runs=500,
+        sampling=Sampling(temperature=1.0, top_k=3, repetition_penalty=1.4),
+    ),
     "full tree of 2, wrong": Case(drafter=tree(WRONG, 2)),
     "full tree of 3, near": Case(drafter=tree(NEAR, 3), target=GAPPED),
     "full tree, drawn then chosen": Case(drafter=tree(WRONG, 2, drawn_to=1)),

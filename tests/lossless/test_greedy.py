@@ -13,6 +13,7 @@ from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
@@ -36,6 +37,9 @@ DRAFTERS = {
     "draft chain, short context": DraftModelDrafter(NEAR.limited(20)),
     "draft tree of 2, near": DraftModelDrafter(NEAR, branches=2),
     "draft tree of 3, wrong": DraftModelDrafter(WRONG, gamma=3, branches=3),
+    "mixed chain, near": MixedDrafter(LookupDrafter(min_ngram=2), DraftModelDrafter(NEAR)),
+    "mixed chain, short context": MixedDrafter(LookupDrafter(min_ngram=3), DraftModelDrafter(NEAR.limited(20))),
+    "mixed tree, wrong": MixedDrafter(LookupDrafter(branches=2), DraftModelDrafter(WRONG, gamma=3, branches=2)),
     "full tree, chosen": FunctionDrafter(Branching(NEAR, 2, 3, drawn_to=0)),
     "full tree, drawn": FunctionDrafter(Branching(NEAR, 2, 3)),
     "oracle": oracle(TARGET),

@@ -15,7 +15,8 @@ PromptOption = Annotated[Text, typer.Option("--prompt", "-p", help="The prompt, 
 Model = Annotated[str, typer.Option("--model", "-m", help="A catalog name, a local folder, or a hub id.")]
 Draft = Annotated[Text, typer.Option("--draft", "-d", help="A smaller model of the same tokenizer.")]
 Drafter = Annotated[
-    str, typer.Option("--drafter", help="none, lookup, draft_model, or auto: a draft if given, else lookup.")
+    str,
+    typer.Option("--drafter", help="none, lookup, draft_model, mixed (both), or auto: a draft if given, else lookup."),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
 Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]

@@ -1,107 +1,231 @@
 """How far to speculate next: measured cost times measured acceptance.
 
-A pass over w nodes costs c(w) seconds here, drafting one token deeper costs s, and a draft at depth i is accepted with
-probability a(i) once its parent was. Speculating k deep is expected to emit
+A pass over w nodes costs c(w) seconds here, drafting one token deeper costs s, and a draft of some source at depth i is
+accepted with probability a(i) once its parent was. Speculating k deep is expected to emit
 
-    E(k) = 1 + a(1) + a(1) a(2) + ... + a(1) ... a(k)      tokens in      T(k) = c(k + 1) + k s      seconds
+    E(k) = 1 + a(1) + a(1) a(2) + ... + a(1) ... a(k)      tokens in      T(k) = c(w(k)) + k s      seconds
 
-(Leviathan et al., arXiv 2211.17192, theorem 3.8, with measured costs instead of a constant ratio), and the k with the
-largest E(k) / T(k) is taken, down to 0: plain decoding. All of it is measured in the running process, as it runs.
+(Leviathan et al., arXiv 2211.17192, theorem 3.8, with measured costs instead of a constant ratio). What the drafters
+offer for each row is combined to the plan with the largest sum of E over T, down to plain decoding; and no plan may
+stake more than speculation has earned. docs/controller.md says it in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-FADE = 0.02
-"""Weight of the newest judgement of a draft, once there were 50: enough to follow a text, too little to follow luck."""
+from specstream.core.acceptance import Acceptance
+from specstream.core.costs import Costs
+from specstream.core.ports import DraftRequest, Offer
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
 
-PRIOR_ACCEPTANCE = 0.8
-"""Hopeful, so that drafts are tried at all. A depth that was never reached is taken to be like the one before."""
+START, CEILING, ALLOWANCE = 3.0, 4.0, 0.01
+"""The account, in plain passes: what there is to stake at first, the most there ever is, and what each round adds."""
 
-FIRST_PROBE, LAST_PROBE = 16, 256
-"""Plain rounds before speculation that did not pay is tried again: doubled each time, up to the last."""
+HORIZON = 64
+"""Tokens over which a model that has fallen behind is expected to earn what it costs to catch up."""
+
+TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
+"""Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
+
+Choice = tuple[Offer, int] | None
+"""What a row takes and how deep; None for nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """One way to run the next round.
+
+    Attributes:
+        choices: one per row.
+        tokens: expected, of all rows.
+        seconds: of the drafts and the pass.
+        reading: seconds that drafters need to catch up first.
+    """
+
+    choices: list[Choice]
+    tokens: float
+    seconds: float
+    reading: float
+
+    @property
+    def depth(self) -> int:
+        return max((choice[1] for choice in self.choices if choice), default=0)
+
+    @property
+    def stake(self) -> float:
+        """Seconds, all of which are lost but those of a plain pass if nothing is accepted."""
+        return self.seconds + self.reading
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second."""
+        share = min(1.0, self.tokens / len(self.choices) / HORIZON)
+        return self.tokens / (self.seconds + share * self.reading)
 
 
 class Controller:
-    """Chooses the depth of the next round's trees.
+    """Chooses what each row drafts in the next round, and learns from what became of it."""
 
-    Args:
-        max_depth: never deeper.
-    """
+    def __init__(self) -> None:
+        self._costs = Costs()
+        self._acceptance: dict[str, Acceptance] = {}
+        self._balance = START
+        self._round = 0
+        self._plain: dict[int, int] = {}  # rows -> the last plain round
+        self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
 
-    def __init__(self, max_depth: int) -> None:
-        self._max_depth = max_depth
-        self._acceptance = [PRIOR_ACCEPTANCE] * max_depth
-        self._judged = [0] * max_depth
-        self._passes: dict[int, dict[int, float]] = {}  # rows -> width -> seconds
-        self._drafts: dict[int, float] = {}  # rows -> seconds for one token of depth
-        self._plain_rounds = 0
-        self._probe_after = FIRST_PROBE
-
-    def depth(self, rows: int) -> int:
-        """The depth to ask a drafter for in a batch of ``rows``."""
-        passes = self._passes.setdefault(rows, {})
-        if len(passes) < 2:  # one wide pass, then one plain: a line through both prices the widths between
-            return 0 if passes and max(passes) > 1 else self._max_depth
-        rates = [self._rate(rows, depth) for depth in range(self._max_depth + 1)]
-        best = max(range(len(rates)), key=rates.__getitem__)
-        if best > 0:
-            self._plain_rounds, self._probe_after = 0, FIRST_PROBE
-            return best
-        self._plain_rounds += 1
-        if self._plain_rounds < self._probe_after:
-            return 0
-        self._plain_rounds, self._probe_after = 0, min(2 * self._probe_after, LAST_PROBE)
-        return max(range(1, len(rates)), key=rates.__getitem__)
+    def choose(self, offers: Sequence[Sequence[Offer]]) -> list[Choice]:
+        """What to take of each row's offers."""
+        rows = len(offers)
+        self._round += 1
+        plain: list[Choice] = [None] * rows
+        if (
+            not any(offers)
+            or self._costs.plain_passes < 2
+            or self._round - self._plain.get(rows, self._round) > PLAIN_AFTER
+        ):
+            return plain
+        best = max(self._bets(offers), key=lambda plan: plan.rate, default=None)
+        if best is not None:
+            return best.choices
+        trial = self._due(offers)
+        return trial.choices if trial else plain
 
     def observe(
-        self, rows: int, width: int, propose_seconds: float, pass_seconds: float, paths: Sequence[tuple[int, int]]
+        self,
+        offers: Sequence[Sequence[Offer]],
+        requests: Sequence[DraftRequest],
+        trees: Sequence[TokenTree],
+        verdicts: Sequence[Verdict],
+        seconds: tuple[float, float],
     ) -> None:
         """Learn from a round.
 
         Args:
-            rows: of the batch.
-            width: nodes of its largest tree.
-            propose_seconds: what the drafter took.
-            pass_seconds: what scoring, verifying and committing took.
-            paths: for each row that was drafted for, the depth of its tree and how much of it was accepted.
+            offers: what every row could have taken.
+            requests: what it took.
+            trees: what was drafted for it.
+            verdicts: what became of that.
+            seconds: what proposing took; what scoring, verifying and committing took.
         """
-        passes = self._passes.setdefault(rows, {})
-        passes[width] = _blend(passes.get(width), pass_seconds)
-        deepest = max((depth for depth, _ in paths), default=0)
-        if deepest:
-            self._drafts[rows] = _blend(self._drafts.get(rows), propose_seconds / deepest)
-        for depth, accepted in paths:
-            # Depth `accepted + 1` was judged and turned down; what lies deeper was not judged.
-            for at in range(min(depth, accepted + 1, self._max_depth)):
-                self._judged[at] += 1
-                weight = max(FADE, 1 / (1 + self._judged[at]))
-                self._acceptance[at] += weight * ((at < accepted) - self._acceptance[at])
+        rows, width = len(trees), max(map(len, trees))
+        taken = [
+            (request.offer, max(tree.depths)) if request.offer and tree.drafted else None
+            for request, tree in zip(requests, trees, strict=True)
+        ]
+        self._costs.observe_pass(rows, width, seconds[1])
+        self._plain.setdefault(rows, self._round)
+        if width == 1:
+            self._plain[rows] = self._round
+        if len(steps := _steps(taken)) == 1:  # of several drafters nobody knows who took how long
+            ((source, (deepest, unread)),) = steps.items()
+            self._costs.observe_draft(rows, source, deepest, unread, seconds[0])
+        for choice in taken:
+            if choice:
+                self._tried[_kind(choice[0])] = self._round
+        for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
+            self._judge(available, choice, verdict)
+        self._balance = min(CEILING, self._balance + ALLOWANCE + self._gain(taken, width, verdicts))
 
-    def _rate(self, rows: int, depth: int) -> float:
-        """Expected tokens per second of a row."""
-        expected, reached, acceptance = 1.0, 1.0, PRIOR_ACCEPTANCE
-        for at in range(depth):
-            acceptance = self._acceptance[at] if self._judged[at] else acceptance
-            reached *= acceptance
-            expected += reached
-        return expected / (self._price(rows, depth + 1) + depth * self._drafts.get(rows, 0.0))
+    def _judge(self, offers: Sequence[Offer], taken: Choice, verdict: Verdict) -> None:
+        """Every tree that was known is judged by what was emitted, whether it was taken or not; others if taken."""
+        emitted = len(verdict.tokens)
+        for offer in offers:
+            if offer.tree is not None and not offer.tree.proposals:
+                matched = offer.tree.matched(verdict.tokens)
+                judged = min(offer.depth, emitted, matched + 1)
+            elif taken and taken[0] is offer:
+                # Depth `accepted + 1` was judged and turned down, unless an end was accepted: nothing lies behind it.
+                matched = verdict.accepted
+                judged = min(taken[1], emitted, matched + 1)
+            else:
+                continue
+            self._acceptance.setdefault(offer.source, Acceptance()).judge(judged, matched)
 
-    def _price(self, rows: int, width: int) -> float:
-        """Seconds of a pass; between and beyond the widths that were measured, along a line."""
-        passes = self._passes[rows]
-        if width in passes:
-            return passes[width]
-        known = sorted(passes)
-        above = next((at for at, other in enumerate(known) if other > width), len(known) - 1)
-        low, high = known[max(above - 1, 0)], known[max(above, 1)]
-        slope = max(0.0, (passes[high] - passes[low]) / (high - low))
-        return passes[low] + slope * (width - low)
+    def _gain(self, taken: Sequence[Choice], width: int, verdicts: Sequence[Verdict]) -> float:
+        """Plain passes that a round saved, negative if it lost some."""
+        if not any(taken):
+            return 0.0
+        rows = len(taken)
+        spent = self._costs.passing(rows, width)
+        for source, (deepest, unread) in _steps(taken).items():
+            spent += self._costs.steps(rows, source, deepest)
+            spent += self._costs.reading(rows, source, unread)
+        emitted = sum(len(verdict.tokens) for verdict in verdicts)
+        return emitted / rows - spent / self._costs.passing(rows, 1)
+
+    def _bets(self, offers: Sequence[Sequence[Offer]]) -> Iterator[_Plan]:
+        """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""
+        rows = len(offers)
+        plain = self._costs.passing(rows, 1)
+        every = [offer for available in offers for offer in available]
+        depths = {id(offer): min(offer.depth, self._of(offer).reach) for offer in every}
+        widths = sorted({offer.width(depth) for offer in every for depth in range(1, depths[id(offer)] + 1)})
+        most = max((depths[id(offer)] for offer in every if offer.tree is None), default=0)
+        for steps in range(most + 1):
+            for width in widths:
+                plan = self._plan([self._pick(available, depths, steps, width) for available in offers])
+                affordable = plan.depth == 1 or plan.stake <= (1 + self._balance) * plain
+                if affordable and plan.rate > rows / plain:
+                    yield plan
+
+    def _pick(self, offers: Sequence[Offer], depths: dict[int, int], steps: int, width: int) -> Choice:
+        """What is expected to emit most of a row's offers, within so many steps and so wide a tree."""
+        best: Choice = None
+        most = 1.0
+        for offer in offers:
+            depth = depths[id(offer)] if offer.tree is not None else min(steps, depths[id(offer)])
+            while depth and offer.width(depth) > width:
+                depth -= 1
+            expected = self._of(offer).expected(depth)
+            if expected > most:
+                best, most = (offer, depth), expected
+        return best
+
+    def _plan(self, choices: list[Choice]) -> _Plan:
+        rows = len(choices)
+        taken = [choice for choice in choices if choice]
+        seconds = self._costs.passing(rows, max((offer.width(depth) for offer, depth in taken), default=1))
+        reading = 0.0
+        for source, (deepest, unread) in _steps(choices).items():
+            seconds += self._costs.steps(rows, source, deepest)
+            reading += self._costs.reading(rows, source, unread)
+        tokens = rows - len(taken) + sum(self._of(offer).expected(depth) for offer, depth in taken)
+        return _Plan(choices=choices, tokens=tokens, seconds=seconds, reading=reading)
+
+    def _due(self, offers: Sequence[Sequence[Offer]]) -> _Plan | None:
+        """A trial, one token deep, of what has waited longest, if it is time and the account can pay for it."""
+        rows = len(offers)
+        plain = self._costs.passing(rows, 1)
+        kinds = {_kind(offer) for available in offers for offer in available}
+        for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
+            plan = self._plan(
+                [next(((each, 1) for each in available if _kind(each) == kind), None) for available in offers]
+            )
+            hopeful = sum(self._of(choice[0]).hopeful if choice else 1.0 for choice in plan.choices)
+            waited = self._round - self._tried.get(kind, 0)
+            due = waited >= TRIAL_AFTER or hopeful * plain > plan.seconds * rows if kind else waited >= FREE_TRIAL_AFTER
+            if due and plan.stake <= (1 + self._balance) * plain:
+                return plan
+        return None
+
+    def _of(self, offer: Offer) -> Acceptance:
+        return self._acceptance.setdefault(offer.source, Acceptance())
 
 
-def _blend(known: float | None, seconds: float) -> float:
-    """A running mean that a hiccup cannot move far and that forgets a slow start at once."""
-    if known is None or seconds < known / 2:
-        return seconds
-    return known + 0.2 * (min(seconds, 2 * known) - known)
+def _kind(offer: Offer) -> str:
+    """What is tried anew as one: a drafter that takes steps, or all those whose trees are known: only passes cost."""
+    return offer.source if offer.tree is None else ""
+
+
+def _steps(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
+    """For each drafter that takes steps: how many, and the most it has to read first."""
+    steps: dict[str, tuple[int, int]] = {}
+    for offer, depth in filter(None, choices):
+        if offer.tree is None:
+            deepest, unread = steps.get(offer.source, (0, 0))
+            steps[offer.source] = max(deepest, depth), max(unread, offer.unread)
+    return steps

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from specstream.core.controller import Controller
-from specstream.core.ports import Drafter, DraftRequest, Target
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target
 from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats, Timings
 from specstream.core.tree import TokenTree
@@ -76,16 +76,34 @@ class Speculation:
     Attributes:
         max_depth: the deepest tree.
         acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
-        controller: chooses each round's depth up to ``max_depth`` by what it measured; None always takes that.
+        controller: chooses what each row takes of its offers, and how deep, by what it measured; None always takes the
+            first offer, as deep as it goes.
     """
 
     max_depth: int
     acceptance_threshold: float | None = None
     controller: Controller | None = None
 
-    def depth(self, rows: int) -> int:
-        """The depth to ask for in the next round of a batch of ``rows``."""
-        return self.max_depth if self.controller is None else min(self.max_depth, self.controller.depth(rows))
+    def choose(self, requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]) -> list[DraftRequest]:
+        """The requests as they shall be met: with the offer taken, and its depth."""
+        first = [(available[0], available[0].depth) if available else None for available in offers]
+        choices = first if self.controller is None else self.controller.choose(offers)
+        taken = [choice or (None, 0) for choice in choices]
+        return [
+            replace(request, offer=offer, depth=depth) for request, (offer, depth) in zip(requests, taken, strict=True)
+        ]
+
+    def learn(
+        self,
+        offers: Sequence[Sequence[Offer]],
+        requests: Sequence[DraftRequest],
+        trees: Sequence[TokenTree],
+        verdicts: Sequence[Verdict],
+        seconds: tuple[float, float],
+    ) -> None:
+        """Tell the controller of a round; see ``Controller.observe``."""
+        if self.controller is not None:
+            self.controller.observe(offers, requests, trees, verdicts, seconds)
 
 
 def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
@@ -139,8 +157,10 @@ def decode(
 
     while active:
         started = time.perf_counter()
-        depth = speculation.depth(len(active))
-        trees = drafts.propose([_request(row, stopping, depth, target.context_length) for row in active])
+        asked = [_request(row, stopping, speculation.max_depth, target.context_length) for row in active]
+        offers = drafts.offers(asked)
+        requests, chosen = speculation.choose(asked, offers), time.perf_counter()
+        trees = drafts.propose(requests)
         proposed = time.perf_counter()
         logits = session.score(trees)
         scored = time.perf_counter()
@@ -149,8 +169,7 @@ def decode(
         verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)
-        if speculation.controller is not None:
-            _teach(speculation.controller, trees, verdicts, proposed - started, time.perf_counter() - proposed)
+        speculation.learn(offers, requests, trees, verdicts, (proposed - chosen, time.perf_counter() - proposed))
         rounds = [
             _advance(row, tree, verdict, stopping, target.context_length)
             for row, tree, verdict in zip(active, trees, verdicts, strict=True)
@@ -174,15 +193,6 @@ def _request(row: Row, stopping: Stopping, depth: int, context_length: int | Non
     if context_length is not None:
         left = min(left, context_length - len(row.tokens))
     return DraftRequest(tokens=row.tokens, depth=min(depth, left - 1), generator=row.generator)
-
-
-def _teach(
-    controller: Controller, trees: list[TokenTree], verdicts: list[Verdict], propose_seconds: float, seconds: float
-) -> None:
-    judged = [
-        (max(tree.depths), verdict.accepted) for tree, verdict in zip(trees, verdicts, strict=True) if tree.drafted
-    ]
-    controller.observe(len(trees), max(map(len, trees)), propose_seconds, seconds, judged)
 
 
 def _advance(row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, context_length: int | None) -> Round:

@@ -52,6 +52,32 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What a drafter could draft for a row now. To make it costs next to nothing; to take it may not.
+
+    Attributes:
+        source: whose drafts these are, and how far they are to be trusted where that is known: drafts of one source
+            are accepted alike.
+        depth: the deepest tree, at least 1.
+        branches: most nodes at each depth.
+        tree: the tree itself, if it is known without drafting; None if each token of depth takes a step of the drafter.
+        unread: tokens of the row that such a drafter has to read before its first step.
+    """
+
+    source: str
+    depth: int
+    branches: int = 1
+    tree: TokenTree | None = None
+    unread: int = 0
+
+    def width(self, depth: int) -> int:
+        """Nodes of its tree, cut at ``depth``; the root is one of them."""
+        if self.tree is None:
+            return 1 + depth * self.branches
+        return sum(deep <= depth for deep in self.tree.depths)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DraftRequest:
     """One row's turn to be drafted for.
 
@@ -59,15 +85,20 @@ class DraftRequest:
         tokens: the row's tokens so far, the root of its next tree last.
         depth: the deepest tree worth drafting; 0 asks for the root alone.
         generator: the row's own source of chance, on the CPU.
+        offer: the one of the session's offers that is taken; None before that, and where there is no choice.
     """
 
     tokens: Sequence[int]
     depth: int
     generator: torch.Generator
+    offer: Offer | None = None
 
 
 class DraftSession(Protocol):
     """A drafter at work on one batch. Rows are numbered as in the target's session."""
+
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        """What could be drafted for each row, no deeper than it asks for; the one to prefer unseen comes first."""
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """A tree for every row; its root is the row's last token."""

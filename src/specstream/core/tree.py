@@ -89,6 +89,27 @@ class TokenTree:
             children[parent].append(node)
         return tuple(map(tuple, children))
 
+    def pruned(self, depth: int) -> TokenTree:
+        """This tree without the nodes deeper than ``depth``."""
+        kept = [node for node, deep in enumerate(self.depths) if deep <= depth]
+        if len(kept) == len(self):
+            return self
+        index = {node: at for at, node in enumerate(kept)}
+        return TokenTree(
+            tuple(self.tokens[node] for node in kept),
+            tuple(index.get(self.parents[node], -1) for node in kept),
+            {index[node]: drawn for node, drawn in self.proposals.items() if self.depths[node] < depth},
+        )
+
+    def matched(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens that followed the root lie on one path below it."""
+        node = 0
+        for depth, token in enumerate(tokens):
+            node = next((child for child in self.children[node] if self.tokens[child] == token), 0)
+            if not node:
+                return depth
+        return len(tokens)
+
     def path(self, node: int) -> tuple[int, ...]:
         """The nodes from the root to ``node``, both included."""
         path = []

@@ -8,17 +8,25 @@ distribution, which goes into the tree for the verification to weigh.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.nn.functional import pad
 
-from specstream.core.ports import DraftRequest, Target, TargetSession
+from specstream.core.ports import DraftRequest, Offer, Target, TargetSession
 from specstream.core.sampling import Sampling, draw, probabilities, process
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
 from specstream.errors import UsageError
+
+READ_AT_ONCE = 32
+"""Tokens in one pass of a draft that catches up: it computes logits for each of them."""
+
+FAR_BEHIND = 128
+"""Unread tokens beyond which a draft starts afresh with the last ``READ_AT_ONCE``: it was of no use for that long, and
+to read everything before it is tried again would cost more than such a trial may (docs/controller.md)."""
 
 
 class DraftModelDrafter:
@@ -54,6 +62,7 @@ class _Growing:
     """A tree under construction: a chain with leaves beside it."""
 
     request: DraftRequest
+    skipped: int
     steps: list[list[int]] = field(default_factory=list)
     proposals: list[Tensor] = field(default_factory=list)
 
@@ -65,6 +74,11 @@ class _Growing:
     def sequence(self) -> list[int]:
         """The row's tokens and the chain drafted behind them."""
         return [*self.request.tokens, *self.chain]
+
+    @property
+    def readable(self) -> list[int]:
+        """What the draft knows of them, or shall."""
+        return self.sequence[self.skipped :]
 
     def tree(self) -> TokenTree:
         """The chain takes nodes 1, 2, 3, ...; the leaves follow."""
@@ -86,16 +100,21 @@ class DraftModelSession:
         self._drafter = drafter
         self._session = session
         self._cached = lengths  # tokens of each row whose keys and values the draft holds
+        self._skipped = [0] * len(lengths)  # first tokens of each row that the draft never reads
         self._sampling = sampling
         self._vocab_size: int | None = None  # the draft's own, known from its first pass
         self._before: list[int] = []
 
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        return [self._offers(row, request) for row, request in enumerate(requests)]
+
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        growing = [_Growing(request=request) for request in requests]
-        self._before = [len(request.tokens) for request in requests]
         depths = [self._depth(request) for request in requests]
+        self._catch_up(requests, depths)
+        growing = [_Growing(request=each, skipped=row) for each, row in zip(requests, self._skipped, strict=True)]
+        self._before = [len(row.readable) for row in growing]
         for step in range(max(depths)):
-            logits = self._feed([row.sequence for row in growing], [step < depth for depth in depths])
+            logits = self._feed([row.readable for row in growing], [step < depth for depth in depths])
             for row, depth, scores in zip(growing, depths, logits, strict=True):
                 if step < depth:
                     self._grow(row, scores)
@@ -111,20 +130,49 @@ class DraftModelSession:
     def keep(self, rows: Sequence[int]) -> None:
         self._session.keep(rows)
         self._cached = [self._cached[row] for row in rows]
+        self._skipped = [self._skipped[row] for row in rows]
+
+    def _offers(self, row: int, request: DraftRequest) -> list[Offer]:
+        depth, unread = self._depth(request), self._unread(row, request)
+        if not depth:
+            return []
+        unread = READ_AT_ONCE if unread > FAR_BEHIND else unread
+        return [Offer(source=self._drafter.name, depth=depth, branches=self._drafter.branches, unread=unread)]
+
+    def _unread(self, row: int, request: DraftRequest) -> int:
+        return len(request.tokens) - self._skipped[row] - self._cached[row]
 
     def _depth(self, request: DraftRequest) -> int:
         depth = min(request.depth, self._drafter.gamma)
         limit = self._drafter.model.context_length
         return depth if limit is None else max(0, min(depth, limit - len(request.tokens)))
 
+    def _catch_up(self, requests: Sequence[DraftRequest], depths: Sequence[int]) -> None:
+        """Let the rows that will be drafted for read what is more than the first step's pass may hold."""
+        growing = [depth > 0 for depth in depths]
+        while behind := [self._unread(row, each) for row, each in enumerate(requests) if growing[row]]:
+            # The first token that a draft reads is its prompt's: until then nobody knows which tokens it can read.
+            most = READ_AT_ONCE if self._vocab_size else 1
+            if max(behind) <= most:
+                break
+            for row, request in enumerate(requests):
+                if growing[row] and self._vocab_size and self._unread(row, request) > FAR_BEHIND:
+                    self._skipped[row], self._cached[row] = len(request.tokens) - READ_AT_ONCE, 0
+            ends = [skipped + done + most for skipped, done in zip(self._skipped, self._cached, strict=True)]
+            parts = zip(requests, self._skipped, ends, strict=True)
+            self._feed([list(request.tokens[skipped:end]) for request, skipped, end in parts], growing)
+
     def _feed(self, sequences: list[list[int]], growing: Sequence[bool]) -> list[Tensor]:
         """Let the draft read what it has not read yet; its logits after each row's last token.
 
-        A row whose tree is deep enough already re-reads the last token it knows, to stay in the batch.
+        A row that is not growing reads along, as far as the others make the pass wide anyway; if it has read
+        everything, the last token again.
         """
+        limit = self._drafter.model.context_length or sys.maxsize
+        width = max(len(sequences[row]) - self._cached[row] for row, grows in enumerate(growing) if grows)
         for row, sequence in enumerate(sequences):
             if not growing[row]:
-                del sequence[max(1, self._cached[row]) :]
+                del sequence[max(1, min(self._cached[row] + width, limit)) :]
             self._cached[row] = min(self._cached[row], len(sequence) - 1)
         self._session.rollback(self._cached)
         news = [self._readable(tokens[done:]) for tokens, done in zip(sequences, self._cached, strict=True)]

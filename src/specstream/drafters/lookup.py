@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from specstream.core.ports import DraftRequest
+from specstream.core.ports import DraftRequest, Offer
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -45,6 +45,10 @@ class LookupSession:
         self._indexes = indexes
         self._branches = branches
 
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        """One per row that has a match. The longer the match, the surer the copy, so its length is in the source."""
+        return [self._offers(index, request) for index, request in zip(self._indexes, requests, strict=True)]
+
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         return [self._tree(index, request) for index, request in zip(self._indexes, requests, strict=True)]
 
@@ -55,16 +59,28 @@ class LookupSession:
         self._indexes = [self._indexes[row] for row in rows]
 
     def _tree(self, index: SuffixIndex, request: DraftRequest) -> TokenTree:
+        for offer in [request.offer] if request.offer else self._offers(index, request):
+            if offer.tree is not None:
+                return offer.tree.pruned(request.depth)
+        return TokenTree.chain(request.tokens[-1:])
+
+    def _offers(self, index: SuffixIndex, request: DraftRequest) -> list[Offer]:
         index.extend(request.tokens)
+        if request.depth < 1:
+            return []
         paths: list[list[int]] = []
-        if request.depth > 0:
-            for end in index.matches(request.tokens):
-                path = _continuation(request.tokens, end, request.depth)
-                if path not in paths:
-                    paths.append(path)
-                if len(paths) == self._branches:
-                    break
-        return TokenTree.merge(request.tokens[-1], paths)
+        longest = 0
+        for size, end in index.matches(request.tokens):
+            longest = longest or size
+            path = _continuation(request.tokens, end, request.depth)
+            if path not in paths:
+                paths.append(path)
+            if len(paths) == self._branches:
+                break
+        if not paths:
+            return []
+        tree = TokenTree.merge(request.tokens[-1], paths)
+        return [Offer(source=f"lookup/{longest}", depth=request.depth, branches=self._branches, tree=tree)]
 
 
 class SuffixIndex:
@@ -86,8 +102,8 @@ class SuffixIndex:
                     self._ends.setdefault(tuple(tokens[end - size : end]), []).append(end)
         self._indexed = max(self._indexed, len(tokens) - 1)
 
-    def matches(self, tokens: Sequence[int]) -> Iterator[int]:
-        """Positions that followed the sequence's suffix before: longest suffix first, then most recent."""
+    def matches(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """``(size, position)`` of what followed the suffix before: longest suffix first, then most recent."""
         seen = set()
         for size in self._sizes:
             if size > len(tokens):
@@ -95,7 +111,7 @@ class SuffixIndex:
             for end in reversed(self._ends.get(tuple(tokens[-size:]), [])):
                 if end not in seen:
                     seen.add(end)
-                    yield end
+                    yield size, end
 
 
 def _continuation(tokens: Sequence[int], end: int, depth: int) -> list[int]:

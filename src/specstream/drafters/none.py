@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specstream.core.ports import DraftRequest
+from specstream.core.ports import DraftRequest, Offer
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -17,6 +17,9 @@ class NoDrafter:
 
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> NoDrafter:
         return self
+
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        return [[] for _ in requests]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         return [TokenTree.chain(request.tokens[-1:]) for request in requests]

@@ -46,6 +46,9 @@ class InStep:
         self.session = self.drafter.begin(prompts, sampling)
         return self
 
+    def offers(self, requests):
+        return self.session.offers(requests)
+
     def propose(self, requests):
         tokens = [list(request.tokens) for request in requests]
         again = [

@@ -1,0 +1,74 @@
+"""How often the drafts of one source are accepted, by depth, and when what was known of it is no longer true."""
+
+from __future__ import annotations
+
+import math
+
+FADE = 0.05
+"""Weight of the newest judgement of a draft, once there were 20: enough to follow a text, too little to follow luck."""
+
+PRIOR_ACCEPTANCE = 0.8
+"""Hopeful, so that drafts are tried at all. A depth that was never reached is taken to be like the one before."""
+
+PRIOR_WEIGHT = 2
+"""Judgements that the prior counts for."""
+
+SURPRISE = 0.004
+"""A run of acceptances, or of rejections, that is less likely than this means that the text has changed."""
+
+
+class Acceptance:
+    """Of one source."""
+
+    def __init__(self) -> None:
+        self._rates: list[float] = []  # of depth 1, 2, ..., as deep as was judged
+        self._judged: list[float] = []  # how many judgements each of them still stands for
+        self._runs: list[int] = []  # the newest that were alike: so many acceptances, or minus so many rejections
+
+    @property
+    def reach(self) -> int:
+        """The deepest to go: twice as deep as was ever judged, so that a first trial is a cheap one."""
+        return max(1, 2 * len(self._rates))
+
+    @property
+    def hopeful(self) -> float:
+        """Tokens that a draft of one token might emit, for all that is known."""
+        if not self._rates or self._runs[0] > 0:
+            return 2.0
+        rate = self._rates[0]
+        return 1 + min(1.0, rate + math.sqrt(rate * (1 - rate) / (PRIOR_WEIGHT + self._judged[0])))
+
+    def expected(self, depth: int) -> float:
+        """Tokens that a draft of this depth emits, the target's own included."""
+        total = reached = 1.0
+        rate = PRIOR_ACCEPTANCE
+        for at in range(depth):
+            if at < len(self._rates):  # the fewer judgements, the more like the depth before
+                known = self._judged[at]
+                prior = PRIOR_WEIGHT * (1 - FADE * known)
+                rate = (known * self._rates[at] + prior * rate) / (known + prior)
+            reached *= rate
+            total += reached
+        return total
+
+    def judge(self, judged: int, accepted: int) -> None:
+        """The first ``judged`` depths were looked at, the first ``accepted`` of them accepted."""
+        for at in range(judged):
+            if at == len(self._rates):
+                self._rates.append(0.0)
+                self._judged.append(0)
+                self._runs.append(0)
+            self._learn(at, at < accepted)
+        if accepted >= judged:  # what might have been looked at too, and was not, is known less and less
+            self._judged[judged:] = [(1 - FADE) * known for known in self._judged[judged:]]
+
+    def _learn(self, at: int, accepted: bool) -> None:
+        run, rate = self._runs[at], self._rates[at]
+        run = self._runs[at] = max(run, 0) + 1 if accepted else min(run, 0) - 1
+        likelihood = min(max(rate if accepted else 1 - rate, 0.02), 0.98)
+        if self._judged[at] > abs(run) and likelihood ** abs(run) < SURPRISE:
+            # Another text: what was known of the last one is forgotten.
+            self._rates[at], self._judged[at] = float(accepted), abs(run)
+            return
+        self._judged[at] = min(self._judged[at] + 1, 1 / FADE)
+        self._rates[at] += (accepted - rate) / self._judged[at]
