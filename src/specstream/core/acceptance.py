@@ -13,17 +13,22 @@ PRIOR_ACCEPTANCE = 0.8
 PRIOR_WEIGHT = 2
 """Judgements that the prior counts for."""
 
-SURPRISE = 0.004
+SURPRISE = 0.001
 """A run of acceptances, or of rejections, that is less likely than this means that the text has changed."""
 
 
 class Acceptance:
-    """Of one source."""
+    """Of one source.
+
+    Attributes:
+        expected: tokens that a draft of depth 0, 1, ... emits, the target's own included, as deep as ``reach``.
+    """
 
     def __init__(self) -> None:
         self._rates: list[float] = []  # of depth 1, 2, ..., as deep as was judged
         self._judged: list[float] = []  # how many judgements each of them still stands for
         self._runs: list[int] = []  # the newest that were alike: so many acceptances, or minus so many rejections
+        self.expected = self._curve()
 
     @property
     def reach(self) -> int:
@@ -38,18 +43,16 @@ class Acceptance:
         rate = self._rates[0]
         return 1 + min(1.0, rate + math.sqrt(rate * (1 - rate) / (PRIOR_WEIGHT + self._judged[0])))
 
-    def expected(self, depth: int) -> float:
-        """Tokens that a draft of this depth emits, the target's own included."""
-        total = reached = 1.0
-        rate = PRIOR_ACCEPTANCE
-        for at in range(depth):
+    def _curve(self) -> list[float]:
+        expected, reached, rate = [1.0], 1.0, PRIOR_ACCEPTANCE
+        for at in range(self.reach):
             if at < len(self._rates):  # the fewer judgements, the more like the depth before
                 known = self._judged[at]
                 prior = PRIOR_WEIGHT * (1 - FADE * known)
                 rate = (known * self._rates[at] + prior * rate) / (known + prior)
             reached *= rate
-            total += reached
-        return total
+            expected.append(expected[-1] + reached)
+        return expected
 
     def judge(self, judged: int, accepted: int) -> None:
         """The first ``judged`` depths were looked at, the first ``accepted`` of them accepted."""
@@ -61,6 +64,7 @@ class Acceptance:
             self._learn(at, at < accepted)
         if accepted >= judged:  # what might have been looked at too, and was not, is known less and less
             self._judged[judged:] = [(1 - FADE) * known for known in self._judged[judged:]]
+        self.expected = self._curve()
 
     def _learn(self, at: int, accepted: bool) -> None:
         run, rate = self._runs[at], self._rates[at]

@@ -12,6 +12,7 @@ stake more than speculation has earned. docs/controller.md says it in full.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +22,8 @@ from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
 
-START, CEILING, ALLOWANCE = 3.0, 4.0, 0.01
-"""The account, in plain passes: what there is to stake at first, the most there ever is, and what each round adds."""
+ACCOUNT, ALLOWANCE = 3.0, 0.01
+"""What may be staked, in plain passes: what there is at first and at most, and what each round adds."""
 
 HORIZON = 64
 """Tokens over which a model that has fallen behind is expected to earn what it costs to catch up."""
@@ -34,7 +35,7 @@ Choice = tuple[Offer, int] | None
 """What a row takes and how deep; None for nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class _Plan:
     """One way to run the next round.
 
@@ -72,7 +73,7 @@ class Controller:
     def __init__(self) -> None:
         self._costs = Costs()
         self._acceptance: dict[str, Acceptance] = {}
-        self._balance = START
+        self._balance = ACCOUNT
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
@@ -128,7 +129,7 @@ class Controller:
                 self._tried[_kind(choice[0])] = self._round
         for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
             self._judge(available, choice, verdict)
-        self._balance = min(CEILING, self._balance + ALLOWANCE + self._gain(taken, width, verdicts))
+        self._balance = min(ACCOUNT, self._balance + ALLOWANCE + self._gain(taken, width, verdicts))
 
     def _judge(self, offers: Sequence[Offer], taken: Choice, verdict: Verdict) -> None:
         """Every tree that was known is judged by what was emitted, whether it was taken or not; others if taken."""
@@ -161,39 +162,24 @@ class Controller:
         """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""
         rows = len(offers)
         plain = self._costs.passing(rows, 1)
-        every = [offer for available in offers for offer in available]
-        depths = {id(offer): min(offer.depth, self._of(offer).reach) for offer in every}
-        widths = sorted({offer.width(depth) for offer in every for depth in range(1, depths[id(offer)] + 1)})
-        most = max((depths[id(offer)] for offer in every if offer.tree is None), default=0)
-        for steps in range(most + 1):
-            for width in widths:
-                plan = self._plan([self._pick(available, depths, steps, width) for available in offers])
+        options = [[_Option(offer, self._of(offer)) for offer in available] for available in offers]
+        every = [option for available in options for option in available]
+        most = max((option.depth for option in every if option.offer.tree is None), default=0)
+        for width in sorted({width for option in every for width in option.widths[1:]}):
+            for steps in range(min(most, width - 1) + 1):
+                plan = self._plan([_pick(available, steps, width) for available in options], width)
                 affordable = plan.depth == 1 or plan.stake <= (1 + self._balance) * plain
                 if affordable and plan.rate > rows / plain:
                     yield plan
 
-    def _pick(self, offers: Sequence[Offer], depths: dict[int, int], steps: int, width: int) -> Choice:
-        """What is expected to emit most of a row's offers, within so many steps and so wide a tree."""
-        best: Choice = None
-        most = 1.0
-        for offer in offers:
-            depth = depths[id(offer)] if offer.tree is not None else min(steps, depths[id(offer)])
-            while depth and offer.width(depth) > width:
-                depth -= 1
-            expected = self._of(offer).expected(depth)
-            if expected > most:
-                best, most = (offer, depth), expected
-        return best
-
-    def _plan(self, choices: list[Choice]) -> _Plan:
-        rows = len(choices)
-        taken = [choice for choice in choices if choice]
-        seconds = self._costs.passing(rows, max((offer.width(depth) for offer, depth in taken), default=1))
-        reading = 0.0
+    def _plan(self, choices: list[Choice], width: int) -> _Plan:
+        rows, tokens = len(choices), 0.0
+        for choice in choices:
+            tokens += self._of(choice[0]).expected[choice[1]] if choice else 1.0
+        seconds, reading = self._costs.passing(rows, width), 0.0
         for source, (deepest, unread) in _steps(choices).items():
             seconds += self._costs.steps(rows, source, deepest)
             reading += self._costs.reading(rows, source, unread)
-        tokens = rows - len(taken) + sum(self._of(offer).expected(depth) for offer, depth in taken)
         return _Plan(choices=choices, tokens=tokens, seconds=seconds, reading=reading)
 
     def _due(self, offers: Sequence[Sequence[Offer]]) -> _Plan | None:
@@ -202,9 +188,8 @@ class Controller:
         plain = self._costs.passing(rows, 1)
         kinds = {_kind(offer) for available in offers for offer in available}
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
-            plan = self._plan(
-                [next(((each, 1) for each in available if _kind(each) == kind), None) for available in offers]
-            )
+            choices = [next(((each, 1) for each in available if _kind(each) == kind), None) for available in offers]
+            plan = self._plan(choices, max(choice[0].width(1) for choice in choices if choice))
             hopeful = sum(self._of(choice[0]).hopeful if choice else 1.0 for choice in plan.choices)
             waited = self._round - self._tried.get(kind, 0)
             due = waited >= TRIAL_AFTER or hopeful * plain > plan.seconds * rows if kind else waited >= FREE_TRIAL_AFTER
@@ -214,6 +199,32 @@ class Controller:
 
     def _of(self, offer: Offer) -> Acceptance:
         return self._acceptance.setdefault(offer.source, Acceptance())
+
+
+class _Option:
+    """An offer as far as it may be taken, with what each depth is expected to emit and how wide it is."""
+
+    def __init__(self, offer: Offer, acceptance: Acceptance) -> None:
+        self.offer = offer
+        self.depth = min(offer.depth, acceptance.reach)
+        self.expected = acceptance.expected
+        self.widths = [offer.width(depth) for depth in range(self.depth + 1)]
+
+    def within(self, steps: int, width: int) -> int:
+        """How deep it goes."""
+        depth = bisect_right(self.widths, width) - 1
+        return depth if self.offer.tree is not None else min(depth, steps)
+
+
+def _pick(options: Sequence[_Option], steps: int, width: int) -> Choice:
+    """What is expected to emit most of a row's offers, within so many steps and so wide a tree."""
+    best: Choice = None
+    most = 1.0
+    for option in options:
+        depth = option.within(steps, width)
+        if option.expected[depth] > most:
+            best, most = (option.offer, depth), option.expected[depth]
+    return best
 
 
 def _kind(offer: Offer) -> str:

@@ -25,6 +25,7 @@ class Costs:
     def __init__(self) -> None:
         self._passes: dict[int, dict[int, float]] = {}  # rows -> width -> seconds
         self._drafts: dict[str, dict[int, tuple[float, float]]] = {}  # source -> rows -> seconds a step, a token read
+        self._known: dict[tuple[int, int], float] = {}  # (rows, width) -> what `passing` answered since the last pass
         self.plain_passes = 0
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> None:
@@ -33,6 +34,7 @@ class Costs:
         if self._passes and width not in self._passes.get(rows, {}):
             # The first of its kind may pay for what the others find done.
             seconds = min(seconds, 2 * self.passing(rows, width))
+        self._known.clear()
         table = self._passes.setdefault(rows, {})
         table[width] = _blend(table.get(width), seconds)
 
@@ -64,6 +66,11 @@ class Costs:
 
     def passing(self, rows: int, width: int) -> float:
         """Of a pass; between and beyond the measured widths along a line, and never less than a narrower one."""
+        if (rows, width) not in self._known:
+            self._known[rows, width] = self._passing(rows, width)
+        return self._known[rows, width]
+
+    def _passing(self, rows: int, width: int) -> float:
         table = self._passes.get(rows, {})
         if len(table) > 1:
             return _along(table, width)
@@ -89,6 +96,8 @@ def _along(table: dict[int, float], width: int) -> float:
 
 
 def _nearest(table: Mapping[int, _Kind], rows: int, otherwise: _Kind) -> _Kind:
+    if rows in table:
+        return table[rows]
     return table[min(table, key=lambda other: abs(other - rows))] if table else otherwise
 
 

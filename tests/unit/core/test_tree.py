@@ -106,3 +106,20 @@ def test_the_first_merged_path_comes_first():
     tree = TokenTree.merge(0, [[1, 2, 3], [1, 4], [5]])
     assert tree.tokens == (0, 1, 2, 3, 4, 5)
     assert tree.parents == (-1, 0, 1, 2, 1, 0)
+
+
+def test_pruning_keeps_whole_levels_and_what_they_were_drawn_from():
+    drawn = {node: torch.full((3,), float(node)) for node in (0, 1, 3)}
+    tree = TokenTree((9, 1, 2, 3, 4), (-1, 0, 1, 0, 3), drawn)
+    assert tree.pruned(2) is tree
+    pruned = tree.pruned(1)
+    assert (pruned.tokens, pruned.parents) == ((9, 1, 3), (-1, 0, 0))
+    assert pruned.proposals.keys() == {0}
+    assert tree.pruned(0).tokens == (9,)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [((1, 2, 5), 2), ((3, 4), 2), ((3, 2), 1), ((5,), 0), ((), 0), ((1, 2, 2, 2), 2)]
+)
+def test_what_was_emitted_is_followed_down_one_path(tokens, expected):
+    assert TokenTree((9, 1, 2, 3, 4), (-1, 0, 1, 0, 3)).matched(tokens) == expected

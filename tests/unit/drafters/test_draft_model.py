@@ -15,7 +15,8 @@ from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling, probabilities
 from specstream.core.stats import Timings
-from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.core.verify import Verdict
+from specstream.drafters.draft_model import FAR_BEHIND, READ_AT_ONCE, DraftModelDrafter
 from specstream.errors import UsageError
 from tests.lossless.table_model import TableModel
 
@@ -238,6 +239,67 @@ class TestCache:
         run(drafter, PROMPTS[:1], sampling=Sampling(), max_new_tokens=25)
         assert drafter.session._session.passes == 5 * 4
         assert drafter.session._session.nodes == 1 + 25 - 2
+
+
+TEXT = torch.randint(5, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+class TestFallingBehind:
+    """Rounds that another drafter drafts for, or nobody, are not read until the draft is asked again."""
+
+    def begin(self, *lengths):
+        return DraftModelDrafter(DRAFT).begin([TEXT[:length] for length in lengths], Sampling())
+
+    def ask(self, session, *ends, depths=None):
+        requests = [
+            DraftRequest(tokens=TEXT[:end], depth=depth, generator=torch.Generator())
+            for end, depth in zip(ends, depths or [2] * len(ends), strict=True)
+        ]
+        offers = session.offers(requests)
+        trees = session.propose(requests)
+        for tree, end, request in zip(trees, ends, requests, strict=True):
+            assert list(tree.tokens[1:]) == DRAFT.favourites(TEXT[:end], request.depth)
+        session.observe([Verdict(path=(0,), tokens=(0,)) for _ in ends])
+        return offers
+
+    def test_what_is_unread_is_offered_as_such(self):
+        session = self.begin(10)
+        unread = [self.ask(session, end)[0][0].unread for end in (10, 40)]
+        assert unread == [1, 30]
+
+    def test_it_is_read_in_passes_of_bounded_width(self):
+        session = self.begin(10)
+        self.ask(session, 10)
+        before = session._session.passes, session._session.nodes
+        self.ask(session, 10 + READ_AT_ONCE * 3)
+        passes, nodes = session._session.passes - before[0], session._session.nodes - before[1]
+        assert passes == 3 + 1
+        assert nodes <= READ_AT_ONCE * 3 + 2
+
+    def test_far_behind_it_starts_afresh(self):
+        session = self.begin(10)
+        self.ask(session, 10)
+        before = session._session.nodes
+        end = 11 + FAR_BEHIND + 1
+        ((offer,),) = self.ask(session, end)
+        assert offer.unread == READ_AT_ONCE
+        assert session._session.nodes - before <= READ_AT_ONCE + 2
+        ((offer,),) = self.ask(session, end + 2)
+        assert offer.unread == 2, "and goes on from there"
+
+    def test_a_row_that_is_not_drafted_for_reads_along(self):
+        session = self.begin(10, 10)
+        self.ask(session, 10, 10)
+        for end in range(12, 40, 2):
+            self.ask(session, end, end, depths=[2, 0])
+        ((_,), (offer,)) = self.ask(session, 40, 40)
+        assert offer.unread <= 3
+
+    def test_which_tokens_it_can_read_is_known_before_it_reads_the_outputs(self):
+        """A token that only the target has comes in before the draft has made any pass."""
+        session = DraftModelDrafter(TableModel.random(41, vocab=5, memory=3), vocab_size=7).begin([[0, 1]], Sampling())
+        (tree,) = session.propose([DraftRequest(tokens=[0, 1, 6, 5, 2], depth=2, generator=torch.Generator())])
+        assert tree.drafted == 2
 
 
 def test_minus_infinity_everywhere_but_one_token():

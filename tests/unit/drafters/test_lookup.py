@@ -128,6 +128,23 @@ def test_rows_are_searched_each_in_itself_and_leave():
     assert [tree.tokens for tree in trees] == [(4, 5), (2, 4)]
 
 
+def test_an_offer_is_the_tree_and_how_long_its_match_was():
+    session = LookupDrafter(max_ngram=4).begin([[1]], Sampling())
+    for tokens, source in (([1, 2, 3, 1, 2], 2), ([1, 2, 3, 1, 2, 3], 3), ([1, 2, 3, 4, 5, 6, 9, 1, 2, 3, 4, 5, 6], 4)):
+        session = LookupDrafter(max_ngram=4).begin([tokens], Sampling())
+        ((offer,),) = session.offers([request(tokens, 3)])
+        assert offer.source == f"lookup/{source}"
+        (whole,) = session.propose([request(tokens, 3)])
+        assert offer.tree.tokens == whole.tokens
+        taken = DraftRequest(tokens=tokens, depth=1, generator=torch.Generator(), offer=offer)
+        assert session.propose([taken])[0].tokens == whole.tokens[:2]
+
+
+@pytest.mark.parametrize(("tokens", "depth"), [([1, 2, 3], 3), ([1, 2, 1, 2], 0)])
+def test_where_nothing_can_be_copied_nothing_is_offered(tokens, depth):
+    assert LookupDrafter().begin([tokens], Sampling()).offers([request(tokens, depth)]) == [[]]
+
+
 @pytest.mark.parametrize("options", [{"min_ngram": 0}, {"min_ngram": 3, "max_ngram": 2}, {"branches": 0}])
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(UsageError, match="give 1"):

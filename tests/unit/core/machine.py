@@ -1,0 +1,124 @@
+"""A simulated machine and text: what passes and drafts cost, and what is accepted. No model, no clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+
+from specstream.core.controller import Choice, Controller
+from specstream.core.ports import DraftRequest, Offer
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+
+CHANCE = torch.Generator()
+RIGHT, WRONG = 1, 0
+FAR_BEHIND, AFRESH = 128, 32  # as in drafters/draft_model.py
+
+
+def widths(*seconds: float) -> Callable[[int], float]:
+    """The price of a pass of 1, 2, ... nodes."""
+    return lambda width: seconds[width - 1]
+
+
+class Machine:
+    """Decodes rows of a text that nobody reads.
+
+    Attributes:
+        price: seconds of a pass, by its width.
+        step: seconds of a draft model's step; ``read``: of a token that it catches up on.
+        model: how often its drafts are accepted; None for no draft model.
+        lookup: how often there is a match, and how often what it copies is right; None for no lookup.
+        seconds, tokens: used, and emitted by all rows.
+        log: for every round, what each row took: "m2" is two tokens of the model's, "l3" three looked up, "-" nothing.
+    """
+
+    def __init__(self, price, *, step=0.0, read=0.0, model=None, lookup=None, rows=1, depth=5, branches=1, seed=0):  # noqa: PLR0913
+        self.price, self.step, self.read = price, step, read
+        self.model, self.lookup, self.rows, self.depth, self.branches = model, lookup, rows, depth, branches
+        self.chance = random.Random(seed)
+        self.seconds, self.tokens = 0.0, 0
+        self.unread = [1] * rows
+        self.log: list[list[str]] = []
+
+    def run(self, controller: Controller, tokens: int) -> float:
+        """So many tokens a row; their speed over that of plain decoding."""
+        before, started = self.tokens, self.seconds
+        while self.tokens - before < tokens * self.rows:
+            self.round(controller, tokens * self.rows - (self.tokens - before))
+        return (self.tokens - before) / self.rows * self.price(1) / (self.seconds - started)
+
+    def best(self) -> float:
+        """The speed of the best fixed depth of the model's chains, over that of plain decoding."""
+        return max(
+            sum(self.model**at for at in range(depth + 1)) / (self.price(depth + 1) + depth * self.step)
+            for depth in range(self.depth + 1)
+        ) * self.price(1)
+
+    def round(self, controller: Controller, left: int = 99) -> None:
+        depth = min(self.depth, left - 1)
+        matches = [self._copied(depth) for _ in range(self.rows)]
+        offers = [self._offers(row, depth, matches[row]) for row in range(self.rows)]
+        choices = controller.choose(offers)
+        requests, trees, verdicts = [], [], []
+        for row, choice in enumerate(choices):
+            accepted, truth = self._accepted(choice, matches[row])
+            path = tuple(range(accepted + 1))
+            requests.append(
+                DraftRequest(tokens=[9], depth=choice[1] if choice else 0, generator=CHANCE, offer=offer_of(choice))
+            )
+            trees.append(self._tree(choice))
+            verdicts.append(Verdict(path=path, tokens=tuple(RIGHT if at < truth else WRONG for at in range(len(path)))))
+            self.tokens += len(path)
+        drafting = [choice for choice in choices if choice and choice[0].tree is None]
+        steps = max((deep for _, deep in drafting), default=0)
+        proposing = (
+            steps * self.step + max((each.unread - 2 for each, _ in drafting if each.unread > 2), default=0) * self.read
+        )
+        scoring = self.price(max(map(len, trees)))
+        controller.observe(offers, requests, trees, verdicts, (proposing, scoring))
+        self.seconds += proposing + scoring
+        self.log.append([f"{choice[0].source[0]}{choice[1]}" if choice else "-" for choice in choices])
+        for row, (choice, verdict) in enumerate(zip(choices, verdicts, strict=True)):
+            own = choice is not None and choice[0].tree is None
+            self.unread[row] = 1 + (verdict.accepted == choice[1]) if own else self.unread[row] + len(verdict.tokens)
+
+    def _copied(self, depth: int) -> int | None:
+        """How many tokens of this round's match are right; None if nothing matches."""
+        if not self.lookup or depth < 1 or self.chance.random() >= self.lookup[0]:
+            return None
+        return next((at for at in range(depth) if self.chance.random() >= self.lookup[1]), depth)
+
+    def _offers(self, row: int, depth: int, match: int | None) -> list[Offer]:
+        offers = []
+        if match is not None:
+            offers.append(Offer(source="lookup/3", depth=depth, tree=TokenTree.chain([9] + [RIGHT] * depth)))
+        if self.model is not None and depth > 0:
+            unread = AFRESH if self.unread[row] > FAR_BEHIND else self.unread[row]
+            offers.append(Offer(source="model", depth=depth, branches=self.branches, unread=unread))
+        return offers
+
+    def _accepted(self, choice: Choice, match: int | None) -> tuple[int, int]:
+        """Of what was drafted; and how many of the emitted tokens are those of the match."""
+        if choice is None:
+            return 0, match or 0
+        if choice[0].tree is not None:
+            return min(match or 0, choice[1]), match or 0
+        accepted = next((at for at in range(choice[1]) if self.chance.random() >= self.model), choice[1])
+        return accepted, match or 0
+
+    def _tree(self, choice: Choice) -> TokenTree:
+        if choice is None:
+            return TokenTree.chain([9])
+        offer, depth = choice
+        if offer.tree is not None:
+            return offer.tree.pruned(depth)
+        leaves = [(at, leaf) for at in range(depth) for leaf in range(1, offer.branches)]
+        return TokenTree(
+            (9, *[RIGHT] * depth, *(2 + leaf for _, leaf in leaves)), (*range(-1, depth), *(at for at, _ in leaves))
+        )
+
+
+def offer_of(choice: Choice) -> Offer | None:
+    return choice[0] if choice else None

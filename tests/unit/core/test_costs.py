@@ -1,0 +1,79 @@
+"""What passes and drafts are taken to cost between, beyond and before what was measured."""
+
+import pytest
+
+from specstream.core.costs import NODE_SHARE, READ_SHARE, Costs
+
+
+def measured(passes, rows=1):
+    costs = Costs()
+    for width, seconds in passes.items():
+        costs.observe_pass(rows, width, seconds)
+    return costs
+
+
+def test_between_two_widths_along_a_line():
+    costs = measured({1: 30.0, 5: 50.0})
+    assert [costs.passing(1, width) for width in (1, 2, 3, 5)] == [30, 35, 40, 50]
+
+
+def test_beyond_the_widest_half_as_steep():
+    assert measured({1: 30.0, 2: 40.0}).passing(1, 4) == 50
+
+
+def test_a_wider_pass_is_never_cheaper():
+    costs = measured({1: 30.0, 2: 45.0, 4: 40.0})
+    assert [costs.passing(1, width) for width in (2, 3, 4, 8)] == [45, 45, 45, 45]
+
+
+def test_before_any_wide_pass_a_little_is_added_for_each_node():
+    costs = measured({1: 30.0})
+    assert costs.passing(1, 2) == pytest.approx(30 * (1 + NODE_SHARE))
+    assert costs.passing(1, 2) < costs.passing(1, 4) < 40
+
+
+def test_another_number_of_rows_lends_its_shape():
+    costs = measured({1: 30.0, 3: 60.0}, rows=4)
+    assert costs.passing(3, 3) == 60
+    costs.observe_pass(3, 1, 20.0)
+    assert costs.passing(3, 3) == pytest.approx(40)
+    assert costs.passing(9, 3) == 60, "the nearest is 4 rows"
+
+
+def test_a_hiccup_moves_little_and_a_slow_start_is_forgotten():
+    costs = measured({1: 30.0})
+    costs.observe_pass(1, 1, 3000.0)
+    assert costs.passing(1, 1) == pytest.approx(36)
+    costs = measured({1: 3000.0})
+    costs.observe_pass(1, 1, 30.0)
+    assert costs.passing(1, 1) == 30
+
+
+def test_the_first_pass_of_a_width_may_be_slow_too():
+    costs = measured({1: 30.0})
+    costs.observe_pass(1, 2, 3000.0)
+    assert costs.passing(1, 2) < 70
+    costs.observe_pass(1, 2, 31.0)
+    assert costs.passing(1, 2) == 31
+
+
+def test_steps_and_reading_are_told_apart():
+    costs = Costs()
+    assert (costs.steps(1, "draft", 3), costs.reading(1, "draft", 50)) == (0, 0)
+    costs.observe_draft(1, "draft", 4, 2, 48.0)
+    assert costs.steps(1, "draft", 2) == 24
+    assert costs.reading(1, "draft", 2) == 0
+    assert costs.reading(1, "draft", 12) == pytest.approx(10 * READ_SHARE * 12)
+    for round_ in range(200):
+        steps, unread = 1 + round_ % 4, (2, 30, 9, 100)[round_ % 3]
+        costs.observe_draft(1, "draft", steps, unread, 20 * steps + 3 * (unread - 2))
+    assert costs.steps(1, "draft", 1) == pytest.approx(20, rel=0.1)
+    assert costs.reading(1, "draft", 102) == pytest.approx(300, rel=0.1)
+
+
+def test_each_source_and_number_of_rows_has_its_own_price():
+    costs = Costs()
+    costs.observe_draft(1, "a", 1, 1, 10.0)
+    costs.observe_draft(8, "a", 1, 1, 40.0)
+    costs.observe_draft(1, "b", 1, 1, 70.0)
+    assert [costs.steps(*which, 1) for which in ((1, "a"), (2, "a"), (7, "a"), (5, "b"))] == [10, 10, 40, 70]
