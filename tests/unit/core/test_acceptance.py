@@ -54,7 +54,7 @@ def test_a_run_that_is_not_to_be_believed_makes_it_forget():
     assert emitted(acceptance, 1) > 0.8
     for _ in range(100):
         acceptance.judge(1, 1)
-    for _ in range(2):
+    for _ in range(3):
         acceptance.judge(1, 0)
     assert emitted(acceptance, 1) < 0.5
 
