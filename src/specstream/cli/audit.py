@@ -29,7 +29,9 @@ PROMPTS = (
 )
 """What is audited where no prompt is given: free text, text that repeats, code, numbers, another language, a format."""
 
-_Prompts = Annotated[options.Text, typer.Option("--prompts", help="A .txt or .jsonl file with one prompt a line.")]
+_Prompts = Annotated[
+    options.Text, typer.Option("--prompts", help="A .txt or .jsonl file, one prompt a line (default: 8 built in).")
+]
 _BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Prompts decoded at once.")]
 _Exact = Annotated[str, typer.Option("--exact", help="bits pads passes to bit-equal widths; rounding pads nothing.")]
 _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write the whole report to this JSON file.")]
@@ -108,8 +110,8 @@ def _check_call(temperature: float, batch_size: int, output: str | None) -> None
         raise UsageError(f"temperature is {temperature}; give 0: sampled tokens have no single right choice")
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}; give 1 or more")
-    if output is not None and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
-        raise UsageError(f"output is {output!r}; give the name of a file in a folder that exists")
+    if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
+        raise UsageError(f"output is {output!r}; give the name of a file in a folder that exists and can be written to")
 
 
 def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) -> AuditReport:
@@ -186,7 +188,7 @@ def _print_divergences(report: AuditReport) -> None:
 def _tokens(divergence: Divergence) -> tuple[str, str, str]:
     """The last text both agree on and the two tokens that follow it, spaces and line ends made visible."""
     return (
-        repr(divergence.before)[-25:],
+        repr(divergence.before[-16:]),
         f"{divergence.emitted_text!r} ({divergence.emitted})",
         f"{divergence.plain_text!r} ({divergence.plain})",
     )

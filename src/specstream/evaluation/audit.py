@@ -169,11 +169,8 @@ class AuditReport:
         return divergence.exact == "bits" or divergence.gap > self.noise.gap
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; a gap of None is infinite (plain decoding could not choose the token)."""
-        divergences = [
-            {**asdict(each), "gap": each.gap if math.isfinite(each.gap) else None, "fails": self.fails(each)}
-            for each in self.divergences
-        ]
+        """Plain values that JSON can hold; None stands for an infinite gap or noise."""
+        divergences = [{**asdict(each), "fails": self.fails(each)} for each in self.divergences]
         return {
             "passed": self.passed,
             "problems": list(self.problems),
@@ -185,9 +182,11 @@ class AuditReport:
             "drafted": self.drafted,
             "accepted": self.accepted,
             "failures": len(self.failures),
-            "largest_gap": self.largest_gap if math.isfinite(self.largest_gap) else None,
-            "noise": {**asdict(self.noise), "plausible": self.noise.plausible, "candidates": CANDIDATES},
-            "divergences": divergences,
+            "largest_gap": _finite(self.largest_gap),
+            "noise": _finite_values(
+                {**asdict(self.noise), "plausible": self.noise.plausible, "candidates": CANDIDATES}
+            ),
+            "divergences": [_finite_values(each) for each in divergences],
         }
 
 
@@ -346,11 +345,11 @@ class _Findings:
     def _measure(self, choice: _Choice, scores: Tensor, exact: str) -> None:
         wide = scores[choice.candidates]
         # Tokens that a processor has ruled out are minus infinity in both.
-        changes = torch.where(wide == choice.scores, 0.0, wide - choice.scores)
+        changes = torch.where(wide == choice.scores, 0.0, wide - choice.scores).nan_to_num(nan=math.inf)
         largest = float(changes.abs().max())
         self.comparisons += 1
         self.logit = max(self.logit, largest)
-        self.gap = max(self.gap, float(changes.max() - changes.min()))
+        self.gap = max(self.gap, float(changes.max() - changes.min()) if math.isfinite(largest) else largest)
         if choice.exact == exact == "bits":
             self.false_bits = max(self.false_bits, largest)
 
@@ -364,7 +363,7 @@ def _redecode(target: Target, rows: Sequence[Row], width: int) -> Iterator[tuple
         The row, the position in its output, the logits ``[vocab]`` that the token there is chosen from, and what the
         session claims its rows to be.
     """
-    active = [row for row in rows if row.emitted]
+    active = list(rows)
     session = target.begin([row.tokens[: row.prompt_length - 1] for row in active])
     start = 0
     while active:
@@ -380,3 +379,12 @@ def _redecode(target: Target, rows: Sequence[Row], width: int) -> Iterator[tuple
         if 0 < len(alive) < len(active):
             session.keep(alive)
         active = [active[index] for index in alive]
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity."""
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _finite_values(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: _finite(value) for key, value in values.items()}
