@@ -31,6 +31,8 @@ extern "C" struct Pass {
 
 namespace {
 
+constexpr long BLOCKS = 8; // parts of a row that threads activate
+
 struct Memory {
   std::vector<char> inputs, units, q, k, v, seen, gate, up;
 };
@@ -46,9 +48,11 @@ template <class T, class W> struct Block {
   X *inputs; // of the next matrix
   float *units;
   T *q, *k, *v, *seen, *gate, *up;
+  Turns *turns; // one for each matrix
 
-  Block(const Layer &layer, const Pass &pass, Memory &memory)
-      : layer(layer), pass(pass), m(pass.rows * pass.nodes), hidden(layer.q.inputs), inner(layer.gate.outputs) {
+  Block(const Layer &layer, const Pass &pass, Memory &memory, Turns *turns)
+      : layer(layer), pass(pass), m(pass.rows * pass.nodes), hidden(layer.q.inputs), inner(layer.gate.outputs),
+        turns(turns) {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
     widest = hidden > widest ? hidden : widest;
     inputs = scratch<X>(memory.inputs, m * (widest + STEP));
@@ -98,19 +102,18 @@ template <class T, class W> struct Block {
   }
 
   // This thread's share of x @ matrix; out(row, column, value) gets each result in float.
-  template <class Out> void apply(const Matrix &matrix, const Out &out) const {
+  template <class Out> void apply(const Matrix &matrix, Turns &turns, const Out &out) const {
     Linear<W> p{inputs, static_cast<const W *>(matrix.weights), padded(matrix.inputs), matrix.outputs, matrix.inputs};
     const float *scales = static_cast<const float *>(matrix.scales);
     const T *bias = static_cast<const T *>(matrix.bias);
-    Share share(matrix.outputs);
-    multiply(p, m, share.first, share.last, [&](long row, long column, const Sum &sums) {
+    multiply(p, m, turns, [&](long row, long column, const Sum &sums) {
       float value = finish(sums, scales, column, units, row);
       out(row, column, rounded(value + (bias ? widen(bias[column]) : 0.0f)));
     });
   }
 
-  void project(const Matrix &matrix, T *to) const {
-    apply(matrix, [&](long row, long column, float value) { narrow(value, to + row * matrix.outputs + column); });
+  void project(const Matrix &matrix, Turns &turns, T *to) const {
+    apply(matrix, turns, [&](long row, long column, float value) { narrow(value, to + row * matrix.outputs + column); });
   }
 
   // One head of one node: q stays, k and v go into the cache.
@@ -159,9 +162,9 @@ template <class T, class W> struct Block {
       normalise(x + row * hidden, layer.input_norm, hidden, layer.epsilon, y + row * hidden);
       prepare(row, y + row * hidden, hidden);
     }
-    project(layer.q, q);
-    project(layer.k, k);
-    project(layer.v, v);
+    project(layer.q, turns[0], q);
+    project(layer.k, turns[1], k);
+    project(layer.v, turns[2], v);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long task = 0; task < m * (layer.heads + layer.kv_heads); task++) {
@@ -171,7 +174,7 @@ template <class T, class W> struct Block {
     attend<T>(attention());
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) prepare(row, seen + row * layer.o.inputs, layer.o.inputs);
-    apply(layer.o, [&](long row, long column, float value) {
+    apply(layer.o, turns[3], [&](long row, long column, float value) {
       long at = row * hidden + column;
       narrow(widen(x[at]) + value, y + at);
     });
@@ -182,14 +185,17 @@ template <class T, class W> struct Block {
       normalise(y + row * hidden, layer.post_norm, hidden, layer.epsilon, normed);
       prepare(row, normed, hidden);
     }
-    project(layer.gate, gate);
-    project(layer.up, up);
-    Share share(inner);
-    for (long row = 0; row < m; row++) activate(row, share.first, share.last);
+    project(layer.gate, turns[4], gate);
+    project(layer.up, turns[5], up);
 #pragma omp barrier
 #pragma omp for schedule(static)
+    for (long task = 0; task < m * BLOCKS; task++) {
+      long row = task / BLOCKS, block = task % BLOCKS, each = padded((inner + BLOCKS - 1) / BLOCKS);
+      activate(row, block * each, (block + 1) * each < inner ? (block + 1) * each : inner);
+    }
+#pragma omp for schedule(static)
     for (long row = 0; row < m; row++) prepare(row, gate + row * inner, inner);
-    apply(layer.down, [&](long row, long column, float value) {
+    apply(layer.down, turns[6], [&](long row, long column, float value) {
       long at = row * hidden + column;
       narrow(widen(y[at]) + value, y + at);
     });
@@ -198,7 +204,8 @@ template <class T, class W> struct Block {
 
 template <class T, class W> void run_layer(const Layer &layer, const Pass &pass) {
   thread_local Memory memory;
-  Block<T, W> block(layer, pass, memory);
+  Turns turns[7];
+  Block<T, W> block(layer, pass, memory, turns);
 #pragma omp parallel num_threads(pass.threads)
   block.run();
 }

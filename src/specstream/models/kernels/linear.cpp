@@ -16,14 +16,12 @@ void linear(const T *x, const W *w, const float *scales, const T *b, T *y, long 
       spread(x + row * k, k, inputs + row * padded(k));
   }
   Linear<W> p{inputs, w, padded(k), n, k};
+  Turns turns;
 #pragma omp parallel num_threads(threads)
-  {
-    Share share(n);
-    multiply(p, m, share.first, share.last, [&](long row, long column, const typename Product<W>::Sum &sums) {
-      float value = finish(sums, scales, column, units, row);
-      narrow(value + (b ? widen(b[column]) : 0.0f), y + row * n + column);
-    });
-  }
+  multiply(p, m, turns, [&](long row, long column, const typename Product<W>::Sum &sums) {
+    float value = finish(sums, scales, column, units, row);
+    narrow(value + (b ? widen(b[column]) : 0.0f), y + row * n + column);
+  });
 }
 
 } // namespace

@@ -7,12 +7,13 @@
 #pragma once
 
 #include "lanes.h"
+#include <atomic>
 
 namespace {
 
 constexpr long STEP = 2 * LANES;         // elements of k that one step of a tile takes
-constexpr long INPUT_BYTES = 20 << 10;   // of x that stay in the first cache while weights pass over them
-constexpr long INPUT_STEPS = 256;        // elements of k at a time, where x is too long for that
+constexpr long INPUT_BYTES = 32 << 10;   // of x that stay in the first cache while weights pass over them
+constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
 constexpr long WEIGHT_BYTES = 128 << 10; // of w that stay in the second cache while all rows of x pass over them
 constexpr long ROWS_AT_ONCE = 8;         // rows of x whose sums fit the registers
 
@@ -24,14 +25,9 @@ template <class T> T *scratch(std::vector<char> &memory, long count) {
 
 inline long padded(long count) { return (count + STEP - 1) / STEP * STEP; }
 
-// The part of `count` outputs that falls to this thread of a parallel region.
-struct Share {
-  long first, last;
-  explicit Share(long count) {
-    long each = (count + omp_get_num_threads() - 1) / omp_get_num_threads();
-    first = omp_get_thread_num() * each < count ? omp_get_thread_num() * each : count;
-    last = first + each < count ? first + each : count;
-  }
+// Chunks of a matrix's outputs, handed to whichever thread asks next: cores are rarely equally fast.
+struct Turns {
+  std::atomic<long> next{0};
 };
 
 // How weights of type T meet their input: the input's own type X, the type of a partial sum, one step of the product.
@@ -152,14 +148,17 @@ void some_rows(const Linear<T> &p, long count, long row, long from, long to, lon
   }
 }
 
-// One thread's share of the outputs; out(m, n, partial sums) is called once for each.
-template <class T, class Out> void multiply(const Linear<T> &p, long m, long first, long last, const Out &out) {
-  long chunk = WEIGHT_BYTES / (p.k * long(sizeof(T))) / 8 * 8;
+// To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
+// outputs, and out(m, n, partial sums) is called once for each.
+template <class T, class Out> void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out) {
+  long threads = omp_get_num_threads();
+  long fitting = WEIGHT_BYTES / (p.k * long(sizeof(T))), fair = p.n / (4 * threads);
+  long chunk = (fitting < fair ? fitting : fair) / 8 * 8;
   chunk = chunk < 8 ? 8 : chunk;
-  for (long from = first; from < last; from += chunk) {
-    long to = from + chunk < last ? from + chunk : last;
-    // Behind the last chunk there is nothing to fetch; its own weights are in the cache already.
-    long ahead = to + chunk <= last ? chunk : 0;
+  for (long from; (from = chunk * turns.next.fetch_add(1, std::memory_order_relaxed)) < p.n;) {
+    long to = from + chunk < p.n ? from + chunk : p.n;
+    // This thread's next turn comes when all the others had theirs. Behind the last there is nothing to fetch.
+    long ahead = from + (threads + 1) * chunk <= p.n ? threads * chunk : 0;
     for (long row = 0; row < m; row += ROWS_AT_ONCE)
       some_rows(p, m - row < ROWS_AT_ONCE ? m - row : ROWS_AT_ONCE, row, from, to, row ? 0 : ahead, out);
   }
