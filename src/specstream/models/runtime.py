@@ -2,8 +2,9 @@
 
 ``eager`` calls the model as it is. ``native`` (CPU) lends every linear layer, for the time of a pass, a kernel of our
 own on the layer's own weights: they are read once, so that eight tokens cost little more than one, which is where
-speculation lives. ``packed`` (CPU, without a compiler) lends them copies of the weights in oneDNN's blocked layout. The
-model itself is left as it was.
+speculation lives. ``packed`` (CPU, without a compiler) lends them copies of the weights in oneDNN's blocked layout.
+``graphs`` (CUDA) replays captured passes of fixed shape, and ``static`` runs those uncaptured, for debugging; see
+``graphs.py``. The model itself is left as it was.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from specstream.errors import UsageError
 from specstream.models import native
 from specstream.models.native import TreePlan, tree_plan
 
-RuntimeName = Literal["auto", "eager", "native", "packed"]
+RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
@@ -38,7 +39,8 @@ class Runtime:
 
     Args:
         model: a transformers model; never modified outside a pass.
-        name: ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here.
+        name: ``graphs``, ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here; or
+            ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
 
     Raises:
@@ -49,13 +51,16 @@ class Runtime:
     def __init__(self, model: Any, name: RuntimeName = "auto", layer_windows: Sequence[int] = ()) -> None:
         if name == "auto":
             name = _choose(model)
-        elif name != "eager" and not _on_cpu(model):
+        elif name == "graphs" and model.device.type != "cuda":
+            raise UsageError(f"runtime is 'graphs', which runs on CUDA, and the model is on {model.device}; give auto")
+        elif name in ("native", "packed") and not _on_cpu(model):
             raise UsageError(
                 f"runtime is {name!r}, which runs float32 and bfloat16 on the CPU, and the model is {model.dtype} on "
                 f"{model.device}; give auto"
             )
         self.model = model
         self.name: str = name
+        self.static = name in ("graphs", "static")
         make = {"native": native.linear, "packed": _packed}.get(name)
         self._swaps = [] if make is None else list(_linear_forwards(model, make))
         self._layer_windows = tuple(layer_windows)
@@ -63,6 +68,10 @@ class Runtime:
         self._configs = _attention_configs(model) if name == "native" else {}
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
+
+    def uncaptured(self) -> None:
+        """The model's passes turned out not to be capturable, and results must not say that they are."""
+        self.name = "eager"
 
     @property
     def exact_branches(self) -> bool:
@@ -129,7 +138,9 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     return {id(module.config): module.config for module in layers}
 
 
-def _choose(model: Any) -> Literal["eager", "native", "packed"]:
+def _choose(model: Any) -> RuntimeName:
+    if model.device.type == "cuda":
+        return "graphs"
     if not _on_cpu(model):
         return "eager"
     return "native" if native.available() else "packed"
