@@ -121,6 +121,14 @@ class TestVerify:
         with pytest.raises(NumericalError, match="NaN or infinity"):
             verify([chain], logits, [[0]], SAMPLED, [seeded()])
 
+    def test_a_token_that_was_not_drawn_from_its_distribution_is_ignored(self):
+        """Accepted it would be too often; and subtracted, its distribution would take from others."""
+        chain = TokenTree.chain([0, 1], [distributions(certain(2)[0, 0], SAMPLED)[0]])
+        logits = torch.where(torch.isin(torch.arange(VOCAB), torch.tensor([1, 2])), 0.0, -math.inf).expand(1, 2, VOCAB)
+        verdicts = [verify([chain], logits, [[0]], SAMPLED, [seeded(seed)])[0] for seed in range(40)]
+        assert {verdict.path for verdict in verdicts} == {(0,)}
+        assert {verdict.tokens for verdict in verdicts} == {(1,), (2,)}
+
     def test_a_draft_that_was_drawn_from_nan_is_an_error(self):
         drafts = Drafted(tokens=torch.tensor([[1, 2]]), sound=torch.tensor([[True, False]]))
         with pytest.raises(NumericalError):
