@@ -22,15 +22,17 @@ class Mark:
 
 
 class Clock:
-    """Marks moments of one batch.
+    """Marks moments of one batch; it begins when the device has done what it was given.
 
     Args:
-        session: its ``device`` is where passes run; None, or a session without one, is the host itself.
+        session: its ``device`` is where passes run; a session without one runs on the host.
     """
 
     def __init__(self, session: object) -> None:
         device = getattr(session, "device", None)
         self._device: torch.device | None = device if device is not None and device.type == "cuda" else None
+        if self._device is not None:
+            torch.cuda.synchronize(self._device)
 
     def mark(self) -> Mark:
         if self._device is None:
@@ -40,14 +42,15 @@ class Clock:
             event.record()
         return Mark(time.perf_counter(), event)
 
-    def settle(self) -> None:
-        """Wait until the device has done what it was given."""
-        if self._device is not None:
-            torch.cuda.synchronize(self._device)
-
 
 def between(start: Mark, end: Mark) -> float:
     """Seconds from one mark to another; on a device, only after a transfer that came behind both."""
     if start.event is None:
         return end.seconds - start.seconds
     return float(start.event.elapsed_time(end.event)) / 1000
+
+
+def split(start: Mark, middle: Mark) -> tuple[float, float]:
+    """Seconds from ``start`` to ``middle``, and from there to now, when the host knows the outcome."""
+    first = between(start, middle)
+    return first, time.perf_counter() - start.seconds - first

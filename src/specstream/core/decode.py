@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from specstream.core.clock import Clock, between
+from specstream.core.clock import Clock, between, split
 from specstream.core.controller import Controller
 from specstream.core.ports import Drafter, DraftRequest, Target
 from specstream.core.sampling import Sampling
@@ -137,7 +137,6 @@ def decode(
     session = target.begin([row.tokens[:-1] for row in active])
     drafts = drafter.begin([row.tokens for row in active], sampling)
     clock = Clock(session)
-    clock.settle()
     timings.prefill += time.perf_counter() - started
 
     while active:
@@ -152,10 +151,8 @@ def decode(
         verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)
-        propose_seconds = between(start, proposed)
         if speculation.controller is not None:
-            seconds = time.perf_counter() - start.seconds - propose_seconds
-            _teach(speculation.controller, trees, verdicts, propose_seconds, seconds)
+            _teach(speculation.controller, trees, verdicts, *split(start, proposed))
         rounds = [
             _advance(row, tree, verdict, stopping, target.context_length)
             for row, tree, verdict in zip(active, trees, verdicts, strict=True)
@@ -167,7 +164,7 @@ def decode(
             session.keep(alive)
             drafts.keep(alive)
         active = [active[index] for index in alive]
-        timings.propose += propose_seconds
+        timings.propose += between(start, proposed)
         timings.score += between(proposed, scored)
         timings.decode += time.perf_counter() - start.seconds
         yield rounds

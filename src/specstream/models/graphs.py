@@ -56,6 +56,12 @@ class Arena:
     values: dict[int, Tensor] = field(default_factory=dict)
     graphs: dict[tuple[int, int], Captured] = field(default_factory=dict)
 
+    def make_room(self, layer_idx: int, heads: int, head_dim: int, like: Tensor) -> None:
+        """Buffers for a layer that has none yet."""
+        for buffers in (self.keys, self.values):
+            if layer_idx not in buffers:
+                buffers[layer_idx] = like.new_zeros((self.rows, heads, self.capacity, head_dim))
+
 
 class Arenas:
     """Those of one model that nobody uses, the longest unused first."""
@@ -120,7 +126,7 @@ class StaticCache(TreeCache):
         rows, small = len(self.lengths), self.arena
         large = self._lease.arenas.take(rows, capacity_for(needed))
         for layer_idx, keys in self._keys.items():
-            _allocate(large, layer_idx, keys, self._values[layer_idx])
+            large.make_room(layer_idx, keys.shape[1], keys.shape[3], keys)
             large.keys[layer_idx][:rows, :, : self.capacity] = keys
             large.values[layer_idx][:rows, :, : self.capacity] = self._values[layer_idx]
         self._lease.arena, self.capacity = large, large.capacity
@@ -143,18 +149,12 @@ class StaticCache(TreeCache):
     def _blank(self, rows: int, capacity: int) -> StaticCache:
         return StaticCache(self._lease.arenas, rows, capacity)
 
-    def _make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
+    def _make_room(self, layer_idx: int, heads: int, head_dim: int, like: Tensor) -> None:
         if layer_idx not in self._keys:
-            _allocate(self.arena, layer_idx, keys, values)
+            self.arena.make_room(layer_idx, heads, head_dim, like)
             rows = len(self.lengths)
             self._keys[layer_idx] = self.arena.keys[layer_idx][:rows]
             self._values[layer_idx] = self.arena.values[layer_idx][:rows]
-
-
-def _allocate(arena: Arena, layer_idx: int, keys: Tensor, values: Tensor) -> None:
-    for buffers, like in ((arena.keys, keys), (arena.values, values)):
-        if layer_idx not in buffers:
-            buffers[layer_idx] = like.new_zeros((arena.rows, like.shape[1], arena.capacity, like.shape[3]))
 
 
 class StaticPasses:
