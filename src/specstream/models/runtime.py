@@ -3,7 +3,8 @@
 ``eager`` calls the model as it is. ``native`` (CPU) lends every linear layer, for the time of a pass, a kernel of our
 own on the layer's own weights: they are read once, so that five tokens cost little more than one, which is where
 speculation lives; whole decoder layers where the kernels know their kind. ``packed`` (CPU, without a compiler) lends
-linear layers copies of their weights in oneDNN's blocked layout. The model itself is left as it was.
+linear layers copies of their weights in oneDNN's blocked layout. ``graphs`` (CUDA) replays captured passes of fixed
+shape, and ``static`` runs those uncaptured, for debugging; see ``graphs.py``. The model itself is left as it was.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from specstream.models.fused import fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import Int8Weight
 
-RuntimeName = Literal["auto", "eager", "native", "packed"]
+RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
 Quantization = Literal["none", "int8"]
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
@@ -41,7 +42,8 @@ class Runtime:
 
     Args:
         model: a transformers model; never modified outside a pass.
-        name: ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here.
+        name: ``graphs``, ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here; or
+            ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
         quantization: ``int8`` reads the linear layers' weights from a copy in bytes: for drafts.
 
@@ -59,7 +61,9 @@ class Runtime:
     ) -> None:
         if name == "auto":
             name = _choose(model)
-        elif name != "eager" and not _on_cpu(model):
+        elif name == "graphs" and model.device.type != "cuda":
+            raise UsageError(f"runtime is 'graphs', which runs on CUDA, and the model is on {model.device}; give auto")
+        elif name in ("native", "packed") and not _on_cpu(model):
             raise UsageError(
                 f"runtime is {name!r}, which runs float32 and bfloat16 on the CPU, and the model is {model.dtype} on "
                 f"{model.device}; give auto"
@@ -68,6 +72,7 @@ class Runtime:
             raise UsageError(f"quantization is {quantization!r}, which runs on the CPU; on {model.device} give 'none'")
         self.model = model
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
+        self.static = name in ("graphs", "static")
         weights = _quantized(model) if quantization == "int8" else {}
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
@@ -79,6 +84,10 @@ class Runtime:
             layers = list(fused_layers(model, self._layer_windows, weights, _plan))
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
+
+    def uncaptured(self) -> None:
+        """The model's passes turned out not to be capturable, and results must not say that they are."""
+        self.name = "eager"
 
     @property
     def exact_branches(self) -> bool:
@@ -151,7 +160,9 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     return {id(module.config): module.config for module in layers}
 
 
-def _choose(model: Any) -> Literal["eager", "native", "packed"]:
+def _choose(model: Any) -> RuntimeName:
+    if model.device.type == "cuda":
+        return "graphs"
     if not _on_cpu(model):
         return "eager"
     return "native" if native.available() else "packed"
