@@ -72,7 +72,7 @@ class TreeCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write ``[rows, heads, width, head_dim]`` where ``plan`` said; those rows come back, up to ``reach``."""
-        keys, values = self.layer(layer_idx, key_states.shape[1], key_states.shape[3], key_states)
+        keys, values = self.layer(layer_idx, key_states, value_states)
         if self._slots is None:
             written = slice(self._starts[0], self._starts[0] + key_states.shape[2])
             keys[:, :, written] = key_states
@@ -83,9 +83,13 @@ class TreeCache(Cache):
             values[rows, :, slots] = value_states.transpose(1, 2)
         return keys[:, :, : self.reach], values[:, :, : self.reach]
 
-    def layer(self, layer_idx: int, heads: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The planned rows' keys and values ``[rows, heads, capacity, head_dim]``, for a kernel that writes them."""
-        self._make_room(layer_idx, heads, head_dim, like)
+    def layer(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The planned rows' keys and values ``[rows, heads, capacity, head_dim]``.
+
+        A layer that has none yet gets them, of the dtype, heads and dimension of ``keys`` and ``values``
+        ``[rows, heads, any, head_dim]``.
+        """
+        self._make_room(layer_idx, keys, values)
         return self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
@@ -106,7 +110,7 @@ class TreeCache(Cache):
         copy = self._blank(rows, capacity)
         copy.lengths = [length] * rows
         for layer_idx, layer in self._keys.items():
-            copy._make_room(layer_idx, layer.shape[1], layer.shape[3], layer)
+            copy._make_room(layer_idx, layer, self._values[layer_idx])
             sources = torch.arange(length, device=layer.device) % self.lengths[0]
             for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
                 theirs[layer_idx][:, :, :length] = mine[layer_idx][:1, :, sources]
@@ -145,7 +149,7 @@ class TreeCache(Cache):
         self.capacity = capacity_for(needed)
         for tensors in (self._keys, self._values):
             for layer_idx, layer in tensors.items():
-                tensors[layer_idx] = self._allocate(layer, *layer.shape[1::2])
+                tensors[layer_idx] = self._allocate(layer)
                 tensors[layer_idx][:, :, : layer.shape[2]] = layer
 
     def _blank(self, rows: int, capacity: int) -> TreeCache:
@@ -154,12 +158,13 @@ class TreeCache(Cache):
         blank.capacity = capacity
         return blank
 
-    def _make_room(self, layer_idx: int, heads: int, head_dim: int, like: Tensor) -> None:
+    def _make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
         """Buffers for a layer that has none yet."""
         if layer_idx not in self._keys:
-            self._keys[layer_idx] = self._allocate(like, heads, head_dim)
-            self._values[layer_idx] = self._allocate(like, heads, head_dim)
+            self._keys[layer_idx] = self._allocate(keys)
+            self._values[layer_idx] = self._allocate(values)
 
-    def _allocate(self, like: Tensor, heads: int, head_dim: int) -> Tensor:
+    def _allocate(self, like: Tensor) -> Tensor:
+        _, heads, _, head_dim = like.shape
         # Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
         return like.new_zeros((len(self.lengths), heads, self.capacity, head_dim))

@@ -134,7 +134,8 @@ def _forward(
         y = torch.empty_like(x)
         plan = planned()
         cos, sin = (part.contiguous() for part in position_embeddings)
-        keys, values = past_key_values.layer(index, kv_heads, head_dim, x)
+        states = x.new_empty((1, kv_heads, 0, head_dim))
+        keys, values = past_key_values.layer(index, states, states)
         steps = keys.stride()
         arguments = _Pass(
             *(tensor.data_ptr() for tensor in (x, cos, sin, y, keys, values, plan.lengths, plan.paths, plan.depths)),

@@ -149,9 +149,9 @@ class StaticCache(TreeCache):
     def _blank(self, rows: int, capacity: int) -> StaticCache:
         return StaticCache(self._lease.arenas, rows, capacity)
 
-    def _make_room(self, layer_idx: int, heads: int, head_dim: int, like: Tensor) -> None:
+    def _make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
         if layer_idx not in self._keys:
-            self.arena.make_room(layer_idx, heads, head_dim, like)
+            self.arena.make_room(layer_idx, keys, values)
             rows = len(self.lengths)
             self._keys[layer_idx] = self.arena.keys[layer_idx][:rows]
             self._values[layer_idx] = self.arena.values[layer_idx][:rows]
