@@ -61,9 +61,14 @@ class Row:
 
 def pairs(samples: Sequence[Sample], system: str, reference: str) -> list[tuple[Sample, Sample]]:
     """Samples of ``system``, each with the reference's for the same item of the same round of the same group."""
-    of_reference = {(each.group, each.round, each.item): each for each in samples if each.system == reference}
-    own = [each for each in samples if each.system == system]
-    return [(each, of_reference[each.group, each.round, each.item]) for each in own]
+    of_reference = {_key(each): each for each in samples if each.system == reference}
+    return [
+        (each, of_reference[_key(each)]) for each in samples if each.system == system and _key(each) in of_reference
+    ]
+
+
+def _key(sample: Sample) -> tuple[int, int, str]:
+    return sample.group, sample.round, sample.item
 
 
 def ratios(samples: Sequence[Sample], system: str, reference: str) -> list[float]:
