@@ -12,6 +12,7 @@ from benchmarks.beside import Outcome, Settings
 from benchmarks.inprocess import Amount, Pair, alternate, predict, spoiled
 from benchmarks.prompts import CODE_EDITS, Item, encoded, load_prompts, long_text, random_prompts
 from benchmarks.report import Spread, aligned, say
+from specstream.cli.loading import load_engine
 from specstream.config import DrafterName
 from specstream.engine import SpeculativeEngine
 from specstream.errors import NumericalError
@@ -121,7 +122,7 @@ def long_context(settings: Settings) -> Outcome:
     ids = engine.tokenizer(long_text(max(CONTEXTS)))["input_ids"]
     cells = [["context", "prompt s", "plain ms/token", "lookup ms/token", "ratio", "accepted", "equal"]]
     all_pairs: list[Pair] = []
-    for length in CONTEXTS:
+    for length in CONTEXTS[: settings.limit]:
         say(f"context {length}")
         item = Item(name=f"{length} tokens", prompts=[ids[:length]])
         pairs = alternate(engine.parts, [item], _amount(settings, ignore_eos=True))
@@ -143,8 +144,7 @@ def long_context(settings: Settings) -> Outcome:
 
 def _engine(settings: Settings, target: str, drafter: str) -> Any:
     draft = settings.with_draft() if drafter in ("draft_model", "mixed") else None
-    chosen: Any = {"drafter": drafter, "dtype": settings.dtype}
-    return SpeculativeEngine(target, draft_model=draft, **chosen)
+    return load_engine(target, draft, {"drafter": drafter, "dtype": settings.dtype})
 
 
 def _amount(settings: Settings, *, ignore_eos: bool = False) -> Amount:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.figures NAME``: one figure and its goal; exit code 1 where it is missed, 2 for a wrong call."""
+"""``python -m benchmarks.figures NAME``: one figure and its goal; exit code 1 if it is missed, 2 for a wrong call."""
 
 from __future__ import annotations
 

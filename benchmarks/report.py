@@ -45,8 +45,8 @@ class Row:
         speed: new tokens per second, prompt included.
         ratio: of its speed to the reference's, in pairs of one round and one item.
         tokens: emitted in all samples.
-        equal: items of rounds whose tokens were the reference's.
-        pairs: of those it was compared with.
+        equal: outputs, one of each prompt, whose tokens were the reference's.
+        pairs: outputs that were compared.
         peak_mib: peak of resident memory.
     """
 
@@ -89,12 +89,17 @@ def rows(measured: Measured, reference: str) -> list[Row]:
                 speed=Spread.of([own.speed for own, _ in matched]),
                 ratio=Spread.of(ratios(measured.samples, system, reference)),
                 tokens=sum(own.new_tokens for own, _ in matched),
-                equal=sum(own.tokens == other.tokens for own, other in matched),
-                pairs=len(matched),
+                equal=sum(map(_equal_prompts, matched)),
+                pairs=sum(len(own.tokens) for own, _ in matched),
                 peak_mib=max(own.peak_mib for own, _ in matched),
             )
         )
     return result
+
+
+def _equal_prompts(pair: tuple[Sample, Sample]) -> int:
+    own, other = pair
+    return sum(tokens == others for tokens, others in zip(own.tokens, other.tokens, strict=True))
 
 
 def table(measured: Measured, reference: str) -> str:
