@@ -44,8 +44,10 @@ def test_a_goal_is_a_lower_or_an_upper_bound() -> None:
     assert "MISSED" in least.verdict(1.9) and "met" in most.verdict(1.9) and "no goal" in free.verdict(1.9)
 
 
-def test_every_goal_is_measured() -> None:
+def test_every_goal_is_measured_and_its_command_documented() -> None:
     assert list(commands.measurements()) == list(GOALS)
+    readme = Path(commands.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert [name for name in GOALS if f"| `{name} " not in readme] == []
 
 
 @pytest.mark.parametrize(("bound", "code"), [(0.9, 0), (1.1, 1)])
