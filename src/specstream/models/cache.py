@@ -70,10 +70,7 @@ class TreeCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write ``[rows, heads, width, head_dim]`` where ``plan`` said; those rows come back, up to ``reach``."""
-        if layer_idx not in self._keys:
-            self._keys[layer_idx] = self._allocate(key_states)
-            self._values[layer_idx] = self._allocate(value_states)
-        keys, values = self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
+        keys, values = self.layer(layer_idx, key_states.shape[1], key_states.shape[3], key_states)
         if self._slots is None:
             written = slice(self._starts[0], self._starts[0] + key_states.shape[2])
             keys[:, :, written] = key_states
@@ -83,6 +80,13 @@ class TreeCache(Cache):
             keys[rows, :, slots] = key_states.transpose(1, 2)
             values[rows, :, slots] = value_states.transpose(1, 2)
         return keys[:, :, : self.reach], values[:, :, : self.reach]
+
+    def layer(self, layer_idx: int, heads: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The planned rows' keys and values ``[rows, heads, capacity, head_dim]``, for a kernel that writes them."""
+        if layer_idx not in self._keys:
+            for tensors in (self._keys, self._values):
+                tensors[layer_idx] = self._allocate(like, heads, head_dim)
+        return self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep each row's path (node indices in increasing order) right behind its committed tokens."""
@@ -103,7 +107,7 @@ class TreeCache(Cache):
         copy.capacity, copy.lengths = capacity, [length] * rows
         for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
             for layer_idx, layer in mine.items():
-                theirs[layer_idx] = copy._allocate(layer)
+                theirs[layer_idx] = copy._allocate(layer, *layer.shape[1::2])
                 sources = torch.arange(length, device=layer.device) % self.lengths[0]
                 theirs[layer_idx][:, :, :length] = layer[:1, :, sources]
         return copy
@@ -141,10 +145,9 @@ class TreeCache(Cache):
         self.capacity = capacity_for(needed)
         for tensors in (self._keys, self._values):
             for layer_idx, layer in tensors.items():
-                tensors[layer_idx] = self._allocate(layer)
+                tensors[layer_idx] = self._allocate(layer, *layer.shape[1::2])
                 tensors[layer_idx][:, :, : layer.shape[2]] = layer
 
-    def _allocate(self, states: Tensor) -> Tensor:
-        _, heads, _, head_dim = states.shape
+    def _allocate(self, like: Tensor, heads: int, head_dim: int) -> Tensor:
         # Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
-        return states.new_zeros((len(self.lengths), heads, self.capacity, head_dim))
+        return like.new_zeros((len(self.lengths), heads, self.capacity, head_dim))

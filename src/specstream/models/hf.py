@@ -14,7 +14,7 @@ from specstream.models.cache import PADDING, TreeCache
 from specstream.models.exactness import Exactness
 from specstream.models.families import describe
 from specstream.models.native import TreePlan
-from specstream.models.runtime import Runtime, RuntimeName
+from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
 
 PREFILL_CHUNK = 512
@@ -46,15 +46,18 @@ class HuggingFaceTarget:
         runtime: how passes run; see ``Runtime``.
         exact: find, by a self-test before the first pass, the widths whose rows are bit-equal, and pad narrower
             passes up to them. False pads nothing (a draft's bits do not matter), nor does a mixture of experts.
+        quantization: see ``Runtime``; for drafts.
 
     Raises:
         UnsupportedModelError: a model whose cache or attention cannot carry token trees.
     """
 
-    def __init__(self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True) -> None:
+    def __init__(
+        self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True, quantization: Quantization = "none"
+    ) -> None:
         self.family = describe(model)
         self.model = model
-        self.runtime = Runtime(model, runtime, self.family.layer_windows)
+        self.runtime = Runtime(model, runtime, self.family.layer_windows, quantization)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.exactness = self._exactness() if exact and not self.family.routed else None
         self._checked = False
