@@ -20,7 +20,7 @@ check: $(VENV)/.stamp-test
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A venv without pip is one whose creation was interrupted; --clear starts it over.
 define install

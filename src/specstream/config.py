@@ -39,7 +39,7 @@ class EngineSettings(SamplingSettings, total=False):
     device: str
     dtype: Any
     torch_dtype: Any
-    runtime: Literal["auto", "eager", "native", "packed"]
+    runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"]
     exact: Literal["bits", "rounding"]
     use_cache: bool
 
@@ -105,7 +105,7 @@ class EngineConfig(BaseModel):
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
         dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
-        runtime: how passes run; ``auto`` takes the fastest that fits.
+        runtime: how passes run; ``auto`` takes the fastest that fits (``graphs`` on CUDA). ``static`` is for debugging.
         exact: ``bits`` pads passes to widths that are bit-equal; ``rounding`` pads nothing.
         use_cache: False recomputes the whole context in every pass, as in transformers: slow, for debugging.
     """
@@ -121,7 +121,7 @@ class EngineConfig(BaseModel):
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: Any = "auto"
-    runtime: Literal["auto", "eager", "native", "packed"] = "auto"
+    runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
     exact: Literal["bits", "rounding"] = "bits"
     use_cache: bool = True
 

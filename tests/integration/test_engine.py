@@ -54,6 +54,13 @@ def test_a_batch_is_its_prompts_one_by_one(model, draft, tokenizer):
     assert [result.token_ids for result in results] == [reference(model, tokenizer, p, 25) for p in PROMPTS]
 
 
+def test_passes_of_fixed_shape_give_the_same_text_and_are_named(model, draft, tokenizer):
+    engine = SpeculativeEngine(model, tokenizer, draft, runtime="static")
+    for result, prompt in zip(engine.generate(PROMPTS, max_new_tokens=25), PROMPTS, strict=True):
+        assert result.token_ids == reference(model, tokenizer, prompt, 25)
+        assert result.runtime == "static"
+
+
 def test_the_result_reads_as_a_mapping_and_as_json(model, tokenizer):
     result = SpeculativeEngine(model, tokenizer).generate(PROMPTS[0], max_new_tokens=5)
     decoded = json.loads(json.dumps(dict(result)))

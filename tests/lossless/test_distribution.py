@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
+from specstream.core import chains, deferred
 from specstream.core import verify as rules
 from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
 from specstream.core.ports import Drafter
@@ -172,6 +174,45 @@ def test_the_distribution_is_the_models_own(case):
     assert drafted == 0 if isinstance(case.drafter, NoDrafter) else 0.05 < accepted / drafted < 0.95
 
 
+ON_THE_DEVICE = [
+    "plain",
+    "chain, near",
+    "chain, four tokens",
+    "chain, peaked",
+    "chain, zero where the target is not",
+    "chain, target zero where the draft is not",
+    "chain, a draft of fewer tokens",
+    "lookup chain",
+    "temperature, chain",
+    "top-k, chain",
+    "top-p, chain",
+    "min-p, chain",
+    "chain, rows that end early",
+    "three prompts in batches of 3, chain",
+    "chain, short context",
+]
+CHAINS = {
+    "temperature, chain": Case(drafter=draft(NEAR), sampling=Sampling(temperature=0.6)),
+    "top-p, chain": Case(drafter=draft(WRONG), sampling=Sampling(temperature=1.0, top_p=0.8)),
+    "min-p, chain": Case(drafter=draft(WRONG), sampling=Sampling(temperature=1.3, min_p=0.15)),
+    "chain, rows that end early": Case(drafter=draft(NEAR), ends=frozenset({1}), length=4),
+    "three prompts in batches of 3, chain": Case(drafter=draft(NEAR), prompts=PROMPTS, runs=600, batch=3),
+    "chain, short context": Case(drafter=draft(NEAR.limited(6)), prompts=PROMPTS, runs=600, batch=3, length=4),
+}
+
+
+@pytest.fixture
+def on_the_device(monkeypatch):
+    """As on a GPU: chains are drafted and verified without a word to the host, here by the CPU's own tensors."""
+    monkeypatch.setattr(deferred, "asynchronous", lambda device: True)
+
+
+@pytest.mark.parametrize("name", ON_THE_DEVICE)
+def test_it_is_so_on_the_device_too(name, on_the_device, monkeypatch):
+    monkeypatch.setattr(rules, "verify_sampled", None)
+    test_the_distribution_is_the_models_own((LOSSLESS | CHAINS)[name])
+
+
 # Wrong rules. Each replaces `_choose_child` and differs from it in one place.
 
 
@@ -249,6 +290,34 @@ WRONG_RULES = {
 def test_a_wrong_rule_is_noticed(monkeypatch, rule, drafter):
     monkeypatch.setattr(rules, "_choose_child", rule)
     (comparison,) = judge(Case(drafter=drafter, runs=1500))
+    assert not comparison.matches, comparison
+
+
+def not_subtracted(target, proposals, tokens, weighs, accepted, rejected):
+    return target[torch.arange(len(target)), accepted]
+
+
+def bonus_from_the_rest(target, proposals, tokens, weighs, accepted, rejected):
+    return LEFT(target, proposals, tokens, weighs, accepted, torch.ones_like(rejected))
+
+
+def p_alone_in_a_row(distributions, tokens, turns=count()):  # noqa: B008  # asked for q and p in turn
+    probability = chains_of(distributions, tokens)
+    return torch.ones_like(probability) if next(turns) % 2 == 0 else probability
+
+
+LEFT, chains_of = chains._left, chains._of
+WRONG_ON_THE_DEVICE = {
+    "residual not subtracted": ("_left", not_subtracted),
+    "residual after full acceptance too": ("_left", bonus_from_the_rest),
+    "accepted with p alone": ("_of", p_alone_in_a_row),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ON_THE_DEVICE)
+def test_a_wrong_rule_on_the_device_is_noticed(monkeypatch, on_the_device, name):
+    monkeypatch.setattr(chains, *WRONG_ON_THE_DEVICE[name])
+    (comparison,) = judge(Case(drafter=draft(WRONG), runs=1500))
     assert not comparison.matches, comparison
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
+from specstream.core import deferred
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -75,6 +76,13 @@ def generate(drafter, prompts, sampling):
     return rows
 
 
+@pytest.fixture(params=["host", "device"])
+def place(request, monkeypatch):
+    """Drafted token by token, or as on a GPU, where a chain is drafted without a word to the host."""
+    monkeypatch.setattr(deferred, "asynchronous", lambda device: request.param == "device")
+
+
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["batch 1", "batch 3"])
 @pytest.mark.parametrize("drafter", DRAFTERS.values(), ids=DRAFTERS)

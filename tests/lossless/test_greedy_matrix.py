@@ -18,6 +18,7 @@ RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
     "eager": DRAFTERS,
     "auto": DRAFTERS,  # "native" where there is a compiler, else "packed"
     "packed": ("none", "draft_model-tree"),
+    "static": ("none", "lookup-tree", "draft_model"),  # on CUDA "auto" is "graphs": the same passes, captured
 }
 PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
 

@@ -40,10 +40,11 @@ def build_app() -> typer.Typer:
 
 def _register_verbs(app: typer.Typer) -> None:
     # The order here is the order of `specstream --help`. A verb is a plain function: app.command()(function).
-    from specstream.cli import compare, generate, models
+    from specstream.cli import audit, compare, generate, models
 
     app.command()(generate.generate)
     app.command()(compare.compare)
+    app.command()(audit.audit)
     app.add_typer(models.app, name="models")
 
 

@@ -41,7 +41,9 @@ Dtype = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
-Runtime = Annotated[str, typer.Option("--runtime", help="How passes run: auto, native, packed or eager.")]
+Runtime = Annotated[
+    str, typer.Option("--runtime", help="How passes run: auto, graphs, native, packed, eager or static.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

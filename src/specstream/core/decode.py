@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from specstream.core.clock import Clock, between, split
 from specstream.core.controller import Controller
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target
 from specstream.core.sampling import Sampling
@@ -153,23 +154,24 @@ def decode(
     active = list(rows)
     session = target.begin([row.tokens[:-1] for row in active])
     drafts = drafter.begin([row.tokens for row in active], sampling)
+    clock = Clock(session)
     timings.prefill += time.perf_counter() - started
 
     while active:
-        started = time.perf_counter()
+        start = clock.mark()
         asked = [_request(row, stopping, speculation.max_depth, target.context_length) for row in active]
         offers = drafts.offers(asked)
-        requests, chosen = speculation.choose(asked, offers), time.perf_counter()
+        requests, chosen = speculation.choose(asked, offers), clock.mark()
         trees = drafts.propose(requests)
-        proposed = time.perf_counter()
+        proposed = clock.mark()
         logits = session.score(trees)
-        scored = time.perf_counter()
+        scored = clock.mark()
         contexts, generators = [row.tokens for row in active], [row.generator for row in active]
         threshold, ends = speculation.acceptance_threshold, stopping.eos_token_ids
         verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)
-        speculation.learn(offers, requests, trees, verdicts, (proposed - chosen, time.perf_counter() - proposed))
+        speculation.learn(offers, requests, trees, verdicts, split(chosen, proposed))
         rounds = [
             _advance(row, tree, verdict, stopping, target.context_length)
             for row, tree, verdict in zip(active, trees, verdicts, strict=True)
@@ -181,9 +183,9 @@ def decode(
             session.keep(alive)
             drafts.keep(alive)
         active = [active[index] for index in alive]
-        timings.propose += proposed - started
-        timings.score += scored - proposed
-        timings.decode += time.perf_counter() - started
+        timings.propose += between(start, proposed)
+        timings.score += between(proposed, scored)
+        timings.decode += time.perf_counter() - start.seconds
         yield rounds
 
 

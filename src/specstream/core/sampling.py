@@ -119,18 +119,18 @@ def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = (
 
 
 _BAD_LOGITS = "check the weights and the dtype (float16 overflows on some models; try bfloat16 or float32)"
-_NO_CHOICE = -1
+NO_CHOICE = -1
+"""Stands for a token where the logits allow none."""
 
 
-def greedy_choices(logits: Tensor) -> list[list[int]]:
-    """The argmax of every position: ``[rows, width, vocab]`` -> token ids, in one transfer to the host.
+def greedy_choices(logits: Tensor) -> Tensor:
+    """The argmax of every position: ``[rows, width, vocab]`` -> token ids ``[rows, width]``, still on the device.
 
     Read them through ``checked``: a bad position counts only where the output meets it, as in plain decoding; it
     may as well lie beyond the row's tree or below a rejected draft.
     """
     best, choices = logits.max(-1)
-    rows: list[list[int]] = choices.masked_fill(~torch.isfinite(best), _NO_CHOICE).tolist()
-    return rows
+    return choices.masked_fill(~torch.isfinite(best), NO_CHOICE)
 
 
 def checked(choice: int) -> int:
@@ -139,7 +139,7 @@ def checked(choice: int) -> int:
     Raises:
         NumericalError: the logits there hold NaN or plus infinity, or no token is possible.
     """
-    if choice == _NO_CHOICE:
+    if choice == NO_CHOICE:
         raise NumericalError(f"the model's logits hold NaN or infinity: {_BAD_LOGITS}")
     return choice
 
@@ -152,6 +152,42 @@ def draw(distribution: Tensor, generator: torch.Generator) -> int:
     if index >= len(distribution) or distribution[index] == 0:  # rounding at the far end of the support
         index = int(distribution.nonzero()[-1])
     return index
+
+
+def distributions(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """``probabilities`` of many positions at once, without a word to the host.
+
+    Args:
+        logits: ``[..., vocab]``, any float dtype.
+        sampling: not greedy, and without need of a context.
+
+    Returns:
+        ``[..., vocab]`` float32, and whether each sums to 1, ``[...]`` bool: False where ``probabilities`` would raise.
+    """
+    scores = logits.float() / sampling.temperature
+    sound = torch.isfinite(scores.amax(-1))
+    if 0 < sampling.top_k < scores.shape[-1]:
+        kth = scores.topk(sampling.top_k, -1).values[..., -1:]
+        scores = scores.masked_fill(scores < kth, -math.inf)
+    if sampling.top_p < 1:
+        ascending, order = scores.sort(-1)
+        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
+        dropped[..., -1] = False
+        scores = scores.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
+    if sampling.min_p > 0:
+        likelihood = scores.softmax(-1)
+        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.amax(-1, keepdim=True), -math.inf)
+    return scores.softmax(-1), sound
+
+
+def draw_each(weights: Tensor, points: Tensor) -> Tensor:
+    """``draw`` for every row of ``[rows, vocab]`` with the chance ``[rows]`` float64 in [0, 1): tokens ``[rows]``."""
+    cumulative = weights.double().cumsum(-1)
+    wanted = points[:, None] * cumulative[:, -1:]
+    drawn = torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
+    last = weights.shape[-1] - 1 - (weights > 0).flip(-1).int().argmax(-1)
+    possible = weights.gather(1, drawn[:, None])[:, 0] > 0
+    return torch.where(possible, drawn, last)  # rounding at the far end of the support
 
 
 def _truncate(scores: Tensor, sampling: Sampling) -> Tensor:

@@ -45,7 +45,7 @@ class Timings:
     """Where the wall-clock time of one batch went, in seconds.
 
     ``prefill`` is everything before the first pass of the loop; ``decode`` everything after, of which
-    ``propose`` and ``score`` are parts.
+    ``propose`` and ``score`` are parts. On a GPU those two are the device's own time for them (see ``core/clock.py``).
     """
 
     prefill: float = 0.0

@@ -62,16 +62,16 @@ class TokenTree:
         return cls(tuple(tokens), tuple(parents))
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.parents)
 
     @property
     def drafted(self) -> int:
         """How many tokens were drafted: every node but the root."""
-        return len(self.tokens) - 1
+        return len(self) - 1
 
     @cached_property
     def is_chain(self) -> bool:
-        return self.parents == tuple(range(-1, len(self.tokens) - 1))
+        return self.parents == tuple(range(-1, len(self) - 1))
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
@@ -84,7 +84,7 @@ class TokenTree:
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
         """Children of each node, in the order they were drawn."""
-        children: list[list[int]] = [[] for _ in self.tokens]
+        children: list[list[int]] = [[] for _ in self.parents]
         for node, parent in enumerate(self.parents[1:], 1):
             children[parent].append(node)
         return tuple(map(tuple, children))

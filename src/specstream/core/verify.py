@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specstream.core import deferred
+from specstream.core.chains import judge_chains
 from specstream.core.sampling import Sampling, checked, draw, greedy_choices, probabilities
 from specstream.core.tree import TokenTree
 
@@ -74,8 +76,11 @@ def verify(
         NumericalError: NaN or infinite logits where the output meets them.
     """
     if sampling.greedy and not sampling.needs_context:
-        rows = zip(trees, greedy_choices(logits), strict=True)
+        rows = zip(trees, deferred.fetch(trees, greedy_choices(logits)), strict=True)
         return [verify_greedy(tree, lambda node, row=row: checked(row[node]), ends) for tree, row in rows]  # type: ignore[misc]
+    if _on_the_device(trees, logits, sampling) and acceptance_threshold is None:
+        judged = zip(trees, judge_chains(trees, logits, sampling, generators), strict=True)
+        return [_chain_verdict(tree, accepted, following, ends) for tree, (accepted, following) in judged]
     verdicts = []
     for row, tree in enumerate(trees):
         context = list(contexts[row])
@@ -146,6 +151,21 @@ def verify_typical(
         path.append(node)
         tokens.append(tree.tokens[node])
     return Verdict(path=tuple(path), tokens=tuple(tokens))
+
+
+def _on_the_device(trees: Sequence[TokenTree], logits: Tensor, sampling: Sampling) -> bool:
+    """Whether to verify with one question to the device; several candidates, or contexts, take a walk with many."""
+    simple = not sampling.greedy and not sampling.needs_context and all(tree.is_chain for tree in trees)
+    return simple and deferred.asynchronous(logits.device)
+
+
+def _chain_verdict(tree: TokenTree, accepted: int, following: int, ends: frozenset[int]) -> Verdict:
+    """What ``verify_sampled`` would say; the walk ends at an accepted end."""
+    drafted = tree.tokens[1 : accepted + 1]
+    ended = next((depth for depth, token in enumerate(drafted, 1) if token in ends), None)
+    if ended is not None:
+        return Verdict(path=tuple(range(ended + 1)), tokens=drafted[:ended])
+    return Verdict(path=tuple(range(accepted + 1)), tokens=(*drafted, checked(following)))
 
 
 def _choose_child(tree: TokenTree, node: int, p: Tensor, generator: torch.Generator) -> tuple[int | None, Tensor]:

@@ -12,11 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specstream.core import deferred
+from specstream.core.deferred import DeferredChain, Drafted, upload
 from specstream.core.ports import DraftRequest, Offer, Target, TargetSession
-from specstream.core.sampling import Sampling, draw, probabilities, process
+from specstream.core.sampling import Sampling, distributions, draw, draw_each, probabilities, process
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
 from specstream.errors import UsageError
@@ -115,6 +118,8 @@ class DraftModelSession:
         self._before = [len(row.readable) for row in growing]
         for step in range(max(depths)):
             logits = self._feed([row.readable for row in growing], [step < depth for depth in depths])
+            if step == 0 and self._stays(logits[0].device, requests, max(depths)):
+                return self._defer(growing, depths, torch.stack(logits))
             for row, depth, scores in zip(growing, depths, logits, strict=True):
                 if step < depth:
                     self._grow(row, scores)
@@ -193,8 +198,52 @@ class DraftModelSession:
 
     def _fit(self, logits: Tensor) -> Tensor:
         """Over the target's vocabulary: padding entries that only one of the two has cannot be drafted."""
-        size = self._drafter.vocab_size or len(logits)
-        return pad(logits[:size], (0, max(0, size - len(logits))), value=-math.inf)
+        own = logits.shape[-1]
+        size = self._drafter.vocab_size or own
+        return pad(logits[..., :size], (0, max(0, size - own)), value=-math.inf)
+
+    def _stays(self, device: torch.device, requests: Sequence[DraftRequest], depth: int) -> bool:
+        """Whether the chain can be drafted to its end without the host: every row then goes as deep as the deepest."""
+        limit = self._drafter.model.context_length
+        fits = limit is None or max(len(request.tokens) for request in requests) + depth <= limit
+        simple = self._drafter.branches == 1 and not self._sampling.needs_context
+        return deferred.asynchronous(device) and simple and fits
+
+    def _defer(self, growing: Sequence[_Growing], depths: Sequence[int], logits: Tensor) -> list[TokenTree]:
+        """Draft chains on the device, from the logits ``[rows, vocab]`` of their first tokens on."""
+        held, deepest, rows = list(self._cached), max(depths), range(len(growing))
+        chance = self._chance(growing, depths, logits.device)
+        tokens, proposals, sound = list[Tensor](), list[Tensor](), list[Tensor]()
+        for step in range(deepest):
+            if step:
+                last = Drafted(tokens=tokens[-1][:, None])
+                logits = self._fit(self._session.score([DeferredChain(last, row, 1, None) for row in rows])[:, 0])
+                self._session.commit([[0]] * len(growing))
+            if self._sampling.greedy:
+                tokens.append(logits.float().argmax(-1))
+                continue
+            distribution, fine = distributions(logits, self._sampling)
+            tokens.append(draw_each(distribution, chance[:, step]))
+            proposals.append(distribution)
+            sound.append(fine)
+        # A row that wanted less was taken along; what the draft read of it beyond that is rolled back.
+        self._cached = [known + max(0, depth - 1) for known, depth in zip(held, depths, strict=True)]
+        drafts = Drafted(
+            tokens=torch.stack(tokens, 1),
+            proposals=torch.stack(proposals, 1) if proposals else None,
+            sound=torch.stack(sound, 1) if sound else None,
+        )
+        return [DeferredChain(drafts, row, depths[row], grown.request.tokens[-1]) for row, grown in enumerate(growing)]
+
+    def _chance(self, growing: Sequence[_Growing], depths: Sequence[int], device: torch.device) -> Tensor:
+        """Numbers ``[rows, depth]`` from each row's own generator; a row takes as many as it wanted tokens."""
+        if self._sampling.greedy:
+            return torch.empty(0)
+        numbers = []
+        for row, depth in zip(growing, depths, strict=True):
+            drawn = torch.rand(depth, generator=row.request.generator, dtype=torch.float64).tolist()
+            numbers.append([*drawn, *[0.0] * (max(depths) - depth)])
+        return upload(numbers, device, torch.float64)
 
     def _grow(self, row: _Growing, logits: Tensor) -> None:
         context = row.sequence if self._sampling.needs_context else ()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from specstream.core.deferred import upload
+
 STEP = 512
 """The cache grows by this many slots. Attention kernels on the CPU split the keys into blocks of up to 512, so a
 capacity that is a multiple of it keeps their order of summation, and with it the bits, while the cache grows."""
@@ -70,10 +72,7 @@ class TreeCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write ``[rows, heads, width, head_dim]`` where ``plan`` said; those rows come back, up to ``reach``."""
-        if layer_idx not in self._keys:
-            self._keys[layer_idx] = self._allocate(key_states)
-            self._values[layer_idx] = self._allocate(value_states)
-        keys, values = self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
+        keys, values = self.layer(layer_idx, key_states, value_states)
         if self._slots is None:
             written = slice(self._starts[0], self._starts[0] + key_states.shape[2])
             keys[:, :, written] = key_states
@@ -84,28 +83,37 @@ class TreeCache(Cache):
             values[rows, :, slots] = value_states.transpose(1, 2)
         return keys[:, :, : self.reach], values[:, :, : self.reach]
 
+    def layer(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The planned rows' keys and values ``[rows, heads, capacity, head_dim]``.
+
+        A layer that has none yet gets them, of the dtype, heads and dimension of ``keys`` and ``values``
+        ``[rows, heads, any, head_dim]``.
+        """
+        self._make_room(layer_idx, keys, values)
+        return self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
+
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep each row's path (node indices in increasing order) right behind its committed tokens."""
+        moves: list[tuple[int, int, int]] = []  # row, from slot, to slot
         for row, path in enumerate(paths):
             start = self.lengths[row]
-            moved = [node for at, node in enumerate(path) if node != at]
-            if moved:
-                first = start + len(path) - len(moved)
-                sources = torch.tensor([start + node for node in moved])
-                for layer in (*self._keys.values(), *self._values.values()):
-                    gathered = layer[row].index_select(1, sources.to(layer.device))
-                    layer[row, :, first : first + len(moved)] = gathered
+            moves.extend((row, start + node, start + at) for at, node in enumerate(path) if node != at)
             self.lengths[row] = start + len(path)
+        if moves:
+            layers = (*self._keys.values(), *self._values.values())
+            rows, sources, targets = upload(moves, layers[0].device).unbind(1)
+            for layer in layers:
+                layer[rows, :, targets] = layer[rows, :, sources]  # all are read before the first is written
 
     def fork(self, rows: int, length: int, capacity: int) -> TreeCache:
         """A new cache of ``rows`` copies of the first row, its slots repeated until there are ``length``."""
-        copy = TreeCache(rows)
-        copy.capacity, copy.lengths = capacity, [length] * rows
-        for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
-            for layer_idx, layer in mine.items():
-                theirs[layer_idx] = copy._allocate(layer)
-                sources = torch.arange(length, device=layer.device) % self.lengths[0]
-                theirs[layer_idx][:, :, :length] = layer[:1, :, sources]
+        copy = self._blank(rows, capacity)
+        copy.lengths = [length] * rows
+        for layer_idx, layer in self._keys.items():
+            copy._make_room(layer_idx, layer, self._values[layer_idx])
+            sources = torch.arange(length, device=layer.device) % self.lengths[0]
+            for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
+                theirs[layer_idx][:, :, :length] = mine[layer_idx][:1, :, sources]
         return copy
 
     def rollback(self, lengths: Sequence[int]) -> None:
@@ -144,7 +152,19 @@ class TreeCache(Cache):
                 tensors[layer_idx] = self._allocate(layer)
                 tensors[layer_idx][:, :, : layer.shape[2]] = layer
 
-    def _allocate(self, states: Tensor) -> Tensor:
-        _, heads, _, head_dim = states.shape
+    def _blank(self, rows: int, capacity: int) -> TreeCache:
+        """An empty cache of the same kind."""
+        blank = TreeCache(rows)
+        blank.capacity = capacity
+        return blank
+
+    def _make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
+        """Buffers for a layer that has none yet."""
+        if layer_idx not in self._keys:
+            self._keys[layer_idx] = self._allocate(keys)
+            self._values[layer_idx] = self._allocate(values)
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        _, heads, _, head_dim = like.shape
         # Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
-        return states.new_zeros((len(self.lengths), heads, self.capacity, head_dim))
+        return like.new_zeros((len(self.lengths), heads, self.capacity, head_dim))

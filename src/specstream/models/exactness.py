@@ -65,6 +65,8 @@ class Exactness:
         context_length: the most tokens a sequence may have, None for no limit.
         dtype: of the model.
         activations: layers x hidden size of the model.
+        one_width: where no class of widths is found, take a single width for all passes: on a GPU it costs little, and
+            passes of one width run one kernel. Larger trees are then lossless up to rounding.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Exactness:
         *,
         dtype: torch.dtype,
         activations: int,
+        one_width: bool = False,
     ) -> None:
         self._begin = begin
         self._vocab_size = vocab_size
@@ -85,6 +88,7 @@ class Exactness:
         # A model too small for the evidence is padded to where differences are unlikely in the first place.
         narrowest = 1 if wanted <= WIDTHS[-1] else SAFE_WIDTH
         self._widths = [width for width in WIDTHS if width >= narrowest]
+        self._one_width = one_width
         self._base: int | None = None
         self._calibrated = False
         self._tokens: list[int] = []
@@ -98,8 +102,11 @@ class Exactness:
         """The width plain decoding is padded to; None if no class of widths was found (yet)."""
         return self._base
 
-    def calibrate(self) -> None:
+    def calibrate(self, nodes: int = 0) -> None:
         """Find the class. Costs a few dozen passes, once.
+
+        Args:
+            nodes: tokens of the largest tree to come, which a single width has to hold.
 
         The reference is plain decoding itself: each probe token in its turn stands first in a pass of the class's
         narrowest width. A wider pass belongs to the class if all its rows are those.
@@ -119,10 +126,20 @@ class Exactness:
         for base in (width for width in self._widths if width <= USEFUL_WIDTH):
             # Most candidates fail at once; the whole comparison is for the one that does not.
             if torch.equal(first_row(base), first_row(_partner(base))):
-                reference = self._refer(base, 1, self._probe_rows)
+                reference = self._refer(base, 1, self._probe_rows, _partner(base))
                 if reference is not None:
                     self._base, self._references[1] = base, reference
                     return
+        self._settle_for(max(nodes, USEFUL_WIDTH))
+
+    def _settle_for(self, nodes: int) -> None:
+        """One width for everything, if such passes agree with themselves: a token first in one, or behind others."""
+        only = next((width for width in WIDTHS if width >= nodes), None)
+        if not self._one_width or only is None or only > len(self._tokens):
+            return
+        reference = self._refer(only, 1, self._probe_rows, only)
+        if reference is not None:
+            self._base, self._widths, self._references[1] = only, [only], reference
 
     def width(self, rows: int, nodes: int, length: int, capacity: int) -> tuple[int, bool]:
         """The width to pad a pass to, and whether its rows then have plain decoding's bits.
@@ -173,7 +190,7 @@ class Exactness:
         """Whether passes of this shape read the probe tokens as plain decoding does: as a chain, or as a branch."""
         if end not in self._references:
             assert self._base is not None
-            self._references[end] = self._refer(self._base, end, USEFUL_WIDTH)
+            self._references[end] = self._refer(self._base, end, USEFUL_WIDTH, self._wide())
         reference = self._references[end]
         count = self._probe_rows if blocks == 1 else USEFUL_WIDTH
         step = (width + 1) // 2 if branched else width  # tokens read by a pass
@@ -189,25 +206,30 @@ class Exactness:
                 return False
         return True
 
-    def _refer(self, base: int, end: int, count: int) -> _Reference | None:
-        """Plain decoding of ``count`` tokens in passes of width ``base``; None if wider passes differ from it."""
+    def _refer(self, base: int, end: int, count: int, wide: int) -> _Reference | None:
+        """Plain decoding of ``count`` tokens in passes of width ``base``; None if passes ``wide`` differ from it."""
         session = self._stand(1, end, end)
         rows = []
         for token in self._tokens[:count]:
             rows.append(session.score([TokenTree.chain([token, *[PADDING] * (base - 1)])])[0, 0])
             session.commit([[0]])
         reference = _Reference(self._stand(1, end, end), torch.empty(0))
-        self._extend(reference, min(count, len(self._tokens)), _partner(base))
+        self._extend(reference, min(count, len(self._tokens)), wide)
         plain = torch.stack(rows)
         count = min(len(plain), len(reference.rows))
         return reference if torch.equal(plain[:count], reference.rows[:count]) else None
 
     def _extend(self, reference: _Reference, count: int, step: int = 0) -> None:
         """Let the reference have at least ``count`` rows, as far as there are tokens."""
-        step = step or _partner(self._base or USEFUL_WIDTH)
+        step = step or self._wide()
         while (known := len(reference.rows)) < count and known + step <= len(self._tokens):
             rows = _read(reference.session, self._tokens[known : known + step])[0]
             reference.rows = torch.cat([reference.rows, rows]) if known else rows
+
+    def _wide(self) -> int:
+        """The width of the passes that references are read with."""
+        assert self._base is not None
+        return self._base if self._widths == [self._base] else _partner(self._base)
 
     def _stand(self, rows: int, end: int, blocks: int) -> ProbeSession:
         """A session of ``blocks`` blocks of slots, of which the probe tokens will fill the first ``end``."""

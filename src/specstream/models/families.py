@@ -10,7 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Family:
         routed: whether tokens are sent to experts. A matrix product of an expert is as tall as the tokens that it
             happens to get, so that a token's bits depend on its neighbours, whatever the width of the pass.
         alibi: the module whose ``build_alibi_tensor`` gives the position bias, None for other families.
+        alibi_lines: that bias, ``[heads, positions]``, by number of positions and dtype: a CUDA graph cannot build it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Family:
     takes_logits_to_keep: bool
     routed: bool = False
     alibi: Any = None
+    alibi_lines: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @contextmanager
     def key_positions(self, positions: Tensor) -> Iterator[None]:
@@ -57,9 +59,11 @@ class Family:
         build = type(module).build_alibi_tensor
 
         def along_positions(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-            line = torch.ones(1, int(positions.max()) + 1, device=positions.device)
-            bias: Tensor = build(module, line, num_heads, dtype)[:, 0]  # [heads, positions]
-            return bias[:, positions].transpose(0, 1).reshape(-1, 1, positions.shape[1])
+            count = positions.shape[1]  # no slot's position is beyond its place
+            if (count, dtype) not in self.alibi_lines:
+                line = torch.ones(1, count, device=positions.device)
+                self.alibi_lines[count, dtype] = build(module, line, num_heads, dtype)[:, 0]
+            return self.alibi_lines[count, dtype][:, positions].transpose(0, 1).reshape(-1, 1, positions.shape[1])
 
         module.__dict__["build_alibi_tensor"] = along_positions
         try:

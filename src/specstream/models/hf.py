@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,29 +12,13 @@ from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, TreeCache
 from specstream.models.exactness import Exactness
 from specstream.models.families import describe
-from specstream.models.native import TreePlan
-from specstream.models.runtime import Runtime, RuntimeName
+from specstream.models.graphs import CudaCapture, StaticCache, StaticPasses, rounded_width
+from specstream.models.layout import Layout
+from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the nodes of a pass stand.
-
-    Attributes:
-        positions: of the nodes, ``[rows, width]``.
-        key_positions: of the slots, ``[rows, reach]``.
-        visible: ``[rows, width, reach]`` bool, before any sliding window.
-        plan: the same for the runtime's own attention, which needs no mask.
-    """
-
-    positions: Tensor
-    key_positions: Tensor
-    visible: Tensor
-    plan: TreePlan | None
 
 
 class HuggingFaceTarget:
@@ -46,17 +29,21 @@ class HuggingFaceTarget:
         runtime: how passes run; see ``Runtime``.
         exact: find, by a self-test before the first pass, the widths whose rows are bit-equal, and pad narrower
             passes up to them. False pads nothing (a draft's bits do not matter), nor does a mixture of experts.
+        quantization: see ``Runtime``; for drafts.
 
     Raises:
         UnsupportedModelError: a model whose cache or attention cannot carry token trees.
     """
 
-    def __init__(self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True) -> None:
+    def __init__(
+        self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True, quantization: Quantization = "none"
+    ) -> None:
         self.family = describe(model)
         self.model = model
-        self.runtime = Runtime(model, runtime, self.family.layer_windows)
+        self.runtime = Runtime(model, runtime, self.family.layer_windows, quantization)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.exactness = self._exactness() if exact and not self.family.routed else None
+        self.passes = self._static_passes() if self.runtime.static else None
         self._checked = False
 
     @property
@@ -77,7 +64,7 @@ class HuggingFaceTarget:
             check_tree(self)
             self._checked = True
         if self.exactness is not None:
-            self.exactness.calibrate()
+            self.exactness.calibrate(nodes)
             self.exactness.certify(rows, nodes)
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
@@ -89,7 +76,7 @@ class HuggingFaceTarget:
         """The same without the self-tests and without padding; ``masked``: through the model's own attention only."""
         return HuggingFaceSession(self, prefixes, None, masked=masked)
 
-    def forward(self, cache: TreeCache, tokens: Tensor, layout: _Layout, *, last_only: bool = False) -> Tensor:
+    def forward(self, cache: TreeCache, tokens: Tensor, layout: Layout, *, last_only: bool = False) -> Tensor:
         """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``)."""
         arguments: dict[str, Any] = {}
         positions = layout.positions
@@ -110,6 +97,16 @@ class HuggingFaceTarget:
         logits: Tensor = output.logits
         return logits
 
+    def cache(self, prefixes: Sequence[Sequence[int]]) -> TreeCache:
+        """An empty cache for a batch of these."""
+        if self.passes is None or not prefixes:
+            return TreeCache(len(prefixes))
+        return self.passes.cache(len(prefixes), max(map(len, prefixes)))
+
+    def _static_passes(self) -> StaticPasses:
+        capture = CudaCapture(self.model.device) if self.runtime.name == "graphs" else None
+        return StaticPasses(self.forward, self.model.device, capture, self.runtime.uncaptured)
+
     def _exactness(self) -> Exactness:
         text = self.model.config.get_text_config(decoder=True)
         return Exactness(
@@ -118,9 +115,10 @@ class HuggingFaceTarget:
             self.context_length,
             dtype=self.model.dtype,
             activations=text.num_hidden_layers * text.hidden_size,
+            one_width=self.runtime.static,
         )
 
-    def _masks(self, layout: _Layout) -> Tensor | dict[str | None, Tensor]:
+    def _masks(self, layout: Layout) -> Tensor | dict[str | None, Tensor]:
         """Additive masks ``[rows, 1, width, reach]``, one for each kind of attention the family has."""
         distance = layout.positions[:, :, None] - layout.key_positions[:, None, :]
         masks: dict[str | None, Tensor] = {}
@@ -148,7 +146,7 @@ class HuggingFaceSession:
         self._bits = exactness is not None
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
         self._width = 0
-        self.cache = TreeCache(len(prefixes))
+        self.cache = target.cache(prefixes)
         for row, prefix in enumerate(prefixes):
             self._prefill(row, prefix)
 
@@ -158,6 +156,12 @@ class HuggingFaceSession:
         copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
         copy.cache = self.cache.fork(rows, length, capacity)
         return copy
+
+    @property
+    def device(self) -> torch.device:
+        """Where passes run."""
+        device: torch.device = self._target.model.device
+        return device
 
     @property
     def exact(self) -> str:
@@ -170,6 +174,10 @@ class HuggingFaceSession:
             longest = max(self.cache.lengths)
             width, certified = self._exactness.width(len(trees), width, longest, self.cache.capacity)
             self._bits = self._bits and certified
+        passes = self._target.passes
+        if passes is not None and isinstance(self.cache, StaticCache):
+            self._width = rounded_width(width)
+            return passes.score(self.cache, trees, self._width)
         device = self._target.model.device
         self.cache.plan(width, device)
         tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
@@ -207,7 +215,7 @@ class HuggingFaceSession:
             self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
             self.cache.lengths[row] += len(chunk)
 
-    def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> _Layout:
+    def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""
         device = self._target.model.device
         committed = self.cache.lengths if row is None else [self.cache.lengths[row]]
@@ -217,11 +225,11 @@ class HuggingFaceSession:
         positions = lengths[:, None] + torch.arange(width, device=device)
         visible = slots[:, None, :] <= positions[:, :, None]
         if all(tree.is_chain for tree in trees):
-            return _Layout(positions, slots, visible, plan)
+            return Layout(positions, slots, visible, plan)
         slots = slots.clone()
         for index, tree in enumerate(trees):
             start, nodes = int(lengths[index]), len(tree)
             positions[index, :nodes] = start + torch.tensor(tree.depths, device=device)
             slots[index, start : start + nodes] = positions[index, :nodes]
             visible[index, :nodes, start : start + nodes] = tree.ancestor_mask().to(device)
-        return _Layout(positions, slots, visible, plan)
+        return Layout(positions, slots, visible, plan)

@@ -29,8 +29,8 @@ from specstream.core.tree import TokenTree
 from specstream.errors import SpecStreamError
 
 FOLDER = Path(__file__).parent / "kernels"
-SOURCES = (FOLDER / "linear.cpp", FOLDER / "attention.cpp")
-HEADER = FOLDER / "lanes.h"
+SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("linear", "attention", "layer"))
+HEADERS = tuple(FOLDER / f"{name}.h" for name in ("lanes", "linear", "attention"))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 
 LANES = 16
@@ -61,15 +61,26 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(built))
     except OSError as error:
         raise NoKernelsError(f"the kernels in {built} cannot be loaded ({error}); delete the file") from error
-    for name in ("linear_bf16", "linear_f32"):
+    suffixes = ("bf16", "f32", "int8_bf16", "int8_f32")
+    signatures = {
+        f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
+    }
+    signatures |= {f"layer_{suffix}": [ctypes.c_void_p, ctypes.c_void_p] for suffix in suffixes}
+    signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
+    for name, arguments in signatures.items():
         function = getattr(loaded, name)
-        function.argtypes = [*[ctypes.c_void_p] * 4, *[ctypes.c_long] * 3, ctypes.c_int]
-        function.restype = None
-    for name in ("attention_bf16", "attention_f32"):
-        function = getattr(loaded, name)
-        function.argtypes = [ctypes.POINTER(_Attention)]
-        function.restype = None
+        function.argtypes, function.restype = arguments, None
     return loaded
+
+
+def kernel(name: str, dtype: torch.dtype, quantized: bool = False) -> Any:
+    """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it or of one byte.
+
+    Raises:
+        NoKernelsError: see ``library``.
+    """
+    suffix = "bf16" if dtype == torch.bfloat16 else "f32"
+    return getattr(library(), f"{name}_int8_{suffix}" if quantized else f"{name}_{suffix}")
 
 
 def available() -> bool:
@@ -92,7 +103,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     most_rows = sys.maxsize if emulated else MOST_ROWS
     weight = weight.detach()
     bias = None if bias is None else bias.detach().contiguous()
-    kernel: Any = library().linear_bf16 if weight.dtype == torch.bfloat16 else library().linear_f32
+    multiply = kernel("linear", weight.dtype)
     outputs, inputs = weight.shape
     weight_address = weight.data_ptr()
     bias_address = None if bias is None else bias.data_ptr()
@@ -103,7 +114,10 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
             return functional.linear(x, weight, bias)
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], outputs))
-        kernel(x.data_ptr(), weight_address, bias_address, y.data_ptr(), rows, outputs, inputs, torch.get_num_threads())
+        multiply(
+            *(x.data_ptr(), weight_address, None, bias_address, y.data_ptr()),
+            *(rows, outputs, inputs, torch.get_num_threads()),
+        )
         return y
 
     return forward
@@ -186,9 +200,7 @@ def attention(
         softcap,
         torch.get_num_threads(),
     )
-    kernels = library()
-    kernel = kernels.attention_bf16 if query.dtype == torch.bfloat16 else kernels.attention_f32
-    kernel(ctypes.byref(problem))
+    kernel("attention", query.dtype)(ctypes.byref(problem))
     return out
 
 
@@ -209,7 +221,7 @@ def _fingerprint(compiler: str) -> str:
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         processor = platform.processor()
-    sources = [file.read_text(encoding="utf-8") for file in (*SOURCES, HEADER)]
+    sources = [file.read_text(encoding="utf-8") for file in (*SOURCES, *HEADERS)]
     parts = (*sources, " ".join(FLAGS), version, platform.machine(), processor)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

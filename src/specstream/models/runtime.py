@@ -1,14 +1,15 @@
 """How the passes of a model run: the kernels, not the mathematics.
 
 ``eager`` calls the model as it is. ``native`` (CPU) lends every linear layer, for the time of a pass, a kernel of our
-own on the layer's own weights: they are read once, so that eight tokens cost little more than one, which is where
-speculation lives. ``packed`` (CPU, without a compiler) lends them copies of the weights in oneDNN's blocked layout. The
-model itself is left as it was.
+own on the layer's own weights: they are read once, so that five tokens cost little more than one, which is where
+speculation lives; whole decoder layers where the kernels know their kind. ``packed`` (CPU, without a compiler) lends
+linear layers copies of their weights in oneDNN's blocked layout. ``graphs`` (CUDA) replays captured passes of fixed
+shape, and ``static`` runs those uncaptured, for debugging; see ``graphs.py``. The model itself is left as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, cast
@@ -20,10 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
-from specstream.models import native
+from specstream.models import native, quantized
+from specstream.models.fused import fused_layers
 from specstream.models.native import TreePlan, tree_plan
+from specstream.models.quantized import Int8Weight
 
-RuntimeName = Literal["auto", "eager", "native", "packed"]
+RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
+Quantization = Literal["none", "int8"]
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
@@ -38,31 +42,52 @@ class Runtime:
 
     Args:
         model: a transformers model; never modified outside a pass.
-        name: ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here.
+        name: ``graphs``, ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here; or
+            ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
+        quantization: ``int8`` reads the linear layers' weights from a copy in bytes: for drafts.
 
     Raises:
-        UsageError: a runtime that does not exist for this model's device and dtype.
+        UsageError: a runtime or a quantisation that does not exist for this model's device and dtype.
         NoKernelsError: ``native`` was asked for and cannot be built.
     """
 
-    def __init__(self, model: Any, name: RuntimeName = "auto", layer_windows: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: Any,
+        name: RuntimeName = "auto",
+        layer_windows: Sequence[int] = (),
+        quantization: Quantization = "none",
+    ) -> None:
         if name == "auto":
             name = _choose(model)
-        elif name != "eager" and not _on_cpu(model):
+        elif name == "graphs" and model.device.type != "cuda":
+            raise UsageError(f"runtime is 'graphs', which runs on CUDA, and the model is on {model.device}; give auto")
+        elif name in ("native", "packed") and not _on_cpu(model):
             raise UsageError(
                 f"runtime is {name!r}, which runs float32 and bfloat16 on the CPU, and the model is {model.dtype} on "
                 f"{model.device}; give auto"
             )
+        if quantization != "none" and model.device.type != "cpu":
+            raise UsageError(f"quantization is {quantization!r}, which runs on the CPU; on {model.device} give 'none'")
         self.model = model
-        self.name: str = name
-        make = {"native": native.linear, "packed": _packed}.get(name)
-        self._swaps = [] if make is None else list(_linear_forwards(model, make))
+        self.name: str = name if quantization == "none" else f"{name}-{quantization}"
+        self.static = name in ("graphs", "static")
+        weights = _quantized(model) if quantization == "int8" else {}
+        self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
+        self._planned_swaps = self._swaps
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
+            layers = list(fused_layers(model, self._layer_windows, weights, _plan))
+            inside = {module for layer, _ in layers for module in layer.modules()}
+            self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
+
+    def uncaptured(self) -> None:
+        """The model's passes turned out not to be capturable, and results must not say that they are."""
+        self.name = "eager"
 
     @property
     def exact_branches(self) -> bool:
@@ -78,19 +103,26 @@ class Runtime:
         """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime."""
         token = _PASS.set((plan, self._layer_windows))
         configs = self._configs if plan is not None else {}
+        swaps = self._swaps if plan is None else self._planned_swaps
         try:
             for config in configs.values():
                 config._attn_implementation_internal = _ATTENTION
-            for module, forward in self._swaps:
+            for module, forward in swaps:
                 # Straight into __dict__: nn.Module.__setattr__ takes microseconds, a model has hundreds of layers.
                 module.__dict__["forward"] = forward
             yield
         finally:
-            for module, _ in self._swaps:
+            for module, _ in swaps:
                 module.__dict__.pop("forward", None)
             for config in configs.values():
                 config._attn_implementation_internal = self._own_attention
             _PASS.reset(token)
+
+
+def _plan() -> TreePlan:
+    plan, _ = _PASS.get()
+    assert plan is not None
+    return plan
 
 
 def _attend(
@@ -103,8 +135,7 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface on the native kernel; the mask is in the plan of the pass."""
-    plan, windows = _PASS.get()
-    assert plan is not None
+    plan, (_, windows) = _plan(), _PASS.get()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Not the window among the arguments: some families put theirs into the mask only.
     window = windows[cast(int, module.layer_idx)] if windows else 0
@@ -129,7 +160,9 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     return {id(module.config): module.config for module in layers}
 
 
-def _choose(model: Any) -> Literal["eager", "native", "packed"]:
+def _choose(model: Any) -> RuntimeName:
+    if model.device.type == "cuda":
+        return "graphs"
     if not _on_cpu(model):
         return "eager"
     return "native" if native.available() else "packed"
@@ -154,20 +187,36 @@ def native_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return dtype if fast else torch.float32
 
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
 
 
 def _linear_forwards(
-    model: Any, make: Callable[[Tensor, Tensor | None], Forward]
+    model: Any, name: str, weights: Mapping[nn.Module, Int8Weight]
 ) -> Iterator[tuple[nn.Module, Forward]]:
+    make = {"native": native.linear, "packed": _packed}.get(name)
+    for module in _plain_linears(model):
+        if module in weights:
+            yield module, quantized.linear(weights[module], module.bias)
+        elif make is not None:
+            yield module, make(_weight(module), module.bias)
+
+
+def _quantized(model: Any) -> dict[nn.Module, Int8Weight]:
+    return {module: quantized.quantize(_weight(module)) for module in _plain_linears(model)}
+
+
+def _plain_linears(model: Any) -> Iterator[Any]:
+    """Only plain layers: a subclass (LoRA, a quantised layer) or a hooked layer has a forward of its own."""
     for module in model.modules():
-        # Only plain layers: a subclass (LoRA, a quantised layer) or a hooked layer has a forward of its own.
-        if hasattr(module, "_hf_hook") or "forward" in module.__dict__:
-            continue
-        if type(module) is nn.Linear:
-            yield module, make(module.weight, module.bias)
-        elif type(module) is Conv1D:
-            yield module, make(module.weight.t().contiguous(), module.bias)
+        hooked = hasattr(module, "_hf_hook") or "forward" in module.__dict__
+        if not hooked and type(module) in (nn.Linear, Conv1D):
+            yield module
+
+
+def _weight(module: Any) -> Tensor:
+    """``[outputs, inputs]``; GPT-2's layers keep theirs the other way round."""
+    weight: Tensor = module.weight
+    return weight.t().contiguous() if type(module) is Conv1D else weight
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Forward:

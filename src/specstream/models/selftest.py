@@ -53,8 +53,8 @@ def check_tree(target: HuggingFaceTarget) -> None:
     try:
         # A runtime's own attention is for narrow passes only; wide ones go through the mask.
         for masked in {True, not target.runtime.exact_branches}:
-            scored = target.begin_unpadded([context], masked=masked).score([tree])[0, 1:]
-            off.append(float(_errors(scored.reshape(own.shape), own).median(-1).values.max()))
+            scored = target.begin_unpadded([context], masked=masked).score([tree])[0, 1 : len(tree)]
+            off.append(float(relative_errors(scored.reshape(own.shape), own).median(-1).values.max()))
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -69,7 +69,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-3 if dtype.itemsize >= 4 else 0.1
 
 
-def _errors(scored: Tensor, own: Tensor) -> Tensor:
+def relative_errors(scored: Tensor, own: Tensor) -> Tensor:
     """``[branches, tokens]``: by how much each token's logits differ, relative to their spread.
 
     A constant added to all logits of a token changes no probability, so they are centred first. Callers look at the

@@ -11,6 +11,7 @@ import math
 import pytest
 import torch
 
+from specstream.core import deferred
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling, probabilities
@@ -24,6 +25,13 @@ TARGET = TableModel.random(30, vocab=5, memory=5)
 DRAFT = TARGET.disturbed(31, 0.8)
 PROMPTS = [[0, 1, 2, 3], [4], [2, 2, 1, 0, 3, 1, 4, 4, 0], [1, 3]]
 SAMPLED = Sampling(temperature=1.0)
+
+
+@pytest.fixture(autouse=True, params=["host", "device"])
+def place(request, monkeypatch):
+    """Token by token, or as on a GPU, where a chain is drafted without a word to the host."""
+    monkeypatch.setattr(deferred, "asynchronous", lambda device: request.param == "device")
+    return request.param
 
 
 def copied(generator):
@@ -219,9 +227,22 @@ class TestCache:
     def test_rows_may_ask_for_different_depths(self):
         """Near its limit each row asks for less; at different times, as rows differ in pace."""
         watched = InStep(DraftModelDrafter(DRAFT, gamma=5))
-        run(watched, max_new_tokens=13)
+        run(watched, max_new_tokens=17)
         assert any(len(set(depths)) > 1 for depths in watched.depths)
         assert any(0 in depths and max(depths) > 0 for depths in watched.depths)
+
+    def test_a_row_that_sat_out_a_round_drafts_on_as_if_it_had_not(self):
+        watched = InStep(DraftModelDrafter(DRAFT, gamma=4)).begin(PROMPTS[:2], Sampling())
+        rows = [list(prompt) for prompt in PROMPTS[:2]]
+        for depths in ([3, 3], [4, 0], [4, 0], [2, 4], [1, 3]):
+            requests = [
+                DraftRequest(tokens=tokens, depth=depth, generator=torch.Generator())
+                for tokens, depth in zip(rows, depths, strict=True)
+            ]
+            watched.propose(requests)
+            watched.observe([Verdict(path=(0,), tokens=(3,))] * 2)
+            for tokens in rows:
+                tokens.append(3)
 
     @pytest.mark.parametrize("limit", [1, 2, 5, 9, 10, 16])
     @pytest.mark.parametrize("branches", [1, 2])

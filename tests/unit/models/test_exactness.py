@@ -101,6 +101,36 @@ def test_without_a_class_it_pads_nothing_and_says_so() -> None:
     assert exactness.width(1, 3, 30, STEP) == (3, False)
 
 
+def one_width(kernel: Kernel, nodes: int = 0) -> Exactness:
+    model = FakeModel(kernel)
+    exactness = Exactness(model.begin, VOCAB, None, dtype=torch.bfloat16, activations=LARGE, one_width=True)
+    exactness.calibrate(nodes)
+    return exactness
+
+
+@pytest.mark.parametrize(("nodes", "width"), [(0, 8), (6, 8), (9, 12), (13, 16), (64, 64)])
+def test_without_a_class_one_width_may_serve_all(nodes: int, width: int) -> None:
+    exactness = one_width(lambda rows, width, blocks, before: width, nodes)
+    assert exactness.base == width
+    for count in (1, 5, nodes or 1):
+        assert exactness.width(1, count, 30, STEP) == (width, True)
+        assert exactness.width(1, count, 600, 2 * STEP) == (width, True)
+    assert exactness.width(1, width + 1, 30, STEP) == (width + 1, False)
+
+
+def test_one_width_has_to_agree_with_itself() -> None:
+    """Kernels that depend on where a token stands, or on the rows, are found out."""
+    assert one_width(lambda rows, width, blocks, before: 100 * width + before).base is None
+    exactness = one_width(lambda rows, width, blocks, before: 100 * width + rows)
+    assert exactness.width(1, 3, 30, STEP) == (8, True)
+    assert exactness.width(2, 3, 30, STEP) == (8, False)
+
+
+def test_a_class_is_preferred_to_one_width() -> None:
+    assert one_width(widest(1, 4), 16).base == 4
+    assert one_width(lambda rows, width, blocks, before: width, 65).base is None, "none is as wide"
+
+
 def test_a_tree_wider_than_any_certified_pass_is_scored_and_not_certified() -> None:
     exactness = calibrated(widest(1, 4, 24))
     assert exactness.width(1, 16, 30, STEP) == (16, True)

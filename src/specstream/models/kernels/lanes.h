@@ -1,10 +1,14 @@
 // Sixteen floats at a time, in GCC's and Clang's portable vectors: one source for AVX2, AVX512 and NEON.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <omp.h>
 #include <vector>
+#if defined(__AVX512BW__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -16,6 +20,8 @@ typedef float Quarter __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int16_t Shorts __attribute__((vector_size(64)));
+typedef int8_t Bytes __attribute__((vector_size(32)));
 
 // bfloat16 is carried as uint16_t: the upper half of a float.
 float widen(uint16_t value) {
@@ -48,6 +54,86 @@ inline Floats load(const uint16_t *from) {
   return lanes;
 }
 
+
+// Two vectors of weights from 32 neighbours. In bf16 the even ones and the odd ones: that takes a shift and a mask,
+// where neighbours would have to be moved across lanes.
+inline void load_step(const uint16_t *from, Floats &even, Floats &odd) {
+  Words pairs;
+  std::memcpy(&pairs, from, sizeof pairs);
+  Words low = pairs << 16, high = pairs & 0xffff0000u;
+  std::memcpy(&even, &low, sizeof low);
+  std::memcpy(&odd, &high, sizeof high);
+}
+inline void load_step(const float *from, Floats &first, Floats &second) {
+  first = load(from);
+  second = load(from + LANES);
+}
+
+// An input row in the order of load_step, padded with zeros to whole steps.
+template <class T> inline void spread(const T *from, long count, float *to) {
+  Floats first, second;
+  for (long i = 0; i < count; i += 2 * LANES) {
+    if (count - i >= 2 * LANES) {
+      load_step(from + i, first, second);
+    } else {
+      T rest[2 * LANES] = {};
+      std::memcpy(rest, from + i, (count - i) * sizeof(T));
+      load_step(rest, first, second);
+    }
+    std::memcpy(to + i, &first, sizeof first);
+    std::memcpy(to + i + LANES, &second, sizeof second);
+  }
+}
+
+inline Shorts load_shorts(const int16_t *from) {
+  Shorts shorts;
+  std::memcpy(&shorts, from, sizeof shorts);
+  return shorts;
+}
+inline Shorts widen_step(const int8_t *from) {
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(bytes, Shorts);
+}
+
+// sum[i] += x[2 i] * w[2 i] + x[2 i + 1] * w[2 i + 1]
+inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif defined(__AVX512BW__)
+  return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#else
+  Ints xs, ws;
+  std::memcpy(&xs, &x, sizeof xs);
+  std::memcpy(&ws, &w, sizeof ws);
+  return sum + (xs >> 16) * (ws >> 16) + ((xs << 16) >> 16) * ((ws << 16) >> 16);
+#endif
+}
+
+// A row as integers, padded with zeros to whole steps; returns what one unit is worth. They are as large as 16 bits
+// allow, and small enough that no lane can overflow over products with bytes.
+template <class T> inline float quantise(const T *from, long count, int16_t *to) {
+  long padded = (count + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
+  long most = 2147483647L / (127 * (padded / LANES));
+  most = most < 32767 ? most : 32767;
+  Floats sizes = {};
+  float largest = 0.0f;
+  long i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    Floats values = load(from + i), size = values < 0 ? -values : values;
+    sizes = size > sizes ? size : sizes;
+  }
+  for (; i < count; i++) largest = std::fmax(largest, std::fabs(widen(from[i])));
+  for (long lane = 0; lane < LANES; lane++) largest = std::fmax(largest, sizes[lane]);
+  float inverse = largest > 0 ? most / largest : 0.0f;
+  for (i = 0; i < count; i++) {
+    float value = widen(from[i]) * inverse;
+    to[i] = static_cast<int16_t>(value + (value < 0 ? -0.5f : 0.5f));
+  }
+  for (; i < padded; i++) to[i] = 0;
+  return largest / most;
+}
+
 template <class Part, class Whole> inline Part fold(Whole whole) {
   Part lower, upper;
   std::memcpy(&lower, &whole, sizeof lower);
@@ -58,6 +144,27 @@ template <class Part, class Whole> inline Part fold(Whole whole) {
 inline float sum(Floats lanes) {
   auto four = fold<Quarter>(fold<Half>(lanes));
   return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// exp in one formula for every lane, so that an element's bits do not depend on where in a vector it stands.
+inline Floats exponential(Floats x) {
+  const Floats lowest = Floats{} - 87.0f;
+  x = x < lowest ? lowest : x;
+  Floats scaled = x * 1.44269504f;
+  Ints power = __builtin_convertvector(scaled + (scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
+  Floats whole = __builtin_convertvector(power, Floats);
+  Floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Floats sum = Floats{} + 1.9875691500e-4f;
+  sum = sum * rest + 1.3981999507e-3f;
+  sum = sum * rest + 8.3334519073e-3f;
+  sum = sum * rest + 4.1665795894e-2f;
+  sum = sum * rest + 1.6666665459e-1f;
+  sum = sum * rest + 5.0000001201e-1f;
+  sum = sum * rest * rest + rest + 1.0f;
+  Ints bits = (power + 127) << 23;
+  Floats two;
+  std::memcpy(&two, &bits, sizeof two);
+  return sum * two;
 }
 
 } // namespace

@@ -1,0 +1,1 @@
+"""SpecStream beside other systems, and the figures it has to reach. See README.md for the commands."""

@@ -1,0 +1,111 @@
+"""``python -m benchmarks.figures NAME``: one figure and its goal; exit code 1 if it is missed, 2 for a wrong call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks import beside, options
+from benchmarks.beside import Outcome, Settings
+from benchmarks.goals import GOALS
+from benchmarks.report import exit_codes, setting, write_json
+from specstream.errors import UsageError
+
+MET, MISSED = 0, 1
+
+
+def measurements() -> dict[str, Callable[[Settings], Outcome]]:
+    """What measures each figure."""
+    from benchmarks import alone  # loads torch, which the figures beside others do not need
+
+    return {
+        "plain-1.5b": beside.plain_target,
+        "plain-smollm2": beside.plain_smollm2,
+        "draft-humaneval": beside.draft_humaneval,
+        "draft-vs-assisted": beside.draft_vs_assisted,
+        "draft-vs-vllm": beside.draft_vs_vllm,
+        "lookup": alone.lookup,
+        "never-slower": alone.never_slower,
+        "predicted": alone.predicted,
+        "batch": beside.batch,
+        "memory": beside.memory,
+        "long-context": alone.long_context,
+    }
+
+
+def figures(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(GOALS)}, or all.")],
+    target: options.Target = "qwen2.5-coder-1.5b",
+    draft: options.Draft = "",
+    smollm2: Annotated[str, typer.Option("--smollm2", help="SmolLM2-135M, where a figure is about it.")] = "",
+    data: Annotated[str, typer.Option("--data", help="A folder with humaneval/ and summarization-t0/.")] = "",
+    ours: Annotated[str, typer.Option("--ours", help="Our system, such as specstream:mixed@5+int8.")] = "",
+    rounds: options.Rounds = 3,
+    max_new_tokens: options.MaxNewTokens = 64,
+    limit: options.Limit = 4,
+    dtype: options.Dtype = "bfloat16",
+    python: options.Pythons = [],  # noqa: B006  # typer copies it
+    alive: options.Alive = 2,
+    output: Annotated[str, typer.Option("--json", help="The folder for NAME.json; empty for none.")] = (
+        "build/benchmarks"
+    ),
+) -> None:
+    """Measure one figure, or all, each in a process of its own."""
+    arguments = dict(locals())
+    with exit_codes():
+        if name == "all":
+            raise typer.Exit(run_all(sys.argv[1:]))
+        if name not in GOALS:
+            raise UsageError(f"there is no figure {name!r}; give one of {', '.join(GOALS)}, or all")
+        about_smollm2 = name in ("plain-smollm2", "long-context")
+        settings = Settings(
+            target="" if about_smollm2 else options.model_folder(target),
+            draft=draft and options.model_folder(draft),
+            smollm2=options.model_folder(smollm2 or "smollm2-135m") if about_smollm2 else "",
+            data=data,
+            ours=ours,
+            rounds=rounds,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+            dtype=dtype,
+            pythons=options.pythons(python),
+            alive=alive,
+        )
+        outcome = measurements()[name](settings)
+        raise typer.Exit(report(name, outcome, {**arguments, **asdict(settings)}, output))
+
+
+def report(name: str, outcome: Outcome, arguments: dict[str, object], output: str) -> int:
+    """Print and write one figure; its exit code."""
+    goal = GOALS[name]
+    met = goal.met(outcome.value)
+    print(outcome.text)
+    print(goal.verdict(outcome.value), flush=True)
+    if output:
+        values = {"figure": name, **asdict(goal), "value": outcome.value, "met": met, **outcome.details}
+        write_json(Path(output, f"{name}.json"), {**setting(arguments, str(arguments["dtype"])), **values})
+    return MET if met else MISSED
+
+
+def run_all(words: Sequence[str]) -> int:
+    """Every figure with the same options; the worst exit code, 2 before 1 before 0."""
+    codes = {}
+    for name in GOALS:
+        print(f"== {name}", flush=True)
+        at = list(words).index("all")
+        command = [sys.executable, "-m", "benchmarks.figures", *words[:at], name, *words[at + 1 :]]
+        codes[name] = subprocess.run(command, check=False).returncode
+    print("== all")
+    for name, code in codes.items():
+        print(f"{name}: {'met' if code == MET else 'not met' if code == MISSED else f'not measured, code {code}'}")
+    return max(codes.values(), key=abs)
+
+
+if __name__ == "__main__":
+    typer.run(figures)

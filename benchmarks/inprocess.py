@@ -1,0 +1,292 @@
+"""Figures of ours against ours, in one process: pairs of runs whose order is swapped each round.
+
+Both runs of a pair take the same target, runtime and prompt. Speeds here are of decoding, the prompt on neither side,
+because both sides read it alike; the reports show the whole call as well.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from benchmarks.prompts import Item
+from specstream.config import GenerationConfig
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer
+from specstream.core.sampling import Sampling
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+from specstream.drafters.none import NoDrafter
+from specstream.engine import SpeculativeEngine
+from specstream.errors import SpecStreamError
+from specstream.generation import Generation, Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One generation of one prompt, in seconds and tokens.
+
+    Attributes:
+        tokens: emitted.
+        decode: seconds of decoding.
+        total: seconds of the whole call.
+        emitted: tokens of each pass.
+        drafted: tokens that were scored.
+        accepted: of those.
+        exact: ``bits`` or ``rounding``.
+    """
+
+    tokens: list[int]
+    decode: float
+    total: float
+    emitted: list[int]
+    drafted: int
+    accepted: int
+    exact: str
+
+    @property
+    def matching_passes(self) -> float:
+        """The share of passes in which a draft was accepted."""
+        return sum(count > 1 for count in self.emitted) / len(self.emitted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A speculative run and a plain one of the same prompt in the same round."""
+
+    item: str
+    round: int
+    own: Run
+    plain: Run
+
+    @property
+    def ratio(self) -> float:
+        """Decoding speed over plain decoding speed."""
+        return len(self.own.tokens) / self.own.decode / (len(self.plain.tokens) / self.plain.decode)
+
+    @property
+    def whole_ratio(self) -> float:
+        """The same of the whole call."""
+        return len(self.own.tokens) / self.own.total / (len(self.plain.tokens) / self.plain.total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much to generate."""
+
+    rounds: int
+    limit: int
+    ignore_eos: bool = False
+
+
+def generate(parts: Parts, item: Item, amount: Amount) -> Run:
+    """Generate for an item of one prompt."""
+    (prompt,) = item.prompts
+    config = GenerationConfig(max_new_tokens=amount.limit, ignore_eos=amount.ignore_eos)
+    generation = Generation(parts, [prompt], config)
+    generation.run()
+    (row,) = generation.rows
+    return Run(
+        tokens=row.emitted,
+        decode=generation.timings.decode,
+        total=generation.timings.total,
+        emitted=list(row.stats.emitted),
+        drafted=row.stats.drafted,
+        accepted=row.stats.accepted,
+        exact=row.exact,
+    )
+
+
+def alternate(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
+    """Pairs of every item in every round; one pair warms up and is not counted."""
+    sides = {"own": parts, "plain": parts.with_drafter(NoDrafter())}
+    for side in sides.values():
+        generate(side, items[0], amount)
+    pairs = []
+    for round_ in range(amount.rounds):
+        for index, item in enumerate(items):
+            swapped = (round_ + index) % 2
+            names = ("plain", "own") if swapped else ("own", "plain")
+            runs = {name: generate(sides[name], item, amount) for name in names}
+            pairs.append(Pair(item=item.name, round=round_, own=runs["own"], plain=runs["plain"]))
+    return pairs
+
+
+class Spoiled:
+    """A drafter whose every draft is replaced by the next token of the vocabulary: all its work, nothing accepted."""
+
+    def __init__(self, drafter: Drafter, vocab_size: int) -> None:
+        self._drafter = drafter
+        self._vocab_size = vocab_size
+        self.name = f"{drafter.name}, drafts spoiled"
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> SpoiledSession:
+        return SpoiledSession(self._drafter.begin(prompts, sampling), self._vocab_size)
+
+
+class SpoiledSession:
+    """See ``Spoiled``."""
+
+    def __init__(self, session: DraftSession, vocab_size: int) -> None:
+        self._session = session
+        self._vocab_size = vocab_size
+        self._own: dict[int, Offer] = {}  # the session's own offer, by the id of the spoiled one
+
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        own = self._session.offers(requests)
+        given = [[replace(each, tree=each.tree and self._spoiled(each.tree)) for each in offers] for offers in own]
+        pairs = zip(itertools.chain(*given), itertools.chain(*own), strict=True)
+        self._own = {id(spoiled): offer for spoiled, offer in pairs}
+        return given
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        own = [replace(each, offer=self._own.get(id(each.offer))) for each in requests]
+        return [self._spoiled(tree) for tree in self._session.propose(own)]
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        self._session.observe(verdicts)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._session.keep(rows)
+
+    def _spoiled(self, tree: TokenTree) -> TokenTree:
+        return TokenTree((tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:])), tree.parents)
+
+
+def spoiled(engine: SpeculativeEngine) -> Parts:
+    """The engine's parts with its drafter spoiled, and a controller that has learned nothing from the other."""
+    parts = engine.parts
+    speculation = replace(parts.speculation, controller=copy.deepcopy(parts.speculation.controller))
+    return replace(parts, drafter=Spoiled(parts.drafter, engine.target.vocab_size), speculation=speculation)
+
+
+class Recorded:
+    """A target that notes the width of every pass over it."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self.widths: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> RecordedSession:
+        return RecordedSession(self._target.begin(prefixes), self.widths)
+
+
+class RecordedSession:
+    """See ``Recorded``."""
+
+    def __init__(self, session: Any, widths: list[int]) -> None:
+        self._session = session
+        self._widths = widths
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def score(self, trees: Sequence[TokenTree]) -> Any:
+        self._widths.append(max(map(len, trees)))
+        return self._session.score(trees)
+
+
+class PassCosts:
+    """What passes over a target cost at one context, measured in turn.
+
+    Args:
+        target: whose passes.
+        clock: seconds.
+    """
+
+    def __init__(self, target: Any, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._target = target
+        self._clock = clock
+        self._seconds: dict[int, list[float]] = {}
+
+    def measure(self, context: Sequence[int], widths: Sequence[int], repeats: int) -> None:
+        """Time a pass of each width, ``repeats`` times, after one that is not counted."""
+        session = self._target.begin([list(context)])
+        for repeat in range(repeats + 1):
+            for width in widths:
+                chain = TokenTree.chain([context[-1 - at % len(context)] for at in range(width)])
+                started = self._clock()
+                session.score([chain])
+                seconds = self._clock() - started
+                session.commit([(0,)])
+                session.rollback([len(context)])
+                if repeat:
+                    self._seconds.setdefault(width, []).append(seconds)
+
+    def median(self, width: int) -> float:
+        return median(self._seconds[width])
+
+    def total(self, widths: Sequence[int]) -> float:
+        """Seconds that passes of these widths should take."""
+        return sum(self.median(width) for width in widths)
+
+    def as_json(self) -> dict[str, float]:
+        return {str(width): self.median(width) for width in sorted(self._seconds)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Runs of one prompt, and what they should have taken.
+
+    Attributes:
+        item: its name.
+        ratios: predicted seconds over measured seconds, of each run.
+        costs: seconds of a pass of each width: of the target and of the draft.
+        passes: how often each width occurred in the last run: of the target and of the draft.
+    """
+
+    item: str
+    ratios: list[float]
+    costs: dict[str, dict[str, float]]
+    passes: dict[str, dict[str, int]]
+
+
+def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int = 5) -> Prediction:
+    """Measure pass costs and runs in turn, at the context in the middle of the output.
+
+    Raises:
+        SpecStreamError: drafts were made by passes that could not be seen.
+    """
+    drafter: Any = copy.copy(engine.parts.drafter)
+    models = {"target": engine.parts.target, "draft": drafter.model}
+    costs = {name: PassCosts(model) for name, model in models.items()}
+    sides = {name: Recorded(model) for name, model in models.items()}
+    drafter.model = sides["draft"]
+    target: Any = sides["target"]
+    parts = replace(engine.parts, target=target, drafter=drafter)
+    first = generate(parts, item, amount)
+    context = [*item.prompts[0], *first.tokens[: len(first.tokens) // 2]]
+    runs: list[tuple[float, dict[str, list[int]]]] = []
+    _price(costs, sides, context, repeats)
+    for _ in range(amount.rounds):
+        for side in sides.values():
+            side.widths.clear()
+        run = generate(parts, item, amount)
+        widths = {name: list(side.widths) for name, side in sides.items()}
+        if run.drafted and not widths["draft"]:
+            raise SpecStreamError("drafts were made without a pass that could be seen; measure them another way")
+        runs.append((run.decode, widths))
+        _price(costs, sides, context, repeats)
+    predicted = [sum(costs[name].total(seen[name]) for name in costs) for _, seen in runs]
+    return Prediction(
+        item=item.name,
+        ratios=[total / measured for total, (measured, _) in zip(predicted, runs, strict=True)],
+        costs={name: each.as_json() for name, each in costs.items()},
+        passes={name: _counted(seen) for name, seen in runs[-1][1].items()},
+    )
+
+
+def _price(costs: dict[str, PassCosts], sides: dict[str, Recorded], context: list[int], repeats: int) -> None:
+    for name, side in sides.items():
+        costs[name].measure(context, sorted(set(side.widths)), repeats)
+
+
+def _counted(widths: Sequence[int]) -> dict[str, int]:
+    return {str(width): widths.count(width) for width in sorted(set(widths))}

@@ -1,0 +1,221 @@
+"""Prompts: from files of several formats, or a few built-in ones; encoded once, the same way for every system."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specstream.errors import UsageError
+from specstream.text import encode
+
+FIELDS = ("prompt", "turns", "instruction", "conversations", "question", "dialogue", "text", "mr", "MR")
+"""Where a record's prompt may stand; the first that is there is taken."""
+
+CHATS = (
+    "Explain in a few sentences how tides come about, and why there are two of them a day.",
+    "Write a Python function that merges two sorted lists into one sorted list, with a docstring.",
+    "Name five large rivers, one per line, each with the countries it flows through.",
+    "Summarize in two sentences: A bridge over the river was closed on Monday after inspectors had found cracks in two "
+    "of its cables. The city expects repairs to take six weeks; until then buses use the old bridge downstream, and "
+    "drivers are asked to allow twenty minutes more.",
+    "What is the difference between a process and a thread? Give an example of when to use each.",
+    "Write a SQL query that lists each customer's name with the number of orders placed in 2024, most orders first.",
+    "Translate into French: The library opens at nine, and the reading room closes an hour before the library does.",
+    "Plan a vegetarian dinner of three courses for four people, with a shopping list.",
+)
+
+_BANK = '''class Account:
+    """A bank account."""
+
+    def __init__(self, owner, balance=0):
+        self.owner = owner
+        self.balance = balance
+        self.history = []
+
+    def deposit(self, amount):
+        if amount <= 0:
+            raise ValueError("amount must be positive")
+        self.balance += amount
+        self.history.append(("deposit", amount))
+
+    def withdraw(self, amount):
+        if amount <= 0:
+            raise ValueError("amount must be positive")
+        if amount > self.balance:
+            raise ValueError("balance is too low")
+        self.balance -= amount
+        self.history.append(("withdraw", amount))
+
+    def statement(self):
+        lines = [f"Account of {self.owner}"]
+        for kind, amount in self.history:
+            lines.append(f"{kind:>10}: {amount:10.2f}")
+        lines.append(f"{'balance':>10}: {self.balance:10.2f}")
+        return "\\n".join(lines)
+'''
+
+_REPORT = """import csv
+from collections import defaultdict
+
+
+def read_sales(path):
+    rows = []
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            rows.append((row["region"], row["product"], int(row["units"]), float(row["price"])))
+    return rows
+
+
+def revenue_by_region(rows):
+    totals = defaultdict(float)
+    for region, product, units, price in rows:
+        totals[region] += units * price
+    return dict(totals)
+
+
+def best_product(rows):
+    totals = defaultdict(float)
+    for region, product, units, price in rows:
+        totals[product] += units * price
+    return max(totals, key=totals.get)
+
+
+def print_report(path):
+    rows = read_sales(path)
+    for region, revenue in sorted(revenue_by_region(rows).items()):
+        print(f"{region}: {revenue:.2f}")
+    print(f"best product: {best_product(rows)}")
+"""
+
+_EDIT = "{task} Give the whole file back, with nothing else changed.\n\n```python\n{code}```"
+CODE_EDITS = tuple(
+    _EDIT.format(task=task, code=code)
+    for code, task in (
+        (_BANK, "Rename the method `statement` to `report`."),
+        (_BANK, "Add type hints to all methods of this class."),
+        (_REPORT, "Rename the variable `totals` to `sums` everywhere."),
+        (_REPORT, "Make `best_product` return None if there are no rows."),
+        (_BANK, "Add a method `transfer(self, other, amount)` to this class."),
+        (_REPORT, "Add a docstring of one line to every function."),
+    )
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """What one call of ``generate`` is given: a batch of one prompt or more.
+
+    Attributes:
+        name: for people.
+        prompts: token ids.
+    """
+
+    name: str
+    prompts: list[list[int]]
+
+
+def load_prompts(path: str | Path, field: str = "", where: Mapping[str, str] | None = None) -> list[str]:
+    """The prompts of a file: ``.jsonl``, ``.json`` (a list) or ``.csv``.
+
+    Args:
+        path: the file.
+        field: the prompt's key in a record; empty takes the first of ``FIELDS`` that is there.
+        where: keep only records with these values, such as ``{"category": "coding"}``.
+
+    Raises:
+        UsageError: no such file, another format, or a record without a prompt.
+    """
+    file = Path(path)
+    try:
+        records = [each for each in _records(file) if all(str(each.get(k)) == v for k, v in (where or {}).items())]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"prompts {str(file)!r} cannot be read: {error}; give a .jsonl, .json or .csv file") from error
+    if not records:
+        raise UsageError(f"prompts {str(file)!r} has no record{f' with {dict(where)}' if where else ''}; give another")
+    return [_prompt(record, field, file) for record in records]
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".jsonl":
+        records = [json.loads(line) for line in text.split("\n") if line.strip()]  # not splitlines: texts hold U+2028
+    elif file.suffix == ".json":
+        records = json.loads(text)
+    elif file.suffix == ".csv":
+        records = list(csv.DictReader(io.StringIO(text, newline="")))
+    else:
+        raise ValueError(f"the ending is {file.suffix!r}")
+    return [{"prompt": each} if isinstance(each, str) else dict(each) for each in records]
+
+
+def _prompt(record: Mapping[str, Any], field: str, file: Path) -> str:
+    key = field or next((name for name in FIELDS if record.get(name)), "")
+    if not record.get(key):
+        raise UsageError(f"a record of {str(file)!r} has no {key or 'prompt'}: its fields are {', '.join(record)}")
+    text = _text(record[key])
+    extra = "context" if key == "question" else "input"
+    more = record.get(extra) or ((record.get("instances") or [{}])[0].get("input") if key == "instruction" else "")
+    return f"{text}\n\n{more}" if more and key in ("instruction", "question") else text
+
+
+def _text(value: Any) -> str:
+    """A text, the first turn of a conversation, or its first message."""
+    first = value[0] if isinstance(value, list) else value
+    return str(first.get("value", first.get("content", ""))) if isinstance(first, Mapping) else str(first)
+
+
+def encoded(tokenizer: Any, texts: Iterable[str], *, raw: bool = False, name: str = "prompt") -> list[Item]:
+    """One item for each text, through the chat template unless ``raw`` or where there is none."""
+    chat = not raw and getattr(tokenizer, "chat_template", None) is not None
+    return [
+        Item(name=f"{name} {index}", prompts=[encode(tokenizer, [{"role": "user", "content": text}] if chat else text)])
+        for index, text in enumerate(texts)
+    ]
+
+
+def batches(items: Sequence[Item], size: int) -> list[Item]:
+    """Items of ``size`` prompts each; what is left over is dropped.
+
+    Raises:
+        UsageError: fewer prompts than one batch.
+    """
+    prompts = [prompt for item in items for prompt in item.prompts]
+    if len(prompts) < size:
+        raise UsageError(f"{len(prompts)} prompts make no batch of {size}; give more")
+    starts = range(0, len(prompts) - size + 1, size)
+    return [Item(name=f"batch {start // size}", prompts=prompts[start : start + size]) for start in starts]
+
+
+def random_prompts(vocab_size: int, *, count: int, length: int, seed: int) -> list[Item]:
+    """Prompts of tokens drawn at random, the same for the same seed."""
+    chance = random.Random(seed)
+    return [
+        Item(name=f"random {index}", prompts=[[chance.randrange(vocab_size) for _ in range(length)]])
+        for index in range(count)
+    ]
+
+
+def long_text(words: int, seed: int = 0) -> str:
+    """A text of about so many words in which phrases come back, as they do in documents: for long contexts."""
+    chance = random.Random(seed)
+    subjects = (
+        "The harbour office",
+        "A surveyor",
+        "The northern depot",
+        "The night shift",
+        "Our supplier",
+        "The pilot",
+    )
+    verbs = ("reported", "counted", "returned", "delivered", "inspected", "misplaced")
+    things = ("crates of lamps", "bales of wool", "barrels of tar", "coils of rope", "sacks of rice", "sheets of tin")
+    lines: list[str] = []
+    while len(lines) * 11 < words:
+        day, many = len(lines) + 1, chance.randrange(2, 90)
+        lines.append(f"Day {day}: {chance.choice(subjects)} {chance.choice(verbs)} {many} {chance.choice(things)}.")
+    return "\n".join(lines)

@@ -1,0 +1,198 @@
+"""`specstream audit`: every token that speculation emitted, held against plain decoding."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specstream.cli import options
+from specstream.cli.loading import load_engine
+from specstream.cli.prompts import read_prompts
+from specstream.errors import UsageError
+
+if TYPE_CHECKING:
+    from specstream.evaluation.audit import AuditReport, Divergence, Noise
+
+PROMPTS = (
+    "Explain in three sentences why the moon has phases.",
+    "Copy this list twice: copper, tin, zinc, lead; copper, tin, zinc, lead; copper, tin, zinc, lead.",
+    "def read_rows(path):\n    with open(path) as file:\n        rows = [line.split(',') for line in file]\n    return",
+    "A train leaves at 9:40 and arrives at 13:05. How long does the journey take? Think step by step.",
+    "Rewrite in the past tense: The baker opens the shop, the baker lights the oven, and the baker waits.",
+    "Schreibe einen kurzen Brief an eine Freundin, die ans Meer gezogen ist.",
+    '{"name": "Ada", "city": "London"}\n{"name": "Alan", "city": "Manchester"}\n{"name": "Grace", "city":',
+    "Write a strange little story about a lighthouse keeper who collects fog in bottles.",
+)
+"""What is audited where no prompt is given: free text, text that repeats, code, numbers, another language, a format."""
+
+_Prompts = Annotated[
+    options.Text, typer.Option("--prompts", help="A .txt or .jsonl file, one prompt a line (default: 8 built in).")
+]
+_BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Prompts decoded at once.")]
+_Exact = Annotated[str, typer.Option("--exact", help="bits pads passes to bit-equal widths; rounding pads nothing.")]
+_Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write the whole report to this JSON file.")]
+
+
+def audit(
+    words: options.Words = None,
+    prompts: _Prompts = None,
+    model: options.Model = "smollm2-135m",
+    draft: options.Draft = None,
+    drafter: options.Drafter = "auto",
+    max_new_tokens: options.MaxNewTokens = 64,
+    k: options.Gamma = 4,
+    batch_size: _BatchSize = 1,
+    temperature: options.Temperature = 0.0,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    chat: options.Chat = None,
+    exact: _Exact = "bits",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    output: _Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check that speculation is lossless: decode again one token a pass, and list every divergence. Fails with 1."""
+    texts = _texts(words, prompts)
+    options.check_drafter(drafter)
+    _check_call(temperature, batch_size, output)
+    settings = {
+        "drafter": drafter,
+        "gamma": k,
+        "max_speculation_depth": k,
+        "adaptive": False,  # drafts are to be judged, whether they pay or not
+        "max_new_tokens": max_new_tokens,
+        "repetition_penalty": repetition_penalty,
+        "exact": exact,
+        "device": device,
+        "dtype": dtype,
+        "runtime": runtime,
+    }
+    engine = load_engine(model, draft, settings)
+    report = _audit(engine, texts, batch_size, chat)
+    arguments = {
+        **settings,
+        "model": model,
+        "draft": draft,
+        "prompt": words,
+        "prompts": prompts,
+        "batch_size": batch_size,
+        "chat": chat,
+    }
+    record = {**report.to_dict(), "provenance": engine.provenance(), "arguments": arguments}
+    if output is not None:
+        _write(Path(output), record)
+    if as_json:
+        print(json.dumps(record))
+    else:
+        _print(report, record["provenance"])
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _texts(words: str | None, prompts: str | None) -> list[Any]:
+    if words is not None and prompts is not None:
+        raise UsageError(f"a prompt, {words!r}, and a file of prompts, {prompts!r}, were given; give one of them")
+    if words is not None and not words:
+        raise UsageError("the prompt is empty; give one, or none to audit the built-in prompts")
+    if prompts is not None:
+        return read_prompts(prompts)
+    return list(PROMPTS) if words is None else [words]
+
+
+def _check_call(temperature: float, batch_size: int, output: str | None) -> None:
+    """Refuse before a model is loaded what would be refused after it."""
+    if temperature != 0:
+        raise UsageError(f"temperature is {temperature}; give 0: sampled tokens have no single right choice")
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}; give 1 or more")
+    if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
+        raise UsageError(f"output is {output!r}; give the name of a file in a folder that exists and can be written to")
+
+
+def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) -> AuditReport:
+    from rich.console import Console
+
+    from specstream.evaluation.audit import audit as run_audit
+
+    use_template = getattr(engine.tokenizer, "chat_template", None) is not None if chat is None else chat
+    contents = [
+        [{"role": "user", "content": text}] if use_template and isinstance(text, str) else text for text in texts
+    ]
+    # On a terminal only: elsewhere rich shows no status.
+    with Console(stderr=True).status(f"auditing {len(texts)} prompts") as status:
+        return run_audit(
+            engine,
+            contents,
+            batch_size=batch_size,
+            on_batch=lambda done: status.update(f"audited {done} of {len(texts)} prompts"),
+        )
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    """Under a temporary name first, so that a report is whole or not there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _print(report: AuditReport, provenance: dict[str, Any]) -> None:
+    divergences = len(report.divergences)
+    if divergences:
+        _print_divergences(report)
+    gaps = f", the largest gap {report.largest_gap:.3g}" if divergences else ""
+    print(
+        f"audit {'passed' if report.passed else 'FAILED'}: {_count(report.tokens, 'token')} of "
+        f"{_count(report.prompts, 'prompt')}, {_count(divergences, 'divergence')} from plain decoding{gaps}"
+    )
+    for problem in report.problems:
+        print(f"  failed: {problem}")
+    print(f"  rule: {report.rule}")
+    print(f"  noise: {_noise(report.noise)}")
+    drafts = f"{report.accepted} of {report.drafted} drafted tokens accepted"
+    print(
+        f"  {provenance['drafter']}: {drafts if report.drafted else 'drafted nothing, so nothing was put to the test'}"
+    )
+    print("  " + ", ".join(str(provenance[key]) for key in ("model", "dtype", "device", "runtime")))
+
+
+def _noise(noise: Noise) -> str:
+    widths = ", ".join(map(str, noise.widths))
+    if noise.logit == 0:
+        return f"none, passes of {widths} tokens have the very logits of passes of one"
+    return (
+        f"{noise.gap:.3g}, the most that passes of {widths} tokens instead of one move the gap between likely tokens "
+        f"(single logits: {noise.logit:.3g})"
+    )
+
+
+def _print_divergences(report: AuditReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("prompt", "token", "after", "emitted", "plain decoding", "gap", "")
+    for each in report.divergences:
+        cells = (str(each.prompt), str(each.position), *_tokens(each), f"{each.gap:.3g}")
+        table.add_row(*map(Text, cells), "fails" if report.fails(each) else "rounding")
+    Console().print(table)
+
+
+def _tokens(divergence: Divergence) -> tuple[str, str, str]:
+    """The last text both agree on and the two tokens that follow it, spaces and line ends made visible."""
+    return (
+        repr(divergence.before[-16:]),
+        f"{divergence.emitted_text!r} ({divergence.emitted})",
+        f"{divergence.plain_text!r} ({divergence.plain})",
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

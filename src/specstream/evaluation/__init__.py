@@ -1,0 +1,1 @@
+"""Evaluation: is the output what is promised, and what does it cost."""

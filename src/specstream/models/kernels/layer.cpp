@@ -1,0 +1,218 @@
+// A decoder layer of the Llama kind in one call: RMS norm, grouped attention with rotary positions over the cache, RMS
+// norm, gated SiLU. What is written into memory by the layer's modules one after another stays in the caches here.
+//
+// Everything is rounded where the modules round it, so that in bfloat16 the two differ by orders of summation only.
+
+#include "attention.h"
+#include "linear.h"
+
+extern "C" struct Matrix {
+  const void *weights, *scales, *bias; // scales (float) for weights of one byte, else null; bias or null
+  int64_t outputs, inputs;
+};
+
+extern "C" struct Layer {
+  Matrix q, k, v, o, gate, up, down;
+  const void *input_norm, *post_norm, *q_norm, *k_norm; // the last two or null
+  int64_t heads, kv_heads, dim;
+  float epsilon;
+};
+
+extern "C" struct Pass {
+  const void *x, *cos, *sin; // [rows, nodes, hidden], [rows, nodes, dim] twice
+  void *y;                   // like x
+  void *keys, *values;       // [rows, kv_heads, slots, dim] of the cache, with the same strides in elements
+  const int64_t *lengths;    // as in Attention, like paths and depths
+  const int32_t *paths, *depths;
+  int64_t cache_row, cache_head, cache_slot;
+  int64_t rows, nodes, window, threads;
+  float scale;
+};
+
+namespace {
+
+constexpr long BLOCKS = 8; // parts of a row that threads activate
+
+struct Memory {
+  std::vector<char> inputs, units, q, k, v, seen, gate, up;
+};
+
+// T: activations and cache. W: weights.
+template <class T, class W> struct Block {
+  using X = typename Product<W>::X;
+  using Sum = typename Product<W>::Sum;
+
+  const Layer &layer;
+  const Pass &pass;
+  long m, hidden, inner;
+  X *inputs; // of the next matrix
+  float *units;
+  T *q, *k, *v, *seen, *gate, *up;
+  Turns *turns; // one for each matrix
+
+  Block(const Layer &layer, const Pass &pass, Memory &memory, Turns *turns)
+      : layer(layer), pass(pass), m(pass.rows * pass.nodes), hidden(layer.q.inputs), inner(layer.gate.outputs),
+        turns(turns) {
+    long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
+    widest = hidden > widest ? hidden : widest;
+    inputs = scratch<X>(memory.inputs, m * (widest + STEP));
+    units = scratch<float>(memory.units, m);
+    q = scratch<T>(memory.q, m * layer.q.outputs);
+    k = scratch<T>(memory.k, m * layer.k.outputs);
+    v = scratch<T>(memory.v, m * layer.v.outputs);
+    seen = scratch<T>(memory.seen, m * layer.o.inputs);
+    gate = scratch<T>(memory.gate, m * (inner > hidden ? inner : hidden));
+    up = scratch<T>(memory.up, m * inner);
+  }
+
+  static float rounded(float value) {
+    T narrowed;
+    narrow(value, &narrowed);
+    return widen(narrowed);
+  }
+
+  void prepare(long row, const T *from, long count) const {
+    X *to = inputs + row * padded(count);
+    if constexpr (sizeof(W) == 1)
+      units[row] = quantise(from, count, to);
+    else
+      spread(from, count, to);
+  }
+
+  static void normalise(const T *from, const void *weights, long count, float epsilon, T *to) {
+    Floats squares = {};
+    float rest = 0.0f;
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) squares += load(from + i) * load(from + i);
+    for (; i < count; i++) rest += widen(from[i]) * widen(from[i]);
+    float factor = 1.0f / std::sqrt((sum(squares) + rest) / count + epsilon);
+    const T *w = static_cast<const T *>(weights);
+    for (i = 0; i < count; i++) narrow(widen(w[i]) * rounded(widen(from[i]) * factor), to + i);
+  }
+
+  // q and k turned by their position: the halves of a head are the two coordinates.
+  void rotate(T *head, long at) const {
+    const T *cos = static_cast<const T *>(pass.cos) + at * layer.dim, *sin = static_cast<const T *>(pass.sin) + at * layer.dim;
+    long half = layer.dim / 2;
+    for (long d = 0; d < half; d++) {
+      float a = widen(head[d]), b = widen(head[d + half]);
+      narrow(rounded(a * widen(cos[d])) + rounded(-b * widen(sin[d])), head + d);
+      narrow(rounded(b * widen(cos[d + half])) + rounded(a * widen(sin[d + half])), head + d + half);
+    }
+  }
+
+  // This thread's share of x @ matrix; out(row, column, value) gets each result in float.
+  template <class Out> void apply(const Matrix &matrix, Turns &turns, const Out &out) const {
+    Linear<W> p{inputs, static_cast<const W *>(matrix.weights), padded(matrix.inputs), matrix.outputs, matrix.inputs};
+    const float *scales = static_cast<const float *>(matrix.scales);
+    const T *bias = static_cast<const T *>(matrix.bias);
+    multiply(p, m, turns, [&](long row, long column, const Sum &sums) {
+      float value = finish(sums, scales, column, units, row);
+      out(row, column, rounded(value + (bias ? widen(bias[column]) : 0.0f)));
+    });
+  }
+
+  void project(const Matrix &matrix, Turns &turns, T *to) const {
+    apply(matrix, turns, [&](long row, long column, float value) { narrow(value, to + row * matrix.outputs + column); });
+  }
+
+  // One head of one node: q stays, k and v go into the cache.
+  void place(long row, long node, long head) const {
+    long at = row * pass.nodes + node;
+    if (head < layer.heads) {
+      T *mine = q + (at * layer.heads + head) * layer.dim;
+      if (layer.q_norm) normalise(mine, layer.q_norm, layer.dim, layer.epsilon, mine);
+      return rotate(mine, at);
+    }
+    head -= layer.heads;
+    T *mine = k + (at * layer.kv_heads + head) * layer.dim;
+    if (layer.k_norm) normalise(mine, layer.k_norm, layer.dim, layer.epsilon, mine);
+    rotate(mine, at);
+    long slot = row * pass.cache_row + head * pass.cache_head + (pass.lengths[row] + node) * pass.cache_slot;
+    std::memcpy(static_cast<T *>(pass.keys) + slot, mine, layer.dim * sizeof(T));
+    std::memcpy(static_cast<T *>(pass.values) + slot, v + (at * layer.kv_heads + head) * layer.dim, layer.dim * sizeof(T));
+  }
+
+  Attention attention() const {
+    return Attention{q, pass.keys, pass.values, seen, pass.lengths, pass.paths, pass.depths,
+                     pass.rows, layer.heads, layer.kv_heads, pass.nodes, layer.dim,
+                     pass.nodes * layer.heads * layer.dim, layer.dim, layer.heads * layer.dim,
+                     pass.cache_row, pass.cache_head, pass.cache_slot,
+                     pass.cache_row, pass.cache_head, pass.cache_slot,
+                     pass.window, pass.scale, 0.0f, pass.threads};
+  }
+
+  void activate(long row, long first, long last) const {
+    T *g = gate + row * inner, *u = up + row * inner;
+    for (long i = first; i < last; i += LANES) {
+      long count = last - i < LANES ? last - i : LANES;
+      Floats values = {};
+      for (long lane = 0; lane < count; lane++) values[lane] = widen(g[i + lane]);
+      values = values / (exponential(-values) + 1.0f);
+      for (long lane = 0; lane < count; lane++) narrow(rounded(values[lane]) * widen(u[i + lane]), g + i + lane);
+    }
+  }
+
+  // To be called by every thread of a parallel region.
+  void run() const {
+    const T *x = static_cast<const T *>(pass.x);
+    T *y = static_cast<T *>(pass.y);
+#pragma omp for schedule(static)
+    for (long row = 0; row < m; row++) {
+      normalise(x + row * hidden, layer.input_norm, hidden, layer.epsilon, y + row * hidden);
+      prepare(row, y + row * hidden, hidden);
+    }
+    project(layer.q, turns[0], q);
+    project(layer.k, turns[1], k);
+    project(layer.v, turns[2], v);
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (long task = 0; task < m * (layer.heads + layer.kv_heads); task++) {
+      long at = task / (layer.heads + layer.kv_heads);
+      place(at / pass.nodes, at % pass.nodes, task % (layer.heads + layer.kv_heads));
+    }
+    attend<T>(attention());
+#pragma omp for schedule(static)
+    for (long row = 0; row < m; row++) prepare(row, seen + row * layer.o.inputs, layer.o.inputs);
+    apply(layer.o, turns[3], [&](long row, long column, float value) {
+      long at = row * hidden + column;
+      narrow(widen(x[at]) + value, y + at);
+    });
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (long row = 0; row < m; row++) {
+      T *normed = gate + row * hidden; // free until the next product
+      normalise(y + row * hidden, layer.post_norm, hidden, layer.epsilon, normed);
+      prepare(row, normed, hidden);
+    }
+    project(layer.gate, turns[4], gate);
+    project(layer.up, turns[5], up);
+#pragma omp barrier
+#pragma omp for schedule(static)
+    for (long task = 0; task < m * BLOCKS; task++) {
+      long row = task / BLOCKS, block = task % BLOCKS, each = padded((inner + BLOCKS - 1) / BLOCKS);
+      activate(row, block * each, (block + 1) * each < inner ? (block + 1) * each : inner);
+    }
+#pragma omp for schedule(static)
+    for (long row = 0; row < m; row++) prepare(row, gate + row * inner, inner);
+    apply(layer.down, turns[6], [&](long row, long column, float value) {
+      long at = row * hidden + column;
+      narrow(widen(y[at]) + value, y + at);
+    });
+  }
+};
+
+template <class T, class W> void run_layer(const Layer &layer, const Pass &pass) {
+  thread_local Memory memory;
+  Turns turns[7];
+  Block<T, W> block(layer, pass, memory, turns);
+#pragma omp parallel num_threads(pass.threads)
+  block.run();
+}
+
+} // namespace
+
+extern "C" void layer_bf16(const Layer *layer, const Pass *pass) { run_layer<uint16_t, uint16_t>(*layer, *pass); }
+extern "C" void layer_f32(const Layer *layer, const Pass *pass) { run_layer<float, float>(*layer, *pass); }
+extern "C" void layer_int8_bf16(const Layer *layer, const Pass *pass) { run_layer<uint16_t, int8_t>(*layer, *pass); }
+extern "C" void layer_int8_f32(const Layer *layer, const Pass *pass) { run_layer<float, int8_t>(*layer, *pass); }

@@ -1,0 +1,100 @@
+"""Where the nodes of a pass stand, and what they see: computed on the device from a few integers per row.
+
+A captured graph has no numbers of the host in it but those of its shape. So everything that changes from pass to pass
+comes in one block of integers, in one transfer: the row's length, and each node's token, depth and ancestors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from specstream.core.deferred import known_tokens
+from specstream.core.tree import TokenTree
+from specstream.models.cache import PADDING
+from specstream.models.native import TreePlan
+
+WORD = 32
+"""Ancestors of a node that one integer of the block holds, a bit each."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the nodes of a pass stand.
+
+    Attributes:
+        positions: of the nodes, ``[rows, width]``.
+        key_positions: of the slots, ``[rows, reach]``.
+        visible: ``[rows, width, reach]`` bool, before any sliding window.
+        plan: the same for the runtime's own attention, which needs no mask.
+    """
+
+    positions: Tensor
+    key_positions: Tensor
+    visible: Tensor
+    plan: TreePlan | None
+
+
+def block_rows(trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> list[list[int]]:
+    """One line of integers per row: its length, then tokens, depths and ancestors of ``width`` nodes.
+
+    Padding continues each row as a chain. Tokens that are still on the device are 0 here.
+    """
+    tokens = known_tokens(trees, width, PADDING)
+    lines = []
+    for tree, length, own in zip(trees, lengths, tokens, strict=True):
+        depths, ancestors = _chain(width) if tree.is_chain else _tree(tree, width)
+        lines.append([length, *own, *depths, *ancestors])
+    return lines
+
+
+def token_columns(block: Tensor, width: int) -> Tensor:
+    """The tokens ``[rows, width]`` of a block, a view."""
+    return block[:, 1 : 1 + width]
+
+
+def lay_out(block: Tensor, width: int, reach: int) -> tuple[Tensor, Layout]:
+    """The slots ``[rows, width]`` that the nodes are written to, and their layout, without a word to the host.
+
+    Args:
+        block: ``[rows, 1 + 2 * width + width * words]`` int64, from ``block_rows``.
+        width: nodes per row.
+        reach: slots that the pass sees.
+    """
+    length, depths = block[:, :1], block[:, 1 + width : 1 + 2 * width]
+    words = block[:, 1 + 2 * width :].view(len(block), width, -1)
+    nodes = torch.arange(width, device=block.device)
+    ancestors = (words[:, :, nodes // WORD] >> (nodes % WORD)) & 1  # [rows, width, width]
+    slots = torch.arange(reach, device=block.device).expand(len(block), -1)
+    offset = slots - length  # which node stands at a slot; below 0 are committed tokens
+    node = offset.clamp(0, width - 1)
+    own = (offset >= 0) & (offset < width)
+    positions = length + depths
+    sees = ancestors.gather(2, node[:, None].expand(-1, width, -1)).bool()
+    visible = (offset < 0)[:, None] | (own[:, None] & sees)
+    key_positions = torch.where(own, positions.gather(1, node), slots)
+    return length + nodes, Layout(positions, key_positions, visible, None)
+
+
+@lru_cache(maxsize=64)
+def _chain(width: int) -> tuple[list[int], list[int]]:
+    masks = [(1 << (node + 1)) - 1 for node in range(width)]
+    return list(range(width)), _words(masks, width)
+
+
+def _tree(tree: TokenTree, width: int) -> tuple[list[int], list[int]]:
+    masks: list[int] = []
+    for node, parent in enumerate(tree.parents):
+        masks.append((masks[parent] if parent >= 0 else 0) | 1 << node)
+    size = len(tree)
+    masks.extend((1 << (node + 1)) - 1 for node in range(size, width))
+    return [*tree.depths, *range(size, width)], _words(masks, width)
+
+
+def _words(masks: Sequence[int], width: int) -> list[int]:
+    words = -(-width // WORD)
+    return [mask >> (WORD * word) & ((1 << WORD) - 1) for mask in masks for word in range(words)]

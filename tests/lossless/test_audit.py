@@ -1,0 +1,57 @@
+"""The audit agrees with the proofs here: what every drafter makes of several families passes it, in batches too."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+from specstream.config import GenerationConfig
+from specstream.core.decode import Speculation
+from specstream.evaluation.audit import audit_tokens
+from specstream.generation import Parts
+from specstream.models.hf import HuggingFaceTarget
+from specstream.models.uncached import UncachedTarget
+from tests.lossless.decoding import DRAFTERS, GAMMA, make_drafter
+from tests.lossless.families import build, prompt
+from tests.unit.evaluation.test_audit import Letters
+
+PROMPTS = (prompt(12), prompt(30, seed=1), prompt(7, seed=2))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@lru_cache(maxsize=2)
+def target_of(family: str, dtype: str, exact: bool) -> HuggingFaceTarget:
+    return HuggingFaceTarget(build(family, DTYPES[dtype]), exact=exact)
+
+
+def parts_of(target: object, drafter: str, family: str) -> Parts:
+    return Parts(
+        target=target,
+        drafter=make_drafter(drafter, family),
+        tokenizer=Letters(),
+        eos_token_ids=frozenset(),
+        speculation=Speculation(max_depth=GAMMA),
+    )
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("exact", [True, False], ids=["bits", "rounding"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_every_drafter_passes(family, dtype, exact, drafter):
+    parts = parts_of(target_of(family, dtype, exact), drafter, family)
+    report = audit_tokens(parts, PROMPTS, GenerationConfig(max_new_tokens=20), batch_size=2)
+    assert report.passed, report.problems
+    assert report.tokens == 60
+    assert (report.drafted == 0) == (drafter == "none")
+    assert dtype == "bfloat16" or report.divergences == ()
+
+
+def test_passes_without_a_cache_are_audited_too():
+    target = target_of("llama", "float32", False)
+    parts = parts_of(UncachedTarget(target), "lookup", "llama")
+    report = audit_tokens(parts, PROMPTS[:1], GenerationConfig(max_new_tokens=10))
+    assert report.passed, report.problems
+    assert report.exact == "rounding"

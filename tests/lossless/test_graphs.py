@@ -1,0 +1,290 @@
+"""The loop as it runs on a GPU: captured passes, chains that are drafted and verified there, one question per round.
+
+Here the CPU plays the GPU: a tape stands for a CUDA graph, and whatever would wait for the device is refused. The tests
+at the end are the same on a GPU; they are skipped where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from specstream.core import deferred
+from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
+from specstream.core.ports import Drafter
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.none import NoDrafter
+from specstream.models.cache import STEP
+from specstream.models.graphs import CudaCapture
+from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime import RuntimeName
+from tests.lossless.decoding import Recorded
+from tests.lossless.families import FAMILIES, build, prompt
+from tests.lossless.test_bits import Plain, differences
+from tests.tape import NoReads, TapeCapture
+
+PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
+NEW_TOKENS = 24
+GAMMA = 3
+SAMPLED = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01)
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def run(
+    target: Any,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]] = PROMPTS,
+    *,
+    sampling: Sampling | None = None,
+    new_tokens: int = NEW_TOKENS,
+) -> list[Row]:
+    rows = start_rows(prompts, range(len(prompts)), target.context_length)
+    for _ in decode(
+        target,
+        drafter,
+        rows,
+        sampling=sampling or Sampling(),
+        stopping=Stopping(max_new_tokens=new_tokens),
+        speculation=Speculation(max_depth=GAMMA),
+        timings=Timings(),
+    ):
+        pass
+    return rows
+
+
+def taped(family: str, *, exact: bool = False, **options: Any) -> HuggingFaceTarget:
+    """A target that runs as on a GPU."""
+    target = HuggingFaceTarget(build(family, **options), runtime="static", exact=exact)
+    assert target.passes is not None
+    target.passes.capture = TapeCapture()
+    return target
+
+
+def drafters(draft: HuggingFaceTarget) -> dict[str, Drafter]:
+    return {
+        "none": NoDrafter(),
+        "lookup": LookupDrafter(min_ngram=1),
+        "draft_model": DraftModelDrafter(draft, gamma=GAMMA),
+    }
+
+
+@pytest.fixture
+def on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred, "asynchronous", lambda device: True)
+
+
+@pytest.mark.usefixtures("on_the_device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replayed_passes_and_deferred_drafts_give_the_models_own_tokens(family: str) -> None:
+    expected = run(HuggingFaceTarget(build(family), runtime="eager"), NoDrafter())
+    target = taped(family)
+    for name, drafter in drafters(taped(family, noise=0.01)).items():
+        rows = run(target, drafter)
+        assert [row.emitted for row in rows] == [row.emitted for row in expected]
+        if name == "draft_model":
+            assert 0 < sum(row.stats.accepted for row in rows) < sum(row.stats.drafted for row in rows)
+
+
+@pytest.mark.usefixtures("on_the_device")
+def test_a_row_is_sampled_as_it_would_be_alone() -> None:
+    """Replays, neighbours and the growth of the cache leave no trace in a seeded row."""
+    prompts = [prompt(STEP - 8), *PROMPTS[1:]]
+    target, drafter = taped("llama"), DraftModelDrafter(taped("llama", noise=0.01), gamma=GAMMA)
+    together = run(target, drafter, prompts, sampling=SAMPLED)
+    for index, row in enumerate(together):
+        (alone,) = start_rows([prompts[index]], [index], None)
+        for _ in decode(
+            target,
+            drafter,
+            [alone],
+            sampling=SAMPLED,
+            stopping=Stopping(max_new_tokens=NEW_TOKENS),
+            speculation=Speculation(max_depth=GAMMA),
+            timings=Timings(),
+        ):
+            pass
+        assert alone.emitted == row.emitted
+    assert sum(row.stats.accepted for row in together) > 0
+
+
+@pytest.mark.usefixtures("on_the_device")
+@pytest.mark.parametrize("one_width", [False, True], ids=["a class of widths", "one width"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def test_what_is_called_bits_is_equal_to_the_bit(
+    family: str, dtype: torch.dtype, one_width: bool, record_property: Callable[[str, object], None]
+) -> None:
+    target = taped(family, exact=True, dtype=dtype)
+    assert target.exactness is not None
+    if one_width:
+        target.exactness._widths = []
+    target.prepare(rows=1, nodes=GAMMA + 1)
+    assert target.exactness.base == (8 if one_width else target.exactness.base)
+    prompts = [prompt(STEP - 10), prompt(30, seed=1)]
+    plain = Plain(target, prompts, NEW_TOKENS)
+    drafter = DraftModelDrafter(taped(family, dtype=dtype, noise=0.01), gamma=GAMMA)
+    for first, batch in enumerate([prompts[:1], prompts[1:], prompts]):
+        recorded, at = Recorded(target), first % 2
+        rows = run(recorded, drafter, batch)
+        if any(row.exact != "bits" for row in rows):
+            record_property("rounding", f"{family} {dtype} tape, {len(rows)} rows from {at}")
+        elif all(exact == "bits" for exact in plain.exact):
+            assert differences(plain, rows, recorded.logits, at) == []
+        if family == "llama" and len(batch) == 1 and target.exactness.base is not None:
+            assert rows[0].exact == "bits"
+
+
+class Questions(NoReads):
+    """Counts the transfers of tokens to the host and refuses to look at the device in any other way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        tolist = torch.Tensor.tolist
+
+        def counted(tensor: Tensor) -> Any:
+            # Chance is drawn on the CPU; its numbers were never on a device.
+            self.count += not tensor.is_floating_point()
+            return tolist(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", counted)
+
+
+@pytest.mark.usefixtures("on_the_device")
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("name", ["none", "lookup", "draft_model"])
+def test_a_round_asks_the_device_one_question(name: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, draft = taped("llama"), taped("llama", noise=0.01)
+    drafter = drafters(draft)[name]
+    for each in (target, draft):
+        each.prepare()
+    run(target, drafter, sampling=sampling)  # every graph captured, and the first one checked
+    questions = Questions(monkeypatch)
+    with questions:
+        rows = run(target, drafter, sampling=sampling)
+    assert questions.count == max(row.stats.target_passes for row in rows)
+
+
+@needs_gpu
+class TestOnTheGpu:
+    """Nothing here has an equal on the CPU but the device: capture, replay, streams and waits are real."""
+
+    @staticmethod
+    def target(
+        family: str = "llama", dtype: torch.dtype = torch.float32, runtime: RuntimeName = "auto", **options: Any
+    ) -> HuggingFaceTarget:
+        noise = {"noise": options.pop("noise")} if "noise" in options else {}
+        return HuggingFaceTarget(build(family, dtype, **noise).to("cuda"), runtime=runtime, **options)
+
+    @pytest.fixture(autouse=True)
+    def _back(self) -> Iterator[None]:
+        """The models are shared with tests on the CPU."""
+        yield
+        for family in FAMILIES:
+            for dtype in (torch.float32, torch.bfloat16):
+                build(family, dtype).to("cpu")
+                build(family, dtype, noise=0.01).to("cpu")
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_every_family_is_captured_and_keeps_its_tokens(self, family: str) -> None:
+        expected = run(self.target(family, runtime="eager", exact=False), NoDrafter())
+        target, draft = self.target(family), self.target(family, noise=0.01, exact=False)
+        for drafter in drafters(draft).values():
+            assert [row.emitted for row in run(target, drafter)] == [row.emitted for row in expected]
+        assert target.runtime.name == draft.runtime.name == "graphs"
+        assert isinstance(target.passes.capture, CudaCapture)  # it was not given up
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_a_replay_has_the_bits_of_the_pass(self, dtype: torch.dtype) -> None:
+        graphs, static = (self.target("llama", dtype, name, exact=False) for name in ("graphs", "static"))
+        recorded = [Recorded(graphs), Recorded(static)]
+        for each in recorded:
+            run(each, LookupDrafter(min_ngram=1), [prompt(STEP - 8), prompt(9)])
+        for ours, theirs in zip(recorded[0].logits, recorded[1].logits, strict=True):
+            assert torch.equal(torch.stack(list(ours)), torch.stack(list(theirs)))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_what_is_called_bits_is_equal_to_the_bit(self, dtype: torch.dtype, record_property: Any) -> None:
+        target, draft = self.target("llama", dtype), self.target("llama", dtype, noise=0.01, exact=False)
+        target.prepare(rows=1, nodes=GAMMA + 1)
+        plain, ours = Recorded(target), Recorded(target)
+        (expected,) = run(plain, NoDrafter(), PROMPTS[:1])
+        (row,) = run(ours, DraftModelDrafter(draft, gamma=GAMMA), PROMPTS[:1])
+        if row.exact != "bits":
+            record_property("rounding", f"llama {dtype} {target.runtime.name} on {torch.cuda.get_device_name()}")
+            return
+        assert row.emitted == expected.emitted
+        count = min(len(plain.logits[0]), len(ours.logits[0]))
+        assert all(torch.equal(*each) for each in zip(plain.logits[0][:count], ours.logits[0][:count], strict=True))
+
+    @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED], ids=["greedy", "sampled"])
+    @pytest.mark.parametrize("name", ["none", "lookup", "draft_model"])
+    def test_a_round_waits_for_the_device_once(
+        self, name: str, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target, draft = self.target(exact=False), self.target(noise=0.01, exact=False)
+        drafter = drafters(draft)[name]
+        run(target, drafter, PROMPTS[:1], sampling=sampling)  # every graph captured
+        waits = []
+        tolist = torch.Tensor.tolist
+
+        def allowed(tensor: Tensor) -> Any:
+            if not tensor.is_cuda:
+                return tolist(tensor)
+            waits.append(tensor.shape)
+            with _sync_debug("default"):
+                return tolist(tensor)
+
+        monkeypatch.setattr(torch.Tensor, "tolist", allowed)
+        (row,) = start_rows(PROMPTS[:1], [0], None)
+        rounds = decode(
+            target,
+            drafter,
+            [row],
+            sampling=sampling,
+            stopping=Stopping(max_new_tokens=NEW_TOKENS),
+            speculation=Speculation(max_depth=GAMMA),
+            timings=Timings(),
+        )
+        next(rounds)  # the prompt is read with as many waits as it takes
+        waits.clear()
+        with _sync_debug("error"):
+            for _ in rounds:
+                pass
+        assert len(waits) == row.stats.target_passes - 1
+
+    def test_times_add_up(self) -> None:
+        timings = Timings()
+        rows = start_rows(PROMPTS, [0, 1, 2], None)
+        target, draft = self.target(exact=False), self.target(noise=0.01, exact=False)
+        for _ in decode(
+            target,
+            DraftModelDrafter(draft, gamma=GAMMA),
+            rows,
+            sampling=Sampling(),
+            stopping=Stopping(max_new_tokens=NEW_TOKENS),
+            speculation=Speculation(max_depth=GAMMA),
+            timings=timings,
+        ):
+            pass
+        assert min(timings.prefill, timings.propose, timings.score) > 0
+        assert timings.propose + timings.score <= 1.1 * timings.decode
+
+
+@contextmanager
+def _sync_debug(mode: str) -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

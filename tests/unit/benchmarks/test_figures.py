@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import figures as commands
+from benchmarks.alone import MATCHING, drafters, matching
+from benchmarks.beside import Outcome, Settings, smallest_ratio
+from benchmarks.goals import GOALS, Goal
+from benchmarks.inprocess import Pair, Run
+from benchmarks.peers import conditions, default_reference, default_systems, peers
+from benchmarks.rounds import Measured, Sample
+from benchmarks.systems import parse_system
+from specstream.errors import UsageError
+
+OUTCOME = Outcome(value=1.0, text="a table", details={"samples": []})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder that passes for a model until it is loaded."""
+    (tmp_path / "config.json").write_text("{}")
+    return str(tmp_path)
+
+
+def invoke(function: Any, *words: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(function)
+    result = CliRunner().invoke(app, list(words))
+    return result.exit_code, result.output
+
+
+def test_a_goal_is_a_lower_or_an_upper_bound() -> None:
+    least, most, free = Goal(what="a", bound=2.0), Goal(what="b", bound=2.0, at_most=True), Goal(what="c", bound=None)
+    assert [least.met(value) for value in (1.99, 2.0, 2.01, float("nan"))] == [False, True, True, False]
+    assert [most.met(value) for value in (1.99, 2.0, 2.01, float("nan"))] == [True, True, False, False]
+    assert free.met(0.0)
+    assert "MISSED" in least.verdict(1.9) and "met" in most.verdict(1.9) and "no goal" in free.verdict(1.9)
+
+
+def test_every_goal_is_measured_and_its_command_documented() -> None:
+    assert list(commands.measurements()) == list(GOALS)
+    readme = Path(commands.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert [name for name in GOALS if f"| `{name} " not in readme] == []
+
+
+@pytest.mark.parametrize(("bound", "code"), [(0.9, 0), (1.1, 1)])
+def test_a_figure_is_printed_and_written_and_a_missed_one_fails(
+    bound: float, code: int, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(GOALS, "memory", Goal(what="a figure", bound=bound))
+    monkeypatch.setattr(commands, "measurements", lambda: {"memory": lambda settings: OUTCOME})
+    exit_code, output = invoke(commands.figures, "memory", "--target", model, "--json", model)
+    assert exit_code == code
+    assert "a table" in output and f"a figure: 1.000, goal >= {bound}" in output
+    written = json.loads(Path(model, "memory.json").read_text())
+    assert (written["value"], written["met"], written["arguments"]["rounds"]) == (1.0, code == 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["fastest"], "no figure 'fastest'"),
+        (["memory", "--rounds", "0"], "rounds"),
+        (["memory", "--target", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["memory", "--python", "vllm"], "give ENGINE=PATH"),
+        (["memory"], "no tokenizer"),
+        (["draft-humaneval"], "give --draft"),
+        (["draft-humaneval", "--draft", "MODEL"], "give --data"),
+        (["lookup", "--data", "/nowhere"], "give --data"),
+    ],
+)
+def test_a_wrong_call_is_code_2(words: list[str], part: str, model: str) -> None:
+    words = [model if word == "MODEL" else word for word in ("--target", "MODEL", *words)]
+    code, output = invoke(commands.figures, *words, "--json", "")
+    assert (code, part in output) == (2, True), output
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["-s", "tgi"], "has the engine 'tgi'"),
+        (["--prompts", "/nowhere.jsonl"], "cannot be read"),
+        (["--prompts", "/nowhere.jsonl", "--where", "a"], "give KEY=VALUE"),
+        ([], "no tokenizer"),
+    ],
+)
+def test_a_wrong_comparison_is_code_2(words: list[str], part: str, model: str) -> None:
+    code, output = invoke(peers, "--target", model, *words, "--json", "")
+    assert (code, part in output) == (2, True), output
+
+
+def test_all_figures_run_in_processes_of_their_own_and_the_worst_code_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], *, check: bool) -> Any:
+        asked.append(command[3:])
+        return subprocess.CompletedProcess(command, 1 if "memory" in command else 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert commands.run_all(["--rounds", "2", "all", "--draft", "d"]) == 1
+    assert asked == [["--rounds", "2", name, "--draft", "d"] for name in GOALS]
+
+
+def test_the_systems_by_default_are_those_the_models_allow() -> None:
+    names = [system.name for system in default_systems("", "")]
+    assert "specstream:none" in names and "vllm:ngram" in names
+    assert not any("draft_model" in name or "llama" in name or "mixed" in name for name in names)
+    names = [system.name for system in default_systems("draft", "file.gguf")]
+    assert {"specstream:mixed", "transformers:assisted", "llama.cpp:none"} <= set(names)
+    assert default_reference([parse_system("vllm"), parse_system("transformers:generate")]) == "transformers:generate"
+    assert default_reference([parse_system("vllm:none")]) == "vllm:none"
+
+
+def test_conditions_are_pairs() -> None:
+    assert conditions(["a=1", "b=c=d"]) == {"a": "1", "b": "c=d"}
+
+
+def test_the_best_of_the_others_counts() -> None:
+    def sample(group: int, system: str, seconds: float) -> Sample:
+        values: dict[str, Any] = {"round": 0, "item": "a", "tokens": [[1]], "counts": {}, "peak_mib": 1.0}
+        return Sample(group=group, system=system, seconds=seconds, **values)
+
+    samples = [sample(0, "ours", 1.0), sample(0, "k2", 3.0), sample(1, "ours", 1.0), sample(1, "k3", 2.0)]
+    assert smallest_ratio(Measured(samples=samples), "ours", ["k2", "k3"]) == (2.0, "k3")
+
+
+def pair(item: str, seconds: float, emitted: list[int], round_: int = 0) -> Pair:
+    tokens = list(range(sum(emitted)))
+
+    def run(decode: float, passes: list[int]) -> Run:
+        total = decode + 1.0
+        return Run(tokens=tokens, decode=decode, total=total, emitted=passes, drafted=0, accepted=0, exact="bits")
+
+    return Pair(item=item, round=round_, own=run(seconds, emitted), plain=run(4.0, [1] * len(tokens)))
+
+
+def test_lookup_is_judged_where_it_matches() -> None:
+    matches, none = [3, 1, 1, 1], [1] * 6
+    assert pair("a", 1.0, matches).own.matching_passes == 0.25 >= MATCHING
+    pairs = [pair("a", 2.0, matches), pair("a", 1.0, matches, 1), pair("b", 8.0, none), pair("c", 1.0, matches)]
+    value, text = matching(pairs)
+    assert value == 3.5  # of 3, the median of prompt a, and 4
+    assert "matches on 2 of 3 prompts" in text
+    assert matching([pair("b", 8.0, none)])[0] == 0.0
+
+
+def test_a_ratio_is_of_decoding_and_another_of_the_whole_call() -> None:
+    assert pair("a", 1.0, [2]).ratio == 4.0
+    assert pair("a", 1.0, [2]).whole_ratio == 2.5
+
+
+def test_what_a_figure_needs_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="--draft"):
+        Settings(target="a").with_draft()
+    with pytest.raises(UsageError, match="--data"):
+        Settings(target="a").data_file("humaneval")
+    assert drafters("") == ["lookup"]
+    assert set(drafters("d")) >= {"lookup", "draft_model"}

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.inprocess import Amount, PassCosts, Recorded, alternate, predict, spoiled
+from benchmarks.prompts import Item
+from specstream import SpeculativeEngine
+from tests.tiny import tiny_model, tiny_tokenizer
+
+ITEMS = [Item(name="a", prompts=[[5, 6, 7, 5, 6, 7, 5, 6]]), Item(name="b", prompts=[[9, 10, 11, 12]])]
+
+
+@pytest.fixture(scope="module")
+def engine() -> SpeculativeEngine:
+    draft = tiny_model(noise=0.02)
+    return SpeculativeEngine(tiny_model(), tiny_tokenizer(), draft, adaptive=False, gamma=3, max_speculation_depth=3)
+
+
+def test_pairs_are_of_one_prompt_and_give_the_same_tokens(engine: SpeculativeEngine) -> None:
+    pairs = alternate(engine.parts, ITEMS, Amount(rounds=2, limit=12, ignore_eos=True))
+    assert [(pair.item, pair.round) for pair in pairs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    for pair in pairs:
+        assert pair.own.tokens == pair.plain.tokens and len(pair.own.tokens) == 12
+        assert pair.plain.emitted == [1] * 12 and pair.plain.drafted == 0
+        assert pair.own.drafted > 0
+        assert pair.own.total > pair.own.decode > 0
+    assert any(pair.own.matching_passes > 0 for pair in pairs)
+
+
+def test_a_spoiled_drafter_drafts_and_has_nothing_accepted(engine: SpeculativeEngine) -> None:
+    for pair in alternate(spoiled(engine), ITEMS, Amount(rounds=1, limit=12, ignore_eos=True)):
+        assert pair.own.drafted > 0 and pair.own.accepted == 0
+        assert pair.own.tokens == pair.plain.tokens
+
+
+def test_a_spoiled_drafter_has_a_controller_of_its_own() -> None:
+    engine = SpeculativeEngine(tiny_model(), tiny_tokenizer())
+    controller = engine.parts.speculation.controller
+    assert controller is not None
+    assert spoiled(engine).speculation.controller is not controller
+
+
+def test_the_cost_of_a_pass_is_a_median_and_adds_up(engine: SpeculativeEngine) -> None:
+    def ticks() -> Iterator[float]:
+        now = 0.0
+        for seconds in (9, 9, 1, 2, 3, 4, 2, 9):  # widths 1 and 4 in turn; the first two warm up
+            yield now
+            now += seconds
+            yield now
+
+    clock = ticks()
+    costs = PassCosts(engine.target, lambda: next(clock))
+    costs.measure([5, 6, 7], [1, 4], repeats=3)
+    assert costs.as_json() == {"1": 2.0, "4": 4.0}
+    assert costs.total([4, 4, 1]) == 10.0
+
+
+def test_the_widths_of_passes_are_noted(engine: SpeculativeEngine) -> None:
+    recorded = Recorded(engine.target)
+    assert recorded.context_length == engine.target.context_length
+    PassCosts(recorded).measure([5, 6, 7], [1, 4], repeats=1)
+    assert recorded.widths == [1, 4, 1, 4]
+
+
+def test_a_prediction_prices_the_passes_that_a_run_made(engine: SpeculativeEngine) -> None:
+    result = predict(engine, ITEMS[0], Amount(rounds=2, limit=12, ignore_eos=True), repeats=1)
+    assert len(result.ratios) == 2 and all(ratio > 0 for ratio in result.ratios)
+    for side in ("target", "draft"):
+        assert set(result.passes[side]) <= set(result.costs[side])
+    assert max(map(int, result.passes["target"])) == 4
+    assert sum(result.passes["draft"].values()) >= sum(result.passes["target"].values())
