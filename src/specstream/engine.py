@@ -27,6 +27,7 @@ from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Generation, Parts, TextPieces, is_batch
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
+from specstream.models.runtime import Quantization, prefers_bytes
 from specstream.models.uncached import UncachedTarget
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
@@ -34,6 +35,9 @@ from specstream.text import Chat, Prompt, encode
 
 CALIBRATION_TOKENS = 16
 """Tokens of plain decoding, per row, that ``speedup`` is measured against."""
+
+SELF = "self:"
+"""``self:int8`` is the target itself as its own draft, its weights read as bytes."""
 
 # A caller's processor may keep state and is shown the tokens of the output only.
 _CALIBRATION = {"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": [], "logits_processor": []}
@@ -45,7 +49,8 @@ class SpeculativeEngine:
     Args:
         model: a transformers causal language model, or the name of one (catalog name, folder, hub id).
         tokenizer: its tokenizer; may be left out if ``model`` is a name.
-        draft_model: a smaller model of the same tokenizer, or the name of one; None drafts by prompt lookup.
+        draft_model: a smaller model of the same tokenizer, or the name of one, or ``self:int8`` for the model itself
+            with its weights as bytes; None drafts by prompt lookup.
         **settings: see ``EngineConfig`` and ``GenerationConfig``.
 
     Raises:
@@ -151,7 +156,7 @@ class SpeculativeEngine:
             "tokens_per_second": speculative.tokens_per_second,
             "plain_tokens_per_second": totals["plain"].tokens_per_second,
             "speculation_accuracy": speculative.acceptance_rate,
-            "memory_overhead": self._draft_bytes() / _weight_bytes(self.model),
+            "memory_overhead": self._draft_bytes() / self.target.runtime.nbytes,
             "mean_accepted_length": speculative.mean_accepted_length,
             "drafted": speculative.drafted,
             "rejected": speculative.rejected,
@@ -249,7 +254,7 @@ class SpeculativeEngine:
         if not isinstance(drafter, DraftModelDrafter) or drafter.model is self.target:
             return 0
         assert isinstance(drafter.model, HuggingFaceTarget)
-        return _weight_bytes(drafter.model.model)
+        return drafter.model.runtime.nbytes
 
 
 def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
@@ -298,13 +303,30 @@ def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config
 
 def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> HuggingFaceTarget:
     """The draft as a target of its own. A model that drafts for itself shares everything, the bits too."""
+    quantization, named = config.draft_quantization, isinstance(draft, str)
+    if named and draft.startswith(SELF):
+        draft, quantization, named = target.model, _self_quantization(draft), False
+    if quantization == "auto":
+        quantization = "int8" if named and prefers_bytes(target.model, config.runtime) else "none"
     if draft is target.model:
-        return target
+        if quantization == "none":
+            return target
+        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     draft_tokenizer = None
-    if isinstance(draft, str):
+    if named:
         draft, draft_tokenizer = load_model(draft, dtype=config.dtype, device=str(target.model.device))
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
-    return HuggingFaceTarget(draft, runtime=config.runtime, exact=False)
+    drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
+    if named:  # nobody else has it
+        drafting.runtime.release()
+    return drafting
+
+
+def _self_quantization(draft: str) -> Quantization:
+    name = draft.removeprefix(SELF)
+    if name != "int8":
+        raise UsageError(f"draft_model is {draft!r}; the target drafts for itself as {SELF}int8")
+    return "int8"
 
 
 def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: Any) -> None:
@@ -340,10 +362,6 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def _vocab_size(model: Any) -> int:
     return int(model.get_input_embeddings().num_embeddings)
-
-
-def _weight_bytes(model: Any) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def _dtype_name(model: Any) -> str:

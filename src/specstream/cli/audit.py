@@ -53,6 +53,7 @@ def audit(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
+    draft_quantization: options.DraftQuantization = "auto",
     output: _Output = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -71,6 +72,7 @@ def audit(
         "device": device,
         "dtype": dtype,
         "runtime": runtime,
+        "draft_quantization": draft_quantization,
     }
     engine = load_engine(model, draft, settings)
     report = _audit(engine, texts, batch_size, chat)

@@ -26,6 +26,7 @@ def compare(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
+    draft_quantization: options.DraftQuantization = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Time plain decoding and speculative decoding with a draft model, alternating run by run."""
@@ -42,6 +43,7 @@ def compare(
         "device": device,
         "dtype": dtype,
         "runtime": runtime,
+        "draft_quantization": draft_quantization,
     }
     engine = load_engine(target_model, draft_model, settings)
     report = _report(engine.benchmark([input_str], num_runs=num_runs), n)

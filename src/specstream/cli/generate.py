@@ -30,6 +30,7 @@ def generate(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
+    draft_quantization: options.DraftQuantization = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Generate text. It is the model's own text; the drafter only makes it arrive sooner."""
@@ -50,6 +51,7 @@ def generate(
         "device": device,
         "dtype": dtype,
         "runtime": runtime,
+        "draft_quantization": draft_quantization,
     }
     engine = load_engine(model, draft, settings)
     use_template = getattr(engine.tokenizer, "chat_template", None) is not None if chat is None else chat

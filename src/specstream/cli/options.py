@@ -13,7 +13,10 @@ Text = Optional[str]  # noqa: UP045
 Words = Annotated[Text, typer.Argument(metavar="PROMPT", help="The prompt.")]
 PromptOption = Annotated[Text, typer.Option("--prompt", "-p", help="The prompt, as an option.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="A catalog name, a local folder, or a hub id.")]
-Draft = Annotated[Text, typer.Option("--draft", "-d", help="A smaller model of the same tokenizer.")]
+Draft = Annotated[Text, typer.Option("--draft", "-d", help="A smaller model of the same tokenizer, or self:int8.")]
+DraftQuantization = Annotated[
+    str, typer.Option("--draft-quantization", help="The draft's weights: int8, none, or auto: int8 where it is faster.")
+]
 Drafter = Annotated[
     str,
     typer.Option("--drafter", help="none, lookup, draft_model, mixed (both), or auto: a draft if given, else lookup."),

@@ -56,11 +56,12 @@ class Arena:
     values: dict[int, Tensor] = field(default_factory=dict)
     graphs: dict[tuple[int, int], Captured] = field(default_factory=dict)
 
-    def make_room(self, layer_idx: int, heads: int, head_dim: int, like: Tensor) -> None:
+    def make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
         """Buffers for a layer that has none yet."""
-        for buffers in (self.keys, self.values):
+        for buffers, states in ((self.keys, keys), (self.values, values)):
             if layer_idx not in buffers:
-                buffers[layer_idx] = like.new_zeros((self.rows, heads, self.capacity, head_dim))
+                _, heads, _, head_dim = states.shape
+                buffers[layer_idx] = states.new_zeros((self.rows, heads, self.capacity, head_dim))
 
 
 class Arenas:
@@ -126,9 +127,10 @@ class StaticCache(TreeCache):
         rows, small = len(self.lengths), self.arena
         large = self._lease.arenas.take(rows, capacity_for(needed))
         for layer_idx, keys in self._keys.items():
-            large.make_room(layer_idx, keys.shape[1], keys.shape[3], keys)
+            values = self._values[layer_idx]
+            large.make_room(layer_idx, keys, values)
             large.keys[layer_idx][:rows, :, : self.capacity] = keys
-            large.values[layer_idx][:rows, :, : self.capacity] = self._values[layer_idx]
+            large.values[layer_idx][:rows, :, : self.capacity] = values
         self._lease.arena, self.capacity = large, large.capacity
         self._adopt(large)
         self._lease.arenas.give(small)

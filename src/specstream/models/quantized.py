@@ -32,6 +32,10 @@ class Int8Weight:
     values: Tensor
     scales: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
 
 def quantize(weight: Tensor) -> Int8Weight:
     """A floating-point weight ``[outputs, inputs]``, each row rounded to 127 levels on either side of zero."""

@@ -73,7 +73,7 @@ class Runtime:
         self.model = model
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
         self.static = name in ("graphs", "static")
-        weights = _quantized(model) if quantization == "int8" else {}
+        self._weights = weights = _quantized(model) if quantization == "int8" else {}
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
         self._own_attention = model.config._attn_implementation
@@ -88,6 +88,25 @@ class Runtime:
     def uncaptured(self) -> None:
         """The model's passes turned out not to be capturable, and results must not say that they are."""
         self.name = "eager"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether linear layers run on a quantised copy of their weights."""
+        return bool(self._weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's weights and of their quantised copies."""
+        own: int = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        return own + sum(weight.nbytes for weight in self._weights.values())
+
+    def release(self) -> None:
+        """Give back the memory of weights that were quantised; only for a model that nobody else uses."""
+        embedding = self.model.get_input_embeddings().weight
+        for module in self._weights:
+            weight: Any = module.weight
+            if weight is not embedding:
+                module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
 
     @property
     def exact_branches(self) -> bool:
@@ -174,6 +193,11 @@ def _on_cpu(model: Any) -> bool:
         return False
     bf16 = model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return bool(model.dtype == torch.float32 or bf16)
+
+
+def prefers_bytes(model: Any, name: str) -> bool:
+    """Whether drafts for this model are faster with weights of one byte: on our kernels, which wait for memory."""
+    return name in ("auto", "native") and _on_cpu(model) and native.available()
 
 
 def native_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

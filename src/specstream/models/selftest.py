@@ -8,6 +8,7 @@ each path.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,10 +44,10 @@ def check_tree(target: HuggingFaceTarget) -> None:
     if len(tokens) < before + 1 + 2 * branch:  # a vocabulary too small for two branches
         return
     context, root, branches = tokens[:before], tokens[before], [tokens[before + 1 :][:branch], tokens[-branch:]]
-    own = target.model(
-        input_ids=torch.tensor([[*context, root, *path] for path in branches], device=target.model.device),
-        use_cache=False,
-    ).logits[:, before + 1 :]
+    sequences = torch.tensor([[*context, root, *path] for path in branches], device=target.model.device)
+    # Quantised, the runtime's linear layers are the model's: its own may have given their memory back.
+    with target.runtime.kernels() if target.runtime.quantized else nullcontext():
+        own = target.model(input_ids=sequences, use_cache=False).logits[:, before + 1 :]
     if not bool(torch.isfinite(own).all()):  # verification says so in better words
         return
     tree, off = TokenTree.merge(root, branches), []
