@@ -213,6 +213,11 @@ def test_it_is_so_on_the_device_too(name, on_the_device, monkeypatch):
     test_the_distribution_is_the_models_own((LOSSLESS | CHAINS)[name])
 
 
+@pytest.mark.parametrize("name", [name for name in LOSSLESS if name.startswith("mixed")])
+def test_so_are_drafts_of_the_device_beside_looked_up_ones(name, on_the_device):
+    test_the_distribution_is_the_models_own(LOSSLESS[name])
+
+
 # Wrong rules. Each replaces `_choose_child` and differs from it in one place.
 
 

@@ -21,6 +21,7 @@ from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models.cache import STEP
 from specstream.models.graphs import CudaCapture
@@ -74,6 +75,7 @@ def drafters(draft: HuggingFaceTarget) -> dict[str, Drafter]:
         "none": NoDrafter(),
         "lookup": LookupDrafter(min_ngram=1),
         "draft_model": DraftModelDrafter(draft, gamma=GAMMA),
+        "mixed": MixedDrafter(LookupDrafter(min_ngram=1), DraftModelDrafter(draft, gamma=GAMMA)),
     }
 
 
@@ -90,7 +92,7 @@ def test_replayed_passes_and_deferred_drafts_give_the_models_own_tokens(family: 
     for name, drafter in drafters(taped(family, noise=0.01)).items():
         rows = run(target, drafter)
         assert [row.emitted for row in rows] == [row.emitted for row in expected]
-        if name == "draft_model":
+        if name in ("draft_model", "mixed"):
             assert 0 < sum(row.stats.accepted for row in rows) < sum(row.stats.drafted for row in rows)
 
 

@@ -173,11 +173,9 @@ def decode(
         drafts.observe(verdicts)
         speculation.learn(offers, requests, trees, verdicts, split(chosen, proposed))
         rounds = [
-            _advance(row, tree, verdict, stopping, target.context_length)
+            _advance(row, tree, verdict, stopping, target.context_length, session.exact)
             for row, tree, verdict in zip(active, trees, verdicts, strict=True)
         ]
-        for row in active:
-            row.exact = session.exact
         alive = [index for index, row in enumerate(active) if row.finish_reason is None]
         if 0 < len(alive) < len(active):
             session.keep(alive)
@@ -197,8 +195,11 @@ def _request(row: Row, stopping: Stopping, depth: int, context_length: int | Non
     return DraftRequest(tokens=row.tokens, depth=min(depth, left - 1), generator=row.generator)
 
 
-def _advance(row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, context_length: int | None) -> Round:
+def _advance(
+    row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, context_length: int | None, exact: str
+) -> Round:
     """Append what the pass emitted, cut where the row stops, and count it."""
+    row.exact = exact
     before = len(row.tokens)
     row.tokens.extend(verdict.tokens)
     kept, row.finish_reason = _stop(row, len(verdict.tokens), stopping, context_length)
