@@ -11,7 +11,14 @@ from tests.tiny import tiny_model
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 
-SHAPES = [(131, 577), (16, 16), (5, 7), (96, 48), (300, 1000)]  # outputs, inputs: multiples of the lanes and not
+SHAPES = [
+    (131, 577),
+    (16, 16),
+    (5, 7),
+    (96, 48),
+    (300, 1000),
+    (21, 5000),
+]  # outputs, inputs: multiples of the lanes and not
 
 
 def case(outputs, inputs, rows, dtype):

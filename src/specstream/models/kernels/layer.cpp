@@ -107,8 +107,7 @@ template <class T, class W> struct Block {
     const float *scales = static_cast<const float *>(matrix.scales);
     const T *bias = static_cast<const T *>(matrix.bias);
     multiply(p, m, turns, [&](long row, long column, const Sum &sums) {
-      float value = finish(sums, scales, column, units, row);
-      out(row, column, rounded(value + (bias ? widen(bias[column]) : 0.0f)));
+      out(row, column, rounded(finish(sums, scales, column, units, row, bias ? widen(bias[column]) : 0.0f)));
     });
   }
 

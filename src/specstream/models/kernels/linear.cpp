@@ -19,8 +19,7 @@ void linear(const T *x, const W *w, const float *scales, const T *b, T *y, long 
   Turns turns;
 #pragma omp parallel num_threads(threads)
   multiply(p, m, turns, [&](long row, long column, const typename Product<W>::Sum &sums) {
-    float value = finish(sums, scales, column, units, row);
-    narrow(value + (b ? widen(b[column]) : 0.0f), y + row * n + column);
+    narrow(finish(sums, scales, column, units, row, b ? widen(b[column]) : 0.0f), y + row * n + column);
   });
 }
 

@@ -57,9 +57,11 @@ template <> struct Product<int8_t> {
   static void add(Sum &sum, const X *x, const Step &w) { sum = dot_pairs(sum, load_shorts(x), w); }
 };
 
-inline float finish(const Floats &sums, const float *, long, const float *, long) { return sum(sums); }
-inline float finish(const Ints &sums, const float *scales, long column, const float *units, long row) {
-  return sum(__builtin_convertvector(sums, Floats)) * (scales[column] * units[row]);
+// An output from its partial sums. A fused multiplication, or not, must not be the compiler's choice: it would be made
+// anew for every number of rows.
+inline float finish(const Floats &sums, const float *, long, const float *, long, float bias) { return sum(sums) + bias; }
+inline float finish(const Ints &sums, const float *scales, long column, const float *units, long row, float bias) {
+  return std::fma(sum(__builtin_convertvector(sums, Floats)), scales[column] * units[row], bias);
 }
 
 template <class T> struct Linear {

@@ -1,0 +1,81 @@
+"""Whole layers in one kernel call: the model's own logits, and only where the layer is what its class made it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from specstream.core.tree import TokenTree
+from specstream.models import native
+from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime import Runtime
+from specstream.models.selftest import tolerance
+from tests.lossless.families import VOCAB, build
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+
+FUSED = ("llama", "mistral", "qwen2", "qwen3")
+TOKENS = torch.randint(2, VOCAB, (40,), generator=torch.Generator().manual_seed(3)).tolist()
+
+
+def fused_layers(model) -> int:
+    runtime = Runtime(model, "native")
+    return sum(type(module).__name__.endswith("DecoderLayer") for module, _ in runtime._planned_swaps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FUSED)
+def test_a_tree_is_scored_as_the_model_scores_its_paths(family, dtype):
+    model = build(family, dtype)
+    assert fused_layers(model) == model.config.num_hidden_layers
+    tree = TokenTree.merge(TOKENS[20], [TOKENS[21:25], TOKENS[30:33]])
+    scored = HuggingFaceTarget(model, runtime="native").begin_unpadded([TOKENS[:20]]).score([tree])[0].float()
+    for node in range(len(tree)):
+        path = [*TOKENS[:20], *(tree.tokens[at] for at in tree.path(node))]
+        with torch.inference_mode():
+            own = model(torch.tensor([path])).logits[0, -1].float()
+        assert (scored[node] - own).norm() <= tolerance(dtype) * own.norm()
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_rows_of_a_batch_write_their_own_cache(family):
+    target = HuggingFaceTarget(build(family), runtime="native")
+    prefixes = [TOKENS[:9], TOKENS[5:30], TOKENS[2:4]]
+    trees = [TokenTree.chain(TOKENS[at : at + 3]) for at in (9, 30, 4)]
+    batch = target.begin_unpadded(prefixes)
+    together = batch.score(trees)
+    batch.commit([range(3)] * 3)
+    after = batch.score([TokenTree.chain([7])] * 3)
+    for row, (prefix, tree) in enumerate(zip(prefixes, trees, strict=True)):
+        alone = target.begin_unpadded([prefix])
+        assert torch.equal(alone.score([tree])[0], together[row])
+        alone.commit([range(3)])
+        assert torch.equal(alone.score([TokenTree.chain([7])])[0, 0], after[row, 0])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi", "gpt2"])
+def test_layers_of_another_kind_are_left_alone(family):
+    assert fused_layers(build(family)) == 0
+
+
+def test_a_layer_with_something_inside_is_left_alone():
+    model = build.__wrapped__("llama")
+    with_hook, with_adapter = model.model.layers
+    with_hook.mlp.register_forward_hook(lambda module, arguments, output: output * 2)
+
+    class Adapter(nn.Linear):
+        pass
+
+    with_adapter.self_attn.q_proj = Adapter(64, 64, bias=False)
+    assert fused_layers(model) == 0
+
+
+def test_a_look_alike_is_left_alone():
+    """Granite's layers have the same parts and multiply their residuals."""
+    import transformers
+
+    config = transformers.GraniteConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
+    )
+    assert fused_layers(transformers.GraniteForCausalLM(config).eval()) == 0
