@@ -35,7 +35,7 @@ class EngineSettings(SamplingSettings, total=False):
     max_speculation_depth: int
     branches: int
     adaptive: bool
-    draft_quantization: Literal["auto", "none", "int8"]
+    draft_quantization: Literal["auto", "none", "int8", "int4"]
     acceptance_threshold: float | None
     device: str
     dtype: Any
@@ -103,8 +103,8 @@ class EngineConfig(BaseModel):
         adaptive: measure what passes and drafts cost and how often drafts are accepted, and speculate only as deep as
             pays, down to not at all. False always drafts as deep as allowed. A generation that samples with a seed
             is never adaptive: it must repeat, and times do not.
-        draft_quantization: ``int8`` reads the draft's weights as bytes: half the memory traffic, and the output cannot
-            change, only the acceptance. ``auto`` does so on the CPU for drafts given by name.
+        draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
+            output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
         dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
@@ -121,7 +121,7 @@ class EngineConfig(BaseModel):
     max_speculation_depth: int = Field(default=5, ge=1)
     branches: int = Field(default=1, ge=1)
     adaptive: bool = True
-    draft_quantization: Literal["auto", "none", "int8"] = "auto"
+    draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: Any = "auto"

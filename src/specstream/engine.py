@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from typing_extensions import Unpack
 
@@ -37,7 +37,7 @@ CALIBRATION_TOKENS = 16
 """Tokens of plain decoding, per row, that ``speedup`` is measured against."""
 
 SELF = "self:"
-"""``self:int8`` is the target itself as its own draft, its weights read as bytes."""
+"""``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
 
 # A caller's processor may keep state and is shown the tokens of the output only.
 _CALIBRATION = {"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": [], "logits_processor": []}
@@ -317,6 +317,7 @@ def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config:
         draft, draft_tokenizer = load_model(draft, dtype=config.dtype, device=str(target.model.device))
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
+    drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
         drafting.runtime.release()
     return drafting
@@ -324,9 +325,9 @@ def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config:
 
 def _self_quantization(draft: str) -> Quantization:
     name = draft.removeprefix(SELF)
-    if name != "int8":
-        raise UsageError(f"draft_model is {draft!r}; the target drafts for itself as {SELF}int8")
-    return "int8"
+    if name not in ("int8", "int4"):
+        raise UsageError(f"draft_model is {draft!r}; the target drafts for itself as {SELF}int8 or {SELF}int4")
+    return cast(Quantization, name)
 
 
 def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: Any) -> None:

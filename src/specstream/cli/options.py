@@ -15,7 +15,7 @@ PromptOption = Annotated[Text, typer.Option("--prompt", "-p", help="The prompt, 
 Model = Annotated[str, typer.Option("--model", "-m", help="A catalog name, a local folder, or a hub id.")]
 Draft = Annotated[Text, typer.Option("--draft", "-d", help="A smaller model of the same tokenizer, or self:int8.")]
 DraftQuantization = Annotated[
-    str, typer.Option("--draft-quantization", help="The draft's weights: int8, none, or auto: int8 where it is faster.")
+    str, typer.Option("--draft-quantization", help="The draft's weights: int8, int4, none, or auto.")
 ]
 Drafter = Annotated[
     str,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from specstream.models import native
 from specstream.models.native import TreePlan
-from specstream.models.quantized import Int8Weight
+from specstream.models.quantized import QuantizedWeight
 
 KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 """Decoder layers the kernel computes. Others that look alike scale residuals or order their norms otherwise."""
@@ -57,7 +57,7 @@ class _Pass(ctypes.Structure):
 def fused_layers(
     model: Any,
     windows: tuple[int, ...],
-    quantized: Mapping[nn.Module, Int8Weight],
+    quantized: Mapping[nn.Module, QuantizedWeight],
     plan: Callable[[], TreePlan],
 ) -> Iterator[tuple[nn.Module, LayerForward]]:
     """The layers of a model that the kernel computes, each with what runs it.
@@ -80,7 +80,9 @@ def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
     return {name: getattr(module, f"{name}_proj") for name in names}
 
 
-def _fits(model: Any, layer: Any, matrices: Mapping[str, nn.Module], quantized: Mapping[nn.Module, Int8Weight]) -> bool:
+def _fits(
+    model: Any, layer: Any, matrices: Mapping[str, nn.Module], quantized: Mapping[nn.Module, QuantizedWeight]
+) -> bool:
     """Whether the layer is as its class made it, without adapters or hooks inside, and its weights lie as expected."""
     inside = [module for child in layer.children() for module in child.modules()]
     hooked = any(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in inside)
@@ -105,7 +107,7 @@ def _forward(
     layer: Any,
     matrices: Mapping[str, nn.Module],
     window: int,
-    quantized: Mapping[nn.Module, Int8Weight],
+    quantized: Mapping[nn.Module, QuantizedWeight],
     planned: Callable[[], TreePlan],
 ) -> LayerForward:
     attention = layer.self_attn
@@ -125,7 +127,8 @@ def _forward(
     )
     scale = float(attention.scaling)
     dtype = norms[0].weight.dtype
-    run = native.kernel("layer", dtype, quantized=bool(quantized))
+    bits = {weight.bits for weight in quantized.values()}
+    run = native.kernel("layer", dtype, *bits)
 
     def forward(
         hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
@@ -150,10 +153,10 @@ def _forward(
     return forward
 
 
-def _matrix(module: Any, weight: Int8Weight | None) -> tuple[_Matrix, Any]:
+def _matrix(module: Any, weight: QuantizedWeight | None) -> tuple[_Matrix, Any]:
     bias = None if module.bias is None else module.bias.data_ptr()
     if weight is None:
         outputs, inputs = module.weight.shape
         return _Matrix(module.weight.data_ptr(), None, bias, outputs, inputs), module.weight
-    outputs, inputs = weight.values.shape
-    return _Matrix(weight.values.data_ptr(), weight.scales.data_ptr(), bias, outputs, inputs), weight
+    addresses = (weight.values.data_ptr(), weight.scales.data_ptr(), bias)
+    return _Matrix(*addresses, weight.outputs, weight.inputs), weight

@@ -61,7 +61,7 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(built))
     except OSError as error:
         raise NoKernelsError(f"the kernels in {built} cannot be loaded ({error}); delete the file") from error
-    suffixes = ("bf16", "f32", "int8_bf16", "int8_f32")
+    suffixes = ("bf16", "f32", "int8_bf16", "int8_f32", "int4_bf16", "int4_f32")
     signatures = {
         f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
     }
@@ -73,14 +73,14 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def kernel(name: str, dtype: torch.dtype, quantized: bool = False) -> Any:
-    """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it or of one byte.
+def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
+    """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it, ``int8`` or ``int4``.
 
     Raises:
         NoKernelsError: see ``library``.
     """
     suffix = "bf16" if dtype == torch.bfloat16 else "f32"
-    return getattr(library(), f"{name}_int8_{suffix}" if quantized else f"{name}_{suffix}")
+    return getattr(library(), f"{name}_{bits}_{suffix}" if bits else f"{name}_{suffix}")
 
 
 def available() -> bool:

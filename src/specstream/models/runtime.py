@@ -24,10 +24,10 @@ from specstream.errors import UsageError
 from specstream.models import native, quantized
 from specstream.models.fused import fused_layers
 from specstream.models.native import TreePlan, tree_plan
-from specstream.models.quantized import Int8Weight
+from specstream.models.quantized import QuantizedWeight
 
 RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "int4"]
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
@@ -45,7 +45,7 @@ class Runtime:
         name: ``graphs``, ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here; or
             ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
-        quantization: ``int8`` reads the linear layers' weights from a copy in bytes: for drafts.
+        quantization: ``int8`` and ``int4`` read the linear layers' weights from a copy in fewer bits: for drafts.
 
     Raises:
         UsageError: a runtime or a quantisation that does not exist for this model's device and dtype.
@@ -73,7 +73,9 @@ class Runtime:
         self.model = model
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
         self.static = name in ("graphs", "static")
-        self._weights = weights = _quantized(model) if quantization == "int8" else {}
+        if quantization == "int4" and not native.available():
+            raise UsageError("quantization is 'int4', which needs our kernels and so a C++ compiler; give 'int8'")
+        self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
         self._own_attention = model.config._attn_implementation
@@ -215,7 +217,7 @@ Forward = Callable[..., Tensor]
 
 
 def _linear_forwards(
-    model: Any, name: str, weights: Mapping[nn.Module, Int8Weight]
+    model: Any, name: str, weights: Mapping[nn.Module, QuantizedWeight]
 ) -> Iterator[tuple[nn.Module, Forward]]:
     make = {"native": native.linear, "packed": _packed}.get(name)
     for module in _plain_linears(model):
@@ -225,8 +227,8 @@ def _linear_forwards(
             yield module, make(_weight(module), module.bias)
 
 
-def _quantized(model: Any) -> dict[nn.Module, Int8Weight]:
-    return {module: quantized.quantize(_weight(module)) for module in _plain_linears(model)}
+def _quantized(model: Any, bits: quantized.Bits) -> dict[nn.Module, QuantizedWeight]:
+    return {module: quantized.quantize(_weight(module), bits) for module in _plain_linears(model)}
 
 
 def _plain_linears(model: Any) -> Iterator[Any]:

@@ -39,8 +39,8 @@ struct Memory {
 
 // T: activations and cache. W: weights.
 template <class T, class W> struct Block {
-  using X = typename Product<W>::X;
-  using Sum = typename Product<W>::Sum;
+  using P = Product<W>;
+  using X = typename P::X;
 
   const Layer &layer;
   const Pass &pass;
@@ -55,7 +55,7 @@ template <class T, class W> struct Block {
         turns(turns) {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
     widest = hidden > widest ? hidden : widest;
-    inputs = scratch<X>(memory.inputs, m * (widest + STEP));
+    inputs = scratch<X>(memory.inputs, m * P::size(widest));
     units = scratch<float>(memory.units, m);
     q = scratch<T>(memory.q, m * layer.q.outputs);
     k = scratch<T>(memory.k, m * layer.k.outputs);
@@ -72,11 +72,7 @@ template <class T, class W> struct Block {
   }
 
   void prepare(long row, const T *from, long count) const {
-    X *to = inputs + row * padded(count);
-    if constexpr (sizeof(W) == 1)
-      units[row] = quantise(from, count, to);
-    else
-      spread(from, count, to);
+    units[row] = P::prepare(from, count, inputs + row * P::size(count));
   }
 
   static void normalise(const T *from, const void *weights, long count, float epsilon, T *to) {
@@ -103,11 +99,11 @@ template <class T, class W> struct Block {
 
   // This thread's share of x @ matrix; out(row, column, value) gets each result in float.
   template <class Out> void apply(const Matrix &matrix, Turns &turns, const Out &out) const {
-    Linear<W> p{inputs, static_cast<const W *>(matrix.weights), padded(matrix.inputs), matrix.outputs, matrix.inputs};
+    Linear<W> p(inputs, static_cast<const W *>(matrix.weights), matrix.outputs, matrix.inputs);
     const float *scales = static_cast<const float *>(matrix.scales);
     const T *bias = static_cast<const T *>(matrix.bias);
-    multiply(p, m, turns, [&](long row, long column, const Sum &sums) {
-      out(row, column, rounded(finish(sums, scales, column, units, row, bias ? widen(bias[column]) : 0.0f)));
+    multiply(p, m, turns, [&](long row, long column, const typename P::Sum &sums) {
+      out(row, column, rounded(P::finish(sums, scales, column, units[row], bias ? widen(bias[column]) : 0.0f)));
     });
   }
 
@@ -189,7 +185,7 @@ template <class T, class W> struct Block {
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long task = 0; task < m * BLOCKS; task++) {
-      long row = task / BLOCKS, block = task % BLOCKS, each = padded((inner + BLOCKS - 1) / BLOCKS);
+      long row = task / BLOCKS, block = task % BLOCKS, each = (inner / BLOCKS + LANES) / LANES * LANES;
       activate(row, block * each, (block + 1) * each < inner ? (block + 1) * each : inner);
     }
 #pragma omp for schedule(static)
@@ -215,3 +211,5 @@ extern "C" void layer_bf16(const Layer *layer, const Pass *pass) { run_layer<uin
 extern "C" void layer_f32(const Layer *layer, const Pass *pass) { run_layer<float, float>(*layer, *pass); }
 extern "C" void layer_int8_bf16(const Layer *layer, const Pass *pass) { run_layer<uint16_t, int8_t>(*layer, *pass); }
 extern "C" void layer_int8_f32(const Layer *layer, const Pass *pass) { run_layer<float, int8_t>(*layer, *pass); }
+extern "C" void layer_int4_bf16(const Layer *layer, const Pass *pass) { run_layer<uint16_t, Block4>(*layer, *pass); }
+extern "C" void layer_int4_f32(const Layer *layer, const Pass *pass) { run_layer<float, Block4>(*layer, *pass); }

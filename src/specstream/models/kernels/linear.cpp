@@ -2,24 +2,19 @@
 
 namespace {
 
-// Weights of one byte come with a scale for each output, and meet an input rounded to 16 bits in exact sums.
+// Weights of one byte come with a scale for each output.
 template <class T, class W>
 void linear(const T *x, const W *w, const float *scales, const T *b, T *y, long m, long n, long k, int threads) {
-  using X = typename Product<W>::X;
+  using P = Product<W>;
   thread_local std::vector<char> memory, unit_memory;
-  X *inputs = scratch<X>(memory, m * padded(k));
+  typename P::X *inputs = scratch<typename P::X>(memory, m * P::size(k));
   float *units = scratch<float>(unit_memory, m);
-  for (long row = 0; row < m; row++) {
-    if constexpr (sizeof(W) == 1)
-      units[row] = quantise(x + row * k, k, inputs + row * padded(k));
-    else
-      spread(x + row * k, k, inputs + row * padded(k));
-  }
-  Linear<W> p{inputs, w, padded(k), n, k};
+  for (long row = 0; row < m; row++) units[row] = P::prepare(x + row * k, k, inputs + row * P::size(k));
+  Linear<W> p(inputs, w, n, k);
   Turns turns;
 #pragma omp parallel num_threads(threads)
-  multiply(p, m, turns, [&](long row, long column, const typename Product<W>::Sum &sums) {
-    narrow(finish(sums, scales, column, units, row, b ? widen(b[column]) : 0.0f), y + row * n + column);
+  multiply(p, m, turns, [&](long row, long column, const typename P::Sum &sums) {
+    narrow(P::finish(sums, scales, column, units[row], b ? widen(b[column]) : 0.0f), y + row * n + column);
   });
 }
 
@@ -43,4 +38,14 @@ extern "C" void linear_int8_bf16(const uint16_t *x, const int8_t *w, const float
 extern "C" void linear_int8_f32(const float *x, const int8_t *w, const float *scales, const float *b, float *y, long m,
                                 long n, long k, int threads) {
   linear(x, w, scales, b, y, m, n, k, threads);
+}
+
+extern "C" void linear_int4_bf16(const uint16_t *x, const Block4 *w, const float *, const uint16_t *b, uint16_t *y, long m,
+                                 long n, long k, int threads) {
+  linear(x, w, nullptr, b, y, m, n, k, threads);
+}
+
+extern "C" void linear_int4_f32(const float *x, const Block4 *w, const float *, const float *b, float *y, long m, long n,
+                                long k, int threads) {
+  linear(x, w, nullptr, b, y, m, n, k, threads);
 }

@@ -11,11 +11,11 @@
 
 namespace {
 
-constexpr long STEP = 2 * LANES;         // elements of k that one step of a tile takes
 constexpr long INPUT_BYTES = 32 << 10;   // of x that stay in the first cache while weights pass over them
 constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
 constexpr long WEIGHT_BYTES = 128 << 10; // of w that stay in the second cache while all rows of x pass over them
 constexpr long ROWS_AT_ONCE = 8;         // rows of x whose sums fit the registers
+constexpr long MANY_ROWS = 32;           // rows of x for which it pays to widen weights in memory
 
 // Scratch that is kept from call to call, aligned to a cache line.
 template <class T> T *scratch(std::vector<char> &memory, long count) {
@@ -23,18 +23,30 @@ template <class T> T *scratch(std::vector<char> &memory, long count) {
   return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
 
-inline long padded(long count) { return (count + STEP - 1) / STEP * STEP; }
+// Sixty-four weights of four bits, 8 taken from each, with their scale. Byte i holds weight i below and weight i + 32 above.
+struct Block4 {
+  float scale;
+  uint8_t weights[32];
+};
 
 // Chunks of a matrix's outputs, handed to whichever thread asks next: cores are rarely equally fast.
 struct Turns {
   std::atomic<long> next{0};
 };
 
-// How weights of type T meet their input: the input's own type X, the type of a partial sum, one step of the product.
-// The two halves of a step are taken in the order that costs least, in the input and in the weights alike.
+// How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
+// over STEP elements, EACH of them in a T. The two halves of a step are taken in the order that costs least, in the input
+// and in the weights alike. An input row takes `size(k)` X's, element i is at `at(i)`; `prepare` returns its unit.
 template <class T> struct Product {
   using X = float;
   using Sum = Floats;
+  static constexpr long STEP = 2 * LANES, EACH = 1;
+  static long at(long i) { return i; }
+  static long size(long k) { return (k + STEP - 1) / STEP * STEP; }
+  static float prepare(const T *from, long k, X *to) {
+    spread(from, k, to);
+    return 1.0f;
+  }
   struct Step {
     Floats first, second;
   };
@@ -47,44 +59,94 @@ template <class T> struct Product {
     sum += load(x) * w.first;
     sum += load(x + LANES) * w.second;
   }
+  static float finish(const Sum &sums, const float *, long, float, float bias) { return sum(sums) + bias; }
 };
 
+// Weights of one byte with a scale for each output meet an input rounded to 16 bits, in exact sums. Whether the last
+// multiplication and addition are fused must not be the compiler's choice: it would be made anew for every number of rows.
 template <> struct Product<int8_t> {
   using X = int16_t;
   using Sum = Ints;
   using Step = Shorts;
+  static constexpr long STEP = 2 * LANES, EACH = 1;
+  static long at(long i) { return i; }
+  static long size(long k) { return (k + STEP - 1) / STEP * STEP; }
+  template <class From> static float prepare(const From *from, long k, X *to) { return quantise(from, k, to); }
   static Step weights(const int8_t *w) { return widen_step(w); }
   static void add(Sum &sum, const X *x, const Step &w) { sum = dot_pairs(sum, load_shorts(x), w); }
+  static float finish(const Sum &sums, const float *scales, long column, float unit, float bias) {
+    return std::fma(sum(__builtin_convertvector(sums, Floats)), scales[column] * unit, bias);
+  }
 };
 
-// An output from its partial sums. A fused multiplication, or not, must not be the compiler's choice: it would be made
-// anew for every number of rows.
-inline float finish(const Floats &sums, const float *, long, const float *, long, float bias) { return sum(sums) + bias; }
-inline float finish(const Ints &sums, const float *scales, long column, const float *units, long row, float bias) {
-  return std::fma(sum(__builtin_convertvector(sums, Floats)), scales[column] * units[row], bias);
-}
+// The same with four bits. Behind the 64 numbers of a block, an input row holds what the 8 too many in each weight add to
+// every lane, taken off: where a block's sums start.
+template <> struct Product<Block4> {
+  using X = int16_t;
+  using Sum = Floats;
+  struct Step {
+    Shorts low, high;
+    float scale;
+  };
+  static constexpr long STEP = 64, EACH = 64, SIZE = 64 + 2 * LANES;
+  static long at(long i) { return i / STEP * SIZE; }
+  static long size(long k) { return at(k + STEP - 1); }
+  template <class From> static float prepare(const From *from, long k, X *to) {
+    thread_local std::vector<X> row;
+    row.assign((k + STEP - 1) / STEP * STEP, 0);
+    float unit = quantise(from, k, row.data());
+    for (long i = 0; i < k; i += STEP) {
+      X *block = to + at(i);
+      std::memcpy(block, &row[i], STEP * sizeof(X));
+      Ints start = {};
+      const Shorts eight = Shorts{} - 8;
+      start = dot_pairs(dot_pairs(start, load_shorts(block), eight), load_shorts(block + 2 * LANES), eight);
+      std::memcpy(block + STEP, &start, sizeof start);
+    }
+    return unit;
+  }
+  static Step weights(const Block4 *w) {
+    typedef uint8_t Nibbles __attribute__((vector_size(32)));
+    Nibbles nibbles;
+    std::memcpy(&nibbles, w->weights, sizeof nibbles);
+    Shorts pairs = __builtin_convertvector(nibbles, Shorts);
+    return {pairs & 15, pairs >> 4, w->scale};
+  }
+  static void add(Sum &sum, const X *x, const Step &w) {
+    Ints start;
+    std::memcpy(&start, x + STEP, sizeof start);
+    Ints dot = dot_pairs(dot_pairs(start, load_shorts(x), w.low), load_shorts(x + 2 * LANES), w.high);
+    sum += __builtin_convertvector(dot, Floats) * w.scale;
+  }
+  static float finish(const Sum &sums, const float *, long, float unit, float bias) {
+    return std::fma(sum(sums), unit, bias);
+  }
+};
 
 template <class T> struct Linear {
-  const typename Product<T>::X *x; // [rows][padded], padded with zeros to a multiple of STEP
-  const T *w;                      // [n][k]
-  long padded, n, k;
+  const typename Product<T>::X *x; // [rows][size]
+  const T *w;                      // [n][k / EACH]
+  long size, n, k;                 // k a multiple of EACH
+  Linear(const typename Product<T>::X *x, const T *w, long n, long k)
+      : x(x), w(w), size(Product<T>::size(k)), n(n), k((k + Product<T>::EACH - 1) / Product<T>::EACH * Product<T>::EACH) {}
 };
 
 template <int M, int N, class T>
 inline void tile(const Linear<T> &p, long row, long from, long begin, long end, long ahead,
                  typename Product<T>::Sum (&sums)[M][N]) {
   using P = Product<T>;
-  const T *w = p.w + from * p.k;
-  const T *next = w + ahead * p.k;
-  const typename P::X *x = p.x + row * p.padded;
-  for (long i = begin; i < end; i += STEP) {
+  long stride = p.k / P::EACH;
+  const T *w = p.w + from * stride;
+  const T *next = w + ahead * stride;
+  const typename P::X *x = p.x + row * p.size;
+  for (long i = begin; i < end; i += P::STEP) {
     typename P::Step weights[N];
     for (int n = 0; n < N; n++) {
-      weights[n] = P::weights(w + n * p.k + i);
-      __builtin_prefetch(next + n * p.k + i, 0, 2);
+      weights[n] = P::weights(w + n * stride + i / P::EACH);
+      __builtin_prefetch(next + n * stride + i / P::EACH, 0, 2);
     }
     for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.padded + i, weights[n]);
+      for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.size + P::at(i), weights[n]);
   }
 }
 
@@ -92,12 +154,12 @@ inline void tile(const Linear<T> &p, long row, long from, long begin, long end, 
 template <int M, int N, class T>
 inline void tail(const Linear<T> &p, long row, long from, typename Product<T>::Sum (&sums)[M][N]) {
   using P = Product<T>;
-  long whole = p.k / STEP * STEP;
+  long whole = p.k / P::STEP * P::STEP;
   for (int n = 0; n < N; n++) {
-    T rest[STEP] = {};
+    T rest[P::STEP] = {};
     std::memcpy(rest, p.w + (from + n) * p.k + whole, (p.k - whole) * sizeof(T));
     auto weights = P::weights(rest);
-    for (int m = 0; m < M; m++) P::add(sums[m][n], p.x + (row + m) * p.padded + whole, weights);
+    for (int m = 0; m < M; m++) P::add(sums[m][n], p.x + (row + m) * p.size + whole, weights);
   }
 }
 
@@ -105,8 +167,8 @@ inline void tail(const Linear<T> &p, long row, long from, typename Product<T>::S
 template <int M, int N, class T, class Out>
 long strip(const Linear<T> &p, long row, long from, long to, long ahead, const Out &out) {
   using Sum = typename Product<T>::Sum;
-  long whole = p.k / STEP * STEP;
-  long block = M * p.padded * long(sizeof(*p.x)) <= INPUT_BYTES ? p.padded : INPUT_STEPS;
+  long whole = p.k / Product<T>::STEP * Product<T>::STEP;
+  long block = M * p.size * long(sizeof(*p.x)) <= INPUT_BYTES ? p.k : INPUT_STEPS;
   long last = from + (to - from) / N * N;
   thread_local std::vector<char> memory;
   Sum *partial = scratch<Sum>(memory, (last - from) * M);
@@ -121,7 +183,7 @@ long strip(const Linear<T> &p, long row, long from, long to, long ahead, const O
         for (int i = 0; i < M * N; i++) kept[i] = sums[i / N][i % N];
         continue;
       }
-      if (whole < p.k) tail<M, N, T>(p, row, n, sums);
+      if (Product<T>::EACH == 1 && whole < p.k) tail<M, N, T>(p, row, n, sums);
       for (int m = 0; m < M; m++)
         for (int j = 0; j < N; j++) out(row + m, n + j, sums[m][j]);
     }
@@ -150,17 +212,34 @@ void some_rows(const Linear<T> &p, long count, long row, long from, long to, lon
   }
 }
 
+// For many rows the weights from..to are widened once, in the order of the input, instead of once for each few rows. The
+// sums, and so the bits, are the same.
+template <class T, class Out> void widened(const Linear<T> &p, long m, long from, long to, const Out &out) {
+  thread_local std::vector<char> memory;
+  float *wide = scratch<float>(memory, (to - from) * p.size);
+  for (long n = from; n < to; n++) spread(p.w + n * p.k, p.k, wide + (n - from) * p.size);
+  Linear<float> q(p.x, wide, to - from, p.size);
+  auto moved = [&](long row, long n, const Floats &sums) { out(row, from + n, sums); };
+  for (long row = 0; row < m; row += ROWS_AT_ONCE)
+    some_rows(q, m - row < ROWS_AT_ONCE ? m - row : ROWS_AT_ONCE, row, 0, to - from, 0, moved);
+}
+
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
 // outputs, and out(m, n, partial sums) is called once for each.
 template <class T, class Out> void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out) {
   long threads = omp_get_num_threads();
-  long fitting = WEIGHT_BYTES / (p.k * long(sizeof(T))), fair = p.n / (4 * threads);
+  long fitting = WEIGHT_BYTES / (p.k / Product<T>::EACH * long(sizeof(T))), fair = p.n / (4 * threads);
   long chunk = (fitting < fair ? fitting : fair) / 8 * 8;
   chunk = chunk < 8 ? 8 : chunk;
   for (long from; (from = chunk * turns.next.fetch_add(1, std::memory_order_relaxed)) < p.n;) {
     long to = from + chunk < p.n ? from + chunk : p.n;
     // This thread's next turn comes when all the others had theirs. Behind the last there is nothing to fetch.
     long ahead = from + (threads + 1) * chunk <= p.n ? threads * chunk : 0;
+    if constexpr (sizeof(T) == 2)
+      if (m >= MANY_ROWS) {
+        widened(p, m, from, to, out);
+        continue;
+      }
     for (long row = 0; row < m; row += ROWS_AT_ONCE)
       some_rows(p, m - row < ROWS_AT_ONCE ? m - row : ROWS_AT_ONCE, row, from, to, row ? 0 : ahead, out);
   }
