@@ -251,3 +251,28 @@ def test_a_prompt_longer_than_the_context_and_a_text_that_fills_it(tokenizer):
     prompt = len(tokenizer("one two three four")["input_ids"])
     assert prompt + result.new_tokens == 64
     assert result.finish_reason == "length"
+
+
+def test_the_target_drafts_for_itself_in_fewer_bits(model, tokenizer):
+    engine = SpeculativeEngine(model, tokenizer, "self:int8", adaptive=False)
+    for prompt in PROMPTS:
+        result = engine.generate(prompt, max_new_tokens=30)
+        assert result.token_ids == reference(model, tokenizer, prompt, 30)
+    assert result.drafter == "draft_model"
+    assert engine.get_metrics()["acceptance_rate"] > 0.5
+    with pytest.raises(UsageError, match="draft_model is 'self:int3'; the target drafts for itself as self:int8"):
+        SpeculativeEngine(model, tokenizer, "self:int3")
+
+
+def test_a_draft_given_by_name_gives_its_weights_back_once_they_are_quantised(model, draft, tokenizer, tmp_path):
+    draft.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    overhead = {}
+    for quantization in ("none", "int8"):
+        engine = SpeculativeEngine(model, tokenizer, str(tmp_path), draft_quantization=quantization, adaptive=False)
+        report = engine.benchmark(PROMPTS[:1], num_runs=1, max_new_tokens=20)
+        overhead[quantization] = report["memory_overhead"]
+        assert report["provenance"]["draft_quantization"] == quantization
+        assert engine.generate(PROMPTS[0], max_new_tokens=20).token_ids == reference(model, tokenizer, PROMPTS[0], 20)
+    assert overhead["none"] == pytest.approx(1.0)
+    assert overhead["int8"] < 0.6  # a quarter, and the embedding

@@ -18,15 +18,23 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime import Quantization
 from tests.lossless.families import build
 
 DRAFTERS = ("none", "lookup", "lookup-tree", "draft_model", "draft_model-tree", "mixed", "mixed-tree")
 GAMMA = 3
 
 
+QUANTIZED: dict[str, Quantization] = {"self:int8": "int8", "self:int4": "int4"}
+"""The target as its own draft, in fewer bits. They go through their own linear layers, in every runtime."""
+
+
 def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
     """A drafter of this name; ``-tree`` gives it more than one candidate. ``draft`` goes to ``build``."""
     kind, branching = name.partition("-")[::2]
+    if name in QUANTIZED:
+        quantized = HuggingFaceTarget(build(family, **draft), exact=False, quantization=QUANTIZED[name])
+        return DraftModelDrafter(quantized, gamma=GAMMA)
     if kind == "none":
         return NoDrafter()
     if kind == "lookup":

@@ -20,9 +20,10 @@ from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.models import native
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
+from specstream.models.runtime import Quantization, RuntimeName
 from tests.lossless.decoding import Recorded, make_drafter, run
 from tests.lossless.families import FAMILIES, build, prompt
 
@@ -34,7 +35,7 @@ BATCHES = {"3 rows": (0, 3), "1 row, growing": (0, 1), "1 row": (1, 2)}
 RUNTIMES: tuple[RuntimeName, ...] = ("auto", "eager")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DRAFTERS = ("none", "lookup", "draft_model", "draft_model-tree", "mixed")
+DRAFTERS = ("none", "lookup", "draft_model", "draft_model-tree", "mixed", "self:int8")
 
 
 class Plain:
@@ -94,6 +95,19 @@ def test_what_is_called_bits_is_equal_to_the_bit(
             record_property("rounding", f"{family} {dtype} {target.runtime.name} {drafter}, {name}")
         if family == "llama" and len(rows) == 1 and target.exactness is not None and target.exactness.base is not None:
             assert claimed == [0]
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_a_quantised_target_keeps_its_own_bits(family: str, bits: Quantization) -> None:
+    target = HuggingFaceTarget(build(family, torch.bfloat16), quantization=bits)
+    plain = Plain(target, PROMPTS[1:2], NEW_TOKENS)
+    for drafter in ("lookup", "draft_model", "draft_model-tree"):
+        recorded = Recorded(target)
+        rows = run(recorded, make_drafter(drafter, family, dtype=torch.bfloat16), PROMPTS[1:2], NEW_TOKENS)
+        assert [row.exact for row in rows] == ["bits"]
+        assert differences(plain, rows, recorded.logits) == []
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
