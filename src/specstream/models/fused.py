@@ -8,7 +8,7 @@ weights. That its logits are the model's is asked of every model before its firs
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -23,8 +23,6 @@ KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLaye
 
 _ATTENTION_PARTS = ("q", "k", "v", "o")
 _MLP_PARTS = ("gate", "up", "down")
-
-LayerForward = Callable[..., Tensor]
 
 
 class _Matrix(ctypes.Structure):
@@ -59,21 +57,118 @@ def fused_layers(
     windows: tuple[int, ...],
     quantized: Mapping[nn.Module, QuantizedWeight],
     plan: Callable[[], TreePlan],
-) -> Iterator[tuple[nn.Module, LayerForward]]:
+) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
     """The layers of a model that the kernel computes, each with what runs it.
 
     Args:
         model: a transformers model on the CPU, in bf16 or f32.
         windows: of each layer, 0 for full attention; empty for full attention everywhere.
-        quantized: the weights of linear layers that are to be read as bytes instead.
+        quantized: the weights of linear layers that are to be read from fewer bits instead.
         plan: the plan of the pass that is running.
     """
+    fused: list[FusedLayer] = []
     for layer in model.modules():
         if type(layer).__name__ in KINDS and type(layer).__module__.startswith("transformers."):
             matrices = {**_named(layer.self_attn, _ATTENTION_PARTS), **_named(layer.mlp, _MLP_PARTS)}
             if _fits(model, layer, matrices, quantized):
-                index = layer.self_attn.layer_idx
-                yield layer, _forward(layer, matrices, windows[index] if windows else 0, quantized, plan)
+                window = windows[layer.self_attn.layer_idx] if windows else 0
+                fused.append(FusedLayer(layer, matrices, window, quantized, plan))
+    if [layer.index for layer in fused] != list(range(model.config.num_hidden_layers)):
+        return [(layer.module, layer) for layer in fused]
+    stack = FusedStack(fused, plan)
+    return [(fused[0].module, stack), *((layer.module, stack.behind(layer)) for layer in fused[1:])]
+
+
+class FusedLayer:
+    """One layer; called as its module's ``forward`` is."""
+
+    def __init__(
+        self,
+        layer: Any,
+        matrices: Mapping[str, nn.Module],
+        window: int,
+        quantized: Mapping[nn.Module, QuantizedWeight],
+        plan: Callable[[], TreePlan],
+    ) -> None:
+        attention = layer.self_attn
+        self.module, self._plan, self._window = layer, plan, window
+        self.index, self._head_dim, self._scale = int(attention.layer_idx), int(attention.head_dim), attention.scaling
+        structs, self._alive = {}, []  # the structs hold addresses, `_alive` what lies there
+        for name, matrix in matrices.items():
+            structs[name], weights = _matrix(matrix, quantized.get(matrix))
+            self._alive.append(weights)
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        self._kv_heads = structs["k"].outputs // self._head_dim
+        self.constants = _Layer(
+            *(structs[name] for name in (*_ATTENTION_PARTS, *_MLP_PARTS)),
+            *(None if norm is None else norm.weight.data_ptr() for norm in (*norms, *head_norms)),
+            *(structs["q"].outputs // self._head_dim, self._kv_heads, self._head_dim),
+            norms[0].variance_epsilon,
+        )
+        bits = {weight.bits for weight in quantized.values()}
+        self.run = native.kernel("layers", norms[0].weight.dtype, *bits)
+
+    def __call__(
+        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
+    ) -> Tensor:
+        x, (cos, sin) = hidden_states.contiguous(), (part.contiguous() for part in position_embeddings)
+        y = torch.empty_like(x)
+        arguments = self.arguments(x, y, (cos, sin), past_key_values, self._plan())
+        address = ctypes.c_void_p(ctypes.addressof(self.constants))
+        self.run(ctypes.addressof(address), ctypes.addressof(arguments), 1)
+        return y
+
+    def arguments(self, x: Tensor, y: Tensor, rotations: tuple[Tensor, Tensor], cache: Any, plan: TreePlan) -> _Pass:
+        """What the kernel takes for a pass from ``x`` to ``y`` ``[rows, nodes, hidden]``."""
+        states = x.new_empty((1, self._kv_heads, 0, self._head_dim))
+        keys, values = cache.layer(self.index, states, states)
+        tensors = (x, *rotations, y, keys, values, plan.lengths, plan.paths, plan.depths)
+        return _Pass(
+            *(tensor.data_ptr() for tensor in tensors),
+            *keys.stride()[:3],
+            *(x.shape[0], x.shape[1], self._window, torch.get_num_threads()),
+            self._scale,
+        )
+
+
+class FusedStack:
+    """All layers of a model in one call, in the place of the first.
+
+    Between two calls a core's caches hold weights and nothing of Python, so each return costs more than it seems.
+    """
+
+    def __init__(self, layers: list[FusedLayer], plan: Callable[[], TreePlan]) -> None:
+        self._layers, self._plan = layers, plan
+        addresses = (ctypes.addressof(layer.constants) for layer in layers)
+        self._constants = (ctypes.c_void_p * len(layers))(*addresses)
+        self._whole = False
+
+    def __call__(
+        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **rest: Any
+    ) -> Tensor:
+        # Whoever looks at what comes out of single layers is to see just that.
+        self._whole = not any(each.module._forward_hooks or each.module._forward_pre_hooks for each in self._layers)
+        if not self._whole:
+            settings = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
+            return self._layers[0](hidden_states, **settings, **rest)
+        cos, sin = (part.contiguous() for part in position_embeddings)
+        plan, x = self._plan(), hidden_states.contiguous()
+        states = [x, torch.empty_like(x), torch.empty_like(x)]
+        passes = (_Pass * len(self._layers))()
+        for at, layer in enumerate(self._layers):
+            source, target = states[0 if at == 0 else 2 - at % 2], states[1 + at % 2]
+            passes[at] = layer.arguments(source, target, (cos, sin), past_key_values, plan)
+        self._layers[0].run(ctypes.addressof(self._constants), ctypes.addressof(passes), len(passes))
+        return target
+
+    def behind(self, layer: FusedLayer) -> Callable[..., Tensor]:
+        """What runs a later layer: nothing, if the first has run it already."""
+
+        def forward(hidden_states: Tensor, **settings: Any) -> Tensor:
+            return hidden_states if self._whole else layer(hidden_states, **settings)
+
+        return forward
 
 
 def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -101,56 +196,6 @@ def _fits(
             weight.is_contiguous() and weight.dtype == model.dtype for weight in layer.parameters() if weight.numel()
         )
     )
-
-
-def _forward(
-    layer: Any,
-    matrices: Mapping[str, nn.Module],
-    window: int,
-    quantized: Mapping[nn.Module, QuantizedWeight],
-    planned: Callable[[], TreePlan],
-) -> LayerForward:
-    attention = layer.self_attn
-    head_dim, index = int(attention.head_dim), int(attention.layer_idx)
-    structs, alive = {}, [layer]  # the structs hold addresses, `alive` what lies there
-    for name, matrix in matrices.items():
-        structs[name], weights = _matrix(matrix, quantized.get(matrix))
-        alive.append(weights)
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-    kv_heads = structs["k"].outputs // head_dim
-    constants = _Layer(
-        *(structs[name] for name in (*_ATTENTION_PARTS, *_MLP_PARTS)),
-        *(None if norm is None else norm.weight.data_ptr() for norm in (*norms, *head_norms)),
-        *(structs["q"].outputs // head_dim, kv_heads, head_dim),
-        norms[0].variance_epsilon,
-    )
-    scale = float(attention.scaling)
-    dtype = norms[0].weight.dtype
-    bits = {weight.bits for weight in quantized.values()}
-    run = native.kernel("layer", dtype, *bits)
-
-    def forward(
-        hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
-    ) -> Tensor:
-        x = hidden_states.contiguous()
-        y = torch.empty_like(x)
-        plan = planned()
-        cos, sin = (part.contiguous() for part in position_embeddings)
-        states = x.new_empty((1, kv_heads, 0, head_dim))
-        keys, values = past_key_values.layer(index, states, states)
-        steps = keys.stride()
-        arguments = _Pass(
-            *(tensor.data_ptr() for tensor in (x, cos, sin, y, keys, values, plan.lengths, plan.paths, plan.depths)),
-            *steps[:3],
-            *(x.shape[0], x.shape[1], window, torch.get_num_threads()),
-            scale,
-        )
-        run(ctypes.addressof(constants), ctypes.addressof(arguments))
-        assert alive
-        return y
-
-    return forward
 
 
 def _matrix(module: Any, weight: QuantizedWeight | None) -> tuple[_Matrix, Any]:

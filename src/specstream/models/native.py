@@ -31,7 +31,7 @@ from specstream.errors import SpecStreamError
 FOLDER = Path(__file__).parent / "kernels"
 SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("linear", "attention", "layer"))
 HEADERS = tuple(FOLDER / f"{name}.h" for name in ("lanes", "linear", "attention"))
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
 
 LANES = 16
 """Floats the kernels handle at a time; an attention head's size must be a multiple."""
@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL:
     signatures = {
         f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
     }
-    signatures |= {f"layer_{suffix}": [ctypes.c_void_p, ctypes.c_void_p] for suffix in suffixes}
+    signatures |= {f"layers_{suffix}": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long] for suffix in suffixes}
     signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
     for name, arguments in signatures.items():
         function = getattr(loaded, name)
@@ -227,17 +227,28 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _compile(compiler: str, built: Path) -> None:
-    """Into a temporary file first: a second process, or an interrupt, never sees half a library."""
+    """Into a temporary folder first: a second process, or an interrupt, never sees half a library."""
     try:
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-            made = Path(folder) / built.name
-            done = subprocess.run(
-                [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)], capture_output=True, text=True, check=False
-            )
-            if done.returncode != 0:
-                reason = " ".join(done.stderr.split())[:300]
-                raise NoKernelsError(f"{compiler} could not build the kernels: {reason}")
-            os.replace(made, built)
+            objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
+            commands = [["-c", str(source), "-o", str(made)] for source, made in zip(SOURCES, objects, strict=True)]
+            _run_all(compiler, commands)
+            _run_all(compiler, [["-shared", *map(str, objects), "-o", str(Path(folder) / built.name)]])
+            os.replace(Path(folder) / built.name, built)
     except OSError as error:
         raise NoKernelsError(f"the kernels cannot be written to {built.parent}: {error}") from error
+
+
+def _run_all(compiler: str, commands: Sequence[Sequence[str]]) -> None:
+    """Side by side: half a minute of one core, and who starts a program for the first time waits for it."""
+    running = [
+        subprocess.Popen(
+            [compiler, *FLAGS, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
+        )
+        for command in commands
+    ]
+    complaints = [process.communicate()[1] for process in running]
+    for process, complaint in zip(running, complaints, strict=True):
+        if process.returncode != 0:
+            raise NoKernelsError(f"{compiler} could not build the kernels: {' '.join(complaint.split())[:300]}")

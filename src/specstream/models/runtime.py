@@ -83,7 +83,7 @@ class Runtime:
         self._planned_swaps = self._swaps
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
-            layers = list(fused_layers(model, self._layer_windows, weights, _plan))
+            layers = fused_layers(model, self._layer_windows, weights, _plan)
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
 

@@ -79,3 +79,20 @@ def test_a_look_alike_is_left_alone():
         vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
     )
     assert fused_layers(transformers.GraniteForCausalLM(config).eval()) == 0
+
+
+def test_layers_run_together_unless_somebody_watches_one():
+    model, seen = build.__wrapped__("llama"), []
+    tree = TokenTree.chain(TOKENS[20:23])
+    target = HuggingFaceTarget(model, runtime="native")
+    together = target.begin_unpadded([TOKENS[:20]]).score([tree])
+    session = target.begin_unpadded([TOKENS[:20]])
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, arguments, output: seen.append(output.clone()))
+    alone = session.score([tree])
+    assert torch.equal(together, alone)
+    assert len(seen) == 2
+    assert not torch.equal(*seen)
+    with torch.inference_mode():
+        own = model(torch.tensor([TOKENS[:23]]), output_hidden_states=True).hidden_states[1][:, 20:]
+    assert torch.allclose(seen[0], own, atol=1e-4)

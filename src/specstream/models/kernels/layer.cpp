@@ -1,5 +1,5 @@
-// A decoder layer of the Llama kind in one call: RMS norm, grouped attention with rotary positions over the cache, RMS
-// norm, gated SiLU. What is written into memory by the layer's modules one after another stays in the caches here.
+// Decoder layers of the Llama kind in one call: RMS norm, grouped attention with rotary positions over the cache, RMS
+// norm, gated SiLU. What is written into memory by a layer's modules one after another stays in the caches here.
 //
 // Everything is rounded where the modules round it, so that in bfloat16 the two differ by orders of summation only.
 
@@ -34,7 +34,7 @@ namespace {
 constexpr long BLOCKS = 8; // parts of a row that threads activate
 
 struct Memory {
-  std::vector<char> inputs, units, q, k, v, seen, gate, up;
+  std::vector<char> inputs, units, q, k, v, seen, between, gate, up;
 };
 
 // T: activations and cache. W: weights.
@@ -47,7 +47,7 @@ template <class T, class W> struct Block {
   long m, hidden, inner;
   X *inputs; // of the next matrix
   float *units;
-  T *q, *k, *v, *seen, *gate, *up;
+  T *q, *k, *v, *seen, *between, *gate, *up; // between: the hidden states after attention
   Turns *turns; // one for each matrix
 
   Block(const Layer &layer, const Pass &pass, Memory &memory, Turns *turns)
@@ -61,6 +61,7 @@ template <class T, class W> struct Block {
     k = scratch<T>(memory.k, m * layer.k.outputs);
     v = scratch<T>(memory.v, m * layer.v.outputs);
     seen = scratch<T>(memory.seen, m * layer.o.inputs);
+    between = scratch<T>(memory.between, m * hidden);
     gate = scratch<T>(memory.gate, m * (inner > hidden ? inner : hidden));
     up = scratch<T>(memory.up, m * inner);
   }
@@ -97,18 +98,12 @@ template <class T, class W> struct Block {
     }
   }
 
-  // This thread's share of x @ matrix; out(row, column, value) gets each result in float.
-  template <class Out> void apply(const Matrix &matrix, Turns &turns, const Out &out) const {
+  // This thread's share of a product, on top of a residual if there is one.
+  void project(const Matrix &matrix, Turns &turns, T *to, const T *residual = nullptr) const {
     Linear<W> p(inputs, static_cast<const W *>(matrix.weights), matrix.outputs, matrix.inputs);
-    const float *scales = static_cast<const float *>(matrix.scales);
     const T *bias = static_cast<const T *>(matrix.bias);
-    multiply(p, m, turns, [&](long row, long column, const typename P::Sum &sums) {
-      out(row, column, rounded(P::finish(sums, scales, column, units[row], bias ? widen(bias[column]) : 0.0f)));
-    });
-  }
-
-  void project(const Matrix &matrix, Turns &turns, T *to) const {
-    apply(matrix, turns, [&](long row, long column, float value) { narrow(value, to + row * matrix.outputs + column); });
+    Output<T, W> output{static_cast<const float *>(matrix.scales), units, bias, residual, to, matrix.outputs};
+    multiply(p, m, turns, output);
   }
 
   // One head of one node: q stays, k and v go into the cache.
@@ -169,15 +164,12 @@ template <class T, class W> struct Block {
     attend<T>(attention());
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) prepare(row, seen + row * layer.o.inputs, layer.o.inputs);
-    apply(layer.o, turns[3], [&](long row, long column, float value) {
-      long at = row * hidden + column;
-      narrow(widen(x[at]) + value, y + at);
-    });
+    project(layer.o, turns[3], between, x);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) {
       T *normed = gate + row * hidden; // free until the next product
-      normalise(y + row * hidden, layer.post_norm, hidden, layer.epsilon, normed);
+      normalise(between + row * hidden, layer.post_norm, hidden, layer.epsilon, normed);
       prepare(row, normed, hidden);
     }
     project(layer.gate, turns[4], gate);
@@ -190,26 +182,30 @@ template <class T, class W> struct Block {
     }
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) prepare(row, gate + row * inner, inner);
-    apply(layer.down, turns[6], [&](long row, long column, float value) {
-      long at = row * hidden + column;
-      narrow(widen(y[at]) + value, y + at);
-    });
+    project(layer.down, turns[6], y, between);
   }
 };
 
-template <class T, class W> void run_layer(const Layer &layer, const Pass &pass) {
+template <class T, class W> void run_layers(const Layer *const *layers, const Pass *passes, long count) {
   thread_local Memory memory;
-  Turns turns[7];
-  Block<T, W> block(layer, pass, memory, turns);
-#pragma omp parallel num_threads(pass.threads)
-  block.run();
+  for (long i = 0; i < count; i++) {
+    Turns turns[7];
+    Block<T, W> block(*layers[i], passes[i], memory, turns);
+#pragma omp parallel num_threads(passes[i].threads)
+    block.run();
+  }
 }
 
 } // namespace
 
-extern "C" void layer_bf16(const Layer *layer, const Pass *pass) { run_layer<uint16_t, uint16_t>(*layer, *pass); }
-extern "C" void layer_f32(const Layer *layer, const Pass *pass) { run_layer<float, float>(*layer, *pass); }
-extern "C" void layer_int8_bf16(const Layer *layer, const Pass *pass) { run_layer<uint16_t, int8_t>(*layer, *pass); }
-extern "C" void layer_int8_f32(const Layer *layer, const Pass *pass) { run_layer<float, int8_t>(*layer, *pass); }
-extern "C" void layer_int4_bf16(const Layer *layer, const Pass *pass) { run_layer<uint16_t, Block4>(*layer, *pass); }
-extern "C" void layer_int4_f32(const Layer *layer, const Pass *pass) { run_layer<float, Block4>(*layer, *pass); }
+// Layers one after another, each with its own pass.
+#define LAYERS(name, T, W)                                                                                             \
+  extern "C" void layers_##name(const Layer *const *layers, const Pass *passes, long count) {                         \
+    run_layers<T, W>(layers, passes, count);                                                                           \
+  }
+LAYERS(bf16, uint16_t, uint16_t)
+LAYERS(f32, float, float)
+LAYERS(int8_bf16, uint16_t, int8_t)
+LAYERS(int8_f32, float, int8_t)
+LAYERS(int4_bf16, uint16_t, Block4)
+LAYERS(int4_f32, float, Block4)

@@ -13,9 +13,7 @@ void linear(const T *x, const W *w, const float *scales, const T *b, T *y, long 
   Linear<W> p(inputs, w, n, k);
   Turns turns;
 #pragma omp parallel num_threads(threads)
-  multiply(p, m, turns, [&](long row, long column, const typename P::Sum &sums) {
-    narrow(P::finish(sums, scales, column, units[row], b ? widen(b[column]) : 0.0f), y + row * n + column);
-  });
+  multiply(p, m, turns, Output<T, W>{scales, units, b, nullptr, y, n});
 }
 
 } // namespace

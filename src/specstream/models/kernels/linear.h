@@ -212,6 +212,24 @@ void some_rows(const Linear<T> &p, long count, long row, long from, long to, lon
   }
 }
 
+// Where results go: y, with the bias, and on top of a residual that is not y, if there is one.
+template <class T, class W> struct Output {
+  const float *scales, *units;
+  const T *bias, *residual; // or null
+  T *y;
+  long n;
+
+  void operator()(long row, long column, const typename Product<W>::Sum &sums) const {
+    float value = Product<W>::finish(sums, scales, column, units[row], bias ? widen(bias[column]) : 0.0f);
+    T *to = y + row * n + column;
+    if (residual) {
+      narrow(value, to); // rounded twice, as by two operations
+      value = widen(residual[row * n + column]) + widen(*to);
+    }
+    narrow(value, to);
+  }
+};
+
 // For many rows the weights from..to are widened once, in the order of the input, instead of once for each few rows. The
 // sums, and so the bits, are the same.
 template <class T, class Out> void widened(const Linear<T> &p, long m, long from, long to, const Out &out) {
