@@ -221,15 +221,18 @@ class HuggingFaceSession:
         committed = self.cache.lengths if row is None else [self.cache.lengths[row]]
         plan = None if self._masked else self._target.runtime.plan(trees, width, committed)
         lengths = torch.tensor(committed, device=device)
+        if plan is not None:  # it says what a mask would say, and nobody would read the mask
+            nothing = lengths.new_empty(0)
+            return Layout(lengths[:, None] + plan.depths - 1, nothing, nothing, plan)
         slots = torch.arange(self.cache.reach, device=device).expand(len(trees), -1)
         positions = lengths[:, None] + torch.arange(width, device=device)
         visible = slots[:, None, :] <= positions[:, :, None]
         if all(tree.is_chain for tree in trees):
-            return Layout(positions, slots, visible, plan)
+            return Layout(positions, slots, visible, None)
         slots = slots.clone()
         for index, tree in enumerate(trees):
             start, nodes = int(lengths[index]), len(tree)
             positions[index, :nodes] = start + torch.tensor(tree.depths, device=device)
             slots[index, start : start + nodes] = positions[index, :nodes]
             visible[index, :nodes, start : start + nodes] = tree.ancestor_mask().to(device)
-        return Layout(positions, slots, visible, plan)
+        return Layout(positions, slots, visible, None)

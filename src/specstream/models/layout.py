@@ -30,7 +30,7 @@ class Layout:
         positions: of the nodes, ``[rows, width]``.
         key_positions: of the slots, ``[rows, reach]``.
         visible: ``[rows, width, reach]`` bool, before any sliding window.
-        plan: the same for the runtime's own attention, which needs no mask.
+        plan: the same for the runtime's own attention, which needs no mask; the two above are then empty.
     """
 
     positions: Tensor
