@@ -9,6 +9,8 @@ from typing import Any, cast, overload
 from typing_extensions import Unpack
 
 from specstream.config import (
+    DEEPEST,
+    UNMEASURED,
     EngineConfig,
     EngineSettings,
     GenerationConfig,
@@ -277,7 +279,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(target.model, tokenizer),
         speculation=Speculation(
-            max_depth=config.max_speculation_depth,
+            max_depth=config.max_speculation_depth or DEEPEST,
+            unmeasured_depth=config.max_speculation_depth or UNMEASURED,
             acceptance_threshold=config.acceptance_threshold,
             controller=Controller() if config.adaptive else None,
         ),
@@ -294,7 +297,7 @@ def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config
         return LookupDrafter(branches=config.branches)
     model = DraftModelDrafter(
         _draft_target(target, tokenizer, draft, config),
-        gamma=config.gamma,
+        gamma=config.gamma or config.max_speculation_depth or DEEPEST,
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
     )
