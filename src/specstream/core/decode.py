@@ -101,18 +101,6 @@ class Speculation:
             replace(request, offer=offer, depth=depth) for request, (offer, depth) in zip(requests, taken, strict=True)
         ]
 
-    def learn(
-        self,
-        offers: Sequence[Sequence[Offer]],
-        requests: Sequence[DraftRequest],
-        trees: Sequence[TokenTree],
-        verdicts: Sequence[Verdict],
-        seconds: tuple[float, float],
-    ) -> None:
-        """Tell the controller of a round; see ``Controller.observe``."""
-        if self.controller is not None:
-            self.controller.observe(offers, requests, trees, verdicts, seconds)
-
 
 def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
     """Rows ready to decode, each with a generator of its own.
@@ -178,7 +166,8 @@ def decode(
         verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)
-        speculation.learn(offers, requests, trees, verdicts, split(chosen, proposed))
+        if speculation.controller is not None:
+            speculation.controller.observe(offers, requests, trees, verdicts, split(chosen, proposed))
         rounds = [
             _advance(row, tree, verdict, stopping, target.context_length, session.exact)
             for row, tree, verdict in zip(active, trees, verdicts, strict=True)

@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL:
     signatures = {
         f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
     }
-    signatures |= {f"layers_{suffix}": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long] for suffix in suffixes}
+    signatures |= {f"layers_{suffix}": [*[ctypes.c_void_p] * 3, ctypes.c_long] for suffix in suffixes}
     signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
     for name, arguments in signatures.items():
         function = getattr(loaded, name)
