@@ -193,7 +193,7 @@ class Controller:
             hopeful = sum(self._of(choice[0]).hopeful if choice else 1.0 for choice in plan.choices)
             waited = self._round - self._tried.get(kind, 0)
             due = waited >= TRIAL_AFTER or hopeful * plain > plan.seconds * rows if kind else waited >= FREE_TRIAL_AFTER
-            if due and plan.stake <= (1 + self._balance) * plain:
+            if due and plan.stake <= (1 + max(self._balance, ALLOWANCE * waited)) * plain:
                 return plan
         return None
 

@@ -31,6 +31,8 @@ class Machine:
         model: how often its drafts are accepted; None for no draft model.
         lookup: how often there is a match, and how often what it copies is right; None for no lookup.
         seconds, tokens: used, and emitted by all rows.
+        noisy: whether other work disturbs measurements: the first of a kind takes six times as long, one in eight later
+            ones up to three times.
         log: for every round, what each row took: "m2" is two tokens of the model's, "l3" three looked up, "-" nothing.
     """
 
@@ -38,6 +40,7 @@ class Machine:
         self.price, self.step, self.read = price, step, read
         self.model, self.lookup, self.rows, self.depth, self.branches = model, lookup, rows, depth, branches
         self.chance = random.Random(seed)
+        self.noisy, self._done, self._disturbance = False, set[object](), random.Random(seed + 1)
         self.seconds, self.tokens = 0.0, 0
         self.unread = [1] * rows
         self.log: list[list[str]] = []
@@ -77,12 +80,20 @@ class Machine:
             steps * self.step + max((each.unread - 2 for each, _ in drafting if each.unread > 2), default=0) * self.read
         )
         scoring = self.price(max(map(len, trees)))
+        proposing, scoring = self._measured("step", proposing), self._measured(max(map(len, trees)), scoring)
         controller.observe(offers, requests, trees, verdicts, (proposing, scoring))
         self.seconds += proposing + scoring
         self.log.append([f"{choice[0].source[0]}{choice[1]}" if choice else "-" for choice in choices])
         for row, (choice, verdict) in enumerate(zip(choices, verdicts, strict=True)):
             own = choice is not None and choice[0].tree is None
             self.unread[row] = 1 + (verdict.accepted == choice[1]) if own else self.unread[row] + len(verdict.tokens)
+
+    def _measured(self, kind: object, seconds: float) -> float:
+        if not self.noisy or not seconds:
+            return seconds
+        first = kind not in self._done
+        self._done.add(kind)
+        return seconds * (6 if first else self._disturbance.uniform(1, 3) if self._disturbance.random() < 1 / 8 else 1)
 
     def _copied(self, depth: int) -> int | None:
         """How many tokens of this round's match are right; None if nothing matches."""

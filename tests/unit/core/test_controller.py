@@ -92,6 +92,18 @@ class TestWhereMuchIs:
         early = [Machine(**PAIR, model=0.9, seed=seed).run(Controller(), 64) for seed in range(20)]
         assert sum(early) / len(early) > 0.85 * Machine(**PAIR, model=0.9).best()
 
+    def test_it_does_so_on_a_disturbed_machine(self):
+        """A first wide pass and a first step that took six times as long must not keep it from ever trying again."""
+        undisturbed = [Machine(**PAIR, model=0.88, seed=seed).run(Controller(), 300) for seed in range(20)]
+        disturbed = []
+        for seed in range(20):
+            machine = Machine(**PAIR, model=0.88, seed=seed)
+            machine.noisy = True
+            disturbed.append(machine.run(Controller(), 300))
+        usual = 1 + 1 / 8  # what the disturbances alone cost, on average
+        assert min(disturbed) > 0.5 * sum(undisturbed) / 20
+        assert sum(disturbed) * usual > 0.7 * sum(undisturbed)
+
     @pytest.mark.parametrize("kind", ["model", "mixed"])
     @pytest.mark.parametrize(("costs", "least"), [(SMALL, 1.05), (PAIR, 1.7)], ids=["small", "pair"])
     def test_it_notices_when_drafts_turn_good(self, costs, least, kind):
