@@ -62,6 +62,8 @@ class Offer:
         branches: most nodes at each depth.
         tree: the tree itself, if it is known without drafting; None if each token of depth takes a step of the drafter.
         unread: tokens of the row that such a drafter has to read before its first step.
+        widths: nodes of the pass that takes it to depth 0, 1, ..., ``depth``: 1 at depth 0, and never fewer than at the
+            depth before. Empty where they are those of the tree, cut there; a drafter that has more scored says so.
     """
 
     source: str
@@ -69,9 +71,12 @@ class Offer:
     branches: int = 1
     tree: TokenTree | None = None
     unread: int = 0
+    widths: tuple[int, ...] = ()
 
     def width(self, depth: int) -> int:
         """Nodes of its tree, cut at ``depth``; the root is one of them."""
+        if self.widths:
+            return self.widths[depth]
         if self.tree is None:
             return 1 + depth * self.branches
         return sum(deep <= depth for deep in self.tree.depths)
