@@ -14,6 +14,7 @@ from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
@@ -21,7 +22,7 @@ from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization
 from tests.lossless.families import build
 
-DRAFTERS = ("none", "lookup", "lookup-tree", "draft_model", "draft_model-tree", "mixed", "mixed-tree")
+DRAFTERS = ("none", "lookup", "lookup-tree", "lookahead", "draft_model", "draft_model-tree", "mixed", "mixed-tree")
 GAMMA = 3
 
 
@@ -39,6 +40,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return NoDrafter()
     if kind == "lookup":
         return LookupDrafter(min_ngram=1, branches=3 if branching else 1)
+    if kind == "lookahead":
+        return LookaheadDrafter(window=3, ngram=3, guesses=3)
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
     drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
     if kind == "mixed":  # a lookup that matches often, and not always
