@@ -104,7 +104,7 @@ class EngineConfig(BaseModel):
         max_speculation_depth: the deepest token tree of any drafter; lookup drafts this far.
         branches: candidates per step; 1 drafts chains, more drafts trees.
         lookahead_window: positions that ``lookahead`` guesses ahead, the paper's W; the last is ``lookahead_window +
-            lookahead_ngram - 3`` tokens deep, and only those within ``max_speculation_depth`` are used. On a GPU more of
+            lookahead_ngram - 3`` tokens deep; only those within ``max_speculation_depth`` are used. On a GPU more of
             them pay; the paper has 15.
         lookahead_ngram: tokens of its n-grams, the paper's N.
         lookahead_guesses: most n-grams that it has verified in one pass, the paper's G.
