@@ -175,7 +175,7 @@ class Controller:
     def _plan(self, choices: list[Choice], width: int) -> _Plan:
         rows, tokens = len(choices), 0.0
         for choice in choices:
-            tokens += self._of(choice[0]).expected[choice[1]] if choice else 1.0
+            tokens += (choice[0].expected or self._of(choice[0]).expected)[choice[1]] if choice else 1.0
         seconds, reading = self._costs.passing(rows, width), 0.0
         for source, (deepest, unread) in _steps(choices).items():
             seconds += self._costs.steps(rows, source, deepest)
@@ -206,8 +206,8 @@ class _Option:
 
     def __init__(self, offer: Offer, acceptance: Acceptance) -> None:
         self.offer = offer
-        self.depth = min(offer.depth, acceptance.reach)
-        self.expected = acceptance.expected
+        self.depth = offer.depth if offer.expected else min(offer.depth, acceptance.reach)
+        self.expected = offer.expected or acceptance.expected
         self.widths = [offer.width(depth) for depth in range(self.depth + 1)]
 
     def within(self, steps: int, width: int) -> int:

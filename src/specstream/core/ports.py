@@ -64,6 +64,8 @@ class Offer:
         unread: tokens of the row that such a drafter has to read before its first step.
         widths: nodes of the pass that takes it to depth 0, 1, ..., ``depth``: 1 at depth 0, and never fewer than at the
             depth before. Empty where they are those of the tree, cut there; a drafter that has more scored says so.
+        expected: tokens that it emits if taken to depth 0, 1, ..., ``depth``, the target's own included, by what the
+            drafter measured itself; empty where the controller is to measure.
     """
 
     source: str
@@ -72,6 +74,7 @@ class Offer:
     tree: TokenTree | None = None
     unread: int = 0
     widths: tuple[int, ...] = ()
+    expected: tuple[float, ...] = ()
 
     def width(self, depth: int) -> int:
         """Nodes of its tree, cut at ``depth``; the root is one of them."""
