@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,12 @@ class RecordedSession:
         for record, scored, path in zip(self._logits, self._scored, paths, strict=True):
             record.extend(scored[node].clone() for node in path)
         self._session.commit(paths)
+
+    def tap(self, layers: Collection[int]) -> None:
+        self._session.tap(layers)
+
+    def states(self, layer: int) -> Tensor:
+        return self._session.states(layer)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("the loop never rolls a target back")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,6 +34,21 @@ class TargetSession(Protocol):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop every row that is not named."""
+
+    def tap(self, layers: Collection[int]) -> None:
+        """From the next pass on, keep what goes into these decoder layers besides those asked for before.
+
+        Layers count from 0; their number stands for the language-model head, into which the final, normed state goes.
+        A session that nobody taps keeps nothing, and to tap changes no bit of the logits.
+        """
+
+    def states(self, layer: int) -> Tensor:
+        """What went into a tapped layer at every node of the last pass, before its commit or after.
+
+        Returns:
+            ``[rows, width, hidden]`` in the model's dtype; beyond a row's own tree it is meaningless. Rows are numbered
+            as in that pass, and the next pass may overwrite it.
+        """
 
     @property
     def exact(self) -> str:
@@ -125,5 +140,12 @@ class Drafter(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DraftSession:
-        """Start on a batch of prompts that will be decoded with ``sampling``."""
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
+        """Start on a batch of prompts that will be decoded with ``sampling``.
+
+        Args:
+            prompts: tokens of each row, the root of its first tree last.
+            sampling: how the target chooses tokens.
+            session: the target at work on this batch, for a drafter that lives on the target's hidden states: it
+                taps it here. Scoring, committing and dropping rows are the loop's.
+        """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from specstream.models.graphs import CudaCapture, StaticCache, StaticPasses, rou
 from specstream.models.layout import Layout
 from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
+from specstream.models.taps import States, decoder_layers, tapped
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
@@ -76,8 +77,19 @@ class HuggingFaceTarget:
         """The same without the self-tests and without padding; ``masked``: through the model's own attention only."""
         return HuggingFaceSession(self, prefixes, None, masked=masked)
 
-    def forward(self, cache: TreeCache, tokens: Tensor, layout: Layout, *, last_only: bool = False) -> Tensor:
-        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``)."""
+    def forward(
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        layout: Layout,
+        states: States | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``).
+
+        The pass leaves in ``states`` what went into the layers that are its keys.
+        """
         arguments: dict[str, Any] = {}
         positions = layout.positions
         if self.family.takes_positions:
@@ -86,7 +98,11 @@ class HuggingFaceTarget:
             arguments["position_ids"] = positions
         if last_only and self.family.takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
-        with self.runtime.kernels(layout.plan), self.family.key_positions(layout.key_positions):
+        with (
+            self.runtime.kernels(layout.plan, states),
+            self.family.key_positions(layout.key_positions),
+            tapped(self.model, states or {}, self.runtime.stacked(layout.plan)),
+        ):
             output = self.model(
                 input_ids=tokens,
                 attention_mask=self._masks(layout) if layout.plan is None else None,
@@ -146,6 +162,7 @@ class HuggingFaceSession:
         self._bits = exactness is not None
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
         self._width = 0
+        self._states: States = {}
         self.cache = target.cache(prefixes)
         for row, prefix in enumerate(prefixes):
             self._prefill(row, prefix)
@@ -177,13 +194,25 @@ class HuggingFaceSession:
         passes = self._target.passes
         if passes is not None and isinstance(self.cache, StaticCache):
             self._width = rounded_width(width)
-            return passes.score(self.cache, trees, self._width)
+            return passes.score(self.cache, trees, self._width, self._states)
         device = self._target.model.device
         self.cache.plan(width, device)
         tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
         layout = self._layout(trees, width)
         self._width, self._exact_branches = width, layout.plan is not None and self._target.runtime.exact_branches
-        return self._target.forward(self.cache, tokens, layout)
+        return self._target.forward(self.cache, tokens, layout, self._states)
+
+    def tap(self, layers: Collection[int]) -> None:
+        count = len(decoder_layers(self._target.model))
+        if unknown := [layer for layer in layers if not 0 <= layer <= count]:
+            raise ValueError(f"cannot tap layer {unknown[0]} of a model of {count} layers")
+        self._states.update(dict.fromkeys(layers))
+
+    def states(self, layer: int) -> Tensor:
+        kept = self._states.get(layer)
+        if kept is None:
+            raise ValueError(f"layer {layer} was not tapped before the last pass")
+        return kept
 
     @torch.inference_mode()
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

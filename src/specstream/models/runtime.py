@@ -22,9 +22,10 @@ from transformers.pytorch_utils import Conv1D
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native, quantized
-from specstream.models.fused import fused_layers
+from specstream.models.fused import FusedStack, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
+from specstream.models.taps import States
 
 RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
 Quantization = Literal["none", "int8", "int4"]
@@ -33,6 +34,9 @@ _ATTENTION = "specstream_native"  # the name of our attention in transformers' r
 
 _PASS: ContextVar[tuple[TreePlan | None, tuple[int, ...]]] = ContextVar("specstream_pass", default=(None, ()))
 """The pass that is running: transformers hands an attention function no argument of the caller's."""
+
+_STATES: ContextVar[States | None] = ContextVar("specstream_states", default=None)
+"""What the pass that is running shall keep."""
 
 _BATCH_HINT = 8  # tokens the packed layout is laid out for: the width of a usual tree
 
@@ -81,9 +85,11 @@ class Runtime:
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
+        self._stack: FusedStack | None = None
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
-            layers = fused_layers(model, self._layer_windows, weights, _plan)
+            layers = fused_layers(model, self._layer_windows, weights, _plan, _STATES.get)
+            self._stack = next((run for _, run in layers if isinstance(run, FusedStack)), None)
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
 
@@ -119,10 +125,19 @@ class Runtime:
         """What the native attention needs to know of a pass; None if the pass goes through the model's own."""
         return tree_plan(trees, width, lengths) if self._configs and len(trees) * width <= native.MOST_ROWS else None
 
+    def stacked(self, plan: TreePlan | None) -> bool:
+        """Whether a pass of this plan runs through our own stack of layers, which keeps states by itself."""
+        return plan is not None and self._stack is not None
+
     @contextmanager
-    def kernels(self, plan: TreePlan | None = None) -> Iterator[None]:
-        """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime."""
-        token = _PASS.set((plan, self._layer_windows))
+    def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:
+        """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime.
+
+        Args:
+            plan: of the pass, if it is narrow enough for the runtime's own attention.
+            states: filled by our own stack of layers with what goes into those that are its keys.
+        """
+        token, keeping = _PASS.set((plan, self._layer_windows)), _STATES.set(states)
         configs = self._configs if plan is not None else {}
         swaps = self._swaps if plan is None else self._planned_swaps
         try:
@@ -138,6 +153,7 @@ class Runtime:
             for config in configs.values():
                 config._attn_implementation_internal = self._own_attention
             _PASS.reset(token)
+            _STATES.reset(keeping)
 
 
 def _plan() -> TreePlan:

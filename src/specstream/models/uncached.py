@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -33,10 +33,14 @@ class UncachedSession:
         self._target = target
         self._tokens = [list(prefix) for prefix in prefixes]
         self._trees: Sequence[TokenTree] = ()
+        self._tapped: set[int] = set()
+        self._pass: TargetSession | None = None
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         self._trees = trees
-        return self._target.begin(self._tokens).score(trees)
+        self._pass = self._target.begin(self._tokens)
+        self._pass.tap(self._tapped)
+        return self._pass.score(trees)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         for tokens, tree, path in zip(self._tokens, self._trees, paths, strict=True):
@@ -45,6 +49,14 @@ class UncachedSession:
     def rollback(self, lengths: Sequence[int]) -> None:
         for tokens, length in zip(self._tokens, lengths, strict=True):
             del tokens[length:]
+
+    def tap(self, layers: Collection[int]) -> None:
+        self._tapped.update(layers)
+
+    def states(self, layer: int) -> Tensor:
+        if self._pass is None:
+            raise ValueError(f"layer {layer} was not tapped before the last pass")
+        return self._pass.states(layer)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._tokens = [self._tokens[row] for row in rows]
