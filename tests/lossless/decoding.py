@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
-from specstream.core.ports import Drafter, Target, TargetSession
+from specstream.core.ports import Adapter, Drafter, Target, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
@@ -105,6 +105,9 @@ class RecordedSession:
 
     def states(self, layer: int) -> Tensor:
         return self._session.states(layer)
+
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+        return self._session.branch(hidden, layer, adapter)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("the loop never rolls a target back")
