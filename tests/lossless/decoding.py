@@ -106,6 +106,9 @@ class RecordedSession:
     def states(self, layer: int) -> Tensor:
         return self._session.states(layer)
 
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        return self._session.descend(trees, layer)
+
     def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
         return self._session.branch(hidden, layer, adapter)
 
