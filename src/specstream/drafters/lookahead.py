@@ -56,6 +56,11 @@ class LookaheadDrafter:
                 raise UsageError(f"{name} is {value}; give {least} or more")
         self.window, self.ngram, self.guesses, self.from_text = window, ngram, guesses, from_text
 
+    @property
+    def nodes(self) -> int:
+        """Drafted nodes of the largest tree."""
+        return (self.window + self.guesses) * (self.ngram - 1)
+
     def begin(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
     ) -> LookaheadSession:
