@@ -204,6 +204,17 @@ class Runtime:
             _STATES.reset(keeping)
 
 
+def lend_kernels(module: nn.Module, name: str) -> None:
+    """Let the linear layers of trained heads run on the kernels of a runtime, from now on: a few rows at a time.
+
+    Args:
+        module: ours alone, and not to be trained; its weights stay where they are.
+        name: of the target's runtime.
+    """
+    for linear, forward in list(_linear_forwards(module, name, {})):
+        linear.__dict__["forward"] = forward
+
+
 def _plan() -> TreePlan:
     plan, _ = _PASS.get()
     assert plan is not None
