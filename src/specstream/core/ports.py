@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,18 @@ from torch import Tensor
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Low-rank changes to linear layers of a model (LoRA, Hu et al., arXiv 2106.09685): ``y += up @ (down @ x)``.
+
+    Attributes:
+        changes: ``down`` ``[rank, inputs]`` and ``up`` ``[outputs, rank]`` by the linear layer's name: the index of its
+            decoder layer, a dot and its name in there, such as ``24.self_attn.q_proj``.
+    """
+
+    changes: Mapping[str, tuple[Tensor, Tensor]]
 
 
 class TargetSession(Protocol):
@@ -50,6 +62,33 @@ class TargetSession(Protocol):
             as in that pass, and the next pass may overwrite it.
         """
 
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        """Begin a pass over these trees, as far as ``layer``.
+
+        The next ``score`` goes on from there. Its trees are parts of these, with the same roots: what is left out never
+        reaches the layers above. Nothing else may come between.
+
+        Returns:
+            What goes into ``layer`` at every node, as ``states`` would say.
+        """
+
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+        """Run a chain of nodes behind each row's committed tokens through the layers from ``layer`` on, and forget it.
+
+        The nodes see the committed tokens, by the keys and values that are there already, and the nodes before them;
+        their own keys and values do not outlive the call.
+
+        Args:
+            hidden: what goes into ``layer``, ``[rows, nodes, hidden]`` in the model's dtype. The first node stands at
+                the position behind the last committed token.
+            layer: as in ``tap``.
+            adapter: changes to linear layers from ``layer`` on, for these nodes alone. Sessions remember what they
+                made of an adapter, so take another object for other changes.
+
+        Returns:
+            The final, normed states, those that go into the language-model head, ``[rows, nodes, hidden]``.
+        """
+
     @property
     def exact(self) -> str:
         """``"bits"`` if every row committed so far is bit-equal to plain decoding's, else ``"rounding"``."""
@@ -81,6 +120,7 @@ class Offer:
             depth before. Empty where they are those of the tree, cut there; a drafter that has more scored says so.
         expected: tokens that it emits if taken to depth 0, 1, ..., ``depth``, the target's own included, by what the
             drafter measured itself; empty where the controller is to measure.
+        at_once: whether one step of the drafter drafts the whole tree, however deep.
     """
 
     source: str
@@ -90,6 +130,13 @@ class Offer:
     unread: int = 0
     widths: tuple[int, ...] = ()
     expected: tuple[float, ...] = ()
+    at_once: bool = False
+
+    def steps(self, depth: int) -> int:
+        """Steps of the drafter that it takes to draft so deep."""
+        if self.tree is not None:
+            return 0
+        return min(depth, 1) if self.at_once else depth
 
     def width(self, depth: int) -> int:
         """Nodes of its tree, cut at ``depth``; the root is one of them."""

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
+from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native, quantized
@@ -26,6 +28,7 @@ from specstream.models.fused import FusedStack, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
+from specstream.models.upper import Swaps, adapted, merged, upper_linears
 
 RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
 Quantization = Literal["none", "int8", "int4"]
@@ -82,6 +85,8 @@ class Runtime:
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
+        self._parts: dict[range, Swaps] = {}
+        self._adapted: WeakKeyDictionary[Adapter, tuple[Swaps, Swaps]] = WeakKeyDictionary()
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
@@ -137,9 +142,52 @@ class Runtime:
             plan: of the pass, if it is narrow enough for the runtime's own attention.
             states: filled by our own stack of layers with what goes into those that are its keys.
         """
+        with self._running(plan, states, self._swaps if plan is None else self._planned_swaps):
+            yield
+
+    @contextmanager
+    def adapted(self, plan: TreePlan | None, first: int, adapter: Adapter) -> Iterator[None]:
+        """The same for a pass through the layers from ``first`` on, with an adapter's changes to linear layers.
+
+        Where our own kernels know the layers they read a copy of these layers' weights with the changes in them, as
+        bytes: such passes draft, so rounding changes the acceptance and never the output, and half of the memory is
+        read. Elsewhere the changes are computed beside the weights.
+        """
+        if adapter not in self._adapted:
+            self._adapted[adapter] = self._adapt(first, adapter)
+        with self._running(plan, None, self._adapted[adapter][plan is not None]):
+            yield
+
+    @contextmanager
+    def partial(self, plan: TreePlan | None, part: range, states: States | None = None) -> Iterator[None]:
+        """The same for a pass through some of the layers, which our own stack would not leave out."""
+        swaps = self._swaps if plan is None else self._planned_swaps
+        if self.stacked(plan):
+            if part not in self._parts:
+                self._parts[part] = fused_layers(
+                    self.model, self._layer_windows, self._weights, _plan, _STATES.get, part
+                )
+            swaps = list({**dict(swaps), **dict(self._parts[part])}.items())
+        with self._running(plan, states, swaps):
+            yield
+
+    def _adapt(self, first: int, adapter: Adapter) -> tuple[Swaps, Swaps]:
+        """What runs on adapted layers in passes through the model's own attention, and in planned ones."""
+        linears, swaps = upper_linears(self.model, first), dict(self._swaps)
+        beside = list({**swaps, **dict(adapted(linears, adapter, swaps))}.items())
+        if self._stack is None or self._weights:
+            return beside, beside
+        weights = {linear: quantized.quantize(weight) for linear, weight in merged(linears, adapter).items()}
+        layers = fused_layers(self.model, self._layer_windows, weights, _plan, _STATES.get, self._above(first))
+        return beside, layers
+
+    def _above(self, first: int) -> range:
+        return range(first, self.model.config.num_hidden_layers)
+
+    @contextmanager
+    def _running(self, plan: TreePlan | None, states: States | None, swaps: Swaps) -> Iterator[None]:
         token, keeping = _PASS.set((plan, self._layer_windows)), _STATES.set(states)
         configs = self._configs if plan is not None else {}
-        swaps = self._swaps if plan is None else self._planned_swaps
         try:
             for config in configs.values():
                 config._attn_implementation_internal = _ATTENTION
