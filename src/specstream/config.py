@@ -44,6 +44,7 @@ class EngineSettings(SamplingSettings, total=False):
     adaptive: bool
     draft_quantization: Literal["auto", "none", "int8", "int4"]
     heads: str | None
+    pruning: float | None
     acceptance_threshold: float | None
     device: str
     dtype: Any
@@ -121,6 +122,7 @@ class EngineConfig(BaseModel):
             output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
         heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; ``auto`` takes the
             drafter they are for.
+        pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
         dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
@@ -142,6 +144,7 @@ class EngineConfig(BaseModel):
     adaptive: bool = True
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     heads: str | None = None
+    pruning: float | None = Field(default=None, gt=0, lt=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: Any = "auto"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from specstream.config import DEEPEST, UNMEASURED, EngineConfig
+from specstream.config import DEEPEST, UNMEASURED, DrafterName, EngineConfig
 from specstream.core.controller import Controller
 from specstream.core.decode import Speculation
-from specstream.core.ports import Drafter
+from specstream.core.ports import Drafter, Target
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -17,7 +17,7 @@ from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Parts
-from specstream.heads.folder import read_settings
+from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.models.hf import HuggingFaceTarget
@@ -60,7 +60,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
 def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Drafter:
     name = config.drafter
     if name == "auto" and config.heads is not None:
-        name = read_settings(config.heads).get("kind", "streams")
+        name = cast(DrafterName, kind_of(config.heads))
     if name == "auto":  # heads that are shipped for this very model would be found here
         name = "lookup" if draft is None else "draft_model"
     if name == "none":
@@ -74,7 +74,9 @@ def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config
     if name == "streams":
         assert config.heads is not None
         streams = Streams.from_pretrained(config.heads, target.model)
-        return StreamsDrafter(streams, rates=streams.details.get("rates"))
+        if config.pruning is not None and not streams.config.pruning_rank:
+            raise UsageError(f"pruning is {config.pruning} and {config.heads!r} has no early exit; give no pruning")
+        return StreamsDrafter(streams, rates=streams.details.get("rates"), pruning=config.pruning)
     if name == "medusa":
         assert config.heads is not None
         heads = MedusaHeads.from_pretrained(config.heads, target.model)
@@ -138,6 +140,7 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
 
     Raises:
         UsageError: so it is.
+        ModelNotFoundError: there are no heads in the folder.
     """
     name = config.drafter
     headed = ("streams", "medusa")
@@ -145,8 +148,13 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
         raise UsageError(f"drafter is {name!r} and there are no heads; give heads=, a folder of heads for this model")
     if name not in (*headed, "auto") and config.heads is not None:
         raise UsageError(f"drafter is {name!r} and there are heads; give drafter='streams' or 'medusa', or no heads")
-    if draft is not None and config.heads is not None:
-        raise UsageError("there are heads and a draft_model; give one of them")
+    if config.pruning is not None and name not in ("streams", "auto"):
+        raise UsageError(f"pruning is {config.pruning} and drafter is {name!r}; give drafter='streams' or no pruning")
+    if config.heads is not None:
+        if draft is not None:
+            raise UsageError(f"heads is {config.heads!r} and there is a draft_model; give one of them")
+        if (kind := kind_of(config.heads)) != name and name != "auto":
+            raise UsageError(f"drafter is {name!r} and {config.heads!r} holds {kind!r}; give drafter={kind!r}")
     if draft is None and name in ("draft_model", "mixed"):
         raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
     if draft is not None and name not in ("auto", "draft_model", "mixed"):
@@ -167,6 +175,23 @@ def most_nodes(parts: Parts) -> int:
     drafter = parts.drafter
     own = drafter.nodes if isinstance(drafter, (LookaheadDrafter, MedusaDrafter, StreamsDrafter)) else 0
     return max(parts.speculation.max_depth, own)
+
+
+def extra_parameters(drafter: Drafter, target: HuggingFaceTarget) -> int:
+    """Parameters that a drafter needs beyond the target's own."""
+    if isinstance(drafter, MedusaDrafter):
+        return drafter.heads.extra_parameters
+    if isinstance(drafter, StreamsDrafter):
+        return drafter.head.extra_parameters
+    drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
+    if not isinstance(drafter, DraftModelDrafter) or _model_of(drafter.model) is target.model:
+        return 0
+    return int(_model_of(drafter.model).num_parameters())
+
+
+def _model_of(target: Target) -> Any:
+    assert isinstance(target, HuggingFaceTarget)
+    return target.model
 
 
 def _vocab_size(model: Any) -> int:

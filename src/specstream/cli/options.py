@@ -27,6 +27,10 @@ Drafter = Annotated[
 HeadsFolder = Annotated[
     Text, typer.Option("--heads", help="A folder of heads trained for the model: streams or medusa.")
 ]
+Pruning = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this."),
+]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
 Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]
 Depth = Annotated[

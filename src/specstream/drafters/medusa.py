@@ -42,6 +42,10 @@ class Heads(Protocol):
     def nbytes(self) -> int:
         """Bytes of their weights."""
 
+    @property
+    def extra_parameters(self) -> int:
+        """How many parameters there are beside the base's."""
+
     layer: int
     rates: list[list[float]]
 

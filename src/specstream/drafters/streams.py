@@ -51,6 +51,10 @@ class StreamHead(Protocol):
         """Bytes of its weights."""
 
     @property
+    def extra_parameters(self) -> int:
+        """How many parameters there are beside the base's."""
+
+    @property
     def taps(self) -> Sequence[int]:
         """The target's layers whose input it needs."""
 

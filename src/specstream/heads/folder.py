@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
+
+KINDS = ("streams", "medusa")
+"""Heads that there are drafters for, by the names of those."""
 
 SAMPLES = 64
 """Values of every matrix that the fingerprint of a base looks at."""
@@ -39,16 +43,21 @@ def fingerprint(model: Any) -> str:
 
 
 def describe_base(model: Any) -> dict[str, str]:
-    """The base as a head's settings name it."""
-    return {"name": str(model.config.name_or_path or model.config.model_type), "fingerprint": fingerprint(model)}
+    """The base as a head's settings name it: a folder by its last name, whose path says nothing elsewhere."""
+    name = str(model.config.name_or_path or model.config.model_type)
+    return {"name": Path(name).name if Path(name).exists() else name, "fingerprint": fingerprint(model)}
 
 
-def save_head(folder: str | Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
-    """Write weights and settings; the folder is made if it is not there."""
+def save_head(
+    folder: str | Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, weights: str = WEIGHTS
+) -> None:
+    """Write weights and settings; the folder is made if it is not there, and each file is whole or as it was."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
-    (folder / SETTINGS).write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / f".{weights}")
+    (folder / f".{SETTINGS}").write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+    for name in (weights, SETTINGS):
+        os.replace(folder / f".{name}", folder / name)
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -64,6 +73,19 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     return settings
 
 
+def kind_of(folder: str | Path) -> str:
+    """The drafter that the heads in a folder are for: Medusa's say it as vLLM reads it.
+
+    Raises:
+        ModelNotFoundError: there are no heads in the folder.
+    """
+    settings = read_settings(folder)
+    kind = settings.get("kind", settings.get("model_type"))
+    if kind not in KINDS:
+        raise ModelNotFoundError(f"{str(folder)!r} holds {kind!r}; give a folder of {' or '.join(KINDS)}")
+    return str(kind)
+
+
 def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights, on the CPU, and the settings of a head of this kind and base.
 
@@ -72,9 +94,9 @@ def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tens
         HeadMismatchError: it was trained for another base; the message names both.
         NumericalError: its weights hold NaN or infinity.
     """
+    if (found := kind_of(folder)) != kind:
+        raise ModelNotFoundError(f"{str(folder)!r} holds {found!r}; give a folder with {kind!r}")
     settings = read_settings(folder)
-    if settings.get("kind") != kind:
-        raise ModelNotFoundError(f"{str(folder)!r} holds {settings.get('kind')!r}; give a folder with {kind!r}")
     base, own = settings["base"], describe_base(model)
     if base["fingerprint"] != own["fingerprint"]:
         raise HeadMismatchError(

@@ -13,19 +13,18 @@ the rows of ``lm_heads`` are; vLLM 0.32 cannot load that together with output ma
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from specstream.errors import HeadMismatchError, UsageError
-from specstream.heads.folder import describe_base
+from specstream.heads.folder import describe_base, save_head
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -113,8 +112,9 @@ class MedusaHeads(nn.Module):
         """Bytes of the heads' weights."""
         return sum(weight.numel() * weight.element_size() for weight in self.parameters())
 
-    def extra_parameters(self, model: Any = None) -> int:
-        """Parameters that the heads add to a model; the same for any of its size."""
+    @property
+    def extra_parameters(self) -> int:
+        """How many parameters the heads have; the base has ``model.num_parameters()``."""
         return sum(weight.numel() for weight in self.parameters())
 
     def logits(self, states: Tensor, head: int) -> Tensor:
@@ -195,11 +195,9 @@ class MedusaHeads(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write the heads in the base's dtype; a reader finds them whole or as they were."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: weight.detach().to("cpu", self.model.dtype) for name, weight in self.named_parameters()}
         if self.token_map is not None:
-            tensors["token_map"] = self.token_map.cpu()
+            tensors["token_map"] = self.token_map
         config = {
             "architectures": ["MedusaModel"],
             "model_type": "medusa",
@@ -214,10 +212,7 @@ class MedusaHeads(nn.Module):
                 "record": self.record,
             },
         }
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f".{WEIGHTS}")
-        (folder / f".{CONFIG}").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in (WEIGHTS, CONFIG):
-            os.replace(folder / f".{name}", folder / name)
+        save_head(folder, tensors, config, weights=WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, model: Any, *, dtype: torch.dtype | None = None) -> MedusaHeads:

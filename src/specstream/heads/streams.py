@@ -119,7 +119,8 @@ class Streams(nn.Module):
         part = None if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.int64, device=device)
         self.register_buffer("vocabulary", part)
         self.details: dict[str, Any] = {}  # of a trained head: data, recipe, figures
-        self._frozen: tuple[tuple[int, ...], Adapter] | None = None
+        self._changing = [*self.down.values(), *self.up.values()]  # a list: parameter dictionaries are slow to read
+        self._frozen: tuple[int, Adapter] | None = None
         self._drafting: tuple[Tensor, Any] | None = None
 
     @property
@@ -273,9 +274,9 @@ class Streams(nn.Module):
 
     def _frozen_adapter(self) -> Adapter:
         """The same object as long as the weights are the same: the target's session prepares it once."""
-        versions = tuple(parameter._version for parameter in (*self.down.values(), *self.up.values()))
-        if self._frozen is None or self._frozen[0] != versions:
-            self._frozen = versions, Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
+        version = sum(parameter._version for parameter in self._changing)
+        if self._frozen is None or self._frozen[0] != version:
+            self._frozen = version, Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
         return self._frozen[1]
 
     def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:

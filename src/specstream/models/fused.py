@@ -78,19 +78,26 @@ def fused_layers(
         running: the pass that is running: its plan, and what it shall keep of what goes into its layers.
         part: the layers that are asked for; None for all.
     """
-    fused: list[FusedLayer] = []
     part = range(model.config.num_hidden_layers) if part is None else part
+    fused = _known(model, windows, quantized, part)
+    alone = [FusedLayers([layer], running) for layer in fused]
+    if [layer.index for layer in fused] != list(part):
+        return [(layer.module, run) for layer, run in zip(fused, alone, strict=True)]
+    stack = FusedStack(fused, alone, running)
+    return [(layer.module, stack.forward(at)) for at, layer in enumerate(fused)]
+
+
+def _known(
+    model: Any, windows: tuple[int, ...], quantized: Mapping[nn.Module, QuantizedWeight], part: range
+) -> list[FusedLayer]:
+    fused: list[FusedLayer] = []
     for layer in model.modules():
         if type(layer).__name__ in KINDS and type(layer).__module__.startswith("transformers."):
             matrices = {**_named(layer.self_attn, _ATTENTION_PARTS), **_named(layer.mlp, _MLP_PARTS)}
             if layer.self_attn.layer_idx in part and _fits(model, layer, matrices, quantized):
                 window = windows[layer.self_attn.layer_idx] if windows else 0
                 fused.append(FusedLayer(layer, matrices, window, quantized))
-    alone = [FusedLayers([layer], running) for layer in fused]
-    if [layer.index for layer in fused] != list(part):
-        return [(layer.module, run) for layer, run in zip(fused, alone, strict=True)]
-    stack = FusedStack(fused, alone, running)
-    return [(layer.module, stack.forward(at)) for at, layer in enumerate(fused)]
+    return fused
 
 
 class FusedLayer:
@@ -136,9 +143,14 @@ class FusedLayers:
     def __call__(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
     ) -> Tensor:
-        x, (cos, sin) = hidden_states.contiguous(), (part.contiguous() for part in position_embeddings)
-        y, (plan, states) = torch.empty_like(x), self._running()
-        caches = past_key_values.addresses.get(self) or self._addresses(past_key_values, x)
+        return self.run(hidden_states, position_embeddings, past_key_values, *self._running())
+
+    def run(
+        self, hidden: Tensor, rotations: tuple[Tensor, Tensor], cache: Any, plan: TreePlan, states: States | None
+    ) -> Tensor:
+        """A pass of this plan, ``[rows, nodes, hidden]`` in and out, which fills ``states``."""
+        x, (cos, sin) = hidden.contiguous(), (part.contiguous() for part in rotations)
+        y, caches = torch.empty_like(x), cache.addresses.get(self) or self._addresses(cache, x)
         tensors = (x, cos, sin, y, plan.lengths, plan.paths, plan.depths)
         kept = self._kept(states, x) if states else None
         about = _Pass(*(tensor.data_ptr() for tensor in tensors), kept, *x.shape[:2], torch.get_num_threads())
@@ -189,6 +201,34 @@ class FusedStack:
             return hidden_states if self._whole else alone(hidden_states, **settings)
 
         return later if at else first
+
+
+class FusedTop:
+    """The layers from one on with what the model has around them: positions become rotations before, its norm follows.
+
+    Such a pass is short, and to go through the model's own ``forward``, past all the layers below, would take as long.
+
+    Args:
+        model, windows, quantized: as for ``fused_layers``.
+        first: the layer to begin with. The kernel has to know all from there on.
+    """
+
+    def __init__(
+        self, model: Any, windows: tuple[int, ...], quantized: Mapping[nn.Module, QuantizedWeight], first: int
+    ) -> None:
+        layers = _known(model, windows, quantized, range(first, model.config.num_hidden_layers))
+        self._layers = FusedLayers(layers, _nothing_runs)
+        self._rotate, self._norm = model.base_model.rotary_emb, model.base_model.norm
+
+    def __call__(self, hidden: Tensor, positions: Tensor, cache: Any, plan: TreePlan) -> Tensor:
+        """What goes into the first layer -> final, normed states, both ``[rows, nodes, hidden]``."""
+        rotations = self._rotate(hidden, position_ids=positions)
+        normed: Tensor = self._norm(self._layers.run(hidden, rotations, cache, plan, None))
+        return normed
+
+
+def _nothing_runs() -> tuple[TreePlan, None]:
+    raise AssertionError("these layers are run by name, not in the place of a module")
 
 
 def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:

@@ -107,11 +107,15 @@ class HuggingFaceTarget:
 
     def upper(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, adapter: Adapter) -> Tensor:
         """A pass that begins at ``layer``; see ``TargetSession.branch``."""
+        arguments = self._arguments(cache, layout)
+        top = None if layout.plan is None else self.runtime.top(layer, adapter)
+        if top is not None and layout.plan is not None:
+            return top(hidden, arguments["position_ids"], cache, layout.plan)
         with (
             self.runtime.adapted(layout.plan, layer, adapter),
             self.family.key_positions(layout.key_positions),
         ):
-            return run_upper(self.model, self.layers, layer, hidden, **self._arguments(cache, layout))
+            return run_upper(self.model, self.layers, layer, hidden, **arguments)
 
     def lower(self, cache: TreeCache, tokens: Tensor, layout: Layout, layer: int) -> Tensor:
         """A pass that ends before ``layer``: what goes into it, ``[rows, width, hidden]``."""

@@ -24,7 +24,7 @@ from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native, quantized
-from specstream.models.fused import fused_layers
+from specstream.models.fused import FusedTop, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -86,7 +86,8 @@ class Runtime:
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
         self._parts: dict[range, Swaps] = {}
-        self._adapted: WeakKeyDictionary[Adapter, tuple[Swaps, Swaps]] = WeakKeyDictionary()
+        self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
+        self._tops: WeakKeyDictionary[Adapter, FusedTop] = WeakKeyDictionary()
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
@@ -147,16 +148,27 @@ class Runtime:
 
     @contextmanager
     def adapted(self, plan: TreePlan | None, first: int, adapter: Adapter) -> Iterator[None]:
-        """The same for a pass through the layers from ``first`` on, with an adapter's changes to linear layers.
-
-        Where our own kernels know the layers they read a copy of these layers' weights with the changes in them, as
-        bytes: such passes draft, so rounding changes the acceptance and never the output, and half of the memory is
-        read. Elsewhere the changes are computed beside the weights.
-        """
+        """The same for a pass through the layers from ``first`` on, with an adapter's changes beside their weights."""
         if adapter not in self._adapted:
-            self._adapted[adapter] = self._adapt(first, adapter)
-        with self._running(plan, None, self._adapted[adapter][plan is not None]):
+            swaps = dict(self._swaps)
+            beside = adapted(upper_linears(self.model, first), adapter, swaps)
+            self._adapted[adapter] = list({**swaps, **dict(beside)}.items())
+        with self._running(plan, None, self._adapted[adapter]):
             yield
+
+    def top(self, first: int, adapter: Adapter) -> FusedTop | None:
+        """What runs planned passes through those layers, if our own kernel does.
+
+        It reads a copy of their weights with the changes in them, as bytes: such passes draft, so rounding changes the
+        acceptance and never the output, and half of the memory is read.
+        """
+        if not self._stacked or self._weights:
+            return None
+        if adapter not in self._tops:
+            changed = merged(upper_linears(self.model, first), adapter)
+            weights = {linear: quantized.quantize(weight) for linear, weight in changed.items()}
+            self._tops[adapter] = FusedTop(self.model, self._layer_windows, weights, first)
+        return self._tops[adapter]
 
     @contextmanager
     def partial(self, plan: TreePlan | None, part: range, states: States | None = None) -> Iterator[None]:
@@ -168,19 +180,6 @@ class Runtime:
             swaps = list({**dict(swaps), **dict(self._parts[part])}.items())
         with self._running(plan, states, swaps):
             yield
-
-    def _adapt(self, first: int, adapter: Adapter) -> tuple[Swaps, Swaps]:
-        """What runs on adapted layers in passes through the model's own attention, and in planned ones."""
-        linears, swaps = upper_linears(self.model, first), dict(self._swaps)
-        beside = list({**swaps, **dict(adapted(linears, adapter, swaps))}.items())
-        if not self._stacked or self._weights:
-            return beside, beside
-        weights = {linear: quantized.quantize(weight) for linear, weight in merged(linears, adapter).items()}
-        layers = fused_layers(self.model, self._layer_windows, weights, _running, self._above(first))
-        return beside, layers
-
-    def _above(self, first: int) -> range:
-        return range(first, self.model.config.num_hidden_layers)
 
     @contextmanager
     def _running(self, plan: TreePlan | None, states: States | None, swaps: Swaps) -> Iterator[None]:

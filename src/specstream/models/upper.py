@@ -82,20 +82,29 @@ def swapped(swaps: Swaps) -> Iterator[None]:
 
 
 def upper_linears(model: Any, first: int) -> dict[str, Any]:
-    """The linear layers of the decoder layers from ``first`` on, by ``Adapter``'s names."""
-    return {
-        f"{index}.{name}": module
-        for index, layer in enumerate(decoder_layers(model))
-        if index >= first
-        for name, module in layer.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    }
+    """The linear layers of the decoder layers from ``first`` on, by ``Adapter``'s names.
+
+    One that PEFT has wrapped, while a base is being fine-tuned, is one layer still, under the name of what is wrapped.
+    """
+    found: dict[str, Any] = {}
+    for index, layer in enumerate(decoder_layers(model)):
+        own: list[str] = []
+        for name, module in layer.named_modules() if index >= first else ():
+            inside = any(name.startswith(f"{outer}.") for outer in own)
+            if not inside and isinstance(_base(module), (nn.Linear, Conv1D)):
+                own.append(name)
+                found[f"{index}.{name}"] = module
+    return found
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return getattr(module, "base_layer", module)
 
 
 def sizes(linear: Any) -> tuple[int, int]:
     """Inputs and outputs of a linear layer; GPT-2's keep their weights the other way round."""
     first, second = linear.weight.shape
-    return (first, second) if isinstance(linear, Conv1D) else (second, first)
+    return (first, second) if isinstance(_base(linear), Conv1D) else (second, first)
 
 
 def adapted(linears: Mapping[str, Any], adapter: Adapter, base: Mapping[nn.Module, Forward] | None = None) -> Swaps:
@@ -117,7 +126,7 @@ def merged(linears: Mapping[str, Any], adapter: Adapter) -> dict[nn.Module, Tens
     weights = {}
     for name, linear in linears.items():
         weight = linear.weight.detach().float()
-        weight = weight.t().contiguous() if isinstance(linear, Conv1D) else weight
+        weight = weight.t().contiguous() if isinstance(_base(linear), Conv1D) else weight
         if name in adapter.changes:
             down, up = adapter.changes[name]
             weight = weight + up.detach().float() @ down.detach().float()

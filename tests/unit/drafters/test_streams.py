@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -178,21 +180,40 @@ class Never(Head):
 
     def candidates(self, session, places, count):
         self.asked.append(list(places))
+        session.clock.seconds += 0.2
         return [[[4, 3][: min(count, 2)]] * GAMMA for _ in places]
 
 
-def test_text_on_which_streams_are_of_no_use_hardly_pays_for_them():
+class FakeClock:
+    """Time that passes only where something says that it took some."""
+
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_text_on_which_streams_are_of_no_use_hardly_pays_for_them(monkeypatch):
     """Every offer is declined after a few, but for a trial now and then."""
     table = torch.zeros(6, 5)
     table[:, 0] = 9.0
+    clock = FakeClock()
+    monkeypatch.setattr(time, "perf_counter", clock)
 
     class Target(TableModel):
         def begin(self, prefixes):
             session = super().begin(prefixes)
-            session.tap = lambda layers: None
+            score = session.score
+            session.tap, session.clock = lambda layers: None, clock
+
+            def timed(trees):
+                clock.seconds += 1 + 0.05 * (max(map(len, trees)) - 1)
+                return score(trees)
+
+            session.score = timed
             return session
 
-    drafter, rows = StreamsDrafter(Never()), start_rows([[1, 2]], [0], None)
+    drafter, rows, timings = StreamsDrafter(Never()), start_rows([[1, 2]], [0], None), Timings()
     for _ in decode(
         Target(table, 1),
         drafter,
@@ -200,8 +221,9 @@ def test_text_on_which_streams_are_of_no_use_hardly_pays_for_them():
         sampling=Sampling(),
         stopping=Stopping(max_new_tokens=300),
         speculation=Speculation(max_depth=3, controller=Controller()),
-        timings=Timings(),
+        timings=timings,
     ):
         pass
     assert rows[0].emitted == [0] * 300
     assert 1 <= len(drafter.head.asked) < 60
+    assert timings.decode < 300 * 1.05

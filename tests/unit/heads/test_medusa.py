@@ -87,10 +87,10 @@ def test_the_base_learns_nothing(model):
 def test_what_they_add_is_counted(model):
     hidden, vocab = 48, 300
     heads = MedusaHeads(model, num_heads=3, num_layers=2)
-    assert heads.extra_parameters(model) == 3 * (2 * hidden**2 + vocab * hidden)
-    assert heads.nbytes == 4 * heads.extra_parameters(model)
+    assert heads.extra_parameters == 3 * (2 * hidden**2 + vocab * hidden)
+    assert heads.nbytes == 4 * heads.extra_parameters
     few = MedusaHeads(model, num_heads=3, token_map=range(50))
-    assert few.extra_parameters(model) == 3 * (hidden**2 + 50 * hidden)
+    assert few.extra_parameters == 3 * (hidden**2 + 50 * hidden)
 
 
 def test_ranks_say_where_the_true_tokens_stood(model):

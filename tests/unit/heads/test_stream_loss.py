@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from specstream.heads.folder import fingerprint
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams, StreamsConfig
+from specstream.models.upper import upper_linears
 from tests.lossless.families import VOCAB, WINDOW, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,6 +88,27 @@ def test_the_shared_mode_trains_the_base_too():
     with torch.no_grad():
         own = model(BATCH, labels=BATCH).loss
     torch.testing.assert_close(parts["next"], own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "target"), [("llama", "q_proj"), ("gpt2", "c_attn")])
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_base_that_peft_is_fine_tuning_shares_its_layers_with_the_streams(family, target):
+    peft = pytest.importorskip("peft")
+    model = build.__wrapped__(family)
+    plain = set(upper_linears(model, 1))
+    settings = peft.LoraConfig(r=2, target_modules=[target], fan_in_fan_out=family == "gpt2", task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(model, settings)
+    assert set(upper_linears(model, 1)) == plain, "a wrapped layer is one layer, under its own name"
+    streams = Streams(model, StreamsConfig(gamma=2, layers=1, rank=4, mode="shared"))
+    total, _ = stream_loss(streams, BATCH, torch.ones_like(BATCH, dtype=torch.bool))
+    total.backward()
+    learning = {name: each for name, each in tuned.named_parameters() if each.requires_grad}
+    assert all("lora_" in name for name in learning)
+    assert all(each.grad is not None for each in learning.values())
+    assert all(parameter.grad is not None for parameter in streams.parameters())
+    merged = tuned.merge_and_unload()
+    assert fingerprint(merged) == fingerprint(build(family)), "PEFT's changes begin as none"
+    assert set(Streams(merged, streams.config).state_dict()) == set(streams.state_dict())
 
 
 def test_the_early_exit_learns_the_next_token():
