@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
 
-DrafterName = Literal["auto", "none", "lookup", "draft_model", "mixed"]
+DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -38,8 +38,13 @@ class EngineSettings(SamplingSettings, total=False):
     gamma: int | None
     max_speculation_depth: int | None
     branches: int
+    lookahead_window: int
+    lookahead_ngram: int
+    lookahead_guesses: int
     adaptive: bool
     draft_quantization: Literal["auto", "none", "int8", "int4"]
+    heads: str | None
+    pruning: float | None
     acceptance_threshold: float | None
     device: str
     dtype: Any
@@ -105,11 +110,19 @@ class EngineConfig(BaseModel):
         max_speculation_depth: the deepest token tree of any drafter. None leaves it to what is measured, up to
             ``DEEPEST``, and is ``UNMEASURED`` where nothing is (see ``adaptive``).
         branches: candidates per step; 1 drafts chains, more drafts trees.
+        lookahead_window: positions that ``lookahead`` guesses ahead, the paper's W; the last is ``lookahead_window +
+            lookahead_ngram - 3`` tokens deep; only those within ``max_speculation_depth`` are used. On a GPU more of
+            them pay; the paper has 15.
+        lookahead_ngram: tokens of its n-grams, the paper's N.
+        lookahead_guesses: most n-grams that it has verified in one pass, the paper's G.
         adaptive: measure what passes and drafts cost and how often drafts are accepted, and speculate only as deep as
             pays, down to not at all. False always drafts as deep as allowed. A generation that samples with a seed
             is never adaptive: it must repeat, and times do not.
         draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
             output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
+        heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; ``auto`` takes the
+            drafter they are for.
+        pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
         dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
@@ -125,8 +138,13 @@ class EngineConfig(BaseModel):
     gamma: int | None = Field(default=None, ge=1)
     max_speculation_depth: int | None = Field(default=None, ge=1)
     branches: int = Field(default=1, ge=1)
+    lookahead_window: int = Field(default=4, ge=1)
+    lookahead_ngram: int = Field(default=4, ge=2)
+    lookahead_guesses: int = Field(default=4, ge=1)
     adaptive: bool = True
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
+    heads: str | None = None
+    pruning: float | None = Field(default=None, gt=0, lt=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: Any = "auto"

@@ -22,12 +22,15 @@ from specstream.core.sampling import Sampling, draw
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
-from tests.lossless.table_model import TableModel
+from tests.lossless.table_model import TableHeads, TableModel, TableStreams
 
 VOCAB = 4
 LENGTH = 3
@@ -125,6 +128,43 @@ LOSSLESS = {
     "tree of 2, rows that end early": Case(drafter=draft(NEAR, 2), ends=frozenset({1}), length=4),
     "lookup chain": Case(drafter=lookup(), prompts=[LOOKUP_PROMPT]),
     "lookup branches": Case(drafter=lookup(3), prompts=[LOOKUP_PROMPT]),
+    "lookahead": Case(drafter=LookaheadDrafter(window=3, ngram=3), prompts=PROMPTS, runs=600, length=4),
+    "lookahead, the window alone, top-k": Case(
+        drafter=LookaheadDrafter(window=2, ngram=2, from_text=False),
+        prompts=PROMPTS[2:],
+        sampling=Sampling(temperature=1.2, top_k=3),
+        length=4,
+    ),
+    "medusa": Case(drafter=MedusaDrafter(TableHeads(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
+    "medusa, wrong heads, top-p, rows that end early": Case(
+        drafter=MedusaDrafter(TableHeads(WRONG), nodes=9),
+        sampling=Sampling(temperature=1.2, top_p=0.9),
+        ends=frozenset({1}),
+        length=4,
+    ),
+    "medusa, penalty": Case(
+        drafter=MedusaDrafter(TableHeads(NEAR), nodes=4, ranks=2),
+        prompts=PROMPTS[2:],
+        sampling=Sampling(temperature=1.0, repetition_penalty=1.5),
+        length=4,
+    ),
+    "streams": Case(drafter=StreamsDrafter(TableStreams(NEAR), sizes=(6,)), prompts=PROMPTS, runs=600, length=4),
+    "streams, wrong, top-p, rows that end early": Case(
+        drafter=StreamsDrafter(TableStreams(WRONG), sizes=(9,)),
+        sampling=Sampling(temperature=1.2, top_p=0.9),
+        ends=frozenset({1}),
+        length=4,
+    ),
+    "streams, pruned by the target's own favourites": Case(
+        drafter=StreamsDrafter(TableStreams(WRONG, exit=TARGET), sizes=(9,), pruning=0.3), length=4
+    ),
+    "streams, pruned by others, in batches of 3": Case(
+        drafter=StreamsDrafter(TableStreams(NEAR, exit=WRONG), sizes=(9,), pruning=0.2),
+        prompts=PROMPTS,
+        runs=600,
+        batch=3,
+        length=4,
+    ),
     "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
     "mixed tree in batches of 3": Case(
         drafter=mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=600, batch=3

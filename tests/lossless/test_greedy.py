@@ -13,12 +13,15 @@ from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
-from tests.lossless.table_model import TableModel
+from tests.lossless.table_model import TableHeads, TableModel, TableStreams
 
 # A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
 TARGET = TableModel.random(11, vocab=5, memory=4)
@@ -32,6 +35,13 @@ DRAFTERS = {
     "none": NoDrafter(),
     "lookup chain": LookupDrafter(min_ngram=1, max_ngram=4),
     "lookup tree": LookupDrafter(min_ngram=1, max_ngram=4, branches=3),
+    "lookahead": LookaheadDrafter(),
+    "lookahead, the window alone": LookaheadDrafter(window=3, ngram=3, from_text=False),
+    "medusa": MedusaDrafter(TableHeads(NEAR)),
+    "medusa, heads that are wrong": MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
+    "streams": StreamsDrafter(TableStreams(NEAR)),
+    "streams that are wrong": StreamsDrafter(TableStreams(TARGET.disturbed(15, 3.0)), sizes=(6,), ranks=2),
+    "streams, pruned": StreamsDrafter(TableStreams(NEAR, exit=NEAR), sizes=(15,), pruning=0.2),
     "draft chain, near": DraftModelDrafter(NEAR),
     "draft chain, wrong": DraftModelDrafter(WRONG, gamma=2),
     "draft chain, never says some tokens": DraftModelDrafter(TARGET.without(14, 2)),

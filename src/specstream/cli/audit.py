@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +10,7 @@ import typer
 from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.cli.prompts import read_prompts
+from specstream.cli.records import check_output, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,13 +53,15 @@ def audit(
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
     draft_quantization: options.DraftQuantization = "auto",
+    heads: options.HeadsFolder = None,
     output: _Output = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Check that speculation is lossless: decode again one token a pass, and list every divergence. Fails with 1."""
     texts = _texts(words, prompts)
     options.check_drafter(drafter)
-    _check_call(temperature, batch_size, output)
+    _check_call(temperature, batch_size)
+    check_output(output)
     settings = {
         "drafter": drafter,
         "gamma": k,
@@ -73,6 +74,7 @@ def audit(
         "dtype": dtype,
         "runtime": runtime,
         "draft_quantization": draft_quantization,
+        "heads": heads,
     }
     engine = load_engine(model, draft, settings)
     report = _audit(engine, texts, batch_size, chat)
@@ -87,7 +89,7 @@ def audit(
     }
     record = {**report.to_dict(), "provenance": engine.provenance(), "arguments": arguments}
     if output is not None:
-        _write(Path(output), record)
+        write_record(output, record)
     if as_json:
         print(json.dumps(record))
     else:
@@ -106,14 +108,12 @@ def _texts(words: str | None, prompts: str | None) -> list[Any]:
     return list(PROMPTS) if words is None else [words]
 
 
-def _check_call(temperature: float, batch_size: int, output: str | None) -> None:
+def _check_call(temperature: float, batch_size: int) -> None:
     """Refuse before a model is loaded what would be refused after it."""
     if temperature != 0:
         raise UsageError(f"temperature is {temperature}; give 0: sampled tokens have no single right choice")
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}; give 1 or more")
-    if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
-        raise UsageError(f"output is {output!r}; give the name of a file in a folder that exists and can be written to")
 
 
 def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) -> AuditReport:
@@ -133,16 +133,6 @@ def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) ->
             batch_size=batch_size,
             on_batch=lambda done: status.update(f"audited {done} of {len(texts)} prompts"),
         )
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    """Under a temporary name first, so that a report is whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _print(report: AuditReport, provenance: dict[str, Any]) -> None:

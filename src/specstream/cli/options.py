@@ -19,7 +19,17 @@ DraftQuantization = Annotated[
 ]
 Drafter = Annotated[
     str,
-    typer.Option("--drafter", help="none, lookup, draft_model, mixed (both), or auto: a draft if given, else lookup."),
+    typer.Option(
+        "--drafter",
+        help="none, lookup, lookahead, streams, medusa, draft_model, mixed, or auto: what is given, else lookup.",
+    ),
+]
+HeadsFolder = Annotated[
+    Text, typer.Option("--heads", help="A folder of heads trained for the model: streams or medusa.")
+]
+Pruning = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this."),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
 Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]

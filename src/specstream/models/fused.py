@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from specstream.models import native
 from specstream.models.native import TreePlan
 from specstream.models.quantized import QuantizedWeight
+from specstream.models.taps import States
 
 KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 """Decoder layers the kernel computes. Others that look alike scale residuals or order their norms otherwise."""
@@ -52,16 +53,21 @@ class _Cache(ctypes.Structure):
 
 class _Pass(ctypes.Structure):
     _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y", "lengths", "paths", "depths")),
+        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y", "lengths", "paths", "depths", "kept")),
         *((name, ctypes.c_int64) for name in ("rows", "nodes", "threads")),
     ]
+
+
+Running = Callable[[], tuple[TreePlan, States | None]]
+"""What a pass that is running is: its plan, and what it shall keep of what goes into its layers."""
 
 
 def fused_layers(
     model: Any,
     windows: tuple[int, ...],
     quantized: Mapping[nn.Module, QuantizedWeight],
-    plan: Callable[[], TreePlan],
+    running: Running,
+    part: range | None = None,
 ) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
     """The layers of a model that the kernel computes, each with what runs it.
 
@@ -69,20 +75,29 @@ def fused_layers(
         model: a transformers model on the CPU, in bf16 or f32.
         windows: of each layer, 0 for full attention; empty for full attention everywhere.
         quantized: the weights of linear layers that are to be read from fewer bits instead.
-        plan: the plan of the pass that is running.
+        running: the pass that is running: its plan, and what it shall keep of what goes into its layers.
+        part: the layers that are asked for; None for all.
     """
+    part = range(model.config.num_hidden_layers) if part is None else part
+    fused = _known(model, windows, quantized, part)
+    alone = [FusedLayers([layer], running) for layer in fused]
+    if [layer.index for layer in fused] != list(part):
+        return [(layer.module, run) for layer, run in zip(fused, alone, strict=True)]
+    stack = FusedStack(fused, alone, running)
+    return [(layer.module, stack.forward(at)) for at, layer in enumerate(fused)]
+
+
+def _known(
+    model: Any, windows: tuple[int, ...], quantized: Mapping[nn.Module, QuantizedWeight], part: range
+) -> list[FusedLayer]:
     fused: list[FusedLayer] = []
     for layer in model.modules():
         if type(layer).__name__ in KINDS and type(layer).__module__.startswith("transformers."):
             matrices = {**_named(layer.self_attn, _ATTENTION_PARTS), **_named(layer.mlp, _MLP_PARTS)}
-            if _fits(model, layer, matrices, quantized):
+            if layer.self_attn.layer_idx in part and _fits(model, layer, matrices, quantized):
                 window = windows[layer.self_attn.layer_idx] if windows else 0
                 fused.append(FusedLayer(layer, matrices, window, quantized))
-    alone = [FusedLayers([layer], plan) for layer in fused]
-    if [layer.index for layer in fused] != list(range(model.config.num_hidden_layers)):
-        return [(layer.module, run) for layer, run in zip(fused, alone, strict=True)]
-    stack = FusedStack(fused, alone, plan)
-    return [(layer.module, stack.forward(at)) for at, layer in enumerate(fused)]
+    return fused
 
 
 class FusedLayer:
@@ -120,21 +135,36 @@ class FusedLayers:
     layers, and what stays, the addresses in the cache, is kept with the cache.
     """
 
-    def __init__(self, layers: Sequence[FusedLayer], plan: Callable[[], TreePlan]) -> None:
-        self._layers, self._plan = layers, plan
+    def __init__(self, layers: Sequence[FusedLayer], running: Running) -> None:
+        self._layers, self._running = layers, running
         self._constants = (ctypes.c_void_p * len(layers))(*(ctypes.addressof(layer.constants) for layer in layers))
         self._run = native.kernel("layers", layers[0].dtype, *layers[0].bits)
 
     def __call__(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
     ) -> Tensor:
-        x, (cos, sin) = hidden_states.contiguous(), (part.contiguous() for part in position_embeddings)
-        y, plan = torch.empty_like(x), self._plan()
-        caches = past_key_values.addresses.get(self) or self._addresses(past_key_values, x)
+        return self.run(hidden_states, position_embeddings, past_key_values, *self._running())
+
+    def run(
+        self, hidden: Tensor, rotations: tuple[Tensor, Tensor], cache: Any, plan: TreePlan, states: States | None
+    ) -> Tensor:
+        """A pass of this plan, ``[rows, nodes, hidden]`` in and out, which fills ``states``."""
+        x, (cos, sin) = hidden.contiguous(), (part.contiguous() for part in rotations)
+        y, caches = torch.empty_like(x), cache.addresses.get(self) or self._addresses(cache, x)
         tensors = (x, cos, sin, y, plan.lengths, plan.paths, plan.depths)
-        about = _Pass(*(tensor.data_ptr() for tensor in tensors), *x.shape[:2], torch.get_num_threads())
+        kept = self._kept(states, x) if states else None
+        about = _Pass(*(tensor.data_ptr() for tensor in tensors), kept, *x.shape[:2], torch.get_num_threads())
         self._run(self._constants, caches, ctypes.byref(about), len(self._layers))
         return y
+
+    def _kept(self, states: States, like: Tensor) -> Any:
+        """Where the kernel is to leave what goes into layers; nothing for the others."""
+        kept = (ctypes.c_void_p * len(self._layers))()
+        for at, layer in enumerate(self._layers):
+            if layer.index in states:
+                states[layer.index] = into = torch.empty_like(like)
+                kept[at] = into.data_ptr()
+        return ctypes.cast(kept, ctypes.c_void_p)
 
     def _addresses(self, cache: Any, like: Tensor) -> Any:
         tensors = []
@@ -154,11 +184,9 @@ class FusedStack:
     Between two calls a core's caches hold weights and nothing of Python, so each return costs more than it seems.
     """
 
-    def __init__(
-        self, layers: Sequence[FusedLayer], alone: Sequence[FusedLayers], plan: Callable[[], TreePlan]
-    ) -> None:
+    def __init__(self, layers: Sequence[FusedLayer], alone: Sequence[FusedLayers], running: Running) -> None:
         self._modules, self._alone = [layer.module for layer in layers], alone
-        self._together = FusedLayers(layers, plan)
+        self._together = FusedLayers(layers, running)
         self._whole = False
 
     def forward(self, at: int) -> Callable[..., Tensor]:
@@ -173,6 +201,34 @@ class FusedStack:
             return hidden_states if self._whole else alone(hidden_states, **settings)
 
         return later if at else first
+
+
+class FusedTop:
+    """The layers from one on with what the model has around them: positions become rotations before, its norm follows.
+
+    Such a pass is short, and to go through the model's own ``forward``, past all the layers below, would take as long.
+
+    Args:
+        model, windows, quantized: as for ``fused_layers``.
+        first: the layer to begin with. The kernel has to know all from there on.
+    """
+
+    def __init__(
+        self, model: Any, windows: tuple[int, ...], quantized: Mapping[nn.Module, QuantizedWeight], first: int
+    ) -> None:
+        layers = _known(model, windows, quantized, range(first, model.config.num_hidden_layers))
+        self._layers = FusedLayers(layers, _nothing_runs)
+        self._rotate, self._norm = model.base_model.rotary_emb, model.base_model.norm
+
+    def __call__(self, hidden: Tensor, positions: Tensor, cache: Any, plan: TreePlan) -> Tensor:
+        """What goes into the first layer -> final, normed states, both ``[rows, nodes, hidden]``."""
+        rotations = self._rotate(hidden, position_ids=positions)
+        normed: Tensor = self._norm(self._layers.run(hidden, rotations, cache, plan, None))
+        return normed
+
+
+def _nothing_runs() -> tuple[TreePlan, None]:
+    raise AssertionError("these layers are run by name, not in the place of a module")
 
 
 def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:

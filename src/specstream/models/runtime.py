@@ -13,18 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
+from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native, quantized
-from specstream.models.fused import fused_layers
+from specstream.models.fused import FusedTop, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
+from specstream.models.taps import States
+from specstream.models.upper import Swaps, adapted, merged, upper_linears
 
 RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
 Quantization = Literal["none", "int8", "int4"]
@@ -33,6 +37,9 @@ _ATTENTION = "specstream_native"  # the name of our attention in transformers' r
 
 _PASS: ContextVar[tuple[TreePlan | None, tuple[int, ...]]] = ContextVar("specstream_pass", default=(None, ()))
 """The pass that is running: transformers hands an attention function no argument of the caller's."""
+
+_STATES: ContextVar[States | None] = ContextVar("specstream_states", default=None)
+"""What the pass that is running shall keep."""
 
 _BATCH_HINT = 8  # tokens the packed layout is laid out for: the width of a usual tree
 
@@ -78,12 +85,17 @@ class Runtime:
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
+        self._parts: dict[range, Swaps] = {}
+        self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
+        self._tops: WeakKeyDictionary[Adapter, FusedTop] = WeakKeyDictionary()
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
+        self._stacked = False  # whether all layers of the model run on our own kernel
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
-            layers = fused_layers(model, self._layer_windows, weights, _plan)
+            layers = fused_layers(model, self._layer_windows, weights, _running)
+            self._stacked = len(layers) == model.config.num_hidden_layers
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
 
@@ -123,12 +135,60 @@ class Runtime:
         """What the native attention needs to know of a pass; None if the pass goes through the model's own."""
         return tree_plan(trees, width, lengths) if self.own_attention(len(trees), width) else None
 
+    def stacked(self, plan: TreePlan | None) -> bool:
+        """Whether a pass of this plan runs through our own stack of layers, which keeps states by itself."""
+        return plan is not None and self._stacked
+
     @contextmanager
-    def kernels(self, plan: TreePlan | None = None) -> Iterator[None]:
-        """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime."""
-        token = _PASS.set((plan, self._layer_windows))
-        configs = self._configs if plan is not None else {}
+    def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:
+        """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime.
+
+        Args:
+            plan: of the pass, if it is narrow enough for the runtime's own attention.
+            states: filled by our own stack of layers with what goes into those that are its keys.
+        """
+        with self._running(plan, states, self._swaps if plan is None else self._planned_swaps):
+            yield
+
+    @contextmanager
+    def adapted(self, plan: TreePlan | None, first: int, adapter: Adapter) -> Iterator[None]:
+        """The same for a pass through the layers from ``first`` on, with an adapter's changes beside their weights."""
+        if adapter not in self._adapted:
+            swaps = dict(self._swaps)
+            beside = adapted(upper_linears(self.model, first), adapter, swaps)
+            self._adapted[adapter] = list({**swaps, **dict(beside)}.items())
+        with self._running(plan, None, self._adapted[adapter]):
+            yield
+
+    def top(self, first: int, adapter: Adapter) -> FusedTop | None:
+        """What runs planned passes through those layers, if our own kernel does.
+
+        It reads a copy of their weights with the changes in them, as bytes: such passes draft, so rounding changes the
+        acceptance and never the output, and half of the memory is read.
+        """
+        if not self._stacked or self._weights:
+            return None
+        if adapter not in self._tops:
+            changed = merged(upper_linears(self.model, first), adapter)
+            weights = {linear: quantized.quantize(weight) for linear, weight in changed.items()}
+            self._tops[adapter] = FusedTop(self.model, self._layer_windows, weights, first)
+        return self._tops[adapter]
+
+    @contextmanager
+    def partial(self, plan: TreePlan | None, part: range, states: States | None = None) -> Iterator[None]:
+        """The same for a pass through some of the layers, which our own stack would not leave out."""
         swaps = self._swaps if plan is None else self._planned_swaps
+        if self.stacked(plan):
+            if part not in self._parts:
+                self._parts[part] = fused_layers(self.model, self._layer_windows, self._weights, _running, part)
+            swaps = list({**dict(swaps), **dict(self._parts[part])}.items())
+        with self._running(plan, states, swaps):
+            yield
+
+    @contextmanager
+    def _running(self, plan: TreePlan | None, states: States | None, swaps: Swaps) -> Iterator[None]:
+        token, keeping = _PASS.set((plan, self._layer_windows)), _STATES.set(states)
+        configs = self._configs if plan is not None else {}
         try:
             for config in configs.values():
                 config._attn_implementation_internal = _ATTENTION
@@ -142,12 +202,28 @@ class Runtime:
             for config in configs.values():
                 config._attn_implementation_internal = self._own_attention
             _PASS.reset(token)
+            _STATES.reset(keeping)
+
+
+def lend_kernels(module: nn.Module, name: str) -> None:
+    """Let the linear layers of trained heads run on the kernels of a runtime, from now on: a few rows at a time.
+
+    Args:
+        module: ours alone, and not to be trained; its weights stay where they are.
+        name: of the target's runtime.
+    """
+    for linear, forward in list(_linear_forwards(module, name, {})):
+        linear.__dict__["forward"] = forward
 
 
 def _plan() -> TreePlan:
     plan, _ = _PASS.get()
     assert plan is not None
     return plan
+
+
+def _running() -> tuple[TreePlan, States | None]:
+    return _plan(), _STATES.get()
 
 
 def _attend(

@@ -28,6 +28,7 @@ extern "C" struct Pass {
   void *y;                   // like x
   const int64_t *lengths;    // as in Attention, like paths and depths
   const int32_t *paths, *depths;
+  void *const *kept; // of each layer, where to leave a copy of what goes into it, or null; null for none at all
   int64_t rows, nodes, threads;
 };
 
@@ -196,6 +197,7 @@ template <class T, class W> void run_layers(const Layer *const *layers, const Ca
   const T *x = static_cast<const T *>(pass.x);
   for (long i = 0; i < count; i++) {
     T *y = i + 1 < count ? states[i % 2] : static_cast<T *>(pass.y);
+    if (pass.kept && pass.kept[i]) std::memcpy(pass.kept[i], x, size * sizeof(T));
     Turns turns[7];
     Block<T, W> block(*layers[i], caches[i], pass, x, y, memory, turns);
 #pragma omp parallel num_threads(pass.threads)

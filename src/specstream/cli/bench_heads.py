@@ -1,0 +1,148 @@
+"""`specstream bench-heads`: trained heads, lookup, a draft model and plain decoding on the same prompts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specstream.cli import options
+from specstream.cli.loading import load_engine
+from specstream.cli.records import check_output, write_record
+from specstream.errors import UsageError
+
+if TYPE_CHECKING:
+    from specstream.evaluation.heads import Comparison, Figures, Side
+
+NEEDING = {"streams": "streams", "medusa": "medusa", "draft_model": "draft", "mixed": "draft"}
+"""Drafters and the option that each of them needs."""
+
+_Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, or lines like its own.")]
+_PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
+_Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of streams trained for the model.")]
+_Medusa = Annotated[options.Text, typer.Option("--medusa", help="A folder of Medusa heads trained for the model.")]
+_Drafters = Annotated[
+    list[str], typer.Option("--drafter", help="Only these; may be repeated. Default: all that are at hand.")
+]
+_Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write every sample to this JSON file.")]
+
+
+def bench_heads(
+    prompts: _Prompts,
+    model: options.Model = "smollm2-135m",
+    streams: _Streams = None,
+    medusa: _Medusa = None,
+    draft: options.Draft = None,
+    drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
+    per_category: _PerCategory = 20,
+    max_new_tokens: options.MaxNewTokens = 128,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    output: _Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
+    from specstream.evaluation.heads import read_questions
+
+    given = {"streams": streams, "medusa": medusa, "draft": draft}
+    names = _chosen(drafter, given)
+    check_output(output)
+    questions = read_questions(prompts, per_category)
+    settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
+    engine = load_engine(model, None, {**settings, "drafter": "none"})
+    sides = _sides(engine, names, given, settings)
+    comparison = _compare(engine, sides, questions)
+    arguments = {
+        **settings,
+        "model": model,
+        **given,
+        "drafter": names,
+        "prompts": prompts,
+        "per_category": per_category,
+    }
+    record = {**comparison.to_dict(), "provenance": engine.provenance(), "arguments": arguments}
+    if output is not None:
+        write_record(output, record)
+    if as_json:
+        print(json.dumps(record))
+    else:
+        _print(comparison, record["provenance"], engine.model.num_parameters())
+
+
+def _chosen(wanted: list[str], given: dict[str, str | None]) -> list[str]:
+    """The drafters to measure; plain decoding is always there and not named."""
+    for name in wanted:
+        options.check_drafter(name)
+        if (needs := NEEDING.get(name)) and given[needs] is None:
+            raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
+    at_hand = [name for name, needs in NEEDING.items() if given[needs] is not None]
+    return [name for name in wanted or [*at_hand, "lookup", "lookahead"] if name not in ("none", "auto")]
+
+
+def _sides(engine: Any, names: list[str], given: dict[str, str | None], settings: dict[str, Any]) -> list[Side]:
+    from specstream.config import engine_config
+    from specstream.evaluation.heads import PLAIN, Side
+    from specstream.parts import build_parts, extra_parameters
+
+    sides = [Side(name=PLAIN, parts=engine.parts, parameters=0)]
+    for name in names:
+        heads = given[name] if name in ("streams", "medusa") else None
+        draft = given["draft"] if NEEDING.get(name) == "draft" else None
+        config = engine_config({**settings, "drafter": name, "heads": heads})  # type: ignore[typeddict-item]
+        parts = build_parts(engine.target, engine.tokenizer, draft, config)
+        sides.append(Side(name=name, parts=parts, parameters=extra_parameters(parts.drafter, engine.target)))
+    return sides
+
+
+def _compare(engine: Any, sides: list[Side], questions: list[Any]) -> Comparison:
+    from rich.console import Console
+
+    from specstream.evaluation.heads import compare
+    from specstream.parts import most_nodes
+
+    engine.target.prepare(rows=1, nodes=max(most_nodes(side.parts) for side in sides) + 1)
+    # On a terminal only: elsewhere rich shows no status.
+    with Console(stderr=True).status(f"{len(sides)} drafters on {len(questions)} prompts") as status:
+        return compare(
+            sides,
+            questions,
+            engine.config.generation,
+            on_question=lambda done: status.update(f"{done} of {len(questions)} prompts"),
+        )
+
+
+def _print(comparison: Comparison, provenance: dict[str, Any], base: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(110, Console().width))
+    table = Table(
+        "drafter", "extra parameters", "tokens/pass", "accepted at 1, 2, 3, 4", "tokens/s", "x plain", "equal"
+    )
+    for each in comparison.figures():
+        table.add_row(*_cells(each, base))
+    console.print(table)
+    table = Table("tokens/pass and x plain", *comparison.categories)
+    for side in comparison.sides:
+        own = [
+            next(each for each in comparison.figures(name) if each.side == side.name) for name in comparison.categories
+        ]
+        table.add_row(side.name, *(f"{each.mean_accepted_length:.2f} {each.ratio:.2f}x" for each in own))
+    console.print(table)
+    print("tokens/s of decoding, the prompt on neither side; x plain: over plain decoding of the same process, in turn")
+    print(", ".join(str(provenance[key]) for key in ("model", "dtype", "device", "runtime", "cpu")))
+
+
+def _cells(figures: Figures, base: int) -> list[str]:
+    extra = f"{figures.parameters:,} ({figures.parameters / base:.2%})" if figures.parameters else "0"
+    return [
+        figures.side,
+        extra,
+        f"{figures.mean_accepted_length:.2f}",
+        " ".join(f"{share:.2f}" for share in figures.acceptance),
+        f"{figures.tokens_per_second:.1f}",
+        f"{figures.ratio:.2f} (median {figures.middle_ratio:.2f})",
+        f"{figures.equal} of {figures.outputs}",
+    ]

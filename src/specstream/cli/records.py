@@ -1,0 +1,32 @@
+"""Reports that commands write: whole, or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specstream.errors import UsageError
+
+
+def check_output(output: str | None) -> None:
+    """Refuse before anything is measured what could not be written afterwards.
+
+    Raises:
+        UsageError: a folder, or a place that cannot be written to.
+    """
+    if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
+        raise UsageError(f"output is {output!r}; give the name of a file in a folder that exists and can be written to")
+
+
+def write_record(output: str, record: Mapping[str, Any]) -> None:
+    """As JSON, under a temporary name first."""
+    path = Path(output)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,181 @@
+"""Streams and Medusa heads as users choose them: a folder, in Python and on the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from specstream import SpeculativeEngine
+from specstream.cli import main
+from specstream.errors import HeadMismatchError, ModelNotFoundError, UsageError
+from specstream.heads.medusa import MedusaHeads
+from specstream.heads.streams import Streams, StreamsConfig
+from tests.tiny import tiny_model, tiny_tokenizer
+
+PROMPTS = ["the cat sat on the", "one two three one two three one"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, model, tokenizer):
+    """A model, and untrained heads of it: streams, streams with an early exit, Medusa."""
+    root = tmp_path_factory.mktemp("heads")
+    model.save_pretrained(root / "model")
+    tokenizer.save_pretrained(root / "model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        Streams(model, StreamsConfig(gamma=3, layers=1, rank=2)).save(root / "streams")
+        Streams(model, StreamsConfig(gamma=3, layers=1, rank=2, pruning_rank=2)).save(root / "pruned")
+        MedusaHeads(model, num_heads=3).save(root / "medusa")
+    return root
+
+
+@pytest.fixture
+def run(capsys, folders):
+    """Exit code, stdout and stderr of a command about the tiny model."""
+
+    def command(verb, *words):
+        with pytest.raises(SystemExit) as exit_:
+            main([verb, *words, "-m", str(folders / "model"), "--dtype", "float32"])
+        return exit_.value.code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("folder", "drafter", "settings"),
+    [
+        ("streams", "streams", {}),
+        ("pruned", "streams", {"pruning": 0.001}),
+        ("medusa", "medusa", {}),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
+    model, tokenizer, folders, folder, drafter, settings, named
+):
+    plain = SpeculativeEngine(model, tokenizer, drafter="none")
+    chosen = {"drafter": drafter} if named else {}
+    # Without a controller something is drafted in every round.
+    engine = SpeculativeEngine(
+        model, tokenizer, heads=str(folders / folder), adaptive=False, max_speculation_depth=3, **chosen, **settings
+    )
+    for prompt in PROMPTS:
+        result = engine.generate(prompt, max_new_tokens=20)
+        assert result.token_ids == plain.generate(prompt, max_new_tokens=20).token_ids
+        assert result.drafter == drafter
+    assert engine.provenance()["heads"] == str(folders / folder)
+    assert engine.benchmark(PROMPTS[:1], num_runs=1, max_new_tokens=12)["drafted"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"drafter": "streams"}, UsageError, "drafter is 'streams' and there are no heads; give heads="),
+        ({"drafter": "medusa", "heads": "streams"}, UsageError, "holds 'streams'; give drafter='streams'"),
+        ({"drafter": "lookup", "heads": "streams"}, UsageError, "drafter is 'lookup' and there are heads"),
+        ({"drafter": "lookup", "pruning": 0.1}, UsageError, "pruning is 0.1 and drafter is 'lookup'"),
+        ({"heads": "streams", "pruning": 0.1}, UsageError, "has no early exit; give no pruning"),
+        ({"heads": "streams", "pruning": 1.5}, UsageError, "pruning is 1.5; give a value that is less than 1"),
+        ({"heads": "streams", "draft_model": "x"}, UsageError, "and there is a draft_model; give one of them"),
+        ({"heads": "model"}, ModelNotFoundError, "holds 'llama'; give a folder of streams or medusa"),
+        ({"heads": "nowhere"}, ModelNotFoundError, "no heads in .*; give a folder that training wrote"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(model, tokenizer, folders, settings, error, message):
+    if "heads" in settings:
+        settings = {**settings, "heads": str(folders / settings["heads"])}
+    with pytest.raises(error, match=message):
+        SpeculativeEngine(model, tokenizer, **settings)
+
+
+@pytest.mark.parametrize("kind", ["streams", "medusa"])
+def test_heads_of_another_base_are_refused_by_name(tokenizer, folders, kind):
+    with pytest.raises(
+        HeadMismatchError, match=rf"{kind}.* belong to llama \(\w+\) and the model is llama \(\w+\); give"
+    ):
+        SpeculativeEngine(tiny_model(seed=5), tokenizer, heads=str(folders / kind))
+
+
+def test_generate_takes_heads(run, folders):
+    code, out, _ = run("generate", "one two", "--heads", str(folders / "streams"), "-n", "8", "--no-chat", "--json")
+    assert code == 0
+    assert json.loads(out)["drafter"] == "streams"
+    code, _, err = run("generate", "one two", "--drafter", "streams", "-n", "8")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "give heads=" in err
+
+
+@pytest.mark.parametrize("kind", ["streams", "pruned", "medusa"])
+def test_the_audit_passes_heads(run, folders, kind):
+    code, out, _ = run("audit", "one two", "--heads", str(folders / kind), "-n", "12", "--no-chat", "--json")
+    report = json.loads(out)
+    assert (code, report["passed"]) == (0, True)
+    assert report["drafted"] > 0
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Like Spec-Bench's file: 3 prompts of one category, 2 of another."""
+    file = tmp_path_factory.mktemp("prompts") / "question.jsonl"
+    records = [
+        {"question_id": at, "category": "writing" if at < 3 else "coding", "turns": [f"the cat {at}", "and then?"]}
+        for at in range(5)
+    ]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return file
+
+
+def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, questions, tmp_path):
+    heads = ["--streams", str(folders / "streams"), "--medusa", str(folders / "medusa"), "--draft", "self:int8"]
+    amount = ["--per-category", "2", "-n", "10", "--output", str(tmp_path / "report.json")]
+    code, out, err = run("bench-heads", "--prompts", str(questions), *heads, *amount)
+    assert (code, err) == (0, "")
+    for word in ("streams", "medusa", "lookup", "lookahead", "draft_model", "mixed", "plain", "writing", "coding"):
+        assert word in out
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    figures = {each["side"]: each for each in report["all"]}
+    assert list(figures) == ["plain", "streams", "medusa", "draft_model", "mixed", "lookup", "lookahead"]
+    assert len(report["samples"]) == 4 * len(figures)
+    plain = figures["plain"]
+    assert (plain["mean_accepted_length"], plain["ratio"], plain["parameters"]) == (1, 1, 0)
+    assert plain["acceptance"] == [0, 0, 0, 0]
+    assert all(each["equal"] == each["outputs"] == 4 for each in figures.values())
+    assert figures["streams"]["parameters"] == 3 * 48 + 2 * (2 * 96 + 2 * 72 + 3 * 144)
+    assert figures["medusa"]["parameters"] == 3 * (48 * 48 + 300 * 48)
+    assert figures["draft_model"]["parameters"] == 0, "the target drafts for itself"
+    assert report["arguments"]["per_category"] == 2
+    assert report["provenance"]["runtime"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--drafter", "streams"], "drafter is 'streams' and there is no --streams; give one"),
+        (["--drafter", "magic"], "drafter is 'magic'; give one of"),
+        (["--prompts", "nowhere.jsonl"], "prompts 'nowhere.jsonl' cannot be read"),
+        (["--output", "/nowhere/report.json"], "give the name of a file in a folder that exists"),
+    ],
+)
+def test_bench_heads_refuses_before_a_model_is_loaded(run, questions, words, message):
+    code, out, err = run("bench-heads", "--prompts", str(questions), *words)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_prompts_without_a_category_are_refused_by_line(run, tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"category": "a", "turns": ["b"]}\n\n{"turns": ["c"]}\n', encoding="utf-8")
+    code, _, err = run("bench-heads", "--prompts", str(tmp_path / "some.jsonl"))
+    assert code == 2
+    assert "some.jsonl:3 has no 'category' and 'turns'" in err
