@@ -26,7 +26,7 @@ the median."""
 
 FIRST_LIMIT = 1.25
 """The first pass of a width may pay for what the others find done: until there is a second, it counts at most so many
-times what was expected."""
+times what was expected. If two widths in a row are dearer than that, the second is believed: passes are dear here."""
 
 FIRST_STEP_LIMIT = 0.25
 """So does the first step of a drafter: at most so many plain passes."""
@@ -95,7 +95,8 @@ class Costs:
     def __init__(self) -> None:
         self._passes: dict[int, dict[int, _Newest]] = {}  # rows -> width -> seconds
         self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
-        self._known: dict[tuple[int, int], float] = {}  # (rows, width) -> what `passing` answered since the last pass
+        self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
+        self._forgiving = True
         self.plain_passes, self._now = 0, 0
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> None:
@@ -105,8 +106,9 @@ class Costs:
         if width in table:
             table[width].add(seconds, self._now)
         else:
-            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes else math.inf
+            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
             self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
+            self._forgiving = seconds <= limit
         self._now += 1
         self._known.clear()
 
@@ -119,7 +121,7 @@ class Costs:
             limit = FIRST_STEP_LIMIT * self.passing(rows, 1) if self._passes else math.inf
             table[rows] = _Drafting.first(steps, behind, seconds, limit)
 
-    def steps(self, rows: int, source: str, steps: int) -> float:
+    def steps(self, rows: int, source: str, steps: float) -> float:
         """Of drafting ``steps`` tokens deep; 0 for a drafter that was never tried."""
         known = _nearest(self._drafts.get(source, {}), rows, None)
         return steps * known.step.typical if known else 0.0
@@ -129,14 +131,19 @@ class Costs:
         known = _nearest(self._drafts.get(source, {}), rows, None)
         return max(0, unread - READ_ANYWAY) * known.reading if known else 0.0
 
-    def passing(self, rows: int, width: int) -> float:
+    def passing(self, rows: int, width: float) -> float:
         """Of a pass; between and beyond the measured widths along a line, and never less than a narrower one."""
         if (rows, width) not in self._known:
             self._known[rows, width] = self._passing(rows, width)
         return self._known[rows, width]
 
-    def _passing(self, rows: int, width: int) -> float:
-        tables = {each: self._table(each) for each in self._passes}
+    def at_most(self, rows: int, width: int) -> float:
+        """Of a pass, if what is no longer believed was right after all: what a trial may cost."""
+        known = self._passes.get(rows, {}).get(width)
+        return max(self.passing(rows, width), known.typical if known else 0.0)
+
+    def _passing(self, rows: int, width: float) -> float:
+        tables = {each: table for each in self._passes if (table := self._table(each))}
         table = tables.get(rows, {})
         if len(table) > 1:
             return _along(table, width)
@@ -150,11 +157,13 @@ class Costs:
         return {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
 
 
-def _along(table: dict[int, float], width: int) -> float:
+def _along(table: dict[int, float], width: float) -> float:
     widths = sorted(table)
     seconds = dict(zip(widths, accumulate((table[each] for each in widths), max), strict=True))
-    if width in seconds or len(widths) == 1:
-        return seconds.get(width, table[widths[0]])
+    if len(widths) == 1:
+        return table[widths[0]]
+    if (exact := int(width)) == width and exact in seconds:
+        return seconds[exact]
     above = next((at for at, other in enumerate(widths) if other > width), len(widths) - 1)
     low, high = widths[max(above - 1, 0)], widths[max(above, 1)]
     slope = (seconds[high] - seconds[low]) / (high - low)

@@ -95,3 +95,21 @@ def test_each_source_and_number_of_rows_has_its_own_price():
     costs.observe_draft(8, "a", 1, 1, 40.0)
     costs.observe_draft(1, "b", 1, 1, 70.0)
     assert [costs.steps(*which, 1) for which in ((1, "a"), (2, "a"), (7, "a"), (5, "b"))] == [10, 10, 40, 70]
+
+
+def test_a_wide_price_that_grew_old_is_taken_from_the_narrower_ones_again():
+    costs = measured({1: 30.0, 2: 33.0, 6: 600.0})
+    assert costs.passing(1, 6) == 600
+    for _ in range(200):
+        costs.observe_pass(1, 1, 30.0)
+        costs.observe_pass(1, 2, 33.0)
+    assert costs.passing(1, 6) < 60
+    assert costs.at_most(1, 6) == 600, "what it may cost is not forgotten"
+
+
+def test_rows_of_which_only_old_wide_passes_are_known_borrow_from_others():
+    costs = measured({4: 70.0}, rows=3)
+    for _ in range(50):
+        costs.observe_pass(1, 1, 30.0)
+        costs.observe_pass(1, 2, 33.0)
+    assert 30 <= costs.passing(3, 4) <= 70
