@@ -40,11 +40,13 @@ def build_app() -> typer.Typer:
 
 def _register_verbs(app: typer.Typer) -> None:
     # The order here is the order of `specstream --help`. A verb is a plain function: app.command()(function).
-    from specstream.cli import audit, compare, generate, models
+    from specstream.cli import audit, compare, distill_data, generate, models, train
 
     app.command()(generate.generate)
     app.command()(compare.compare)
     app.command()(audit.audit)
+    app.command("distill-data")(distill_data.distill_data)
+    app.command()(train.train)
     app.add_typer(models.app, name="models")
 
 
@@ -128,3 +130,7 @@ def _usage_message(error: Exception) -> str:
     message = str(error.format_message()) if hasattr(error, "format_message") else str(error)
     context = getattr(error, "ctx", None)
     return f"{message} (see {context.command_path} --help)" if context is not None else message
+
+
+if __name__ == "__main__":
+    main()
