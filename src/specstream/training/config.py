@@ -172,7 +172,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         name, equals, value = override.partition("=")
         if not equals or not name:
             raise UsageError(f"--set is {override!r}; give key=value, such as training.num_train_steps=100")
-        _set(values, name, yaml.safe_load(value))
+        try:
+            _set(values, name, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
     return train_config(values)
 
 
