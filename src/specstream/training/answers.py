@@ -126,14 +126,14 @@ class AnswerFile:
                     "give another --output, or remove it"
                 )
 
-    def begin(self, record: dict[str, Any], unit: int) -> int:
-        """Write the record, drop lines that are no whole batch of ``unit``, and say how many are there."""
+    def begin(self, record: dict[str, Any], unit: int, total: int) -> int:
+        """Write the record, keep the lines of whole batches of ``unit``, and say how many of ``total`` are there."""
         if self.path.exists() and not self.partial.exists():  # finished with a smaller limit
             os.replace(self.path, self.partial)
         write_json(self.record, {**record, "identity": self._identity, "complete": False})
         lines = self.partial.read_bytes().splitlines(keepends=True) if self.partial.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]
-        kept = whole[: len(whole) // unit * unit]
+        kept = whole if len(whole) >= total else whole[: len(whole) // unit * unit]
         with self.partial.open("ab") as file:
             file.truncate(sum(map(len, kept)))
         return len(kept)
@@ -186,7 +186,7 @@ def distill(
         "provenance": engine.provenance(),
     }
     file = AnswerFile(output, _identity(settings, engine))
-    done = file.begin(record, settings.batch_size)
+    done = file.begin(record, settings.batch_size, len(usable))
     on_batch(Advance(done=min(done, len(usable)), total=len(usable)))
     for start in range(done, len(usable), settings.batch_size):
         batch = usable[start : start + settings.batch_size]
