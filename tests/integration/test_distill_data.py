@@ -122,6 +122,12 @@ def test_a_limit_takes_a_part_and_a_larger_one_goes_on(run, files, monkeypatch):
     assert lines(files / "out.jsonl") == whole[:5]
 
 
+def test_so_many_prompts_of_each_file(run, files):
+    assert run("--per-file", "3")[0] == 0
+    sources = [answer["source"].partition("/")[2].partition(":")[0] for answer in lines(files / "out.jsonl")]
+    assert sorted(sources) == ["a.json"] * 3 + ["b.jsonl"] * 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

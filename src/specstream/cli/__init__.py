@@ -130,7 +130,3 @@ def _usage_message(error: Exception) -> str:
     message = str(error.format_message()) if hasattr(error, "format_message") else str(error)
     context = getattr(error, "ctx", None)
     return f"{message} (see {context.command_path} --help)" if context is not None else message
-
-
-if __name__ == "__main__":
-    main()

@@ -22,6 +22,7 @@ _Exclude = Annotated[
     typer.Option("--exclude", help="A file of held-out prompts to leave out; may be repeated."),
 ]
 _Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="Most prompts to answer.")]  # noqa: UP045
+_PerFile = Annotated[Optional[int], typer.Option("--per-file", min=1, help="Most prompts of each file.")]  # noqa: UP045
 _BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Prompts answered at once.")]
 _MaxPrompt = Annotated[int, typer.Option("--max-prompt-tokens", min=1, help="Leave longer prompts out.")]
 _Shuffle = Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the files, so that a limit takes of all.")]
@@ -35,6 +36,7 @@ def distill_data(
     model: options.Model = "smollm2-135m",
     exclude: _Exclude = None,
     limit: _Limit = None,
+    per_file: _PerFile = None,
     batch_size: _BatchSize = 16,
     max_new_tokens: options.MaxNewTokens = 256,
     max_prompt_tokens: _MaxPrompt = 768,
@@ -68,6 +70,7 @@ def distill_data(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
+        per_file=per_file,
         temperature=temperature,
         top_p=top_p,
         seed=seed,

@@ -33,6 +33,7 @@ class AnswerSettings:
         batch_size: prompts answered at once.
         max_new_tokens: of an answer.
         max_prompt_tokens: longer prompts are left out.
+        per_file: prompts to take of each file at most, None for all.
         temperature: 0 is greedy decoding.
         top_p: of sampling.
         seed: of sampling; the answer to a prompt does not depend on its batch.
@@ -46,6 +47,7 @@ class AnswerSettings:
     batch_size: int = 16
     max_new_tokens: int = 256
     max_prompt_tokens: int = 768
+    per_file: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
@@ -82,8 +84,9 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
     )
     seen: set[tuple[str, ...]] = set()
     left_out = {"repeated": 0, "excluded": 0}
-    questions = []
+    questions: list[Question] = []
     for file in settings.prompts:
+        own: list[Question] = []
         for number, record in enumerate(read_records(file), 1):
             prompt = prompt_of(record, f"{file}:{number}")
             if prompt in excluded:
@@ -92,12 +95,18 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
                 left_out["repeated"] += 1
             else:
                 seen.add(same(prompt))
-                questions.append(Question(prompt=prompt, source=f"{Path(file).parent.name}/{Path(file).name}:{number}"))
+                own.append(Question(prompt=prompt, source=f"{Path(file).parent.name}/{Path(file).name}:{number}"))
+        questions += _shuffled(own, settings)[: settings.per_file]
     if not questions:
         raise UsageError("no prompt is left; give --prompts a file of prompts that --exclude does not hold")
-    if settings.shuffle:  # by a hash, so that the order of some does not depend on which others are there
-        questions.sort(key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
-    return questions, left_out
+    return _shuffled(questions, settings), left_out
+
+
+def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Question]:
+    """By a hash, so that the order of some does not depend on which others are there."""
+    if not settings.shuffle:
+        return questions
+    return sorted(questions, key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
 
 
 class AnswerFile:

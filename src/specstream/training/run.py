@@ -68,7 +68,6 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
     with Journal(root if main else None, config.logging, settings, quiet=quiet or not main) as journal:
         prepared = _prepare(config, str(accelerator.device))
         data = load_examples(config.data, prepared.tokenizer, config.training.seed)
-        journal.say(f"{config.recipe}: {len(data[0])} examples to train on, {len(data[1])} held out, in {root}")
         loop = Loop(
             prepared.trainee,
             data,
@@ -78,6 +77,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
             checkpoints=checkpoints,
             record={"config": settings, "provenance": provenance(str(accelerator.device), config.model.dtype)},
         )
+        journal.say(f"{config.recipe}: {len(data[0])} examples to train on, {len(data[1])} held out, in {root}")
         outcome = loop.run()
         if main:
             journal.plot()
