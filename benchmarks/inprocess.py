@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.prompts import Item
 from specstream.config import GenerationConfig
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -124,8 +124,8 @@ class Spoiled:
         self._vocab_size = vocab_size
         self.name = f"{drafter.name}, drafts spoiled"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> SpoiledSession:
-        return SpoiledSession(self._drafter.begin(prompts, sampling), self._vocab_size)
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> SpoiledSession:
+        return SpoiledSession(self._drafter.begin(prompts, sampling, session), self._vocab_size)
 
 
 class SpoiledSession:

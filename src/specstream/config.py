@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
 
-DrafterName = Literal["auto", "none", "lookup", "draft_model", "mixed"]
+DrafterName = Literal["auto", "none", "lookup", "lookahead", "draft_model", "mixed"]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -34,6 +34,9 @@ class EngineSettings(SamplingSettings, total=False):
     gamma: int
     max_speculation_depth: int
     branches: int
+    lookahead_window: int
+    lookahead_ngram: int
+    lookahead_guesses: int
     adaptive: bool
     draft_quantization: Literal["auto", "none", "int8", "int4"]
     acceptance_threshold: float | None
@@ -100,6 +103,11 @@ class EngineConfig(BaseModel):
         gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``).
         max_speculation_depth: the deepest token tree of any drafter; lookup drafts this far.
         branches: candidates per step; 1 drafts chains, more drafts trees.
+        lookahead_window: positions that ``lookahead`` guesses ahead, the paper's W; the last is ``lookahead_window +
+            lookahead_ngram - 3`` tokens deep; only those within ``max_speculation_depth`` are used. On a GPU more of
+            them pay; the paper has 15.
+        lookahead_ngram: tokens of its n-grams, the paper's N.
+        lookahead_guesses: most n-grams that it has verified in one pass, the paper's G.
         adaptive: measure what passes and drafts cost and how often drafts are accepted, and speculate only as deep as
             pays, down to not at all. False always drafts as deep as allowed. A generation that samples with a seed
             is never adaptive: it must repeat, and times do not.
@@ -120,6 +128,9 @@ class EngineConfig(BaseModel):
     gamma: int = Field(default=4, ge=1)
     max_speculation_depth: int = Field(default=5, ge=1)
     branches: int = Field(default=1, ge=1)
+    lookahead_window: int = Field(default=4, ge=1)
+    lookahead_ngram: int = Field(default=4, ge=2)
+    lookahead_guesses: int = Field(default=4, ge=1)
     adaptive: bool = True
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)

@@ -20,6 +20,7 @@ from specstream.core.controller import Controller
 from specstream.core.decode import Row, Speculation
 from specstream.core.ports import Drafter
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
@@ -292,6 +293,10 @@ def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config
         return NoDrafter()
     if name == "lookup":
         return LookupDrafter(branches=config.branches)
+    if name == "lookahead":
+        return LookaheadDrafter(
+            window=config.lookahead_window, ngram=config.lookahead_ngram, guesses=config.lookahead_guesses
+        )
     model = DraftModelDrafter(
         _draft_target(target, tokenizer, draft, config),
         gamma=config.gamma,
@@ -348,7 +353,7 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
 def _check_choice(name: str, draft: Any) -> None:
     if draft is None and name in ("draft_model", "mixed"):
         raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
-    if draft is not None and name in ("none", "lookup"):
+    if draft is not None and name not in ("auto", "draft_model", "mixed"):
         raise UsageError(
             f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
         )

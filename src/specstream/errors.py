@@ -25,6 +25,10 @@ class VocabularyMismatchError(UsageError):
     """A draft and its target do not share one vocabulary."""
 
 
+class HeadMismatchError(UsageError):
+    """Heads that were trained for another base than the model they were given."""
+
+
 class NumericalError(SpecStreamError):
     """The model produced numbers that no token can be chosen from."""
 

@@ -36,7 +36,7 @@ def reference(model, tokenizer, prompt, tokens, **settings):
     return output[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("drafter", ["none", "lookup", "draft_model", "mixed"])
+@pytest.mark.parametrize("drafter", ["none", "lookup", "lookahead", "draft_model", "mixed"])
 def test_generate_equals_transformers(model, draft, tokenizer, drafter):
     drafts = draft if drafter in ("draft_model", "mixed") else None
     engine = SpeculativeEngine(model, tokenizer, drafts, drafter=drafter)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
-from specstream.core.ports import Drafter, Target, TargetSession
+from specstream.core.ports import Adapter, Drafter, Target, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
@@ -21,7 +22,7 @@ from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization
 from tests.lossless.families import build
 
-DRAFTERS = ("none", "lookup", "lookup-tree", "draft_model", "draft_model-tree", "mixed", "mixed-tree")
+DRAFTERS = ("none", "lookup", "lookup-tree", "lookahead", "draft_model", "draft_model-tree", "mixed", "mixed-tree")
 GAMMA = 3
 
 
@@ -39,6 +40,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return NoDrafter()
     if kind == "lookup":
         return LookupDrafter(min_ngram=1, branches=3 if branching else 1)
+    if kind == "lookahead":
+        return LookaheadDrafter(window=3, ngram=3, guesses=3)
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
     drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
     if kind == "mixed":  # a lookup that matches often, and not always
@@ -96,6 +99,15 @@ class RecordedSession:
         for record, scored, path in zip(self._logits, self._scored, paths, strict=True):
             record.extend(scored[node].clone() for node in path)
         self._session.commit(paths)
+
+    def tap(self, layers: Collection[int]) -> None:
+        self._session.tap(layers)
+
+    def states(self, layer: int) -> Tensor:
+        return self._session.states(layer)
+
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+        return self._session.branch(hidden, layer, adapter)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("the loop never rolls a target back")

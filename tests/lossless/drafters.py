@@ -22,7 +22,7 @@ class FunctionDrafter:
     tree: Callable[[DraftRequest], TokenTree]
     name: str = "function"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> FunctionDrafter:
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: object) -> FunctionDrafter:
         return self
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:

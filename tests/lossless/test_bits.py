@@ -35,7 +35,8 @@ BATCHES = {"3 rows": (0, 3), "1 row, growing": (0, 1), "1 row": (1, 2)}
 RUNTIMES: tuple[RuntimeName, ...] = ("auto", "eager")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DRAFTERS = ("none", "lookup", "draft_model", "draft_model-tree", "mixed", "self:int8")
+DRAFTERS = ("none", "lookup", "lookahead", "draft_model", "draft_model-tree", "mixed", "self:int8")
+BRANCHING = ("lookahead", "draft_model-tree")
 
 
 class Plain:
@@ -81,7 +82,7 @@ def test_what_is_called_bits_is_equal_to_the_bit(
     family: str, dtype: str, runtime: RuntimeName, drafter: str, record_property: Callable[[str, object], None]
 ) -> None:
     target, plain = case(family, dtype, runtime)
-    if drafter.endswith("-tree") and not target.runtime.exact_branches:
+    if drafter in BRANCHING and not target.runtime.exact_branches:
         pytest.skip("this runtime is exact along the first path of a tree only, which is another test")
     for name, (first, last) in BATCHES.items():
         recorded = Recorded(target)

@@ -22,6 +22,7 @@ from specstream.core.sampling import Sampling, draw
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
@@ -125,6 +126,13 @@ LOSSLESS = {
     "tree of 2, rows that end early": Case(drafter=draft(NEAR, 2), ends=frozenset({1}), length=4),
     "lookup chain": Case(drafter=lookup(), prompts=[LOOKUP_PROMPT]),
     "lookup branches": Case(drafter=lookup(3), prompts=[LOOKUP_PROMPT]),
+    "lookahead": Case(drafter=LookaheadDrafter(window=3, ngram=3), prompts=PROMPTS, runs=600, length=4),
+    "lookahead, the window alone, top-k": Case(
+        drafter=LookaheadDrafter(window=2, ngram=2, from_text=False),
+        prompts=PROMPTS[2:],
+        sampling=Sampling(temperature=1.2, top_k=3),
+        length=4,
+    ),
     "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
     "mixed tree in batches of 3": Case(
         drafter=mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=600, batch=3

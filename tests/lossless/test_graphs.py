@@ -20,6 +20,7 @@ from specstream.core.ports import Drafter
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
@@ -74,6 +75,7 @@ def drafters(draft: HuggingFaceTarget) -> dict[str, Drafter]:
     return {
         "none": NoDrafter(),
         "lookup": LookupDrafter(min_ngram=1),
+        "lookahead": LookaheadDrafter(window=3, ngram=3),
         "draft_model": DraftModelDrafter(draft, gamma=GAMMA),
         "mixed": MixedDrafter(LookupDrafter(min_ngram=1), DraftModelDrafter(draft, gamma=GAMMA)),
     }

@@ -13,6 +13,7 @@ from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
@@ -32,6 +33,8 @@ DRAFTERS = {
     "none": NoDrafter(),
     "lookup chain": LookupDrafter(min_ngram=1, max_ngram=4),
     "lookup tree": LookupDrafter(min_ngram=1, max_ngram=4, branches=3),
+    "lookahead": LookaheadDrafter(),
+    "lookahead, the window alone": LookaheadDrafter(window=3, ngram=3, from_text=False),
     "draft chain, near": DraftModelDrafter(NEAR),
     "draft chain, wrong": DraftModelDrafter(WRONG, gamma=2),
     "draft chain, never says some tokens": DraftModelDrafter(TARGET.without(14, 2)),

@@ -19,7 +19,9 @@ DraftQuantization = Annotated[
 ]
 Drafter = Annotated[
     str,
-    typer.Option("--drafter", help="none, lookup, draft_model, mixed (both), or auto: a draft if given, else lookup."),
+    typer.Option(
+        "--drafter", help="none, lookup, lookahead, draft_model, mixed, or auto: a draft if given, else lookup."
+    ),
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
 Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]

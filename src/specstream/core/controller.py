@@ -164,7 +164,7 @@ class Controller:
         plain = self._costs.passing(rows, 1)
         options = [[_Option(offer, self._of(offer)) for offer in available] for available in offers]
         every = [option for available in options for option in available]
-        most = max((option.depth for option in every if option.offer.tree is None), default=0)
+        most = max((option.offer.steps(option.depth) for option in every), default=0)
         for width in sorted({width for option in every for width in option.widths[1:]}):
             for steps in range(min(most, width - 1) + 1):
                 plan = self._plan([_pick(available, steps, width) for available in options], width)
@@ -175,7 +175,7 @@ class Controller:
     def _plan(self, choices: list[Choice], width: int) -> _Plan:
         rows, tokens = len(choices), 0.0
         for choice in choices:
-            tokens += self._of(choice[0]).expected[choice[1]] if choice else 1.0
+            tokens += (choice[0].expected or self._of(choice[0]).expected)[choice[1]] if choice else 1.0
         seconds, reading = self._costs.passing(rows, width), 0.0
         for source, (deepest, unread) in _steps(choices).items():
             seconds += self._costs.steps(rows, source, deepest)
@@ -206,14 +206,14 @@ class _Option:
 
     def __init__(self, offer: Offer, acceptance: Acceptance) -> None:
         self.offer = offer
-        self.depth = min(offer.depth, acceptance.reach)
-        self.expected = acceptance.expected
+        self.depth = offer.depth if offer.expected else min(offer.depth, acceptance.reach)
+        self.expected = offer.expected or acceptance.expected
         self.widths = [offer.width(depth) for depth in range(self.depth + 1)]
 
     def within(self, steps: int, width: int) -> int:
         """How deep it goes."""
         depth = bisect_right(self.widths, width) - 1
-        return depth if self.offer.tree is not None else min(depth, steps)
+        return depth if self.offer.steps(depth) <= steps else steps
 
 
 def _pick(options: Sequence[_Option], steps: int, width: int) -> Choice:
@@ -228,8 +228,8 @@ def _pick(options: Sequence[_Option], steps: int, width: int) -> Choice:
 
 
 def _kind(offer: Offer) -> str:
-    """What is tried anew as one: a drafter that takes steps, or all those whose trees are known: only passes cost."""
-    return offer.source if offer.tree is None else ""
+    """What is tried anew, and priced, as one: a drafter that takes steps, or all known trees: only passes cost."""
+    return offer.source.partition("/")[0] if offer.tree is None else ""
 
 
 def _steps(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
@@ -237,6 +237,6 @@ def _steps(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
     steps: dict[str, tuple[int, int]] = {}
     for offer, depth in filter(None, choices):
         if offer.tree is None:
-            deepest, unread = steps.get(offer.source, (0, 0))
-            steps[offer.source] = max(deepest, depth), max(unread, offer.unread)
+            deepest, unread = steps.get(_kind(offer), (0, 0))
+            steps[_kind(offer)] = max(deepest, offer.steps(depth)), max(unread, offer.unread)
     return steps

@@ -153,7 +153,7 @@ def decode(
     started = time.perf_counter()
     active = list(rows)
     session = target.begin([row.tokens[:-1] for row in active])
-    drafts = drafter.begin([row.tokens for row in active], sampling)
+    drafts = drafter.begin([row.tokens for row in active], sampling, session)
     clock = Clock(session)
     timings.prefill += time.perf_counter() - started
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +12,18 @@ from torch import Tensor
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """Low-rank changes to linear layers of a model (LoRA, Hu et al., arXiv 2106.09685): ``y += up @ (down @ x)``.
+
+    Attributes:
+        changes: ``down`` ``[rank, inputs]`` and ``up`` ``[outputs, rank]`` by the linear layer's name: the index of its
+            decoder layer, a dot and its name in there, such as ``24.self_attn.q_proj``.
+    """
+
+    changes: Mapping[str, tuple[Tensor, Tensor]]
 
 
 class TargetSession(Protocol):
@@ -34,6 +46,38 @@ class TargetSession(Protocol):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop every row that is not named."""
+
+    def tap(self, layers: Collection[int]) -> None:
+        """From the next pass on, keep what goes into these decoder layers besides those asked for before.
+
+        Layers count from 0; their number stands for the language-model head, into which the final, normed state goes.
+        A session that nobody taps keeps nothing, and to tap changes no bit of the logits.
+        """
+
+    def states(self, layer: int) -> Tensor:
+        """What went into a tapped layer at every node of the last pass, before its commit or after.
+
+        Returns:
+            ``[rows, width, hidden]`` in the model's dtype; beyond a row's own tree it is meaningless. Rows are numbered
+            as in that pass, and the next pass may overwrite it.
+        """
+
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+        """Run a chain of nodes behind each row's committed tokens through the layers from ``layer`` on, and forget it.
+
+        The nodes see the committed tokens, by the keys and values that are there already, and the nodes before them;
+        their own keys and values do not outlive the call.
+
+        Args:
+            hidden: what goes into ``layer``, ``[rows, nodes, hidden]`` in the model's dtype. The first node stands at
+                the position behind the last committed token.
+            layer: as in ``tap``.
+            adapter: changes to linear layers from ``layer`` on, for these nodes alone. Sessions remember what they
+                made of an adapter, so take another object for other changes.
+
+        Returns:
+            The final, normed states, those that go into the language-model head, ``[rows, nodes, hidden]``.
+        """
 
     @property
     def exact(self) -> str:
@@ -62,6 +106,11 @@ class Offer:
         branches: most nodes at each depth.
         tree: the tree itself, if it is known without drafting; None if each token of depth takes a step of the drafter.
         unread: tokens of the row that such a drafter has to read before its first step.
+        widths: nodes of the pass that takes it to depth 0, 1, ..., ``depth``: 1 at depth 0, and never fewer than at the
+            depth before. Empty where they are those of the tree, cut there; a drafter that has more scored says so.
+        expected: tokens that it emits if taken to depth 0, 1, ..., ``depth``, the target's own included, by what the
+            drafter measured itself; empty where the controller is to measure.
+        at_once: whether one step of the drafter drafts the whole tree, however deep.
     """
 
     source: str
@@ -69,9 +118,20 @@ class Offer:
     branches: int = 1
     tree: TokenTree | None = None
     unread: int = 0
+    widths: tuple[int, ...] = ()
+    expected: tuple[float, ...] = ()
+    at_once: bool = False
+
+    def steps(self, depth: int) -> int:
+        """Steps of the drafter that it takes to draft so deep."""
+        if self.tree is not None:
+            return 0
+        return min(depth, 1) if self.at_once else depth
 
     def width(self, depth: int) -> int:
         """Nodes of its tree, cut at ``depth``; the root is one of them."""
+        if self.widths:
+            return self.widths[depth]
         if self.tree is None:
             return 1 + depth * self.branches
         return sum(deep <= depth for deep in self.tree.depths)
@@ -117,5 +177,12 @@ class Drafter(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DraftSession:
-        """Start on a batch of prompts that will be decoded with ``sampling``."""
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
+        """Start on a batch of prompts that will be decoded with ``sampling``.
+
+        Args:
+            prompts: tokens of each row, the root of its first tree last.
+            sampling: how the target chooses tokens.
+            session: the target at work on this batch, for a drafter that lives on the target's hidden states: it
+                taps it here. Scoring, committing and dropping rows are the loop's.
+        """

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -37,10 +38,14 @@ class Verdict:
         path: accepted nodes of the tree, the root first.
         tokens: the tokens this pass emits: the accepted drafts, then one of the target's own (the bonus
             after a fully accepted path, the correction after a rejection; none after an accepted end).
+        choices: the token of the largest logit after every node, accepted or not, for a drafter that learns from them;
+            ``NO_CHOICE`` where the logits hold NaN or infinity, and beyond the tree meaningless. Nobody pays for what
+            is not asked for; ask before the next pass.
     """
 
     path: tuple[int, ...]
     tokens: tuple[int, ...]
+    choices: Callable[[], Sequence[int]] = field(default=tuple, compare=False, repr=False)
 
     @property
     def accepted(self) -> int:
@@ -76,8 +81,31 @@ def verify(
         NumericalError: NaN or infinite logits where the output meets them.
     """
     if sampling.greedy and not sampling.needs_context:
-        rows = zip(trees, deferred.fetch(trees, greedy_choices(logits)), strict=True)
-        return [verify_greedy(tree, lambda node, row=row: checked(row[node]), ends) for tree, row in rows]  # type: ignore[misc]
+        rows = deferred.fetch(trees, greedy_choices(logits))
+        verdicts = [
+            verify_greedy(tree, lambda node, row=row: checked(row[node]), ends)  # type: ignore[misc]
+            for tree, row in zip(trees, rows, strict=True)
+        ]
+        return _with_choices(verdicts, lambda: rows)
+    verdicts = _walks(trees, logits, contexts, sampling, generators, acceptance_threshold, ends)
+    return _with_choices(verdicts, lambda: greedy_choices(logits).tolist())
+
+
+def _with_choices(verdicts: Sequence[Verdict], choices: Callable[[], list[list[int]]]) -> list[Verdict]:
+    rows = cache(choices)
+    return [replace(verdict, choices=lambda row=row: rows()[row]) for row, verdict in enumerate(verdicts)]  # type: ignore[misc]
+
+
+def _walks(
+    trees: Sequence[TokenTree],
+    logits: Tensor,
+    contexts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    acceptance_threshold: float | None,
+    ends: frozenset[int],
+) -> list[Verdict]:
+    """``verify`` wherever the argmax alone does not decide."""
     if _on_the_device(trees, logits, sampling) and acceptance_threshold is None:
         judged = zip(trees, judge_chains(trees, logits, sampling, generators), strict=True)
         return [_chain_verdict(tree, accepted, following, ends) for tree, (accepted, following) in judged]

@@ -52,7 +52,9 @@ class DraftModelDrafter:
         self.model, self.gamma, self.branches = model, gamma, branches
         self.vocab_size = vocab_size
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> DraftModelSession:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+    ) -> DraftModelSession:
         limit = self.model.context_length
         # A prompt that the draft cannot hold is never drafted for, so the draft does not read it.
         prefixes = [prompt[:-1] if limit is None or len(prompt) < limit else [] for prompt in prompts]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from specstream.core.ports import DraftRequest, Offer
+from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -33,7 +33,9 @@ class LookupDrafter:
             raise UsageError(f"branches is {branches}; give 1 or more")
         self.max_ngram, self.min_ngram, self.branches = max_ngram, min_ngram, branches
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> LookupSession:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+    ) -> LookupSession:
         indexes = [SuffixIndex(self.min_ngram, self.max_ngram) for _ in prompts]
         return LookupSession(indexes, self.branches)
 

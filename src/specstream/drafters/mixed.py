@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -28,8 +28,9 @@ class MixedDrafter:
     def __init__(self, cheap: Drafter, model: Drafter) -> None:
         self.cheap, self.model = cheap, model
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> MixedSession:
-        return MixedSession(self.cheap.begin(prompts, sampling), self.model.begin(prompts, sampling))
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> MixedSession:
+        cheap, model = (drafter.begin(prompts, sampling, session) for drafter in (self.cheap, self.model))
+        return MixedSession(cheap, model)
 
 
 class MixedSession:

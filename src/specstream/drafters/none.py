@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specstream.core.ports import DraftRequest, Offer
+from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -15,7 +15,9 @@ class NoDrafter:
 
     name = "none"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> NoDrafter:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+    ) -> NoDrafter:
         return self
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:

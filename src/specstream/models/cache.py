@@ -92,6 +92,16 @@ class TreeCache(Cache):
         self._make_room(layer_idx, keys, values)
         return self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
 
+    def erase(self, layers: Sequence[int], width: int) -> None:
+        """Forget what the planned pass wrote into these layers: zeros, as if there had been none."""
+        for layer_idx in layers:
+            for buffers in (self._keys, self._values):
+                if self._slots is None:
+                    buffers[layer_idx][self._rows, :, self._starts[0] : self._starts[0] + width] = 0
+                else:
+                    rows, slots = self._slots
+                    buffers[layer_idx][self._rows][rows, :, slots] = 0
+
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep each row's path (node indices in increasing order) right behind its committed tokens."""
         moves: list[tuple[int, int, int]] = []  # row, from slot, to slot

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from specstream.models import native
 from specstream.models.native import TreePlan
 from specstream.models.quantized import QuantizedWeight
+from specstream.models.taps import States
 
 KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 """Decoder layers the kernel computes. Others that look alike scale residuals or order their norms otherwise."""
@@ -57,6 +58,8 @@ def fused_layers(
     windows: tuple[int, ...],
     quantized: Mapping[nn.Module, QuantizedWeight],
     plan: Callable[[], TreePlan],
+    states: Callable[[], States | None],
+    first: int = 0,
 ) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
     """The layers of a model that the kernel computes, each with what runs it.
 
@@ -65,17 +68,19 @@ def fused_layers(
         windows: of each layer, 0 for full attention; empty for full attention everywhere.
         quantized: the weights of linear layers that are to be read from fewer bits instead.
         plan: the plan of the pass that is running.
+        states: what that pass shall keep of what goes into its layers.
+        first: leave out the layers before.
     """
     fused: list[FusedLayer] = []
     for layer in model.modules():
         if type(layer).__name__ in KINDS and type(layer).__module__.startswith("transformers."):
             matrices = {**_named(layer.self_attn, _ATTENTION_PARTS), **_named(layer.mlp, _MLP_PARTS)}
-            if _fits(model, layer, matrices, quantized):
+            if layer.self_attn.layer_idx >= first and _fits(model, layer, matrices, quantized):
                 window = windows[layer.self_attn.layer_idx] if windows else 0
                 fused.append(FusedLayer(layer, matrices, window, quantized, plan))
-    if [layer.index for layer in fused] != list(range(model.config.num_hidden_layers)):
+    if [layer.index for layer in fused] != list(range(first, model.config.num_hidden_layers)):
         return [(layer.module, layer) for layer in fused]
-    stack = FusedStack(fused, plan)
+    stack = FusedStack(fused, plan, states)
     return [(fused[0].module, stack), *((layer.module, stack.behind(layer)) for layer in fused[1:])]
 
 
@@ -138,8 +143,10 @@ class FusedStack:
     Between two calls a core's caches hold weights and nothing of Python, so each return costs more than it seems.
     """
 
-    def __init__(self, layers: list[FusedLayer], plan: Callable[[], TreePlan]) -> None:
-        self._layers, self._plan = layers, plan
+    def __init__(
+        self, layers: list[FusedLayer], plan: Callable[[], TreePlan], states: Callable[[], States | None]
+    ) -> None:
+        self._layers, self._plan, self._states = layers, plan, states
         addresses = (ctypes.addressof(layer.constants) for layer in layers)
         self._constants = (ctypes.c_void_p * len(layers))(*addresses)
         self._whole = False
@@ -151,22 +158,36 @@ class FusedStack:
         self._whole = not any(each.module._forward_hooks or each.module._forward_pre_hooks for each in self._layers)
         if not self._whole:
             settings = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
-            return self._layers[0](hidden_states, **settings, **rest)
+            return self._alone(self._layers[0], hidden_states, **settings, **rest)
         cos, sin = (part.contiguous() for part in position_embeddings)
-        plan, x = self._plan(), hidden_states.contiguous()
-        states = [x, torch.empty_like(x), torch.empty_like(x)]
+        plan, source, free = self._plan(), hidden_states.contiguous(), list[Tensor]()
         passes = (_Pass * len(self._layers))()
         for at, layer in enumerate(self._layers):
-            source, target = states[0 if at == 0 else 2 - at % 2], states[1 + at % 2]
+            target = free.pop() if free else torch.empty_like(source)
             passes[at] = layer.arguments(source, target, (cos, sin), past_key_values, plan)
+            if not self._kept(layer, source) and at > 0:  # the first was the caller's
+                free.append(source)
+            source = target
         self._layers[0].run(ctypes.addressof(self._constants), ctypes.addressof(passes), len(passes))
-        return target
+        return source
+
+    def _kept(self, layer: FusedLayer, hidden_states: Tensor) -> bool:
+        """Whether the pass keeps what goes into this layer, which nothing may then overwrite."""
+        states = self._states()
+        if states is None or layer.index not in states:
+            return False
+        states[layer.index] = hidden_states
+        return True
+
+    def _alone(self, layer: FusedLayer, hidden_states: Tensor, **settings: Any) -> Tensor:
+        self._kept(layer, hidden_states)
+        return layer(hidden_states, **settings)
 
     def behind(self, layer: FusedLayer) -> Callable[..., Tensor]:
         """What runs a later layer: nothing, if the first has run it already."""
 
         def forward(hidden_states: Tensor, **settings: Any) -> Tensor:
-            return hidden_states if self._whole else layer(hidden_states, **settings)
+            return hidden_states if self._whole else self._alone(layer, hidden_states, **settings)
 
         return forward
 

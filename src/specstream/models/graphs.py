@@ -25,6 +25,7 @@ from specstream.models.cache import STEP, TreeCache, capacity_for
 from specstream.models.exactness import WIDTHS
 from specstream.models.layout import Layout, block_rows, lay_out, token_columns
 from specstream.models.selftest import relative_errors, tolerance
+from specstream.models.taps import States
 
 WARM_UPS = 2
 """Passes before a capture: libraries allocate, and choose their kernels, in the first ones."""
@@ -39,22 +40,23 @@ Capture = Callable[[Run], tuple[Tensor, Callable[[], None]]]
 
 @dataclass(frozen=True)
 class Captured:
-    """One graph: where its integers go, where its logits come out, and how to run it."""
+    """One graph: where its integers go, where its logits and the states it keeps come out, and how to run it."""
 
     block: Tensor
     output: Tensor
     replay: Callable[[], None]
+    states: States
 
 
 @dataclass(eq=False)
 class Arena:
-    """Buffers ``[rows, heads, capacity, head_dim]`` of every layer, and the graphs over them by rows and width."""
+    """Buffers ``[rows, heads, capacity, head_dim]`` of every layer; the graphs over them by rows, width and taps."""
 
     rows: int
     capacity: int
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
-    graphs: dict[tuple[int, int], Captured] = field(default_factory=dict)
+    graphs: dict[tuple[int, int, frozenset[int]], Captured] = field(default_factory=dict)
 
     def make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
         """Buffers for a layer that has none yet."""
@@ -163,7 +165,7 @@ class StaticPasses:
     """Runs passes of one model.
 
     Args:
-        forward: ``(cache, tokens [rows, width], layout) -> logits [rows, width, vocab]``.
+        forward: ``(cache, tokens [rows, width], layout, states) -> logits [rows, width, vocab]``; it fills ``states``.
         device: where.
         capture: makes a graph of a pass; None runs every pass as it is.
         give_up: told when the model cannot be captured; passes then run as they are.
@@ -171,7 +173,7 @@ class StaticPasses:
 
     def __init__(
         self,
-        forward: Callable[[TreeCache, Tensor, Layout], Tensor],
+        forward: Callable[[TreeCache, Tensor, Layout, States], Tensor],
         device: torch.device,
         capture: Capture | None,
         give_up: Callable[[], None],
@@ -185,30 +187,31 @@ class StaticPasses:
         """A cache for a batch whose longest row has ``needed`` tokens."""
         return StaticCache(self._arenas, rows, capacity_for(needed))
 
-    def score(self, cache: StaticCache, trees: Sequence[TokenTree], width: int) -> Tensor:
-        """Logits ``[rows, width, vocab]`` of one pass; nothing later overwrites them."""
+    def score(self, cache: StaticCache, trees: Sequence[TokenTree], width: int, states: States) -> Tensor:
+        """Logits ``[rows, width, vocab]`` of one pass, which fills ``states``; nothing later overwrites either."""
         cache.reserve(max(cache.lengths) + width)
         block = upload(block_rows(trees, width, cache.lengths), self._device)
         place(trees, token_columns(block, width))
-        graph = self._graph(cache, block, width)
+        graph = self._graph(cache, block, width, states)
         if graph is None:
-            return self._pass(cache, block, width)
+            return self._pass(cache, block, width, states)
         graph.block.copy_(block)
         graph.replay()
+        states.update({layer: None if kept is None else kept.clone() for layer, kept in graph.states.items()})
         return graph.output.clone()  # the next replay, of any graph, may write there
 
-    def _pass(self, cache: StaticCache, block: Tensor, width: int) -> Tensor:
+    def _pass(self, cache: StaticCache, block: Tensor, width: int, states: States) -> Tensor:
         slots, layout = lay_out(block, width, cache.capacity)
         cache.bind(slots)
-        return self._forward(cache, token_columns(block, width), layout)
+        return self._forward(cache, token_columns(block, width), layout, states)
 
-    def _graph(self, cache: StaticCache, block: Tensor, width: int) -> Captured | None:
+    def _graph(self, cache: StaticCache, block: Tensor, width: int, states: States) -> Captured | None:
         if self.capture is None:
             return None
-        key = (len(cache.lengths), width)
+        key = (len(cache.lengths), width, frozenset(states))
         if key not in cache.arena.graphs:
             try:
-                cache.arena.graphs[key] = self._record(self.capture, cache, block.clone(), width)
+                cache.arena.graphs[key] = self._record(self.capture, cache, block.clone(), width, states)
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -219,8 +222,9 @@ class StaticPasses:
                 return None
         return cache.arena.graphs[key]
 
-    def _record(self, capture: Capture, cache: StaticCache, block: Tensor, width: int) -> Captured:
-        graph = Captured(block, *capture(lambda: self._pass(cache, block, width)))
+    def _record(self, capture: Capture, cache: StaticCache, block: Tensor, width: int, wanted: States) -> Captured:
+        states: States = dict.fromkeys(wanted)
+        graph = Captured(block, *capture(lambda: self._pass(cache, block, width, states)), states)
         longest = max(cache.lengths) + width + 1
         if not self._follows and longest <= cache.capacity:
             self._check(graph, cache, width)
@@ -235,7 +239,7 @@ class StaticPasses:
         """
         ahead = graph.block.clone()
         ahead[:, 0] += 1
-        expected = self._pass(cache, ahead, width)
+        expected = self._pass(cache, ahead, width, {})
         graph.block.copy_(ahead)
         graph.replay()
         off = relative_errors(graph.output, expected).median()

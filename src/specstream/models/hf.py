@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, TreeCache
 from specstream.models.exactness import Exactness
@@ -16,6 +18,8 @@ from specstream.models.graphs import CudaCapture, StaticCache, StaticPasses, rou
 from specstream.models.layout import Layout
 from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
+from specstream.models.taps import States, decoder_layers, tapped
+from specstream.models.upper import run_upper
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
@@ -76,26 +80,56 @@ class HuggingFaceTarget:
         """The same without the self-tests and without padding; ``masked``: through the model's own attention only."""
         return HuggingFaceSession(self, prefixes, None, masked=masked)
 
-    def forward(self, cache: TreeCache, tokens: Tensor, layout: Layout, *, last_only: bool = False) -> Tensor:
-        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``)."""
-        arguments: dict[str, Any] = {}
+    def forward(
+        self,
+        cache: TreeCache,
+        tokens: Tensor,
+        layout: Layout,
+        states: States | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``).
+
+        The pass leaves in ``states`` what went into the layers that are its keys.
+        """
+        arguments = self._arguments(cache, layout)
+        if last_only and self.family.takes_logits_to_keep:
+            arguments["logits_to_keep"] = 1
+        with (
+            self.runtime.kernels(layout.plan, states),
+            self.family.key_positions(layout.key_positions),
+            tapped(self.model, states or {}, self.runtime.stacked(layout.plan)),
+        ):
+            logits: Tensor = self.model(input_ids=tokens, **arguments).logits
+        return logits
+
+    def upper(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, adapter: Adapter) -> Tensor:
+        """A pass that begins at ``layer``; see ``TargetSession.branch``."""
+        with (
+            self.runtime.adapted(layout.plan, layer, adapter),
+            self.family.key_positions(layout.key_positions),
+        ):
+            return run_upper(self.model, self.layers, layer, hidden, **self._arguments(cache, layout))
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        """The model's decoder layers."""
+        return decoder_layers(self.model)
+
+    def _arguments(self, cache: TreeCache, layout: Layout) -> dict[str, Any]:
+        """What the model's forward takes besides the tokens."""
+        arguments: dict[str, Any] = {
+            "attention_mask": self._masks(layout) if layout.plan is None else None,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
         positions = layout.positions
         if self.family.takes_positions:
             if self.context_length is not None:  # padding may stand beyond the last position; it is never read
                 positions = positions.clamp(max=self.context_length - 1)
             arguments["position_ids"] = positions
-        if last_only and self.family.takes_logits_to_keep:
-            arguments["logits_to_keep"] = 1
-        with self.runtime.kernels(layout.plan), self.family.key_positions(layout.key_positions):
-            output = self.model(
-                input_ids=tokens,
-                attention_mask=self._masks(layout) if layout.plan is None else None,
-                past_key_values=cache,
-                use_cache=True,
-                **arguments,
-            )
-        logits: Tensor = output.logits
-        return logits
+        return arguments
 
     def cache(self, prefixes: Sequence[Sequence[int]]) -> TreeCache:
         """An empty cache for a batch of these."""
@@ -146,6 +180,7 @@ class HuggingFaceSession:
         self._bits = exactness is not None
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
         self._width = 0
+        self._states: States = {}
         self.cache = target.cache(prefixes)
         for row, prefix in enumerate(prefixes):
             self._prefill(row, prefix)
@@ -177,13 +212,35 @@ class HuggingFaceSession:
         passes = self._target.passes
         if passes is not None and isinstance(self.cache, StaticCache):
             self._width = rounded_width(width)
-            return passes.score(self.cache, trees, self._width)
+            return passes.score(self.cache, trees, self._width, self._states)
         device = self._target.model.device
         self.cache.plan(width, device)
         tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
         layout = self._layout(trees, width)
         self._width, self._exact_branches = width, layout.plan is not None and self._target.runtime.exact_branches
-        return self._target.forward(self.cache, tokens, layout)
+        return self._target.forward(self.cache, tokens, layout, self._states)
+
+    def tap(self, layers: Collection[int]) -> None:
+        count = len(self._target.layers)
+        if unknown := [layer for layer in layers if not 0 <= layer <= count]:
+            raise ValueError(f"cannot tap layer {unknown[0]} of a model of {count} layers")
+        self._states.update(dict.fromkeys(layers))
+
+    def states(self, layer: int) -> Tensor:
+        kept = self._states.get(layer)
+        if kept is None:
+            raise ValueError(f"layer {layer} was not tapped before the last pass")
+        return kept
+
+    @torch.inference_mode()
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+        nodes = hidden.shape[1]
+        self.cache.plan(nodes, hidden.device)
+        layout = self._layout([TokenTree.chain([PADDING] * nodes)] * len(hidden), nodes)
+        final = self._target.upper(self.cache, hidden, layout, layer, adapter)
+        # Not only for tidiness: a masked slot meets a weight of zero in a later pass, and zero times NaN is NaN.
+        self.cache.erase(range(layer, len(self._target.layers)), nodes)
+        return final
 
     @torch.inference_mode()
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

@@ -13,18 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.pytorch_utils import Conv1D
 
+from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native, quantized
-from specstream.models.fused import fused_layers
+from specstream.models.fused import FusedStack, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
+from specstream.models.taps import States
+from specstream.models.upper import Swaps, adapted, merged, upper_linears
 
 RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
 Quantization = Literal["none", "int8", "int4"]
@@ -33,6 +37,9 @@ _ATTENTION = "specstream_native"  # the name of our attention in transformers' r
 
 _PASS: ContextVar[tuple[TreePlan | None, tuple[int, ...]]] = ContextVar("specstream_pass", default=(None, ()))
 """The pass that is running: transformers hands an attention function no argument of the caller's."""
+
+_STATES: ContextVar[States | None] = ContextVar("specstream_states", default=None)
+"""What the pass that is running shall keep."""
 
 _BATCH_HINT = 8  # tokens the packed layout is laid out for: the width of a usual tree
 
@@ -78,12 +85,15 @@ class Runtime:
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
+        self._adapted: WeakKeyDictionary[Adapter, tuple[Swaps, Swaps]] = WeakKeyDictionary()
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
+        self._stack: FusedStack | None = None
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
-            layers = fused_layers(model, self._layer_windows, weights, _plan)
+            layers = fused_layers(model, self._layer_windows, weights, _plan, _STATES.get)
+            self._stack = next((run for _, run in layers if isinstance(run, FusedStack)), None)
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
 
@@ -119,12 +129,48 @@ class Runtime:
         """What the native attention needs to know of a pass; None if the pass goes through the model's own."""
         return tree_plan(trees, width, lengths) if self._configs and len(trees) * width <= native.MOST_ROWS else None
 
+    def stacked(self, plan: TreePlan | None) -> bool:
+        """Whether a pass of this plan runs through our own stack of layers, which keeps states by itself."""
+        return plan is not None and self._stack is not None
+
     @contextmanager
-    def kernels(self, plan: TreePlan | None = None) -> Iterator[None]:
-        """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime."""
-        token = _PASS.set((plan, self._layer_windows))
+    def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:
+        """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime.
+
+        Args:
+            plan: of the pass, if it is narrow enough for the runtime's own attention.
+            states: filled by our own stack of layers with what goes into those that are its keys.
+        """
+        with self._running(plan, states, self._swaps if plan is None else self._planned_swaps):
+            yield
+
+    @contextmanager
+    def adapted(self, plan: TreePlan | None, first: int, adapter: Adapter) -> Iterator[None]:
+        """The same for a pass through the layers from ``first`` on, with an adapter's changes to linear layers.
+
+        Where our own kernels know the layers they read a copy of these layers' weights with the changes in them, as
+        bytes: such passes draft, so rounding changes the acceptance and never the output, and half of the memory is
+        read. Elsewhere the changes are computed beside the weights.
+        """
+        if adapter not in self._adapted:
+            self._adapted[adapter] = self._adapt(first, adapter)
+        with self._running(plan, None, self._adapted[adapter][plan is not None]):
+            yield
+
+    def _adapt(self, first: int, adapter: Adapter) -> tuple[Swaps, Swaps]:
+        """What runs on adapted layers in passes through the model's own attention, and in planned ones."""
+        linears, swaps = upper_linears(self.model, first), dict(self._swaps)
+        beside = list({**swaps, **dict(adapted(linears, adapter, swaps))}.items())
+        if self._stack is None or self._weights:
+            return beside, beside
+        weights = {linear: quantized.quantize(weight) for linear, weight in merged(linears, adapter).items()}
+        layers = fused_layers(self.model, self._layer_windows, weights, _plan, _STATES.get, first)
+        return beside, layers
+
+    @contextmanager
+    def _running(self, plan: TreePlan | None, states: States | None, swaps: Swaps) -> Iterator[None]:
+        token, keeping = _PASS.set((plan, self._layer_windows)), _STATES.set(states)
         configs = self._configs if plan is not None else {}
-        swaps = self._swaps if plan is None else self._planned_swaps
         try:
             for config in configs.values():
                 config._attn_implementation_internal = _ATTENTION
@@ -138,6 +184,7 @@ class Runtime:
             for config in configs.values():
                 config._attn_implementation_internal = self._own_attention
             _PASS.reset(token)
+            _STATES.reset(keeping)
 
 
 def _plan() -> TreePlan:

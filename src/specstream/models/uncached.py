@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
-from specstream.core.ports import Target, TargetSession
+from specstream.core.ports import Adapter, Target, TargetSession
 from specstream.core.tree import TokenTree
 
 
@@ -33,18 +33,41 @@ class UncachedSession:
         self._target = target
         self._tokens = [list(prefix) for prefix in prefixes]
         self._trees: Sequence[TokenTree] = ()
+        self._tapped: set[int] = set()
+        self._pass: TargetSession | None = None
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         self._trees = trees
-        return self._target.begin(self._tokens).score(trees)
+        self._pass = self._target.begin(self._tokens)
+        self._pass.tap(self._tapped)
+        return self._pass.score(trees)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         for tokens, tree, path in zip(self._tokens, self._trees, paths, strict=True):
             tokens.extend(tree.tokens[node] for node in path)
+        if self._pass is not None:  # it may be asked to branch
+            self._pass.commit(paths)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         for tokens, length in zip(self._tokens, lengths, strict=True):
             del tokens[length:]
+        if self._pass is not None:
+            self._pass.rollback(lengths)
+
+    def tap(self, layers: Collection[int]) -> None:
+        self._tapped.update(layers)
+
+    def states(self, layer: int) -> Tensor:
+        if self._pass is None:
+            raise ValueError(f"layer {layer} was not tapped before the last pass")
+        return self._pass.states(layer)
+
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+        if self._pass is None:
+            raise ValueError("nothing was scored yet, so there is nothing to branch from")
+        return self._pass.branch(hidden, layer, adapter)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._tokens = [self._tokens[row] for row in rows]
+        if self._pass is not None:
+            self._pass.keep(rows)

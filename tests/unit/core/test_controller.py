@@ -254,3 +254,33 @@ def learn(controller, offer, depth, emitted):
     verdict = Verdict(path=tuple(range(len(emitted))), tokens=emitted)
     controller.choose([[offer]])
     controller.observe([[offer]], [request], [offer.tree.pruned(depth)], [verdict], (0.0, 1.0 + 0.05 * depth))
+
+
+class TestOffersThatSayWhatTheyExpect:
+    """A drafter of many shapes measures for itself; one step for each token of depth, a pass as wide as it says."""
+
+    @staticmethod
+    def offers(rate):
+        return [
+            Offer(source="heads", depth=2, widths=(1, 2, 3), expected=(1, 1 + rate, 1 + rate + rate**2)),
+            Offer(
+                source="heads", depth=2, widths=(1, 4, 9), expected=(1, 1 + 1.2 * rate, 1 + 1.2 * rate + 2 * rate**2)
+            ),
+        ]
+
+    def taken(self, rate, price):
+        controller, offers = Controller(), [self.offers(rate)]
+        for width in (1, 1, 3, 9, 3, 9):
+            controller.choose(offers)
+            request = DraftRequest(tokens=[9], depth=0, generator=CHANCE)
+            tree = TokenTree((9, *range(width - 1)), (-1, *[0] * (width - 1)))
+            controller.observe(offers, [request], [tree], [Verdict(path=(0,), tokens=(77,))], (0.0, price(width)))
+        (choice,) = controller.choose(offers)
+        return choice and (choice[0].widths, choice[1])
+
+    def test_the_shape_is_taken_that_pays_most(self):
+        assert self.taken(0.6, lambda width: 100 + width) == ((1, 4, 9), 2)
+        assert self.taken(0.6, lambda width: 100 + 12 * width) == ((1, 2, 3), 2)
+
+    def test_nothing_is_taken_that_is_not_expected_to_pay(self):
+        assert self.taken(0.02, lambda width: 100 + 12 * width) is None

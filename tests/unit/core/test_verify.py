@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from specstream.core.sampling import Sampling
+from specstream.core import verify as rules
+from specstream.core.sampling import NO_CHOICE, Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict, verify, verify_greedy, verify_sampled, verify_typical
 from specstream.errors import NumericalError
@@ -78,6 +79,26 @@ class TestGreedy:
         for sampling in (Sampling(), Sampling(repetition_penalty=1.01), Sampling(temperature=0.01)):
             verdicts = verify(trees, logits, [[0], [5]], sampling, [seeded(), seeded()])
             assert [verdict.tokens for verdict in verdicts] == [(2, 4, 3), (3, 1)]
+
+
+class TestChoices:
+    @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(repetition_penalty=9.0)])
+    def test_are_the_largest_logits_of_all_nodes_of_every_row(self, sampling):
+        rows = ([2, 3, 4, 5, 5, 2], [1, 1, 0, 3, 4, 5])
+        logits = torch.cat([logits_for(choices) for choices in rows])
+        verdicts = verify([BRANCHES, BRANCHES], logits, [[5, 0], [1, 0]], sampling, [seeded(), seeded()])
+        assert [tuple(verdict.choices()) for verdict in verdicts] == [*map(tuple, rows)]
+
+    @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
+    def test_say_so_where_there_is_none(self, sampling):
+        logits = logits_for([0, 3])
+        logits[0, 1] = math.nan
+        (verdict,) = verify([TokenTree((0, 1), (-1, 0))], logits - 99 * (logits == 0), [[0]], sampling, [seeded()])
+        assert list(verdict.choices()) == [0, NO_CHOICE]
+
+    def test_nobody_pays_for_what_is_not_asked_for(self, monkeypatch):
+        monkeypatch.setattr(rules, "greedy_choices", None)
+        verify([BRANCHES], logits_for([0] * 6), [[0]], Sampling(temperature=1.0), [seeded()])
 
 
 class TestBadLogits:

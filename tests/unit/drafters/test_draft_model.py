@@ -50,7 +50,7 @@ class InStep:
         self.rounds = 0
         self.depths: list[list[int]] = []
 
-    def begin(self, prompts, sampling):
+    def begin(self, prompts, sampling, session=None):
         self.sampling = sampling
         self.session = self.drafter.begin(prompts, sampling)
         return self

@@ -24,7 +24,7 @@ def request(tokens, depth=4, offer=None):
 
 
 def begin(prompts, sampling=None):
-    return MixedDrafter(LookupDrafter(), DraftModelDrafter(DRAFT)).begin(prompts, sampling or Sampling())
+    return MixedDrafter(LookupDrafter(), DraftModelDrafter(DRAFT)).begin(prompts, sampling or Sampling(), None)
 
 
 def test_the_lookup_comes_first_where_it_matches():
@@ -72,9 +72,9 @@ class Fickle:
 class InStep(MixedDrafter):
     """Compares every draft of the model with that of a model that starts from scratch."""
 
-    def begin(self, prompts, sampling):
+    def begin(self, prompts, sampling, session):
         self.sampling, self.taken = sampling, []
-        self.session = super().begin(prompts, sampling)
+        self.session = super().begin(prompts, sampling, session)
         return self
 
     def offers(self, requests):

@@ -1,0 +1,112 @@
+"""Which candidates belong into a tree: those that are most likely to be reached.
+
+A head drafts a list of candidates for one depth, the likeliest first, whatever comes before it. So a path below the
+root is a rank for each depth, and its share, how often its last node is accepted, is the product of how often the
+candidates of those ranks were right. A tree of n nodes is expected to emit most if it holds the n paths with the
+largest shares (Cai et al., "Medusa", arXiv 2401.10774, section 2.3.3); a path is never likelier than what it begins
+with, so these are a tree, and adding one after the other is no approximation.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specstream.core.tree import TokenTree
+
+MEMORY = 64
+"""Judgements that a rate stands for at most; the oldest fade."""
+
+PRIOR_WEIGHT = 4
+"""Judgements that the rates counts for that a drafter comes with."""
+
+PRIOR_RATE = 0.5
+"""Of the likeliest candidate, where a drafter comes with no rates; half of it for each further rank."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tree without tokens, which grows node by node.
+
+    Attributes:
+        paths: the ranks that lead to each node but the root; the likeliest first, so that the first n are a tree too.
+        shares: how often each of them is expected to be accepted.
+    """
+
+    paths: tuple[tuple[int, ...], ...]
+    shares: tuple[float, ...]
+
+    def first(self, nodes: int) -> Shape:
+        """The best tree of so many nodes besides the root."""
+        return Shape(self.paths[:nodes], self.shares[:nodes])
+
+    @property
+    def depth(self) -> int:
+        """The deepest node's."""
+        return max(map(len, self.paths), default=0)
+
+    def widths(self) -> tuple[int, ...]:
+        """Nodes of the tree, the root included, cut at depth 0, 1, ..."""
+        return tuple(1 + sum(len(path) <= depth for path in self.paths) for depth in range(self.depth + 1))
+
+    def expected(self) -> tuple[float, ...]:
+        """Tokens emitted, the target's own included, if it is cut at depth 0, 1, ..."""
+        rated = list(zip(self.paths, self.shares, strict=True))
+        return tuple(1 + sum(share for path, share in rated if len(path) <= depth) for depth in range(self.depth + 1))
+
+    def tree(self, root: int, candidates: Sequence[Sequence[int]]) -> TokenTree:
+        """The tree with tokens, no deeper than there are candidates; its first path is that of the first ranks.
+
+        Args:
+            root: its token.
+            candidates: for each depth from 1, tokens that differ, by rank.
+        """
+        paths = sorted(path for path in self.paths if len(path) <= len(candidates))
+        return TokenTree.merge(root, [[candidates[at][rank] for at, rank in enumerate(path)] for path in paths])
+
+
+class RankAcceptance:
+    """How often the candidate of each rank was right, by depth.
+
+    Args:
+        rates: ``rates[depth - 1][rank]`` to begin with, each depth's summing to 1 at most.
+    """
+
+    def __init__(self, rates: Sequence[Sequence[float]]) -> None:
+        self.rates = [list(each) for each in rates]
+        self._judged = [float(PRIOR_WEIGHT)] * len(self.rates)
+
+    @classmethod
+    def unknown(cls, depth: int, ranks: int) -> RankAcceptance:
+        """Hopeful rates, for a drafter that nothing is known of."""
+        return cls([[PRIOR_RATE / 2**rank for rank in range(ranks)]] * depth)
+
+    def observe(self, candidates: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
+        """What was drafted for each depth, whether the tree held it or not, and the tokens that were emitted."""
+        for at, (drafted, token) in enumerate(zip(candidates, tokens, strict=False)):
+            self._judged[at] = min(self._judged[at] + 1, MEMORY)
+            rates = self.rates[at]
+            for rank, candidate in enumerate(drafted[: len(rates)]):
+                rates[rank] += ((candidate == token) - rates[rank]) / self._judged[at]
+
+    def grow(self, nodes: int, depth: int) -> Shape:
+        """The tree that is expected to emit most, of at most so many nodes besides the root and no deeper."""
+        orders = [sorted(range(len(rates)), key=lambda rank, own=rates: -own[rank]) for rates in self.rates[:depth]]  # type: ignore[misc]
+        paths, shares = list[tuple[int, ...]](), list[float]()
+        waiting: list[tuple[float, tuple[int, ...], float, int]] = []  # minus the share, path, parent's share, place
+
+        def wait(parent: tuple[int, ...], share: float, place: int) -> None:
+            at = len(parent)
+            if at < len(orders) and place < len(orders[at]):
+                rank = orders[at][place]
+                heapq.heappush(waiting, (-share * self.rates[at][rank], (*parent, rank), share, place))
+
+        wait((), 1.0, 0)
+        while waiting and len(paths) < nodes:
+            share, path, above, place = heapq.heappop(waiting)
+            paths.append(path)
+            shares.append(-share)
+            wait(path, -share, 0)
+            wait(path[:-1], above, place + 1)
+        return Shape(tuple(paths), tuple(shares))

@@ -1,0 +1,145 @@
+"""Speculative Streaming: the target drafts for itself (Bhendawade et al., arXiv 2402.11131; ``heads/streams.py``).
+
+The streams of the last accepted node draft the tree below the token that was emitted behind it. Stream j's candidates
+are the same below every node of depth j - 1, so a path is a rank for each stream, and the tree holds the paths that are
+most likely to be accepted, by how often the candidate of each rank was right at each depth (``core/candidates.py``).
+Trees of several sizes are offered; which one pays, or none, is the controller's choice. The streams run only when an
+offer is taken, after the pass that wrote what they see: text on which they are of no use is not slowed down by them.
+
+Sampling is lossless by the rule for candidates that were chosen without chance: which tokens a node's children are
+depends on the text before it and on what became of earlier drafts, never on the token that the target is about to draw.
+The shape of a tree decides how chance is spent, and a seed has to repeat: so a generation that samples starts from the
+rates that the head came with, not from what earlier generations taught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from specstream.core.candidates import RankAcceptance, Shape
+from specstream.core.ports import DraftRequest, Offer, TargetSession
+from specstream.core.sampling import Sampling
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
+from specstream.errors import UsageError
+
+SIZES = (3, 7, 15)
+"""Drafted nodes of the trees that are offered: passes of 4, 8 and 16 tokens."""
+
+RANKS = 8
+"""Candidates of each stream."""
+
+
+class StreamHead(Protocol):
+    """What drafts: ``heads.streams.Streams``."""
+
+    @property
+    def gamma(self) -> int:
+        """The deepest draft."""
+
+    @property
+    def taps(self) -> Sequence[int]:
+        """The target's layers whose input it needs."""
+
+    def candidates(
+        self, session: TargetSession, places: Sequence[tuple[int, int]], count: int
+    ) -> list[list[list[int]]]:
+        """For every row, for each depth from 1, tokens, the likeliest first."""
+
+
+class StreamsDrafter:
+    """Drafts with the target's own streams.
+
+    Args:
+        head: the streams, trained for the target.
+        sizes: drafted nodes of the trees to offer. Without a controller the first is taken.
+        ranks: candidates of each stream.
+        rates: how often the candidate of each rank is right at each depth, as far as known: ``rates[depth - 1][rank]``.
+    """
+
+    name = "streams"
+
+    def __init__(
+        self,
+        head: StreamHead,
+        *,
+        sizes: Sequence[int] = SIZES,
+        ranks: int = RANKS,
+        rates: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        if not sizes or min(sizes) < 1:
+            raise UsageError(f"sizes is {list(sizes)}; give at least one, each 1 or more")
+        if ranks < 1:
+            raise UsageError(f"ranks is {ranks}; give 1 or more")
+        self.head, self.sizes, self.ranks = head, tuple(sizes), ranks
+        self._rates = rates
+        self._learned = self._fresh()
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> StreamsSession:
+        session.tap(self.head.taps)
+        return StreamsSession(self, session, len(prompts), self._learned if sampling.greedy else self._fresh())
+
+    def _fresh(self) -> RankAcceptance:
+        if self._rates is not None:
+            return RankAcceptance([list(each[: self.ranks]) for each in self._rates[: self.head.gamma]])
+        return RankAcceptance.unknown(self.head.gamma, self.ranks)
+
+
+class StreamsSession:
+    """One batch at work. A row drafts from the node that was committed last, so not before its first pass."""
+
+    def __init__(self, drafter: StreamsDrafter, session: TargetSession, rows: int, acceptance: RankAcceptance) -> None:
+        self._drafter, self._session, self._acceptance = drafter, session, acceptance
+        self._places: list[tuple[int, int] | None] = [None] * rows  # of the last committed nodes: pass row, node
+        self._shapes: list[dict[str, Shape]] = []
+        self._drafted: list[list[list[int]]] = []
+
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        shapes = {depth: self._grow(depth) for depth in {self._depth(row, each) for row, each in enumerate(requests)}}
+        self._shapes = [shapes[self._depth(row, request)] for row, request in enumerate(requests)]
+        return [[_offer(source, shape) for source, shape in own.items()] for own in self._shapes]
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        taken = [self._shape(row, request) for row, request in enumerate(requests)]
+        self._drafted = []
+        if any(shape.paths for shape in taken):
+            # A row that was never scored drafts nothing; its place only fills the batch.
+            places = [place or (row, 0) for row, place in enumerate(self._places)]
+            self._drafted = self._drafter.head.candidates(self._session, places, self._drafter.ranks)
+        trees = []
+        for row, (request, shape) in enumerate(zip(requests, taken, strict=True)):
+            candidates = self._drafted[row] if shape.paths else []
+            trees.append(shape.tree(request.tokens[-1], candidates[: request.depth]))
+        return trees
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        """All candidates are judged by what was emitted, whether the tree held them or not."""
+        for row, verdict in enumerate(verdicts):
+            if self._drafted and self._places[row] is not None:
+                self._acceptance.observe(self._drafted[row], verdict.tokens)
+            self._places[row] = (row, verdict.path[-1])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._places = [self._places[row] for row in rows]
+
+    def _depth(self, row: int, request: DraftRequest) -> int:
+        return min(request.depth, self._drafter.head.gamma) if self._places[row] else 0
+
+    def _grow(self, depth: int) -> dict[str, Shape]:
+        """Trees of every size and of this depth at most, by the name of their source."""
+        if depth < 1:
+            return {}
+        largest = self._acceptance.grow(max(self._drafter.sizes), depth)
+        return {f"streams/{size}": largest.first(size) for size in self._drafter.sizes}
+
+    def _shape(self, row: int, request: DraftRequest) -> Shape:
+        own = self._shapes[row] if self._shapes else self._grow(self._depth(row, request))
+        if request.depth < 1 or not own:
+            return Shape((), ())
+        name = request.offer.source if request.offer is not None else next(iter(own))
+        return own[name]
+
+
+def _offer(source: str, shape: Shape) -> Offer:
+    return Offer(source=source, depth=shape.depth, widths=shape.widths(), expected=shape.expected(), at_once=True)

@@ -1,0 +1,1 @@
+"""Heads: trainable modules attached to a frozen target. They do not know each other."""

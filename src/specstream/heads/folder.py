@@ -1,0 +1,90 @@
+"""A trained head in a folder: its weights, its settings, and which base it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError
+
+WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
+
+SAMPLES = 64
+"""Values of every matrix that the fingerprint of a base looks at."""
+
+
+def fingerprint(model: Any) -> str:
+    """What tells one base from another: a hash over every matrix' name and shape and some of its values.
+
+    The values are rounded to bfloat16 first, so that a checkpoint has one fingerprint in float32 and in bfloat16. Any
+    fine-tuning of the base changes it; to compute it costs milliseconds.
+    """
+    digest = hashlib.sha256(str(model.config.model_type).encode())
+    for name, weight in sorted(model.named_parameters(), key=lambda named: named[0]):
+        if weight.ndim < 2:
+            continue
+        flat = weight.detach().reshape(-1)
+        places = torch.linspace(0, len(flat) - 1, SAMPLES, dtype=torch.float64).long()
+        values = flat[places.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name}{tuple(weight.shape)}{values.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def describe_base(model: Any) -> dict[str, str]:
+    """The base as a head's settings name it."""
+    return {"name": str(model.config.name_or_path or model.config.model_type), "fingerprint": fingerprint(model)}
+
+
+def save_head(folder: str | Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write weights and settings; the folder is made if it is not there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    (folder / SETTINGS).write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """The settings of a head.
+
+    Raises:
+        ModelNotFoundError: there is no head in the folder.
+    """
+    try:
+        settings: dict[str, Any] = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"no heads in {str(folder)!r} ({error}); give a folder that training wrote") from error
+    return settings
+
+
+def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights, on the CPU, and the settings of a head of this kind and base.
+
+    Raises:
+        ModelNotFoundError: there is no head in the folder, or one of another kind.
+        HeadMismatchError: it was trained for another base; the message names both.
+        NumericalError: its weights hold NaN or infinity.
+    """
+    settings = read_settings(folder)
+    if settings.get("kind") != kind:
+        raise ModelNotFoundError(f"{str(folder)!r} holds {settings.get('kind')!r}; give a folder with {kind!r}")
+    base, own = settings["base"], describe_base(model)
+    if base["fingerprint"] != own["fingerprint"]:
+        raise HeadMismatchError(
+            f"the {kind} in {str(folder)!r} belong to {base['name']} ({base['fingerprint']}) and the model is "
+            f"{own['name']} ({own['fingerprint']}); give that model, or heads that were trained for this one"
+        )
+    try:
+        tensors = load_file(Path(folder) / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ModelNotFoundError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()):
+        raise NumericalError(f"the weights in {str(folder)!r} hold NaN or infinity; train them again")
+    return tensors, settings

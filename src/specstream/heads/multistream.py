@@ -1,0 +1,229 @@
+"""Multi-stream attention over whole sequences: every position's streams at once, for training.
+
+Bhendawade et al., "Speculative Streaming" (arXiv 2402.11131), section 3.1.1: above the layer where streams start,
+
+    M_t  = MHA(M_t;  keys and values of M_1 .. M_t)
+    S_tj = MHA(S_tj; keys and values of M_1 .. M_t and of S_t1 .. S_tj)
+
+The main stream is the model's own, run by the model's own forward, which leaves its keys and values here. The streams
+then run through the same layers with an attention of their own: the scores of both kinds of keys share one softmax.
+A decoding round computes the same for the one node whose streams it needs (``TargetSession.branch``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from specstream.errors import UnsupportedModelError
+from specstream.models.families import Family
+from specstream.models.taps import States, tapped
+from specstream.models.upper import Swaps, run_upper, swapped
+
+_ATTENTION = "specstream_streams"  # the name of our attention in transformers' registry
+
+
+@dataclass(frozen=True)
+class MainStream:
+    """What the streams need of the model's own pass over ``[rows, length]`` tokens.
+
+    Attributes:
+        states: what went into the layer where streams start, ``[rows, length, hidden]``.
+        final: what went into the language-model head, of the same shape.
+        keys: of that layer and those above, by index, ``[rows, kv_heads, length, dim]``; turned by their positions.
+        values: likewise.
+    """
+
+    states: Tensor
+    final: Tensor
+    keys: dict[int, Tensor]
+    values: dict[int, Tensor]
+
+
+def read_main(model: Any, tokens: Tensor, first: int, depth: int) -> MainStream:
+    """The model's own pass. Gradients flow where its weights, or adapters in it, ask for them.
+
+    Args:
+        model: a transformers causal language model.
+        tokens: ``[rows, length]`` int64, padded behind if at all.
+        first: the layer where streams start.
+        depth: how many layers there are.
+    """
+    states: States = {first: None}
+    kept = _Keeping(first)
+    with tapped(model, states, fused=False):
+        final = model.base_model(input_ids=tokens, past_key_values=kept, use_cache=True).last_hidden_state
+    started = states[first]
+    if started is None or sorted(kept.keys) != list(range(first, depth)):
+        raise UnsupportedModelError(f"{model.config.model_type} cannot carry streams: its layers cannot be watched")
+    return MainStream(started, final, kept.keys, kept.values)
+
+
+@dataclass(frozen=True)
+class _Streaming:
+    """What the attention of a running pass sees.
+
+    Attributes:
+        main: the keys and values of the model's own pass.
+        positions: of the main states whose streams these are, ``[rows, count]``.
+        gamma: streams of each.
+        windows: of each layer, 0 for full attention.
+        capped: whether the model's own attention caps its scores where its configuration says so.
+    """
+
+    main: MainStream
+    positions: Tensor
+    gamma: int
+    windows: Sequence[int]
+    capped: bool
+
+    def visible(self, layer: int, length: int) -> Tensor:
+        """Which keys of the main stream each stream sees: ``[rows, count, gamma or 1, length]``."""
+        keys = torch.arange(length, device=self.positions.device)
+        at = self.positions[:, :, None, None]
+        visible = keys <= at
+        if window := self.windows[layer]:
+            ahead = torch.arange(1, self.gamma + 1, device=keys.device)
+            visible = visible & (at + ahead[:, None] - keys < window)
+        return visible
+
+
+_STREAMING: ContextVar[_Streaming | None] = ContextVar("specstream_streaming", default=None)
+
+
+def run_streams(
+    model: Any,
+    family: Family,
+    layers: Sequence[nn.Module],
+    main: MainStream,
+    hidden: Tensor,
+    positions: Tensor,
+    swaps: Swaps,
+) -> Tensor:
+    """Final, normed states of streams.
+
+    Args:
+        model: a transformers causal language model.
+        family: it, described.
+        layers: its decoder layers.
+        main: its own pass.
+        hidden: what the streams start with, ``[rows, count, gamma, hidden]``.
+        positions: of the main states they start from, ``[rows, count]`` int64; stream j stands j behind.
+        swaps: forwards that modules of the upper layers run instead of their own.
+
+    Returns:
+        ``[rows, count, gamma, hidden]``.
+    """
+    rows, count, gamma, _ = hidden.shape
+    ahead = torch.arange(1, gamma + 1, device=positions.device)
+    standing = (positions[:, :, None] + ahead).flatten(1)
+    arguments: dict[str, Any] = {"attention_mask": None, "use_cache": False}
+    if family.takes_positions:
+        limit = family.context_length
+        arguments["position_ids"] = standing if limit is None else standing.clamp(max=limit - 1)
+    capped = model.config._attn_implementation == "eager"
+    streaming = _Streaming(main, positions, gamma, family.layer_windows, capped)
+    first = min(main.keys)
+    with _attending(model, streaming), swapped(swaps):
+        final = run_upper(model, layers, first, hidden.flatten(1, 2), **arguments)
+    return final.view(rows, count, gamma, -1)
+
+
+def check_streamable(model: Any) -> None:
+    """Refuse a model whose attention cannot be exchanged.
+
+    Raises:
+        UnsupportedModelError: it does not go through transformers' attention interface, or has sinks or ALiBi.
+    """
+    sinks = any("sink" in name for name, _ in model.named_parameters())
+    alibi = any(hasattr(module, "build_alibi_tensor") for module in model.modules())
+    if sinks or alibi or not model._supports_attention_backend:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} cannot carry streams: its attention is not one that other keys can be added to"
+        )
+
+
+@contextmanager
+def _attending(model: Any, streaming: _Streaming) -> Iterator[None]:
+    """Inside, the model's layers attend as streams do."""
+    AttentionInterface.register(_ATTENTION, _attend)
+    modules = (module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config"))
+    configs = {id(module.config): module.config for module in modules}.values()
+    own, token = model.config._attn_implementation, _STREAMING.set(streaming)
+    try:
+        for config in configs:
+            config._attn_implementation_internal = _ATTENTION
+        yield
+    finally:
+        for config in configs:
+            config._attn_implementation_internal = own
+        _STREAMING.reset(token)
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: ``[rows, heads, nodes, dim]`` to ``[rows, nodes, heads, dim]``.
+
+    Grouped heads share the keys of their group; both kinds of keys share one softmax, in float32.
+    """
+    streaming = _STREAMING.get()
+    assert streaming is not None
+    keys, values = streaming.main.keys[module.layer_idx], streaming.main.values[module.layer_idx]
+    rows, heads, nodes, dim = query.shape
+    groups, length, gamma = key.shape[1], keys.shape[2], streaming.gamma
+    shape = (rows, groups, heads // groups, nodes // gamma, gamma)
+    scale = dim**-0.5 if scaling is None else scaling
+    visible = streaming.visible(module.layer_idx, length)[:, None, None]
+    earlier = torch.ones(gamma, gamma, dtype=torch.bool, device=query.device).tril()
+
+    own_keys, own_values = (each.reshape(rows, groups, 1, nodes // gamma, gamma, dim) for each in (key, value))
+    to_main = (query.reshape(rows, groups, -1, dim) @ keys.transpose(-1, -2)).view(*shape, length)
+    to_own = query.reshape(*shape, dim) @ own_keys.transpose(-1, -2)
+    scores = torch.cat([to_main, to_own], -1) * scale
+    cap = rest.get("softcap")
+    if cap and streaming.capped:
+        scores = torch.tanh(scores / cap) * cap
+    sees = torch.cat([visible.expand(rows, 1, 1, -1, gamma, -1), earlier.expand(rows, 1, 1, shape[3], -1, -1)], -1)
+    weights = scores.masked_fill(~sees, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32)
+    weights = weights.to(query.dtype)
+    seen = (weights[..., :length].reshape(rows, groups, -1, length) @ values).view(*shape, dim)
+    seen = seen + weights[..., length:] @ own_values
+    return seen.reshape(rows, heads, nodes, dim).transpose(1, 2), None
+
+
+class _Keeping(Cache):
+    """Not a cache: it hands out what it gets, and keeps the keys and values of the upper layers."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__(layers=[])
+        self._first = first
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if layer_idx >= self._first:
+            self.keys[layer_idx], self.values[layer_idx] = key_states, value_states
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0

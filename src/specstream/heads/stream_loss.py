@@ -1,0 +1,169 @@
+"""What streams are trained on: stream j of position t says the token y_{t+1+j}, teacher-forced.
+
+After Bhendawade et al. (arXiv 2402.11131), equation 3: the next token's loss, where the base is trained with them, plus
+``weight`` times each stream's. The head is most of the work for a small model with a large vocabulary, so its logits
+are computed in chunks that are recomputed for the gradient, over the streams' own vocabulary, and only where there is
+something to learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from specstream.heads.streams import Streams
+
+LOGITS_AT_ONCE = 1 << 26
+"""Logits of a chunk: 256 MB in float32, and as much again for their gradient."""
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Which tokens to predict, and from where.
+
+    Attributes:
+        positions: ``[rows, count]`` int64.
+        targets: what follows each position by 2, 3, ... tokens, in the streams' vocabulary: ``[rows, count, gamma]``;
+            -1 where there is nothing to predict.
+    """
+
+    positions: Tensor
+    targets: Tensor
+
+
+def stream_loss(
+    streams: Streams,
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    share: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch, and its parts.
+
+    Args:
+        streams: what is trained. In the shared mode gradients reach whatever of the base asks for them too.
+        tokens: ``[rows, length]`` int64, padded behind.
+        mask: ``[rows, length]`` bool: the tokens to be predicted (answers, not prompts and no padding).
+        share: of the positions, chosen anew each time; the base is read whole all the same.
+        generator: of that choice, on the CPU.
+
+    Returns:
+        A scalar with its graph, and means over what was predicted, detached: ``stream_1`` ..., with an early exit
+        ``early``, in the shared mode ``next``.
+    """
+    main = streams.read(tokens)
+    wanted = _wanted(streams, tokens, mask, share, generator)
+    final = streams.final_states(main, wanted.positions)
+    parts = {
+        f"stream_{j}": _mean(streams, final[:, :, j - 1], wanted.targets[:, :, j - 1])
+        for j in range(1, streams.gamma + 1)
+    }
+    if streams.config.pruning_rank:
+        following = _following(tokens, mask, wanted.positions + 1)
+        early = streams.early_states(main, wanted.positions)
+        parts["early"] = _mean(streams, early, _in_part(streams, following))
+    total = streams.config.weight * torch.stack(list(parts.values())).sum()
+    if streams.config.mode == "shared":
+        parts["next"] = _next_loss(streams, main.final, tokens, mask)
+        total = total + parts["next"]
+    return total, {name: part.detach() for name, part in parts.items()}
+
+
+@torch.no_grad()
+def stream_ranks(streams: Streams, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Where the true tokens stood in the streams' drafts (0 is the likeliest), at positions that all streams can judge.
+
+    Args:
+        streams: what is judged.
+        tokens: ``[rows, length]`` int64, written by the target itself, padded behind.
+        mask: ``[rows, length]`` bool: the tokens to be predicted.
+
+    Returns:
+        ``[positions, gamma]`` int64; a token that the streams' vocabulary lacks has its size for a rank.
+    """
+    main, wanted = streams.read(tokens), _wanted(streams, tokens, mask, 1.0, None)
+    final = streams.final_states(main, wanted.positions)
+    ahead = wanted.positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
+    judged = (_following(tokens, mask, ahead) >= 0).all(-1)
+    states, targets = final[judged], wanted.targets[judged]
+    weight, bias = streams.head()
+    ranks = []
+    for rows, wished in _chunks(states.flatten(0, 1), targets.flatten(), weight):
+        logits = functional.linear(rows, weight, bias)
+        own = logits.gather(1, wished.clamp_min(0)[:, None])
+        ranks.append((logits > own).sum(1).masked_fill(wished < 0, len(weight)))
+    return torch.cat(ranks).view(-1, streams.gamma) if ranks else targets
+
+
+def _wanted(streams: Streams, tokens: Tensor, mask: Tensor, share: float, generator: torch.Generator | None) -> _Wanted:
+    """Positions from which the first stream predicts something, or a share of them; rows with fewer repeat others."""
+    able = _following(tokens, mask, torch.arange(2, tokens.shape[1] + 2, device=tokens.device).expand_as(tokens)) >= 0
+    count = max(1, round(share * int(able.sum(1).max())))
+    order = torch.rand(able.shape, generator=generator).to(tokens.device) if share < 1 else _in_turn(able)
+    positions = (order + able).topk(count, 1).indices.sort(1).values
+    ahead = positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
+    targets = _in_part(streams, _following(tokens, mask, ahead))
+    return _Wanted(positions, targets.masked_fill(~able.gather(1, positions)[..., None], -1))
+
+
+def _in_turn(able: Tensor) -> Tensor:
+    length = able.shape[1]
+    return torch.arange(length, 0, -1, device=able.device).expand_as(able) / (length + 1)
+
+
+def _following(tokens: Tensor, mask: Tensor, at: Tensor) -> Tensor:
+    """The tokens at these places of each row, -1 where there is none to be predicted."""
+    inside = at.clamp(max=tokens.shape[1] - 1).flatten(1)
+    there = mask.gather(1, inside).view_as(at) & (at < tokens.shape[1])
+    return tokens.gather(1, inside).view_as(at).masked_fill(~there, -1)
+
+
+def _in_part(streams: Streams, tokens: Tensor) -> Tensor:
+    """Token ids as places in the streams' vocabulary, -1 where it lacks them."""
+    if streams.vocabulary is None:
+        return tokens
+    size = int(streams.model.get_output_embeddings().weight.shape[0])
+    places = torch.full((size + 1,), -1, device=tokens.device)
+    places[streams.vocabulary] = torch.arange(len(streams.vocabulary), device=tokens.device)
+    return places[tokens]  # -1 stays -1: it is the last place
+
+
+def _mean(streams: Streams, states: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of ``states`` ``[..., hidden]`` against ``targets`` ``[...]``; 0 if there are none."""
+    there = targets >= 0
+    return _cross_entropy(states, states[there], targets[there], *streams.head())
+
+
+def _next_loss(streams: Streams, final: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The base's own loss, over its whole vocabulary."""
+    own, there = streams.model.get_output_embeddings(), mask[:, 1:]
+    return _cross_entropy(final, final[:, :-1][there], tokens[:, 1:][there], own.weight, own.bias)
+
+
+def _cross_entropy(states: Tensor, rows: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Mean over ``rows`` ``[n, hidden]``; where there are none, 0 with the graph of ``states``."""
+    if not len(rows):
+        return states.sum() * 0.0
+    losses = [
+        checkpoint(_summed, part, weight, bias, aims, use_reentrant=False)
+        for part, aims in _chunks(rows, targets, weight)
+    ]
+    return torch.stack(losses).sum() / len(rows)
+
+
+def _summed(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    logits = functional.linear(states, weight, bias)
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _chunks(rows: Tensor, targets: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and their targets, so many at a time that their logits fit."""
+    size = max(1, LOGITS_AT_ONCE // len(weight))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size], targets[start : start + size]

@@ -1,0 +1,280 @@
+"""Speculative streams: a frozen model drafts for itself (Bhendawade et al., arXiv 2402.11131).
+
+At the layer where the top ``layers`` begin, each position t starts gamma streams, copies of its hidden state with a
+learned stream embedding added, S_tj = M_t + P_j. They run through the same layers as the main stream, with low-rank
+changes to the linear layers that act on stream rows only, and stream j predicts y_{t+1+j} through the model's own head.
+
+Left open by the paper, and decided here:
+
+- Stream j at position t stands at position t + j, where y_{t+j} will stand: the main stream at t + j predicts what
+  stream j predicts, y_{t+1+j}, so a stream starts out as a guess at it and the rotations mean what they always mean.
+- ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
+- The streams may predict a part of the vocabulary only, such as its most frequent tokens: a token they never draft
+  costs acceptance, never the output.
+- A round needs the streams of the last accepted node and of no other, and that node is known when its tree has been
+  verified. So they are computed then, over the keys and values that the pass has just written, through the upper layers
+  only. It is what the paper's streams of that node compute within the pass: they see the committed tokens, the node's
+  ancestors, the node and each other. On a CPU rows are what costs, and rejected nodes' streams are not paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specstream.core.ports import Adapter, TargetSession
+from specstream.errors import UsageError
+from specstream.heads.folder import describe_base, load_head, save_head
+from specstream.heads.multistream import MainStream, check_streamable, read_main, run_streams
+from specstream.models import native, quantized
+from specstream.models.families import describe
+from specstream.models.taps import decoder_layers
+from specstream.models.upper import adapted, run_upper, sizes, upper_linears
+
+KIND = "streams"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamsConfig:
+    """What streams are made of.
+
+    Attributes:
+        gamma: streams of a position: the deepest draft.
+        layers: at the top of the model, that streams run through (the paper's N_s).
+        rank: of the changes to linear layers; 0 for none.
+        alpha: the changes are scaled by ``alpha / rank``.
+        targets: names of the linear layers to change, such as ``q_proj``; none for all of them.
+        pruning_rank: of the early exit's adapter (section 3.1.3); 0 for none.
+        weight: of each stream's loss beside the next token's, the paper's alpha_j.
+        mode: ``lossless`` streams leave the base alone. ``shared`` ones were trained together with a base that was
+            fine-tuned for it, which is a new model.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    gamma: int = 4
+    layers: int = 6
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+    pruning_rank: int = 0
+    weight: float = 0.1
+    mode: Literal["lossless", "shared"] = "lossless"
+
+    def __post_init__(self) -> None:
+        for name, least in (("gamma", 1), ("layers", 1), ("rank", 0), ("pruning_rank", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"{name} is {value}; give {least} or more")
+
+
+class Streams(nn.Module):
+    """The trainable part. The base is not one of its modules: ``parameters()`` are the streams' alone, in float32.
+
+    Args:
+        model: the base, a transformers causal language model in eval mode. Its weights are left as they are, and unless
+            the mode is shared they ask for no gradients from here on.
+        config: what to make.
+        vocabulary: ids of the tokens that streams predict, in any order; None for all.
+
+    Raises:
+        UnsupportedModelError: a base that cannot carry streams.
+        UsageError: more layers than the base has, or targets that it does not have.
+    """
+
+    embeddings: nn.Parameter
+    vocabulary: Tensor | None
+
+    def __init__(
+        self, model: Any, config: StreamsConfig | None = None, vocabulary: Sequence[int] | Tensor | None = None
+    ) -> None:
+        super().__init__()
+        check_streamable(model)
+        self.config = config = config or StreamsConfig()
+        if config.mode == "lossless":
+            model.requires_grad_(False)
+        self._base = (model,)  # in a tuple nn.Module does not take it for a part of its own
+        self._family, self._layers = describe(model), decoder_layers(model)
+        if config.layers > len(self._layers):
+            raise UsageError(f"layers is {config.layers} and the model has {len(self._layers)}; give at most that many")
+        self.first = len(self._layers) - config.layers
+        hidden, device = int(model.config.get_text_config(decoder=True).hidden_size), model.device
+        self.embeddings = nn.Parameter(torch.randn(config.gamma, hidden, device=device) * 0.02)
+        self._linears = self._chosen(upper_linears(model, self.first))
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        for name, linear in self._linears.items() if config.rank else ():
+            inputs, outputs = sizes(linear)
+            self.down[_key(name)] = nn.Parameter(torch.randn(config.rank, inputs, device=device) / inputs**0.5)
+            self.up[_key(name)] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
+        if config.pruning_rank:
+            self.prune_down = nn.Parameter(torch.randn(config.pruning_rank, hidden, device=device) / hidden**0.5)
+            self.prune_up = nn.Parameter(torch.zeros(hidden, config.pruning_rank, device=device))
+        part = None if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.int64, device=device)
+        self.register_buffer("vocabulary", part)
+        self.details: dict[str, Any] = {}  # of a trained head: data, recipe, figures
+        self._frozen: tuple[tuple[int, ...], Adapter] | None = None
+        self._drafting: tuple[Tensor, Any] | None = None
+
+    @property
+    def model(self) -> Any:
+        """The base."""
+        return self._base[0]
+
+    @property
+    def gamma(self) -> int:
+        """Streams of a position."""
+        return self.config.gamma
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers of the target whose input a round needs."""
+        return (self.first,)
+
+    @property
+    def extra_parameters(self) -> int:
+        """How many parameters the streams have; the base has ``model.num_parameters()``."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def adapter(self) -> Adapter:
+        """The changes to linear layers, differentiable."""
+        scale = self.config.alpha / max(1, self.config.rank)
+        names = [name for name in self._linears if _key(name) in self.down]
+        return Adapter({name: (self.down[_key(name)], self.up[_key(name)] * scale) for name in names})
+
+    def final_states(self, main: MainStream, positions: Tensor) -> Tensor:
+        """Final, normed states of the streams of some positions, differentiable.
+
+        Args:
+            main: from ``read``.
+            positions: ``[rows, count]`` int64.
+
+        Returns:
+            ``[rows, count, gamma, hidden]``; stream j is at ``[:, :, j - 1]``.
+        """
+        started = main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1]))
+        hidden = started[:, :, None] + self.embeddings.to(started.dtype)
+        swaps = adapted(self._linears, self.adapter())
+        return run_streams(self.model, self._family, self._layers, main, hidden, positions, swaps)
+
+    def early_states(self, main: MainStream, positions: Tensor) -> Tensor:
+        """What the early exit gives to the head, ``[rows, count, hidden]``: through its adapter and the final norm."""
+        started = main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1]))
+        down, up = self.prune_down.to(started.dtype), self.prune_up.to(started.dtype)
+        hidden = started + functional.linear(functional.linear(started, down), up)
+        return run_upper(self.model, self._layers, len(self._layers), hidden, use_cache=False)
+
+    def read(self, tokens: Tensor) -> MainStream:
+        """The base's own pass over ``[rows, length]`` int64; with gradients only in the shared mode."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode == "shared"):
+            return read_main(self.model, tokens, self.first, len(self._layers))
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the model's own head, over the streams' vocabulary."""
+        own = self.model.get_output_embeddings()
+        weight, bias = own.weight, own.bias
+        if self.vocabulary is None:
+            return weight, bias
+        return weight[self.vocabulary], None if bias is None else bias[self.vocabulary]
+
+    @torch.inference_mode()
+    def candidates(
+        self, session: TargetSession, places: Sequence[tuple[int, int]], count: int
+    ) -> list[list[list[int]]]:
+        """What the streams of some nodes draft.
+
+        Args:
+            session: whose last pass scored the nodes and has been committed; tapped at ``taps``.
+            places: for every row of the session, the row in that pass and its node there, the last one committed.
+            count: candidates of each stream.
+
+        Returns:
+            For every row and stream, tokens, the likeliest first.
+        """
+        states = session.states(self.first)
+        rows, nodes = zip(*places, strict=True)
+        started = states[list(rows), list(nodes)]
+        hidden = started[:, None] + self.embeddings.to(started.dtype)
+        final = session.branch(hidden, self.first, self._frozen_adapter())
+        best = self._logits(final).topk(min(count, self._vocabulary_size()), -1).indices
+        if self.vocabulary is not None:
+            best = self.vocabulary[best]
+        drafted: list[list[list[int]]] = best.tolist()
+        return drafted
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.bfloat16, **details: Any) -> None:
+        """Write a folder that ``from_pretrained`` reads.
+
+        Args:
+            folder: where to.
+            dtype: of the weights on disk; the vocabulary stays in integers.
+            **details: kept in its config.json: ``data``, ``recipe``, ``figures``; what JSON can hold.
+        """
+        tensors = {name: parameter.to(dtype) for name, parameter in self.named_parameters()}
+        if self.vocabulary is not None:
+            tensors["vocabulary"] = self.vocabulary.int()
+        base = describe_base(self.model)
+        extra = {"extra_parameters": self.extra_parameters, "base_parameters": int(self.model.num_parameters())}
+        settings = {"kind": KIND, "base": base, "streams": asdict(self.config), **extra, **self.details, **details}
+        save_head(folder, tensors, settings)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: Any) -> Streams:
+        """Streams that were trained for this model.
+
+        Raises:
+            ModelNotFoundError: there are none in the folder.
+            HeadMismatchError: they were trained for another base.
+            NumericalError: their weights hold NaN or infinity.
+        """
+        tensors, settings = load_head(folder, KIND, model)
+        known = {field.name for field in fields(StreamsConfig)}
+        given: Mapping[str, Any] = {name: value for name, value in settings["streams"].items() if name in known}
+        config = StreamsConfig(**{**given, "targets": tuple(given.get("targets", ()))})
+        streams = cls(model, config, tensors.pop("vocabulary", None))
+        streams.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=False)
+        fixed = ("kind", "base", "streams", "extra_parameters", "base_parameters")
+        streams.details = {name: value for name, value in settings.items() if name not in fixed}
+        return streams.requires_grad_(False)
+
+    def _chosen(self, linears: dict[str, Any]) -> dict[str, Any]:
+        wanted = self.config.targets
+        chosen = {name: each for name, each in linears.items() if not wanted or name.rpartition(".")[2] in wanted}
+        if missing := [name for name in wanted if not any(each.endswith(f".{name}") for each in chosen)]:
+            raise UsageError(f"targets has {missing[0]!r} and the upper layers have no linear layer of that name")
+        return chosen
+
+    def _frozen_adapter(self) -> Adapter:
+        """The same object as long as the weights are the same: the target's session prepares it once."""
+        versions = tuple(parameter._version for parameter in (*self.down.values(), *self.up.values()))
+        if self._frozen is None or self._frozen[0] != versions:
+            self._frozen = versions, Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
+        return self._frozen[1]
+
+    def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+        return list(self.adapter().changes.items())
+
+    def _vocabulary_size(self) -> int:
+        return len(self.head()[0]) if self.vocabulary is None else len(self.vocabulary)
+
+    def _logits(self, final: Tensor) -> Tensor:
+        """Logits over the streams' vocabulary. On our kernels from bytes: to round a draft is to lose acceptance."""
+        own = self.model.get_output_embeddings().weight
+        if self._drafting is None or self._drafting[0] is not own:
+            weight, bias = self.head()
+            if own.device.type == "cpu" and native.available():
+                self._drafting = own, quantized.linear(quantized.quantize(weight), bias)
+            else:
+                self._drafting = own, lambda x: functional.linear(x, weight, bias)
+        logits: Tensor = self._drafting[1](final)
+        return logits
+
+
+def _key(name: str) -> str:
+    """Of a parameter dictionary, which takes no dots."""
+    return name.replace(".", "/")

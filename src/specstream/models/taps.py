@@ -1,0 +1,63 @@
+"""What goes into a model's decoder layers, kept for those who draft from it: a stack of layers and where to tap it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from specstream.errors import UnsupportedModelError
+
+States = dict[int, Tensor | None]
+"""Layer -> what went into it in a pass, None before one; the number of layers stands for the language-model head."""
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The decoder layers of a transformers model, in order.
+
+    Raises:
+        UnsupportedModelError: they cannot be told from its other modules.
+    """
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    stacks = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    if len(stacks) != 1:
+        raise UnsupportedModelError(
+            f"{model.config.model_type} cannot carry heads: it has {len(stacks)} stacks of {count} modules, "
+            "so its decoder layers cannot be found; give another model"
+        )
+    return list(stacks[0])
+
+
+@contextmanager
+def tapped(model: Any, states: States, fused: bool) -> Iterator[None]:
+    """Inside, a pass of the model leaves in ``states`` what went into the layers that are its keys.
+
+    Args:
+        model: a transformers causal language model.
+        states: filled in place, ``[rows, width, hidden]`` each.
+        fused: whether the runtime's own stack of layers looks after all but the head (``fused.py``).
+    """
+    if not states:
+        yield
+        return
+    layers = decoder_layers(model)
+    watched = {layer: [*layers, model.get_output_embeddings()][layer] for layer in states}
+    hooks = [
+        module.register_forward_pre_hook(_keep(states, layer), with_kwargs=True)
+        for layer, module in watched.items()
+        if layer == len(layers) or not fused
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keep(states: States, layer: int) -> Callable[..., None]:
+    def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        states[layer] = given[0] if given else named["hidden_states"]
+
+    return keep

@@ -1,0 +1,136 @@
+"""The loss: what it is made of, and that it teaches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specstream.heads.stream_loss import stream_loss, stream_ranks
+from specstream.heads.streams import Streams, StreamsConfig
+from tests.lossless.families import VOCAB, WINDOW, build, prompt
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def made(family="llama", vocabulary=None, **settings):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Streams(build(family), StreamsConfig(**{"gamma": 3, "layers": 1, "rank": 4, **settings}), vocabulary)
+
+
+BATCH = torch.tensor([prompt(24), prompt(24, seed=1)])
+
+
+@pytest.mark.parametrize("vocabulary", [None, list(range(0, VOCAB, 2))])
+def test_it_is_the_cross_entropy_of_each_stream(vocabulary, monkeypatch):
+    monkeypatch.setattr("specstream.heads.stream_loss.LOGITS_AT_ONCE", 7 * VOCAB)  # chunks of odd sizes
+    streams = made(vocabulary=vocabulary)
+    mask = torch.zeros_like(BATCH, dtype=torch.bool)
+    mask[0, 10:20], mask[1, 5:] = True, True
+    total, parts = stream_loss(streams, BATCH, mask)
+    known = list(range(VOCAB)) if vocabulary is None else vocabulary
+    own = streams.model.get_output_embeddings().weight[known]
+    for j in (1, 2, 3):
+        losses = []
+        for row, at in mask.nonzero().tolist():
+            start = at - 1 - j
+            if start < 0 or not mask[row, start + 2] or int(BATCH[row, at]) not in known:
+                continue  # positions whose first stream predicts nothing are left out
+            with torch.no_grad():
+                main = streams.read(BATCH[row : row + 1, : start + 1])
+                final = streams.final_states(main, torch.tensor([[start]]))[0, 0, j - 1]
+            losses.append(-(own @ final).log_softmax(0)[known.index(int(BATCH[row, at]))])
+        torch.testing.assert_close(parts[f"stream_{j}"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(total.detach(), 0.1 * sum(parts.values()))
+
+
+def test_what_comes_behind_a_position_is_not_seen():
+    streams, mask = made("mistral"), torch.ones_like(BATCH, dtype=torch.bool)
+    other = BATCH.clone()
+    other[:, 15:] = 7
+    at = torch.tensor([[3, 14]] * 2)
+    with torch.no_grad():
+        states = [streams.final_states(streams.read(tokens), at) for tokens in (BATCH, other)]
+    assert BATCH.shape[1] > 2 * WINDOW
+    torch.testing.assert_close(*states)
+    assert mask.all()
+
+
+def test_a_share_of_the_positions_is_chosen_anew_each_time():
+    streams, mask, chance = made(), torch.ones_like(BATCH, dtype=torch.bool), torch.Generator().manual_seed(1)
+    whole, _ = stream_loss(streams, BATCH, mask)
+    parts = [float(stream_loss(streams, BATCH, mask, share=0.25, generator=chance)[0]) for _ in range(60)]
+    assert len(set(parts)) > 30
+    assert abs(sum(parts) / len(parts) - float(whole)) < 0.03 * float(whole)
+
+
+def test_where_nothing_is_to_be_predicted_the_loss_is_nothing():
+    streams = made(pruning_rank=2)
+    total, _ = stream_loss(streams, BATCH, torch.zeros_like(BATCH, dtype=torch.bool))
+    total.backward()
+    assert float(total) == 0
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in streams.parameters())
+
+
+def test_the_shared_mode_trains_the_base_too():
+    model = build.__wrapped__("llama")
+    streams = Streams(model, StreamsConfig(gamma=2, layers=1, rank=4, mode="shared"))
+    total, parts = stream_loss(streams, BATCH, torch.ones_like(BATCH, dtype=torch.bool))
+    assert list(parts) == ["stream_1", "stream_2", "next"]
+    torch.testing.assert_close(total.detach(), parts["next"] + 0.1 * (parts["stream_1"] + parts["stream_2"]))
+    total.backward()
+    embedding = model.model.embed_tokens.weight
+    assert embedding.grad is not None
+    assert embedding.grad.any(), "through the main states that streams start from"
+    assert all(parameter.grad is not None for parameter in streams.parameters())
+    with torch.no_grad():
+        own = model(BATCH, labels=BATCH).loss
+    torch.testing.assert_close(parts["next"], own, rtol=1e-4, atol=1e-4)
+
+
+def test_the_early_exit_learns_the_next_token():
+    streams = made(pruning_rank=4)
+    with torch.no_grad():
+        main = streams.read(BATCH)
+        at = torch.tensor([[4]] * 2)
+        early = streams.early_states(main, at)
+        norm = streams.model.model.norm
+        torch.testing.assert_close(early[:, 0], norm(main.states[:, 4]))
+    _, parts = stream_loss(streams, BATCH, torch.ones_like(BATCH, dtype=torch.bool))
+    assert list(parts) == ["stream_1", "stream_2", "stream_3", "early"]
+
+
+def test_ranks_are_those_of_the_true_tokens():
+    vocabulary = list(range(0, VOCAB, 2))
+    streams, mask = made(vocabulary=vocabulary), torch.zeros_like(BATCH, dtype=torch.bool)
+    mask[:, 6:20] = True
+    ranks = stream_ranks(streams, BATCH, mask)
+    assert ranks.shape == (2 * 12, 3), "positions 4 to 15: all three streams predict a wanted token"
+    with torch.no_grad():
+        final = streams.final_states(streams.read(BATCH), torch.arange(4, 16).expand(2, -1))
+    logits = final @ streams.model.get_output_embeddings().weight[vocabulary].T
+    for row in range(2):
+        for place, start in enumerate(range(4, 16)):
+            for j in (1, 2, 3):
+                token, own = int(BATCH[row, start + 1 + j]), logits[row, place, j - 1]
+                wanted = int((own > own[token // 2]).sum()) if token % 2 == 0 else len(vocabulary)
+                assert int(ranks[row * 12 + place, j - 1]) == wanted
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "phi"])
+def test_streams_learn(family):
+    """A few tokens that follow each other in circles: the streams of a random model find out in a few dozen steps."""
+    streams = made(family, layers=2, rank=8)
+    circle = torch.tensor([5, 90, 33, 7, 120, 64, 18])
+    tokens = torch.stack([circle.roll(shift).repeat(4)[:24] for shift in range(7)])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    optimizer = torch.optim.Adam(streams.parameters(), lr=2e-2)
+    losses = []
+    for _ in range(40):
+        total, _ = stream_loss(streams, tokens, mask)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(float(total))
+    assert losses[-1] < losses[0] / 4
+    assert float((stream_ranks(streams, tokens, mask) == 0).float().mean()) > 0.8

@@ -1,0 +1,249 @@
+"""Streams: what a decoding round computes is what multi-stream attention over the whole sequence computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from specstream.core.tree import TokenTree
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError, UsageError
+from specstream.heads.folder import fingerprint
+from specstream.heads.multistream import run_streams
+from specstream.heads.stream_loss import stream_loss
+from specstream.heads.streams import Streams, StreamsConfig
+from specstream.models import native, quantized
+from specstream.models.hf import HuggingFaceTarget
+from specstream.models.uncached import UncachedTarget
+from specstream.models.upper import merged, upper_linears
+from tests.lossless.families import FAMILIES, build, prompt
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TOKENS = prompt(30)
+STREAMED = tuple(family for family in FAMILIES if family != "bloom")
+
+
+def shaken(family: str, dtype: torch.dtype = torch.float32, **settings) -> Streams:
+    """Streams whose every parameter matters."""
+    config = StreamsConfig(**{"gamma": 3, "layers": 1, "rank": 4, **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        streams = Streams(build(family, dtype), config)
+        for parameter in streams.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    return streams
+
+
+def whole(streams: Streams, tokens: list[int]) -> Tensor:
+    """Final states ``[gamma, hidden]`` of the streams of the last position, by attention over the whole sequence."""
+    with torch.no_grad():
+        main = streams.read(torch.tensor([tokens]))
+        return streams.final_states(main, torch.tensor([[len(tokens) - 1]]))[0, 0]
+
+
+def of_a_round(streams: Streams, session, node: int) -> Tensor:
+    with torch.inference_mode():
+        started = session.states(streams.first)[0, node]
+        hidden = (started + streams.embeddings.to(started.dtype))[None]
+        return session.branch(hidden, streams.first, streams._frozen_adapter())[0]
+
+
+@pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
+@pytest.mark.parametrize("family", STREAMED)
+def test_a_round_computes_the_streams_of_the_accepted_node(family, runtime):
+    """Of a node on a branch that is not the tree's first, and of what is scored after it."""
+    streams = shaken(family)
+    session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20]])
+    session.tap(streams.taps)
+    tree = TokenTree.merge(TOKENS[20], [TOKENS[10:13], TOKENS[21:24]])
+    for scored, path in ((tree, [0, 4, 5]), (TokenTree.chain([TOKENS[23]]), [0])):
+        session.score([scored])
+        session.commit([path])
+        committed = session.cache.lengths[0]
+        fused = runtime == "auto" and native.available() and family in ("llama", "mistral", "qwen2", "qwen3")
+        expected, got = whole(streams, TOKENS[:committed]), of_a_round(streams, session, path[-1])
+        # Fused layers read their weights from bytes: to round a draft costs acceptance, never the output.
+        assert (got - expected).norm() <= (0.05 if fused else 1e-3) * expected.norm()
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
+    streams = shaken(family)
+    session = HuggingFaceTarget(streams.model).begin([TOKENS[:20]])
+    session.tap(streams.taps)
+    session.score([TokenTree.chain(TOKENS[20:23])])
+    session.commit([range(3)])
+    got = of_a_round(streams, session, 2)
+    weights = merged(upper_linears(streams.model, streams.first), streams.adapter())
+    swaps = [(linear, rounded(linear, weight)) for linear, weight in weights.items()]
+    with torch.no_grad():
+        main = streams.read(torch.tensor([TOKENS[:23]]))
+        hidden = main.states[:, -1:, None] + streams.embeddings
+        at = torch.tensor([[22]])
+        expected = run_streams(streams.model, streams._family, streams._layers, main, hidden, at, swaps)[0, 0]
+    assert (got - expected).norm() <= 1e-3 * expected.norm()
+
+
+def rounded(linear, weight):
+    restored = quantized.quantize(weight).restored()
+    return lambda x: torch.nn.functional.linear(x, restored, linear.bias)
+
+
+@pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_a_branch_leaves_nothing_behind(family, runtime):
+    """The cache is what it was, and what is scored next has the bits that it has without streams."""
+    streams = shaken(family)
+    prefixes, trees = [TOKENS[:20], TOKENS[:9]], [TokenTree.merge(TOKENS[20], [TOKENS[21:23], TOKENS[11:13]])] * 2
+    target, logits, caches = HuggingFaceTarget(streams.model, runtime=runtime), [], []
+    for streaming in (True, False):
+        session = target.begin(prefixes)
+        if streaming:
+            session.tap(streams.taps)
+        scored = [session.score(trees)]
+        session.commit([[0, 3, 4], [0, 1]])
+        if streaming:
+            streams.candidates(session, [(0, 4), (1, 1)], 3)
+        scored.append(session.score([TokenTree.chain([5])] * 2))
+        session.commit([[0]] * 2)
+        caches.append([layer[:, :, :24].clone() for layer in session.cache._keys.values()])
+        logits.append(scored)
+    for ours, theirs in zip(*logits, strict=True):
+        assert torch.equal(ours, theirs)
+    lengths = session.cache.lengths
+    for ours, theirs in zip(*caches, strict=True):
+        for row, length in enumerate(lengths):
+            assert torch.equal(ours[row, :, :length], theirs[row, :, :length])
+
+
+def test_rows_of_a_batch_draft_as_they_do_alone():
+    streams = shaken("llama")
+    target = HuggingFaceTarget(streams.model, runtime="eager")
+    prefixes, nodes = [TOKENS[:20], TOKENS[3:12], TOKENS[:1]], [2, 0, 1]
+    together = target.begin(prefixes)
+    together.tap(streams.taps)
+    together.score([TokenTree.chain([5, 6, 7])] * 3)
+    together.commit([range(node + 1) for node in nodes])
+    drafted = streams.candidates(together, list(enumerate(nodes)), 4)
+    assert [[len(set(best)) for best in row] for row in drafted] == [[4] * 3] * 3
+    together.keep([2, 0])
+    assert streams.candidates(together, [(2, 1), (0, 2)], 4) == [drafted[2], drafted[0]]
+    for row, prefix in enumerate(prefixes):
+        alone = target.begin([prefix])
+        alone.tap(streams.taps)
+        alone.score([TokenTree.chain([5, 6, 7])])
+        alone.commit([range(nodes[row] + 1)])
+        assert streams.candidates(alone, [(0, nodes[row])], 4) == [drafted[row]]
+
+
+def test_without_a_cache_streams_are_the_same():
+    streams = shaken("llama")
+    target, drafted = HuggingFaceTarget(streams.model, runtime="eager"), []
+    for each in (target, UncachedTarget(target)):
+        session = each.begin([TOKENS[:20]])
+        session.tap(streams.taps)
+        session.score([TokenTree.chain(TOKENS[20:23])])
+        session.commit([[0, 1]])
+        drafted.append(streams.candidates(session, [(0, 1)], 5))
+    assert drafted[0] == drafted[1]
+
+
+def test_untrained_streams_are_the_models_own_layers():
+    """A stream whose embedding is zero starts as the main stream, at other positions."""
+    streams = Streams(build("gpt2"), StreamsConfig(gamma=2, layers=1, rank=4))
+    streams.embeddings.data.zero_()
+    with torch.no_grad():
+        main = streams.read(torch.tensor([TOKENS]))
+        final = streams.final_states(main, torch.tensor([[28]]))[0, 0]
+        plain = Streams(build("gpt2"), StreamsConfig(gamma=2, layers=1, rank=0))
+        plain.embeddings.data.zero_()
+        assert torch.equal(final, plain.final_states(main, torch.tensor([[28]]))[0, 0])
+
+
+def test_the_base_is_no_part_of_the_streams():
+    model = build("llama")
+    streams = Streams(model, StreamsConfig(gamma=3, layers=1, rank=4))
+    own = {id(parameter) for parameter in model.parameters()}
+    assert not own & {id(parameter) for parameter in streams.parameters()}
+    hidden, inner, kv = 64, 96, 32
+    changed = 2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + inner)
+    assert streams.extra_parameters == 3 * hidden + 4 * changed
+    before = [parameter.clone() for parameter in model.parameters()]
+    total, _ = stream_loss(streams, torch.tensor([TOKENS]), torch.ones(1, 30, dtype=torch.bool))
+    total.backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+    assert all(parameter.grad is not None for parameter in streams.parameters())
+
+
+def test_smollm2_would_get_less_than_one_percent():
+    hidden, inner, kv, vocabulary, layers = 576, 1536, 192, 49152, 30
+    base = vocabulary * hidden + layers * (2 * hidden * (hidden + kv) + 3 * hidden * inner + 2 * hidden) + hidden
+    changed = 2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + inner)
+    assert 0.0072 < (4 * hidden + 6 * 16 * changed) / base < 0.0074
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "v_proj"), ()])
+def test_only_the_chosen_linear_layers_are_changed(targets):
+    streams = Streams(build("llama"), StreamsConfig(gamma=2, layers=1, rank=2, targets=targets))
+    names = {name.rpartition(".")[2] for name in streams.adapter().changes}
+    everything = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert names == (set(targets) or everything)
+    assert all(name.startswith("1.") for name in streams.adapter().changes)
+
+
+@pytest.mark.parametrize("vocabulary", [None, range(5, 60)])
+def test_what_it_writes_it_reads(tmp_path, vocabulary):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        streams = Streams(build("llama"), StreamsConfig(gamma=3, layers=2, rank=4, pruning_rank=2), vocabulary)
+        for parameter in streams.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+    streams.save(tmp_path / "heads", dtype=torch.float32, data={"examples": 7}, figures={"accepted": 2.5})
+    again = Streams.from_pretrained(tmp_path / "heads", build("llama"))
+    assert again.config == streams.config
+    assert again.details == {"data": {"examples": 7}, "figures": {"accepted": 2.5}}
+    assert again.state_dict().keys() == streams.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in streams.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_their_dtype():
+    bf16 = build("llama", torch.bfloat16)
+    wide = build.__wrapped__("llama", torch.bfloat16).float()
+    assert fingerprint(bf16) == fingerprint(wide)
+    assert fingerprint(bf16) != fingerprint(build("qwen2", torch.bfloat16))
+    tuned = build.__wrapped__("llama", torch.bfloat16)
+    tuned.model.layers[0].mlp.up_proj.weight.data.mul_(1.01)
+    assert fingerprint(bf16) != fingerprint(tuned)
+
+
+def test_heads_of_another_base_are_refused_by_name(tmp_path):
+    Streams(build("llama"), StreamsConfig(layers=1)).save(tmp_path)
+    with pytest.raises(
+        HeadMismatchError, match=r"belong to llama \(\w{16}\) and the model is mistral \(\w{16}\); give"
+    ):
+        Streams.from_pretrained(tmp_path, build("mistral"))
+    with pytest.raises(ModelNotFoundError, match="no heads in"):
+        Streams.from_pretrained(tmp_path / "nothing", build("llama"))
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    streams = Streams(build("llama"), StreamsConfig(layers=1))
+    streams.embeddings.data[0, 0] = torch.nan
+    streams.save(tmp_path)
+    with pytest.raises(NumericalError, match="NaN or infinity"):
+        Streams.from_pretrained(tmp_path, build("llama"))
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UsageError, match="layers is 3 and the model has 2"):
+        Streams(build("llama"), StreamsConfig(layers=3))
+    with pytest.raises(UsageError, match="gamma is 0; give 1 or more"):
+        StreamsConfig(gamma=0)
+    with pytest.raises(UsageError, match="targets has 'c_attn'"):
+        Streams(build("llama"), StreamsConfig(layers=1, targets=("q_proj", "c_attn")))
+    with pytest.raises(UnsupportedModelError, match="bloom cannot carry streams"):
+        Streams(build("bloom"), StreamsConfig(layers=1))
