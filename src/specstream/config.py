@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
 
-DrafterName = Literal["auto", "none", "lookup", "lookahead", "draft_model", "mixed"]
+DrafterName = Literal["auto", "none", "lookup", "lookahead", "medusa", "draft_model", "mixed"]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -39,6 +39,7 @@ class EngineSettings(SamplingSettings, total=False):
     lookahead_guesses: int
     adaptive: bool
     draft_quantization: Literal["auto", "none", "int8", "int4"]
+    heads: str | None
     acceptance_threshold: float | None
     device: str
     dtype: Any
@@ -113,6 +114,7 @@ class EngineConfig(BaseModel):
             is never adaptive: it must repeat, and times do not.
         draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
             output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
+        heads: a folder of heads that were trained for this very model: those of ``medusa``.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
         dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
@@ -133,6 +135,7 @@ class EngineConfig(BaseModel):
     lookahead_guesses: int = Field(default=4, ge=1)
     adaptive: bool = True
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
+    heads: str | None = None
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: Any = "auto"

@@ -1,44 +1,34 @@
-"""SpeculativeEngine: the composition root, the only place that builds concrete parts."""
+"""SpeculativeEngine: the composition root. What it is made of is built in ``parts.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, cast, overload
+from typing import Any, overload
 
 from typing_extensions import Unpack
 
 from specstream.config import (
-    EngineConfig,
     EngineSettings,
     GenerationConfig,
     SamplingSettings,
     engine_config,
     generation_config,
 )
-from specstream.core.controller import Controller
-from specstream.core.decode import Row, Speculation
+from specstream.core.decode import Row
 from specstream.core.ports import Drafter
-from specstream.drafters.draft_model import DraftModelDrafter
-from specstream.drafters.lookahead import LookaheadDrafter
-from specstream.drafters.lookup import LookupDrafter
-from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
-from specstream.errors import UsageError, VocabularyMismatchError
-from specstream.generation import Generation, Parts, TextPieces, is_batch
+from specstream.errors import UsageError
+from specstream.generation import Generation, TextPieces, is_batch
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
-from specstream.models.runtime import Quantization, prefers_bytes
-from specstream.models.uncached import UncachedTarget
+from specstream.parts import build_parts, check_choice, draft_bytes, model_name, most_nodes
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
 from specstream.text import Chat, Prompt, encode
 
 CALIBRATION_TOKENS = 16
 """Tokens of plain decoding, per row, that ``speedup`` is measured against."""
-
-SELF = "self:"
-"""``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
 
 # A caller's processor may keep state and is shown the tokens of the output only.
 _CALIBRATION = {"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": [], "logits_processor": []}
@@ -64,13 +54,13 @@ class SpeculativeEngine:
         self, model: Any, tokenizer: Any = None, draft_model: Any = None, **settings: Unpack[EngineSettings]
     ) -> None:
         self.config = engine_config(settings)
-        _check_choice(self.config.drafter, draft_model)  # before a model is loaded for nothing
+        check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if isinstance(model, str):
             self.model_name = model
             model, own_tokenizer = load_model(model, dtype=self.config.dtype, device=self.config.device)
             tokenizer = tokenizer or own_tokenizer
         else:
-            self.model_name = _name(model)
+            self.model_name = model_name(model)
         if tokenizer is None:
             raise UsageError("tokenizer is missing; give the model's own, or give the model by name")
         self.model, self.tokenizer = model, tokenizer
@@ -157,7 +147,7 @@ class SpeculativeEngine:
             "tokens_per_second": speculative.tokens_per_second,
             "plain_tokens_per_second": totals["plain"].tokens_per_second,
             "speculation_accuracy": speculative.acceptance_rate,
-            "memory_overhead": self._draft_bytes() / self.target.runtime.nbytes,
+            "memory_overhead": draft_bytes(self.parts.drafter, self.target) / self.target.runtime.nbytes,
             "mean_accepted_length": speculative.mean_accepted_length,
             "drafted": speculative.drafted,
             "rejected": speculative.rejected,
@@ -196,7 +186,7 @@ class SpeculativeEngine:
         parts = self.parts if drafter is None else self.parts.with_drafter(drafter)
         generation = Generation(parts, [encode(self.tokenizer, prompt) for prompt in prompts], config)
         # Before the clock starts: the self-tests are no part of a generation.
-        self.target.prepare(rows=len(prompts), nodes=parts.speculation.max_depth + 1)
+        self.target.prepare(rows=len(prompts), nodes=most_nodes(parts) + 1)
         return generation
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
@@ -249,130 +239,6 @@ class SpeculativeEngine:
             }
         return self._baselines[key]
 
-    def _draft_bytes(self) -> int:
-        drafter = self.parts.drafter
-        drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
-        if not isinstance(drafter, DraftModelDrafter) or drafter.model is self.target:
-            return 0
-        assert isinstance(drafter.model, HuggingFaceTarget)
-        return drafter.model.runtime.nbytes
-
-
-def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
-    """What a configuration generates with.
-
-    Args:
-        target: the model whose output it is.
-        tokenizer: its tokenizer, None where no text is needed.
-        draft: a model, the name of one, or None.
-        config: the rest.
-
-    Raises:
-        UsageError: a drafter and a draft that do not go together.
-        VocabularyMismatchError: a draft of another vocabulary.
-    """
-    _check_choice(config.drafter, draft)
-    return Parts(
-        target=target if config.use_cache else UncachedTarget(target),
-        drafter=_build_drafter(target, tokenizer, draft, config),
-        tokenizer=tokenizer,
-        eos_token_ids=_eos_token_ids(target.model, tokenizer),
-        speculation=Speculation(
-            max_depth=config.max_speculation_depth,
-            acceptance_threshold=config.acceptance_threshold,
-            controller=Controller() if config.adaptive else None,
-        ),
-    )
-
-
-def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Drafter:
-    name = config.drafter
-    if name == "auto":
-        name = "lookup" if draft is None else "draft_model"
-    if name == "none":
-        return NoDrafter()
-    if name == "lookup":
-        return LookupDrafter(branches=config.branches)
-    if name == "lookahead":
-        return LookaheadDrafter(
-            window=config.lookahead_window, ngram=config.lookahead_ngram, guesses=config.lookahead_guesses
-        )
-    model = DraftModelDrafter(
-        _draft_target(target, tokenizer, draft, config),
-        gamma=config.gamma,
-        branches=config.branches,
-        vocab_size=_vocab_size(target.model),
-    )
-    return MixedDrafter(LookupDrafter(branches=config.branches), model) if name == "mixed" else model
-
-
-def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> HuggingFaceTarget:
-    """The draft as a target of its own. A model that drafts for itself shares everything, the bits too."""
-    quantization, named = config.draft_quantization, isinstance(draft, str)
-    if named and draft.startswith(SELF):
-        draft, quantization, named = target.model, _self_quantization(draft), False
-    if quantization == "auto":
-        quantization = "int8" if named and prefers_bytes(target.model, config.runtime) else "none"
-    if draft is target.model:
-        if quantization == "none":
-            return target
-        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
-    draft_tokenizer = None
-    if named:
-        draft, draft_tokenizer = load_model(draft, dtype=config.dtype, device=str(target.model.device))
-    _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
-    drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
-    drafting.prepare()  # here, as its first generation would be timed with it
-    if named:  # nobody else has it
-        drafting.runtime.release()
-    return drafting
-
-
-def _self_quantization(draft: str) -> Quantization:
-    name = draft.removeprefix(SELF)
-    if name not in ("int8", "int4"):
-        raise UsageError(f"draft_model is {draft!r}; the target drafts for itself as {SELF}int8 or {SELF}int4")
-    return cast(Quantization, name)
-
-
-def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: Any) -> None:
-    """Sizes may differ by padding where the tokenizers are known to be one; else they must be equal."""
-    ours, theirs = _vocab_size(target), _vocab_size(draft)
-    if tokenizer is not None and draft_tokenizer is not None:
-        if tokenizer.get_vocab() == draft_tokenizer.get_vocab():
-            return
-        ours, theirs = len(tokenizer), len(draft_tokenizer)
-    elif ours == theirs:
-        return
-    raise VocabularyMismatchError(
-        f"the draft {_name(draft)} has another vocabulary ({theirs} tokens) than {_name(target)} ({ours} tokens); "
-        "give a draft of the same tokenizer, or drafter='lookup'"
-    )
-
-
-def _check_choice(name: str, draft: Any) -> None:
-    if draft is None and name in ("draft_model", "mixed"):
-        raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
-    if draft is not None and name not in ("auto", "draft_model", "mixed"):
-        raise UsageError(
-            f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
-        )
-
-
-def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ids is None:
-        ids = getattr(tokenizer, "eos_token_id", None)
-    return frozenset([ids] if isinstance(ids, int) else ids or ())
-
-
-def _vocab_size(model: Any) -> int:
-    return int(model.get_input_embeddings().num_embeddings)
-
 
 def _dtype_name(model: Any) -> str:
     return str(model.dtype).removeprefix("torch.")
-
-
-def _name(model: Any) -> str:
-    return str(model.config.name_or_path or model.config.model_type)

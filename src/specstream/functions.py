@@ -11,10 +11,10 @@ from typing_extensions import Unpack
 
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
 from specstream.core.decode import Row, StopCheck
-from specstream.engine import build_parts
 from specstream.errors import UsageError
 from specstream.generation import Generation
 from specstream.models.hf import HuggingFaceTarget
+from specstream.parts import build_parts
 from specstream.results import Totals
 
 

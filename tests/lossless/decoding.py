@@ -16,13 +16,25 @@ from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.heads.medusa import MedusaHeads
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization
 from tests.lossless.families import build
 
-DRAFTERS = ("none", "lookup", "lookup-tree", "lookahead", "draft_model", "draft_model-tree", "mixed", "mixed-tree")
+DRAFTERS = (
+    "none",
+    "lookup",
+    "lookup-tree",
+    "lookahead",
+    "medusa",
+    "draft_model",
+    "draft_model-tree",
+    "mixed",
+    "mixed-tree",
+)
 GAMMA = 3
 
 
@@ -42,6 +54,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return LookupDrafter(min_ngram=1, branches=3 if branching else 1)
     if kind == "lookahead":
         return LookaheadDrafter(window=3, ngram=3, guesses=3)
+    if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
+        return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
     drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
     if kind == "mixed":  # a lookup that matches often, and not always
@@ -105,6 +119,9 @@ class RecordedSession:
 
     def states(self, layer: int) -> Tensor:
         return self._session.states(layer)
+
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        return self._session.descend(trees, layer)
 
     def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
         return self._session.branch(hidden, layer, adapter)

@@ -7,8 +7,8 @@ every misuse by a loop or a drafter is an AssertionError.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -102,13 +102,21 @@ class TableSession:
             self._indexes(tree, committed) + [0] * (width - len(tree))
             for tree, committed in zip(trees, self.committed, strict=True)
         ]
-        logits = self.model.table[torch.tensor(indexes)]
+        self._states = torch.tensor(indexes)
+        logits = self.model.table[self._states]
         # What lies beyond a tree is meaningless: whoever reads it shall notice.
         logits[torch.arange(width) >= torch.tensor([[len(tree)] for tree in trees])] = math.nan
         self._pending = list(trees)
         self.passes += 1
         self.nodes += sum(map(len, trees))
         return logits
+
+    def tap(self, layers: Collection[int]) -> None:
+        self._require(set(layers) == {TableHeads.layer}, f"there is no layer of {layers} here")
+
+    def states(self, layer: int) -> Tensor:
+        """All that a table knows of a node: the number of its row, ``[rows, width, 1]``."""
+        return self._states[..., None].double()
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         self._require(self._pending is not None, "commit without a pass")
@@ -150,3 +158,31 @@ class TableSession:
     def _require(condition: bool, misuse: str) -> None:
         if not condition:
             raise AssertionError(misuse)
+
+
+@dataclass(frozen=True, eq=False)
+class TableHeads:
+    """Heads that say what ``model`` would, of each depth behind its own favourites.
+
+    Attributes:
+        model: of the same vocabulary and memory as the target.
+        depth: how many heads.
+        rates: as those of ``MedusaHeads``.
+    """
+
+    model: TableModel
+    depth: int = 3
+    rates: list[list[float]] = field(default_factory=list)
+    layer = 0
+    nbytes = 0
+
+    def draft(self, states: Tensor, depth: int, ranks: int) -> Tensor:
+        rows = states[:, 0].long()
+        drafted = []
+        for _ in range(depth):
+            favourites = self.model.table[rows].argmax(-1).tolist()
+            rows = torch.tensor(
+                [self.model.index([token], row) for row, token in zip(rows.tolist(), favourites, strict=True)]
+            )
+            drafted.append(self.model.table[rows].topk(min(ranks, self.model.vocab), -1).indices)
+        return torch.stack(drafted, 1)

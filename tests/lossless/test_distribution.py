@@ -24,11 +24,12 @@ from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
-from tests.lossless.table_model import TableModel
+from tests.lossless.table_model import TableHeads, TableModel
 
 VOCAB = 4
 LENGTH = 3
@@ -131,6 +132,19 @@ LOSSLESS = {
         drafter=LookaheadDrafter(window=2, ngram=2, from_text=False),
         prompts=PROMPTS[2:],
         sampling=Sampling(temperature=1.2, top_k=3),
+        length=4,
+    ),
+    "medusa": Case(drafter=MedusaDrafter(TableHeads(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
+    "medusa, wrong heads, top-p, rows that end early": Case(
+        drafter=MedusaDrafter(TableHeads(WRONG), nodes=9),
+        sampling=Sampling(temperature=1.2, top_p=0.9),
+        ends=frozenset({1}),
+        length=4,
+    ),
+    "medusa, penalty": Case(
+        drafter=MedusaDrafter(TableHeads(NEAR), nodes=4, ranks=2),
+        prompts=PROMPTS[2:],
+        sampling=Sampling(temperature=1.0, repetition_penalty=1.5),
         length=4,
     ),
     "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),

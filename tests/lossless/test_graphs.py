@@ -22,8 +22,10 @@ from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.heads.medusa import MedusaHeads
 from specstream.models.cache import STEP
 from specstream.models.graphs import CudaCapture
 from specstream.models.hf import HuggingFaceTarget
@@ -76,6 +78,7 @@ def drafters(draft: HuggingFaceTarget) -> dict[str, Drafter]:
         "none": NoDrafter(),
         "lookup": LookupDrafter(min_ngram=1),
         "lookahead": LookaheadDrafter(window=3, ngram=3),
+        "medusa": MedusaDrafter(MedusaHeads(draft.model, num_heads=GAMMA)),
         "draft_model": DraftModelDrafter(draft, gamma=GAMMA),
         "mixed": MixedDrafter(LookupDrafter(min_ngram=1), DraftModelDrafter(draft, gamma=GAMMA)),
     }

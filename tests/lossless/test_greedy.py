@@ -15,11 +15,12 @@ from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
-from tests.lossless.table_model import TableModel
+from tests.lossless.table_model import TableHeads, TableModel
 
 # A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
 TARGET = TableModel.random(11, vocab=5, memory=4)
@@ -35,6 +36,8 @@ DRAFTERS = {
     "lookup tree": LookupDrafter(min_ngram=1, max_ngram=4, branches=3),
     "lookahead": LookaheadDrafter(),
     "lookahead, the window alone": LookaheadDrafter(window=3, ngram=3, from_text=False),
+    "medusa": MedusaDrafter(TableHeads(NEAR)),
+    "medusa, heads that are wrong": MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "draft chain, near": DraftModelDrafter(NEAR),
     "draft chain, wrong": DraftModelDrafter(WRONG, gamma=2),
     "draft chain, never says some tokens": DraftModelDrafter(TARGET.without(14, 2)),

@@ -61,8 +61,9 @@ def test_tokens_equal_those_of_generate(family: str, runtime: RuntimeName, draft
         assert min(_drafted(stats)) > 0, "a test in which nothing is accepted, or nothing rejected, shows little"
 
 
-def test_lookup_accepts_and_rejects() -> None:
-    rows = [run(target(family, "packed"), make_drafter("lookup", family), PROMPTS, NEW_TOKENS) for family in FAMILIES]
+@pytest.mark.parametrize("drafter", ["lookup", "lookahead", "medusa"])
+def test_others_accept_and_reject_too(drafter: str) -> None:
+    rows = [run(target(family, "packed"), make_drafter(drafter, family), PROMPTS, NEW_TOKENS) for family in FAMILIES]
     assert min(_drafted([row.stats for batch in rows for row in batch])) > 0
 
 

@@ -31,6 +31,7 @@ def generate(
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
     draft_quantization: options.DraftQuantization = "auto",
+    heads: options.HeadsFolder = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Generate text. It is the model's own text; the drafter only makes it arrive sooner."""
@@ -52,6 +53,7 @@ def generate(
         "dtype": dtype,
         "runtime": runtime,
         "draft_quantization": draft_quantization,
+        "heads": heads,
     }
     engine = load_engine(model, draft, settings)
     use_template = getattr(engine.tokenizer, "chat_template", None) is not None if chat is None else chat

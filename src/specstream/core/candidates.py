@@ -10,8 +10,11 @@ with, so these are a tree, and adding one after the other is no approximation.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from specstream.core.tree import TokenTree
 
@@ -56,14 +59,25 @@ class Shape:
         return tuple(1 + sum(share for path, share in rated if len(path) <= depth) for depth in range(self.depth + 1))
 
     def tree(self, root: int, candidates: Sequence[Sequence[int]]) -> TokenTree:
-        """The tree with tokens, no deeper than there are candidates; its first path is that of the first ranks.
+        """The tree with tokens, as far as there are candidates; its first path is that of the first ranks.
 
         Args:
             root: its token.
             candidates: for each depth from 1, tokens that differ, by rank.
         """
-        paths = sorted(path for path in self.paths if len(path) <= len(candidates))
+        most = list(map(len, candidates))
+        paths = sorted(
+            path
+            for path in self.paths
+            if len(path) <= len(most) and all(rank < most[at] for at, rank in enumerate(path))
+        )
         return TokenTree.merge(root, [[candidates[at][rank] for at, rank in enumerate(path)] for path in paths])
+
+
+def rank_rates(ranks: Tensor, most: int) -> list[list[float]]:
+    """How often each rank was right, of held-out text: ``[positions, depth]`` int64 -> ``rates[depth - 1][rank]``."""
+    shares = [(ranks == rank).double().mean(0).tolist() for rank in range(most)]
+    return [list(depth) for depth in zip(*shares, strict=True)]
 
 
 class RankAcceptance:
@@ -89,6 +103,13 @@ class RankAcceptance:
             rates = self.rates[at]
             for rank, candidate in enumerate(drafted[: len(rates)]):
                 rates[rank] += ((candidate == token) - rates[rank]) / self._judged[at]
+
+    def rate(self, shape: Shape) -> Shape:
+        """The same tree with shares by what is known now."""
+        return Shape(shape.paths, tuple(math.prod(map(self._rate, range(len(path)), path)) for path in shape.paths))
+
+    def _rate(self, at: int, rank: int) -> float:
+        return self.rates[at][rank]
 
     def grow(self, nodes: int, depth: int) -> Shape:
         """The tree that is expected to emit most, of at most so many nodes besides the root and no deeper."""

@@ -190,12 +190,16 @@ class Controller:
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
             choices = [next(((each, 1) for each in available if _kind(each) == kind), None) for available in offers]
             plan = self._plan(choices, max(choice[0].width(1) for choice in choices if choice))
-            hopeful = sum(self._of(choice[0]).hopeful if choice else 1.0 for choice in plan.choices)
+            hopeful = sum(self._hopeful(choice[0]) if choice else 1.0 for choice in plan.choices)
             waited = self._round - self._tried.get(kind, 0)
             due = waited >= TRIAL_AFTER or hopeful * plain > plan.seconds * rows if kind else waited >= FREE_TRIAL_AFTER
             if due and plan.stake <= (1 + self._balance) * plain:
                 return plan
         return None
+
+    def _hopeful(self, offer: Offer) -> float:
+        """Tokens that it might emit, taken to depth 1; who measures for itself is asked again when it has waited."""
+        return offer.expected[1] if offer.expected else self._of(offer).hopeful
 
     def _of(self, offer: Offer) -> Acceptance:
         return self._acceptance.setdefault(offer.source, Acceptance())

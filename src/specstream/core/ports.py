@@ -62,6 +62,16 @@ class TargetSession(Protocol):
             as in that pass, and the next pass may overwrite it.
         """
 
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        """Begin a pass over these trees, as far as ``layer``.
+
+        The next ``score`` goes on from there. Its trees are parts of these, with the same roots: what is left out never
+        reaches the layers above. Nothing else may come between.
+
+        Returns:
+            What goes into ``layer`` at every node, as ``states`` would say.
+        """
+
     def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
         """Run a chain of nodes behind each row's committed tokens through the layers from ``layer`` on, and forget it.
 

@@ -5,7 +5,7 @@ A chain is a tree with one path; plain decoding is a tree with no drafted token 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -99,6 +99,34 @@ class TokenTree:
             tuple(self.tokens[node] for node in kept),
             tuple(index.get(self.parents[node], -1) for node in kept),
             {index[node]: drawn for node, drawn in self.proposals.items() if self.depths[node] < depth},
+        )
+
+    def places_in(self, other: TokenTree) -> tuple[int, ...]:
+        """For every node of this tree the same node of a tree that it is a part of.
+
+        Raises:
+            ValueError: it is not a part of that tree.
+        """
+        places: list[int] = []
+        for token, parent in zip(self.tokens, self.parents, strict=True):
+            among = other.children[places[parent]] if parent >= 0 else (0,)
+            place = next((node for node in among if other.tokens[node] == token), None)
+            if place is None:
+                raise ValueError(f"token {token} below node {parent} is not in the other tree")
+            places.append(place)
+        return tuple(places)
+
+    def kept(self, nodes: Collection[int]) -> TokenTree:
+        """This tree without the nodes that are not named, and without what hangs from them; the root stays."""
+        stays, index = [True], {0: 0}
+        for node in range(1, len(self)):
+            stays.append(node in nodes and stays[self.parents[node]])
+            if stays[node]:
+                index[node] = len(index)
+        return TokenTree(
+            tuple(self.tokens[node] for node in index),
+            tuple(index.get(self.parents[node], -1) for node in index),
+            {index[node]: drawn for node, drawn in self.proposals.items() if node in index},
         )
 
     def matched(self, tokens: Sequence[int]) -> int:

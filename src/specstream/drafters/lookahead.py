@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specstream.core.ports import DraftRequest, Offer
+from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -56,7 +56,14 @@ class LookaheadDrafter:
                 raise UsageError(f"{name} is {value}; give {least} or more")
         self.window, self.ngram, self.guesses, self.from_text = window, ngram, guesses, from_text
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> LookaheadSession:
+    @property
+    def nodes(self) -> int:
+        """Drafted nodes of the largest tree."""
+        return (self.window + self.guesses) * (self.ngram - 1)
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+    ) -> LookaheadSession:
         return LookaheadSession([_Row(self, prompt) for prompt in prompts])
 
 

@@ -10,12 +10,20 @@ Sampling is lossless by the rule for candidates that were chosen without chance:
 depends on the text before it and on what became of earlier drafts, never on the token that the target is about to draw.
 The shape of a tree decides how chance is spent, and a seed has to repeat: so a generation that samples starts from the
 rates that the head came with, not from what earlier generations taught.
+
+With ``pruning`` (the paper's section 3.1.3) the pass over a tree is begun here: where the streams would start, an early
+exit tells how likely each token is after its parent, and what is less likely than the threshold is dropped, with all
+below it, before the upper layers run. That keeps sampling lossless for the same reason: the exit looks at the drafted
+tokens and at what is before them, and all of it has happened before the target's first draw. On a CPU it does not pay:
+the exit reads the vocabulary's weights, which is more than what the dropped rows would have cost. Off unless asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
+
+from torch import Tensor
 
 from specstream.core.candidates import RankAcceptance, Shape
 from specstream.core.ports import DraftRequest, Offer, TargetSession
@@ -42,10 +50,17 @@ class StreamHead(Protocol):
     def taps(self) -> Sequence[int]:
         """The target's layers whose input it needs."""
 
+    @property
+    def first(self) -> int:
+        """The layer where streams start."""
+
     def candidates(
         self, session: TargetSession, places: Sequence[tuple[int, int]], count: int
     ) -> list[list[list[int]]]:
         """For every row, for each depth from 1, tokens, the likeliest first."""
+
+    def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
+        """How likely every node's token is after its parent, from what goes into ``first``."""
 
 
 class StreamsDrafter:
@@ -56,6 +71,10 @@ class StreamsDrafter:
         sizes: drafted nodes of the trees to offer. Without a controller the first is taken.
         ranks: candidates of each stream.
         rates: how often the candidate of each rank is right at each depth, as far as known: ``rates[depth - 1][rank]``.
+        pruning: drop drafts that an early exit finds less likely than this, where the head has one; None drops nothing.
+
+    Raises:
+        UsageError: a value out of range.
     """
 
     name = "streams"
@@ -67,12 +86,15 @@ class StreamsDrafter:
         sizes: Sequence[int] = SIZES,
         ranks: int = RANKS,
         rates: Sequence[Sequence[float]] | None = None,
+        pruning: float | None = None,
     ) -> None:
         if not sizes or min(sizes) < 1:
             raise UsageError(f"sizes is {list(sizes)}; give at least one, each 1 or more")
         if ranks < 1:
             raise UsageError(f"ranks is {ranks}; give 1 or more")
-        self.head, self.sizes, self.ranks = head, tuple(sizes), ranks
+        if pruning is not None and not 0 < pruning < 1:
+            raise UsageError(f"pruning is {pruning}; give a probability between 0 and 1, or None")
+        self.head, self.sizes, self.ranks, self.pruning = head, tuple(sizes), ranks, pruning
         self._rates = rates
         self._learned = self._fresh()
 
@@ -111,7 +133,16 @@ class StreamsSession:
         for row, (request, shape) in enumerate(zip(requests, taken, strict=True)):
             candidates = self._drafted[row] if shape.paths else []
             trees.append(shape.tree(request.tokens[-1], candidates[: request.depth]))
-        return trees
+        return trees if self._drafter.pruning is None or not self._drafted else self._pruned(trees)
+
+    def _pruned(self, trees: list[TokenTree]) -> list[TokenTree]:
+        """The trees without what the early exit drops; their pass has begun."""
+        head, least = self._drafter.head, self._drafter.pruning or 0.0
+        likelihoods = head.likelihoods(self._session.descend(trees, head.first), trees)
+        return [
+            tree.kept([node for node, likelihood in enumerate(own) if likelihood >= least])
+            for tree, own in zip(trees, likelihoods, strict=True)
+        ]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         """All candidates are judged by what was emitted, whether the tree held them or not."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specstream.core.ports import Adapter, TargetSession
+from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.heads.folder import describe_base, load_head, save_head
 from specstream.heads.multistream import MainStream, check_streamable, read_main, run_streams
@@ -164,10 +165,7 @@ class Streams(nn.Module):
 
     def early_states(self, main: MainStream, positions: Tensor) -> Tensor:
         """What the early exit gives to the head, ``[rows, count, hidden]``: through its adapter and the final norm."""
-        started = main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1]))
-        down, up = self.prune_down.to(started.dtype), self.prune_up.to(started.dtype)
-        hidden = started + functional.linear(functional.linear(started, down), up)
-        return run_upper(self.model, self._layers, len(self._layers), hidden, use_cache=False)
+        return self._leave(main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1])))
 
     def read(self, tokens: Tensor) -> MainStream:
         """The base's own pass over ``[rows, length]`` int64; with gradients only in the shared mode."""
@@ -206,6 +204,25 @@ class Streams(nn.Module):
             best = self.vocabulary[best]
         drafted: list[list[list[int]]] = best.tolist()
         return drafted
+
+    @torch.inference_mode()
+    def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
+        """What the early exit gives every drafted token after its parent.
+
+        Args:
+            hidden: what goes into the layer where streams start, at every node: ``[rows, width, hidden]``.
+            trees: one per row.
+
+        Returns:
+            For every row and node a probability; 1 for the root.
+        """
+        shares = self._logits(self._leave(hidden)).float().softmax(-1)
+        found = []
+        for own, tree in zip(shares, trees, strict=True):
+            at = torch.tensor([max(0, parent) for parent in tree.parents], device=own.device)
+            chances = own[at, self._places(torch.tensor(tree.tokens, device=own.device))].tolist()
+            found.append([1.0, *chances[1:]])
+        return found
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.bfloat16, **details: Any) -> None:
         """Write a folder that ``from_pretrained`` reads.
@@ -258,6 +275,18 @@ class Streams(nn.Module):
 
     def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
         return list(self.adapter().changes.items())
+
+    def _leave(self, hidden: Tensor) -> Tensor:
+        """Through the early exit's adapter and the final norm."""
+        down, up = self.prune_down.to(hidden.dtype), self.prune_up.to(hidden.dtype)
+        changed = hidden + functional.linear(functional.linear(hidden, down), up)
+        return run_upper(self.model, self._layers, len(self._layers), changed, use_cache=False)
+
+    def _places(self, tokens: Tensor) -> Tensor:
+        """Where tokens stand in the streams' vocabulary, 0 if they do not."""
+        if self.vocabulary is None:
+            return tokens
+        return (tokens[:, None] == self.vocabulary).int().argmax(1)
 
     def _vocabulary_size(self) -> int:
         return len(self.head()[0]) if self.vocabulary is None else len(self.vocabulary)

@@ -7,7 +7,7 @@ overwritten by the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -104,16 +104,22 @@ class TreeCache(Cache):
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep each row's path (node indices in increasing order) right behind its committed tokens."""
-        moves: list[tuple[int, int, int]] = []  # row, from slot, to slot
-        for row, path in enumerate(paths):
-            start = self.lengths[row]
-            moves.extend((row, start + node, start + at) for at, node in enumerate(path) if node != at)
-            self.lengths[row] = start + len(path)
+        self.gather(paths, self._keys)
+        self.lengths = [length + len(path) for length, path in zip(self.lengths, paths, strict=True)]
+
+    def gather(self, nodes: Sequence[Sequence[int]], layers: Iterable[int]) -> None:
+        """Move each row's named nodes (in increasing order) right behind its committed tokens, in these layers."""
+        moves = [  # row, from slot, to slot
+            (row, self.lengths[row] + node, self.lengths[row] + at)
+            for row, own in enumerate(nodes)
+            for at, node in enumerate(own)
+            if node != at
+        ]
         if moves:
-            layers = (*self._keys.values(), *self._values.values())
-            rows, sources, targets = upload(moves, layers[0].device).unbind(1)
-            for layer in layers:
-                layer[rows, :, targets] = layer[rows, :, sources]  # all are read before the first is written
+            buffers = [each[layer_idx] for layer_idx in layers for each in (self._keys, self._values)]
+            rows, sources, targets = upload(moves, buffers[0].device).unbind(1)
+            for buffer in buffers:
+                buffer[rows, :, targets] = buffer[rows, :, sources]  # all are read before the first is written
 
     def fork(self, rows: int, length: int, capacity: int) -> TreeCache:
         """A new cache of ``rows`` copies of the first row, its slots repeated until there are ``length``."""

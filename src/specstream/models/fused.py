@@ -59,7 +59,7 @@ def fused_layers(
     quantized: Mapping[nn.Module, QuantizedWeight],
     plan: Callable[[], TreePlan],
     states: Callable[[], States | None],
-    first: int = 0,
+    part: range | None = None,
 ) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
     """The layers of a model that the kernel computes, each with what runs it.
 
@@ -69,16 +69,17 @@ def fused_layers(
         quantized: the weights of linear layers that are to be read from fewer bits instead.
         plan: the plan of the pass that is running.
         states: what that pass shall keep of what goes into its layers.
-        first: leave out the layers before.
+        part: the layers that are asked for; None for all.
     """
     fused: list[FusedLayer] = []
+    part = range(model.config.num_hidden_layers) if part is None else part
     for layer in model.modules():
         if type(layer).__name__ in KINDS and type(layer).__module__.startswith("transformers."):
             matrices = {**_named(layer.self_attn, _ATTENTION_PARTS), **_named(layer.mlp, _MLP_PARTS)}
-            if layer.self_attn.layer_idx >= first and _fits(model, layer, matrices, quantized):
+            if layer.self_attn.layer_idx in part and _fits(model, layer, matrices, quantized):
                 window = windows[layer.self_attn.layer_idx] if windows else 0
                 fused.append(FusedLayer(layer, matrices, window, quantized, plan))
-    if [layer.index for layer in fused] != list(range(first, model.config.num_hidden_layers)):
+    if [layer.index for layer in fused] != list(part):
         return [(layer.module, layer) for layer in fused]
     stack = FusedStack(fused, plan, states)
     return [(fused[0].module, stack), *((layer.module, stack.behind(layer)) for layer in fused[1:])]

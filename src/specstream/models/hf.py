@@ -19,7 +19,7 @@ from specstream.models.layout import Layout
 from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
 from specstream.models.taps import States, decoder_layers, tapped
-from specstream.models.upper import run_upper
+from specstream.models.upper import entering, run_lower, run_upper
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
@@ -112,6 +112,28 @@ class HuggingFaceTarget:
         ):
             return run_upper(self.model, self.layers, layer, hidden, **self._arguments(cache, layout))
 
+    def lower(self, cache: TreeCache, tokens: Tensor, layout: Layout, layer: int) -> Tensor:
+        """A pass that ends before ``layer``: what goes into it, ``[rows, width, hidden]``."""
+        with (
+            self.runtime.partial(layout.plan, range(layer)),
+            self.family.key_positions(layout.key_positions),
+        ):
+            return run_lower(self.model, self.layers, layer, tokens, **self._arguments(cache, layout))
+
+    def finish(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, states: States) -> Tensor:
+        """The rest of such a pass: logits ``[rows, width, vocab]``."""
+        above = {each: kept for each, kept in states.items() if each > layer}
+        nothing = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+        with (
+            self.runtime.partial(layout.plan, range(layer, len(self.layers)), above),
+            self.family.key_positions(layout.key_positions),
+            tapped(self.model, above, self.runtime.stacked(layout.plan)),
+            entering(self.layers, layer, hidden),
+        ):
+            logits: Tensor = self.model(input_ids=nothing, **self._arguments(cache, layout)).logits
+        states.update({**above, layer: hidden})
+        return logits
+
     @cached_property
     def layers(self) -> list[nn.Module]:
         """The model's decoder layers."""
@@ -181,6 +203,9 @@ class HuggingFaceSession:
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
         self._width = 0
         self._states: States = {}
+        self._begun: tuple[Sequence[TokenTree], int, Tensor] | None = (
+            None  # trees, as far as which layer, what is there
+        )
         self.cache = target.cache(prefixes)
         for row, prefix in enumerate(prefixes):
             self._prefill(row, prefix)
@@ -204,21 +229,53 @@ class HuggingFaceSession:
 
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        width = self._pad(trees)
+        if self._begun is not None:
+            return self._go_on(trees, width)
+        passes = self._target.passes
+        if passes is not None and isinstance(self.cache, StaticCache):
+            self._width = rounded_width(width)
+            return passes.score(self.cache, trees, self._width, self._states)
+        tokens, layout = self._plan(trees, width)
+        return self._target.forward(self.cache, tokens, layout, self._states)
+
+    @torch.inference_mode()
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        tokens, layout = self._plan(trees, self._pad(trees))
+        hidden = self._target.lower(self.cache, tokens, layout, layer)
+        self._begun = trees, layer, hidden
+        return hidden
+
+    def _go_on(self, trees: Sequence[TokenTree], width: int) -> Tensor:
+        """The rest of a pass that was begun, over what is left of its trees."""
+        assert self._begun is not None
+        whole, layer, hidden = self._begun
+        self._begun = None
+        places = [tree.places_in(full) for tree, full in zip(trees, whole, strict=True)]
+        self.cache.gather(places, range(layer))
+        rest = hidden.new_zeros((len(trees), width, hidden.shape[-1]))
+        for row, own in enumerate(places):
+            rest[row, : len(own)] = hidden[row, list(own)]
+        _, layout = self._plan(trees, width)
+        return self._target.finish(self.cache, rest, layout, layer, self._states)
+
+    def _pad(self, trees: Sequence[TokenTree]) -> int:
+        """The width of a pass over these trees."""
         width = max(len(tree) for tree in trees)
         if self._exactness is not None:
             longest = max(self.cache.lengths)
             width, certified = self._exactness.width(len(trees), width, longest, self.cache.capacity)
             self._bits = self._bits and certified
-        passes = self._target.passes
-        if passes is not None and isinstance(self.cache, StaticCache):
-            self._width = rounded_width(width)
-            return passes.score(self.cache, trees, self._width, self._states)
+        return width
+
+    def _plan(self, trees: Sequence[TokenTree], width: int) -> tuple[Tensor, Layout]:
+        """The tokens of a pass and where they stand."""
         device = self._target.model.device
         self.cache.plan(width, device)
         tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
         layout = self._layout(trees, width)
         self._width, self._exact_branches = width, layout.plan is not None and self._target.runtime.exact_branches
-        return self._target.forward(self.cache, tokens, layout, self._states)
+        return tokens, layout
 
     def tap(self, layers: Collection[int]) -> None:
         count = len(self._target.layers)

@@ -85,6 +85,7 @@ class Runtime:
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         self._layer_windows = tuple(layer_windows)
+        self._parts: dict[range, Swaps] = {}
         self._adapted: WeakKeyDictionary[Adapter, tuple[Swaps, Swaps]] = WeakKeyDictionary()
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
@@ -157,6 +158,19 @@ class Runtime:
         with self._running(plan, None, self._adapted[adapter][plan is not None]):
             yield
 
+    @contextmanager
+    def partial(self, plan: TreePlan | None, part: range, states: States | None = None) -> Iterator[None]:
+        """The same for a pass through some of the layers, which our own stack would not leave out."""
+        swaps = self._swaps if plan is None else self._planned_swaps
+        if self.stacked(plan):
+            if part not in self._parts:
+                self._parts[part] = fused_layers(
+                    self.model, self._layer_windows, self._weights, _plan, _STATES.get, part
+                )
+            swaps = list({**dict(swaps), **dict(self._parts[part])}.items())
+        with self._running(plan, states, swaps):
+            yield
+
     def _adapt(self, first: int, adapter: Adapter) -> tuple[Swaps, Swaps]:
         """What runs on adapted layers in passes through the model's own attention, and in planned ones."""
         linears, swaps = upper_linears(self.model, first), dict(self._swaps)
@@ -164,8 +178,11 @@ class Runtime:
         if self._stack is None or self._weights:
             return beside, beside
         weights = {linear: quantized.quantize(weight) for linear, weight in merged(linears, adapter).items()}
-        layers = fused_layers(self.model, self._layer_windows, weights, _plan, _STATES.get, first)
+        layers = fused_layers(self.model, self._layer_windows, weights, _plan, _STATES.get, self._above(first))
         return beside, layers
+
+    def _above(self, first: int) -> range:
+        return range(first, self.model.config.num_hidden_layers)
 
     @contextmanager
     def _running(self, plan: TreePlan | None, states: States | None, swaps: Swaps) -> Iterator[None]:
@@ -185,6 +202,17 @@ class Runtime:
                 config._attn_implementation_internal = self._own_attention
             _PASS.reset(token)
             _STATES.reset(keeping)
+
+
+def lend_kernels(module: nn.Module, name: str) -> None:
+    """Let the linear layers of trained heads run on the kernels of a runtime, from now on: a few rows at a time.
+
+    Args:
+        module: ours alone, and not to be trained; its weights stay where they are.
+        name: of the target's runtime.
+    """
+    for linear, forward in list(_linear_forwards(module, name, {})):
+        linear.__dict__["forward"] = forward
 
 
 def _plan() -> TreePlan:

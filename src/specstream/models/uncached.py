@@ -35,12 +35,13 @@ class UncachedSession:
         self._trees: Sequence[TokenTree] = ()
         self._tapped: set[int] = set()
         self._pass: TargetSession | None = None
+        self._begun = False
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         self._trees = trees
-        self._pass = self._target.begin(self._tokens)
-        self._pass.tap(self._tapped)
-        return self._pass.score(trees)
+        session = self._pass if self._begun and self._pass is not None else self._fresh()
+        self._begun = False
+        return session.score(trees)
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         for tokens, tree, path in zip(self._tokens, self._trees, paths, strict=True):
@@ -61,6 +62,15 @@ class UncachedSession:
         if self._pass is None:
             raise ValueError(f"layer {layer} was not tapped before the last pass")
         return self._pass.states(layer)
+
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        self._begun = True
+        return self._fresh().descend(trees, layer)
+
+    def _fresh(self) -> TargetSession:
+        self._pass = self._target.begin(self._tokens)
+        self._pass.tap(self._tapped)
+        return self._pass
 
     def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
         if self._pass is None:

@@ -36,14 +36,34 @@ def run_upper(model: Any, layers: Sequence[nn.Module], first: int, hidden: Tenso
         arguments: of the model's own forward: positions, masks, the cache.
     """
     nothing = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+    with entering(layers, first, hidden):
+        states: Tensor = model.base_model(input_ids=nothing, **arguments).last_hidden_state
+    return states
+
+
+def run_lower(model: Any, layers: Sequence[nn.Module], last: int, tokens: Tensor, **arguments: Any) -> Tensor:
+    """What goes into layer ``last``, ``[rows, nodes, hidden]``, at tokens ``[rows, nodes]``."""
+    reached: list[Tensor] = []
+
+    def leave(hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
+        reached.append(hidden_states)
+        return hidden_states
+
+    with swapped([(layers[last], leave), *((layer, _pass_on) for layer in layers[last + 1 :])]):
+        model.base_model(input_ids=tokens, **arguments)
+    return reached[0]
+
+
+@contextmanager
+def entering(layers: Sequence[nn.Module], first: int, hidden: Tensor) -> Iterator[None]:
+    """Inside, the model's forward goes on at layer ``first`` with ``hidden``, whatever tokens it is given."""
     below: list[tuple[nn.Module, Forward]] = [(layer, _pass_on) for layer in layers[: min(first, len(layers) - 1)]]
     if first == len(layers):
         entry: tuple[nn.Module, Forward] = layers[-1], lambda *given, **named: hidden
     else:
         entry = layers[first], _entering(layers[first].forward, hidden)
     with swapped([*below, entry]):
-        states: Tensor = model.base_model(input_ids=nothing, **arguments).last_hidden_state
-    return states
+        yield
 
 
 @contextmanager

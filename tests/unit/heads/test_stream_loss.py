@@ -59,16 +59,16 @@ def test_what_comes_behind_a_position_is_not_seen():
 def test_a_share_of_the_positions_is_chosen_anew_each_time():
     streams, mask, chance = made(), torch.ones_like(BATCH, dtype=torch.bool), torch.Generator().manual_seed(1)
     whole, _ = stream_loss(streams, BATCH, mask)
-    parts = [float(stream_loss(streams, BATCH, mask, share=0.25, generator=chance)[0]) for _ in range(60)]
+    parts = [stream_loss(streams, BATCH, mask, share=0.25, generator=chance)[0].item() for _ in range(60)]
     assert len(set(parts)) > 30
-    assert abs(sum(parts) / len(parts) - float(whole)) < 0.03 * float(whole)
+    assert abs(sum(parts) / len(parts) - whole.item()) < 0.03 * whole.item()
 
 
 def test_where_nothing_is_to_be_predicted_the_loss_is_nothing():
     streams = made(pruning_rank=2)
     total, _ = stream_loss(streams, BATCH, torch.zeros_like(BATCH, dtype=torch.bool))
     total.backward()
-    assert float(total) == 0
+    assert total.item() == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in streams.parameters())
 
 
@@ -131,6 +131,6 @@ def test_streams_learn(family):
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        losses.append(float(total))
+        losses.append(total.item())
     assert losses[-1] < losses[0] / 4
     assert float((stream_ranks(streams, tokens, mask) == 0).float().mean()) > 0.8

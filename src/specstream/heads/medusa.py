@@ -1,0 +1,288 @@
+"""Medusa-1 heads: each looks one token further ahead than the one before, from the target's last hidden state.
+
+After Cai et al., "Medusa: simple LLM inference acceleration framework with multiple decoding heads" (arXiv 2401.10774).
+Head k predicts the token k + 1 places on, where the language-model head predicts the next: a residual block of its own,
+which begins as the identity, before an output matrix of its own, which begins as a copy of the target's. The target is
+frozen and its output untouched.
+
+A folder of heads is what vLLM loads: ``model.safetensors`` with ``blocks.I.layers.J.weight`` and ``lm_heads.I.weight``,
+and ``config.json``, in which ours is under ``specstream``. With a truncated vocabulary ``token_map`` says which tokens
+the rows of ``lm_heads`` are; vLLM 0.32 cannot load that together with output matrices for each head.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specstream.errors import HeadMismatchError, UsageError
+from specstream.heads.folder import describe_base
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+DECAY = 0.8
+"""The loss of head k counts ``DECAY ** k``."""
+
+NOT_DRAFTED = -100
+"""Stands for a token that a truncated vocabulary does not have; cross-entropy ignores it."""
+
+
+class ResidualBlock(nn.Module):
+    """``x + SiLU(linear(x))``, once for each layer; the identity before training."""
+
+    def __init__(self, hidden_size: int, num_layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(num_layers))
+        for layer in self.layers:
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + functional.silu(layer(x))
+        return x
+
+
+class MedusaHeads(nn.Module):
+    """Heads of one model.
+
+    Args:
+        model: a transformers causal language model, the base; it is neither changed nor part of this module.
+        num_heads: how many tokens are drafted beyond the next.
+        num_layers: layers of each residual block.
+        token_map: ids of the tokens that are drafted at all, the most frequent ones; None for the whole vocabulary.
+        dtype: of the heads; float32 to train them.
+
+    Attributes:
+        layer: what the heads read, as ``TargetSession.tap`` counts: what goes into the language-model head.
+        rates: ``rates[k - 1][rank]``: how often head k's candidate of that rank was right; empty if nobody measured.
+        record: data, recipe and figures, as saved; plain values.
+    """
+
+    token_map: Tensor | None
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        num_heads: int = 4,
+        num_layers: int = 1,
+        token_map: Sequence[int] | Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_heads", num_heads), ("num_layers", num_layers)):
+            if value < 1:
+                raise UsageError(f"{name} is {value}; give 1 or more")
+        self._base = (model,)  # in a tuple, or its weights would count as the heads'
+        output: Any = model.get_output_embeddings()
+        self.vocab_size, hidden_size = output.weight.shape
+        mapped = None if token_map is None else torch.as_tensor(token_map, dtype=torch.int64, device=model.device)
+        self.register_buffer("token_map", mapped)
+        weight = output.weight.detach() if mapped is None else output.weight.detach()[mapped]
+        self.blocks = nn.ModuleList(ResidualBlock(hidden_size, num_layers) for _ in range(num_heads))
+        self.lm_heads = nn.ModuleList(nn.Linear(hidden_size, len(weight), bias=False) for _ in range(num_heads))
+        with torch.no_grad():
+            for head in self.lm_heads:
+                head.weight.copy_(weight)  # type: ignore[operator]
+        self.to(device=model.device, dtype=dtype)
+        self.layer = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+        self.rates: list[list[float]] = []
+        self.record: dict[str, Any] = {}
+
+    @property
+    def model(self) -> Any:
+        """The base."""
+        return self._base[0]
+
+    @property
+    def depth(self) -> int:
+        """How many heads there are."""
+        return len(self.blocks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the heads' weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self.parameters())
+
+    def extra_parameters(self, model: Any = None) -> int:
+        """Parameters that the heads add to a model; the same for any of its size."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    def logits(self, states: Tensor, head: int) -> Tensor:
+        """Of head ``head``, from 0: ``[..., hidden]`` -> ``[..., vocab]`` of the tokens that are drafted."""
+        result: Tensor = self.lm_heads[head](self.blocks[head](states))
+        return result
+
+    @property
+    def _output(self) -> nn.Linear:
+        output = self.lm_heads[0]
+        assert isinstance(output, nn.Linear)
+        return output
+
+    @torch.inference_mode()
+    def draft(self, states: Tensor, depth: int, ranks: int) -> Tensor:
+        """The likeliest tokens of the first ``depth`` heads.
+
+        Args:
+            states: ``[n, hidden]``, what went into the language-model head at the last accepted node.
+            depth: heads to ask.
+            ranks: tokens of each.
+
+        Returns:
+            ``[n, depth, ranks]`` int64, the likeliest first; fewer ranks if no more tokens are drafted.
+        """
+        states = states.to(self._output.weight.dtype)
+        ranks = min(ranks, self._output.out_features)
+        chosen = torch.stack([self.logits(states, head).topk(ranks, -1).indices for head in range(depth)], 1)
+        return chosen if self.token_map is None else self.token_map[chosen]
+
+    @torch.no_grad()
+    def states_of(self, tokens: Tensor) -> Tensor:
+        """What goes into the language-model head of the frozen base: ``[rows, width]`` -> ``[rows, width, hidden]``."""
+        output: Tensor = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return output
+
+    def loss(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch, whose hidden states the base computes; see ``loss_of``."""
+        return self.loss_of(self.states_of(tokens), tokens, mask)
+
+    def loss_of(self, states: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over the heads of ``DECAY ** k`` times the mean cross-entropy of head k.
+
+        Args:
+            states: ``[rows, width, hidden]`` of ``states_of``.
+            tokens: ``[rows, width]`` int64, padded on the right.
+            mask: ``[rows, width]`` bool: which of them are to be predicted.
+
+        Returns:
+            The total, and each head's own mean as ``head_1``, ``head_2``, ...; 0 where nothing is to be predicted.
+        """
+        total, parts = states.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
+        for head in range(self.depth):
+            own, wanted = self._pairs(states, tokens, mask, head)
+            losses = functional.cross_entropy(self.logits(own, head).float(), wanted, reduction="sum")
+            mean = losses / (wanted != NOT_DRAFTED).sum().clamp_min(1)
+            total = total + DECAY ** (head + 1) * mean
+            parts[f"head_{head + 1}"] = mean.detach()
+        return total, parts
+
+    @torch.no_grad()
+    def ranks(self, states: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Where the true tokens stood among each head's candidates, where all of them are to be predicted.
+
+        Returns:
+            ``[positions, heads]`` int64, 0 the likeliest; the vocabulary's size for a token that is not drafted.
+        """
+        reach = self.depth + 1
+        rows = max(0, tokens.shape[1] - reach)
+        every = torch.stack([mask[:, head + 2 : head + 2 + rows] for head in range(self.depth)]).all(0)
+        ranks = []
+        for head in range(self.depth):
+            wanted = self._indices(tokens[:, head + 2 : head + 2 + rows][every])
+            logits = self.logits(states[:, :rows][every].to(self.lm_heads[0].weight.dtype), head)  # type: ignore[arg-type]
+            own = logits.gather(1, wanted.clamp_min(0)[:, None])
+            ranks.append((logits > own).sum(1).masked_fill(wanted == NOT_DRAFTED, self.vocab_size))
+        return torch.stack(ranks, 1)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the heads in the base's dtype; a reader finds them whole or as they were."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: weight.detach().to("cpu", self.model.dtype) for name, weight in self.named_parameters()}
+        if self.token_map is not None:
+            tensors["token_map"] = self.token_map.cpu()
+        config = {
+            "architectures": ["MedusaModel"],
+            "model_type": "medusa",
+            "num_heads": self.depth,
+            "num_hidden_layers": len(self.blocks[0].layers),  # type: ignore[arg-type]
+            "hidden_size": self._output.in_features,
+            "vocab_size": self.vocab_size,
+            "truncated_vocab_size": self._output.out_features,
+            "specstream": {
+                "base": describe_base(self.model),
+                "rates": self.rates,
+                "record": self.record,
+            },
+        }
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / f".{WEIGHTS}")
+        (folder / f".{CONFIG}").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name in (WEIGHTS, CONFIG):
+            os.replace(folder / f".{name}", folder / name)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, model: Any, *, dtype: torch.dtype | None = None) -> MedusaHeads:
+        """Heads that were saved.
+
+        Args:
+            folder: where.
+            model: their base.
+            dtype: None for the base's.
+
+        Raises:
+            UsageError: no heads there, or not whole.
+            HeadMismatchError: heads of another base.
+        """
+        config, tensors = _read(Path(folder))
+        ours = config.get("specstream", {})
+        base, own = ours.get("base"), describe_base(model)
+        if base is not None and base["fingerprint"] != own["fingerprint"]:  # heads of other makers do not say
+            raise HeadMismatchError(
+                f"the Medusa heads in {str(folder)!r} belong to {base['name']} ({base['fingerprint']}) and the model "
+                f"is {own['name']} ({own['fingerprint']}); give that model, or heads that were trained for this one"
+            )
+        try:
+            heads = cls(
+                model,
+                num_heads=config["num_heads"],
+                num_layers=config["num_hidden_layers"],
+                token_map=tensors.pop("token_map", None),
+                dtype=dtype or model.dtype,
+            )
+            heads.load_state_dict(tensors, strict=False)
+            missing = set(dict(heads.named_parameters())) ^ set(tensors)
+        except (KeyError, IndexError, RuntimeError) as error:
+            raise UsageError(f"{folder} holds no Medusa heads for {own['name']}: {_line(error)}") from error
+        if missing:
+            raise UsageError(f"{folder} holds other weights than its config says: {min(missing)}; fetch it again")
+        heads.rates, heads.record = ours.get("rates", []), ours.get("record", {})
+        return heads
+
+    def _pairs(self, states: Tensor, tokens: Tensor, mask: Tensor, head: int) -> tuple[Tensor, Tensor]:
+        """The states ``[n, hidden]`` that head ``head`` predicts from, and what ``[n]``."""
+        ahead = head + 2
+        wanted = mask[:, ahead:]
+        own = states[:, : max(0, states.shape[1] - ahead)][wanted]
+        return own.to(self.lm_heads[0].weight.dtype), self._indices(tokens[:, ahead:][wanted])  # type: ignore[arg-type]
+
+    def _indices(self, tokens: Tensor) -> Tensor:
+        """Tokens as rows of the output matrices."""
+        if self.token_map is None:
+            return tokens
+        index = torch.full((self.vocab_size,), NOT_DRAFTED, device=tokens.device)
+        index[self.token_map] = torch.arange(len(self.token_map), device=tokens.device)
+        return index[tokens]
+
+
+def _read(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    try:
+        config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UsageError(f"heads in {str(folder)!r} cannot be read ({_line(error)}); give a folder of heads") from error
+    if config.get("model_type") != "medusa":
+        raise UsageError(f"heads in {str(folder)!r} are {config.get('model_type')!r}, not 'medusa'; give Medusa heads")
+    return config, tensors
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

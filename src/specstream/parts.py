@@ -1,0 +1,176 @@
+"""What an engine is made of: the target, the drafter and how far to speculate, built from a configuration."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from specstream.config import EngineConfig
+from specstream.core.controller import Controller
+from specstream.core.decode import Speculation
+from specstream.core.ports import Drafter
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
+from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.medusa import MedusaDrafter
+from specstream.drafters.mixed import MixedDrafter
+from specstream.drafters.none import NoDrafter
+from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.generation import Parts
+from specstream.heads.medusa import MedusaHeads
+from specstream.models.hf import HuggingFaceTarget
+from specstream.models.load import load_model
+from specstream.models.runtime import Quantization, lend_kernels, prefers_bytes
+from specstream.models.uncached import UncachedTarget
+
+SELF = "self:"
+"""``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
+
+
+def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
+    """What a configuration generates with.
+
+    Args:
+        target: the model whose output it is.
+        tokenizer: its tokenizer, None where no text is needed.
+        draft: a model, the name of one, or None.
+        config: the rest.
+
+    Raises:
+        UsageError: a drafter and a draft that do not go together.
+        VocabularyMismatchError: a draft of another vocabulary.
+    """
+    check_choice(config, draft)
+    return Parts(
+        target=target if config.use_cache else UncachedTarget(target),
+        drafter=_build_drafter(target, tokenizer, draft, config),
+        tokenizer=tokenizer,
+        eos_token_ids=_eos_token_ids(target.model, tokenizer),
+        speculation=Speculation(
+            max_depth=config.max_speculation_depth,
+            acceptance_threshold=config.acceptance_threshold,
+            controller=Controller() if config.adaptive else None,
+        ),
+    )
+
+
+def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Drafter:
+    name = config.drafter
+    if name == "auto":
+        name = "lookup" if draft is None else "draft_model"
+    if name == "none":
+        return NoDrafter()
+    if name == "lookup":
+        return LookupDrafter(branches=config.branches)
+    if name == "lookahead":
+        return LookaheadDrafter(
+            window=config.lookahead_window, ngram=config.lookahead_ngram, guesses=config.lookahead_guesses
+        )
+    if name == "medusa":
+        assert config.heads is not None
+        heads = MedusaHeads.from_pretrained(config.heads, target.model)
+        lend_kernels(heads, target.runtime.name)
+        return MedusaDrafter(heads)
+    model = DraftModelDrafter(
+        _draft_target(target, tokenizer, draft, config),
+        gamma=config.gamma,
+        branches=config.branches,
+        vocab_size=_vocab_size(target.model),
+    )
+    return MixedDrafter(LookupDrafter(branches=config.branches), model) if name == "mixed" else model
+
+
+def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> HuggingFaceTarget:
+    """The draft as a target of its own. A model that drafts for itself shares everything, the bits too."""
+    quantization, named = config.draft_quantization, isinstance(draft, str)
+    if named and draft.startswith(SELF):
+        draft, quantization, named = target.model, _self_quantization(draft), False
+    if quantization == "auto":
+        quantization = "int8" if named and prefers_bytes(target.model, config.runtime) else "none"
+    if draft is target.model:
+        if quantization == "none":
+            return target
+        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
+    draft_tokenizer = None
+    if named:
+        draft, draft_tokenizer = load_model(draft, dtype=config.dtype, device=str(target.model.device))
+    _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
+    drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
+    drafting.prepare()  # here, as its first generation would be timed with it
+    if named:  # nobody else has it
+        drafting.runtime.release()
+    return drafting
+
+
+def _self_quantization(draft: str) -> Quantization:
+    name = draft.removeprefix(SELF)
+    if name not in ("int8", "int4"):
+        raise UsageError(f"draft_model is {draft!r}; the target drafts for itself as {SELF}int8 or {SELF}int4")
+    return cast(Quantization, name)
+
+
+def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: Any) -> None:
+    """Sizes may differ by padding where the tokenizers are known to be one; else they must be equal."""
+    ours, theirs = _vocab_size(target), _vocab_size(draft)
+    if tokenizer is not None and draft_tokenizer is not None:
+        if tokenizer.get_vocab() == draft_tokenizer.get_vocab():
+            return
+        ours, theirs = len(tokenizer), len(draft_tokenizer)
+    elif ours == theirs:
+        return
+    raise VocabularyMismatchError(
+        f"the draft {model_name(draft)} has another vocabulary ({theirs} tokens) than {model_name(target)} "
+        f"({ours} tokens); give a draft of the same tokenizer, or drafter='lookup'"
+    )
+
+
+def check_choice(config: EngineConfig, draft: Any) -> None:
+    """Refuse a drafter and a draft, or heads, that do not go together.
+
+    Raises:
+        UsageError: so it is.
+    """
+    name = config.drafter
+    if name == "medusa" and config.heads is None:
+        raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
+    if name != "medusa" and config.heads is not None:
+        raise UsageError(f"drafter is {name!r} and there are heads; give drafter='medusa' or no heads")
+    if draft is None and name in ("draft_model", "mixed"):
+        raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
+    if draft is not None and name not in ("auto", "draft_model", "mixed"):
+        raise UsageError(
+            f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
+        )
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if ids is None:
+        ids = getattr(tokenizer, "eos_token_id", None)
+    return frozenset([ids] if isinstance(ids, int) else ids or ())
+
+
+def most_nodes(parts: Parts) -> int:
+    """Drafted nodes of the largest tree, as far as that is known beforehand."""
+    drafter = parts.drafter
+    own = drafter.nodes if isinstance(drafter, (LookaheadDrafter, MedusaDrafter)) else 0
+    return max(parts.speculation.max_depth, own)
+
+
+def _vocab_size(model: Any) -> int:
+    return int(model.get_input_embeddings().num_embeddings)
+
+
+def model_name(model: Any) -> str:
+    """What a model is called."""
+    return str(model.config.name_or_path or model.config.model_type)
+
+
+def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
+    """Bytes of weights that are there to draft with."""
+    if isinstance(drafter, MedusaDrafter):
+        return drafter.heads.nbytes
+    drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
+    if not isinstance(drafter, DraftModelDrafter) or drafter.model is target:
+        return 0
+    assert isinstance(drafter.model, HuggingFaceTarget)
+    return drafter.model.runtime.nbytes
