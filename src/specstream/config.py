@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
 
-DrafterName = Literal["auto", "none", "lookup", "lookahead", "medusa", "draft_model", "mixed"]
+DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -114,7 +114,8 @@ class EngineConfig(BaseModel):
             is never adaptive: it must repeat, and times do not.
         draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
             output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
-        heads: a folder of heads that were trained for this very model: those of ``medusa``.
+        heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; ``auto`` takes the
+            drafter they are for.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
         dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.

@@ -14,9 +14,12 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Parts
+from specstream.heads.folder import read_settings
 from specstream.heads.medusa import MedusaHeads
+from specstream.heads.streams import Streams
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
 from specstream.models.runtime import Quantization, lend_kernels, prefers_bytes
@@ -55,7 +58,9 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
 
 def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Drafter:
     name = config.drafter
-    if name == "auto":
+    if name == "auto" and config.heads is not None:
+        name = read_settings(config.heads).get("kind", "streams")
+    if name == "auto":  # heads that are shipped for this very model would be found here
         name = "lookup" if draft is None else "draft_model"
     if name == "none":
         return NoDrafter()
@@ -65,6 +70,10 @@ def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config
         return LookaheadDrafter(
             window=config.lookahead_window, ngram=config.lookahead_ngram, guesses=config.lookahead_guesses
         )
+    if name == "streams":
+        assert config.heads is not None
+        streams = Streams.from_pretrained(config.heads, target.model)
+        return StreamsDrafter(streams, rates=streams.details.get("rates"))
     if name == "medusa":
         assert config.heads is not None
         heads = MedusaHeads.from_pretrained(config.heads, target.model)
@@ -130,10 +139,13 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
         UsageError: so it is.
     """
     name = config.drafter
-    if name == "medusa" and config.heads is None:
-        raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
-    if name != "medusa" and config.heads is not None:
-        raise UsageError(f"drafter is {name!r} and there are heads; give drafter='medusa' or no heads")
+    headed = ("streams", "medusa")
+    if name in headed and config.heads is None:
+        raise UsageError(f"drafter is {name!r} and there are no heads; give heads=, a folder of heads for this model")
+    if name not in (*headed, "auto") and config.heads is not None:
+        raise UsageError(f"drafter is {name!r} and there are heads; give drafter='streams' or 'medusa', or no heads")
+    if draft is not None and config.heads is not None:
+        raise UsageError("there are heads and a draft_model; give one of them")
     if draft is None and name in ("draft_model", "mixed"):
         raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
     if draft is not None and name not in ("auto", "draft_model", "mixed"):
@@ -152,7 +164,7 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def most_nodes(parts: Parts) -> int:
     """Drafted nodes of the largest tree, as far as that is known beforehand."""
     drafter = parts.drafter
-    own = drafter.nodes if isinstance(drafter, (LookaheadDrafter, MedusaDrafter)) else 0
+    own = drafter.nodes if isinstance(drafter, (LookaheadDrafter, MedusaDrafter, StreamsDrafter)) else 0
     return max(parts.speculation.max_depth, own)
 
 
@@ -169,6 +181,8 @@ def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
     """Bytes of weights that are there to draft with."""
     if isinstance(drafter, MedusaDrafter):
         return drafter.heads.nbytes
+    if isinstance(drafter, StreamsDrafter):
+        return drafter.head.nbytes
     drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
     if not isinstance(drafter, DraftModelDrafter) or drafter.model is target:
         return 0

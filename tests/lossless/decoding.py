@@ -6,6 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+import torch
 from torch import Tensor
 
 from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
@@ -19,10 +21,13 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.medusa import MedusaHeads
+from specstream.heads.stream_loss import stream_loss
+from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization
-from tests.lossless.families import build
+from tests.lossless.families import build, prompt
 
 DRAFTERS = (
     "none",
@@ -30,6 +35,9 @@ DRAFTERS = (
     "lookup-tree",
     "lookahead",
     "medusa",
+    "streams",
+    "streams-learned",
+    "streams-pruned",
     "draft_model",
     "draft_model-tree",
     "mixed",
@@ -56,11 +64,41 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return LookaheadDrafter(window=3, ngram=3, guesses=3)
     if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
+    if kind == "streams":
+        return streams_drafter(branching, family, **draft)
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
     drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
     if kind == "mixed":  # a lookup that matches often, and not always
         return MixedDrafter(LookupDrafter(min_ngram=2, branches=2 if branching else 1), drafter)
     return drafter
+
+
+def streams_drafter(which: str, family: str, **model: Any) -> Drafter:
+    """Streams as they are made, or ones that learned what the model says to some prompts, or with an early exit."""
+    base = build(family, **model)
+    if not base._supports_attention_backend or hasattr(base.base_model, "build_alibi_tensor"):
+        pytest.skip(f"{family} cannot carry streams")
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        streams = Streams(base, StreamsConfig(gamma=GAMMA, layers=1, rank=4, pruning_rank=2))
+    if which == "learned":
+        teach(streams)
+    # Random models are rarely sure: every exit's threshold is near what a token gets by chance.
+    return StreamsDrafter(streams, sizes=(6,), ranks=4, pruning=1 / 160 if which == "pruned" else None)
+
+
+def teach(streams: Streams) -> None:
+    """A few steps on what the base itself says after a prompt: enough to be right now and then."""
+    with torch.no_grad():
+        tokens = streams.model.generate(
+            torch.tensor([prompt(12)]), do_sample=False, max_new_tokens=40, eos_token_id=None, pad_token_id=0
+        )
+    optimizer = torch.optim.Adam(streams.parameters(), lr=2e-2)
+    for _ in range(20):
+        loss, _ = stream_loss(streams, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def run(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Row]:

@@ -93,6 +93,7 @@ class TableSession:
         self.passes = 0
         self.nodes = 0  # scored in all passes
         self._pending: list[TokenTree] | None = None
+        self._begun: list[TokenTree] | None = None
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         self._require(self._pending is None, "scored twice without a commit")
@@ -106,7 +107,9 @@ class TableSession:
         logits = self.model.table[self._states]
         # What lies beyond a tree is meaningless: whoever reads it shall notice.
         logits[torch.arange(width) >= torch.tensor([[len(tree)] for tree in trees])] = math.nan
-        self._pending = list(trees)
+        for tree, whole in zip(trees, self._begun or trees, strict=True):
+            tree.places_in(whole)
+        self._pending, self._begun = list(trees), None
         self.passes += 1
         self.nodes += sum(map(len, trees))
         return logits
@@ -117,6 +120,17 @@ class TableSession:
     def states(self, layer: int) -> Tensor:
         """All that a table knows of a node: the number of its row, ``[rows, width, 1]``."""
         return self._states[..., None].double()
+
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        self._require(self._begun is None and self._pending is None, "a pass was begun within another")
+        self._require(layer == TableHeads.layer, f"there is no layer {layer} here")
+        width = max(len(tree) for tree in trees)
+        self._begun = list(trees)
+        indexes = [
+            self._indexes(tree, committed) + [0] * (width - len(tree))
+            for tree, committed in zip(trees, self.committed, strict=True)
+        ]
+        return torch.tensor(indexes)[..., None].double()
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         self._require(self._pending is not None, "commit without a pass")
@@ -186,3 +200,32 @@ class TableHeads:
             )
             drafted.append(self.model.table[rows].topk(min(ranks, self.model.vocab), -1).indices)
         return torch.stack(drafted, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TableStreams:
+    """Streams that say what ``TableHeads`` would, and an early exit that says what the table ``exit`` would."""
+
+    model: TableModel
+    gamma: int = 3
+    exit: TableModel | None = None
+    taps = (0,)
+    first = 0
+    nbytes = 0
+
+    def candidates(self, session: TableSession, places: Sequence[tuple[int, int]], count: int) -> list[list[list[int]]]:
+        rows, nodes = zip(*places, strict=True)
+        states = session.states(0)[list(rows), list(nodes)]
+        drafted: list[list[list[int]]] = TableHeads(self.model).draft(states, self.gamma, count).tolist()
+        return drafted
+
+    def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
+        assert self.exit is not None
+        shares = self.exit.table.softmax(-1)
+        return [
+            [
+                1.0,
+                *(float(shares[int(hidden[row, tree.parents[at], 0]), tree.tokens[at]]) for at in range(1, len(tree))),
+            ]
+            for row, tree in enumerate(trees)
+        ]

@@ -35,8 +35,19 @@ BATCHES = {"3 rows": (0, 3), "1 row, growing": (0, 1), "1 row": (1, 2)}
 RUNTIMES: tuple[RuntimeName, ...] = ("auto", "eager")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DRAFTERS = ("none", "lookup", "lookahead", "medusa", "draft_model", "draft_model-tree", "mixed", "self:int8")
-BRANCHING = ("lookahead", "medusa", "draft_model-tree")
+DRAFTERS = (
+    "none",
+    "lookup",
+    "lookahead",
+    "medusa",
+    "streams",
+    "streams-pruned",
+    "draft_model",
+    "draft_model-tree",
+    "mixed",
+    "self:int8",
+)
+BRANCHING = ("lookahead", "medusa", "streams", "streams-pruned", "draft_model-tree")
 
 
 class Plain:

@@ -27,9 +27,10 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
-from tests.lossless.table_model import TableHeads, TableModel
+from tests.lossless.table_model import TableHeads, TableModel, TableStreams
 
 VOCAB = 4
 LENGTH = 3
@@ -145,6 +146,23 @@ LOSSLESS = {
         drafter=MedusaDrafter(TableHeads(NEAR), nodes=4, ranks=2),
         prompts=PROMPTS[2:],
         sampling=Sampling(temperature=1.0, repetition_penalty=1.5),
+        length=4,
+    ),
+    "streams": Case(drafter=StreamsDrafter(TableStreams(NEAR), sizes=(6,)), prompts=PROMPTS, runs=600, length=4),
+    "streams, wrong, top-p, rows that end early": Case(
+        drafter=StreamsDrafter(TableStreams(WRONG), sizes=(9,)),
+        sampling=Sampling(temperature=1.2, top_p=0.9),
+        ends=frozenset({1}),
+        length=4,
+    ),
+    "streams, pruned by the target's own favourites": Case(
+        drafter=StreamsDrafter(TableStreams(WRONG, exit=TARGET), sizes=(9,), pruning=0.3), length=4
+    ),
+    "streams, pruned by others, in batches of 3": Case(
+        drafter=StreamsDrafter(TableStreams(NEAR, exit=WRONG), sizes=(9,), pruning=0.2),
+        prompts=PROMPTS,
+        runs=600,
+        batch=3,
         length=4,
     ),
     "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),

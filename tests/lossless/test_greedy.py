@@ -18,9 +18,10 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
-from tests.lossless.table_model import TableHeads, TableModel
+from tests.lossless.table_model import TableHeads, TableModel, TableStreams
 
 # A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
 TARGET = TableModel.random(11, vocab=5, memory=4)
@@ -38,6 +39,9 @@ DRAFTERS = {
     "lookahead, the window alone": LookaheadDrafter(window=3, ngram=3, from_text=False),
     "medusa": MedusaDrafter(TableHeads(NEAR)),
     "medusa, heads that are wrong": MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
+    "streams": StreamsDrafter(TableStreams(NEAR)),
+    "streams that are wrong": StreamsDrafter(TableStreams(TARGET.disturbed(15, 3.0)), sizes=(6,), ranks=2),
+    "streams, pruned": StreamsDrafter(TableStreams(NEAR, exit=NEAR), sizes=(15,), pruning=0.2),
     "draft chain, near": DraftModelDrafter(NEAR),
     "draft chain, wrong": DraftModelDrafter(WRONG, gamma=2),
     "draft chain, never says some tokens": DraftModelDrafter(TARGET.without(14, 2)),

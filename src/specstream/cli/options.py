@@ -20,10 +20,13 @@ DraftQuantization = Annotated[
 Drafter = Annotated[
     str,
     typer.Option(
-        "--drafter", help="none, lookup, lookahead, medusa, draft_model, mixed, or auto: a draft if given, else lookup."
+        "--drafter",
+        help="none, lookup, lookahead, streams, medusa, draft_model, mixed, or auto: what is given, else lookup.",
     ),
 ]
-HeadsFolder = Annotated[Text, typer.Option("--heads", help="A folder of heads trained for the model, for medusa.")]
+HeadsFolder = Annotated[
+    Text, typer.Option("--heads", help="A folder of heads trained for the model: streams or medusa.")
+]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
 Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")]

@@ -47,6 +47,10 @@ class StreamHead(Protocol):
         """The deepest draft."""
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its weights."""
+
+    @property
     def taps(self) -> Sequence[int]:
         """The target's layers whose input it needs."""
 
@@ -97,6 +101,11 @@ class StreamsDrafter:
         self.head, self.sizes, self.ranks, self.pruning = head, tuple(sizes), ranks, pruning
         self._rates = rates
         self._learned = self._fresh()
+
+    @property
+    def nodes(self) -> int:
+        """Drafted nodes of the largest tree."""
+        return max(self.sizes)
 
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> StreamsSession:
         session.tap(self.head.taps)

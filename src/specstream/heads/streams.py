@@ -142,6 +142,11 @@ class Streams(nn.Module):
         """How many parameters the streams have; the base has ``model.num_parameters()``."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their weights. On our kernels a copy in bytes of the upper layers' weights comes on top."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
     def adapter(self) -> Adapter:
         """The changes to linear layers, differentiable."""
         scale = self.config.alpha / max(1, self.config.rank)

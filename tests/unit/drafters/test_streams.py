@@ -1,0 +1,207 @@
+"""The drafter of streams: whose candidates, when, and in which tree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from specstream.core.controller import Controller
+from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.ports import DraftRequest
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.core.verify import Verdict
+from specstream.drafters.streams import StreamsDrafter
+from specstream.errors import UsageError
+from tests.lossless.table_model import TableModel
+
+GAMMA = 3
+
+
+class Head:
+    """Candidates that say where they come from: pass row, node, depth and rank."""
+
+    gamma, taps, first, nbytes = GAMMA, (7,), 7, 0
+
+    def __init__(self):
+        self.asked = []
+
+    def candidates(self, session, places, count):
+        self.asked.append(list(places))
+        return [
+            [[1000 * row + 100 * node + 10 * depth + rank for rank in range(count)] for depth in range(1, GAMMA + 1)]
+            for row, node in places
+        ]
+
+    def likelihoods(self, hidden, trees):
+        return [[1.0, *(0.9 if token % 10 == 0 else 0.1 for token in tree.tokens[1:])] for tree in trees]
+
+
+class Session:
+    """Notes what it is asked."""
+
+    def __init__(self):
+        self.tapped, self.descended = [], []
+
+    def tap(self, layers):
+        self.tapped.extend(layers)
+
+    def descend(self, trees, layer):
+        self.descended.append((list(trees), layer))
+        return torch.zeros(len(trees), max(map(len, trees)), 1)
+
+
+def request(depth=5, token=5, offer=None):
+    return DraftRequest(tokens=[1, token], depth=depth, generator=torch.Generator(), offer=offer)
+
+
+def begun(rows=1, **options):
+    drafter, session = StreamsDrafter(Head(), **options), Session()
+    return drafter, session, drafter.begin([[1, 2]] * rows, Sampling(), session)
+
+
+def verdict(*path, tokens=(9,)):
+    return Verdict(path=path, tokens=tokens)
+
+
+def test_nothing_is_drafted_before_there_is_a_node_to_draft_from():
+    drafter, session, drafts = begun()
+    assert session.tapped == [7]
+    assert drafts.offers([request()]) == [[]]
+    (tree,) = drafts.propose([request()])
+    assert tree.tokens == (5,)
+    assert drafter.head.asked == []
+
+
+def test_trees_grow_from_the_last_accepted_node():
+    drafter, _, drafts = begun(sizes=(3, 6))
+    drafts.observe([verdict(0, 2, 4)])
+    (offers,) = drafts.offers([request()])
+    assert [offer.source for offer in offers] == ["streams/3", "streams/6"]
+    assert [offer.width(offer.depth) for offer in offers] == [4, 7]
+    assert all(offer.at_once and offer.tree is None for offer in offers)
+    assert drafter.head.asked == [], "an offer costs next to nothing"
+    (tree,) = drafts.propose([request(depth=offers[1].depth, offer=offers[1])])
+    assert drafter.head.asked == [[(0, 4)]]
+    assert len(tree) == 7
+    assert set(tree.tokens[1:]) <= {400 + 10 * depth + rank for depth in (1, 2, 3) for rank in range(8)}
+    assert tree.tokens[:3] == (5, 410, 420)
+
+
+def test_a_tree_is_no_deeper_than_asked_for():
+    _, _, drafts = begun(sizes=(15,))
+    drafts.observe([verdict(0)])
+    (offers,) = drafts.offers([request(depth=2)])
+    assert offers[0].depth == 2
+    (tree,) = drafts.propose([request(depth=1, offer=offers[0])])
+    assert max(tree.depths) == 1
+    (tree,) = drafts.propose([request(depth=0, offer=offers[0])])
+    assert tree.tokens == (5,)
+
+
+def test_rows_that_take_nothing_pay_nothing_and_rows_that_leave_take_their_places_along():
+    drafter, _, drafts = begun(rows=3)
+    drafts.observe([verdict(0), verdict(0, 1), verdict(0, 1, 2)])
+    drafts.keep([2, 0])
+    offers = drafts.offers([request(), request()])
+    trees = drafts.propose([request(depth=0), request(depth=1, offer=offers[1][0])])
+    assert len(trees[0]) == 1
+    assert set(trees[1].tokens[1:]) <= set(range(10, 18))
+    assert drafter.head.asked == [[(2, 2), (0, 0)]], "as the pass numbered them"
+    drafts.observe([verdict(0), verdict(0)])
+    drafts.propose([request(depth=0), request(depth=0)])
+    assert len(drafter.head.asked) == 1
+
+
+def test_all_candidates_are_judged_whether_the_tree_held_them_or_not():
+    drafter, _, drafts = begun(sizes=(2,), ranks=4)
+    for _ in range(60):
+        drafts.observe([verdict(0, tokens=(13, 20, 7))])
+        drafts.offers([request()])
+        drafts.propose([request()])
+    rates = drafter._learned.rates
+    assert rates[0][3] > 0.9 > 0.1 > rates[0][0], "rank 3 of depth 1 is always right"
+    assert rates[1][0] > 0.9
+    assert max(rates[2]) < 0.1
+    (tree,) = drafts.propose([request()])
+    assert tree.tokens == (5, 13, 20)
+
+
+def test_a_generation_that_samples_is_not_shaped_by_those_before_it():
+    drafter, session, drafts = begun(sizes=(2,), ranks=4)
+    for _ in range(60):
+        drafts.observe([verdict(0, tokens=(13, 20, 7))])
+        drafts.propose([request()])
+    sampled = drafter.begin([[1, 2]], Sampling(temperature=1.0), session)
+    sampled.observe([verdict(0)])
+    (tree,) = sampled.propose([request()])
+    assert tree.tokens == (5, 10, 20)
+    greedy = drafter.begin([[1, 2]], Sampling(), session)
+    greedy.observe([verdict(0)])
+    (tree,) = greedy.propose([request()])
+    assert tree.tokens == (5, 13, 20)
+
+
+def test_a_head_may_come_with_rates():
+    _, _, drafts = begun(sizes=(2,), rates=[[0.1, 0.8], [0.2, 0.7], [0.5, 0.1]])
+    drafts.observe([verdict(0)])
+    (tree,) = drafts.propose([request()])
+    assert tree.tokens == (5, 11, 21)
+
+
+def test_what_the_early_exit_doubts_is_dropped_with_all_below_it():
+    _, session, drafts = begun(rows=2, sizes=(8,), pruning=0.5)
+    drafts.observe([verdict(0), verdict(0)])
+    trees = drafts.propose([request(), request(depth=0)])
+    assert trees[0].tokens == (5, 10, 20, 30)
+    assert trees[1].tokens == (5,)
+    ((whole, layer),) = session.descended
+    assert (len(whole[0]), len(whole[1]), layer) == (9, 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": ()}, "sizes is"),
+        ({"sizes": (0,)}, "sizes is"),
+        ({"ranks": 0}, "ranks is 0"),
+        ({"pruning": 1.0}, "pruning is 1.0"),
+    ],
+)
+def test_values_out_of_range_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        StreamsDrafter(Head(), **options)
+
+
+class Never(Head):
+    """Streams whose candidates are never right: they are beyond the vocabulary's used part."""
+
+    def candidates(self, session, places, count):
+        self.asked.append(list(places))
+        return [[[4, 3][: min(count, 2)]] * GAMMA for _ in places]
+
+
+def test_text_on_which_streams_are_of_no_use_hardly_pays_for_them():
+    """Every offer is declined after a few, but for a trial now and then."""
+    table = torch.zeros(6, 5)
+    table[:, 0] = 9.0
+
+    class Target(TableModel):
+        def begin(self, prefixes):
+            session = super().begin(prefixes)
+            session.tap = lambda layers: None
+            return session
+
+    drafter, rows = StreamsDrafter(Never()), start_rows([[1, 2]], [0], None)
+    for _ in decode(
+        Target(table, 1),
+        drafter,
+        rows,
+        sampling=Sampling(),
+        stopping=Stopping(max_new_tokens=300),
+        speculation=Speculation(max_depth=3, controller=Controller()),
+        timings=Timings(),
+    ):
+        pass
+    assert rows[0].emitted == [0] * 300
+    assert 1 <= len(drafter.head.asked) < 60
