@@ -25,12 +25,15 @@ class ModelSection(_Section):
         draft_model: the model that is trained to draft for it, where the recipe trains one.
         dtype: of the frozen weights; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
         device: ``auto`` is the GPU if there is one.
+        states_dir: keep there what the frozen target computes at every example, so that it is computed once for all
+            epochs, runs and recipes: a few kB for a token. None computes it each time.
     """
 
     target_model: str = "smollm2-135m"
     draft_model: str | None = None
     dtype: str = "auto"
     device: str = "auto"
+    states_dir: str | None = None
 
 
 class DataSection(_Section):
@@ -137,6 +140,59 @@ class LoRASection(_Section):
     target_modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj", "o_proj"], min_length=1)
 
 
+class StreamsSection(_Section):
+    """The recipe ``streams``: speculative streams of a frozen target.
+
+    Attributes:
+        gamma: streams of a position.
+        layers: at the top of the target, that they run through.
+        rank: of their changes to linear layers.
+        alpha: those are scaled by alpha / rank.
+        targets: the linear layers that are changed, by the ends of their names; none for all.
+        start: what streams start from: the ``identity``, as in the paper, or a ``linear`` map that knows the token
+            behind, too, which begins as the best one by least squares.
+        pruning_rank: of the early exit's adapter; 0 for none.
+        vocabulary: streams draft this many tokens, the most frequent ones of the data; None for all.
+        soften: how much of a stream's target is the base's distribution, the rest is the token.
+        fit_examples: of the data, that the linear start is fitted to.
+        start_from: a folder of streams to go on from with other data; None for new ones.
+        live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none.
+        live_tokens: of each answer to them.
+    """
+
+    gamma: int = Field(default=4, ge=1)
+    layers: int = Field(default=6, ge=1)
+    rank: int = Field(default=16, ge=0)
+    alpha: float = Field(default=32.0, gt=0)
+    targets: list[str] = Field(default_factory=list)
+    start: Literal["identity", "linear"] = "identity"
+    pruning_rank: int = Field(default=0, ge=0)
+    vocabulary: int | None = Field(default=None, ge=1)
+    soften: float = Field(default=0.0, ge=0, le=1)
+    fit_examples: int = Field(default=100, ge=1)
+    start_from: str | None = None
+    live_prompts: int = Field(default=8, ge=0)
+    live_tokens: int = Field(default=48, ge=1)
+
+
+class MedusaSection(_Section):
+    """The recipe ``medusa``: Medusa-1 heads of a frozen target.
+
+    Attributes:
+        num_heads: tokens drafted beyond the next.
+        num_layers: of each residual block.
+        vocabulary: heads draft this many tokens, the most frequent ones of the data; None for all.
+        live_prompts: held-out prompts that every evaluation decodes with the heads at work; 0 for none.
+        live_tokens: of each answer to them.
+    """
+
+    num_heads: int = Field(default=4, ge=1)
+    num_layers: int = Field(default=1, ge=1)
+    vocabulary: int | None = Field(default=None, ge=1)
+    live_prompts: int = Field(default=8, ge=0)
+    live_tokens: int = Field(default=48, ge=1)
+
+
 class TrainConfig(_Section):
     """One run: which recipe, and its sections."""
 
@@ -146,6 +202,8 @@ class TrainConfig(_Section):
     training: TrainingSection = TrainingSection()
     logging: LoggingSection = LoggingSection()
     lora: LoRASection = LoRASection()
+    streams: StreamsSection = StreamsSection()
+    medusa: MedusaSection = MedusaSection()
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -17,7 +17,7 @@ from specstream.training.journal import Journal
 from specstream.training.loop import Loop, Outcome, make_accelerator
 from specstream.training.trainee import Prepared
 
-RECIPES: Mapping[str, str] = {"lora": "specstream.training.recipes.lora"}
+RECIPES: Mapping[str, str] = {name: f"specstream.training.recipes.{name}" for name in ("streams", "medusa", "lora")}
 """Modules with a ``prepare(config, device)`` that returns a ``Prepared``."""
 
 _MAY_CHANGE = {
@@ -33,7 +33,7 @@ _MAY_CHANGE = {
         "eval_steps",
         "logging_steps",
     },
-    "model": {"device"},
+    "model": {"device", "states_dir"},
     "logging": {"use_wandb", "project", "plot"},
 }
 """What may differ from the run that is gone on with. Of these, steps and batches change how it goes on from there."""

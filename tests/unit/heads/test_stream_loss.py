@@ -38,7 +38,9 @@ def test_it_is_the_cross_entropy_of_each_stream(vocabulary, monkeypatch):
                 continue  # positions whose first stream predicts nothing are left out
             with torch.no_grad():
                 main = streams.read(BATCH[row : row + 1, : start + 1])
-                final = streams.final_states(main, torch.tensor([[start]]))[0, 0, j - 1]
+                final = streams.final_states(main, torch.tensor([[start]]), BATCH[row, start + 1].view(1, 1))[
+                    0, 0, j - 1
+                ]
             losses.append(-(own @ final).log_softmax(0)[known.index(int(BATCH[row, at]))])
         torch.testing.assert_close(parts[f"stream_{j}"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(total.detach(), 0.1 * sum(parts.values()))
@@ -50,7 +52,7 @@ def test_what_comes_behind_a_position_is_not_seen():
     other[:, 15:] = 7
     at = torch.tensor([[3, 14]] * 2)
     with torch.no_grad():
-        states = [streams.final_states(streams.read(tokens), at) for tokens in (BATCH, other)]
+        states = [streams.final_states(streams.read(tokens), at, at) for tokens in (BATCH, other)]
     assert BATCH.shape[1] > 2 * WINDOW
     torch.testing.assert_close(*states)
     assert mask.all()
@@ -107,7 +109,8 @@ def test_ranks_are_those_of_the_true_tokens():
     ranks = stream_ranks(streams, BATCH, mask)
     assert ranks.shape == (2 * 12, 3), "positions 4 to 15: all three streams predict a wanted token"
     with torch.no_grad():
-        final = streams.final_states(streams.read(BATCH), torch.arange(4, 16).expand(2, -1))
+        at = torch.arange(4, 16).expand(2, -1)
+        final = streams.final_states(streams.read(BATCH), at, BATCH[:, 5:17])
     logits = final @ streams.model.get_output_embeddings().weight[vocabulary].T
     for row in range(2):
         for place, start in enumerate(range(4, 16)):
