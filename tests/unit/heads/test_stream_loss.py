@@ -46,6 +46,46 @@ def test_it_is_the_cross_entropy_of_each_stream(vocabulary, monkeypatch):
     torch.testing.assert_close(total.detach(), 0.1 * sum(parts.values()))
 
 
+@pytest.mark.parametrize("soften", [0.0, 0.4, 1.0])
+def test_a_softened_target_is_partly_what_the_base_says_there_and_the_gradient_is_that_of_it(soften, monkeypatch):
+    monkeypatch.setattr("specstream.heads.stream_loss.LOGITS_AT_ONCE", 7 * VOCAB)
+    vocabulary = list(range(0, VOCAB, 2))
+    streams, mask = made(vocabulary=vocabulary, start="linear"), torch.zeros_like(BATCH, dtype=torch.bool)
+    mask[:, 6:20] = True
+    total, parts = stream_loss(streams, BATCH, mask, soften=soften)
+    total.backward()
+    got = {name: parameter.grad.clone() for name, parameter in streams.named_parameters()}
+    streams.zero_grad()
+    main, at = streams.read(BATCH), torch.arange(4, 18).expand(2, -1)
+    final, own = (
+        streams.final_states(main, at, BATCH[:, 5:19]),
+        streams.model.get_output_embeddings().weight[vocabulary],
+    )
+    expected = 0
+    for j in (1, 2, 3):
+        losses = []
+        for row in range(2):
+            for place, start in enumerate(range(4, 19 - j)):
+                token = int(BATCH[row, start + 1 + j])
+                if token % 2 == 0:
+                    target = soften * (own @ main.final[row, start + j]).softmax(0)
+                    target[token // 2] += 1 - soften
+                    losses.append(-(target * (own @ final[row, place, j - 1]).log_softmax(0)).sum())
+        mean = torch.stack(losses).mean()
+        torch.testing.assert_close(parts[f"stream_{j}"], mean.detach(), rtol=1e-4, atol=1e-4)
+        expected = expected + 0.1 * mean
+    expected.backward()
+    for name, parameter in streams.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_head_that_is_trained_gets_its_gradient_too():
+    streams, mask = made(mode="shared"), torch.ones_like(BATCH, dtype=torch.bool)
+    total, _ = stream_loss(streams, BATCH, mask)
+    total.backward()
+    assert float(streams.model.get_output_embeddings().weight.grad.abs().sum()) > 0
+
+
 def test_what_comes_behind_a_position_is_not_seen():
     streams, mask = made("mistral"), torch.ones_like(BATCH, dtype=torch.bool)
     other = BATCH.clone()

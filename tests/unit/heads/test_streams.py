@@ -50,10 +50,10 @@ def of_a_round(streams: Streams, session, node: int) -> Tensor:
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
-@pytest.mark.parametrize("family", STREAMED)
-def test_a_round_computes_the_streams_of_the_accepted_node(family, runtime):
+@pytest.mark.parametrize(("family", "start"), [*((family, "identity") for family in STREAMED), ("llama", "linear")])
+def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtime):
     """Of a node on a branch that is not the tree's first, and of what is scored after it."""
-    streams = shaken(family)
+    streams = shaken(family, start=start)
     session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20]])
     session.tap(streams.taps)
     tree = TokenTree.merge(TOKENS[20], [TOKENS[10:13], TOKENS[21:24]])
@@ -136,6 +136,17 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
         alone.score([TokenTree.chain([5, 6, 7])])
         alone.commit([range(nodes[row] + 1)])
         assert streams.candidates(alone, [(0, nodes[row])], [FOLLOWING], 4) == [drafted[row]]
+
+
+def test_a_linear_start_knows_the_token_behind_and_the_identity_does_not():
+    for start, differs in (("linear", True), ("identity", False)):
+        streams = shaken("llama", start=start)
+        session = HuggingFaceTarget(streams.model, runtime="eager").begin([TOKENS[:20]] * 2)
+        session.tap(streams.taps)
+        session.score([TokenTree.chain(TOKENS[20:23])] * 2)
+        session.commit([[0, 1]] * 2)
+        drafted = streams.candidates(session, [(0, 1), (1, 1)], [FOLLOWING, 5], 5)
+        assert (drafted[0] != drafted[1]) is differs
 
 
 def test_without_a_cache_streams_are_the_same():
