@@ -8,8 +8,8 @@ Left open by the paper, and decided here:
 
 - Stream j at position t stands at position t + j, where y_{t+j} will stand: the main stream at t + j predicts what
   stream j predicts, y_{t+1+j}, so a stream starts out as a guess at it and the rotations mean what they always mean.
-- With ``start: linear``, f(M_t, y_{t+1}) = A M_t + B e(y_{t+1}), e the token's embedding at unit size: when they draft,
-  the token behind the node is known already, and a stream need not guess it again. The paper's f is the identity.
+- With ``start: linear``, S_tj = c_j (A M_t + B e(y_{t+1})) + P_j, e the token's embedding at unit size, c_j a vector:
+  when streams draft, the token behind the node is known, and need not be guessed again. The paper's f is the identity.
 - ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
 - The streams may predict a part of the vocabulary only, such as its most frequent tokens: a token they never draft
   costs acceptance, never the output.
@@ -115,6 +115,7 @@ class Streams(nn.Module):
         if config.start == "linear":
             self.from_state = nn.Parameter(torch.eye(hidden, device=device))
             self.from_token = nn.Parameter(torch.zeros(hidden, hidden, device=device))
+            self.scales = nn.Parameter(torch.ones(config.gamma, hidden, device=device))
         self._linears = self._chosen(upper_linears(model, self.first))
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name, linear in self._linears.items() if config.rank else ():
@@ -172,7 +173,7 @@ class Streams(nn.Module):
         Returns:
             ``[rows, count, gamma, hidden]``; stream j is at ``[:, :, j - 1]``.
         """
-        hidden = self._start(
+        hidden = self.start_of(
             main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1])), following
         )
         swaps = adapted(self._linears, self.adapter())
@@ -212,7 +213,7 @@ class Streams(nn.Module):
         """
         states = session.states(self.first)
         rows, nodes = zip(*places, strict=True)
-        hidden = self._start(states[list(rows), list(nodes)], torch.tensor(following, device=states.device))
+        hidden = self.start_of(states[list(rows), list(nodes)], torch.tensor(following, device=states.device))
         final = session.branch(hidden, self.first, self._frozen_adapter())
         best = self._logits(final).topk(min(count, self._vocabulary_size()), -1).indices
         if self.vocabulary is not None:
@@ -279,12 +280,13 @@ class Streams(nn.Module):
         rows = self.model.get_input_embeddings()(tokens).detach().float()
         return functional.rms_norm(rows, rows.shape[-1:], eps=1e-12)
 
-    def _start(self, states: Tensor, following: Tensor) -> Tensor:
+    def start_of(self, states: Tensor, following: Tensor) -> Tensor:
         """Where streams start: ``[..., hidden]`` and the tokens behind, ``[...]`` -> ``[..., gamma, hidden]``."""
         if self.config.start == "linear":
             token = self.token_states(following).to(states.dtype)
             from_state, from_token = self.from_state.to(states.dtype), self.from_token.to(states.dtype)
-            states = functional.linear(states, from_state) + functional.linear(token, from_token)
+            guess = functional.linear(states, from_state) + functional.linear(token, from_token)
+            return guess.unsqueeze(-2) * self.scales.to(states.dtype) + self.embeddings.to(states.dtype)
         return states.unsqueeze(-2) + self.embeddings.to(states.dtype)
 
     def _chosen(self, linears: dict[str, Any]) -> dict[str, Any]:

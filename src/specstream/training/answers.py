@@ -15,7 +15,7 @@ from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
 from specstream.generation import Generation
 from specstream.models.catalog import resolve
-from specstream.prompts import prompt_of, read_records, turns_of
+from specstream.prompts import prompt_of, read_records
 from specstream.provenance import provenance
 from specstream.text import Prompt, encode
 from specstream.training.checkpoints import write_json
@@ -79,9 +79,7 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
     Raises:
         UsageError: a file that cannot be read, or nothing left.
     """
-    excluded = HeldOut(
-        text for file in settings.exclude for record in read_records(file) for text in turns_of(record, file)
-    )
+    excluded = HeldOut.of_files(settings.exclude)
     seen: set[tuple[str, ...]] = set()
     left_out = {"repeated": 0, "excluded": 0}
     questions: list[Question] = []

@@ -44,6 +44,8 @@ class DataSection(_Section):
         dataset_name: a data set of the hub, or a local file; besides ``files``.
         dataset_split: of a data set of the hub.
         files: local files: answers of ``specstream distill-data``, prompts with answers, chats, or plain text.
+        exclude: files of prompts that must not be trained on; examples that share one, or 13 words in a row with one,
+            are left out. ``specstream distill-data`` has the same for answers.
         eval_files: held out; without any, ``eval_examples`` are taken from the others and not trained on.
         eval_examples: examples that an evaluation looks at, at most.
         limit: examples to read at most, from all files together.
@@ -56,6 +58,7 @@ class DataSection(_Section):
     dataset_name: str | None = None
     dataset_split: str = "train"
     files: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
     eval_files: list[str] = Field(default_factory=list)
     eval_examples: int = Field(default=64, ge=0)
     limit: int | None = Field(default=None, ge=1)

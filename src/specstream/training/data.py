@@ -14,9 +14,10 @@ from torch import Tensor
 
 from specstream.errors import UsageError
 from specstream.extras import require
-from specstream.prompts import answer_of, prompt_of, read_records
+from specstream.prompts import FIELDS, answer_of, prompt_of, read_records
 from specstream.text import encode
 from specstream.training.config import DataSection
+from specstream.training.held_out import HeldOut
 
 WINDOW = 64
 """Batches among which examples are sorted by length, so that the examples of one batch need little padding."""
@@ -175,12 +176,15 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
     records = [each for file in config.files for each in _of_file(file)]
     if config.dataset_name is not None:
         records += _of_dataset(config.dataset_name, config.dataset_split)
+    if config.exclude:
+        held_out = HeldOut.of_files(config.exclude)
+        records = [each for each in records if not any(text in held_out for text in _asked(each[0]))]
     examples = examples_of(records[: config.limit], config, tokenizer)
     if not examples:
         raise UsageError("data has no example; give data.files or data.dataset_name")
     if config.eval_files:
-        held_out = examples_of([each for file in config.eval_files for each in _of_file(file)], config, tokenizer)
-        return examples, held_out.first(config.eval_examples)
+        others = examples_of([each for file in config.eval_files for each in _of_file(file)], config, tokenizer)
+        return examples, others.first(config.eval_examples)
     if config.eval_examples >= len(examples):
         raise UsageError(
             f"data.eval_examples is {config.eval_examples} of {len(examples)} examples, which leaves none to train on; "
@@ -205,6 +209,14 @@ def examples_of(records: Sequence[_Record], config: DataSection, tokenizer: Any)
 
 _Record = tuple[dict[str, Any], str]
 """A record and where it stands, for errors."""
+
+
+def _asked(record: Mapping[str, Any]) -> list[str]:
+    """What is asked in a record: its prompt, or all that is said in its chat but for the last answer."""
+    turns = _turns(record)
+    if turns:
+        return [turn["content"] for turn in turns[:-1]]
+    return [prompt_of(record, "")] if any(record.get(field) for field in FIELDS) else []
 
 
 def _of_file(path: str) -> list[_Record]:

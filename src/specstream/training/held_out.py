@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from specstream.prompts import read_records, turns_of
+
 GRAM = 13
 """Words in a row that two prompts may not share, as in the usual checks for contamination."""
 
@@ -23,6 +25,15 @@ class HeldOut:
             words = _words(text)
             self._whole.add(words)
             self._grams.update(_grams(words))
+
+    @classmethod
+    def of_files(cls, files: Iterable[str]) -> HeldOut:
+        """Everything that is asked in the records of some files.
+
+        Raises:
+            UsageError: a file that cannot be read.
+        """
+        return cls(text for file in files for record in read_records(file) for text in turns_of(record, file))
 
     def __contains__(self, text: str) -> bool:
         """Whether a prompt is one of them but for case and punctuation, or shares ``GRAM`` words in a row with one."""

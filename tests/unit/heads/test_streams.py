@@ -45,7 +45,7 @@ def whole(streams: Streams, tokens: list[int]) -> Tensor:
 
 def of_a_round(streams: Streams, session, node: int) -> Tensor:
     with torch.inference_mode():
-        hidden = streams._start(session.states(streams.first)[0, node][None], torch.tensor([FOLLOWING]))
+        hidden = streams.start_of(session.states(streams.first)[0, node][None], torch.tensor([FOLLOWING]))
         return session.branch(hidden, streams.first, streams._frozen_adapter())[0]
 
 

@@ -159,3 +159,22 @@ def test_examples_of_a_batch_are_of_like_length():
 def test_fewer_examples_than_a_batch():
     with pytest.raises(UsageError, match="per_device_batch_size is 8 and there are 3 examples"):
         Order([1, 2, 3], 8, seed=0)
+
+
+def test_held_out_prompts_are_left_out_of_what_is_trained_on(tmp_path):
+    spoken = " ".join(f"word{number}" for number in range(13))
+    records = [
+        {"prompt": "Name a colour.", "completion": "red"},
+        {"prompt": "Name a river.", "completion": "Rhine"},
+        {"prompt": f"Say this: {spoken}", "completion": "no"},
+        {"messages": [{"role": "user", "content": "name a COLOUR"}, {"role": "assistant", "content": "blue"}]},
+        {"prompt_token_ids": [70, 71], "answer_token_ids": [72]},
+    ]
+    data, others = tmp_path / "data.jsonl", tmp_path / "others.jsonl"
+    data.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    others.write_text("\n".join(map(json.dumps, [{"prompt": "Name a colour!"}, {"turns": ["hello", spoken]}])))
+    config = DataSection(files=[str(data)], exclude=[str(others)], eval_examples=0)
+    examples, _ = load_examples(config, TOKENIZER, 0)
+    kept = [TOKENIZER.decode(examples[index].tokens) for index in range(len(examples))]
+    assert kept[0] == "<user>Name a river.<assistant>Rhine<eos>"
+    assert [examples[1].tokens, len(kept)] == [(70, 71, 72), 2]

@@ -171,7 +171,7 @@ def test_a_linear_start_is_close_to_the_states_to_come(config, made, tmp_path):
         tokens = torch.tensor(held_out[index].tokens)
         with torch.no_grad():
             main = states.of(tokens).states[0]
-            start = streams._start(main[1:-1], tokens[2:])[:, 0]
+            start = streams.start_of(main[1:-1], tokens[2:])[:, 0]
         errors += torch.stack([(start - main[2:]).square().sum(), (main[1:-1] - main[2:]).square().sum()])
     assert errors[0] < 0.7 * errors[1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,8 @@ def begin(streams: Streams, states: MainStates, examples: Examples, count: int) 
     """Give fresh streams a start of a fitting size.
 
     A linear start begins as the best guess, by least squares, at the state that the main stream will have at the next
-    token, from the state at this one and the next token: in other words, as the stream's main stream would start there.
+    token, from the state at this one and the next token: stream 1 then starts as the main stream will at its place.
+    Further streams start with as much of that guess, dimension by dimension, as tells something about their places.
 
     Args:
         streams: fresh ones.
@@ -192,22 +193,46 @@ def begin(streams: Streams, states: MainStates, examples: Examples, count: int) 
         count: the first so many of them.
     """
     linear = streams.config.start == "linear"
+    chosen = [examples[index].tokens for index in range(min(count if linear else 1, len(examples)))]
     fit = _Fit()
     size: list[Tensor] = []
-    for example in (examples[index] for index in range(min(count if linear else 1, len(examples)))):
-        tokens = torch.tensor(example.tokens, device=streams.embeddings.device)
-        here = states.of(tokens).states[0].float()
-        size.append(here[1:].square().mean().sqrt())  # a model's first state is often unlike any other
+    for tokens, here in _seen(streams, states, chosen):
+        size.append(here.square().mean().sqrt())
         if linear:
-            fit.add(torch.cat([here[1:-1], streams.token_states(tokens[2:])], 1), here[2:])
+            fit.add(torch.cat([here[:-1], streams.token_states(tokens[1:])], 1), here[1:])
     streams.embeddings.normal_().mul_(NOISE * torch.stack(size).mean())
     if linear:
         weights, offset = fit.solve()
         hidden = streams.embeddings.shape[1]
         streams.from_state.copy_(weights[:hidden].T)
         streams.from_token.copy_(weights[hidden:].T)
-        streams.embeddings[0].zero_()
-        streams.embeddings.add_(offset)
+        streams.embeddings[0].copy_(offset)
+        _further(streams, _seen(streams, states, chosen))
+
+
+def _seen(streams: Streams, states: MainStates, chosen: Iterable[tuple[int, ...]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and states of examples without the first, which is often unlike any other; those that are long enough."""
+    for each in chosen:
+        if len(each) > streams.gamma + 2:
+            tokens = torch.tensor(each, device=streams.embeddings.device)
+            yield tokens[1:], states.of(tokens).states[0, 1:].float()
+
+
+def _further(streams: Streams, seen: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Scales and offsets of the streams behind the first: a regression with one input for every dimension."""
+    gamma, hidden = streams.embeddings.shape
+    sums = torch.zeros(5, gamma, hidden, dtype=torch.float64, device=streams.embeddings.device)
+    for tokens, here in seen:
+        guess = (streams.start_of(here[:-gamma], tokens[1 : 1 - gamma or None])[:, 0] - streams.embeddings[0]).double()
+        for ahead in range(1, gamma):
+            there = here[1 + ahead :][: len(guess)].double()
+            own = guess[: len(there)]
+            parts = (torch.ones_like(own), own, there, own * own, own * there)
+            sums[:, ahead] += torch.stack([part.sum(0) for part in parts])
+    count, own, there, squares, products = sums[:, 1:]
+    slopes = (products - own * there / count) / (squares - own * own / count).clamp_min(1e-9)
+    streams.scales[1:].copy_(slopes)
+    streams.embeddings[1:].add_((there - slopes * own) / count)
 
 
 class _Fit:
