@@ -9,8 +9,9 @@ PROMPT ?= The future of artificial intelligence is
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
 
+# A worker that runs dry takes over the end of another's list: neighbours, which share their models, stay together.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/.stamp-test
 	$(BIN)/ruff format --check .

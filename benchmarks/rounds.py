@@ -18,25 +18,13 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One generation of one system for one item in one round; ``group`` numbers sets of workers alive together."""
+class Sample(Reply):
+    """A reply of one system for one item in one round; ``group`` numbers sets of workers alive together."""
 
     group: int
     round: int
     item: str
     system: str
-    tokens: list[list[int]]
-    seconds: float
-    counts: Mapping[str, Any]
-    peak_mib: float
-
-    @property
-    def new_tokens(self) -> int:
-        return sum(map(len, self.tokens))
-
-    @property
-    def speed(self) -> float:
-        return self.new_tokens / self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,18 +180,6 @@ def _rounds(number: int, workers: list[WorkerProcess], plan: Plan, measured: Mea
             for worker in order(workers, round_ + index):
                 time.sleep(plan.settle)
                 reply = worker.generate(item, plan.limit, plan.ignore_eos)
-                measured.samples.append(_sample(number, round_, item, worker.system.name, reply))
+                sample = Sample(group=number, round=round_, item=item.name, system=worker.system.name, **vars(reply))
+                measured.samples.append(sample)
         say(f"round {round_ + 1} of {plan.rounds} done: {', '.join(worker.system.name for worker in workers)}")
-
-
-def _sample(group: int, round_: int, item: Item, system: str, reply: Reply) -> Sample:
-    return Sample(
-        group=group,
-        round=round_,
-        item=item.name,
-        system=system,
-        tokens=reply.tokens,
-        seconds=reply.seconds,
-        counts=reply.counts,
-        peak_mib=reply.peak_mib,
-    )

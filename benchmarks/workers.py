@@ -70,9 +70,14 @@ class Reply:
     peak_mib: float
 
     @property
+    def new_tokens(self) -> int:
+        """Of all prompts together."""
+        return sum(map(len, self.tokens))
+
+    @property
     def speed(self) -> float:
-        """New tokens per second, of all prompts together."""
-        return sum(map(len, self.tokens)) / self.seconds
+        """New tokens per second."""
+        return self.new_tokens / self.seconds
 
 
 class WorkerProcess:

@@ -7,6 +7,29 @@ import pytest
 # Before torch is imported: on a machine that does other work too, threads that wait by spinning hold up the very
 # threads they wait for, by whole time slices for every small operation.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores out among them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MOST_WORKERS = 8
+WORKER_BYTES = 2 << 30
+"""Memory that a worker is given room for, the default model in float32 included."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each core that this process may use, as far as the memory goes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // WORKER_BYTES, MOST_WORKERS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Where this machine is lossless up to rounding only: no failure, but worth knowing."""
+    reports = terminalreporter.stats.get("passed", [])
+    found = [value for report in reports for name, value in report.user_properties if name == "rounding"]
+    if found:
+        terminalreporter.section('exact: "rounding" on this machine')
+        terminalreporter.write_line("\n".join(sorted(found)))
 
 
 @pytest.fixture(scope="session")

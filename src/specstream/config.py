@@ -27,12 +27,16 @@ class SamplingSettings(TypedDict, total=False):
     logits_processor: list[LogitsProcessor]
 
 
+DEEPEST, UNMEASURED = 16, 5
+"""How deep trees may be where the controller decides by what pays, and where nothing is measured."""
+
+
 class EngineSettings(SamplingSettings, total=False):
     """Keyword arguments of ``SpeculativeEngine``; see ``EngineConfig`` and ``GenerationConfig``."""
 
     drafter: DrafterName
-    gamma: int
-    max_speculation_depth: int
+    gamma: int | None
+    max_speculation_depth: int | None
     branches: int
     lookahead_window: int
     lookahead_ngram: int
@@ -101,8 +105,9 @@ class EngineConfig(BaseModel):
         generation: defaults that ``generate`` and ``stream`` may override.
         drafter: ``auto`` is ``draft_model`` if there is one, else ``lookup``; ``mixed`` is both, each step by
             expected profit.
-        gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``).
-        max_speculation_depth: the deepest token tree of any drafter; lookup drafts this far.
+        gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``); None sets no limit of its own.
+        max_speculation_depth: the deepest token tree of any drafter. None leaves it to what is measured, up to
+            ``DEEPEST``, and is ``UNMEASURED`` where nothing is (see ``adaptive``).
         branches: candidates per step; 1 drafts chains, more drafts trees.
         lookahead_window: positions that ``lookahead`` guesses ahead, the paper's W; the last is ``lookahead_window +
             lookahead_ngram - 3`` tokens deep; only those within ``max_speculation_depth`` are used. On a GPU more of
@@ -128,8 +133,8 @@ class EngineConfig(BaseModel):
 
     generation: GenerationConfig = GenerationConfig()
     drafter: DrafterName = "auto"
-    gamma: int = Field(default=4, ge=1)
-    max_speculation_depth: int = Field(default=5, ge=1)
+    gamma: int | None = Field(default=None, ge=1)
+    max_speculation_depth: int | None = Field(default=None, ge=1)
     branches: int = Field(default=1, ge=1)
     lookahead_window: int = Field(default=4, ge=1)
     lookahead_ngram: int = Field(default=4, ge=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from specstream.config import EngineConfig
+from specstream.config import DEEPEST, UNMEASURED, EngineConfig
 from specstream.core.controller import Controller
 from specstream.core.decode import Speculation
 from specstream.core.ports import Drafter
@@ -49,7 +49,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(target.model, tokenizer),
         speculation=Speculation(
-            max_depth=config.max_speculation_depth,
+            max_depth=config.max_speculation_depth or DEEPEST,
+            unmeasured_depth=config.max_speculation_depth or UNMEASURED,
             acceptance_threshold=config.acceptance_threshold,
             controller=Controller() if config.adaptive else None,
         ),
@@ -81,7 +82,7 @@ def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config
         return MedusaDrafter(heads)
     model = DraftModelDrafter(
         _draft_target(target, tokenizer, draft, config),
-        gamma=config.gamma,
+        gamma=config.gamma or config.max_speculation_depth or DEEPEST,
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
     )

@@ -13,12 +13,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Where this machine is lossless up to rounding only: no failure, but worth knowing."""
-    reports = terminalreporter.stats.get("passed", [])
-    found = [value for report in reports for name, value in report.user_properties if name == "rounding"]
-    if found:
-        terminalreporter.section('exact: "rounding" on this machine')
-        terminalreporter.write_line("\n".join(found))

@@ -18,7 +18,7 @@ def generate(
     draft: options.Draft = None,
     drafter: options.Drafter = "auto",
     max_new_tokens: options.MaxNewTokens = 100,
-    k: options.Gamma = 4,
+    k: options.Depth = None,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,

@@ -29,6 +29,10 @@ HeadsFolder = Annotated[
 ]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
 Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]
+Depth = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("-K", "--gamma", help="Most tokens drafted per round; as many as pay if not given."),
+]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")]
 TopK = Annotated[int, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; in (0, 1].")]

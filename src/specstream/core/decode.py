@@ -76,14 +76,21 @@ class Speculation:
 
     Attributes:
         max_depth: the deepest tree.
+        unmeasured_depth: the deepest without a controller; None for ``max_depth``.
         acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
         controller: chooses what each row takes of its offers, and how deep, by what it measured; None always takes the
             first offer, as deep as it goes.
     """
 
     max_depth: int
+    unmeasured_depth: int | None = None
     acceptance_threshold: float | None = None
     controller: Controller | None = None
+
+    @property
+    def depth(self) -> int:
+        """The deepest tree to ask for."""
+        return self.max_depth if self.controller else self.unmeasured_depth or self.max_depth
 
     def choose(self, requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]) -> list[DraftRequest]:
         """The requests as they shall be met: with the offer taken, and its depth."""
@@ -93,18 +100,6 @@ class Speculation:
         return [
             replace(request, offer=offer, depth=depth) for request, (offer, depth) in zip(requests, taken, strict=True)
         ]
-
-    def learn(
-        self,
-        offers: Sequence[Sequence[Offer]],
-        requests: Sequence[DraftRequest],
-        trees: Sequence[TokenTree],
-        verdicts: Sequence[Verdict],
-        seconds: tuple[float, float],
-    ) -> None:
-        """Tell the controller of a round; see ``Controller.observe``."""
-        if self.controller is not None:
-            self.controller.observe(offers, requests, trees, verdicts, seconds)
 
 
 def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
@@ -159,7 +154,7 @@ def decode(
 
     while active:
         start = clock.mark()
-        asked = [_request(row, stopping, speculation.max_depth, target.context_length) for row in active]
+        asked = [_request(row, stopping, speculation.depth, target.context_length) for row in active]
         offers = drafts.offers(asked)
         requests, chosen = speculation.choose(asked, offers), clock.mark()
         trees = drafts.propose(requests)
@@ -171,7 +166,8 @@ def decode(
         verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
         session.commit([verdict.path for verdict in verdicts])
         drafts.observe(verdicts)
-        speculation.learn(offers, requests, trees, verdicts, split(chosen, proposed))
+        if speculation.controller is not None:
+            speculation.controller.observe(offers, requests, trees, verdicts, split(chosen, proposed))
         rounds = [
             _advance(row, tree, verdict, stopping, target.context_length, session.exact)
             for row, tree, verdict in zip(active, trees, verdicts, strict=True)

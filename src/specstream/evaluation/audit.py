@@ -28,6 +28,7 @@ from specstream.core.tree import TokenTree
 from specstream.engine import SpeculativeEngine
 from specstream.errors import NumericalError, UsageError
 from specstream.generation import Generation, Parts
+from specstream.results import Totals
 from specstream.text import Prompt, encode
 
 CANDIDATES = 16
@@ -235,10 +236,10 @@ def audit_tokens(
     found = _Findings(parts, config.sampling())
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        found.judge(Generation(parts, batch, config).run().rows, start)
+        found.judge(Generation(parts, batch, config).run())
         if on_batch is not None:
             on_batch(start + len(batch))
-    return found.report(len(prompts))
+    return found.report()
 
 
 @dataclass(frozen=True)
@@ -262,11 +263,9 @@ class _Findings:
 
     parts: Parts
     sampling: Sampling
+    totals: Totals = field(default_factory=Totals)
     divergences: list[Divergence] = field(default_factory=list)
-    tokens: int = 0
     bits_tokens: int = 0
-    drafted: int = 0
-    accepted: int = 0
     gap: float = 0.0
     logit: float = 0.0
     false_bits: float = 0.0
@@ -277,8 +276,9 @@ class _Findings:
     def widths(self) -> tuple[int, ...]:
         return tuple(sorted({*WIDTHS, self.parts.speculation.max_depth + 1}))
 
-    def judge(self, rows: Sequence[Row], first: int) -> None:
-        """Judge one decoded batch, whose row 0 is the prompt number ``first``."""
+    def judge(self, generation: Generation) -> None:
+        """Judge one decoded batch, the next of the prompts."""
+        rows, first = generation.rows, self.totals.requests
         target, choices = self.parts.target, dict[tuple[int, int], _Choice]()
         for row, position, logits, exact in _redecode(target, rows, 1):
             scores = self._scores(row, position, logits)
@@ -286,25 +286,23 @@ class _Findings:
         for width in self.widths:
             for row, position, logits, exact in _redecode(target, rows, width):
                 self._measure(choices[row.index, position], self._scores(row, position, logits), exact)
-        self.tokens += sum(len(row.emitted) for row in rows)
-        self.drafted += sum(row.stats.drafted for row in rows)
-        self.accepted += sum(row.stats.accepted for row in rows)
+        self.totals.add(rows, generation.timings.total)
 
-    def report(self, prompts: int) -> AuditReport:
+    def report(self) -> AuditReport:
         noise = Noise(
             gap=self.gap,
             logit=self.logit,
             false_bits=self.false_bits,
-            spread=self.spreads / max(1, self.tokens),
+            spread=self.spreads / max(1, self.totals.new_tokens),
             widths=self.widths,
             comparisons=self.comparisons,
         )
         return AuditReport(
-            prompts=prompts,
-            tokens=self.tokens,
+            prompts=self.totals.requests,
+            tokens=self.totals.new_tokens,
             bits_tokens=self.bits_tokens,
-            drafted=self.drafted,
-            accepted=self.accepted,
+            drafted=self.totals.drafted,
+            accepted=self.totals.accepted,
             divergences=tuple(sorted(self.divergences, key=lambda each: (each.prompt, each.position))),
             noise=noise,
         )

@@ -29,6 +29,15 @@ def capacity_for(needed: int) -> int:
     return max(1, -(-needed // STEP)) * STEP
 
 
+def blank(like: Tensor, rows: int, capacity: int) -> Tensor:
+    """A layer's keys or values ``[rows, heads, capacity, head_dim]`` before anything is written, like ``like``.
+
+    Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
+    """
+    _, heads, _, head_dim = like.shape
+    return like.new_zeros((rows, heads, capacity, head_dim))
+
+
 class TreeCache(Cache):
     """Keys and values ``[rows, heads, capacity, head_dim]`` per layer, allocated when a layer first writes.
 
@@ -39,6 +48,8 @@ class TreeCache(Cache):
         lengths: committed tokens of each row.
         capacity: slots of every row.
         reach: slots that the planned pass sees, a multiple of ``STEP``.
+        addresses: what kernels keep of where the planned rows' tensors lie, each under a key of its own; forgotten when
+            the tensors or the rows become others.
     """
 
     def __init__(self, rows: int) -> None:
@@ -46,6 +57,7 @@ class TreeCache(Cache):
         self.lengths = [0] * rows
         self.capacity = STEP
         self.reach = STEP
+        self.addresses: dict[object, Any] = {}
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._rows = slice(0, rows)
@@ -57,7 +69,10 @@ class TreeCache(Cache):
 
         A pass over one row reaches only as far as that row alone needs: its bits do not depend on its neighbours.
         """
-        self._rows = slice(0, len(self.lengths)) if row is None else slice(row, row + 1)
+        planned = slice(0, len(self.lengths)) if row is None else slice(row, row + 1)
+        if planned != self._rows:
+            self._rows = planned
+            self.addresses.clear()
         self._starts = self.lengths[self._rows]
         needed = max(self._starts) + width
         self.reserve(needed)
@@ -141,6 +156,7 @@ class TreeCache(Cache):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
+        self.addresses.clear()
         for tensors in (self._keys, self._values):
             for layer_idx, layer in tensors.items():
                 tensors[layer_idx] = layer[list(rows)]
@@ -163,9 +179,10 @@ class TreeCache(Cache):
         if needed <= self.capacity:
             return
         self.capacity = capacity_for(needed)
+        self.addresses.clear()
         for tensors in (self._keys, self._values):
             for layer_idx, layer in tensors.items():
-                tensors[layer_idx] = self._allocate(layer)
+                tensors[layer_idx] = blank(layer, len(self.lengths), self.capacity)
                 tensors[layer_idx][:, :, : layer.shape[2]] = layer
 
     def _blank(self, rows: int, capacity: int) -> TreeCache:
@@ -177,10 +194,10 @@ class TreeCache(Cache):
     def _make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
         """Buffers for a layer that has none yet."""
         if layer_idx not in self._keys:
-            self._keys[layer_idx] = self._allocate(keys)
-            self._values[layer_idx] = self._allocate(values)
+            self.addresses.clear()
+            self._keys[layer_idx], self._values[layer_idx] = self._buffers(layer_idx, keys, values)
 
-    def _allocate(self, like: Tensor) -> Tensor:
-        _, heads, _, head_dim = like.shape
-        # Zeros, not empty memory: a masked slot still meets a weight of zero, and zero times NaN is NaN.
-        return like.new_zeros((len(self.lengths), heads, self.capacity, head_dim))
+    def _buffers(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of a layer that writes for the first time."""
+        rows = len(self.lengths)
+        return blank(keys, rows, self.capacity), blank(values, rows, self.capacity)

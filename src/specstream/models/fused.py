@@ -8,7 +8,7 @@ weights. That its logits are the model's is asked of every model before its firs
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -39,26 +39,34 @@ class _Layer(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, _Matrix) for name in (*_ATTENTION_PARTS, *_MLP_PARTS)),
         *((name, ctypes.c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
-        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim")),
-        ("epsilon", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "dim", "window")),
+        *((name, ctypes.c_float) for name in ("epsilon", "scale")),
+    ]
+
+
+class _Cache(ctypes.Structure):
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("row", "head", "slot")),
     ]
 
 
 class _Pass(ctypes.Structure):
     _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y", "keys", "values", "lengths", "paths", "depths")),
-        *((name, ctypes.c_int64) for name in ("cache_row", "cache_head", "cache_slot")),
-        *((name, ctypes.c_int64) for name in ("rows", "nodes", "window", "threads")),
-        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y", "lengths", "paths", "depths", "kept")),
+        *((name, ctypes.c_int64) for name in ("rows", "nodes", "threads")),
     ]
+
+
+Running = Callable[[], tuple[TreePlan, States | None]]
+"""What a pass that is running is: its plan, and what it shall keep of what goes into its layers."""
 
 
 def fused_layers(
     model: Any,
     windows: tuple[int, ...],
     quantized: Mapping[nn.Module, QuantizedWeight],
-    plan: Callable[[], TreePlan],
-    states: Callable[[], States | None],
+    running: Running,
     part: range | None = None,
 ) -> list[tuple[nn.Module, Callable[..., Tensor]]]:
     """The layers of a model that the kernel computes, each with what runs it.
@@ -67,8 +75,7 @@ def fused_layers(
         model: a transformers model on the CPU, in bf16 or f32.
         windows: of each layer, 0 for full attention; empty for full attention everywhere.
         quantized: the weights of linear layers that are to be read from fewer bits instead.
-        plan: the plan of the pass that is running.
-        states: what that pass shall keep of what goes into its layers.
+        running: the pass that is running: its plan, and what it shall keep of what goes into its layers.
         part: the layers that are asked for; None for all.
     """
     fused: list[FusedLayer] = []
@@ -78,15 +85,16 @@ def fused_layers(
             matrices = {**_named(layer.self_attn, _ATTENTION_PARTS), **_named(layer.mlp, _MLP_PARTS)}
             if layer.self_attn.layer_idx in part and _fits(model, layer, matrices, quantized):
                 window = windows[layer.self_attn.layer_idx] if windows else 0
-                fused.append(FusedLayer(layer, matrices, window, quantized, plan))
+                fused.append(FusedLayer(layer, matrices, window, quantized))
+    alone = [FusedLayers([layer], running) for layer in fused]
     if [layer.index for layer in fused] != list(part):
-        return [(layer.module, layer) for layer in fused]
-    stack = FusedStack(fused, plan, states)
-    return [(fused[0].module, stack), *((layer.module, stack.behind(layer)) for layer in fused[1:])]
+        return [(layer.module, run) for layer, run in zip(fused, alone, strict=True)]
+    stack = FusedStack(fused, alone, running)
+    return [(layer.module, stack.forward(at)) for at, layer in enumerate(fused)]
 
 
 class FusedLayer:
-    """One layer; called as its module's ``forward`` is."""
+    """What the kernel needs to know of one layer."""
 
     def __init__(
         self,
@@ -94,48 +102,68 @@ class FusedLayer:
         matrices: Mapping[str, nn.Module],
         window: int,
         quantized: Mapping[nn.Module, QuantizedWeight],
-        plan: Callable[[], TreePlan],
     ) -> None:
         attention = layer.self_attn
-        self.module, self._plan, self._window = layer, plan, window
-        self.index, self._head_dim, self._scale = int(attention.layer_idx), int(attention.head_dim), attention.scaling
+        self.module, self.index, dim = layer, int(attention.layer_idx), int(attention.head_dim)
         structs, self._alive = {}, []  # the structs hold addresses, `_alive` what lies there
         for name, matrix in matrices.items():
             structs[name], weights = _matrix(matrix, quantized.get(matrix))
             self._alive.append(weights)
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
         head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
-        self._kv_heads = structs["k"].outputs // self._head_dim
+        self.heads = (structs["k"].outputs // dim, dim)
         self.constants = _Layer(
             *(structs[name] for name in (*_ATTENTION_PARTS, *_MLP_PARTS)),
             *(None if norm is None else norm.weight.data_ptr() for norm in (*norms, *head_norms)),
-            *(structs["q"].outputs // self._head_dim, self._kv_heads, self._head_dim),
-            norms[0].variance_epsilon,
+            *(structs["q"].outputs // dim, *self.heads, window),
+            *(norms[0].variance_epsilon, attention.scaling),
         )
-        bits = {weight.bits for weight in quantized.values()}
-        self.run = native.kernel("layers", norms[0].weight.dtype, *bits)
+        self.dtype, self.bits = norms[0].weight.dtype, {weight.bits for weight in quantized.values()}
+
+
+class FusedLayers:
+    """Some layers in one call, from the input of the first to the output of the last; called as a module's ``forward``.
+
+    A draft's step is short enough for the time that Python takes to show. So what a pass changes is told once for all
+    layers, and what stays, the addresses in the cache, is kept with the cache.
+    """
+
+    def __init__(self, layers: Sequence[FusedLayer], running: Running) -> None:
+        self._layers, self._running = layers, running
+        self._constants = (ctypes.c_void_p * len(layers))(*(ctypes.addressof(layer.constants) for layer in layers))
+        self._run = native.kernel("layers", layers[0].dtype, *layers[0].bits)
 
     def __call__(
         self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
     ) -> Tensor:
         x, (cos, sin) = hidden_states.contiguous(), (part.contiguous() for part in position_embeddings)
-        y = torch.empty_like(x)
-        arguments = self.arguments(x, y, (cos, sin), past_key_values, self._plan())
-        address = ctypes.c_void_p(ctypes.addressof(self.constants))
-        self.run(ctypes.addressof(address), ctypes.addressof(arguments), 1)
+        y, (plan, states) = torch.empty_like(x), self._running()
+        caches = past_key_values.addresses.get(self) or self._addresses(past_key_values, x)
+        tensors = (x, cos, sin, y, plan.lengths, plan.paths, plan.depths)
+        kept = self._kept(states, x) if states else None
+        about = _Pass(*(tensor.data_ptr() for tensor in tensors), kept, *x.shape[:2], torch.get_num_threads())
+        self._run(self._constants, caches, ctypes.byref(about), len(self._layers))
         return y
 
-    def arguments(self, x: Tensor, y: Tensor, rotations: tuple[Tensor, Tensor], cache: Any, plan: TreePlan) -> _Pass:
-        """What the kernel takes for a pass from ``x`` to ``y`` ``[rows, nodes, hidden]``."""
-        states = x.new_empty((1, self._kv_heads, 0, self._head_dim))
-        keys, values = cache.layer(self.index, states, states)
-        tensors = (x, *rotations, y, keys, values, plan.lengths, plan.paths, plan.depths)
-        return _Pass(
-            *(tensor.data_ptr() for tensor in tensors),
-            *keys.stride()[:3],
-            *(x.shape[0], x.shape[1], self._window, torch.get_num_threads()),
-            self._scale,
+    def _kept(self, states: States, like: Tensor) -> Any:
+        """Where the kernel is to leave what goes into layers; nothing for the others."""
+        kept = (ctypes.c_void_p * len(self._layers))()
+        for at, layer in enumerate(self._layers):
+            if layer.index in states:
+                states[layer.index] = into = torch.empty_like(like)
+                kept[at] = into.data_ptr()
+        return ctypes.cast(kept, ctypes.c_void_p)
+
+    def _addresses(self, cache: Any, like: Tensor) -> Any:
+        tensors = []
+        for layer in self._layers:
+            states = like.new_empty((1, layer.heads[0], 0, layer.heads[1]))
+            tensors.append(cache.layer(layer.index, states, states))
+        made = (_Cache * len(tensors))(
+            *(_Cache(keys.data_ptr(), values.data_ptr(), *keys.stride()[:3]) for keys, values in tensors)
         )
+        cache.addresses[self] = made
+        return made
 
 
 class FusedStack:
@@ -144,53 +172,23 @@ class FusedStack:
     Between two calls a core's caches hold weights and nothing of Python, so each return costs more than it seems.
     """
 
-    def __init__(
-        self, layers: list[FusedLayer], plan: Callable[[], TreePlan], states: Callable[[], States | None]
-    ) -> None:
-        self._layers, self._plan, self._states = layers, plan, states
-        addresses = (ctypes.addressof(layer.constants) for layer in layers)
-        self._constants = (ctypes.c_void_p * len(layers))(*addresses)
+    def __init__(self, layers: Sequence[FusedLayer], alone: Sequence[FusedLayers], running: Running) -> None:
+        self._modules, self._alone = [layer.module for layer in layers], alone
+        self._together = FusedLayers(layers, running)
         self._whole = False
 
-    def __call__(
-        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **rest: Any
-    ) -> Tensor:
-        # Whoever looks at what comes out of single layers is to see just that.
-        self._whole = not any(each.module._forward_hooks or each.module._forward_pre_hooks for each in self._layers)
-        if not self._whole:
-            settings = {"position_embeddings": position_embeddings, "past_key_values": past_key_values}
-            return self._alone(self._layers[0], hidden_states, **settings, **rest)
-        cos, sin = (part.contiguous() for part in position_embeddings)
-        plan, source, free = self._plan(), hidden_states.contiguous(), list[Tensor]()
-        passes = (_Pass * len(self._layers))()
-        for at, layer in enumerate(self._layers):
-            target = free.pop() if free else torch.empty_like(source)
-            passes[at] = layer.arguments(source, target, (cos, sin), past_key_values, plan)
-            if not self._kept(layer, source) and at > 0:  # the first was the caller's
-                free.append(source)
-            source = target
-        self._layers[0].run(ctypes.addressof(self._constants), ctypes.addressof(passes), len(passes))
-        return source
+    def forward(self, at: int) -> Callable[..., Tensor]:
+        """What runs a layer: the first runs all of them, unless somebody looks at what comes out of single ones."""
+        alone = self._alone[at]
 
-    def _kept(self, layer: FusedLayer, hidden_states: Tensor) -> bool:
-        """Whether the pass keeps what goes into this layer, which nothing may then overwrite."""
-        states = self._states()
-        if states is None or layer.index not in states:
-            return False
-        states[layer.index] = hidden_states
-        return True
+        def first(hidden_states: Tensor, **settings: Any) -> Tensor:
+            self._whole = not any(each._forward_hooks or each._forward_pre_hooks for each in self._modules)
+            return (self._together if self._whole else alone)(hidden_states, **settings)
 
-    def _alone(self, layer: FusedLayer, hidden_states: Tensor, **settings: Any) -> Tensor:
-        self._kept(layer, hidden_states)
-        return layer(hidden_states, **settings)
+        def later(hidden_states: Tensor, **settings: Any) -> Tensor:
+            return hidden_states if self._whole else alone(hidden_states, **settings)
 
-    def behind(self, layer: FusedLayer) -> Callable[..., Tensor]:
-        """What runs a later layer: nothing, if the first has run it already."""
-
-        def forward(hidden_states: Tensor, **settings: Any) -> Tensor:
-            return hidden_states if self._whole else self._alone(layer, hidden_states, **settings)
-
-        return forward
+        return later if at else first
 
 
 def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from specstream.core.deferred import place, upload
 from specstream.core.tree import TokenTree
-from specstream.models.cache import STEP, TreeCache, capacity_for
+from specstream.models.cache import STEP, TreeCache, blank, capacity_for
 from specstream.models.exactness import WIDTHS
 from specstream.models.layout import Layout, block_rows, lay_out, token_columns
 from specstream.models.selftest import relative_errors, tolerance
@@ -58,12 +58,12 @@ class Arena:
     values: dict[int, Tensor] = field(default_factory=dict)
     graphs: dict[tuple[int, int, frozenset[int]], Captured] = field(default_factory=dict)
 
-    def make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
-        """Buffers for a layer that has none yet."""
-        for buffers, states in ((self.keys, keys), (self.values, values)):
-            if layer_idx not in buffers:
-                _, heads, _, head_dim = states.shape
-                buffers[layer_idx] = states.new_zeros((self.rows, heads, self.capacity, head_dim))
+    def layer(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The buffers of a layer, allocated when it is first asked for, of the kind of ``keys`` and ``values``."""
+        if layer_idx not in self.keys:
+            self.keys[layer_idx] = blank(keys, self.rows, self.capacity)
+            self.values[layer_idx] = blank(values, self.rows, self.capacity)
+        return self.keys[layer_idx], self.values[layer_idx]
 
 
 class Arenas:
@@ -130,14 +130,14 @@ class StaticCache(TreeCache):
         large = self._lease.arenas.take(rows, capacity_for(needed))
         for layer_idx, keys in self._keys.items():
             values = self._values[layer_idx]
-            large.make_room(layer_idx, keys, values)
-            large.keys[layer_idx][:rows, :, : self.capacity] = keys
-            large.values[layer_idx][:rows, :, : self.capacity] = values
+            for buffer, held in zip(large.layer(layer_idx, keys, values), (keys, values), strict=True):
+                buffer[:rows, :, : self.capacity] = held
         self._lease.arena, self.capacity = large, large.capacity
         self._adopt(large)
         self._lease.arenas.give(small)
 
     def keep(self, rows: Sequence[int]) -> None:
+        self.addresses.clear()
         for tensors in (self._keys, self._values):
             for layer_idx, layer in tensors.items():
                 kept = layer.index_select(0, upload(rows, layer.device))
@@ -147,18 +147,17 @@ class StaticCache(TreeCache):
 
     def _adopt(self, arena: Arena) -> None:
         rows = len(self.lengths)
+        self.addresses.clear()
         self._keys = {layer_idx: layer[:rows] for layer_idx, layer in arena.keys.items()}
         self._values = {layer_idx: layer[:rows] for layer_idx, layer in arena.values.items()}
 
     def _blank(self, rows: int, capacity: int) -> StaticCache:
         return StaticCache(self._lease.arenas, rows, capacity)
 
-    def _make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
-        if layer_idx not in self._keys:
-            self.arena.make_room(layer_idx, keys, values)
-            rows = len(self.lengths)
-            self._keys[layer_idx] = self.arena.keys[layer_idx][:rows]
-            self._values[layer_idx] = self.arena.values[layer_idx][:rows]
+    def _buffers(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        rows = len(self.lengths)
+        keys, values = self.arena.layer(layer_idx, keys, values)
+        return keys[:rows], values[:rows]
 
 
 class StaticPasses:

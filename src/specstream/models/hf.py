@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.core.deferred import upload
 from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, TreeCache
 from specstream.models.exactness import Exactness
 from specstream.models.families import describe
 from specstream.models.graphs import CudaCapture, StaticCache, StaticPasses, rounded_width
-from specstream.models.layout import Layout
+from specstream.models.layout import Layout, block_rows, chain_layout, lay_out, planned
 from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
 from specstream.models.taps import States, decoder_layers, tapped
@@ -331,22 +332,10 @@ class HuggingFaceSession:
 
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""
-        device = self._target.model.device
         committed = self.cache.lengths if row is None else [self.cache.lengths[row]]
         plan = None if self._masked else self._target.runtime.plan(trees, width, committed)
-        lengths = torch.tensor(committed, device=device)
         if plan is not None:  # it says what a mask would say, and nobody would read the mask
-            nothing = lengths.new_empty(0)
-            return Layout(lengths[:, None] + plan.depths - 1, nothing, nothing, plan)
-        slots = torch.arange(self.cache.reach, device=device).expand(len(trees), -1)
-        positions = lengths[:, None] + torch.arange(width, device=device)
-        visible = slots[:, None, :] <= positions[:, :, None]
+            return planned(plan)
         if all(tree.is_chain for tree in trees):
-            return Layout(positions, slots, visible, None)
-        slots = slots.clone()
-        for index, tree in enumerate(trees):
-            start, nodes = int(lengths[index]), len(tree)
-            positions[index, :nodes] = start + torch.tensor(tree.depths, device=device)
-            slots[index, start : start + nodes] = positions[index, :nodes]
-            visible[index, :nodes, start : start + nodes] = tree.ancestor_mask().to(device)
-        return Layout(positions, slots, visible, None)
+            return chain_layout(upload(committed, self.device), width, self.cache.reach)
+        return lay_out(upload(block_rows(trees, width, committed), self.device), width, self.cache.reach)[1]

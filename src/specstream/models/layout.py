@@ -39,6 +39,13 @@ class Layout:
     plan: TreePlan | None
 
 
+def planned(plan: TreePlan) -> Layout:
+    """The layout of a pass on the runtime's own attention."""
+    positions = plan.lengths[:, None] + plan.depths - 1
+    nothing = positions.new_empty(0)
+    return Layout(positions, nothing, nothing, plan)
+
+
 def block_rows(trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> list[list[int]]:
     """One line of integers per row: its length, then tokens, depths and ancestors of ``width`` nodes.
 
@@ -78,6 +85,19 @@ def lay_out(block: Tensor, width: int, reach: int) -> tuple[Tensor, Layout]:
     visible = (offset < 0)[:, None] | (own[:, None] & sees)
     key_positions = torch.where(own, positions.gather(1, node), slots)
     return length + nodes, Layout(positions, key_positions, visible, None)
+
+
+def chain_layout(lengths: Tensor, width: int, reach: int) -> Layout:
+    """What ``lay_out`` gives where every tree is a chain, by one comparison: for long prompts that is faster.
+
+    Args:
+        lengths: ``[rows]`` int64: committed tokens.
+        width: nodes per row.
+        reach: slots that the pass sees.
+    """
+    slots = torch.arange(reach, device=lengths.device).expand(len(lengths), -1)
+    positions = lengths[:, None] + torch.arange(width, device=lengths.device)
+    return Layout(positions, slots, slots[:, None] <= positions[:, :, None], None)
 
 
 @lru_cache(maxsize=64)

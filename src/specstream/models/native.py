@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,7 +66,7 @@ def library() -> ctypes.CDLL:
     signatures = {
         f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
     }
-    signatures |= {f"layers_{suffix}": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long] for suffix in suffixes}
+    signatures |= {f"layers_{suffix}": [*[ctypes.c_void_p] * 3, ctypes.c_long] for suffix in suffixes}
     signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
     for name, arguments in signatures.items():
         function = getattr(loaded, name)
@@ -227,10 +228,15 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _compile(compiler: str, built: Path) -> None:
-    """Into a temporary folder first: a second process, or an interrupt, never sees half a library."""
+    """Into a temporary folder first: another process, or an interrupt, never sees half a library.
+
+    Of processes that start together one compiles and the others wait: a compiler wants a core and some memory.
+    """
     try:
         built.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+        with FileLock(built.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=built.parent) as folder:
+            if built.exists():
+                return
             objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
             commands = [["-c", str(source), "-o", str(made)] for source, made in zip(SOURCES, objects, strict=True)]
             _run_all(compiler, commands)

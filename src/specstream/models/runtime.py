@@ -24,7 +24,7 @@ from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native, quantized
-from specstream.models.fused import FusedStack, fused_layers
+from specstream.models.fused import fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -90,11 +90,11 @@ class Runtime:
         self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
-        self._stack: FusedStack | None = None
+        self._stacked = False  # whether all layers of the model run on our own kernel
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
-            layers = fused_layers(model, self._layer_windows, weights, _plan, _STATES.get)
-            self._stack = next((run for _, run in layers if isinstance(run, FusedStack)), None)
+            layers = fused_layers(model, self._layer_windows, weights, _running)
+            self._stacked = len(layers) == model.config.num_hidden_layers
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
 
@@ -132,7 +132,7 @@ class Runtime:
 
     def stacked(self, plan: TreePlan | None) -> bool:
         """Whether a pass of this plan runs through our own stack of layers, which keeps states by itself."""
-        return plan is not None and self._stack is not None
+        return plan is not None and self._stacked
 
     @contextmanager
     def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:
@@ -164,9 +164,7 @@ class Runtime:
         swaps = self._swaps if plan is None else self._planned_swaps
         if self.stacked(plan):
             if part not in self._parts:
-                self._parts[part] = fused_layers(
-                    self.model, self._layer_windows, self._weights, _plan, _STATES.get, part
-                )
+                self._parts[part] = fused_layers(self.model, self._layer_windows, self._weights, _running, part)
             swaps = list({**dict(swaps), **dict(self._parts[part])}.items())
         with self._running(plan, states, swaps):
             yield
@@ -175,10 +173,10 @@ class Runtime:
         """What runs on adapted layers in passes through the model's own attention, and in planned ones."""
         linears, swaps = upper_linears(self.model, first), dict(self._swaps)
         beside = list({**swaps, **dict(adapted(linears, adapter, swaps))}.items())
-        if self._stack is None or self._weights:
+        if not self._stacked or self._weights:
             return beside, beside
         weights = {linear: quantized.quantize(weight) for linear, weight in merged(linears, adapter).items()}
-        layers = fused_layers(self.model, self._layer_windows, weights, _plan, _STATES.get, self._above(first))
+        layers = fused_layers(self.model, self._layer_windows, weights, _running, self._above(first))
         return beside, layers
 
     def _above(self, first: int) -> range:
@@ -219,6 +217,10 @@ def _plan() -> TreePlan:
     plan, _ = _PASS.get()
     assert plan is not None
     return plan
+
+
+def _running() -> tuple[TreePlan, States | None]:
+    return _plan(), _STATES.get()
 
 
 def _attend(

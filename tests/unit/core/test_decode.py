@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 
+from specstream.core.controller import Controller
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -177,6 +178,25 @@ class TestStopping:
     def test_a_stop_behind_the_limit_is_none(self):
         row, _ = first(NoDrafter(), max_new_tokens=2, eos_token_ids=frozenset({CHAIN[2]}))
         assert (row.emitted, row.finish_reason) == (CHAIN[:2], "length")
+
+
+class TestDepth:
+    @pytest.mark.parametrize(("controller", "unmeasured", "deepest"), [(False, 2, 2), (False, None, 5), (True, 2, 5)])
+    def test_of_what_is_asked_for_depends_on_whether_anything_is_measured(self, controller, unmeasured, deepest):
+        speculation = Speculation(
+            max_depth=5, unmeasured_depth=unmeasured, controller=Controller() if controller else None
+        )
+        asked = []
+
+        class Asked(NoDrafter):
+            def offers(self, requests):
+                asked.extend(request.depth for request in requests)
+                return super().offers(requests)
+
+        rows = start_rows([PROMPT], [0], MODEL.context_length)
+        settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=12), "timings": Timings()}
+        list(decode(MODEL, Asked(), rows, speculation=speculation, **settings))
+        assert max(asked) == deepest
 
 
 class TestRows:

@@ -146,3 +146,26 @@ def test_slots_that_were_never_written_hold_zeros() -> None:
 
 def test_the_bytes_of_every_layer_are_counted() -> None:
     assert filled([1]).nbytes == LAYERS * 2 * HEADS * STEP * DIM * 4
+
+
+def test_addresses_are_kept_while_the_tensors_are_the_same_and_forgotten_with_them() -> None:
+    cache = filled([1, 2], [11], [21])
+    write(cache, [3], [12], [22])
+    changes = {
+        "commit": lambda: cache.commit([(0,)] * 3),
+        "pass": lambda: write(cache, [4], [13], [23]),
+        "rollback": lambda: cache.rollback([2, 1, 1]),
+        "one row": lambda: cache.plan(1, CPU, 1),
+        "another row": lambda: cache.plan(1, CPU, 2),
+        "all rows": lambda: cache.plan(1, CPU),
+        "keep": lambda: cache.keep([2, 0]),
+        "growth": lambda: cache.plan(STEP, CPU),
+        "one layer more": lambda: cache.layer(LAYERS, *[states(1, [[0.0]])] * 2),
+    }
+    forgotten = set()
+    for name, change in changes.items():
+        cache.addresses["kernel"] = name
+        change()
+        if not cache.addresses:
+            forgotten.add(name)
+    assert forgotten == {"one row", "another row", "all rows", "keep", "growth", "one layer more"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.nn import functional
@@ -95,14 +97,38 @@ def test_a_compiler_that_fails_leaves_nothing_behind(fresh_library, monkeypatch)
     assert not list(fresh_library.rglob("*.so*"))
 
 
+@pytest.fixture
+def compiler(tmp_path):
+    """One that copies the kernels of this machine and writes down that it ran."""
+    script = tmp_path / "compiler"
+    built = native.library()._name
+    script.write_text(f'#!/bin/sh\necho "$*" >> "$0.log"\nsleep 0.05\nfor made; do :; done\ncp {built} "$made"\n')
+    script.chmod(0o755)
+    return script
+
+
+def runs(compiler):
+    lines = compiler.with_suffix(".log").read_text().splitlines()
+    return [line for line in lines if line != "--version"]
+
+
 @needs_kernels
-def test_it_is_built_once(fresh_library):
+def test_it_is_built_once(compiler, fresh_library, monkeypatch):
+    monkeypatch.setenv("CXX", str(compiler))
     native.library()
-    (built,) = fresh_library.rglob("*.so")
-    stamp = built.stat().st_mtime_ns
+    assert len(runs(compiler)) == len(native.SOURCES) + 1
     native.library.cache_clear()
     native.library()
-    assert built.stat().st_mtime_ns == stamp
+    assert len(runs(compiler)) == len(native.SOURCES) + 1
+
+
+@needs_kernels
+def test_of_processes_that_start_together_one_builds_it(compiler, tmp_path):
+    built = tmp_path / "kernels.so"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(native._compile, [str(compiler)] * 4, [built] * 4))
+    assert built.exists()
+    assert len(runs(compiler)) == len(native.SOURCES) + 1
 
 
 def test_a_runtime_for_another_dtype_is_refused():

@@ -11,6 +11,7 @@ import torch
 import transformers as hf
 from torch import Tensor
 
+from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError
 from specstream.models import native
 from specstream.models.families import Family
@@ -91,19 +92,9 @@ def test_a_layout_that_ignores_the_branches_is_refused(
 ) -> None:
     """Every family notices a tree that is scored as if it were a chain."""
     layout = HuggingFaceSession._layout
-    chains = lambda self, trees, *rest: layout(self, [_Chain(len(tree)) for tree in trees], *rest)  # noqa: E731
+    chains = lambda self, trees, *rest: layout(self, [TokenTree.chain(tree.tokens) for tree in trees], *rest)  # noqa: E731
     monkeypatch.setattr(HuggingFaceSession, "_layout", chains)
     _refused(family, dtype)
-
-
-class _Chain:
-    is_chain = True
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
 
 
 def _refused(family: str, dtype: torch.dtype) -> None:

@@ -14,19 +14,22 @@ extern "C" struct Matrix {
 extern "C" struct Layer {
   Matrix q, k, v, o, gate, up, down;
   const void *input_norm, *post_norm, *q_norm, *k_norm; // the last two or null
-  int64_t heads, kv_heads, dim;
-  float epsilon;
+  int64_t heads, kv_heads, dim, window;
+  float epsilon, scale;
+};
+
+extern "C" struct Cache { // of one layer
+  void *keys, *values;    // [rows, kv_heads, slots, dim], with the same strides in elements
+  int64_t row, head, slot;
 };
 
 extern "C" struct Pass {
   const void *x, *cos, *sin; // [rows, nodes, hidden], [rows, nodes, dim] twice
   void *y;                   // like x
-  void *keys, *values;       // [rows, kv_heads, slots, dim] of the cache, with the same strides in elements
   const int64_t *lengths;    // as in Attention, like paths and depths
   const int32_t *paths, *depths;
-  int64_t cache_row, cache_head, cache_slot;
-  int64_t rows, nodes, window, threads;
-  float scale;
+  void *const *kept; // of each layer, where to leave a copy of what goes into it, or null; null for none at all
+  int64_t rows, nodes, threads;
 };
 
 namespace {
@@ -34,7 +37,7 @@ namespace {
 constexpr long BLOCKS = 8; // parts of a row that threads activate
 
 struct Memory {
-  std::vector<char> inputs, units, q, k, v, seen, between, gate, up;
+  std::vector<char> inputs, units, q, k, v, seen, between, gate, up, states[2];
 };
 
 // T: activations and cache. W: weights.
@@ -43,16 +46,19 @@ template <class T, class W> struct Block {
   using X = typename P::X;
 
   const Layer &layer;
+  const Cache &cache;
   const Pass &pass;
+  const T *x;
+  T *y;
   long m, hidden, inner;
   X *inputs; // of the next matrix
   float *units;
   T *q, *k, *v, *seen, *between, *gate, *up; // between: the hidden states after attention
   Turns *turns; // one for each matrix
 
-  Block(const Layer &layer, const Pass &pass, Memory &memory, Turns *turns)
-      : layer(layer), pass(pass), m(pass.rows * pass.nodes), hidden(layer.q.inputs), inner(layer.gate.outputs),
-        turns(turns) {
+  Block(const Layer &layer, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory, Turns *turns)
+      : layer(layer), cache(cache), pass(pass), x(x), y(y), m(pass.rows * pass.nodes), hidden(layer.q.inputs),
+        inner(layer.gate.outputs), turns(turns) {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
     widest = hidden > widest ? hidden : widest;
     inputs = scratch<X>(memory.inputs, m * P::size(widest));
@@ -118,18 +124,18 @@ template <class T, class W> struct Block {
     T *mine = k + (at * layer.kv_heads + head) * layer.dim;
     if (layer.k_norm) normalise(mine, layer.k_norm, layer.dim, layer.epsilon, mine);
     rotate(mine, at);
-    long slot = row * pass.cache_row + head * pass.cache_head + (pass.lengths[row] + node) * pass.cache_slot;
-    std::memcpy(static_cast<T *>(pass.keys) + slot, mine, layer.dim * sizeof(T));
-    std::memcpy(static_cast<T *>(pass.values) + slot, v + (at * layer.kv_heads + head) * layer.dim, layer.dim * sizeof(T));
+    long slot = row * cache.row + head * cache.head + (pass.lengths[row] + node) * cache.slot;
+    std::memcpy(static_cast<T *>(cache.keys) + slot, mine, layer.dim * sizeof(T));
+    std::memcpy(static_cast<T *>(cache.values) + slot, v + (at * layer.kv_heads + head) * layer.dim, layer.dim * sizeof(T));
   }
 
   Attention attention() const {
-    return Attention{q, pass.keys, pass.values, seen, pass.lengths, pass.paths, pass.depths,
+    return Attention{q, cache.keys, cache.values, seen, pass.lengths, pass.paths, pass.depths,
                      pass.rows, layer.heads, layer.kv_heads, pass.nodes, layer.dim,
                      pass.nodes * layer.heads * layer.dim, layer.dim, layer.heads * layer.dim,
-                     pass.cache_row, pass.cache_head, pass.cache_slot,
-                     pass.cache_row, pass.cache_head, pass.cache_slot,
-                     pass.window, pass.scale, 0.0f, pass.threads};
+                     cache.row, cache.head, cache.slot,
+                     cache.row, cache.head, cache.slot,
+                     layer.window, layer.scale, 0.0f, pass.threads};
   }
 
   void activate(long row, long first, long last) const {
@@ -145,8 +151,6 @@ template <class T, class W> struct Block {
 
   // To be called by every thread of a parallel region.
   void run() const {
-    const T *x = static_cast<const T *>(pass.x);
-    T *y = static_cast<T *>(pass.y);
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) {
       normalise(x + row * hidden, layer.input_norm, hidden, layer.epsilon, y + row * hidden);
@@ -186,22 +190,28 @@ template <class T, class W> struct Block {
   }
 };
 
-template <class T, class W> void run_layers(const Layer *const *layers, const Pass *passes, long count) {
+template <class T, class W> void run_layers(const Layer *const *layers, const Cache *caches, const Pass &pass, long count) {
   thread_local Memory memory;
+  long size = pass.rows * pass.nodes * layers[0]->q.inputs;
+  T *states[2] = {scratch<T>(memory.states[0], size), scratch<T>(memory.states[1], size)};
+  const T *x = static_cast<const T *>(pass.x);
   for (long i = 0; i < count; i++) {
+    T *y = i + 1 < count ? states[i % 2] : static_cast<T *>(pass.y);
+    if (pass.kept && pass.kept[i]) std::memcpy(pass.kept[i], x, size * sizeof(T));
     Turns turns[7];
-    Block<T, W> block(*layers[i], passes[i], memory, turns);
-#pragma omp parallel num_threads(passes[i].threads)
+    Block<T, W> block(*layers[i], caches[i], pass, x, y, memory, turns);
+#pragma omp parallel num_threads(pass.threads)
     block.run();
+    x = y;
   }
 }
 
 } // namespace
 
-// Layers one after another, each with its own pass.
+// Layers one after another, the output of each the input of the next.
 #define LAYERS(name, T, W)                                                                                             \
-  extern "C" void layers_##name(const Layer *const *layers, const Pass *passes, long count) {                         \
-    run_layers<T, W>(layers, passes, count);                                                                           \
+  extern "C" void layers_##name(const Layer *const *layers, const Cache *caches, const Pass *pass, long count) {      \
+    run_layers<T, W>(layers, caches, *pass, count);                                                                    \
   }
 LAYERS(bf16, uint16_t, uint16_t)
 LAYERS(f32, float, float)
