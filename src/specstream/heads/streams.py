@@ -8,7 +8,7 @@ Left open by the paper, and decided here:
 
 - Stream j at position t stands at position t + j, where y_{t+j} will stand: the main stream at t + j predicts what
   stream j predicts, y_{t+1+j}, so a stream starts out as a guess at it and the rotations mean what they always mean.
-- With ``start: linear``, S_tj = c_j (A M_t + B e(y_{t+1})) + P_j, e the token's embedding at unit size, c_j a vector:
+- With ``start: linear``, S_tj = c_j (A M_t + B e(y_{t+1})) + P_j, M_t and the token's embedding at unit size:
   when streams draft, the token behind the node is known, and need not be guessed again. The paper's f is the identity.
 - ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
 - The streams may predict a part of the vocabulary only, such as its most frequent tokens: a token they never draft
@@ -277,15 +277,15 @@ class Streams(nn.Module):
 
     def token_states(self, tokens: Tensor) -> Tensor:
         """Embeddings of tokens at unit size, float32: ``[...]`` -> ``[..., hidden]``."""
-        rows = self.model.get_input_embeddings()(tokens).detach().float()
-        return functional.rms_norm(rows, rows.shape[-1:], eps=1e-12)
+        return unit(self.model.get_input_embeddings()(tokens).detach())
 
     def start_of(self, states: Tensor, following: Tensor) -> Tensor:
         """Where streams start: ``[..., hidden]`` and the tokens behind, ``[...]`` -> ``[..., gamma, hidden]``."""
         if self.config.start == "linear":
             token = self.token_states(following).to(states.dtype)
             from_state, from_token = self.from_state.to(states.dtype), self.from_token.to(states.dtype)
-            guess = functional.linear(states, from_state) + functional.linear(token, from_token)
+            here = unit(states).to(states.dtype)
+            guess = functional.linear(here, from_state) + functional.linear(token, from_token)
             return guess.unsqueeze(-2) * self.scales.to(states.dtype) + self.embeddings.to(states.dtype)
         return states.unsqueeze(-2) + self.embeddings.to(states.dtype)
 
@@ -332,6 +332,11 @@ class Streams(nn.Module):
                 self._drafting = own, lambda x: functional.linear(x, weight, bias)
         logits: Tensor = self._drafting[1](final)
         return logits
+
+
+def unit(states: Tensor) -> Tensor:
+    """``[..., hidden]`` at unit size, float32."""
+    return functional.rms_norm(states.float(), states.shape[-1:], eps=1e-12)
 
 
 def _key(name: str) -> str:

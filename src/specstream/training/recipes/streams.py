@@ -13,7 +13,7 @@ from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.folder import fingerprint
 from specstream.heads.multistream import MainStream
 from specstream.heads.stream_loss import stream_loss, stream_ranks
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams, StreamsConfig, unit
 from specstream.models.load import load_model
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples, load_examples
@@ -199,7 +199,7 @@ def begin(streams: Streams, states: MainStates, examples: Examples, count: int) 
     for tokens, here in _seen(streams, states, chosen):
         size.append(here.square().mean().sqrt())
         if linear:
-            fit.add(torch.cat([here[:-1], streams.token_states(tokens[1:])], 1), here[1:])
+            fit.add(torch.cat([unit(here[:-1]), streams.token_states(tokens[1:])], 1), here[1:])
     streams.embeddings.normal_().mul_(NOISE * torch.stack(size).mean())
     if linear:
         weights, offset = fit.solve()
