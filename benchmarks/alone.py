@@ -10,13 +10,14 @@ from typing import Any, get_args
 from benchmarks import options
 from benchmarks.beside import Outcome, Settings
 from benchmarks.inprocess import Amount, Pair, alternate, predict, spoiled
-from benchmarks.prompts import CODE_EDITS, Item, encoded, load_prompts, long_text, random_prompts
+from benchmarks.prompts import CODE_EDITS, Item, encoded, long_text, random_prompts
 from benchmarks.report import Spread, aligned, say
 from specstream.cli.loading import load_engine
 from specstream.config import DrafterName
 from specstream.engine import SpeculativeEngine
 from specstream.errors import NumericalError
 from specstream.generation import Parts
+from specstream.prompts import load_prompts
 
 MATCHING = 0.2
 """A prompt counts as one where lookup matches if so large a share of its passes had an accepted draft."""

@@ -9,11 +9,12 @@ from statistics import median
 from typing import Any
 
 from benchmarks import options
-from benchmarks.prompts import CHATS, CODE_EDITS, Item, batches, encoded, load_prompts
+from benchmarks.prompts import CHATS, CODE_EDITS, Item, batches, encoded
 from benchmarks.report import ratios, rows, say, table
 from benchmarks.rounds import Measured, Plan, measure
 from benchmarks.systems import parse_system
 from specstream.errors import UsageError
+from specstream.prompts import load_prompts
 
 GENERATE, ASSISTED = "transformers:generate", "transformers:assisted"
 VLLM_KS = (2, 3, 4, 5)

@@ -1,21 +1,14 @@
-"""Prompts: from files of several formats, or a few built-in ones; encoded once, the same way for every system."""
+"""Built-in prompts, and prompts of files encoded once, the same way for every system."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
 from specstream.text import encode
-
-FIELDS = ("prompt", "turns", "instruction", "conversations", "question", "dialogue", "text", "mr", "MR")
-"""Where a record's prompt may stand; the first that is there is taken."""
 
 CHATS = (
     "Explain in a few sentences how tides come about, and why there are two of them a day.",
@@ -118,56 +111,6 @@ class Item:
 
     name: str
     prompts: list[list[int]]
-
-
-def load_prompts(path: str | Path, field: str = "", where: Mapping[str, str] | None = None) -> list[str]:
-    """The prompts of a file: ``.jsonl``, ``.json`` (a list) or ``.csv``.
-
-    Args:
-        path: the file.
-        field: the prompt's key in a record; empty takes the first of ``FIELDS`` that is there.
-        where: keep only records with these values, such as ``{"category": "coding"}``.
-
-    Raises:
-        UsageError: no such file, another format, or a record without a prompt.
-    """
-    file = Path(path)
-    try:
-        records = [each for each in _records(file) if all(str(each.get(k)) == v for k, v in (where or {}).items())]
-    except (OSError, ValueError) as error:
-        raise UsageError(f"prompts {str(file)!r} cannot be read: {error}; give a .jsonl, .json or .csv file") from error
-    if not records:
-        raise UsageError(f"prompts {str(file)!r} has no record{f' with {dict(where)}' if where else ''}; give another")
-    return [_prompt(record, field, file) for record in records]
-
-
-def _records(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".jsonl":
-        records = [json.loads(line) for line in text.split("\n") if line.strip()]  # not splitlines: texts hold U+2028
-    elif file.suffix == ".json":
-        records = json.loads(text)
-    elif file.suffix == ".csv":
-        records = list(csv.DictReader(io.StringIO(text, newline="")))
-    else:
-        raise ValueError(f"the ending is {file.suffix!r}")
-    return [{"prompt": each} if isinstance(each, str) else dict(each) for each in records]
-
-
-def _prompt(record: Mapping[str, Any], field: str, file: Path) -> str:
-    key = field or next((name for name in FIELDS if record.get(name)), "")
-    if not record.get(key):
-        raise UsageError(f"a record of {str(file)!r} has no {key or 'prompt'}: its fields are {', '.join(record)}")
-    text = _text(record[key])
-    extra = "context" if key == "question" else "input"
-    more = record.get(extra) or ((record.get("instances") or [{}])[0].get("input") if key == "instruction" else "")
-    return f"{text}\n\n{more}" if more and key in ("instruction", "question") else text
-
-
-def _text(value: Any) -> str:
-    """A text, the first turn of a conversation, or its first message."""
-    first = value[0] if isinstance(value, list) else value
-    return str(first.get("value", first.get("content", ""))) if isinstance(first, Mapping) else str(first)
 
 
 def encoded(tokenizer: Any, texts: Iterable[str], *, raw: bool = False, name: str = "prompt") -> list[Item]:

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from specstream.engine import SpeculativeEngine
     from specstream.errors import SpecStreamError
     from specstream.functions import custom_generate, speculative_decode
+    from specstream.lora import LoRAAdapter
     from specstream.results import GenerationResult
 
     __version__: str
 
 __all__ = [
     "GenerationResult",
+    "LoRAAdapter",
     "SpecStreamError",
     "SpeculativeEngine",
     "__version__",
@@ -27,6 +29,7 @@ __all__ = [
 
 _MODULE_OF = {
     "GenerationResult": "specstream.results",
+    "LoRAAdapter": "specstream.lora",
     "SpecStreamError": "specstream.errors",
     "SpeculativeEngine": "specstream.engine",
     "custom_generate": "specstream.functions",

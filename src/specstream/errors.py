@@ -35,3 +35,11 @@ class NumericalError(SpecStreamError):
 
 class DownloadError(SpecStreamError):
     """A model could not be fetched or written to disk."""
+
+
+class MissingPackageError(SpecStreamError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class TrainingError(SpecStreamError):
+    """A training run cannot go on."""

@@ -125,7 +125,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_2_before_a_model_is_loaded(run, 
     [
         ("", "is empty; give one prompt a line"),
         ('"fine"\n{"prompt"', "p.jsonl:2 is not JSON"),
-        ('{"question": "what"}', "p.jsonl:1 holds no prompt"),
+        ('{"solution": "what"}', "p.jsonl:1' has no prompt"),
         ("[1, 2]", "p.jsonl:1 holds no prompt"),
         ("\udcff", "it is not UTF-8"),
     ],

@@ -80,7 +80,8 @@ def streams_drafter(which: str, family: str, **model: Any) -> Drafter:
         pytest.skip(f"{family} cannot carry streams")
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        streams = Streams(base, StreamsConfig(gamma=GAMMA, layers=1, rank=4, pruning_rank=2))
+        start: Any = "linear" if which == "learned" else "identity"
+        streams = Streams(base, StreamsConfig(gamma=GAMMA, layers=1, rank=4, pruning_rank=2, start=start))
     if which == "learned":
         teach(streams)
     # Random models are rarely sure: every exit's threshold is near what a token gets by chance.

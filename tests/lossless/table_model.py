@@ -213,7 +213,9 @@ class TableStreams:
     first = 0
     nbytes = 0
 
-    def candidates(self, session: TableSession, places: Sequence[tuple[int, int]], count: int) -> list[list[list[int]]]:
+    def candidates(
+        self, session: TableSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
+    ) -> list[list[list[int]]]:
         rows, nodes = zip(*places, strict=True)
         states = session.states(0)[list(rows), list(nodes)]
         drafted: list[list[list[int]]] = TableHeads(self.model).draft(states, self.gamma, count).tolist()

@@ -9,6 +9,7 @@ import specstream
 
 PUBLIC = [
     "GenerationResult",
+    "LoRAAdapter",
     "SpecStreamError",
     "SpeculativeEngine",
     "__version__",

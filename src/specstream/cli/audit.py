@@ -9,9 +9,9 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
-from specstream.cli.prompts import read_prompts
 from specstream.cli.records import check_output, write_record
 from specstream.errors import UsageError
+from specstream.prompts import read_prompts
 
 if TYPE_CHECKING:
     from specstream.evaluation.audit import AuditReport, Divergence, Noise

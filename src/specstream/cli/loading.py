@@ -12,14 +12,14 @@ def load_engine(model: str, draft: str | None, settings: dict[str, Any]) -> Any:
     from specstream.config import engine_config
 
     engine_config(settings)  # type: ignore[arg-type]
-    with _quiet():
+    with quiet():
         from specstream.engine import SpeculativeEngine
 
         return SpeculativeEngine(model, draft_model=draft, **settings)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside, transformers shows no progress bars of its own and only errors: the command speaks for itself."""
     from transformers.utils import logging
 

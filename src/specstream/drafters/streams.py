@@ -63,9 +63,9 @@ class StreamHead(Protocol):
         """The layer where streams start."""
 
     def candidates(
-        self, session: TargetSession, places: Sequence[tuple[int, int]], count: int
+        self, session: TargetSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
     ) -> list[list[list[int]]]:
-        """For every row, for each depth from 1, tokens, the likeliest first."""
+        """From a node of each row and the token emitted behind it: for each depth, tokens, the likeliest first."""
 
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
         """How likely every node's token is after its parent, from what goes into ``first``."""
@@ -141,7 +141,8 @@ class StreamsSession:
         if any(shape.paths for shape in taken):
             # A row that was never scored drafts nothing; its place only fills the batch.
             places = [place or (row, 0) for row, place in enumerate(self._places)]
-            self._drafted = self._drafter.head.candidates(self._session, places, self._drafter.ranks)
+            roots = [request.tokens[-1] for request in requests]
+            self._drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks)
         trees = []
         for row, (request, shape) in enumerate(zip(requests, taken, strict=True)):
             candidates = self._drafted[row] if shape.paths else []

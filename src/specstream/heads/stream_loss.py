@@ -2,20 +2,25 @@
 
 After Bhendawade et al. (arXiv 2402.11131), equation 3: the next token's loss, where the base is trained with them, plus
 ``weight`` times each stream's. The head is most of the work for a small model with a large vocabulary, so its logits
-are computed in chunks that are recomputed for the gradient, over the streams' own vocabulary, and only where there is
-something to learn.
+are computed in chunks, over the streams' own vocabulary, and only where there is something to learn; a frozen head's
+gradient is taken while a chunk's logits are there.
+
+The paper learns from the tokens alone. ``soften`` mixes in what the base itself says at the place that a stream
+guesses: more to learn from each position, for one more look at the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from specstream.heads.multistream import MainStream
 from specstream.heads.streams import Streams
 
 LOGITS_AT_ONCE = 1 << 26
@@ -28,11 +33,13 @@ class _Wanted:
 
     Attributes:
         positions: ``[rows, count]`` int64.
+        following: the tokens behind them, of the same shape.
         targets: what follows each position by 2, 3, ... tokens, in the streams' vocabulary: ``[rows, count, gamma]``;
             -1 where there is nothing to predict.
     """
 
     positions: Tensor
+    following: Tensor
     targets: Tensor
 
 
@@ -41,6 +48,8 @@ def stream_loss(
     tokens: Tensor,
     mask: Tensor,
     *,
+    main: MainStream | None = None,
+    soften: float = 0.0,
     share: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -50,6 +59,8 @@ def stream_loss(
         streams: what is trained. In the shared mode gradients reach whatever of the base asks for them too.
         tokens: ``[rows, length]`` int64, padded behind.
         mask: ``[rows, length]`` bool: the tokens to be predicted (answers, not prompts and no padding).
+        main: the base's pass over the tokens, if it is there already.
+        soften: how much of a stream's target is the base's distribution, from 0, the token alone, to 1.
         share: of the positions, chosen anew each time; the base is read whole all the same.
         generator: of that choice, on the CPU.
 
@@ -57,13 +68,13 @@ def stream_loss(
         A scalar with its graph, and means over what was predicted, detached: ``stream_1`` ..., with an early exit
         ``early``, in the shared mode ``next``.
     """
-    main = streams.read(tokens)
+    main = streams.read(tokens) if main is None else main
     wanted = _wanted(streams, tokens, mask, share, generator)
-    final = streams.final_states(main, wanted.positions)
-    parts = {
-        f"stream_{j}": _mean(streams, final[:, :, j - 1], wanted.targets[:, :, j - 1])
-        for j in range(1, streams.gamma + 1)
-    }
+    final = streams.final_states(main, wanted.positions, wanted.following)
+    parts = {}
+    for j in range(1, streams.gamma + 1):
+        teacher = _states_at(main.final, wanted.positions + j).detach() if soften else None
+        parts[f"stream_{j}"] = _mean(streams, final[:, :, j - 1], wanted.targets[:, :, j - 1], teacher, soften)
     if streams.config.pruning_rank:
         following = _following(tokens, mask, wanted.positions + 1)
         early = streams.early_states(main, wanted.positions)
@@ -76,25 +87,27 @@ def stream_loss(
 
 
 @torch.no_grad()
-def stream_ranks(streams: Streams, tokens: Tensor, mask: Tensor) -> Tensor:
+def stream_ranks(streams: Streams, tokens: Tensor, mask: Tensor, main: MainStream | None = None) -> Tensor:
     """Where the true tokens stood in the streams' drafts (0 is the likeliest), at positions that all streams can judge.
 
     Args:
         streams: what is judged.
         tokens: ``[rows, length]`` int64, written by the target itself, padded behind.
         mask: ``[rows, length]`` bool: the tokens to be predicted.
+        main: the base's pass over the tokens, if it is there already.
 
     Returns:
         ``[positions, gamma]`` int64; a token that the streams' vocabulary lacks has its size for a rank.
     """
-    main, wanted = streams.read(tokens), _wanted(streams, tokens, mask, 1.0, None)
-    final = streams.final_states(main, wanted.positions)
+    main = streams.read(tokens) if main is None else main
+    wanted = _wanted(streams, tokens, mask, 1.0, None)
+    final = streams.final_states(main, wanted.positions, wanted.following)
     ahead = wanted.positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
     judged = (_following(tokens, mask, ahead) >= 0).all(-1)
     states, targets = final[judged], wanted.targets[judged]
     weight, bias = streams.head()
     ranks = []
-    for rows, wished in _chunks(states.flatten(0, 1), targets.flatten(), weight):
+    for rows, wished, _ in _chunks(states.flatten(0, 1), targets.flatten(), weight):
         logits = functional.linear(rows, weight, bias)
         own = logits.gather(1, wished.clamp_min(0)[:, None])
         ranks.append((logits > own).sum(1).masked_fill(wished < 0, len(weight)))
@@ -109,7 +122,14 @@ def _wanted(streams: Streams, tokens: Tensor, mask: Tensor, share: float, genera
     positions = (order + able).topk(count, 1).indices.sort(1).values
     ahead = positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
     targets = _in_part(streams, _following(tokens, mask, ahead))
-    return _Wanted(positions, targets.masked_fill(~able.gather(1, positions)[..., None], -1))
+    behind = tokens.gather(1, (positions + 1).clamp(max=tokens.shape[1] - 1))
+    return _Wanted(positions, behind, targets.masked_fill(~able.gather(1, positions)[..., None], -1))
+
+
+def _states_at(states: Tensor, positions: Tensor) -> Tensor:
+    """``[rows, length, hidden]`` at ``[rows, count]``; places beyond the end give the last."""
+    inside = positions.clamp(max=states.shape[1] - 1)
+    return states.gather(1, inside[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def _in_turn(able: Tensor) -> Tensor:
@@ -134,26 +154,45 @@ def _in_part(streams: Streams, tokens: Tensor) -> Tensor:
     return places[tokens]  # -1 stays -1: it is the last place
 
 
-def _mean(streams: Streams, states: Tensor, targets: Tensor) -> Tensor:
+def _mean(
+    streams: Streams, states: Tensor, targets: Tensor, teacher: Tensor | None = None, soften: float = 0.0
+) -> Tensor:
     """Mean cross-entropy of ``states`` ``[..., hidden]`` against ``targets`` ``[...]``; 0 if there are none."""
     there = targets >= 0
-    return _cross_entropy(states, states[there], targets[there], *streams.head())
+    said = None if teacher is None else teacher[there]
+    return _cross_entropy(states, (states[there], targets[there], said), streams.head(), soften)
 
 
 def _next_loss(streams: Streams, final: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """The base's own loss, over its whole vocabulary."""
     own, there = streams.model.get_output_embeddings(), mask[:, 1:]
-    return _cross_entropy(final, final[:, :-1][there], tokens[:, 1:][there], own.weight, own.bias)
+    return _cross_entropy(final, (final[:, :-1][there], tokens[:, 1:][there], None), (own.weight, own.bias))
 
 
-def _cross_entropy(states: Tensor, rows: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Mean over ``rows`` ``[n, hidden]``; where there are none, 0 with the graph of ``states``."""
+def _cross_entropy(
+    states: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor | None],
+    head: tuple[Tensor, Tensor | None],
+    soften: float = 0.0,
+) -> Tensor:
+    """Mean over some rows of ``states``; where there are none, 0 with the graph of ``states``.
+
+    Args:
+        states: where the rows are from.
+        pairs: the rows ``[n, hidden]``, their targets, and the base's own final states in their places.
+        head: its weight and bias.
+        soften: see ``stream_loss``.
+    """
+    rows, targets, teacher = pairs
+    weight, bias = head
     if not len(rows):
         return states.sum() * 0.0
-    losses = [
-        checkpoint(_summed, part, weight, bias, aims, use_reentrant=False)
-        for part, aims in _chunks(rows, targets, weight)
-    ]
+    losses = []
+    for part, aims, said in _chunks(rows, targets, weight, teacher):
+        if weight.requires_grad:
+            losses.append(checkpoint(_summed, part, weight, bias, aims, use_reentrant=False))
+        else:
+            losses.append(_FrozenHead.apply(part, weight, bias, (aims, said, soften)))  # type: ignore[no-untyped-call]
     return torch.stack(losses).sum() / len(rows)
 
 
@@ -162,8 +201,42 @@ def _summed(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def _chunks(rows: Tensor, targets: Tensor, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows and their targets, so many at a time that their logits fit."""
+class _FrozenHead(torch.autograd.Function):
+    """The summed cross-entropy behind a head that is not trained: its gradient, softmax - target, is taken at once.
+
+    So nothing of the size of the vocabulary is kept, and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, aims: tuple[Tensor, Tensor | None, float]
+    ) -> Tensor:
+        targets, teacher, soften = aims
+        scores = functional.linear(states, weight, bias).float().log_softmax(-1)
+        own = targets[:, None]
+        loss = -(1 - soften) * scores.gather(1, own).sum()
+        shares = None
+        if teacher is not None and soften:
+            shares = functional.linear(teacher, weight, bias).float().softmax(-1).mul_(soften)
+            loss = loss - torch.dot(shares.flatten(), scores.flatten())
+        if states.requires_grad:
+            gradient = scores.exp_()
+            gradient.scatter_add_(1, own, gradient.new_full((1, 1), soften - 1).expand(len(own), 1))
+            gradient = gradient if shares is None else gradient.sub_(shares)
+            ctx.save_for_backward(gradient.to(weight.dtype) @ weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (own,) = ctx.saved_tensors
+        return own * gradient.to(own.dtype), None, None, None
+
+
+def _chunks(
+    rows: Tensor, targets: Tensor, weight: Tensor, teacher: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Rows, their targets and what the base had there, so many at a time that their logits fit."""
     size = max(1, LOGITS_AT_ONCE // len(weight))
     for start in range(0, len(rows), size):
-        yield rows[start : start + size], targets[start : start + size]
+        part = slice(start, start + size)
+        yield rows[part], targets[part], None if teacher is None else teacher[part]

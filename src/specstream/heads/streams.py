@@ -8,6 +8,8 @@ Left open by the paper, and decided here:
 
 - Stream j at position t stands at position t + j, where y_{t+j} will stand: the main stream at t + j predicts what
   stream j predicts, y_{t+1+j}, so a stream starts out as a guess at it and the rotations mean what they always mean.
+- With ``start: linear``, S_tj = c_j (A M_t + B e(y_{t+1})) + P_j, M_t and the token's embedding at unit size:
+  when streams draft, the token behind the node is known, and need not be guessed again. The paper's f is the identity.
 - ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
 - The streams may predict a part of the vocabulary only, such as its most frequent tokens: a token they never draft
   costs acceptance, never the output.
@@ -52,6 +54,8 @@ class StreamsConfig:
         alpha: the changes are scaled by ``alpha / rank``.
         targets: names of the linear layers to change, such as ``q_proj``; none for all of them.
         pruning_rank: of the early exit's adapter (section 3.1.3); 0 for none.
+        start: what streams start from: the ``identity`` is the main stream's state as it is, ``linear`` a learned map
+            of it and of the token behind it.
         weight: of each stream's loss beside the next token's, the paper's alpha_j.
         mode: ``lossless`` streams leave the base alone. ``shared`` ones were trained together with a base that was
             fine-tuned for it, which is a new model.
@@ -66,6 +70,7 @@ class StreamsConfig:
     alpha: float = 32.0
     targets: tuple[str, ...] = ()
     pruning_rank: int = 0
+    start: Literal["identity", "linear"] = "identity"
     weight: float = 0.1
     mode: Literal["lossless", "shared"] = "lossless"
 
@@ -107,6 +112,10 @@ class Streams(nn.Module):
         self.first = len(self._layers) - config.layers
         hidden, device = int(model.config.get_text_config(decoder=True).hidden_size), model.device
         self.embeddings = nn.Parameter(torch.randn(config.gamma, hidden, device=device) * 0.02)
+        if config.start == "linear":
+            self.from_state = nn.Parameter(torch.eye(hidden, device=device))
+            self.from_token = nn.Parameter(torch.zeros(hidden, hidden, device=device))
+            self.scales = nn.Parameter(torch.ones(config.gamma, hidden, device=device))
         self._linears = self._chosen(upper_linears(model, self.first))
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         for name, linear in self._linears.items() if config.rank else ():
@@ -154,18 +163,20 @@ class Streams(nn.Module):
         names = [name for name in self._linears if _key(name) in self.down]
         return Adapter({name: (self.down[_key(name)], self.up[_key(name)] * scale) for name in names})
 
-    def final_states(self, main: MainStream, positions: Tensor) -> Tensor:
+    def final_states(self, main: MainStream, positions: Tensor, following: Tensor) -> Tensor:
         """Final, normed states of the streams of some positions, differentiable.
 
         Args:
             main: from ``read``.
             positions: ``[rows, count]`` int64.
+            following: the token behind each of them, of the same shape.
 
         Returns:
             ``[rows, count, gamma, hidden]``; stream j is at ``[:, :, j - 1]``.
         """
-        started = main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1]))
-        hidden = started[:, :, None] + self.embeddings.to(started.dtype)
+        hidden = self.start_of(
+            main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1])), following
+        )
         swaps = adapted(self._linears, self.adapter())
         return run_streams(self.model, self._family, self._layers, main, hidden, positions, swaps)
 
@@ -188,13 +199,14 @@ class Streams(nn.Module):
 
     @torch.inference_mode()
     def candidates(
-        self, session: TargetSession, places: Sequence[tuple[int, int]], count: int
+        self, session: TargetSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
     ) -> list[list[list[int]]]:
         """What the streams of some nodes draft.
 
         Args:
             session: whose last pass scored the nodes and has been committed; tapped at ``taps``.
             places: for every row of the session, the row in that pass and its node there, the last one committed.
+            following: the token of each row that was emitted behind that node.
             count: candidates of each stream.
 
         Returns:
@@ -202,8 +214,7 @@ class Streams(nn.Module):
         """
         states = session.states(self.first)
         rows, nodes = zip(*places, strict=True)
-        started = states[list(rows), list(nodes)]
-        hidden = started[:, None] + self.embeddings.to(started.dtype)
+        hidden = self.start_of(states[list(rows), list(nodes)], torch.tensor(following, device=states.device))
         final = session.branch(hidden, self.first, self._frozen_adapter())
         best = self._logits(final).topk(min(count, self._vocabulary_size()), -1).indices
         if self.vocabulary is not None:
@@ -265,6 +276,20 @@ class Streams(nn.Module):
         streams.details = {name: value for name, value in settings.items() if name not in fixed}
         return streams.requires_grad_(False)
 
+    def token_states(self, tokens: Tensor) -> Tensor:
+        """Embeddings of tokens at unit size, float32: ``[...]`` -> ``[..., hidden]``."""
+        return unit(self.model.get_input_embeddings()(tokens).detach())
+
+    def start_of(self, states: Tensor, following: Tensor) -> Tensor:
+        """Where streams start: ``[..., hidden]`` and the tokens behind, ``[...]`` -> ``[..., gamma, hidden]``."""
+        if self.config.start == "linear":
+            token = self.token_states(following).to(states.dtype)
+            from_state, from_token = self.from_state.to(states.dtype), self.from_token.to(states.dtype)
+            here = unit(states).to(states.dtype)
+            guess = functional.linear(here, from_state) + functional.linear(token, from_token)
+            return guess.unsqueeze(-2) * self.scales.to(states.dtype) + self.embeddings.to(states.dtype)
+        return states.unsqueeze(-2) + self.embeddings.to(states.dtype)
+
     def _chosen(self, linears: dict[str, Any]) -> dict[str, Any]:
         wanted = self.config.targets
         chosen = {name: each for name, each in linears.items() if not wanted or name.rpartition(".")[2] in wanted}
@@ -308,6 +333,11 @@ class Streams(nn.Module):
                 self._drafting = own, lambda x: functional.linear(x, weight, bias)
         logits: Tensor = self._drafting[1](final)
         return logits
+
+
+def unit(states: Tensor) -> Tensor:
+    """``[..., hidden]`` at unit size, float32."""
+    return functional.rms_norm(states.float(), states.shape[-1:], eps=1e-12)
 
 
 def _key(name: str) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.prompts import CODE_EDITS, Item, batches, encoded, load_prompts, long_text, random_prompts
+from benchmarks.prompts import CODE_EDITS, Item, batches, encoded, long_text, random_prompts
 from specstream.errors import UsageError
+from specstream.prompts import load_prompts
 from tests.tiny import tiny_tokenizer
 
 
@@ -57,7 +58,7 @@ def test_records_and_fields_can_be_chosen(tmp_path: Path) -> None:
     ("name", "text", "part"),
     [
         ("a.txt", "hello", "'.txt'"),
-        ("a.jsonl", "{", "cannot be read"),
+        ("a.jsonl", "{", "is not JSON"),
         ("a.jsonl", "", "has no record"),
         ("a.jsonl", '{"solution": 1}', "its fields are solution"),
     ],

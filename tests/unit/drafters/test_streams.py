@@ -28,7 +28,7 @@ class Head:
     def __init__(self):
         self.asked = []
 
-    def candidates(self, session, places, count):
+    def candidates(self, session, places, following, count):
         self.asked.append(list(places))
         return [
             [[1000 * row + 100 * node + 10 * depth + rank for rank in range(count)] for depth in range(1, GAMMA + 1)]
@@ -178,7 +178,7 @@ def test_values_out_of_range_are_refused(options, message):
 class Never(Head):
     """Streams whose candidates are never right: they are beyond the vocabulary's used part."""
 
-    def candidates(self, session, places, count):
+    def candidates(self, session, places, following, count):
         self.asked.append(list(places))
         session.clock.seconds += 0.2
         return [[[4, 3][: min(count, 2)]] * GAMMA for _ in places]

@@ -40,10 +40,54 @@ def test_it_is_the_cross_entropy_of_each_stream(vocabulary, monkeypatch):
                 continue  # positions whose first stream predicts nothing are left out
             with torch.no_grad():
                 main = streams.read(BATCH[row : row + 1, : start + 1])
-                final = streams.final_states(main, torch.tensor([[start]]))[0, 0, j - 1]
+                final = streams.final_states(main, torch.tensor([[start]]), BATCH[row, start + 1].view(1, 1))[
+                    0, 0, j - 1
+                ]
             losses.append(-(own @ final).log_softmax(0)[known.index(int(BATCH[row, at]))])
         torch.testing.assert_close(parts[f"stream_{j}"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(total.detach(), 0.1 * sum(parts.values()))
+
+
+@pytest.mark.parametrize("soften", [0.0, 0.4, 1.0])
+def test_a_softened_target_is_partly_what_the_base_says_there_and_the_gradient_is_that_of_it(soften, monkeypatch):
+    monkeypatch.setattr("specstream.heads.stream_loss.LOGITS_AT_ONCE", 7 * VOCAB)
+    vocabulary = list(range(0, VOCAB, 2))
+    streams, mask = made(vocabulary=vocabulary, start="linear"), torch.zeros_like(BATCH, dtype=torch.bool)
+    mask[:, 6:20] = True
+    total, parts = stream_loss(streams, BATCH, mask, soften=soften)
+    total.backward()
+    got = {name: parameter.grad.clone() for name, parameter in streams.named_parameters()}
+    streams.zero_grad()
+    main, at = streams.read(BATCH), torch.arange(4, 18).expand(2, -1)
+    final, own = (
+        streams.final_states(main, at, BATCH[:, 5:19]),
+        streams.model.get_output_embeddings().weight[vocabulary],
+    )
+    expected = 0
+    for j in (1, 2, 3):
+        losses = []
+        for row in range(2):
+            for place, start in enumerate(range(4, 19 - j)):
+                token = int(BATCH[row, start + 1 + j])
+                if token % 2 == 0:
+                    target = soften * (own @ main.final[row, start + j]).softmax(0)
+                    target[token // 2] += 1 - soften
+                    losses.append(-(target * (own @ final[row, place, j - 1]).log_softmax(0)).sum())
+        mean = torch.stack(losses).mean()
+        torch.testing.assert_close(parts[f"stream_{j}"], mean.detach(), rtol=1e-4, atol=1e-4)
+        expected = expected + 0.1 * mean
+    expected.backward()
+    for name, parameter in streams.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_head_that_is_trained_gets_its_gradient_too():
+    streams, mask = made(mode="shared"), torch.ones_like(BATCH, dtype=torch.bool)
+    head = streams.model.get_output_embeddings().weight.requires_grad_(True)
+    total, _ = stream_loss(streams, BATCH, mask)
+    (gradient,) = torch.autograd.grad(total, head)
+    head.requires_grad_(False)
+    assert float(gradient.abs().sum()) > 0
 
 
 def test_what_comes_behind_a_position_is_not_seen():
@@ -52,7 +96,7 @@ def test_what_comes_behind_a_position_is_not_seen():
     other[:, 15:] = 7
     at = torch.tensor([[3, 14]] * 2)
     with torch.no_grad():
-        states = [streams.final_states(streams.read(tokens), at) for tokens in (BATCH, other)]
+        states = [streams.final_states(streams.read(tokens), at, at) for tokens in (BATCH, other)]
     assert BATCH.shape[1] > 2 * WINDOW
     torch.testing.assert_close(*states)
     assert mask.all()
@@ -130,7 +174,8 @@ def test_ranks_are_those_of_the_true_tokens():
     ranks = stream_ranks(streams, BATCH, mask)
     assert ranks.shape == (2 * 12, 3), "positions 4 to 15: all three streams predict a wanted token"
     with torch.no_grad():
-        final = streams.final_states(streams.read(BATCH), torch.arange(4, 16).expand(2, -1))
+        at = torch.arange(4, 16).expand(2, -1)
+        final = streams.final_states(streams.read(BATCH), at, BATCH[:, 5:17])
     logits = final @ streams.model.get_output_embeddings().weight[vocabulary].T
     for row in range(2):
         for place, start in enumerate(range(4, 16)):

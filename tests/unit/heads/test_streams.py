@@ -21,6 +21,7 @@ from tests.lossless.families import FAMILIES, build, prompt
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENS = prompt(30)
+FOLLOWING = 77
 STREAMED = tuple(family for family in FAMILIES if family != "bloom")
 
 
@@ -39,21 +40,20 @@ def whole(streams: Streams, tokens: list[int]) -> Tensor:
     """Final states ``[gamma, hidden]`` of the streams of the last position, by attention over the whole sequence."""
     with torch.no_grad():
         main = streams.read(torch.tensor([tokens]))
-        return streams.final_states(main, torch.tensor([[len(tokens) - 1]]))[0, 0]
+        return streams.final_states(main, torch.tensor([[len(tokens) - 1]]), torch.tensor([[FOLLOWING]]))[0, 0]
 
 
 def of_a_round(streams: Streams, session, node: int) -> Tensor:
     with torch.inference_mode():
-        started = session.states(streams.first)[0, node]
-        hidden = (started + streams.embeddings.to(started.dtype))[None]
+        hidden = streams.start_of(session.states(streams.first)[0, node][None], torch.tensor([FOLLOWING]))
         return session.branch(hidden, streams.first, streams._frozen_adapter())[0]
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
-@pytest.mark.parametrize("family", STREAMED)
-def test_a_round_computes_the_streams_of_the_accepted_node(family, runtime):
+@pytest.mark.parametrize(("family", "start"), [*((family, "identity") for family in STREAMED), ("llama", "linear")])
+def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtime):
     """Of a node on a branch that is not the tree's first, and of what is scored after it."""
-    streams = shaken(family)
+    streams = shaken(family, start=start)
     session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20]])
     session.tap(streams.taps)
     tree = TokenTree.merge(TOKENS[20], [TOKENS[10:13], TOKENS[21:24]])
@@ -105,7 +105,7 @@ def test_a_branch_leaves_nothing_behind(family, runtime):
         scored = [session.score(trees)]
         session.commit([[0, 3, 4], [0, 1]])
         if streaming:
-            streams.candidates(session, [(0, 4), (1, 1)], 3)
+            streams.candidates(session, [(0, 4), (1, 1)], [5, 5], 3)
         scored.append(session.score([TokenTree.chain([5])] * 2))
         session.commit([[0]] * 2)
         caches.append([layer[:, :, :24].clone() for layer in session.cache._keys.values()])
@@ -126,16 +126,27 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
     together.tap(streams.taps)
     together.score([TokenTree.chain([5, 6, 7])] * 3)
     together.commit([range(node + 1) for node in nodes])
-    drafted = streams.candidates(together, list(enumerate(nodes)), 4)
+    drafted = streams.candidates(together, list(enumerate(nodes)), [FOLLOWING] * 3, 4)
     assert [[len(set(best)) for best in row] for row in drafted] == [[4] * 3] * 3
     together.keep([2, 0])
-    assert streams.candidates(together, [(2, 1), (0, 2)], 4) == [drafted[2], drafted[0]]
+    assert streams.candidates(together, [(2, 1), (0, 2)], [FOLLOWING] * 2, 4) == [drafted[2], drafted[0]]
     for row, prefix in enumerate(prefixes):
         alone = target.begin([prefix])
         alone.tap(streams.taps)
         alone.score([TokenTree.chain([5, 6, 7])])
         alone.commit([range(nodes[row] + 1)])
-        assert streams.candidates(alone, [(0, nodes[row])], 4) == [drafted[row]]
+        assert streams.candidates(alone, [(0, nodes[row])], [FOLLOWING], 4) == [drafted[row]]
+
+
+def test_a_linear_start_knows_the_token_behind_and_the_identity_does_not():
+    for start, differs in (("linear", True), ("identity", False)):
+        streams = shaken("llama", start=start)
+        session = HuggingFaceTarget(streams.model, runtime="eager").begin([TOKENS[:20]] * 2)
+        session.tap(streams.taps)
+        session.score([TokenTree.chain(TOKENS[20:23])] * 2)
+        session.commit([[0, 1]] * 2)
+        drafted = streams.candidates(session, [(0, 1), (1, 1)], [FOLLOWING, 5], 5)
+        assert (drafted[0] != drafted[1]) is differs
 
 
 def test_without_a_cache_streams_are_the_same():
@@ -146,7 +157,7 @@ def test_without_a_cache_streams_are_the_same():
         session.tap(streams.taps)
         session.score([TokenTree.chain(TOKENS[20:23])])
         session.commit([[0, 1]])
-        drafted.append(streams.candidates(session, [(0, 1)], 5))
+        drafted.append(streams.candidates(session, [(0, 1)], [FOLLOWING], 5))
     assert drafted[0] == drafted[1]
 
 
@@ -156,10 +167,10 @@ def test_untrained_streams_are_the_models_own_layers():
     streams.embeddings.data.zero_()
     with torch.no_grad():
         main = streams.read(torch.tensor([TOKENS]))
-        final = streams.final_states(main, torch.tensor([[28]]))[0, 0]
+        final = streams.final_states(main, torch.tensor([[28]]), torch.tensor([[FOLLOWING]]))[0, 0]
         plain = Streams(build("gpt2"), StreamsConfig(gamma=2, layers=1, rank=0))
         plain.embeddings.data.zero_()
-        assert torch.equal(final, plain.final_states(main, torch.tensor([[28]]))[0, 0])
+        assert torch.equal(final, plain.final_states(main, torch.tensor([[28]]), torch.tensor([[FOLLOWING]]))[0, 0])
 
 
 def test_the_base_is_no_part_of_the_streams():

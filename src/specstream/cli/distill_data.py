@@ -1,0 +1,117 @@
+"""`specstream distill-data`: prompts in, the model's own answers out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from specstream.cli import options
+from specstream.cli.loading import load_engine
+from specstream.errors import UsageError
+
+if TYPE_CHECKING:
+    from specstream.training.answers import AnswerSettings
+
+_Prompts = Annotated[list[str], typer.Option("--prompts", help="A .jsonl, .json or .csv file; may be repeated.")]
+_Output = Annotated[str, typer.Option("--output", "-o", help="The JSON lines to write. An interrupted run goes on.")]
+_Exclude = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--exclude", help="A file of held-out prompts to leave out; may be repeated."),
+]
+_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="Most prompts to answer.")]  # noqa: UP045
+_PerFile = Annotated[Optional[int], typer.Option("--per-file", min=1, help="Most prompts of each file.")]  # noqa: UP045
+_BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Prompts answered at once.")]
+_MaxPrompt = Annotated[int, typer.Option("--max-prompt-tokens", min=1, help="Leave longer prompts out.")]
+_Shuffle = Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the files, so that a limit takes of all.")]
+_Drafter = Annotated[str, typer.Option("--drafter", help="none or lookup: how the answers are decoded.")]
+_Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order, and of sampling.")]
+
+
+def distill_data(
+    prompts: _Prompts,
+    output: _Output,
+    model: options.Model = "smollm2-135m",
+    exclude: _Exclude = None,
+    limit: _Limit = None,
+    per_file: _PerFile = None,
+    batch_size: _BatchSize = 16,
+    max_new_tokens: options.MaxNewTokens = 256,
+    max_prompt_tokens: _MaxPrompt = 768,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    seed: _Seed = 0,
+    chat: options.Chat = None,
+    shuffle: _Shuffle = True,
+    drafter: _Drafter = "none",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a model's own answers to prompts: what drafts for it are trained on."""
+    if drafter not in ("none", "lookup"):
+        raise UsageError(f"drafter is {drafter!r}; give none or lookup")
+    for file in [*prompts, *(exclude or [])]:
+        if not Path(file).is_file():
+            raise UsageError(f"prompts {file!r} is no file; give a .jsonl, .json or .csv file")
+    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    engine = load_engine(
+        model, None, {**decoding, "drafter": drafter, "dtype": dtype, "device": device, "runtime": runtime}
+    )
+    from specstream.training.answers import AnswerSettings
+
+    settings = AnswerSettings(
+        model=model,
+        prompts=tuple(prompts),
+        exclude=tuple(exclude or ()),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        per_file=per_file,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        chat=chat,
+        shuffle=shuffle,
+    )
+    record = _run(engine, settings, Path(output), limit)
+    left_out = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in record["left_out"].items())
+    if as_json:
+        print(json.dumps({"output": output, **record}))
+    else:
+        print(f"{output}: {record['prompts']} answers of {model}; left out: {left_out}")
+
+
+def _run(engine: Any, settings: AnswerSettings, output: Path, limit: int | None) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from specstream.training.answers import Advance, distill
+
+    console = Console(stderr=True)
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        "left",
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("")
+
+        def show(advance: Advance) -> None:
+            note = f"{advance.tokens / advance.seconds:.0f} tokens/s" if advance.seconds else ""
+            progress.update(task, total=advance.total, completed=advance.done, description=note)
+
+        return distill(engine, settings, output, limit, show)

@@ -1,0 +1,272 @@
+"""Self-distillation: prompts in, the model's own answers out, batch by batch; an interrupted run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from specstream.config import GenerationConfig
+from specstream.engine import SpeculativeEngine
+from specstream.errors import UsageError
+from specstream.generation import Generation
+from specstream.models.catalog import resolve
+from specstream.prompts import prompt_of, read_records
+from specstream.provenance import provenance
+from specstream.text import Prompt, encode
+from specstream.training.checkpoints import write_json
+from specstream.training.held_out import HeldOut, same
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """What is asked, and how it is answered.
+
+    Attributes:
+        model: whose answers; a catalog name, a folder or a hub id.
+        prompts: files of prompts.
+        exclude: files whose prompts must not be among them; see ``HeldOut``.
+        batch_size: prompts answered at once.
+        max_new_tokens: of an answer.
+        max_prompt_tokens: longer prompts are left out.
+        per_file: prompts to take of each file at most, None for all.
+        temperature: 0 is greedy decoding.
+        top_p: of sampling.
+        seed: of sampling; the answer to a prompt does not depend on its batch.
+        chat: put prompts through the chat template; None does where there is one.
+        shuffle: take the prompts of all files in an order drawn by the seed, so that a limit takes some of each.
+    """
+
+    model: str
+    prompts: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    batch_size: int = 16
+    max_new_tokens: int = 256
+    max_prompt_tokens: int = 768
+    per_file: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    chat: bool | None = None
+    shuffle: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A prompt and the file and record it stands in."""
+
+    prompt: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advance:
+    """How far a run is: prompts done and to do, and the tokens and seconds of the last batch."""
+
+    done: int
+    total: int
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, int]]:
+    """The prompts of the files, each once, without those excluded; and how many were left out, and why.
+
+    Raises:
+        UsageError: a file that cannot be read, or nothing left.
+    """
+    excluded = HeldOut.of_files(settings.exclude)
+    seen: set[tuple[str, ...]] = set()
+    left_out = {"repeated": 0, "excluded": 0}
+    questions: list[Question] = []
+    for file in settings.prompts:
+        own: list[Question] = []
+        for number, record in enumerate(read_records(file), 1):
+            prompt = prompt_of(record, f"{file}:{number}")
+            if prompt in excluded:
+                left_out["excluded"] += 1
+            elif same(prompt) in seen:
+                left_out["repeated"] += 1
+            else:
+                seen.add(same(prompt))
+                own.append(Question(prompt=prompt, source=f"{Path(file).parent.name}/{Path(file).name}:{number}"))
+        questions += _shuffled(own, settings)[: settings.per_file]
+    if not questions:
+        raise UsageError("no prompt is left; give --prompts a file of prompts that --exclude does not hold")
+    return _shuffled(questions, settings), left_out
+
+
+def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Question]:
+    """By a hash, so that the order of some does not depend on which others are there."""
+    if not settings.shuffle:
+        return questions
+    return sorted(questions, key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
+
+
+class AnswerFile:
+    """The JSON lines that are written, under another name until they are whole, and the record of where they come from.
+
+    Args:
+        path: the file.
+        identity: what the answers depend on; a run goes on only with the same.
+
+    Raises:
+        UsageError: there are answers of another identity.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.record = path.with_name(path.name + ".meta.json")
+        self._identity = identity
+        if not self.record.exists():
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            return
+        before = json.loads(self.record.read_text(encoding="utf-8")).get("identity", {})
+        for name in identity:
+            if before.get(name) != identity[name]:
+                raise UsageError(
+                    f"{path} holds answers with {name} {before.get(name)!r} and now it is {identity[name]!r}; "
+                    "give another --output, or remove it"
+                )
+
+    def begin(self, record: dict[str, Any], unit: int, total: int) -> int:
+        """Write the record, keep the lines of whole batches of ``unit``, and say how many of ``total`` are there."""
+        if self.path.exists() and not self.partial.exists():  # finished with a smaller limit
+            os.replace(self.path, self.partial)
+        write_json(self.record, {**record, "identity": self._identity, "complete": False})
+        lines = self.partial.read_bytes().splitlines(keepends=True) if self.partial.exists() else []
+        whole = [line for line in lines if line.endswith(b"\n")]
+        kept = whole if len(whole) >= total else whole[: len(whole) // unit * unit]
+        with self.partial.open("ab") as file:
+            file.truncate(sum(map(len, kept)))
+        return len(kept)
+
+    def append(self, answers: Sequence[dict[str, Any]]) -> None:
+        with self.partial.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
+
+    def finish(self, record: dict[str, Any], count: int) -> None:
+        """Keep the first ``count`` lines and give the file its name."""
+        lines = self.partial.read_bytes().splitlines(keepends=True)
+        with self.partial.open("ab") as file:
+            file.truncate(sum(map(len, lines[:count])))
+        os.replace(self.partial, self.path)
+        write_json(self.record, {**record, "identity": self._identity, "complete": True})
+
+
+def distill(
+    engine: SpeculativeEngine,
+    settings: AnswerSettings,
+    output: Path,
+    limit: int | None = None,
+    on_batch: Callable[[Advance], None] = lambda advance: None,
+) -> dict[str, Any]:
+    """Answer the prompts of ``settings`` into ``output``; what is there already of the same run is kept.
+
+    Args:
+        engine: of the model.
+        settings: what is asked.
+        output: JSON lines with ``prompt``, ``prompt_token_ids``, ``answer``, ``answer_token_ids``, ``finish_reason``
+            and ``source``; beside it ``.meta.json`` says where they come from.
+        limit: prompts to answer at most. A later run with a larger one goes on.
+        on_batch: told how far it is.
+
+    Returns:
+        The record that ``.meta.json`` holds.
+
+    Raises:
+        UsageError: files that cannot be read, or an output of other settings.
+    """
+    questions, left_out = read_questions(settings)
+    prompts = [(question, _encoded(engine.tokenizer, question.prompt, settings.chat)) for question in questions]
+    usable = [each for each in prompts if len(each[1]) <= settings.max_prompt_tokens]
+    left_out["too_long"] = len(prompts) - len(usable)
+    usable = usable[:limit]
+    record: dict[str, Any] = {
+        "prompts": len(usable),
+        "left_out": left_out,
+        "model": settings.model,
+        "provenance": engine.provenance(),
+    }
+    file = AnswerFile(output, _identity(settings, engine))
+    done = file.begin(record, settings.batch_size, len(usable))
+    on_batch(Advance(done=min(done, len(usable)), total=len(usable)))
+    for start in range(done, len(usable), settings.batch_size):
+        batch = usable[start : start + settings.batch_size]
+        generation = _answer(engine, [ids for _, ids in batch], settings, start)
+        file.append([_line(generation, at, *each) for at, each in enumerate(batch)])
+        on_batch(
+            Advance(
+                done=start + len(batch),
+                total=len(usable),
+                tokens=generation.new_tokens,
+                seconds=generation.timings.total,
+            )
+        )
+    file.finish(record, len(usable))
+    return record
+
+
+def _answer(engine: SpeculativeEngine, prompts: list[list[int]], settings: AnswerSettings, start: int) -> Generation:
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed + start,  # of the first row; the next ones count up
+    )
+    engine.target.prepare(rows=len(prompts), nodes=engine.parts.speculation.max_depth + 1)
+    return Generation(engine.parts, prompts, config).run()
+
+
+def _line(generation: Generation, at: int, question: Question, prompt_ids: list[int]) -> dict[str, Any]:
+    row = generation.rows[at]
+    return {
+        "prompt": question.prompt,
+        "prompt_token_ids": prompt_ids,
+        "answer": generation.text(row),
+        "answer_token_ids": row.emitted,
+        "finish_reason": row.finish_reason,
+        "source": question.source,
+    }
+
+
+def _encoded(tokenizer: Any, text: str, chat: bool | None) -> list[int]:
+    has_template = getattr(tokenizer, "chat_template", None) is not None
+    prompt: Prompt = [{"role": "user", "content": text}] if (has_template if chat is None else chat) else text
+    return encode(tokenizer, prompt)
+
+
+def _identity(settings: AnswerSettings, engine: SpeculativeEngine) -> dict[str, Any]:
+    versions = provenance()
+    files = {"prompts": settings.prompts, "exclude": settings.exclude}
+    return {
+        **{name: value for name, value in asdict(settings).items() if name not in files},
+        **{name: {Path(file).name: file_sha256(Path(file)) for file in paths} for name, paths in files.items()},
+        "weights_sha256": weights_sha256(settings.model),
+        "dtype": str(engine.model.dtype).removeprefix("torch."),
+        **{name: versions[name] for name in ("specstream", "torch", "transformers")},
+    }
+
+
+def weights_sha256(model: str) -> str | None:
+    """SHA-256 of a model's weight files, None where they lie in no folder."""
+    folder = Path(resolve(model))
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

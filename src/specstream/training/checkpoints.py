@@ -1,0 +1,116 @@
+"""Checkpoints: written under another name and then renamed, so that one is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specstream.errors import TrainingError
+
+_STEP = re.compile(r"step-(\d{8})")
+_STATE = "training_state.pt"
+_RECORD = "training_record.json"
+
+
+class Checkpoints:
+    """The folder of a run: ``checkpoints/step-N`` and ``best``.
+
+    Args:
+        root: the run's ``output_dir``.
+        keep: checkpoints to keep.
+    """
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self.root, self._keep = root, keep
+        self._folder = root / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The folder of the best checkpoint by held-out figures."""
+        return self.root / "best"
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
+
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self._folder / f"step-{step:08d}"
+
+    def save(self, step: int, state: dict[str, Any], record: dict[str, Any], product: Callable[[Path], None]) -> None:
+        """Write a checkpoint and remove those too many.
+
+        Args:
+            step: optimizer steps done.
+            state: tensors and plain values, what the run goes on from.
+            record: plain values, for people.
+            product: writes what users load into a folder.
+        """
+
+        def fill(folder: Path) -> None:
+            product(folder)
+            write_json(folder / _RECORD, record)
+            torch.save(state, folder / _STATE)
+
+        replace_folder(self.folder(step), fill)
+        for old in self.steps()[: -self._keep]:
+            shutil.rmtree(self.folder(old), ignore_errors=True)
+
+    def save_best(self, record: dict[str, Any], product: Callable[[Path], None]) -> None:
+        """Put the present state into ``best``."""
+
+        def fill(folder: Path) -> None:
+            product(folder)
+            write_json(folder / _RECORD, record)
+
+        replace_folder(self.best, fill)
+
+    def load(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """State and record of a step's checkpoint.
+
+        Raises:
+            TrainingError: it cannot be read.
+        """
+        folder = self.folder(step)
+        try:
+            state = torch.load(folder / _STATE, map_location="cpu", weights_only=True)
+            record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        except Exception as error:  # torch raises whatever its readers raise
+            raise TrainingError(
+                f"checkpoint {folder} cannot be read: {error}; remove it and run again from the one before"
+            ) from error
+        return state, record
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder under another name, then put it in the place of the one that may be there."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        fill(partial)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(partial, folder)
+    finally:
+        if not folder.exists() and old.exists():
+            os.rename(old, folder)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As JSON, under a temporary name first."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,299 @@
+"""The configuration of a training run, read from YAML. An unknown key is an error that names the known ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from specstream.errors import UsageError
+
+Recipe = Literal["streams", "medusa", "lora"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Section):
+    """The models.
+
+    Attributes:
+        target_model: a catalog name, a folder or a hub id.
+        draft_model: the model that is trained to draft for it, where the recipe trains one.
+        dtype: of the frozen weights; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
+        device: ``auto`` is the GPU if there is one.
+        states_dir: keep there what the frozen target computes at every example, so that it is computed once for all
+            epochs, runs and recipes: a few kB for a token. None computes it each time.
+    """
+
+    target_model: str = "smollm2-135m"
+    draft_model: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    states_dir: str | None = None
+
+
+class DataSection(_Section):
+    """What is trained on.
+
+    Attributes:
+        domain: what the texts are, for the model card: code, chat, reasoning, ...
+        dataset_name: a data set of the hub, or a local file; besides ``files``.
+        dataset_split: of a data set of the hub.
+        files: local files: answers of ``specstream distill-data``, prompts with answers, chats, or plain text.
+        exclude: files of prompts that must not be trained on; examples that share one, or 13 words in a row with one,
+            are left out. ``specstream distill-data`` has the same for answers.
+        eval_files: held out; without any, ``eval_examples`` are taken from the others and not trained on.
+        eval_examples: examples that an evaluation looks at, at most.
+        limit: examples to read at most, from all files together.
+        max_length: tokens of an example at most; longer ones are cut.
+        prompt_loss: learn the prompts too, not only the answers.
+        chat: put prompts through the chat template; None does where there is one.
+    """
+
+    domain: str = "chat"
+    dataset_name: str | None = None
+    dataset_split: str = "train"
+    files: list[str] = Field(default_factory=list)
+    exclude: list[str] = Field(default_factory=list)
+    eval_files: list[str] = Field(default_factory=list)
+    eval_examples: int = Field(default=64, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    max_length: int = Field(default=512, ge=8)
+    prompt_loss: bool = False
+    chat: bool | None = None
+
+
+class TrainingSection(_Section):
+    """How it is trained. Names are those of transformers' ``TrainingArguments``.
+
+    Attributes:
+        num_train_steps: optimizer steps.
+        per_device_batch_size: examples of one pass of one process.
+        gradient_accumulation_steps: passes of one step.
+        learning_rate: its peak.
+        lr_scheduler_type: how it falls after the warm-up.
+        warmup_steps: over which it rises.
+        weight_decay: AdamW's.
+        adam_beta1: AdamW's.
+        adam_beta2: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        mixed_precision: passes in bf16 or fp16 under autocast; the trained weights stay float32.
+        seed: of the order of examples and of dropout.
+        output_dir: where checkpoints, the best of them and the logs go.
+        resume: go on from the last checkpoint there; False sets an earlier run's folder aside and starts anew.
+        max_seconds: stop after this time with a checkpoint that the same command goes on from.
+        save_steps: steps between checkpoints.
+        save_total_limit: checkpoints to keep, besides the best.
+        eval_steps: steps between evaluations on held-out examples.
+        logging_steps: steps between lines of the log.
+    """
+
+    num_train_steps: int = Field(default=1000, ge=1)
+    per_device_batch_size: int = Field(default=8, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0, allow_inf_nan=False)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = Field(default=0, ge=0)
+    output_dir: str = "runs/train"
+    resume: bool = True
+    max_seconds: float | None = Field(default=None, gt=0)
+    save_steps: int = Field(default=200, ge=1)
+    save_total_limit: int = Field(default=2, ge=1)
+    eval_steps: int = Field(default=200, ge=1)
+    logging_steps: int = Field(default=10, ge=1)
+
+
+class LoggingSection(_Section):
+    """Where figures go besides the files in ``output_dir``.
+
+    Attributes:
+        use_wandb: to Weights & Biases.
+        project: its project.
+        plot: draw the curves at the end, where matplotlib is installed.
+    """
+
+    use_wandb: bool = False
+    project: str = "specstream"
+    plot: bool = True
+
+
+class LoRASection(_Section):
+    """The recipe ``lora``: low-rank adapters inside the target, which make it a new model.
+
+    Attributes:
+        r: their rank.
+        alpha: their scale is alpha / r.
+        dropout: on their inputs.
+        target_modules: the linear layers that get one, by the ends of their names.
+    """
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj", "o_proj"], min_length=1)
+
+
+class StreamsSection(_Section):
+    """The recipe ``streams``: speculative streams of a frozen target.
+
+    Attributes:
+        gamma: streams of a position.
+        layers: at the top of the target, that they run through.
+        rank: of their changes to linear layers.
+        alpha: those are scaled by alpha / rank.
+        targets: the linear layers that are changed, by the ends of their names; none for all.
+        start: what streams start from: the ``identity``, as in the paper, or a ``linear`` map that knows the token
+            behind, too, which begins as the best one by least squares.
+        pruning_rank: of the early exit's adapter; 0 for none.
+        vocabulary: streams draft this many tokens, the most frequent ones of the data; None for all.
+        soften: how much of a stream's target is the base's distribution, the rest is the token.
+        fit_examples: of the data, that the linear start is fitted to.
+        start_from: a folder of streams to go on from with other data; None for new ones.
+        live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none.
+        live_tokens: of each answer to them.
+    """
+
+    gamma: int = Field(default=4, ge=1)
+    layers: int = Field(default=6, ge=1)
+    rank: int = Field(default=16, ge=0)
+    alpha: float = Field(default=32.0, gt=0)
+    targets: list[str] = Field(default_factory=list)
+    start: Literal["identity", "linear"] = "identity"
+    pruning_rank: int = Field(default=0, ge=0)
+    vocabulary: int | None = Field(default=None, ge=1)
+    soften: float = Field(default=0.0, ge=0, le=1)
+    fit_examples: int = Field(default=100, ge=1)
+    start_from: str | None = None
+    live_prompts: int = Field(default=8, ge=0)
+    live_tokens: int = Field(default=48, ge=1)
+
+
+class MedusaSection(_Section):
+    """The recipe ``medusa``: Medusa-1 heads of a frozen target.
+
+    Attributes:
+        num_heads: tokens drafted beyond the next.
+        num_layers: of each residual block.
+        vocabulary: heads draft this many tokens, the most frequent ones of the data; None for all.
+        live_prompts: held-out prompts that every evaluation decodes with the heads at work; 0 for none.
+        live_tokens: of each answer to them.
+    """
+
+    num_heads: int = Field(default=4, ge=1)
+    num_layers: int = Field(default=1, ge=1)
+    vocabulary: int | None = Field(default=None, ge=1)
+    live_prompts: int = Field(default=8, ge=0)
+    live_tokens: int = Field(default=48, ge=1)
+
+
+class TrainConfig(_Section):
+    """One run: which recipe, and its sections."""
+
+    recipe: Recipe
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    logging: LoggingSection = LoggingSection()
+    lora: LoRASection = LoRASection()
+    streams: StreamsSection = StreamsSection()
+    medusa: MedusaSection = MedusaSection()
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A configuration from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: ``section.key=value``, the value in YAML; they replace what the file says.
+
+    Raises:
+        UsageError: a file that cannot be read, an unknown key, a value outside its range.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {str(path)!r} cannot be read: {error}; give a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"config {str(path)!r} holds no sections; see configs/ for examples")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set is {override!r}; give key=value, such as training.num_train_steps=100")
+        try:
+            _set(values, name, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
+    return train_config(values)
+
+
+def train_config(values: dict[str, Any]) -> TrainConfig:
+    """Values as a configuration.
+
+    Raises:
+        UsageError: an unknown key, a value outside its range, a section of another recipe.
+    """
+    config = validated(TrainConfig, values)
+    sections = set(get_args(Recipe)) - {config.recipe}
+    if strange := sorted(sections & set(values)):
+        raise UsageError(f"section {strange[0]!r} is given and recipe is {config.recipe!r}; leave one of them out")
+    return config
+
+
+_Kind = TypeVar("_Kind", bound=BaseModel)
+
+
+def validated(kind: type[_Kind], values: Mapping[str, Any], prefix: str = "") -> _Kind:
+    """An instance of a section.
+
+    Args:
+        kind: its class.
+        values: its fields.
+        prefix: of their names, in errors.
+
+    Raises:
+        UsageError: an unknown key, a missing one, a value outside its range.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"]]
+        name = prefix + ".".join(place)
+        if first["type"] == "extra_forbidden":
+            raise UsageError(f"unknown setting {name!r}; known are {', '.join(_known(kind, place[:-1]))}") from None
+        if first["type"] == "missing":
+            raise UsageError(f"{name} is missing; give it, such as recipe: streams") from None
+        remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
+        raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {name}: {section!r} is no section; give key=value of a section")
+        values = inner
+    values[key] = value
+
+
+def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
+    for part in place:
+        annotation = kind.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        kind = annotation
+    return sorted(kind.model_fields)

@@ -1,0 +1,73 @@
+"""What a frozen base computes at an example, kept on disk: computed once for all epochs, runs and recipes.
+
+Every example is read alone, so what is kept does not depend on its neighbours or on when it was first needed, and a run
+that goes on from a checkpoint meets the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from specstream.training.data import Batch
+
+Read = Callable[[Tensor], dict[str, Tensor]]
+"""Tokens ``[1, length]`` -> tensors by name, ``[1, ..., length, width]`` each."""
+
+
+class KeptStates:
+    """Tensors of examples in a folder, in bfloat16.
+
+    Args:
+        folder: where.
+        identity: what they depend on besides the tokens: the base, and which of its layers.
+    """
+
+    def __init__(self, folder: str | Path, identity: str) -> None:
+        self._folder, self._identity = Path(folder), identity
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def batch(self, batch: Batch, lengths: list[int], read: Read) -> dict[str, Tensor]:
+        """What there is of every row of a batch, or is computed now.
+
+        Args:
+            batch: whose rows.
+            lengths: of the rows without their padding.
+            read: computes what is not there.
+
+        Returns:
+            The tensors of ``read`` with a row for each of the batch's, padded with zeros to its width.
+        """
+        rows = [self.row(batch.tokens[row, :length], read) for row, length in enumerate(lengths)]
+        width = batch.tokens.shape[1]
+        joined = {}
+        for name, first in rows[0].items():
+            shape = (len(rows), *first.shape[1:-2], width, first.shape[-1])
+            joined[name] = torch.zeros(shape, dtype=first.dtype, device=batch.tokens.device)
+            for row, length in enumerate(lengths):
+                joined[name][row, ..., :length, :] = rows[row][name][0]
+        return joined
+
+    def row(self, tokens: Tensor, read: Read) -> dict[str, Tensor]:
+        """Of one example ``[length]``; tensors as ``read`` gives them, rounded to bfloat16."""
+        path = self._folder / self._name(tokens)
+        try:
+            return {name: tensor.to(tokens.device) for name, tensor in load_file(path).items()}
+        except (FileNotFoundError, SafetensorError):
+            pass  # not there, or a crash cut it short
+        made = {name: tensor.detach().to(torch.bfloat16) for name, tensor in read(tokens[None]).items()}
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        save_file({name: tensor.cpu().contiguous() for name, tensor in made.items()}, partial)
+        os.replace(partial, path)
+        return made
+
+    def _name(self, tokens: Tensor) -> str:
+        digest = hashlib.sha256(f"{self._identity}/{tokens.tolist()}".encode()).hexdigest()
+        return f"{digest[:32]}.safetensors"

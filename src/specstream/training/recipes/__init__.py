@@ -1,0 +1,1 @@
+"""What can be trained: one file each, which the loop meets as a ``Trainee``."""

@@ -1,0 +1,256 @@
+"""Speculative streams on a frozen target: what it computes is kept, only the streams' own part is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specstream.drafters.streams import StreamsDrafter
+from specstream.heads.folder import fingerprint
+from specstream.heads.multistream import MainStream
+from specstream.heads.stream_loss import stream_loss, stream_ranks
+from specstream.heads.streams import Streams, StreamsConfig, unit
+from specstream.models.load import load_model
+from specstream.training.config import StreamsSection, TrainConfig
+from specstream.training.data import Batch, Examples, load_examples
+from specstream.training.frozen import (
+    Live,
+    answer_counts,
+    frequent_tokens,
+    lengths_of,
+    prompts_of,
+    provenance_of,
+    rates_of,
+)
+from specstream.training.kept import KeptStates
+from specstream.training.trainee import Goal, Prepared, drafted_figures
+
+LIVE_NODES = 7
+"""Drafted nodes of the trees in live decoding."""
+
+NOISE = 0.1
+"""Size of fresh stream embeddings, against that of the states they are added to."""
+
+RIDGE = 1e-3
+"""Of the fit of a linear start, against the inputs' own variance."""
+
+
+class MainStates:
+    """The target's own pass over examples, kept where a folder is given.
+
+    Args:
+        streams: whose target, and from which layer on.
+        folder: None keeps nothing.
+    """
+
+    def __init__(self, streams: Streams, folder: str | None) -> None:
+        self._streams = streams
+        self._upper = range(streams.first, streams.first + streams.config.layers)
+        base = f"{fingerprint(streams.model)}/{streams.model.dtype}"
+        self._kept = (
+            None
+            if folder is None
+            else (
+                KeptStates(folder, f"{base}/from {streams.first}"),
+                KeptStates(folder, f"{base}/final"),
+            )
+        )
+        self._last: tuple[Tensor, MainStream] | None = None
+
+    def of(self, tokens: Tensor) -> MainStream:
+        """Of one example ``[length]``."""
+        return self.read(
+            Batch(tokens=tokens[None], mask=torch.ones_like(tokens[None], dtype=torch.bool), examples=(), size=0)
+        )
+
+    def read(self, batch: Batch) -> MainStream:
+        """Of a batch; in the target's dtype."""
+        if self._kept is None:
+            return self._streams.read(batch.tokens)
+        lengths = lengths_of(batch)
+        upper, final = (
+            kept.batch(batch, lengths, read) for kept, read in zip(self._kept, (self._below, self._above), strict=True)
+        )
+        dtype = self._streams.model.dtype
+        self._last = None
+        return MainStream(
+            upper["states"].to(dtype),
+            final["final"].to(dtype),
+            {layer: upper[f"keys.{layer}"].to(dtype) for layer in self._upper},
+            {layer: upper[f"values.{layer}"].to(dtype) for layer in self._upper},
+        )
+
+    def _below(self, tokens: Tensor) -> dict[str, Tensor]:
+        main = self._pass(tokens)
+        assert self._kept is not None
+        self._kept[1].row(tokens[0], self._above)
+        return {
+            "states": main.states,
+            **{f"keys.{layer}": main.keys[layer] for layer in self._upper},
+            **{f"values.{layer}": main.values[layer] for layer in self._upper},
+        }
+
+    def _above(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {"final": self._pass(tokens).final}
+
+    def _pass(self, tokens: Tensor) -> MainStream:
+        """The last one again, if it was of these tokens."""
+        if self._last is None or not torch.equal(self._last[0], tokens):
+            with torch.no_grad():
+                self._last = tokens, self._streams.read(tokens)
+        return self._last[1]
+
+
+class StreamsTrainee:
+    """Streams that learn what the target says.
+
+    Args:
+        streams: them.
+        states: what the target computes.
+        section: how they learn.
+        live: decodes with them.
+    """
+
+    goal = Goal(figure="accepted_length")
+
+    def __init__(self, streams: Streams, states: MainStates, section: StreamsSection, live: Live) -> None:
+        self._streams, self._states, self._section, self._live = streams, states, section, live
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self._streams.parameters()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        main = self._states.read(batch)
+        return stream_loss(self._streams, batch.tokens, batch.mask, main=main, soften=self._section.soften)
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """How the streams' drafts fare: on the target's answers, and in decoding itself."""
+        ranks: list[Tensor] = []
+        prompts: list[list[int]] = []
+        for batch in batches:
+            ranks.append(stream_ranks(self._streams, batch.tokens, batch.mask, self._states.read(batch)).cpu())
+            prompts += prompts_of(batch)
+        judged = torch.cat(ranks)
+        rates = rates_of(judged)
+        drafter = StreamsDrafter(self._streams, sizes=(LIVE_NODES,), rates=rates)
+        figures = {**drafted_figures(judged), **self._live.figures(drafter, self._streams.gamma, prompts)}
+        self._streams.details.update(rates=rates, figures=figures)
+        return figures
+
+    def save(self, folder: Path) -> None:
+        self._streams.save(folder)
+
+
+def prepare(config: TrainConfig, device: str) -> Prepared:
+    """Fresh streams of the target, or those of a folder."""
+    section = config.streams
+    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
+    model.requires_grad_(False)
+    torch.manual_seed(config.training.seed)
+    examples, _ = load_examples(config.data, tokenizer, config.training.seed)
+    counts = answer_counts(examples, int(model.get_output_embeddings().weight.shape[0]))
+    if section.start_from is None:
+        vocabulary = None if section.vocabulary is None else frequent_tokens(counts, section.vocabulary)
+        streams = Streams(model, _shape(section), vocabulary)
+        states = MainStates(streams, config.model.states_dir)
+        begin(streams, states, examples, section.fit_examples)
+    else:
+        streams = Streams.from_pretrained(section.start_from, model).requires_grad_(True)
+        states = MainStates(streams, config.model.states_dir)
+    streams.details.update(provenance_of(config, examples, counts))
+    live = Live(model, tokenizer, section.live_prompts, section.live_tokens)
+    return Prepared(trainee=StreamsTrainee(streams, states, section, live), tokenizer=tokenizer)
+
+
+def _shape(section: StreamsSection) -> StreamsConfig:
+    return StreamsConfig(
+        gamma=section.gamma,
+        layers=section.layers,
+        rank=section.rank,
+        alpha=section.alpha,
+        targets=tuple(section.targets),
+        pruning_rank=section.pruning_rank,
+        start=section.start,
+    )
+
+
+@torch.no_grad()
+def begin(streams: Streams, states: MainStates, examples: Examples, count: int) -> None:
+    """Give fresh streams a start of a fitting size.
+
+    A linear start begins as the best guess, by least squares, at the state that the main stream will have at the next
+    token, from the state at this one and the next token: stream 1 then starts as the main stream will at its place.
+    Further streams start with as much of that guess, dimension by dimension, as tells something about their places.
+
+    Args:
+        streams: fresh ones.
+        states: the target's.
+        examples: to look at.
+        count: the first so many of them.
+    """
+    linear = streams.config.start == "linear"
+    chosen = [examples[index].tokens for index in range(min(count if linear else 1, len(examples)))]
+    fit = _Fit()
+    size: list[Tensor] = []
+    for tokens, here in _seen(streams, states, chosen):
+        size.append(here.square().mean().sqrt())
+        if linear:
+            fit.add(torch.cat([unit(here[:-1]), streams.token_states(tokens[1:])], 1), here[1:])
+    streams.embeddings.normal_().mul_(NOISE * torch.stack(size).mean())
+    if linear:
+        weights, offset = fit.solve()
+        hidden = streams.embeddings.shape[1]
+        streams.from_state.copy_(weights[:hidden].T)
+        streams.from_token.copy_(weights[hidden:].T)
+        streams.embeddings[0].copy_(offset)
+        _further(streams, _seen(streams, states, chosen))
+
+
+def _seen(streams: Streams, states: MainStates, chosen: Iterable[tuple[int, ...]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and states of examples without the first, which is often unlike any other; those that are long enough."""
+    for each in chosen:
+        if len(each) > streams.gamma + 2:
+            tokens = torch.tensor(each, device=streams.embeddings.device)
+            yield tokens[1:], states.of(tokens).states[0, 1:].float()
+
+
+def _further(streams: Streams, seen: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Scales and offsets of the streams behind the first: a regression with one input for every dimension."""
+    gamma, hidden = streams.embeddings.shape
+    sums = torch.zeros(5, gamma, hidden, dtype=torch.float64, device=streams.embeddings.device)
+    for tokens, here in seen:
+        guess = (streams.start_of(here[:-gamma], tokens[1 : 1 - gamma or None])[:, 0] - streams.embeddings[0]).double()
+        for ahead in range(1, gamma):
+            there = here[1 + ahead :][: len(guess)].double()
+            own = guess[: len(there)]
+            parts = (torch.ones_like(own), own, there, own * own, own * there)
+            sums[:, ahead] += torch.stack([part.sum(0) for part in parts])
+    count, own, there, squares, products = sums[:, 1:]
+    slopes = (products - own * there / count) / (squares - own * own / count).clamp_min(1e-9)
+    streams.scales[1:].copy_(slopes)
+    streams.embeddings[1:].add_((there - slopes * own) / count)
+
+
+class _Fit:
+    """Ridge regression from sums, in double precision."""
+
+    def __init__(self) -> None:
+        self._squares: Any = 0
+        self._products: Any = 0
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Pairs ``[n, inputs]`` and ``[n, outputs]``."""
+        inputs = torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1).double()
+        self._squares = self._squares + inputs.T @ inputs
+        self._products = self._products + inputs.T @ outputs.double()
+
+    def solve(self) -> tuple[Tensor, Tensor]:
+        """Weights ``[inputs, outputs]`` and the offset."""
+        ridge = RIDGE * self._squares.diagonal()
+        ridge[-1] = 0
+        found = torch.linalg.solve(self._squares + ridge.diag(), self._products)
+        return found[:-1].float(), found[-1].float()

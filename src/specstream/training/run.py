@@ -1,0 +1,123 @@
+"""From a configuration to a trained thing: the model, the data, the loop, the folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from specstream.errors import UsageError
+from specstream.provenance import provenance
+from specstream.training.checkpoints import Checkpoints
+from specstream.training.config import TrainConfig
+from specstream.training.data import load_examples
+from specstream.training.journal import Journal
+from specstream.training.loop import Loop, Outcome, make_accelerator
+from specstream.training.trainee import Prepared
+
+RECIPES: Mapping[str, str] = {name: f"specstream.training.recipes.{name}" for name in ("streams", "medusa", "lora")}
+"""Modules with a ``prepare(config, device)`` that returns a ``Prepared``."""
+
+_MAY_CHANGE = {
+    "training": {
+        "num_train_steps",
+        "per_device_batch_size",
+        "gradient_accumulation_steps",
+        "output_dir",
+        "resume",
+        "max_seconds",
+        "save_steps",
+        "save_total_limit",
+        "eval_steps",
+        "logging_steps",
+    },
+    "model": {"device", "states_dir"},
+    "logging": {"use_wandb", "project", "plot"},
+}
+"""What may differ from the run that is gone on with. Of these, steps and batches change how it goes on from there."""
+
+
+def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
+    """Train by a configuration, or go on with it.
+
+    Args:
+        config: what and how.
+        quiet: show nothing.
+
+    Returns:
+        How far it came. ``output_dir`` then holds ``best``, ``checkpoints``, ``log.jsonl``, ``log.csv`` and the plot.
+
+    Raises:
+        UsageError: data or settings that do not fit, or a run in ``output_dir`` of other settings.
+        TrainingError: out of memory, or the loss is no number.
+        MissingPackageError: an optional package that this configuration needs is not installed.
+    """
+    accelerator = make_accelerator(config.training, cpu=config.model.device == "cpu")
+    root = Path(config.training.output_dir)
+    settings = config.model_dump(mode="json")
+    checkpoints = Checkpoints(root, config.training.save_total_limit)
+    if accelerator.is_main_process:
+        if config.training.resume:
+            _check_same(checkpoints, settings)
+        else:
+            set_aside(root)
+    accelerator.wait_for_everyone()
+    main = bool(accelerator.is_main_process)
+    with Journal(root if main else None, config.logging, settings, quiet=quiet or not main) as journal:
+        prepared = _prepare(config, str(accelerator.device))
+        data = load_examples(config.data, prepared.tokenizer, config.training.seed)
+        loop = Loop(
+            prepared.trainee,
+            data,
+            config.training,
+            accelerator=accelerator,
+            journal=journal,
+            checkpoints=checkpoints,
+            record={"config": settings, "provenance": provenance(str(accelerator.device), config.model.dtype)},
+        )
+        journal.say(f"{config.recipe}: {len(data[0])} examples to train on, {len(data[1])} held out, in {root}")
+        outcome = loop.run()
+        if main:
+            journal.plot()
+    return outcome
+
+
+def set_aside(root: Path) -> None:
+    """Rename a folder that holds a run, so that another can begin there and nothing is lost."""
+    if not (root / "checkpoints").exists() and not (root / "best").exists():
+        return
+    number = 1
+    while (aside := root.with_name(f"{root.name}.{number}")).exists():
+        number += 1
+    os.rename(root, aside)
+
+
+def _prepare(config: TrainConfig, device: str) -> Prepared:
+    return cast(Prepared, import_module(RECIPES[config.recipe]).prepare(config, device))
+
+
+def _check_same(checkpoints: Checkpoints, settings: Mapping[str, Any]) -> None:
+    """A run goes on only with the settings it began with."""
+    steps = checkpoints.steps()
+    if not steps:
+        return
+    _, record = checkpoints.load(steps[-1])
+    before = record.get("config", {})
+    for section, values in settings.items():
+        old = before.get(section)
+        if not isinstance(values, Mapping) or not isinstance(old, Mapping):
+            if values != old:
+                raise _other(checkpoints.root, section, old, values)
+            continue
+        for key, value in values.items():
+            if key not in _MAY_CHANGE.get(section, ()) and value != old.get(key, value):
+                raise _other(checkpoints.root, f"{section}.{key}", old.get(key), value)
+
+
+def _other(root: Path, name: str, old: Any, new: Any) -> UsageError:
+    return UsageError(
+        f"{root} holds a run with {name} {old!r} and now it is {new!r}; give the old value, another "
+        "training.output_dir, or --no-resume to set that run aside"
+    )

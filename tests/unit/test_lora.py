@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from specstream import LoRAAdapter, SpeculativeEngine
+from specstream.errors import MissingPackageError, UsageError
+from tests.tiny import tiny_model, tiny_tokenizer
+
+pytest.importorskip("peft")
+# PEFT asks transformers under a name that transformers is giving up.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+CONFIG = {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj", "o_proj"]}
+TEXTS = ["one two three four five six seven eight nine ten", "the cat sat on the mat and the dog sat on the cat"]
+
+
+def adapter(seed: int = 0, **settings) -> LoRAAdapter:
+    torch.manual_seed(seed)
+    return LoRAAdapter(base_model=tiny_model(), lora_config={**CONFIG, **settings}, tokenizer=tiny_tokenizer())
+
+
+def logits(model) -> torch.Tensor:
+    return model(torch.tensor([[5, 9, 70, 80]])).logits.detach()
+
+
+@pytest.fixture(scope="module")
+def trained() -> LoRAAdapter:
+    made = adapter()
+    made.train(TEXTS, epochs=8, learning_rate=0.02, max_length=32)
+    return made
+
+
+def test_a_fresh_adapter_changes_nothing():
+    assert torch.equal(logits(adapter().get_adapted_model()), logits(tiny_model()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        TEXTS,
+        [{"prompt": "one two", "completion": "three four"}, {"prompt": "the cat", "completion": "sat on the mat"}],
+        [{"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two three four"}]}] * 2,
+        [[70, 71, 72, 73, 74, 75], [90, 91, 92, 93]],
+    ],
+    ids=["texts", "completions", "chats", "token ids"],
+)
+def test_the_loss_falls_and_the_base_stays(data):
+    made, base = adapter(), tiny_model()
+    log = made.train(data, epochs=12, batch_size=2, learning_rate=0.02)
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert (log[0]["epoch"], log[-1]["epoch"]) == (1, 12)
+    own = {name.replace(".base_layer", ""): each for name, each in made.get_adapted_model().named_parameters()}
+    assert all(torch.equal(own[name], each) for name, each in base.named_parameters())
+    assert not torch.equal(logits(made.get_adapted_model()), logits(base))
+
+
+def test_training_repeats_with_its_seed():
+    made = [adapter(), adapter(), adapter()]
+    for each, seed in zip(made, (1, 1, 2), strict=True):
+        each.train(TEXTS, epochs=2, batch_size=1, seed=seed, learning_rate=0.02)
+    first, again, other = (logits(each.get_adapted_model()) for each in made)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_weights_are_saved_and_loaded(trained, tmp_path):
+    trained.save_weights(tmp_path / "adapter")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
+    fresh = adapter(seed=9)
+    fresh.load_weights(tmp_path / "adapter")
+    assert torch.equal(logits(fresh.get_adapted_model()), logits(trained.get_adapted_model()))
+
+
+def test_the_folder_is_one_that_peft_reads(trained, tmp_path):
+    from peft import PeftModel
+
+    trained.save_weights(tmp_path)
+    theirs = PeftModel.from_pretrained(tiny_model(), str(tmp_path)).eval()
+    assert torch.equal(logits(theirs), logits(trained.get_adapted_model()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"r": 8}, "have r 4 and this adapter has 8"), ({"target_modules": ["q_proj"]}, "have target_modules")],
+)
+def test_weights_of_another_shape_are_refused(trained, tmp_path, settings, message):
+    trained.save_weights(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        adapter(**settings).load_weights(tmp_path)
+    with pytest.raises(UsageError, match="holds no LoRA weights"):
+        adapter().load_weights(tmp_path / "nothing")
+
+
+def test_parameters_are_counted():
+    stats = adapter().get_parameter_stats()
+    # Two layers: q and o are 48 x 48, v is 24 x 48.
+    assert stats["trainable"] == 2 * 4 * ((48 + 48) * 2 + 24 + 48)
+    assert stats["total"] == stats["trainable"] + sum(each.numel() for each in tiny_model().parameters())
+    assert stats["percent"] == pytest.approx(100 * stats["trainable"] / stats["total"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_adapted_model_is_a_lossless_target(trained, merge, dtype, tmp_path):
+    """Its speculative output is its own greedy output, token for token, and not the base's."""
+    trained.save_weights(tmp_path)
+    base = tiny_model().to(dtype)
+    made = LoRAAdapter(base, CONFIG)
+    made.load_weights(tmp_path)
+    model = made.get_adapted_model(merge=merge)
+    outputs = {}
+    for drafter in ("none", "lookup"):
+        engine = SpeculativeEngine(model, tiny_tokenizer(), drafter=drafter, adaptive=False)
+        results = [engine.generate(text, max_new_tokens=40, ignore_eos=True) for text in (*TEXTS, "one two one two")]
+        outputs[drafter] = [result["token_ids"] for result in results]
+        assert {result["exact"] for result in results} == {"bits"}
+    assert outputs["lookup"] == outputs["none"]
+    base = SpeculativeEngine(tiny_model().to(dtype), tiny_tokenizer(), drafter="none")
+    assert base.generate(TEXTS[0], max_new_tokens=40, ignore_eos=True)["token_ids"] != outputs["none"][0]
+    if dtype == torch.float32:
+        ids = tiny_tokenizer()(TEXTS[0], return_tensors="pt")["input_ids"]
+        own = model.generate(ids, max_new_tokens=40, min_new_tokens=40, do_sample=False)[0, ids.shape[1] :]
+        assert own.tolist() == outputs["none"][0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 4}, "unknown setting 'lora_config.rank'; known are alpha, dropout, r, target_modules"),
+        ({"r": 0}, "lora_config.r is 0"),
+        ({"target_modules": ["w_proj"]}, "do not fit this model"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        LoRAAdapter(tiny_model(), settings)
+
+
+def test_peft_names_are_taken():
+    made = LoRAAdapter(tiny_model(), {"r": 2, "lora_alpha": 4, "lora_dropout": 0.2, "target_modules": ("q_proj",)})
+    assert made.config == {"r": 2, "alpha": 4.0, "dropout": 0.2, "target_modules": ["q_proj"]}
+
+
+def test_wrong_training_data_is_refused():
+    with pytest.raises(UsageError, match="training_data is empty"):
+        adapter().train([])
+    with pytest.raises(UsageError, match="epochs is 0"):
+        adapter().train(TEXTS, epochs=0)
+    with pytest.raises(UsageError, match="unknown setting 'speed'"):
+        adapter().train(TEXTS, speed=3)
+    with pytest.raises(UsageError, match="give LoRAAdapter tokenizer="):
+        LoRAAdapter(tiny_model(), CONFIG).train(TEXTS)
+
+
+def test_without_peft_the_error_is_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'specstream\[train\]'"):
+        LoRAAdapter(tiny_model(), CONFIG)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+
+from specstream.errors import UsageError
+from specstream.training.config import read_config
+
+TEXT = """
+recipe: lora
+model: {target_model: smollm2-135m}
+data:
+  domain: code
+  files: [a.jsonl]
+training:
+  num_train_steps: 50
+  learning_rate: 5e-4
+lora: {r: 8}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def test_a_file_is_read_and_overridden(file):
+    config = read_config(file, ["training.num_train_steps=7", "data.files=[b.jsonl, c.jsonl]", "data.chat=false"])
+    assert (config.recipe, config.lora.r, config.data.domain) == ("lora", 8, "code")
+    assert config.training.learning_rate == 5e-4  # which YAML takes for a text
+    assert config.training.num_train_steps == 7
+    assert config.data.files == ["b.jsonl", "c.jsonl"]
+    assert config.data.chat is False
+    assert config.training.gradient_accumulation_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lerning_rate=1", r"unknown setting 'training.lerning_rate'; known are .*learning_rate"),
+        ("speed=1", r"unknown setting 'speed'; known are data, .*training"),
+        ("training.num_train_steps=0", r"training.num_train_steps is 0; give a value that is greater than or equal"),
+        ("training.mixed_precision=int4", r"training.mixed_precision is 'int4'; give .*'bf16'"),
+        ("recipe=magic", "recipe is 'magic'"),
+        ("training.num_train_steps", "--set is 'training.num_train_steps'; give key=value"),
+        ("recipe.x=1", "'recipe' is no section"),
+        ("data.files=[", "--set data.files is no YAML"),
+    ],
+)
+def test_a_wrong_setting_names_the_value_and_the_remedy(file, override, message):
+    with pytest.raises(UsageError, match=message):
+        read_config(file, [override])
+
+
+def test_a_section_of_another_recipe_is_refused(file):
+    with pytest.raises(UsageError, match="section 'lora' is given and recipe is 'medusa'"):
+        read_config(file, ["recipe=medusa"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a: [", "is not YAML"), ("- 1", "holds no sections"), ("model: {}", "recipe is missing")],
+)
+def test_a_wrong_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        read_config(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_config(tmp_path / "none.yaml")

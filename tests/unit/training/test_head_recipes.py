@@ -1,0 +1,189 @@
+"""Streams and Medusa heads through the whole of training, on a tiny target that counts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from specstream.heads.medusa import MedusaHeads
+from specstream.heads.streams import Streams
+from specstream.training.config import train_config
+from specstream.training.data import load_examples
+from specstream.training.frozen import Live
+from specstream.training.recipes import streams as recipe
+from specstream.training.run import train
+from tests.tiny import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SECTIONS = {
+    "streams": {
+        "gamma": 2,
+        "layers": 1,
+        "rank": 4,
+        "vocabulary": 120,
+        "soften": 0.5,
+        "live_prompts": 2,
+        "live_tokens": 8,
+    },
+    "medusa": {"num_heads": 2, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a target and its own greedy answers."""
+    root = tmp_path_factory.mktemp("made")
+    model = tiny_model()
+    model.save_pretrained(root / "target")
+    tiny_tokenizer().save_pretrained(root / "target")
+    chance = torch.Generator().manual_seed(1)
+    lines = []
+    for _ in range(40):
+        prompt = torch.randint(2, 300, (1, 5), generator=chance)
+        answer = model.generate(prompt, max_new_tokens=20, do_sample=False, eos_token_id=None)[0, 5:]
+        lines.append(json.dumps({"prompt_token_ids": prompt[0].tolist(), "answer_token_ids": answer.tolist()}))
+    (root / "answers.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def config(made, tmp_path):
+    def build(recipe, section=None, model=None, **training):
+        return train_config(
+            {
+                "recipe": recipe,
+                "model": {
+                    "target_model": str(made / "target"),
+                    "dtype": "float32",
+                    "device": "cpu",
+                    "states_dir": str(tmp_path / "states"),
+                    **(model or {}),
+                },
+                "data": {"files": [str(made / "answers.jsonl")], "eval_examples": 6, "max_length": 64},
+                recipe: {**SECTIONS[recipe], **(section or {})},
+                "training": {
+                    "num_train_steps": 8,
+                    "per_device_batch_size": 4,
+                    "learning_rate": 0.01,
+                    "output_dir": str(tmp_path / "run"),
+                    "save_steps": 3,
+                    "eval_steps": 8,
+                    "logging_steps": 1,
+                    **training,
+                },
+                "logging": {"plot": False},
+            }
+        )
+
+    return build
+
+
+def weights(folder):
+    (path,) = folder.glob("*.safetensors")
+    return load_file(path)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("start", ["identity", "linear"])
+def test_streams_learn_and_say_what_they_are(start, config, made, tmp_path):
+    settings = config("streams", {"start": start}, num_train_steps=40)
+    outcome = train(settings, quiet=True)
+    assert outcome.finished
+    log = rows(tmp_path / "run")
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    for name in ("loss/stream_1", "loss/stream_2"):
+        assert all(name in row for row in log if "loss" in row)
+    evaluations = [row for row in log if "eval/accepted_length" in row]
+    assert [row["step"] for row in evaluations] == [0, 8, 16, 24, 32, 40]
+    assert all(0 <= row["eval/top1_2"] <= row["eval/top4_2"] <= 1 for row in evaluations)
+    assert all(1 <= row["eval/live_accepted_length"] <= 3 for row in evaluations)
+
+    model = tiny_model()
+    streams = Streams.from_pretrained(tmp_path / "run" / "best", model)
+    assert streams.config.start == start
+    assert len(streams.vocabulary) == 120
+    assert streams.details["data"]["examples"] == 34
+    assert streams.details["recipe"]["streams"]["start"] == start
+    assert streams.details["figures"]["accepted_length"] == pytest.approx(outcome.progress.best)
+    assert len(streams.details["rates"]) == 2
+
+
+def test_medusa_heads_learn_from_the_same_states(config, tmp_path):
+    train(config("streams", num_train_steps=1, output_dir=str(tmp_path / "other")), quiet=True)
+    kept = len(list((tmp_path / "states").iterdir()))
+    outcome = train(config("medusa", num_train_steps=40), quiet=True)
+    assert outcome.finished
+    log = rows(tmp_path / "run")
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert all("loss/head_2" in row for row in log if "loss" in row)
+    heads = MedusaHeads.from_pretrained(tmp_path / "run" / "best", tiny_model())
+    assert heads.record["data"]["examples"] == 34
+    assert len(heads.rates) == 2
+    assert kept == 2 * 11, "of the first, which is looked at for its size, of one batch and of those held out"
+    assert len(list((tmp_path / "states").iterdir())) == 40 + 11, "what heads see, of the others too"
+
+
+@pytest.mark.parametrize("recipe_name", ["streams", "medusa"])
+@pytest.mark.parametrize("states", [True, False], ids=["kept", "computed"])
+def test_a_run_that_was_stopped_ends_in_the_same_bits(recipe_name, states, config, tmp_path):
+    model = {} if states else {"states_dir": None}
+    section = {"start": "linear"} if recipe_name == "streams" else {}
+    whole = config(recipe_name, section, model, output_dir=str(tmp_path / "whole"))
+    train(whole, quiet=True)
+    for _ in range(8):
+        outcome = train(config(recipe_name, section, model, max_seconds=1e-9), quiet=True)
+    assert outcome.finished
+    expected, got = (weights(next((tmp_path / name / "checkpoints").glob("*8"))) for name in ("whole", "run"))
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
+
+
+def test_a_run_may_go_on_from_other_streams_with_other_data(config, made, tmp_path):
+    train(config("streams", {"start": "linear"}), quiet=True)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000008"
+    settings = config("streams", {"start_from": str(folder)}, num_train_steps=1, learning_rate=1e-9)
+    values = settings.model_dump()
+    values["training"]["output_dir"] = str(tmp_path / "second")
+    values["data"]["limit"] = 30
+    train(train_config({name: each for name, each in values.items() if name not in ("medusa", "lora")}), quiet=True)
+    (second,) = (tmp_path / "second" / "checkpoints").iterdir()
+    before, after = weights(folder), weights(second)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-3)
+
+
+def test_a_linear_start_is_close_to_the_states_to_come(config, made, tmp_path):
+    """Closer than the states there are, which the identity starts with."""
+    settings = config("streams", {"start": "linear", "fit_examples": 30})
+    prepared = recipe.prepare(settings, "cpu")
+    streams, states = prepared.trainee._streams, prepared.trainee._states
+    _, held_out = load_examples(settings.data, prepared.tokenizer, 0)
+    errors = torch.zeros(2)
+    for index in range(len(held_out)):
+        tokens = torch.tensor(held_out[index].tokens)
+        with torch.no_grad():
+            main = states.of(tokens).states[0]
+            start = streams.start_of(main[1:-1], tokens[2:])[:, 0]
+        errors += torch.stack([(start - main[2:]).square().sum(), (main[1:-1] - main[2:]).square().sum()])
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_live_decoding_of_a_drafter_that_is_always_right(made):
+    from specstream.drafters.draft_model import DraftModelDrafter
+    from specstream.models.hf import HuggingFaceTarget
+
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    drafter = DraftModelDrafter(HuggingFaceTarget(model, exact=False), gamma=3, branches=1, vocab_size=300)
+    figures = Live(model, tokenizer, 2, 12).figures(drafter, 3, [[5, 6, 7], [8, 9], [10, 11]])
+    assert 3 <= figures["live_accepted_length"] <= 4
+    assert Live(model, tokenizer, 0, 12).figures(drafter, 3, [[5]]) == {}
