@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from itertools import accumulate
 
 FADE = 0.05
 """Weight of the newest judgement of a draft, once there were 20: enough to follow a text, too little to follow luck."""
@@ -76,3 +78,32 @@ class Acceptance:
             return
         self._judged[at] = min(self._judged[at] + 1, 1 / FADE)
         self._rates[at] += (accepted - rate) / self._judged[at]
+
+
+class Reach:
+    """How far drafts of one source get that end where they become unlikely."""
+
+    def __init__(self) -> None:
+        self._kept: list[float] = []  # how often there was a token at depth 1, 2, ... where there was one before it
+        self._judged: list[int] = []
+
+    def judge(self, asked: int, drafted: int) -> None:
+        """A draft of ``asked`` tokens was asked for, and ended after ``drafted``."""
+        for at in range(min(asked, drafted + 1)):
+            if at == len(self._kept):
+                self._kept.append(1.0)
+                self._judged.append(0)
+            self._judged[at] = min(self._judged[at] + 1, round(1 / FADE))
+            self._kept[at] += ((at < drafted) - self._kept[at]) / (self._judged[at] + 1)
+
+    def tokens(self, depth: int) -> float:
+        """Expected of a draft for which so many are asked."""
+        return math.fsum(accumulate(self._shares(depth), operator.mul))
+
+    def steps(self, depth: int) -> float:
+        """Expected steps: as many, and the one that finds out that the draft has to end."""
+        return math.fsum(accumulate((1.0, *self._shares(depth)[:-1]), operator.mul)) if depth else 0.0
+
+    def _shares(self, depth: int) -> list[float]:
+        last = self._kept[-1] if self._kept else 1.0
+        return [*self._kept[:depth], *[last] * (depth - len(self._kept))]

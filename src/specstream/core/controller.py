@@ -15,8 +15,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from specstream.core.acceptance import Acceptance
+from specstream.core.acceptance import Acceptance, Reach
 from specstream.core.costs import Costs
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
@@ -31,8 +32,20 @@ HORIZON = 64
 TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 """Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
 
-Choice = tuple[Offer, int] | None
-"""What a row takes and how deep; None for nothing."""
+SURE = 0.9
+"""A draft that is likelier than this to be accepted is never ended."""
+
+
+class Taken(NamedTuple):
+    """What a row takes, how deep at most, and how unlikely it may become (``DraftRequest.least``)."""
+
+    offer: Offer
+    depth: int
+    least: float = 0.0
+
+
+Choice = Taken | None
+"""None for nothing."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,23 +55,23 @@ class _Plan:
     Attributes:
         choices: one per row.
         tokens: expected, of all rows.
+        width: of the pass, if no draft ends early.
         seconds: of the drafts and the pass.
+        most: the same if no draft ends early, and if the last price of such a pass still holds.
         reading: seconds that drafters need to catch up first.
     """
 
     choices: list[Choice]
     tokens: float
+    width: int
     seconds: float
+    most: float
     reading: float
-
-    @property
-    def depth(self) -> int:
-        return max((choice[1] for choice in self.choices if choice), default=0)
 
     @property
     def stake(self) -> float:
         """Seconds, all of which are lost but those of a plain pass if nothing is accepted."""
-        return self.seconds + self.reading
+        return self.most + self.reading
 
     @property
     def rate(self) -> float:
@@ -73,6 +86,7 @@ class Controller:
     def __init__(self) -> None:
         self._costs = Costs()
         self._acceptance: dict[str, Acceptance] = {}
+        self._reach: dict[str, Reach] = {}
         self._balance = ACCOUNT
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
@@ -91,7 +105,7 @@ class Controller:
             return plain
         best = max(self._bets(offers), key=lambda plan: plan.rate, default=None)
         if best is not None:
-            return best.choices
+            return [choice and choice._replace(least=self._least(choice.offer, best)) for choice in best.choices]
         trial = self._due(offers)
         return trial.choices if trial else plain
 
@@ -113,10 +127,7 @@ class Controller:
             seconds: what proposing took; what scoring, verifying and committing took.
         """
         rows, width = len(trees), max(map(len, trees))
-        taken = [
-            (request.offer, max(tree.depths)) if request.offer and tree.drafted else None
-            for request, tree in zip(requests, trees, strict=True)
-        ]
+        taken = [_done(request, tree) for request, tree in zip(requests, trees, strict=True)]
         self._costs.observe_pass(rows, width, seconds[1])
         self._plain.setdefault(rows, self._round)
         if width == 1:
@@ -124,9 +135,11 @@ class Controller:
         if len(steps := _steps(taken)) == 1:  # of several drafters nobody knows who took how long
             ((source, (deepest, unread)),) = steps.items()
             self._costs.observe_draft(rows, source, deepest, unread, seconds[0])
-        for choice in taken:
+        for choice, request, tree in zip(taken, requests, trees, strict=True):
             if choice:
-                self._tried[_kind(choice[0])] = self._round
+                self._tried[_kind(choice.offer)] = self._round
+            if choice and choice.least:
+                self._reached(choice.offer).judge(request.depth, max(tree.depths))
         for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
             self._judge(available, choice, verdict)
         self._balance = min(ACCOUNT, self._balance + ALLOWANCE + self._gain(taken, width, verdicts))
@@ -138,10 +151,11 @@ class Controller:
             if offer.tree is not None and not offer.tree.proposals:
                 matched = offer.tree.matched(verdict.tokens)
                 judged = min(offer.depth, emitted, matched + 1)
-            elif taken and taken[0] is offer:
+            elif taken and taken.offer is offer:
                 # Depth `accepted + 1` was judged and turned down, unless an end was accepted: nothing lies behind it.
+                # Where a draft ended early the drafter turned it down.
                 matched = verdict.accepted
-                judged = min(taken[1], emitted, matched + 1)
+                judged = min(taken.depth, emitted, matched + 1)
             else:
                 continue
             self._acceptance.setdefault(offer.source, Acceptance()).judge(judged, matched)
@@ -168,19 +182,40 @@ class Controller:
         for width in sorted({width for option in every for width in option.widths[1:]}):
             for steps in range(min(most, width - 1) + 1):
                 plan = self._plan([_pick(available, steps, width) for available in options], width)
-                affordable = plan.depth == 1 or plan.stake <= (1 + self._balance) * plain
+                affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
                 if affordable and plan.rate > rows / plain:
                     yield plan
 
     def _plan(self, choices: list[Choice], width: int) -> _Plan:
         rows, tokens = len(choices), 0.0
         for choice in choices:
-            tokens += (choice[0].expected or self._of(choice[0]).expected)[choice[1]] if choice else 1.0
-        seconds, reading = self._costs.passing(rows, width), 0.0
+            tokens += (choice.offer.expected or self._of(choice.offer).expected)[choice.depth] if choice else 1.0
+        drafting = reading = 0.0
         for source, (deepest, unread) in _steps(choices).items():
-            seconds += self._costs.steps(rows, source, deepest)
+            drafting += self._costs.steps(rows, source, deepest)
             reading += self._costs.reading(rows, source, unread)
-        return _Plan(choices=choices, tokens=tokens, seconds=seconds, reading=reading)
+        seconds, most = self._costs.passing(rows, width) + drafting, self._costs.at_most(rows, width) + drafting
+        if any(choice and choice.offer.cuts for choice in choices):
+            seconds = self._cut_short(choices)
+        return _Plan(choices=choices, tokens=tokens, width=width, seconds=seconds, most=most, reading=reading)
+
+    def _cut_short(self, choices: Sequence[Choice]) -> float:
+        """Seconds of the drafts and the pass where drafts end early as often as they did."""
+        rows, width, steps = len(choices), 1.0, dict[str, float]()
+        for offer, depth, _ in filter(None, choices):
+            reach, kind = self._reached(offer), _kind(offer)
+            width = max(width, 1 + offer.branches * reach.tokens(depth) if offer.cuts else offer.width(depth))
+            if offer.tree is None:
+                steps[kind] = max(steps.get(kind, 0.0), reach.steps(depth) if offer.cuts else offer.steps(depth))
+        return self._costs.passing(rows, width) + sum(self._costs.steps(rows, *each) for each in steps.items())
+
+    def _least(self, offer: Offer, plan: _Plan) -> float:
+        """The probability from which on a token more pays for its step and its node, at the rate that is expected."""
+        rows, width = len(plan.choices), plan.width
+        if not offer.cuts or width < 2:
+            return 0.0
+        node = (self._costs.passing(rows, width) - self._costs.passing(rows, 1)) / (width - 1)
+        return min(SURE, (self._costs.steps(rows, _kind(offer), 1) + offer.branches * node) * plan.rate / rows)
 
     def _due(self, offers: Sequence[Sequence[Offer]]) -> _Plan | None:
         """A trial, one token deep, of what has waited longest, if it is time and the account can pay for it."""
@@ -188,12 +223,13 @@ class Controller:
         plain = self._costs.passing(rows, 1)
         kinds = {_kind(offer) for available in offers for offer in available}
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
-            choices = [next(((each, 1) for each in available if _kind(each) == kind), None) for available in offers]
-            plan = self._plan(choices, max(choice[0].width(1) for choice in choices if choice))
-            hopeful = sum(self._hopeful(choice[0]) if choice else 1.0 for choice in plan.choices)
+            first = [next((each for each in available if _kind(each) == kind), None) for available in offers]
+            choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
+            plan = self._plan(choices, max(choice.offer.width(1) for choice in choices if choice))
+            hopeful = sum(self._hopeful(choice.offer) if choice else 1.0 for choice in plan.choices)
             waited = self._round - self._tried.get(kind, 0)
-            due = waited >= TRIAL_AFTER or hopeful * plain > plan.seconds * rows if kind else waited >= FREE_TRIAL_AFTER
-            if due and plan.stake <= (1 + self._balance) * plain:
+            due = waited >= TRIAL_AFTER or hopeful * plain > plan.most * rows if kind else waited >= FREE_TRIAL_AFTER
+            if due and plan.stake <= (1 + max(self._balance, ALLOWANCE * waited)) * plain:
                 return plan
         return None
 
@@ -203,6 +239,9 @@ class Controller:
 
     def _of(self, offer: Offer) -> Acceptance:
         return self._acceptance.setdefault(offer.source, Acceptance())
+
+    def _reached(self, offer: Offer) -> Reach:
+        return self._reach.setdefault(offer.source, Reach())
 
 
 class _Option:
@@ -227,8 +266,16 @@ def _pick(options: Sequence[_Option], steps: int, width: int) -> Choice:
     for option in options:
         depth = option.within(steps, width)
         if option.expected[depth] > most:
-            best, most = (option.offer, depth), option.expected[depth]
+            best, most = Taken(option.offer, depth), option.expected[depth]
     return best
+
+
+def _done(request: DraftRequest, tree: TokenTree) -> Choice:
+    """What a row took, as deep as steps were made for it."""
+    drafted = max(tree.depths)
+    if request.offer and request.offer.cuts and request.least:
+        return Taken(request.offer, min(request.depth, drafted + 1), request.least)
+    return Taken(request.offer, drafted) if request.offer and drafted else None
 
 
 def _kind(offer: Offer) -> str:
@@ -239,7 +286,7 @@ def _kind(offer: Offer) -> str:
 def _steps(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
     """For each drafter that takes steps: how many, and the most it has to read first."""
     steps: dict[str, tuple[int, int]] = {}
-    for offer, depth in filter(None, choices):
+    for offer, depth, _ in filter(None, choices):
         if offer.tree is None:
             deepest, unread = steps.get(_kind(offer), (0, 0))
             steps[_kind(offer)] = max(deepest, offer.steps(depth)), max(unread, offer.unread)

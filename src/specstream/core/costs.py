@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TypeVar
 
@@ -15,76 +17,153 @@ READ_ANYWAY = 2
 READ_SHARE = 0.1
 """Before any was measured, reading one token more is taken to cost a drafter this share of a step."""
 
+MUCH_READ = 4
+"""Tokens read beyond those from which on a round tells what reading costs, and with fewer what a step does."""
+
+NEWEST = 5
+"""Measurements of a kind that count. What disturbs them only ever adds to them: of two the smaller is believed, of more
+the median."""
+
+FIRST_LIMIT = 1.25
+"""The first pass of a width may pay for what the others find done: until there is a second, it counts at most so many
+times what was expected. If two widths in a row are dearer than that, the second is believed: passes are dear here."""
+
+FIRST_STEP_LIMIT = 0.25
+"""So does the first step of a drafter: at most so many plain passes."""
+
+LIFETIMES = (8, 32, 128, 512)
+"""Passes after which the price of a wider one is no longer believed, by how often it was measured: a disturbed
+measurement makes a width look dear, what looks dear is not chosen, and so it would never be measured again."""
+
 
 _Kind = TypeVar("_Kind")
+_Other = TypeVar("_Other")
+
+
+class _Newest:
+    """The newest measurements of one kind.
+
+    Args:
+        first: the first of them.
+        limit: what it counts at most, until there is a second.
+        at: when it was made.
+    """
+
+    def __init__(self, first: float, limit: float = math.inf, at: int = 0) -> None:
+        self._seconds = [first] if first <= limit else []
+        self.typical, self._at = min(first, limit), at
+
+    def add(self, seconds: float, at: int = 0) -> None:
+        self._seconds = [*self._seconds[1 - NEWEST :], seconds]
+        self.typical, self._at = sorted(self._seconds)[(len(self._seconds) - 1) // 2], at
+
+    def holds(self, now: int) -> bool:
+        """Whether it is recent enough for how often it was measured."""
+        return now - self._at <= LIFETIMES[min(len(self._seconds), len(LIFETIMES) - 1)]
+
+
+@dataclass
+class _Drafting:
+    """What a drafter's step takes, and a token that it has to read first."""
+
+    step: _Newest
+    read: _Newest | None = field(default=None)
+
+    @classmethod
+    def first(cls, steps: int, behind: int, seconds: float, limit: float) -> _Drafting:
+        return cls(_Newest(seconds / (steps + behind * READ_SHARE), limit))
+
+    @property
+    def reading(self) -> float:
+        return self.step.typical * READ_SHARE if self.read is None else self.read.typical
+
+    def add(self, steps: int, behind: int, seconds: float) -> None:
+        rest = seconds - steps * self.step.typical
+        if behind < MUCH_READ:
+            self.step.add(max(0.0, seconds - behind * self.reading) / steps)
+        elif rest <= 0:  # then a step cannot cost what it was thought to
+            self.step.add(seconds / (steps + behind * READ_SHARE))
+        elif self.read is None:
+            self.read = _Newest(rest / behind)
+        else:
+            self.read.add(rest / behind)
 
 
 class Costs:
     """Seconds, for each number of rows in a batch; what was not measured is taken from the nearest that was."""
 
     def __init__(self) -> None:
-        self._passes: dict[int, dict[int, float]] = {}  # rows -> width -> seconds
-        self._drafts: dict[str, dict[int, tuple[float, float]]] = {}  # source -> rows -> seconds a step, a token read
-        self._known: dict[tuple[int, int], float] = {}  # (rows, width) -> what `passing` answered since the last pass
-        self.plain_passes = 0
+        self._passes: dict[int, dict[int, _Newest]] = {}  # rows -> width -> seconds
+        self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
+        self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
+        self._forgiving = True
+        self.plain_passes, self._now = 0, 0
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> None:
         """A pass over ``width`` nodes a row took ``seconds``, verification included."""
         self.plain_passes += width == 1
-        if self._passes and width not in self._passes.get(rows, {}):
-            # The first of its kind may pay for what the others find done.
-            seconds = min(seconds, 2 * self.passing(rows, width))
+        table = self._passes.get(rows, {})
+        if width in table:
+            table[width].add(seconds, self._now)
+        else:
+            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
+            self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
+            self._forgiving = seconds <= limit
+        self._now += 1
         self._known.clear()
-        table = self._passes.setdefault(rows, {})
-        table[width] = _blend(table.get(width), seconds)
 
     def observe_draft(self, rows: int, source: str, steps: int, unread: int, seconds: float) -> None:
         """A drafter took ``seconds`` for so many steps, before which it read ``unread`` tokens."""
-        table = self._drafts.setdefault(source, {})
-        behind = max(0, unread - READ_ANYWAY)
-        if rows not in table:
-            step = seconds / (steps + behind * READ_SHARE)
-            table[rows] = step, step * READ_SHARE
-            return
-        step, read = table[rows]
-        expected = steps * step + behind * read
-        change = _blend(expected, seconds) - expected
-        if seconds < expected / 2:
-            share = seconds / expected
-            table[rows] = step * share, read * share
-        else:  # to each its part of the blame (least mean squares, normalised)
-            norm = steps**2 + behind**2
-            table[rows] = max(0.0, step + change * steps / norm), max(0.0, read + change * behind / norm)
+        table, behind = self._drafts.setdefault(source, {}), max(0, unread - READ_ANYWAY)
+        if rows in table:
+            table[rows].add(steps, behind, seconds)
+        else:
+            limit = FIRST_STEP_LIMIT * self.passing(rows, 1) if self._passes else math.inf
+            table[rows] = _Drafting.first(steps, behind, seconds, limit)
 
-    def steps(self, rows: int, source: str, steps: int) -> float:
+    def steps(self, rows: int, source: str, steps: float) -> float:
         """Of drafting ``steps`` tokens deep; 0 for a drafter that was never tried."""
-        return steps * _nearest(self._drafts.get(source, {}), rows, (0.0, 0.0))[0]
+        known = _nearest(self._drafts.get(source, {}), rows, None)
+        return steps * known.step.typical if known else 0.0
 
     def reading(self, rows: int, source: str, unread: int) -> float:
         """Of what a drafter reads before its first step, beyond what it reads in any round."""
-        return max(0, unread - READ_ANYWAY) * _nearest(self._drafts.get(source, {}), rows, (0.0, 0.0))[1]
+        known = _nearest(self._drafts.get(source, {}), rows, None)
+        return max(0, unread - READ_ANYWAY) * known.reading if known else 0.0
 
-    def passing(self, rows: int, width: int) -> float:
+    def passing(self, rows: int, width: float) -> float:
         """Of a pass; between and beyond the measured widths along a line, and never less than a narrower one."""
         if (rows, width) not in self._known:
             self._known[rows, width] = self._passing(rows, width)
         return self._known[rows, width]
 
-    def _passing(self, rows: int, width: int) -> float:
-        table = self._passes.get(rows, {})
+    def at_most(self, rows: int, width: int) -> float:
+        """Of a pass, if what is no longer believed was right after all: what a trial may cost."""
+        known = self._passes.get(rows, {}).get(width)
+        return max(self.passing(rows, width), known.typical if known else 0.0)
+
+    def _passing(self, rows: int, width: float) -> float:
+        tables = {each: table for each in self._passes if (table := self._table(each))}
+        table = tables.get(rows, {})
         if len(table) > 1:
             return _along(table, width)
-        shape = _nearest({other: each for other, each in self._passes.items() if len(each) > 1}, rows, {})
+        shape = _nearest({other: each for other, each in tables.items() if len(each) > 1}, rows, {})
         shape = shape or {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
-        known, seconds = next(iter((table or _nearest(self._passes, rows, {1: 1.0})).items()))
+        known, seconds = next(iter((table or _nearest(tables, rows, {1: 1.0})).items()))
         return seconds * _along(shape, width) / _along(shape, known)
 
+    def _table(self, rows: int) -> dict[int, float]:
+        known = self._passes[rows].items()
+        return {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
 
-def _along(table: dict[int, float], width: int) -> float:
+
+def _along(table: dict[int, float], width: float) -> float:
     widths = sorted(table)
     seconds = dict(zip(widths, accumulate((table[each] for each in widths), max), strict=True))
-    if width in seconds or len(widths) == 1:
-        return seconds.get(width, table[widths[0]])
+    if len(widths) == 1:
+        return table[widths[0]]
+    if (exact := int(width)) == width and exact in seconds:
+        return seconds[exact]
     above = next((at for at, other in enumerate(widths) if other > width), len(widths) - 1)
     low, high = widths[max(above - 1, 0)], widths[max(above, 1)]
     slope = (seconds[high] - seconds[low]) / (high - low)
@@ -95,14 +174,7 @@ def _along(table: dict[int, float], width: int) -> float:
     return seconds[high] + slope / 2 * (width - high)
 
 
-def _nearest(table: Mapping[int, _Kind], rows: int, otherwise: _Kind) -> _Kind:
+def _nearest(table: Mapping[int, _Kind], rows: int, otherwise: _Other) -> _Kind | _Other:
     if rows in table:
         return table[rows]
     return table[min(table, key=lambda other: abs(other - rows))] if table else otherwise
-
-
-def _blend(known: float | None, seconds: float) -> float:
-    """A running mean that a hiccup cannot move far and that forgets a slow start at once."""
-    if known is None or seconds < known / 2:
-        return seconds
-    return known + 0.2 * (min(seconds, 2 * known) - known)

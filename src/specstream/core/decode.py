@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from specstream.core.clock import Clock, between, split
-from specstream.core.controller import Controller
+from specstream.core.controller import Controller, Taken
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target
 from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats, Timings
@@ -94,11 +94,15 @@ class Speculation:
 
     def choose(self, requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]) -> list[DraftRequest]:
         """The requests as they shall be met: with the offer taken, and its depth."""
-        first = [(available[0], available[0].depth) if available else None for available in offers]
-        choices = first if self.controller is None else self.controller.choose(offers)
-        taken = [choice or (None, 0) for choice in choices]
+        if self.controller is None:
+            choices = [Taken(available[0], available[0].depth) if available else None for available in offers]
+        else:
+            choices = self.controller.choose(offers)
         return [
-            replace(request, offer=offer, depth=depth) for request, (offer, depth) in zip(requests, taken, strict=True)
+            replace(request, offer=choice.offer, depth=choice.depth, least=choice.least)
+            if choice
+            else replace(request, depth=0)
+            for request, choice in zip(requests, choices, strict=True)
         ]
 
 

@@ -121,6 +121,7 @@ class Offer:
         expected: tokens that it emits if taken to depth 0, 1, ..., ``depth``, the target's own included, by what the
             drafter measured itself; empty where the controller is to measure.
         at_once: whether one step of the drafter drafts the whole tree, however deep.
+        cuts: whether it ends a draft where that has become too unlikely; see ``DraftRequest.least``.
     """
 
     source: str
@@ -131,6 +132,7 @@ class Offer:
     widths: tuple[int, ...] = ()
     expected: tuple[float, ...] = ()
     at_once: bool = False
+    cuts: bool = False
 
     def steps(self, depth: int) -> int:
         """Steps of the drafter that it takes to draft so deep."""
@@ -156,12 +158,15 @@ class DraftRequest:
         depth: the deepest tree worth drafting; 0 asks for the root alone.
         generator: the row's own source of chance, on the CPU.
         offer: the one of the session's offers that is taken; None before that, and where there is no choice.
+        least: a drafter that cuts ends the draft before a token with which it would be accepted less often than this,
+            by its own reckoning.
     """
 
     tokens: Sequence[int]
     depth: int
     generator: torch.Generator
     offer: Offer | None = None
+    least: float = 0.0
 
 
 class DraftSession(Protocol):

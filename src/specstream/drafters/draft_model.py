@@ -1,5 +1,9 @@
 """A smaller model of the same vocabulary drafts token by token (Leviathan et al., arXiv 2211.17192).
 
+A greedy draft ends where the draft model, by its own probabilities, is no longer sure enough of the path to pay for
+another step (as the controller says: ``DraftRequest.least``). Sampled drafts do not end early: which tokens are drawn
+must not decide whether they are looked at.
+
 With ``branches`` above 1 each step also proposes the runners-up as leaves beside the chain: they cost no further
 draft pass. At temperature > 0 the candidates of a step are drawn without replacement from the draft's own
 distribution, which goes into the tree for the verification to weigh.
@@ -68,6 +72,8 @@ class _Growing:
 
     request: DraftRequest
     skipped: int
+    likelihood: float = 1.0
+    ended: bool = False
     steps: list[list[int]] = field(default_factory=list)
     proposals: list[Tensor] = field(default_factory=list)
 
@@ -119,11 +125,14 @@ class DraftModelSession:
         growing = [_Growing(request=each, skipped=row) for each, row in zip(requests, self._skipped, strict=True)]
         self._before = [len(row.readable) for row in growing]
         for step in range(max(depths)):
-            logits = self._feed([row.readable for row in growing], [step < depth for depth in depths])
+            goes_on = [step < depth and not row.ended for depth, row in zip(depths, growing, strict=True)]
+            if not any(goes_on):
+                break
+            logits = self._feed([row.readable for row in growing], goes_on)
             if step == 0 and self._stays(logits[0].device, requests, max(depths)):
                 return self._defer(growing, depths, torch.stack(logits))
-            for row, depth, scores in zip(growing, depths, logits, strict=True):
-                if step < depth:
+            for row, grows, scores in zip(growing, goes_on, logits, strict=True):
+                if grows:
                     self._grow(row, scores)
         return [row.tree() for row in growing]
 
@@ -144,7 +153,10 @@ class DraftModelSession:
         if not depth:
             return []
         unread = READ_AT_ONCE if unread > FAR_BEHIND else unread
-        return [Offer(source=self._drafter.name, depth=depth, branches=self._drafter.branches, unread=unread)]
+        cuts = self._sampling.greedy
+        return [
+            Offer(source=self._drafter.name, depth=depth, branches=self._drafter.branches, unread=unread, cuts=cuts)
+        ]
 
     def _unread(self, row: int, request: DraftRequest) -> int:
         return len(request.tokens) - self._skipped[row] - self._cached[row]
@@ -252,6 +264,11 @@ class DraftModelSession:
         branches = self._drafter.branches
         if self._sampling.greedy:
             scores = process(logits, self._sampling, context)
+            if least := row.request.least:
+                row.likelihood *= float((scores.max().float() - scores.float().logsumexp(-1)).exp())
+                row.ended = row.likelihood < least
+            if row.ended:
+                return
             row.steps.append([int(scores.argmax())] if branches == 1 else scores.topk(branches).indices.tolist())
             return
         distribution = probabilities(logits, self._sampling, context)

@@ -65,6 +65,9 @@ class Exactness:
         context_length: the most tokens a sequence may have, None for no limit.
         dtype: of the model.
         activations: layers x hidden size of the model.
+        simple: whether a pass of so many rows and of so many nodes each runs through an attention that sums every
+            node's keys in path order by itself: then only the number of nodes matters, neither the length of the
+            context nor how they are shared out to rows, and far fewer shapes are tried.
         one_width: where no class of widths is found, take a single width for all passes: on a GPU it costs little, and
             passes of one width run one kernel. Larger trees are then lossless up to rounding.
     """
@@ -77,6 +80,7 @@ class Exactness:
         *,
         dtype: torch.dtype,
         activations: int,
+        simple: Callable[[int, int], bool] = lambda rows, width: False,
         one_width: bool = False,
     ) -> None:
         self._begin = begin
@@ -88,7 +92,7 @@ class Exactness:
         # A model too small for the evidence is padded to where differences are unlikely in the first place.
         narrowest = 1 if wanted <= WIDTHS[-1] else SAFE_WIDTH
         self._widths = [width for width in WIDTHS if width >= narrowest]
-        self._one_width = one_width
+        self._simple, self._one_width = simple, one_width
         self._base: int | None = None
         self._calibrated = False
         self._tokens: list[int] = []
@@ -172,8 +176,7 @@ class Exactness:
         Its nodes stand at other slots than plain decoding has them at, so attention has to sum in path order. Ask
         only where that is how it is built: a difference in the order of sums can be too rare for a test.
         """
-        blocks = capacity // STEP
-        key = (rows, width, blocks)
+        key = rows, width, blocks = self._shape(rows, width, capacity // STEP)
         if key not in self._branches:
             agrees = (self._agrees(rows, width, end, blocks, branched=True) for end in _ends(blocks))
             self._branches[key] = self._base is not None and all(agrees)
@@ -181,10 +184,14 @@ class Exactness:
 
     def _certify(self, rows: int, width: int, blocks: int) -> bool:
         """Whether passes of this shape, in a cache of so many blocks, give plain decoding's rows; tried once."""
-        key = (rows, width, blocks)
+        key = rows, width, blocks = self._shape(rows, width, blocks)
         if key not in self._certified:
             self._certified[key] = all(self._agrees(rows, width, end, blocks) for end in _ends(blocks))
         return self._certified[key]
+
+    def _shape(self, rows: int, width: int, blocks: int) -> tuple[int, int, int]:
+        """The shape to try in place of this one."""
+        return (1, rows * width, 1) if self._simple(rows, width) else (rows, width, blocks)
 
     def _agrees(self, rows: int, width: int, end: int, blocks: int, *, branched: bool = False) -> bool:
         """Whether passes of this shape read the probe tokens as plain decoding does: as a chain, or as a branch."""

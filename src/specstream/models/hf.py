@@ -176,6 +176,7 @@ class HuggingFaceTarget:
             self.context_length,
             dtype=self.model.dtype,
             activations=text.num_hidden_layers * text.hidden_size,
+            simple=self.runtime.own_attention,
             one_width=self.runtime.static,
         )
 

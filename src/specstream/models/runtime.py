@@ -127,9 +127,13 @@ class Runtime:
         """Whether a branch of a tree may have the bits of plain decoding: its keys are summed in path order."""
         return bool(self._configs)
 
+    def own_attention(self, rows: int, width: int) -> bool:
+        """Whether a pass over so many rows and nodes each goes through the native attention, not the model's own."""
+        return bool(self._configs) and rows * width <= native.MOST_ROWS
+
     def plan(self, trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> TreePlan | None:
         """What the native attention needs to know of a pass; None if the pass goes through the model's own."""
-        return tree_plan(trees, width, lengths) if self._configs and len(trees) * width <= native.MOST_ROWS else None
+        return tree_plan(trees, width, lengths) if self.own_attention(len(trees), width) else None
 
     def stacked(self, plan: TreePlan | None) -> bool:
         """Whether a pass of this plan runs through our own stack of layers, which keeps states by itself."""

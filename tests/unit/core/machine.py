@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import accumulate
+from operator import mul
 
 import torch
 
@@ -31,13 +33,20 @@ class Machine:
         model: how often its drafts are accepted; None for no draft model.
         lookup: how often there is a match, and how often what it copies is right; None for no lookup.
         seconds, tokens: used, and emitted by all rows.
-        log: for every round, what each row took: "m2" is two tokens of the model's, "l3" three looked up, "-" nothing.
+        sure: how often the model's next token is one it is sure of, accepted at 0.99 where any other is at 0.5; it
+            ends drafts by that, and ``model`` does not matter. None for a model that does not.
+        noisy: whether other work disturbs measurements: the first of a kind takes six times as long, one in eight of
+            the others up to three times.
+        log: for every round, what each row took: "m2" is two tokens of the model's, "l3" three of the lookup's, "-"
+            nothing.
     """
 
     def __init__(self, price, *, step=0.0, read=0.0, model=None, lookup=None, rows=1, depth=5, branches=1, seed=0):  # noqa: PLR0913
         self.price, self.step, self.read = price, step, read
         self.model, self.lookup, self.rows, self.depth, self.branches = model, lookup, rows, depth, branches
         self.chance = random.Random(seed)
+        self.sure: float | None = None
+        self.noisy, self._done, self._disturbance = False, set[object](), random.Random(seed + 1)
         self.seconds, self.tokens = 0.0, 0
         self.unread = [1] * rows
         self.log: list[list[str]] = []
@@ -61,28 +70,44 @@ class Machine:
         matches = [self._copied(depth) for _ in range(self.rows)]
         offers = [self._offers(row, depth, matches[row]) for row in range(self.rows)]
         choices = controller.choose(offers)
-        requests, trees, verdicts = [], [], []
+        requests, trees, verdicts, done = [], [], [], []
+        steps = 0
         for row, choice in enumerate(choices):
-            accepted, truth = self._accepted(choice, matches[row])
+            asked = choice.depth if choice else 0
+            likelihoods = self._likelihoods(choice)
+            least = choice.least if choice else 0.0
+            drafted = choice and choice._replace(depth=sum(each >= least for each in accumulate(likelihoods, mul)))
+            if choice is not None and choice.offer.tree is None:
+                steps = max(steps, min(asked, drafted.depth + 1))
+            accepted, truth = self._accepted(drafted, matches[row], likelihoods)
             path = tuple(range(accepted + 1))
             requests.append(
-                DraftRequest(tokens=[9], depth=choice[1] if choice else 0, generator=CHANCE, offer=offer_of(choice))
+                DraftRequest(tokens=[9], depth=asked, generator=CHANCE, offer=offer_of(choice), least=least)
             )
-            trees.append(self._tree(choice))
+            done.append(drafted)
+            trees.append(self._tree(drafted))
             verdicts.append(Verdict(path=path, tokens=tuple(RIGHT if at < truth else WRONG for at in range(len(path)))))
             self.tokens += len(path)
         drafting = [choice for choice in choices if choice and choice[0].tree is None]
-        steps = max((deep for _, deep in drafting), default=0)
-        proposing = (
-            steps * self.step + max((each.unread - 2 for each, _ in drafting if each.unread > 2), default=0) * self.read
-        )
+        unread = max((each.unread - 2 for each, *_ in drafting if each.unread > 2), default=0)
+        proposing = steps * self.step + unread * self.read
         scoring = self.price(max(map(len, trees)))
+        proposing, scoring = self._measured("step", proposing), self._measured(max(map(len, trees)), scoring)
         controller.observe(offers, requests, trees, verdicts, (proposing, scoring))
         self.seconds += proposing + scoring
-        self.log.append([f"{choice[0].source[0]}{choice[1]}" if choice else "-" for choice in choices])
+        self.log.append([f"{own.offer.source[0]}{own.depth}" if own else "-" for own in done])
         for row, (choice, verdict) in enumerate(zip(choices, verdicts, strict=True)):
             own = choice is not None and choice[0].tree is None
-            self.unread[row] = 1 + (verdict.accepted == choice[1]) if own else self.unread[row] + len(verdict.tokens)
+            self.unread[row] = (
+                1 + (verdict.accepted == trees[row].drafted) if own else self.unread[row] + len(verdict.tokens)
+            )
+
+    def _measured(self, kind: object, seconds: float) -> float:
+        if not self.noisy or not seconds:
+            return seconds
+        first = kind not in self._done
+        self._done.add(kind)
+        return seconds * (6 if first else self._disturbance.uniform(1, 3) if self._disturbance.random() < 1 / 8 else 1)
 
     def _copied(self, depth: int) -> int | None:
         """How many tokens of this round's match are right; None if nothing matches."""
@@ -96,22 +121,30 @@ class Machine:
             offers.append(Offer(source="lookup/3", depth=depth, tree=TokenTree.chain([9] + [RIGHT] * depth)))
         if self.model is not None and depth > 0:
             unread = AFRESH if self.unread[row] > FAR_BEHIND else self.unread[row]
-            offers.append(Offer(source="model", depth=depth, branches=self.branches, unread=unread))
+            cuts = self.sure is not None
+            offers.append(Offer(source="model", depth=depth, branches=self.branches, unread=unread, cuts=cuts))
         return offers
 
-    def _accepted(self, choice: Choice, match: int | None) -> tuple[int, int]:
+    def _likelihoods(self, choice: Choice) -> list[float]:
+        """Of each token that the model would draft."""
+        if choice is None or self.sure is None or choice.offer.tree is not None:
+            return [1.0] * (choice.depth if choice else 0)
+        return [0.99 if self.chance.random() < self.sure else 0.5 for _ in range(choice.depth)]
+
+    def _accepted(self, choice: Choice, match: int | None, likelihoods: list[float]) -> tuple[int, int]:
         """Of what was drafted; and how many of the emitted tokens are those of the match."""
         if choice is None:
             return 0, match or 0
         if choice[0].tree is not None:
             return min(match or 0, choice[1]), match or 0
-        accepted = next((at for at in range(choice[1]) if self.chance.random() >= self.model), choice[1])
+        rates = [self.model] * choice.depth if self.sure is None else likelihoods[: choice.depth]
+        accepted = next((at for at, rate in enumerate(rates) if self.chance.random() >= rate), choice.depth)
         return accepted, match or 0
 
     def _tree(self, choice: Choice) -> TokenTree:
         if choice is None:
             return TokenTree.chain([9])
-        offer, depth = choice
+        offer, depth, _ = choice
         if offer.tree is not None:
             return offer.tree.pruned(depth)
         leaves = [(at, leaf) for at in range(depth) for leaf in range(1, offer.branches)]

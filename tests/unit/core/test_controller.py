@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from specstream.core.controller import ACCOUNT, ALLOWANCE, TRIAL_AFTER, Controller
+from specstream.core.controller import ACCOUNT, ALLOWANCE, TRIAL_AFTER, Controller, Taken
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -19,6 +19,13 @@ PAIR = {"price": widths(200, 212, 225, 238, 250, 262), "step": 30, "read": 7}
 """Milliseconds of a 1.5B model with a 0.5B draft."""
 
 DRAFTERS = {"lookup": {"lookup": (0.5, 0.0)}, "model": {"model": 0.0}, "mixed": {"model": 0.0, "lookup": (0.5, 0.0)}}
+
+
+class Always(Controller):
+    """Takes what is offered, to its full depth."""
+
+    def choose(self, offers):
+        return [Taken(available[0], available[0].depth) for available in offers]
 
 
 def speed(machine, controller, tokens, repeats):
@@ -92,6 +99,43 @@ class TestWhereMuchIs:
         early = [Machine(**PAIR, model=0.9, seed=seed).run(Controller(), 64) for seed in range(20)]
         assert sum(early) / len(early) > 0.85 * Machine(**PAIR, model=0.9).best()
 
+    def test_a_model_that_knows_when_it_is_unsure_is_asked_for_more_where_it_is_sure(self):
+        """Better than the best fixed depth of a model of the same acceptance that is not asked how sure it is."""
+        price = widths(*(200 + 15 * node for node in range(17)))
+        known, blind = Machine(price, step=30, read=3, model=0, depth=16), Machine(price, step=30, read=3, model=0)
+        known.sure, blind.sure, gained = 0.8, 0.8, []
+        controller = Controller()
+        known.run(controller, 300)
+        at = len(known.log)
+        fast = known.run(controller, 4000)
+        for depth in range(1, 9):
+            blind.depth, blind.tokens, blind.seconds = depth, 0, 0.0
+            for _ in range(800):
+                blind.round(Always())
+            gained.append(blind.tokens / blind.seconds * 200)
+        assert fast > 1.03 * max(gained)
+        depths = Counter(row for (row,) in known.log[at:])
+        assert len(depths) > 4, "some drafts end early, others do not"
+
+    @pytest.mark.parametrize("costs", [SMALL, PAIR], ids=["small", "pair"])
+    def test_a_model_that_is_never_sure_does_not_slow_it_down(self, costs):
+        machine, controller = Machine(**costs, model=0.0), Controller()
+        machine.sure = 0.0
+        machine.run(controller, 64)
+        assert machine.run(controller, 1500) > 0.97
+
+    def test_it_does_so_on_a_disturbed_machine(self):
+        """A first wide pass and a first step that took six times as long must not keep it from ever trying again."""
+        undisturbed = [Machine(**PAIR, model=0.88, seed=seed).run(Controller(), 300) for seed in range(20)]
+        disturbed = []
+        for seed in range(20):
+            machine = Machine(**PAIR, model=0.88, seed=seed)
+            machine.noisy = True
+            disturbed.append(machine.run(Controller(), 300))
+        usual = 1 + 1 / 8  # what the disturbances alone cost, on average
+        assert min(disturbed) > 0.5 * sum(undisturbed) / 20
+        assert sum(disturbed) * usual > 0.7 * sum(undisturbed)
+
     @pytest.mark.parametrize("kind", ["model", "mixed"])
     @pytest.mark.parametrize(("costs", "least"), [(SMALL, 1.05), (PAIR, 1.7)], ids=["small", "pair"])
     def test_it_notices_when_drafts_turn_good(self, costs, least, kind):
@@ -142,7 +186,7 @@ class TestMixed:
         for _ in range(30):
             for offer, emitted in ((good, (1, 1, 0)), (bad, (0,))):
                 learn(controller, offer, 2 if offer is good else 0, emitted)
-        assert controller.choose([[good]]) == [(good, 2)]
+        assert controller.choose([[good]]) == [Taken(good, 2)]
         assert controller.choose([[bad]]) == [None]
 
     def test_rows_take_what_suits_each(self):
@@ -162,7 +206,7 @@ class TestMixed:
         controller = Controller()
         Machine(**PAIR, model=0.6).run(controller, 400)
         near, far = (Offer(source="model", depth=5, unread=unread) for unread in (2, 100))
-        ((taken, _),) = controller.choose([[near]])
+        ((taken, *_),) = controller.choose([[near]])
         assert taken is near
         controller._balance = 0.5
         assert all(choice is None or choice[1] == 1 for choice in controller.choose([[far]]))
@@ -235,7 +279,9 @@ class TestCosts:
 
 def machine_depth(controller):
     """How deep a model that is in step would draft."""
-    ((_, depth),) = [choice or (None, 0) for choice in controller.choose([[Offer(source="model", depth=5, unread=2)]])]
+    ((_, depth, *_),) = [
+        choice or (None, 0) for choice in controller.choose([[Offer(source="model", depth=5, unread=2)]])
+    ]
     return depth
 
 

@@ -7,7 +7,7 @@ from specstream.core.costs import NODE_SHARE, READ_SHARE, Costs
 
 def measured(passes, rows=1):
     costs = Costs()
-    for width, seconds in passes.items():
+    for width, seconds in [*passes.items()] * 2:
         costs.observe_pass(rows, width, seconds)
     return costs
 
@@ -40,21 +40,39 @@ def test_another_number_of_rows_lends_its_shape():
     assert costs.passing(9, 3) == 60, "the nearest is 4 rows"
 
 
-def test_a_hiccup_moves_little_and_a_slow_start_is_forgotten():
-    costs = measured({1: 30.0})
-    costs.observe_pass(1, 1, 3000.0)
-    assert costs.passing(1, 1) == pytest.approx(36)
-    costs = measured({1: 3000.0})
-    costs.observe_pass(1, 1, 30.0)
-    assert costs.passing(1, 1) == 30
+def test_hiccups_move_nothing_and_a_slow_start_is_forgotten():
+    costs = Costs()
+    for seconds, typical in ((3000, 3000), (30, 30), (31, 31), (900, 31), (32, 32), (60, 32), (60, 60)):
+        costs.observe_pass(1, 1, seconds)
+        assert costs.passing(1, 1) == typical
 
 
 def test_the_first_pass_of_a_width_may_be_slow_too():
     costs = measured({1: 30.0})
     costs.observe_pass(1, 2, 3000.0)
-    assert costs.passing(1, 2) < 70
+    assert costs.passing(1, 2) < 40
     costs.observe_pass(1, 2, 31.0)
     assert costs.passing(1, 2) == 31
+    costs.observe_pass(1, 3, 3000.0)
+    costs.observe_pass(1, 3, 90.0)
+    assert costs.passing(1, 3) == 90, "what is dear twice is dear"
+
+
+def test_so_may_the_first_step_of_a_drafter():
+    costs = Costs()
+    costs.observe_draft(1, "draft", 1, 3, 330.0)
+    costs.observe_draft(1, "draft", 1, 1, 30.0)
+    assert costs.steps(1, "draft", 1) == 30
+    costs.observe_draft(1, "draft", 1, 22, 90.0)
+    assert costs.steps(1, "draft", 1) == 30
+    assert costs.reading(1, "draft", 22) == 60
+
+
+def test_a_step_cannot_cost_more_than_steps_and_reading_together():
+    costs = Costs()
+    costs.observe_draft(1, "draft", 1, 1, 300.0)
+    costs.observe_draft(1, "draft", 1, 12, 60.0)
+    assert costs.steps(1, "draft", 1) == 30
 
 
 def test_steps_and_reading_are_told_apart():
@@ -77,3 +95,21 @@ def test_each_source_and_number_of_rows_has_its_own_price():
     costs.observe_draft(8, "a", 1, 1, 40.0)
     costs.observe_draft(1, "b", 1, 1, 70.0)
     assert [costs.steps(*which, 1) for which in ((1, "a"), (2, "a"), (7, "a"), (5, "b"))] == [10, 10, 40, 70]
+
+
+def test_a_wide_price_that_grew_old_is_taken_from_the_narrower_ones_again():
+    costs = measured({1: 30.0, 2: 33.0, 6: 600.0})
+    assert costs.passing(1, 6) == 600
+    for _ in range(200):
+        costs.observe_pass(1, 1, 30.0)
+        costs.observe_pass(1, 2, 33.0)
+    assert costs.passing(1, 6) < 60
+    assert costs.at_most(1, 6) == 600, "what it may cost is not forgotten"
+
+
+def test_rows_of_which_only_old_wide_passes_are_known_borrow_from_others():
+    costs = measured({4: 70.0}, rows=3)
+    for _ in range(50):
+        costs.observe_pass(1, 1, 30.0)
+        costs.observe_pass(1, 2, 33.0)
+    assert 30 <= costs.passing(3, 4) <= 70

@@ -7,6 +7,7 @@ is an exact table with a long memory, so one stale or missing token shows.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from specstream.core.sampling import Sampling, probabilities
 from specstream.core.stats import Timings
 from specstream.core.verify import Verdict
 from specstream.drafters.draft_model import FAR_BEHIND, READ_AT_ONCE, DraftModelDrafter
+from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
 from tests.lossless.table_model import TableModel
 
@@ -40,13 +42,17 @@ def copied(generator):
     return copy
 
 
+CUTS = {True: Sampling(), False: SAMPLED}
+"""Whether drafts of such a sampling may end early."""
+
+
 class InStep:
     """A DraftModelDrafter that is compared, round by round, with one restarted from scratch."""
 
     name = "in step"
 
-    def __init__(self, drafter: DraftModelDrafter) -> None:
-        self.drafter = drafter
+    def __init__(self, drafter: DraftModelDrafter, least: float = 0.0) -> None:
+        self.drafter, self.least = drafter, least
         self.rounds = 0
         self.depths: list[list[int]] = []
 
@@ -60,10 +66,8 @@ class InStep:
 
     def propose(self, requests):
         tokens = [list(request.tokens) for request in requests]
-        again = [
-            DraftRequest(tokens=request.tokens, depth=request.depth, generator=copied(request.generator))
-            for request in requests
-        ]
+        requests = [replace(request, least=self.least) for request in requests]
+        again = [replace(request, generator=copied(request.generator)) for request in requests]
         trees = self.session.propose(requests)
         expected = self.drafter.begin(tokens, self.sampling).propose(again)
         for tree, fresh in zip(trees, expected, strict=True):
@@ -100,11 +104,42 @@ def run(drafter, prompts=PROMPTS, *, sampling=SAMPLED, target=TARGET, **stopping
     return rows
 
 
-def propose(drafter, tokens, *, depth=5, sampling=None, seed=0):
+def propose(drafter, tokens, *, depth=5, sampling=None, seed=0, least=0.0):
     generator = torch.Generator().manual_seed(seed)
     session = drafter.begin([tokens], sampling or Sampling())
-    (tree,) = session.propose([DraftRequest(tokens=tokens, depth=depth, generator=generator)])
+    (tree,) = session.propose([DraftRequest(tokens=tokens, depth=depth, generator=generator, least=least)])
     return tree
+
+
+class TestDraftsThatEndEarly:
+    @pytest.mark.parametrize("branches", [1, 2])
+    @pytest.mark.parametrize("least", [0.999, 0.7, 0.5, 0.3, 0.1, 0.01])
+    def test_before_the_token_that_makes_the_path_too_unlikely(self, least, branches, place):
+        chain, likelihood, expected = DRAFT.favourites([0, 1, 2], 6), 1.0, 0
+        for at in range(6):
+            likelihood *= float(DRAFT.logits([0, 1, 2, *chain[:at]]).softmax(-1).max())
+            if likelihood < least:
+                break
+            expected += 1
+        tree = propose(DraftModelDrafter(DRAFT, gamma=6, branches=branches), [0, 1, 2], depth=6, least=least)
+        on_the_device = place == "device" and branches == 1  # where nobody looks at a token until the chain is done
+        assert max(tree.depths) == (6 if on_the_device else expected)
+
+    def test_never_where_tokens_are_drawn(self):
+        """To look at a drawn token only if it is a likely one would change how often it is emitted."""
+        drafter = DraftModelDrafter(DRAFT, gamma=4)
+        assert propose(drafter, [0, 1, 2], sampling=SAMPLED, least=0.99).drafted == 4
+        request = DraftRequest(tokens=[0, 1, 2], depth=4, generator=torch.Generator())
+        offers = {cut: drafter.begin([[0, 1, 2]], each).offers([request]) for cut, each in CUTS.items()}
+        assert all(offer.cuts is cut for cut, ((offer,),) in offers.items())
+
+    def test_rows_end_each_for_itself_and_stay_in_step(self, place):
+        drafter = InStep(DraftModelDrafter(DRAFT, gamma=5), least=0.4)
+        rows = run(drafter, sampling=Sampling())
+        plain = run(NoDrafter(), sampling=Sampling())
+        assert [row.emitted for row in rows] == [row.emitted for row in plain]
+        if place == "host":
+            assert len({depth for depths in drafter.depths for depth in depths}) > 2
 
 
 class TestProposal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from specstream.core.controller import Taken
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling
@@ -61,7 +62,7 @@ class Fickle:
     def choose(self, offers):
         self.round += 1
         return [
-            (available[(self.round + row) % len(available)], 1 + self.round % 2) if available else None
+            Taken(available[(self.round + row) % len(available)], 1 + self.round % 2) if available else None
             for row, available in enumerate(offers)
         ]
 

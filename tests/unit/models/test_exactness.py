@@ -229,3 +229,25 @@ def test_a_short_context_is_no_error(context: int) -> None:
     width, certified = exactness.width(1, 3, context - 1, STEP)
     assert width >= 3
     assert certified == (context >= 40)
+
+
+def test_where_attention_sums_each_row_by_itself_one_row_stands_for_all_shapes_of_so_many_nodes() -> None:
+    def kernel(rows: int, width: int, blocks: int, before: int) -> int:
+        return rows * width > 16
+
+    model = FakeModel(kernel, in_path_order=True)
+    simple = {"simple": lambda rows, width: rows * width <= 24}
+    exactness = Exactness(model.begin, VOCAB, None, dtype=torch.bfloat16, activations=LARGE, **simple)
+    exactness.calibrate()
+    shapes = [(1, 2, 30, STEP), (1, 2, 5000, 20 * STEP), (4, 2, 900, 4 * STEP), (2, 8, 30, STEP)]
+    assert [exactness.width(*shape)[1] for shape in shapes] == [True] * 4
+    assert {rows for rows, _ in model.passes} == {1}
+    known = len(model.passes)
+    exactness.width(2, 2, 7000, 30 * STEP)
+    exactness.width(1, 8, 7000, 30 * STEP)
+    assert exactness.branches(4, 2, 30 * STEP)
+    assert not exactness.branches(3, 8, STEP)
+    assert len(model.passes) - known < 20
+    assert {rows for rows, _ in model.passes} == {1}
+    assert not exactness.width(8, 4, 30, STEP)[1], "beyond 24 nodes every shape is tried by itself"
+    assert max(rows for rows, _ in model.passes) == 8
