@@ -87,8 +87,9 @@ def never_slower(settings: Settings) -> Outcome:
 
 def drafters(draft: str) -> list[str]:
     """Every drafter that proposes something, with the models at hand."""
+    needing = {"draft_model": draft, "mixed": draft, "streams": "", "medusa": ""}  # heads are none at hand
     names = [name for name in get_args(DrafterName) if name not in ("auto", "none")]
-    return [name for name in names if draft or name == "lookup"]
+    return [name for name in names if needing.get(name, name)]
 
 
 def predicted(settings: Settings) -> Outcome:

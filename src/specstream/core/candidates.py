@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from specstream.core.ports import Offer
 from specstream.core.tree import TokenTree
 
 MEMORY = 64
@@ -58,6 +59,13 @@ class Shape:
         rated = list(zip(self.paths, self.shares, strict=True))
         return tuple(1 + sum(share for path, share in rated if len(path) <= depth) for depth in range(self.depth + 1))
 
+    def offer(self, source: str, *, at_once: bool = False) -> ShapedOffer:
+        """The offer of such a tree; ``at_once`` as in ``Offer``."""
+        widths, expected = self.widths(), self.expected()
+        return ShapedOffer(
+            source=source, depth=self.depth, widths=widths, expected=expected, at_once=at_once, shape=self
+        )
+
     def tree(self, root: int, candidates: Sequence[Sequence[int]]) -> TokenTree:
         """The tree with tokens, as far as there are candidates; its first path is that of the first ranks.
 
@@ -72,6 +80,13 @@ class Shape:
             if len(path) <= len(most) and all(rank < most[at] for at, rank in enumerate(path))
         )
         return TokenTree.merge(root, [[candidates[at][rank] for at, rank in enumerate(path)] for path in paths])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapedOffer(Offer):
+    """An offer that knows the shape of its tree."""
+
+    shape: Shape
 
 
 def rank_rates(ranks: Tensor, most: int) -> list[list[float]]:

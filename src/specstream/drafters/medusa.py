@@ -10,13 +10,12 @@ verification is lossless unless that is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specstream.core.candidates import RankAcceptance, Shape
+from specstream.core.candidates import RankAcceptance, Shape, ShapedOffer
 from specstream.core.deferred import upload
 from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
@@ -51,13 +50,6 @@ class Heads(Protocol):
 
     def draft(self, states: Tensor, depth: int, ranks: int) -> Tensor:
         """Tokens ``[n, depth, ranks]`` from the states ``[n, hidden]`` of ``layer``, the likeliest first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShapedOffer(Offer):
-    """An offer that knows the shape of its tree."""
-
-    shape: Shape
 
 
 class MedusaDrafter:
@@ -96,7 +88,7 @@ class MedusaDrafter:
         if depth not in self._offers:
             largest = self._acceptance.grow(SIZES[-1], depth)
             shapes = [self._acceptance.rate(self._preferred[depth]), *(largest.first(nodes) for nodes in SIZES)]
-            self._offers[depth] = [_offer(shape) for shape in shapes]
+            self._offers[depth] = [shape.offer("medusa") for shape in shapes]
         return self._offers[depth]
 
     def learn(self, candidates: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
@@ -156,9 +148,3 @@ class MedusaSession:
             return None
         offer = request.offer
         return (offer if isinstance(offer, ShapedOffer) else self._drafter.offers(request.depth)[0]).shape
-
-
-def _offer(shape: Shape) -> ShapedOffer:
-    return ShapedOffer(
-        source="medusa", depth=shape.depth, widths=shape.widths(), expected=shape.expected(), shape=shape
-    )

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from specstream.core.candidates import RankAcceptance, Shape
+from specstream.core.candidates import RankAcceptance, Shape, ShapedOffer
 from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
@@ -127,13 +127,11 @@ class StreamsSession:
     def __init__(self, drafter: StreamsDrafter, session: TargetSession, rows: int, acceptance: RankAcceptance) -> None:
         self._drafter, self._session, self._acceptance = drafter, session, acceptance
         self._places: list[tuple[int, int] | None] = [None] * rows  # of the last committed nodes: pass row, node
-        self._shapes: list[dict[str, Shape]] = []
+        self._grown: dict[int, list[ShapedOffer]] = {}  # by depth, until more is learned
         self._drafted: list[list[list[int]]] = []
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        shapes = {depth: self._grow(depth) for depth in {self._depth(row, each) for row, each in enumerate(requests)}}
-        self._shapes = [shapes[self._depth(row, request)] for row, request in enumerate(requests)]
-        return [[_offer(source, shape) for source, shape in own.items()] for own in self._shapes]
+        return [[*self._grow(row, request)] for row, request in enumerate(requests)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         taken = [self._shape(row, request) for row, request in enumerate(requests)]
@@ -163,28 +161,25 @@ class StreamsSession:
         for row, verdict in enumerate(verdicts):
             if self._drafted and self._places[row] is not None:
                 self._acceptance.observe(self._drafted[row], verdict.tokens)
+                self._grown.clear()
             self._places[row] = (row, verdict.path[-1])
 
     def keep(self, rows: Sequence[int]) -> None:
         self._places = [self._places[row] for row in rows]
 
-    def _depth(self, row: int, request: DraftRequest) -> int:
-        return min(request.depth, self._drafter.head.gamma) if self._places[row] else 0
-
-    def _grow(self, depth: int) -> dict[str, Shape]:
-        """Trees of every size and of this depth at most, by the name of their source."""
+    def _grow(self, row: int, request: DraftRequest) -> list[ShapedOffer]:
+        """Trees of every size, no deeper than asked for; none before the row's first pass."""
+        depth = min(request.depth, self._drafter.head.gamma) if self._places[row] else 0
         if depth < 1:
-            return {}
-        largest = self._acceptance.grow(max(self._drafter.sizes), depth)
-        return {f"streams/{size}": largest.first(size) for size in self._drafter.sizes}
+            return []
+        if depth not in self._grown:
+            largest = self._acceptance.grow(max(self._drafter.sizes), depth)
+            sizes = self._drafter.sizes
+            self._grown[depth] = [largest.first(size).offer(f"streams/{size}", at_once=True) for size in sizes]
+        return self._grown[depth]
 
     def _shape(self, row: int, request: DraftRequest) -> Shape:
-        own = self._shapes[row] if self._shapes else self._grow(self._depth(row, request))
-        if request.depth < 1 or not own:
+        if request.depth < 1 or not self._places[row]:
             return Shape((), ())
-        name = request.offer.source if request.offer is not None else next(iter(own))
-        return own[name]
-
-
-def _offer(source: str, shape: Shape) -> Offer:
-    return Offer(source=source, depth=shape.depth, widths=shape.widths(), expected=shape.expected(), at_once=True)
+        offer = request.offer if isinstance(request.offer, ShapedOffer) else self._grow(row, request)[0]
+        return offer.shape

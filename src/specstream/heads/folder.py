@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ def save_head(
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / f".{weights}")
     (folder / f".{SETTINGS}").write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+    # safetensors makes its file readable by the owner alone, which a shared folder cannot use.
+    shutil.copymode(folder / f".{SETTINGS}", folder / f".{weights}")
     for name in (weights, SETTINGS):
         os.replace(folder / f".{name}", folder / name)
 

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 
 from specstream.errors import UnsupportedModelError
 from specstream.models.families import Family
-from specstream.models.taps import States, tapped
+from specstream.models.taps import States, decoder_layers, tapped
 from specstream.models.upper import Swaps, run_upper, swapped
 
 _ATTENTION = "specstream_streams"  # the name of our attention in transformers' registry
@@ -59,7 +59,7 @@ def read_main(model: Any, tokens: Tensor, first: int, depth: int) -> MainStream:
     """
     states: States = {first: None}
     kept = _Keeping(first)
-    with tapped(model, states, fused=False):
+    with tapped(model, decoder_layers(model), states, fused=False):
         final = model.base_model(input_ids=tokens, past_key_values=kept, use_cache=True).last_hidden_state
     started = states[first]
     if started is None or sorted(kept.keys) != list(range(first, depth)):

@@ -100,7 +100,7 @@ class HuggingFaceTarget:
         with (
             self.runtime.kernels(layout.plan, states),
             self.family.key_positions(layout.key_positions),
-            tapped(self.model, states or {}, self.runtime.stacked(layout.plan)),
+            tapped(self.model, self.layers if states else (), states or {}, self.runtime.stacked(layout.plan)),
         ):
             logits: Tensor = self.model(input_ids=tokens, **arguments).logits
         return logits
@@ -132,7 +132,7 @@ class HuggingFaceTarget:
         with (
             self.runtime.partial(layout.plan, range(layer, len(self.layers)), above),
             self.family.key_positions(layout.key_positions),
-            tapped(self.model, above, self.runtime.stacked(layout.plan)),
+            tapped(self.model, self.layers, above, self.runtime.stacked(layout.plan)),
             entering(self.layers, layer, hidden),
         ):
             logits: Tensor = self.model(input_ids=nothing, **self._arguments(cache, layout)).logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,18 +31,18 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def tapped(model: Any, states: States, fused: bool) -> Iterator[None]:
+def tapped(model: Any, layers: Sequence[nn.Module], states: States, fused: bool) -> Iterator[None]:
     """Inside, a pass of the model leaves in ``states`` what went into the layers that are its keys.
 
     Args:
         model: a transformers causal language model.
+        layers: its decoder layers; to find them takes as long as one of them runs.
         states: filled in place, ``[rows, width, hidden]`` each.
         fused: whether the runtime's own stack of layers looks after all but the head (``fused.py``).
     """
     if not states:
         yield
         return
-    layers = decoder_layers(model)
     watched = {layer: [*layers, model.get_output_embeddings()][layer] for layer in states}
     hooks = [
         module.register_forward_pre_hook(_keep(states, layer), with_kwargs=True)

@@ -161,5 +161,5 @@ def test_what_a_figure_needs_is_asked_for() -> None:
         Settings(target="a").with_draft()
     with pytest.raises(UsageError, match="--data"):
         Settings(target="a").data_file("humaneval")
-    assert drafters("") == ["lookup"]
-    assert set(drafters("d")) >= {"lookup", "draft_model"}
+    assert drafters("") == ["lookup", "lookahead"]
+    assert drafters("d") == ["lookup", "lookahead", "draft_model", "mixed"]

@@ -213,6 +213,9 @@ def test_what_it_writes_it_reads(tmp_path, vocabulary):
         for parameter in streams.parameters():
             parameter.data.add_(torch.randn_like(parameter))
     streams.save(tmp_path / "heads", dtype=torch.float32, data={"examples": 7}, figures={"accepted": 2.5})
+    modes = {file.name: file.stat().st_mode for file in (tmp_path / "heads").iterdir()}
+    assert modes["heads.safetensors"] == modes["config.json"]
+    assert len(modes) == 2
     again = Streams.from_pretrained(tmp_path / "heads", build("llama"))
     assert again.config == streams.config
     assert again.details == {"data": {"examples": 7}, "figures": {"accepted": 2.5}}
