@@ -16,6 +16,14 @@ CHAIN = TokenTree.chain([1, 2, 3, 4, 5, 6])
 LENGTHS = [20, 33]
 
 
+@pytest.fixture(autouse=True, params=[(32, [20, 33]), (64, [140, 600]), (128, [127, 700])], ids=str)
+def scene(request, monkeypatch):
+    """Short contexts, and long ones, which are looked at in parts by heads that share keys; sizes with their own code."""
+    dim, lengths = request.param
+    for name, value in {"DIM": dim, "LENGTHS": lengths, "SLOTS": max(lengths) + 31}.items():
+        monkeypatch.setitem(globals(), name, value)
+
+
 def tensors(dtype, seed=0):
     chance = torch.Generator().manual_seed(seed)
     query = torch.randn(ROWS, NODES, HEADS, DIM, generator=chance).to(dtype).transpose(1, 2)
@@ -39,7 +47,7 @@ def formula(query, keys, values, trees, window, softcap):
     return out
 
 
-@pytest.mark.parametrize("window", [0, 1, 4, 25])
+@pytest.mark.parametrize("window", [0, 1, 4, 25, 300])
 @pytest.mark.parametrize("softcap", [0.0, 20.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_is_the_formula(dtype, softcap, window):

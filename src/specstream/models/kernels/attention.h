@@ -26,30 +26,34 @@ extern "C" struct Attention {
 
 namespace {
 
-constexpr long NODES_AT_ONCE = 4; // nodes that share one reading of the keys
+constexpr long NODES_AT_ONCE = 4;    // nodes that share one reading of the keys
+constexpr long SLOTS_AT_ONCE = 128;  // keys that stay in the first cache while all who share them look at them
+constexpr long MUCH_CONTEXT = 512;   // slots from which on reading keys once for several heads is worth an uneven share
 
-// What one node sees: the committed slots from `first` on, then its path from `skip` on.
+// What one node sees, for one of its heads: the committed slots from `first` on, then its path from `skip` on.
 struct View {
   long first, skip, depth, count;
   const int32_t *path;
   std::vector<float> weights; // one for each key seen, in order, padded to LANES
 };
 
-template <class T> struct Task {
+// Some nodes of a row, and some heads that share a head of keys. C is dim / LANES where that is known, else 0.
+template <class T, int C> struct Task {
   const Attention &a;
-  long row, head, node, nodes;
-  View *views;
-  float *queries, *sums; // [nodes][dim]
+  long row, head, heads, node, nodes;
+  View *views;           // [heads][nodes]
+  float *queries, *sums; // [heads][nodes][dim]
 
   const T *key(long slot) const { return static_cast<const T *>(a.k) + row * a.k_row + kv() * a.k_head + slot * a.k_slot; }
   const T *value(long slot) const { return static_cast<const T *>(a.v) + row * a.v_row + kv() * a.v_head + slot * a.v_slot; }
   long kv() const { return head / (a.heads / a.kv_heads); }
   long length() const { return a.lengths[row]; }
+  long count() const { return heads * nodes; }
 
   void look() {
-    for (long i = 0; i < nodes; i++) {
+    for (long i = 0; i < count(); i++) {
       View &view = views[i];
-      long index = row * a.nodes + node + i;
+      long own = node + i % nodes, index = row * a.nodes + own;
       view.path = a.paths + index * a.nodes;
       view.depth = a.depths[index];
       long position = length() + view.depth - 1;
@@ -58,36 +62,58 @@ template <class T> struct Task {
       view.skip = begin - view.first;
       view.count = length() - view.first + view.depth - view.skip;
       view.weights.assign((view.count + LANES - 1) / LANES * LANES, -std::numeric_limits<float>::infinity());
-      const T *q = static_cast<const T *>(a.q) + row * a.q_row + head * a.q_head + (node + i) * a.q_node;
+      const T *q = static_cast<const T *>(a.q) + row * a.q_row + (head + i / nodes) * a.q_head + own * a.q_node;
       for (long d = 0; d < a.dim; d++) queries[i * a.dim + d] = widen(q[d]);
     }
   }
 
-  float dot(const T *k, long i) const {
-    Floats total = {};
-    for (long d = 0; d < a.dim; d += LANES) total += load(queries + i * a.dim + d) * load(k + d);
-    float score = sum(total) * a.scale;
-    return a.softcap > 0 ? a.softcap * std::tanh(score / a.softcap) : score;
-  }
-
-  void add(const T *v, long i, float weight) {
-    float *out = sums + i * a.dim;
-    for (long d = 0; d < a.dim; d += LANES) {
-      Floats total = load(out + d) + load(v + d) * weight;
-      std::memcpy(out + d, &total, sizeof total);
+  // Scores of the keys from..to for one who looks at them; `k_slot` apart.
+  void score(long i, const T *k, long from, long to, float *scores) const {
+    constexpr int chunks = C ? C : 1;
+    Floats query[chunks];
+    for (int c = 0; c < C; c++) query[c] = load(queries + i * a.dim + c * LANES);
+    for (long slot = from; slot < to; slot++, k += a.k_slot) {
+      Floats total = {};
+      for (int c = 0; c < C; c++) total += query[c] * load(k + c * LANES);
+      if (!C)
+        for (long d = 0; d < a.dim; d += LANES) total += load(queries + i * a.dim + d) * load(k + d);
+      scores[slot - from] = sum(total) * a.scale;
     }
+    if (a.softcap > 0)
+      for (long at = 0; at < to - from; at++) scores[at] = a.softcap * std::tanh(scores[at] / a.softcap);
   }
 
-  // The committed keys are read once for all nodes; each node's own path is read by itself.
+  void add(long i, const T *v, long from, long to, const float *weights) {
+    constexpr int chunks = C ? C : 1;
+    float *out = sums + i * a.dim;
+    Floats totals[chunks];
+    for (int c = 0; c < C; c++) totals[c] = load(out + c * LANES);
+    for (long slot = from; slot < to; slot++, v += a.v_slot) {
+      float weight = weights[slot - from];
+      for (int c = 0; c < C; c++) totals[c] += load(v + c * LANES) * weight;
+      for (long d = 0; !C && d < a.dim; d += LANES) {
+        Floats total = load(out + d) + load(v + d) * weight;
+        std::memcpy(out + d, &total, sizeof total);
+      }
+    }
+    for (int c = 0; c < C; c++) std::memcpy(out + c * LANES, &totals[c], sizeof totals[c]);
+  }
+
+  // The committed keys are read once for all, some at a time; each node's own path is read by itself.
   template <class Visit> void each(const Visit &visit) {
     long from = length();
-    for (long i = 0; i < nodes; i++) from = views[i].first < from ? views[i].first : from;
-    for (long slot = from; slot < length(); slot++)
-      for (long i = 0; i < nodes; i++)
-        if (slot >= views[i].first) visit(i, slot, slot - views[i].first);
-    for (long i = 0; i < nodes; i++)
-      for (long step = views[i].skip; step < views[i].depth; step++)
-        visit(i, length() + views[i].path[step], length() - views[i].first + step - views[i].skip);
+    for (long i = 0; i < count(); i++) from = views[i].first < from ? views[i].first : from;
+    for (long begin = from; begin < length(); begin += SLOTS_AT_ONCE)
+      for (long i = 0; i < count(); i++) {
+        long first = views[i].first > begin ? views[i].first : begin;
+        long end = begin + SLOTS_AT_ONCE < length() ? begin + SLOTS_AT_ONCE : length();
+        if (first < end) visit(i, first, end, first - views[i].first);
+      }
+    for (long i = 0; i < count(); i++)
+      for (long step = views[i].skip; step < views[i].depth; step++) {
+        long slot = length() + views[i].path[step];
+        visit(i, slot, slot + 1, length() - views[i].first + step - views[i].skip);
+      }
   }
 
   float softmax(View &view) {
@@ -106,31 +132,42 @@ template <class T> struct Task {
 
   void run() {
     look();
-    each([&](long i, long slot, long at) { views[i].weights[at] = dot(key(slot), i); });
-    float totals[NODES_AT_ONCE];
-    for (long i = 0; i < nodes; i++) totals[i] = softmax(views[i]);
-    std::memset(sums, 0, nodes * a.dim * sizeof(float));
-    each([&](long i, long slot, long at) { add(value(slot), i, views[i].weights[at]); });
-    for (long i = 0; i < nodes; i++) {
-      T *out = static_cast<T *>(a.out) + ((row * a.nodes + node + i) * a.heads + head) * a.dim;
+    each([&](long i, long from, long to, long at) { score(i, key(from), from, to, &views[i].weights[at]); });
+    thread_local std::vector<float> totals;
+    totals.resize(count());
+    for (long i = 0; i < count(); i++) totals[i] = softmax(views[i]);
+    std::memset(sums, 0, count() * a.dim * sizeof(float));
+    each([&](long i, long from, long to, long at) { add(i, value(from), from, to, &views[i].weights[at]); });
+    for (long i = 0; i < count(); i++) {
+      T *out = static_cast<T *>(a.out) + ((row * a.nodes + node + i % nodes) * a.heads + head + i / nodes) * a.dim;
       for (long d = 0; d < a.dim; d++) narrow(sums[i * a.dim + d] / totals[i], out + d);
     }
   }
 };
 
+template <class T, int C> void attend_by(const Attention &a) {
+  long longest = 0;
+  for (long row = 0; row < a.rows; row++) longest = a.lengths[row] > longest ? a.lengths[row] : longest;
+  long sharing = longest < MUCH_CONTEXT ? 1 : a.heads / a.kv_heads; // heads of a task
+  long groups = (a.nodes + NODES_AT_ONCE - 1) / NODES_AT_ONCE, parts = a.heads / sharing;
+  thread_local std::vector<View> views;
+  thread_local std::vector<float> queries, sums;
+  views.resize(sharing * NODES_AT_ONCE);
+  queries.resize(sharing * NODES_AT_ONCE * a.dim);
+  sums.resize(sharing * NODES_AT_ONCE * a.dim);
+#pragma omp for schedule(dynamic)
+  for (long task = 0; task < a.rows * parts * groups; task++) {
+    long group = task % groups, part = task / groups % parts, row = task / groups / parts;
+    long node = group * NODES_AT_ONCE, nodes = a.nodes - node < NODES_AT_ONCE ? a.nodes - node : NODES_AT_ONCE;
+    Task<T, C>{a, row, part * sharing, sharing, node, nodes, views.data(), queries.data(), sums.data()}.run();
+  }
+}
+
 // To be called by every thread of a parallel region; the work is shared among them.
 template <class T> void attend(const Attention &a) {
-  long groups = (a.nodes + NODES_AT_ONCE - 1) / NODES_AT_ONCE;
-  thread_local View views[NODES_AT_ONCE];
-  thread_local std::vector<float> queries, sums;
-  queries.resize(NODES_AT_ONCE * a.dim);
-  sums.resize(NODES_AT_ONCE * a.dim);
-#pragma omp for schedule(static)
-  for (long task = 0; task < a.rows * a.heads * groups; task++) {
-    long group = task % groups, head = task / groups % a.heads, row = task / groups / a.heads;
-    long node = group * NODES_AT_ONCE, nodes = a.nodes - node < NODES_AT_ONCE ? a.nodes - node : NODES_AT_ONCE;
-    Task<T>{a, row, head, node, nodes, views, queries.data(), sums.data()}.run();
-  }
+  if (a.dim == 64) return attend_by<T, 4>(a);
+  if (a.dim == 128) return attend_by<T, 8>(a);
+  attend_by<T, 0>(a);
 }
 
 } // namespace
