@@ -18,7 +18,7 @@ LENGTHS = [20, 33]
 
 @pytest.fixture(autouse=True, params=[(32, [20, 33]), (64, [140, 600]), (128, [127, 700])], ids=str)
 def scene(request, monkeypatch):
-    """Short contexts, and long ones, which are looked at in parts by heads that share keys; sizes with their own code."""
+    """Short contexts; long ones, which are looked at in parts by heads that share keys; sizes with their own code."""
     dim, lengths = request.param
     for name, value in {"DIM": dim, "LENGTHS": lengths, "SLOTS": max(lengths) + 31}.items():
         monkeypatch.setitem(globals(), name, value)
