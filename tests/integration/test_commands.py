@@ -51,6 +51,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.model
+@pytest.mark.timeout(900)  # ten starts of a real model, beside another process of tests
 def test_generate_equals_transformers_on_ten_prompts(capsys, default_model_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
