@@ -82,9 +82,13 @@ def _models(model: str, shared: str | None, heads: str | None) -> list[tuple[str
     """Models and their heads; a folder that training wrote holds both, under names of their own."""
     if shared is None:
         return [(_inside(model, "model"), heads)]
+    from specstream.heads.folder import kind_of
+
     streams = heads or _inside(shared, "streams")
     if streams == shared:
         raise UsageError(f"shared is {shared!r} and holds no streams; give --heads, or the folder best of a shared run")
+    if (kind := kind_of(streams)) != "streams":
+        raise UsageError(f"{streams!r} holds {kind!r}; give the streams that were trained with the model")
     return [(_inside(model, "model"), None), (_inside(shared, "model"), streams)]
 
 

@@ -193,8 +193,8 @@ def compared(task: Task, examples: Sequence[TaskExample], run: ModelRun, other: 
     references = [examples[index].references for index in both]
     found: dict[str, Estimate] = {}
     for metric in task.metrics if both else ():
-        pair = [counted(metric, [side[index].text for index in both], references) for side in (ours, theirs)]
-        found[metric] = difference(metric, *pair)
+        own, others = (counted(metric, [side[at].text for at in both], references) for side in (ours, theirs))
+        found[metric] = difference(metric, own, others)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from specstream.errors import UsageError
+from specstream.tasks.task import read_task
 
 Recipe = Literal["streams", "medusa", "lora", "shared"]
 
@@ -262,13 +263,15 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
     """Values as a configuration.
 
     Raises:
-        UsageError: an unknown key, a value outside its range, a section of another recipe.
+        UsageError: an unknown key, a value outside its range, a section of another recipe, a task that cannot be read.
     """
     values = {name: value for name, value in values.items() if value is not None}  # a section without lines
     config = validated(TrainConfig, values)
     others = set().union(*SECTIONS.values()) - SECTIONS[config.recipe]
     if strange := sorted(others & set(values)):
         raise UsageError(f"section {strange[0]!r} is given and recipe is {config.recipe!r}; leave one of them out")
+    if config.data.task is not None:
+        read_task(config.data.task)  # before a model is loaded for nothing
     return config
 
 
