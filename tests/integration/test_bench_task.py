@@ -55,7 +55,14 @@ def test_two_models_are_held_beside_each_other(run, folders, tmp_path):
     models = ["--model", str(folders / "tuned"), "--shared", str(folders / "shared")]
     code, out, err = run(*models, "--nodes", "5", "--output", str(tmp_path / "record.json"))
     assert (code, err) == (0, "")
-    for words in ("fine-tuned", "shared", "plain", "streams, 5 nodes", "streams, controller", "shared minus fine-tuned"):
+    for words in (
+        "fine-tuned",
+        "shared",
+        "plain",
+        "streams, 5 nodes",
+        "streams, controller",
+        "shared minus fine-tuned",
+    ):
         assert words in out
     assert "failed:" in out
 

@@ -131,21 +131,28 @@ def _print(runs: list[ModelRun], differences: dict[str, Estimate], task: Task, e
     from rich.console import Console
     from rich.table import Table
 
+    from specstream.evaluation.heads import PLAIN
+
     console = Console(width=max(WIDTH, Console().width))
-    table = Table("model", "drafter", *task.metrics, "tokens/pass", "tokens/s", "x plain", "median", "equal")
+    quality = Table("model", *task.metrics)
+    speed = Table("model", "drafter", "extra parameters", "tokens/pass", "tokens/s", "x plain", "median", "equal")
     for number, run in enumerate(runs):
         name = ("fine-tuned", "shared")[number] if len(runs) > 1 else Path(run.name).name
         for figures in run.figures(task, examples):
-            table.add_row(name, *_cells(figures))
-    console.print(table)
+            speed.add_row(name, *_cells(figures))
+            if figures.side == PLAIN:
+                quality.add_row(name, *(_shown(each, ".1f") for each in figures.quality.values()))
+    console.print(quality)
+    console.print(speed)
     for metric, each in differences.items():
         console.print(f"{metric}, shared minus fine-tuned, in pairs: {_shown(each, '+.1f')}")
     for run in runs:
         for failure in run.failures:
             console.print(f"failed: {failure.where}: {failure.error}", markup=False)
     print(
-        "metrics from 0 to 100 with 95 % intervals (bootstrap over examples); tokens/pass: call reduction, over the "
-        "passes of plain decoding; x plain: tokens per second over plain decoding's, same model, process and prompts"
+        "metrics of plain decoding's answers, 0 to 100, with 95 % intervals (bootstrap over examples); tokens/pass: "
+        "call reduction; tokens/s of decoding, x plain in the same process, in turn; median: of the "
+        "examples' own ratios; equal: answers that are plain decoding's"
     )
     provenance = runs[-1].provenance
     print(", ".join(str(provenance[key]) for key in ("dtype", "device", "runtime", "cpu")))
@@ -154,7 +161,7 @@ def _print(runs: list[ModelRun], differences: dict[str, Estimate], task: Task, e
 def _cells(figures: SideFigures) -> list[str]:
     return [
         figures.side,
-        *(_shown(each, ".1f") for each in figures.quality.values()),
+        f"{figures.parameters:,}",
         f"{figures.call_reduction:.2f}",
         f"{figures.tokens_per_second:.1f}",
         f"{figures.speedup:.2f}",

@@ -188,7 +188,7 @@ def answer_all(
 
 def compared(task: Task, examples: Sequence[TaskExample], run: ModelRun, other: ModelRun) -> dict[str, Estimate]:
     """How much better ``run`` answers than ``other`` by every metric, over the examples that both answered."""
-    ours, theirs = run.of(run.sides[-1].name), other.of(PLAIN)
+    ours, theirs = run.of(PLAIN), other.of(PLAIN)
     both = [index for index in range(len(examples)) if index in ours and index in theirs]
     references = [examples[index].references for index in both]
     found: dict[str, Estimate] = {}

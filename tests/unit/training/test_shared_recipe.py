@@ -92,9 +92,9 @@ def test_its_streams_are_lossless_over_the_new_model(config, tmp_path, dtype):
     best = tmp_path / "run" / "best"
     settings = {"dtype": dtype, "max_new_tokens": 40, "ignore_eos": True}
     plain = SpeculativeEngine(str(best / "model"), drafter="none", **settings).generate(PROMPT)
-    drafted = SpeculativeEngine(
-        str(best / "model"), heads=str(best / "streams"), adaptive=False, **settings
-    ).generate(PROMPT)
+    drafted = SpeculativeEngine(str(best / "model"), heads=str(best / "streams"), adaptive=False, **settings).generate(
+        PROMPT
+    )
     assert drafted.token_ids == plain.token_ids
     assert drafted.drafter == "streams"
     assert drafted.acceptance_rate > 0
