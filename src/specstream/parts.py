@@ -7,14 +7,14 @@ from typing import Any, cast
 from specstream.config import DEEPEST, UNMEASURED, DrafterName, EngineConfig
 from specstream.core.controller import Controller
 from specstream.core.decode import Speculation
-from specstream.core.ports import Drafter, Target
+from specstream.core.ports import Drafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
-from specstream.drafters.medusa import MedusaDrafter
+from specstream.drafters.medusa import Heads, MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
-from specstream.drafters.streams import StreamsDrafter
+from specstream.drafters.streams import StreamHead, StreamsDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Parts
 from specstream.heads.folder import kind_of
@@ -179,19 +179,33 @@ def most_nodes(parts: Parts) -> int:
 
 def extra_parameters(drafter: Drafter, target: HuggingFaceTarget) -> int:
     """Parameters that a drafter needs beyond the target's own."""
+    if (heads := _heads_of(drafter)) is not None:
+        return heads.extra_parameters
+    draft = _draft_of(drafter)
+    return 0 if draft is None or draft.model is target.model else int(draft.model.num_parameters())
+
+
+def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
+    """Bytes of weights that are there to draft with."""
+    if (heads := _heads_of(drafter)) is not None:
+        return heads.nbytes
+    draft = _draft_of(drafter)
+    return 0 if draft is None or draft is target else draft.runtime.nbytes
+
+
+def _heads_of(drafter: Drafter) -> Heads | StreamHead | None:
     if isinstance(drafter, MedusaDrafter):
-        return drafter.heads.extra_parameters
-    if isinstance(drafter, StreamsDrafter):
-        return drafter.head.extra_parameters
+        return drafter.heads
+    return drafter.head if isinstance(drafter, StreamsDrafter) else None
+
+
+def _draft_of(drafter: Drafter) -> HuggingFaceTarget | None:
+    """The draft model, if one drafts."""
     drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
-    if not isinstance(drafter, DraftModelDrafter) or _model_of(drafter.model) is target.model:
-        return 0
-    return int(_model_of(drafter.model).num_parameters())
-
-
-def _model_of(target: Target) -> Any:
-    assert isinstance(target, HuggingFaceTarget)
-    return target.model
+    if not isinstance(drafter, DraftModelDrafter):
+        return None
+    assert isinstance(drafter.model, HuggingFaceTarget)
+    return drafter.model
 
 
 def _vocab_size(model: Any) -> int:
@@ -201,16 +215,3 @@ def _vocab_size(model: Any) -> int:
 def model_name(model: Any) -> str:
     """What a model is called."""
     return str(model.config.name_or_path or model.config.model_type)
-
-
-def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
-    """Bytes of weights that are there to draft with."""
-    if isinstance(drafter, MedusaDrafter):
-        return drafter.heads.nbytes
-    if isinstance(drafter, StreamsDrafter):
-        return drafter.head.nbytes
-    drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
-    if not isinstance(drafter, DraftModelDrafter) or drafter.model is target:
-        return 0
-    assert isinstance(drafter.model, HuggingFaceTarget)
-    return drafter.model.runtime.nbytes

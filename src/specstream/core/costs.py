@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -67,7 +67,7 @@ class _Drafting:
     """What a drafter's step takes, and a token that it has to read first."""
 
     step: _Newest
-    read: _Newest | None = field(default=None)
+    read: _Newest | None = None
 
     @classmethod
     def first(cls, steps: int, behind: int, seconds: float, limit: float) -> _Drafting:

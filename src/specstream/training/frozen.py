@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,12 @@ from specstream.core.ports import Drafter
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.load import load_model
 from specstream.training.config import TrainConfig
-from specstream.training.data import Batch, Examples
+from specstream.training.data import Batch, Examples, load_examples
+
+LIVE_NODES = 7
+"""Drafted nodes of the trees in live decoding."""
 
 RANKS = 8
 """Candidates of a depth whose rates a head comes with."""
@@ -44,13 +49,6 @@ def answer_counts(examples: Examples, size: int) -> Tensor:
 def frequent_tokens(counts: Tensor, size: int) -> Tensor:
     """The ids of the most frequent tokens, in order; of equally frequent ones the lower ids, which BPE made first."""
     return counts.argsort(descending=True, stable=True)[:size].sort().values
-
-
-def rates_of(ranks: Tensor, count: int = RANKS) -> list[list[float]]:
-    """How often the candidate of each rank was right at each depth, of ``ranks`` ``[positions, depth]``."""
-    return [
-        [float((ranks[:, depth] == rank).double().mean()) for rank in range(count)] for depth in range(ranks.shape[1])
-    ]
 
 
 class Live:
@@ -95,9 +93,47 @@ class Live:
         return {"live_accepted_length": sum(row.stats.new_tokens for row in rows) / max(1, passes)}
 
 
-def all_prompts(batches: Iterable[Batch]) -> list[list[int]]:
-    """The prompts of held-out batches."""
-    return [prompt for batch in batches for prompt in prompts_of(batch)]
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A target that is not trained, and what is trained on.
+
+    Attributes:
+        model: the target.
+        tokenizer: its tokenizer.
+        examples: the data.
+        counts: how often each token is to be predicted.
+        live: decodes with what is trained.
+    """
+
+    model: Any
+    tokenizer: Any
+    examples: Examples
+    counts: Tensor
+    live: Live
+
+    def vocabulary(self, size: int | None) -> Tensor | None:
+        """The most frequent tokens, as many as wanted; None for all."""
+        return None if size is None else frequent_tokens(self.counts, size)
+
+
+def read_frozen(config: TrainConfig, device: str, live_prompts: int, live_tokens: int) -> Frozen:
+    """Load the target and read the data; random numbers begin at the seed."""
+    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
+    model.requires_grad_(False)
+    torch.manual_seed(config.training.seed)
+    examples, _ = load_examples(config.data, tokenizer, config.training.seed)
+    counts = answer_counts(examples, int(model.get_output_embeddings().weight.shape[0]))
+    live = Live(model, tokenizer, live_prompts, live_tokens)
+    return Frozen(model=model, tokenizer=tokenizer, examples=examples, counts=counts, live=live)
+
+
+def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[Tensor, list[list[int]]]:
+    """Of held-out batches: the ranks ``[positions, depth]`` of the true tokens in the drafts, and the prompts."""
+    found, prompts = list[Tensor](), list[list[int]]()
+    for batch in batches:
+        found.append(ranks(batch).cpu())
+        prompts += prompts_of(batch)
+    return torch.cat(found), prompts
 
 
 def provenance_of(config: TrainConfig, examples: Examples, counts: Tensor) -> dict[str, Any]:

@@ -81,12 +81,6 @@ def drafted_figures(ranks: Tensor, top_k: int = 4) -> dict[str, float]:
     return figures
 
 
-def ranks_of(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The rank of each token among its logits: ``[..., vocab]`` and ``[...]`` -> ``[...]`` int64."""
-    own = logits.gather(-1, tokens[..., None])
-    return (logits > own).sum(-1)
-
-
 def token_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy of the tokens to be predicted: ``logits`` ``[rows, width, vocab]``, float32 inside."""
     wanted = batch.tokens[:, 1:].masked_fill(~batch.mask[:, 1:], -100)

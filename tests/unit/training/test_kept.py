@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from specstream.core.candidates import rank_rates
 from specstream.training.data import Batch
-from specstream.training.frozen import frequent_tokens, lengths_of, prompts_of, rates_of
+from specstream.training.frozen import frequent_tokens, lengths_of, prompts_of
 from specstream.training.kept import KeptStates
 
 ROWS = [[4, 9, 9, 3, 7], [8, 2, 5]]
@@ -65,4 +66,4 @@ def test_the_most_frequent_tokens_are_in_order_and_ties_go_to_lower_ids():
 
 
 def test_rates_are_shares_of_each_rank():
-    assert rates_of(torch.tensor([[0, 1], [0, 9], [1, 1], [0, 0]]), 2) == [[0.75, 0.25], [0.25, 0.5]]
+    assert rank_rates(torch.tensor([[0, 1], [0, 9], [1, 1], [0, 0]]), 2) == [[0.75, 0.25], [0.25, 0.5]]

@@ -5,29 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from specstream.core.candidates import rank_rates
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.heads.folder import fingerprint
 from specstream.heads.medusa import MedusaHeads
-from specstream.models.load import load_model
 from specstream.training.config import TrainConfig
-from specstream.training.data import Batch, load_examples
-from specstream.training.frozen import (
-    Live,
-    answer_counts,
-    frequent_tokens,
-    lengths_of,
-    prompts_of,
-    provenance_of,
-    rates_of,
-)
+from specstream.training.data import Batch
+from specstream.training.frozen import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
 from specstream.training.kept import KeptStates
 from specstream.training.trainee import Goal, Prepared, drafted_figures
-
-LIVE_NODES = 7
-"""Drafted nodes of the trees in live decoding."""
 
 
 class MedusaTrainee:
@@ -52,20 +40,18 @@ class MedusaTrainee:
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """How the heads' drafts fare: on the target's answers, and in decoding itself."""
-        ranks: list[Tensor] = []
-        prompts: list[list[int]] = []
-        for batch in batches:
-            ranks.append(self._heads.ranks(self._states(batch), batch.tokens, batch.mask).cpu())
-            prompts += prompts_of(batch)
-        judged = torch.cat(ranks)
-        self._heads.rates = rates_of(judged)
+        ranks, prompts = judged(batches, self._ranks)
+        self._heads.rates = rank_rates(ranks, RANKS)
         drafter = MedusaDrafter(self._heads, nodes=LIVE_NODES)
-        figures = {**drafted_figures(judged), **self._live.figures(drafter, self._heads.depth, prompts)}
+        figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._heads.depth, prompts)}
         self._heads.record["figures"] = figures
         return figures
 
     def save(self, folder: Path) -> None:
         self._heads.save(folder)
+
+    def _ranks(self, batch: Batch) -> Tensor:
+        return self._heads.ranks(self._states(batch), batch.tokens, batch.mask)
 
     def _states(self, batch: Batch) -> Tensor:
         if self._kept is None:
@@ -77,15 +63,10 @@ class MedusaTrainee:
 def prepare(config: TrainConfig, device: str) -> Prepared:
     """Fresh heads of the target."""
     section = config.medusa
-    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
-    model.requires_grad_(False)
-    torch.manual_seed(config.training.seed)
-    examples, _ = load_examples(config.data, tokenizer, config.training.seed)
-    counts = answer_counts(examples, int(model.get_output_embeddings().weight.shape[0]))
-    vocabulary = None if section.vocabulary is None else frequent_tokens(counts, section.vocabulary)
+    frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
+    vocabulary, model = frozen.vocabulary(section.vocabulary), frozen.model
     heads = MedusaHeads(model, num_heads=section.num_heads, num_layers=section.num_layers, token_map=vocabulary)
-    heads.record.update(provenance_of(config, examples, counts))
+    heads.record.update(provenance_of(config, frozen.examples, frozen.counts))
     folder = config.model.states_dir
     kept = None if folder is None else KeptStates(folder, f"{fingerprint(model)}/{model.dtype}/final")
-    live = Live(model, tokenizer, section.live_prompts, section.live_tokens)
-    return Prepared(trainee=MedusaTrainee(heads, kept, live), tokenizer=tokenizer)
+    return Prepared(trainee=MedusaTrainee(heads, kept, frozen.live), tokenizer=frozen.tokenizer)

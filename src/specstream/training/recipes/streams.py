@@ -9,28 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.core.candidates import rank_rates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.folder import fingerprint
 from specstream.heads.multistream import MainStream
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams, StreamsConfig, unit
-from specstream.models.load import load_model
 from specstream.training.config import StreamsSection, TrainConfig
-from specstream.training.data import Batch, Examples, load_examples
-from specstream.training.frozen import (
-    Live,
-    answer_counts,
-    frequent_tokens,
-    lengths_of,
-    prompts_of,
-    provenance_of,
-    rates_of,
-)
+from specstream.training.data import Batch, Examples
+from specstream.training.frozen import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
 from specstream.training.kept import KeptStates
 from specstream.training.trainee import Goal, Prepared, drafted_figures
-
-LIVE_NODES = 7
-"""Drafted nodes of the trees in live decoding."""
 
 NOISE = 0.1
 """Size of fresh stream embeddings, against that of the states they are added to."""
@@ -129,41 +118,33 @@ class StreamsTrainee:
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """How the streams' drafts fare: on the target's answers, and in decoding itself."""
-        ranks: list[Tensor] = []
-        prompts: list[list[int]] = []
-        for batch in batches:
-            ranks.append(stream_ranks(self._streams, batch.tokens, batch.mask, self._states.read(batch)).cpu())
-            prompts += prompts_of(batch)
-        judged = torch.cat(ranks)
-        rates = rates_of(judged)
+        ranks, prompts = judged(batches, self._ranks)
+        rates = rank_rates(ranks, RANKS)
         drafter = StreamsDrafter(self._streams, sizes=(LIVE_NODES,), rates=rates)
-        figures = {**drafted_figures(judged), **self._live.figures(drafter, self._streams.gamma, prompts)}
+        figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._streams.gamma, prompts)}
         self._streams.details.update(rates=rates, figures=figures)
         return figures
 
     def save(self, folder: Path) -> None:
         self._streams.save(folder)
 
+    def _ranks(self, batch: Batch) -> Tensor:
+        return stream_ranks(self._streams, batch.tokens, batch.mask, self._states.read(batch))
+
 
 def prepare(config: TrainConfig, device: str) -> Prepared:
     """Fresh streams of the target, or those of a folder."""
     section = config.streams
-    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
-    model.requires_grad_(False)
-    torch.manual_seed(config.training.seed)
-    examples, _ = load_examples(config.data, tokenizer, config.training.seed)
-    counts = answer_counts(examples, int(model.get_output_embeddings().weight.shape[0]))
+    frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
     if section.start_from is None:
-        vocabulary = None if section.vocabulary is None else frequent_tokens(counts, section.vocabulary)
-        streams = Streams(model, _shape(section), vocabulary)
+        streams = Streams(frozen.model, _shape(section), frozen.vocabulary(section.vocabulary))
         states = MainStates(streams, config.model.states_dir)
-        begin(streams, states, examples, section.fit_examples)
+        begin(streams, states, frozen.examples, section.fit_examples)
     else:
-        streams = Streams.from_pretrained(section.start_from, model).requires_grad_(True)
+        streams = Streams.from_pretrained(section.start_from, frozen.model).requires_grad_(True)
         states = MainStates(streams, config.model.states_dir)
-    streams.details.update(provenance_of(config, examples, counts))
-    live = Live(model, tokenizer, section.live_prompts, section.live_tokens)
-    return Prepared(trainee=StreamsTrainee(streams, states, section, live), tokenizer=tokenizer)
+    streams.details.update(provenance_of(config, frozen.examples, frozen.counts))
+    return Prepared(trainee=StreamsTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
 
 
 def _shape(section: StreamsSection) -> StreamsConfig:
