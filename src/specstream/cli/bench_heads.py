@@ -144,7 +144,7 @@ def _print(comparison: Comparison, provenance: dict[str, Any], base: int) -> Non
     from rich.table import Table
 
     console = Console(width=max(WIDTH, Console().width))
-    columns = ("drafter", "extra parameters", "tokens/pass", "accepted at 1, 2, 3, 4", "tokens/s", "x plain", "median")
+    columns = ("drafter", "extra parameters", "tokens/pass", "accepted at 1 to 4", "tokens/s", "x plain", "median")
     table = Table(*columns, "equal")
     for each in comparison.figures():
         table.add_row(*_cells(each, base))

@@ -28,7 +28,7 @@ TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 """Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
 
 RESTS = 8
-"""Rounds for which the very same offers are not weighed again once they were declined."""
+"""Rounds for which the very same offer is not weighed again once it was declined."""
 
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
@@ -45,7 +45,7 @@ class Controller:
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
-        self._declined: Sequence[Sequence[Offer]] = ()  # until round `_rested` the answer to them is no
+        self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = 0
 
     def choose(self, offers: Sequence[Sequence[Offer]]) -> list[Choice]:
@@ -53,36 +53,32 @@ class Controller:
         rows = len(offers)
         self._round += 1
         plain: list[Choice] = [None] * rows
+        awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
         if (
-            not any(offers)
-            or self._rests(offers)
+            not any(awake)
             or self._costs.plain_passes < 2
             or self._round - self._plain.get(rows, self._round) > PLAIN_AFTER
         ):
             return plain
-        best = max(self._bets(offers), key=lambda plan: plan.rate, default=None)
+        best = max(self._bets(awake), key=lambda plan: plan.rate, default=None)
         if best is not None:
             return [choice and choice._replace(least=self._least(choice.offer, best)) for choice in best.choices]
-        if trial := self._due(offers):
+        if trial := self._due(awake):
             return trial.choices
-        self._rest(offers)
+        self._rest(awake)
         return plain
 
     def _rest(self, offers: Sequence[Sequence[Offer]]) -> None:
-        """These offers were declined: no need to look at them again before a trial is due."""
-        due = [self._tried.get(kind_of(offer), 0) + TRIAL_AFTER for available in offers for offer in available]
-        self._declined = offers
-        self._rested = min([self._round + RESTS, *(each for each in due if each > self._round)])
+        """These were declined: no need to weigh them again before a trial is due, unless every round judges them."""
+        declined = [offer for available in offers for offer in available if offer.tree is None]
+        if declined:
+            due = [self._tried.get(kind_of(offer), 0) + TRIAL_AFTER for offer in declined]
+            self._declined = declined
+            self._rested = min([self._round + RESTS, *(each for each in due if each > self._round)])
 
-    def _rests(self, offers: Sequence[Sequence[Offer]]) -> bool:
-        """Whether the very same were declined a moment ago. Known trees are judged, and so weighed, in every round."""
-        if self._round >= self._rested or len(offers) != len(self._declined):
-            return False
-        pairs = zip(offers, self._declined, strict=True)
-        return all(
-            len(own) == len(other) and all(a is b and a.tree is None for a, b in zip(own, other, strict=True))
-            for own, other in pairs
-        )
+    def _rests(self, offer: Offer) -> bool:
+        """Whether the very same was declined a moment ago."""
+        return self._round < self._rested and any(offer is each for each in self._declined)
 
     def observe(
         self,

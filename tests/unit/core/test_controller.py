@@ -381,3 +381,13 @@ class TestOffersThatWereDeclined:
         offers = [Offer(source="lookup/3", depth=2, tree=TokenTree.chain([9, 1, 1]))]
         self.rounds(controller, offers, 20)
         assert self.rounds(controller, offers, 30) == 30
+
+    def test_where_a_known_tree_comes_beside_them_it_alone_is_weighed(self):
+        controller, offers = Controller(), self.poor()
+        known = Offer(source="lookup/3", depth=2, tree=TokenTree.chain([9, 1, 1]))
+        self.rounds(controller, offers, 50)
+        controller._rested = controller._round + RESTS
+        weighed = []
+        controller._bets = lambda given: weighed.append(given) or iter(())
+        controller.choose([[known, *offers]])
+        assert weighed == [[[known]]]
