@@ -32,6 +32,10 @@ HORIZON = 64
 TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 """Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
 
+REST = 4
+"""Rounds for which a decision against drafters that take steps holds, but for trials: prices move slowly, and to weigh
+all plans in every round takes a hundredth of a small model's pass."""
+
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
 
@@ -88,7 +92,7 @@ class Controller:
         self._acceptance: dict[str, Acceptance] = {}
         self._reach: dict[str, Reach] = {}
         self._balance = ACCOUNT
-        self._round = 0
+        self._round = self._rests = 0  # the round, and the last one in which nothing is weighed but known trees
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
 
@@ -103,10 +107,12 @@ class Controller:
             or self._round - self._plain.get(rows, self._round) > PLAIN_AFTER
         ):
             return plain
-        best = max(self._bets(offers), key=lambda plan: plan.rate, default=None)
-        if best is not None:
+        known = any(each.tree for available in offers for each in available)
+        weigh = known or self._round > self._rests
+        if best := max(self._bets(offers), key=lambda plan: plan.rate, default=None) if weigh else None:
             return [choice and choice._replace(least=self._least(choice.offer, best)) for choice in best.choices]
         trial = self._due(offers)
+        self._rests = 0 if trial else self._round + REST - 1 if weigh else self._rests
         return trial.choices if trial else plain
 
     def observe(
