@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from specstream.core.controller import ACCOUNT, ALLOWANCE, TRIAL_AFTER, Controller, Taken
+from specstream.core.controller import ACCOUNT, ALLOWANCE, REST, TRIAL_AFTER, Controller, Taken
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -78,6 +78,18 @@ class TestWhereNothingIsAccepted:
         trials = [at for at, row in enumerate(machine.log) if row != ["-"] and at > 20]
         assert len(trials) > 5
         assert min(later - earlier for earlier, later in pairwise(trials)) >= TRIAL_AFTER
+
+    def test_a_known_tree_that_pays_is_taken_at_once(self):
+        machine, controller = Machine(**SMALL, model=0.0), Controller()
+        machine.run(controller, 100)
+        sure = Offer(source="lookup/6", depth=2, tree=TokenTree.chain([1, 2, 3]), expected=(1.0, 2.0, 3.0))
+        step, declined = Offer(source="model", depth=4), 0
+        for _ in range(TRIAL_AFTER):
+            machine.round(controller)
+            if machine.log[-1] == ["-"]:
+                declined += 1
+                assert controller.choose([[step, sure]]) == [Taken(sure, 2)]
+        assert declined > REST
 
 
 class TestWhereMuchIs:
