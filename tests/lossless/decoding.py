@@ -42,6 +42,7 @@ DRAFTERS = (
     "draft_model-tree",
     "mixed",
     "mixed-tree",
+    "mixed-streams",
 )
 GAMMA = 3
 
@@ -66,6 +67,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
     if kind == "streams":
         return streams_drafter(branching, family, **draft)
+    if kind == "mixed" and branching == "streams":
+        return MixedDrafter(LookupDrafter(min_ngram=2), streams_drafter("learned", family, **draft))
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
     drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
     if kind == "mixed":  # a lookup that matches often, and not always

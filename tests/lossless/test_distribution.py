@@ -165,6 +165,12 @@ LOSSLESS = {
         batch=3,
         length=4,
     ),
+    "mixed with streams": Case(
+        drafter=MixedDrafter(lookup(), StreamsDrafter(TableStreams(NEAR), sizes=(6,))),
+        prompts=[LOOKUP_PROMPT, [2]],
+        runs=600,
+        length=4,
+    ),
     "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
     "mixed tree in batches of 3": Case(
         drafter=mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=600, batch=3

@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from specstream.core.controller import ACCOUNT, ALLOWANCE, REST, TRIAL_AFTER, Controller, Taken
+from specstream.core.controller import ACCOUNT, ALLOWANCE, RESTS, TRIAL_AFTER, Controller
+from specstream.core.plans import Taken
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
-from tests.unit.core.machine import CHANCE, Machine, widths
+from tests.unit.core.machine import CHANCE, Machine, offer_of, widths
 
 SMALL = {"price": widths(31, 40, 43, 45, 48, 50), "step": 12, "read": 1.2}
 """Milliseconds of a small model whose draft is hardly smaller: speculation pays little."""
@@ -89,7 +90,7 @@ class TestWhereNothingIsAccepted:
             if machine.log[-1] == ["-"]:
                 declined += 1
                 assert controller.choose([[step, sure]]) == [Taken(sure, 2)]
-        assert declined > REST
+        assert declined > RESTS
 
 
 class TestWhereMuchIs:
@@ -342,3 +343,53 @@ class TestOffersThatSayWhatTheyExpect:
 
     def test_nothing_is_taken_that_is_not_expected_to_pay(self):
         assert self.taken(0.02, lambda width: 100 + 12 * width) is None
+
+
+class TestOffersThatWereDeclined:
+    """What does not pay, and is the same again, is not weighed in every round; what changed is, at once."""
+
+    @staticmethod
+    def poor(rate=0.02):
+        return [Offer(source="heads/3", depth=1, widths=(1, 4), expected=(1.0, 1 + rate), at_once=True)]
+
+    @staticmethod
+    def rounds(controller, offers, count):
+        """How often the offers were weighed."""
+        weighed = []
+        bets = controller._bets
+        controller._bets = lambda given: weighed.append(given) or bets(given)
+        for _ in range(count):
+            (choice,) = controller.choose([list(offers)])
+            nodes = choice.offer.width(choice.depth) - 1 if choice else 0
+            request = DraftRequest(tokens=[9], depth=nodes and 1, generator=CHANCE, offer=offer_of(choice))
+            tree = TokenTree((9, *range(nodes)), (-1, *[0] * nodes))
+            seconds = (12.0 if choice else 0.0, 20.0 + 3 * nodes)
+            controller.observe([list(offers)], [request], [tree], [Verdict(path=(0,), tokens=(77,))], seconds)
+        controller._bets = bets
+        return len(weighed)
+
+    def test_they_are_not_weighed_again_for_some_rounds(self):
+        controller, offers = Controller(), self.poor()
+        self.rounds(controller, offers, 50)
+        assert self.rounds(controller, offers, 160) <= 160 / RESTS + 160 / TRIAL_AFTER
+
+    def test_they_are_tried_as_often_as_ever(self):
+        controller, offers = Controller(), self.poor()
+        self.rounds(controller, offers, 50)
+        before = controller._tried["heads"]
+        self.rounds(controller, offers, 3 * (TRIAL_AFTER + RESTS))
+        assert controller._tried["heads"] > before
+
+    def test_better_ones_are_weighed_at_once(self):
+        controller = Controller()
+        self.rounds(controller, self.poor(), 60)
+        better = self.poor(rate=3.0)
+        controller._balance = ACCOUNT
+        assert controller.choose([better]) == [Taken(better[0], 1)]
+
+    def test_known_trees_are_weighed_in_every_round(self):
+        """Each round judges them, whether they are taken or not."""
+        controller = Controller()
+        offers = [Offer(source="lookup/3", depth=2, tree=TokenTree.chain([9, 1, 1]))]
+        self.rounds(controller, offers, 20)
+        assert self.rounds(controller, offers, 30) == 30
