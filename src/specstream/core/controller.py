@@ -27,8 +27,8 @@ ACCOUNT, ALLOWANCE = 3.0, 0.01
 TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 """Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
 
-RESTS = 8
-"""Rounds for which the very same offer is not weighed again once it was declined."""
+RESTS = 4
+"""Rounds for which offers that promise no more are not weighed again once they were declined."""
 
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
@@ -53,32 +53,25 @@ class Controller:
         rows = len(offers)
         self._round += 1
         plain: list[Choice] = [None] * rows
-        awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
         if (
-            not any(awake)
+            not any(offers)
             or self._costs.plain_passes < 2
             or self._round - self._plain.get(rows, self._round) > PLAIN_AFTER
         ):
             return plain
+        awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
         best = max(self._bets(awake), key=lambda plan: plan.rate, default=None)
         if best is not None:
             return [choice and choice._replace(least=self._least(choice.offer, best)) for choice in best.choices]
-        if trial := self._due(awake):
+        if trial := self._due(offers):
             return trial.choices
-        self._rest(awake)
+        if declined := [offer for available in awake for offer in available if offer.tree is None]:
+            self._declined, self._rested = declined, self._round + RESTS
         return plain
 
-    def _rest(self, offers: Sequence[Sequence[Offer]]) -> None:
-        """These were declined: no need to weigh them again before a trial is due, unless every round judges them."""
-        declined = [offer for available in offers for offer in available if offer.tree is None]
-        if declined:
-            due = [self._tried.get(kind_of(offer), 0) + TRIAL_AFTER for offer in declined]
-            self._declined = declined
-            self._rested = min([self._round + RESTS, *(each for each in due if each > self._round)])
-
     def _rests(self, offer: Offer) -> bool:
-        """Whether the very same was declined a moment ago."""
-        return self._round < self._rested and any(offer is each for each in self._declined)
+        """Whether such a one was declined a moment ago. Known trees are judged, and so weighed, in every round."""
+        return self._round < self._rested and any(_alike(offer, each) for each in self._declined)
 
     def observe(
         self,
@@ -213,3 +206,9 @@ class Controller:
 
     def _reached(self, offer: Offer) -> Reach:
         return self._reach.setdefault(offer.source, Reach())
+
+
+def _alike(offer: Offer, declined: Offer) -> bool:
+    """Whether an offer promises what one did that was declined, however much its drafter has to read by now."""
+    same = offer is declined or (offer.source, offer.expected) == (declined.source, declined.expected)
+    return same and offer.tree is declined.tree is None

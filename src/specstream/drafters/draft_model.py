@@ -121,6 +121,9 @@ class DraftModelSession:
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         depths = [self._depth(request) for request in requests]
+        if not any(depths):
+            self._before = list(self._cached)
+            return [TokenTree.chain(request.tokens[-1:]) for request in requests]
         self._catch_up(requests, depths)
         growing = [_Growing(request=each, skipped=row) for each, row in zip(requests, self._skipped, strict=True)]
         self._before = [len(row.readable) for row in growing]

@@ -80,6 +80,18 @@ class TestWhereNothingIsAccepted:
         assert len(trials) > 5
         assert min(later - earlier for earlier, later in pairwise(trials)) >= TRIAL_AFTER
 
+    def test_a_known_tree_that_pays_is_taken_at_once(self):
+        machine, controller = Machine(**SMALL, model=0.0), Controller()
+        machine.run(controller, 100)
+        sure = Offer(source="lookup/6", depth=2, tree=TokenTree.chain([1, 2, 3]), expected=(1.0, 2.0, 3.0))
+        step, declined = Offer(source="model", depth=4), 0
+        for _ in range(TRIAL_AFTER):
+            machine.round(controller)
+            if machine.log[-1] == ["-"]:
+                declined += 1
+                assert controller.choose([[step, sure]]) == [Taken(sure, 2)]
+        assert declined > RESTS
+
 
 class TestWhereMuchIs:
     @pytest.mark.parametrize("acceptance", [0.95, 0.9, 0.8, 0.6])
@@ -345,7 +357,7 @@ class TestOffersThatWereDeclined:
         """How often the offers were weighed."""
         weighed = []
         bets = controller._bets
-        controller._bets = lambda given: weighed.append(given) or bets(given)
+        controller._bets = lambda given: (any(given) and weighed.append(given)) or bets(given)
         for _ in range(count):
             (choice,) = controller.choose([list(offers)])
             nodes = choice.offer.width(choice.depth) - 1 if choice else 0
