@@ -79,7 +79,7 @@ def cut_head(model: Any, part: Tensor) -> nn.Linear:
         head.weight.copy_(weight[part.to(weight.device)])
         if whole.bias is not None:
             head.bias.copy_(whole.bias[part.to(weight.device)])
-    head.requires_grad_(weight.requires_grad)
+    head.requires_grad_(whole.weight.requires_grad)
     model.set_output_embeddings(head.train(model.training))
     return whole  # type: ignore[no-any-return]
 
