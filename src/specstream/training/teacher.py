@@ -73,10 +73,12 @@ class Teacher:
     @torch.no_grad()
     def _read(self, tokens: Tensor) -> dict[str, Tensor]:
         """``[1, length]`` -> ids, logarithms at temperature 1, and of the softened one the normaliser and the rest."""
-        logs = self._model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
-        softened = logs / self._temperature
-        normaliser = softened.logsumexp(-1, keepdim=True)
-        top = logs.topk(self._top_k)
-        named = (top.values / self._temperature - normaliser).exp().sum(-1, keepdim=True)
+        logits = self._model(input_ids=tokens, use_cache=False).logits.float()
+        total = logits.logsumexp(-1, keepdim=True)  # as few looks at the whole vocabulary as there can be
+        top = logits.topk(self._top_k)
+        logs, normaliser = top.values - total, torch.zeros_like(total)
+        if self._temperature != 1:
+            normaliser = (logits / self._temperature).logsumexp(-1, keepdim=True) - total / self._temperature
+        named = (logs / self._temperature - normaliser).exp().sum(-1, keepdim=True)
         sums = torch.cat([normaliser, (1 - named).clamp_min(0)], -1)
-        return {"tokens": top.indices.int(), "logs": top.values, "sums": sums}
+        return {"tokens": top.indices.int(), "logs": logs, "sums": sums}
