@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from torch import Tensor
+
 from specstream.config import DEEPEST, UNMEASURED, EngineConfig
 from specstream.core.controller import Controller
 from specstream.core.decode import Speculation
@@ -23,9 +25,9 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.load import load_model
 from specstream.models.runtime import Quantization, lend_kernels, prefers_bytes
 from specstream.models.uncached import UncachedTarget
+from specstream.models.vocabulary import load_draft
 
 SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
@@ -122,16 +124,23 @@ def _warm_up(streams: Streams, target: HuggingFaceTarget) -> None:
 
 
 def _draft_model(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> DraftModelDrafter:
+    drafting, part = _draft_target(target, tokenizer, draft, config)
     return DraftModelDrafter(
-        _draft_target(target, tokenizer, draft, config),
+        drafting,
         gamma=config.gamma or config.max_speculation_depth or DEEPEST,
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
+        part=part,
     )
 
 
-def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> HuggingFaceTarget:
-    """The draft as a target of its own. A model that drafts for itself shares everything, the bits too."""
+def _draft_target(
+    target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig
+) -> tuple[HuggingFaceTarget, Tensor | None]:
+    """The draft as a target of its own, and the tokens it says, if not all.
+
+    A model that drafts for itself shares everything, the bits too.
+    """
     quantization, named = config.draft_quantization, isinstance(draft, str)
     if named and draft.startswith(SELF):
         draft, quantization, named = target.model, _self_quantization(draft), False
@@ -139,17 +148,22 @@ def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config:
         quantization = "int8" if named and prefers_bytes(target.model, config.runtime) else "none"
     if draft is target.model:
         if quantization == "none":
-            return target
-        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
-    draft_tokenizer = None
+            return target, None
+        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
+    draft_tokenizer, part = None, None
     if named:
-        draft, draft_tokenizer = load_model(draft, dtype=config.dtype, device=str(target.model.device))
+        draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
+    if part is not None and _vocab_size(draft) != _vocab_size(target.model):
+        raise VocabularyMismatchError(
+            f"the draft {model_name(draft)} says some of {_vocab_size(draft)} tokens and the target has "
+            f"{_vocab_size(target.model)}; make one of {model_name(target.model)}: specstream make-draft"
+        )
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
         drafting.runtime.release()
-    return drafting
+    return drafting, part
 
 
 def _self_quantization(draft: str) -> Quantization:

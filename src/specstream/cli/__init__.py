@@ -40,13 +40,14 @@ def build_app() -> typer.Typer:
 
 def _register_verbs(app: typer.Typer) -> None:
     # The order here is the order of `specstream --help`. A verb is a plain function: app.command()(function).
-    from specstream.cli import audit, bench_heads, compare, distill_data, generate, models, train
+    from specstream.cli import audit, bench_heads, compare, distill_data, generate, make_draft, models, train
 
     app.command()(generate.generate)
     app.command()(compare.compare)
     app.command()(audit.audit)
     app.command()(bench_heads.bench_heads)
     app.command("distill-data")(distill_data.distill_data)
+    app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
     app.add_typer(models.app, name="models")
 

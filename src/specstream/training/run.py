@@ -17,7 +17,9 @@ from specstream.training.journal import Journal
 from specstream.training.loop import Loop, Outcome, make_accelerator
 from specstream.training.trainee import Prepared
 
-RECIPES: Mapping[str, str] = {name: f"specstream.training.recipes.{name}" for name in ("streams", "medusa", "lora")}
+RECIPES: Mapping[str, str] = {
+    name: f"specstream.training.recipes.{name}" for name in ("streams", "medusa", "lora", "draft")
+}
 """Modules with a ``prepare(config, device)`` that returns a ``Prepared``."""
 
 _MAY_CHANGE = {
