@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from specstream.errors import UsageError
@@ -73,6 +75,24 @@ class LoRAAdapter:
             self._peft.save_pretrained(partial, save_embedding_layers=False)
             for name in (_WEIGHTS, _CONFIG):
                 os.replace(Path(partial, name), folder / name)
+
+    def save_merged(self, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+        """Write the new model whole, the adapters merged into its weights, and its tokenizer: a model like any other.
+
+        Args:
+            path: a folder.
+            dtype: of the weights on disk. They are merged before they are rounded.
+
+        Returns:
+            The merged model, as it was written.
+        """
+        merged = self.get_adapted_model(merge=True).to(dtype)
+        merged.save_pretrained(path)
+        # safetensors makes its file readable by the owner alone, which a shared models folder cannot use.
+        for weights in Path(path).glob("*.safetensors"):
+            shutil.copymode(Path(path) / "config.json", weights)
+        self.tokenizer.save_pretrained(path)
+        return merged
 
     def load_weights(self, path: str | Path) -> None:
         """Take the adapters' weights from a folder that ``save_weights`` or PEFT wrote.

@@ -40,12 +40,23 @@ def build_app() -> typer.Typer:
 
 def _register_verbs(app: typer.Typer) -> None:
     # The order here is the order of `specstream --help`. A verb is a plain function: app.command()(function).
-    from specstream.cli import audit, bench_heads, compare, distill_data, generate, make_draft, models, train
+    from specstream.cli import (
+        audit,
+        bench_heads,
+        bench_task,
+        compare,
+        distill_data,
+        generate,
+        make_draft,
+        models,
+        train,
+    )
 
     app.command()(generate.generate)
     app.command()(compare.compare)
     app.command()(audit.audit)
     app.command()(bench_heads.bench_heads)
+    app.command()(bench_task.bench_task)
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)

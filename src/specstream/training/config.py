@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from specstream.errors import UsageError
+from specstream.tasks.task import read_task
 
-Recipe = Literal["streams", "medusa", "lora", "draft"]
+Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
+
+SECTIONS = {
+    "streams": {"streams"},
+    "medusa": {"medusa"},
+    "lora": {"lora"},
+    "shared": {"streams", "lora"},
+    "draft": {"draft", "distillation"},
+}
+"""The sections of each recipe, besides those that all have."""
 
 
 class _Section(BaseModel):
@@ -43,6 +53,7 @@ class DataSection(_Section):
         domain: what the texts are, for the model card: code, chat, reasoning, ...
         dataset_name: a data set of the hub, or a local file; besides ``files``.
         dataset_split: of a data set of the hub.
+        task: a task's name or YAML file (``specstream/tasks``), which then says how all local files are read.
         files: local files: answers of ``specstream distill-data``, prompts with answers, chats, or plain text.
         exclude: files of prompts that must not be trained on; examples that share one, or 13 words in a row with one,
             are left out. ``specstream distill-data`` has the same for answers.
@@ -51,12 +62,13 @@ class DataSection(_Section):
         limit: examples to read at most, from all files together.
         max_length: tokens of an example at most; longer ones are cut.
         prompt_loss: learn the prompts too, not only the answers.
-        chat: put prompts through the chat template; None does where there is one.
+        chat: put prompts through the chat template; None does where there is one, and for a task as that says.
     """
 
     domain: str = "chat"
     dataset_name: str | None = None
     dataset_split: str = "train"
+    task: str | None = None
     files: list[str] = Field(default_factory=list)
     exclude: list[str] = Field(default_factory=list)
     eval_files: list[str] = Field(default_factory=list)
@@ -128,7 +140,7 @@ class LoggingSection(_Section):
 
 
 class LoRASection(_Section):
-    """The recipe ``lora``: low-rank adapters inside the target, which make it a new model.
+    """Low-rank adapters inside the target, which make it a new model.
 
     Attributes:
         r: their rank.
@@ -143,8 +155,18 @@ class LoRASection(_Section):
     target_modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj", "o_proj"], min_length=1)
 
 
+class LoRATrainingSection(LoRASection):
+    """The recipe ``lora``, and the part of ``shared`` that changes the base.
+
+    Attributes:
+        merge: write the whole new model too, in bfloat16, besides the adapters; ``shared`` always does.
+    """
+
+    merge: bool = False
+
+
 class StreamsSection(_Section):
-    """The recipe ``streams``: speculative streams of a frozen target.
+    """The recipe ``streams``: speculative streams of a frozen target; in ``shared`` it is fine-tuned with them.
 
     Attributes:
         gamma: streams of a position.
@@ -159,7 +181,9 @@ class StreamsSection(_Section):
         soften: how much of a stream's target is the base's distribution, the rest is the token.
         fit_examples: of the data, that the linear start is fitted to.
         start_from: a folder of streams to go on from with other data; None for new ones.
-        live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none.
+        weight: of each stream's loss beside the next token's, where both are learned.
+        live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none. Not in
+            ``shared``, whose model changes all the time.
         live_tokens: of each answer to them.
     """
 
@@ -174,6 +198,7 @@ class StreamsSection(_Section):
     soften: float = Field(default=0.0, ge=0, le=1)
     fit_examples: int = Field(default=100, ge=1)
     start_from: str | None = None
+    weight: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     live_prompts: int = Field(default=8, ge=0)
     live_tokens: int = Field(default=48, ge=1)
 
@@ -241,7 +266,7 @@ class TrainConfig(_Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     logging: LoggingSection = LoggingSection()
-    lora: LoRASection = LoRASection()
+    lora: LoRATrainingSection = LoRATrainingSection()
     streams: StreamsSection = StreamsSection()
     medusa: MedusaSection = MedusaSection()
     draft: DraftSection = DraftSection()
@@ -283,16 +308,17 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
     """Values as a configuration.
 
     Raises:
-        UsageError: an unknown key, a value outside its range, a section of another recipe.
+        UsageError: an unknown key, a value outside its range, a section of another recipe, a task that cannot be read.
     """
+    values = {name: value for name, value in values.items() if value is not None}  # a section without lines
     config = validated(TrainConfig, values)
-    sections = {*get_args(Recipe), "distillation"} - {config.recipe}
-    if config.recipe == "draft":
-        sections.remove("distillation")
     if config.draft.goal == "live_accepted_length" and not config.draft.live_prompts:
         raise UsageError("draft.goal is 'live_accepted_length' and draft.live_prompts is 0; give some prompts")
-    if strange := sorted(sections & set(values)):
+    others = set().union(*SECTIONS.values()) - SECTIONS[config.recipe]
+    if strange := sorted(others & set(values)):
         raise UsageError(f"section {strange[0]!r} is given and recipe is {config.recipe!r}; leave one of them out")
+    if config.data.task is not None:
+        read_task(config.data.task)  # before a model is loaded for nothing
     return config
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from specstream.errors import UsageError
 from specstream.extras import require
 from specstream.prompts import FIELDS, answer_of, prompt_of, read_records
+from specstream.tasks.task import Task, read_examples, read_task, training_records
 from specstream.text import encode
 from specstream.training.config import DataSection
 from specstream.training.held_out import HeldOut
@@ -173,17 +174,20 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
     Raises:
         UsageError: no data, a file that cannot be read, a record without anything to learn.
     """
-    records = [each for file in config.files for each in _of_file(file)]
+    task = None if config.task is None else read_task(config.task)
+    records = _of_files(config.files, task)
     if config.dataset_name is not None:
         records += _of_dataset(config.dataset_name, config.dataset_split)
     if config.exclude:
-        held_out = HeldOut.of_files(config.exclude)
+        held_out = _held_out(config.exclude, task)
         records = [each for each in records if not any(text in held_out for text in _asked(each[0]))]
+    if task is not None and config.chat is None:
+        config = config.model_copy(update={"chat": task.chat})
     examples = examples_of(records[: config.limit], config, tokenizer)
     if not examples:
         raise UsageError("data has no example; give data.files or data.dataset_name")
     if config.eval_files:
-        others = examples_of([each for file in config.eval_files for each in _of_file(file)], config, tokenizer)
+        others = examples_of(_of_files(config.eval_files, task), config, tokenizer)
         return examples, others.first(config.eval_examples)
     if config.eval_examples >= len(examples):
         raise UsageError(
@@ -217,6 +221,18 @@ def _asked(record: Mapping[str, Any]) -> list[str]:
     if turns:
         return [turn["content"] for turn in turns[:-1]]
     return [prompt_of(record, "")] if any(record.get(field) for field in FIELDS) else []
+
+
+def _held_out(files: Sequence[str], task: Task | None) -> HeldOut:
+    if task is None:
+        return HeldOut.of_files(files)
+    return HeldOut(example.prompt for file in files for example in read_examples(task, file))
+
+
+def _of_files(files: Sequence[str], task: Task | None) -> list[_Record]:
+    if task is None:
+        return [each for file in files for each in _of_file(file)]
+    return [each for file in files for each in training_records(task, file)]
 
 
 def _of_file(path: str) -> list[_Record]:

@@ -6,20 +6,18 @@ import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from specstream.errors import UsageError
 from specstream.provenance import provenance
 from specstream.training.checkpoints import Checkpoints
-from specstream.training.config import TrainConfig
+from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples
 from specstream.training.journal import Journal
 from specstream.training.loop import Loop, Outcome, make_accelerator
 from specstream.training.trainee import Prepared
 
-RECIPES: Mapping[str, str] = {
-    name: f"specstream.training.recipes.{name}" for name in ("streams", "medusa", "lora", "draft")
-}
+RECIPES: Mapping[str, str] = {name: f"specstream.training.recipes.{name}" for name in get_args(Recipe)}
 """Modules with a ``prepare(config, device)`` that returns a ``Prepared``."""
 
 _MAY_CHANGE = {

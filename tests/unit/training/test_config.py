@@ -58,6 +58,21 @@ def test_a_section_of_another_recipe_is_refused(file):
         read_config(file, ["recipe=medusa"])
 
 
+def test_the_shared_recipe_has_two_sections_and_one_can_be_left_out(file):
+    sections = ["streams={gamma: 3}"]
+    config = read_config(file, ["recipe=shared", *sections])
+    assert (config.streams.gamma, config.streams.weight, config.lora.r, config.lora.merge) == (3, 0.1, 8, False)
+    with pytest.raises(UsageError, match="section 'streams' is given and recipe is 'lora'"):
+        read_config(file, sections)
+    assert read_config(file, [*sections, "streams=null"]).recipe == "lora"
+
+
+def test_a_task_that_is_not_there_is_refused_with_the_configuration(file):
+    assert read_config(file, ["data.task=wikisql"]).data.task == "wikisql"
+    with pytest.raises(UsageError, match="task 'chess' cannot be read"):
+        read_config(file, ["data.task=chess"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("a: [", "is not YAML"), ("- 1", "holds no sections"), ("model: {}", "recipe is missing")],

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from specstream.lora import LoRAAdapter
 from specstream.models.load import load_model
-from specstream.training.config import TrainConfig
+from specstream.training.config import LoRATrainingSection, TrainConfig
 from specstream.training.data import Batch
 from specstream.training.trainee import Goal, Prepared, token_loss
+
+MODEL = "model"
+"""The folder of the merged model, beside the adapters."""
 
 
 class LoRATrainee:
@@ -21,12 +24,13 @@ class LoRATrainee:
 
     Args:
         adapter: around the base model.
+        merge: save the whole new model too.
     """
 
     goal = Goal(figure="loss", rises=False)
 
-    def __init__(self, adapter: LoRAAdapter) -> None:
-        self._adapter = adapter
+    def __init__(self, adapter: LoRAAdapter, *, merge: bool = False) -> None:
+        self._adapter, self._merge = adapter, merge
 
     def parameters(self) -> Iterable[nn.Parameter]:
         return self._adapter.trainable_parameters()
@@ -53,12 +57,18 @@ class LoRATrainee:
 
     def save(self, folder: Path) -> None:
         self._adapter.save_weights(folder)
+        if self._merge:
+            self._adapter.save_merged(folder / MODEL)
 
 
 def prepare(config: TrainConfig, device: str) -> Prepared:
     """The target with a fresh adapter."""
     model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
     torch.manual_seed(config.training.seed)
-    return Prepared(
-        trainee=LoRATrainee(LoRAAdapter(model, config.lora.model_dump(), tokenizer=tokenizer)), tokenizer=tokenizer
-    )
+    adapter = adapter_of(config.lora, model, tokenizer)
+    return Prepared(trainee=LoRATrainee(adapter, merge=config.lora.merge), tokenizer=tokenizer)
+
+
+def adapter_of(section: LoRATrainingSection, model: Any, tokenizer: Any) -> LoRAAdapter:
+    """A fresh adapter inside a model."""
+    return LoRAAdapter(model, section.model_dump(exclude={"merge"}), tokenizer=tokenizer)

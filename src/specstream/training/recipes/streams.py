@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
     section = config.streams
     frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
     if section.start_from is None:
-        streams = Streams(frozen.model, _shape(section), frozen.vocabulary(section.vocabulary))
+        streams = Streams(frozen.model, shape_of(section), frozen.vocabulary(section.vocabulary))
         states = MainStates(streams, config.model.states_dir)
         begin(streams, states, frozen.examples, section.fit_examples)
     else:
@@ -147,7 +147,8 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
     return Prepared(trainee=StreamsTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
 
 
-def _shape(section: StreamsSection) -> StreamsConfig:
+def shape_of(section: StreamsSection, mode: Literal["lossless", "shared"] = "lossless") -> StreamsConfig:
+    """What a section says streams are made of."""
     return StreamsConfig(
         gamma=section.gamma,
         layers=section.layers,
@@ -156,6 +157,8 @@ def _shape(section: StreamsSection) -> StreamsConfig:
         targets=tuple(section.targets),
         pruning_rank=section.pruning_rank,
         start=section.start,
+        weight=section.weight,
+        mode=mode,
     )
 
 

@@ -1,0 +1,174 @@
+"""`specstream bench-task`: a fine-tuned model beside a shared-mode one with its streams, on examples of a task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from specstream.cli import options
+from specstream.cli.loading import load_engine
+from specstream.cli.records import check_output, write_record
+from specstream.errors import UsageError
+
+if TYPE_CHECKING:
+    from specstream.evaluation.quality import Estimate
+    from specstream.evaluation.task_bench import ModelRun, SideFigures
+    from specstream.tasks.task import Task, TaskExample
+
+WIDTH = 120
+"""Columns of the tables, whatever the terminal."""
+
+_Task = Annotated[str, typer.Option("--task", help="A task's name, or its YAML file.")]
+_Data = Annotated[str, typer.Option("--data", help="A file of examples that were not trained on.")]
+_Shared = Annotated[
+    options.Text, typer.Option("--shared", help="The folder of a shared-mode run, or its model with --heads.")
+]
+_Nodes = Annotated[
+    Optional[list[int]],  # noqa: UP045
+    typer.Option("--nodes", min=1, help="Drafted nodes of fixed trees; may be repeated. Default: 7 and 15."),
+]
+_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="So many examples, spread over the file.")]  # noqa: UP045
+_Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write every answer to this JSON file.")]
+
+
+def bench_task(
+    task: _Task,
+    data: _Data,
+    model: options.Model = "smollm2-135m",
+    shared: _Shared = None,
+    heads: options.HeadsFolder = None,
+    nodes: _Nodes = None,
+    limit: _Limit = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    output: _Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Quality of two models of one task, and how many passes and how much time streams save."""
+    from specstream.evaluation.quality import counted
+    from specstream.evaluation.task_bench import compared
+    from specstream.tasks.task import read_examples, read_task
+
+    check_output(output)
+    chosen = read_task(task)
+    examples = _spread(read_examples(chosen, data), limit)
+    for metric in chosen.metrics:  # a package that is missing is missed before the models have run
+        counted(metric, [""], [[""]])
+    settings = {"device": device, "dtype": dtype, "runtime": runtime}
+    sizes = tuple(nodes or (7, 15))
+    runs = [_run(*each, sizes, settings, chosen, examples) for each in _models(model, shared, heads)]
+    differences = compared(chosen, examples, runs[1], runs[0]) if len(runs) > 1 else {}
+    record = {
+        "task": chosen.model_dump(),
+        "examples": [each.where for each in examples],
+        "runs": [run.to_dict(chosen, examples) for run in runs],
+        "difference": {metric: vars(each) for metric, each in differences.items()},
+        "arguments": {**settings, "task": task, "data": data, "model": model, "shared": shared, "heads": heads}
+        | {"nodes": sizes, "limit": limit},
+    }
+    if output is not None:
+        write_record(output, record)
+    if as_json:
+        print(json.dumps(record))
+    else:
+        _print(runs, differences, chosen, examples)
+
+
+def _models(model: str, shared: str | None, heads: str | None) -> list[tuple[str, str | None]]:
+    """Models and their heads; a folder that training wrote holds both, under names of their own."""
+    if shared is None:
+        return [(_inside(model, "model"), heads)]
+    from specstream.heads.folder import kind_of
+
+    streams = heads or _inside(shared, "streams")
+    if streams == shared:
+        raise UsageError(f"shared is {shared!r} and holds no streams; give --heads, or the folder best of a shared run")
+    if (kind := kind_of(streams)) != "streams":
+        raise UsageError(f"{streams!r} holds {kind!r}; give the streams that were trained with the model")
+    return [(_inside(model, "model"), None), (_inside(shared, "model"), streams)]
+
+
+def _inside(folder: str, name: str) -> str:
+    inner = Path(folder) / name
+    return str(inner) if (inner / "config.json").exists() else folder
+
+
+def _spread(examples: list[TaskExample], limit: int | None) -> list[TaskExample]:
+    count = min(limit or len(examples), len(examples))
+    return [examples[at * len(examples) // count] for at in range(count)]
+
+
+def _run(
+    model: str,
+    heads: str | None,
+    nodes: tuple[int, ...],
+    settings: dict[str, Any],
+    task: Task,
+    examples: list[TaskExample],
+) -> ModelRun:
+    from rich.console import Console
+
+    from specstream.evaluation.task_bench import answer_all, sides_of
+
+    engine = load_engine(model, None, {**settings, "drafter": "none"})
+    sides = sides_of(engine, heads, nodes)
+    # On a terminal only: elsewhere rich shows no status.
+    with Console(stderr=True).status(f"{model}: {len(sides)} ways, {len(examples)} examples") as status:
+        return answer_all(
+            engine,
+            sides,
+            task,
+            examples,
+            on_example=lambda done: status.update(f"{model}: {done} of {len(examples)} examples"),
+        )
+
+
+def _print(runs: list[ModelRun], differences: dict[str, Estimate], task: Task, examples: list[TaskExample]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from specstream.evaluation.heads import PLAIN
+
+    console = Console(width=max(WIDTH, Console().width))
+    quality = Table("model", *task.metrics)
+    speed = Table("model", "drafter", "extra parameters", "tokens/pass", "tokens/s", "x plain", "median", "equal")
+    for number, run in enumerate(runs):
+        name = ("fine-tuned", "shared")[number] if len(runs) > 1 else Path(run.name).name
+        for figures in run.figures(task, examples):
+            speed.add_row(name, *_cells(figures))
+            if figures.side == PLAIN:
+                quality.add_row(name, *(_shown(each, ".1f") for each in figures.quality.values()))
+    console.print(quality)
+    console.print(speed)
+    for metric, each in differences.items():
+        console.print(f"{metric}, shared minus fine-tuned, in pairs: {_shown(each, '+.1f')}")
+    for run in runs:
+        for failure in run.failures:
+            console.print(f"failed: {failure.where}: {failure.error}", markup=False)
+    print(
+        "metrics of plain decoding's answers, 0 to 100, with 95 % intervals (bootstrap over examples); tokens/pass: "
+        "call reduction; tokens/s of decoding, x plain in the same process, in turn; median: of the "
+        "examples' own ratios; equal: answers that are plain decoding's"
+    )
+    provenance = runs[-1].provenance
+    print(", ".join(str(provenance[key]) for key in ("dtype", "device", "runtime", "cpu")))
+
+
+def _cells(figures: SideFigures) -> list[str]:
+    return [
+        figures.side,
+        f"{figures.parameters:,}",
+        f"{figures.call_reduction:.2f}",
+        f"{figures.tokens_per_second:.1f}",
+        f"{figures.speedup:.2f}",
+        f"{figures.middle_speedup:.2f}",
+        f"{figures.equal} of {figures.answers}",
+    ]
+
+
+def _shown(estimate: Estimate, form: str) -> str:
+    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
