@@ -111,10 +111,6 @@ class StreamsDrafter:
         """Drafted nodes of the largest tree."""
         return max(self.sizes)
 
-    def of_size(self, nodes: int) -> StreamsDrafter:
-        """The same with trees of so many drafted nodes and no other; what it learns is its own."""
-        return StreamsDrafter(self.head, sizes=(nodes,), ranks=self.ranks, rates=self.rates, pruning=self.pruning)
-
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> StreamsSession:
         session.tap(self.head.taps)
         return StreamsSession(self, session, len(prompts), self._learned if sampling.greedy else self._fresh())
