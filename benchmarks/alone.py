@@ -17,6 +17,7 @@ from specstream.config import DrafterName
 from specstream.engine import SpeculativeEngine
 from specstream.errors import NumericalError
 from specstream.generation import Parts
+from specstream.heads.folder import KINDS, kind_of
 from specstream.prompts import load_prompts
 
 MATCHING = 0.2
@@ -67,7 +68,7 @@ def never_slower(settings: Settings) -> Outcome:
     ratios: dict[str, Spread] = {}
     details: dict[str, Any] = {}
     cells = [["drafter", "decoding min median max", "whole call", "drafted", "accepted", "equal"]]
-    for drafter in drafters(settings.draft):
+    for drafter in drafters(settings.draft, settings.heads):
         say(f"drafter {drafter}")
         engine = _engine(settings, settings.target, drafter)
         amount = _amount(settings, ignore_eos=True)
@@ -85,9 +86,10 @@ def never_slower(settings: Settings) -> Outcome:
     return Outcome(value=min(each.middle for each in ratios.values()), text=aligned(cells), details=details)
 
 
-def drafters(draft: str) -> list[str]:
-    """Every drafter that proposes something, with the models at hand."""
-    needing = {"draft_model": draft, "mixed": draft, "streams": "", "medusa": ""}  # heads are none at hand
+def drafters(draft: str, heads: str) -> list[str]:
+    """Every drafter that proposes something, with the model and the heads at hand."""
+    kind = kind_of(heads) if heads else ""
+    needing = {"draft_model": draft, "mixed": draft or heads, **{each: heads if each == kind else "" for each in KINDS}}
     names = [name for name in get_args(DrafterName) if name not in ("auto", "none")]
     return [name for name in names if needing.get(name, name)]
 
@@ -145,8 +147,10 @@ def long_context(settings: Settings) -> Outcome:
 
 
 def _engine(settings: Settings, target: str, drafter: str) -> Any:
-    draft = settings.with_draft() if drafter in ("draft_model", "mixed") else None
-    return load_engine(target, draft, {"drafter": drafter, "dtype": settings.dtype})
+    mixed = drafter == "mixed"
+    draft = settings.draft if drafter == "draft_model" or mixed else ""
+    heads = settings.heads if drafter in KINDS or (mixed and not draft) else ""
+    return load_engine(target, draft or None, {"drafter": drafter, "heads": heads or None, "dtype": settings.dtype})
 
 
 def _amount(settings: Settings, *, ignore_eos: bool = False) -> Amount:

@@ -28,6 +28,7 @@ class Settings:
     Attributes:
         target: of most figures.
         draft: its draft.
+        heads: a folder of heads trained for it.
         smollm2: of the figures that are about it.
         data: a folder with ``humaneval/HumanEval.jsonl`` and ``summarization-t0/*.jsonl``.
         ours: our system, in place of the figure's own.
@@ -41,6 +42,7 @@ class Settings:
 
     target: str
     draft: str = ""
+    heads: str = ""
     smollm2: str = ""
     data: str = ""
     ours: str = ""

@@ -43,6 +43,7 @@ def figures(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(GOALS)}, or all.")],
     target: options.Target = "qwen2.5-coder-1.5b",
     draft: options.Draft = "",
+    heads: Annotated[str, typer.Option("--heads", help="Heads for the target: never-slower measures them too.")] = "",
     smollm2: Annotated[str, typer.Option("--smollm2", help="SmolLM2-135M, where a figure is about it.")] = "",
     data: Annotated[str, typer.Option("--data", help="A folder with humaneval/ and summarization-t0/.")] = "",
     ours: Annotated[str, typer.Option("--ours", help="Our system, such as specstream:mixed@5+int8.")] = "",
@@ -67,6 +68,7 @@ def figures(
         settings = Settings(
             target="" if about_smollm2 else options.model_folder(target),
             draft=draft and options.model_folder(draft),
+            heads=heads,
             smollm2=options.model_folder(smollm2 or "smollm2-135m") if about_smollm2 else "",
             data=data,
             ours=ours,

@@ -104,7 +104,8 @@ class EngineConfig(BaseModel):
 
     Attributes:
         generation: defaults that ``generate`` and ``stream`` may override.
-        drafter: ``auto`` is ``draft_model`` if there is one, else ``lookup``; ``mixed`` is both, each step by
+        drafter: ``auto`` is what the heads or the draft model are for that are given, else ``lookup``, together with
+            streams where some are shipped for the model; ``mixed`` is ``lookup`` with what is given, each step by
             expected profit.
         gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``); None sets no limit of its own.
         max_speculation_depth: the deepest token tree of any drafter. None leaves it to what is measured, up to
@@ -120,8 +121,8 @@ class EngineConfig(BaseModel):
             is never adaptive: it must repeat, and times do not.
         draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
             output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
-        heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; ``auto`` takes the
-            drafter they are for.
+        heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; None takes those that
+            are shipped, where ``drafter`` asks for them.
         pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.

@@ -41,7 +41,8 @@ class SpeculativeEngine:
         model: a transformers causal language model, or the name of one (catalog name, folder, hub id).
         tokenizer: its tokenizer; may be left out if ``model`` is a name.
         draft_model: a smaller model of the same tokenizer, or the name of one, or ``self:int8`` for the model itself
-            with its weights as bytes; None drafts by prompt lookup.
+            with its weights as bytes; None drafts by prompt lookup, and with heads that are
+            shipped for the model.
         **settings: see ``EngineConfig`` and ``GenerationConfig``.
 
     Raises:
@@ -180,6 +181,7 @@ class SpeculativeEngine:
             "drafter": self.parts.drafter.name,
             "runtime": self.target.runtime.name,
             **settings,
+            "heads": self.parts.heads,
         }
 
     def _start(self, prompts: Sequence[Prompt], config: GenerationConfig, drafter: Drafter | None = None) -> Generation:
@@ -215,6 +217,7 @@ class SpeculativeEngine:
             exact=row.exact,
             lossless=self.config.acceptance_threshold is None or generation.config.temperature == 0,
             drafter=self.parts.drafter.name,
+            drafts=dict(stats.drafts),
             model=self.model_name,
             dtype=_dtype_name(self.model),
             device=str(self.model.device),

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
 from specstream.core.decode import Row, StopCheck
 from specstream.errors import UsageError
-from specstream.generation import Generation
+from specstream.generation import Generation, Parts
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_parts
 from specstream.results import Totals
@@ -69,7 +69,8 @@ def custom_generate(draft_model: Any = None, **settings: Unpack[EngineSettings])
         **settings: ``drafter``, ``gamma``, ``max_speculation_depth``, ``branches``, ``runtime``, ``exact``.
 
     Returns:
-        What ``generate`` takes as ``custom_generate``. Keep it: it holds the model's self-test and packed weights.
+        What ``generate`` takes as ``custom_generate``. Keep it: it holds the model's self-test, packed weights and
+        drafter, and what was measured of them.
     """
     return _CustomGenerate(draft_model, engine_config(settings))
 
@@ -80,7 +81,7 @@ class _CustomGenerate:
     def __init__(self, draft: Any, config: EngineConfig) -> None:
         self._draft = draft
         self._config = config
-        self._target: HuggingFaceTarget | None = None
+        self._made: tuple[HuggingFaceTarget, Parts] | None = None
 
     def __call__(
         self,
@@ -92,10 +93,11 @@ class _CustomGenerate:
         **model_kwargs: Any,
     ) -> Any:
         _refuse(generation_config)
-        if self._target is None or self._target.model is not model:
+        if self._made is None or self._made[0].model is not model:
             config = self._config
-            self._target = HuggingFaceTarget(model, runtime=config.runtime, exact=config.exact == "bits")
-        parts = build_parts(self._target, None, self._draft, self._config)
+            target = HuggingFaceTarget(model, runtime=config.runtime, exact=config.exact == "bits")
+            self._made = target, build_parts(target, None, self._draft, config)
+        parts = self._made[1]
         pad = _pad_token_id(model, generation_config)
         width = input_ids.shape[1]
         # generate() has put temperature, top-k and the rest into its processors already. Chance follows torch's

@@ -18,13 +18,14 @@ from specstream.text import TextStream, cut_at_stop, stop_check
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What an engine generates with."""
+    """What an engine generates with; ``heads`` is the folder of the drafter's heads, if it has some."""
 
     target: Target
     drafter: Drafter
     tokenizer: Any
     eos_token_ids: frozenset[int]
     speculation: Speculation
+    heads: str | None = None
 
     def with_drafter(self, drafter: Drafter) -> Parts:
         """The same with another drafter, whose rounds teach this one's controller nothing."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from specstream.config import DEEPEST, UNMEASURED, DrafterName, EngineConfig
+from torch import Tensor
+
+from specstream.config import DEEPEST, UNMEASURED, EngineConfig
 from specstream.core.controller import Controller
 from specstream.core.decode import Speculation
 from specstream.core.ports import Drafter
+from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -19,11 +22,12 @@ from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Parts
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
+from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.load import load_model
 from specstream.models.runtime import Quantization, lend_kernels, prefers_bytes
 from specstream.models.uncached import UncachedTarget
+from specstream.models.vocabulary import load_draft
 
 SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
@@ -43,56 +47,100 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         VocabularyMismatchError: a draft of another vocabulary.
     """
     check_choice(config, draft)
+    heads = _heads_folder(target.model, draft, config)
     return Parts(
         target=target if config.use_cache else UncachedTarget(target),
-        drafter=_build_drafter(target, tokenizer, draft, config),
+        drafter=_build_drafter(target, tokenizer, draft, heads, config),
+        heads=heads,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(target.model, tokenizer),
         speculation=Speculation(
             max_depth=config.max_speculation_depth or DEEPEST,
             unmeasured_depth=config.max_speculation_depth or UNMEASURED,
+            unmeasured_steps=config.drafter != "auto" or draft is not None or config.heads is not None,
             acceptance_threshold=config.acceptance_threshold,
             controller=Controller() if config.adaptive else None,
         ),
     )
 
 
-def _build_drafter(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Drafter:
+def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
+    """The heads to draft with: those that were given, else streams that are shipped for this very model."""
+    wanted = config.drafter == "streams" or (config.drafter == "auto" and draft is None and config.adaptive)
+    if config.heads is not None or not wanted:
+        return config.heads
+    folder = shipped_for(model, "streams")
+    return None if folder is None else str(folder)
+
+
+def _build_drafter(
+    target: HuggingFaceTarget, tokenizer: Any, draft: Any, heads: str | None, config: EngineConfig
+) -> Drafter:
     name = config.drafter
-    if name == "auto" and config.heads is not None:
-        name = cast(DrafterName, kind_of(config.heads))
-    if name == "auto":  # heads that are shipped for this very model would be found here
-        name = "lookup" if draft is None else "draft_model"
     if name == "none":
         return NoDrafter()
-    if name == "lookup":
-        return LookupDrafter(branches=config.branches)
     if name == "lookahead":
         return LookaheadDrafter(
             window=config.lookahead_window, ngram=config.lookahead_ngram, guesses=config.lookahead_guesses
         )
-    if name == "streams":
-        assert config.heads is not None
-        streams = Streams.from_pretrained(config.heads, target.model)
-        if config.pruning is not None and not streams.config.pruning_rank:
-            raise UsageError(f"pruning is {config.pruning} and {config.heads!r} has no early exit; give no pruning")
-        return StreamsDrafter(streams, rates=streams.details.get("rates"), pruning=config.pruning)
-    if name == "medusa":
-        assert config.heads is not None
-        heads = MedusaHeads.from_pretrained(config.heads, target.model)
+    lookup = LookupDrafter(branches=config.branches)
+    if name == "lookup" or (name == "auto" and draft is None and heads is None):
+        return lookup
+    if draft is not None:
+        own: Drafter = _draft_model(target, tokenizer, draft, config)
+    else:
+        own = _headed(target, heads, config)
+    if name == "mixed":
+        return MixedDrafter(lookup, own)
+    found = name == "auto" and heads != config.heads
+    return MixedDrafter(lookup, own, name=f"{lookup.name}+{own.name}") if found else own
+
+
+def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig) -> StreamsDrafter | MedusaDrafter:
+    """What drafts with the heads in a folder."""
+    if folder is None:
+        raise UsageError(
+            f"drafter is {config.drafter!r} and there are no heads for this model; give heads=, a folder of some"
+        )
+    if kind_of(folder) == "medusa":
+        heads = MedusaHeads.from_pretrained(folder, target.model)
         lend_kernels(heads, target.runtime.name)
         return MedusaDrafter(heads)
-    model = DraftModelDrafter(
-        _draft_target(target, tokenizer, draft, config),
+    streams = Streams.from_pretrained(folder, target.model)
+    if config.pruning is not None and not streams.config.pruning_rank:
+        raise UsageError(f"pruning is {config.pruning} and {folder!r} has no early exit; give no pruning")
+    if target.runtime.name == "native":
+        _warm_up(streams, target)
+    return StreamsDrafter(streams, rates=streams.details.get("rates"), pruning=config.pruning)
+
+
+def _warm_up(streams: Streams, target: HuggingFaceTarget) -> None:
+    """Draft once: our kernels copy weights for it, and the first generation would be timed with that."""
+    session = target.begin_unpadded([[0]])
+    session.tap(streams.taps)
+    session.score([TokenTree.chain([0])])
+    session.commit([(0,)])
+    streams.candidates(session, [(0, 0)], [0], 1)
+
+
+def _draft_model(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> DraftModelDrafter:
+    drafting, part = _draft_target(target, tokenizer, draft, config)
+    return DraftModelDrafter(
+        drafting,
         gamma=config.gamma or config.max_speculation_depth or DEEPEST,
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
+        part=part,
     )
-    return MixedDrafter(LookupDrafter(branches=config.branches), model) if name == "mixed" else model
 
 
-def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> HuggingFaceTarget:
-    """The draft as a target of its own. A model that drafts for itself shares everything, the bits too."""
+def _draft_target(
+    target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig
+) -> tuple[HuggingFaceTarget, Tensor | None]:
+    """The draft as a target of its own, and the tokens it says, if not all.
+
+    A model that drafts for itself shares everything, the bits too.
+    """
     quantization, named = config.draft_quantization, isinstance(draft, str)
     if named and draft.startswith(SELF):
         draft, quantization, named = target.model, _self_quantization(draft), False
@@ -100,17 +148,22 @@ def _draft_target(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config:
         quantization = "int8" if named and prefers_bytes(target.model, config.runtime) else "none"
     if draft is target.model:
         if quantization == "none":
-            return target
-        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
-    draft_tokenizer = None
+            return target, None
+        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
+    draft_tokenizer, part = None, None
     if named:
-        draft, draft_tokenizer = load_model(draft, dtype=config.dtype, device=str(target.model.device))
+        draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
+    if part is not None and _vocab_size(draft) != _vocab_size(target.model):
+        raise VocabularyMismatchError(
+            f"the draft {model_name(draft)} says some of {_vocab_size(draft)} tokens and the target has "
+            f"{_vocab_size(target.model)}; make one of {model_name(target.model)}: specstream make-draft"
+        )
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
         drafting.runtime.release()
-    return drafting
+    return drafting, part
 
 
 def _self_quantization(draft: str) -> Quantization:
@@ -142,20 +195,23 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
         UsageError: so it is.
         ModelNotFoundError: there are no heads in the folder.
     """
-    name = config.drafter
-    headed = ("streams", "medusa")
-    if name in headed and config.heads is None:
-        raise UsageError(f"drafter is {name!r} and there are no heads; give heads=, a folder of heads for this model")
-    if name not in (*headed, "auto") and config.heads is not None:
+    name, heads = config.drafter, config.heads
+    if name == "medusa" and heads is None:
+        raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
+    if name not in ("streams", "medusa", "mixed", "auto") and heads is not None:
         raise UsageError(f"drafter is {name!r} and there are heads; give drafter='streams' or 'medusa', or no heads")
     if config.pruning is not None and name not in ("streams", "auto"):
         raise UsageError(f"pruning is {config.pruning} and drafter is {name!r}; give drafter='streams' or no pruning")
-    if config.heads is not None:
+    if config.pruning is not None and name == "auto" and heads is None:
+        raise UsageError(
+            f"pruning is {config.pruning} and there are no heads; give heads=, a folder of streams for this model"
+        )
+    if heads is not None:
         if draft is not None:
-            raise UsageError(f"heads is {config.heads!r} and there is a draft_model; give one of them")
-        if (kind := kind_of(config.heads)) != name and name != "auto":
-            raise UsageError(f"drafter is {name!r} and {config.heads!r} holds {kind!r}; give drafter={kind!r}")
-    if draft is None and name in ("draft_model", "mixed"):
+            raise UsageError(f"heads is {heads!r} and there is a draft_model; give one of them")
+        if (kind := kind_of(heads)) != name and name in ("streams", "medusa"):
+            raise UsageError(f"drafter is {name!r} and {heads!r} holds {kind!r}; give drafter={kind!r}")
+    if draft is None and (name == "draft_model" or (name == "mixed" and heads is None)):
         raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
     if draft is not None and name not in ("auto", "draft_model", "mixed"):
         raise UsageError(
@@ -172,9 +228,25 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def most_nodes(parts: Parts) -> int:
     """Drafted nodes of the largest tree, as far as that is known beforehand."""
+    sized = (LookaheadDrafter, MedusaDrafter, StreamsDrafter)
+    own = [each.nodes for each in _each(parts.drafter) if isinstance(each, sized)]
+    return max(parts.speculation.max_depth, *own, 0)
+
+
+def with_fixed_tree(parts: Parts, nodes: int) -> Parts:
+    """The same heads with one tree of so many drafted nodes in every round, whether it pays or not.
+
+    Raises:
+        UsageError: a drafter without heads.
+    """
     drafter = parts.drafter
-    own = drafter.nodes if isinstance(drafter, (LookaheadDrafter, MedusaDrafter, StreamsDrafter)) else 0
-    return max(parts.speculation.max_depth, own)
+    if isinstance(drafter, StreamsDrafter):
+        return parts.with_drafter(
+            StreamsDrafter(drafter.head, sizes=(nodes,), rates=drafter.rates, pruning=drafter.pruning)
+        )
+    if isinstance(drafter, MedusaDrafter):
+        return parts.with_drafter(MedusaDrafter(drafter.heads, nodes=nodes))
+    raise UsageError(f"drafter is {drafter.name!r}; give streams or medusa for a fixed tree")
 
 
 def extra_parameters(drafter: Drafter, target: HuggingFaceTarget) -> int:
@@ -193,19 +265,27 @@ def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
     return 0 if draft is None or draft is target else draft.runtime.nbytes
 
 
+def _each(drafter: Drafter) -> tuple[Drafter, ...]:
+    """A drafter, or those that it is made of."""
+    return drafter.drafters if isinstance(drafter, MixedDrafter) else (drafter,)
+
+
 def _heads_of(drafter: Drafter) -> Heads | StreamHead | None:
-    if isinstance(drafter, MedusaDrafter):
-        return drafter.heads
-    return drafter.head if isinstance(drafter, StreamsDrafter) else None
+    for each in _each(drafter):
+        if isinstance(each, MedusaDrafter):
+            return each.heads
+        if isinstance(each, StreamsDrafter):
+            return each.head
+    return None
 
 
 def _draft_of(drafter: Drafter) -> HuggingFaceTarget | None:
     """The draft model, if one drafts."""
-    drafter = drafter.model if isinstance(drafter, MixedDrafter) else drafter
-    if not isinstance(drafter, DraftModelDrafter):
+    models = [each.model for each in _each(drafter) if isinstance(each, DraftModelDrafter)]
+    if not models:
         return None
-    assert isinstance(drafter.model, HuggingFaceTarget)
-    return drafter.model
+    assert isinstance(models[0], HuggingFaceTarget)
+    return models[0]
 
 
 def _vocab_size(model: Any) -> int:

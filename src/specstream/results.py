@@ -30,6 +30,7 @@ class GenerationResult(Mapping[str, Any]):
         exact: ``bits`` if every pass had plain decoding's bits, else ``rounding``.
         lossless: False under typical acceptance.
         drafter: its name.
+        drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
         model: the target's name.
         dtype: of the target.
         device: of the target.
@@ -51,6 +52,7 @@ class GenerationResult(Mapping[str, Any]):
     exact: str
     lossless: bool
     drafter: str
+    drafts: dict[str, int]
     model: str
     dtype: str
     device: str

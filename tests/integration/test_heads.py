@@ -82,10 +82,12 @@ def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"drafter": "streams"}, UsageError, "drafter is 'streams' and there are no heads; give heads="),
+        ({"drafter": "streams"}, UsageError, "drafter is 'streams' and there are no heads for this model; give heads="),
         ({"drafter": "medusa", "heads": "streams"}, UsageError, "holds 'streams'; give drafter='streams'"),
         ({"drafter": "lookup", "heads": "streams"}, UsageError, "drafter is 'lookup' and there are heads"),
         ({"drafter": "lookup", "pruning": 0.1}, UsageError, "pruning is 0.1 and drafter is 'lookup'"),
+        ({"pruning": 0.1}, UsageError, "pruning is 0.1 and there are no heads; give heads="),
+        ({"drafter": "mixed", "heads": "streams", "pruning": 0.1}, UsageError, "pruning is 0.1 and drafter is 'mixed'"),
         ({"heads": "streams", "pruning": 0.1}, UsageError, "has no early exit; give no pruning"),
         ({"heads": "streams", "pruning": 1.5}, UsageError, "pruning is 1.5; give a value that is less than 1"),
         ({"heads": "streams", "draft_model": "x"}, UsageError, "and there is a draft_model; give one of them"),
@@ -162,7 +164,8 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--drafter", "streams"], "drafter is 'streams' and there is no --streams; give one"),
+        (["--drafter", "medusa"], "drafter is 'medusa' and there is no --medusa; give one"),
+        (["--drafter", "none"], "drafter is 'none', which is always measured; leave it out"),
         (["--drafter", "magic"], "drafter is 'magic'; give one of"),
         (["--prompts", "nowhere.jsonl"], "prompts 'nowhere.jsonl' cannot be read"),
         (["--output", "/nowhere/report.json"], "give the name of a file in a folder that exists"),
@@ -174,8 +177,27 @@ def test_bench_heads_refuses_before_a_model_is_loaded(run, questions, words, mes
     assert message in err
 
 
-def test_prompts_without_a_category_are_refused_by_line(run, tmp_path):
-    (tmp_path / "some.jsonl").write_text('{"category": "a", "turns": ["b"]}\n\n{"turns": ["c"]}\n', encoding="utf-8")
+def test_prompts_without_a_category_are_refused_by_number(run, tmp_path):
+    (tmp_path / "some.jsonl").write_text('{"category": "a", "turns": ["b"]}\n{"turns": ["c"]}\n', encoding="utf-8")
     code, _, err = run("bench-heads", "--prompts", str(tmp_path / "some.jsonl"))
     assert code == 2
-    assert "some.jsonl:3 has no 'category' and 'turns'" in err
+    assert "record 2 of" in err
+    assert "some.jsonl' has no 'category' and 'turns'" in err
+
+
+def test_bench_heads_tells_what_heads_are_worth_by_themselves(run, folders, questions, tmp_path):
+    heads = ["--streams", str(folders / "streams"), "--medusa", str(folders / "medusa"), "--fixed", "7"]
+    only = ["--drafter", "streams", "--drafter", "medusa", "--per-category", "1", "-n", "16"]
+    code, out, err = run("bench-heads", "--prompts", str(questions), *heads, *only, "-o", str(tmp_path / "report.json"))
+    assert (code, err) == (0, "")
+    assert "streams (fixed tree)" in out
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    sides = ["plain", "streams", "streams (fixed tree)", "medusa", "medusa (fixed tree)"]
+    assert [each["side"] for each in report["all"]] == sides
+    for sample in report["samples"]:
+        if sample["side"].endswith("(fixed tree)"):
+            passes = len(sample["emitted"])
+            assert 7 * (passes - 4) < sample["drafted"] <= 7 * (passes - 1), "all rounds but the first and the last few"
+    ratio = 3 * (48 * 48 + 300 * 48) / (3 * 48 + 2 * (2 * 96 + 2 * 72 + 3 * 144))
+    assert report["parameter_ratio"] == pytest.approx(ratio)
+    assert f"Medusa has {ratio:.1f} times as many extra parameters as streams" in out

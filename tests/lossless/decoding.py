@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,8 @@ from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization
-from tests.lossless.families import build, prompt
+from specstream.models.vocabulary import cut_head
+from tests.lossless.families import VOCAB, build, prompt
 
 DRAFTERS = (
     "none",
@@ -40,8 +42,10 @@ DRAFTERS = (
     "streams-pruned",
     "draft_model",
     "draft_model-tree",
+    "draft_model-part",
     "mixed",
     "mixed-tree",
+    "mixed-streams",
 )
 GAMMA = 3
 
@@ -66,6 +70,14 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
     if kind == "streams":
         return streams_drafter(branching, family, **draft)
+    if kind == "mixed" and branching == "streams":
+        return MixedDrafter(LookupDrafter(min_ngram=2), streams_drafter("learned", family, **draft))
+    if branching == "part":  # two candidates of three in four tokens, on the kernels of drafts by name
+        part = torch.tensor([token for token in range(VOCAB) if token % 4 != 1])
+        some = copy.deepcopy(build(family, noise=0.01, **draft))
+        cut_head(some, part)
+        model = HuggingFaceTarget(some, exact=False, quantization="int8")
+        return DraftModelDrafter(model, gamma=GAMMA, branches=2, vocab_size=VOCAB, part=part)
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
     drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
     if kind == "mixed":  # a lookup that matches often, and not always

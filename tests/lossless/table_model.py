@@ -175,6 +175,35 @@ class TableSession:
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """A draft that reads every token and whose logits are of some of them only.
+
+    Attributes:
+        model: what it would say.
+        tokens: those that it says, rising.
+    """
+
+    model: TableModel
+    tokens: tuple[int, ...]
+
+    @property
+    def context_length(self) -> int | None:
+        return self.model.context_length
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> PartSession:
+        session = PartSession(self.model, prefixes)
+        session.tokens = list(self.tokens)
+        return session
+
+
+class PartSession(TableSession):
+    tokens: list[int]
+
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        return super().score(trees)[..., self.tokens]
+
+
+@dataclass(frozen=True, eq=False)
 class TableHeads:
     """Heads that say what ``model`` would, of each depth behind its own favourites.
 

@@ -30,7 +30,7 @@ from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
-from tests.lossless.table_model import TableHeads, TableModel, TableStreams
+from tests.lossless.table_model import Part, TableHeads, TableModel, TableStreams
 
 VOCAB = 4
 LENGTH = 3
@@ -95,6 +95,13 @@ def draft(model: TableModel, branches: int = 1) -> DraftModelDrafter:
     return DraftModelDrafter(model, gamma=3, branches=branches)
 
 
+def part(model: TableModel, tokens: tuple[int, ...], branches: int = 1) -> DraftModelDrafter:
+    """A draft that says these tokens only."""
+    return DraftModelDrafter(
+        Part(model, tokens), gamma=3, branches=branches, vocab_size=VOCAB, part=torch.tensor(tokens)
+    )
+
+
 def lookup(branches: int = 1) -> LookupDrafter:
     return LookupDrafter(min_ngram=1, max_ngram=3, branches=branches)
 
@@ -124,6 +131,13 @@ LOSSLESS = {
     "tree of 3, fewer candidates than branches": Case(drafter=draft(TRUNCATED, 3), target=GAPPED),
     "chain, a draft of fewer tokens": Case(
         drafter=DraftModelDrafter(TableModel.random(6, vocab=VOCAB - 1), gamma=3, vocab_size=VOCAB)
+    ),
+    "chain, a draft that says some tokens": Case(drafter=part(NEAR, (0, 2, 3)), prompts=PROMPTS, runs=600),
+    "tree of 2, a draft that says some tokens, penalty": Case(
+        drafter=part(WRONG, (1, 2, 3), 2), sampling=Sampling(temperature=1.0, repetition_penalty=1.4)
+    ),
+    "tree of 3, a draft that says two tokens, top-p": Case(
+        drafter=part(NEAR, (1, 2), 3), sampling=Sampling(temperature=1.2, top_p=0.9)
     ),
     "tree of 2, rows that end early": Case(drafter=draft(NEAR, 2), ends=frozenset({1}), length=4),
     "lookup chain": Case(drafter=lookup(), prompts=[LOOKUP_PROMPT]),
@@ -163,6 +177,12 @@ LOSSLESS = {
         prompts=PROMPTS,
         runs=600,
         batch=3,
+        length=4,
+    ),
+    "mixed with streams": Case(
+        drafter=MixedDrafter(lookup(), StreamsDrafter(TableStreams(NEAR), sizes=(6,))),
+        prompts=[LOOKUP_PROMPT, [2]],
+        runs=600,
         length=4,
     ),
     "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
@@ -222,6 +242,7 @@ ON_THE_DEVICE = [
     "chain, zero where the target is not",
     "chain, target zero where the draft is not",
     "chain, a draft of fewer tokens",
+    "chain, a draft that says some tokens",
     "lookup chain",
     "temperature, chain",
     "top-k, chain",

@@ -51,6 +51,7 @@ DRAFTERS = {
     "mixed chain, near": MixedDrafter(LookupDrafter(min_ngram=2), DraftModelDrafter(NEAR)),
     "mixed chain, short context": MixedDrafter(LookupDrafter(min_ngram=3), DraftModelDrafter(NEAR.limited(20))),
     "mixed tree, wrong": MixedDrafter(LookupDrafter(branches=2), DraftModelDrafter(WRONG, gamma=3, branches=2)),
+    "mixed with streams": MixedDrafter(LookupDrafter(min_ngram=2), StreamsDrafter(TableStreams(NEAR))),
     "full tree, chosen": FunctionDrafter(Branching(NEAR, 2, 3, drawn_to=0)),
     "full tree, drawn": FunctionDrafter(Branching(NEAR, 2, 3)),
     "oracle": oracle(TARGET),

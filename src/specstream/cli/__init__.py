@@ -40,7 +40,17 @@ def build_app() -> typer.Typer:
 
 def _register_verbs(app: typer.Typer) -> None:
     # The order here is the order of `specstream --help`. A verb is a plain function: app.command()(function).
-    from specstream.cli import audit, bench_heads, bench_task, compare, distill_data, generate, models, train
+    from specstream.cli import (
+        audit,
+        bench_heads,
+        bench_task,
+        compare,
+        distill_data,
+        generate,
+        make_draft,
+        models,
+        train,
+    )
 
     app.command()(generate.generate)
     app.command()(compare.compare)
@@ -48,6 +58,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(bench_heads.bench_heads)
     app.command()(bench_task.bench_task)
     app.command("distill-data")(distill_data.distill_data)
+    app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
     app.add_typer(models.app, name="models")
 

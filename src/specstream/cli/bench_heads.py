@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from specstream.evaluation.heads import Comparison, Figures, Side
 
 NEEDING = {"streams": "streams", "medusa": "medusa", "draft_model": "draft", "mixed": "draft"}
-"""Drafters and the option that each of them needs."""
+"""Drafters and the option that says what each of them drafts with; streams that are shipped need none."""
+
+HEADS = ("streams", "medusa")
 
 WIDTH = 120
 """Columns of the tables, whatever the terminal."""
@@ -27,6 +29,10 @@ _Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of s
 _Medusa = Annotated[options.Text, typer.Option("--medusa", help="A folder of Medusa heads trained for the model.")]
 _Drafters = Annotated[
     list[str], typer.Option("--drafter", help="Only these; may be repeated. Default: all that are at hand.")
+]
+_Fixed = Annotated[
+    Optional[int],  # noqa: UP045  # typer reads it on Python 3.10
+    typer.Option("--fixed", min=1, help="Streams and Medusa once more, with a tree of so many nodes in every round."),
 ]
 _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write every sample to this JSON file.")]
 
@@ -39,6 +45,7 @@ def bench_heads(
     draft: options.Draft = None,
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
     per_category: _PerCategory = 20,
+    fixed: _Fixed = None,
     max_new_tokens: options.MaxNewTokens = 128,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -50,12 +57,14 @@ def bench_heads(
     from specstream.evaluation.heads import read_questions
 
     given = {"streams": streams, "medusa": medusa, "draft": draft}
-    names = _chosen(drafter, given)
+    _check(drafter, given)
     check_output(output)
     questions = read_questions(prompts, per_category)
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
-    sides = _sides(engine, names, given, settings)
+    given["streams"] = given["streams"] or _shipped(engine.model)
+    names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
+    sides = _sides(engine, names, given, settings, fixed)
     comparison = _compare(engine, sides, questions)
     arguments = {
         **settings,
@@ -64,6 +73,7 @@ def bench_heads(
         "drafter": names,
         "prompts": prompts,
         "per_category": per_category,
+        "fixed": fixed,
     }
     record = {**comparison.to_dict(), "provenance": engine.provenance(), "arguments": arguments}
     if output is not None:
@@ -74,28 +84,41 @@ def bench_heads(
         _print(comparison, record["provenance"], engine.model.num_parameters())
 
 
-def _chosen(wanted: list[str], given: dict[str, str | None]) -> list[str]:
-    """The drafters to measure; plain decoding is always there and not named."""
+def _check(wanted: list[str], given: dict[str, str | None]) -> None:
+    """Refuse drafters before anything is loaded for nothing; plain decoding is always there and not named."""
     for name in wanted:
         options.check_drafter(name)
-        if (needs := NEEDING.get(name)) and given[needs] is None:
+        if name == "none":
+            raise UsageError("drafter is 'none', which is always measured; leave it out")
+        needs = NEEDING.get(name)
+        if needs not in (None, "streams") and given[needs] is None:
             raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
-    at_hand = [name for name, needs in NEEDING.items() if given[needs] is not None]
-    return [name for name in wanted or [*at_hand, "lookup", "lookahead"] if name not in ("none", "auto")]
 
 
-def _sides(engine: Any, names: list[str], given: dict[str, str | None], settings: dict[str, Any]) -> list[Side]:
+def _shipped(model: Any) -> str | None:
+    from specstream.heads.shipped import shipped_for
+
+    folder = shipped_for(model, "streams")
+    return None if folder is None else str(folder)
+
+
+def _sides(
+    engine: Any, names: list[str], given: dict[str, str | None], settings: dict[str, Any], fixed: int | None
+) -> list[Side]:
     from specstream.config import engine_config
-    from specstream.evaluation.heads import PLAIN, Side
-    from specstream.parts import build_parts, extra_parameters
+    from specstream.evaluation.heads import FIXED, PLAIN, Side
+    from specstream.parts import build_parts, extra_parameters, with_fixed_tree
 
     sides = [Side(name=PLAIN, parts=engine.parts, parameters=0)]
     for name in names:
-        heads = given[name] if name in ("streams", "medusa") else None
+        heads = given[name] if name in HEADS else None
         draft = given["draft"] if NEEDING.get(name) == "draft" else None
         config = engine_config({**settings, "drafter": name, "heads": heads})  # type: ignore[typeddict-item]
         parts = build_parts(engine.target, engine.tokenizer, draft, config)
-        sides.append(Side(name=name, parts=parts, parameters=extra_parameters(parts.drafter, engine.target)))
+        parameters = extra_parameters(parts.drafter, engine.target)
+        sides.append(Side(name=name, parts=parts, parameters=parameters))
+        if fixed is not None and name in HEADS:
+            sides.append(Side(name=f"{name}{FIXED}", parts=with_fixed_tree(parts, fixed), parameters=parameters))
     return sides
 
 
@@ -121,20 +144,22 @@ def _print(comparison: Comparison, provenance: dict[str, Any], base: int) -> Non
     from rich.table import Table
 
     console = Console(width=max(WIDTH, Console().width))
-    columns = ("drafter", "extra parameters", "tokens/pass", "accepted at 1, 2, 3, 4", "tokens/s", "x plain", "median")
+    columns = ("drafter", "extra parameters", "tokens/pass", "accepted at 1 to 4", "tokens/s", "x plain", "median")
     table = Table(*columns, "equal")
     for each in comparison.figures():
         table.add_row(*_cells(each, base))
     console.print(table)
-    table = Table("tokens/pass, x plain", *(side.name for side in comparison.sides))
+    table = Table("tokens/pass, x plain", *(side.name.replace(" (", "\n(") for side in comparison.sides))
     for category in comparison.categories:
         own = comparison.figures(category)
         table.add_row(category, *(f"{each.mean_accepted_length:.2f} {each.ratio:.2f}x" for each in own))
     console.print(table)
     print(
         "tokens/s of decoding, the prompt on neither side; x plain: over plain decoding of the same process, in turn; "
-        "median: of the prompts' own ratios; equal: outputs that are plain decoding's"
+        "median: of the prompts' own ratios; equal: outputs that are plain decoding's; fixed tree: no controller"
     )
+    if (ratio := comparison.parameter_ratio) is not None:
+        print(f"Medusa has {ratio:,.1f} times as many extra parameters as streams; the paper says about 10,000")
     print(", ".join(str(provenance[key]) for key in ("model", "dtype", "device", "runtime", "cpu")))
 
 

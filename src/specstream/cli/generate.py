@@ -76,6 +76,9 @@ def _show(pieces: Any) -> None:
 
 def _summary(result: Any) -> str:
     """How it went, and what the speedup was measured against."""
+    drafts = (
+        ", ".join(f"{name} drafted for {passes}" for name, passes in result.drafts.items()) or "none was drafted for"
+    )
     lossless = "lossless" if result.lossless else "NOT lossless: acceptance_threshold is set"
     return (
         f"\n{result.new_tokens} tokens in {result.seconds:.2f} s: {result.tokens_per_second:.1f} tokens/s with the "
@@ -84,6 +87,7 @@ def _summary(result: Any) -> str:
         f"{result.baseline['tokens']} tokens of the same model and runtime in this process\n"
         f"  {result.drafter}: {result.mean_accepted_length:.2f} tokens per pass, "
         f"{result.acceptance_rate:.0%} of drafted tokens accepted\n"
+        f"  of {result.target_passes} passes {drafts}\n"
         f"  {result.model}, {result.dtype}, {result.device}, {result.runtime}; {lossless}, exact: {result.exact}"
     )
 

@@ -21,7 +21,8 @@ Drafter = Annotated[
     str,
     typer.Option(
         "--drafter",
-        help="none, lookup, lookahead, streams, medusa, draft_model, mixed, or auto: what is given, else lookup.",
+        help="none, lookup, lookahead, streams, medusa, draft_model, mixed, or auto: what is given, else lookup, with "
+        "the streams that are shipped for the model.",
     ),
 ]
 HeadsFolder = Annotated[

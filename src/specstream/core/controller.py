@@ -12,13 +12,11 @@ stake more than speculation has earned. docs/controller.md says it in full.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from specstream.core.acceptance import Acceptance, Reach
 from specstream.core.costs import Costs
+from specstream.core.plans import Choice, Option, Plan, Taken, done, kind_of, pick, steps_of
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -26,58 +24,14 @@ from specstream.core.verify import Verdict
 ACCOUNT, ALLOWANCE = 3.0, 0.01
 """What may be staked, in plain passes: what there is at first and at most, and what each round adds."""
 
-HORIZON = 64
-"""Tokens over which a model that has fallen behind is expected to earn what it costs to catch up."""
-
 TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 """Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
 
+RESTS = 4
+"""Rounds for which offers that promise no more are not weighed again once they were declined."""
+
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
-
-
-class Taken(NamedTuple):
-    """What a row takes, how deep at most, and how unlikely it may become (``DraftRequest.least``)."""
-
-    offer: Offer
-    depth: int
-    least: float = 0.0
-
-
-Choice = Taken | None
-"""None for nothing."""
-
-
-@dataclass(kw_only=True, slots=True)
-class _Plan:
-    """One way to run the next round.
-
-    Attributes:
-        choices: one per row.
-        tokens: expected, of all rows.
-        width: of the pass, if no draft ends early.
-        seconds: of the drafts and the pass.
-        most: the same if no draft ends early, and if the last price of such a pass still holds.
-        reading: seconds that drafters need to catch up first.
-    """
-
-    choices: list[Choice]
-    tokens: float
-    width: int
-    seconds: float
-    most: float
-    reading: float
-
-    @property
-    def stake(self) -> float:
-        """Seconds, all of which are lost but those of a plain pass if nothing is accepted."""
-        return self.most + self.reading
-
-    @property
-    def rate(self) -> float:
-        """Expected tokens per second."""
-        share = min(1.0, self.tokens / len(self.choices) / HORIZON)
-        return self.tokens / (self.seconds + share * self.reading)
 
 
 class Controller:
@@ -91,6 +45,8 @@ class Controller:
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
+        self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
+        self._rested = 0
 
     def choose(self, offers: Sequence[Sequence[Offer]]) -> list[Choice]:
         """What to take of each row's offers."""
@@ -103,11 +59,19 @@ class Controller:
             or self._round - self._plain.get(rows, self._round) > PLAIN_AFTER
         ):
             return plain
-        best = max(self._bets(offers), key=lambda plan: plan.rate, default=None)
+        awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
+        best = max(self._bets(awake), key=lambda plan: plan.rate, default=None)
         if best is not None:
             return [choice and choice._replace(least=self._least(choice.offer, best)) for choice in best.choices]
-        trial = self._due(offers)
-        return trial.choices if trial else plain
+        if trial := self._due(offers):
+            return trial.choices
+        if declined := [offer for available in awake for offer in available if offer.tree is None]:
+            self._declined, self._rested = declined, self._round + RESTS
+        return plain
+
+    def _rests(self, offer: Offer) -> bool:
+        """Whether such a one was declined a moment ago. Known trees are judged, and so weighed, in every round."""
+        return self._round < self._rested and any(_alike(offer, each) for each in self._declined)
 
     def observe(
         self,
@@ -127,17 +91,17 @@ class Controller:
             seconds: what proposing took; what scoring, verifying and committing took.
         """
         rows, width = len(trees), max(map(len, trees))
-        taken = [_done(request, tree) for request, tree in zip(requests, trees, strict=True)]
+        taken = [done(request, tree) for request, tree in zip(requests, trees, strict=True)]
         self._costs.observe_pass(rows, width, seconds[1])
         self._plain.setdefault(rows, self._round)
         if width == 1:
             self._plain[rows] = self._round
-        if len(steps := _steps(taken)) == 1:  # of several drafters nobody knows who took how long
+        if len(steps := steps_of(taken)) == 1:  # of several drafters nobody knows who took how long
             ((source, (deepest, unread)),) = steps.items()
             self._costs.observe_draft(rows, source, deepest, unread, seconds[0])
         for choice, request, tree in zip(taken, requests, trees, strict=True):
             if choice:
-                self._tried[_kind(choice.offer)] = self._round
+                self._tried[kind_of(choice.offer)] = self._round
             if choice and choice.least:
                 self._reached(choice.offer).judge(request.depth, max(tree.depths))
         for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
@@ -166,64 +130,64 @@ class Controller:
             return 0.0
         rows = len(taken)
         spent = self._costs.passing(rows, width)
-        for source, (deepest, unread) in _steps(taken).items():
+        for source, (deepest, unread) in steps_of(taken).items():
             spent += self._costs.steps(rows, source, deepest)
             spent += self._costs.reading(rows, source, unread)
         emitted = sum(len(verdict.tokens) for verdict in verdicts)
         return emitted / rows - spent / self._costs.passing(rows, 1)
 
-    def _bets(self, offers: Sequence[Sequence[Offer]]) -> Iterator[_Plan]:
+    def _bets(self, offers: Sequence[Sequence[Offer]]) -> Iterator[Plan]:
         """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""
         rows = len(offers)
         plain = self._costs.passing(rows, 1)
-        options = [[_Option(offer, self._of(offer)) for offer in available] for available in offers]
+        options = [[Option(offer, self._of(offer)) for offer in available] for available in offers]
         every = [option for available in options for option in available]
         most = max((option.offer.steps(option.depth) for option in every), default=0)
         for width in sorted({width for option in every for width in option.widths[1:]}):
             for steps in range(min(most, width - 1) + 1):
-                plan = self._plan([_pick(available, steps, width) for available in options], width)
+                plan = self._plan([pick(available, steps, width) for available in options], width)
                 affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
                 if affordable and plan.rate > rows / plain:
                     yield plan
 
-    def _plan(self, choices: list[Choice], width: int) -> _Plan:
+    def _plan(self, choices: list[Choice], width: int) -> Plan:
         rows, tokens = len(choices), 0.0
         for choice in choices:
             tokens += (choice.offer.expected or self._of(choice.offer).expected)[choice.depth] if choice else 1.0
         drafting = reading = 0.0
-        for source, (deepest, unread) in _steps(choices).items():
+        for source, (deepest, unread) in steps_of(choices).items():
             drafting += self._costs.steps(rows, source, deepest)
             reading += self._costs.reading(rows, source, unread)
         seconds, most = self._costs.passing(rows, width) + drafting, self._costs.at_most(rows, width) + drafting
         if any(choice and choice.offer.cuts for choice in choices):
             seconds = self._cut_short(choices)
-        return _Plan(choices=choices, tokens=tokens, width=width, seconds=seconds, most=most, reading=reading)
+        return Plan(choices=choices, tokens=tokens, width=width, seconds=seconds, most=most, reading=reading)
 
     def _cut_short(self, choices: Sequence[Choice]) -> float:
         """Seconds of the drafts and the pass where drafts end early as often as they did."""
         rows, width, steps = len(choices), 1.0, dict[str, float]()
         for offer, depth, _ in filter(None, choices):
-            reach, kind = self._reached(offer), _kind(offer)
+            reach, kind = self._reached(offer), kind_of(offer)
             width = max(width, 1 + offer.branches * reach.tokens(depth) if offer.cuts else offer.width(depth))
             if offer.tree is None:
                 steps[kind] = max(steps.get(kind, 0.0), reach.steps(depth) if offer.cuts else offer.steps(depth))
         return self._costs.passing(rows, width) + sum(self._costs.steps(rows, *each) for each in steps.items())
 
-    def _least(self, offer: Offer, plan: _Plan) -> float:
+    def _least(self, offer: Offer, plan: Plan) -> float:
         """The probability from which on a token more pays for its step and its node, at the rate that is expected."""
         rows, width = len(plan.choices), plan.width
         if not offer.cuts or width < 2:
             return 0.0
         node = (self._costs.passing(rows, width) - self._costs.passing(rows, 1)) / (width - 1)
-        return min(SURE, (self._costs.steps(rows, _kind(offer), 1) + offer.branches * node) * plan.rate / rows)
+        return min(SURE, (self._costs.steps(rows, kind_of(offer), 1) + offer.branches * node) * plan.rate / rows)
 
-    def _due(self, offers: Sequence[Sequence[Offer]]) -> _Plan | None:
+    def _due(self, offers: Sequence[Sequence[Offer]]) -> Plan | None:
         """A trial, one token deep, of what has waited longest, if it is time and the account can pay for it."""
         rows = len(offers)
         plain = self._costs.passing(rows, 1)
-        kinds = {_kind(offer) for available in offers for offer in available}
+        kinds = {kind_of(offer) for available in offers for offer in available}
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
-            first = [next((each for each in available if _kind(each) == kind), None) for available in offers]
+            first = [next((each for each in available if kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
             plan = self._plan(choices, max(choice.offer.width(1) for choice in choices if choice))
             hopeful = sum(self._hopeful(choice.offer) if choice else 1.0 for choice in plan.choices)
@@ -244,50 +208,7 @@ class Controller:
         return self._reach.setdefault(offer.source, Reach())
 
 
-class _Option:
-    """An offer as far as it may be taken, with what each depth is expected to emit and how wide it is."""
-
-    def __init__(self, offer: Offer, acceptance: Acceptance) -> None:
-        self.offer = offer
-        self.depth = offer.depth if offer.expected else min(offer.depth, acceptance.reach)
-        self.expected = offer.expected or acceptance.expected
-        self.widths = [offer.width(depth) for depth in range(self.depth + 1)]
-
-    def within(self, steps: int, width: int) -> int:
-        """How deep it goes."""
-        depth = bisect_right(self.widths, width) - 1
-        return depth if self.offer.steps(depth) <= steps else steps
-
-
-def _pick(options: Sequence[_Option], steps: int, width: int) -> Choice:
-    """What is expected to emit most of a row's offers, within so many steps and so wide a tree."""
-    best: Choice = None
-    most = 1.0
-    for option in options:
-        depth = option.within(steps, width)
-        if option.expected[depth] > most:
-            best, most = Taken(option.offer, depth), option.expected[depth]
-    return best
-
-
-def _done(request: DraftRequest, tree: TokenTree) -> Choice:
-    """What a row took, as deep as steps were made for it."""
-    drafted = max(tree.depths)
-    if request.offer and request.offer.cuts and request.least:
-        return Taken(request.offer, min(request.depth, drafted + 1), request.least)
-    return Taken(request.offer, drafted) if request.offer and drafted else None
-
-
-def _kind(offer: Offer) -> str:
-    """What is tried anew, and priced, as one: a drafter that takes steps, or all known trees: only passes cost."""
-    return offer.source.partition("/")[0] if offer.tree is None else ""
-
-
-def _steps(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
-    """For each drafter that takes steps: how many, and the most it has to read first."""
-    steps: dict[str, tuple[int, int]] = {}
-    for offer, depth, _ in filter(None, choices):
-        if offer.tree is None:
-            deepest, unread = steps.get(_kind(offer), (0, 0))
-            steps[_kind(offer)] = max(deepest, offer.steps(depth)), max(unread, offer.unread)
-    return steps
+def _alike(offer: Offer, declined: Offer) -> bool:
+    """Whether an offer promises what one did that was declined, however much its drafter has to read by now."""
+    same = offer is declined or (offer.source, offer.expected) == (declined.source, declined.expected)
+    return same and offer.tree is declined.tree is None

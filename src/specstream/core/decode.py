@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from specstream.core.clock import Clock, between, split
-from specstream.core.controller import Controller, Taken
+from specstream.core.controller import Controller
+from specstream.core.plans import Taken
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target
 from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats, Timings
@@ -77,13 +78,15 @@ class Speculation:
     Attributes:
         max_depth: the deepest tree.
         unmeasured_depth: the deepest without a controller; None for ``max_depth``.
+        unmeasured_steps: whether drafts that cost the drafter time are taken without a controller.
         acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
         controller: chooses what each row takes of its offers, and how deep, by what it measured; None always takes the
-            first offer, as deep as it goes.
+            first offer that it may, as deep as it goes.
     """
 
     max_depth: int
     unmeasured_depth: int | None = None
+    unmeasured_steps: bool = True
     acceptance_threshold: float | None = None
     controller: Controller | None = None
 
@@ -95,7 +98,7 @@ class Speculation:
     def choose(self, requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]) -> list[DraftRequest]:
         """The requests as they shall be met: with the offer taken, and its depth."""
         if self.controller is None:
-            choices = [Taken(available[0], available[0].depth) if available else None for available in offers]
+            choices = [self._first(available) for available in offers]
         else:
             choices = self.controller.choose(offers)
         return [
@@ -104,6 +107,11 @@ class Speculation:
             else replace(request, depth=0)
             for request, choice in zip(requests, choices, strict=True)
         ]
+
+    def _first(self, available: Sequence[Offer]) -> Taken | None:
+        """What is taken unseen."""
+        allowed = (offer for offer in available if self.unmeasured_steps or offer.steps(offer.depth) == 0)
+        return next((Taken(offer, offer.depth) for offer in allowed), None)
 
 
 def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
@@ -173,8 +181,8 @@ def decode(
         if speculation.controller is not None:
             speculation.controller.observe(offers, requests, trees, verdicts, split(chosen, proposed))
         rounds = [
-            _advance(row, tree, verdict, stopping, target.context_length, session.exact)
-            for row, tree, verdict in zip(active, trees, verdicts, strict=True)
+            _advance(*each, stopping, target.context_length, session.exact)
+            for each in zip(active, requests, trees, verdicts, strict=True)
         ]
         alive = [index for index, row in enumerate(active) if row.finish_reason is None]
         if 0 < len(alive) < len(active):
@@ -196,7 +204,13 @@ def _request(row: Row, stopping: Stopping, depth: int, context_length: int | Non
 
 
 def _advance(
-    row: Row, tree: TokenTree, verdict: Verdict, stopping: Stopping, context_length: int | None, exact: str
+    row: Row,
+    request: DraftRequest,
+    tree: TokenTree,
+    verdict: Verdict,
+    stopping: Stopping,
+    context_length: int | None,
+    exact: str,
 ) -> Round:
     """Append what the pass emitted, cut where the row stops, and count it."""
     row.exact = exact
@@ -207,6 +221,8 @@ def _advance(
     tokens = tuple(row.tokens[before:])
     row.stats.emitted.append(len(tokens))
     row.stats.drafted += tree.drafted
+    if request.offer is not None and tree.drafted:
+        row.stats.drafts[request.offer.drafter] += 1
     row.stats.accepted += min(verdict.accepted, len(tokens))
     row.stats.rejected += _rejected(tree, verdict)
     return Round(row=row, tokens=tokens)

@@ -110,8 +110,8 @@ class Offer:
     """What a drafter could draft for a row now. To make it costs next to nothing; to take it may not.
 
     Attributes:
-        source: whose drafts these are, and how far they are to be trusted where that is known: drafts of one source
-            are accepted alike.
+        source: whose drafts these are and, behind a slash, how far they are to be trusted where that is known: drafts
+            of one source are accepted alike.
         depth: the deepest tree, at least 1.
         branches: most nodes at each depth.
         tree: the tree itself, if it is known without drafting; None if each token of depth takes a step of the drafter.
@@ -133,6 +133,11 @@ class Offer:
     expected: tuple[float, ...] = ()
     at_once: bool = False
     cuts: bool = False
+
+    @property
+    def drafter(self) -> str:
+        """The drafter that made it, by the name that begins ``source``."""
+        return self.source.partition("/")[0]
 
     def steps(self, depth: int) -> int:
         """Steps of the drafter that it takes to draft so deep."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -14,12 +15,14 @@ class RowStats:
         drafted: drafted tokens that were scored.
         accepted: drafted tokens that were accepted *and* emitted (not cut by a stop).
         rejected: drafted tokens that verification turned down.
+        drafts: passes that a drafter drafted for, by its name.
     """
 
     emitted: list[int] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0
     rejected: int = 0
+    drafts: Counter[str] = field(default_factory=Counter)
 
     @property
     def target_passes(self) -> int:

@@ -4,6 +4,9 @@ A greedy draft ends where the draft model, by its own probabilities, is no longe
 another step (as the controller says: ``DraftRequest.least``). Sampled drafts do not end early: which tokens are drawn
 must not decide whether they are looked at.
 
+A draft may say some of the target's tokens only (``part``): the others have probability 0 in what it proposes, which
+verification weighs like any other proposal.
+
 With ``branches`` above 1 each step also proposes the runners-up as leaves beside the chain: they cost no further
 draft pass. At temperature > 0 the candidates of a step are drawn without replacement from the draft's own
 distribution, which goes into the tree for the verification to weigh.
@@ -44,17 +47,34 @@ class DraftModelDrafter:
         gamma: most draft passes a round (each adds one token of depth).
         branches: candidates per step; 1 drafts chains.
         vocab_size: the target's, where it may differ from the draft's by padding; None if they are equal.
+        part: the tokens that the draft's logits are of, ``[size]`` int64, rising, where they are not of all; it reads
+            every token all the same, and ``vocab_size`` has to be given.
     """
 
     name = "draft_model"
 
-    def __init__(self, model: Target, *, gamma: int = 4, branches: int = 1, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Target,
+        *,
+        gamma: int = 4,
+        branches: int = 1,
+        vocab_size: int | None = None,
+        part: Tensor | None = None,
+    ) -> None:
         if gamma < 1:
             raise UsageError(f"gamma is {gamma}; give 1 or more")
         if branches < 1:
             raise UsageError(f"branches is {branches}; give 1 or more")
         self.model, self.gamma, self.branches = model, gamma, branches
-        self.vocab_size = vocab_size
+        if part is not None and vocab_size is None:
+            raise UsageError("part is given and vocab_size is not; give the size of the target's vocabulary")
+        self.vocab_size, self.part = vocab_size, part
+        self._names: list[int] = [] if part is None else part.tolist()
+
+    def named(self, rows: list[int]) -> list[int]:
+        """The tokens that rows of the draft's head stand for."""
+        return [self._names[row] for row in rows]
 
     def begin(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
@@ -113,7 +133,8 @@ class DraftModelSession:
         self._cached = lengths  # tokens of each row whose keys and values the draft holds
         self._skipped = [0] * len(lengths)  # first tokens of each row that the draft never reads
         self._sampling = sampling
-        self._vocab_size: int | None = None  # the draft's own, known from its first pass
+        # Tokens that the draft can read: where it says all that it reads, known from its first pass.
+        self._vocab_size = None if drafter.part is None else drafter.vocab_size
         self._before: list[int] = []
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -121,6 +142,9 @@ class DraftModelSession:
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         depths = [self._depth(request) for request in requests]
+        if not any(depths):
+            self._before = list(self._cached)
+            return [TokenTree.chain(request.tokens[-1:]) for request in requests]
         self._catch_up(requests, depths)
         growing = [_Growing(request=each, skipped=row) for each, row in zip(requests, self._skipped, strict=True)]
         self._before = [len(row.readable) for row in growing]
@@ -182,7 +206,7 @@ class DraftModelSession:
             self._feed([list(request.tokens[skipped:end]) for request, skipped, end in parts], growing)
 
     def _feed(self, sequences: list[list[int]], growing: Sequence[bool]) -> list[Tensor]:
-        """Let the draft read what it has not read yet; its logits after each row's last token.
+        """Let the draft read what it has not read yet; its own logits after each row's last token.
 
         A row that is not growing reads along, as far as the others make the pass wide anyway; if it has read
         everything, the last token again.
@@ -197,10 +221,10 @@ class DraftModelSession:
         news = [self._readable(tokens[done:]) for tokens, done in zip(sequences, self._cached, strict=True)]
         trees = [TokenTree.chain(tokens) for tokens in news]
         logits = self._session.score(trees)
-        self._vocab_size = logits.shape[-1]
+        self._vocab_size = self._vocab_size or logits.shape[-1]
         self._session.commit([range(len(tree)) for tree in trees])
         self._cached = [len(sequence) for sequence in sequences]
-        return [self._fit(logits[row, len(tree) - 1]) for row, tree in enumerate(trees)]
+        return [logits[row, len(tree) - 1] for row, tree in enumerate(trees)]
 
     def _readable(self, tokens: list[int]) -> list[int]:
         """A padding entry that only the target has, and said, has no embedding here: the draft reads another token.
@@ -212,8 +236,10 @@ class DraftModelSession:
 
     def _fit(self, logits: Tensor) -> Tensor:
         """Over the target's vocabulary: padding entries that only one of the two has cannot be drafted."""
-        own = logits.shape[-1]
+        own, part = logits.shape[-1], self._drafter.part
         size = self._drafter.vocab_size or own
+        if part is not None:
+            return logits.new_full((*logits.shape[:-1], size), -math.inf).index_copy_(-1, part, logits)
         return pad(logits[..., :size], (0, max(0, size - own)), value=-math.inf)
 
     def _stays(self, device: torch.device, requests: Sequence[DraftRequest], depth: int) -> bool:
@@ -224,8 +250,8 @@ class DraftModelSession:
         return deferred.asynchronous(device) and simple and fits
 
     def _defer(self, growing: Sequence[_Growing], depths: Sequence[int], logits: Tensor) -> list[TokenTree]:
-        """Draft chains on the device, from the logits ``[rows, vocab]`` of their first tokens on."""
-        held, deepest, rows = list(self._cached), max(depths), range(len(growing))
+        """Draft chains on the device, from the draft's logits ``[rows, vocab]`` of their first tokens on."""
+        held, deepest, rows, logits = list(self._cached), max(depths), range(len(growing)), self._fit(logits)
         chance = self._chance(growing, depths, logits.device)
         tokens, proposals, sound = list[Tensor](), list[Tensor](), list[Tensor]()
         for step in range(deepest):
@@ -263,15 +289,18 @@ class DraftModelSession:
         context = row.sequence if self._sampling.needs_context else ()
         branches = self._drafter.branches
         if self._sampling.greedy:
-            scores = process(logits, self._sampling, context)
+            # Where nothing but their order counts, logits of a part are looked at as they are: they are the fewer.
+            short = self._drafter.part is not None and not self._sampling.needs_context
+            scores = process(logits if short else self._fit(logits), self._sampling, context)
             if least := row.request.least:
                 row.likelihood *= float((scores.max().float() - scores.float().logsumexp(-1)).exp())
                 row.ended = row.likelihood < least
             if row.ended:
                 return
-            row.steps.append([int(scores.argmax())] if branches == 1 else scores.topk(branches).indices.tolist())
+            chosen = [int(scores.argmax())] if branches == 1 else scores.topk(branches).indices.tolist()
+            row.steps.append(self._drafter.named(chosen) if short else chosen)
             return
-        distribution = probabilities(logits, self._sampling, context)
+        distribution = probabilities(self._fit(logits), self._sampling, context)
         row.proposals.append(distribution)
         rest = distribution.clone()
         candidates: list[int] = []

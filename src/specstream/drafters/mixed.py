@@ -1,6 +1,6 @@
-"""Two drafters in one: what is cheap to look up, where it is found, and a model's drafts where it is not.
+"""Several drafters in one: what is cheap to look up, where it is found, and a model's or its heads' drafts beside it.
 
-Which of the two a row takes, and how deep, is not decided here: both make their offers, and the loop takes by expected
+Which of them a row takes, and how deep, is not decided here: all make their offers, and the loop takes by expected
 profit (``core/controller.py``). Without a controller the first offer is taken: the look-up wherever it matches.
 """
 
@@ -16,48 +16,51 @@ from specstream.core.verify import Verdict
 
 
 class MixedDrafter:
-    """Drafts with one drafter or the other, row by row.
+    """Drafts with one drafter or another, row by row.
 
     Args:
-        cheap: preferred wherever it has anything to offer.
-        model: for where it has not.
+        *drafters: the one to prefer unseen comes first.
+        name: to be known by.
     """
 
-    name = "mixed"
-
-    def __init__(self, cheap: Drafter, model: Drafter) -> None:
-        self.cheap, self.model = cheap, model
+    def __init__(self, *drafters: Drafter, name: str = "mixed") -> None:
+        self.drafters, self.name = drafters, name
 
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> MixedSession:
-        cheap, model = (drafter.begin(prompts, sampling, session) for drafter in (self.cheap, self.model))
-        return MixedSession(cheap, model)
+        return MixedSession([drafter.begin(prompts, sampling, session) for drafter in self.drafters])
 
 
 class MixedSession:
-    """Both at work on one batch. The one that does not draft for a row is told what became of it all the same."""
+    """All at work on one batch. Those that do not draft for a row are told what became of it all the same."""
 
-    def __init__(self, cheap: DraftSession, model: DraftSession) -> None:
-        self._cheap, self._model = cheap, model
-        self._looked_up: list[list[Offer]] = []
+    def __init__(self, sessions: Sequence[DraftSession]) -> None:
+        self._sessions = sessions
+        self._offered: list[list[list[Offer]]] = []  # by session and row
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        self._looked_up = self._cheap.offers(requests)
-        return [[*cheap, *model] for cheap, model in zip(self._looked_up, self._model.offers(requests), strict=True)]
+        self._offered = [session.offers(requests) for session in self._sessions]
+        return [[offer for own in offered for offer in own] for offered in zip(*self._offered, strict=True)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        cheap = [
-            any(request.offer is offer for offer in offers)
-            for request, offers in zip(requests, self._looked_up, strict=True)
+        chosen = [self._whose(row, request) for row, request in enumerate(requests)]
+        turns = list(zip(requests, chosen, strict=True))
+        proposed = [
+            session.propose([each if at == own or not each.depth else replace(each, depth=0) for each, own in turns])
+            for at, session in enumerate(self._sessions)
         ]
-        rows = list(zip(requests, cheap, strict=True))
-        looked_up = self._cheap.propose([request if own else replace(request, depth=0) for request, own in rows])
-        drafted = self._model.propose([replace(request, depth=0) if own else request for request, own in rows])
-        return [mine if own else other for mine, other, own in zip(looked_up, drafted, cheap, strict=True)]
+        return [proposed[own][row] for row, own in enumerate(chosen)]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
-        self._cheap.observe(verdicts)
-        self._model.observe(verdicts)
+        for session in self._sessions:
+            session.observe(verdicts)
 
     def keep(self, rows: Sequence[int]) -> None:
-        self._cheap.keep(rows)
-        self._model.keep(rows)
+        for session in self._sessions:
+            session.keep(rows)
+
+    def _whose(self, row: int, request: DraftRequest) -> int:
+        """The session whose offer was taken, the first where none was."""
+        taken = request.offer
+        return next(
+            (at for at, offered in enumerate(self._offered) if any(taken is offer for offer in offered[row])), 0
+        )

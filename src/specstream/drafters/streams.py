@@ -103,7 +103,7 @@ class StreamsDrafter:
         if pruning is not None and not 0 < pruning < 1:
             raise UsageError(f"pruning is {pruning}; give a probability between 0 and 1, or None")
         self.head, self.sizes, self.ranks, self.pruning = head, tuple(sizes), ranks, pruning
-        self._rates = rates
+        self.rates = rates
         self._learned = self._fresh()
 
     @property
@@ -111,17 +111,13 @@ class StreamsDrafter:
         """Drafted nodes of the largest tree."""
         return max(self.sizes)
 
-    def of_size(self, nodes: int) -> StreamsDrafter:
-        """The same with trees of so many drafted nodes and no other; what it learns is its own."""
-        return StreamsDrafter(self.head, sizes=(nodes,), ranks=self.ranks, rates=self._rates, pruning=self.pruning)
-
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> StreamsSession:
         session.tap(self.head.taps)
         return StreamsSession(self, session, len(prompts), self._learned if sampling.greedy else self._fresh())
 
     def _fresh(self) -> RankAcceptance:
-        if self._rates is not None:
-            return RankAcceptance([list(each[: self.ranks]) for each in self._rates[: self.head.gamma]])
+        if self.rates is not None:
+            return RankAcceptance([list(each[: self.ranks]) for each in self.rates[: self.head.gamma]])
         return RankAcceptance.unknown(self.head.gamma, self.ranks)
 
 
@@ -138,8 +134,10 @@ class StreamsSession:
         return [[*self._grow(row, request)] for row, request in enumerate(requests)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        taken = [self._shape(row, request) for row, request in enumerate(requests)]
         self._drafted = []
+        if not any(request.depth for request in requests):  # most rounds, where drafts do not pay
+            return [TokenTree.chain(request.tokens[-1:]) for request in requests]
+        taken = [self._shape(row, request) for row, request in enumerate(requests)]
         if any(shape.paths for shape in taken):
             # A row that was never scored drafts nothing; its place only fills the batch.
             places = [place or (row, 0) for row, place in enumerate(self._places)]

@@ -7,8 +7,7 @@ slows all of them. Speeds are of decoding: the prompt is read alike by all, and 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,7 +16,11 @@ from typing import Any
 from specstream.config import GenerationConfig
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
+from specstream.prompts import read_records
 from specstream.text import encode
+
+FIXED = " (fixed tree)"
+"""Behind the name of a side whose tree is of one size, whether it pays or not: what heads are worth by themselves."""
 
 PLAIN = "plain"
 """The side that the others are measured against."""
@@ -132,9 +135,16 @@ class Comparison:
             if any(each.side == side.name for each in chosen)
         ]
 
+    @property
+    def parameter_ratio(self) -> float | None:
+        """Parameters of the Medusa heads over those of the streams, None unless both are there."""
+        own = {side.name: side.parameters for side in self.sides}
+        return own["medusa"] / own["streams"] if {"medusa", "streams"} <= set(own) else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold."""
         return {
+            "parameter_ratio": self.parameter_ratio,
             "all": [asdict(each) for each in self.figures()],
             "categories": {name: [asdict(each) for each in self.figures(name)] for name in self.categories},
             "samples": [asdict(each) for each in self.samples],
@@ -149,17 +159,11 @@ def read_questions(path: str | Path, per_category: int) -> list[Question]:
         per_category: the first so many of each.
 
     Raises:
-        UsageError: a file that cannot be read, or a line without those two, by number.
+        UsageError: a file that cannot be read, or a record without those two, by number.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: texts hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"prompts {str(path)!r} cannot be read: {error}; give Spec-Bench's question.jsonl") from None
     questions: dict[str, list[Question]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        question = _question(line, f"{path}:{number}")
+    for number, record in enumerate(read_records(path), 1):
+        question = _question(record, f"record {number} of {str(path)!r}")
         own = questions.setdefault(question.category, [])
         if len(own) < per_category:
             own.append(question)
@@ -241,9 +245,8 @@ def _speed(samples: Iterable[Sample]) -> float:
     return sum(each.tokens for each in listed) / sum(each.seconds for each in listed)
 
 
-def _question(line: str, where: str) -> Question:
-    try:
-        record = json.loads(line)
-        return Question(category=str(record["category"]), text=str(record["turns"][0]))
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise UsageError(f"{where} has no 'category' and 'turns'; give Spec-Bench's question.jsonl") from None
+def _question(record: Mapping[str, Any], where: str) -> Question:
+    turns = record.get("turns")
+    if "category" not in record or not isinstance(turns, list) or not turns:
+        raise UsageError(f"{where} has no 'category' and 'turns'; give Spec-Bench's question.jsonl")
+    return Question(category=str(record["category"]), text=str(turns[0]))

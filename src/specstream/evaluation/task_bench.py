@@ -12,11 +12,10 @@ from statistics import median
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
-from specstream.drafters.streams import StreamsDrafter
 from specstream.evaluation.heads import PLAIN, Side
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.generation import Generation
-from specstream.parts import build_parts, extra_parameters, most_nodes
+from specstream.parts import build_parts, extra_parameters, most_nodes, with_fixed_tree
 from specstream.tasks.task import Task, TaskExample
 from specstream.text import encode
 
@@ -148,8 +147,7 @@ def sides_of(engine: Any, heads: str | None, nodes: Sequence[int]) -> list[Side]
         parts = build_parts(engine.target, engine.tokenizer, None, config)
         parameters = extra_parameters(parts.drafter, engine.target)
         if size is not None:
-            assert isinstance(parts.drafter, StreamsDrafter)
-            parts = parts.with_drafter(parts.drafter.of_size(size))
+            parts = with_fixed_tree(parts, size)
         name = CONTROLLED if size is None else f"streams, {size} nodes"
         sides.append(Side(name=name, parts=parts, parameters=parameters))
     return sides

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import TrainingError
+from specstream.training.cards import CARD, training_card
 
 _STEP = re.compile(r"step-(\d{8})")
 _STATE = "training_state.pt"
@@ -56,8 +57,7 @@ class Checkpoints:
         """
 
         def fill(folder: Path) -> None:
-            product(folder)
-            write_json(folder / _RECORD, record)
+            _write_product(folder, record, product)
             torch.save(state, folder / _STATE)
 
         replace_folder(self.folder(step), fill)
@@ -66,12 +66,7 @@ class Checkpoints:
 
     def save_best(self, record: dict[str, Any], product: Callable[[Path], None]) -> None:
         """Put the present state into ``best``."""
-
-        def fill(folder: Path) -> None:
-            product(folder)
-            write_json(folder / _RECORD, record)
-
-        replace_folder(self.best, fill)
+        replace_folder(self.best, lambda folder: _write_product(folder, record, product))
 
     def load(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """State and record of a step's checkpoint.
@@ -88,6 +83,13 @@ class Checkpoints:
                 f"checkpoint {folder} cannot be read: {error}; remove it and run again from the one before"
             ) from error
         return state, record
+
+
+def _write_product(folder: Path, record: dict[str, Any], product: Callable[[Path], None]) -> None:
+    """What users load, the record of its making, and its card."""
+    product(folder)
+    write_json(folder / _RECORD, record)
+    (folder / CARD).write_text(training_card(record), encoding="utf-8")
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -11,9 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from specstream.errors import UsageError
 from specstream.tasks.task import read_task
 
-Recipe = Literal["streams", "medusa", "lora", "shared"]
+Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
 
-SECTIONS = {"streams": {"streams"}, "medusa": {"medusa"}, "lora": {"lora"}, "shared": {"streams", "lora"}}
+SECTIONS = {
+    "streams": {"streams"},
+    "medusa": {"medusa"},
+    "lora": {"lora"},
+    "shared": {"streams", "lora"},
+    "draft": {"draft", "distillation"},
+}
 """The sections of each recipe, besides those that all have."""
 
 
@@ -215,6 +221,43 @@ class MedusaSection(_Section):
     live_tokens: int = Field(default=48, ge=1)
 
 
+class DraftSection(_Section):
+    """The recipe ``draft``: a draft model for a target, on text or by ``distillation``.
+
+    Attributes:
+        train: ``all`` of it, or its ``layers``, while the embeddings and the head stay as they are.
+        goal: the held-out figure of the best checkpoint: the ``acceptance`` of sampled drafts, the ``agreement`` of
+            greedy ones, or ``live_accepted_length``.
+        live_prompts: held-out prompts that every evaluation decodes with the draft at work; 0 for none.
+        live_tokens: of each answer to them.
+        live_depth: tokens drafted a round there.
+    """
+
+    train: Literal["all", "layers"] = "all"
+    goal: Literal["acceptance", "agreement", "live_accepted_length"] = "acceptance"
+    live_prompts: int = Field(default=8, ge=0)
+    live_tokens: int = Field(default=48, ge=1)
+    live_depth: int = Field(default=4, ge=1)
+
+
+class DistillationSection(_Section):
+    """Of the recipe ``draft``: learning from the target's distribution.
+
+    Attributes:
+        enabled: do; without, the draft learns the next token of the text.
+        loss: how far the draft is from the target: a name of ``training/distillation.py``.
+        temperature: softens both distributions.
+        cross_entropy_weight: how much of the loss is the text's next token instead.
+        top_k: tokens of the target's distribution that are looked at, and kept in ``model.states_dir``.
+    """
+
+    enabled: bool = False
+    loss: Literal["forward_kl", "reverse_kl", "jsd", "tv"] = "forward_kl"
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    cross_entropy_weight: float = Field(default=0.0, ge=0, le=1)
+    top_k: int = Field(default=64, ge=1)
+
+
 class TrainConfig(_Section):
     """One run: which recipe, and its sections."""
 
@@ -226,6 +269,8 @@ class TrainConfig(_Section):
     lora: LoRATrainingSection = LoRATrainingSection()
     streams: StreamsSection = StreamsSection()
     medusa: MedusaSection = MedusaSection()
+    draft: DraftSection = DraftSection()
+    distillation: DistillationSection = DistillationSection()
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -267,6 +312,8 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
     """
     values = {name: value for name, value in values.items() if value is not None}  # a section without lines
     config = validated(TrainConfig, values)
+    if config.draft.goal == "live_accepted_length" and not config.draft.live_prompts:
+        raise UsageError("draft.goal is 'live_accepted_length' and draft.live_prompts is 0; give some prompts")
     others = set().union(*SECTIONS.values()) - SECTIONS[config.recipe]
     if strange := sorted(others & set(values)):
         raise UsageError(f"section {strange[0]!r} is given and recipe is {config.recipe!r}; leave one of them out")

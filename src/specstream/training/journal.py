@@ -35,6 +35,7 @@ class Journal:
     ) -> None:
         self._root, self._config = root, config
         self.rows: list[Row] = []
+        self._held_out = ""
         self._console = Console(stderr=True, quiet=quiet)
         columns = ("step", MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
         self._progress = Progress(
@@ -81,8 +82,11 @@ class Journal:
         if self._tracker is not None:
             self._tracker.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
         self.say(_line(row))
+        for name in ("eval/acceptance", "eval/accepted_length"):
+            if name in row:
+                self._held_out = f", {name.removeprefix('eval/').replace('_', ' ')} {row[name]:.3f}"
         if "loss" in row:
-            note = f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s"
+            note = f"loss {row['loss']:.3f}, {row['tokens_per_second']:.0f} tokens/s{self._held_out}"
             self._progress.update(self._task, note=note)
 
     def say(self, text: str) -> None:
@@ -125,8 +129,9 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     losses = [name for name in names if name == "loss" or name.startswith("loss/")]
-    lengths = [name for name in names if name.startswith("eval/accepted_length")]
-    others = [name for name in names if name.startswith(("eval/top1", "eval/token_accuracy"))]
+    lengths = [name for name in names if name.startswith(("eval/accepted_length", "eval/live_accepted_length"))]
+    others = [name for name in names if name.startswith(("eval/top1", "eval/token_accuracy", "eval/a"))]
+    others = [name for name in others if name not in lengths]
     groups = [("loss", losses), ("tokens per target pass, held out", lengths), ("accuracy, held out", others)]
     groups = [(title, group) for title, group in groups if group]
     figure, axes = pyplot.subplots(1, len(groups), figsize=(6 * len(groups), 4), squeeze=False)

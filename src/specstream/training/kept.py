@@ -23,7 +23,7 @@ Read = Callable[[Tensor], dict[str, Tensor]]
 
 
 class KeptStates:
-    """Tensors of examples in a folder, in bfloat16.
+    """Tensors of examples in a folder, in bfloat16 but for integers.
 
     Args:
         folder: where.
@@ -56,13 +56,13 @@ class KeptStates:
         return joined
 
     def row(self, tokens: Tensor, read: Read) -> dict[str, Tensor]:
-        """Of one example ``[length]``; tensors as ``read`` gives them, rounded to bfloat16."""
+        """Of one example ``[length]``; tensors as ``read`` gives them, rounded to bfloat16 but for integers."""
         path = self._folder / self._name(tokens)
         try:
             return {name: tensor.to(tokens.device) for name, tensor in load_file(path).items()}
         except (FileNotFoundError, SafetensorError):
             pass  # not there, or a crash cut it short
-        made = {name: tensor.detach().to(torch.bfloat16) for name, tensor in read(tokens[None]).items()}
+        made = {name: _rounded(tensor.detach()) for name, tensor in read(tokens[None]).items()}
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         save_file({name: tensor.cpu().contiguous() for name, tensor in made.items()}, partial)
         os.replace(partial, path)
@@ -71,3 +71,7 @@ class KeptStates:
     def _name(self, tokens: Tensor) -> str:
         digest = hashlib.sha256(f"{self._identity}/{tokens.tolist()}".encode()).hexdigest()
         return f"{digest[:32]}.safetensors"
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor

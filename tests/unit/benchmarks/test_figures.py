@@ -156,10 +156,16 @@ def test_a_ratio_is_of_decoding_and_another_of_the_whole_call() -> None:
     assert pair("a", 1.0, [2]).whole_ratio == 2.5
 
 
+def test_heads_are_held_to_be_never_slower_too(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "streams"}), encoding="utf-8")
+    assert drafters("", str(tmp_path)) == ["lookup", "lookahead", "streams", "mixed"]
+    assert drafters("d", str(tmp_path)) == ["lookup", "lookahead", "streams", "draft_model", "mixed"]
+
+
 def test_what_a_figure_needs_is_asked_for() -> None:
     with pytest.raises(UsageError, match="--draft"):
         Settings(target="a").with_draft()
     with pytest.raises(UsageError, match="--data"):
         Settings(target="a").data_file("humaneval")
-    assert drafters("") == ["lookup", "lookahead"]
-    assert drafters("d") == ["lookup", "lookahead", "draft_model", "mixed"]
+    assert drafters("", "") == ["lookup", "lookahead"]
+    assert drafters("d", "") == ["lookup", "lookahead", "draft_model", "mixed"]

@@ -9,7 +9,8 @@ from operator import mul
 
 import torch
 
-from specstream.core.controller import Choice, Controller
+from specstream.core.controller import Controller
+from specstream.core.plans import Choice
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict

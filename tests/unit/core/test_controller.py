@@ -7,11 +7,12 @@ from itertools import pairwise
 
 import pytest
 
-from specstream.core.controller import ACCOUNT, ALLOWANCE, TRIAL_AFTER, Controller, Taken
+from specstream.core.controller import ACCOUNT, ALLOWANCE, RESTS, TRIAL_AFTER, Controller
+from specstream.core.plans import Taken
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
-from tests.unit.core.machine import CHANCE, Machine, widths
+from tests.unit.core.machine import CHANCE, Machine, offer_of, widths
 
 SMALL = {"price": widths(31, 40, 43, 45, 48, 50), "step": 12, "read": 1.2}
 """Milliseconds of a small model whose draft is hardly smaller: speculation pays little."""
@@ -78,6 +79,18 @@ class TestWhereNothingIsAccepted:
         trials = [at for at, row in enumerate(machine.log) if row != ["-"] and at > 20]
         assert len(trials) > 5
         assert min(later - earlier for earlier, later in pairwise(trials)) >= TRIAL_AFTER
+
+    def test_a_known_tree_that_pays_is_taken_at_once(self):
+        machine, controller = Machine(**SMALL, model=0.0), Controller()
+        machine.run(controller, 100)
+        sure = Offer(source="lookup/6", depth=2, tree=TokenTree.chain([1, 2, 3]), expected=(1.0, 2.0, 3.0))
+        step, declined = Offer(source="model", depth=4), 0
+        for _ in range(TRIAL_AFTER):
+            machine.round(controller)
+            if machine.log[-1] == ["-"]:
+                declined += 1
+                assert controller.choose([[step, sure]]) == [Taken(sure, 2)]
+        assert declined > RESTS
 
 
 class TestWhereMuchIs:
@@ -330,3 +343,63 @@ class TestOffersThatSayWhatTheyExpect:
 
     def test_nothing_is_taken_that_is_not_expected_to_pay(self):
         assert self.taken(0.02, lambda width: 100 + 12 * width) is None
+
+
+class TestOffersThatWereDeclined:
+    """What does not pay, and is the same again, is not weighed in every round; what changed is, at once."""
+
+    @staticmethod
+    def poor(rate=0.02):
+        return [Offer(source="heads/3", depth=1, widths=(1, 4), expected=(1.0, 1 + rate), at_once=True)]
+
+    @staticmethod
+    def rounds(controller, offers, count):
+        """How often the offers were weighed."""
+        weighed = []
+        bets = controller._bets
+        controller._bets = lambda given: (any(given) and weighed.append(given)) or bets(given)
+        for _ in range(count):
+            (choice,) = controller.choose([list(offers)])
+            nodes = choice.offer.width(choice.depth) - 1 if choice else 0
+            request = DraftRequest(tokens=[9], depth=nodes and 1, generator=CHANCE, offer=offer_of(choice))
+            tree = TokenTree((9, *range(nodes)), (-1, *[0] * nodes))
+            seconds = (12.0 if choice else 0.0, 20.0 + 3 * nodes)
+            controller.observe([list(offers)], [request], [tree], [Verdict(path=(0,), tokens=(77,))], seconds)
+        controller._bets = bets
+        return len(weighed)
+
+    def test_they_are_not_weighed_again_for_some_rounds(self):
+        controller, offers = Controller(), self.poor()
+        self.rounds(controller, offers, 50)
+        assert self.rounds(controller, offers, 160) <= 160 / RESTS + 160 / TRIAL_AFTER
+
+    def test_they_are_tried_as_often_as_ever(self):
+        controller, offers = Controller(), self.poor()
+        self.rounds(controller, offers, 50)
+        before = controller._tried["heads"]
+        self.rounds(controller, offers, 3 * (TRIAL_AFTER + RESTS))
+        assert controller._tried["heads"] > before
+
+    def test_better_ones_are_weighed_at_once(self):
+        controller = Controller()
+        self.rounds(controller, self.poor(), 60)
+        better = self.poor(rate=3.0)
+        controller._balance = ACCOUNT
+        assert controller.choose([better]) == [Taken(better[0], 1)]
+
+    def test_known_trees_are_weighed_in_every_round(self):
+        """Each round judges them, whether they are taken or not."""
+        controller = Controller()
+        offers = [Offer(source="lookup/3", depth=2, tree=TokenTree.chain([9, 1, 1]))]
+        self.rounds(controller, offers, 20)
+        assert self.rounds(controller, offers, 30) == 30
+
+    def test_where_a_known_tree_comes_beside_them_it_alone_is_weighed(self):
+        controller, offers = Controller(), self.poor()
+        known = Offer(source="lookup/3", depth=2, tree=TokenTree.chain([9, 1, 1]))
+        self.rounds(controller, offers, 50)
+        controller._rested = controller._round + RESTS
+        weighed = []
+        controller._bets = lambda given: weighed.append(given) or iter(())
+        controller.choose([[known, *offers]])
+        assert weighed == [[[known]]]

@@ -21,7 +21,7 @@ from specstream.core.verify import Verdict
 from specstream.drafters.draft_model import FAR_BEHIND, READ_AT_ONCE, DraftModelDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
-from tests.lossless.table_model import TableModel
+from tests.lossless.table_model import Part, TableModel
 
 TARGET = TableModel.random(30, vocab=5, memory=5)
 DRAFT = TARGET.disturbed(31, 0.8)
@@ -363,3 +363,40 @@ def test_minus_infinity_everywhere_but_one_token():
     sure = TableModel(DRAFT.table.clone().fill_(-math.inf).index_fill_(1, torch.tensor([3]), 0.0), 5)
     tree = propose(DraftModelDrafter(sure, gamma=3, branches=3), [0, 1], sampling=SAMPLED)
     assert tree.tokens == (1, 3, 3, 3)
+
+
+class TestADraftThatSaysSomeTokens:
+    TOKENS = (1, 3, 4)
+
+    def drafter(self, branches=1):
+        some = Part(DRAFT, self.TOKENS)
+        return DraftModelDrafter(some, gamma=5, branches=branches, vocab_size=5, part=torch.tensor(self.TOKENS))
+
+    @pytest.mark.parametrize("penalty", [1.0, 1.7])
+    def test_drafts_the_likeliest_of_them_and_reads_all(self, penalty):
+        context = [0, 1, 2, 0]
+        tree = propose(self.drafter(), context, sampling=Sampling(repetition_penalty=penalty))
+        for token in tree.tokens[1:]:
+            logits = DRAFT.logits(context)
+            seen = torch.tensor([each in context for each in range(5)])
+            logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+            assert token == max(self.TOKENS, key=lambda each: float(logits[each]))
+            context.append(token)
+        assert len(tree) == 6
+
+    def test_proposes_the_others_with_probability_0(self):
+        tree = propose(self.drafter(), [2, 0, 2], sampling=SAMPLED)
+        first = DRAFT.logits([2, 0, 2])[list(self.TOKENS)].softmax(-1)
+        assert torch.allclose(torch.as_tensor(tree.proposals[0])[list(self.TOKENS)], first)
+        for proposal in tree.proposals.values():
+            assert len(proposal) == 5
+            assert float(proposal[0]) == float(proposal[2]) == 0.0
+
+    def test_runs_in_step(self):
+        drafter = InStep(self.drafter())
+        run(drafter)
+        assert drafter.rounds > 5
+
+    def test_needs_the_size_of_the_whole(self):
+        with pytest.raises(UsageError, match="give the size of the target's vocabulary"):
+            DraftModelDrafter(Part(DRAFT, self.TOKENS), part=torch.tensor(self.TOKENS))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specstream.core.controller import Taken
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.plans import Taken
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -50,7 +50,7 @@ def test_the_model_does_not_run_where_only_lookups_are_taken():
     session = begin([REPEATS])
     ((lookup, _),) = session.offers([request(REPEATS)])
     session.propose([request(REPEATS, 2, lookup)])
-    assert session._model._session.passes == 0
+    assert session._sessions[1]._session.passes == 0
 
 
 class Fickle:
@@ -89,7 +89,7 @@ class InStep(MixedDrafter):
         for each, fresh, tree in zip(requests, again, trees, strict=True):
             self.taken.append(each.offer.source.partition("/")[0] if each.offer else None)
             if self.taken[-1] == "draft_model":
-                (expected,) = self.model.begin([fresh.tokens], self.sampling).propose([fresh])
+                (expected,) = self.drafters[1].begin([fresh.tokens], self.sampling).propose([fresh])
                 assert (tree.tokens, tree.parents) == (expected.tokens, expected.parents)
         return trees
 

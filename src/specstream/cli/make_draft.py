@@ -1,0 +1,154 @@
+"""`specstream make-draft`: a small draft from layers of the target itself, ready to distil."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from specstream.cli import options
+from specstream.errors import UsageError
+
+if TYPE_CHECKING:
+    from specstream.training.data import Examples
+    from specstream.training.make_draft import Judged
+
+PROMPTS = (
+    "Explain how a rainbow forms.",
+    "Write a Python function that merges two sorted lists.",
+    "A train covers 120 km in 90 minutes. What is its average speed? Show the steps.",
+    "Summarise in two sentences why cities plant trees along their streets.",
+)
+"""What the target is asked where no texts are given."""
+
+ANSWER_TOKENS = 96
+SHOWN = 8
+"""Prompts of a file that are answered."""
+
+_Target = Annotated[str, typer.Option("--target", "-m", help="A catalog name, a local folder, or a hub id.")]
+_Output = Annotated[str, typer.Option("--output", "-o", help="The folder to write.")]
+_Layers = Annotated[int, typer.Option("--layers", min=1, help="How many of the target's layers to take.")]
+_Vocab = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--vocab", min=2, help="Let the draft say only so many tokens, the most frequent of the texts."),
+]
+_Choice = Annotated[
+    str,
+    typer.Option(
+        "--layer-choice",
+        help="auto (the nearest to the target), search, first, spaced, ends, last-only, or numbers: 0,1,28,29.",
+    ),
+]
+_Texts = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--texts", help="Answers or texts that rank the vocabulary, and compare layers; may be repeated."),
+]
+_Prompts = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--prompts", help="Held-out prompts: layers are compared on the target's own answers to them."),
+]
+
+
+def make_draft(
+    output: _Output,
+    target: _Target = "smollm2-135m",
+    layers: _Layers = 4,
+    vocab: _Vocab = None,
+    layer_choice: _Choice = "auto",
+    texts: _Texts = None,
+    prompts: _Prompts = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a small draft of some of the target's layers, and say why of those."""
+    if (Path(output) / "config.json").exists() and not (Path(output) / "draft.json").exists():
+        raise UsageError(f"output {output!r} holds a model that make-draft did not write; give another folder")
+    from specstream.cli.loading import quiet
+
+    with quiet():
+        from specstream.models.load import load_model
+        from specstream.training import make_draft as making
+
+        model, tokenizer = load_model(target, dtype=dtype, device=device)
+        ranking = _examples(texts, tokenizer)
+        judged_on, where = _to_judge(model, tokenizer, ranking, texts, prompts)
+        part, vocabulary = None, None
+        if vocab is not None:
+            part = making.frequent_part(model, tokenizer, ranking or judged_on, vocab)
+            by = (
+                f"the most frequent of {', '.join(Path(file).name for file in texts)}"
+                if texts
+                else "the tokenizer's order"
+            )
+            covered = making.coverage(judged_on, part)
+            vocabulary = {"size": vocab, "ranked_by": by, "coverage": covered}
+        compared = making.choose_layers(model, judged_on, part, layers, layer_choice)
+        made = making.record(target, compared, where, vocabulary)
+        making.write_draft(Path(output), model, tokenizer, compared[0].layers, part, made)
+    if as_json:
+        print(json.dumps({"output": output, **made}))
+    else:
+        _say(output, compared, made)
+
+
+def _examples(texts: list[str] | None, tokenizer: Any) -> Examples | None:
+    from specstream.training.config import DataSection
+    from specstream.training.data import load_examples
+
+    if not texts:
+        return None
+    return load_examples(DataSection(files=texts, eval_examples=0), tokenizer, seed=0)[0]
+
+
+def _to_judge(
+    model: Any, tokenizer: Any, ranking: Examples | None, texts: list[str] | None, prompts: list[str] | None
+) -> tuple[Examples, str]:
+    """What layers are compared on, and how to call it."""
+    from specstream.prompts import read_prompts
+
+    if ranking is not None and not prompts:
+        return ranking, ", ".join(Path(file).name for file in texts or ())
+    asked = [prompt for file in prompts or () for prompt in read_prompts(file)][:SHOWN] or list(PROMPTS)
+    where = f"the target's own answers to {len(asked)} prompts"
+    return _answers(model, tokenizer, asked), where
+
+
+def _answers(model: Any, tokenizer: Any, asked: list[Any]) -> Examples:
+    from specstream.engine import SpeculativeEngine
+    from specstream.text import encode
+    from specstream.training.data import Example, Examples
+
+    chat = getattr(tokenizer, "chat_template", None) is not None
+    turns = [[{"role": "user", "content": each}] if chat and isinstance(each, str) else each for each in asked]
+    engine = SpeculativeEngine(model, tokenizer=tokenizer, drafter="none")
+    answers = engine.generate(turns, max_new_tokens=ANSWER_TOKENS)
+    ids = [encode(tokenizer, turn) for turn in turns]
+    found = [
+        Example(tokens=(*own, *answer["token_ids"]), start=len(own))
+        for own, answer in zip(ids, answers, strict=True)
+        if answer["token_ids"]
+    ]
+    if not found:
+        raise UsageError("the target answers none of the prompts; give --texts, or other --prompts")
+    return Examples(found)
+
+
+def _say(output: str, compared: list[Judged], made: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("choice", "layers", "KL", "acceptance", "agreement", title=f"on {made['compared_on']}")
+    for each in compared:
+        figures = (f"{each.divergence:.2f}", f"{each.acceptance:.3f}", f"{each.agreement:.3f}")
+        table.add_row(each.name, ", ".join(map(str, each.layers)), *figures)
+    Console().print(table)
+    least = min(compared, key=lambda each: each.divergence)
+    why = "the least divergence from the target" if compared[0] is least else "as it was asked for"
+    numbers = ", ".join(map(str, compared[0].layers))
+    print(f"{output}: layers {numbers} ({compared[0].name}: {why}), {made['parameters'] / 1e6:.1f} M parameters")
+    if (vocabulary := made["vocabulary"]) is not None:
+        said = f"it says {vocabulary['size']} tokens ({vocabulary['ranked_by']})"
+        print(f"{said}, which cover {vocabulary['coverage']:.1%} of what it was compared on")

@@ -1,0 +1,108 @@
+"""Ways to run the next round: what each row takes of its offers, what that emits, and how long it lasts."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from specstream.core.acceptance import Acceptance
+from specstream.core.ports import DraftRequest, Offer
+from specstream.core.tree import TokenTree
+
+HORIZON = 64
+"""Tokens over which a model that has fallen behind is expected to earn what it costs to catch up."""
+
+
+class Taken(NamedTuple):
+    """What a row takes, how deep at most, and how unlikely it may become (``DraftRequest.least``)."""
+
+    offer: Offer
+    depth: int
+    least: float = 0.0
+
+
+Choice = Taken | None
+"""None for nothing."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Plan:
+    """One way to run the next round.
+
+    Attributes:
+        choices: one per row.
+        tokens: expected, of all rows.
+        width: of the pass, if no draft ends early.
+        seconds: of the drafts and the pass.
+        most: the same if no draft ends early, and if the last price of such a pass still holds.
+        reading: seconds that drafters need to catch up first.
+    """
+
+    choices: list[Choice]
+    tokens: float
+    width: int
+    seconds: float
+    most: float
+    reading: float
+
+    @property
+    def stake(self) -> float:
+        """Seconds, all of which are lost but those of a plain pass if nothing is accepted."""
+        return self.most + self.reading
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second."""
+        share = min(1.0, self.tokens / len(self.choices) / HORIZON)
+        return self.tokens / (self.seconds + share * self.reading)
+
+
+class Option:
+    """An offer as far as it may be taken, with what each depth is expected to emit and how wide it is."""
+
+    def __init__(self, offer: Offer, acceptance: Acceptance) -> None:
+        self.offer = offer
+        self.depth = offer.depth if offer.expected else min(offer.depth, acceptance.reach)
+        self.expected = offer.expected or acceptance.expected
+        self.widths = [offer.width(depth) for depth in range(self.depth + 1)]
+
+    def within(self, steps: int, width: int) -> int:
+        """How deep it goes."""
+        depth = bisect_right(self.widths, width) - 1
+        return depth if self.offer.steps(depth) <= steps else steps
+
+
+def pick(options: Sequence[Option], steps: int, width: int) -> Choice:
+    """What is expected to emit most of a row's offers, within so many steps and so wide a tree."""
+    best: Choice = None
+    most = 1.0
+    for option in options:
+        depth = option.within(steps, width)
+        if option.expected[depth] > most:
+            best, most = Taken(option.offer, depth), option.expected[depth]
+    return best
+
+
+def done(request: DraftRequest, tree: TokenTree) -> Choice:
+    """What a row took, as deep as steps were made for it."""
+    drafted = max(tree.depths)
+    if request.offer and request.offer.cuts and request.least:
+        return Taken(request.offer, min(request.depth, drafted + 1), request.least)
+    return Taken(request.offer, drafted) if request.offer and drafted else None
+
+
+def kind_of(offer: Offer) -> str:
+    """What is tried anew, and priced, as one: a drafter that takes steps, or all known trees: only passes cost."""
+    return offer.drafter if offer.tree is None else ""
+
+
+def steps_of(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
+    """For each drafter that takes steps: how many, and the most it has to read first."""
+    steps: dict[str, tuple[int, int]] = {}
+    for offer, depth, _ in filter(None, choices):
+        if offer.tree is None:
+            deepest, unread = steps.get(kind_of(offer), (0, 0))
+            steps[kind_of(offer)] = max(deepest, offer.steps(depth)), max(unread, offer.unread)
+    return steps
