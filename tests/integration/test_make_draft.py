@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import VocabularyMismatchError
+from specstream.training.data import Example, Examples
+from specstream.training.layer_choice import Judge, Texts
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
 LAYERS, PROMPT = 5, "one two three"
@@ -53,7 +55,7 @@ def make(capsys, target, tmp_path):
 @pytest.fixture
 def texts(tmp_path):
     path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}) for text in TEXT * 3), encoding="utf-8")
+    path.write_text("\n".join(json.dumps({"prompt": text, "completion": text}) for text in TEXT * 60), encoding="utf-8")
     return str(path)
 
 
@@ -61,10 +63,11 @@ def test_it_says_why_of_these_layers_and_transformers_loads_them(make, texts, ta
     code, out, err = make("--layers", "2", "--texts", texts)
     assert (code, err) == (0, "")
     assert "layers 0, 4 (" in out
-    assert "the least divergence from the target" in out
+    assert "most of it would be accepted" in out
     made = json.loads((tmp_path / "draft" / "draft.json").read_text())
-    divergences = [each["divergence"] for each in made["compared"]]
-    assert divergences == sorted(divergences)
+    acceptances = [each["acceptance"] for each in made["compared"]]
+    assert acceptances == sorted(acceptances, reverse=True)
+    assert made["head_fitted"]
     assert {each["name"] for each in made["compared"]} == {"first", "spaced", "ends", "last-only"}
     draft, whole = AutoModelForCausalLM.from_pretrained(tmp_path / "draft"), deep_model()
     assert draft.config.num_hidden_layers == 2
@@ -81,7 +84,7 @@ def test_layers_may_be_searched_or_given(make, texts, tmp_path):
     code, out, _ = make("--layers", "2", "--texts", texts, "--layer-choice", "search", "--json")
     searched = json.loads(out)
     assert code == 0
-    assert searched["compared"][0]["divergence"] <= min(each["divergence"] for each in searched["compared"])
+    assert searched["compared"][0]["acceptance"] >= max(each["acceptance"] for each in searched["compared"])
     code, out, _ = make("--layers", "2", "--texts", texts, "--layer-choice", "1,3", "--json", output="given")
     assert json.loads(out)["layers"] == [1, 3]
     assert len(json.loads(out)["compared"]) == 5
@@ -114,6 +117,7 @@ def test_without_texts_the_target_is_asked(make, tmp_path):
     assert (code, err) == (0, "")
     made = json.loads(out)
     assert made["compared_on"] == "the target's own answers to 4 prompts"
+    assert not made["head_fitted"]
     assert made["vocabulary"]["ranked_by"] == "the tokenizer's order"
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one two\nthree four\n", encoding="utf-8")
@@ -152,3 +156,18 @@ def test_a_spoiled_list_of_tokens_is_one_line(make, texts, target, tmp_path):
     (tmp_path / "draft" / "draft_vocabulary.json").write_text('{"target_ids": [3, 2]}')
     with pytest.raises(ValueError, match="target_ids are not rising ids; make the draft again"):
         SpeculativeEngine(str(target), draft_model=str(tmp_path / "draft"), dtype="float32")
+
+
+def test_a_fitted_head_is_nearer_to_the_target(target):
+    """On text that it was not fitted to; the target is as it was afterwards."""
+    model = AutoModelForCausalLM.from_pretrained(target)
+    chance = torch.Generator().manual_seed(2)
+    rows = [Example(tokens=tuple(torch.randint(2, 300, (40,), generator=chance).tolist()), start=1) for _ in range(60)]
+    both = Texts.split(Examples(rows))
+    assert both.fitted is not None
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    fitted, plain = (Judge(model, each, None).judge("given", (0, 2)) for each in (both, Texts(both.judged)))
+    assert fitted.acceptance > plain.acceptance
+    assert fitted.divergence < plain.divergence
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+    assert model.config.num_hidden_layers == LAYERS

@@ -13,7 +13,7 @@ from specstream.errors import UsageError
 
 if TYPE_CHECKING:
     from specstream.training.data import Examples
-    from specstream.training.make_draft import Judged
+    from specstream.training.layer_choice import Judged, Texts
 
 PROMPTS = (
     "Explain how a rainbow forms.",
@@ -38,12 +38,14 @@ _Choice = Annotated[
     str,
     typer.Option(
         "--layer-choice",
-        help="auto (the nearest to the target), search, first, spaced, ends, last-only, or numbers: 0,1,28,29.",
+        help="auto (what is accepted most), search, first, spaced, ends, last-only, or numbers: 0,1,28,29.",
     ),
 ]
 _Texts = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--texts", help="Answers or texts that rank the vocabulary, and compare layers; may be repeated."),
+    typer.Option(
+        "--texts", help="Answers or texts: to rank the vocabulary, fit the head and compare layers. May be repeated."
+    ),
 ]
 _Prompts = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -71,23 +73,25 @@ def make_draft(
     with quiet():
         from specstream.models.load import load_model
         from specstream.training import make_draft as making
+        from specstream.training.layer_choice import choose_layers
 
         model, tokenizer = load_model(target, dtype=dtype, device=device)
         ranking = _examples(texts, tokenizer)
-        judged_on, where = _to_judge(model, tokenizer, ranking, texts, prompts)
+        looked_at, where = _to_look_at(model, tokenizer, ranking, texts, prompts)
         part, vocabulary = None, None
         if vocab is not None:
-            part = making.frequent_part(model, tokenizer, ranking or judged_on, vocab)
+            part = making.frequent_part(model, tokenizer, ranking or looked_at.judged, vocab)
             by = (
                 f"the most frequent of {', '.join(Path(file).name for file in texts)}"
                 if texts
                 else "the tokenizer's order"
             )
-            covered = making.coverage(judged_on, part)
+            covered = making.coverage(looked_at.judged, part)
             vocabulary = {"size": vocab, "ranked_by": by, "coverage": covered}
-        compared = making.choose_layers(model, judged_on, part, layers, layer_choice)
-        made = making.record(target, compared, where, vocabulary)
-        making.write_draft(Path(output), model, tokenizer, compared[0].layers, part, made)
+        compared, change = choose_layers(model, looked_at, part, layers, layer_choice)
+        made = making.record(target, compared, where, change is not None, vocabulary)
+        plan = making.Plan(layers=compared[0].layers, change=change, part=part, made=made)
+        making.write_draft(Path(output), model, tokenizer, plan)
     if as_json:
         print(json.dumps({"output": output, **made}))
     else:
@@ -103,17 +107,18 @@ def _examples(texts: list[str] | None, tokenizer: Any) -> Examples | None:
     return load_examples(DataSection(files=texts, eval_examples=0), tokenizer, seed=0)[0]
 
 
-def _to_judge(
+def _to_look_at(
     model: Any, tokenizer: Any, ranking: Examples | None, texts: list[str] | None, prompts: list[str] | None
-) -> tuple[Examples, str]:
+) -> tuple[Texts, str]:
     """What layers are compared on, and how to call it."""
     from specstream.prompts import read_prompts
+    from specstream.training.layer_choice import Texts
 
     if ranking is not None and not prompts:
-        return ranking, ", ".join(Path(file).name for file in texts or ())
+        return Texts.split(ranking), ", ".join(Path(file).name for file in texts or ())
     asked = [prompt for file in prompts or () for prompt in read_prompts(file)][:SHOWN] or list(PROMPTS)
     where = f"the target's own answers to {len(asked)} prompts"
-    return _answers(model, tokenizer, asked), where
+    return Texts(_answers(model, tokenizer, asked), ranking), where
 
 
 def _answers(model: Any, tokenizer: Any, asked: list[Any]) -> Examples:
@@ -140,13 +145,20 @@ def _say(output: str, compared: list[Judged], made: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("choice", "layers", "KL", "acceptance", "agreement", title=f"on {made['compared_on']}")
+    table = Table(
+        "choice",
+        "layers",
+        "KL",
+        "acceptance",
+        "agreement",
+        title=f"on {made['compared_on']}{', head fitted' if made['head_fitted'] else ''}",
+    )
     for each in compared:
         figures = (f"{each.divergence:.2f}", f"{each.acceptance:.3f}", f"{each.agreement:.3f}")
         table.add_row(each.name, ", ".join(map(str, each.layers)), *figures)
     Console().print(table)
-    least = min(compared, key=lambda each: each.divergence)
-    why = "the least divergence from the target" if compared[0] is least else "as it was asked for"
+    most = max(compared, key=lambda each: each.acceptance)
+    why = "most of it would be accepted" if compared[0] is most else "as it was asked for"
     numbers = ", ".join(map(str, compared[0].layers))
     print(f"{output}: layers {numbers} ({compared[0].name}: {why}), {made['parameters'] / 1e6:.1f} M parameters")
     if (vocabulary := made["vocabulary"]) is not None:
