@@ -69,8 +69,7 @@ def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
     wanted = config.drafter == "streams" or (config.drafter == "auto" and draft is None and config.adaptive)
     if config.heads is not None or not wanted:
         return config.heads
-    folder = shipped_for(model, "streams")
-    return None if folder is None else str(folder)
+    return shipped_for(model, "streams")
 
 
 def _build_drafter(

@@ -32,6 +32,16 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     return list(ids)
 
 
+def as_chat(tokenizer: Any, chat: bool | None) -> bool:
+    """Whether prompts go through the chat template: as it was said, and where nothing was, if there is one."""
+    return getattr(tokenizer, "chat_template", None) is not None if chat is None else chat
+
+
+def asked(tokenizer: Any, prompt: Prompt, chat: bool | None = None) -> Prompt:
+    """A prompt as the model is asked: a text is a user's turn where prompts go through the chat template."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) and as_chat(tokenizer, chat) else prompt
+
+
 class TextStream:
     """Turns a growing list of tokens into pieces of text, never splitting a character.
 

@@ -10,19 +10,9 @@ from transformers import LogitsProcessor
 
 from specstream import SpeculativeEngine
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model
 
 PROMPTS = ["the cat sat on the", "one two three one two three one", "def add(a, b):"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture(scope="module")

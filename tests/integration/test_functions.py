@@ -13,11 +13,6 @@ PROMPTS = ["the cat sat on the", "one two three one two three one two", "def add
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
 def draft():
     return tiny_model(noise=0.02)
 

@@ -12,19 +12,9 @@ from specstream.cli import main
 from specstream.errors import HeadMismatchError, ModelNotFoundError, UsageError
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams, StreamsConfig
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_model
 
 PROMPTS = ["the cat sat on the", "one two three one two three one"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
 
 
 @pytest.fixture(scope="module")

@@ -120,11 +120,9 @@ def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) ->
     from rich.console import Console
 
     from specstream.evaluation.audit import audit as run_audit
+    from specstream.text import asked
 
-    use_template = getattr(engine.tokenizer, "chat_template", None) is not None if chat is None else chat
-    contents = [
-        [{"role": "user", "content": text}] if use_template and isinstance(text, str) else text for text in texts
-    ]
+    contents = [asked(engine.tokenizer, text, chat) for text in texts]
     # On a terminal only: elsewhere rich shows no status.
     with Console(stderr=True).status(f"auditing {len(texts)} prompts") as status:
         return run_audit(

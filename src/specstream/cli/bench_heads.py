@@ -9,7 +9,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
-from specstream.cli.records import check_output, write_record
+from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ NEEDING = {"streams": "streams", "medusa": "medusa", "draft_model": "draft", "mi
 """Drafters and the option that says what each of them drafts with; streams that are shipped need none."""
 
 HEADS = ("streams", "medusa")
-
-WIDTH = 120
-"""Columns of the tables, whatever the terminal."""
 
 _Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, or lines like its own.")]
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
@@ -55,6 +52,7 @@ def bench_heads(
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
     from specstream.evaluation.heads import read_questions
+    from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "draft": draft}
     _check(drafter, given)
@@ -62,7 +60,7 @@ def bench_heads(
     questions = read_questions(prompts, per_category)
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
-    given["streams"] = given["streams"] or _shipped(engine.model)
+    given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
     sides = _sides(engine, names, given, settings, fixed)
     comparison = _compare(engine, sides, questions)
@@ -93,13 +91,6 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
         needs = NEEDING.get(name)
         if needs not in (None, "streams") and given[needs] is None:
             raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
-
-
-def _shipped(model: Any) -> str | None:
-    from specstream.heads.shipped import shipped_for
-
-    folder = shipped_for(model, "streams")
-    return None if folder is None else str(folder)
 
 
 def _sides(
@@ -140,10 +131,9 @@ def _compare(engine: Any, sides: list[Side], questions: list[Any]) -> Comparison
 
 
 def _print(comparison: Comparison, provenance: dict[str, Any], base: int) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=max(WIDTH, Console().width))
+    console = table_console()
     columns = ("drafter", "extra parameters", "tokens/pass", "accepted at 1 to 4", "tokens/s", "x plain", "median")
     table = Table(*columns, "equal")
     for each in comparison.figures():

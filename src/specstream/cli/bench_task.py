@@ -10,16 +10,13 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
-from specstream.cli.records import check_output, write_record
+from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
     from specstream.evaluation.quality import Estimate
     from specstream.evaluation.task_bench import ModelRun, SideFigures
     from specstream.tasks.task import Task, TaskExample
-
-WIDTH = 120
-"""Columns of the tables, whatever the terminal."""
 
 _Task = Annotated[str, typer.Option("--task", help="A task's name, or its YAML file.")]
 _Data = Annotated[str, typer.Option("--data", help="A file of examples that were not trained on.")]
@@ -128,12 +125,11 @@ def _run(
 
 
 def _print(runs: list[ModelRun], differences: dict[str, Estimate], task: Task, examples: list[TaskExample]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from specstream.evaluation.heads import PLAIN
 
-    console = Console(width=max(WIDTH, Console().width))
+    console = table_console()
     quality = Table("model", *task.metrics)
     speed = Table("model", "drafter", "extra parameters", "tokens/pass", "tokens/s", "x plain", "median", "equal")
     for number, run in enumerate(runs):

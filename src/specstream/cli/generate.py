@@ -58,8 +58,9 @@ def generate(
         "pruning": pruning,
     }
     engine = load_engine(model, draft, settings)
-    use_template = getattr(engine.tokenizer, "chat_template", None) is not None if chat is None else chat
-    content = [{"role": "user", "content": text}] if use_template else text
+    from specstream.text import asked
+
+    content = asked(engine.tokenizer, text, chat)
     if as_json:
         print(json.dumps(dict(engine.generate(content))))
     else:

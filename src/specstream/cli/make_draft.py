@@ -66,7 +66,9 @@ def make_draft(
     as_json: options.AsJson = False,
 ) -> None:
     """Make a small draft of some of the target's layers, and say why of those."""
-    if (Path(output) / "config.json").exists() and not (Path(output) / "draft.json").exists():
+    from specstream.training.cards import MADE
+
+    if (Path(output) / "config.json").exists() and not (Path(output) / MADE).exists():
         raise UsageError(f"output {output!r} holds a model that make-draft did not write; give another folder")
     from specstream.cli.loading import quiet
 
@@ -121,13 +123,12 @@ def _to_look_at(
     return Texts(_answers(model, tokenizer, asked), ranking), where
 
 
-def _answers(model: Any, tokenizer: Any, asked: list[Any]) -> Examples:
+def _answers(model: Any, tokenizer: Any, prompts: list[Any]) -> Examples:
     from specstream.engine import SpeculativeEngine
-    from specstream.text import encode
+    from specstream.text import asked, encode
     from specstream.training.data import Example, Examples
 
-    chat = getattr(tokenizer, "chat_template", None) is not None
-    turns = [[{"role": "user", "content": each}] if chat and isinstance(each, str) else each for each in asked]
+    turns: list[Any] = [asked(tokenizer, prompt) for prompt in prompts]
     engine = SpeculativeEngine(model, tokenizer=tokenizer, drafter="none")
     answers = engine.generate(turns, max_new_tokens=ANSWER_TOKENS)
     ids = [encode(tokenizer, turn) for turn in turns]

@@ -1,4 +1,4 @@
-"""Reports that commands write: whole, or not there."""
+"""Reports of commands: tables that are read, and files, whole or not there."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH = 120
+"""Columns of the tables at least, whatever the terminal."""
+
+
+def table_console() -> Console:
+    """What tables are printed on."""
+    from rich.console import Console
+
+    return Console(width=max(WIDTH, Console().width))
 
 
 def check_output(output: str | None) -> None:

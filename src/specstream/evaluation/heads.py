@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 from specstream.config import GenerationConfig
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
 from specstream.prompts import read_records
-from specstream.text import encode
+from specstream.text import asked, encode
 
 FIXED = " (fixed tree)"
 """Behind the name of a side whose tree is of one size, whether it pays or not: what heads are worth by themselves."""
@@ -27,6 +27,18 @@ PLAIN = "plain"
 
 POSITIONS = 4
 """Drafted tokens of a pass whose acceptance is told one by one."""
+
+
+class Timed(Protocol):
+    """Some generation."""
+
+    @property
+    def tokens(self) -> int:
+        """How many it emitted."""
+
+    @property
+    def seconds(self) -> float:
+        """Of decoding, the prompt not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +215,7 @@ def compare(
 
 def _generate(side: Side, question: Question, config: GenerationConfig) -> Generation:
     tokenizer = side.parts.tokenizer
-    chat = getattr(tokenizer, "chat_template", None) is not None
-    prompt = encode(tokenizer, [{"role": "user", "content": question.text}] if chat else question.text)
+    prompt = encode(tokenizer, asked(tokenizer, question.text))
     return Generation(side.parts, [prompt], config).run()
 
 
@@ -226,7 +237,7 @@ def _sample(side: str, index: int, question: Question, run: Generation, plain: S
 
 def _figures(side: Side, samples: Sequence[Sample], plain: dict[int, Sample]) -> Figures:
     passes = [count for each in samples for count in each.emitted]
-    own, base = _speed(samples), _speed(plain.values())
+    own, base = speed(samples), speed(plain.values())
     return Figures(
         side=side.name,
         parameters=side.parameters,
@@ -234,14 +245,15 @@ def _figures(side: Side, samples: Sequence[Sample], plain: dict[int, Sample]) ->
         acceptance=tuple(sum(count > at for count in passes) / len(passes) for at in range(1, POSITIONS + 1)),
         tokens_per_second=own,
         ratio=own / base,
-        middle_ratio=median(_speed([each]) / _speed([plain[each.question]]) for each in samples),
+        middle_ratio=median(speed([each]) / speed([plain[each.question]]) for each in samples),
         equal=sum(each.equal for each in samples),
         outputs=len(samples),
     )
 
 
-def _speed(samples: Iterable[Sample]) -> float:
-    listed = list(samples)
+def speed(runs: Iterable[Timed]) -> float:
+    """Tokens per second of all of them together."""
+    listed = list(runs)
     return sum(each.tokens for each in listed) / sum(each.seconds for each in listed)
 
 

@@ -6,18 +6,18 @@ model: plain decoding and its streams generate each example in turn, in one proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
-from specstream.evaluation.heads import PLAIN, Side
+from specstream.evaluation.heads import PLAIN, Side, speed
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.generation import Generation
 from specstream.parts import build_parts, extra_parameters, most_nodes, with_fixed_tree
 from specstream.tasks.task import Task, TaskExample
-from specstream.text import encode
+from specstream.text import asked, encode
 
 CONTROLLED = "streams, controller"
 """The side on which the controller decides how far to draft."""
@@ -212,8 +212,8 @@ def _attempt(
 
 
 def _generate(side: Side, task: Task, example: TaskExample, config: GenerationConfig) -> Generation:
-    prompt = [{"role": "user", "content": example.prompt}] if task.chat else example.prompt
-    return Generation(side.parts, [encode(side.parts.tokenizer, prompt)], config).run()
+    tokenizer = side.parts.tokenizer
+    return Generation(side.parts, [encode(tokenizer, asked(tokenizer, example.prompt, task.chat))], config).run()
 
 
 def _answer(side: str, index: int, run: Generation, plain: Sequence[int]) -> Answer:
@@ -235,7 +235,7 @@ def _figures(
 ) -> SideFigures:
     listed = list(answers.values())
     texts, references = [each.text for each in listed], [examples[each.example].references for each in listed]
-    own, base = _speed(listed), _speed(plain.values())
+    own, base = speed(listed), speed(plain.values())
     return SideFigures(
         side=side.name,
         parameters=side.parameters,
@@ -243,12 +243,7 @@ def _figures(
         call_reduction=sum(each.tokens for each in listed) / sum(each.passes for each in listed),
         tokens_per_second=own,
         speedup=own / base,
-        middle_speedup=median(_speed([each]) / _speed([plain[each.example]]) for each in listed),
+        middle_speedup=median(speed([each]) / speed([plain[each.example]]) for each in listed),
         equal=sum(each.equal for each in listed),
         answers=len(listed),
     )
-
-
-def _speed(answers: Iterable[Answer]) -> float:
-    listed = list(answers)
-    return sum(each.tokens for each in listed) / sum(each.seconds for each in listed)

@@ -17,7 +17,7 @@ from specstream.generation import Generation
 from specstream.models.catalog import resolve
 from specstream.prompts import prompt_of, read_records
 from specstream.provenance import provenance
-from specstream.text import Prompt, encode
+from specstream.text import asked, encode
 from specstream.training.checkpoints import write_json
 from specstream.training.held_out import HeldOut, same
 
@@ -235,9 +235,7 @@ def _line(generation: Generation, at: int, question: Question, prompt_ids: list[
 
 
 def _encoded(tokenizer: Any, text: str, chat: bool | None) -> list[int]:
-    has_template = getattr(tokenizer, "chat_template", None) is not None
-    prompt: Prompt = [{"role": "user", "content": text}] if (has_template if chat is None else chat) else text
-    return encode(tokenizer, prompt)
+    return encode(tokenizer, asked(tokenizer, text, chat))
 
 
 def _identity(settings: AnswerSettings, engine: SpeculativeEngine) -> dict[str, Any]:

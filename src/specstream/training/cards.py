@@ -9,7 +9,8 @@ from typing import Any
 
 from specstream.models.catalog import cached_folder, catalog
 
-CARD = "README.md"
+CARD, MADE = "README.md", "draft.json"
+"""The card; and beside that of a draft that was made of its target, what it was made of."""
 
 
 def model_card(*, base: str, title: str, lines: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from specstream.errors import UsageError
 from specstream.extras import require
 from specstream.prompts import FIELDS, answer_of, prompt_of, read_records
 from specstream.tasks.task import Task, read_examples, read_task, training_records
-from specstream.text import encode
+from specstream.text import as_chat, encode
 from specstream.training.config import DataSection
 from specstream.training.held_out import HeldOut
 
@@ -264,8 +264,7 @@ class _Reader:
 
     def __init__(self, config: DataSection, tokenizer: Any) -> None:
         self._config, self._tokenizer = config, tokenizer
-        has_template = getattr(tokenizer, "chat_template", None) is not None
-        self._chat = has_template if config.chat is None else config.chat
+        self._chat = as_chat(tokenizer, config.chat)
         end = tokenizer.eos_token_id
         self._end = [] if end is None else [int(end)]
         self._last = max(tokenizer.get_vocab().values())

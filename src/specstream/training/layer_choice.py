@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,18 +237,18 @@ def only_layers(model: Any, layers: Sequence[int]) -> Iterator[None]:
     stack = decoder_layers(model)
     parent, name = _owner(model, stack[0])
     whole, config = parent._modules[name], text_config(model)
-    before = deepcopy(config.to_dict())
+    kinds = getattr(config, "layer_types", None)
     try:
         parent._modules[name] = nn.ModuleList([stack[layer] for layer in layers])
         config.num_hidden_layers = len(layers)
-        if getattr(config, "layer_types", None):
-            config.layer_types = [before["layer_types"][layer] for layer in layers]
+        if kinds:
+            config.layer_types = [kinds[layer] for layer in layers]
         yield
     finally:
         parent._modules[name] = whole
         config.num_hidden_layers = len(stack)
-        if getattr(config, "layer_types", None):
-            config.layer_types = before["layer_types"]
+        if kinds:
+            config.layer_types = kinds
 
 
 def _owner(model: Any, layer: nn.Module) -> tuple[nn.Module, str]:

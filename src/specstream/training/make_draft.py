@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from specstream.errors import UsageError
 from specstream.models.vocabulary import write_part
-from specstream.training.cards import model_card
+from specstream.training.cards import CARD, MADE, model_card
 from specstream.training.checkpoints import replace_folder
 from specstream.training.data import Examples
-from specstream.training.frozen import answer_counts
+from specstream.training.frozen import answer_counts, frequent_tokens
 from specstream.training.layer_choice import Judged, only_layers, text_config
 
 
@@ -50,7 +50,7 @@ def frequent_part(model: Any, tokenizer: Any, examples: Examples, size: int) -> 
     counts[known:] = -1
     ends = getattr(model.generation_config, "eos_token_id", None) or []
     counts[[*tokenizer.all_special_ids, *([ends] if isinstance(ends, int) else ends)]] = torch.iinfo(torch.int64).max
-    return counts.argsort(descending=True, stable=True)[:size].sort().values
+    return frequent_tokens(counts, size)
 
 
 def coverage(examples: Examples, part: Tensor) -> float:
@@ -91,8 +91,8 @@ def write_draft(folder: Path, model: Any, tokenizer: Any, plan: Plan) -> None:
         tokenizer.save_pretrained(partial)
         if plan.part is not None:
             write_part(partial, plan.part)
-        (partial / "draft.json").write_text(json.dumps(plan.made, indent=2) + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(_card(plan.made), encoding="utf-8")
+        (partial / MADE).write_text(json.dumps(plan.made, indent=2) + "\n", encoding="utf-8")
+        (partial / CARD).write_text(_card(plan.made), encoding="utf-8")
 
     with only_layers(model, plan.layers), _changed_head(model, plan.change):
         plan.made["parameters"] = int(model.num_parameters())

@@ -16,6 +16,7 @@ from specstream.training.recipes.draft import TrainedDraft, prepare
 from specstream.training.run import train
 from specstream.training.teacher import Teacher
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.unit.training.short_run import rows, short
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,25 +65,11 @@ def config(made, tmp_path):
                 },
                 "draft": {"live_prompts": 2, "live_tokens": 8, **(section or {})},
                 "distillation": {"enabled": True, "top_k": 16, **(distillation or {})},
-                "training": {
-                    "num_train_steps": 8,
-                    "per_device_batch_size": 4,
-                    "learning_rate": 0.01,
-                    "output_dir": str(tmp_path / "run"),
-                    "save_steps": 3,
-                    "eval_steps": 8,
-                    "logging_steps": 1,
-                    **training,
-                },
-                "logging": {"plot": False},
+                **short(tmp_path / "run", **training),
             }
         )
 
     return build
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def weights(folder):

@@ -16,6 +16,7 @@ from specstream.training.frozen import Live
 from specstream.training.recipes import streams as recipe
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.unit.training.short_run import rows, short
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,17 +66,7 @@ def config(made, tmp_path):
                 },
                 "data": {"files": [str(made / "answers.jsonl")], "eval_examples": 6, "max_length": 64},
                 recipe: {**SECTIONS[recipe], **(section or {})},
-                "training": {
-                    "num_train_steps": 8,
-                    "per_device_batch_size": 4,
-                    "learning_rate": 0.01,
-                    "output_dir": str(tmp_path / "run"),
-                    "save_steps": 3,
-                    "eval_steps": 8,
-                    "logging_steps": 1,
-                    **training,
-                },
-                "logging": {"plot": False},
+                **short(tmp_path / "run", **training),
             }
         )
 
@@ -85,10 +76,6 @@ def config(made, tmp_path):
 def weights(folder):
     (path,) = folder.glob("*.safetensors")
     return load_file(path)
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("start", ["identity", "linear"])

@@ -15,6 +15,7 @@ from specstream.heads.streams import Streams
 from specstream.training.config import train_config
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.unit.training.short_run import rows, short
 
 pytest.importorskip("peft")
 pytestmark = [
@@ -48,17 +49,7 @@ def config(made, tmp_path):
             if recipe == "shared"
             else None,
             "lora": {"r": 4, "merge": True},
-            "training": {
-                "num_train_steps": 8,
-                "per_device_batch_size": 4,
-                "learning_rate": 0.01,
-                "output_dir": str(tmp_path / "run"),
-                "save_steps": 3,
-                "eval_steps": 8,
-                "logging_steps": 1,
-                **training,
-            },
-            "logging": {"plot": False},
+            **short(tmp_path / "run", **training),
         }
         return train_config(values)
 
@@ -68,7 +59,7 @@ def config(made, tmp_path):
 def test_base_and_streams_learn_and_are_bound_to_each_other(config, made, tmp_path):
     outcome = train(config(num_train_steps=48), quiet=True)
     assert outcome.finished
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = rows(tmp_path / "run")
     first, last = (row for row in log if row["step"] in (0, 48) and "eval/loss" in row)
     assert last["eval/next_loss"] < 0.8 * first["eval/next_loss"]
     assert last["eval/loss"] - last["eval/next_loss"] < 0.8 * (first["eval/loss"] - first["eval/next_loss"])

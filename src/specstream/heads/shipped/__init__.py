@@ -19,7 +19,7 @@ def shipped_folders(kind: str) -> list[Path]:
     return [folder for folder in folders if kind_of(folder) == kind]
 
 
-def shipped_for(model: Any, kind: str) -> Path | None:
+def shipped_for(model: Any, kind: str) -> str | None:
     """The heads of this kind that were trained for this very model, None if there are none.
 
     A model of another size is told by its number of parameters; only one of the same size is looked at more closely.
@@ -28,5 +28,5 @@ def shipped_for(model: Any, kind: str) -> Path | None:
     for folder in shipped_folders(kind):
         settings = read_settings(folder)
         if settings["base_parameters"] == size and settings["base"]["fingerprint"] == fingerprint(model):
-            return folder
+            return str(folder)
     return None
