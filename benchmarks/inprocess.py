@@ -24,6 +24,7 @@ from specstream.drafters.none import NoDrafter
 from specstream.engine import SpeculativeEngine
 from specstream.errors import SpecStreamError
 from specstream.generation import Generation, Parts
+from specstream.parts import prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,7 @@ def alternate(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]
     """Pairs of every item in every round; one pair warms up and is not counted."""
     sides = {"own": parts, "plain": parts.with_drafter(NoDrafter())}
     for side in sides.values():
+        prepare(side, 1)
         generate(side, items[0], amount)
     pairs = []
     for round_ in range(amount.rounds):

@@ -22,7 +22,7 @@ from specstream.errors import UsageError
 from specstream.generation import Generation, TextPieces, is_batch
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
-from specstream.parts import build_parts, check_choice, draft_bytes, model_name, most_nodes
+from specstream.parts import build_parts, check_choice, draft_bytes, model_name, prepare
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
 from specstream.text import Chat, Prompt, encode
@@ -187,8 +187,7 @@ class SpeculativeEngine:
     def _start(self, prompts: Sequence[Prompt], config: GenerationConfig, drafter: Drafter | None = None) -> Generation:
         parts = self.parts if drafter is None else self.parts.with_drafter(drafter)
         generation = Generation(parts, [encode(self.tokenizer, prompt) for prompt in prompts], config)
-        # Before the clock starts: the self-tests are no part of a generation.
-        self.target.prepare(rows=len(prompts), nodes=most_nodes(parts) + 1)
+        prepare(parts, len(prompts))
         return generation
 
     def _report(self, generation: Generation) -> list[GenerationResult]:

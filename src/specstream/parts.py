@@ -225,6 +225,12 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
+def prepare(parts: Parts, rows: int) -> None:
+    """Let the target test itself for batches of so many rows before anything is timed."""
+    assert isinstance(parts.target, HuggingFaceTarget)
+    parts.target.prepare(rows=rows, nodes=most_nodes(parts) + 1)
+
+
 def most_nodes(parts: Parts) -> int:
     """Drafted nodes of the largest tree, as far as that is known beforehand."""
     sized = (LookaheadDrafter, MedusaDrafter, StreamsDrafter)

@@ -15,6 +15,9 @@ PRIOR_ACCEPTANCE = 0.8
 PRIOR_WEIGHT = 2
 """Judgements that the prior counts for."""
 
+TRUST, TRUST_FADE = 4.0, 1 / 64
+"""Tokens that a drafter's own word counts for at first, and the weight of the newest of its drafts after that."""
+
 SURPRISE = 0.001
 """A run of acceptances, or of rejections, that is less likely than this means that the text has changed."""
 
@@ -78,6 +81,27 @@ class Acceptance:
             return
         self._judged[at] = min(self._judged[at] + 1, 1 / FADE)
         self._rates[at] += (accepted - rate) / self._judged[at]
+
+
+class Trust:
+    """What became of the tokens that a drafter which measures itself said would be accepted.
+
+    It may be mistaken of itself: shares of paths are multiplied as if depths knew nothing of each other, and what it
+    was told of its candidates need not be what was scored.
+
+    Attributes:
+        ratio: accepted tokens over those it expected.
+    """
+
+    def __init__(self) -> None:
+        self._expected = self._accepted = TRUST
+        self.ratio = 1.0
+
+    def judge(self, expected: float, accepted: int) -> None:
+        """So many drafted tokens were expected to be accepted, and so many were."""
+        self._expected += expected - TRUST_FADE * self._expected
+        self._accepted += accepted - TRUST_FADE * self._accepted
+        self.ratio = self._accepted / self._expected
 
 
 class Reach:

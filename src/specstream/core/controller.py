@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from specstream.core.acceptance import Acceptance, Reach
+from specstream.core.acceptance import Acceptance, Reach, Trust
 from specstream.core.costs import Costs
 from specstream.core.plans import Choice, Option, Plan, Taken, done, kind_of, pick, steps_of
 from specstream.core.ports import DraftRequest, Offer
@@ -41,6 +41,7 @@ class Controller:
         self._costs = Costs()
         self._acceptance: dict[str, Acceptance] = {}
         self._reach: dict[str, Reach] = {}
+        self._trust: dict[str, Trust] = {}  # by drafter
         self._balance = ACCOUNT
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
@@ -115,6 +116,9 @@ class Controller:
             if offer.tree is not None and not offer.tree.proposals:
                 matched = offer.tree.matched(verdict.tokens)
                 judged = min(offer.depth, emitted, matched + 1)
+            elif taken and taken.offer is offer and offer.expected:
+                self._trusted(offer).judge(offer.expected[taken.depth] - 1, verdict.accepted)
+                continue
             elif taken and taken.offer is offer:
                 # Depth `accepted + 1` was judged and turned down, unless an end was accepted: nothing lies behind it.
                 # Where a draft ended early the drafter turned it down.
@@ -140,7 +144,7 @@ class Controller:
         """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""
         rows = len(offers)
         plain = self._costs.passing(rows, 1)
-        options = [[Option(offer, self._of(offer)) for offer in available] for available in offers]
+        options = [[Option(offer, self._expected(offer)) for offer in available] for available in offers]
         every = [option for available in options for option in available]
         most = max((option.offer.steps(option.depth) for option in every), default=0)
         for width in sorted({width for option in every for width in option.widths[1:]}):
@@ -153,7 +157,7 @@ class Controller:
     def _plan(self, choices: list[Choice], width: int) -> Plan:
         rows, tokens = len(choices), 0.0
         for choice in choices:
-            tokens += (choice.offer.expected or self._of(choice.offer).expected)[choice.depth] if choice else 1.0
+            tokens += self._expected(choice.offer)[choice.depth] if choice else 1.0
         drafting = reading = 0.0
         for source, (deepest, unread) in steps_of(choices).items():
             drafting += self._costs.steps(rows, source, deepest)
@@ -199,7 +203,17 @@ class Controller:
 
     def _hopeful(self, offer: Offer) -> float:
         """Tokens that it might emit, taken to depth 1; who measures for itself is asked again when it has waited."""
-        return offer.expected[1] if offer.expected else self._of(offer).hopeful
+        return self._expected(offer)[1] if offer.expected else self._of(offer).hopeful
+
+    def _expected(self, offer: Offer) -> Sequence[float]:
+        """Tokens that it emits, taken to depth 0, 1, ... as deep as it may be taken."""
+        if not offer.expected:
+            return self._of(offer).expected
+        ratio = self._trusted(offer).ratio
+        return [1 + (tokens - 1) * ratio for tokens in offer.expected]
+
+    def _trusted(self, offer: Offer) -> Trust:
+        return self._trust.setdefault(offer.drafter, Trust())
 
     def _of(self, offer: Offer) -> Acceptance:
         return self._acceptance.setdefault(offer.source, Acceptance())

@@ -26,7 +26,7 @@ the median."""
 
 FIRST_LIMIT = 1.25
 """The first pass of a width may pay for what the others find done: until there is a second, it counts at most so many
-times what was expected. If two widths in a row are dearer than that, the second is believed: passes are dear here."""
+times what was expected."""
 
 FIRST_STEP_LIMIT = 0.25
 """So does the first step of a drafter: at most so many plain passes."""
@@ -96,7 +96,6 @@ class Costs:
         self._passes: dict[int, dict[int, _Newest]] = {}  # rows -> width -> seconds
         self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
         self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
-        self._forgiving = True
         self.plain_passes, self._now = 0, 0
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> None:
@@ -106,9 +105,8 @@ class Costs:
         if width in table:
             table[width].add(seconds, self._now)
         else:
-            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
+            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes else math.inf
             self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
-            self._forgiving = seconds <= limit
         self._now += 1
         self._known.clear()
 

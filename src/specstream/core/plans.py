@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from specstream.core.acceptance import Acceptance
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 
@@ -62,10 +61,10 @@ class Plan:
 class Option:
     """An offer as far as it may be taken, with what each depth is expected to emit and how wide it is."""
 
-    def __init__(self, offer: Offer, acceptance: Acceptance) -> None:
+    def __init__(self, offer: Offer, expected: Sequence[float]) -> None:
         self.offer = offer
-        self.depth = offer.depth if offer.expected else min(offer.depth, acceptance.reach)
-        self.expected = offer.expected or acceptance.expected
+        self.depth = min(offer.depth, len(expected) - 1)
+        self.expected = expected
         self.widths = [offer.width(depth) for depth in range(self.depth + 1)]
 
     def within(self, steps: int, width: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from specstream.config import GenerationConfig
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
+from specstream.parts import prepare
 from specstream.prompts import read_records
 from specstream.text import asked, encode
 
@@ -201,6 +202,7 @@ def compare(
     """
     comparison = Comparison(sides=sides)
     for side in sides:
+        prepare(side.parts, 1)
         _generate(side, questions[0], config)
     for index, question in enumerate(questions):
         first = index % len(sides)

@@ -15,7 +15,7 @@ from specstream.config import GenerationConfig, engine_config
 from specstream.evaluation.heads import PLAIN, Side, speed
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.generation import Generation
-from specstream.parts import build_parts, extra_parameters, most_nodes, with_fixed_tree
+from specstream.parts import build_parts, extra_parameters, prepare, with_fixed_tree
 from specstream.tasks.task import Task, TaskExample
 from specstream.text import asked, encode
 
@@ -170,7 +170,8 @@ def answer_all(
         on_example: called with the number of examples done.
     """
     config = GenerationConfig(max_new_tokens=task.max_new_tokens, stop=list(task.stop))
-    engine.target.prepare(rows=1, nodes=max(most_nodes(side.parts) for side in sides) + 1)
+    for side in sides:
+        prepare(side.parts, 1)
     run = ModelRun(name=engine.model_name, sides=sides, provenance=engine.provenance())
     _attempt(sides, task, (0, examples[0]), config)
     for index, example in enumerate(examples):

@@ -207,6 +207,7 @@ class HuggingFaceSession:
         self._masked = masked
         self._bits = exactness is not None
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
+        self._branched: set[tuple[int, int, int]] = set()  # shapes of passes of which a branch was committed
         self._width = 0
         self._states: States = {}
         self._begun: tuple[Sequence[TokenTree], int, Tensor] | None = (
@@ -231,6 +232,9 @@ class HuggingFaceSession:
 
     @property
     def exact(self) -> str:
+        # Here and not where they were committed: a self-test is no part of what a pass costs.
+        self._bits = self._bits and all(self._branches_agree(*shape) for shape in self._branched)
+        self._branched.clear()
         return "bits" if self._bits else "rounding"
 
     @torch.inference_mode()
@@ -310,12 +314,13 @@ class HuggingFaceSession:
         if self._bits and any(path[-1] != len(path) - 1 for path in paths):
             # A branch's nodes were not scored at the slots plain decoding has them at: another order of summation,
             # unless attention follows the paths.
-            self._bits = self._exact_branches and self._branches_agree(len(paths))
+            self._bits = self._exact_branches
+            self._branched.add((len(paths), self._width, self.cache.capacity))
         self.cache.commit(paths)
 
-    def _branches_agree(self, rows: int) -> bool:
+    def _branches_agree(self, rows: int, width: int, capacity: int) -> bool:
         assert self._exactness is not None
-        return self._exactness.branches(rows, self._width, self.cache.capacity)
+        return self._exactness.branches(rows, width, capacity)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         self.cache.rollback(lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from itertools import pairwise
 
@@ -343,6 +344,76 @@ class TestOffersThatSayWhatTheyExpect:
 
     def test_nothing_is_taken_that_is_not_expected_to_pay(self):
         assert self.taken(0.02, lambda width: 100 + 12 * width) is None
+
+
+class TestDraftersThatAreMistakenOfThemselves:
+    """They say that 0.7 tokens more will be accepted. A pass of four costs 27 and their step 2, a plain pass 20.
+
+    One round in five there is a lookup besides, each of whose tokens is right with probability 0.8.
+    """
+
+    HEADS = Offer(source="heads/3", depth=2, widths=(1, 3, 4), expected=(1.0, 1.6, 1.7), at_once=True)
+
+    def decode(self, controller, right, tokens, lookups=0.2):
+        """The speed over plain decoding, and how often the heads drafted, whose first token is right so often."""
+        chance = random.Random(3)
+        seconds, emitted, drafted = 0.0, 0, 0
+        while emitted < tokens:
+            match = self.match(chance) if chance.random() < lookups else None
+            offers = [[*([match[0]] if match else []), self.HEADS]]
+            (choice,) = controller.choose(offers)
+            tree, accepted = TokenTree.chain([9]), 0
+            if choice and choice.offer is self.HEADS:
+                nodes = self.HEADS.width(choice.depth) - 1
+                tree = TokenTree((9, *range(nodes)), (-1, *([0, 0, 1][:nodes])))
+                accepted, drafted = int(chance.random() < right), drafted + 1
+            elif choice:
+                tree = TokenTree.chain(choice.offer.tree.tokens[: choice.depth + 1])
+                accepted = min(match[1], choice.depth)
+            spent = (2.0 if choice and choice.offer is self.HEADS else 0.0, 20.0 + 7 / 3 * (len(tree) - 1))
+            request = DraftRequest(
+                tokens=[9], depth=choice.depth if choice else 0, generator=CHANCE, offer=offer_of(choice)
+            )
+            emission = tuple(1 if match and at < match[1] else 77 for at in range(accepted + 1))
+            verdict = Verdict(path=tuple(range(accepted + 1)), tokens=emission)
+            controller.observe(offers, [request], [tree], [verdict], spent)
+            seconds, emitted = seconds + sum(spent), emitted + accepted + 1
+        return emitted * 20.0 / seconds, drafted
+
+    @staticmethod
+    def match(chance):
+        right = next((at for at in range(5) if chance.random() >= 0.8), 5)
+        chain = TokenTree.chain([9, *[1] * right, *[0] * (5 - right)])
+        return Offer(source="lookup/3", depth=5, tree=chain), right
+
+    def test_what_the_lookup_earns_is_not_spent_on_their_word(self):
+        controller = Controller()
+        speed, _ = self.decode(controller, 0.0, 600)
+        assert speed > 1.3
+        speed, drafted = self.decode(controller, 0.0, 600)
+        assert speed > 1.35
+        assert drafted < 40
+
+    def test_alone_they_cost_what_they_are_allowed_to(self):
+        controller = Controller()
+        speed, _ = self.decode(controller, 0.0, 256, lookups=0.0)
+        assert speed > 0.97
+        speed, _ = self.decode(controller, 0.0, 2000, lookups=0.0)
+        assert speed > 0.985
+
+    def test_they_are_believed_again_once_they_are_right(self):
+        controller = Controller()
+        self.decode(controller, 0.0, 500)
+        self.decode(controller, 1.0, 600)
+        speed, drafted = self.decode(controller, 1.0, 500, lookups=0.0)
+        assert drafted > 230
+        assert speed > 1.3
+
+    def test_those_that_are_right_are_asked_all_the_while(self):
+        controller = Controller()
+        self.decode(controller, 0.7, 100, lookups=0.0)
+        _, drafted = self.decode(controller, 0.7, 500, lookups=0.0)
+        assert drafted > 270
 
 
 class TestOffersThatWereDeclined:
