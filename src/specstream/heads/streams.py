@@ -214,7 +214,8 @@ class Streams(nn.Module):
         """
         states = session.states(self.first)
         rows, nodes = zip(*places, strict=True)
-        hidden = self.start_of(states[list(rows), list(nodes)], torch.tensor(following, device=states.device))
+        chosen = states[list(rows), list(nodes)].float()  # as the weights are: to round those takes longer than the sums
+        hidden = self.start_of(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
         final = session.branch(hidden, self.first, self._frozen_adapter())
         best = self._logits(final).topk(min(count, self._vocabulary_size()), -1).indices
         if self.vocabulary is not None:
