@@ -1,4 +1,4 @@
-"""Editing code: most of the answer stands in the prompt, where the lookup finds it. Run `python examples/code.py [MODEL]`."""
+"""Editing code: most of the answer is in the prompt, and the lookup finds it. Run `python examples/code.py [MODEL]`."""
 
 import sys
 

@@ -214,9 +214,8 @@ class Streams(nn.Module):
         """
         states = session.states(self.first)
         rows, nodes = zip(*places, strict=True)
-        chosen = states[
-            list(rows), list(nodes)
-        ].float()  # as the weights are: to round those takes longer than the sums
+        # In the precision of the weights: to round those takes longer than the sums.
+        chosen = states[list(rows), list(nodes)].float()
         hidden = self.start_of(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
         final = session.branch(hidden, self.first, self._frozen_adapter())
         best = self._logits(final).topk(min(count, self._vocabulary_size()), -1).indices
