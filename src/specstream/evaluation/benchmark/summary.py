@@ -170,10 +170,10 @@ def _speedup(own: Sequence[Sample], base: Sequence[Sample], *, prefill: bool = F
 
 
 def plain_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    """An estimate as JSON holds it; an end that is not known is null."""
+    """An estimate as JSON holds it; an interval that is not known is null."""
     if estimate is None:
         return None
-    return {name: value if math.isfinite(value) else None for name, value in asdict(estimate).items()}
+    return asdict(estimate) if math.isfinite(estimate.high) else {"value": estimate.value, "low": None, "high": None}
 
 
 def as_array(rows: Iterable[tuple[float, float]]) -> NDArray[np.float64]:

@@ -118,6 +118,7 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
         axis.grid(axis="x")
         axis.set_yticks(range(len(arms)), labels)
         axis.set_ylim(len(arms) - 0.4, -0.6)
+    axes[0].set_xlim(0, _furthest(arms))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     figure.supxlabel("times plain decoding", fontsize=9)
@@ -128,6 +129,12 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
         "Decoding speed over plain decoding of the same model, runtime, process and prompts; the bar is the 95 % "
         "interval over prompts. The line at 1 is plain decoding. Where a category has one prompt there is no interval.",
     )
+
+
+def _furthest(arms: Arms) -> float:
+    """How far panels reach: the interval of a few prompts may be as wide as it likes, and then leaves its panel."""
+    values = [own["speedup"]["value"] for each in arms for own in each["categories"].values() if own.get("speedup")]
+    return 1.1 * max([1.0, *values, *(1.15 * each["all"]["speedup"]["value"] for each in arms)])
 
 
 def _theory(arms: Arms, looks: _Looks) -> Chart:
