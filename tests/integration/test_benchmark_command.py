@@ -126,11 +126,9 @@ def test_everything_is_measured_reported_and_compared(run, root):
         *(("batches", value, arm, None) for value in (1, 2) for arm in ("plain", "lookup")),
         *(("hot", 1.0, arm, None) for arm in ("plain", "lookup")),
     }
-    for key, each in arms.items():
+    for each in arms.values():
         own = each["all"]
-        assert own["failed"] == (4 if key[:2] == ("batches", 2) else 2), "the long prompt, and those batched with it"
-        if own["generations"] == own["failed"]:
-            continue
+        assert own["failed"] == 2, "the long prompt, and what is in a batch with it"
         assert own["speedup"]["value"] > 0
         if own["compared"] is not None:
             assert own["equal"] == own["compared"] > 0
@@ -232,9 +230,9 @@ def test_a_wrong_line_of_the_file_is_named(run, root, monkeypatch):
     monkeypatch.setattr(specstream.engine, "load_model", None)
     text = (root / "config.yaml").read_text(encoding="utf-8")
     for old, new, message in (
-        ("repeats: 2", "repeat: 2", ":9: unknown setting 'measure.repeat'"),
-        ("lookup, adaptive: false", "lookup, heads: x", ":15: drafter is 'lookup' and there are heads"),
-        ("vary: batch", "vary: speed", ":27: unknown setting 'speed'"),
+        ("repeats: 2", "repeat: 2", ":10: unknown setting 'measure.repeat'"),
+        ("lookup, adaptive: false", "lookup, heads: x", ":16: drafter is 'lookup' and there are heads"),
+        ("vary: batch", "vary: speed", ":28: unknown setting 'speed'"),
         (f"{root}/draft\n", f"{root}/stranger\n", ":3: the draft "),
     ):
         (root / "config.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")

@@ -59,7 +59,12 @@ def make_run(
         "prompts": [{"category": each, "text": str(index), "chat": None} for index, each in enumerate(categories)],
         "left_out": {"specialized_drafts, code": "models.code_draft is null; give it to have this arm"},
     }
-    settings = {"target": {"model": "tiny"}, "experiments": {"methods": {"about": "Which way is worth most?"}}}
+    experiments = {
+        "methods": {"about": "Which way is worth most?"},
+        "ablation_K": {"vary": "max_speculation_depth"},
+        "ablation_temperature": {"vary": "temperature"},
+    }
+    settings = {"target": {"model": "tiny"}, "experiments": experiments}
     folder.begin(settings, {"cpu": "a processor", "threads": 2, "dtype": "bfloat16"}, facts)
     chance = np.random.default_rng(seed)
     for made in arms:
