@@ -106,7 +106,7 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
     panels = ["all prompts", *(kinds if len(kinds) > 1 else [])]
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
-    figure, axes = _panels(lines, columns, WIDTH, lines * (0.75 + 0.22 * len(arms)), sharex=True, sharey=True)
+    figure, axes = _panels(lines, columns, WIDTH, lines * (0.85 + 0.22 * len(arms)), sharex=True, sharey=True)
     labels = _labels(arms)
     for axis, panel in zip(axes, panels, strict=False):
         for row, arm in enumerate(arms):
@@ -217,6 +217,7 @@ def _latencies(arms: Arms, looks: _Looks) -> list[Chart]:
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("milliseconds")
         axis.set_xlim(left=0)
+        axis.locator_params(axis="x", nbins=5)
         axis.grid(axis="x")
         axis.set_yticks(range(len(arms)), _labels(arms))
         axis.set_ylim(len(arms) - 0.4, -0.6)
