@@ -44,11 +44,13 @@ def _register_verbs(app: typer.Typer) -> None:
         audit,
         bench_heads,
         bench_task,
+        benchmark,
         compare,
         distill_data,
         generate,
         make_draft,
         models,
+        report,
         train,
     )
 
@@ -57,6 +59,8 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(audit.audit)
     app.command()(bench_heads.bench_heads)
     app.command()(bench_task.bench_task)
+    app.command()(benchmark.benchmark)
+    app.command()(report.report)
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
