@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
@@ -33,13 +34,32 @@ SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedDraft:
+    """A draft model that several configurations draft with.
+
+    Attributes:
+        target: the draft, as a target of its own.
+        part: the tokens that it says, if not all.
+    """
+
+    target: HuggingFaceTarget
+    part: Tensor | None
+
+
+def share_draft(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> LoadedDraft:
+    """A draft for ``build_parts``, loaded once; the arguments and the errors are that function's."""
+    drafting, part = _draft_target(target, tokenizer, draft, config)
+    return LoadedDraft(target=drafting, part=part)
+
+
 def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
     """What a configuration generates with.
 
     Args:
         target: the model whose output it is.
         tokenizer: its tokenizer, None where no text is needed.
-        draft: a model, the name of one, or None.
+        draft: a model, the name of one, one that is loaded, or None.
         config: the rest.
 
     Raises:
@@ -140,6 +160,8 @@ def _draft_target(
 
     A model that drafts for itself shares everything, the bits too.
     """
+    if isinstance(draft, LoadedDraft):
+        return draft.target, draft.part
     quantization, named = config.draft_quantization, isinstance(draft, str)
     if named and draft.startswith(SELF):
         draft, quantization, named = target.model, _self_quantization(draft), False

@@ -46,9 +46,11 @@ def _register_verbs(app: typer.Typer) -> None:
         bench_task,
         compare,
         distill_data,
+        evaluate,
         generate,
         make_draft,
         models,
+        profile,
         train,
     )
 
@@ -57,6 +59,8 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(audit.audit)
     app.command()(bench_heads.bench_heads)
     app.command()(bench_task.bench_task)
+    app.command()(evaluate.evaluate)
+    app.command()(profile.profile)
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)

@@ -1,0 +1,1 @@
+"""`specstream benchmark`: experiments as data, measured with one ruler, in a folder that goes on where it stopped."""
