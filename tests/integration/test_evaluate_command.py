@@ -161,6 +161,17 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(run, monkeypatch, words,
     assert message in err
 
 
+def test_a_draft_that_does_not_fit_is_refused_before_a_model_is_loaded(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("specstream.cli.evaluate.load_engine", None)
+    other = tiny_tokenizer()
+    other.add_tokens(["another"])
+    other.save_pretrained(tmp_path / "draft")
+    code, out, err = run("--dataset", "text", "--set", f"speculative.draft_model={tmp_path / 'draft'}")
+    assert (code, out) == (2, "")
+    assert "--set: the draft" in err
+    assert "has another vocabulary" in err
+
+
 def test_an_unknown_key_names_its_line(run, folder, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("target:\n  model: x\nmeasure:\n  outputdir: y\n", encoding="utf-8")

@@ -52,6 +52,7 @@ def _register_verbs(app: typer.Typer) -> None:
         models,
         profile,
         train,
+        tune,
     )
 
     app.command()(generate.generate)
@@ -61,6 +62,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(bench_task.bench_task)
     app.command()(evaluate.evaluate)
     app.command()(profile.profile)
+    app.command()(tune.tune)
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)

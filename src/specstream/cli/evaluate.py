@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from specstream.cli import options
-from specstream.cli.loading import load_engine
+from specstream.cli.loading import load_engine, quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import table_console, write_record
 
@@ -44,7 +44,7 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Answer the examples of tasks with plain and with speculative decoding: quality, equality, speed. Resumable."""
-    from specstream.evaluation.evaluate_config import load_all, read_config
+    from specstream.evaluation.evaluate_config import check_draft, load_all, read_config
     from specstream.evaluation.execution import check_platform
 
     settings, document = read_config(config, set_ or [])
@@ -52,6 +52,8 @@ def evaluate(
     if execute_code:
         check_platform()
     _check_metrics(loaded)
+    with quiet():
+        check_draft(settings, document)
     records = _evaluate(settings, loaded, execute_code, resume)
     if as_json:
         print(json.dumps(records))

@@ -30,7 +30,7 @@ _Model = Annotated[options.Text, typer.Option("--model", "-m", help="The model, 
 _Drafter = Annotated[options.Text, typer.Option("--drafter", help="The drafter, without --config.")]
 _Prompts = Annotated[options.Text, typer.Option("--prompts", help="A .jsonl, .json or .csv file, without --config.")]
 _Tokens = Annotated[Optional[int], typer.Option("--max-new-tokens", "-n", help="Never one token more.")]  # noqa: UP045
-_Output = Annotated[options.Text, typer.Option("--output-dir", "-o", help="The folder of profile.json and the traces.")]
+_Output = Annotated[options.Text, typer.Option("--output-dir", "-o", help="For profile.json and the traces.")]
 _Set = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
@@ -49,7 +49,7 @@ def profile(
     set_: _Set = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Measure where the time goes: draft, target pass, verification, sampling, cache, Python; per round and in total."""
+    """Measure where the time goes: draft, target pass, verification, sampling, cache, Python; in each round and all."""
     from specstream.evaluation.benchmark.experiments import make_plan
     from specstream.evaluation.benchmark.prompts import read_prompts
 

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from specstream.config import engine_config
-from specstream.errors import UsageError
-from specstream.evaluation.benchmark.config import ARM, TargetSection
+from specstream.errors import SpecStreamError, UsageError
+from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experiment, TargetSection
+from specstream.evaluation.benchmark.experiments import make_plan
 from specstream.parts import check_choice
 from specstream.tasks.source import load_examples
 from specstream.tasks.task import Task, TaskExample, read_task, spread, task_names
@@ -122,6 +123,20 @@ def check_speculation(config: EvaluationConfig) -> None:
     """
     draft, settings = engine_settings(config)
     check_choice(engine_config(settings), draft)  # type: ignore[arg-type]
+
+
+def check_draft(config: EvaluationConfig, document: Document) -> None:
+    """Refuse a draft of another vocabulary, by the tokenizers.
+
+    Raises:
+        UsageError: a tokenizer that cannot be read.
+        VocabularyMismatchError: a draft that does not fit.
+    """
+    arms = {"speculative": Experiment(arms={"speculative": config.speculative})}
+    try:
+        make_plan(BenchmarkConfig(target=config.target, experiments=arms), Document(source="", values={}))
+    except SpecStreamError as error:
+        raise type(error)(f"{document.where(('speculative', 'draft_model'))}{error}") from None
 
 
 def load_all(
