@@ -55,8 +55,19 @@ def test_a_setting_is_found_and_can_be_used(run, folder, tmp_path):
     assert (values["model"], values["dtype"]) == (str(folder / "model"), "float32")
     assert "acceptance_threshold" not in values
 
-    plain = run("generate", "the cat", "--model", values["model"], "--drafter", "none", "--dtype", "float32", "--json")
-    code, out, _ = run("generate", "the cat", "--config", out_file, "--json")
+    plain = run(
+        "generate",
+        "the cat",
+        "--no-chat",
+        "--model",
+        values["model"],
+        "--drafter",
+        "none",
+        "--dtype",
+        "float32",
+        "--json",
+    )
+    code, out, _ = run("generate", "the cat", "--no-chat", "--config", out_file, "--json")
     result = json.loads(out)
     assert code == 0
     assert result["token_ids"] == json.loads(plain[1])["token_ids"]

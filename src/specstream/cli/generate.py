@@ -42,7 +42,7 @@ def generate(
     """Generate text. It is the model's own text; the drafter only makes it arrive sooner."""
     text = _one_prompt(words, prompt)
     options.check_drafter(drafter)
-    settings = {
+    settings: dict[str, Any] = {
         "drafter": drafter,
         "gamma": k,
         "max_speculation_depth": k,
@@ -62,8 +62,7 @@ def generate(
         "pruning": pruning,
     }
     if config is not None:
-        settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
-        model, draft = settings.pop("model"), settings.pop("draft_model")
+        model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
     engine = load_engine(model, draft, settings)
     from specstream.text import asked
 
@@ -74,18 +73,17 @@ def generate(
         _show(engine.stream(content))
 
 
-def _with_file(path: str, context: typer.Context, given: dict[str, Any]) -> dict[str, Any]:
-    """What a file says; where an option was given, that instead, and the options' defaults for the rest."""
+def _with_file(path: str, context: typer.Context, given: dict[str, Any]) -> tuple[str, str | None, dict[str, Any]]:
+    """Model, draft and settings as a file says; where an option was given, that, and the options' defaults else."""
     from specstream.settings_file import read_settings
 
     names = {"draft_model": "draft", "gamma": "k", "max_speculation_depth": "k"}
     sources = {key: context.get_parameter_source(names.get(key, key)) for key in given}
     # By name: the class of these lives elsewhere in other releases of typer.
     typed = {key for key, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-    return {
-        **given,
-        **{key: value for key, value in read_settings(path).items() if key not in typed and value is not None},
-    }
+    said = {key: value for key, value in read_settings(path).items() if key not in typed and value is not None}
+    settings = {**given, **said}
+    return settings.pop("model"), settings.pop("draft_model"), settings
 
 
 def _show(pieces: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from specstream.evaluation.quality import Estimate
+from specstream.evaluation.quality import Estimate, Values
 from specstream.evaluation.statistics import speed_ratio
 
 FINALISTS = 2
@@ -116,9 +116,9 @@ def _stage(
 
 def _stage_with_runs(
     base: str, names: Sequence[str], order: Sequence[int], measure: Measure, on_run: Callable[[str], None] | None
-) -> tuple[Stage, dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]]:
+) -> tuple[Stage, dict[str, Values]]:
     """A stage, and tokens and seconds of every candidate and prompt, ``[prompts, 2]``."""
-    sums = {name: np.zeros((max(order) + 1, 2)) for name in (base, *names)}
+    sums: dict[str, Values] = {name: np.zeros((max(order) + 1, 2)) for name in (base, *names)}
     out: dict[str, str] = {}
     for turn, prompt in enumerate(order):
         running = [name for name in (base, *names) if name not in out]
@@ -139,6 +139,6 @@ def _stage_with_runs(
     return Stage(prompts=len(set(order)), ratios=ratios, left=left, out=out), sums
 
 
-def _speed(runs: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _speed(runs: Values) -> float:
     tokens, seconds = runs.sum(0)
     return float(tokens / seconds)

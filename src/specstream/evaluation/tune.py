@@ -128,7 +128,7 @@ def _without_model(model: Any, heads: str | None) -> Iterator[Candidate]:
     yield Candidate(name="lookup, trees of 3", settings={"drafter": "lookup", "branches": 3})
     yield Candidate(name="lookahead", settings={"drafter": "lookahead"})
     for depth in DEPTHS:
-        settings = {"drafter": "lookup", "adaptive": False, "max_speculation_depth": depth}
+        settings: dict[str, Any] = {"drafter": "lookup", "adaptive": False, "max_speculation_depth": depth}
         yield Candidate(name=f"lookup, always {depth}", settings=settings)
     if heads is not None:
         yield Candidate(name="heads", settings={"drafter": "auto", "heads": heads})
@@ -140,13 +140,13 @@ def _without_model(model: Any, heads: str | None) -> Iterator[Candidate]:
 
 def _with_draft(draft: str, quantizations: Sequence[str]) -> Iterator[Candidate]:
     for bits in quantizations:
-        settings = {"drafter": "draft_model", "draft_quantization": bits}
+        settings: dict[str, Any] = {"drafter": "draft_model", "draft_quantization": bits}
         yield Candidate(name=f"draft in {bits}" if bits != "none" else "draft", settings=settings, draft=draft)
-    best = {"draft_quantization": quantizations[0]}
+    best: dict[str, Any] = {"drafter": "draft_model", "draft_quantization": quantizations[0]}
     for depth in DEPTHS:
-        settings = {**best, "drafter": "draft_model", "adaptive": False, "max_speculation_depth": depth}
+        settings = {**best, "adaptive": False, "max_speculation_depth": depth}
         yield Candidate(name=f"draft, always {depth}", settings=settings, draft=draft)
-    yield Candidate(name="draft, trees of 2", settings={**best, "drafter": "draft_model", "branches": 2}, draft=draft)
+    yield Candidate(name="draft, trees of 2", settings={**best, "branches": 2}, draft=draft)
     yield Candidate(name="draft with lookup", settings={**best, "drafter": "mixed"}, draft=draft)
 
 
@@ -235,7 +235,7 @@ def _fastest_runtime(
     """The target under the runtime that decodes plainly the fastest; the one of ``auto`` if none is surely faster."""
     own = cast(HuggingFaceTarget, engine.target)
     others = [name for name in RUNTIMES.get(engine.model.device.type, ()) if name != own.runtime.name]
-    targets = {}
+    targets: dict[str, HuggingFaceTarget] = {}
     benches = {own.runtime.name: _plain_bench(own, engine.tokenizer, prompts, config)}
     for name in others:
         try:
