@@ -141,5 +141,5 @@ def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
             annotation = get_args(annotation)[-1]
         if get_origin(annotation) in (Union, UnionType):
             annotation = get_args(annotation)[0]
-    assert isinstance(annotation, type)
-    return sorted(annotation.model_fields)
+    section: type[BaseModel] = annotation
+    return sorted(section.model_fields)

@@ -44,13 +44,14 @@ def _register_verbs(app: typer.Typer) -> None:
         audit,
         bench_heads,
         bench_task,
+        benchmark,
         compare,
         distill_data,
         evaluate,
         generate,
         make_draft,
         models,
-        profile,
+        report,
         train,
         tune,
     )
@@ -60,9 +61,8 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(audit.audit)
     app.command()(bench_heads.bench_heads)
     app.command()(bench_task.bench_task)
-    app.command()(evaluate.evaluate)
-    app.command()(profile.profile)
-    app.command()(tune.tune)
+    app.command()(benchmark.benchmark)
+    app.command()(report.report)
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)

@@ -96,8 +96,11 @@ def student(probability: float, freedom: int) -> float:
 
 
 def _tail(size: int) -> float:
-    """The quantile to cut at on either side. Few values, resampled, scatter less than they should: by sqrt((n-1)/n)
-    and for want of knowing their spread; a quantile further out makes up for both (Hesterberg 2015, section 5.3)."""
+    """The quantile to cut at on either side.
+
+    Few values, resampled, scatter less than they should: by sqrt((n-1)/n), and as their spread is not known. A quantile
+    further out makes up for both (Hesterberg, "What teachers should know about the bootstrap").
+    """
     outer = sqrt(size / (size - 1)) * student((1 + LEVEL) / 2, size - 1)
     return NormalDist().cdf(-outer)
 

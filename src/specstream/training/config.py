@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from specstream.errors import UsageError
 from specstream.tasks.task import read_task
+from specstream.yaml_file import Document, read_document, validated
 
 Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
 
@@ -283,35 +284,22 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         UsageError: a file that cannot be read, an unknown key, a value outside its range.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config {str(path)!r} cannot be read: {error}; give a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"config {str(path)!r} holds no sections; see configs/ for examples")
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set is {override!r}; give key=value, such as training.num_train_steps=100")
-        try:
-            _set(values, name, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
-    return train_config(values)
+    document = read_document(path, overrides, "training.num_train_steps=100")
+    return train_config(document.values, document)
 
 
-def train_config(values: dict[str, Any]) -> TrainConfig:
+def train_config(values: dict[str, Any], document: Document | None = None) -> TrainConfig:
     """Values as a configuration.
+
+    Args:
+        values: by sections.
+        document: the file that they stand in, for the lines of errors.
 
     Raises:
         UsageError: an unknown key, a value outside its range, a section of another recipe, a task that cannot be read.
     """
     values = {name: value for name, value in values.items() if value is not None}  # a section without lines
-    config = validated(TrainConfig, values)
+    config = validated(TrainConfig, values, document=document)
     if config.draft.goal == "live_accepted_length" and not config.draft.live_prompts:
         raise UsageError("draft.goal is 'live_accepted_length' and draft.live_prompts is 0; give some prompts")
     others = set().union(*SECTIONS.values()) - SECTIONS[config.recipe]
@@ -320,49 +308,3 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
     if config.data.task is not None:
         read_task(config.data.task)  # before a model is loaded for nothing
     return config
-
-
-_Kind = TypeVar("_Kind", bound=BaseModel)
-
-
-def validated(kind: type[_Kind], values: Mapping[str, Any], prefix: str = "") -> _Kind:
-    """An instance of a section.
-
-    Args:
-        kind: its class.
-        values: its fields.
-        prefix: of their names, in errors.
-
-    Raises:
-        UsageError: an unknown key, a missing one, a value outside its range.
-    """
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        name = prefix + ".".join(place)
-        if first["type"] == "extra_forbidden":
-            raise UsageError(f"unknown setting {name!r}; known are {', '.join(_known(kind, place[:-1]))}") from None
-        if first["type"] == "missing":
-            raise UsageError(f"{name} is missing; give it, such as recipe: streams") from None
-        remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
-        raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None
-
-
-def _set(values: dict[str, Any], name: str, value: Any) -> None:
-    *sections, key = name.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise UsageError(f"--set {name}: {section!r} is no section; give key=value of a section")
-        values = inner
-    values[key] = value
-
-
-def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    for part in place:
-        annotation = kind.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        kind = annotation
-    return sorted(kind.model_fields)

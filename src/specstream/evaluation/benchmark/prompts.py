@@ -92,7 +92,7 @@ def make_items(tokenizer: Any, prompts: Sequence[Prompt], *, batch: int = 1, con
     encoded = [encode(tokenizer, asked(tokenizer, prompt.text, prompt.chat)) for prompt in prompts]
     if context is not None:
         encoded = [_lengthened(encoded, index, context) for index in range(len(encoded))]
-    items = []
+    items: list[Item] = []
     for first in range(0, len(prompts), batch):
         places = [place % len(prompts) for place in range(first, first + batch)]
         kinds = {prompts[place].category for place in places}

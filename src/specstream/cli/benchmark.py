@@ -1,0 +1,121 @@
+"""`specstream benchmark`: the experiments of a configuration, measured, or gone on with."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from specstream.cli import options
+from specstream.cli.records import table_console
+
+if TYPE_CHECKING:
+    from specstream.evaluation.benchmark.run import Progress
+
+EVERY = 30.0
+"""Seconds between lines of progress where there is no terminal."""
+
+_Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
+_Experiments = Annotated[str, typer.Option("--experiments", help="Only these, separated by commas.")]
+_Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on with the run in the folder (default), or set it aside.")
+]
+_Set = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
+]
+
+
+def benchmark(
+    config: _Config,
+    experiments: _Experiments = "",
+    set_: _Set = None,
+    resume: _Resume = True,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure what speculation is worth on this machine. The same command goes on with a run that was stopped."""
+    from specstream.evaluation.benchmark.config import read_config
+
+    names = [name.strip() for name in experiments.split(",") if name.strip()]
+    settings, document = read_config(config, set_ or [], names)
+    from specstream.cli.loading import quiet
+    from specstream.evaluation.benchmark.experiments import make_plan
+    from specstream.evaluation.benchmark.folder import RunFolder
+    from specstream.evaluation.benchmark.prompts import read_prompts
+    from specstream.evaluation.benchmark.run import benchmark as run
+
+    prompts = read_prompts(settings.prompts, document)
+    with quiet():
+        plan = make_plan(settings, document)
+        folder = RunFolder(settings.measure.output_dir)
+        if not resume:
+            folder = folder.set_aside()
+        with _progress() as progress:
+            summary = run(settings, plan, prompts, folder, progress)
+    if as_json:
+        print(json.dumps({"output_dir": str(folder.root), **summary}))
+    else:
+        _print(summary, str(folder.root))
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """How far it came and how long it still takes, on stderr: a bar on a terminal, lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console, begun = Console(stderr=True), time.monotonic()
+    said = begun - EVERY
+    columns = ("generations", MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
+    with Bar(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, note="")
+
+        def tell(done: int, total: int, note: str) -> None:
+            nonlocal said
+            bar.update(task, completed=done, total=total, note=note)
+            now = time.monotonic()
+            if not console.is_terminal and now - said >= EVERY:
+                said = now
+                left = f", {_duration((now - begun) / done * (total - done))} left" if done else ""
+                print(f"{done} of {total} generations{left}: {note}", file=sys.stderr)
+
+        yield tell
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _print(summary: dict[str, Any], folder: str) -> None:
+    from rich.table import Table
+
+    from specstream.evaluation.report.words import arm_name, equal, interval, losslessness, number
+
+    table = Table("experiment", "arm", "tokens/s", "x plain (95 %)", "theory", "tokens/pass", "accepted", "equal")
+    for arm in summary["arms"]:
+        own = arm["all"]
+        table.add_row(
+            arm["experiment"],
+            arm_name(arm),
+            number(own.get("tokens_per_second"), 1),
+            interval(own.get("speedup")),
+            number(own.get("theory")),
+            number(own.get("mean_accepted_length")),
+            number(own.get("acceptance_rate")),
+            equal(arm),
+        )
+    table_console().print(table)
+    print(losslessness(summary["arms"]))
+    for name, reason in summary["left_out"].items():
+        print(f"left out: {name}: {reason}")
+    if summary["failures"]:
+        first = summary["failures"][0]
+        print(f"{len(summary['failures'])} generations failed; the first: {first['arm']}: {first['error']}")
+    print(f"in {folder}; as a page: specstream report {folder}")

@@ -1,0 +1,184 @@
+"""The folder of a run: ``run.json``, ``samples.jsonl`` that only grows, ``summary.json``; and going on with it.
+
+A turn is one prompt generated from by all arms of a group. An interrupted turn is done again as a whole, so that what
+is compared was always measured together; of two samples of the same thing the later counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from specstream.errors import UsageError
+from specstream.evaluation.benchmark.experiments import Arm, Group
+
+RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
+
+Key = tuple[str, str, str, str, int, int]
+"""Experiment, its value, arm, its value, item, repeat; values as JSON."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """All of it or nothing: under a temporary name first."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """As JSON, all of it or nothing."""
+    write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def key_of(group: Group, arm: Arm, item: int, repeat: int) -> Key:
+    """By which a sample is known."""
+    return group.experiment, json.dumps(group.value), arm.name, json.dumps(arm.value), item, repeat
+
+
+class RunFolder:
+    """What is on disk of a run.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        UsageError: its files cannot be read.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.run: dict[str, Any] = {}
+        self.arms: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+        self._samples: dict[Key, dict[str, Any]] = {}
+        if (self.root / RUN).exists():
+            try:
+                self.run = json.loads((self.root / RUN).read_text(encoding="utf-8"))
+                lines = self._lines()
+            except (OSError, ValueError) as error:
+                raise UsageError(f"the run in {str(root)!r} cannot be read: {error}; give another folder") from None
+            for line in lines:
+                self._take(line)
+
+    @classmethod
+    def existing(cls, root: str | Path) -> RunFolder:
+        """The folder of a run that there is.
+
+        Raises:
+            UsageError: there is none.
+        """
+        folder = cls(root)
+        if not folder.run:
+            raise UsageError(f"{str(root)!r} holds no run; give a folder that specstream benchmark wrote")
+        return folder
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The newest of each thing that was measured."""
+        return list(self._samples.values())
+
+    def begin(self, settings: Mapping[str, Any], provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
+        """Start a run, or go on with the one that is here.
+
+        Args:
+            settings: must be those that it began with.
+            provenance: likewise the machine and the versions.
+            facts: what else ``run.json`` says.
+
+        Returns:
+            The number of this session, from 0.
+
+        Raises:
+            UsageError: the run here is of other settings or another machine, or the folder cannot be written to.
+        """
+        before = self.run.get("settings", {}).get("experiments", {})
+        every = {**before, **settings["experiments"]}  # others than before may be added
+        same = {**settings, "experiments": {name: every[name] for name in before}}
+        for name, now in (("settings", same), ("provenance", provenance)):
+            if self.run and (changed := _difference(self.run[name], now)):
+                raise UsageError(
+                    f"{str(self.root)!r} holds a run with {changed}; give the same, another measure.output_dir, "
+                    "or --no-resume to set that run aside"
+                )
+        session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv}
+        sessions = [*self.run.get("sessions", []), session]
+        settings = {**settings, "experiments": every}
+        self.run = {"settings": settings, "provenance": dict(provenance), **facts, "sessions": sessions}
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_json(self.root / RUN, self.run)
+            self._end_line()
+        except OSError as error:
+            raise UsageError(f"output_dir {str(self.root)!r} cannot be written to: {error.strerror}") from None
+        self.append({"kind": "session", "session": len(sessions) - 1, **session, "provenance": dict(provenance)})
+        return len(sessions) - 1
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """A line more, on disk when this returns."""
+        with (self.root / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
+        self._take(line)
+
+    def turns(self, group: Group, items: int, repeats: int) -> list[tuple[int, int]]:
+        """Repeat and item of the turns of a group that are still to be done."""
+        return [
+            (repeat, item)
+            for repeat in range(repeats)
+            for item in range(items)
+            if not all(key_of(group, arm, item, repeat) in self._samples for arm in group.arms)
+        ]
+
+    def set_aside(self) -> RunFolder:
+        """Rename the run that is here, so that another can begin and nothing is lost."""
+        if not self.run:
+            return self
+        number = 1
+        while (aside := self.root.with_name(f"{self.root.name}.{number}")).exists():
+            number += 1
+        os.rename(self.root, aside)
+        return RunFolder(self.root)
+
+    def _lines(self) -> Iterable[dict[str, Any]]:
+        path = self.root / SAMPLES
+        texts = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        parsed = [_parsed(text) for text in texts if text]
+        return [line for line in parsed if line is not None]
+
+    def _end_line(self) -> None:
+        """End the last line where its process was killed in the middle of it."""
+        path = self.root / SAMPLES
+        if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        if line.get("kind") not in ("arm", "sample"):
+            return
+        arm = line["experiment"], json.dumps(line["value"]), line["arm"], json.dumps(line["arm_value"])
+        if line["kind"] == "arm":
+            self.arms[arm] = dict(line)
+        else:
+            self._samples[(*arm, line["item"], line["repeat"])] = dict(line)
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:  # the last line of a process that was killed
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _difference(before: Any, now: Any, place: Collection[str] = ()) -> str:
+    """The first value that is another, in words; empty for none."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = (_difference(before.get(key), now.get(key), (*place, key)) for key in {**before, **now})
+        return next((each for each in found if each), "")
+    return "" if before == now else f"{'.'.join(place)} {before!r} and now it is {now!r}"

@@ -1,0 +1,194 @@
+"""The measuring itself: groups of arms on the same prompts in turn, one generation at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from specstream.engine import SpeculativeEngine
+from specstream.evaluation.benchmark.config import BenchmarkConfig
+from specstream.evaluation.benchmark.experiments import Arm, Group, Plan
+from specstream.evaluation.benchmark.folder import SUMMARY, RunFolder, write_json
+from specstream.evaluation.benchmark.meters import generate, machine
+from specstream.evaluation.benchmark.prompts import Item, Prompt, make_items
+from specstream.evaluation.benchmark.summary import summarise
+from specstream.generation import Parts
+from specstream.models.load import pick_device
+from specstream.parts import LoadedDraft, build_parts, draft_bytes, extra_parameters, most_nodes, share_draft
+from specstream.provenance import provenance
+
+Progress = Callable[[int, int, str], None]
+"""Called with the generations that are done, all there are to do in this session, and what comes next."""
+
+
+def benchmark(
+    config: BenchmarkConfig, plan: Plan, prompts: Sequence[Prompt], folder: RunFolder, on_progress: Progress
+) -> dict[str, Any]:
+    """Measure what is not yet measured, and sum up all of it.
+
+    Args:
+        config: what and how.
+        plan: its groups.
+        prompts: what is generated from.
+        folder: where it goes, and what is there already.
+        on_progress: told how far it came.
+
+    Returns:
+        What ``summary.json`` then holds.
+
+    Raises:
+        UsageError: the folder holds a run of other settings or another machine.
+        SpecStreamError: the target cannot be loaded.
+    """
+    settings = config.model_dump(mode="json", exclude={"measure": {"output_dir"}})
+    measured_on = machine(provenance(str(pick_device(config.target.device)), config.target.dtype))
+    facts = {
+        "prompts": [asdict(prompt) for prompt in prompts],
+        "left_out": {**folder.run.get("left_out", {}), **plan.left_out},
+    }
+    session = folder.begin(settings, measured_on, facts)
+    _Bench(config, plan, prompts, folder, session, on_progress).run()
+    summary = summarise(folder)
+    write_json(folder.root / SUMMARY, summary)
+    return summary
+
+
+_ABOUT = {*machine({}), "python", "model", "runtime", "exact"}
+"""What of an engine's provenance is true of all arms."""
+
+
+class _Bench:
+    def __init__(
+        self,
+        config: BenchmarkConfig,
+        plan: Plan,
+        prompts: Sequence[Prompt],
+        folder: RunFolder,
+        session: int,
+        on_progress: Progress,
+    ) -> None:
+        self._config, self._prompts, self._folder = config, prompts, folder
+        self._session, self._on_progress = session, on_progress
+        # Groups of one target stand together, so that it is loaded once.
+        kinds = list(dict.fromkeys(tuple(group.target.items()) for group in plan.groups))
+        groups = sorted(plan.groups, key=lambda group: kinds.index(tuple(group.target.items())))
+        self._left = [(group, turns) for group in groups if (turns := self._turns(group))]
+        self._engine: SpeculativeEngine | None = None
+        self._target: Mapping[str, Any] = {}
+        self._done, self._total = 0, sum(len(group.arms) * len(turns) for group, turns in self._left)
+
+    def run(self) -> None:
+        """Everything that is left."""
+        for group, turns in self._left:
+            self._measure(group, turns)
+
+    def _turns(self, group: Group) -> list[tuple[int, int]]:
+        items = math.ceil(len(self._prompts) / group.batch)
+        return self._folder.turns(group, items, self._config.measure.repeats)
+
+    def _measure(self, group: Group, turns: Sequence[tuple[int, int]]) -> None:
+        self._say(f"loading for {_title(group)}")
+        engine = self._load(group)
+        items = make_items(engine.tokenizer, self._prompts, batch=group.batch, context=group.context)
+        parts, failed = self._build(group, engine)
+        nodes = max(map(most_nodes, parts.values()), default=0)
+        engine.target.prepare(rows=group.batch, nodes=nodes + 1)
+        for each in parts.values():
+            for item in items[: self._config.measure.warmup]:
+                self._generate(each, item, group)
+        for number, (repeat, index) in enumerate(turns):
+            first = number % len(group.arms)
+            for arm in (*group.arms[first:], *group.arms[:first]):
+                self._say(f"{_title(group)}, {arm.name}")
+                own = parts.get(_name(arm))
+                sample = {"error": failed[_name(arm)]} if own is None else self._generate(own, items[index], group)
+                self._add(group, arm, items[index], repeat, sample)
+
+    def _load(self, group: Group) -> SpeculativeEngine:
+        if self._engine is None or self._target != group.target:
+            self._engine = None  # before the next is there: both may not fit
+            section = self._config.target
+            self._engine = SpeculativeEngine(section.model, drafter="none", device=section.device, **group.target)
+            self._target = group.target
+        return self._engine
+
+    def _build(self, group: Group, engine: SpeculativeEngine) -> tuple[dict[str, Parts], dict[str, str]]:
+        """What the arms generate with, and why some cannot."""
+        built: dict[str, Parts] = {}
+        failed: dict[str, str] = {}
+        drafts: dict[tuple[str, str], LoadedDraft] = {}
+        for arm in group.arms:
+            try:
+                draft = self._draft(arm, engine, drafts)
+                parts = build_parts(engine.target, engine.tokenizer, draft, arm.config)
+            except Exception as error:  # one arm is not worth the others
+                failed[_name(arm)] = f"it cannot be built: {_reason(error)}"
+                continue
+            built[_name(arm)] = parts
+            self._folder.append(
+                {
+                    "kind": "arm",
+                    **_place(group, arm),
+                    "settings": arm.config.model_dump(mode="json", exclude={"generation"}, exclude_defaults=True),
+                    "draft_model": arm.draft,
+                    "drafter": parts.drafter.name,
+                    "weights_bytes": engine.target.runtime.nbytes,
+                    "draft_bytes": draft_bytes(parts.drafter, engine.target),
+                    "draft_parameters": extra_parameters(parts.drafter, engine.target),
+                    "batch": group.batch,
+                    "context": group.context,
+                    "generation": group.generation.model_dump(mode="json", exclude={"logits_processor"}),
+                    "heads": parts.heads,
+                    "provenance": {key: value for key, value in engine.provenance().items() if key in _ABOUT},
+                }
+            )
+        return built, failed
+
+    def _draft(
+        self, arm: Arm, engine: SpeculativeEngine, drafts: dict[tuple[str, str], LoadedDraft]
+    ) -> LoadedDraft | None:
+        """The arm's draft model; arms that differ in other things share it."""
+        if arm.draft is None:
+            return None
+        key = (arm.draft, arm.config.draft_quantization)
+        if key not in drafts:
+            draft = engine.model if arm.draft == engine.model_name else arm.draft
+            config = arm.config.model_copy(update={"dtype": engine.config.dtype, "runtime": engine.config.runtime})
+            drafts[key] = share_draft(engine.target, engine.tokenizer, draft, config)
+        return drafts[key]
+
+    def _generate(self, parts: Parts, item: Item, group: Group) -> dict[str, Any]:
+        """One generation, or why there is none."""
+        assert self._engine is not None
+        try:
+            reading = generate(parts, item.rows, group.generation, self._engine.model.device)
+        except Exception as error:  # one prompt is not worth the others
+            return {"error": _reason(error)}
+        return {**asdict(reading), "error": None}
+
+    def _add(self, group: Group, arm: Arm, item: Item, repeat: int, sample: Mapping[str, Any]) -> None:
+        place = {"kind": "sample", **_place(group, arm), "item": item.index, "repeat": repeat}
+        about = {"name": item.name, "category": item.category, "session": self._session}
+        self._folder.append({**place, **about, **sample})
+        self._done += 1
+
+    def _say(self, note: str) -> None:
+        self._on_progress(self._done, self._total, note)
+
+
+def _place(group: Group, arm: Arm) -> dict[str, Any]:
+    return {"experiment": group.experiment, "value": group.value, "arm": arm.name, "arm_value": arm.value}
+
+
+def _name(arm: Arm) -> str:
+    return arm.name if arm.value is None else f"{arm.name} {arm.value}"
+
+
+def _title(group: Group) -> str:
+    return group.experiment if group.value is None else f"{group.experiment} {group.value}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

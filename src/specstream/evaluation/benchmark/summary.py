@@ -1,0 +1,252 @@
+"""From samples to figures: of every arm, on all prompts and on those of each category."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specstream.evaluation.benchmark.config import PLAIN
+from specstream.evaluation.benchmark.folder import RunFolder
+from specstream.evaluation.quality import Estimate
+from specstream.evaluation.statistics import speed_ratio
+
+Sample = Mapping[str, Any]
+Place = tuple[str, str, str, str]
+"""Experiment, its value, arm, its value."""
+
+PERCENTILES = (50, 90, 99)
+
+_KEYS = ("experiment", "value", "arm", "arm_value")
+
+COUNTED = {
+    "tokens_per_second": "of decoding: the tokens of all passes over the seconds of all passes, drafting included",
+    "prefill_tokens_per_second": "tokens of the prompts over the seconds before the first pass",
+    "first_token_seconds": "median over generations: the prefill and the first pass",
+    "inter_token_seconds": "percentiles over tokens: the seconds of the pass that a token came with, over the tokens "
+    "that came with it; the first pass not counted",
+    "arrival_seconds": "percentiles over passes but the first: how long a reader waits for the next piece of text; the "
+    "tokens of a piece come together",
+    "mean_accepted_length": "tokens for each pass of the target and prompt, its own token included; plain is 1",
+    "acceptance": "accepted at each depth, of those drafts that were judged there",
+    "reach": "share of all passes that accepted at least so many drafted tokens",
+    "speedup": "tokens_per_second over plain decoding's of the same experiment, prompts and repeats; 95 % interval by "
+    "resampling prompts",
+    "total_speedup": "the same with the prefill on both sides",
+    "theory": "the speedup that the measured acceptance at each depth, the median cost of a pass of each width and the "
+    "median cost of drafting so deep would give",
+    "efficiency": "speedup over theory",
+    "peak_bytes": "the most memory of the process (of the allocator on a GPU), all that is loaded included",
+    "grown_bytes": "of that, what was not there before the generation",
+    "memory_overhead": "bytes of the draft's weights over the target's",
+    "joules_per_token": "of the processor's packages, all that runs on the machine included",
+}
+"""What the figures mean."""
+
+
+def summarise(folder: RunFolder) -> dict[str, Any]:
+    """Everything that a run says, as plain values.
+
+    Args:
+        folder: of the run; it may be unfinished.
+    """
+    arms: dict[Place, list[Sample]] = defaultdict(list)
+    for sample in folder.samples:
+        arms[place_of(sample)].append(sample)
+    return {
+        "provenance": folder.run["provenance"],
+        "sessions": folder.run["sessions"],
+        "left_out": folder.run["left_out"],
+        "counted": COUNTED,
+        "arms": [_arm(place, samples, arms, folder) for place, samples in arms.items()],
+        "failures": [
+            {key: sample[key] for key in (*_KEYS, "item", "repeat", "error")}
+            for sample in folder.samples
+            if sample["error"] is not None
+        ],
+    }
+
+
+def place_of(sample: Sample) -> Place:
+    """Which arm a line is about, as ``RunFolder.arms`` knows it."""
+    return sample["experiment"], json.dumps(sample["value"]), sample["arm"], json.dumps(sample["arm_value"])
+
+
+def plain_of(place: Place) -> Place:
+    """The arm that an arm is measured against."""
+    return (place[0], place[1], PLAIN, "null")
+
+
+def amounts(samples: Iterable[Sample], *, prefill: bool = False) -> dict[str, tuple[float, float]]:
+    """Tokens and seconds of what each generation started from, over its repeats."""
+    found: dict[str, tuple[float, float]] = {}
+    for each in samples:
+        tokens, seconds = found.get(each["name"], (0.0, 0.0))
+        extra = each["prefill"] if prefill else 0.0
+        found[each["name"]] = (tokens + sum(map(len, each["tokens"])), seconds + each["decode"] + extra)
+    return found
+
+
+def paired(own: Sequence[Sample], base: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """The samples of both that have one of the same item and repeat on the other side, and that did not fail."""
+    sides = [{(each["item"], each["repeat"]): each for each in side if each["error"] is None} for side in (own, base)]
+    both = [key for key in sides[0] if key in sides[1]]
+    return [sides[0][key] for key in both], [sides[1][key] for key in both]
+
+
+def _arm(
+    place: Place, samples: Sequence[Sample], arms: Mapping[Place, Sequence[Sample]], folder: RunFolder
+) -> dict[str, Any]:
+    plain, facts = arms.get(plain_of(place), []), folder.arms.get(place, {})
+    group = [sample for other, each in arms.items() if other[:2] == place[:2] for sample in each]
+    costs, greedy = _pass_costs(group), facts.get("generation", {}).get("temperature") == 0
+    categories = list(dict.fromkeys(sample["category"] for sample in samples))
+
+    def figures(wanted: Callable[[Sample], bool]) -> dict[str, Any]:
+        return _figures(list(filter(wanted, samples)), list(filter(wanted, plain)), costs, greedy)
+
+    weights = facts.get("weights_bytes")
+    return {
+        **{key: samples[0][key] for key in _KEYS},
+        "facts": {key: value for key, value in facts.items() if key not in ("kind", *_KEYS)},
+        "memory_overhead": facts["draft_bytes"] / weights if weights else None,
+        "all": figures(lambda _: True),
+        "categories": {name: figures(lambda each, name=name: each["category"] == name) for name in categories},  # type: ignore[misc]
+    }
+
+
+def _figures(
+    samples: Sequence[Sample], plain: Sequence[Sample], costs: Mapping[tuple[int, int], float], greedy: bool
+) -> dict[str, Any]:
+    good = [each for each in samples if each["error"] is None]
+    outcome: dict[str, Any] = {"generations": len(samples), "failed": len(samples) - len(good)}
+    if not good:
+        return outcome
+    own, base = paired(samples, plain)
+    judged = [row for each in good for rows in each["depths"] for row in rows]
+    tokens = sum(sum(map(len, each["tokens"])) for each in good)
+    theory = _theory(good, costs) / _theory(base, costs) if base else None
+    speedup = _speedup(own, base)
+    joules = [each["joules"] for each in good]
+    outcome |= {
+        "prompts": len({each["item"] for each in good}),
+        "tokens": tokens,
+        "target_passes": sum(len(each["passes"]) for each in good),
+        "tokens_per_second": tokens / sum(each["decode"] for each in good),
+        "prefill_tokens_per_second": sum(each["prompt_tokens"] for each in good)
+        / sum(each["prefill"] for each in good),
+        "first_token_seconds": median(each["prefill"] + each["passes"][0][3] for each in good),
+        **_latencies(good),
+        "drafted": sum(each["drafted"] for each in good),
+        "accepted": sum(each["accepted"] for each in good),
+        "acceptance_rate": _share(sum(each["accepted"] for each in good), sum(each["drafted"] for each in good)),
+        "mean_accepted_length": tokens / len(judged),
+        **_positions(judged),
+        "speedup": speedup,
+        "total_speedup": _speedup(own, base, prefill=True),
+        "theory": theory,
+        "efficiency": speedup["value"] / theory if speedup and theory else None,
+        "peak_bytes": _largest(each["peak_bytes"] for each in good),
+        "grown_bytes": _largest(each["grown_bytes"] for each in good),
+        "joules_per_token": None if None in joules else sum(joules) / tokens,
+        "exact": sorted({each["exact"] for each in good}),
+        "equal": sum(a["tokens"] == b["tokens"] for a, b in zip(own, base, strict=True)) if greedy else None,
+        "compared": len(own) if greedy else None,
+    }
+    return outcome
+
+
+def _speedup(own: Sequence[Sample], base: Sequence[Sample], *, prefill: bool = False) -> dict[str, Any] | None:
+    ours, theirs = amounts(own, prefill=prefill), amounts(base, prefill=prefill)
+    estimate = speed_ratio(as_array(ours.values()), as_array(theirs[name] for name in ours))
+    return plain_estimate(estimate)
+
+
+def plain_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    """An estimate as JSON holds it; an end that is not known is null."""
+    if estimate is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in asdict(estimate).items()}
+
+
+def as_array(rows: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
+    """As ``statistics`` takes them, ``[prompts, 2]``."""
+    return np.array(list(rows), np.float64).reshape(-1, 2)
+
+
+def _latencies(samples: Sequence[Sample]) -> dict[str, Any]:
+    waits: list[float] = []
+    shares: list[float] = []
+    for sample in samples:
+        for (*_, seconds), rows in zip(sample["passes"][1:], sample["depths"][1:], strict=True):
+            waits.append(seconds)
+            for *_, emitted in rows:
+                shares.extend([seconds / emitted] * emitted)
+    return {"inter_token_seconds": _percentiles(shares), "arrival_seconds": _percentiles(waits)}
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    found = np.percentile(np.array(values), PERCENTILES)
+    return {f"p{name}": float(value) for name, value in zip(PERCENTILES, found, strict=True)}
+
+
+def _positions(rows: Sequence[Sequence[int]]) -> dict[str, list[Any]]:
+    """Of each depth: how many drafts were judged there, the share of those that was accepted, and of all passes."""
+    deepest = max(row[0] for row in rows)
+    judged = [sum(row[1] >= depth for row in rows) for depth in range(1, deepest + 1)]
+    accepted = [sum(row[2] >= depth for row in rows) for depth in range(1, deepest + 1)]
+    return {
+        "judged": judged,
+        "acceptance": [_share(*each) for each in zip(accepted, judged, strict=True)],
+        "reach": [each / len(rows) for each in accepted],
+    }
+
+
+def _pass_costs(samples: Sequence[Sample]) -> dict[tuple[int, int], float]:
+    """Median seconds of scoring, by the rows of the batch that were left and the width of the pass."""
+    measured: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for sample in samples:
+        if sample["error"] is None:
+            for (width, _, scoring, _), rows in zip(sample["passes"], sample["depths"], strict=True):
+                measured[len(rows), width].append(scoring)
+    return {shape: median(seconds) for shape, seconds in measured.items()}
+
+
+def _theory(samples: Sequence[Sample], costs: Mapping[tuple[int, int], float]) -> float:
+    """Tokens per second by the mean acceptance at each depth and median costs, in the passes that there were.
+
+    This is Leviathan et al.'s (1 - a^(g+1)) / (1 - a) over g c + 1 (arXiv 2211.17192, theorem 3.8) with the acceptance
+    and the cost that each depth and width were measured to have.
+    """
+    rounds = [(passed, rows) for each in samples for passed, rows in zip(each["passes"], each["depths"], strict=True)]
+    proposing: dict[int, list[float]] = defaultdict(list)
+    for (_, seconds, *_), rows in rounds:
+        proposing[max(row[0] for row in rows)].append(seconds)
+    drafting = {depth: median(seconds) for depth, seconds in proposing.items()}
+    expected = [1.0]
+    product = 1.0
+    for share in _positions([row for _, rows in rounds for row in rows])["acceptance"]:
+        product *= share
+        expected.append(expected[-1] + product)
+    tokens = sum(expected[row[0]] for _, rows in rounds for row in rows)
+    seconds: float = sum(
+        costs[len(rows), width] + drafting[max(row[0] for row in rows)] for (width, *_), rows in rounds
+    )
+    return tokens / seconds
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _largest(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)

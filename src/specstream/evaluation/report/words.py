@@ -1,0 +1,64 @@
+"""Figures in words, the same on the terminal, on the page and in the charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specstream.evaluation.benchmark.config import PLAIN
+
+UNKNOWN = "-"
+
+
+def arm_name(arm: Mapping[str, Any]) -> str:
+    """An arm with the value that was varied."""
+    value = arm["arm_value"] if arm["arm_value"] is not None else arm["value"]
+    return str(arm["arm"]) if value is None else f"{arm['arm']} ({value})"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """With so many digits behind the point."""
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def interval(estimate: Mapping[str, float | None] | None) -> str:
+    """A figure and its interval."""
+    if estimate is None:
+        return UNKNOWN
+    if estimate["low"] is None or estimate["high"] is None:
+        return f"{estimate['value']:.2f} (one prompt)"
+    if estimate["low"] == estimate["high"]:  # plain decoding over itself
+        return f"{estimate['value']:.2f}"
+    return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
+
+
+def milliseconds(seconds: float | None, digits: int = 1) -> str:
+    """Of seconds."""
+    return UNKNOWN if seconds is None else f"{1000 * seconds:,.{digits}f}"
+
+
+def mebibytes(count: float | None) -> str:
+    """Of bytes."""
+    return UNKNOWN if count is None else f"{count / 2**20:,.0f}"
+
+
+def losslessness(arms: Sequence[Mapping[str, Any]]) -> str:
+    """Whether greedy outputs were plain decoding's, in a sentence."""
+    greedy = [each["all"] for each in arms if each["arm"] != PLAIN and each["all"].get("compared")]
+    equal, compared = sum(each["equal"] for each in greedy), sum(each["compared"] for each in greedy)
+    if not compared:
+        return "Losslessness: no greedy output was compared with plain decoding's in this run."
+    claims = " and ".join(sorted({claim for each in greedy for claim in each["exact"]}))
+    line = f"Losslessness: {equal} of {compared} greedy outputs have the tokens of plain decoding (claimed: {claims})"
+    others = sorted({arm_name(each) for each in arms if each["arm"] != PLAIN and _differs(each["all"])})
+    return f"{line}; others by: {', '.join(others)}." if others else f"{line}."
+
+
+def equal(arm: Mapping[str, Any]) -> str:
+    """How many outputs were plain decoding's; nothing for plain decoding itself."""
+    own = arm["all"]
+    return UNKNOWN if own.get("compared") is None or arm["arm"] == PLAIN else f"{own['equal']} of {own['compared']}"
+
+
+def _differs(figures: Mapping[str, Any]) -> bool:
+    return bool(figures.get("compared")) and figures["equal"] != figures["compared"]
