@@ -166,6 +166,7 @@ def test_a_draft_that_does_not_fit_is_refused_before_a_model_is_loaded(run, monk
     other = tiny_tokenizer()
     other.add_tokens(["another"])
     other.save_pretrained(tmp_path / "draft")
+    tiny_model().config.save_pretrained(tmp_path / "draft")
     code, out, err = run("--dataset", "text", "--set", f"speculative.draft_model={tmp_path / 'draft'}")
     assert (code, out) == (2, "")
     assert "--set: the draft" in err

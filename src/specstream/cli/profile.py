@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from specstream.evaluation.benchmark.config import BenchmarkConfig
     from specstream.evaluation.benchmark.experiments import Group
     from specstream.evaluation.benchmark.prompts import Prompt
-    from specstream.evaluation.profile import Profile
+    from specstream.generation import Parts
     from specstream.yaml_file import Document
 
 _Config = Annotated[
@@ -117,31 +117,35 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     items = make_items(engine.tokenizer, texts, context=group.context)
     prompts = [item.rows[0] for item in items]
     device = engine.model.device
-    speed = read_speed(device)
-    profiles: dict[str, Profile] = {}
-    with progress("arms", len(group.arms)) as update:
-        for arm in group.arms:
-            with quiet():
-                parts = build_parts(engine.target, engine.tokenizer, arm.draft, arm.config)
-            engine.target.prepare(rows=1, nodes=most_nodes(parts) + 1)
-            name = arm.name if arm.value is None else f"{arm.name} {arm.value}"
-            profiles[name] = measure(parts, prompts, group.generation, device)
-            update(len(profiles))
-    memory = Memory(measured=max(speed, read_speed(device)), weights=weights_of_a_pass(engine.target))
+    arms: dict[str, Parts] = {}
+    for arm in group.arms:
+        with quiet():
+            parts = build_parts(engine.target, engine.tokenizer, arm.draft, arm.config)
+        engine.target.prepare(rows=1, nodes=most_nodes(parts) + 1)
+        arms[arm.name if arm.value is None else f"{arm.name} {arm.value}"] = parts
+    speeds: list[float] = []
+    with progress("prompts", len(prompts)) as update:
+
+        def on_prompt(done: int) -> None:
+            speeds.append(read_speed(device))
+            update(done)
+
+        profiles = measure(arms, prompts, group.generation, device, on_prompt)
+    memory = Memory(speeds=tuple(speeds), weights=weights_of_a_pass(engine.target))
     note = cost_of_a_note()
-    arms = {}
+    figures = {}
     for name, each in profiles.items():
         trace = folder / f"trace-{name.replace(' ', '-').replace('/', '-')}.json"
         write_record(str(trace), each.trace())
-        arms[name] = {
+        figures[name] = {
             **each.to_dict(),
             "bound": sentence(each, memory),
             "trace": str(trace),
             "notes": {"count": len(each.spans), "share": len(each.spans) * note / each.seconds},
         }
     return {
-        "arms": arms,
-        "memory": {"bytes_per_second": memory.measured, "bytes_of_a_pass": memory.weights},
+        "arms": figures,
+        "memory": {"bytes_per_second": memory.best, "all": speeds, "bytes_of_a_pass": memory.weights},
         "seconds_of_a_note": note,
         "arguments": settings.model_dump(mode="json"),
         "provenance": engine.provenance(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -29,20 +30,33 @@ CAUSES = {
 }
 
 
+UNEVEN = 1.5
+"""How far the middle half of equal passes, or the speeds of memory, may lie apart before nothing is said of memory."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """How fast memory is read.
 
     Attributes:
-        measured: bytes per second of a sum over ``BUFFER`` bytes, the best of several, before and after the run.
+        speeds: bytes per second of a sum over ``BUFFER`` bytes, measured before the run, between prompts, and after.
         weights: bytes that a pass of the target has to read; None where that depends on the tokens.
     """
 
-    measured: float
+    speeds: tuple[float, ...]
     weights: int | None
 
+    @property
+    def best(self) -> float:
+        return max(self.speeds)
 
-def read_speed(device: torch.device, times: int = 5) -> float:
+    @property
+    def steady(self) -> bool:
+        """Whether the usual speed is near the best."""
+        return median(self.speeds) * UNEVEN >= self.best
+
+
+def read_speed(device: torch.device, times: int = 3) -> float:
     """Bytes per second of summing up a large buffer, the best of several times."""
     buffer = torch.ones(BUFFER // 4, dtype=torch.float32, device=device)
     best = 0.0
@@ -88,9 +102,13 @@ def sentence(profile: Profile, memory: Memory) -> str:
     if memory.weights < SMALLEST:
         size = memory.weights / 1e6
         return f"the target's passes: {passes}; its weights, {size:.1f} MB, may stay in caches, so not memory's speed"
+    low, high = profile.middle_half(width)
+    if high > UNEVEN * low or not memory.steady:
+        uneven = f"the machine was too uneven to say what they wait for ({low * 1000:.1f} to {high * 1000:.1f} ms each)"
+        return f"the target's passes: {passes}; {uneven}"
     speed = memory.weights / seconds
-    reading = f"which read {speed / 1e9:.1f} of the {memory.measured / 1e9:.1f} GB/s measured here"
-    if speed >= BOUND * memory.measured:
+    reading = f"which read {speed / 1e9:.1f} of the {memory.best / 1e9:.1f} GB/s measured here"
+    if speed >= BOUND * memory.best:
         return f"memory bandwidth of the target's weights: {passes}, {reading}"
     return f"arithmetic and overhead of the target's passes, not memory bandwidth: {passes}, {reading}"
 

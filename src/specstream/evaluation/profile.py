@@ -249,6 +249,11 @@ class Profile:
             spent[each.width] += each.parts.get(TARGET, 0.0)  # type: ignore[assignment]  # seconds count too
         return max(spent, key=spent.__getitem__)
 
+    def middle_half(self, width: int) -> tuple[float, float]:
+        """Between which seconds the middle half of the passes of a width lies."""
+        times = sorted(each.parts.get(TARGET, 0.0) for each in self.passes if each.width == width)
+        return times[len(times) // 4], times[(3 * len(times)) // 4 if len(times) > 1 else 0]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; seconds."""
         total, count = self.seconds, len(self.passes)
@@ -293,27 +298,55 @@ class Profile:
         return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def profile(
-    parts: Parts, prompts: Sequence[Sequence[int]], config: GenerationConfig, device: torch.device | None = None
-) -> Profile:
-    """Generate from each prompt alone with the instrument on; the first one warms up and is not counted then.
+def add(
+    found: Profile, parts: Parts, prompt: Sequence[int], config: GenerationConfig, device: torch.device | None = None
+) -> None:
+    """Generate from a prompt with the instrument on.
 
     Args:
+        found: what it took is added here.
         parts: what to generate with.
-        prompts: token ids of each.
+        prompt: token ids.
         config: how.
         device: where passes run.
     """
-    Generation(parts, [prompts[0]], config).run()
-    found = Profile(name=parts.drafter.name)
-    for prompt in prompts:
-        instrument = Instrument(device)
-        generation = Generation(instrument.parts(parts), [prompt], config)
-        with instrument.on():
-            found.passes.extend(_rounds(generation, instrument))
-        found.spans.extend(instrument.spans)
-        found.prefill += generation.timings.prefill
-        found.prompts += 1
+    instrument = Instrument(device)
+    generation = Generation(instrument.parts(parts), [prompt], config)
+    with instrument.on():
+        found.passes.extend(_rounds(generation, instrument))
+    found.spans.extend(instrument.spans)
+    found.prefill += generation.timings.prefill
+    found.prompts += 1
+
+
+def profile(
+    arms: Mapping[str, Parts],
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    device: torch.device | None = None,
+    on_prompt: Callable[[int], None] | None = None,
+) -> dict[str, Profile]:
+    """Every arm generates from each prompt in turn; the first prompt warms up each of them and is not counted then.
+
+    Args:
+        arms: what to generate with, by name.
+        prompts: token ids of each.
+        config: how.
+        device: where passes run.
+        on_prompt: called before the first prompt and after each, with how many are done.
+    """
+    found = {name: Profile(name=parts.drafter.name) for name, parts in arms.items()}
+    for parts in arms.values():
+        Generation(parts, [prompts[0]], config).run()
+    names = list(arms)
+    for turn, prompt in enumerate(prompts):
+        if on_prompt is not None:
+            on_prompt(turn)
+        first = turn % len(names)
+        for name in (*names[first:], *names[:first]):
+            add(found[name], arms[name], prompt, config, device)
+    if on_prompt is not None:
+        on_prompt(len(prompts))
     return found
 
 

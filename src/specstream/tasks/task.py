@@ -251,10 +251,10 @@ def _of(categories: Sequence[str]) -> str:
 
 def _example(task: Task, record: Mapping[str, Any], where: str) -> TaskExample | None:
     """The example that a record is; None for one of a category that the task leaves out."""
-    fields = _all_fields(task, record, where)
-    category = str(fields.get(task.category or "", ""))
+    category = str(record.get(task.category or "", ""))
     if category and task.categories and category not in task.categories:
         return None
+    fields = _all_fields(task, record, where)
     names = _fields(task.prompt)
     turns = {name: list(map(str, value)) for name in names if isinstance(value := fields.get(name), list) and value}
     missing = [name for name in names if name not in turns and not isinstance(fields.get(name), (str, int, float))]
@@ -306,7 +306,7 @@ def _parsed(parse: Parse, fields: Mapping[str, Any], where: str) -> dict[str, st
         return {}
     match = re.fullmatch(parse.pattern, str(value))
     if match is None:
-        raise UsageError(f"{where}: {parse.field!r} is {value!r}, which is not {parse.pattern!r}")
+        raise UsageError(f"{where}: {parse.field!r} is {str(value)[:100]!r}, which is not {parse.pattern!r}")
     return {name: found for name, found in match.groupdict().items() if found is not None}
 
 

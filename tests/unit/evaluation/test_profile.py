@@ -54,7 +54,7 @@ def test_a_call_that_fails_is_noted_and_fails(monkeypatch):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_output_is_that_without_the_instrument(target, settings, temperature):
     config = GenerationConfig(max_new_tokens=12, temperature=temperature, seed=3, ignore_eos=True)
-    found = profile(parts_of(target, **settings), PROMPTS, config)
+    (found,) = profile({"it": parts_of(target, **settings)}, PROMPTS, config).values()
     plain = [Generation(parts_of(target, **settings), [each], config).run() for each in PROMPTS]
     assert found.tokens == sum(each.new_tokens for each in plain) == 24
     passes = sum(each.rows[0].stats.target_passes for each in plain)
@@ -85,7 +85,7 @@ def test_a_draft_model_and_streams_draft_through_stand_ins(target):
     headed = parts_of(target, drafter="none", adaptive=True)
     headed = headed.with_drafter(StreamsDrafter(streams, sizes=(3,)))
     for parts in (parts_of(target, tiny_model(noise=0.02), adaptive=False), headed):
-        found = profile(parts, PROMPTS, config)
+        (found,) = profile({"it": parts}, PROMPTS, config).values()
         plain = Generation(parts_of(target, drafter="none"), [PROMPTS[1]], config).run()
         again = Generation(parts, [PROMPTS[1]], config).run()
         assert plain.rows[0].emitted == again.rows[0].emitted
@@ -94,13 +94,14 @@ def test_a_draft_model_and_streams_draft_through_stand_ins(target):
 
 
 def test_the_controller_is_noted(target):
-    found = profile(parts_of(target, drafter="lookup"), PROMPTS, GenerationConfig(max_new_tokens=8, ignore_eos=True))
+    config = GenerationConfig(max_new_tokens=8, ignore_eos=True)
+    (found,) = profile({"it": parts_of(target, drafter="lookup")}, PROMPTS, config).values()
     assert found.of("controller") > 0
     assert {span.name for span in found.spans if span.part == "controller"} == {"choose", "observe"}
 
 
 def test_the_trace_holds_every_round_and_every_note_in_order(target):
-    found = profile(parts_of(target, drafter="lookup"), PROMPTS, GenerationConfig(max_new_tokens=8))
+    (found,) = profile({"it": parts_of(target, drafter="lookup")}, PROMPTS, GenerationConfig(max_new_tokens=8)).values()
     events = found.trace()["traceEvents"]
     complete = [each for each in events if each["ph"] == "X"]
     assert len(complete) == len(found.passes) + len(found.spans)
@@ -119,20 +120,45 @@ def made(seconds, **shares):
 def test_the_sentence_says_memory_only_if_both_sides_say_so():
     """1 GB in 80 ms is 12.5 GB/s."""
     whole = made(0.1, target_pass=0.8, draft=0.1, other=0.1)
-    fast, slow = Memory(measured=15e9, weights=10**9), Memory(measured=40e9, weights=10**9)
+    fast, slow = Memory(speeds=(15e9,), weights=10**9), Memory(speeds=(40e9,), weights=10**9)
     assert sentence(whole, fast) == (
         "memory bandwidth of the target's weights: 80% of the time is in target passes, most of it at width 4, which "
         "read 12.5 of the 15.0 GB/s measured here"
     )
     assert sentence(whole, slow).startswith("arithmetic and overhead of the target's passes, not memory bandwidth: 80%")
-    assert "may stay in caches" in sentence(whole, Memory(measured=15e9, weights=10**6))
-    assert "mixture of experts" in sentence(whole, Memory(measured=15e9, weights=None))
+    assert "may stay in caches" in sentence(whole, Memory(speeds=(15e9,), weights=10**6))
+    assert "mixture of experts" in sentence(whole, Memory(speeds=(15e9,), weights=None))
+
+
+def test_nothing_is_said_of_memory_on_a_machine_that_is_uneven():
+    whole = made(0.1, target_pass=0.8, other=0.2)
+    assert not Memory(speeds=(15e9, 6e9, 5e9), weights=10**9).steady
+    assert "too uneven to say what they wait for (80.0 to 80.0 ms each)" in sentence(
+        whole, Memory(speeds=(15e9, 6e9, 5e9), weights=10**9)
+    )
+    passes = [
+        Pass(start=0, end=1, tokens=1, width=1, parts={"target pass": seconds}) for seconds in (0.5, 0.6, 0.9, 1.0)
+    ]
+    uneven = Profile(name="made", passes=passes)
+    assert uneven.middle_half(1) == (0.6, 1.0)
+    assert "too uneven" in sentence(uneven, Memory(speeds=(15e9,), weights=10**10))
+
+
+def test_arms_generate_in_turn(target, monkeypatch):
+    order, done = [], []
+    monkeypatch.setattr(
+        "specstream.evaluation.profile.add", lambda found, parts, prompt, *_: order.append((found.name, prompt[0]))
+    )
+    arms = {"a": parts_of(target, drafter="none"), "b": parts_of(target, drafter="lookup")}
+    profile(arms, PROMPTS, GenerationConfig(max_new_tokens=2), on_prompt=done.append)
+    assert order == [("none", 5), ("lookup", 5), ("lookup", 9), ("none", 9)]
+    assert done == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("part", "cause"), list(bound.CAUSES.items()))
 def test_the_sentence_names_what_takes_most(part, cause):
     shares = {part.replace(" ", "_"): 0.7, "target_pass": 0.3}
-    said = sentence(made(0.01, **shares), Memory(measured=1e10, weights=10**9))
+    said = sentence(made(0.01, **shares), Memory(speeds=(1e10,), weights=10**9))
     assert said == f"{cause}: 70% of the time, 7.00 ms a round, and target passes 30%; a round emits 2.00 tokens"
 
 

@@ -216,6 +216,8 @@ def test_a_conversation_has_later_turns_and_the_references_of_its_first():
 
 def test_categories_that_a_task_leaves_out_are_left_out():
     records = [({"category": "qa", "turns": ["a"]}, "here:1"), ({"category": "stem", "turns": ["b"]}, "here:2")]
+    german = ({"category": "translation", "turns": ["Translate German to English: Ja"], "reference": ["Yes"]}, "here:3")
+    assert len(examples_of(read_task("translation"), [*records, german], "here")) == 1, "others are not even parsed"
     (only,) = examples_of(read_task("mt-bench"), records, "here")
     assert only.where == "here:2"
     with pytest.raises(UsageError, match="'here' holds no record of the category writing or"):
