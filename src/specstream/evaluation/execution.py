@@ -101,11 +101,11 @@ def run_program(source: str, limits: Limits | None = None) -> Outcome:
             os.close(writing)
         try:
             _hand_over(process, json.dumps({"source": source, "proof": proof, "limits": asdict(limits)}))
-            report = _listen(reading, time.monotonic() + limits.wall_seconds)
+            said, reason = _listen(reading, time.monotonic() + limits.wall_seconds)
         finally:
             os.close(reading)
             _end(process)
-    return _outcome(report, proof, process.returncode)
+    return _outcome(said, reason, proof, process.returncode)
 
 
 def _hand_over(process: subprocess.Popen[bytes], job: str) -> None:
@@ -115,18 +115,18 @@ def _hand_over(process: subprocess.Popen[bytes], job: str) -> None:
         process.stdin.close()
 
 
-def _listen(reading: int, deadline: float) -> bytes | None:
-    """All that the process says, None if it has not ended in time or says too much."""
+def _listen(reading: int, deadline: float) -> tuple[bytes, str]:
+    """What the process says, and why no more was listened to; empty if it ended."""
     said = b""
     while len(said) < MOST_REPORT:
         ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
-            return None
+            return said, "timeout"
         piece = os.read(reading, MOST_REPORT)
         if not piece:
-            return said
+            return said, ""
         said += piece
-    return None
+    return said, "flooded the report"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -136,9 +136,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _outcome(report: bytes | None, proof: str, code: int) -> Outcome:
+def _outcome(said: bytes, reason: str, proof: str, code: int) -> Outcome:
     lines: list[dict[str, Any]] = []
-    for line in (report or b"").splitlines():
+    for line in said.splitlines():
         try:
             value = json.loads(line)
         except ValueError:  # the program's own, or cut
@@ -146,11 +146,9 @@ def _outcome(report: bytes | None, proof: str, code: int) -> Outcome:
         if isinstance(value, dict):
             lines.append(value)
     isolation = tuple(str(each) for each in next((one["isolation"] for one in lines if "isolation" in one), ()))
-    if report is None:
-        return Outcome(passed=False, reason="timeout", isolation=isolation)
-    if any(one.get("proof") == proof for one in lines):
+    if not reason and any(one.get("proof") == proof for one in lines):
         return Outcome(passed=True, reason="", isolation=isolation)
-    reason = next((str(one["error"])[:300] for one in lines if "error" in one), "")
+    reason = reason or next((str(one["error"])[:300] for one in lines if "error" in one), "")
     if not reason:
         reason = _killed(code) if code < 0 else "ended early"
     return Outcome(passed=False, reason=reason, isolation=isolation)

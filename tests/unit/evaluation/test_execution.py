@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+from specstream.evaluation import execution
 from specstream.evaluation.execution import Limits, run_program
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limits are Linux's")
@@ -48,8 +49,15 @@ def test_an_endless_loop_is_stopped_by_its_processor_time():
 
 
 def test_waiting_for_ever_is_stopped_by_the_clock():
-    found = outcome("import time\nwhile True:\n    time.sleep(1)\n", Limits(wall_seconds=3))
+    found = outcome("import time\nwhile True:\n    time.sleep(1)\n", Limits(wall_seconds=4))
     assert (found.passed, found.reason) == (False, "timeout")
+
+
+def test_what_held_a_program_is_known_even_if_it_was_killed():
+    found = execution._outcome(b'{"isolation": ["resource limits"]}\nnoise\n', "timeout", "proof", -9)
+    assert (found.passed, found.reason, found.isolation) == (False, "timeout", ("resource limits",))
+    late = execution._outcome(b'{"proof": "proof"}\n', "timeout", "proof", -9)
+    assert not late.passed
 
 
 def test_a_memory_bomb_is_a_memory_error():
@@ -116,6 +124,7 @@ def test_a_flood_of_the_pipe_is_cut_and_proves_nothing():
     flood = (
         "import os\nfor fd in range(3, 20):\n    try:\n        os.write(fd, b'x' * 200000)\n    except OSError: pass\n"
     )
-    assert not outcome(flood + "assert False\n").passed
+    found = outcome(flood)
+    assert (found.passed, found.reason) == (False, "flooded the report")
     claim = 'import os\nfor fd in range(3, 20):\n    try:\n        os.write(fd, b\'{"proof": ""}\\n\')\n'
     assert not outcome(claim + "    except OSError: pass\nassert False\n").passed
