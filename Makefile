@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
@@ -12,6 +12,11 @@ run: $(VENV)/.stamp-run
 # A worker that runs dry takes over the end of another's list: neighbours, which share their models, stay together.
 test: check
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# Interrupted, it goes on; finished, it only writes the report again. A new run: BENCH=--no-resume.
+bench: $(VENV)/.stamp-bench
+	$(BIN)/specstream benchmark --config configs/benchmark_smoke.yaml $(BENCH)
+	$(BIN)/specstream report runs/benchmark-smoke
 
 check: $(VENV)/.stamp-test
 	$(BIN)/ruff format --check .
@@ -32,6 +37,9 @@ endef
 
 $(VENV)/.stamp-run: pyproject.toml
 	$(call install,.)
+
+$(VENV)/.stamp-bench: pyproject.toml
+	$(call install,'.[report]')
 
 $(VENV)/.stamp-test: pyproject.toml
 	$(call install,'.[test]')

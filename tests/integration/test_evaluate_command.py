@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from specstream.cli import main
+from specstream.evaluation.evaluate_config import read_config
+from specstream.tasks.task import task_names
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("rouge_score")
@@ -171,6 +174,11 @@ def test_a_draft_that_does_not_fit_is_refused_before_a_model_is_loaded(run, monk
     assert (code, out) == (2, "")
     assert "--set: the draft" in err
     assert "has another vocabulary" in err
+
+
+def test_the_configuration_that_comes_along_names_every_task():
+    config, _ = read_config(Path(__file__).parents[2] / "configs" / "eval_full.yaml")
+    assert sorted(config.datasets) == task_names()
 
 
 def test_an_unknown_key_names_its_line(run, folder, tmp_path):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from specstream.cli import main
+from specstream.evaluation.benchmark.config import read_config
+from specstream.evaluation.benchmark.experiments import make_plan
 from tests.tiny import tiny_model, tiny_tokenizer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +81,12 @@ def test_options_do_as_well_as_a_file(run, folder, tmp_path):
     assert set(record["arms"]) == {"plain", "draft_model"}
     assert record["arms"]["draft_model"]["parts"]["draft"]["seconds"] > 0
     assert record["arms"]["draft_model"]["prompts"] == 2
+
+
+def test_the_configuration_that_comes_along_is_one_of_both_commands():
+    config, document = read_config(CONFIGS / "benchmark_profile.yaml")
+    (group,) = make_plan(config, document).groups
+    assert [arm.name for arm in group.arms] == ["plain", "auto", "lookup"], "there is no draft in it"
 
 
 @pytest.mark.parametrize(

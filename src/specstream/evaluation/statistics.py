@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from math import sqrt
-from statistics import NormalDist
+from math import exp, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +52,9 @@ def ratio_of_ratios(sides: Sequence[tuple[Values, Values]], seed: int = 0) -> Es
     value = float(figure(None))
     if size == 1:
         return Estimate(value=value, low=0.0, high=float("inf"))
-    tail = _tail(size)
     weights = np.stack([np.bincount(each, minlength=size) for each in drawn]).astype(np.float64)
-    low, high = np.quantile(figure(weights), [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high))
+    reach = _quantile(size) * float(np.std(np.log(figure(weights))))
+    return Estimate(value=value, low=value * exp(-reach), high=value * exp(reach))
 
 
 def sign_flips(values: Values, seed: int = 0) -> float:
@@ -95,14 +93,13 @@ def student(probability: float, freedom: int) -> float:
     return float(np.tan(np.interp(probability, below / below[-1], angles)) * sqrt(freedom))
 
 
-def _tail(size: int) -> float:
-    """The quantile to cut at on either side.
+def _quantile(size: int) -> float:
+    """What to multiply a standard deviation over resamples with.
 
-    Few values, resampled, scatter less than they should: by sqrt((n-1)/n), and as their spread is not known. A quantile
-    further out makes up for both (Hesterberg, "What teachers should know about the bootstrap").
+    Few values, resampled, scatter less than they should, by sqrt((n-1)/n), and how much is badly known from them, which
+    is what Student's t is for. Quantiles of the resamples could not lie outside of what the few prompts show.
     """
-    outer = sqrt(size / (size - 1)) * student((1 + LEVEL) / 2, size - 1)
-    return NormalDist().cdf(-outer)
+    return sqrt(size / (size - 1)) * student((1 + LEVEL) / 2, size - 1)
 
 
 def _log_speed(amounts: Values, weights: Values | None) -> Values:

@@ -165,7 +165,8 @@ class RunFolder:
         if line["kind"] == "arm":
             self.arms[arm] = dict(line)
         else:
-            self._samples[(*arm, line["item"], line["repeat"])] = dict(line)
+            key: Key = (*arm, line["item"], line["repeat"])
+            self._samples[key] = dict(line)
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

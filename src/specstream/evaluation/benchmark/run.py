@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from specstream.config import EngineConfig
 from specstream.engine import SpeculativeEngine
 from specstream.evaluation.benchmark.config import BenchmarkConfig
 from specstream.evaluation.benchmark.experiments import Arm, Group, Plan
@@ -98,8 +99,8 @@ class _Bench:
         for each in parts.values():
             for item in items[: self._config.measure.warmup]:
                 self._generate(each, item, group)
-        for number, (repeat, index) in enumerate(turns):
-            first = number % len(group.arms)
+        for repeat, index in turns:
+            first = (repeat * len(items) + index) % len(group.arms)
             for arm in (*group.arms[first:], *group.arms[:first]):
                 self._say(f"{_title(group)}, {arm.name}")
                 own = parts.get(_name(arm))
@@ -120,9 +121,10 @@ class _Bench:
         failed: dict[str, str] = {}
         drafts: dict[tuple[str, str], LoadedDraft] = {}
         for arm in group.arms:
+            own = arm.config.model_copy(update={"dtype": engine.config.dtype, "runtime": engine.config.runtime})
             try:
-                draft = self._draft(arm, engine, drafts)
-                parts = build_parts(engine.target, engine.tokenizer, draft, arm.config)
+                draft = self._draft(arm.draft, own, engine, drafts)
+                parts = build_parts(engine.target, engine.tokenizer, draft, own)
             except Exception as error:  # one arm is not worth the others
                 failed[_name(arm)] = f"it cannot be built: {_reason(error)}"
                 continue
@@ -147,15 +149,18 @@ class _Bench:
         return built, failed
 
     def _draft(
-        self, arm: Arm, engine: SpeculativeEngine, drafts: dict[tuple[str, str], LoadedDraft]
+        self,
+        name: str | None,
+        config: EngineConfig,
+        engine: SpeculativeEngine,
+        drafts: dict[tuple[str, str], LoadedDraft],
     ) -> LoadedDraft | None:
-        """The arm's draft model; arms that differ in other things share it."""
-        if arm.draft is None:
+        """A draft model; arms that differ in other things share it."""
+        if name is None:
             return None
-        key = (arm.draft, arm.config.draft_quantization)
+        key = (name, config.draft_quantization)
         if key not in drafts:
-            draft = engine.model if arm.draft == engine.model_name else arm.draft
-            config = arm.config.model_copy(update={"dtype": engine.config.dtype, "runtime": engine.config.runtime})
+            draft = engine.model if name == engine.model_name else name
             drafts[key] = share_draft(engine.target, engine.tokenizer, draft, config)
         return drafts[key]
 

@@ -68,7 +68,8 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "arms": [_arm(place, samples, arms, folder) for place, samples in arms.items()],
         "failures": [
             {key: sample[key] for key in (*_KEYS, "item", "repeat", "error")}
-            for sample in folder.samples
+            for samples in arms.values()
+            for sample in sorted(samples, key=lambda each: (each["item"], each["repeat"]))
             if sample["error"] is not None
         ],
     }
@@ -115,6 +116,7 @@ def _arm(
     weights = facts.get("weights_bytes")
     return {
         **{key: samples[0][key] for key in _KEYS},
+        "vary": folder.run["settings"]["experiments"].get(place[0], {}).get("vary"),
         "facts": {key: value for key, value in facts.items() if key not in ("kind", *_KEYS)},
         "memory_overhead": facts["draft_bytes"] / weights if weights else None,
         "all": figures(lambda _: True),
@@ -170,10 +172,10 @@ def _speedup(own: Sequence[Sample], base: Sequence[Sample], *, prefill: bool = F
 
 
 def plain_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    """An estimate as JSON holds it; an end that is not known is null."""
+    """An estimate as JSON holds it; an interval that is not known is null."""
     if estimate is None:
         return None
-    return {name: value if math.isfinite(value) else None for name, value in asdict(estimate).items()}
+    return asdict(estimate) if math.isfinite(estimate.high) else {"value": estimate.value, "low": None, "high": None}
 
 
 def as_array(rows: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
@@ -229,19 +231,19 @@ def _theory(samples: Sequence[Sample], costs: Mapping[tuple[int, int], float]) -
     """
     rounds = [(passed, rows) for each in samples for passed, rows in zip(each["passes"], each["depths"], strict=True)]
     proposing: dict[int, list[float]] = defaultdict(list)
-    for (_, seconds, *_), rows in rounds:
-        proposing[max(row[0] for row in rows)].append(seconds)
+    for (_, drafted, *_), rows in rounds:
+        proposing[max(row[0] for row in rows)].append(drafted)
     drafting = {depth: median(seconds) for depth, seconds in proposing.items()}
     expected = [1.0]
     product = 1.0
     for share in _positions([row for _, rows in rounds for row in rows])["acceptance"]:
         product *= share
         expected.append(expected[-1] + product)
-    tokens = sum(expected[row[0]] for _, rows in rounds for row in rows)
-    seconds: float = sum(
-        costs[len(rows), width] + drafting[max(row[0] for row in rows)] for (width, *_), rows in rounds
-    )
-    return tokens / seconds
+    tokens = spent = 0.0
+    for (width, *_), rows in rounds:
+        tokens += sum(expected[row[0]] for row in rows)
+        spent += costs[len(rows), width] + drafting[max(row[0] for row in rows)]
+    return tokens / spent
 
 
 def _share(part: int, whole: int) -> float:

@@ -118,6 +118,9 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
         axis.grid(axis="x")
         axis.set_yticks(range(len(arms)), labels)
         axis.set_ylim(len(arms) - 0.4, -0.6)
+    axes[0].set_xlim(0, _furthest(arms))
+    for axis in axes[max(0, len(panels) - columns) : len(panels)]:  # also where no panel stands below
+        axis.tick_params(labelbottom=True)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     figure.supxlabel("times plain decoding", fontsize=9)
@@ -126,8 +129,18 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
         "speedup",
         "Speedup by method and category",
         "Decoding speed over plain decoding of the same model, runtime, process and prompts; the bar is the 95 % "
-        "interval over prompts. The line at 1 is plain decoding. Where a category has one prompt there is no interval.",
+        "interval over prompts. The line at 1 is plain decoding. A bar that leaves its panel goes on; of one "
+        "prompt there is none.",
     )
+
+
+def _furthest(arms: Arms) -> float:
+    """How far panels reach: the interval of a few prompts may be as wide as it likes, and then leaves its panel."""
+    values: list[float] = [
+        own["speedup"]["value"] for each in arms for own in each["categories"].values() if own.get("speedup")
+    ]
+    furthest: float = max([1.0, *values, *(1.15 * each["all"]["speedup"]["value"] for each in arms)])
+    return 1.1 * furthest
 
 
 def _theory(arms: Arms, looks: _Looks) -> Chart:
@@ -239,6 +252,7 @@ def _ablations(arms: Arms, looks: _Looks) -> Chart:
         axis.set_xticks([place(value) for value in values], [str(value) for value in values])
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_title(name, fontsize=9)
+        axis.set_xlabel(own[0]["vary"])
         axis.set_ylabel("times plain decoding")
         axis.set_ylim(bottom=0)
         axis.grid(axis="y")
