@@ -64,8 +64,8 @@ def answer_all(engine: Any, loaded: Loaded, answers: Answers, *, warmup: int, on
     todo = [index for index in range(len(loaded.examples)) if "error" in answers.records.get(index, {"error": ""})]
     if todo:
         engine.target.prepare(rows=1, nodes=most_nodes(engine.parts) + 1)
-    for index in [at for at in todo for _ in range(warmup)][:warmup]:
-        _record(sides, loaded, index, config)
+    for _ in range(warmup if todo else 0):
+        _record(sides, loaded, todo[0], config)
     done = len(loaded.examples) - len(todo)
     for index in todo:
         answers.add(_record(sides, loaded, index, config))
