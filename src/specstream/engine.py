@@ -25,6 +25,7 @@ from specstream.models.load import load_model
 from specstream.parts import build_parts, check_choice, draft_bytes, model_name, prepare
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
+from specstream.settings_file import read_settings
 from specstream.text import Chat, Prompt, encode
 
 CALIBRATION_TOKENS = 16
@@ -70,6 +71,22 @@ class SpeculativeEngine:
         self.parts = build_parts(self.target, tokenizer, model if same else draft_model, self.config)
         self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
         self._totals = Totals()
+
+    @classmethod
+    def from_config(cls, path: str, **settings: Unpack[EngineSettings]) -> SpeculativeEngine:
+        """An engine as a YAML file says, such as ``specstream tune`` writes.
+
+        Args:
+            path: the file: ``model``, perhaps ``draft_model``, and settings by name.
+            **settings: replace the file's.
+
+        Raises:
+            UsageError: a file that cannot be read, an unknown key, a value outside its range, no ``model``.
+        """
+        given = {**read_settings(path), **settings}
+        if given.get("model") is None:
+            raise UsageError(f"{path} names no model; give it as model: NAME")
+        return cls(**given)
 
     @overload
     def generate(self, prompt: str | Chat, **settings: Unpack[SamplingSettings]) -> GenerationResult: ...

@@ -47,11 +47,14 @@ def _register_verbs(app: typer.Typer) -> None:
         benchmark,
         compare,
         distill_data,
+        evaluate,
         generate,
         make_draft,
         models,
+        profile,
         report,
         train,
+        tune,
     )
 
     app.command()(generate.generate)
@@ -61,6 +64,9 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(bench_task.bench_task)
     app.command()(benchmark.benchmark)
     app.command()(report.report)
+    app.command()(evaluate.evaluate)
+    app.command()(profile.profile)
+    app.command()(tune.tune)
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)

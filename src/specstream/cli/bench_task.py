@@ -48,11 +48,11 @@ def bench_task(
     """Quality of two models of one task, and how many passes and how much time streams save."""
     from specstream.evaluation.quality import counted
     from specstream.evaluation.task_bench import compared
-    from specstream.tasks.task import read_examples, read_task
+    from specstream.tasks.task import read_examples, read_task, spread
 
     check_output(output)
     chosen = read_task(task)
-    examples = _spread(read_examples(chosen, data), limit)
+    examples = spread(read_examples(chosen, data), limit)
     for metric in chosen.metrics:  # a package that is missing is missed before the models have run
         counted(metric, [""], [[""]])
     settings = {"device": device, "dtype": dtype, "runtime": runtime}
@@ -92,11 +92,6 @@ def _models(model: str, shared: str | None, heads: str | None) -> list[tuple[str
 def _inside(folder: str, name: str) -> str:
     inner = Path(folder) / name
     return str(inner) if (inner / "config.json").exists() else folder
-
-
-def _spread(examples: list[TaskExample], limit: int | None) -> list[TaskExample]:
-    count = min(limit or len(examples), len(examples))
-    return [examples[at * len(examples) // count] for at in range(count)]
 
 
 def _run(

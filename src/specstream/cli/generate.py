@@ -6,12 +6,15 @@ import json
 import sys
 from typing import Any
 
+import typer
+
 from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.errors import UsageError
 
 
 def generate(
+    context: typer.Context,
     words: options.Words = None,
     prompt: options.PromptOption = None,
     model: options.Model = "smollm2-135m",
@@ -33,12 +36,13 @@ def generate(
     draft_quantization: options.DraftQuantization = "auto",
     heads: options.HeadsFolder = None,
     pruning: options.Pruning = None,
+    config: options.EngineFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Generate text. It is the model's own text; the drafter only makes it arrive sooner."""
     text = _one_prompt(words, prompt)
     options.check_drafter(drafter)
-    settings = {
+    settings: dict[str, Any] = {
         "drafter": drafter,
         "gamma": k,
         "max_speculation_depth": k,
@@ -57,6 +61,8 @@ def generate(
         "heads": heads,
         "pruning": pruning,
     }
+    if config is not None:
+        model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
     engine = load_engine(model, draft, settings)
     from specstream.text import asked
 
@@ -65,6 +71,19 @@ def generate(
         print(json.dumps(dict(engine.generate(content))))
     else:
         _show(engine.stream(content))
+
+
+def _with_file(path: str, context: typer.Context, given: dict[str, Any]) -> tuple[str, str | None, dict[str, Any]]:
+    """Model, draft and settings as a file says; where an option was given, that, and the options' defaults else."""
+    from specstream.settings_file import read_settings
+
+    names = {"draft_model": "draft", "gamma": "k", "max_speculation_depth": "k"}
+    sources = {key: context.get_parameter_source(names.get(key, key)) for key in given}
+    # By name: the class of these lives elsewhere in other releases of typer.
+    typed = {key for key, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    said = {key: value for key, value in read_settings(path).items() if key not in typed and value is not None}
+    settings = {**given, **said}
+    return settings.pop("model"), settings.pop("draft_model"), settings
 
 
 def _show(pieces: Any) -> None:

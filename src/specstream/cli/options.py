@@ -32,6 +32,12 @@ Pruning = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this."),
 ]
+EngineFile = Annotated[
+    Text,
+    typer.Option(
+        "--config", "-c", help="Settings in a YAML file, as tune writes them; options given here replace its."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
 Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]
 Depth = Annotated[

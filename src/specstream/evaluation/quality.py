@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specstream.errors import UsageError
 from specstream.extras import require
 from specstream.tasks.task import Metric
 
@@ -90,6 +92,18 @@ def difference(metric: Metric, numbers: Values, others: Values, seed: int = 0) -
     return _estimate(value, figure(_resampled(numbers, seed), size) - figure(_resampled(others, seed), size))
 
 
+def final_number(text: str) -> Decimal | None:
+    """The number that an answer ends in: the first behind its last "####", "answer is" or "boxed", else the last."""
+    marked = re.split(r"####|answer is:?|\\boxed\{", text, flags=re.IGNORECASE)
+    numbers = re.findall(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?", marked[-1])
+    if len(marked) == 1 or not numbers:
+        numbers = re.findall(r"(?<![\d.])-?\d[\d,]*(?:\.\d+)?", text)[-1:]
+    try:
+        return Decimal(numbers[0].replace(",", "")) if numbers else None
+    except InvalidOperation:
+        return None
+
+
 def normalised(text: str) -> str:
     """SQL without what does not matter: case, spaces, a semicolon at the end."""
     return re.sub(r"\s+", " ", text).strip().removesuffix(";").strip().lower()
@@ -109,6 +123,10 @@ def _estimate(value: float, resampled: Values) -> Estimate:
 def _judge(metric: Metric) -> _Judge:
     if metric == "exact_match":
         return _Judge(count=_exact, figure=_percent)
+    if metric == "exact_answer":
+        return _Judge(count=_exact_answer, figure=_percent)
+    if metric == "pass@1":
+        return _Judge(count=_not_counted, figure=_percent)
     if metric == "bleu":
         return _bleu()
     return _rouge(metric)
@@ -116,6 +134,15 @@ def _judge(metric: Metric) -> _Judge:
 
 def _exact(answer: str, references: Sequence[str]) -> list[float]:
     return [float(normalised(answer) in map(normalised, references))]
+
+
+def _exact_answer(answer: str, references: Sequence[str]) -> list[float]:
+    found = final_number(answer)
+    return [float(found is not None and found in map(final_number, references))]
+
+
+def _not_counted(answer: str, references: Sequence[str]) -> list[float]:
+    raise UsageError("the metric pass@1 runs programs; give the task to: specstream evaluate --execute-code")
 
 
 def _percent(sums: Values, examples: int) -> Values:

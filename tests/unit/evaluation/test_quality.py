@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pytest
 
-from specstream.errors import MissingPackageError
-from specstream.evaluation.quality import counted, difference, estimate, normalised
+from specstream.errors import MissingPackageError, UsageError
+from specstream.evaluation.quality import counted, difference, estimate, final_number, normalised
 
 ANSWERS = ["the cat sat on the mat", "a dog runs in the park", "there is a place in town", "hello"]
 REFERENCES = [
@@ -23,6 +24,36 @@ def test_sql_matches_whatever_its_case_and_spaces():
     numbers = counted("exact_match", answers, [["SELECT a FROM b"], ["SELECT a FROM b"]])
     assert numbers.tolist() == [[1.0], [0.0]]
     assert estimate("exact_match", numbers).value == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("He pays 3-1=2.\n#### 1,200", "1200"),
+        ("The answer is $18.00. Then 5 more were asked.", "18"),
+        ("so \\boxed{-3} it is, 7", "-3"),
+        ("first 4, then 5.", "5"),
+        ("3 - 4 = -1", "-1"),
+        ("The answer is: unknown, of 9", "9"),
+        ("2023-11", "11"),
+        ("none", None),
+        ("", None),
+    ],
+)
+def test_the_number_that_an_answer_ends_in(text, number):
+    assert final_number(text) == (None if number is None else Decimal(number))
+
+
+def test_an_exact_answer_is_a_number_and_no_text():
+    numbers = counted("exact_answer", ["is 18.0", "is 17", "?"], [["#### 18"], ["#### 18"], ["#### 18"]])
+    assert numbers.tolist() == [[1.0], [0.0], [0.0]]
+    assert estimate("exact_answer", numbers).value == pytest.approx(100 / 3)
+
+
+def test_programs_are_not_judged_by_their_text():
+    with pytest.raises(UsageError, match="specstream evaluate --execute-code"):
+        counted("pass@1", ["a"], [["a"]])
+    assert estimate("pass@1", np.array([[1.0], [0.0], [1.0], [1.0]])).value == 75
 
 
 def test_rouge_takes_the_reference_that_fits_best():

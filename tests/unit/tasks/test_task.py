@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from specstream.errors import UsageError
-from specstream.tasks.task import read_examples, read_task, task_names, training_records
+from specstream.tasks.source import load_examples as load_data
+from specstream.tasks.task import examples_of, program_of, read_examples, read_task, task_names, training_records
 from specstream.training.config import DataSection
 from specstream.training.data import load_examples
 from tests.tiny import tiny_tokenizer
@@ -16,6 +19,21 @@ prompt: "{question}\\nA:\\n"
 references: [answer, other]
 metrics: [exact_match]
 """
+
+NAMES = [
+    "cnn_dailymail",
+    "dialogsum",
+    "e2e-nlg",
+    "gsm8k",
+    "humaneval",
+    "mgsm",
+    "mt-bench",
+    "spec-bench",
+    "spider",
+    "translation",
+    "wikisql",
+    "xsum",
+]
 
 
 @pytest.fixture
@@ -41,7 +59,7 @@ def data(tmp_path):
 
 
 def test_every_task_of_the_package_can_be_read():
-    assert task_names() == ["dialogsum", "e2e-nlg", "spider", "wikisql"]
+    assert task_names() == NAMES
     assert all(read_task(name).description for name in task_names())
 
 
@@ -81,11 +99,14 @@ def test_a_new_task_is_one_file(own, data):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("metrik: [bleu]\n", r"own.yaml': unknown key 'metrik'; known are chat, .*metrics"),
+        ("metrik: [bleu]\n", r"own.yaml': unknown key 'metrik'; known are aliases, .*chat, .*metrics"),
         ("parse: {field: a, patern: b}\n", r"own.yaml': (pattern|parse.pattern|unknown key 'parse.patern')"),
         ("parse: {field: a, pattern: '('}\n", "parse.pattern is '\\('; give a regular expression"),
         ("parse: {field: a, pattern: 'b'}\n", "parse.pattern is 'b'; give a regular expression with named groups"),
         ("max_new_tokens: 0\n", "max_new_tokens is 0; give"),
+        ("dataset: {name: a, splt: b}\n", r"unknown key 'dataset.splt'; known are config, name"),
+        ("program: '{answer}'\ncategory_metrics: {a: ['pass@1']}\n", "give a program with {answer_of_the_model} in it"),
+        ("categories: [a]\n", "something is missing; give category, the field"),
         ("stop: [\n", "is not YAML"),
     ],
 )
@@ -103,7 +124,7 @@ def test_a_prompt_names_fields(tmp_path, prompt):
 
 
 def test_an_unknown_task_names_those_there_are():
-    with pytest.raises(UsageError, match=r"task 'chess' cannot be read: .*give dialogsum, e2e-nlg, spider, wikisql"):
+    with pytest.raises(UsageError, match=r"task 'chess' cannot be read: .*give cnn_dailymail, dialogsum, .*, xsum"):
         read_task("chess")
 
 
@@ -147,3 +168,105 @@ def test_prompts_to_judge_by_are_kept_out_of_training(own, data):
     judged = data({"question": "One two 2", "answer": "four"}, name="test.jsonl")
     section = DataSection(task=own(), files=[str(train)], exclude=[str(judged)], eval_examples=0)
     assert len(load_examples(section, tiny_tokenizer(), 0)[0]) == 3
+
+
+# One record of each task, as its own files have it and as another edition does.
+EDITIONS = {
+    "cnn_dailymail": [
+        {"article": "News.\n", "highlights": "Short."},
+        {"prompt": "Summarise the article:\n\nNews.\n", "completion": "Short.<|endoftext|>"},
+        {"prompt": "In 2 or 3 sentences, what are the points?\n\nArticle: News.", "completion": "Short."},
+    ],
+    "xsum": [
+        {"document": "News.", "summary": "Short."},
+        {"prompt": "Summarize: News.\n", "completion": "Short.<|endoftext|>"},
+        {"prompt": "News.\n\n===\n\nWrite a summary of the text above :\n", "completion": "Short.<|endoftext|>"},
+    ],
+    "translation": [
+        {"translation": {"de": "Ja", "en": "Yes"}},
+        {"category": "translation", "turns": ["Translate German to English: Ja"], "reference": ["Yes"]},
+    ],
+    "e2e-nlg": [{"mr": "name[A]", "ref": "A."}, {"meaning_representation": "name[A]", "human_reference": "A."}],
+    "mt-bench": [
+        {"category": "math", "turns": ["one", "two"], "reference": ["1", "2"]},
+        {"category": "math", "prompt": ["one", "two"]},
+    ],
+}
+
+
+@pytest.mark.parametrize("name", EDITIONS)
+def test_editions_of_one_data_set_are_read_alike(name):
+    task = read_task(name)
+    read = [examples_of(task, [(record, "here:1")], "here") for record in EDITIONS[name]]
+    said = [(each.prompt, each.later, each.references[:1]) for (each,) in read]
+    assert all(each == said[0] for each in said)
+    assert "News" in read[0][0].prompt or name not in ("xsum", "cnn_dailymail")
+
+
+def test_a_conversation_has_later_turns_and_the_references_of_its_first():
+    records = [
+        {"category": "math", "turns": ["one", "two"], "reference": ["1", "2"]},
+        {"category": "rag", "turns": ["three"], "reference": [["a", "b"]]},
+        {"category": "qa", "turns": ["four"]},
+    ]
+    first, second, third = examples_of(read_task("spec-bench"), [(each, "here") for each in records], "here")
+    assert (first.prompt, first.later, first.references, first.category) == ("one", ("two",), ("1",), "math")
+    assert (second.references, third.references) == (("a", "b"), ())
+
+
+def test_categories_that_a_task_leaves_out_are_left_out():
+    records = [({"category": "qa", "turns": ["a"]}, "here:1"), ({"category": "stem", "turns": ["b"]}, "here:2")]
+    german = ({"category": "translation", "turns": ["Translate German to English: Ja"], "reference": ["Yes"]}, "here:3")
+    assert len(examples_of(read_task("translation"), [*records, german], "here")) == 1, "others are not even parsed"
+    (only,) = examples_of(read_task("mt-bench"), records, "here")
+    assert only.where == "here:2"
+    with pytest.raises(UsageError, match="'here' holds no record of the category writing or"):
+        examples_of(read_task("mt-bench"), records[:1], "here")
+
+
+def test_a_number_is_a_reference_even_if_it_is_zero():
+    (example,) = examples_of(read_task("mgsm"), [({"question": "q", "answer_number": 0}, "here")], "here")
+    assert example.references == ("0",)
+
+
+def test_a_program_is_put_together_around_the_answer():
+    record = {
+        "prompt": "def one():\n",
+        "canonical_solution": "    return 1\n",
+        "test": "def check(candidate):\n    assert {1: 2}[candidate()] == 2\n",
+        "entry_point": "one",
+    }
+    task = read_task("humaneval")
+    (example,) = examples_of(task, [(record, "here")], "here")
+    assert example.prompt == "def one():\n"
+    program = program_of(task, example, "    return 1")
+    assert program.startswith("def one():\n    return 1\n")
+    assert program.endswith("check(one)\n")
+    with pytest.raises(UsageError, match="here has no 'test'"):
+        examples_of(task, [({**record, "test": None} | {"entry_point": "one"}, "here")], "here")
+
+
+def test_data_comes_from_the_hub_where_no_file_is_given(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, *, split, revision):
+        asked.append((name, config, split, revision))
+        return [{"question": "q", "answer": "so #### 7"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    (example,) = load_data("gsm8k", read_task("gsm8k"))
+    assert asked == [("openai/gsm8k", "main", "test", None)]
+    assert (example.references, example.where) == (("so #### 7",), "openai/gsm8k:1")
+    with pytest.raises(UsageError, match=r"task 'spider' names no data set of the hub; give a .jsonl file"):
+        load_data("spider", read_task("spider"))
+    with pytest.raises(UsageError, match=r"data 'nowhere.jsonl' of the task 'gsm8k' is no file"):
+        load_data("gsm8k", read_task("gsm8k"), "nowhere.jsonl")
+
+
+def test_a_hub_that_does_not_answer_is_an_error_with_a_remedy(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(UsageError, match=r"'openai/gsm8k' of the task 'gsm8k' cannot be loaded: no route; give a file"):
+        load_data("gsm8k", read_task("gsm8k"))
