@@ -159,7 +159,8 @@ class LoRAAdapter:
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    from specstream.training.config import LoRASection, validated
+    from specstream.training.config import LoRASection
+    from specstream.validation import validated
 
     ours = {theirs: name for name, theirs in _NAMES.items()}
     settings = {ours.get(name, name): value for name, value in given.items()}

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
-from specstream.training.config import DataSection, LoggingSection, TrainingSection, validated
+from specstream.training.config import DataSection, LoggingSection, TrainingSection
 from specstream.training.data import Example, Examples, examples_of
 from specstream.training.journal import Journal
 from specstream.training.loop import Loop, make_accelerator
 from specstream.training.recipes.lora import LoRATrainee
+from specstream.validation import validated
 
 if TYPE_CHECKING:
     from specstream.lora import LoRAAdapter

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from specstream.errors import UsageError
 from specstream.tasks.task import read_task
+from specstream.validation import read_values, validated
 
 Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
 
@@ -283,25 +284,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         UsageError: a file that cannot be read, an unknown key, a value outside its range.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config {str(path)!r} cannot be read: {error}; give a YAML file") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"config {str(path)!r} holds no sections; see configs/ for examples")
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals or not name:
-            raise UsageError(f"--set is {override!r}; give key=value, such as training.num_train_steps=100")
-        try:
-            _set(values, name, yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
-    return train_config(values)
+    return train_config(read_values(path, overrides))
 
 
 def train_config(values: dict[str, Any]) -> TrainConfig:
@@ -320,49 +303,3 @@ def train_config(values: dict[str, Any]) -> TrainConfig:
     if config.data.task is not None:
         read_task(config.data.task)  # before a model is loaded for nothing
     return config
-
-
-_Kind = TypeVar("_Kind", bound=BaseModel)
-
-
-def validated(kind: type[_Kind], values: Mapping[str, Any], prefix: str = "") -> _Kind:
-    """An instance of a section.
-
-    Args:
-        kind: its class.
-        values: its fields.
-        prefix: of their names, in errors.
-
-    Raises:
-        UsageError: an unknown key, a missing one, a value outside its range.
-    """
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"]]
-        name = prefix + ".".join(place)
-        if first["type"] == "extra_forbidden":
-            raise UsageError(f"unknown setting {name!r}; known are {', '.join(_known(kind, place[:-1]))}") from None
-        if first["type"] == "missing":
-            raise UsageError(f"{name} is missing; give it, such as recipe: streams") from None
-        remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
-        raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None
-
-
-def _set(values: dict[str, Any], name: str, value: Any) -> None:
-    *sections, key = name.split(".")
-    for section in sections:
-        inner = values.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise UsageError(f"--set {name}: {section!r} is no section; give key=value of a section")
-        values = inner
-    values[key] = value
-
-
-def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
-    for part in place:
-        annotation = kind.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        kind = annotation
-    return sorted(kind.model_fields)
