@@ -39,10 +39,10 @@ class FitSection(BaseModel):
 
     hidden: int = Field(default=24, ge=1)
     reduced: int = Field(default=16, ge=0)
-    epochs: int = Field(default=600, ge=1)
-    patience: int = Field(default=60, ge=1)
+    epochs: int = Field(default=400, ge=1)
+    patience: int = Field(default=40, ge=1)
     folds: int = Field(default=5, ge=2)
-    learning_rate: float = Field(default=5e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=0.02, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
 

@@ -124,7 +124,7 @@ class RouterModel:
         if own["fingerprint"] != self.base["fingerprint"]:
             raise HeadMismatchError(
                 f"the router belongs to {self.base['name']} ({self.base['fingerprint']}) and the model is "
-                f"{own['name']} ({own['fingerprint']}); give that model, or train a router for this one: specstream router train"
+                f"{own['name']} ({own['fingerprint']}); give that model, or train a router for this one"
             )
         embedding = make_embedding(self.embedding["name"], self.embedding.get("model"), target, tokenizer)
         return Features(self.table, embedding)

@@ -2,8 +2,8 @@
 
 The trained table says what to expect of each drafter. What it does not know, such as that this machine is another one,
 is a residual of its own for each drafter: Bayesian linear regression over the table's hidden layer, with a normal
-prior around 0. The choice is Thompson sampling (Thompson 1933; Agrawal and Goyal, arXiv 1209.3352): each drafter's worth is
-drawn from what is believed of it, and the largest is taken, so that it is tried as often as it may be the best.
+prior around 0. The choice is Thompson sampling (Thompson 1933; Agrawal and Goyal, arXiv 1209.3352): a drafter's worth
+is drawn from what is believed of it, and the largest is taken, so that it is tried as often as it may be the best.
 """
 
 from __future__ import annotations
