@@ -18,17 +18,19 @@ FARTHEST = 3.0
 """Deviations of what is believed that one measurement may be off and still be believed as it is."""
 
 MOST_DOUBT = 25.0
-"""How much larger than it was the variance of what is believed may become."""
+"""How many times the variance that the table's errors were taken to have they may turn out to have."""
 
 SURPRISE_WEIGHT = 1 / 8
-"""Of a new measurement in the running mean of how surprising they are."""
+"""Of a new measurement in the running mean of how far the table is off."""
 
 
 class Beliefs:
     """The residual of each drafter's log ratio beyond the table's: a normal distribution over a linear function.
 
-    Where measurements contradict what is believed more than noise and doubt allow, the table is doubted more, of every
-    drafter: the one that was tried turned out to be overrated, and what it was preferred to may be underrated.
+    How much the table is doubted is measured too: ``surprise`` is the mean square of how far it was off, in deviations of
+    noise and doubt, and scales the prior of every drafter. For the one that was tried turned out to be overrated, and
+    then those that it was preferred to may be underrated. It stays while the table is wrong of what is chosen, whether
+    that is known by now or not: what was not tried since is tried.
 
     Args:
         names: the drafters; the first is plain decoding, whose residual is 0.
@@ -67,7 +69,7 @@ class Beliefs:
         """Mean and standard deviation of every drafter's residual, ``[drafters]`` float32 each, at ``hidden``."""
         inputs = _inputs(hidden)
         means = self._means @ inputs
-        deviations = ((self._covariances @ inputs) @ inputs * self.surprise).clamp(min=0).sqrt()
+        deviations = ((self._covariances @ inputs) @ inputs).clamp(min=0).sqrt()
         zero = torch.zeros(1, dtype=torch.float64)
         return torch.cat([zero, means]).float(), torch.cat([zero, deviations]).float()
 
@@ -90,13 +92,12 @@ class Beliefs:
             inputs = _inputs(hidden)
             residual = math.log(tokens_per_second / self.plain) - float(table[arm + 1])
             noise = float(self._noise[arm]) ** 2
+            expected = float(inputs @ torch.linalg.solve(self._prior, inputs)) + noise
+            self.surprise += SURPRISE_WEIGHT * (min(residual**2 / expected, MOST_DOUBT) - self.surprise)
+            self.surprise = max(self.surprise, 1.0)
             believed = float(self._means[arm] @ inputs)
-            variance = float(inputs @ self._covariances[arm] @ inputs) + noise
-            off = (residual - believed) / math.sqrt(variance)
-            bound = FARTHEST * math.sqrt(self.surprise)
-            self.surprise += SURPRISE_WEIGHT * (min(off**2, 4 * MOST_DOUBT) - self.surprise)
-            self.surprise = min(max(self.surprise, 1.0), MOST_DOUBT)
-            residual = believed + max(-bound, min(bound, off)) * math.sqrt(variance)
+            most = FARTHEST * math.sqrt(float(inputs @ self._covariances[arm] @ inputs) + noise)
+            residual = believed + max(-most, min(most, residual - believed))
             self.evidence[arm] += torch.outer(inputs, inputs) / noise
             self.weighted[arm] += inputs * residual / noise
         self._solve()
@@ -121,18 +122,17 @@ class Beliefs:
                 raise ValueError(f"{name} holds NaN or infinity")
         evidence = tensors["evidence"]
         plain, surprise = tensors["scalars"].tolist()
-        if not torch.allclose(evidence, evidence.mT) or bool(
-            (torch.linalg.cholesky_ex(self._prior + evidence)[1]).any()
-        ):
-            raise ValueError("evidence is no covariance")
         if plain <= 0 or not 1 <= surprise <= MOST_DOUBT:
             raise ValueError(f"scalars are {plain} and {surprise}")
+        failures = torch.linalg.cholesky_ex(self._prior / surprise + evidence)[1]
+        if not torch.allclose(evidence, evidence.mT) or bool(failures.any()):
+            raise ValueError("evidence is no covariance")
         self.evidence, self.weighted = evidence.clone(), tensors["weighted"].clone()
         self.plain, self.surprise = plain, surprise
         self._solve()
 
     def _solve(self) -> None:
-        self._covariances = torch.linalg.inv(self._prior + self.evidence)
+        self._covariances = torch.linalg.inv(self._prior / self.surprise + self.evidence)
         self._means = (self._covariances @ self.weighted[:, :, None])[:, :, 0]
 
 
@@ -158,7 +158,8 @@ def save_beliefs(beliefs: Beliefs, path: str | Path, router: str) -> None:
             f"router_state {str(path)!r} cannot be written: {error}; give another file, or none"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
 
 
 def load_beliefs(beliefs: Beliefs, path: str | Path, router: str) -> None:
