@@ -77,11 +77,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return LookaheadDrafter(window=3, ngram=3, guesses=3)
     if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
-    if kind == "streams":
-        return streams_drafter(branching, family, **draft)
-    if kind == "router":
-        names = ("none", "lookup", "draft_model", "mixed-tree")
-        return RoutedDrafter({name: make_drafter(name, family, **draft) for name in names}, undecided_router(names))
+    if kind in ("streams", "router"):
+        return streams_drafter(branching, family, **draft) if kind == "streams" else routed_drafter(family, **draft)
     if kind == "mixed" and branching == "streams":
         return MixedDrafter(LookupDrafter(min_ngram=2), streams_drafter("learned", family, **draft))
     if branching == "part":  # two candidates of three in four tokens, on the kernels of drafts by name
@@ -97,8 +94,15 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
     return drafter
 
 
+def routed_drafter(family: str, **draft: Any) -> Drafter:
+    """Some of the others, with a router that takes another nearly each time."""
+    names = ("draft_model", "mixed-tree")
+    drafters = {name: make_drafter(name, family, **draft) for name in names}
+    return RoutedDrafter(drafters, undecided_router(("none", *names)))
+
+
 def undecided_router(names: Sequence[str]) -> Router:
-    """It knows nothing, and takes another drafter nearly each time."""
+    """It knows nothing, and so leaves it to chance."""
     model = RouterModel(
         network=Network(embedding=0, reduced=0, hidden=2, outputs=len(names) - 1),
         table=torch.zeros(VOCAB, 1 + len(CLASSES), dtype=torch.uint8),

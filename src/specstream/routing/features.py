@@ -38,6 +38,10 @@ REPEATS = (2, 4)
 HINTS = ("log_length", *CLASSES, *(f"repeated_{size}_grams" for size in REPEATS))
 
 _MOST = 255  # of a kind in one token
+_FACTOR = 0x9E3779B97F4A7C1  # an odd number without a pattern
+
+SPREAD = 256
+"""Tokens that the target's embedding is the mean of at most, spread evenly over the prompt."""
 
 
 def token_table(tokenizer: Any, size: int) -> Tensor:
@@ -60,15 +64,21 @@ def token_table(tokenizer: Any, size: int) -> Tensor:
 
 def hints(tokens: Sequence[int], table: Tensor) -> Tensor:
     """The features ``HINTS`` of a prompt, ``[len(HINTS)]`` float32."""
-    counts = table[torch.tensor(tokens, dtype=torch.int64)].sum(0, dtype=torch.float32)
+    ids = torch.tensor(tokens, dtype=torch.int64)
+    counts = table[ids].sum(0, dtype=torch.float32)
     shares = (counts[1:] / counts[0].clamp(min=1)).tolist()
-    return torch.tensor([math.log(1 + len(tokens)), *shares, *(_repeated(tokens, size) for size in REPEATS)])
+    return torch.tensor([math.log(1 + len(tokens)), *shares, *(_repeated(ids, size) for size in REPEATS)])
 
 
-def _repeated(tokens: Sequence[int], size: int) -> float:
-    total = len(tokens) - size + 1
-    grams = zip(*(tokens[start:] for start in range(size)), strict=False)
-    return 1 - len(set(grams)) / total if total > 0 else 0.0
+def _repeated(ids: Tensor, size: int) -> float:
+    """The share of n-grams that are not the first of their kind."""
+    total = len(ids) - size + 1
+    if total < 1:
+        return 0.0
+    grams = ids[:total]
+    for start in range(1, size):  # int64 wraps around: a hash
+        grams = grams * _FACTOR + ids[start : start + total]
+    return 1 - len(grams.unique()) / total
 
 
 class Embedding(Protocol):
@@ -81,6 +91,8 @@ class Embedding(Protocol):
 class TargetEmbedding:
     """The mean of the target's own input embeddings over the prompt: no further weights, no pass of any model.
 
+    Of a long prompt ``SPREAD`` tokens say what it is about as well as all, and to gather them costs no more.
+
     Args:
         weight: the input embeddings, ``[vocab, hidden]``.
     """
@@ -89,7 +101,8 @@ class TargetEmbedding:
         self._weight = weight.detach()
 
     def __call__(self, tokens: Sequence[int]) -> Tensor:
-        rows = self._weight[torch.tensor(tokens, dtype=torch.int64, device=self._weight.device)]
+        spread = tokens[:: math.ceil(len(tokens) / SPREAD)]
+        rows = self._weight[torch.tensor(spread, dtype=torch.int64, device=self._weight.device)]
         return rows.float().mean(0).cpu()
 
 

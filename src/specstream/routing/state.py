@@ -27,10 +27,10 @@ SURPRISE_WEIGHT = 1 / 8
 class Beliefs:
     """The residual of each drafter's log ratio beyond the table's: a normal distribution over a linear function.
 
-    How much the table is doubted is measured too: ``surprise`` is the mean square of how far it was off, in deviations of
-    noise and doubt, and scales the prior of every drafter. For the one that was tried turned out to be overrated, and
-    then those that it was preferred to may be underrated. It stays while the table is wrong of what is chosen, whether
-    that is known by now or not: what was not tried since is tried.
+    How much the table is doubted is measured too: ``surprise`` is the mean square of how far it was off, in deviations
+    of noise and doubt, and scales the prior of every drafter: where one turned out to be overrated, those that it was
+    preferred to may be underrated. It stays while the table is wrong about what is chosen, whether that is known by
+    now or not: what was not tried since is tried.
 
     Args:
         names: the drafters; the first is plain decoding, whose residual is 0.

@@ -34,6 +34,11 @@ def test_what_repeats_is_seen(tokenizer):
     once, often = "one two three four five six", "one two one two one two one two one two"
     assert named(once, tokenizer)["repeated_4_grams"] == 0
     assert named(often, tokenizer)["repeated_4_grams"] > 0.4
+    tokens = [token * token % 7 + token // 60 for token in range(200)]
+    values = dict(zip(HINTS, hints(tokens, token_table(tokenizer, 300)).tolist(), strict=True))
+    for size in (2, 4):
+        grams = list(zip(*(tokens[start:] for start in range(size)), strict=False))
+        assert values[f"repeated_{size}_grams"] == pytest.approx(1 - len(set(grams)) / len(grams))
     assert hints([3], token_table(tokenizer, 300)).isfinite().all()  # shorter than any n-gram
 
 
@@ -49,6 +54,8 @@ def test_the_targets_embedding_is_the_mean_of_its_rows(tokenizer):
     embedding = make_embedding("target", None, model, None)
     rows = model.get_input_embeddings().weight[[5, 6, 6]]
     assert torch.allclose(embedding([5, 6, 6]), rows.mean(0))
+    long = [*range(2, 250)] * 5
+    assert torch.allclose(embedding(long), model.get_input_embeddings().weight[long[::5]].mean(0), atol=1e-6)
     features = Features(token_table(tokenizer, 300), embedding)
     assert features([5, 6, 6]).shape == (len(HINTS) + 48,)
     assert features([5, 6, 6]).requires_grad is False
