@@ -78,7 +78,7 @@ def _repeated(ids: Tensor, size: int) -> float:
     grams = ids[:total]
     for start in range(1, size):  # int64 wraps around: a hash
         grams = grams * _FACTOR + ids[start : start + total]
-    return 1 - len(grams.unique()) / total
+    return 1 - len(grams.unique()) / total  # type: ignore[no-untyped-call]
 
 
 class Embedding(Protocol):
