@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
 
-DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"]
+DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -44,6 +45,8 @@ class EngineSettings(SamplingSettings, total=False):
     adaptive: bool
     draft_quantization: Literal["auto", "none", "int8", "int4"]
     heads: str | None
+    router: str | None
+    router_state: str | None
     pruning: float | None
     acceptance_threshold: float | None
     device: str
@@ -106,7 +109,7 @@ class EngineConfig(BaseModel):
         generation: defaults that ``generate`` and ``stream`` may override.
         drafter: ``auto`` is what the heads or the draft model are for that are given, else ``lookup``, together with
             streams where some are shipped for the model; ``mixed`` is ``lookup`` with what is given, each step by
-            expected profit.
+            expected profit; ``router`` takes for each prompt what it expects most of.
         gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``); None sets no limit of its own.
         max_speculation_depth: the deepest token tree of any drafter. None leaves it to what is measured, up to
             ``DEEPEST``, and is ``UNMEASURED`` where nothing is (see ``adaptive``).
@@ -123,6 +126,8 @@ class EngineConfig(BaseModel):
             output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
         heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; None takes those that
             are shipped, where ``drafter`` asks for them.
+        router: the folder of a router that was trained for this very model (docs/router.md).
+        router_state: the file in which a router keeps what it learns on; None keeps it in memory.
         pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is.
@@ -145,6 +150,8 @@ class EngineConfig(BaseModel):
     adaptive: bool = True
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
     heads: str | None = None
+    router: str | None = None
+    router_state: str | None = None
     pruning: float | None = Field(default=None, gt=0, lt=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
@@ -165,6 +172,15 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
     if "torch_dtype" in given:  # transformers' older name
         given["dtype"] = given.pop("torch_dtype")
     return _validated(EngineConfig, {**given, "generation": _validated(GenerationConfig, generation)})
+
+
+def with_settings(config: EngineConfig, settings: Mapping[str, Any]) -> EngineConfig:
+    """A configuration with other settings of the engine.
+
+    Raises:
+        UsageError: an unknown name, or a value outside its range.
+    """
+    return _validated(EngineConfig, {**dict(config), **settings})
 
 
 def generation_config(defaults: GenerationConfig, settings: SamplingSettings) -> GenerationConfig:

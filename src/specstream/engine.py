@@ -19,7 +19,7 @@ from specstream.core.decode import Row
 from specstream.core.ports import Drafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
-from specstream.generation import Generation, TextPieces, is_batch
+from specstream.generation import Generation, TextPieces, is_batch, plain_baseline
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
 from specstream.parts import build_parts, check_choice, draft_bytes, model_name, prepare
@@ -27,12 +27,6 @@ from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
 from specstream.settings_file import read_settings
 from specstream.text import Chat, Prompt, encode
-
-CALIBRATION_TOKENS = 16
-"""Tokens of plain decoding, per row, that ``speedup`` is measured against."""
-
-# A caller's processor may keep state and is shown the tokens of the output only.
-_CALIBRATION = {"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": [], "logits_processor": []}
 
 
 class SpeculativeEngine:
@@ -210,7 +204,8 @@ class SpeculativeEngine:
     def _report(self, generation: Generation) -> list[GenerationResult]:
         baseline = self._baseline(generation)
         timings = generation.timings
-        speedup = generation.new_tokens / timings.decode / baseline["tokens_per_second"]
+        speedup = generation.speed / baseline["tokens_per_second"]
+        generation.teach(baseline["tokens_per_second"])
         self._totals.add(generation.rows, timings.total)
         self._totals.speedups.append(speedup)
         return [self._result(generation, row, speedup, baseline) for row in generation.rows]
@@ -234,6 +229,7 @@ class SpeculativeEngine:
             lossless=self.config.acceptance_threshold is None or generation.config.temperature == 0,
             drafter=self.parts.drafter.name,
             drafts=dict(stats.drafts),
+            routing=None if generation.choice is None else generation.choice.to_dict(),
             model=self.model_name,
             dtype=_dtype_name(self.model),
             device=str(self.model.device),
@@ -241,21 +237,10 @@ class SpeculativeEngine:
         )
 
     def _baseline(self, generation: Generation) -> dict[str, Any]:
-        """Plain decoding of the same model in the same runtime and process, measured once per batch size."""
-        config = generation.config
-        key = (len(generation.rows), config.temperature == 0)
+        """What ``speedup`` is measured against, measured once per batch size."""
+        key = (len(generation.rows), generation.config.temperature == 0)
         if key not in self._baselines:
-            plain = Generation(
-                self.parts.with_drafter(NoDrafter()),
-                generation.prompts,
-                config.model_copy(update=_CALIBRATION),
-            )
-            plain.run()
-            self._baselines[key] = {
-                "method": "plain decoding, same model, runtime, process and batch size; prefill not counted",
-                "tokens": plain.new_tokens,
-                "tokens_per_second": plain.new_tokens / plain.timings.decode,
-            }
+            self._baselines[key] = plain_baseline(generation)
         return self._baselines[key]
 
 

@@ -44,7 +44,12 @@ def speculative_decode(
         raise UsageError("stop strings need a tokenizer; take SpeculativeEngine for them")
     model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
     parts = build_parts(model, None, draft, config)
-    generation = Generation(parts, _prompts(input_ids), config.generation).run()
+    generation = Generation(parts, prompts_of(input_ids), config.generation).run()
+    return output_of(generation, target)
+
+
+def output_of(generation: Generation, target: Any) -> tuple[Tensor, dict[str, Any]]:
+    """What ``speculative_decode`` returns, of a generation that has ended with this target."""
     totals = Totals()
     totals.add(generation.rows, generation.timings.total)
     metrics = {
@@ -56,7 +61,7 @@ def speculative_decode(
         "mean_accepted_length": totals.mean_accepted_length,
         "exact": generation.rows[0].exact,
     }
-    return _padded([row.tokens for row in generation.rows], target, model.model.device), metrics
+    return _padded([row.tokens for row in generation.rows], target, target.device), metrics
 
 
 def custom_generate(draft_model: Any = None, **settings: Unpack[EngineSettings]) -> Callable[..., Any]:
@@ -145,7 +150,8 @@ def _criteria_check(criteria: Any, width: int, pad: int, device: torch.device) -
     return check
 
 
-def _prompts(input_ids: Any) -> list[list[int]]:
+def prompts_of(input_ids: Any) -> list[list[int]]:
+    """The rows of token ids: a tensor ``[n]`` or ``[rows, n]``, or a list of rows."""
     if isinstance(input_ids, Tensor):
         input_ids = input_ids.tolist()
     if not input_ids or isinstance(input_ids[0], int):
@@ -155,7 +161,7 @@ def _prompts(input_ids: Any) -> list[list[int]]:
 
 def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     if mask is None:
-        return _prompts(input_ids)
+        return prompts_of(input_ids)
     return [row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)]
 
 

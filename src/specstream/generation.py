@@ -10,10 +10,23 @@ from typing import Any
 from specstream.config import GenerationConfig
 from specstream.core.decode import Round, Row, Speculation, StopCheck, Stopping, decode, start_rows
 from specstream.core.ports import Drafter, Target
+from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
 from specstream.results import GenerationResult
+from specstream.routing.drafter import RoutedDrafter
+from specstream.routing.router import Choice
 from specstream.text import TextStream, cut_at_stop, stop_check
+
+CALIBRATION_TOKENS = 16
+"""Tokens of plain decoding, per row, that ``speedup`` is measured against."""
+
+# A caller's processor may keep state and is shown the tokens of the output only.
+_CALIBRATION = {"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": [], "logits_processor": []}
+
+LEAST_TOKENS = 16
+"""A shorter text tells a router nothing: its first rounds, in which prices are tried, are most of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +43,10 @@ class Parts:
     def with_drafter(self, drafter: Drafter) -> Parts:
         """The same with another drafter, whose rounds teach this one's controller nothing."""
         return replace(self, drafter=drafter, speculation=replace(self.speculation, controller=None))
+
+    def sharing(self, drafter: Drafter) -> Parts:
+        """The same with another drafter, and one controller of both."""
+        return replace(self, drafter=drafter)
 
 
 class Generation:
@@ -57,6 +74,7 @@ class Generation:
         self.prompts = prompts
         self.check = check or stop_check(parts.tokenizer, config.stop_strings)
         self.timings = Timings()
+        self.choice: Choice | None = None
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
         self.rows = start_rows(prompts, seeds, parts.target.context_length)
@@ -68,11 +86,12 @@ class Generation:
         if config.seed is not None and config.temperature > 0:
             # The depth of a tree decides how chance is spent, and a seed has to repeat.
             speculation = replace(speculation, controller=None)
+        sampling = config.sampling()
         return decode(
             parts.target,
-            parts.drafter,
+            self._drafter(sampling),
             self.rows,
-            sampling=config.sampling(),
+            sampling=sampling,
             stopping=Stopping(
                 max_new_tokens=config.max_new_tokens,
                 eos_token_ids=frozenset() if config.ignore_eos else parts.eos_token_ids,
@@ -81,6 +100,35 @@ class Generation:
             speculation=speculation,
             timings=self.timings,
         )
+
+    def _drafter(self, sampling: Sampling) -> Drafter:
+        """What drafts; a router's choice is kept, and its time is time before the first pass."""
+        drafter = self.parts.drafter
+        if not isinstance(drafter, RoutedDrafter):
+            return drafter
+        self.choice = drafter.route(self.prompts, sampling)
+        self.timings.prefill += self.choice.seconds
+        return drafter.drafters[self.choice.drafter]
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, the prompt not counted and a router's choice counted."""
+        return self.new_tokens / (self.timings.decode + (self.choice.seconds if self.choice else 0.0))
+
+    def teach(self, plain: float) -> None:
+        """Tell the router what became of its choice.
+
+        It learns of what its table is about: the greedy continuation of one prompt, long enough to be measured.
+
+        Args:
+            plain: tokens per second of plain decoding in this process.
+        """
+        drafter = self.parts.drafter
+        if not isinstance(drafter, RoutedDrafter) or self.choice is None:
+            return
+        if len(self.rows) == 1 and self.config.temperature == 0 and self.new_tokens >= LEAST_TOKENS:
+            speed = self.new_tokens / self.timings.decode
+            drafter.router.observe(self.choice.features, self.choice.drafter, speed, plain=plain)
 
     def run(self) -> Generation:
         """Decode to the end."""
@@ -96,6 +144,20 @@ class Generation:
     @property
     def new_tokens(self) -> int:
         return sum(row.stats.new_tokens for row in self.rows)
+
+
+def plain_baseline(generation: Generation) -> dict[str, Any]:
+    """Plain decoding of the same prompts with the same model, runtime and process: what ``speedup`` is against."""
+    plain = Generation(
+        generation.parts.with_drafter(NoDrafter()),
+        generation.prompts,
+        generation.config.model_copy(update=_CALIBRATION),
+    ).run()
+    return {
+        "method": "plain decoding, same model, runtime, process and batch size; prefill not counted",
+        "tokens": plain.new_tokens,
+        "tokens_per_second": plain.new_tokens / plain.timings.decode,
+    }
 
 
 class TextPieces:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor
 
-from specstream.config import DEEPEST, UNMEASURED, EngineConfig
+from specstream.config import DEEPEST, UNMEASURED, EngineConfig, with_settings
 from specstream.core.controller import Controller
 from specstream.core.decode import Speculation
 from specstream.core.ports import Drafter
@@ -29,6 +30,9 @@ from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization, lend_kernels, prefers_bytes
 from specstream.models.uncached import UncachedTarget
 from specstream.models.vocabulary import load_draft
+from specstream.routing.config import DrafterSpec
+from specstream.routing.drafter import RoutedDrafter
+from specstream.routing.router import Router
 
 SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
@@ -95,6 +99,81 @@ def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
 def _build_drafter(
     target: HuggingFaceTarget, tokenizer: Any, draft: Any, heads: str | None, config: EngineConfig
 ) -> Drafter:
+    if config.drafter == "router":
+        return _routed(target, tokenizer, draft, config)
+    return _combined(_Sources(target, tokenizer), draft, heads, config)
+
+
+def _routed(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> RoutedDrafter:
+    router = Router.from_config({"router": config.router, "state": config.router_state})
+    router.bind(target.model, tokenizer)
+    return RoutedDrafter(build_drafters(target, tokenizer, router.drafters, config, draft), router)
+
+
+def build_drafters(
+    target: HuggingFaceTarget,
+    tokenizer: Any,
+    specs: Mapping[str, DrafterSpec],
+    config: EngineConfig,
+    draft: Any = None,
+) -> dict[str, Drafter]:
+    """Drafters of one target, as a router chooses from them. What two of them draft with is there once.
+
+    Args:
+        target: the model whose output it is.
+        tokenizer: its tokenizer, None where no text is needed.
+        specs: what to build, by name.
+        config: the settings that they have in common.
+        draft: in place of the draft models that ``specs`` names: one for all, or a mapping by the drafters' names.
+
+    Raises:
+        UsageError: a drafter that there is none of, or a drafter and a draft that do not go together.
+    """
+    sources, drafters = _Sources(target, tokenizer), dict[str, Drafter]()
+    for name, spec in specs.items():
+        own = config_of(spec, config)
+        given = draft.get(name) if isinstance(draft, Mapping) else draft
+        model = given if given is not None and spec.draft is not None else spec.draft
+        check_choice(own, model)
+        drafters[name] = _combined(sources, model, _heads_folder(target.model, model, own), own, name)
+    return drafters
+
+
+def config_of(spec: DrafterSpec, config: EngineConfig) -> EngineConfig:
+    """The settings of one of a router's drafters.
+
+    Raises:
+        UsageError: there is no such drafter.
+    """
+    if spec.drafter == "router":
+        raise UsageError("one of the router's drafters is 'router'; give another drafter")
+    common = {"gamma": spec.gamma or config.gamma, "router": None, "router_state": None}
+    return with_settings(config, {**spec.model_dump(exclude={"draft"}), **common})
+
+
+class _Sources:
+    """What drafts with draft models and with heads, each made once."""
+
+    def __init__(self, target: HuggingFaceTarget, tokenizer: Any) -> None:
+        self._target, self._tokenizer = target, tokenizer
+        self._made: dict[Any, Drafter] = {}
+
+    def get(self, draft: Any, heads: str | None, config: EngineConfig, name: str) -> Drafter:
+        """That of a draft model, if there is one, or of the heads; ``name`` tells the draft from others."""
+        key = (draft if isinstance(draft, str) else id(draft), heads, config.gamma, config.draft_quantization)
+        if key not in self._made:
+            self._made[key] = (
+                _headed(self._target, heads, config)
+                if draft is None
+                else _draft_model(self._target, self._tokenizer, draft, config, name)
+            )
+        return self._made[key]
+
+
+def _combined(
+    sources: _Sources, draft: Any, heads: str | None, config: EngineConfig, own_name: str = "draft_model"
+) -> Drafter:
+    """A drafter by its name, of what drafts with the draft model or the heads, made where it is needed."""
     name = config.drafter
     if name == "none":
         return NoDrafter()
@@ -105,10 +184,7 @@ def _build_drafter(
     lookup = LookupDrafter(branches=config.branches)
     if name == "lookup" or (name == "auto" and draft is None and heads is None):
         return lookup
-    if draft is not None:
-        own: Drafter = _draft_model(target, tokenizer, draft, config)
-    else:
-        own = _headed(target, heads, config)
+    own = sources.get(draft, heads, config, own_name)
     if name == "mixed":
         return MixedDrafter(lookup, own)
     found = name == "auto" and heads != config.heads
@@ -142,7 +218,9 @@ def _warm_up(streams: Streams, target: HuggingFaceTarget) -> None:
     streams.candidates(session, [(0, 0)], [0], 1)
 
 
-def _draft_model(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> DraftModelDrafter:
+def _draft_model(
+    target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig, name: str
+) -> DraftModelDrafter:
     drafting, part = _draft_target(target, tokenizer, draft, config)
     return DraftModelDrafter(
         drafting,
@@ -150,6 +228,7 @@ def _draft_model(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: 
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
         part=part,
+        name=name,
     )
 
 
@@ -217,6 +296,7 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
         ModelNotFoundError: there are no heads in the folder.
     """
     name, heads = config.drafter, config.heads
+    _check_router(config)
     if name == "medusa" and heads is None:
         raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
     if name not in ("streams", "medusa", "mixed", "auto") and heads is not None:
@@ -234,10 +314,22 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
             raise UsageError(f"drafter is {name!r} and {heads!r} holds {kind!r}; give drafter={kind!r}")
     if draft is None and (name == "draft_model" or (name == "mixed" and heads is None)):
         raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
-    if draft is not None and name not in ("auto", "draft_model", "mixed"):
+    if draft is not None and name not in ("auto", "draft_model", "mixed", "router"):
         raise UsageError(
             f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
         )
+
+
+def _check_router(config: EngineConfig) -> None:
+    if config.drafter == "router" and config.router is None:
+        raise UsageError(
+            "drafter is 'router' and there is none; give router=, the folder that specstream router train wrote"
+        )
+    for setting, value in (("router", config.router), ("router_state", config.router_state)):
+        if config.drafter != "router" and value is not None:
+            raise UsageError(
+                f"drafter is {config.drafter!r} and {setting} is given; give drafter='router', or leave it"
+            )
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -278,41 +370,38 @@ def with_fixed_tree(parts: Parts, nodes: int) -> Parts:
 
 def extra_parameters(drafter: Drafter, target: HuggingFaceTarget) -> int:
     """Parameters that a drafter needs beyond the target's own."""
-    if (heads := _heads_of(drafter)) is not None:
-        return heads.extra_parameters
-    draft = _draft_of(drafter)
-    return 0 if draft is None or draft.model is target.model else int(draft.model.num_parameters())
+    drafts = [draft for draft in _drafts_of(drafter) if draft.model is not target.model]
+    heads = sum(each.extra_parameters for each in _heads_of(drafter))
+    return heads + sum(int(draft.model.num_parameters()) for draft in drafts)
 
 
 def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
     """Bytes of weights that are there to draft with."""
-    if (heads := _heads_of(drafter)) is not None:
-        return heads.nbytes
-    draft = _draft_of(drafter)
-    return 0 if draft is None or draft is target else draft.runtime.nbytes
+    drafts = [draft for draft in _drafts_of(drafter) if draft is not target]
+    return sum(each.nbytes for each in _heads_of(drafter)) + sum(draft.runtime.nbytes for draft in drafts)
 
 
-def _each(drafter: Drafter) -> tuple[Drafter, ...]:
-    """A drafter, or those that it is made of."""
-    return drafter.drafters if isinstance(drafter, MixedDrafter) else (drafter,)
+def _each(drafter: Drafter) -> list[Drafter]:
+    """A drafter, or those that it is made of, each once."""
+    if isinstance(drafter, RoutedDrafter):
+        parts = [each for own in drafter.drafters.values() for each in _each(own)]
+    elif isinstance(drafter, MixedDrafter):
+        parts = list(drafter.drafters)
+    else:
+        parts = [drafter]
+    return list({id(each): each for each in parts}.values())
 
 
-def _heads_of(drafter: Drafter) -> Heads | StreamHead | None:
-    for each in _each(drafter):
-        if isinstance(each, MedusaDrafter):
-            return each.heads
-        if isinstance(each, StreamsDrafter):
-            return each.head
-    return None
+def _heads_of(drafter: Drafter) -> list[Heads | StreamHead]:
+    """The heads that there are to draft with."""
+    medusa = [each.heads for each in _each(drafter) if isinstance(each, MedusaDrafter)]
+    return [*medusa, *(each.head for each in _each(drafter) if isinstance(each, StreamsDrafter))]
 
 
-def _draft_of(drafter: Drafter) -> HuggingFaceTarget | None:
-    """The draft model, if one drafts."""
+def _drafts_of(drafter: Drafter) -> list[HuggingFaceTarget]:
+    """The draft models that there are."""
     models = [each.model for each in _each(drafter) if isinstance(each, DraftModelDrafter)]
-    if not models:
-        return None
-    assert isinstance(models[0], HuggingFaceTarget)
-    return models[0]
+    return list({id(model): model for model in models if isinstance(model, HuggingFaceTarget)}.values())
 
 
 def _vocab_size(model: Any) -> int:

@@ -31,6 +31,9 @@ class GenerationResult(Mapping[str, Any]):
         lossless: False under typical acceptance.
         drafter: its name.
         drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
+        routing: where a router chose: the ``drafter`` that it took for the batch, the ``seconds`` that the choice cost
+            (part of ``seconds``, and counted in ``speedup``), and what each was ``expected`` to be worth, as its speed
+            over plain decoding's. None elsewhere.
         model: the target's name.
         dtype: of the target.
         device: of the target.
@@ -53,6 +56,7 @@ class GenerationResult(Mapping[str, Any]):
     lossless: bool
     drafter: str
     drafts: dict[str, int]
+    routing: dict[str, Any] | None
     model: str
     dtype: str
     device: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,11 @@ from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization
 from specstream.models.vocabulary import cut_head
+from specstream.routing.config import DrafterSpec, RouterConfig
+from specstream.routing.drafter import RoutedDrafter
+from specstream.routing.features import CLASSES, Features, NoEmbedding
+from specstream.routing.model import Network, RouterModel
+from specstream.routing.router import Router
 from tests.lossless.families import VOCAB, build, prompt
 
 DRAFTERS = (
@@ -46,9 +52,12 @@ DRAFTERS = (
     "mixed",
     "mixed-tree",
     "mixed-streams",
+    "router",
 )
 GAMMA = 3
 
+
+_SEEDS = itertools.count()
 
 QUANTIZED: dict[str, Quantization] = {"self:int8": "int8", "self:int4": "int4"}
 """The target as its own draft, in fewer bits. They go through their own linear layers, in every runtime."""
@@ -68,8 +77,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return LookaheadDrafter(window=3, ngram=3, guesses=3)
     if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
-    if kind == "streams":
-        return streams_drafter(branching, family, **draft)
+    if kind in ("streams", "router"):
+        return streams_drafter(branching, family, **draft) if kind == "streams" else routed_drafter(family, **draft)
     if kind == "mixed" and branching == "streams":
         return MixedDrafter(LookupDrafter(min_ngram=2), streams_drafter("learned", family, **draft))
     if branching == "part":  # two candidates of three in four tokens, on the kernels of drafts by name
@@ -83,6 +92,29 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
     if kind == "mixed":  # a lookup that matches often, and not always
         return MixedDrafter(LookupDrafter(min_ngram=2, branches=2 if branching else 1), drafter)
     return drafter
+
+
+def routed_drafter(family: str, **draft: Any) -> Drafter:
+    """Some of the others, with a router that takes another nearly each time."""
+    names = ("draft_model", "mixed-tree")
+    drafters = {name: make_drafter(name, family, **draft) for name in names}
+    return RoutedDrafter(drafters, undecided_router(("none", *names)))
+
+
+def undecided_router(names: Sequence[str]) -> Router:
+    """It knows nothing, and so leaves it to chance."""
+    model = RouterModel(
+        network=Network(embedding=0, reduced=0, hidden=2, outputs=len(names) - 1),
+        table=torch.zeros(VOCAB, 1 + len(CLASSES), dtype=torch.uint8),
+        drafters={name: DrafterSpec(drafter=name) for name in names},
+        noise=dict.fromkeys(names, 0.1),
+        base={},
+        embedding={"name": "none"},
+        plain_tokens_per_second=1.0,
+    )
+    router = Router(model, RouterConfig(router="", doubt=100.0), torch.Generator().manual_seed(next(_SEEDS)))
+    router._features = Features(model.table, NoEmbedding())
+    return router
 
 
 def streams_drafter(which: str, family: str, **model: Any) -> Drafter:

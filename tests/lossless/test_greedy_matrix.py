@@ -66,7 +66,7 @@ def test_tokens_equal_those_of_generate(family: str, runtime: RuntimeName, draft
         assert min(_drafted(stats)) > 0, "a test in which nothing is accepted, or nothing rejected, shows little"
 
 
-@pytest.mark.parametrize("drafter", ["lookup", "lookahead", "medusa", "streams-learned", "mixed-streams"])
+@pytest.mark.parametrize("drafter", ["lookup", "lookahead", "medusa", "streams-learned", "mixed-streams", "router"])
 def test_others_accept_and_reject_too(drafter: str) -> None:
     families = [family for family in FAMILIES if family != "bloom" or "streams" not in drafter]
     rows = [run(target(family, "packed"), make_drafter(drafter, family), PROMPTS, NEW_TOKENS) for family in families]

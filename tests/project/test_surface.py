@@ -8,6 +8,7 @@ import pytest
 import specstream
 
 PUBLIC = [
+    "AdaptiveRouter",
     "GenerationResult",
     "LoRAAdapter",
     "SpecStreamError",

@@ -53,6 +53,7 @@ def _register_verbs(app: typer.Typer) -> None:
         models,
         profile,
         report,
+        router,
         train,
         tune,
     )
@@ -70,6 +71,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
+    app.add_typer(router.app, name="router")
     app.add_typer(models.app, name="models")
 
 

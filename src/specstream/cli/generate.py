@@ -35,6 +35,8 @@ def generate(
     runtime: options.Runtime = "auto",
     draft_quantization: options.DraftQuantization = "auto",
     heads: options.HeadsFolder = None,
+    router: options.RouterFolder = None,
+    router_state: options.RouterState = None,
     pruning: options.Pruning = None,
     config: options.EngineFile = None,
     as_json: options.AsJson = False,
@@ -59,6 +61,8 @@ def generate(
         "runtime": runtime,
         "draft_quantization": draft_quantization,
         "heads": heads,
+        "router": router,
+        "router_state": router_state,
         "pruning": pruning,
     }
     if config is not None:
@@ -108,8 +112,17 @@ def _summary(result: Any) -> str:
         f"  {result.drafter}: {result.mean_accepted_length:.2f} tokens per pass, "
         f"{result.acceptance_rate:.0%} of drafted tokens accepted\n"
         f"  of {result.target_passes} passes {drafts}\n"
+        f"{_routing(result.routing)}"
         f"  {result.model}, {result.dtype}, {result.device}, {result.runtime}; {lossless}, exact: {result.exact}"
     )
+
+
+def _routing(routing: Any) -> str:
+    """What a router chose, and what that cost."""
+    if routing is None:
+        return ""
+    expected = ", ".join(f"{name} {worth:.2f}x" for name, worth in routing["expected"].items())
+    return f"  the router took {routing['drafter']} in {routing['seconds'] * 1000:.1f} ms; it expected {expected}\n"
 
 
 def _one_prompt(words: str | None, prompt: str | None) -> str:

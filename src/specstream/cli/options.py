@@ -21,13 +21,17 @@ Drafter = Annotated[
     str,
     typer.Option(
         "--drafter",
-        help="none, lookup, lookahead, streams, medusa, draft_model, mixed, or auto: what is given, else lookup, with "
-        "the streams that are shipped for the model.",
+        help="none, lookup, lookahead, streams, medusa, draft_model, mixed, router, or auto: what is given, else "
+        "lookup, with the streams that are shipped for the model.",
     ),
 ]
 HeadsFolder = Annotated[
     Text, typer.Option("--heads", help="A folder of heads trained for the model: streams or medusa.")
 ]
+RouterFolder = Annotated[
+    Text, typer.Option("--router", help="For --drafter router: the folder that `specstream router train` wrote.")
+]
+RouterState = Annotated[Text, typer.Option("--router-state", help="The file in which the router keeps what it learns.")]
 Pruning = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this."),

@@ -49,9 +49,8 @@ class DraftModelDrafter:
         vocab_size: the target's, where it may differ from the draft's by padding; None if they are equal.
         part: the tokens that the draft's logits are of, ``[size]`` int64, rising, where they are not of all; it reads
             every token all the same, and ``vocab_size`` has to be given.
+        name: to be known by, where there are several.
     """
-
-    name = "draft_model"
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class DraftModelDrafter:
         branches: int = 1,
         vocab_size: int | None = None,
         part: Tensor | None = None,
+        name: str = "draft_model",
     ) -> None:
         if gamma < 1:
             raise UsageError(f"gamma is {gamma}; give 1 or more")
@@ -69,7 +69,7 @@ class DraftModelDrafter:
         self.model, self.gamma, self.branches = model, gamma, branches
         if part is not None and vocab_size is None:
             raise UsageError("part is given and vocab_size is not; give the size of the target's vocabulary")
-        self.vocab_size, self.part = vocab_size, part
+        self.vocab_size, self.part, self.name = vocab_size, part, name
         self._names: list[int] = [] if part is None else part.tolist()
 
     def named(self, rows: list[int]) -> list[int]:

@@ -63,16 +63,18 @@ def save_head(
         os.replace(folder / f".{name}", folder / name)
 
 
-def read_settings(folder: str | Path) -> dict[str, Any]:
-    """The settings of a head.
+def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
+    """The settings of a head, or of ``what`` else training wrote.
 
     Raises:
-        ModelNotFoundError: there is no head in the folder.
+        ModelNotFoundError: there is none in the folder.
     """
     try:
         settings: dict[str, Any] = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelNotFoundError(f"no heads in {str(folder)!r} ({error}); give a folder that training wrote") from error
+        raise ModelNotFoundError(
+            f"no {what} in {str(folder)!r} ({error}); give a folder that training wrote"
+        ) from error
     return settings
 
 

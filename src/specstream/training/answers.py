@@ -113,12 +113,15 @@ class AnswerFile:
     Args:
         path: the file.
         identity: what the answers depend on; a run goes on only with the same.
+        what: what the lines hold, and ``setting`` how the path is given, for the error.
 
     Raises:
         UsageError: there are answers of another identity.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path, identity: dict[str, Any], *, what: str = "answers", setting: str = "--output"
+    ) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.record = path.with_name(path.name + ".meta.json")
         self._identity = identity
@@ -129,8 +132,8 @@ class AnswerFile:
         for name in identity:
             if before.get(name) != identity[name]:
                 raise UsageError(
-                    f"{path} holds answers with {name} {before.get(name)!r} and now it is {identity[name]!r}; "
-                    "give another --output, or remove it"
+                    f"{path} holds {what} with {name} {before.get(name)!r} and now it is {identity[name]!r}; "
+                    f"give another {setting}, or remove it"
                 )
 
     def begin(self, record: dict[str, Any], unit: int, total: int) -> int:

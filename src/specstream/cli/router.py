@@ -1,0 +1,157 @@
+"""`specstream router`: measure every drafter on every prompt, fit a router to that, and see what it is worth."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from specstream.cli import options
+from specstream.cli.loading import quiet
+from specstream.cli.records import check_output, table_console, write_record
+
+if TYPE_CHECKING:
+    from specstream.routing.figures import RouterTable
+
+app = typer.Typer(help="Collect what each drafter is worth on prompts, train a router, evaluate it.")
+
+_Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
+_Set = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
+]
+_Limit = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--limit", min=1, help="Prompts at most; a later run with more goes on."),
+]
+_Folder = Annotated[str, typer.Option("--router", help="The folder of a trained router.")]
+_Data = Annotated[list[str], typer.Option("--data", help="A collection; may be repeated.")]
+_TargetModel = Annotated[options.Text, typer.Option("--model", "-m", help="The target, if its name has changed.")]
+_Learn = Annotated[bool, typer.Option("--learn", help="Let it learn from each prompt before the next, as in use.")]
+_Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write the table to this JSON file.")]
+
+
+@app.command()
+def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: options.AsJson = False) -> None:
+    """Measure every drafter on every prompt. The same command goes on with a run that was interrupted."""
+    from specstream.training.router_config import read_collect_config
+
+    settings = read_collect_config(config, set_ or [])
+    from specstream.training.router_collect import collect as run
+
+    with quiet(), _progress() as (progress, task):
+
+        def show(advance: Any) -> None:
+            note = f"{advance.failed} failed" if advance.failed else ""
+            progress.update(task, total=advance.total, completed=advance.done, description=note)
+
+        record = run(settings, limit, show)
+    output = settings.collection.output
+    if as_json:
+        print(json.dumps({"output": output, **record}))
+    else:
+        print(
+            f"{output}: {record['prompts']} prompts, {record['failed']} failed, {record['too_long']} too long, left out"
+        )
+
+
+@app.command()
+def train(config: _Config, set_: _Set = None, as_json: options.AsJson = False) -> None:
+    """Fit a router to collections, and show what it is worth on prompts held out."""
+    from specstream.training.router_config import read_router_config
+
+    settings = read_router_config(config, set_ or [])
+    from specstream.training.router_train import train_router
+
+    with quiet():
+        trained = train_router(settings)
+    if as_json:
+        print(json.dumps({"output_dir": settings.output_dir, **trained.to_dict()}))
+        return
+    _print(trained.table)
+    counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in trained.prompts.items())
+    print(f"{settings.output_dir}: prompts: {counts}; {trained.epochs} epochs")
+
+
+@app.command()
+def evaluate(
+    router: _Folder,
+    data: _Data,
+    model: _TargetModel = None,
+    learn: _Learn = False,
+    output: _Output = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what a router is worth on collections that it was not fitted to."""
+    check_output(output)
+    from specstream.provenance import provenance
+    from specstream.routing.model import RouterModel
+    from specstream.training.router_config import TargetSection
+    from specstream.training.router_train import evaluate_router
+    from specstream.yaml_file import validated
+
+    target = validated(TargetSection, RouterModel.load(router).details.get("target", {}), "target.")
+    if model is not None:
+        target = target.model_copy(update={"model": model})
+    with quiet():
+        table = evaluate_router(router, data, target, learn=learn)
+    arguments = {"router": router, "data": data, "model": target.model, "learn": learn}
+    record = {**table.to_dict(), "arguments": arguments, "provenance": provenance()}
+    if output is not None:
+        write_record(output, record)
+    if as_json:
+        print(json.dumps(record))
+    else:
+        _print(table)
+
+
+def _progress() -> Any:
+    """A bar with the time that is left, on a terminal; gives the bar and its task."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
+    text = TextColumn("{task.description}")
+
+    @contextmanager
+    def shown() -> Any:
+        with Progress(*columns, text, console=console, disable=not console.is_terminal) as progress:
+            yield progress, progress.add_task("")
+
+    return shown()
+
+
+def _print(table: RouterTable) -> None:
+    from rich.table import Table
+
+    console = table_console()
+    shown = Table("always", "tokens/s", "x plain", "tokens/pass", "chosen")
+    for each in table.all:
+        chosen = f"{table.chosen[each.name]} of {table.prompts}" if each.name in table.chosen else ""
+        speed = f"{each.tokens_per_second:.1f}"
+        shown.add_row(each.name, speed, f"{each.ratio:.2f}", f"{each.tokens_per_pass:.2f}", chosen)
+    console.print(shown)
+    shown = Table("tokens/s", *(each.name for each in table.all))
+    for domain, own in table.domains.items():
+        shown.add_row(domain, *(f"{each.tokens_per_second:.1f} {each.ratio:.2f}x" for each in own))
+    console.print(shown)
+    lead = (
+        "no lead of the oracle to close" if table.gap_closed is None else f"{table.gap_closed:.0%} of its lead closed"
+    )
+    print(
+        f"best single drafter: {table.best_single}; regret to the oracle {table.regret:.1%}, {lead}, the oracle's "
+        f"choice in {table.agreement:.0%} of prompts; a choice costs {table.routing_seconds * 1000:.2f} ms, counted"
+    )
+    by = "chosen by the other runs of a prompt" if table.runs > 1 else "of one run each, so its lead is partly luck"
+    print(f"tokens/s of decoding, the prompt on no side, all prompts together; the oracle is {by}")

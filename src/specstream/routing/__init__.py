@@ -1,0 +1,1 @@
+"""Which drafter for this prompt: what a prompt looks like, what each drafter should be worth, and learning on."""

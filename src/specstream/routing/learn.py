@@ -1,0 +1,182 @@
+"""Fitting a router's table to what was measured: small data, so few directions, one hidden layer, and early stopping.
+
+When to stop is found by cross-validation, and the residuals of the held-out folds are the noise that the online part
+reckons with. The table itself is then fitted to all of the data for that many epochs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn.functional import huber_loss
+
+from specstream.routing.features import HINTS
+from specstream.routing.model import Network
+
+LEAST_NOISE = 0.02
+"""Nothing is measured better than this: a noise of 0 would have the first look decide."""
+
+
+class FitSection(BaseModel):
+    """How the table is fitted.
+
+    Attributes:
+        hidden: width of the hidden layer.
+        reduced: main directions that are kept of the embedding.
+        epochs: most passes over the data.
+        patience: epochs without a better held-out loss after which a fold ends.
+        folds: of the cross-validation.
+        learning_rate: Adam's.
+        weight_decay: AdamW's.
+        seed: of the first weights and of the folds.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hidden: int = Field(default=24, ge=1)
+    reduced: int = Field(default=16, ge=0)
+    epochs: int = Field(default=400, ge=1)
+    patience: int = Field(default=40, ge=1)
+    folds: int = Field(default=5, ge=2)
+    learning_rate: float = Field(default=0.02, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Samples:
+    """What was measured of some prompts.
+
+    Attributes:
+        features: ``[n, features]`` float32.
+        ratios: log of each drafter's speed over plain decoding's, ``[n, outputs]``.
+        weights: what is at stake: seconds of plain decoding, ``[n]``.
+    """
+
+    features: Tensor
+    ratios: Tensor
+    weights: Tensor
+
+    def take(self, rows: Tensor) -> Samples:
+        """Some of the prompts."""
+        return Samples(features=self.features[rows], ratios=self.ratios[rows], weights=self.weights[rows])
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """A table, and how good it is on prompts that it was not fitted to.
+
+    Attributes:
+        network: the table.
+        epochs: it was fitted for.
+        noise: standard deviation of the held-out folds' residuals, of each output.
+        held_out_loss: mean over the folds, at the epoch where each was best.
+    """
+
+    network: Network
+    epochs: int
+    noise: list[float]
+    held_out_loss: float
+
+
+def fit(samples: Samples, section: FitSection) -> Fitted:
+    """A table for the samples; chance is ``section.seed``'s alone."""
+    generator = torch.Generator().manual_seed(section.seed)
+    order = torch.randperm(len(samples), generator=generator)
+    folds = [fold for fold in order.chunk(section.folds) if len(fold)]
+    epochs, losses = [], []
+    residuals = torch.zeros_like(samples.ratios)
+    for number, fold in enumerate(folds if len(folds) > 1 else []):
+        rest = torch.cat([other for at, other in enumerate(folds) if at != number])
+        best = _stopped_early(samples.take(rest), samples.take(fold), section)
+        epochs.append(best.epoch)
+        losses.append(best.loss)
+        residuals[fold] = best.residuals
+    count = int(median(epochs)) if epochs else section.epochs
+    network, step = _begin(samples, section)
+    for _ in range(count):
+        step()
+    noise = residuals.square().mean(0).sqrt().clamp(min=LEAST_NOISE).tolist()
+    loss = sum(losses) / len(losses) if losses else float("nan")
+    return Fitted(network=network.eval(), epochs=count, noise=noise, held_out_loss=loss)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Best:
+    """A fold at its best epoch."""
+
+    epoch: int
+    loss: float
+    residuals: Tensor
+
+
+def _stopped_early(samples: Samples, held_out: Samples, section: FitSection) -> _Best:
+    network, step = _begin(samples, section)
+    inputs = network.standardise(held_out.features)
+    best: _Best | None = None
+    for epoch in range(1, section.epochs + 1):
+        step()
+        with torch.no_grad():
+            ratios, _ = network(inputs)
+        loss = float(_loss(ratios, held_out))
+        if best is None or loss < best.loss:
+            best = _Best(epoch=epoch, loss=loss, residuals=held_out.ratios - ratios)
+        elif epoch - best.epoch >= section.patience:
+            break
+    assert best is not None
+    return best
+
+
+def _begin(samples: Samples, section: FitSection) -> tuple[Network, _Step]:
+    """A network that knows the features' scale and nothing else, and what fits it by one epoch."""
+    embedding = samples.features[:, len(HINTS) :]
+    reduced = min(section.reduced, embedding.shape[1], max(len(samples) - 1, 0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(section.seed)
+        network = Network(
+            embedding=embedding.shape[1], reduced=reduced, hidden=section.hidden, outputs=samples.ratios.shape[1]
+        )
+    with torch.no_grad():
+        if reduced:
+            network.mean.copy_(embedding.mean(0))
+            _, _, directions = torch.linalg.svd(embedding - network.mean, full_matrices=False)
+            network.basis.copy_(directions[:reduced].T)
+        inputs = network.standardise(samples.features)
+        network.centre.copy_(inputs.mean(0))
+        deviation = inputs.std(0, unbiased=False)
+        network.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+        # The output begins as the mean of what was measured: what to believe of a prompt that nothing is known of.
+        weights = samples.weights[:, None] / samples.weights.sum()
+        network.output.weight.zero_()
+        network.output.bias.copy_((samples.ratios * weights).sum(0))
+    return network, _Step(network, samples, section)
+
+
+class _Step:
+    """One epoch: all of the samples at once."""
+
+    def __init__(self, network: Network, samples: Samples, section: FitSection) -> None:
+        self._network, self._samples = network, samples
+        self._inputs = network.standardise(samples.features)
+        decayed = [network.hidden.weight, network.output.weight]
+        rest = [network.hidden.bias, network.output.bias]
+        groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=section.learning_rate)
+
+    def __call__(self) -> None:
+        ratios, _ = self._network(self._inputs)
+        self._optimizer.zero_grad()
+        _loss(ratios, self._samples).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+
+
+def _loss(ratios: Tensor, samples: Samples) -> Tensor:
+    each = huber_loss(ratios, samples.ratios, reduction="none", delta=0.3).mean(1)
+    return (each * samples.weights).sum() / samples.weights.sum()

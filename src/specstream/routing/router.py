@@ -1,0 +1,187 @@
+"""Choosing a drafter for a prompt, and learning from what it turned out to be worth: a contextual bandit.
+
+The trained table says what to expect of each drafter. What it does not know, such as that this machine is another one,
+is a residual of its own for each drafter: Bayesian linear regression over the table's hidden layer, with a normal
+prior around 0. The choice is Thompson sampling (Thompson 1933; Agrawal and Goyal, arXiv 1209.3352): a drafter's worth
+is drawn from what is believed of it, and the largest is taken, so that it is tried as often as it may be the best.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from specstream.errors import UsageError
+from specstream.routing.config import DrafterSpec, RouterConfig, check_drafters, router_config
+from specstream.routing.features import Features
+from specstream.routing.model import RouterModel
+from specstream.routing.state import Beliefs, load_beliefs, save_beliefs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """What was chosen, and why.
+
+    Attributes:
+        drafter: its name.
+        expected: what each drafter was expected to be worth, as its speed over plain decoding's.
+        seconds: that the choice took, features included.
+        features: of the prompts, ``[rows, features]``.
+    """
+
+    drafter: str
+    expected: dict[str, float]
+    seconds: float
+    features: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a result."""
+        return {"drafter": self.drafter, "seconds": self.seconds, "expected": self.expected}
+
+
+class Router:
+    """Chooses among the drafters that it was trained with.
+
+    Args:
+        model: the trained table.
+        config: how to go on learning.
+        generator: the source of chance.
+    """
+
+    def __init__(self, model: RouterModel, config: RouterConfig, generator: torch.Generator) -> None:
+        self.model, self.config = model, config
+        self._generator = generator
+        self._features: Features | None = None
+        self._tokenizer: Any = None
+        self._beliefs = Beliefs(
+            names=model.names,
+            hidden=model.network.hidden.out_features,
+            noise=[model.noise[name] for name in model.names[1:]],
+            doubt=config.doubt,
+            memory=config.memory,
+            plain=model.plain_tokens_per_second,
+        )
+        if config.state is not None and Path(config.state).exists():
+            load_beliefs(self._beliefs, config.state, model.fingerprint)
+
+    @classmethod
+    def from_config(cls, config: RouterConfig | Mapping[str, Any] | str | Path) -> Self:
+        """A router from its configuration: an object, its fields, or a YAML file of them.
+
+        Raises:
+            UsageError: an unknown key, fewer than two drafters, or a state that does not belong to this router.
+            ModelNotFoundError: there is no router in the folder.
+        """
+        config = router_config(config)
+        return cls(RouterModel.load(config.router), config, torch.Generator().manual_seed(config.seed))
+
+    @property
+    def drafters(self) -> Mapping[str, DrafterSpec]:
+        """What it chooses from."""
+        return self.model.drafters
+
+    def bind(self, target: Any, tokenizer: Any = None) -> None:
+        """Take the target whose prompts these will be.
+
+        Args:
+            target: the transformers model.
+            tokenizer: its tokenizer; only mpnet's embedding and prompts given as text need it.
+
+        Raises:
+            HeadMismatchError: the router was trained for another target.
+        """
+        self._features, self._tokenizer = self.model.features(target, tokenizer), tokenizer
+
+    def features(self, prompt: str | Sequence[int]) -> Tensor:
+        """Of one prompt, ``[features]`` float32.
+
+        Raises:
+            UsageError: no target is bound yet, or a text without a tokenizer.
+        """
+        if self._features is None:
+            raise UsageError("the router knows no target yet; call bind(target, tokenizer) first")
+        if not isinstance(prompt, str):
+            return self._features(prompt)
+        if self._tokenizer is None:
+            raise UsageError("the prompt is a text and there is no tokenizer; give token ids, or bind one")
+        return self._features(self._tokenizer(prompt)["input_ids"])
+
+    def choose(
+        self, prompt: str | Sequence[int], *, among: Collection[str] | None = None, settled: bool = False
+    ) -> Choice:
+        """The drafter for one prompt; see ``choose_for``."""
+        return self.choose_for([prompt], among=among, settled=settled)
+
+    def choose_for(
+        self, prompts: Sequence[str | Sequence[int]], *, among: Collection[str] | None = None, settled: bool = False
+    ) -> Choice:
+        """One drafter for all prompts of a batch: that with the best mean over the rows.
+
+        Args:
+            prompts: texts or token ids.
+            among: only these; None for all.
+            settled: go by the trained table alone, without chance and without what was learned since.
+
+        Raises:
+            UsageError: fewer than two drafters, or one that the router does not know.
+        """
+        started = time.perf_counter()
+        names = self.model.names
+        if strange := sorted(set(among or ()) - set(names)):
+            raise UsageError(f"drafter {strange[0]!r} is not the router's; give some of {', '.join(names)}")
+        allowed = [name for name in names if among is None or name in among]
+        check_drafters(dict.fromkeys(allowed))
+        features = torch.stack([self.features(prompt) for prompt in prompts])
+        ratios, hidden = self.model.predict(features)
+        expected = drawn = ratios.mean(0)
+        if not settled:
+            shifts, deviations = self._beliefs.about(hidden.mean(0))
+            chance = torch.randn(len(names), generator=self._generator) * self.config.explore
+            expected = expected + shifts
+            drawn = expected + deviations * chance
+        best = max(allowed, key=lambda name: float(drawn[names.index(name)]))
+        worth = {name: float(value.exp()) for name, value in zip(names, expected, strict=True) if name in allowed}
+        return Choice(drafter=best, expected=worth, seconds=time.perf_counter() - started, features=features)
+
+    def observe(self, features: Tensor, drafter: str, tokens_per_second: float, *, plain: float | None = None) -> None:
+        """Learn what a drafter was worth on a prompt, and save it where the configuration says.
+
+        Args:
+            features: of the prompt, ``[features]`` or ``[1, features]``.
+            drafter: its name.
+            tokens_per_second: of decoding.
+            plain: of plain decoding in the same process; None takes what was last known of it.
+
+        Raises:
+            UsageError: a drafter that the router does not know, or a speed that is none.
+        """
+        if drafter not in self.model.names:
+            raise UsageError(f"drafter {drafter!r} is not the router's; give one of {', '.join(self.model.names)}")
+        for speed in (tokens_per_second, *(() if plain is None else (plain,))):
+            if not 0 < speed < float("inf"):
+                raise UsageError(f"tokens per second are {speed}; give a positive number")
+        if not self.config.learn:
+            return
+        ratios, hidden = self.model.predict(features.reshape(1, -1))
+        self._beliefs.learn(hidden[0], ratios[0], drafter, tokens_per_second, plain)
+        if self.config.state is not None:
+            self.save_state(self.config.state)
+
+    def save_state(self, path: str | Path) -> None:
+        """Write what was learned since training into a file, which is whole or as it was."""
+        save_beliefs(self._beliefs, path, self.model.fingerprint)
+
+    def load_state(self, path: str | Path) -> None:
+        """Go on from what ``save_state`` wrote.
+
+        Raises:
+            UsageError: the file cannot be read, is damaged, or belongs to another router; nothing is changed then.
+        """
+        load_beliefs(self._beliefs, path, self.model.fingerprint)

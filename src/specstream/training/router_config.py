@@ -1,0 +1,152 @@
+"""Configurations of ``specstream router``: what is measured of which prompts, and how a router is fitted to that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from specstream.config import engine_config
+from specstream.errors import UsageError
+from specstream.parts import check_choice, config_of
+from specstream.routing.config import NONE, DrafterSpec, check_drafters
+from specstream.routing.learn import FitSection
+from specstream.yaml_file import read_document, validated
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TargetSection(_Section):
+    """The model whose output it is; the fields are those of ``SpeculativeEngine``."""
+
+    model: str = "smollm2-135m"
+    dtype: str = "auto"
+    device: str = "auto"
+    runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
+
+
+class PromptsSection(_Section):
+    """Prompts of one kind.
+
+    Attributes:
+        file: of prompts, in any format that other commands read.
+        domain: what kind they are: code, chat, summary, translation, maths, ...
+        field: the prompt's key in a record; empty takes the first that is known.
+        where: only records with these values, such as ``category: translation``.
+        skip: so many first ones are left out.
+        limit: so many behind those are taken; None for all.
+        template: what is asked about each, with ``{prompt}`` in it.
+    """
+
+    file: str
+    domain: str
+    field: str = ""
+    where: dict[str, str] = Field(default_factory=dict)
+    skip: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+    template: str = "{prompt}"
+
+
+class CollectionSection(_Section):
+    """How prompts are measured.
+
+    Attributes:
+        output: the file of lines; ``.meta.json`` beside it says where they come from.
+        max_new_tokens: of an answer.
+        max_prompt_tokens: longer prompts are left out.
+        runs: of each drafter on each prompt. With two or more the oracle is judged on other runs than it was chosen by.
+        chat: put prompts through the chat template; None does where there is one.
+        exclude: files whose prompts must not be among them.
+        seed: of the order, in which all kinds are mixed.
+    """
+
+    output: str
+    max_new_tokens: int = Field(default=128, ge=1)
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    runs: int = Field(default=1, ge=1)
+    chat: bool | None = None
+    exclude: list[str] = Field(default_factory=list)
+    seed: int = Field(default=0, ge=0)
+
+
+class CollectConfig(_Section):
+    """One collection: every drafter on every prompt."""
+
+    target: TargetSection = TargetSection()
+    drafters: dict[str, DrafterSpec]
+    prompts: list[PromptsSection] = Field(min_length=1)
+    collection: CollectionSection
+
+
+class DataSection(_Section):
+    """What a router is fitted to, and judged by.
+
+    Attributes:
+        files: collections.
+        held_out: the share of each kind of prompt that is not fitted to.
+        held_out_files: collections to judge by instead; prompts that are in ``files`` too are not fitted to.
+        seed: of the split.
+    """
+
+    files: list[str] = Field(min_length=1)
+    held_out: float = Field(default=0.25, gt=0, lt=1)
+    held_out_files: list[str] = Field(default_factory=list)
+    seed: int = Field(default=0, ge=0)
+
+
+class EmbeddingSection(_Section):
+    """What a prompt is about, as a vector; docs/router.md says what each costs.
+
+    Attributes:
+        name: ``target`` is the mean of the target's own input embeddings, ``mpnet`` all-mpnet-base-v2, or ``none``.
+        model: where mpnet is: a folder or a hub id.
+    """
+
+    name: Literal["target", "mpnet", "none"] = "target"
+    model: str | None = None
+
+
+class RouterTrainConfig(_Section):
+    """One training of a router, into ``output_dir``."""
+
+    target: TargetSection = TargetSection()
+    data: DataSection
+    embedding: EmbeddingSection = EmbeddingSection()
+    fit: FitSection = FitSection()
+    output_dir: str
+
+
+def read_collect_config(path: str | Path, overrides: Sequence[str] = ()) -> CollectConfig:
+    """From a YAML file; see ``read_document``.
+
+    Raises:
+        UsageError: an unknown key, a value outside its range, fewer than two drafters, or one that cannot be.
+    """
+    document = read_document(path, overrides, "collection.runs=2")
+    config = validated(CollectConfig, document.values, document=document)
+    check_drafters(config.drafters)
+    if config.drafters.get(NONE) != DrafterSpec(drafter=NONE):
+        raise UsageError(
+            f"drafters are {', '.join(config.drafters)}; add '{NONE}: {{drafter: {NONE}}}', the measure of all"
+        )
+    common = engine_config({})
+    for spec in config.drafters.values():
+        check_choice(config_of(spec, common), spec.draft)
+    for each in config.prompts:
+        if "{prompt}" not in each.template:
+            raise UsageError(f"template is {each.template!r}; give a text with {{prompt}} in it")
+    return config
+
+
+def read_router_config(path: str | Path, overrides: Sequence[str] = ()) -> RouterTrainConfig:
+    """From a YAML file; see ``read_document``.
+
+    Raises:
+        UsageError: an unknown key, or a value outside its range.
+    """
+    document = read_document(path, overrides, "fit.epochs=100")
+    return validated(RouterTrainConfig, document.values, document=document)

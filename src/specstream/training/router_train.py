@@ -1,0 +1,228 @@
+"""A router from collections: split by prompt, features, the table, and what it is worth on prompts held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from specstream.errors import HeadMismatchError, UsageError
+from specstream.heads.folder import describe_base
+from specstream.models.load import load_model
+from specstream.provenance import provenance
+from specstream.routing.config import NONE, DrafterSpec, RouterConfig, check_drafters
+from specstream.routing.features import Features, make_embedding, token_table
+from specstream.routing.figures import RouterTable, router_table, speed
+from specstream.routing.learn import Samples, fit
+from specstream.routing.model import RouterModel
+from specstream.routing.records import Collected, read_collected
+from specstream.routing.router import Router
+from specstream.training.answers import file_sha256
+from specstream.training.checkpoints import replace_folder
+from specstream.training.router_config import RouterTrainConfig, TargetSection
+from specstream.yaml_file import validated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        table: on the prompts held out.
+        prompts: fitted to, held out, and failed in the collection.
+        epochs: that the table was fitted for.
+        held_out_loss: of the cross-validation.
+    """
+
+    table: RouterTable
+    prompts: dict[str, int]
+    epochs: int
+    held_out_loss: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        fitted = {"epochs": self.epochs, "held_out_loss": self.held_out_loss}
+        return {"prompts": self.prompts, **fitted, "table": self.table.to_dict()}
+
+
+def train_router(config: RouterTrainConfig) -> Trained:
+    """Fit a router to collections and write it into ``output_dir``.
+
+    Raises:
+        UsageError: collections that cannot be read or do not go together, or too few prompts.
+        HeadMismatchError: they are of another target.
+    """
+    training, held_out, failed = _split(config)
+    metas = [_meta(file) for file in (*config.data.files, *config.data.held_out_files)]
+    drafters = _drafters(metas, config.data.files[0])
+    target, tokenizer = load_model(config.target.model, dtype=config.target.dtype, device=config.target.device)
+    _check_base(metas, describe_base(target))
+    table = token_table(tokenizer, int(target.get_input_embeddings().num_embeddings))
+    embedding = make_embedding(config.embedding.name, config.embedding.model, target, tokenizer)
+    outputs = [name for name in drafters if name != NONE]
+    fitted = fit(_samples(training, Features(table, embedding), outputs), config.fit)
+    router = RouterModel(
+        network=fitted.network,
+        table=table,
+        drafters=drafters,
+        noise=dict(zip(outputs, fitted.noise, strict=True)),
+        base=describe_base(target),
+        embedding=config.embedding.model_dump(),
+        plain_tokens_per_second=speed([run for each in training for run in each.runs[NONE]]),
+        details=_details(config),
+    )
+    trained = Trained(
+        table=judge(router, held_out, target, tokenizer),
+        prompts={"fitted": len(training), "held_out": len(held_out), "failed": failed},
+        epochs=fitted.epochs,
+        held_out_loss=fitted.held_out_loss,
+    )
+
+    def fill(folder: Path) -> None:
+        router.save(folder)
+        (folder / "figures.json").write_text(json.dumps(trained.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    replace_folder(Path(config.output_dir), fill)
+    return trained
+
+
+def evaluate_router(folder: str, files: Sequence[str], target: TargetSection, *, learn: bool = False) -> RouterTable:
+    """The table of a router on collections that it was not fitted to.
+
+    Args:
+        folder: of the router.
+        files: collections of the same drafters.
+        target: the router's.
+        learn: whether it learns from each prompt before the next, as it does in use.
+
+    Raises:
+        UsageError: collections that cannot be read, or are of other drafters.
+        HeadMismatchError: the router is another target's.
+    """
+    router = RouterModel.load(folder)
+    collected, _ = read_collected(files)
+    if set(collected[0].runs) != set(router.names):
+        raise UsageError(
+            f"the collection is of {', '.join(sorted(collected[0].runs))} and the router of "
+            f"{', '.join(sorted(router.names))}; collect with the same drafters"
+        )
+    model, tokenizer = load_model(target.model, dtype=target.dtype, device=target.device)
+    return judge(router, collected, model, tokenizer, learn=learn)
+
+
+def judge(
+    model: RouterModel, collected: Sequence[Collected], target: Any, tokenizer: Any, *, learn: bool = False
+) -> RouterTable:
+    """What a router chooses for prompts that were measured, and what the choices cost here.
+
+    Args:
+        model: the router.
+        collected: the prompts.
+        target: the transformers model.
+        tokenizer: its tokenizer.
+        learn: draw by what is believed and learn from each choice; otherwise the table alone decides, at the same cost.
+    """
+    config = RouterConfig(router="", learn=learn, explore=1.0 if learn else 0.0)
+    router = Router(model, config, torch.Generator().manual_seed(config.seed))
+    router.bind(target, tokenizer)
+    router.choose(collected[0].token_ids)  # the first call loads what the others find there
+    chosen, seconds = [], []
+    for each in collected:
+        choice = router.choose(each.token_ids)
+        chosen.append(choice.drafter)
+        seconds.append(choice.seconds)
+        if learn:
+            plain = speed(each.runs[NONE])
+            router.observe(choice.features, choice.drafter, speed(each.runs[choice.drafter]), plain=plain)
+    return router_table(collected, chosen, seconds)
+
+
+def _split(config: RouterTrainConfig) -> tuple[list[Collected], list[Collected], int]:
+    """Prompts to fit to, prompts to judge by, and how many failed."""
+    data = config.data
+    collected, failures = read_collected(data.files)
+    failed = len(failures)
+    if data.held_out_files:
+        held_out, others = read_collected(data.held_out_files)
+        failed += len(others)
+        known = {each.prompt for each in held_out}
+        training = [each for each in collected if each.prompt not in known]
+        if training and set(training[0].runs) != set(held_out[0].runs):
+            raise UsageError("data.held_out_files were measured with other drafters; collect with the same")
+    else:
+        held_out = []
+        for domain in dict.fromkeys(each.domain for each in collected):
+            own = [each for each in collected if each.domain == domain]
+            own.sort(key=lambda each: hashlib.sha256(f"{data.seed}/{each.prompt}".encode()).digest())
+            held_out += own[: round(len(own) * data.held_out)]
+        taken = {each.prompt for each in held_out}
+        training = [each for each in collected if each.prompt not in taken]
+    if len(training) < 2 or not held_out:
+        raise UsageError(
+            f"{len(training)} prompts are left to fit to and {len(held_out)} are held out; collect more of them"
+        )
+    return training, held_out, failed
+
+
+def _samples(collected: Sequence[Collected], features: Features, outputs: Sequence[str]) -> Samples:
+    plain = [speed(each.runs[NONE]) for each in collected]
+    ratios = [
+        [math.log(speed(each.runs[name]) / base) for name in outputs]
+        for each, base in zip(collected, plain, strict=True)
+    ]
+    weights = [mean(run.seconds for run in each.runs[NONE]) for each in collected]
+    return Samples(
+        features=torch.stack([features(each.token_ids) for each in collected]),
+        ratios=torch.tensor(ratios),
+        weights=torch.tensor(weights),
+    )
+
+
+def _meta(file: str) -> Mapping[str, Any]:
+    """The record beside a collection."""
+    path = Path(file.removesuffix(".partial") + ".meta.json")
+    try:
+        record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["drafters"], record["base"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{file!r} has no record beside it: {error}; keep {path.name}, which its collection wrote"
+        ) from None
+    return record
+
+
+def _drafters(metas: Sequence[Mapping[str, Any]], file: str) -> dict[str, DrafterSpec]:
+    """What was collected with."""
+    first = metas[0]["drafters"]
+    for meta in metas:
+        if meta["drafters"] != first:
+            raise UsageError(f"the collections have other drafters than {file!r}; collect them with the same")
+    check_drafters(first)
+    return {name: validated(DrafterSpec, spec, f"drafters.{name}.") for name, spec in first.items()}
+
+
+def _check_base(metas: Sequence[Mapping[str, Any]], own: Mapping[str, str]) -> None:
+    for meta in metas:
+        base = meta["base"]
+        if base["fingerprint"] != own["fingerprint"]:
+            raise HeadMismatchError(
+                f"the collection is of {base['name']} ({base['fingerprint']}) and target.model is {own['name']} "
+                f"({own['fingerprint']}); give that model, or collect with this one"
+            )
+
+
+def _details(config: RouterTrainConfig) -> dict[str, Any]:
+    files = {"files": config.data.files, "held_out_files": config.data.held_out_files}
+    return {
+        "target": config.target.model_dump(),
+        "fit": config.fit.model_dump(),
+        "data": {name: {Path(file).name: file_sha256(Path(file)) for file in own} for name, own in files.items()},
+        "provenance": provenance(config.target.device, config.target.dtype),
+    }
