@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
@@ -205,7 +206,7 @@ class HuggingFaceSession:
         self._target = target
         self._exactness = exactness
         self._masked = masked
-        self._bits = exactness is not None
+        self._bits = [exactness is not None] * len(prefixes)
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
         self._width = 0
         self._states: States = {}
@@ -221,6 +222,7 @@ class HuggingFaceSession:
         """See ``ProbeSession.fork``."""
         copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
         copy.cache = self.cache.fork(rows, length, capacity)
+        copy._bits = [self._exactness is not None] * rows
         return copy
 
     @property
@@ -231,7 +233,10 @@ class HuggingFaceSession:
 
     @property
     def exact(self) -> str:
-        return "bits" if self._bits else "rounding"
+        return "bits" if all(self._bits) else "rounding"
+
+    def exact_of(self, row: int) -> str:
+        return "bits" if self._bits[row] else "rounding"
 
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
@@ -271,7 +276,7 @@ class HuggingFaceSession:
         if self._exactness is not None:
             longest = max(self.cache.lengths)
             width, certified = self._exactness.width(len(trees), width, longest, self.cache.capacity)
-            self._bits = self._bits and certified
+            self._bits = [bits and certified for bits in self._bits]
         return width
 
     def _plan(self, trees: Sequence[TokenTree], width: int) -> tuple[Tensor, Layout]:
@@ -307,10 +312,12 @@ class HuggingFaceSession:
 
     @torch.inference_mode()
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        if self._bits and any(path[-1] != len(path) - 1 for path in paths):
+        branched = [path[-1] != len(path) - 1 for path in paths]
+        if any(map(operator.and_, self._bits, branched)):
             # A branch's nodes were not scored at the slots plain decoding has them at: another order of summation,
             # unless attention follows the paths.
-            self._bits = self._exact_branches and self._branches_agree(len(paths))
+            agree = self._exact_branches and self._branches_agree(len(paths))
+            self._bits = [bits and (agree or not own) for bits, own in zip(self._bits, branched, strict=True)]
         self.cache.commit(paths)
 
     def _branches_agree(self, rows: int) -> bool:
@@ -323,6 +330,12 @@ class HuggingFaceSession:
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         self.cache.keep(rows)
+        self._bits = [self._bits[row] for row in rows]
+
+    @torch.inference_mode()
+    def join(self, other: HuggingFaceSession) -> None:
+        self.cache.join(other.cache)
+        self._bits.extend(other._bits)
 
     @torch.inference_mode()
     def _prefill(self, row: int, prefix: Sequence[int]) -> None:
