@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from specstream.functions import custom_generate, speculative_decode
     from specstream.lora import LoRAAdapter
     from specstream.results import GenerationResult
+    from specstream.serving.deployment import DeploymentConfig
 
     __version__: str
 
 __all__ = [
+    "DeploymentConfig",
     "GenerationResult",
     "LoRAAdapter",
     "SpecStreamError",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "DeploymentConfig": "specstream.serving.deployment",
     "GenerationResult": "specstream.results",
     "LoRAAdapter": "specstream.lora",
     "SpecStreamError": "specstream.errors",

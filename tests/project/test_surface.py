@@ -8,6 +8,7 @@ import pytest
 import specstream
 
 PUBLIC = [
+    "DeploymentConfig",
     "GenerationResult",
     "LoRAAdapter",
     "SpecStreamError",

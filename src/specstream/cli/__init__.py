@@ -49,6 +49,7 @@ def _register_verbs(app: typer.Typer) -> None:
         generate,
         make_draft,
         models,
+        serve,
         train,
     )
 
@@ -60,6 +61,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
+    app.command()(serve.serve)
     app.add_typer(models.app, name="models")
 
 

@@ -137,7 +137,10 @@ def free_memory(root: Path = Path("/")) -> int:
         if line.startswith("MemAvailable:"):
             limits.append(int(line.split()[1]) * 1024)
     groups = root / "sys/fs/cgroup"
-    for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         limit, taken = _text(groups / most).strip(), _text(groups / used).strip()
         if limit.isdigit() and taken.isdigit():
             limits.append(max(0, int(limit) - int(taken)))

@@ -203,6 +203,10 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
     def ready(self) -> bool:
         """Whether it takes jobs."""
         return self._thread.is_alive() and not self._stopping
@@ -311,16 +315,15 @@ class Scheduler:
             return
         failed = []
         for round_ in rounds:
-            job = self._running[round_.row]
-            error = None
+            job, own = self._running[round_.row], None
             try:
                 job.emit(round_)
-            except Exception as own:
-                error = own
+            except Exception as error:
+                own = error
                 failed.append(round_.row)
-            if error is not None or round_.row.finish_reason is not None:
+            if own is not None or round_.row.finish_reason is not None:
                 del self._running[round_.row]
-                self._end(job, error)
+                self._end(job, own)
         if any(row in self._batch.rows for row in failed):  # the row is fine, and its text could not be told
             try:
                 self._batch.leave(lambda row: row in failed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -72,6 +72,11 @@ class Body(BaseModel):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is only for streams; give stream: true")
         return self
+
+    @property
+    def schema_to_follow(self) -> dict[str, Any] | bool | None:
+        """None for any text."""
+        return None
 
     @property
     def stop_strings(self) -> list[str]:
@@ -154,6 +159,10 @@ class ChatBody(Body):
         return self
 
     @property
+    def schema_to_follow(self) -> dict[str, Any] | bool | None:
+        return self.response_format.schema_to_follow if self.response_format else None
+
+    @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
@@ -179,9 +188,8 @@ class CompletionBody(Body):
     def prompts(self) -> list[str | list[int]]:
         if isinstance(self.prompt, str):
             return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        return [each for each in self.prompt if not isinstance(each, int)]
+        one = isinstance(self.prompt[0], int)
+        return cast("list[str | list[int]]", [self.prompt] if one else self.prompt)
 
     @property
     def most_tokens(self) -> int | None:
