@@ -48,7 +48,11 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def tiny_engine(**settings: Any) -> SpeculativeEngine:
-    return SpeculativeEngine(tiny_model(), tiny_tokenizer(), **{"drafter": "lookup", "adaptive": False, **settings})
+    """With a draft that is right now and then, unless there shall be none."""
+    draft = None if settings.get("drafter") == "none" else tiny_model(noise=0.02)
+    return SpeculativeEngine(
+        tiny_model(), tiny_tokenizer(), draft, **{"drafter": "mixed", "adaptive": False, "gamma": 3, **settings}
+    )
 
 
 @contextmanager

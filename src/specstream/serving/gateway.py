@@ -38,6 +38,7 @@ class Gateway:
     def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig) -> None:
         self._engine, self._config = engine, config
         self.tokenizer = copy.deepcopy(engine.tokenizer)  # the scheduler's thread uses the other
+        self.tokenizer("a")  # forgets here, not in several threads at once, how its file would have it truncate
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
         limits = (config.max_context, engine.target.context_length)
         self._context = min((limit for limit in limits if limit is not None), default=None)
@@ -76,8 +77,9 @@ class Gateway:
             raise UsageError(f"the request asks for {most} tokens; ask for {limit} at most")
         jobs: list[Job] = []
         for prompt in prompts:
+            room = most if self._context is None else min(most, self._context - len(prompt))
             for _ in range(body.n or 1):
-                settings = {**_sampling(body), "max_new_tokens": most}
+                settings = {**_sampling(body), "max_new_tokens": room}
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
                 if body.schema_to_follow is not None:

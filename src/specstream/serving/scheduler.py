@@ -249,10 +249,14 @@ class Scheduler:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while self._wait():
-            self._retire()
-            self._admit()
-            self._round()
+        try:
+            while self._wait():
+                self._retire()
+                self._admit()
+                self._round()
+        finally:  # nothing is left, unless the thread dies: then nobody shall wait for it
+            for job in [*self._running.values(), *self._queue.remove(lambda job: True)]:
+                self._end(job, StoppingError("the server's scheduler has died; see its log"))
 
     def _wait(self) -> bool:
         """Until there is something to do; False when there will be nothing more."""
@@ -349,4 +353,7 @@ class Scheduler:
             job.outcome = "cancelled"
         seconds = time.monotonic() - (job.joined or job.arrived)
         self._seconds += (seconds - self._seconds) / 8
-        self._finished(job)
+        try:
+            self._finished(job)
+        except Exception:
+            _log.exception("an answer could not be counted")
