@@ -25,7 +25,7 @@ from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import RuntimeName
 from specstream.models.uncached import UncachedTarget
 from tests.lossless.decoding import make_drafter
-from tests.lossless.families import build
+from tests.lossless.families import build, prompt
 from tests.lossless.test_greedy import DRAFTERS, TARGET
 from tests.lossless.test_greedy_matrix import NEW_TOKENS, PROMPTS, reference
 from tests.lossless.test_greedy_matrix import target as hf_target
@@ -242,3 +242,23 @@ def test_a_row_whose_numbers_are_none_harms_no_other() -> None:
     assert {each.finish_reason for each in bad} == {"error"}
     for each in bad:
         assert each.emitted == TARGET.favourites([3, 1, 2], len(each.emitted))
+
+
+@pytest.mark.parametrize("runtime", ["auto", "eager", "static"])
+def test_a_row_that_needs_a_larger_cache_comes_and_goes(runtime: RuntimeName) -> None:
+    """The cache grows for a newcomer, for those who are there, and the draft's with it."""
+    target, speculation = hf_target("llama", runtime), Speculation(max_depth=3)
+    drafter = make_drafter("mixed", "llama")
+    coming = [
+        Arrival(at=0, prompt=tuple(prompt(9)), length=24),
+        Arrival(at=2, prompt=tuple(prompt(530, seed=3)), length=6),
+        Arrival(at=4, prompt=tuple(prompt(505, seed=4)), length=20),
+        Arrival(at=6, prompt=tuple(prompt(9)), length=12),
+    ]
+
+    def begin(arrival: Arrival) -> Batch:
+        return batch_of(arrival, target, drafter, speculation)
+
+    for arrival, row in zip(coming, serve(coming, begin), strict=True):
+        assert row.emitted == alone(arrival, begin).emitted
+        assert len(row.emitted) == arrival.length
