@@ -155,6 +155,9 @@ class SpoiledSession:
     def keep(self, rows: Sequence[int]) -> None:
         self._session.keep(rows)
 
+    def join(self, other: SpoiledSession) -> None:
+        self._session.join(other._session)
+
     def _spoiled(self, tree: TokenTree) -> TokenTree:
         return TokenTree((tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:])), tree.parents)
 

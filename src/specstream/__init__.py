@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from specstream.lora import LoRAAdapter
     from specstream.results import GenerationResult
     from specstream.routed import AdaptiveRouter
+    from specstream.serving.deployment import DeploymentConfig
 
     __version__: str
 
 __all__ = [
     "AdaptiveRouter",
+    "DeploymentConfig",
     "GenerationResult",
     "LoRAAdapter",
     "SpecStreamError",
@@ -31,6 +33,7 @@ __all__ = [
 
 _MODULE_OF = {
     "AdaptiveRouter": "specstream.routed",
+    "DeploymentConfig": "specstream.serving.deployment",
     "GenerationResult": "specstream.results",
     "LoRAAdapter": "specstream.lora",
     "SpecStreamError": "specstream.errors",

@@ -10,7 +10,8 @@ from torch import LongTensor, Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.core.decode import Row, StopCheck
+from specstream.core.decode import Row
+from specstream.core.stopping import StopCheck
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
 from specstream.models.hf import HuggingFaceTarget

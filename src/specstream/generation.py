@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Round, Row, Speculation, StopCheck, Stopping, decode, start_rows
+from specstream.core.decode import Batch, Round, Row, Rules, Speculation, decode, start_rows
 from specstream.core.ports import Drafter, Target
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import StopCheck, Stopping
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
 from specstream.results import GenerationResult
@@ -78,28 +79,36 @@ class Generation:
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
         self.rows = start_rows(prompts, seeds, parts.target.context_length)
+        for row in self.rows:
+            # The depth of a tree decides how chance is spent, and a seed has to repeat.
+            row.repeats = config.seed is not None and config.temperature > 0
 
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""
-        parts, config = self.parts, self.config
-        speculation = parts.speculation
-        if config.seed is not None and config.temperature > 0:
-            # The depth of a tree decides how chance is spent, and a seed has to repeat.
-            speculation = replace(speculation, controller=None)
-        sampling = config.sampling()
-        return decode(
-            parts.target,
-            self._drafter(sampling),
-            self.rows,
-            sampling=sampling,
-            stopping=Stopping(
-                max_new_tokens=config.max_new_tokens,
-                eos_token_ids=frozenset() if config.ignore_eos else parts.eos_token_ids,
+        rules = self._rules()
+        return decode(self.parts.target, self._drafter(rules["sampling"]), self.rows, **rules)
+
+    def batch(self) -> Batch:
+        """The same to be joined with others: prompts are read now, and rounds are the caller's.
+
+        Raises:
+            UsageError: a router drafts; rows of one batch have one drafter, and it would choose for each.
+        """
+        if isinstance(self.parts.drafter, RoutedDrafter):
+            raise UsageError("drafter is 'router', which chooses for each prompt; rows that join need one drafter")
+        return Batch(self.parts.target, self.parts.drafter, self.rows, **self._rules())
+
+    def _rules(self) -> Rules:
+        return {
+            "sampling": self.config.sampling(),
+            "stopping": Stopping(
+                max_new_tokens=self.config.max_new_tokens,
+                eos_token_ids=frozenset() if self.config.ignore_eos else self.parts.eos_token_ids,
                 check=self.check,
             ),
-            speculation=speculation,
-            timings=self.timings,
-        )
+            "speculation": self.parts.speculation,
+            "timings": self.timings,
+        }
 
     def _drafter(self, sampling: Sampling) -> Drafter:
         """What drafts; a router's choice is kept, and its time is time before the first pass."""

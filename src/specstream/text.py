@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from specstream.core.decode import StopCheck
+from specstream.core.stopping import StopCheck
 from specstream.errors import UsageError
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]

@@ -79,7 +79,7 @@ def test_the_answers_are_the_models_own(run, files, model):
 @pytest.mark.parametrize("passes", [1, 12, 25, 47])
 def test_an_interrupted_run_ends_with_the_same_file(run, files, monkeypatch, sampling, passes):
     assert run(*sampling, output="whole.jsonl")[0] == 0
-    left, verify = passes, decode.verify
+    left, verify = passes, decode.verify_each
 
     def interrupted(*arguments):
         nonlocal left
@@ -88,12 +88,12 @@ def test_an_interrupted_run_ends_with_the_same_file(run, files, monkeypatch, sam
             raise KeyboardInterrupt
         return verify(*arguments)
 
-    monkeypatch.setattr(decode, "verify", interrupted)
+    monkeypatch.setattr(decode, "verify_each", interrupted)
     assert run(*sampling)[0] == 130
     assert not (files / "out.jsonl").exists()
     with (files / "out.jsonl.partial").open("a", encoding="utf-8") as file:
         file.write('{"prompt": "hal')  # as if the power had gone
-    monkeypatch.setattr(decode, "verify", verify)
+    monkeypatch.setattr(decode, "verify_each", verify)
     assert run(*sampling)[0] == 0
     assert (files / "out.jsonl").read_bytes() == (files / "whole.jsonl").read_bytes()
     assert (files / "out.jsonl.meta.json").read_text() == (files / "whole.jsonl.meta.json").read_text()
@@ -116,7 +116,7 @@ def test_a_limit_takes_a_part_and_a_larger_one_goes_on(run, files, monkeypatch):
     assert len({answer["source"].partition(":")[0] for answer in whole[:8]}) == 2
     assert run()[0] == 0
     assert lines(files / "out.jsonl") == whole
-    monkeypatch.setattr(decode, "verify", None)  # all are there: nothing is decoded
+    monkeypatch.setattr(decode, "verify_each", None)  # all are there: nothing is decoded
     assert run()[0] == 0
     assert run("--limit", "5")[0] == 0
     assert lines(files / "out.jsonl") == whole[:5]

@@ -197,6 +197,13 @@ class RecordedSession:
             record.extend(scored[node].clone() for node in path)
         self._session.commit(paths)
 
+    def exact_of(self, row: int) -> str:
+        return self._session.exact_of(row)
+
+    def join(self, other: RecordedSession) -> None:
+        self._session.join(other._session)
+        self._logits.extend(other._logits)
+
     def tap(self, layers: Collection[int]) -> None:
         self._session.tap(layers)
 

@@ -37,6 +37,9 @@ class FunctionDrafter:
     def keep(self, rows: Sequence[int]) -> None:
         pass
 
+    def join(self, other: FunctionDrafter) -> None:
+        pass
+
 
 def oracle(model: TableModel) -> FunctionDrafter:
     """Drafts what greedy decoding will say, as deep as it is asked to: nothing is ever rejected."""

@@ -157,6 +157,15 @@ class TableSession:
         self._require(all(0 <= row < len(self.committed) for row in rows), f"cannot keep the rows {rows}")
         self.committed = [self.committed[row] for row in rows]
 
+    def join(self, other: TableSession) -> None:
+        self._require(self._pending is None and self._begun is None, "rows joined between a pass and its commit")
+        self._require(other._pending is None and other.model is self.model, "rows of another kind joined")
+        self.committed.extend(other.committed)
+        del other.committed  # whoever still uses it shall notice
+
+    def exact_of(self, row: int) -> str:
+        return self.exact
+
     def _indexes(self, tree: TokenTree, committed: Sequence[int]) -> list[int]:
         """The table's row after each node, from the node's own ancestors and no other node."""
         limit = self.model.context_length

@@ -9,6 +9,7 @@ import specstream
 
 PUBLIC = [
     "AdaptiveRouter",
+    "DeploymentConfig",
     "GenerationResult",
     "LoRAAdapter",
     "SpecStreamError",

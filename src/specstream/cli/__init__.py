@@ -54,6 +54,7 @@ def _register_verbs(app: typer.Typer) -> None:
         profile,
         report,
         router,
+        serve,
         train,
         tune,
     )
@@ -72,6 +73,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
     app.add_typer(router.app, name="router")
+    app.command()(serve.serve)
     app.add_typer(models.app, name="models")
 
 

@@ -165,8 +165,10 @@ def _along(table: dict[int, float], width: float) -> float:
     above = next((at for at, other in enumerate(widths) if other > width), len(widths) - 1)
     low, high = widths[max(above - 1, 0)], widths[max(above, 1)]
     slope = (seconds[high] - seconds[low]) / (high - low)
+    if width < low:  # no pass costs more than its nodes would one by one
+        return max(seconds[low] * width / low, seconds[low] + slope * (width - low))
     if width < high:
-        return max(0.0, seconds[low] + slope * (width - low))
+        return seconds[low] + slope * (width - low)
     # Half as steep beyond the widest: hopeful, or a pass that is dear once it is not plain would keep the deeper ones,
     # which cost hardly more, from ever being measured.
     return seconds[high] + slope / 2 * (width - high)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
+from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
 from specstream.core.controller import Controller
@@ -19,43 +21,45 @@ from specstream.core.plans import Taken
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target
 from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats, Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict, verify
+from specstream.core.verify import Verdict, verify_each
 from specstream.errors import UsageError
 
-StopCheck = Callable[[Sequence[int], int], int | None]
-"""``(tokens emitted so far, how many of them are new) -> how many emitted tokens to keep``, or None to go on."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stopping:
-    """When a row is finished.
-
-    Attributes:
-        max_new_tokens: never one more than this.
-        eos_token_ids: any of these ends the row and is its last token.
-        check: a further rule (stop strings, a caller's criterion); None for none.
-    """
-
-    max_new_tokens: int
-    eos_token_ids: frozenset[int] = frozenset()
-    check: StopCheck | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; give 1 or more")
+Watcher = Callable[[Tensor, Sequence[int]], None]
+"""``(logits [n, vocab] that n emitted tokens were chosen from, those tokens)``, before any stop cuts them."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Row:
-    """One sequence being decoded."""
+    """One sequence being decoded.
+
+    Attributes:
+        index: its place among the rows that were started together.
+        tokens: the prompt and what was emitted.
+        prompt_length: tokens of the prompt.
+        generator: its own source of chance, on the CPU.
+        repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
+        watch: shown the logits of every emitted token; None for nobody.
+        sampling: how its tokens are chosen, and ``stopping``, when it ends: set by the batch that takes it.
+        finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
+        error: what went wrong with this row alone.
+    """
 
     index: int
     tokens: list[int]
     prompt_length: int
     generator: torch.Generator
+    repeats: bool = False
+    watch: Watcher | None = None
+    sampling: Sampling = field(init=False)
+    stopping: Stopping = field(init=False)
     stats: RowStats = field(default_factory=RowStats)
     finish_reason: str | None = None
+    error: Exception | None = None
     exact: str = "bits"
 
     @property
@@ -90,17 +94,24 @@ class Speculation:
     acceptance_threshold: float | None = None
     controller: Controller | None = None
 
-    @property
-    def depth(self) -> int:
-        """The deepest tree to ask for."""
-        return self.max_depth if self.controller else self.unmeasured_depth or self.max_depth
+    def measures(self, row: Row) -> bool:
+        """Whether the controller decides for this row."""
+        return self.controller is not None and not row.repeats
 
-    def choose(self, requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]) -> list[DraftRequest]:
+    def depth(self, row: Row) -> int:
+        """The deepest tree to ask for."""
+        return self.max_depth if self.measures(row) else self.unmeasured_depth or self.max_depth
+
+    def choose(
+        self, rows: Sequence[Row], requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]
+    ) -> list[DraftRequest]:
         """The requests as they shall be met: with the offer taken, and its depth."""
-        if self.controller is None:
-            choices = [self._first(available) for available in offers]
-        else:
-            choices = self.controller.choose(offers)
+        measured = [self.measures(row) for row in rows]
+        choices = [None if own else self._first(available) for own, available in zip(measured, offers, strict=True)]
+        if self.controller is not None and any(measured):
+            judged = [available if own else () for own, available in zip(measured, offers, strict=True)]
+            found = zip(measured, self.controller.choose(judged), choices, strict=True)
+            choices = [choice if own else first for own, choice, first in found]
         return [
             replace(request, offer=choice.offer, depth=choice.depth, least=choice.least)
             if choice
@@ -133,118 +144,142 @@ def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_l
     return rows
 
 
-def decode(
-    target: Target,
-    drafter: Drafter,
-    rows: Sequence[Row],
-    *,
-    sampling: Sampling,
-    stopping: Stopping,
-    speculation: Speculation,
-    timings: Timings,
-) -> Iterator[list[Round]]:
-    """Decode every row to its end, yielding after each pass what the rows emitted.
+class Rules(TypedDict):
+    """What a batch is begun with; see ``Batch``."""
+
+    sampling: Sampling
+    stopping: Stopping
+    speculation: Speculation
+    timings: Timings
+
+
+class Batch:
+    """Rows that are decoded side by side. They leave when they are finished; others may join between two rounds.
+
+    If ``step`` or ``join`` raises, the batch is of no use any more: nobody knows what its cache holds.
 
     Args:
         target: the model whose output this is.
         drafter: where drafts come from; it cannot change the output, only its speed.
-        rows: from ``start_rows``; they are advanced in place, each at its own pace.
+        rows: from ``start_rows``, at least one; they are advanced in place, each at its own pace.
         sampling: how the target chooses tokens.
-        stopping: when a row is finished; finished rows leave the batch.
+        stopping: when a row is finished.
         speculation: bounds of the trees and the acceptance rule.
         timings: added to in place.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter,
+        rows: Sequence[Row],
+        **rules: Unpack[Rules],
+    ) -> None:
+        started = time.perf_counter()
+        self.rows, self.timings, self._speculation = list(rows), rules["timings"], rules["speculation"]
+        for row in rows:
+            row.sampling, row.stopping = rules["sampling"], rules["stopping"]
+        self._context_length = target.context_length
+        self._session = target.begin([row.tokens[:-1] for row in rows])
+        self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
+        self._clock = Clock(self._session)
+        self.timings.prefill += time.perf_counter() - started
+
+    def join(self, newcomers: Batch) -> None:
+        """Take in the rows of a batch of the same target and drafter, with sampling and stopping of their own.
+
+        Its prompts have been read by itself: if that fails, this one does not notice.
+        """
+        self._session.join(newcomers._session)
+        self._drafts.join(newcomers._drafts)
+        self.rows.extend(newcomers.rows)
+
+    def leave(self, gone: Callable[[Row], bool]) -> None:
+        """Let go of rows; of their neighbours nothing changes."""
+        alive = [index for index, row in enumerate(self.rows) if not gone(row)]
+        if 0 < len(alive) < len(self.rows):
+            self._session.keep(alive)
+            self._drafts.keep(alive)
+        self.rows = [self.rows[index] for index in alive]
+
+    def step(self) -> list[Round]:
+        """One round of all rows, of which there is at least one; those that it finishes leave.
+
+        A row whose own numbers, processor, check or watcher fails is finished with ``error``; its round is empty.
+        """
+        start, rows, speculation = self._clock.mark(), self.rows, self._speculation
+        asked = [_request(row, speculation.depth(row), self._context_length) for row in rows]
+        offers = self._drafts.offers(asked)
+        requests, chosen = speculation.choose(rows, asked, offers), self._clock.mark()
+        trees = self._drafts.propose(requests)
+        proposed = self._clock.mark()
+        logits = self._session.score(trees)
+        scored = self._clock.mark()
+        contexts, generators = [row.tokens for row in rows], [row.generator for row in rows]
+        rules = [(row.sampling, row.stopping.eos_token_ids) for row in rows]
+        verdicts = verify_each(trees, logits, contexts, rules, generators, speculation.acceptance_threshold)
+        self._session.commit([verdict.path for verdict in verdicts])
+        self._drafts.observe(verdicts)
+        sound = not any(verdict.error for verdict in verdicts)
+        if speculation.controller is not None and sound and any(map(speculation.measures, rows)):
+            speculation.controller.observe(offers, requests, trees, verdicts, split(chosen, proposed))
+        rounds = []
+        for at, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+            row.exact = self._session.exact_of(at)
+            rounds.append(_advance(row, requests[at], trees[at], verdict, logits[at], self._context_length))
+        self.leave(lambda row: row.finish_reason is not None)
+        self.timings.propose += between(start, proposed)
+        self.timings.score += between(proposed, scored)
+        self.timings.decode += time.perf_counter() - start.seconds
+        return rounds
+
+
+def decode(
+    target: Target,
+    drafter: Drafter,
+    rows: Sequence[Row],
+    **rules: Unpack[Rules],
+) -> Iterator[list[Round]]:
+    """Decode every row to its end, yielding after each pass what the rows emitted. The arguments are ``Batch``'s.
 
     Raises:
         NumericalError: NaN or infinite logits.
     """
-    started = time.perf_counter()
-    active = list(rows)
-    session = target.begin([row.tokens[:-1] for row in active])
-    drafts = drafter.begin([row.tokens for row in active], sampling, session)
-    clock = Clock(session)
-    timings.prefill += time.perf_counter() - started
-
-    while active:
-        start = clock.mark()
-        asked = [_request(row, stopping, speculation.depth, target.context_length) for row in active]
-        offers = drafts.offers(asked)
-        requests, chosen = speculation.choose(asked, offers), clock.mark()
-        trees = drafts.propose(requests)
-        proposed = clock.mark()
-        logits = session.score(trees)
-        scored = clock.mark()
-        contexts, generators = [row.tokens for row in active], [row.generator for row in active]
-        threshold, ends = speculation.acceptance_threshold, stopping.eos_token_ids
-        verdicts = verify(trees, logits, contexts, sampling, generators, threshold, ends)
-        session.commit([verdict.path for verdict in verdicts])
-        drafts.observe(verdicts)
-        if speculation.controller is not None:
-            speculation.controller.observe(offers, requests, trees, verdicts, split(chosen, proposed))
-        rounds = [
-            _advance(*each, stopping, target.context_length, session.exact)
-            for each in zip(active, requests, trees, verdicts, strict=True)
-        ]
-        alive = [index for index, row in enumerate(active) if row.finish_reason is None]
-        if 0 < len(alive) < len(active):
-            session.keep(alive)
-            drafts.keep(alive)
-        active = [active[index] for index in alive]
-        timings.propose += between(start, proposed)
-        timings.score += between(proposed, scored)
-        timings.decode += time.perf_counter() - start.seconds
+    if not rows:
+        return
+    batch = Batch(target, drafter, rows, **rules)
+    while batch.rows:
+        rounds = batch.step()
+        for each in rounds:
+            if each.row.error is not None:
+                raise each.row.error
         yield rounds
 
 
-def _request(row: Row, stopping: Stopping, depth: int, context_length: int | None) -> DraftRequest:
+def _request(row: Row, depth: int, context_length: int | None) -> DraftRequest:
     """A tree of depth d emits up to d + 1 tokens, so the deepest useful one is one short of what is left."""
-    left = stopping.max_new_tokens - (len(row.tokens) - row.prompt_length)
+    left = row.stopping.max_new_tokens - (len(row.tokens) - row.prompt_length)
     if context_length is not None:
         left = min(left, context_length - len(row.tokens))
     return DraftRequest(tokens=row.tokens, depth=min(depth, left - 1), generator=row.generator)
 
 
 def _advance(
-    row: Row,
-    request: DraftRequest,
-    tree: TokenTree,
-    verdict: Verdict,
-    stopping: Stopping,
-    context_length: int | None,
-    exact: str,
+    row: Row, request: DraftRequest, tree: TokenTree, verdict: Verdict, logits: Tensor, context_length: int | None
 ) -> Round:
     """Append what the pass emitted, cut where the row stops, and count it."""
-    row.exact = exact
-    before = len(row.tokens)
-    row.tokens.extend(verdict.tokens)
-    kept, row.finish_reason = _stop(row, len(verdict.tokens), stopping, context_length)
+    before, kept = len(row.tokens), len(row.tokens) - row.prompt_length
+    try:
+        if verdict.error is not None:
+            raise verdict.error
+        if row.watch is not None:
+            row.watch(logits[list(verdict.path[: len(verdict.tokens)])], verdict.tokens)
+        row.tokens.extend(verdict.tokens)
+        room = None if context_length is None else context_length - row.prompt_length
+        kept, row.finish_reason = row.stopping.cut(row.emitted, len(verdict.tokens), room)
+    except Exception as error:  # the row's own; its neighbours go on
+        row.finish_reason, row.error = "error", error
     del row.tokens[row.prompt_length + kept :]
     tokens = tuple(row.tokens[before:])
-    row.stats.emitted.append(len(tokens))
-    row.stats.drafted += tree.drafted
-    if request.offer is not None and tree.drafted:
-        row.stats.drafts[request.offer.drafter] += 1
-    row.stats.accepted += min(verdict.accepted, len(tokens))
-    row.stats.rejected += _rejected(tree, verdict)
+    row.stats.count(tokens, tree, verdict, None if request.offer is None else request.offer.drafter)
     return Round(row=row, tokens=tokens)
-
-
-def _rejected(tree: TokenTree, verdict: Verdict) -> int:
-    """Drafts that verification turned down. Those behind an accepted end were never judged."""
-    ended = len(verdict.tokens) == verdict.accepted
-    behind = int(tree.ancestor_mask()[:, verdict.path[-1]].sum()) - 1 if ended else 0
-    return tree.drafted - verdict.accepted - behind
-
-
-def _stop(row: Row, new: int, stopping: Stopping, context_length: int | None) -> tuple[int, str | None]:
-    """How many emitted tokens to keep, and why the row ends there (None if it does not): the earliest rule wins."""
-    emitted = row.emitted
-    limit = stopping.max_new_tokens
-    if context_length is not None:
-        limit = min(limit, context_length - row.prompt_length)
-    stops: list[tuple[int, str]] = [(limit, "length")] if len(emitted) >= limit else []
-    if emitted[-1] in stopping.eos_token_ids:  # verification emits nothing behind one
-        stops.append((len(emitted), "stop"))
-    if stopping.check is not None and (kept := stopping.check(emitted, new)) is not None:
-        stops.append((kept, "stop"))
-    # At the same token a real stop is the better reason than the length.
-    return min(stops, key=lambda stop: (stop[0], stop[1] == "length"), default=(len(emitted), None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,12 @@ class TargetSession(Protocol):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop every row that is not named."""
+
+    def join(self, other: Self) -> None:
+        """Take in the rows of another session of the same target, behind these. The other is of no use afterwards.
+
+        The states of the last pass, and who may be asked for them, stay as they are: the newcomers were not in it.
+        """
 
     def tap(self, layers: Collection[int]) -> None:
         """From the next pass on, keep what goes into these decoder layers besides those asked for before.
@@ -92,6 +101,9 @@ class TargetSession(Protocol):
     @property
     def exact(self) -> str:
         """``"bits"`` if every row committed so far is bit-equal to plain decoding's, else ``"rounding"``."""
+
+    def exact_of(self, row: int) -> str:
+        """The same of one row, which others that joined it do not make worse."""
 
 
 class Target(Protocol):
@@ -188,6 +200,12 @@ class DraftSession(Protocol):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop every row that is not named."""
+
+    def join(self, other: Self) -> None:
+        """Take in the rows of another session of the same drafter, behind these, when its target's session has joined.
+
+        From then on both work on this one's target session. The other is of no use afterwards.
+        """
 
 
 class Drafter(Protocol):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from specstream.core.tree import TokenTree
+from specstream.core.verify import Verdict
 
 
 @dataclass
@@ -16,6 +20,8 @@ class RowStats:
         accepted: drafted tokens that were accepted *and* emitted (not cut by a stop).
         rejected: drafted tokens that verification turned down.
         drafts: passes that a drafter drafted for, by its name.
+        drafted_at: passes that drafted so deep, by depth from 1 on.
+        accepted_at: passes in which a token of that depth was accepted and emitted.
     """
 
     emitted: list[int] = field(default_factory=list)
@@ -23,6 +29,27 @@ class RowStats:
     accepted: int = 0
     rejected: int = 0
     drafts: Counter[str] = field(default_factory=Counter)
+    drafted_at: Counter[int] = field(default_factory=Counter)
+    accepted_at: Counter[int] = field(default_factory=Counter)
+
+    def count(self, tokens: Sequence[int], tree: TokenTree, verdict: Verdict, drafter: str | None) -> None:
+        """Count one pass.
+
+        Args:
+            tokens: what it emitted, after any stop.
+            tree: what was scored.
+            verdict: on that tree.
+            drafter: whose tree it was, None if that is not known.
+        """
+        accepted = min(verdict.accepted, len(tokens))
+        self.emitted.append(len(tokens))
+        self.drafted += tree.drafted
+        if drafter is not None and tree.drafted:
+            self.drafts[drafter] += 1
+        self.accepted += accepted
+        self.rejected += _rejected(tree, verdict)
+        self.drafted_at.update(range(1, max(tree.depths) + 1))
+        self.accepted_at.update(range(1, accepted + 1))
 
     @property
     def target_passes(self) -> int:
@@ -59,3 +86,10 @@ class Timings:
     @property
     def total(self) -> float:
         return self.prefill + self.decode
+
+
+def _rejected(tree: TokenTree, verdict: Verdict) -> int:
+    """Drafts that verification turned down. Those behind an accepted end were never judged."""
+    ended = len(verdict.tokens) == verdict.accepted
+    behind = int(tree.ancestor_mask()[:, verdict.path[-1]].sum()) - 1 if ended else 0
+    return tree.drafted - verdict.accepted - behind

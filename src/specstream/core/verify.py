@@ -41,11 +41,13 @@ class Verdict:
         choices: the token of the largest logit after every node, accepted or not, for a drafter that learns from them;
             ``NO_CHOICE`` where the logits hold NaN or infinity, and beyond the tree meaningless. Nobody pays for what
             is not asked for; ask before the next pass.
+        error: why the row cannot go on, with no token then; None if it can.
     """
 
     path: tuple[int, ...]
     tokens: tuple[int, ...]
     choices: Callable[[], Sequence[int]] = field(default=tuple, compare=False, repr=False)
+    error: Exception | None = field(default=None, compare=False)
 
     @property
     def accepted(self) -> int:
@@ -77,13 +79,17 @@ def verify(
         acceptance_threshold: None is lossless. A number turns on typical acceptance (lossy) at temperature > 0.
         ends: tokens nothing comes after, so that no processor is asked what would.
 
+    Returns:
+        A verdict for each row; with an ``error`` where a processor fails, or where the output meets logits that are NaN
+        or infinite (``NumericalError``).
+
     Raises:
-        NumericalError: NaN or infinite logits where the output meets them.
+        NumericalError: a token was drafted from NaN.
     """
     if sampling.greedy and not sampling.needs_context:
         rows = deferred.fetch(trees, greedy_choices(logits))
         verdicts = [
-            verify_greedy(tree, lambda node, row=row: checked(row[node]), ends)  # type: ignore[misc]
+            _guarded(lambda tree=tree, row=row: verify_greedy(tree, lambda node: checked(row[node]), ends))  # type: ignore[misc]
             for tree, row in zip(trees, rows, strict=True)
         ]
         return _with_choices(verdicts, lambda: rows)
@@ -91,9 +97,44 @@ def verify(
     return _with_choices(verdicts, lambda: greedy_choices(logits).tolist())
 
 
+def verify_each(
+    trees: Sequence[TokenTree],
+    logits: Tensor,
+    contexts: Sequence[Sequence[int]],
+    rules: Sequence[tuple[Sampling, frozenset[int]]],
+    generators: Sequence[torch.Generator],
+    acceptance_threshold: float | None = None,
+) -> list[Verdict]:
+    """``verify`` for rows that each have their own sampling and ends; those of one rule are judged together."""
+    alike: dict[object, list[int]] = {}
+    for row, (sampling, ends) in enumerate(rules):
+        alike.setdefault((id(sampling) if sampling.processors else sampling, ends), []).append(row)
+    verdicts: dict[int, Verdict] = {}
+    for rows in alike.values():
+        judged = verify(
+            [trees[row] for row in rows],
+            logits if len(rows) == len(trees) else logits[rows],
+            [contexts[row] for row in rows],
+            rules[rows[0]][0],
+            [generators[row] for row in rows],
+            acceptance_threshold,
+            rules[rows[0]][1],
+        )
+        verdicts.update(zip(rows, judged, strict=True))
+    return [verdicts[row] for row in range(len(trees))]
+
+
 def _with_choices(verdicts: Sequence[Verdict], choices: Callable[[], list[list[int]]]) -> list[Verdict]:
     rows = cache(choices)
     return [replace(verdict, choices=lambda row=row: rows()[row]) for row, verdict in enumerate(verdicts)]  # type: ignore[misc]
+
+
+def _guarded(walk: Callable[[], Verdict]) -> Verdict:
+    """One row's failure is no other's."""
+    try:
+        return walk()
+    except Exception as error:
+        return Verdict(path=(0,), tokens=(), error=error)
 
 
 def _walks(
@@ -108,8 +149,8 @@ def _walks(
     """``verify`` wherever the argmax alone does not decide."""
     if _on_the_device(trees, logits, sampling) and acceptance_threshold is None:
         judged = zip(trees, judge_chains(trees, logits, sampling, generators), strict=True)
-        return [_chain_verdict(tree, accepted, following, ends) for tree, (accepted, following) in judged]
-    verdicts = []
+        return [_guarded(lambda tree=tree, found=found: _chain_verdict(tree, *found, ends)) for tree, found in judged]  # type: ignore[misc, call-arg]
+    verdicts: list[Verdict] = []
     for row, tree in enumerate(trees):
         context = list(contexts[row])
 
@@ -118,12 +159,14 @@ def _walks(
             prefix = [*context, *(tree.tokens[i] for i in tree.path(node)[1:])] if sampling.needs_context else ()
             return probabilities(logits[row, node], sampling, prefix)
 
-        if sampling.greedy:
-            verdicts.append(verify_greedy(tree, lambda node, scores=scores: int(scores(node).argmax()), ends))  # type: ignore[misc]
-        elif acceptance_threshold is None:
-            verdicts.append(verify_sampled(tree, scores, generators[row], ends))
-        else:
-            verdicts.append(verify_typical(tree, scores, generators[row], acceptance_threshold, ends))
+        def walk(row: int = row, tree: TokenTree = tree, scores: Walk = scores) -> Verdict:
+            if sampling.greedy:
+                return verify_greedy(tree, lambda node: int(scores(node).argmax()), ends)
+            if acceptance_threshold is None:
+                return verify_sampled(tree, scores, generators[row], ends)
+            return verify_typical(tree, scores, generators[row], acceptance_threshold, ends)
+
+        verdicts.append(_guarded(walk))
     return verdicts
 
 

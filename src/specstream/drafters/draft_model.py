@@ -83,7 +83,8 @@ class DraftModelDrafter:
         # A prompt that the draft cannot hold is never drafted for, so the draft does not read it.
         prefixes = [prompt[:-1] if limit is None or len(prompt) < limit else [] for prompt in prompts]
         lengths = [len(prefix) for prefix in prefixes]
-        return DraftModelSession(self, self.model.begin(prefixes), lengths, sampling.without_processors())
+        samplings = [sampling.without_processors()] * len(prompts)
+        return DraftModelSession(self, self.model.begin(prefixes), lengths, samplings)
 
 
 @dataclass(kw_only=True)
@@ -92,6 +93,7 @@ class _Growing:
 
     request: DraftRequest
     skipped: int
+    sampling: Sampling
     likelihood: float = 1.0
     ended: bool = False
     steps: list[list[int]] = field(default_factory=list)
@@ -126,13 +128,13 @@ class DraftModelSession:
     """The draft's own cache, kept in step with each row."""
 
     def __init__(
-        self, drafter: DraftModelDrafter, session: TargetSession, lengths: list[int], sampling: Sampling
+        self, drafter: DraftModelDrafter, session: TargetSession, lengths: list[int], samplings: list[Sampling]
     ) -> None:
         self._drafter = drafter
         self._session = session
         self._cached = lengths  # tokens of each row whose keys and values the draft holds
         self._skipped = [0] * len(lengths)  # first tokens of each row that the draft never reads
-        self._sampling = sampling
+        self._samplings = samplings
         # Tokens that the draft can read: where it says all that it reads, known from its first pass.
         self._vocab_size = None if drafter.part is None else drafter.vocab_size
         self._before: list[int] = []
@@ -146,7 +148,10 @@ class DraftModelSession:
             self._before = list(self._cached)
             return [TokenTree.chain(request.tokens[-1:]) for request in requests]
         self._catch_up(requests, depths)
-        growing = [_Growing(request=each, skipped=row) for each, row in zip(requests, self._skipped, strict=True)]
+        growing = [
+            _Growing(request=request, skipped=skipped, sampling=sampling)
+            for request, skipped, sampling in zip(requests, self._skipped, self._samplings, strict=True)
+        ]
         self._before = [len(row.readable) for row in growing]
         for step in range(max(depths)):
             goes_on = [step < depth and not row.ended for depth, row in zip(depths, growing, strict=True)]
@@ -171,13 +176,20 @@ class DraftModelSession:
         self._session.keep(rows)
         self._cached = [self._cached[row] for row in rows]
         self._skipped = [self._skipped[row] for row in rows]
+        self._samplings = [self._samplings[row] for row in rows]
+
+    def join(self, other: DraftModelSession) -> None:
+        self._session.join(other._session)
+        self._cached.extend(other._cached)
+        self._skipped.extend(other._skipped)
+        self._samplings.extend(other._samplings)
 
     def _offers(self, row: int, request: DraftRequest) -> list[Offer]:
         depth, unread = self._depth(request), self._unread(row, request)
         if not depth:
             return []
         unread = READ_AT_ONCE if unread > FAR_BEHIND else unread
-        cuts = self._sampling.greedy
+        cuts = self._samplings[row].greedy
         return [
             Offer(source=self._drafter.name, depth=depth, branches=self._drafter.branches, unread=unread, cuts=cuts)
         ]
@@ -246,23 +258,25 @@ class DraftModelSession:
         """Whether the chain can be drafted to its end without the host: every row then goes as deep as the deepest."""
         limit = self._drafter.model.context_length
         fits = limit is None or max(len(request.tokens) for request in requests) + depth <= limit
-        simple = self._drafter.branches == 1 and not self._sampling.needs_context
+        alike = all(sampling == self._samplings[0] for sampling in self._samplings)
+        simple = self._drafter.branches == 1 and alike and not self._samplings[0].needs_context
         return deferred.asynchronous(device) and simple and fits
 
     def _defer(self, growing: Sequence[_Growing], depths: Sequence[int], logits: Tensor) -> list[TokenTree]:
         """Draft chains on the device, from the draft's logits ``[rows, vocab]`` of their first tokens on."""
         held, deepest, rows, logits = list(self._cached), max(depths), range(len(growing)), self._fit(logits)
-        chance = self._chance(growing, depths, logits.device)
+        sampling = self._samplings[0]  # of all rows
+        chance = torch.empty(0) if sampling.greedy else self._chance(growing, depths, logits.device)
         tokens, proposals, sound = list[Tensor](), list[Tensor](), list[Tensor]()
         for step in range(deepest):
             if step:
                 last = Drafted(tokens=tokens[-1][:, None])
                 logits = self._fit(self._session.score([DeferredChain(last, row, 1, None) for row in rows])[:, 0])
                 self._session.commit([[0]] * len(growing))
-            if self._sampling.greedy:
+            if sampling.greedy:
                 tokens.append(logits.float().argmax(-1))
                 continue
-            distribution, fine = distributions(logits, self._sampling)
+            distribution, fine = distributions(logits, sampling)
             tokens.append(draw_each(distribution, chance[:, step]))
             proposals.append(distribution)
             sound.append(fine)
@@ -277,8 +291,6 @@ class DraftModelSession:
 
     def _chance(self, growing: Sequence[_Growing], depths: Sequence[int], device: torch.device) -> Tensor:
         """Numbers ``[rows, depth]`` from each row's own generator; a row takes as many as it wanted tokens."""
-        if self._sampling.greedy:
-            return torch.empty(0)
         numbers = []
         for row, depth in zip(growing, depths, strict=True):
             drawn = torch.rand(depth, generator=row.request.generator, dtype=torch.float64).tolist()
@@ -286,12 +298,13 @@ class DraftModelSession:
         return upload(numbers, device, torch.float64)
 
     def _grow(self, row: _Growing, logits: Tensor) -> None:
-        context = row.sequence if self._sampling.needs_context else ()
+        sampling = row.sampling
+        context = row.sequence if sampling.needs_context else ()
         branches = self._drafter.branches
-        if self._sampling.greedy:
+        if sampling.greedy:
             # Where nothing but their order counts, logits of a part are looked at as they are: they are the fewer.
-            short = self._drafter.part is not None and not self._sampling.needs_context
-            scores = process(logits if short else self._fit(logits), self._sampling, context)
+            short = self._drafter.part is not None and not sampling.needs_context
+            scores = process(logits if short else self._fit(logits), sampling, context)
             if least := row.request.least:
                 row.likelihood *= float((scores.max().float() - scores.float().logsumexp(-1)).exp())
                 row.ended = row.likelihood < least
@@ -300,7 +313,7 @@ class DraftModelSession:
             chosen = [int(scores.argmax())] if branches == 1 else scores.topk(branches).indices.tolist()
             row.steps.append(self._drafter.named(chosen) if short else chosen)
             return
-        distribution = probabilities(self._fit(logits), self._sampling, context)
+        distribution = probabilities(self._fit(logits), sampling, context)
         row.proposals.append(distribution)
         rest = distribution.clone()
         candidates: list[int] = []

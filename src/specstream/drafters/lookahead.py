@@ -88,6 +88,9 @@ class LookaheadSession:
     def keep(self, rows: Sequence[int]) -> None:
         self._rows = [self._rows[row] for row in rows]
 
+    def join(self, other: LookaheadSession) -> None:
+        self._rows.extend(other._rows)
+
 
 class Pool:
     """The newest n-grams, by their first token.

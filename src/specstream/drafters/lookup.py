@@ -60,6 +60,9 @@ class LookupSession:
     def keep(self, rows: Sequence[int]) -> None:
         self._indexes = [self._indexes[row] for row in rows]
 
+    def join(self, other: LookupSession) -> None:
+        self._indexes.extend(other._indexes)
+
     def _tree(self, index: SuffixIndex, request: DraftRequest) -> TokenTree:
         for offer in [request.offer] if request.offer else self._offers(index, request):
             if offer.tree is not None:

@@ -103,21 +103,23 @@ class MedusaDrafter:
 
 
 class MedusaSession:
-    """The last accepted node's state of every row. The first pass of a batch drafts nothing: there is none yet."""
+    """The last accepted node's state of every row. A row's first pass drafts nothing: there is none yet."""
 
     def __init__(self, drafter: MedusaDrafter, session: TargetSession, rows: int) -> None:
         self._drafter, self._session = drafter, session
         self._states: Tensor | None = None  # [rows, hidden]
+        self._known = [False] * rows  # whether a row has one
         self._candidates: list[list[list[int]]] = [[]] * rows  # of the trees just proposed: depth, rank -> token
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         """Trees of several sizes for each row; a step of the drafter is one head, asked for all rows."""
-        if self._states is None:
-            return [[] for _ in requests]
-        return [[*self._drafter.offers(request.depth)] if request.depth > 0 else [] for request in requests]
+        return [
+            [*self._drafter.offers(request.depth)] if known and request.depth > 0 else []
+            for known, request in zip(self._known, requests, strict=True)
+        ]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        shapes = [self._shape(request) for request in requests]
+        shapes = [self._shape(request) if known else None for known, request in zip(self._known, requests, strict=True)]
         drafted = [row for row, shape in enumerate(shapes) if shape is not None]
         self._candidates = [[]] * len(requests)
         if drafted and self._states is not None:
@@ -136,15 +138,25 @@ class MedusaSession:
         states = self._session.states(self._drafter.heads.layer)
         last = upload([verdict.path[-1] for verdict in verdicts], states.device)
         self._states = states[torch.arange(len(verdicts), device=states.device), last]
+        self._known = [True] * len(verdicts)
         for candidates, verdict in zip(self._candidates, verdicts, strict=True):
             self._drafter.learn(candidates, verdict.tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
+        self._known = [self._known[row] for row in rows]
         if self._states is not None:
             self._states = self._states[upload(rows, self._states.device)]
 
+    def join(self, other: MedusaSession) -> None:
+        self._known.extend(other._known)
+        if self._states is not None:
+            theirs = other._states
+            if theirs is None:  # nothing looks at them before the row's first pass
+                theirs = self._states.new_zeros(len(other._known), self._states.shape[1])
+            self._states = torch.cat([self._states, theirs])
+
     def _shape(self, request: DraftRequest) -> Shape | None:
-        if request.depth < 1 or self._states is None:
+        if request.depth < 1:
             return None
         offer = request.offer
         return (offer if isinstance(offer, ShapedOffer) else self._drafter.offers(request.depth)[0]).shape

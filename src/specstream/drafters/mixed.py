@@ -58,6 +58,10 @@ class MixedSession:
         for session in self._sessions:
             session.keep(rows)
 
+    def join(self, other: MixedSession) -> None:
+        for session, theirs in zip(self._sessions, other._sessions, strict=True):
+            session.join(theirs)
+
     def _whose(self, row: int, request: DraftRequest) -> int:
         """The session whose offer was taken, the first where none was."""
         taken = request.offer

@@ -31,3 +31,6 @@ class NoDrafter:
 
     def keep(self, rows: Sequence[int]) -> None:
         """There is nothing to drop."""
+
+    def join(self, other: NoDrafter) -> None:
+        """There is nothing to take in."""

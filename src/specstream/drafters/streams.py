@@ -113,7 +113,8 @@ class StreamsDrafter:
 
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> StreamsSession:
         session.tap(self.head.taps)
-        return StreamsSession(self, session, len(prompts), self._learned if sampling.greedy else self._fresh())
+        acceptance = self._learned if sampling.greedy else self._fresh()
+        return StreamsSession(self, session, [acceptance] * len(prompts))
 
     def _fresh(self) -> RankAcceptance:
         if self.rates is not None:
@@ -124,10 +125,11 @@ class StreamsDrafter:
 class StreamsSession:
     """One batch at work. A row drafts from the node that was committed last, so not before its first pass."""
 
-    def __init__(self, drafter: StreamsDrafter, session: TargetSession, rows: int, acceptance: RankAcceptance) -> None:
-        self._drafter, self._session, self._acceptance = drafter, session, acceptance
-        self._places: list[tuple[int, int] | None] = [None] * rows  # of the last committed nodes: pass row, node
-        self._grown: dict[int, list[ShapedOffer]] = {}  # by depth, until more is learned
+    def __init__(self, drafter: StreamsDrafter, session: TargetSession, acceptances: list[RankAcceptance]) -> None:
+        self._drafter, self._session, self._acceptances = drafter, session, acceptances
+        # Of the last committed nodes: pass row, node.
+        self._places: list[tuple[int, int] | None] = [None] * len(acceptances)
+        self._grown: dict[tuple[RankAcceptance, int], list[ShapedOffer]] = {}  # and depth; until more is learned
         self._drafted: list[list[list[int]]] = []
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -140,7 +142,7 @@ class StreamsSession:
         taken = [self._shape(row, request) for row, request in enumerate(requests)]
         if any(shape.paths for shape in taken):
             # A row that was never scored drafts nothing; its place only fills the batch.
-            places = [place or (row, 0) for row, place in enumerate(self._places)]
+            places = [place or (0, 0) for place in self._places]
             roots = [request.tokens[-1] for request in requests]
             self._drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks)
         trees = []
@@ -162,23 +164,30 @@ class StreamsSession:
         """All candidates are judged by what was emitted, whether the tree held them or not."""
         for row, verdict in enumerate(verdicts):
             if self._drafted and self._places[row] is not None:
-                self._acceptance.observe(self._drafted[row], verdict.tokens)
+                self._acceptances[row].observe(self._drafted[row], verdict.tokens)
                 self._grown.clear()
             self._places[row] = (row, verdict.path[-1])
 
     def keep(self, rows: Sequence[int]) -> None:
         self._places = [self._places[row] for row in rows]
+        self._acceptances = [self._acceptances[row] for row in rows]
+        self._grown.clear()
+
+    def join(self, other: StreamsSession) -> None:
+        self._places.extend(other._places)
+        self._acceptances.extend(other._acceptances)
 
     def _grow(self, row: int, request: DraftRequest) -> list[ShapedOffer]:
         """Trees of every size, no deeper than asked for; none before the row's first pass."""
         depth = min(request.depth, self._drafter.head.gamma) if self._places[row] else 0
         if depth < 1:
             return []
-        if depth not in self._grown:
-            largest = self._acceptance.grow(max(self._drafter.sizes), depth)
-            sizes = self._drafter.sizes
-            self._grown[depth] = [largest.first(size).offer(f"streams/{size}", at_once=True) for size in sizes]
-        return self._grown[depth]
+        acceptance, sizes = self._acceptances[row], self._drafter.sizes
+        if (acceptance, depth) not in self._grown:
+            largest = acceptance.grow(max(sizes), depth)
+            offers = [largest.first(size).offer(f"streams/{size}", at_once=True) for size in sizes]
+            self._grown[acceptance, depth] = offers
+        return self._grown[acceptance, depth]
 
     def _shape(self, row: int, request: DraftRequest) -> Shape:
         if request.depth < 1 or not self._places[row]:

@@ -162,6 +162,21 @@ class TreeCache(Cache):
                 tensors[layer_idx] = layer[list(rows)]
         self.lengths = [self.lengths[row] for row in rows]
 
+    def join(self, other: TreeCache) -> None:
+        """Take in the rows of another cache of the same model, behind these."""
+        self.reserve(other.capacity)
+        other.reserve(self.capacity)
+        self.addresses.clear()
+        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
+            for layer_idx in mine.keys() | theirs.keys():
+                like = mine[layer_idx] if layer_idx in mine else theirs[layer_idx]
+                if layer_idx not in theirs:  # nothing was read there yet
+                    theirs[layer_idx] = blank(like, len(other.lengths), self.capacity)
+                if layer_idx not in mine:
+                    mine[layer_idx] = blank(like, len(self.lengths), self.capacity)
+                mine[layer_idx] = torch.cat([mine[layer_idx], theirs.pop(layer_idx)])
+        self.lengths = [*self.lengths, *other.lengths]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return max(self._starts)
 

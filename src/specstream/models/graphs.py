@@ -124,17 +124,8 @@ class StaticCache(TreeCache):
         self._slots = (torch.arange(len(slots), device=slots.device)[:, None], slots)
 
     def reserve(self, needed: int) -> None:
-        if needed <= self.capacity:
-            return
-        rows, small = len(self.lengths), self.arena
-        large = self._lease.arenas.take(rows, capacity_for(needed))
-        for layer_idx, keys in self._keys.items():
-            values = self._values[layer_idx]
-            for buffer, held in zip(large.layer(layer_idx, keys, values), (keys, values), strict=True):
-                buffer[:rows, :, : self.capacity] = held
-        self._lease.arena, self.capacity = large, large.capacity
-        self._adopt(large)
-        self._lease.arenas.give(small)
+        if needed > self.capacity:
+            self._move(len(self.lengths), capacity_for(needed))
 
     def keep(self, rows: Sequence[int]) -> None:
         self.addresses.clear()
@@ -144,6 +135,36 @@ class StaticCache(TreeCache):
                 tensors[layer_idx] = layer[: len(rows)]
                 tensors[layer_idx].copy_(kept)
         self.lengths = [self.lengths[row] for row in rows]
+
+    def join(self, other: TreeCache) -> None:
+        """Into the rows behind; an arena that is too small is changed for one with room for more that come."""
+        self.reserve(other.capacity)
+        other.reserve(self.capacity)
+        before, rows = len(self.lengths), len(self.lengths) + len(other.lengths)
+        if rows > self.arena.rows:
+            self._move(1 << (rows - 1).bit_length(), self.capacity)
+        self.lengths = [*self.lengths, *other.lengths]
+        self._adopt(self.arena)
+        for layer_idx, keys in self._keys.items():
+            for buffer in (keys, self._values[layer_idx]):
+                buffer[before:] = 0  # where a row that left had numbers that were none
+        for layer_idx, keys in other._keys.items():
+            values = other._values[layer_idx]
+            for buffer, held in zip(self.arena.layer(layer_idx, keys, values), (keys, values), strict=True):
+                buffer[before:rows] = held
+        self._adopt(self.arena)
+
+    def _move(self, rows: int, capacity: int) -> None:
+        """Into an arena of this size."""
+        held, small = len(self.lengths), self.arena
+        large = self._lease.arenas.take(rows, capacity)
+        for layer_idx, keys in self._keys.items():
+            values = self._values[layer_idx]
+            for buffer, own in zip(large.layer(layer_idx, keys, values), (keys, values), strict=True):
+                buffer[:held, :, : self.capacity] = own
+        self._lease.arena, self.capacity = large, large.capacity
+        self._adopt(large)
+        self._lease.arenas.give(small)
 
     def _adopt(self, arena: Arena) -> None:
         rows = len(self.lengths)

@@ -205,9 +205,10 @@ class HuggingFaceSession:
         self._target = target
         self._exactness = exactness
         self._masked = masked
-        self._bits = exactness is not None
+        self._bits = [exactness is not None] * len(prefixes)
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
-        self._branched: set[tuple[int, int, int]] = set()  # shapes of passes of which a branch was committed
+        # Shapes of passes of which a row committed a branch, until it is known whether such passes have the bits.
+        self._branched: list[set[tuple[int, int, int]]] = [set() for _ in prefixes]
         self._width = 0
         self._states: States = {}
         self._begun: tuple[Sequence[TokenTree], int, Tensor] | None = (
@@ -222,6 +223,7 @@ class HuggingFaceSession:
         """See ``ProbeSession.fork``."""
         copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
         copy.cache = self.cache.fork(rows, length, capacity)
+        copy._bits, copy._branched = [self._exactness is not None] * rows, [set() for _ in range(rows)]
         return copy
 
     @property
@@ -232,10 +234,13 @@ class HuggingFaceSession:
 
     @property
     def exact(self) -> str:
+        return "bits" if all(self.exact_of(row) == "bits" for row in range(len(self._bits))) else "rounding"
+
+    def exact_of(self, row: int) -> str:
         # Here and not where they were committed: a self-test is no part of what a pass costs.
-        self._bits = self._bits and all(self._branches_agree(*shape) for shape in self._branched)
-        self._branched.clear()
-        return "bits" if self._bits else "rounding"
+        self._bits[row] = self._bits[row] and all(self._branches_agree(*shape) for shape in self._branched[row])
+        self._branched[row].clear()
+        return "bits" if self._bits[row] else "rounding"
 
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
@@ -275,7 +280,7 @@ class HuggingFaceSession:
         if self._exactness is not None:
             longest = max(self.cache.lengths)
             width, certified = self._exactness.width(len(trees), width, longest, self.cache.capacity)
-            self._bits = self._bits and certified
+            self._bits = [bits and certified for bits in self._bits]
         return width
 
     def _plan(self, trees: Sequence[TokenTree], width: int) -> tuple[Tensor, Layout]:
@@ -311,11 +316,12 @@ class HuggingFaceSession:
 
     @torch.inference_mode()
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        if self._bits and any(path[-1] != len(path) - 1 for path in paths):
-            # A branch's nodes were not scored at the slots plain decoding has them at: another order of summation,
-            # unless attention follows the paths.
-            self._bits = self._exact_branches
-            self._branched.add((len(paths), self._width, self.cache.capacity))
+        for row, path in enumerate(paths):
+            if self._bits[row] and path[-1] != len(path) - 1:
+                # A branch's nodes were not scored at the slots plain decoding has them at: another order of
+                # summation, unless attention follows the paths.
+                self._bits[row] = self._exact_branches
+                self._branched[row].add((len(paths), self._width, self.cache.capacity))
         self.cache.commit(paths)
 
     def _branches_agree(self, rows: int, width: int, capacity: int) -> bool:
@@ -328,6 +334,14 @@ class HuggingFaceSession:
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         self.cache.keep(rows)
+        self._bits = [self._bits[row] for row in rows]
+        self._branched = [self._branched[row] for row in rows]
+
+    @torch.inference_mode()
+    def join(self, other: HuggingFaceSession) -> None:
+        self.cache.join(other.cache)
+        self._bits.extend(other._bits)
+        self._branched.extend(other._branched)
 
     @torch.inference_mode()
     def _prefill(self, row: int, prefix: Sequence[int]) -> None:

@@ -81,3 +81,11 @@ class UncachedSession:
         self._tokens = [self._tokens[row] for row in rows]
         if self._pass is not None:
             self._pass.keep(rows)
+
+    def join(self, other: UncachedSession) -> None:
+        if self._pass is not None:  # it may be asked to branch
+            self._pass.join(self._target.begin(other._tokens))
+        self._tokens.extend(other._tokens)
+
+    def exact_of(self, row: int) -> str:
+        return self.exact

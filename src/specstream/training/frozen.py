@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Speculation, decode, start_rows
 from specstream.core.ports import Drafter
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
 from specstream.training.config import TrainConfig

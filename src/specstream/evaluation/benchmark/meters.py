@@ -148,6 +148,9 @@ class _WatchedSession:
     def keep(self, rows: Sequence[int]) -> None:
         self._session.keep(rows)
 
+    def join(self, other: _WatchedSession) -> None:
+        self._session.join(other._session)
+
 
 def _judged(depth: int, verdict: Verdict) -> tuple[int, int, int]:
     """Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree."""

@@ -1,0 +1,142 @@
+"""The shapes of answers, as in OpenAI's API, with one field more: ``speculation``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from specstream.core.decode import Row
+from specstream.serving.scheduler import Job, TokenChance
+
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+class Shape:
+    """One request's answers.
+
+    Args:
+        chat: of which of the two endpoints.
+        model: as clients call it.
+        tokenizer: says what tokens are.
+        lossless: False under typical acceptance.
+    """
+
+    def __init__(self, *, chat: bool, model: str, tokenizer: Any, lossless: bool) -> None:
+        self.chat, self._tokenizer, self._lossless = chat, tokenizer, lossless
+        self._kind = "chat.completion" if chat else "text_completion"
+        self._head = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    @property
+    def id(self) -> str:
+        return str(self._head["id"])
+
+    def whole(self, texts: Sequence[str], chances: Sequence[Sequence[TokenChance]], jobs: Sequence[Job]) -> Any:
+        """All of it at once.
+
+        Args:
+            texts: of every answer.
+            chances: of its tokens.
+            jobs: which have ended.
+        """
+        choices = []
+        for index, (text, own, job) in enumerate(zip(texts, chances, jobs, strict=True)):
+            logprobs = self._logprobs(own) if job.top_logprobs is not None else None
+            choice: dict[str, Any] = {"index": index, "finish_reason": job.outcome, "logprobs": logprobs}
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            else:
+                choice["text"] = text
+            choices.append(choice)
+        return {
+            **self._head,
+            "object": self._kind,
+            "choices": choices,
+            "usage": usage(jobs),
+            "speculation": self.speculation(jobs),
+        }
+
+    def chunk(
+        self,
+        index: int,
+        text: str | None,
+        chances: Sequence[TokenChance] | None = None,
+        finish_reason: str | None = None,
+        **more: Any,
+    ) -> Any:
+        """A part of one answer; no text opens a chat's, or ends either's."""
+        logprobs = None if chances is None else self._logprobs(chances)
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": logprobs}
+        if not self.chat:
+            choice["text"] = text or ""
+        elif text is not None:
+            choice["delta"] = {"content": text}
+        else:
+            choice["delta"] = {"role": "assistant", "content": ""} if finish_reason is None else {}
+        return self.envelope([choice], **more)
+
+    def envelope(self, choices: list[Any], **more: Any) -> Any:
+        """A part of a stream."""
+        return {**self._head, "object": self._kind + (".chunk" if self.chat else ""), "choices": choices, **more}
+
+    def speculation(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """How the answers were decoded, all of them together."""
+        rows = _rows(jobs)
+        drafted, accepted = (sum(getattr(row.stats, name) for row in rows) for name in ("drafted", "accepted"))
+        passes, tokens = sum(row.stats.target_passes for row in rows), sum(row.stats.new_tokens for row in rows)
+        drafts: dict[str, int] = {}
+        for row in rows:
+            for drafter, count in row.stats.drafts.items():
+                drafts[drafter] = drafts.get(drafter, 0) + count
+        return {
+            "target_passes": passes,
+            "drafted_tokens": drafted,
+            "accepted_tokens": accepted,
+            "acceptance_rate": accepted / drafted if drafted else 0.0,
+            "mean_accepted_length": tokens / passes if passes else 0.0,
+            "drafts": drafts,
+            "exact": "bits" if all(row.exact == "bits" for row in rows) else "rounding",
+            "lossless": self._lossless or all(row.sampling.greedy for row in rows),
+        }
+
+    def _logprobs(self, chances: Sequence[TokenChance]) -> Any:
+        if self.chat:
+            content = [
+                {**self._token(each.token, each.logprob), "top_logprobs": [self._token(*other) for other in each.top]}
+                for each in chances
+            ]
+            return {"content": content, "refusal": None}
+        tokens = [self._say(each.token) for each in chances]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [max(LEAST_LOGPROB, each.logprob) for each in chances],
+            "top_logprobs": [
+                {self._say(token): max(LEAST_LOGPROB, logprob) for token, logprob in each.top} for each in chances
+            ],
+            "text_offset": [sum(map(len, tokens[:at])) for at in range(len(tokens))],
+        }
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self._say(token)
+        return {"token": text, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(text.encode())}
+
+    def _say(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
+
+def usage(jobs: Sequence[Job]) -> dict[str, int]:
+    """Tokens; a prompt with several answers is counted once."""
+    prompts = {id(job.prompt): len(job.prompt) for job in jobs}
+    answered = sum(row.stats.new_tokens for row in _rows(jobs))
+    read = sum(prompts.values())
+    return {"prompt_tokens": read, "completion_tokens": answered, "total_tokens": read + answered}
+
+
+def _rows(jobs: Sequence[Job]) -> list[Row]:
+    return [job.row for job in jobs if job.row is not None]

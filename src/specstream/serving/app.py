@@ -1,0 +1,258 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+
+from specstream.engine import SpeculativeEngine
+from specstream.errors import MissingPackageError, UsageError
+from specstream.serving.answers import Shape, usage
+from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
+from specstream.serving.guard import Guard, JsonResponse, refusal
+from specstream.serving.meters import Meters
+from specstream.serving.scheduler import Job, LateError, Piece, QueueFullError, Scheduler, StoppingError, TokenChance
+from specstream.serving.schema import ChatBody, CompletionBody
+
+_log = logging.getLogger("specstream.serving")
+
+CLIENT_GONE = 499
+"""nginx's status for a client that did not wait; nobody reads it."""
+
+
+def build_app(engine: SpeculativeEngine, config: DeploymentConfig) -> FastAPI:
+    """The server, whose scheduler runs while the application does."""
+    return Server(engine, config).app
+
+
+class Server:
+    """One engine behind HTTP.
+
+    Args:
+        engine: what answers; from the start of the application on its scheduler's alone.
+        config: the limits, and what the model is called.
+    """
+
+    def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig) -> None:
+        self.config, self.meters = config, Meters()
+        self.gateway = Gateway(engine, config)
+        self.scheduler = Scheduler(
+            engine.parts, max_rows=config.max_rows, max_queue=config.max_queue, finished=self.meters.finished
+        )
+        self.meters.watch(self.scheduler)
+        self._lossless = engine.config.acceptance_threshold is None
+        self._created = int(time.time())
+        self.app = self._routes()
+
+    def _routes(self) -> FastAPI:
+        app = FastAPI(title="SpecStream", lifespan=self._lifespan, docs_url=None, redoc_url=None)
+        key = self.config.api_key
+        app.add_middleware(
+            Guard,
+            api_key=None if key is None else key.get_secret_value(),
+            max_body_bytes=self.config.max_body_bytes,
+            refused=self.meters.refused,
+        )
+        app.add_exception_handler(Exception, self._failed)
+        for kind in (RequestValidationError, HTTPException, *_KINDS):
+            app.add_exception_handler(kind, self._failed)
+        app.post("/v1/chat/completions", response_model=None)(self.chat)
+        app.post("/v1/completions", response_model=None)(self.complete)
+        app.get("/v1/models", response_model=None)(self.models)
+        app.get("/v1/models/{name:path}", response_model=None)(self.model)
+        app.get("/health", response_model=None)(self.health)
+        app.get("/ready", response_model=None)(self.ready)
+        app.get("/metrics", response_model=None)(self.metrics)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        self.scheduler.start()
+        yield
+        await asyncio.to_thread(self.scheduler.stop, self.config.grace_seconds)
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Answer a chat."""
+        return await self._answer(body, request)
+
+    async def complete(self, body: CompletionBody, request: Request) -> Response:
+        """Go on with a text."""
+        return await self._answer(body, request)
+
+    async def models(self) -> Response:
+        """The one model that is served."""
+        return JsonResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, name: str) -> Response:
+        """The same, by its name."""
+        if name != self.config.model_name:
+            raise UnknownModelError(f"the model {name[:100]!r} is not served here; give {self.config.model_name!r}")
+        return JsonResponse(self._card())
+
+    async def health(self) -> Response:
+        """Whether the process works: 503 asks for a restart."""
+        alive = self.scheduler.alive
+        return JsonResponse({"status": "ok" if alive else "the scheduler has died"}, status_code=200 if alive else 503)
+
+    async def ready(self) -> Response:
+        """Whether it takes requests: 503 asks for no more of them."""
+        ready = self.scheduler.ready
+        return JsonResponse({"status": "ready" if ready else "stopping"}, status_code=200 if ready else 503)
+
+    async def metrics(self) -> Response:
+        """Counters, for Prometheus."""
+        return Response(self.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "id": self.config.model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "specstream",
+        }
+
+    async def _answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
+        chat = isinstance(body, ChatBody)
+        shape = Shape(
+            chat=chat, model=self.config.model_name, tokenizer=self.gateway.tokenizer, lossless=self._lossless
+        )
+        # Apart from the event loop: a long prompt takes a while to encode.
+        prompts = await asyncio.to_thread(self.gateway.prompts, body)
+        host = request.client.host if request.client else ""
+        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, f"{host} {body.user or ''}")
+        if self.config.log_prompts:
+            _log.info("%s asks: %s", shape.id, [self.gateway.tokenizer.decode(prompt) for prompt in prompts])
+        answers = Answers(self.scheduler, jobs)
+        if body.stream:
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            return StreamingResponse(self._stream(shape, answers, include_usage), media_type="text/event-stream")
+        return await self._whole(shape, answers, request)
+
+    async def _whole(self, shape: Shape, answers: Answers, request: Request) -> Response:
+        """Everything at once, unless the client goes away before."""
+        collecting = asyncio.ensure_future(_collect(answers))
+        leaving = asyncio.ensure_future(_leaves(request))
+        try:
+            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not collecting.done():
+                return Response(status_code=CLIENT_GONE)
+            texts, chances = collecting.result()
+            self._report(shape, answers.jobs)
+            return JsonResponse(shape.whole(texts, chances, answers.jobs))
+        finally:
+            for task in (collecting, leaving):
+                task.cancel()
+            answers.cancel()
+
+    async def _stream(self, shape: Shape, answers: Answers, include_usage: bool) -> AsyncIterator[bytes]:
+        """Server-sent events, as tokens are accepted."""
+        more: dict[str, Any] = {"usage": None} if include_usage else {}
+        left = len(answers.jobs)
+        try:
+            if shape.chat:
+                for index in range(left):
+                    yield _event(shape.chunk(index, None, **more))
+            async with aclosing(answers.events()) as events:
+                async for index, event in events:
+                    if isinstance(event, Piece):
+                        chances = event.chances if answers.jobs[index].top_logprobs is not None else None
+                        if event.text or chances:
+                            yield _event(shape.chunk(index, event.text, chances, **more))
+                        continue
+                    left -= 1
+                    last = {} if left else {"speculation": shape.speculation(answers.jobs)}
+                    yield _event(shape.chunk(index, None, None, answers.jobs[index].outcome, **more, **last))
+            if include_usage:
+                yield _event(shape.envelope([], usage=usage(answers.jobs)))
+            self._report(shape, answers.jobs)
+            yield b"data: [DONE]\n\n"
+        except Exception as error:  # the head of the response has been sent: it can only be told in the stream
+            yield b"data: " + self._refuse(error).body + b"\n\n"
+        finally:
+            answers.cancel()
+
+    def _report(self, shape: Shape, jobs: list[Job] | Any) -> None:
+        counts = usage(jobs)
+        seconds = time.monotonic() - min(job.arrived for job in jobs)
+        _log.info(
+            "%s: %d tokens of a prompt, %d of answers, %.2f s, %s",
+            *(shape.id, counts["prompt_tokens"], counts["completion_tokens"], seconds),
+            ", ".join(job.outcome for job in jobs),
+        )
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        return self._refuse(error)
+
+    def _refuse(self, error: Exception) -> Response:
+        answer = _refusal(error)
+        self.meters.refused(answer.status_code)
+        if answer.status_code >= 500 and not isinstance(error, (StoppingError, LateError)):
+            _log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
+        return answer
+
+
+_KINDS: dict[type[Exception], tuple[int, str, str]] = {
+    QueueFullError: (429, "rate_limit_error", "queue_full"),
+    StoppingError: (503, "server_error", "stopping"),
+    LateError: (504, "server_error", "timeout"),
+    UnknownModelError: (404, "invalid_request_error", "model_not_found"),
+    ContextError: (400, "invalid_request_error", "context_length_exceeded"),
+    UsageError: (400, "invalid_request_error", "invalid_value"),
+    MissingPackageError: (501, "server_error", "not_installed"),
+}
+"""Errors whose message is for whoever asked: status, type and code."""
+
+
+def _refusal(error: Exception) -> Response:
+    if isinstance(error, RequestValidationError):
+        return _malformed(error)
+    if isinstance(error, HTTPException):
+        return refusal(error.status_code, f"{error.detail}", headers=dict(error.headers or {}))
+    for kind, (status, type_, code) in _KINDS.items():
+        if isinstance(error, kind):
+            headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
+            if kind is LateError:  # it would be late again
+                headers = {"x-should-retry": "false"}
+            return refusal(status, str(error), kind=type_, code=code, headers=headers)
+    return refusal(500, f"the answer failed ({type(error).__name__}); see the server's log", kind="server_error")
+
+
+def _malformed(error: RequestValidationError) -> Response:
+    """What is wrong with a body, without what was in it."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    message = str(first["msg"]).removeprefix("Value error, ").splitlines()[0]
+    if first["type"] == "extra_forbidden":
+        message = "the field is not known; leave it out"
+    return refusal(400, f"{place}: {message}" if place else message, code="invalid_body", param=place or None)
+
+
+async def _collect(answers: Answers) -> tuple[list[str], list[list[TokenChance]]]:
+    texts, chances = [""] * len(answers.jobs), [list[TokenChance]() for _ in answers.jobs]
+    async with aclosing(answers.events()) as events:
+        async for index, event in events:
+            if isinstance(event, Piece):
+                texts[index] += event.text
+                chances[index].extend(event.chances)
+    return texts, chances
+
+
+async def _leaves(request: Request) -> None:
+    """Until the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _event(content: Any) -> bytes:
+    return b"data: " + json.dumps(content, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"

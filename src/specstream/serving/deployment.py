@@ -1,0 +1,177 @@
+"""What a server is given: the model, how it speculates, its limits. Read from YAML and the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from specstream.config import DrafterName
+from specstream.errors import UsageError
+
+PREFIX = "SPECSTREAM_"
+"""``SPECSTREAM_MAX_TOKENS=256`` is ``max_tokens: 256``."""
+
+GB = 1e9
+
+
+class DeploymentConfig(BaseModel):
+    """What ``specstream serve`` serves.
+
+    Attributes:
+        model_name: what clients call the model, and, without a ``model_path``, the name it is loaded by.
+        model_path: a folder, or another name, to load it from.
+        engine: ``local`` is this package's own.
+        draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype`` and ``runtime``.
+        gamma: most tokens drafted per round; None for as many as pay.
+        max_tokens: most new tokens of one answer, and how many it gets where the request does not say.
+        temperature: of requests that do not say; 0 is greedy.
+        memory_gb: memory that must be free, on the GPU if one is used; the weights must fit into it. None asks nothing.
+        gpu_required: refuse to start without a GPU.
+        host: where to listen; the default is this machine only.
+        port: likewise; 0 takes a free one.
+        api_key: what clients must send as their bearer token; None lets everyone in.
+        max_rows: answers that are decoded side by side.
+        max_queue: answers that may wait for a place; more are told to come again (429).
+        max_context: most tokens of a prompt and its answer; None for what the model holds.
+        max_choices: most answers to one request (``n``, and prompts of a completion).
+        max_body_bytes: of a request.
+        request_seconds: an answer that takes longer, its wait included, is given up (504).
+        grace_seconds: how long a server that is told to stop goes on with what it has begun.
+        log_prompts: whether prompts go into the log.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    model_name: str = Field(default="smollm2-135m", min_length=1)
+    model_path: str | None = None
+    engine: Literal["local", "vllm"] = "local"
+    draft_model: str | None = None
+    drafter: DrafterName = "auto"
+    heads: str | None = None
+    gamma: int | None = Field(default=None, ge=1)
+    device: str = "auto"
+    dtype: str = "auto"
+    runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
+    max_tokens: int = Field(default=512, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    memory_gb: float | None = Field(default=None, gt=0)
+    gpu_required: bool = False
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key: SecretStr | None = None
+    max_rows: int = Field(default=8, ge=1)
+    max_queue: int = Field(default=64, ge=0)
+    max_context: int | None = Field(default=None, ge=2)
+    max_choices: int = Field(default=8, ge=1)
+    max_body_bytes: int = Field(default=1_000_000, ge=1)
+    request_seconds: float = Field(default=300.0, gt=0)
+    grace_seconds: float = Field(default=30.0, ge=0)
+    log_prompts: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where the model is loaded from."""
+        return self.model_path or self.model_name
+
+    @classmethod
+    def read(
+        cls, path: str | None = None, environment: Mapping[str, str] | None = None, **given: Any
+    ) -> DeploymentConfig:
+        """From a YAML file, over which the environment goes, over which goes what is given.
+
+        Args:
+            path: the file; None for none.
+            environment: None for this process's.
+            **given: fields; None is not given.
+
+        Raises:
+            UsageError: a file that cannot be read, an unknown key, a value out of range.
+        """
+        environment = os.environ if environment is None else environment
+        values = {} if path is None else _file(path)
+        values |= {name: environment[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environment}
+        values |= {name: value for name, value in given.items() if value is not None}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise UsageError(_complaint(error)) from None
+
+
+def check_machine(config: DeploymentConfig) -> None:
+    """Refuse what this machine cannot give, before anything is loaded.
+
+    Raises:
+        UsageError: no GPU, too little memory, or a model that is larger than what it may use; with the numbers.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.gpu_required and not gpus:
+        raise UsageError("gpu_required is true and this machine has 0 GPUs; give gpu_required: false to serve on a CPU")
+    if config.memory_gb is None:
+        return
+    on_gpu = gpus > 0 and not config.device.startswith("cpu")
+    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory()
+    if config.memory_gb * GB > free:
+        where = "the GPU" if on_gpu else "this machine"
+        raise UsageError(
+            f"memory_gb is {config.memory_gb:g} and {where} has {free / GB:.1f} GB free; give less, or free some"
+        )
+    weights = sum(file.stat().st_size for file in Path(config.source).glob("*.safetensors"))
+    if weights > config.memory_gb * GB:
+        raise UsageError(
+            f"memory_gb is {config.memory_gb:g} and the weights in {config.source} take {weights / GB:.1f} GB; "
+            "give more, or a smaller model"
+        )
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still use: what the system has, within the limit of its control group."""
+    limits = []
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            limits.append(int(line.split()[1]) * 1024)
+    groups = root / "sys/fs/cgroup"
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, taken = _text(groups / most).strip(), _text(groups / used).strip()
+        if limit.isdigit() and taken.isdigit():
+            limits.append(max(0, int(limit) - int(taken)))
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _file(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
+        raise UsageError(f"config {path!r} cannot be read: {reason}; give a YAML file") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(f"config {path!r} holds one {type(values).__name__}; give keys such as model_name: gpt2")
+    return values
+
+
+def _complaint(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}; known are {', '.join(sorted(DeploymentConfig.model_fields))}"
+    remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
+    value = "not shown" if name == "api_key" else repr(first["input"])
+    return f"{name} is {value}; give a value that is {remedy}"
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,176 @@
+"""From a request's body to jobs, and from their events back to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Any
+
+from specstream.config import generation_config
+from specstream.engine import SpeculativeEngine
+from specstream.errors import UsageError
+from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.scheduler import Done, Event, Failed, Job, Scheduler
+from specstream.serving.schema import Body, ChatBody, CompletionBody
+from specstream.serving.structured import Schemas
+from specstream.text import encode
+
+
+class UnknownModelError(UsageError):
+    """A model that is not served here."""
+
+
+class ContextError(UsageError):
+    """A prompt that is longer than what may be read."""
+
+
+class Gateway:
+    """Checks requests against the limits and makes jobs of them.
+
+    Args:
+        engine: what answers.
+        config: the limits.
+    """
+
+    def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig) -> None:
+        self._engine, self._config = engine, config
+        self.tokenizer = copy.deepcopy(engine.tokenizer)  # the scheduler's thread uses the other
+        self.tokenizer("a")  # forgets here, not in several threads at once, how its file would have it truncate
+        self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
+        limits = (config.max_context, engine.target.context_length)
+        self._context = min((limit for limit in limits if limit is not None), default=None)
+
+    def prompts(self, body: ChatBody | CompletionBody) -> list[list[int]]:
+        """Token ids of every prompt.
+
+        Raises:
+            UsageError: another model, a prompt that is empty or too long, a token that is none.
+        """
+        if body.model != self._config.model_name:
+            raise UnknownModelError(
+                f"the model {body.model[:100]!r} is not served here; give {self._config.model_name!r}"
+            )
+        found = [self._chat(body)] if isinstance(body, ChatBody) else [self._tokens(each) for each in body.prompts]
+        answers = len(found) * (body.n or 1)
+        if answers > self._config.max_choices:
+            raise UsageError(f"the request asks for {answers} answers; ask for {self._config.max_choices} at most")
+        for tokens in found:
+            if self._context is not None and len(tokens) >= self._context:
+                raise ContextError(
+                    f"the prompt has {len(tokens)} tokens and {self._context} have to hold it and its answer; "
+                    "shorten it"
+                )
+        return found
+
+    def jobs(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], client: str) -> list[Job]:
+        """A job for each answer: ``n`` for the first prompt, ``n`` for the next, and so on. Nobody listens yet.
+
+        Raises:
+            UsageError: more tokens than the limit, a schema that cannot be followed.
+        """
+        limit = self._config.max_tokens
+        most = body.most_tokens or limit
+        if most > limit:
+            raise UsageError(f"the request asks for {most} tokens; ask for {limit} at most")
+        jobs: list[Job] = []
+        for prompt in prompts:
+            room = most if self._context is None else min(most, self._context - len(prompt))
+            for _ in range(body.n or 1):
+                settings = {**_sampling(body), "max_new_tokens": room}
+                if body.seed is not None:
+                    settings["seed"] = (body.seed + len(jobs)) % 2**62
+                if body.schema_to_follow is not None:
+                    settings["logits_processor"] = [self._schemas.mask(body.schema_to_follow, len(prompt))]
+                config = generation_config(self._engine.config.generation, settings)  # type: ignore[arg-type]
+                jobs.append(
+                    Job(
+                        prompt=prompt,
+                        config=config,
+                        client=client,
+                        deliver=_unheard,
+                        deadline=time.monotonic() + self._config.request_seconds,
+                        top_logprobs=body.wanted_logprobs,
+                    )
+                )
+        return jobs
+
+    def _chat(self, body: ChatBody) -> list[int]:
+        turns = [
+            {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
+            for turn in body.messages
+        ]
+        try:
+            return encode(self.tokenizer, turns)
+        except UsageError:
+            raise
+        except Exception as error:  # a template may refuse in its own words
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
+
+    def _tokens(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError:
+                raise UsageError("the prompt holds half a character, which is no text; send valid Unicode") from None
+            return encode(self.tokenizer, prompt)
+        size = self._engine.target.vocab_size
+        if strange := [token for token in prompt if not 0 <= token < size]:
+            raise UsageError(f"the prompt has the token {strange[0]}; the vocabulary is 0 to {size - 1}")
+        return prompt
+
+
+class Answers:
+    """The events of a request's jobs, in the order in which they come; made on the event loop.
+
+    Args:
+        scheduler: where the jobs are handed in.
+        jobs: of one request.
+    """
+
+    def __init__(self, scheduler: Scheduler, jobs: Sequence[Job]) -> None:
+        self._scheduler, self.jobs = scheduler, jobs
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        for index, job in enumerate(jobs):
+            job.deliver = partial(self._hear, index)
+        scheduler.submit(jobs)
+
+    def _hear(self, index: int, event: Event) -> None:
+        """On the scheduler's thread."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
+        """Which job, and what; to the end of all. Whoever stops before lets go of the jobs.
+
+        Raises:
+            Exception: a job's error.
+        """
+        left = len(self.jobs)
+        try:
+            while left:
+                index, event = await self._events.get()
+                if isinstance(event, Failed):
+                    raise event.error
+                left -= isinstance(event, Done)
+                yield index, event
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Let go of what is not done."""
+        if unfinished := [job for job in self.jobs if not job.outcome]:
+            self._scheduler.cancel(unfinished)
+
+
+def _sampling(body: Body) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(body, name)) is not None}
+    return {**given, "stop": body.stop_strings, "seed": None}
+
+
+def _unheard(event: Event) -> None:
+    """What a job tells before anyone asked."""

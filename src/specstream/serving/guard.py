@@ -1,0 +1,106 @@
+"""What stands before the routes: who may ask, and how much."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+BODY_SECONDS = 60.0
+"""How long a body may take to arrive."""
+
+
+class JsonResponse(Response):
+    """JSON in ASCII: what clients sent may hold what UTF-8 cannot."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def refusal(
+    status: int,
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    code: str | None = None,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An error in OpenAI's shape."""
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return JsonResponse({"error": error}, status_code=status, headers=headers)
+
+
+class Guard:
+    """Checks the key and reads the body, up to its limit, before anything else is done.
+
+    Args:
+        app: what is behind it.
+        api_key: what clients of ``/v1`` must send; None for nothing.
+        max_body_bytes: of a request.
+        refused: told the status of every refusal.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, api_key: str | None, max_body_bytes: int, refused: Callable[[int], None]
+    ) -> None:
+        self._app, self._limit, self._refused = app, max_body_bytes, refused
+        self._key = None if api_key is None else api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._key is not None and scope["path"].startswith("/v1") and not self._knows(scope):
+            message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
+            answer = refusal(401, message, kind="authentication_error", code="invalid_api_key")
+            await self._refuse(401, answer, scope, receive, send)
+            return
+        try:
+            body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
+        except (TimeoutError, asyncio.TimeoutError):
+            answer = refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="timeout")
+            await self._refuse(408, answer, scope, receive, send)
+            return
+        if body is None:
+            message = f"the body has more than {self._limit} bytes, which is the limit; send less"
+            await self._refuse(413, refusal(413, message, code="body_too_large"), scope, receive, send)
+            return
+        read = False
+
+        async def replay() -> Message:
+            nonlocal read
+            if read:
+                return await receive()
+            read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self._app(scope, replay, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        assert self._key is not None
+        sent = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        scheme, _, key = sent.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body, None if it is too long."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self._limit:
+                return None
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    async def _refuse(self, status: int, answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        self._refused(status)
+        await answer(scope, receive, send)

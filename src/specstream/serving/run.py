@@ -1,0 +1,58 @@
+"""From a configuration to a server that listens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specstream.engine import SpeculativeEngine
+from specstream.errors import UsageError
+from specstream.parts import most_nodes
+from specstream.serving.deployment import DeploymentConfig, check_machine
+
+
+def check(config: DeploymentConfig) -> None:
+    """Refuse what cannot be served, before anything is loaded.
+
+    Raises:
+        UsageError: an engine that is not there yet, or what the machine cannot give.
+    """
+    if config.engine == "vllm":
+        raise UsageError("engine is 'vllm', which comes with a later version; give engine: local")
+    check_machine(config)
+
+
+def load(config: DeploymentConfig) -> SpeculativeEngine:
+    """The engine, warm: its self-tests have run."""
+    settings: dict[str, Any] = {
+        "drafter": config.drafter,
+        "heads": config.heads,
+        "gamma": config.gamma,
+        "max_speculation_depth": config.gamma,
+        "device": config.device,
+        "dtype": config.dtype,
+        "runtime": config.runtime,
+        "temperature": config.temperature,
+        "max_new_tokens": config.max_tokens,
+    }
+    engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **settings)
+    engine.target.prepare(rows=1, nodes=most_nodes(engine.parts) + 1)
+    return engine
+
+
+def listen(engine: SpeculativeEngine, config: DeploymentConfig) -> None:
+    """Serve until a signal ends it; what runs then is finished first."""
+    import uvicorn
+
+    from specstream.serving.app import build_app
+
+    # At least a second: 0 would mean no limit.
+    grace = max(1, round(config.grace_seconds))
+    uvicorn.run(
+        build_app(engine, config),
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=grace,
+    )

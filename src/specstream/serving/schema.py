@@ -1,0 +1,200 @@
+"""The bodies of requests, as in OpenAI's API; what is not supported is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+StopText = Annotated[str, Field(max_length=256)]
+
+MOST_LOGPROBS = 20
+
+_IGNORED = {"metadata": dict, "store": bool, "service_tier": str}
+_UNSUPPORTED = {
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "functions": (None, []),
+    "tool_choice": (None, "none"),
+    "function_call": (None, "none"),
+    "audio": (None,),
+    "prediction": (None,),
+    "modalities": (None, ["text"]),
+    "suffix": (None, ""),
+    "echo": (None, False),
+    "best_of": (None, 1),
+}
+"""Fields, and the values of them that ask for nothing."""
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells besides."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
+class Body(BaseModel):
+    """What both kinds of completions take. ``top_k``, ``min_p`` and ``repetition_penalty`` are ours."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    n: int | None = Field(default=None, ge=1, le=1000)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=1000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop(cls, values: Any) -> Any:
+        """Refuse what is not supported, and forget what asks for nothing."""
+        if not isinstance(values, dict):
+            return values
+        for name in values:
+            if name in _UNSUPPORTED and values[name] not in _UNSUPPORTED[name]:
+                raise ValueError(f"{name} is not supported; leave it out")
+        return {name: value for name, value in values.items() if name not in _UNSUPPORTED and name not in _IGNORED}
+
+    @model_validator(mode="after")
+    def _streams(self) -> Body:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only for streams; give stream: true")
+        return self
+
+    @property
+    def schema_to_follow(self) -> dict[str, Any] | bool | None:
+        """None for any text."""
+        return None
+
+    @property
+    def stop_strings(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class TextPart(BaseModel):
+    """A piece of a message."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class JsonSchema(BaseModel):
+    """A schema by name."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    name: str = ""
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """What the answer has to look like."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> ResponseFormat:
+        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
+            raise ValueError("the type is json_schema and there is no schema; give json_schema: {name, schema}")
+        return self
+
+    @property
+    def schema_to_follow(self) -> dict[str, Any] | bool | None:
+        """None for any text."""
+        if self.type == "json_object":
+            return {"type": "object"}
+        return self.json_schema.schema_ if self.type == "json_schema" and self.json_schema else None
+
+
+class ChatBody(Body):
+    """``/v1/chat/completions``."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_logprobs(self) -> ChatBody:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is given without logprobs; give logprobs: true")
+        return self
+
+    @property
+    def schema_to_follow(self) -> dict[str, Any] | bool | None:
+        return self.response_format.schema_to_follow if self.response_format else None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompletionBody(Body):
+    """``/v1/completions``."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_empty(cls, prompt: Any) -> Any:
+        if not prompt or (isinstance(prompt, list) and not all(each or each == 0 for each in prompt)):
+            raise ValueError("the prompt is empty; give at least one token")
+        return prompt
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        one = isinstance(self.prompt[0], int)
+        return cast("list[str | list[int]]", [self.prompt] if one else self.prompt)
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from specstream import DeploymentConfig
+from specstream.errors import UsageError
+from specstream.serving import deployment
+from specstream.serving.deployment import check_machine, free_memory
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_call_of_the_manual() -> None:
+    config = DeploymentConfig(
+        model_name="gpt2",
+        model_path="./models/my-model",
+        gamma=4,
+        max_tokens=512,
+        temperature=0.7,
+        memory_gb=16,
+        gpu_required=True,
+    )
+    assert config.source == "./models/my-model"
+    assert DeploymentConfig(model_name="gpt2").source == "gpt2"
+    assert config.host == "127.0.0.1"
+
+
+def test_the_file_then_the_environment_then_what_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text("max_tokens: 1\nmax_rows: 1\nport: 1\n")
+    environment = {"SPECSTREAM_MAX_ROWS": "2", "SPECSTREAM_PORT": "2", "SPECSTREAM_GPU_REQUIRED": "true", "OTHER": "x"}
+    config = DeploymentConfig.read(str(file), environment, port=3, host=None)
+    assert (config.max_tokens, config.max_rows, config.port, config.gpu_required) == (1, 2, 3, True)
+
+
+def test_the_file_that_is_shipped_is_one() -> None:
+    assert DeploymentConfig.read(str(ROOT / "configs" / "deploy.yaml"), {}).model_name == "smollm2-135m"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gama: 4", "unknown setting 'gama'; known are api_key, "),
+        ("gamma: 0", "gamma is 0; give a value that is greater than or equal to 1"),
+        ("- 1", "holds one list"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_named(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        DeploymentConfig.read(str(file), {})
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_is_never_shown() -> None:
+    assert "secret" not in repr(DeploymentConfig.read(None, {"SPECSTREAM_API_KEY": "secret"}))
+    with pytest.raises(UsageError) as caught:
+        DeploymentConfig.read(None, {}, api_key=["secret"])
+    assert "secret" not in str(caught.value)
+
+
+def test_unknown_names_are_refused_from_python_too() -> None:
+    with pytest.raises(ValidationError):
+        DeploymentConfig(gama=4)  # type: ignore[call-arg]
+
+
+class TestMachine:
+    @pytest.fixture(autouse=True)
+    def without_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(deployment, "free_memory", lambda: int(8e9))
+
+    def test_what_it_can_give_is_served(self) -> None:
+        check_machine(DeploymentConfig(memory_gb=8))
+
+    def test_memory_that_is_not_there_is_refused_with_the_numbers(self) -> None:
+        with pytest.raises(UsageError, match=r"memory_gb is 16 and this machine has 8\.0 GB free"):
+            check_machine(DeploymentConfig(memory_gb=16))
+
+    def test_a_gpu_that_is_not_there_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="gpu_required is true and this machine has 0 GPUs"):
+            check_machine(DeploymentConfig(gpu_required=True))
+
+    def test_weights_that_do_not_fit_are_refused(self, tmp_path: Path) -> None:
+        with open(tmp_path / "model.safetensors", "wb") as file:
+            file.truncate(int(3e9))  # a hole: it takes no room on the disk
+        with pytest.raises(UsageError, match=r"memory_gb is 2 and the weights in .* take 3\.0 GB"):
+            check_machine(DeploymentConfig(memory_gb=2, model_path=str(tmp_path)))
+
+
+def test_free_memory_obeys_the_control_group(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4000 kB\n")
+    assert free_memory(tmp_path) == 4_096_000
+    groups = tmp_path / "sys" / "fs" / "cgroup"
+    groups.mkdir(parents=True)
+    (groups / "memory.max").write_text("max\n")
+    (groups / "memory.current").write_text("1000\n")
+    assert free_memory(tmp_path) == 4_096_000
+    (groups / "memory.max").write_text("3000\n")
+    assert free_memory(tmp_path) == 2000
+    assert free_memory(tmp_path / "nowhere") > 0

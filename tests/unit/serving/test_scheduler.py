@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from specstream.config import GenerationConfig
+from specstream.core.controller import Controller
+from specstream.core.decode import Speculation
+from specstream.drafters.lookup import LookupDrafter
+from specstream.generation import Parts
+from specstream.serving.scheduler import (
+    Done,
+    Event,
+    Failed,
+    FairQueue,
+    Job,
+    LateError,
+    Piece,
+    QueueFullError,
+    Scheduler,
+    StoppingError,
+)
+from tests.lossless.table_model import TableModel, TableSession
+
+MODEL = TableModel.random(11, vocab=5, memory=3)
+PATIENCE = 60.0
+
+
+class Letters:
+    """A tokenizer: five letters."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return "".join("abcde"[token] for token in tokens)
+
+
+class Gate:
+    """A target whose passes wait until they are let through, and fail when they are told to."""
+
+    context_length = None
+
+    def __init__(self) -> None:
+        self.passes = threading.Semaphore(0)
+        self.failing: Exception | None = None
+        self.unreadable: set[int] = set()
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
+        if any(self.unreadable.intersection(prefix) for prefix in prefixes):
+            raise RuntimeError("this prompt cannot be read")
+        gate = self
+
+        class Session(TableSession):
+            def score(self, trees: Any) -> Any:
+                assert gate.passes.acquire(timeout=PATIENCE)
+                if gate.failing is not None:
+                    error, gate.failing = gate.failing, None
+                    raise error
+                return super().score(trees)
+
+        return Session(MODEL, prefixes)
+
+
+class Asker:
+    """A job, and what it was told."""
+
+    def __init__(self, prompt: Sequence[int], length: int = 6, client: str = "", **more: Any) -> None:
+        self.events: list[Event] = []
+        self.ended = threading.Event()
+        config = GenerationConfig(max_new_tokens=length, **more.pop("config", {}))
+        self.job = Job(prompt=prompt, config=config, client=client, deliver=self._hear, **more)
+
+    def _hear(self, event: Event) -> None:
+        self.events.append(event)
+        if not isinstance(event, Piece):
+            self.ended.set()
+
+    def end(self) -> Event:
+        assert self.ended.wait(PATIENCE)
+        return self.events[-1]
+
+    def text(self) -> str:
+        end = self.end()
+        assert isinstance(end, Done)
+        assert "".join(event.text for event in self.events if isinstance(event, Piece)) == end.text
+        return end.text
+
+
+def expected(prompt: Sequence[int], length: int = 6) -> str:
+    return Letters().decode(MODEL.favourites(prompt, length))
+
+
+@contextmanager
+def scheduling(gate: Gate, max_rows: int = 2, max_queue: int = 8) -> Iterator[tuple[Scheduler, list[Job]]]:
+    parts = Parts(
+        target=gate,
+        drafter=LookupDrafter(min_ngram=1),
+        tokenizer=Letters(),
+        eos_token_ids=frozenset(),
+        speculation=Speculation(max_depth=3, controller=Controller()),
+    )
+    finished: list[Job] = []
+    scheduler = Scheduler(parts, max_rows=max_rows, max_queue=max_queue, finished=finished.append)
+    scheduler.start()
+    try:
+        yield scheduler, finished
+    finally:
+        gate.passes.release(1000)
+        scheduler.stop(PATIENCE)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not happen")
+
+
+def test_clients_take_turns() -> None:
+    queue = FairQueue()
+    for client in "aaabca":
+        queue.push(Asker([0], client=client).job)
+    assert len(queue) == 6
+    assert [queue.pop().client for _ in range(6)] == list("abcaaa")
+
+
+def test_those_who_are_gone_leave_the_queue() -> None:
+    queue = FairQueue()
+    for client in "aab":
+        queue.push(Asker([0], client=client).job)
+    assert len(queue.remove(lambda job: job.client == "a")) == 2
+    assert queue.pop().client == "b"
+    assert not len(queue)
+
+
+def test_all_are_answered_whoever_is_beside_them() -> None:
+    gate = Gate()
+    with scheduling(gate) as (scheduler, finished):
+        askers = [Asker([at % 5, 1, 2], length=3 + at) for at in range(7)]
+        scheduler.submit([asker.job for asker in askers])
+        gate.passes.release(1000)
+        for at, asker in enumerate(askers):
+            assert asker.text() == expected([at % 5, 1, 2], 3 + at)
+        wait_for(lambda: len(finished) == 7)
+        assert {job.outcome for job in finished} == {"length"}
+
+
+def test_a_pass_that_fails_takes_its_rows_and_no_other() -> None:
+    gate = Gate()
+    with scheduling(gate) as (scheduler, _):
+        first, second, third = (Asker([at, 1]) for at in range(3))
+        scheduler.submit([each.job for each in (first, second, third)])
+        wait_for(lambda: scheduler.running == 1)
+        gate.passes.release(1)  # after it the second joins
+        wait_for(lambda: scheduler.running == 2)
+        gate.failing = RuntimeError("out of memory")
+        gate.passes.release(1)
+        for asker in (first, second):
+            end = asker.end()
+            assert isinstance(end, Failed)
+            assert str(end.error) == "out of memory"
+        gate.passes.release(100)
+        assert third.text() == expected([2, 1])
+        assert scheduler.ready
+
+
+def test_a_prompt_that_cannot_be_read_is_its_own_affair() -> None:
+    gate = Gate()
+    gate.unreadable = {4}
+    with scheduling(gate) as (scheduler, finished):
+        good, bad = Asker([0, 1]), Asker([4, 1])
+        scheduler.submit([good.job, bad.job])
+        gate.passes.release(100)
+        assert good.text() == expected([0, 1])
+        assert isinstance(bad.end(), Failed)
+        wait_for(lambda: {job.outcome for job in finished} == {"length", "failed"})
+
+
+def test_one_whose_answer_cannot_be_delivered_harms_no_other() -> None:
+    def gone(event: Event) -> None:
+        raise RuntimeError("the loop is closed")
+
+    gate = Gate()
+    with scheduling(gate) as (scheduler, finished):
+        good, bad = Asker([0, 1]), Asker([3, 1])
+        bad.job.deliver = gone
+        scheduler.submit([bad.job, good.job])
+        gate.passes.release(100)
+        assert good.text() == expected([0, 1])
+        wait_for(lambda: len(finished) == 2)
+        assert bad.job.outcome == "failed"
+
+
+def test_the_cancelled_leave_between_rounds() -> None:
+    gate = Gate()
+    with scheduling(gate, max_rows=1) as (scheduler, finished):
+        running, waiting, last = (Asker([at, 1], length=50) for at in range(3))
+        scheduler.submit([each.job for each in (running, waiting, last)])
+        wait_for(lambda: scheduler.running == 1)
+        scheduler.cancel([running.job, waiting.job])
+        gate.passes.release(1000)
+        assert last.text() == expected([2, 1], 50)
+        assert not running.ended.is_set()
+        assert not waiting.ended.is_set()
+        assert [job.outcome for job in finished[:2]] == ["cancelled", "cancelled"]
+
+
+def test_a_deadline_ends_what_waits_and_what_runs() -> None:
+    gate = Gate()
+    with scheduling(gate) as (scheduler, _):
+        late = Asker([0, 1], length=50, deadline=0.0)
+        scheduler.submit([late.job])
+        end = late.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, LateError)
+
+
+def test_all_of_a_request_or_none() -> None:
+    gate = Gate()
+    with scheduling(gate, max_rows=1, max_queue=2) as (scheduler, _):
+        scheduler.submit([Asker([0, 1]).job])
+        wait_for(lambda: scheduler.running == 1)
+        with pytest.raises(QueueFullError) as full:
+            scheduler.submit([Asker([1, 1]).job for _ in range(3)])
+        assert full.value.retry_after >= 1
+        assert scheduler.waiting == 0
+        scheduler.submit([Asker([1, 1]).job for _ in range(2)])
+        assert scheduler.waiting == 2
+
+
+def test_to_stop_is_to_finish_what_is_there() -> None:
+    gate = Gate()
+    asker = Asker([0, 1])
+    with scheduling(gate) as (scheduler, _):
+        scheduler.submit([asker.job])
+    assert asker.text() == expected([0, 1])
+    assert not scheduler.ready
+    with pytest.raises(StoppingError):
+        scheduler.submit([Asker([0]).job])
+
+
+def test_after_its_grace_it_gives_up() -> None:
+    gate = Gate()
+    asker = Asker([0, 1], length=500)
+    with scheduling(gate) as (scheduler, _):
+        scheduler.submit([asker.job])
+        wait_for(lambda: scheduler.running == 1)
+        threading.Timer(0.2, lambda: gate.passes.release(2)).start()
+        scheduler.stop(0.0)
+    end = asker.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, StoppingError)
+
+
+def test_chances_are_those_of_the_model_and_no_more_than_are_emitted() -> None:
+    gate = Gate()
+    with scheduling(gate) as (scheduler, _):
+        asker = Asker([0, 1, 2, 0, 1], length=9, top_logprobs=2)
+        scheduler.submit([asker.job])
+        gate.passes.release(100)
+        asker.end()
+    chances = [chance for event in asker.events if isinstance(event, Piece) for chance in event.chances]
+    tokens, context = MODEL.favourites([0, 1, 2, 0, 1], 9), [0, 1, 2, 0, 1]
+    assert [chance.token for chance in chances] == tokens
+    for chance in chances:
+        shares = MODEL.logits(context).log_softmax(-1)
+        assert chance.logprob == pytest.approx(float(shares.max()))
+        assert [token for token, _ in chance.top] == shares.topk(2).indices.tolist()
+        context.append(chance.token)
