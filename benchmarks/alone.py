@@ -90,7 +90,7 @@ def drafters(draft: str, heads: str) -> list[str]:
     """Every drafter that proposes something, with the model and the heads at hand."""
     kind = kind_of(heads) if heads else ""
     needing = {"draft_model": draft, "mixed": draft or heads, **{each: heads if each == kind else "" for each in KINDS}}
-    names = [name for name in get_args(DrafterName) if name not in ("auto", "none")]
+    names = [name for name in get_args(DrafterName) if name not in ("auto", "none", "router")]
     return [name for name in names if needing.get(name, name)]
 
 

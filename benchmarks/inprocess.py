@@ -24,7 +24,7 @@ from specstream.drafters.none import NoDrafter
 from specstream.engine import SpeculativeEngine
 from specstream.errors import SpecStreamError
 from specstream.generation import Generation, Parts
-from specstream.parts import prepare
+from specstream.inventory import prepare
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,10 @@ from specstream.core.ports import Drafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
 from specstream.generation import Generation, TextPieces, is_batch, plain_baseline
+from specstream.inventory import draft_bytes, prepare
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
-from specstream.parts import build_parts, check_choice, draft_bytes, model_name, prepare
+from specstream.parts import build_parts, check_choice, model_name
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
 from specstream.settings_file import read_settings

@@ -16,10 +16,10 @@ from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
-from specstream.drafters.medusa import Heads, MedusaDrafter
+from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
-from specstream.drafters.streams import StreamHead, StreamsDrafter
+from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Parts
 from specstream.heads.folder import kind_of
@@ -337,71 +337,6 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     if ids is None:
         ids = getattr(tokenizer, "eos_token_id", None)
     return frozenset([ids] if isinstance(ids, int) else ids or ())
-
-
-def prepare(parts: Parts, rows: int) -> None:
-    """Let the target test itself for batches of so many rows before anything is timed."""
-    assert isinstance(parts.target, HuggingFaceTarget)
-    parts.target.prepare(rows=rows, nodes=most_nodes(parts) + 1)
-
-
-def most_nodes(parts: Parts) -> int:
-    """Drafted nodes of the largest tree, as far as that is known beforehand."""
-    sized = (LookaheadDrafter, MedusaDrafter, StreamsDrafter)
-    own = [each.nodes for each in _each(parts.drafter) if isinstance(each, sized)]
-    return max(parts.speculation.max_depth, *own, 0)
-
-
-def with_fixed_tree(parts: Parts, nodes: int) -> Parts:
-    """The same heads with one tree of so many drafted nodes in every round, whether it pays or not.
-
-    Raises:
-        UsageError: a drafter without heads.
-    """
-    drafter = parts.drafter
-    if isinstance(drafter, StreamsDrafter):
-        return parts.with_drafter(
-            StreamsDrafter(drafter.head, sizes=(nodes,), rates=drafter.rates, pruning=drafter.pruning)
-        )
-    if isinstance(drafter, MedusaDrafter):
-        return parts.with_drafter(MedusaDrafter(drafter.heads, nodes=nodes))
-    raise UsageError(f"drafter is {drafter.name!r}; give streams or medusa for a fixed tree")
-
-
-def extra_parameters(drafter: Drafter, target: HuggingFaceTarget) -> int:
-    """Parameters that a drafter needs beyond the target's own."""
-    drafts = [draft for draft in _drafts_of(drafter) if draft.model is not target.model]
-    heads = sum(each.extra_parameters for each in _heads_of(drafter))
-    return heads + sum(int(draft.model.num_parameters()) for draft in drafts)
-
-
-def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
-    """Bytes of weights that are there to draft with."""
-    drafts = [draft for draft in _drafts_of(drafter) if draft is not target]
-    return sum(each.nbytes for each in _heads_of(drafter)) + sum(draft.runtime.nbytes for draft in drafts)
-
-
-def _each(drafter: Drafter) -> list[Drafter]:
-    """A drafter, or those that it is made of, each once."""
-    if isinstance(drafter, RoutedDrafter):
-        parts = [each for own in drafter.drafters.values() for each in _each(own)]
-    elif isinstance(drafter, MixedDrafter):
-        parts = list(drafter.drafters)
-    else:
-        parts = [drafter]
-    return list({id(each): each for each in parts}.values())
-
-
-def _heads_of(drafter: Drafter) -> list[Heads | StreamHead]:
-    """The heads that there are to draft with."""
-    medusa = [each.heads for each in _each(drafter) if isinstance(each, MedusaDrafter)]
-    return [*medusa, *(each.head for each in _each(drafter) if isinstance(each, StreamsDrafter))]
-
-
-def _drafts_of(drafter: Drafter) -> list[HuggingFaceTarget]:
-    """The draft models that there are."""
-    models = [each.model for each in _each(drafter) if isinstance(each, DraftModelDrafter)]
-    return list({id(model): model for model in models if isinstance(model, HuggingFaceTarget)}.values())
 
 
 def _vocab_size(model: Any) -> int:

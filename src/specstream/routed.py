@@ -12,8 +12,9 @@ from specstream.config import EngineSettings, GenerationConfig, engine_config
 from specstream.errors import UsageError
 from specstream.functions import output_of, prompts_of
 from specstream.generation import Generation, Parts, plain_baseline
+from specstream.inventory import most_nodes
 from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import build_drafters, build_parts, most_nodes
+from specstream.parts import build_drafters, build_parts
 from specstream.routing.config import DrafterSpec, check_drafters
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.router import Router

@@ -45,7 +45,7 @@ def test_a_passed_audit_exits_with_0_and_says_what_was_compared(run):
 
 
 def test_a_failed_audit_exits_with_1_and_lists_every_divergence(run, monkeypatch):
-    monkeypatch.setattr(decode, "verify", accept_everything)
+    monkeypatch.setattr(decode, "verify_each", accept_everything)
     code, out, _ = run("one two", "--no-chat")
     assert code == 1
     assert "audit FAILED: 12 tokens of 1 prompt" in out

@@ -138,7 +138,7 @@ def test_every_drafter_is_measured_on_every_prompt(run, root, tmp_path):
 
 def test_an_interrupted_collection_goes_on_and_another_is_not_mixed_in(run, root, tmp_path, monkeypatch):
     collect, _ = configs(root, tmp_path)
-    left, verify = 100, decode.verify
+    left, verify = 100, decode.verify_each
 
     def interrupted(*arguments):
         nonlocal left
@@ -147,14 +147,14 @@ def test_an_interrupted_collection_goes_on_and_another_is_not_mixed_in(run, root
             raise KeyboardInterrupt
         return verify(*arguments)
 
-    monkeypatch.setattr(decode, "verify", interrupted)
+    monkeypatch.setattr(decode, "verify_each", interrupted)
     assert run("router", "collect", "--config", collect)[0] == 130
     partial = tmp_path / "collected.jsonl.partial"
     before = partial.read_text().splitlines()
     assert not (tmp_path / "collected.jsonl").exists()
     with partial.open("a") as file:
         file.write('{"prompt": "hal')  # as if the power had gone
-    monkeypatch.setattr(decode, "verify", verify)
+    monkeypatch.setattr(decode, "verify_each", verify)
     code, _, err = run("router", "collect", "--config", collect, "--set", "collection.max_new_tokens=5")
     assert code == 2
     assert "holds prompts with max_new_tokens 20 and now it is 5; give another collection.output" in err

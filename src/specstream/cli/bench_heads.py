@@ -98,7 +98,8 @@ def _sides(
 ) -> list[Side]:
     from specstream.config import engine_config
     from specstream.evaluation.heads import FIXED, PLAIN, Side
-    from specstream.parts import build_parts, extra_parameters, with_fixed_tree
+    from specstream.inventory import extra_parameters, with_fixed_tree
+    from specstream.parts import build_parts
 
     sides = [Side(name=PLAIN, parts=engine.parts, parameters=0)]
     for name in names:
@@ -117,7 +118,7 @@ def _compare(engine: Any, sides: list[Side], questions: list[Any]) -> Comparison
     from rich.console import Console
 
     from specstream.evaluation.heads import compare
-    from specstream.parts import most_nodes
+    from specstream.inventory import most_nodes
 
     engine.target.prepare(rows=1, nodes=max(most_nodes(side.parts) for side in sides) + 1)
     # On a terminal only: elsewhere rich shows no status.

@@ -67,7 +67,10 @@ def generate(
     }
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
-    engine = load_engine(model, draft, settings)
+    _answer(load_engine(model, draft, settings), text, chat, as_json)
+
+
+def _answer(engine: Any, text: str, chat: bool | None, as_json: bool) -> None:
     from specstream.text import asked
 
     content = asked(engine.tokenizer, text, chat)

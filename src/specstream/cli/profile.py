@@ -109,7 +109,8 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     from specstream.evaluation.bound import Memory, read_speed, sentence, weights_of_a_pass
     from specstream.evaluation.profile import cost_of_a_note
     from specstream.evaluation.profile import profile as measure
-    from specstream.parts import build_parts, most_nodes
+    from specstream.inventory import most_nodes
+    from specstream.parts import build_parts
 
     target = settings.target
     own = {"drafter": "none", **target.model_dump(include={"dtype", "device", "runtime", "exact"}), **group.target}

@@ -26,7 +26,8 @@ the median."""
 
 FIRST_LIMIT = 1.25
 """The first pass of a width may pay for what the others find done: until there is a second, it counts at most so many
-times what was expected."""
+times what was expected. If two widths in a row are dearer than that, the second is believed: passes are dear here. But
+never dearer than so many plain ones, which would do the same."""
 
 FIRST_STEP_LIMIT = 0.25
 """So does the first step of a drafter: at most so many plain passes."""
@@ -96,6 +97,7 @@ class Costs:
         self._passes: dict[int, dict[int, _Newest]] = {}  # rows -> width -> seconds
         self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
         self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
+        self._forgiving = True
         self.plain_passes, self._now = 0, 0
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> None:
@@ -105,8 +107,9 @@ class Costs:
         if width in table:
             table[width].add(seconds, self._now)
         else:
-            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes else math.inf
+            limit = self._first_limit(rows, width) if self._passes else math.inf
             self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
+            self._forgiving = seconds <= limit or not self._forgiving
         self._now += 1
         self._known.clear()
 
@@ -118,6 +121,9 @@ class Costs:
         else:
             limit = FIRST_STEP_LIMIT * self.passing(rows, 1) if self._passes else math.inf
             table[rows] = _Drafting.first(steps, behind, seconds, limit)
+
+    def _first_limit(self, rows: int, width: int) -> float:
+        return FIRST_LIMIT * self.passing(rows, width) if self._forgiving else width * self.passing(rows, 1)
 
     def steps(self, rows: int, source: str, steps: float) -> float:
         """Of drafting ``steps`` tokens deep; 0 for a drafter that was never tried."""

@@ -23,7 +23,7 @@ from specstream.evaluation.execution import Limits, Outcome, run_program
 from specstream.evaluation.quality import Values, counted, difference, estimate
 from specstream.evaluation.statistics import speed_ratio
 from specstream.generation import Generation, Parts
-from specstream.parts import most_nodes
+from specstream.inventory import most_nodes
 from specstream.tasks.task import Metric, Task, TaskExample, program_of
 from specstream.text import asked, encode
 

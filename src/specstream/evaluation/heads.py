@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from specstream.config import GenerationConfig
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
-from specstream.parts import prepare
+from specstream.inventory import prepare
 from specstream.prompts import read_records
 from specstream.text import asked, encode
 

@@ -15,7 +15,8 @@ from specstream.config import GenerationConfig, engine_config
 from specstream.evaluation.heads import PLAIN, Side, speed
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.generation import Generation
-from specstream.parts import build_parts, extra_parameters, prepare, with_fixed_tree
+from specstream.inventory import extra_parameters, prepare, with_fixed_tree
+from specstream.parts import build_parts
 from specstream.tasks.task import Task, TaskExample
 from specstream.text import asked, encode
 

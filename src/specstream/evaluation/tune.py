@@ -15,9 +15,10 @@ from specstream.errors import SpecStreamError
 from specstream.evaluation.halving import Found, Run, search
 from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
+from specstream.inventory import most_nodes
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import RuntimeName
-from specstream.parts import SELF, LoadedDraft, build_parts, most_nodes, share_draft
+from specstream.parts import SELF, LoadedDraft, build_parts, share_draft
 
 PLAIN = "plain"
 """Plain decoding, which everything is compared with."""

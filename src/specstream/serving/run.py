@@ -6,7 +6,7 @@ from typing import Any
 
 from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
-from specstream.parts import most_nodes
+from specstream.inventory import most_nodes
 from specstream.serving.deployment import DeploymentConfig, check_machine
 
 

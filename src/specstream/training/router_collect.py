@@ -19,7 +19,8 @@ from specstream.engine import SpeculativeEngine
 from specstream.errors import TrainingError, UsageError
 from specstream.generation import Generation, Parts
 from specstream.heads.folder import describe_base
-from specstream.parts import build_drafters, most_nodes
+from specstream.inventory import most_nodes
+from specstream.parts import build_drafters
 from specstream.prompts import load_prompts
 from specstream.provenance import provenance
 from specstream.routing.config import NONE

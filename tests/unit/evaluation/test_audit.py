@@ -62,7 +62,7 @@ def test_a_lossless_engine_passes(dtype, drafter, batch_size):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_verifier_that_accepts_wrong_drafts_is_found_out_at_every_token(monkeypatch, batch_size):
     audited = engine(drafter="draft_model", max_new_tokens=NEW_TOKENS, ignore_eos=True)
-    monkeypatch.setattr(decode, "verify", accept_everything)
+    monkeypatch.setattr(decode, "verify_each", accept_everything)
     report = audit(audited, PROMPTS, batch_size=batch_size)
     expected = []
     for number, prompt in enumerate(PROMPTS):
@@ -126,6 +126,9 @@ class TwoFacedSession:
         for session in self._sessions:
             session.commit(paths)
 
+    def exact_of(self, row: int) -> str:
+        return self.exact
+
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("neither the loop nor the audit rolls a target back")
 
@@ -184,7 +187,7 @@ def test_noise_is_how_far_other_widths_move_gaps():
 
 def test_a_divergence_above_the_noise_fails_among_others_that_do_not(monkeypatch):
     wrong = FunctionDrafter(lambda request: TokenTree.chain([request.tokens[-1], *[0] * min(1, request.depth)]))
-    monkeypatch.setattr(decode, "verify", accept_everything)
+    monkeypatch.setattr(decode, "verify_each", accept_everything)
     report = audit_stub(rounded(0.01), wrong)
     assert 0 < len(report.failures) < len(report.divergences)
     assert all((each.gap > report.noise.gap) == (each in report.failures) for each in report.divergences)

@@ -16,8 +16,9 @@ from specstream.evaluation.benchmark.meters import generate, machine
 from specstream.evaluation.benchmark.prompts import Item, Prompt, make_items
 from specstream.evaluation.benchmark.summary import summarise
 from specstream.generation import Parts
+from specstream.inventory import draft_bytes, extra_parameters, most_nodes
 from specstream.models.load import pick_device
-from specstream.parts import LoadedDraft, build_parts, draft_bytes, extra_parameters, most_nodes, share_draft
+from specstream.parts import LoadedDraft, build_parts, share_draft
 from specstream.provenance import provenance
 
 Progress = Callable[[int, int, str], None]
