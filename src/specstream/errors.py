@@ -43,3 +43,8 @@ class MissingPackageError(SpecStreamError, ImportError):
 
 class TrainingError(SpecStreamError):
     """A training run cannot go on."""
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one line: for records of what failed and was not fatal."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

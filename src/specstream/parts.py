@@ -51,10 +51,20 @@ class LoadedDraft:
     part: Tensor | None
 
 
-def share_draft(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> LoadedDraft:
-    """A draft for ``build_parts``, loaded once; the arguments and the errors are that function's."""
-    drafting, part = _draft_target(target, tokenizer, draft, config)
-    return LoadedDraft(target=drafting, part=part)
+class SharedDrafts:
+    """Draft models of one target for several configurations, each loaded once for each quantisation."""
+
+    def __init__(self, target: HuggingFaceTarget, tokenizer: Any) -> None:
+        self._target, self._tokenizer = target, tokenizer
+        self._loaded: dict[tuple[str, str], LoadedDraft] = {}
+
+    def get(self, name: str, config: EngineConfig, model: Any = None) -> LoadedDraft:
+        """The draft of that name; ``model`` if it is at hand. The errors are those of ``build_parts``."""
+        key = (name, config.draft_quantization)
+        if key not in self._loaded:
+            target, part = _draft_target(self._target, self._tokenizer, name if model is None else model, config)
+            self._loaded[key] = LoadedDraft(target=target, part=part)
+        return self._loaded[key]
 
 
 def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:

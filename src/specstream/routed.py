@@ -12,7 +12,7 @@ from specstream.config import EngineSettings, GenerationConfig, engine_config
 from specstream.errors import UsageError
 from specstream.functions import output_of, prompts_of
 from specstream.generation import Generation, Parts, plain_baseline
-from specstream.inventory import most_nodes
+from specstream.inventory import prepare
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_drafters, build_parts
 from specstream.routing.config import DrafterSpec, check_drafters
@@ -81,7 +81,7 @@ class AdaptiveRouter(Router):
             parts = build_parts(model, self._tokenizer, None, config)
             routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
             parts = parts.sharing(routed)
-            model.prepare(rows=1, nodes=most_nodes(parts) + 1)
+            prepare(parts, 1)
             self._made, self._plain = (target, key, model, parts), {}
         return self._made[3]
 

@@ -128,12 +128,12 @@ def test_a_setting_that_writes_something_else_is_out(monkeypatch):
     target = HuggingFaceTarget(tiny_model(), runtime="eager")
     bench = Bench([[5, 6, 7], [7, 8, 9]], GenerationConfig(max_new_tokens=6, ignore_eos=True))
     plain = build_parts(target, tiny_tokenizer(), None, engine_config({"drafter": "none"}))
-    bench.add(PLAIN, plain, target)
-    bench.add("lookup", plain.with_drafter(LookupDrafter()), target)
+    bench.add(PLAIN, plain)
+    bench.add("lookup", plain.with_drafter(LookupDrafter()))
     other = HuggingFaceTarget(tiny_model(seed=3), runtime="eager")
     wrong = build_parts(other, tiny_tokenizer(), None, engine_config({"drafter": "none"}))
     with pytest.raises(DifferentOutputError, match="wrong wrote other tokens than plain decoding for prompt 0"):
-        bench.add("wrong", wrong, other)
+        bench.add("wrong", wrong)
 
 
 @pytest.mark.parametrize(("speed", "pays"), [(2.0, True), (0.5, False)])

@@ -118,9 +118,7 @@ def _compare(engine: Any, sides: list[Side], questions: list[Any]) -> Comparison
     from rich.console import Console
 
     from specstream.evaluation.heads import compare
-    from specstream.inventory import most_nodes
 
-    engine.target.prepare(rows=1, nodes=max(most_nodes(side.parts) for side in sides) + 1)
     # On a terminal only: elsewhere rich shows no status.
     with Console(stderr=True).status(f"{len(sides)} drafters on {len(questions)} prompts") as status:
         return compare(

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from specstream.cli import options
+from specstream.cli.progress import progress
 from specstream.cli.records import table_console
 
 if TYPE_CHECKING:
-    from specstream.evaluation.benchmark.run import Progress
-
-EVERY = 30.0
-"""Seconds between lines of progress where there is no terminal."""
+    pass
 
 _Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
 _Experiments = Annotated[str, typer.Option("--experiments", help="Only these, separated by commas.")]
@@ -55,42 +49,12 @@ def benchmark(
         folder = RunFolder(settings.measure.output_dir)
         if not resume:
             folder = folder.set_aside()
-        with _progress() as progress:
-            summary = run(settings, plan, prompts, folder, progress)
+        with progress("generations") as tell:
+            summary = run(settings, plan, prompts, folder, tell)
     if as_json:
         print(json.dumps({"output_dir": str(folder.root), **summary}))
     else:
         _print(summary, str(folder.root))
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """How far it came and how long it still takes, on stderr: a bar on a terminal, lines elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console, begun = Console(stderr=True), time.monotonic()
-    said = begun - EVERY
-    columns = ("generations", MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
-    with Bar(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, note="")
-
-        def tell(done: int, total: int, note: str) -> None:
-            nonlocal said
-            bar.update(task, completed=done, total=total, note=note)
-            now = time.monotonic()
-            if not console.is_terminal and now - said >= EVERY:
-                said = now
-                left = f", {_duration((now - begun) / done * (total - done))} left" if done else ""
-                print(f"{done} of {total} generations{left}: {note}", file=sys.stderr)
-
-        yield tell
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def _print(summary: dict[str, Any], folder: str) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
+from specstream.cli.progress import progress
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,32 +87,15 @@ def distill_data(
 
 
 def _run(engine: Any, settings: AnswerSettings, output: Path, limit: int | None) -> dict[str, Any]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from specstream.training.answers import Advance, distill
 
-    console = Console(stderr=True)
-    columns = (
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeElapsedColumn(),
-        "left",
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("")
+    with progress("answers") as tell:
 
         def show(advance: Advance) -> None:
-            note = f"{advance.tokens / advance.seconds:.0f} tokens/s" if advance.seconds else ""
-            progress.update(task, total=advance.total, completed=advance.done, description=note)
+            tell(
+                advance.done,
+                advance.total,
+                f"{advance.tokens / advance.seconds:.0f} tokens/s" if advance.seconds else "",
+            )
 
         return distill(engine, settings, output, limit, show)

@@ -109,7 +109,7 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     from specstream.evaluation.bound import Memory, read_speed, sentence, weights_of_a_pass
     from specstream.evaluation.profile import cost_of_a_note
     from specstream.evaluation.profile import profile as measure
-    from specstream.inventory import most_nodes
+    from specstream.inventory import prepare
     from specstream.parts import build_parts
 
     target = settings.target
@@ -122,7 +122,7 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     for arm in group.arms:
         with quiet():
             parts = build_parts(engine.target, engine.tokenizer, arm.draft, arm.config)
-        engine.target.prepare(rows=1, nodes=most_nodes(parts) + 1)
+        prepare(parts, 1)
         arms[arm.name if arm.value is None else f"{arm.name} {arm.value}"] = parts
     speeds: list[float] = []
     with progress("prompts", len(prompts)) as update:

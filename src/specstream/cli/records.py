@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
+from specstream.files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,15 +37,4 @@ def check_output(output: str | None) -> None:
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:
     """As JSON, under a temporary name first."""
-    write_text(output, json.dumps(record, indent=2) + "\n")
-
-
-def write_text(output: str, text: str) -> None:
-    """Under a temporary name first."""
-    path = Path(output)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(Path(output), json.dumps(record, indent=2) + "\n")

@@ -9,6 +9,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import quiet
+from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
 
 if TYPE_CHECKING:
@@ -40,11 +41,10 @@ def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: o
     settings = read_collect_config(config, set_ or [])
     from specstream.training.router_collect import collect as run
 
-    with quiet(), _progress() as (progress, task):
+    with quiet(), progress("prompts") as tell:
 
         def show(advance: Any) -> None:
-            note = f"{advance.failed} failed" if advance.failed else ""
-            progress.update(task, total=advance.total, completed=advance.done, description=note)
+            tell(advance.done, advance.total, f"{advance.failed} failed" if advance.failed else "")
 
         record = run(settings, limit, show)
     output = settings.collection.output
@@ -104,32 +104,6 @@ def evaluate(
         print(json.dumps(record))
     else:
         _print(table)
-
-
-def _progress() -> Any:
-    """A bar with the time that is left, on a terminal; gives the bar and its task."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True)
-    columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
-    text = TextColumn("{task.description}")
-
-    @contextmanager
-    def shown() -> Any:
-        with Progress(*columns, text, console=console, disable=not console.is_terminal) as progress:
-            yield progress, progress.add_task("")
-
-    return shown()
 
 
 def _print(table: RouterTable) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine, quiet
-from specstream.cli.records import check_output, table_console, write_text
+from specstream.cli.records import check_output, table_console
 from specstream.errors import UsageError
+from specstream.files import write_whole
 from specstream.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def tune(
         "arguments": {**settings, "model": model, "draft": draft, "heads": heads, "prompts": prompts}
         | {"num_prompts": len(texts), "repeats": repeats, "chat": chat},
     }
-    write_text(output, _file(record))
+    write_whole(Path(output), _file(record))
     if as_json:
         print(json.dumps(record))
     else:

@@ -26,8 +26,7 @@ the median."""
 
 FIRST_LIMIT = 1.25
 """The first pass of a width may pay for what the others find done: until there is a second, it counts at most so many
-times what was expected. If two widths in a row are dearer than that, the second is believed: passes are dear here. But
-never dearer than so many plain ones, which would do the same."""
+times what was expected. If two widths in a row are dearer than that, the second is believed: passes are dear here."""
 
 FIRST_STEP_LIMIT = 0.25
 """So does the first step of a drafter: at most so many plain passes."""
@@ -107,9 +106,9 @@ class Costs:
         if width in table:
             table[width].add(seconds, self._now)
         else:
-            limit = self._first_limit(rows, width) if self._passes else math.inf
+            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
             self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
-            self._forgiving = seconds <= limit or not self._forgiving
+            self._forgiving = seconds <= limit
         self._now += 1
         self._known.clear()
 
@@ -121,9 +120,6 @@ class Costs:
         else:
             limit = FIRST_STEP_LIMIT * self.passing(rows, 1) if self._passes else math.inf
             table[rows] = _Drafting.first(steps, behind, seconds, limit)
-
-    def _first_limit(self, rows: int, width: int) -> float:
-        return FIRST_LIMIT * self.passing(rows, width) if self._forgiving else width * self.passing(rows, 1)
 
     def steps(self, rows: int, source: str, steps: float) -> float:
         """Of drafting ``steps`` tokens deep; 0 for a drafter that was never tried."""

@@ -17,13 +17,14 @@ import numpy as np
 
 from specstream.config import GenerationConfig
 from specstream.drafters.none import NoDrafter
+from specstream.errors import reason_of
 from specstream.evaluation.answers import Answers
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Limits, Outcome, run_program
 from specstream.evaluation.quality import Values, counted, difference, estimate
 from specstream.evaluation.statistics import speed_ratio
 from specstream.generation import Generation, Parts
-from specstream.inventory import most_nodes
+from specstream.inventory import prepare
 from specstream.tasks.task import Metric, Task, TaskExample, program_of
 from specstream.text import asked, encode
 
@@ -63,7 +64,7 @@ def answer_all(engine: Any, loaded: Loaded, answers: Answers, *, warmup: int, on
     config = GenerationConfig(max_new_tokens=loaded.task.max_new_tokens, stop=list(loaded.task.stop))
     todo = [index for index in range(len(loaded.examples)) if "error" in answers.records.get(index, {"error": ""})]
     if todo:
-        engine.target.prepare(rows=1, nodes=most_nodes(engine.parts) + 1)
+        prepare(engine.parts, 1)
     for _ in range(warmup if todo else 0):
         _record(sides, loaded, todo[0], config)
     done = len(loaded.examples) - len(todo)
@@ -142,7 +143,7 @@ def _record(sides: Mapping[str, Parts], loaded: Loaded, index: int, config: Gene
     try:
         runs = {side: _converse(sides[side], loaded.task, example, config) for side in order}
     except Exception as error:  # one example is not worth the others
-        return {**about, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]}
+        return {**about, "error": reason_of(error)[:500]}
     tokens = {side: [run.rows[0].emitted for run in runs[side]] for side in SIDES}
     return {**about, "equal": tokens["plain"] == tokens["speculative"]} | {side: _said(runs[side]) for side in SIDES}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from specstream.errors import reason_of
 from specstream.evaluation.quality import Estimate, Values
 from specstream.evaluation.statistics import speed_ratio
 
@@ -131,7 +132,7 @@ def _stage_with_runs(
             except Exception as error:
                 if name == base:
                     raise
-                out[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+                out[name] = reason_of(error)[:300]
             else:
                 sums[name][prompt] += run.tokens, run.seconds
     ratios = {name: _speed(sums[name]) / _speed(sums[base]) for name in names if name not in out}

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
+from specstream.errors import reason_of
 from specstream.evaluation.heads import PLAIN, Side, speed
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.generation import Generation
@@ -207,8 +208,7 @@ def _attempt(
     try:
         runs = {side.name: _generate(side, task, example, config) for side in (*sides[first:], *sides[:first])}
     except Exception as error:  # one example is not worth the others
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Failure(example=index, where=example.where, error=reason)
+        return Failure(example=index, where=example.where, error=reason_of(error))
     plain = runs[PLAIN].rows[0].emitted
     return [_answer(side.name, index, runs[side.name], plain) for side in sides]
 

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from specstream.config import EngineConfig, GenerationConfig, engine_config
-from specstream.errors import SpecStreamError
+from specstream.errors import SpecStreamError, reason_of
 from specstream.evaluation.halving import Found, Run, search
 from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
-from specstream.inventory import most_nodes
+from specstream.inventory import prepare
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import RuntimeName
-from specstream.parts import SELF, LoadedDraft, build_parts, share_draft
+from specstream.parts import SELF, SharedDrafts, build_parts
 
 PLAIN = "plain"
 """Plain decoding, which everything is compared with."""
@@ -164,9 +164,9 @@ class Bench:
         self._parts: dict[str, Parts] = {}
         self._plain: dict[int, tuple[list[int], str]] = {}
 
-    def add(self, name: str, parts: Parts, target: HuggingFaceTarget) -> None:
+    def add(self, name: str, parts: Parts) -> None:
         """A setting; it generates once, uncounted. Plain decoding comes first."""
-        target.prepare(rows=1, nodes=most_nodes(parts) + 1)
+        prepare(parts, 1)
         self._parts[name] = parts
         for prompt in range(len(self._prompts)) if not self._plain else [0]:
             self.measure(name, prompt)
@@ -209,16 +209,16 @@ def tune(
     left_out: dict[str, str] = {}
     target, runtimes = _fastest_runtime(engine, prompts, config, left_out, on_run)
     bench = Bench(prompts, config)
-    bench.add(PLAIN, build_parts(target, engine.tokenizer, None, EngineConfig(drafter="none")), target)
+    bench.add(PLAIN, build_parts(target, engine.tokenizer, None, EngineConfig(drafter="none")))
     tried: dict[str, Candidate] = {}
-    drafts: dict[tuple[str, str], LoadedDraft] = {}
+    drafts = SharedDrafts(target, engine.tokenizer)
     for each in candidates(target.model, draft, heads):
         if on_run is not None:
             on_run(f"{each.name} (loading)")
         try:
-            bench.add(each.name, _build(each, target, engine.tokenizer, drafts), target)
+            bench.add(each.name, _build(each, target, engine.tokenizer, drafts))
         except Exception as error:  # one setting is not worth the others
-            left_out[each.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            left_out[each.name] = reason_of(error)[:300]
         else:
             tried[each.name] = each
     found = search(PLAIN, list(tried), len(prompts), bench.measure, repeats=repeats, on_run=on_run)
@@ -260,18 +260,13 @@ def _plain_bench(
 ) -> Bench:
     """Of one runtime: each has bits of its own."""
     bench = Bench(prompts, config)
-    bench.add(PLAIN, build_parts(target, tokenizer, None, EngineConfig(drafter="none")), target)
+    bench.add(PLAIN, build_parts(target, tokenizer, None, EngineConfig(drafter="none")))
     return bench
 
 
-def _build(
-    each: Candidate, target: HuggingFaceTarget, tokenizer: Any, drafts: dict[tuple[str, str], LoadedDraft]
-) -> Parts:
+def _build(each: Candidate, target: HuggingFaceTarget, tokenizer: Any, drafts: SharedDrafts) -> Parts:
     """What a setting generates with; a draft of one quantisation is loaded once."""
     config = engine_config({**each.settings, "runtime": target.runtime.name})  # type: ignore[typeddict-item]
     if each.draft is None:
         return build_parts(target, tokenizer, None, config)
-    key = (each.draft, config.draft_quantization)
-    if key not in drafts:
-        drafts[key] = share_draft(target, tokenizer, each.draft, config)
-    return build_parts(target, tokenizer, drafts[key], config)
+    return build_parts(target, tokenizer, drafts.get(each.draft, config), config)

@@ -6,7 +6,7 @@ from typing import Any
 
 from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
-from specstream.inventory import most_nodes
+from specstream.inventory import prepare
 from specstream.serving.deployment import DeploymentConfig, check_machine
 
 
@@ -35,7 +35,7 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         "max_new_tokens": config.max_tokens,
     }
     engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **settings)
-    engine.target.prepare(rows=1, nodes=most_nodes(engine.parts) + 1)
+    prepare(engine.parts, 1)
     return engine
 
 

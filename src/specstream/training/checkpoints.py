@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import TrainingError
+from specstream.files import write_whole
 from specstream.training.cards import CARD, training_card
 
 _STEP = re.compile(r"step-(\d{8})")
@@ -113,6 +114,4 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """As JSON, under a temporary name first."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from specstream.extras import require
+from specstream.files import write_whole
 from specstream.training.config import LoggingSection
 
 Row = dict[str, float]
@@ -65,9 +66,7 @@ class Journal:
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.rows = [row for row in map(_parsed, lines) if row is not None and step > 0 and row["step"] <= step]
         self._root.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(".log.jsonl.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def advance(self, step: int) -> None:
         """Move the bar."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from specstream.config import GenerationConfig
 from specstream.engine import SpeculativeEngine
-from specstream.errors import TrainingError, UsageError
+from specstream.errors import TrainingError, UsageError, reason_of
 from specstream.generation import Generation, Parts
 from specstream.heads.folder import describe_base
-from specstream.inventory import most_nodes
+from specstream.inventory import prepare
 from specstream.parts import build_drafters
 from specstream.prompts import load_prompts
 from specstream.provenance import provenance
@@ -159,7 +159,7 @@ def measure(
             for name, generation in _in_turn(sides, ids, section, first + number).items():
                 runs[name].append(generation)
     except Exception as problem:  # one prompt must not end hours of measuring
-        runs, error = {}, " ".join(f"{type(problem).__name__}: {problem}".split())
+        runs, error = {}, reason_of(problem)
     return Collected(
         prompt=question.text,
         token_ids=ids,
@@ -198,7 +198,8 @@ def _run(generation: Generation, plain: list[int]) -> Run:
 def _sides(engine: SpeculativeEngine, config: CollectConfig) -> dict[str, Parts]:
     drafters = build_drafters(engine.target, engine.tokenizer, config.drafters, engine.config)
     sides = {name: engine.parts.sharing(drafter) for name, drafter in drafters.items()}
-    engine.target.prepare(rows=1, nodes=max(map(most_nodes, sides.values())) + 1)
+    for side in sides.values():
+        prepare(side, 1)
     return sides
 
 

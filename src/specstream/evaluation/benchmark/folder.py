@@ -16,21 +16,12 @@ from typing import Any
 
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Arm, Group
+from specstream.files import write_whole
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
 
 Key = tuple[str, str, str, str, int, int]
 """Experiment, its value, arm, its value, item, repeat; values as JSON."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """All of it or nothing: under a temporary name first."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

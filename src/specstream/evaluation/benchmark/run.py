@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from specstream.config import EngineConfig
 from specstream.engine import SpeculativeEngine
+from specstream.errors import reason_of
 from specstream.evaluation.benchmark.config import BenchmarkConfig
 from specstream.evaluation.benchmark.experiments import Arm, Group, Plan
 from specstream.evaluation.benchmark.folder import SUMMARY, RunFolder, write_json
@@ -16,9 +16,9 @@ from specstream.evaluation.benchmark.meters import generate, machine
 from specstream.evaluation.benchmark.prompts import Item, Prompt, make_items
 from specstream.evaluation.benchmark.summary import summarise
 from specstream.generation import Parts
-from specstream.inventory import draft_bytes, extra_parameters, most_nodes
+from specstream.inventory import draft_bytes, extra_parameters, prepare
 from specstream.models.load import pick_device
-from specstream.parts import LoadedDraft, build_parts, share_draft
+from specstream.parts import SharedDrafts, build_parts
 from specstream.provenance import provenance
 
 Progress = Callable[[int, int, str], None]
@@ -95,9 +95,8 @@ class _Bench:
         engine = self._load(group)
         items = make_items(engine.tokenizer, self._prompts, batch=group.batch, context=group.context)
         parts, failed = self._build(group, engine)
-        nodes = max(map(most_nodes, parts.values()), default=0)
-        engine.target.prepare(rows=group.batch, nodes=nodes + 1)
         for each in parts.values():
+            prepare(each, group.batch)
             for item in items[: self._config.measure.warmup]:
                 self._generate(each, item, group)
         for repeat, index in turns:
@@ -120,14 +119,15 @@ class _Bench:
         """What the arms generate with, and why some cannot."""
         built: dict[str, Parts] = {}
         failed: dict[str, str] = {}
-        drafts: dict[tuple[str, str], LoadedDraft] = {}
+        drafts = SharedDrafts(engine.target, engine.tokenizer)
         for arm in group.arms:
             own = arm.config.model_copy(update={"dtype": engine.config.dtype, "runtime": engine.config.runtime})
             try:
-                draft = self._draft(arm.draft, own, engine, drafts)
+                at_hand = engine.model if arm.draft == engine.model_name else None
+                draft = None if arm.draft is None else drafts.get(arm.draft, own, at_hand)
                 parts = build_parts(engine.target, engine.tokenizer, draft, own)
             except Exception as error:  # one arm is not worth the others
-                failed[_name(arm)] = f"it cannot be built: {_reason(error)}"
+                failed[_name(arm)] = f"it cannot be built: {reason_of(error)[:500]}"
                 continue
             built[_name(arm)] = parts
             self._folder.append(
@@ -149,29 +149,13 @@ class _Bench:
             )
         return built, failed
 
-    def _draft(
-        self,
-        name: str | None,
-        config: EngineConfig,
-        engine: SpeculativeEngine,
-        drafts: dict[tuple[str, str], LoadedDraft],
-    ) -> LoadedDraft | None:
-        """A draft model; arms that differ in other things share it."""
-        if name is None:
-            return None
-        key = (name, config.draft_quantization)
-        if key not in drafts:
-            draft = engine.model if name == engine.model_name else name
-            drafts[key] = share_draft(engine.target, engine.tokenizer, draft, config)
-        return drafts[key]
-
     def _generate(self, parts: Parts, item: Item, group: Group) -> dict[str, Any]:
         """One generation, or why there is none."""
         assert self._engine is not None
         try:
             reading = generate(parts, item.rows, group.generation, self._engine.model.device)
         except Exception as error:  # one prompt is not worth the others
-            return {"error": _reason(error)}
+            return {"error": reason_of(error)[:500]}
         return {**asdict(reading), "error": None}
 
     def _add(self, group: Group, arm: Arm, item: Item, repeat: int, sample: Mapping[str, Any]) -> None:
@@ -194,7 +178,3 @@ def _name(arm: Arm) -> str:
 
 def _title(group: Group) -> str:
     return group.experiment if group.value is None else f"{group.experiment} {group.value}"
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

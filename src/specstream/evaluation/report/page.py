@@ -8,13 +8,14 @@ from typing import Any
 
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.config import PLAIN
-from specstream.evaluation.benchmark.folder import RunFolder, write_whole
+from specstream.evaluation.benchmark.folder import RunFolder
 from specstream.evaluation.benchmark.summary import COUNTED, summarise
 from specstream.evaluation.report.blocks import Block, Figure, Heading, Items, Table, Text, as_html, as_markdown
 from specstream.evaluation.report.charts import draw
 from specstream.evaluation.report.compare import Change, Comparison, compare
 from specstream.evaluation.report.words import arm_name, equal, interval, losslessness, mebibytes, milliseconds, number
 from specstream.extras import require
+from specstream.files import write_whole
 
 TITLE = "What speculation is worth here"
 
