@@ -93,7 +93,7 @@ class Controller:
         """
         rows, width = len(trees), max(map(len, trees))
         taken = [done(request, tree) for request, tree in zip(requests, trees, strict=True)]
-        self._costs.observe_pass(rows, width, seconds[1])
+        charge = self._costs.observe_pass(rows, width, seconds[1])
         self._plain.setdefault(rows, self._round)
         if width == 1:
             self._plain[rows] = self._round
@@ -107,7 +107,7 @@ class Controller:
                 self._reached(choice.offer).judge(request.depth, max(tree.depths))
         for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
             self._judge(available, choice, verdict)
-        self._balance = min(ACCOUNT, self._balance + ALLOWANCE + self._gain(taken, width, verdicts))
+        self._balance = min(ACCOUNT, self._balance + ALLOWANCE + self._gain(taken, charge, verdicts))
 
     def _judge(self, offers: Sequence[Offer], taken: Choice, verdict: Verdict) -> None:
         """Every tree that was known is judged by what was emitted, whether it was taken or not; others if taken."""
@@ -128,17 +128,16 @@ class Controller:
                 continue
             self._acceptance.setdefault(offer.source, Acceptance()).judge(judged, matched)
 
-    def _gain(self, taken: Sequence[Choice], width: int, verdicts: Sequence[Verdict]) -> float:
-        """Plain passes that a round saved, negative if it lost some."""
+    def _gain(self, taken: Sequence[Choice], charge: float, verdicts: Sequence[Verdict]) -> float:
+        """Plain passes that a round saved, negative if it lost some: no more than the account may hold."""
         if not any(taken):
             return 0.0
-        rows = len(taken)
-        spent = self._costs.passing(rows, width)
+        rows, spent = len(taken), charge
         for source, (deepest, unread) in steps_of(taken).items():
             spent += self._costs.steps(rows, source, deepest)
             spent += self._costs.reading(rows, source, unread)
         emitted = sum(len(verdict.tokens) for verdict in verdicts)
-        return emitted / rows - spent / self._costs.passing(rows, 1)
+        return max(-ACCOUNT, emitted / rows - spent / self._costs.passing(rows, 1))
 
     def _bets(self, offers: Sequence[Sequence[Offer]]) -> Iterator[Plan]:
         """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""

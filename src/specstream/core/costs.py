@@ -99,18 +99,24 @@ class Costs:
         self._forgiving = True
         self.plain_passes, self._now = 0, 0
 
-    def observe_pass(self, rows: int, width: int, seconds: float) -> None:
-        """A pass over ``width`` nodes a row took ``seconds``, verification included."""
+    def observe_pass(self, rows: int, width: int, seconds: float) -> float:
+        """A pass over ``width`` nodes a row took ``seconds``, verification included.
+
+        Returns:
+            What it is to be charged with: the price of such a pass, or what it took where that is forgiven.
+        """
         self.plain_passes += width == 1
-        table = self._passes.get(rows, {})
+        table, forgiven = self._passes.get(rows, {}), False
         if width in table:
             table[width].add(seconds, self._now)
         else:
             limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
             self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
-            self._forgiving = seconds <= limit
+            forgiven = seconds > limit
+            self._forgiving = not forgiven
         self._now += 1
         self._known.clear()
+        return seconds if forgiven else self.passing(rows, width)
 
     def observe_draft(self, rows: int, source: str, steps: int, unread: int, seconds: float) -> None:
         """A drafter took ``seconds`` for so many steps, before which it read ``unread`` tokens."""

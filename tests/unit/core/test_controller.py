@@ -62,6 +62,15 @@ class TestWhereNothingIsAccepted:
         lost = machine.seconds / 31 - machine.tokens
         assert lost < ACCOUNT + ALLOWANCE * 5000 + 2 * step / 31
 
+    def test_passes_that_are_dear_at_every_new_width_are_paid_for(self):
+        """Each may be forgiven its price, as a first one; what it took is gone all the same."""
+        for seed in range(5):
+            machine, controller = Machine(lambda width: 20 * width, lookup=(1.0, 0.7), seed=seed), Controller()
+            while machine.tokens < 256:
+                machine.depth = machine.chance.randint(1, 24)
+                machine.round(controller)
+            assert machine.tokens * machine.price(1) / machine.seconds > 0.95
+
     def test_its_first_trial_is_one_token_deep(self):
         machine, controller = Machine(**PAIR, model=0.0), Controller()
         machine.run(controller, 30)
