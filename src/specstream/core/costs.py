@@ -1,4 +1,8 @@
-"""What a pass of each width and a step of each drafter cost here: measured in the running process, as it runs."""
+"""What a pass of each width and a step of each drafter cost here: measured in the running process, as it runs.
+
+A machine with other work has slow spells. What a pass of one width took before such a spell and one of another width
+within it say nothing of each other, so prices are kept at the usual pace: of use is only how they compare.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,13 @@ READ_SHARE = 0.1
 MUCH_READ = 4
 """Tokens read beyond those from which on a round tells what reading costs, and with fewer what a step does."""
 
-NEWEST = 5
-"""Measurements of a kind that count. What disturbs them only ever adds to them: of two the smaller is believed, of more
+NEWEST = 9
+"""Measurements of a kind that count. What disturbs them mostly adds to them: of two the smaller is believed, of more
 the median."""
+
+PACE = 3
+"""Passes whose median tells how slow the machine is just now. Every measurement is divided by it, so that prices which
+were not paid at the same time can be held against each other."""
 
 FIRST_LIMIT = 1.25
 """The first pass of a width may pay for what the others find done: until there is a second, it counts at most so many
@@ -31,7 +39,7 @@ times what was expected. If two widths in a row are dearer than that, the second
 FIRST_STEP_LIMIT = 0.25
 """So does the first step of a drafter: at most so many plain passes."""
 
-LIFETIMES = (8, 32, 128, 512)
+LIFETIMES = (8, 32, 128)
 """Passes after which the price of a wider one is no longer believed, by how often it was measured: a disturbed
 measurement makes a width look dear, what looks dear is not chosen, and so it would never be measured again."""
 
@@ -56,6 +64,11 @@ class _Newest:
     def add(self, seconds: float, at: int = 0) -> None:
         self._seconds = [*self._seconds[1 - NEWEST :], seconds]
         self.typical, self._at = sorted(self._seconds)[(len(self._seconds) - 1) // 2], at
+
+    @property
+    def known_well(self) -> bool:
+        """Whether something else than this is the reason if it takes longer or shorter now."""
+        return len(self._seconds) > NEWEST // 2
 
     def holds(self, now: int) -> bool:
         """Whether it is recent enough for how often it was measured."""
@@ -90,7 +103,7 @@ class _Drafting:
 
 
 class Costs:
-    """Seconds, for each number of rows in a batch; what was not measured is taken from the nearest that was."""
+    """Seconds at the usual pace, for each number of rows in a batch; what was not measured is as the nearest that was."""
 
     def __init__(self) -> None:
         self._passes: dict[int, dict[int, _Newest]] = {}  # rows -> width -> seconds
@@ -98,18 +111,25 @@ class Costs:
         self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
         self._forgiving = True
         self.plain_passes, self._now = 0, 0
+        self._recent: list[float] = []  # of the newest passes, how many times its price each took
+        self._pace = 1.0
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> float:
         """A pass over ``width`` nodes a row took ``seconds``, verification included.
 
         Returns:
-            What it is to be charged with: the price of such a pass, or what it took where that is forgiven.
+            What it is to be charged with: the price of such a pass, or what it took where that is forgiven, both at
+            the usual pace.
         """
         self.plain_passes += width == 1
         table, forgiven = self._passes.get(rows, {}), False
         if width in table:
-            table[width].add(seconds, self._now)
+            if width == 1 or table[width].known_well:
+                self._recent = [*self._recent[1 - PACE :], seconds / table[width].typical]
+                self._pace = sorted(self._recent)[len(self._recent) // 2]
+            table[width].add(seconds / self._pace, self._now)
         else:
+            seconds /= self._pace
             limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
             self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
             forgiven = seconds > limit
@@ -121,6 +141,7 @@ class Costs:
     def observe_draft(self, rows: int, source: str, steps: int, unread: int, seconds: float) -> None:
         """A drafter took ``seconds`` for so many steps, before which it read ``unread`` tokens."""
         table, behind = self._drafts.setdefault(source, {}), max(0, unread - READ_ANYWAY)
+        seconds /= self._pace
         if rows in table:
             table[rows].add(steps, behind, seconds)
         else:

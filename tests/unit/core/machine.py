@@ -38,6 +38,8 @@ class Machine:
             ends drafts by that, and ``model`` does not matter. None for a model that does not.
         noisy: whether other work disturbs measurements: the first of a kind takes six times as long, one in eight of
             the others up to three times.
+        spells: mean passes of a slow spell and of the time between two; None for no spells. In one, all takes one and
+            a half to four times as long, but ``seconds`` has what it would have taken.
         log: for every round, what each row took: "m2" is two tokens of the model's, "l3" three of the lookup's, "-"
             nothing.
     """
@@ -48,6 +50,8 @@ class Machine:
         self.chance = random.Random(seed)
         self.sure: float | None = None
         self.noisy, self._done, self._disturbance = False, set[object](), random.Random(seed + 1)
+        self.spells: tuple[float, float] | None = None
+        self._slow, self._until = 1.0, 0
         self.seconds, self.tokens = 0.0, 0
         self.unread = [1] * rows
         self.log: list[list[str]] = []
@@ -94,7 +98,8 @@ class Machine:
         proposing = steps * self.step + unread * self.read
         scoring = self.price(max(map(len, trees)))
         proposing, scoring = self._measured("step", proposing), self._measured(max(map(len, trees)), scoring)
-        controller.observe(offers, requests, trees, verdicts, (proposing, scoring))
+        slow = self._slowness()
+        controller.observe(offers, requests, trees, verdicts, (slow * proposing, slow * scoring))
         self.seconds += proposing + scoring
         self.log.append([f"{own.offer.source[0]}{own.depth}" if own else "-" for own in done])
         for row, (choice, verdict) in enumerate(zip(choices, verdicts, strict=True)):
@@ -109,6 +114,13 @@ class Machine:
         first = kind not in self._done
         self._done.add(kind)
         return seconds * (6 if first else self._disturbance.uniform(1, 3) if self._disturbance.random() < 1 / 8 else 1)
+
+    def _slowness(self) -> float:
+        if self.spells and len(self.log) >= self._until:
+            self._slow = 1.0 if self._slow > 1 else self._disturbance.choice([1.5, 2, 3, 4])
+            mean = self.spells[0] if self._slow > 1 else self.spells[1]
+            self._until = len(self.log) + 1 + int(self._disturbance.expovariate(1 / mean))
+        return self._slow
 
     def _copied(self, depth: int) -> int | None:
         """How many tokens of this round's match are right; None if nothing matches."""

@@ -159,6 +159,20 @@ class TestWhereMuchIs:
         assert min(disturbed) > 0.5 * sum(undisturbed) / 20
         assert sum(disturbed) * usual > 0.7 * sum(undisturbed)
 
+    @pytest.mark.parametrize("spells", [(1, 15), (6, 20), (100, 100)])
+    def test_it_does_so_where_the_machine_is_slow_now_and_then(self, spells):
+        """Passes of one width are not held against those of another that were made in such a spell."""
+        speeds = []
+        for seed in range(5):
+            machine, controller = Machine(lambda width: 17.8 + 2.2 * width, lookup=(0.6, 0.5), seed=seed), Controller()
+            machine.spells = spells
+            while machine.tokens < 1200:
+                machine.depth = machine.chance.randint(4, 20)
+                machine.round(controller)
+            speeds.append(machine.tokens * machine.price(1) / machine.seconds)
+        assert min(speeds) > 1.05
+        assert sum(speeds) / 5 > 1.18
+
     @pytest.mark.parametrize("kind", ["model", "mixed"])
     @pytest.mark.parametrize(("costs", "least"), [(SMALL, 1.05), (PAIR, 1.7)], ids=["small", "pair"])
     def test_it_notices_when_drafts_turn_good(self, costs, least, kind):

@@ -40,11 +40,47 @@ def test_another_number_of_rows_lends_its_shape():
     assert costs.passing(9, 3) == 60, "the nearest is 4 rows"
 
 
-def test_hiccups_move_nothing_and_a_slow_start_is_forgotten():
+def ratio(costs, width=2):
+    return costs.passing(1, width) / costs.passing(1, 1)
+
+
+def test_a_slow_start_and_hiccups_move_nothing():
     costs = Costs()
-    for seconds, typical in ((3000, 3000), (30, 30), (31, 31), (900, 31), (32, 32), (60, 32), (60, 60)):
+    for seconds in (3000, 30, 30):
         costs.observe_pass(1, 1, seconds)
-        assert costs.passing(1, 1) == typical
+    for _ in range(2):
+        costs.observe_pass(1, 2, 40.0)
+    assert ratio(costs) == pytest.approx(4 / 3)
+    for hiccup in ((1, 900.0), (2, 700.0), (1, 60.0)):
+        costs.observe_pass(1, *hiccup)
+        for _ in range(3):
+            costs.observe_pass(1, 1, 30.0)
+        assert ratio(costs) == pytest.approx(4 / 3)
+
+
+def test_a_slow_spell_makes_nothing_look_cheap_or_dear():
+    costs = measured({1: 30.0, 2: 40.0, 4: 60.0})
+    for _ in range(20):
+        costs.observe_pass(1, 1, 90.0)
+    assert ratio(costs) == pytest.approx(4 / 3), "wider passes would have been slower too"
+    costs.observe_pass(1, 4, 180.0)
+    costs.observe_draft(1, "draft", 1, 1, 36.0)
+    for _ in range(4):
+        costs.observe_pass(1, 1, 30.0)
+    assert ratio(costs, 4) == pytest.approx(2)
+    assert costs.steps(1, "draft", 1) / costs.passing(1, 1) <= 0.25
+    costs.observe_draft(1, "draft", 1, 1, 12.0)
+    costs.observe_draft(1, "draft", 1, 1, 12.0)
+    assert costs.steps(1, "draft", 1) / costs.passing(1, 1) == pytest.approx(0.4)
+
+
+def test_what_one_width_costs_beside_another_is_learnt_anew():
+    costs = measured({1: 30.0, 2: 40.0})
+    for _ in range(12):
+        costs.observe_pass(1, 1, 30.0)
+        costs.observe_pass(1, 1, 30.0)
+        costs.observe_pass(1, 2, 75.0)
+    assert ratio(costs) == pytest.approx(2.5)
 
 
 def test_the_first_pass_of_a_width_may_be_slow_too():
