@@ -103,7 +103,7 @@ class _Drafting:
 
 
 class Costs:
-    """Seconds at the usual pace, for each number of rows in a batch; what was not measured is as the nearest that was."""
+    """Seconds at the usual pace, for each number of rows in a batch; one not measured takes the nearest that was."""
 
     def __init__(self) -> None:
         self._passes: dict[int, dict[int, _Newest]] = {}  # rows -> width -> seconds

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from benchmarks.inprocess import Amount, PassCosts, Recorded, alternate, predict, spoiled
+from benchmarks.inprocess import Amount, PassCosts, Recorded, alternate, in_step, predict, spoiled
 from benchmarks.prompts import Item
 from specstream import SpeculativeEngine
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -18,8 +19,9 @@ def engine() -> SpeculativeEngine:
     return SpeculativeEngine(tiny_model(), tiny_tokenizer(), draft, adaptive=False, gamma=3, max_speculation_depth=3)
 
 
-def test_pairs_are_of_one_prompt_and_give_the_same_tokens(engine: SpeculativeEngine) -> None:
-    pairs = alternate(engine.parts, ITEMS, Amount(rounds=2, limit=12, ignore_eos=True))
+@pytest.mark.parametrize("measure", [alternate, in_step])
+def test_pairs_are_of_one_prompt_and_give_the_same_tokens(engine: SpeculativeEngine, measure: Any) -> None:
+    pairs = measure(engine.parts, ITEMS, Amount(rounds=2, limit=12, ignore_eos=True))
     assert [(pair.item, pair.round) for pair in pairs] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     for pair in pairs:
         assert pair.own.tokens == pair.plain.tokens and len(pair.own.tokens) == 12
