@@ -7,7 +7,7 @@ within it say nothing of each other, so prices are kept at the usual pace: of us
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
@@ -65,6 +65,10 @@ class _Newest:
         self._seconds = [*self._seconds[1 - NEWEST :], seconds]
         self.typical, self._at = sorted(self._seconds)[(len(self._seconds) - 1) // 2], at
 
+    def seen(self, at: int) -> None:
+        """It was made once more, but nothing is known that it could be held against."""
+        self._at = at
+
     @property
     def known_well(self) -> bool:
         """Whether something else than this is the reason if it takes longer or shorter now."""
@@ -111,7 +115,8 @@ class Costs:
         self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
         self._forgiving = True
         self.plain_passes, self._now = 0, 0
-        self._recent: list[float] = []  # of the newest passes, how many times its price each took
+        # Of the newest passes, their rows and width, and how many times the price they took.
+        self._recent: list[tuple[tuple[int, int], float]] = []
         self._pace = 1.0
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> float:
@@ -124,10 +129,7 @@ class Costs:
         self.plain_passes += width == 1
         table, forgiven = self._passes.get(rows, {}), False
         if width in table:
-            if width == 1 or table[width].known_well:
-                self._recent = [*self._recent[1 - PACE :], seconds / table[width].typical]
-                self._pace = sorted(self._recent)[len(self._recent) // 2]
-            table[width].add(seconds / self._pace, self._now)
+            self._add((rows, width), seconds)
         else:
             seconds /= self._pace
             limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
@@ -137,6 +139,18 @@ class Costs:
         self._now += 1
         self._known.clear()
         return seconds if forgiven else self.passing(rows, width)
+
+    def _add(self, kind: tuple[int, int], seconds: float) -> None:
+        """One more measurement of what was measured before: at the pace of the others, or it would say nothing."""
+        known = self._passes[kind[0]][kind[1]]
+        others = [ratio for other, ratio in self._recent if other != kind]
+        if len(others) > 1 or not known.known_well:
+            known.add(seconds / (_upper_median(others) if others else self._pace), self._now)
+        else:
+            known.seen(self._now)
+        if kind[1] == 1 or known.known_well:
+            self._recent = [*self._recent[1 - PACE :], (kind, seconds / known.typical)]
+            self._pace = _upper_median([ratio for _, ratio in self._recent])
 
     def observe_draft(self, rows: int, source: str, steps: int, unread: int, seconds: float) -> None:
         """A drafter took ``seconds`` for so many steps, before which it read ``unread`` tokens."""
@@ -182,6 +196,10 @@ class Costs:
     def _table(self, rows: int) -> dict[int, float]:
         known = self._passes[rows].items()
         return {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
+
+
+def _upper_median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def _along(table: dict[int, float], width: float) -> float:
