@@ -64,7 +64,7 @@ def _row(parameter: Any, context: Any) -> str | None:
         return None
     said, _, extra = record[1].partition("  [")
     default = "; ".join(part.removeprefix("default: ") for part in extra.removesuffix("]").split("; "))
-    return f"| `{_cell(record[0])}` | {_cell(said)} | {_cell(default)} |"
+    return f"| `{_cell(record[0])}`{{.option}} | {_cell(said)} | {_cell(default)} |"
 
 
 def _cell(text: str) -> str:
