@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench docs clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
@@ -23,6 +24,11 @@ check: $(VENV)/.stamp-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MKDOCS)
+
+# Into build/site. A link to nowhere is an error.
+docs: $(VENV)/.stamp-docs
+	$(MKDOCS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
@@ -40,6 +46,9 @@ $(VENV)/.stamp-run: pyproject.toml
 
 $(VENV)/.stamp-bench: pyproject.toml
 	$(call install,'.[report]')
+
+$(VENV)/.stamp-docs: pyproject.toml
+	$(call install,'.[docs]')
 
 $(VENV)/.stamp-test: pyproject.toml
 	$(call install,'.[test]')
