@@ -190,12 +190,15 @@ class Controller:
         plain = self._costs.passing(rows, 1)
         kinds = {kind_of(offer) for available in offers for offer in available}
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
+            waited = self._round - self._tried.get(kind, 0)
+            overdue = waited >= (TRIAL_AFTER if kind else FREE_TRIAL_AFTER)
+            if not overdue and (not kind or self._round < self._rested):
+                continue
             first = [next((each for each in available if kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
             plan = self._plan(choices, max(choice.offer.width(1) for choice in choices if choice))
             hopeful = sum(self._hopeful(choice.offer) if choice else 1.0 for choice in plan.choices)
-            waited = self._round - self._tried.get(kind, 0)
-            due = waited >= TRIAL_AFTER or hopeful * plain > plan.most * rows if kind else waited >= FREE_TRIAL_AFTER
+            due = overdue or hopeful * plain > plan.most * rows
             if due and plan.stake <= (1 + max(self._balance, ALLOWANCE * waited)) * plain:
                 return plan
         return None
