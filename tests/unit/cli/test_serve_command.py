@@ -36,7 +36,7 @@ def test_options_go_over_the_file(tmp_path: Path, nothing_is_loaded: list[Any]) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "vllm"], "engine is 'vllm', which comes with a later version; give engine: local"),
+        (["--", "-tp", "2"], "vllm_args are '-tp 2' and the engine is local; give engine: vllm"),
         (["--engine", "other"], "engine is 'other'; give a value that is 'local' or 'vllm'"),
         (["--config", "nowhere.yaml"], "config 'nowhere.yaml' cannot be read"),
     ],
