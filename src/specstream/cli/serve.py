@@ -14,6 +14,8 @@ from specstream.cli import options
 if TYPE_CHECKING:
     from specstream.serving.deployment import DeploymentConfig
 
+_log = logging.getLogger("specstream.serving")
+
 _Config = Annotated[options.Text, typer.Option("--config", "-c", help="A YAML file; see configs/deploy.yaml.")]
 _Engine = Annotated[options.Text, typer.Option("--engine", help="local (this package's own) or vllm.")]
 _Model = Annotated[options.Text, typer.Option("--model", "-m", help="What to serve: a name, a folder or a hub id.")]
@@ -59,6 +61,7 @@ def serve(
         max_rows=max_rows,
         vllm_args=vllm_args or None,
     )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     if settings.engine == "vllm":
         _serve_with_vllm(settings)
     else:
@@ -86,14 +89,14 @@ def _serve_ours(settings: DeploymentConfig) -> None:
     from specstream.serving import run
 
     run.check(settings)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     with quiet():
         loaded = run.load(settings)
     _warn_of_open_host(settings)
-    print(f"serving {settings.model_name} on http://{settings.host}:{settings.port}/v1", file=sys.stderr, flush=True)
+    # Logged, not printed: a log that cannot be written, on a full disk, is no reason not to serve.
+    _log.info("serving %s on http://%s:%d/v1", settings.model_name, settings.host, settings.port)
     run.listen(loaded, settings)
 
 
 def _warn_of_open_host(settings: DeploymentConfig) -> None:
     if settings.api_key is None and settings.host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"warning: {settings.host} is open to others and there is no api_key", file=sys.stderr)
+        _log.warning("%s is open to others and there is no api_key", settings.host)

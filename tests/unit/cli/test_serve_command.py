@@ -57,6 +57,6 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "run: pip install 'specstream[serve]'" in capsys.readouterr().err
 
 
-def test_a_host_that_is_open_to_others_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_host_that_is_open_to_others_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     assert fails("--host", "0.0.0.0") == 0
-    assert "there is no api_key" in capsys.readouterr().err
+    assert "there is no api_key" in caplog.text
