@@ -7,6 +7,7 @@ token of an exported head is the one that ours has.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
 
     def fill(partial: Path) -> None:
         report.update(write(Path(place), partial))
-        write_json(partial / RECORD, {"source": Path(source).name, "method": kind, **report, **provenance(None, None)})
+        write_json(partial / RECORD, {"source": Path(source).name, "method": kind, **report, **provenance()})
+        for weights in partial.glob("*.safetensors"):  # made readable by the owner alone, who need not run vLLM
+            shutil.copymode(partial / RECORD, weights)
 
     replace_folder(folder, fill)
     return Exported(folder=str(folder), kind=kind, depth=report["depth"], changed=tuple(report["changed"]))
