@@ -69,7 +69,7 @@ class VLLM:
 
     def _counters(self) -> dict[str, Any]:
         """Of all calls so far; empty where nothing is drafted."""
-        found = {metric.name: getattr(metric, "value", None) for metric in self._engine.get_metrics()}
+        found: dict[str, Any] = {metric.name: getattr(metric, "value", None) for metric in self._engine.get_metrics()}
         return {name: int(found[full]) for name, full in _VLLM_COUNTERS.items() if found.get(full) is not None}
 
 

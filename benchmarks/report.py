@@ -111,7 +111,7 @@ def rows(measured: Measured, reference: str) -> list[Row]:
 
 
 def _counted(samples: Sequence[Sample], name: str) -> int | None:
-    values = [sample.counts.get(name) for sample in samples]
+    values: list[Any] = [sample.counts.get(name) for sample in samples]
     return None if None in values else sum(values)
 
 
