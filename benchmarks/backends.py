@@ -28,27 +28,32 @@ class SpecStream:
     """Ours; ``mode`` is the drafter's name."""
 
     def __init__(self, request: Request) -> None:
-        from specstream import SpeculativeEngine
+        from dataclasses import replace
 
-        settings: dict[str, Any] = {"drafter": request["mode"], "dtype": request["dtype"], **request["options"]}
+        from specstream import SpeculativeEngine
+        from specstream.drafters.medusa import MedusaDrafter
+
+        options = dict(request["options"])
+        chain = options.pop("chain", False)
+        settings: dict[str, Any] = {"drafter": request["mode"], "dtype": request["dtype"], **options}
         if request["k"]:
             settings.update(gamma=request["k"], max_speculation_depth=request["k"])
         self._engine = SpeculativeEngine(request["target"], draft_model=request["draft"], **settings)
-        self._eos = frozenset(request["eos"])
+        self._parts = replace(self._engine.parts, eos_token_ids=frozenset(request["eos"]))
+        if chain and isinstance(drafter := self._parts.drafter, MedusaDrafter):  # as vLLM drafts, in place of a tree
+            heads = drafter.heads
+            self._parts = self._parts.with_drafter(MedusaDrafter(heads, nodes=request["k"] or heads.depth, ranks=1))
         self.versions = {
             **_versions("specstream", "torch", "transformers"),
             "runtime": self._engine.target.runtime.name,
         }
 
     def generate(self, prompts: Tokens, limit: int, ignore_eos: bool) -> tuple[Tokens, dict[str, Any]]:
-        from dataclasses import replace
-
         from specstream.config import GenerationConfig
         from specstream.generation import Generation
 
-        parts = replace(self._engine.parts, eos_token_ids=self._eos)
         config = GenerationConfig(max_new_tokens=limit, ignore_eos=ignore_eos)
-        generation = Generation(parts, prompts, config).run()
+        generation = Generation(self._parts, prompts, config).run()
         stats = [row.stats for row in generation.rows]
         return [row.emitted for row in generation.rows], {
             "passes": sum(each.target_passes for each in stats),

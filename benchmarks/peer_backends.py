@@ -9,6 +9,12 @@ from typing import Any
 Request = dict[str, Any]
 Tokens = list[list[int]]
 
+_VLLM_COUNTERS = {
+    "drafts": "vllm:spec_decode_num_drafts",
+    "drafted": "vllm:spec_decode_num_draft_tokens",
+    "accepted": "vllm:spec_decode_num_accepted_tokens",
+}
+
 
 class VLLM:
     """vLLM's CPU build, in this process; prefix caching is off, because the rounds repeat their prompts."""
@@ -23,18 +29,15 @@ class VLLM:
             "enable_prefix_caching": False,
             "generation_config": "vllm",  # not the checkpoint's, which may set a repetition penalty
             "skip_tokenizer_init": True,
-            "disable_log_stats": True,
+            "disable_log_stats": False,  # its counters of drafted and accepted tokens
             "max_model_len": request["context"],
             "max_num_seqs": request["batch"],
             "gpu_memory_utilization": 0.3,
         }
-        speculative: dict[str, Any] = {"num_speculative_tokens": request["k"] or 3}
-        if request["mode"] == "draft_model":
-            settings["speculative_config"] = {**speculative, "method": "draft_model", "model": request["draft"]}
-        elif request["mode"] == "ngram":
-            lookup = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
-            settings["speculative_config"] = {**speculative, "method": "ngram", **lookup}
-        self._engine = vllm.LLM(**{**settings, **request["options"]})
+        options = dict(request["options"])
+        if (speculative := self._speculative(request, options)) is not None:
+            settings["speculative_config"] = speculative
+        self._engine = vllm.LLM(**{**settings, **options})
         self._parameters, self._eos = vllm.SamplingParams, list(request["eos"])
         self.versions = {"vllm": str(vllm.__version__), "torch": version("torch")}
 
@@ -46,8 +49,28 @@ class VLLM:
             stop_token_ids=[] if ignore_eos else self._eos,
             detokenize=False,
         )
+        before = self._counters()
         outputs = self._engine.generate([{"prompt_token_ids": each} for each in prompts], parameters, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs], {}
+        counts = {name: value - before[name] for name, value in self._counters().items()}
+        return [list(output.outputs[0].token_ids) for output in outputs], counts
+
+    @staticmethod
+    def _speculative(request: Request, options: Request) -> Request | None:
+        """Its speculative config; options that belong there are taken out of the rest."""
+        config: Request = {"method": request["mode"], "num_speculative_tokens": request["k"] or 3}
+        if request["mode"] == "draft_model":
+            return {**config, "model": request["draft"]}
+        if request["mode"] == "medusa":
+            return {**config, "model": options.pop("heads")}
+        if request["mode"] == "ngram":
+            sizes = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
+            return {**config, **{name: options.pop(name, size) for name, size in sizes.items()}}
+        return None
+
+    def _counters(self) -> dict[str, Any]:
+        """Of all calls so far; empty where nothing is drafted."""
+        found: dict[str, Any] = {metric.name: getattr(metric, "value", None) for metric in self._engine.get_metrics()}
+        return {name: int(found[full]) for name, full in _VLLM_COUNTERS.items() if found.get(full) is not None}
 
 
 class LlamaCpp:

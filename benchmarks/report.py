@@ -48,6 +48,8 @@ class Row:
         equal: outputs, one of each prompt, whose tokens were the reference's.
         pairs: outputs that were compared.
         peak_mib: peak of resident memory.
+        drafted: tokens that were drafted and judged; None where the system does not count them.
+        accepted: of those.
     """
 
     system: str
@@ -57,6 +59,15 @@ class Row:
     equal: int
     pairs: int
     peak_mib: float
+    drafted: int | None = None
+    accepted: int | None = None
+
+    @property
+    def acceptance(self) -> str:
+        """Accepted of drafted tokens."""
+        if not self.drafted or self.accepted is None:
+            return "-"
+        return f"{self.accepted} of {self.drafted} ({self.accepted / self.drafted:.2f})"
 
 
 def pairs(samples: Sequence[Sample], system: str, reference: str) -> list[tuple[Sample, Sample]]:
@@ -92,9 +103,16 @@ def rows(measured: Measured, reference: str) -> list[Row]:
                 equal=sum(map(_equal_prompts, matched)),
                 pairs=sum(len(own.tokens) for own, _ in matched),
                 peak_mib=max(own.peak_mib for own, _ in matched),
+                drafted=_counted([own for own, _ in matched], "drafted"),
+                accepted=_counted([own for own, _ in matched], "accepted"),
             )
         )
     return result
+
+
+def _counted(samples: Sequence[Sample], name: str) -> int | None:
+    values: list[Any] = [sample.counts.get(name) for sample in samples]
+    return None if None in values else sum(values)
 
 
 def _equal_prompts(pair: tuple[Sample, Sample]) -> int:
@@ -105,7 +123,7 @@ def _equal_prompts(pair: tuple[Sample, Sample]) -> int:
 def table(measured: Measured, reference: str) -> str:
     """The rows as text, the systems that were left out below them."""
     cells = [
-        ["system", "tokens/s median (min-max)", "ratio min median max", "tokens", "equal", "peak MiB"],
+        ["system", "tokens/s median (min-max)", "ratio min median max", "tokens", "equal", "peak MiB", "accepted"],
         *[
             [
                 row.system,
@@ -114,6 +132,7 @@ def table(measured: Measured, reference: str) -> str:
                 str(row.tokens),
                 f"{row.equal} of {row.pairs}",
                 f"{row.peak_mib:.0f}",
+                row.acceptance,
             ]
             for row in rows(measured, reference)
         ],

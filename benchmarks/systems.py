@@ -15,7 +15,7 @@ from specstream.errors import UsageError
 MODES = {
     "specstream": ("none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"),
     "transformers": ("generate", "assisted", "lookup"),
-    "vllm": ("none", "ngram", "draft_model"),
+    "vllm": ("none", "ngram", "draft_model", "medusa"),
     "llama.cpp": ("none", "lookup"),
     "economize": ("none", "lookup", "draft_model"),
     "flashspec": ("lookup", "draft_model"),
@@ -36,6 +36,7 @@ INSTALL = {
 SHORT_OPTIONS: dict[str, dict[str, object]] = {
     "int8": {"draft_quantization": "int8"},
     "fixed": {"adaptive": False},
+    "chain": {"chain": True},
     "compile": {"enforce_eager": False},
 }
 """Options that are written without a value."""

@@ -48,6 +48,7 @@ def _register_verbs(app: typer.Typer) -> None:
         compare,
         distill_data,
         evaluate,
+        export,
         generate,
         make_draft,
         models,
@@ -73,6 +74,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
     app.add_typer(router.app, name="router")
+    app.command()(export.export)
     app.command()(serve.serve)
     app.add_typer(models.app, name="models")
 

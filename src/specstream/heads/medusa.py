@@ -227,7 +227,7 @@ class MedusaHeads(nn.Module):
             UsageError: no heads there, or not whole.
             HeadMismatchError: heads of another base.
         """
-        config, tensors = _read(Path(folder))
+        config, tensors = read_heads(Path(folder))
         ours = config.get("specstream", {})
         base, own = ours.get("base"), describe_base(model)
         if base is not None and base["fingerprint"] != own["fingerprint"]:  # heads of other makers do not say
@@ -268,7 +268,12 @@ class MedusaHeads(nn.Module):
         return index[tokens]
 
 
-def _read(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+def read_heads(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    """The configuration and the weights of a folder of Medusa heads, on the CPU.
+
+    Raises:
+        UsageError: no heads there.
+    """
     try:
         config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from specstream.config import DrafterName
 from specstream.errors import UsageError
@@ -25,7 +26,7 @@ class DeploymentConfig(BaseModel):
     Attributes:
         model_name: what clients call the model, and, without a ``model_path``, the name it is loaded by.
         model_path: a folder, or another name, to load it from.
-        engine: ``local`` is this package's own.
+        engine: ``local`` is this package's own; ``vllm`` starts vLLM with what it has of the rest (docs/scaling.md).
         draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype`` and ``runtime``.
         gamma: most tokens drafted per round; None for as many as pay.
         max_tokens: most new tokens of one answer, and how many it gets where the request does not say.
@@ -43,6 +44,8 @@ class DeploymentConfig(BaseModel):
         request_seconds: an answer that takes longer, its wait included, is given up (504).
         grace_seconds: how long a server that is told to stop goes on with what it has begun.
         log_prompts: whether prompts go into the log.
+        vllm_path: the ``vllm`` command; None for the one on the PATH.
+        vllm_args: what it gets besides, such as ``--tensor-parallel-size 4``; of a text the words, as a shell reads it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -72,6 +75,15 @@ class DeploymentConfig(BaseModel):
     request_seconds: float = Field(default=300.0, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0)
     log_prompts: bool = False
+    vllm_path: str | None = None
+    vllm_args: tuple[str, ...] = ()
+
+    @field_validator("vllm_args", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return shlex.split(value)
+        return [str(word) for word in value] if isinstance(value, (list, tuple)) else value
 
     @property
     def source(self) -> str:
@@ -102,8 +114,12 @@ class DeploymentConfig(BaseModel):
             raise UsageError(_complaint(error)) from None
 
 
-def check_machine(config: DeploymentConfig) -> None:
+def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
     """Refuse what this machine cannot give, before anything is loaded.
+
+    Args:
+        config: what is asked for.
+        shards: into how many parts, on a GPU each, the weights are split; ``memory_gb`` is that of one.
 
     Raises:
         UsageError: no GPU, too little memory, or a model that is larger than what it may use; with the numbers.
@@ -122,7 +138,7 @@ def check_machine(config: DeploymentConfig) -> None:
         raise UsageError(
             f"memory_gb is {config.memory_gb:g} and {where} has {free / GB:.1f} GB free; give less, or free some"
         )
-    weights = sum(file.stat().st_size for file in Path(config.source).glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in Path(config.source).glob("*.safetensors")) / shards
     if weights > config.memory_gb * GB:
         raise UsageError(
             f"memory_gb is {config.memory_gb:g} and the weights in {config.source} take {weights / GB:.1f} GB; "

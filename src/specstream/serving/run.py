@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
 from specstream.inventory import prepare
 from specstream.serving.deployment import DeploymentConfig, check_machine
+from specstream.serving.vllm_launch import shards
 
 
 def check(config: DeploymentConfig) -> None:
     """Refuse what cannot be served, before anything is loaded.
 
     Raises:
-        UsageError: an engine that is not there yet, or what the machine cannot give.
+        UsageError: what the machine cannot give, or arguments for vLLM without it.
     """
-    if config.engine == "vllm":
-        raise UsageError("engine is 'vllm', which comes with a later version; give engine: local")
-    check_machine(config)
+    if config.engine == "local" and config.vllm_args:
+        raise UsageError(f"vllm_args are {shlex.join(config.vllm_args)!r} and the engine is local; give engine: vllm")
+    check_machine(config, shards(config.vllm_args))
 
 
 def load(config: DeploymentConfig) -> SpeculativeEngine:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,14 @@ def test_a_row_sums_up_a_system() -> None:
     assert (ours.tokens, ours.equal, ours.pairs, ours.peak_mib) == (10, 1, 3, 2.0)
     assert theirs.ratio == Spread(low=1.0, middle=1.0, high=1.0)
     assert theirs.equal == 3
+
+
+def test_what_was_accepted_is_summed_up_where_it_is_counted() -> None:
+    counts = [{"drafted": 4, "accepted": 1}, {"drafted": 6, "accepted": 4}]
+    own = [replace(sample("ours", 1.0, [1], round_=at), counts=each) for at, each in enumerate(counts)]
+    other = [sample("theirs", 1.0, [1], round_=at) for at in range(2)]
+    ours, theirs = rows(Measured(samples=[*own, *other], loaded={"ours": {}, "theirs": {}}), "theirs")
+    assert (ours.acceptance, theirs.acceptance) == ("5 of 10 (0.50)", "-")
 
 
 def test_the_outputs_of_a_batch_are_compared_one_by_one() -> None:

@@ -36,7 +36,7 @@ def test_options_go_over_the_file(tmp_path: Path, nothing_is_loaded: list[Any]) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--engine", "vllm"], "engine is 'vllm', which comes with a later version; give engine: local"),
+        (["--", "-tp", "2"], "vllm_args are '-tp 2' and the engine is local; give engine: vllm"),
         (["--engine", "other"], "engine is 'other'; give a value that is 'local' or 'vllm'"),
         (["--config", "nowhere.yaml"], "config 'nowhere.yaml' cannot be read"),
     ],
@@ -57,6 +57,6 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "run: pip install 'specstream[serve]'" in capsys.readouterr().err
 
 
-def test_a_host_that_is_open_to_others_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_host_that_is_open_to_others_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     assert fails("--host", "0.0.0.0") == 0
-    assert "there is no api_key" in capsys.readouterr().err
+    assert "there is no api_key" in caplog.text

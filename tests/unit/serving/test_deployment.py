@@ -66,6 +66,11 @@ def test_a_key_is_never_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("given", ["-tp 2 --seed '7'", ["-tp", 2, "--seed", 7]])
+def test_arguments_for_vllm_are_words(given: object) -> None:
+    assert DeploymentConfig.read(None, {}, vllm_args=given).vllm_args == ("-tp", "2", "--seed", "7")
+
+
 def test_unknown_names_are_refused_from_python_too() -> None:
     with pytest.raises(ValidationError):
         DeploymentConfig(gama=4)  # type: ignore[call-arg]
@@ -93,6 +98,7 @@ class TestMachine:
             file.truncate(int(3e9))  # a hole: it takes no room on the disk
         with pytest.raises(UsageError, match=r"memory_gb is 2 and the weights in .* take 3\.0 GB"):
             check_machine(DeploymentConfig(memory_gb=2, model_path=str(tmp_path)))
+        check_machine(DeploymentConfig(memory_gb=2, model_path=str(tmp_path)), shards=2)
 
 
 def test_free_memory_obeys_the_control_group(tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""vLLM in place of our engine, for what takes more than one GPU: its command line from our configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+from specstream.drafters.lookup import LookupDrafter
+from specstream.errors import MissingPackageError, UsageError, VocabularyMismatchError
+from specstream.heads.folder import kind_of, read_settings
+from specstream.models.catalog import catalog, resolve
+from specstream.parts import SELF
+from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.vllm_export import DEPTH
+
+OURS_ALONE = ("device", "runtime", "max_queue", "max_choices", "max_body_bytes", "request_seconds")
+"""Settings that vLLM has no counterpart of."""
+
+_PARALLEL = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A vLLM to start.
+
+    Attributes:
+        command: its words; the first is the executable.
+        environment: variables beside those of this process; they hold the key, which a command line would show.
+        notes: what of the configuration is not carried out, one line each.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def plan(config: DeploymentConfig) -> Launch:
+    """The vLLM that a configuration asks for.
+
+    Raises:
+        UsageError: a drafter that vLLM has no counterpart of, or a draft or heads that it cannot load.
+        MissingPackageError: there is no vLLM.
+    """
+    command = [executable(config.vllm_path), "serve", where(config.source), "--served-model-name", config.model_name]
+    command += ["--host", config.host, "--port", str(config.port), "--dtype", config.dtype]
+    # Requests that do not say get what they get from our engine, not what the checkpoint's file says.
+    defaults = {"temperature": config.temperature, "max_new_tokens": config.max_tokens}
+    command += ["--generation-config", "vllm", "--override-generation-config", json.dumps(defaults)]
+    command += ["--shutdown-timeout", str(round(config.grace_seconds))]
+    if "max_rows" in config.model_fields_set:  # ours is for one machine; vLLM has a default of its own
+        command += ["--max-num-seqs", str(config.max_rows)]
+    if config.max_context is not None:
+        command += ["--max-model-len", str(config.max_context)]
+    if config.log_prompts:
+        command.append("--enable-log-requests")
+    drafts = speculation(config)
+    if drafts is not None:
+        command += ["--speculative-config", json.dumps(drafts)]
+    key = config.api_key
+    return Launch(
+        command=(*command, *config.vllm_args),
+        environment={} if key is None else {"VLLM_API_KEY": key.get_secret_value()},
+        notes=tuple(_notes(config, drafts)),
+    )
+
+
+def start(launch: Launch) -> NoReturn:
+    """Become vLLM: signals reach it and its exit code is ours, as there is no process in between.
+
+    Raises:
+        UsageError: its executable cannot be run.
+    """
+    try:
+        os.execve(launch.command[0], list(launch.command), {**os.environ, **launch.environment})
+    except OSError as error:
+        raise UsageError(
+            f"vllm_path is {launch.command[0]!r}, which cannot be run ({error.strerror}); give vLLM's own command"
+        ) from error
+
+
+def speculation(config: DeploymentConfig) -> dict[str, Any] | None:
+    """What ``--speculative-config`` gets; None for plain decoding.
+
+    Raises:
+        UsageError: a drafter that vLLM has no counterpart of, or a draft or heads that it cannot load.
+    """
+    drafter = _drafter(config)
+    if drafter == "none":
+        return None
+    if drafter == "medusa":
+        return _medusa(config)
+    drafts = {"num_speculative_tokens": config.gamma or DEPTH}
+    if drafter == "draft_model":
+        return {"method": "draft_model", "model": _draft(config), **drafts}
+    ours = LookupDrafter()
+    return {"method": "ngram", **drafts, "prompt_lookup_max": ours.max_ngram, "prompt_lookup_min": ours.min_ngram}
+
+
+def executable(path: str | None) -> str:
+    """The ``vllm`` command, by its whole path.
+
+    Raises:
+        MissingPackageError: there is none.
+    """
+    found = shutil.which(path or "vllm")
+    if found is None:
+        missing = f"vllm_path is {path!r}, which is no command" if path else "engine vllm finds no command 'vllm'"
+        raise MissingPackageError(
+            f"{missing}; run: pip install vllm, best in an environment of its own, and give the path of its vllm as "
+            "vllm_path or SPECSTREAM_VLLM_PATH"
+        )
+    return os.path.abspath(found)
+
+
+def where(model: str) -> str:
+    """A model as vLLM loads it: a folder, or a hub id, which every machine of a cluster fetches for itself.
+
+    Raises:
+        ModelNotFoundError: nothing answers to the name.
+    """
+    hub_id = model.count("/") == 1 and not Path(model).expanduser().exists() and model not in catalog()
+    return model if hub_id else os.path.abspath(resolve(model))
+
+
+def shards(arguments: Sequence[str]) -> int:
+    """How many parts of the weights vLLM's own arguments ask for, each on a GPU of its own."""
+    parts = 1
+    words = [piece for word in arguments for piece in (word.split("=", 1) if word.startswith("--") else [word])]
+    for name, value in pairwise(words):
+        if name in _PARALLEL and value.isdecimal():
+            parts *= max(1, int(value))
+    return parts
+
+
+def _drafter(config: DeploymentConfig) -> str:
+    """``none``, ``lookup``, ``draft_model`` or ``medusa``."""
+    drafter: str = config.drafter
+    if drafter == "auto":
+        if config.heads is not None:
+            drafter = kind_of(config.heads)
+        else:
+            drafter = "lookup" if config.draft_model is None else "draft_model"
+    if drafter not in ("none", "lookup", "draft_model", "medusa"):
+        raise UsageError(
+            f"drafter is {drafter!r}, which vLLM cannot run; give lookup (its ngram), draft_model or medusa, "
+            "or engine: local"
+        )
+    return drafter
+
+
+def _draft(config: DeploymentConfig) -> str:
+    draft = config.draft_model
+    if draft is None:
+        raise UsageError("drafter is 'draft_model' and there is no draft_model; give one")
+    if draft.startswith(SELF):
+        raise UsageError(f"draft_model is {draft!r}, which vLLM cannot run; give a smaller model, or engine: local")
+    place, target = where(draft), where(config.source)
+    sizes = [_vocabulary(each) for each in (place, target)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise VocabularyMismatchError(
+            f"draft_model has {sizes[0]} tokens and the model {sizes[1]}, which vLLM refuses; run: specstream export "
+            f"{draft} --to vllm --target {config.source} --output FOLDER, and give that folder"
+        )
+    return place
+
+
+def _medusa(config: DeploymentConfig) -> dict[str, Any]:
+    if config.heads is None:
+        raise UsageError("drafter is 'medusa' and there are no heads; give the folder of Medusa heads")
+    if (kind := kind_of(config.heads)) != "medusa":
+        raise UsageError(f"heads in {config.heads!r} are {kind}, which vLLM cannot run; give Medusa heads")
+    settings = read_settings(config.heads)
+    if settings.get("truncated_vocab_size", settings["vocab_size"]) != settings["vocab_size"]:
+        raise UsageError(
+            f"heads in {config.heads!r} draft a part of the vocabulary, which vLLM cannot load; run: specstream export "
+            f"{config.heads} --to vllm --output FOLDER, and give that folder"
+        )
+    depth = int(settings["num_heads"])
+    if config.gamma is not None and config.gamma > depth:
+        raise UsageError(f"gamma is {config.gamma} and there are {depth} heads; give {depth} or less")
+    return {
+        "method": "medusa",
+        "model": os.path.abspath(config.heads),
+        "num_speculative_tokens": config.gamma or depth,
+    }
+
+
+def _vocabulary(place: str) -> int | None:
+    """The number of tokens of a model in a folder; None if it says none, or is elsewhere."""
+    if not Path(place).is_dir():
+        return None
+    settings = read_settings(place, "model")
+    size = settings.get("vocab_size", settings.get("text_config", {}).get("vocab_size"))
+    return None if size is None else int(size)
+
+
+def _notes(config: DeploymentConfig, drafts: Mapping[str, Any] | None) -> list[str]:
+    notes = []
+    if dropped := [name for name in OURS_ALONE if name in config.model_fields_set]:
+        notes.append(f"vLLM has no {', '.join(dropped)}: left out")
+    if drafts is not None and config.gamma is None:
+        depth = drafts["num_speculative_tokens"]
+        notes.append(f"vLLM drafts {depth} tokens in every round, whether it pays or not; gamma sets how many")
+    return notes

@@ -1,0 +1,186 @@
+"""``specstream serve --engine vllm``: with a stand-in for vLLM, and with vLLM itself where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from specstream.heads.medusa import MedusaHeads
+from specstream.serving.vllm_export import export
+from tests.tiny import tiny_model, tiny_tokenizer
+
+STAND_IN = """#!{python}
+import json, os, signal, sys
+def told(number, frame):
+    sys.exit(40 + number)
+signal.signal(signal.SIGTERM, told)
+signal.signal(signal.SIGINT, told)
+print(json.dumps({{"arguments": sys.argv[1:], "key": os.environ.get("VLLM_API_KEY"), "pid": os.getpid()}}), flush=True)
+if "--fail" in sys.argv:
+    sys.exit(3)
+while True:
+    signal.pause()
+"""
+
+VLLM = os.environ.get("SPECSTREAM_VLLM_PATH") or shutil.which("vllm")
+PATIENCE = 240.0
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    path = tmp_path / "vllm"
+    path.write_text(STAND_IN.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+@contextmanager
+def served(*arguments: str, environment: Mapping[str, str], **settings: Any) -> Iterator[subprocess.Popen[str]]:
+    """The command, killed if it outlives the test."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "specstream.cli", "serve", "--engine", "vllm", *arguments],
+        env={**os.environ, **environment},
+        text=True,
+        **settings,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def tiny_folder(path: Path, model: Any = None) -> str:
+    (tiny_model() if model is None else model).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_vllm_and_its_exit_code_is_ours(number: signal.Signals, stand_in: Path, tmp_path: Path) -> None:
+    environment = {"SPECSTREAM_VLLM_PATH": str(stand_in), "SPECSTREAM_API_KEY": "secret"}
+    arguments = ("--model", tiny_folder(tmp_path / "model"), "--", "--tensor-parallel-size", "2")
+    with served(*arguments, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = json.loads(process.stdout.readline())
+        assert said["pid"] == process.pid  # in the place of the command, with nothing in between
+        assert said["key"] == "secret"
+        assert said["arguments"][:2] == ["serve", str(tmp_path / "model")]
+        assert said["arguments"][-2:] == ["--tensor-parallel-size", "2"]
+        process.send_signal(number)
+        assert process.wait(PATIENCE) == 40 + number
+        shown = process.stderr.read()
+        assert f"starting {stand_in} serve" in shown
+        assert "secret" not in shown
+
+
+def test_a_vllm_that_fails_fails_the_command(stand_in: Path, tmp_path: Path) -> None:
+    environment = {"SPECSTREAM_VLLM_PATH": str(stand_in)}
+    arguments = ("--model", tiny_folder(tmp_path / "model"), "--", "--fail")
+    with served(*arguments, environment=environment, stdout=subprocess.DEVNULL) as process:
+        assert process.wait(PATIENCE) == 3
+
+
+def test_no_vllm_is_one_line(tmp_path: Path) -> None:
+    environment = {"SPECSTREAM_VLLM_PATH": "/no/vllm"}
+    arguments = ("--model", tiny_folder(tmp_path / "model"))
+    with served(*arguments, environment=environment, stderr=subprocess.PIPE) as process:
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1
+    assert said.count("\n") == 1
+    assert "which is no command; run: pip install vllm" in said
+
+
+def test_memory_that_is_not_there_is_refused_before_vllm_is_started(stand_in: Path, tmp_path: Path) -> None:
+    environment = {"SPECSTREAM_VLLM_PATH": str(stand_in), "SPECSTREAM_MEMORY_GB": "1e6"}
+    arguments = ("--model", tiny_folder(tmp_path / "model"))
+    with served(*arguments, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 2
+    assert (out, said.count("\n")) == ("", 1)
+    assert "memory_gb is 1e+06 and this machine has" in said
+
+
+def wide_model() -> LlamaForCausalLM:
+    """Tiny, but with heads of a size that vLLM's attention takes."""
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        eos_token_id=0,
+        bos_token_id=None,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.skipif(VLLM is None, reason="vLLM is not installed: no vllm on the PATH, nor as SPECSTREAM_VLLM_PATH")
+@pytest.mark.timeout(900)
+def test_vllm_itself_serves_an_exported_head(tmp_path: Path) -> None:
+    """The exported Medusa heads are loaded, drafted with and accepted, and the answer is our own greedy one."""
+    model = wide_model()
+    source = tiny_folder(tmp_path / "model", model)
+    MedusaHeads(model, num_heads=2, token_map=range(200)).save(tmp_path / "heads")
+    heads = export(str(tmp_path / "heads"), str(tmp_path / "exported")).folder
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert VLLM is not None
+    environment = {
+        "SPECSTREAM_VLLM_PATH": VLLM,
+        "SPECSTREAM_MODEL_NAME": "wide",
+        "SPECSTREAM_MODEL_PATH": source,
+        "SPECSTREAM_HEADS": heads,
+        "SPECSTREAM_DTYPE": "float32",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    prompt = [5, 40, 77, 120, 9, 33]
+    body = {"model": "wide", "prompt": prompt, "max_tokens": 24, "ignore_eos": True, "return_token_ids": True}
+    with served("--port", str(port), "--", "--enforce-eager", environment=environment) as process:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(f"{url}/health", process)
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE).raise_for_status().json()
+        metrics = httpx.get(f"{url}/metrics", timeout=PATIENCE).text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
+    plain = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
+    assert answer["choices"][0]["token_ids"] == plain[0, len(prompt) :].tolist()
+    drafted = [line for line in metrics.splitlines() if line.startswith("vllm:spec_decode_num_draft_tokens_total")]
+    assert float(drafted[0].split()[-1]) > 0
+
+
+def wait_for(url: str, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE * 2
+    while time.monotonic() < end:
+        assert process.poll() is None, "vLLM has ended"
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(1)
+    raise AssertionError("vLLM did not start in time")
