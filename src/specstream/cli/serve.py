@@ -10,6 +10,8 @@ import typer
 
 from specstream.cli import options
 
+_log = logging.getLogger("specstream.serving")
+
 _Config = Annotated[options.Text, typer.Option("--config", "-c", help="A YAML file; see configs/deploy.yaml.")]
 _Engine = Annotated[options.Text, typer.Option("--engine", help="local (this package's own) or vllm.")]
 _Model = Annotated[options.Text, typer.Option("--model", "-m", help="What to serve: a name, a folder or a hub id.")]
@@ -54,6 +56,7 @@ def serve(
     with quiet():
         loaded = run.load(settings)
     if settings.api_key is None and settings.host not in ("127.0.0.1", "localhost", "::1"):
-        print(f"warning: {settings.host} is open to others and there is no api_key", file=sys.stderr)
-    print(f"serving {settings.model_name} on http://{settings.host}:{settings.port}/v1", file=sys.stderr, flush=True)
+        _log.warning("%s is open to others and there is no api_key", settings.host)
+    # Logged, not printed: a log that cannot be written, on a full disk, is no reason not to serve.
+    _log.info("serving %s on http://%s:%d/v1", settings.model_name, settings.host, settings.port)
     run.listen(loaded, settings)
