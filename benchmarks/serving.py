@@ -211,7 +211,8 @@ def report(checks: Checks, grown: Growth | None, rounds: int, seconds: float) ->
     found = checks.as_json()
     lines = [
         f"{found['requests']} requests in {rounds} rounds, {seconds:.0f} s: {found['finished']} finished and were "
-        f"compared with lone runs, {found['left']} left before the end, {found['failed']} failed, {found['wrong']} wrong",
+        f"compared with lone runs, {found['left']} left before the end, {found['failed']} failed, "
+        f"{found['wrong']} wrong",
         f"{found['refusals']} times 429, each with Retry-After; {found['tokens']} tokens in finished answers",
         f"reasons: {dict(Counter(each.reason for each in checks.finished))}",
     ]

@@ -144,7 +144,7 @@ class Crowd:
     """
 
     def __init__(
-        self, url: str, model: str, asked: Sequence[Question], *, timeout: float = 600.0, key: str = ""
+        self, url: str, model: str, asked: Sequence[Question], *, timeout: float = 1800.0, key: str = ""
     ) -> None:
         self._url, self._model, self._questions = url.rstrip("/"), model, asked
         self._timeout, self._headers = timeout, {"authorization": f"Bearer {key}"} if key else {}
