@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.served import NAME, Served, serving
+from tests.integration.served import NAME, PATIENCE, Served, serving
 
 PATHS = {
     "/v1/chat/completions": {"model": NAME, "messages": [{"role": "user", "content": "one two"}], "max_tokens": 1},
@@ -29,7 +29,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=60) as client:
+    with httpx.Client(base_url=served.url, timeout=PATIENCE) as client:
         yield client
         assert client.get("/health").json() == {"status": "ok"}
 
@@ -94,7 +94,7 @@ class Description:
         for name in ("minLength", "maxLength"):
             if name in schema:
                 yield from ("a" * length for length in (schema[name] - 1, schema[name], schema[name] + 1))
-        yield from schema.get("enum", [])
+        yield from schema.get("enum", [schema["const"]] if "const" in schema else [])
         if schema.get("type") == "array":
             yield from ([value] for value in ATOMS)
             yield from ([value] for value in self._edges(schema["items"]))

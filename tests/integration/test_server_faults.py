@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from specstream.serving.scheduler import Scheduler
-from tests.integration.served import NAME, Served, eventually, serving, tiny_engine
+from tests.integration.served import NAME, PATIENCE, Served, eventually, serving, tiny_engine
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TEXT = "the cat sat on the mat and the dog sat on the"
@@ -41,7 +41,7 @@ def body(**more: Any) -> dict[str, Any]:
 
 
 def post(served: Served, **more: Any) -> httpx.Response:
-    return httpx.post(f"{served.url}/v1/completions", json=body(**more), timeout=60)
+    return httpx.post(f"{served.url}/v1/completions", json=body(**more), timeout=PATIENCE)
 
 
 class Panic(BaseException):
@@ -306,7 +306,8 @@ class TestProcess:
         url, expected = f"http://127.0.0.1:{port}/v1/completions", lone.generate(TEXT, max_new_tokens=40).text
         first = self.start(folder, port, subprocess.DEVNULL)
         try:
-            with httpx.stream("POST", url, json={**asked, "max_tokens": 400, "stream": True}, timeout=60) as stream:
+            long = {**asked, "max_tokens": 400, "stream": True}
+            with httpx.stream("POST", url, json=long, timeout=PATIENCE) as stream:
                 lines = stream.iter_lines()
                 next(lines)
                 first.kill()
@@ -319,11 +320,11 @@ class TestProcess:
             second = self.start(folder, port, full_disk)
         try:
             for _ in range(3):
-                assert httpx.post(url, json=asked, timeout=60).json()["choices"][0]["text"] == expected
-            assert httpx.post(url, json={**asked, "max_tokens": -1}, timeout=60).status_code == 400
+                assert httpx.post(url, json=asked, timeout=PATIENCE).json()["choices"][0]["text"] == expected
+            assert httpx.post(url, json={**asked, "max_tokens": -1}, timeout=PATIENCE).status_code == 400
         finally:
             second.terminate()
-            assert second.wait(60) == -signal.SIGTERM
+            assert second.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_the_scheduler_of_a_pass_that_never_ends_is_left_behind(
@@ -334,7 +335,7 @@ def test_the_scheduler_of_a_pass_that_never_ends_is_left_behind(
         forward, go_on = served.engine.target.forward, threading.Event()
 
         def stuck(*arguments: Any, **named: Any) -> Any:
-            go_on.wait(60)
+            go_on.wait(PATIENCE)
             return forward(*arguments, **named)
 
         served.engine.target.forward = stuck  # type: ignore[method-assign]
