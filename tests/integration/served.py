@@ -68,7 +68,7 @@ def serving(engine: SpeculativeEngine | None = None, *, slow: float = 0.0, **set
 
         engine.target.prepare()
         engine.target.forward = slowly  # type: ignore[method-assign]
-    server = Server(engine, DeploymentConfig(**{"model_name": NAME, "port": 0, **settings}))
+    server = Server(engine, DeploymentConfig(**{"model_name": NAME, "port": 0, "grace_seconds": PATIENCE, **settings}))
     web = Web(server)
     thread = threading.Thread(target=web.run)
     thread.start()
