@@ -28,6 +28,10 @@ NAME = "served"
 """What the model is called on every server."""
 
 
+Command = tuple[list[str], dict[str, str]]
+"""What to run, and variables over this process's own."""
+
+
 class ServerError(SpecStreamError):
     """A server did not start, or did not stop as it should; the message ends with what it said."""
 
@@ -53,7 +57,7 @@ class Served:
     context: int
 
 
-def ours(served: Served, port: int, options: Iterable[str] = ()) -> tuple[list[str], dict[str, str]]:
+def ours(served: Served, port: int, options: Iterable[str] = ()) -> Command:
     """Command and environment of ``specstream serve``; ``options`` are ``KEY=VALUE`` of its configuration."""
     values: dict[str, object] = {
         "model_name": NAME,
@@ -72,7 +76,7 @@ def ours(served: Served, port: int, options: Iterable[str] = ()) -> tuple[list[s
     return command, {**settings, "PYTHONPATH": path}
 
 
-def vllm(served: Served, port: int, python: str, options: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
+def vllm(served: Served, port: int, python: str, options: Sequence[str] = ()) -> Command:
     """The same of vLLM's server, without prefix caching, because the load repeats its prompts."""
     settings = {
         "--model": served.target,

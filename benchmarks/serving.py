@@ -23,6 +23,7 @@ from benchmarks import options
 from benchmarks.report import Spread, aligned, exit_codes, say, setting, write_json
 from benchmarks.servers import (
     NAME,
+    Command,
     Growth,
     MemorySampler,
     Served,
@@ -255,7 +256,7 @@ def throughput(
         pythons = options.pythons(python)
         folder = options.model_folder(target)
         served = Served(target=folder, dtype=dtype, rows=rows, queue=4 * clients, most=longest, context=context)
-        commands = {"specstream": lambda port: ours(served, port, option)}
+        commands: dict[str, Callable[[int], Command]] = {"specstream": lambda port: ours(served, port, option)}
         if "vllm" in pythons:
             flags = [] if compiled else ["--enforce-eager"]
             commands["vllm"] = lambda port: vllm(served, port, pythons["vllm"], flags)
@@ -267,15 +268,14 @@ def throughput(
             port = free_port()
             url = servers.enter_context(ServerProcess(name, *command(port), port)).url
             say(f"{name} listens")
-            for many in (1, clients) if alone else (clients,):
-                sides[f"{name} @{many}"] = side(Crowd(url, NAME, asked), count, many, seed)
+            for at_once in (1, clients) if alone else (clients,):
+                sides[f"{name} @{at_once}"] = side(Crowd(url, NAME, asked), count, at_once, seed)
         speeds = in_turn(sides, rounds)
-    reference = f"specstream @{1 if alone else clients}"
     many = f"specstream @{clients}"
     found = ratios(speeds, many)
     print(throughput_table(speeds, found, many))
     if output:
-        write_json(output, {**setting(arguments, dtype), "reference": reference, "speeds": speeds, "ratios": found})
+        write_json(output, {**setting(arguments, dtype), "of": many, "speeds": speeds, "ratios": found})
         say(f"every sample is in {output}")
 
 
