@@ -26,14 +26,18 @@ from benchmarks.backends import Backend, load
 def memory() -> dict[str, float]:
     """Resident memory of this process in MiB: now, and at its peak."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    figures = {"peak_mib": peak, "now_mib": peak}
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            values = dict(line.split(":", 1) for line in status)
-    except OSError:
-        return figures
     # ru_maxrss starts at what the parent held when it forked; this process's own high-water mark does not.
-    return {"peak_mib": _mib(values["VmHWM"]), "now_mib": _mib(values["VmRSS"])}
+    return memory_of("self") or {"peak_mib": peak, "now_mib": peak}
+
+
+def memory_of(process: int | str) -> dict[str, float]:
+    """The same of any process; nothing where it is not told, or the process is gone."""
+    try:
+        with open(f"/proc/{process}/status", encoding="utf-8", errors="replace") as status:
+            values = dict(line.split(":", 1) for line in status)
+        return {"peak_mib": _mib(values["VmHWM"]), "now_mib": _mib(values["VmRSS"])}
+    except (OSError, KeyError):  # a process that has ended and was not waited for has no memory
+        return {}
 
 
 def _mib(kilobytes: str) -> float:

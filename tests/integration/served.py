@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import openai
-import uvicorn
 
 from specstream.engine import SpeculativeEngine
 from specstream.serving.app import Server
 from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.web import Web
 from tests.tiny import tiny_model, tiny_tokenizer
 
 NAME = "tiny"
@@ -68,10 +68,8 @@ def serving(engine: SpeculativeEngine | None = None, *, slow: float = 0.0, **set
 
         engine.target.prepare()
         engine.target.forward = slowly  # type: ignore[method-assign]
-    server = Server(engine, DeploymentConfig(**{"model_name": NAME, **settings}))
-    web = uvicorn.Server(
-        uvicorn.Config(server.app, port=0, log_level="error", ws="none", timeout_graceful_shutdown=int(PATIENCE))
-    )
+    server = Server(engine, DeploymentConfig(**{"model_name": NAME, "port": 0, "grace_seconds": PATIENCE, **settings}))
+    web = Web(server)
     thread = threading.Thread(target=web.run)
     thread.start()
     try:

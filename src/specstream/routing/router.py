@@ -8,6 +8,7 @@ is drawn from what is believed of it, and the largest is taken, so that it is tr
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from specstream.routing.config import DrafterSpec, RouterConfig, check_drafters,
 from specstream.routing.features import Features
 from specstream.routing.model import RouterModel
 from specstream.routing.state import Beliefs, load_beliefs, save_beliefs
+
+_log = logging.getLogger("specstream.routing")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -151,7 +154,7 @@ class Router:
         return Choice(drafter=best, expected=worth, seconds=time.perf_counter() - started, features=features)
 
     def observe(self, features: Tensor, drafter: str, tokens_per_second: float, *, plain: float | None = None) -> None:
-        """Learn what a drafter was worth on a prompt, and save it where the configuration says.
+        """Learn what a drafter was worth on a prompt, and save it where the configuration says, if that can be done.
 
         Args:
             features: of the prompt, ``[features]`` or ``[1, features]``.
@@ -171,8 +174,12 @@ class Router:
             return
         ratios, hidden = self.model.predict(features.reshape(1, -1))
         self._beliefs.learn(hidden[0], ratios[0], drafter, tokens_per_second, plain)
-        if self.config.state is not None:
+        if self.config.state is None:
+            return
+        try:
             self.save_state(self.config.state)
+        except UsageError as error:  # a disk that is full costs nobody an answer; it is kept in memory
+            _log.warning("%s", error)
 
     def save_state(self, path: str | Path) -> None:
         """Write what was learned since training into a file, which is whole or as it was."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from specstream.core.decode import Row
@@ -32,6 +33,7 @@ class Shape:
             "created": int(time.time()),
             "model": model,
         }
+        self._offsets: dict[int, int] = {}
 
     @property
     def id(self) -> str:
@@ -47,7 +49,7 @@ class Shape:
         """
         choices = []
         for index, (text, own, job) in enumerate(zip(texts, chances, jobs, strict=True)):
-            logprobs = self._logprobs(own) if job.top_logprobs is not None else None
+            logprobs = self._logprobs(index, own) if job.top_logprobs is not None else None
             choice: dict[str, Any] = {"index": index, "finish_reason": job.outcome, "logprobs": logprobs}
             if self.chat:
                 choice["message"] = {"role": "assistant", "content": text, "refusal": None}
@@ -71,7 +73,7 @@ class Shape:
         **more: Any,
     ) -> Any:
         """A part of one answer; no text opens a chat's, or ends either's."""
-        logprobs = None if chances is None else self._logprobs(chances)
+        logprobs = None if chances is None else self._logprobs(index, chances)
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": logprobs}
         if not self.chat:
             choice["text"] = text or ""
@@ -105,7 +107,7 @@ class Shape:
             "lossless": self._lossless or all(row.sampling.greedy for row in rows),
         }
 
-    def _logprobs(self, chances: Sequence[TokenChance]) -> Any:
+    def _logprobs(self, index: int, chances: Sequence[TokenChance]) -> Any:
         if self.chat:
             content = [
                 {**self._token(each.token, each.logprob), "top_logprobs": [self._token(*other) for other in each.top]}
@@ -113,13 +115,15 @@ class Shape:
             ]
             return {"content": content, "refusal": None}
         tokens = [self._say(each.token) for each in chances]
+        offsets = list(accumulate(map(len, tokens), initial=self._offsets.get(index, 0)))
+        self._offsets[index] = offsets.pop()  # where the next part of a stream goes on
         return {
             "tokens": tokens,
             "token_logprobs": [max(LEAST_LOGPROB, each.logprob) for each in chances],
             "top_logprobs": [
                 {self._say(token): max(LEAST_LOGPROB, logprob) for token, logprob in each.top} for each in chances
             ],
-            "text_offset": [sum(map(len, tokens[:at])) for at in range(len(tokens))],
+            "text_offset": offsets,
         }
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from specstream.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
@@ -127,6 +128,7 @@ class Server:
         shape = Shape(
             chat=chat, model=self.config.model_name, tokenizer=self.gateway.tokenizer, lossless=self._lossless
         )
+        self.scheduler.check(self.gateway.answers(body))
         # Apart from the event loop: a long prompt takes a while to encode.
         prompts = await asyncio.to_thread(self.gateway.prompts, body)
         host = request.client.host if request.client else ""
@@ -136,7 +138,7 @@ class Server:
         answers = Answers(self.scheduler, jobs)
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(self._stream(shape, answers, include_usage), media_type="text/event-stream")
+            return _EventStream(self._stream(shape, answers, include_usage), answers)
         return await self._whole(shape, answers, request)
 
     async def _whole(self, shape: Shape, answers: Answers, request: Request) -> Response:
@@ -149,7 +151,8 @@ class Server:
                 return Response(status_code=CLIENT_GONE)
             texts, chances = collecting.result()
             self._report(shape, answers.jobs)
-            return JsonResponse(shape.whole(texts, chances, answers.jobs))
+            # Apart from the event loop: thousands of chances take a while to say.
+            return JsonResponse(await asyncio.to_thread(shape.whole, texts, chances, answers.jobs))
         finally:
             for task in (collecting, leaving):
                 task.cancel()
@@ -246,6 +249,21 @@ async def _collect(answers: Answers) -> tuple[list[str], list[list[TokenChance]]
                 texts[index] += event.text
                 chances[index].extend(event.chances)
     return texts, chances
+
+
+class _EventStream(StreamingResponse):
+    """Lets go of the answers however it ends, also where the client had gone before the first event was asked for."""
+
+    def __init__(self, events: AsyncIterator[bytes], answers: Answers) -> None:
+        unbuffered = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=unbuffered)
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.cancel()
 
 
 async def _leaves(request: Request) -> None:

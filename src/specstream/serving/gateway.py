@@ -40,23 +40,32 @@ class Gateway:
         self.tokenizer = copy.deepcopy(engine.tokenizer)  # the scheduler's thread uses the other
         self.tokenizer("a")  # forgets here, not in several threads at once, how its file would have it truncate
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
+        self._most_answers = min(config.max_choices, config.max_rows + config.max_queue)
         limits = (config.max_context, engine.target.context_length)
         self._context = min((limit for limit in limits if limit is not None), default=None)
 
-    def prompts(self, body: ChatBody | CompletionBody) -> list[list[int]]:
-        """Token ids of every prompt.
+    def answers(self, body: ChatBody | CompletionBody) -> int:
+        """How many answers a request asks for.
 
         Raises:
-            UsageError: another model, a prompt that is empty or too long, a token that is none.
+            UsageError: another model, or more answers than there is ever room for.
         """
         if body.model != self._config.model_name:
             raise UnknownModelError(
                 f"the model {body.model[:100]!r} is not served here; give {self._config.model_name!r}"
             )
+        answers = (1 if isinstance(body, ChatBody) else len(body.prompts)) * (body.n or 1)
+        if answers > self._most_answers:
+            raise UsageError(f"the request asks for {answers} answers; ask for {self._most_answers} at most")
+        return answers
+
+    def prompts(self, body: ChatBody | CompletionBody) -> list[list[int]]:
+        """Token ids of every prompt.
+
+        Raises:
+            UsageError: a prompt that is empty or too long, a token that is none.
+        """
         found = [self._chat(body)] if isinstance(body, ChatBody) else [self._tokens(each) for each in body.prompts]
-        answers = len(found) * (body.n or 1)
-        if answers > self._config.max_choices:
-            raise UsageError(f"the request asks for {answers} answers; ask for {self._config.max_choices} at most")
         for tokens in found:
             if self._context is not None and len(tokens) >= self._context:
                 raise ContextError(

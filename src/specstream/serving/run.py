@@ -43,18 +43,7 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
 
 def listen(engine: SpeculativeEngine, config: DeploymentConfig) -> None:
     """Serve until a signal ends it; what runs then is finished first."""
-    import uvicorn
+    from specstream.serving import web
+    from specstream.serving.app import Server
 
-    from specstream.serving.app import build_app
-
-    # At least a second: 0 would mean no limit.
-    grace = max(1, round(config.grace_seconds))
-    uvicorn.run(
-        build_app(engine, config),
-        host=config.host,
-        port=config.port,
-        log_level="warning",
-        access_log=False,
-        ws="none",
-        timeout_graceful_shutdown=grace,
-    )
+    web.listen(Server(engine, config))

@@ -27,6 +27,10 @@ from specstream.text import TextStream
 _log = logging.getLogger("specstream.serving")
 
 
+LAST_PASS_SECONDS = 10.0
+"""How long a server that gives up waits for the pass that runs."""
+
+
 class QueueFullError(SpecStreamError):
     """Too many wait already; ``retry_after`` is in seconds."""
 
@@ -188,6 +192,7 @@ class Scheduler:
         self._parts, self._max_rows, self._max_queue, self._finished = parts, max_rows, max_queue, finished
         self._queue = FairQueue()
         self._running: dict[Row, Job] = {}
+        self._reading: Job | None = None  # its prompt is being read: neither waiting nor in the batch
         self._batch: Batch | None = None
         self._stopping = self._giving_up = False
         self._seconds = 1.0  # that a job takes, lately
@@ -200,7 +205,7 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        return len(self._running) + (self._reading is not None)
 
     @property
     def alive(self) -> bool:
@@ -215,13 +220,33 @@ class Scheduler:
         self._thread.start()
 
     def stop(self, grace: float) -> None:
-        """Take no more jobs, finish those that are there for ``grace`` seconds, and give up the others."""
+        """Take no more jobs, finish those that are there for ``grace`` seconds, and give up the others.
+
+        Told a second time, it gives them up at once.
+        """
         with self._changed:
-            self._stopping = True
+            grace, self._stopping = 0 if self._stopping else grace, True
             self._changed.notify_all()
         self._thread.join(grace)
         self._giving_up = True
-        self._thread.join()
+        self._thread.join(LAST_PASS_SECONDS)
+        if self._thread.is_alive():
+            _log.error("a pass has not ended %.0f s after the grace; it is left behind", LAST_PASS_SECONDS)
+
+    def check(self, count: int) -> None:
+        """Refuse now what ``submit`` would refuse, before any work is done for it.
+
+        Raises:
+            QueueFullError: no room for so many.
+            StoppingError: it takes no more.
+        """
+        with self._changed:
+            if not self.ready:
+                raise StoppingError("the server is stopping; try another one")
+            waiting, running = len(self._queue), self.running
+            if waiting + count > self._max_queue + max(0, self._max_rows - running):
+                turns = (waiting + running) / self._max_rows
+                raise QueueFullError(waiting, max(1, math.ceil(turns * self._seconds)))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take all of them or none.
@@ -231,12 +256,7 @@ class Scheduler:
             StoppingError: it takes no more.
         """
         with self._changed:
-            if not self.ready:
-                raise StoppingError("the server is stopping; try another one")
-            waiting, free = len(self._queue), self._max_rows - len(self._running)
-            if waiting + len(jobs) > self._max_queue + max(0, free):
-                turns = (waiting + len(self._running)) / self._max_rows
-                raise QueueFullError(waiting, max(1, math.ceil(turns * self._seconds)))
+            self.check(len(jobs))
             for job in jobs:
                 self._queue.push(job)
             self._changed.notify_all()
@@ -255,7 +275,8 @@ class Scheduler:
                 self._admit()
                 self._round()
         finally:  # nothing is left, unless the thread dies: then nobody shall wait for it
-            for job in [*self._running.values(), *self._queue.remove(lambda job: True)]:
+            reading = [] if self._reading is None else [self._reading]
+            for job in [*reading, *self._running.values(), *self._queue.remove(lambda job: True)]:
                 self._end(job, StoppingError("the server's scheduler has died; see its log"))
 
     def _wait(self) -> bool:
@@ -278,7 +299,7 @@ class Scheduler:
         if rows and self._batch is not None:
             try:
                 self._batch.leave(lambda row: row in rows)
-            except Exception as error:
+            except BaseException as error:
                 self._fail_batch(error)
         for job in left:
             if self._giving_up:
@@ -292,20 +313,21 @@ class Scheduler:
         with self._changed:
             if not len(self._queue) or len(self._running) >= self._max_rows:
                 return
-            job = self._queue.pop()
+            job = self._reading = self._queue.pop()
         job.joined = time.monotonic()
         try:
             newcomer = job.begin(self._parts)
-        except Exception as error:
-            self._end(job, error)
+        except BaseException as error:
+            self._reading = None
+            self._end(job, _told(error))
             return
-        self._running[newcomer.rows[0]] = job
+        self._running[newcomer.rows[0]], self._reading = job, None
         try:
             if self._batch is not None and self._batch.rows:
                 self._batch.join(newcomer)
             else:
                 self._batch = newcomer
-        except Exception as error:
+        except BaseException as error:
             self._fail_batch(error)
 
     def _round(self) -> None:
@@ -314,7 +336,7 @@ class Scheduler:
             return
         try:
             rounds = self._batch.step()
-        except Exception as error:
+        except BaseException as error:
             self._fail_batch(error)
             return
         failed = []
@@ -322,8 +344,8 @@ class Scheduler:
             job, own = self._running[round_.row], None
             try:
                 job.emit(round_)
-            except Exception as error:
-                own = error
+            except BaseException as error:
+                own = _told(error)
                 failed.append(round_.row)
             if own is not None or round_.row.finish_reason is not None:
                 del self._running[round_.row]
@@ -331,16 +353,16 @@ class Scheduler:
         if any(row in self._batch.rows for row in failed):  # the row is fine, and its text could not be told
             try:
                 self._batch.leave(lambda row: row in failed)
-            except Exception as error:
+            except BaseException as error:
                 self._fail_batch(error)
 
-    def _fail_batch(self, error: Exception) -> None:
+    def _fail_batch(self, error: BaseException) -> None:
         """Nobody knows what the cache holds: its rows fail, and the next batch gets another."""
         jobs, self._batch = list(self._running.values()), None
         self._running.clear()
         _log.error("a pass failed with %d answers in it: %s", len(jobs), error)
         for job in jobs:
-            self._end(job, error)
+            self._end(job, _told(error))
 
     def _end(self, job: Job, error: Exception | None) -> None:
         if error is not None and not job.cancelled:
@@ -357,3 +379,8 @@ class Scheduler:
             self._finished(job)
         except Exception:
             _log.exception("an answer could not be counted")
+
+
+def _told(error: BaseException) -> Exception:
+    """As an ``Exception``: a library that panics in Rust raises none, and must not end the thread."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")

@@ -10,7 +10,12 @@ StopText = Annotated[str, Field(max_length=256)]
 
 MOST_LOGPROBS = 20
 
-_IGNORED = {"metadata": dict, "store": bool, "service_tier": str}
+COLDEST = 1e-6
+"""The lowest temperature above 0 that logits can be divided by."""
+
+_IGNORED: dict[str, type] = {"metadata": dict, "store": bool, "service_tier": str}
+"""Fields that are of no consequence here, and what they hold."""
+
 _UNSUPPORTED = {
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
@@ -32,15 +37,19 @@ _UNSUPPORTED = {
 class StreamOptions(BaseModel):
     """What a stream tells besides."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
 
 
 class Body(BaseModel):
-    """What both kinds of completions take. ``top_k``, ``min_p`` and ``repetition_penalty`` are ours."""
+    """What both kinds of completions take. ``top_k``, ``min_p`` and ``repetition_penalty`` are ours.
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    Whatever these bounds let through can be computed: a temperature or a penalty so small that logits overflow would
+    fail in the middle of a pass.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = Field(min_length=1, max_length=1000)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -48,7 +57,7 @@ class Body(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1_000_000)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     n: int | None = Field(default=None, ge=1, le=1000)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
@@ -65,7 +74,16 @@ class Body(BaseModel):
         for name in values:
             if name in _UNSUPPORTED and values[name] not in _UNSUPPORTED[name]:
                 raise ValueError(f"{name} is not supported; leave it out")
+            if name in _IGNORED and not isinstance(values[name], (_IGNORED[name], type(None))):
+                raise ValueError(f"{name} is no {_IGNORED[name].__name__}; leave it out")
         return {name: value for name, value in values.items() if name not in _UNSUPPORTED and name not in _IGNORED}
+
+    @field_validator("temperature")
+    @classmethod
+    def _not_too_cold(cls, temperature: float | None) -> float | None:
+        if temperature is not None and 0 < temperature < COLDEST:
+            raise ValueError(f"the temperature is too near to 0; give 0 for greedy decoding, or at least {COLDEST}")
+        return temperature
 
     @model_validator(mode="after")
     def _streams(self) -> Body:
@@ -86,7 +104,7 @@ class Body(BaseModel):
 class TextPart(BaseModel):
     """A piece of a message."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
     text: str
@@ -95,7 +113,7 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     """One turn of a chat."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -113,7 +131,7 @@ class Message(BaseModel):
 class JsonSchema(BaseModel):
     """A schema by name."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
     name: str = ""
     description: str | None = None
@@ -124,7 +142,7 @@ class JsonSchema(BaseModel):
 class ResponseFormat(BaseModel):
     """What the answer has to look like."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None

@@ -49,6 +49,8 @@ class Schemas:
             complaint = matching.validate_grammar(grammar, self._tokens)
         except ValueError as error:
             complaint = str(error)
+        except RecursionError:
+            complaint = "it is nested too deeply"
         if complaint:
             raise UsageError(f"the JSON schema cannot be followed: {' '.join(complaint.split())[:300]}; give another")
         return JsonMask(matching(self._tokens, grammar), prompt_length, self._ends)

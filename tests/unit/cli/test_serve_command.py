@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,5 +59,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_host_that_is_open_to_others_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    assert fails("--host", "0.0.0.0") == 0
-    assert "there is no api_key" in caplog.text
+    with caplog.at_level(logging.INFO):
+        assert fails("--host", "0.0.0.0", "--port", "3") == 0
+    assert "0.0.0.0 is open to others and there is no api_key" in caplog.text
+    assert "serving smollm2-135m on http://0.0.0.0:3/v1" in caplog.text

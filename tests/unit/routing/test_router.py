@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -215,6 +219,47 @@ def test_a_state_whose_numbers_cannot_be_is_refused(model, tmp_path, name, damag
         return router.load_state(tmp_path / "state")
     with pytest.raises(UsageError, match="is not this router's"):
         router.load_state(tmp_path / "state")
+
+
+def test_a_full_disk_costs_no_answer_and_leaves_the_state_as_it_was(model, tmp_path, monkeypatch, caplog):
+    state = tmp_path / "state"
+    router = UnboundRouter(model, state=str(state))
+    live(router, prompts(5, seed=1), worth)
+    whole = state.read_bytes()
+
+    def half(tensors, path, metadata):
+        path.write_bytes(whole[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("specstream.routing.state.save_file", half)
+    live(router, prompts(5, seed=2), worth)
+    assert "cannot be written: [Errno 28] No space left on device" in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]
+    assert state.read_bytes() == whole
+
+
+KILLED_WHILE_SAVING = """
+import os, random, signal, sys, time
+import torch
+from tests.unit.routing.synthetic import UnboundRouter, trained
+
+torch.set_num_threads(1)
+path, chance, router = sys.argv[1], random.Random(0), UnboundRouter(trained())
+router.save_state(path)
+for _ in range(20):
+    child = os.fork()
+    while not child:
+        router.save_state(path)
+    time.sleep(chance.uniform(0.01, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    router.load_state(path)
+"""
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_a_whole_state(tmp_path):
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "state")]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=280)
 
 
 def test_a_state_that_cannot_be_written_says_so(model, tmp_path):

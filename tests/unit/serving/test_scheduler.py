@@ -44,12 +44,16 @@ class Gate:
 
     def __init__(self) -> None:
         self.passes = threading.Semaphore(0)
-        self.failing: Exception | None = None
+        self.failing: BaseException | None = None
         self.unreadable: set[int] = set()
+        self.asked_to_read, self.reading = threading.Event(), threading.Event()
+        self.reading.set()
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
         if any(self.unreadable.intersection(prefix) for prefix in prefixes):
             raise RuntimeError("this prompt cannot be read")
+        self.asked_to_read.set()
+        assert self.reading.wait(PATIENCE)
         gate = self
 
         class Session(TableSession):
@@ -208,6 +212,38 @@ def test_the_cancelled_leave_between_rounds() -> None:
         assert [job.outcome for job in finished[:2]] == ["cancelled", "cancelled"]
 
 
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+def test_a_panic_does_not_end_the_thread() -> None:
+    gate = Gate()
+    with scheduling(gate) as (scheduler, _):
+        asker, next_one = Asker([0, 1]), Asker([1, 1])
+        gate.failing = Panic("index out of bounds")
+        scheduler.submit([asker.job])
+        gate.passes.release(1)
+        end = asker.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, Exception)
+        assert str(end.error) == "Panic: index out of bounds"
+        scheduler.submit([next_one.job])
+        gate.passes.release(100)
+        assert next_one.text() == expected([1, 1])
+
+
+def test_who_is_being_read_has_a_row_already() -> None:
+    gate = Gate()
+    gate.reading.clear()
+    with scheduling(gate, max_rows=1, max_queue=0) as (scheduler, _):
+        scheduler.submit([Asker([0, 1]).job])
+        assert gate.asked_to_read.wait(PATIENCE)
+        assert (scheduler.running, scheduler.waiting) == (1, 0)
+        with pytest.raises(QueueFullError):
+            scheduler.check(1)
+        gate.reading.set()
+
+
 def test_a_deadline_ends_what_waits_and_what_runs() -> None:
     gate = Gate()
     with scheduling(gate) as (scheduler, _):
@@ -240,6 +276,23 @@ def test_to_stop_is_to_finish_what_is_there() -> None:
     assert not scheduler.ready
     with pytest.raises(StoppingError):
         scheduler.submit([Asker([0]).job])
+
+
+def test_told_twice_to_stop_it_gives_up_at_once() -> None:
+    gate = Gate()
+    asker = Asker([0, 1], length=500)
+    with scheduling(gate) as (scheduler, _):
+        scheduler.submit([asker.job])
+        wait_for(lambda: scheduler.running == 1)
+        first = threading.Thread(target=scheduler.stop, args=(PATIENCE,))
+        first.start()
+        wait_for(lambda: not scheduler.ready)
+        threading.Timer(0.2, lambda: gate.passes.release(2)).start()
+        scheduler.stop(PATIENCE)
+        first.join()
+    end = asker.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, StoppingError)
 
 
 def test_after_its_grace_it_gives_up() -> None:
