@@ -46,6 +46,7 @@ def _register_verbs(app: typer.Typer) -> None:
         bench_task,
         benchmark,
         compare,
+        demo,
         distill_data,
         evaluate,
         generate,
@@ -74,6 +75,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(train.train)
     app.add_typer(router.app, name="router")
     app.command()(serve.serve)
+    app.command()(demo.demo)
     app.add_typer(models.app, name="models")
 
 
