@@ -10,7 +10,7 @@ from typing import Any
 from specstream.demo import colours, figures, tree
 from specstream.demo.offered import OfferedModels, Question
 from specstream.demo.race import Race, ShownRound
-from specstream.errors import SpecStreamError
+from specstream.errors import SpecStreamError, UsageError
 from specstream.extras import require
 
 EVERY = 0.1
@@ -83,10 +83,13 @@ def build_page(offered: OfferedModels, settings: Settings) -> Any:
 
     Raises:
         MissingPackageError: Gradio is not installed.
-        SpecStreamError: the first model cannot be loaded.
+        UsageError: the first model does not have the drafter to begin with.
+        SpecStreamError: it cannot be loaded.
     """
     gradio = require("gradio", "demo", "specstream demo")
     drafters = offered.load(offered.models[0])
+    if offered.drafter not in drafters:
+        raise UsageError(f"drafter is {offered.drafter!r}; {offered.models[0]} has {', '.join(drafters)}")
     with gradio.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(INTRODUCTION)
         fields = _fields(gradio, offered, drafters, settings)
@@ -152,7 +155,10 @@ def _connect(
             drafters = offered.load(model)
         except SpecStreamError as error:
             raise gradio.Error(str(error)) from error
-        return gradio.Dropdown(choices=drafters, value=offered.drafter)
+        return gradio.Dropdown(choices=drafters, value=offered.drafter if offered.drafter in drafters else drafters[0])
+
+    def halt() -> list[Any]:
+        return [figures.line("Stopped.", "running"), gradio.Slider(interactive=True)]
 
     def draw(known: list[ShownRound], number: int) -> str:
         return tree.drawn(known[min(int(number), len(known)) - 1] if known else None)
@@ -167,7 +173,7 @@ def _connect(
         show_progress="hidden",
         **one_at_a_time,
     )
-    stop.click(None, cancels=[started])
+    stop.click(halt, None, [views.verdict, views.number], cancels=[started], api_visibility="private")
     fields.model.input(choose, fields.model, fields.drafter, api_visibility="private", **one_at_a_time)
     views.number.input(draw, [rounds, views.number], views.tree, api_visibility="private", show_progress="hidden")
 

@@ -19,6 +19,7 @@ BOX, ROW, GAP = 26.0, 36.0, 30.0
 """Pixels: the height of a box, of a row of the picture, and between two columns."""
 
 VISIBLE = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
+UNPRINTABLE = "\N{MIDDLE DOT}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +62,8 @@ def layout(shown: ShownRound) -> list[Node]:
 
 
 def visible(label: str) -> str:
-    """A token's text with its white space to be seen, cut where it is long."""
-    shown = "".join(VISIBLE.get(character, character) for character in label)
+    """A token's text with what cannot be seen to be seen, cut where it is long."""
+    shown = "".join(VISIBLE.get(each) or (each if each.isprintable() else UNPRINTABLE) for each in label)
     return shown if len(shown) <= LONGEST_LABEL else f"{shown[: LONGEST_LABEL - 1]}…"
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from html import unescape
 
-from specstream.demo.colours import DRAFTERS, MODEL, coloured, colour_of, legend, plain
+from specstream.demo.colours import DRAFTERS, MODEL, colour_of, coloured, legend, plain
 from specstream.demo.race import Piece
 
 NASTY = '<script>alert(1)</script> & "quotes" ${1 + 1} {{x}}\n'

@@ -53,7 +53,9 @@ def test_the_picture_holds_its_boxes_and_says_what_it_is() -> None:
     assert len(list(svg.iter("path"))) == 5
 
 
-@pytest.mark.parametrize(("label", "seen"), [(" a\n", "␣a↵"), ("", ""), ("x" * 99, "x" * (LONGEST_LABEL - 1) + "…")])
+@pytest.mark.parametrize(
+    ("label", "seen"), [(" a\n", "␣a↵"), ("", ""), ("\0\x1b", "··"), ("x" * 99, "x" * (LONGEST_LABEL - 1) + "…")]
+)
 def test_white_space_is_seen_and_length_has_an_end(label: str, seen: str) -> None:
     assert visible(label) == seen
 
