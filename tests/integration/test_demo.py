@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from html import unescape
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,10 +23,27 @@ from specstream.engine import SpeculativeEngine
 
 pytest.importorskip("gradio")
 
+# Of Gradio's own doing, in its threads.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:'future.no_silent_downcasting' is deprecated",
+)
+
 PROMPT = "one two three one <b>two</b> three ${1} one two"
 TOKENS = 30
 PATIENCE = 120
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@contextmanager
+def loops_of_gradio() -> Iterator[None]:
+    """Inside, Gradio may make event loops that it does not close; behind it they are gone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        asyncio.set_event_loop(None)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +57,12 @@ def folder(model: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def address(folder: str) -> Iterator[str]:
     offered = OfferedModels([folder], "self:int8", gamma=3, drafter="mixed", runtime="eager")
-    page = build_page(offered, Settings(max_new_tokens=TOKENS))
-    yield open_page(page, "127.0.0.1", free_port("127.0.0.1", 0))
-    page.close()
+    with loops_of_gradio():
+        page = build_page(offered, Settings(max_new_tokens=TOKENS))
+        address = open_page(page, "127.0.0.1", free_port("127.0.0.1", 0))
+    yield address
+    with loops_of_gradio():
+        page.close()
     offered.close()
 
 
@@ -78,8 +103,6 @@ def opened(browser: Any, address: str) -> Iterator[Any]:
 
 
 def plain_text(html: str) -> str:
-    from html import unescape
-
     return unescape(re.sub(r"<[^>]+>", "", html))
 
 
@@ -92,7 +115,7 @@ def test_its_server_streams_both_outputs(address: str, folder: str, expected: st
     first, last = job.outputs()[0], job.outputs()[-1]
     assert "Reading the prompt" in first[0]
     assert re.search(r"Equal: both outputs are the same \d+ tokens", last[0])
-    assert plain_text(last[2]) == plain_text(last[4]) == expected
+    assert [plain_text(html) for html in (last[2], last[4])] == [expected] * 2
     assert 'class="drafted"' in last[4]
     assert "<svg" in last[7]
     client.close()
@@ -100,12 +123,14 @@ def test_its_server_streams_both_outputs(address: str, folder: str, expected: st
 
 def test_its_server_says_what_cannot_be_asked(address: str, folder: str) -> None:
     from gradio_client import Client
+    from gradio_client.exceptions import AppError
 
     client = Client(address, verbose=False)
-    for changes, words in (((" ", folder), "is empty"), (("a", "../other"), "is not offered")):
-        last = client.predict(*changes, "mixed", TOKENS, 0, None, False, api_name="/run")
-        assert 'class="verdict bad"' in last[0]
-        assert words in last[0]
+    last = client.predict(" ", folder, "mixed", TOKENS, 0, None, False, api_name="/run")
+    assert 'class="verdict bad"' in last[0]
+    assert "is empty" in last[0]
+    with pytest.raises(AppError, match="not in the list of choices"):
+        client.predict("a", "../other", "mixed", TOKENS, 0, None, False, api_name="/run")
     client.close()
 
 
@@ -116,8 +141,8 @@ def test_somebody_types_runs_and_compares(opened: Any, expected: str, address: s
     opened.click("#run")
     opened.wait_for_selector("#verdict .verdict.good")
     assert "Equal: both outputs are the same" in opened.inner_text("#verdict")
-    plain, speculative = (opened.text_content(f"#{side} .prose") for side in ("plain", "speculative"))
-    assert plain.strip() == speculative.strip() == expected.strip()
+    plain, speculative = (opened.text_content(f"#{side} .output") for side in ("plain", "speculative"))
+    assert plain == speculative == expected
     assert opened.locator("#speculative .drafted").count() > 0
     assert opened.locator("#speculative .own").count() > 0
     assert "drafted by" in opened.inner_text("#legend")

@@ -50,6 +50,11 @@ def plain(pieces: Sequence[Piece]) -> str:
     return escape("".join(piece.text for piece in pieces))
 
 
+def output(html: str) -> str:
+    """The box that a text stands in."""
+    return f'<div class="output">{html}</div>'
+
+
 def legend(drafters: Collection[str]) -> str:
     """What the colours mean, as HTML."""
     entries = [("drafted", name, f"drafted by {name}, accepted") for name in sorted(drafters)]

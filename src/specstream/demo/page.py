@@ -44,7 +44,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Fields:
-    """The components that somebody fills in, in the order of ``Question``'s attributes."""
+    """The components that somebody fills in, by the names of ``Question``'s attributes."""
 
     prompt: Any
     model: Any
@@ -119,7 +119,9 @@ def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: 
             label="Temperature (0 is greedy)",
             elem_id="temperature",
         )
-        seed = gradio.Number(settings.seed, label="Seed (empty: a fresh one)", precision=0, minimum=0, elem_id="seed")
+        seed = gradio.Number(
+            settings.seed, label="Seed of sampling", placeholder="a fresh one", precision=0, minimum=0, elem_id="seed"
+        )
         always = gradio.Checkbox(False, label="Draft in every round", info="Even where it does not pay.")
     return Fields(prompt, model, drafter, tokens, temperature, seed, always)
 
@@ -130,11 +132,11 @@ def _views(gradio: Any) -> Views:
         with gradio.Column(min_width=280):
             gradio.HTML("<h2>Plain decoding</h2>")
             plain_figures = gradio.HTML(elem_id="plain-figures")
-            plain = gradio.HTML(elem_id="plain", elem_classes="output")
+            plain = gradio.HTML(colours.output(""), elem_id="plain")
         with gradio.Column(min_width=280):
             gradio.HTML("<h2>Speculative decoding</h2>")
             speculative_figures = gradio.HTML(elem_id="speculative-figures")
-            speculative = gradio.HTML(elem_id="speculative", elem_classes="output")
+            speculative = gradio.HTML(colours.output(""), elem_id="speculative")
     legend = gradio.HTML(elem_id="legend")
     gradio.HTML("<h2>The tree of a round</h2>")
     number = gradio.Slider(1, 2, 1, step=1, label="Round", interactive=False, elem_id="round")
@@ -148,7 +150,7 @@ def _connect(
     asked, shown = list(vars(fields).values()), list(vars(views).values())
 
     def answer(*values: Any) -> Iterator[list[Any]]:
-        yield from answers(gradio, offered, Question(*values))
+        yield from answers(gradio, offered, Question(**dict(zip(vars(fields), values, strict=True))))
 
     def choose(model: str) -> Any:
         try:
@@ -198,9 +200,9 @@ def _shown(gradio: Any, race: Race) -> list[Any]:
     return [
         figures.verdict_html(race),
         figures.as_html(figures.plain_figures(race)),
-        colours.plain(race.plain.pieces),
+        colours.output(colours.plain(race.plain.pieces)),
         figures.as_html(figures.speculative_figures(race)),
-        colours.coloured(side.pieces),
+        colours.output(colours.coloured(side.pieces)),
         colours.legend(drafters),
         gradio.Slider(maximum=max(2, len(side.rounds)), value=max(1, number), interactive=race.finished),
         tree.drawn(shown),
