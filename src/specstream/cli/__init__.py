@@ -46,6 +46,7 @@ def _register_verbs(app: typer.Typer) -> None:
         bench_task,
         benchmark,
         compare,
+        demo,
         distill_data,
         evaluate,
         export,
@@ -76,6 +77,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.add_typer(router.app, name="router")
     app.command()(export.export)
     app.command()(serve.serve)
+    app.command()(demo.demo)
     app.add_typer(models.app, name="models")
 
 

@@ -69,10 +69,21 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One row's share of one pass: what was emitted, after any stop has cut it."""
+    """One row's share of one pass.
+
+    Attributes:
+        row: whose.
+        tokens: what was emitted, after any stop has cut it: accepted drafts, then a token of the target's own.
+        tree: what was scored.
+        path: the accepted nodes of it, the root first.
+        drafter: who drafted it; None for nobody, or where that is not known.
+    """
 
     row: Row
     tokens: tuple[int, ...]
+    tree: TokenTree
+    path: tuple[int, ...]
+    drafter: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,5 +292,6 @@ def _advance(
         row.finish_reason, row.error = "error", error
     del row.tokens[row.prompt_length + kept :]
     tokens = tuple(row.tokens[before:])
-    row.stats.count(tokens, tree, verdict, None if request.offer is None else request.offer.drafter)
-    return Round(row=row, tokens=tokens)
+    drafter = request.offer.drafter if request.offer is not None and tree.drafted else None
+    row.stats.count(tokens, tree, verdict, drafter)
+    return Round(row=row, tokens=tokens, tree=tree, path=verdict.path, drafter=drafter)

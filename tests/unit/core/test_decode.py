@@ -316,6 +316,32 @@ class TestCounts:
         assert 0 < timings.propose + timings.score <= timings.decode
 
 
+class TestRounds:
+    """What a round says of itself."""
+
+    def passes(self, drafter):
+        rows = start_rows([PROMPT], [0], MODEL.context_length)
+        rules = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=12), "timings": Timings()}
+        return [each for (each,) in decode(MODEL, drafter, rows, speculation=Speculation(max_depth=5), **rules)]
+
+    def test_who_drafted_what_and_what_became_of_it(self):
+        def tree(request):
+            right = MODEL.favourites(request.tokens, 2)
+            return TokenTree.merge(request.tokens[-1], [[(right[0] + 1) % 8], right])
+
+        passes = self.passes(FunctionDrafter(tree))
+        assert [each.tokens for each in passes] == [tuple(CHAIN[at : at + 3]) for at in range(0, 12, 3)]
+        for each in passes:
+            assert (each.drafter, each.tree.parents, each.path) == ("function", (-1, 0, 0, 2), (0, 2, 3))
+            assert tuple(each.tree.tokens[node] for node in each.path[1:]) == each.tokens[:2]
+
+    @pytest.mark.parametrize(
+        "drafter", [NoDrafter(), FunctionDrafter(lambda request: TokenTree.chain([request.tokens[-1]]))]
+    )
+    def test_nobody_where_nothing_was_drafted(self, drafter):
+        assert {(each.drafter, each.path, len(each.tree)) for each in self.passes(drafter)} == {(None, (0,), 1)}
+
+
 class TestProcessors:
     @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.01}, {"temperature": 1.0}])
     @pytest.mark.parametrize("drafter", [NoDrafter(), oracle(MODEL)], ids=["plain", "oracle"])

@@ -1,0 +1,65 @@
+"""`specstream demo`: a page that shows plain and speculative decoding side by side."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Optional
+
+import typer
+
+from specstream.cli import options
+
+_Models = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--model", "-m", help="As in generate; may be repeated, and the page lets choose."),
+]
+_Host = Annotated[str, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
+_Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Likewise; 0 takes a free one.")]
+
+
+def demo(
+    model: _Models = None,
+    draft: options.Draft = None,
+    drafter: options.Drafter = "auto",
+    heads: options.HeadsFolder = None,
+    max_new_tokens: options.MaxNewTokens = 100,
+    k: options.Depth = None,
+    temperature: options.Temperature = 0.0,
+    seed: options.Seed = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    host: _Host = "127.0.0.1",
+    port: _Port = 7860,
+) -> None:
+    """Open a page on which a model answers with and without drafts: who proposed which token, and how fast."""
+    from specstream.extras import require
+
+    options.check_drafter(drafter)
+    require("gradio", "demo", "specstream demo")
+    from specstream.cli.loading import quiet
+    from specstream.config import engine_config
+    from specstream.demo import run
+    from specstream.demo.offered import OfferedModels
+    from specstream.demo.page import Settings, build_page
+
+    shown: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    engine_config(shown)  # type: ignore[arg-type]
+    offered = OfferedModels(
+        model or ["smollm2-135m"],
+        draft,
+        drafter=drafter,
+        heads=heads,
+        gamma=k,
+        max_speculation_depth=k,
+        dtype=dtype,
+        device=device,
+        runtime=runtime,
+    )
+    port = run.free_port(host, port)
+    with quiet():
+        page = build_page(offered, Settings(**shown))
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"warning: {host} is open to others and the page asks for no key", file=sys.stderr)
+    print(f"the demo is on http://{host}:{port}", file=sys.stderr, flush=True)
+    run.listen(page, host, port)

@@ -1,0 +1,1 @@
+"""The demo page: plain and speculative decoding side by side."""

@@ -1,0 +1,182 @@
+"""The models and drafters that the page offers: loaded when first asked for, and run on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast, get_args
+
+from specstream.config import (
+    DrafterName,
+    EngineConfig,
+    EngineSettings,
+    GenerationConfig,
+    engine_config,
+    generation_config,
+)
+from specstream.demo.race import Race
+from specstream.engine import SpeculativeEngine
+from specstream.errors import UsageError
+from specstream.generation import Generation, Parts
+from specstream.heads.shipped import shipped_for
+from specstream.inventory import prepare
+from specstream.parts import SharedDrafts, build_parts, check_choice
+from specstream.text import asked, encode
+
+WARM_UP = "The sea is"
+WARM_UP_TOKENS = 8
+
+_ENGINE_ONLY = ("device", "dtype", "runtime")
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked on the page.
+
+    Attributes:
+        prompt: a user's turn where the model has a chat template, else a text to go on with.
+        model: one of those that are offered.
+        drafter: one of those that the model has.
+        max_new_tokens: of each output.
+        temperature: 0 is greedy decoding.
+        seed: of the draws; None takes a fresh one.
+        always: draft in every round, whether it pays or not.
+    """
+
+    prompt: str
+    model: str
+    drafter: str
+    max_new_tokens: int = 100
+    temperature: float = 0.0
+    seed: int | None = None
+    always: bool = False
+
+
+class OfferedModels:
+    """Models with their drafters; the one that ran last stays in memory.
+
+    Args:
+        models: what is offered: catalog names, folders, hub ids.
+        draft: as ``SpeculativeEngine`` takes it, for each of them.
+        **settings: likewise: ``drafter`` to begin with, ``heads``, ``gamma``, ``device``, ``dtype``, ``runtime``.
+
+    Raises:
+        UsageError: no model, or settings that do not go together.
+    """
+
+    def __init__(self, models: Sequence[str], draft: str | None = None, **settings: Any) -> None:
+        if not models:
+            raise UsageError("there is no model; give at least one")
+        self.models = list(dict.fromkeys(models))
+        self._draft, self._settings = draft, settings
+        self.drafter = self._config(settings.get("drafter", "auto")).drafter
+        self._engine: SpeculativeEngine | None = None
+        self._drafts: SharedDrafts | None = None
+        self._parts: dict[str, Parts] = {}
+        # Threads of a parallel region belong to the thread that opened it: with one, they are there once.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="demo")
+
+    def load(self, model: str) -> list[str]:
+        """Have a model ready.
+
+        Returns:
+            Its drafters.
+
+        Raises:
+            UsageError: one that is not offered.
+            SpecStreamError: it cannot be loaded.
+        """
+        return self._thread.submit(self._load, model).result()
+
+    def race(self, question: Question, every: float) -> Iterator[Race]:
+        """Decode with and without drafts; as ``Race.run``. Between two items nothing runs.
+
+        Raises:
+            UsageError: a prompt that is empty or too long, a setting out of range, a drafter that the model has not.
+        """
+        race = self._thread.submit(self._start, question).result()
+        return self._from_thread(race.run(every))
+
+    def close(self) -> None:
+        """Let go of the thread, when what it does is done."""
+        self._thread.shutdown()
+
+    def _from_thread(self, items: Iterator[_Item]) -> Iterator[_Item]:
+        ended = object()
+        while (item := self._thread.submit(next, items, ended).result()) is not ended:
+            yield cast(_Item, item)
+
+    def _load(self, model: str) -> list[str]:
+        if model not in self.models:
+            raise UsageError(f"model is {model!r}, which is not offered; give one of {', '.join(self.models)}")
+        if self._engine is None or self._engine.model_name != model:
+            self._engine, self._drafts = None, None  # before the next one takes its memory
+            self._parts.clear()
+            own = {name: value for name, value in self._settings.items() if name in _ENGINE_ONLY}
+            self._engine = SpeculativeEngine(model, drafter="none", **own)
+            self._drafts = SharedDrafts(self._engine.target, self._engine.tokenizer)
+            _warm_up(self._engine.parts)
+        return [name for name in get_args(DrafterName) if self._has(name)]
+
+    def _has(self, drafter: str) -> bool:
+        """Whether the model at hand can be drafted for like this."""
+        assert self._engine is not None
+        if drafter in ("none", "router"):
+            return False
+        try:
+            config = self._config(drafter)
+        except UsageError:
+            return False
+        return drafter != "streams" or config.heads is not None or bool(shipped_for(self._engine.model, "streams"))
+
+    def _config(self, drafter: str) -> EngineConfig:
+        config = engine_config(cast(EngineSettings, {**self._settings, "drafter": drafter}))
+        check_choice(config, self._draft)
+        return config
+
+    def _start(self, question: Question) -> Race:
+        drafters = self._load(question.model)
+        if question.drafter not in drafters:
+            raise UsageError(f"drafter is {question.drafter!r}; {question.model} has {', '.join(drafters)}")
+        assert self._engine is not None
+        tokenizer, parts = self._engine.tokenizer, self._drafting(question.drafter)
+        if question.always:
+            parts = parts.with_drafter(parts.drafter)
+        config = generation_config(
+            GenerationConfig(),
+            {
+                "max_new_tokens": question.max_new_tokens,
+                "temperature": question.temperature,
+                "seed": question.seed,
+            },
+        )
+        prompt = encode(tokenizer, asked(tokenizer, question.prompt) if question.prompt.strip() else "")
+        return Race(_batch(self._engine.parts, prompt, config), _batch(parts, prompt, config))
+
+    def _drafting(self, drafter: str) -> Parts:
+        """What drafts like this, made once."""
+        assert self._engine is not None
+        assert self._drafts is not None
+        if drafter not in self._parts:
+            config, target, draft = self._config(drafter), self._engine.target, None
+            if self._draft is not None:
+                same = self._draft == self._engine.model_name
+                draft = self._drafts.get(self._draft, config, target.model if same else None)
+            parts = build_parts(target, self._engine.tokenizer, draft, config)
+            _warm_up(parts)
+            self._parts[drafter] = parts
+        return self._parts[drafter]
+
+
+def _batch(parts: Parts, prompt: Sequence[int], config: GenerationConfig) -> Generation:
+    return Generation(parts, [prompt], config)
+
+
+def _warm_up(parts: Parts) -> None:
+    """Let everything happen that happens once, before a race is timed with it."""
+    prepare(parts, 1)
+    config = GenerationConfig(max_new_tokens=WARM_UP_TOKENS, ignore_eos=True)
+    _batch(parts, encode(parts.tokenizer, WARM_UP), config).run()

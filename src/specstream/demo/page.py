@@ -1,0 +1,209 @@
+"""The page itself, in Gradio: components, what they trigger, and nothing that could be tested without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from specstream.demo import colours, figures, tree
+from specstream.demo.offered import OfferedModels, Question
+from specstream.demo.race import Race, ShownRound
+from specstream.errors import SpecStreamError, UsageError
+from specstream.extras import require
+
+EVERY = 0.1
+"""Seconds between two pictures of a race."""
+
+MOST_TOKENS, MOST_TEMPERATURE = 512, 2.0
+
+TITLE = "SpecStream"
+INTRODUCTION = (
+    '<header class="introduction"><h1>SpecStream</h1><p>The same model twice: alone, one token a pass, and with a '
+    "drafter that proposes tokens which the model checks all in one pass. They take turns pass by pass, each timed by "
+    "itself.</p></header>"
+)
+PROMPTS = [
+    "Repeat this code, with type hints added:\n\ndef area(width, height):\n    return width * height\n\n"
+    "def perimeter(width, height):\n    return 2 * (width + height)",
+    "Name three rivers in Africa and one fact about each of them.",
+    "Explain in three sentences why the sea has tides.",
+    "Write a short poem about a fox who learns to read.",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the fields show at first."""
+
+    max_new_tokens: int = 100
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The components that somebody fills in, by the names of ``Question``'s attributes."""
+
+    prompt: Any
+    model: Any
+    drafter: Any
+    max_new_tokens: Any
+    temperature: Any
+    seed: Any
+    always: Any
+
+
+@dataclass(frozen=True)
+class Views:
+    """The components that show a race."""
+
+    verdict: Any
+    plain_figures: Any
+    plain: Any
+    speculative_figures: Any
+    speculative: Any
+    legend: Any
+    number: Any
+    tree: Any
+
+
+def style() -> str:
+    """The page's own style sheet."""
+    return files("specstream.demo").joinpath("page.css").read_text(encoding="utf-8")
+
+
+def build_page(offered: OfferedModels, settings: Settings) -> Any:
+    """The page as ``gradio.Blocks``.
+
+    Args:
+        offered: what it offers; its first model is loaded here.
+        settings: what the fields show at first.
+
+    Raises:
+        MissingPackageError: Gradio is not installed.
+        UsageError: the first model does not have the drafter to begin with.
+        SpecStreamError: it cannot be loaded.
+    """
+    gradio = require("gradio", "demo", "specstream demo")
+    drafters = offered.load(offered.models[0])
+    if offered.drafter not in drafters:
+        raise UsageError(f"drafter is {offered.drafter!r}; {offered.models[0]} has {', '.join(drafters)}")
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
+        gradio.HTML(INTRODUCTION)
+        fields = _fields(gradio, offered, drafters, settings)
+        with gradio.Row(elem_classes="actions"):
+            run = gradio.Button("Run", variant="primary", elem_id="run")
+            stop = gradio.Button("Stop", elem_id="stop")
+        views = _views(gradio)
+        rounds = gradio.State([])
+        _connect(gradio, offered, fields, views, rounds, run, stop)
+    return page
+
+
+def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: Settings) -> Fields:
+    prompt = gradio.Textbox(PROMPTS[0], label="Prompt", lines=4, max_lines=12, elem_id="prompt")
+    gradio.Examples(PROMPTS, prompt, label="Prompts to try", cache_examples=False)
+    with gradio.Row():
+        model = gradio.Dropdown(offered.models, value=offered.models[0], label="Model", elem_id="model")
+        drafter = gradio.Dropdown(drafters, value=offered.drafter, label="Drafter", elem_id="drafter")
+        most = max(MOST_TOKENS, settings.max_new_tokens)
+        tokens = gradio.Slider(1, most, settings.max_new_tokens, step=1, label="Max new tokens", elem_id="tokens")
+    with gradio.Row():
+        temperature = gradio.Slider(
+            0,
+            MOST_TEMPERATURE,
+            settings.temperature,
+            step=0.1,
+            label="Temperature (0 is greedy)",
+            elem_id="temperature",
+        )
+        seed = gradio.Number(
+            settings.seed, label="Seed of sampling", placeholder="a fresh one", precision=0, minimum=0, elem_id="seed"
+        )
+        always = gradio.Checkbox(False, label="Draft in every round", info="Even where it does not pay.")
+    return Fields(prompt, model, drafter, tokens, temperature, seed, always)
+
+
+def _views(gradio: Any) -> Views:
+    verdict = gradio.HTML(figures.line("Nothing has run yet.", "running"), elem_id="verdict")
+    with gradio.Row(elem_classes="sides"):
+        with gradio.Column(min_width=280):
+            gradio.HTML("<h2>Plain decoding</h2>")
+            plain_figures = gradio.HTML(elem_id="plain-figures")
+            plain = gradio.HTML(colours.output(""), elem_id="plain")
+        with gradio.Column(min_width=280):
+            gradio.HTML("<h2>Speculative decoding</h2>")
+            speculative_figures = gradio.HTML(elem_id="speculative-figures")
+            speculative = gradio.HTML(colours.output(""), elem_id="speculative")
+    legend = gradio.HTML(elem_id="legend")
+    gradio.HTML("<h2>The tree of a round</h2>")
+    number = gradio.Slider(1, 2, 1, step=1, label="Round", interactive=False, elem_id="round")
+    picture = gradio.HTML(tree.drawn(None), elem_id="tree")
+    return Views(verdict, plain_figures, plain, speculative_figures, speculative, legend, number, picture)
+
+
+def _connect(
+    gradio: Any, offered: OfferedModels, fields: Fields, views: Views, rounds: Any, run: Any, stop: Any
+) -> None:
+    asked, shown = list(vars(fields).values()), list(vars(views).values())
+
+    def answer(*values: Any) -> Iterator[list[Any]]:
+        yield from answers(gradio, offered, Question(**dict(zip(vars(fields), values, strict=True))))
+
+    def choose(model: str) -> Any:
+        try:
+            drafters = offered.load(model)
+        except SpecStreamError as error:
+            raise gradio.Error(str(error)) from error
+        return gradio.Dropdown(choices=drafters, value=offered.drafter if offered.drafter in drafters else drafters[0])
+
+    def halt() -> list[Any]:
+        return [figures.line("Stopped.", "running"), gradio.Slider(interactive=True)]
+
+    def draw(known: list[ShownRound], number: int) -> str:
+        return tree.drawn(known[min(int(number), len(known)) - 1] if known else None)
+
+    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
+    started = gradio.on(
+        [run.click, fields.prompt.submit],
+        answer,
+        asked,
+        [*shown, rounds],
+        api_name="run",
+        show_progress="hidden",
+        **one_at_a_time,
+    )
+    stop.click(halt, None, [views.verdict, views.number], cancels=[started], api_visibility="private")
+    fields.model.input(choose, fields.model, fields.drafter, api_visibility="private", **one_at_a_time)
+    views.number.input(draw, [rounds, views.number], views.tree, api_visibility="private", show_progress="hidden")
+
+
+def answers(gradio: Any, offered: OfferedModels, question: Question) -> Iterator[list[Any]]:
+    """What the views show, again and again while a race goes on, and its rounds behind them."""
+    untouched = [gradio.skip()] * len(Views.__dataclass_fields__)
+    yield [figures.line("Reading the prompt …", "running"), *untouched[1:], gradio.skip()]
+    try:
+        for race in offered.race(question, EVERY):
+            yield [*_shown(gradio, race), list(race.speculative.rounds)]
+    except SpecStreamError as error:
+        yield [figures.line(str(error), "bad"), *untouched[1:], gradio.skip()]
+
+
+def _shown(gradio: Any, race: Race) -> list[Any]:
+    """The values of the views, in their order."""
+    side = race.speculative
+    drafters = {piece.drafter for piece in side.pieces if piece.drafter is not None}
+    number = tree.most_telling(side.rounds) if race.finished and side.rounds else len(side.rounds)
+    shown = side.rounds[number - 1] if number else None
+    return [
+        figures.verdict_html(race),
+        figures.as_html(figures.plain_figures(race)),
+        colours.output(colours.plain(race.plain.pieces)),
+        figures.as_html(figures.speculative_figures(race)),
+        colours.output(colours.coloured(side.pieces)),
+        colours.legend(drafters),
+        gradio.Slider(maximum=max(2, len(side.rounds)), value=max(1, number), interactive=race.finished),
+        tree.drawn(shown),
+    ]

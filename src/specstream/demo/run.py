@@ -1,0 +1,58 @@
+"""From a page to a server that listens."""
+
+from __future__ import annotations
+
+import socket
+from threading import Event
+from typing import Any
+
+from specstream.demo.page import style
+from specstream.errors import UsageError
+from specstream.extras import require
+
+
+def free_port(host: str, port: int) -> int:
+    """The port itself, or one that is free in place of 0.
+
+    Raises:
+        UsageError: somebody listens there, or there is no such host here.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UsageError(f"cannot listen on {host}:{port} ({reason}); give another --host or --port") from None
+        return int(probe.getsockname()[1])
+
+
+def open_page(page: Any, host: str, port: int) -> str:
+    """Serve a page from another thread.
+
+    Returns:
+        Its address. ``page.close()`` ends it.
+    """
+    gradio = require("gradio", "demo", "specstream demo")
+    _, address, _ = page.queue(max_size=16).launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        footer_links=["gradio"],
+        css=style(),
+        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+    )
+    return str(address)
+
+
+def listen(page: Any, host: str, port: int) -> None:
+    """Serve until a signal ends it."""
+    try:
+        open_page(page, host, port)
+        Event().wait()
+    finally:
+        page.close()
