@@ -67,6 +67,7 @@ def test_the_commands_and_options_that_a_page_shows_exist(page):
     root = typer.main.get_command(build_app())
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for words in re.findall(r"^ {4}specstream ([^\n#]*)", text, re.MULTILINE):
+        words = words.partition(" -- ")[0]  # what follows is of another program
         command, parts = root, words.split()
         while parts and parts[0] in getattr(command, "commands", {}):
             command = command.commands[parts.pop(0)]
