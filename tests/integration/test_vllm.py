@@ -20,7 +20,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from specstream.cli import main
 from specstream.heads.medusa import MedusaHeads
+from specstream.serving import vllm_launch
 from specstream.serving.vllm_export import export
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -97,24 +99,33 @@ def test_a_vllm_that_fails_fails_the_command(stand_in: Path, tmp_path: Path) -> 
         assert process.wait(PATIENCE) == 3
 
 
-def test_no_vllm_is_one_line(tmp_path: Path) -> None:
-    environment = {"SPECSTREAM_VLLM_PATH": "/no/vllm"}
-    arguments = ("--model", tiny_folder(tmp_path / "model"))
-    with served(*arguments, environment=environment, stderr=subprocess.PIPE) as process:
-        _, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 1
-    assert said.count("\n") == 1
-    assert "which is no command; run: pip install vllm" in said
-
-
-def test_memory_that_is_not_there_is_refused_before_vllm_is_started(stand_in: Path, tmp_path: Path) -> None:
-    environment = {"SPECSTREAM_VLLM_PATH": str(stand_in), "SPECSTREAM_MEMORY_GB": "1e6"}
-    arguments = ("--model", tiny_folder(tmp_path / "model"))
-    with served(*arguments, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, said = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 2
-    assert (out, said.count("\n")) == ("", 1)
-    assert "memory_gb is 1e+06 and this machine has" in said
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("VLLM_PATH=/no/vllm", 1, "which is no command; run: pip install vllm"),
+        ("MEMORY_GB=1e6", 2, "memory_gb is 1e+06 and this machine has"),
+        ("DRAFTER=streams", 2, "drafter is 'streams', which vLLM cannot run; give lookup (its ngram)"),
+    ],
+)
+def test_what_cannot_be_started_is_one_line(
+    setting: str,
+    code: int,
+    words: str,
+    stand_in: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(vllm_launch, "start", lambda launch: pytest.fail("started"))
+    monkeypatch.setenv("SPECSTREAM_VLLM_PATH", str(stand_in))
+    monkeypatch.setenv(*f"SPECSTREAM_{setting}".split("=", 1))
+    model = tiny_folder(tmp_path / "model")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--engine", "vllm", "--model", model])
+    said = capsys.readouterr().err
+    assert (caught.value.code, said.count("\n")) == (code, 1)
+    assert words in said
 
 
 def wide_model() -> LlamaForCausalLM:
