@@ -110,7 +110,7 @@ def test_its_server_streams_both_outputs(address: str, folder: str, expected: st
     from gradio_client import Client
 
     client = Client(address, verbose=False)
-    job = client.submit(PROMPT, folder, "mixed", TOKENS, 0, None, True, api_name="/run")
+    job = client.submit(PROMPT, folder, "mixed", TOKENS, 0, "", True, api_name="/run")
     job.result(timeout=PATIENCE)
     first, last = job.outputs()[0], job.outputs()[-1]
     assert "Reading the prompt" in first[0]
@@ -126,11 +126,12 @@ def test_its_server_says_what_cannot_be_asked(address: str, folder: str) -> None
     from gradio_client.exceptions import AppError
 
     client = Client(address, verbose=False)
-    last = client.predict(" ", folder, "mixed", TOKENS, 0, None, False, api_name="/run")
-    assert 'class="verdict bad"' in last[0]
-    assert "is empty" in last[0]
+    for prompt, seed, words in ((" ", "", "is empty"), ("a", "-1", "seed is &#x27;-1&#x27;; give a whole number")):
+        last = client.predict(prompt, folder, "mixed", TOKENS, 0, seed, False, api_name="/run")
+        assert 'class="verdict bad"' in last[0]
+        assert words in last[0]
     with pytest.raises(AppError, match="not in the list of choices"):
-        client.predict("a", "../other", "mixed", TOKENS, 0, None, False, api_name="/run")
+        client.predict("a", "../other", "mixed", TOKENS, 0, "", False, api_name="/run")
     client.close()
 
 

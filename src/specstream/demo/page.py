@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from specstream.demo import colours, figures, tree
@@ -16,7 +17,13 @@ from specstream.extras import require
 EVERY = 0.1
 """Seconds between two pictures of a race."""
 
+FIELD = 220
+"""Pixels: narrower fields go below each other."""
+
 MOST_TOKENS, MOST_TEMPERATURE = 512, 2.0
+
+SEED_DIGITS = 18
+"""Fit into 63 bits."""
 
 TITLE = "SpecStream"
 INTRODUCTION = (
@@ -94,8 +101,8 @@ def build_page(offered: OfferedModels, settings: Settings) -> Any:
         gradio.HTML(INTRODUCTION)
         fields = _fields(gradio, offered, drafters, settings)
         with gradio.Row(elem_classes="actions"):
-            run = gradio.Button("Run", variant="primary", elem_id="run")
-            stop = gradio.Button("Stop", elem_id="stop")
+            run = gradio.Button("Run", variant="primary", min_width=110, elem_id="run")
+            stop = gradio.Button("Stop", min_width=110, elem_id="stop")
         views = _views(gradio)
         rounds = gradio.State([])
         _connect(gradio, offered, fields, views, rounds, run, stop)
@@ -106,10 +113,18 @@ def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: 
     prompt = gradio.Textbox(PROMPTS[0], label="Prompt", lines=4, max_lines=12, elem_id="prompt")
     gradio.Examples(PROMPTS, prompt, label="Prompts to try", cache_examples=False)
     with gradio.Row():
-        model = gradio.Dropdown(offered.models, value=offered.models[0], label="Model", elem_id="model")
-        drafter = gradio.Dropdown(drafters, value=offered.drafter, label="Drafter", elem_id="drafter")
+        model = gradio.Dropdown(
+            [(name_of(each), each) for each in offered.models],
+            value=offered.models[0],
+            label="Model",
+            min_width=FIELD,
+            elem_id="model",
+        )
+        drafter = gradio.Dropdown(drafters, value=offered.drafter, label="Drafter", min_width=FIELD, elem_id="drafter")
         most = max(MOST_TOKENS, settings.max_new_tokens)
-        tokens = gradio.Slider(1, most, settings.max_new_tokens, step=1, label="Max new tokens", elem_id="tokens")
+        tokens = gradio.Slider(
+            1, most, settings.max_new_tokens, step=1, label="Max new tokens", min_width=FIELD, elem_id="tokens"
+        )
     with gradio.Row():
         temperature = gradio.Slider(
             0,
@@ -117,10 +132,13 @@ def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: 
             settings.temperature,
             step=0.1,
             label="Temperature (0 is greedy)",
+            min_width=FIELD,
             elem_id="temperature",
         )
-        seed = gradio.Number(
-            settings.seed, label="Seed of sampling", placeholder="a fresh one", precision=0, minimum=0, elem_id="seed"
+        # A number field would show 0 where nothing is given.
+        given = "" if settings.seed is None else str(settings.seed)
+        seed = gradio.Textbox(
+            given, label="Seed of sampling", placeholder="a fresh one each time", min_width=FIELD, elem_id="seed"
         )
         always = gradio.Checkbox(False, label="Draft in every round", info="Even where it does not pay.")
     return Fields(prompt, model, drafter, tokens, temperature, seed, always)
@@ -150,7 +168,7 @@ def _connect(
     asked, shown = list(vars(fields).values()), list(vars(views).values())
 
     def answer(*values: Any) -> Iterator[list[Any]]:
-        yield from answers(gradio, offered, Question(**dict(zip(vars(fields), values, strict=True))))
+        yield from answers(gradio, offered, dict(zip(vars(fields), values, strict=True)))
 
     def choose(model: str) -> Any:
         try:
@@ -180,15 +198,44 @@ def _connect(
     views.number.input(draw, [rounds, views.number], views.tree, api_visibility="private", show_progress="hidden")
 
 
-def answers(gradio: Any, offered: OfferedModels, question: Question) -> Iterator[list[Any]]:
-    """What the views show, again and again while a race goes on, and its rounds behind them."""
+def answers(gradio: Any, offered: OfferedModels, values: dict[str, Any]) -> Iterator[list[Any]]:
+    """What the views show, again and again while a race goes on, and its rounds behind them.
+
+    Args:
+        gradio: the package.
+        offered: what decodes.
+        values: of the fields, by name.
+    """
     untouched = [gradio.skip()] * len(Views.__dataclass_fields__)
     yield [figures.line("Reading the prompt …", "running"), *untouched[1:], gradio.skip()]
     try:
+        question = Question(**{**values, "seed": seed_of(values["seed"])})
         for race in offered.race(question, EVERY):
             yield [*_shown(gradio, race), list(race.speculative.rounds)]
     except SpecStreamError as error:
         yield [figures.line(str(error), "bad"), *untouched[1:], gradio.skip()]
+
+
+def seed_of(text: str) -> int | None:
+    """The seed that was typed, None for an empty field.
+
+    Raises:
+        UsageError: no whole number of 0 or more that a generator takes.
+    """
+    typed = text.strip()
+    if not typed:
+        return None
+    if not (typed.isascii() and typed.isdigit() and len(typed) <= SEED_DIGITS):
+        raise UsageError(
+            f"seed is {typed[:40]!r}; give a whole number of 0 or more and at most {SEED_DIGITS} digits, or nothing"
+        )
+    return int(typed)
+
+
+def name_of(model: str) -> str:
+    """What a model is called on the page: of a folder, its last part."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
 
 
 def _shown(gradio: Any, race: Race) -> list[Any]:
