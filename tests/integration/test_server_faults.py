@@ -122,7 +122,7 @@ class TestClientsThatVanish:
                 return messages.pop() if messages else {"type": "http.disconnect"}
 
             async def send(message: Any) -> None:
-                pass
+                await asyncio.sleep(0)  # as where nobody reads and the connection is full
 
             asyncio.run(slow.server.app(post_scope("/v1/completions"), receive, send))
             assert eventually(slow.idle)
