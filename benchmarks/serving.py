@@ -34,7 +34,7 @@ from benchmarks.servers import (
     ours,
     vllm,
 )
-from benchmarks.traffic import Crowd, Outcome, Question, questions, requests
+from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
 from specstream.errors import UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -91,6 +91,7 @@ def load(
             url, pid = process.url, process.pid
         checks = Checks(asked, expected, count)
         crowd = Crowd(url, model, asked)
+        crowd.ask(opening(asked, clients), clients, checks.take)
         sampler = open_until_then.enter_context(MemorySampler(pid)) if pid else None
         started, rounds, seconds = time.monotonic(), 0, 0.0
         while not rounds or time.monotonic() - started < minutes * 60:
@@ -129,6 +130,16 @@ def lone_runs(folder: str, dtype: str, asked: Sequence[Question]) -> list[tuple[
     del engine
     gc.collect()
     return found
+
+
+def opening(asked: Sequence[Question], clients: int) -> list[Request]:
+    """Everybody asks the question with the longest prompt, so that memory has been at its most before it is watched.
+
+    Rows are as wide as the widest of them, and an allocator keeps what it once had: else the moment at which several
+    long prompts first meet by chance, minutes later, would look like growth.
+    """
+    longest = max(range(len(asked)), key=lambda at: len(str(asked[at].prompt)))
+    return [Request(question=longest, stream=False) for _ in range(clients)]
 
 
 class Checks:

@@ -26,7 +26,7 @@ from benchmarks.servers import (
     ours,
     vllm,
 )
-from benchmarks.serving import Checks, in_turn, metrics, ratios, report, settled
+from benchmarks.serving import Checks, in_turn, metrics, opening, ratios, report, settled
 from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
 from specstream.serving.deployment import DeploymentConfig
 
@@ -172,6 +172,15 @@ def test_the_load_is_the_same_for_the_same_seed_and_mixed() -> None:
     assert 20 < sum(each.leaves is not None for each in asking) < 60
     assert 60 < sum(each.stream for each in asking) < 140
     assert asking == requests(200, 40, leaving=0.2, seed=1) != requests(200, 40, leaving=0.2, seed=2)
+
+
+def test_everybody_begins_with_the_longest_prompt() -> None:
+    asked = questions(40, longest=100, seed=3)
+    (first, *others) = opening(asked, 5)
+    assert len(others) == 4
+    assert all(each == first for each in others)
+    assert first.leaves is None
+    assert len(str(asked[first.question].prompt)) == max(len(str(each.prompt)) for each in asked)
 
 
 def test_growth_is_the_slope_behind_the_beginning() -> None:
