@@ -145,8 +145,10 @@ class OfferedModels:
         tokenizer, parts = self._engine.tokenizer, self._drafting(question.drafter)
         if question.always:
             parts = parts.with_drafter(parts.drafter)
-        names = ("max_new_tokens", "temperature", "seed")
-        config = generation_config(GenerationConfig(), {name: getattr(question, name) for name in names})
+        config = generation_config(
+            GenerationConfig(),
+            {"max_new_tokens": question.max_new_tokens, "temperature": question.temperature, "seed": question.seed},
+        )
         prompt = encode(tokenizer, asked(tokenizer, question.prompt) if question.prompt.strip() else "")
         return Race(_batch(self._engine.parts, prompt, config), _batch(parts, prompt, config))
 
