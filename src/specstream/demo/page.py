@@ -140,7 +140,9 @@ def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: 
         seed = gradio.Textbox(
             given, label="Seed of sampling", placeholder="a fresh one each time", min_width=FIELD, elem_id="seed"
         )
-        always = gradio.Checkbox(False, label="Draft in every round", info="Even where it does not pay.")
+        always = gradio.Checkbox(
+            False, label="Draft in every round", info="Even where it does not pay.", min_width=FIELD
+        )
     return Fields(prompt, model, drafter, tokens, temperature, seed, always)
 
 
