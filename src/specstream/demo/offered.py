@@ -147,15 +147,7 @@ class OfferedModels:
             parts = parts.with_drafter(parts.drafter)
         config = generation_config(
             GenerationConfig(),
-<<<<<<< HEAD
-            {
-                "max_new_tokens": question.max_new_tokens,
-                "temperature": question.temperature,
-                "seed": question.seed,
-            },
-=======
             {"max_new_tokens": question.max_new_tokens, "temperature": question.temperature, "seed": question.seed},
->>>>>>> w-demo
         )
         prompt = encode(tokenizer, asked(tokenizer, question.prompt) if question.prompt.strip() else "")
         return Race(_batch(self._engine.parts, prompt, config), _batch(parts, prompt, config))
