@@ -54,6 +54,9 @@ FLAT = 0.02
 ENOUGH_MINUTES = 10.0
 """Of samples, for memory to be judged."""
 
+LEAST_SAMPLES = 10
+"""For a line; a load that is over sooner has none."""
+
 SETTLING_SECONDS = 60.0
 """In which a server that nobody asks any more has to let go of all rows."""
 
@@ -99,13 +102,13 @@ def load(
             seconds += crowd.ask(plan, clients, checks.take)
             rounds += 1
         problems = [*checks.problems, *settled(url)]
-        grown = None if sampler is None else growth(sampler.samples)
+        grown = growth(sampler.samples) if sampler and len(sampler.samples) >= LEAST_SAMPLES else None
         if grown is not None and grown.minutes >= ENOUGH_MINUTES and grown.end_mib > grown.start_mib * (1 + FLAT):
             problems.append(f"memory grew from {grown.start_mib:.0f} to {grown.end_mib:.0f} MiB")
         print(report(checks, grown, rounds, seconds))
         if output:
             figures = {**checks.as_json(), "rounds": rounds, "seconds": seconds, "problems": problems}
-            memory = None if grown is None or sampler is None else {**asdict(grown), "samples": sampler.samples}
+            memory = sampler and {**(asdict(grown) if grown else {}), "samples": sampler.samples}
             write_json(output, {**setting(arguments, dtype), **figures, "memory": memory})
             say(f"every outcome is in {output}")
     for problem in problems[:20]:
