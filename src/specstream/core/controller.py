@@ -46,6 +46,7 @@ class Controller:
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
+        self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = 0
 
@@ -145,6 +146,9 @@ class Controller:
         plain = self._costs.passing(rows, 1)
         options = [[Option(offer, self._expected(offer)) for offer in available] for available in offers]
         every = [option for available in options for option in available]
+        hoped = sum(max((option.expected[option.depth] for option in own), default=1.0) for own in options)
+        if hoped * plain <= rows * min((self._cheapest(rows, option.offer) for option in every), default=hoped):
+            return  # most rounds in which nothing pays: they are not to pay for pricing plans
         most = max((option.offer.steps(option.depth) for option in every), default=0)
         for width in sorted({width for option in every for width in option.widths[1:]}):
             for steps in range(min(most, width - 1) + 1):
@@ -152,6 +156,13 @@ class Controller:
                 affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
                 if affordable and plan.rate > rows / plain:
                     yield plan
+
+    def _cheapest(self, rows: int, offer: Offer) -> float:
+        """Seconds below which no plan stays that takes it."""
+        if offer.tree is not None:
+            return self._costs.passing(rows, offer.width(1))
+        width = 1 if offer.cuts else offer.width(1)
+        return self._costs.passing(rows, width) + self._costs.steps(rows, kind_of(offer), 1)
 
     def _plan(self, choices: list[Choice], width: int) -> Plan:
         rows, tokens = len(choices), 0.0
@@ -192,15 +203,18 @@ class Controller:
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
             waited = self._round - self._tried.get(kind, 0)
             overdue = waited >= (TRIAL_AFTER if kind else FREE_TRIAL_AFTER)
-            if not overdue and (not kind or self._round < self._rested):
+            if self._round < self._poor.get(kind, 0) or not overdue and (not kind or self._round < self._rested):
                 continue
             first = [next((each for each in available if kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
             plan = self._plan(choices, max(choice.offer.width(1) for choice in choices if choice))
             hopeful = sum(self._hopeful(choice.offer) if choice else 1.0 for choice in plan.choices)
             due = overdue or hopeful * plain > plan.most * rows
-            if due and plan.stake <= (1 + max(self._balance, ALLOWANCE * waited)) * plain:
+            missing = plan.stake / plain - 1 - max(self._balance, ALLOWANCE * waited)
+            if due and missing <= 0:
                 return plan
+            if due:  # a round adds no more than the allowance; prices change
+                self._poor[kind] = self._round + min(TRIAL_AFTER, int(missing / ALLOWANCE))
         return None
 
     def _hopeful(self, offer: Offer) -> float:

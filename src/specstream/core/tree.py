@@ -49,17 +49,25 @@ class TokenTree:
     @classmethod
     def merge(cls, root: int, paths: Sequence[Sequence[int]]) -> TokenTree:
         """The prefix tree of several drafted paths. The first path gets nodes 1, 2, 3, ... in a row."""
+        return cls.merged(root, paths)[0]
+
+    @classmethod
+    def merged(cls, root: int, paths: Sequence[Sequence[int]]) -> tuple[TokenTree, list[list[int]]]:
+        """``merge``, and the nodes of each path, without the root."""
         tokens, parents = [root], [-1]
         index: dict[tuple[int, int], int] = {}
+        ways: list[list[int]] = []
         for path in paths:
-            node = 0
+            node, way = 0, list[int]()
             for token in path:
                 if (node, token) not in index:
                     index[node, token] = len(tokens)
                     tokens.append(token)
                     parents.append(node)
                 node = index[node, token]
-        return cls(tuple(tokens), tuple(parents))
+                way.append(node)
+            ways.append(way)
+        return cls(tuple(tokens), tuple(parents)), ways
 
     def __len__(self) -> int:
         return len(self.parents)

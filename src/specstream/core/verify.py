@@ -26,7 +26,7 @@ from torch import Tensor
 
 from specstream.core import deferred
 from specstream.core.chains import judge_chains
-from specstream.core.sampling import Sampling, checked, draw, greedy_choices, probabilities
+from specstream.core.sampling import Sampling, checked, draw, greedy_choices, largest, probabilities
 from specstream.core.tree import TokenTree
 
 
@@ -161,7 +161,7 @@ def _walks(
 
         def walk(row: int = row, tree: TokenTree = tree, scores: Walk = scores) -> Verdict:
             if sampling.greedy:
-                return verify_greedy(tree, lambda node: int(scores(node).argmax()), ends)
+                return verify_greedy(tree, lambda node: int(largest(scores(node))), ends)
             if acceptance_threshold is None:
                 return verify_sampled(tree, scores, generators[row], ends)
             return verify_typical(tree, scores, generators[row], acceptance_threshold, ends)

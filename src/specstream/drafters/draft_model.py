@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 from specstream.core import deferred
 from specstream.core.deferred import DeferredChain, Drafted, upload
 from specstream.core.ports import DraftRequest, Offer, Target, TargetSession
-from specstream.core.sampling import Sampling, distributions, draw, draw_each, probabilities, process
+from specstream.core.sampling import Sampling, distributions, draw, draw_each, largest, probabilities, process
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
 from specstream.errors import UsageError
@@ -250,6 +250,8 @@ class DraftModelSession:
         """Over the target's vocabulary: padding entries that only one of the two has cannot be drafted."""
         own, part = logits.shape[-1], self._drafter.part
         size = self._drafter.vocab_size or own
+        if size == own and part is None:
+            return logits
         if part is not None:
             return logits.new_full((*logits.shape[:-1], size), -math.inf).index_copy_(-1, part, logits)
         return pad(logits[..., :size], (0, max(0, size - own)), value=-math.inf)
@@ -305,12 +307,13 @@ class DraftModelSession:
             # Where nothing but their order counts, logits of a part are looked at as they are: they are the fewer.
             short = self._drafter.part is not None and not sampling.needs_context
             scores = process(logits if short else self._fit(logits), sampling, context)
+            best = int(largest(scores))
             if least := row.request.least:
-                row.likelihood *= float((scores.max().float() - scores.float().logsumexp(-1)).exp())
+                row.likelihood /= float((scores - scores[best]).exp_().sum())
                 row.ended = row.likelihood < least
             if row.ended:
                 return
-            chosen = [int(scores.argmax())] if branches == 1 else scores.topk(branches).indices.tolist()
+            chosen = [best] if branches == 1 else scores.topk(branches).indices.tolist()
             row.steps.append(self._drafter.named(chosen) if short else chosen)
             return
         distribution = probabilities(self._fit(logits), sampling, context)

@@ -26,6 +26,7 @@ So the window is drafted like anything else. Unlike in the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
@@ -147,11 +148,13 @@ class _Row:
         deepest = max(map(len, [*candidates, *columns]), default=0)
         if request.depth < 1 or not deepest:
             return []
-        tree = _tree(request, candidates, columns)
-        window = {node for column in columns for node in tree.path(_node(tree, column))}
-        depths = [0 if node in window else depth for node, depth in enumerate(tree.depths)]
-        widths = (sum(depth <= taken for depth in depths) for taken in range(1, deepest + 1))
-        return [Offer(source="lookahead", depth=deepest, tree=tree, widths=(1, *widths))]
+        tree, ways = _merged(request, candidates, columns)
+        window = {node for way in ways[len(candidates) :] for node in way}
+        at_depth = [0] * (deepest + 1)  # nodes of the candidates alone
+        for node, depth in enumerate(tree.depths):
+            at_depth[depth] += node not in window
+        widths = [count + len(window) for count in accumulate(at_depth)]
+        return [Offer(source="lookahead", depth=deepest, tree=tree, widths=(1, *widths[1:]))]
 
     def propose(self, request: DraftRequest) -> TokenTree:
         self._root, self._scored = request.tokens[-1], {}
@@ -159,8 +162,9 @@ class _Row:
             return TokenTree.chain(request.tokens[-1:])
         # The window is as deep as the offer had it, whatever depth of the candidates was taken.
         columns = self._columns(request.offer.depth if request.offer else request.depth)
-        tree = _tree(request, self._candidates(request), columns)
-        self._scored = {at: _node(tree, column) for at, column in enumerate(columns)}
+        candidates = self._candidates(request)
+        tree, ways = _merged(request, candidates, columns)
+        self._scored = {at: way[-1] if way else 0 for at, way in enumerate(ways[len(candidates) :])}
         return tree
 
     def observe(self, verdict: Verdict) -> None:
@@ -191,14 +195,8 @@ class _Row:
         return paths
 
 
-def _tree(request: DraftRequest, candidates: Sequence[Sequence[int]], columns: Sequence[Sequence[int]]) -> TokenTree:
+def _merged(
+    request: DraftRequest, candidates: Sequence[Sequence[int]], columns: Sequence[Sequence[int]]
+) -> tuple[TokenTree, list[list[int]]]:
     """The newest candidate is the first path."""
-    return TokenTree.merge(request.tokens[-1], [*candidates, *columns])
-
-
-def _node(tree: TokenTree, path: Sequence[int]) -> int:
-    """Where a path of the tree ends."""
-    node = 0
-    for token in path:
-        node = next(child for child in tree.children[node] if tree.tokens[child] == token)
-    return node
+    return TokenTree.merged(request.tokens[-1], [*candidates, *columns])
