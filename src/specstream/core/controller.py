@@ -203,7 +203,7 @@ class Controller:
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
             waited = self._round - self._tried.get(kind, 0)
             overdue = waited >= (TRIAL_AFTER if kind else FREE_TRIAL_AFTER)
-            if self._round < self._poor.get(kind, 0) or not overdue and (not kind or self._round < self._rested):
+            if self._round < self._poor.get(kind, 0) or (not overdue and (not kind or self._round < self._rested)):
                 continue
             first = [next((each for each in available if kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
