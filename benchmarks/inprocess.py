@@ -175,6 +175,7 @@ class SpoiledSession:
     def __init__(self, session: DraftSession, vocab_size: int) -> None:
         self._session = session
         self._vocab_size = vocab_size
+        self.steady = getattr(session, "steady", False)
         self._own: dict[int, Offer] = {}  # the session's own offer, by the id of the spoiled one
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:

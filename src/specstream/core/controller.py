@@ -12,6 +12,7 @@ stake more than speculation has earned. docs/controller.md says it in full.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from specstream.core.acceptance import Acceptance, Reach, Trust
@@ -48,7 +49,7 @@ class Controller:
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
-        self._rested = 0
+        self._rested = self._idle = 0
 
     def choose(self, offers: Sequence[Sequence[Offer]]) -> list[Choice]:
         """What to take of each row's offers."""
@@ -62,14 +63,23 @@ class Controller:
         ):
             return plain
         awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
-        best = max(self._bets(awake), key=lambda plan: plan.rate, default=None)
+        options = [[Option(offer, self._expected(offer)) for offer in available] for available in awake]
+        hopeless = self._hopeless(options)
+        best = None if hopeless else max(self._bets(options), key=lambda plan: plan.rate, default=None)
         if best is not None:
             return [choice and choice._replace(least=self._least(choice.offer, best)) for choice in best.choices]
         if trial := self._due(offers):
             return trial.choices
         if declined := [offer for available in awake for offer in available if offer.tree is None]:
             self._declined, self._rested = declined, self._round + RESTS
+        if hopeless:
+            self._idle = self._round + RESTS
         return plain
+
+    @property
+    def idle(self) -> bool:
+        """Whether a drafter that has the same to offer in every round need not be asked for the next one."""
+        return self._round + 1 < self._idle
 
     def _rests(self, offer: Offer) -> bool:
         """Whether such a one was declined a moment ago. Known trees are judged, and so weighed, in every round."""
@@ -140,29 +150,33 @@ class Controller:
         emitted = sum(len(verdict.tokens) for verdict in verdicts)
         return max(-ACCOUNT, emitted / rows - spent / self._costs.passing(rows, 1))
 
-    def _bets(self, offers: Sequence[Sequence[Offer]]) -> Iterator[Plan]:
-        """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""
-        rows = len(offers)
-        plain = self._costs.passing(rows, 1)
-        options = [[Option(offer, self._expected(offer)) for offer in available] for available in offers]
-        every = [option for available in options for option in available]
-        hoped = sum(max((option.expected[option.depth] for option in own), default=1.0) for own in options)
-        if hoped * plain <= rows * min((self._cheapest(rows, option.offer) for option in every), default=hoped):
-            return  # most rounds in which nothing pays: they are not to pay for pricing plans
-        most = max((option.offer.steps(option.depth) for option in every), default=0)
-        for width in sorted({width for option in every for width in option.widths[1:]}):
-            for steps in range(min(most, width - 1) + 1):
-                plan = self._plan([pick(available, steps, width) for available in options], width)
-                affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
-                if affordable and plan.rate > rows / plain:
-                    yield plan
+    def _hopeless(self, options: Sequence[Sequence[Option]]) -> bool:
+        """Whether all that they may emit, at the lowest price of any, is slower than plain decoding: then no plan pays.
+
+        Most rounds in which nothing pays end here. They are not to pay for pricing plans.
+        """
+        rows = len(options)
+        tokens = sum(max((option.expected[option.depth] for option in own), default=1.0) for own in options)
+        seconds = min((self._cheapest(rows, option.offer) for own in options for option in own), default=math.inf)
+        return tokens * self._costs.passing(rows, 1) <= rows * seconds
 
     def _cheapest(self, rows: int, offer: Offer) -> float:
         """Seconds below which no plan stays that takes it."""
-        if offer.tree is not None:
-            return self._costs.passing(rows, offer.width(1))
-        width = 1 if offer.cuts else offer.width(1)
-        return self._costs.passing(rows, width) + self._costs.steps(rows, kind_of(offer), 1)
+        step = self._costs.steps(rows, kind_of(offer), 1) if offer.tree is None else 0.0
+        return self._costs.passing(rows, 1 if offer.cuts else offer.width(1)) + step
+
+    def _bets(self, options: Sequence[Sequence[Option]]) -> Iterator[Plan]:
+        """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""
+        rows = len(options)
+        plain = self._costs.passing(rows, 1)
+        every = [option for own in options for option in own]
+        most = max((option.offer.steps(option.depth) for option in every), default=0)
+        for width in sorted({width for option in every for width in option.widths[1:]}):
+            for steps in range(min(most, width - 1) + 1):
+                plan = self._plan([pick(own, steps, width) for own in options], width)
+                affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
+                if affordable and plan.rate > rows / plain:
+                    yield plan
 
     def _plan(self, choices: list[Choice], width: int) -> Plan:
         rows, tokens = len(choices), 0.0

@@ -113,6 +113,10 @@ class Speculation:
         """The deepest tree to ask for."""
         return self.max_depth if self.measures(row) else self.unmeasured_depth or self.max_depth
 
+    def idle(self, rows: Sequence[Row]) -> bool:
+        """Whether the controller decides for all rows, and has nothing to decide on just now."""
+        return self.controller is not None and self.controller.idle and not any(row.repeats for row in rows)
+
     def choose(
         self, rows: Sequence[Row], requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]
     ) -> list[DraftRequest]:
@@ -193,6 +197,7 @@ class Batch:
         self._context_length = target.context_length
         self._session = target.begin([row.tokens[:-1] for row in rows])
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
+        self._steady = getattr(self._drafts, "steady", False)
         self._clock = Clock(self._session)
         self.timings.prefill += time.perf_counter() - started
 
@@ -220,7 +225,8 @@ class Batch:
         """
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
         asked = [_request(row, speculation.depth(row), self._context_length) for row in rows]
-        offers = self._drafts.offers(asked)
+        idle = self._steady and speculation.idle(rows)
+        offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
         requests, chosen = speculation.choose(rows, asked, offers), self._clock.mark()
         trees = self._drafts.propose(requests)
         proposed = self._clock.mark()
@@ -245,12 +251,7 @@ class Batch:
         return rounds
 
 
-def decode(
-    target: Target,
-    drafter: Drafter,
-    rows: Sequence[Row],
-    **rules: Unpack[Rules],
-) -> Iterator[list[Round]]:
+def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> Iterator[list[Round]]:
     """Decode every row to its end, yielding after each pass what the rows emitted. The arguments are ``Batch``'s.
 
     Raises:

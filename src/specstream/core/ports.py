@@ -187,7 +187,11 @@ class DraftRequest:
 
 
 class DraftSession(Protocol):
-    """A drafter at work on one batch. Rows are numbered as in the target's session."""
+    """A drafter at work on one batch. Rows are numbered as in the target's session.
+
+    One that has as good an offer in every round may say so with an attribute ``steady = True``: while nothing it offers
+    can pay it is asked in some of the rounds only. One that waits for its chance, as a lookup does, is always asked.
+    """
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         """What could be drafted for each row, no deeper than it asks for; the one to prefer unseen comes first."""

@@ -127,6 +127,8 @@ class _Growing:
 class DraftModelSession:
     """The draft's own cache, kept in step with each row."""
 
+    steady = True
+
     def __init__(
         self, drafter: DraftModelDrafter, session: TargetSession, lengths: list[int], samplings: list[Sampling]
     ) -> None:

@@ -71,6 +71,8 @@ class LookaheadDrafter:
 class LookaheadSession:
     """A pool and a window for every row."""
 
+    steady = True
+
     def __init__(self, rows: list[_Row]) -> None:
         self._rows = rows
 

@@ -450,8 +450,8 @@ class TestOffersThatWereDeclined:
     def rounds(controller, offers, count):
         """How often the offers were weighed."""
         weighed = []
-        bets = controller._bets
-        controller._bets = lambda given: (any(given) and weighed.append(given)) or bets(given)
+        weigh = controller._hopeless
+        controller._hopeless = lambda given: (any(given) and weighed.append(given)) or weigh(given)
         for _ in range(count):
             (choice,) = controller.choose([list(offers)])
             nodes = choice.offer.width(choice.depth) - 1 if choice else 0
@@ -459,7 +459,7 @@ class TestOffersThatWereDeclined:
             tree = TokenTree((9, *range(nodes)), (-1, *[0] * nodes))
             seconds = (12.0 if choice else 0.0, 20.0 + 3 * nodes)
             controller.observe([list(offers)], [request], [tree], [Verdict(path=(0,), tokens=(77,))], seconds)
-        controller._bets = bets
+        controller._hopeless = weigh
         return len(weighed)
 
     def test_they_are_not_weighed_again_for_some_rounds(self):
@@ -494,6 +494,23 @@ class TestOffersThatWereDeclined:
         self.rounds(controller, offers, 50)
         controller._rested = controller._round + RESTS
         weighed = []
-        controller._bets = lambda given: weighed.append(given) or iter(())
+        controller._hopeless = lambda given: weighed.append(given) or True
         controller.choose([[known, *offers]])
-        assert weighed == [[[known]]]
+        assert [[option.offer for option in own] for (own,) in weighed] == [[known]]
+
+    def test_where_none_can_pay_a_steady_drafter_need_not_be_asked_for_some_rounds(self):
+        controller, offers = Controller(), self.poor()
+        self.rounds(controller, offers, 50)
+        idle = []
+        for _ in range(4 * RESTS):
+            idle.append(controller.idle)
+            self.rounds(controller, [] if controller.idle else offers, 1)
+        assert idle.count(True) == pytest.approx(4 * (RESTS - 1), abs=1)
+        assert idle.count(False) == pytest.approx(4, abs=1)
+
+    def test_while_something_pays_it_is_asked_in_every_round(self):
+        machine, controller = Machine(**SMALL, model=0.9), Controller()
+        machine.run(controller, 100)
+        for _ in range(50):
+            machine.round(controller)
+            assert not controller.idle

@@ -198,6 +198,29 @@ class TestDepth:
         list(decode(MODEL, Asked(), rows, speculation=speculation, **settings))
         assert max(asked) == deepest
 
+    @pytest.mark.parametrize("steady", [True, False])
+    def test_a_steady_drafter_is_not_asked_in_every_round_while_its_drafts_cannot_pay(self, steady):
+        asked = []
+
+        class Wrong(FunctionDrafter):
+            def offers(self, requests):
+                asked.append(requests)
+                return super().offers(requests)
+
+        def wrong(request):
+            (right,) = MODEL.favourites(request.tokens, 1)
+            return TokenTree.chain([request.tokens[-1], (right + 1) % 8][: 1 + request.depth])
+
+        drafter = Wrong(wrong)
+        drafter.steady = steady
+        rows = start_rows([PROMPT], [0], MODEL.context_length)
+        settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=48), "timings": Timings()}
+        speculation = Speculation(max_depth=5, controller=Controller())
+        rounds = list(decode(MODEL, drafter, rows, speculation=speculation, **settings))
+        assert rows[0].emitted == MODEL.favourites(PROMPT, 48)
+        assert len(rounds) == 48
+        assert len(asked) < 30 if steady else len(asked) == 48
+
 
 class TestRows:
     PROMPTS = ([1, 5, 2], [0], [7, 7, 3, 1, 0, 2, 4], [3, 6])
