@@ -114,6 +114,11 @@ def answer_of(record: Mapping[str, Any]) -> str | None:
     return str(answer) if answer else None
 
 
+def unanswered(record: Mapping[str, Any]) -> bool:
+    """Whether there is a place for the answer, and it is empty."""
+    return answer_of(record) is None and any(record.get(name) == "" for name in ANSWERS)
+
+
 def turns_of(record: Mapping[str, Any], where: str) -> list[str]:
     """Everything that is asked in a record: its prompt, and the later turns of a conversation."""
     later = record.get("turns")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specstream.errors import UsageError
 from specstream.extras import require
-from specstream.prompts import FIELDS, answer_of, prompt_of, read_records
+from specstream.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
 from specstream.tasks.task import Task, read_examples, read_task, training_records
 from specstream.text import as_chat, encode
 from specstream.training.config import DataSection
@@ -292,7 +292,9 @@ class _Reader:
         return [Example(tokens=tuple(block), start=1) for block in blocks if len(block) > 1]
 
     def _example(self, record: Mapping[str, Any], where: str) -> Example | None:
-        """None where nothing of the answer is left within the length."""
+        """None where there is nothing of an answer: left empty, as a few are in most data sets, or too far behind."""
+        if unanswered(record):
+            return None
         prompt, answer = self._parts(record, where)
         tokens = (*prompt, *answer)[: self._config.max_length]
         if max(tokens) > self._last:

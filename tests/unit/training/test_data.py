@@ -76,6 +76,10 @@ def test_long_answers_are_cut_and_long_prompts_left_out():
     assert texts({"prompt": words * 9, "completion": "one"}, max_length=30) == []
 
 
+def test_a_record_whose_answer_is_empty_is_left_out():
+    assert texts({"instruction": "one", "input": "", "output": ""}) == []
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
