@@ -59,7 +59,7 @@ def demo(
     port = run.free_port(host, port)
     with quiet():
         page = build_page(offered, Settings(**shown))
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if options.open_to_others(host):
         print(f"warning: {host} is open to others and the page asks for no key", file=sys.stderr)
     print(f"the demo is on http://{host}:{port}", file=sys.stderr, flush=True)
     run.listen(page, host, port)

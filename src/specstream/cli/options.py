@@ -82,3 +82,8 @@ def check_drafter(name: str) -> None:
     known = get_args(DrafterName)
     if name not in known:
         raise UsageError(f"drafter is {name!r}; give one of {', '.join(known)}")
+
+
+def open_to_others(host: str) -> bool:
+    """Whether a server that listens there is reached from other machines."""
+    return host not in ("127.0.0.1", "localhost", "::1")

@@ -98,5 +98,5 @@ def _serve_ours(settings: DeploymentConfig) -> None:
 
 
 def _warn_of_open_host(settings: DeploymentConfig) -> None:
-    if settings.api_key is None and settings.host not in ("127.0.0.1", "localhost", "::1"):
+    if settings.api_key is None and options.open_to_others(settings.host):
         _log.warning("%s is open to others and there is no api_key", settings.host)

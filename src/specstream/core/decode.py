@@ -115,7 +115,7 @@ class Speculation:
 
     def idle(self, rows: Sequence[Row]) -> bool:
         """Whether the controller decides for all rows, and has nothing to decide on just now."""
-        return self.controller is not None and self.controller.idle and not any(row.repeats for row in rows)
+        return self.controller is not None and self.controller.idle and all(map(self.measures, rows))
 
     def choose(
         self, rows: Sequence[Row], requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]

@@ -138,14 +138,7 @@ def greedy_choices(logits: Tensor) -> Tensor:
     Read them through ``checked``: a bad position counts only where the output meets it, as in plain decoding; it
     may as well lie beyond the row's tree or below a rejected draft.
     """
-    if logits.device.type == "cpu":
-        rows = _numbers(logits).reshape(-1, logits.shape[-1])
-        found = [
-            each if math.isfinite(row[each]) else NO_CHOICE
-            for row, each in zip(rows, rows.argmax(-1).tolist(), strict=True)
-        ]
-        return torch.tensor(found).view(logits.shape[:-1])
-    choices = logits.argmax(-1)
+    choices = largest(logits)
     best = logits.gather(-1, choices[..., None])[..., 0]
     return choices.masked_fill(~torch.isfinite(best), NO_CHOICE)
 
