@@ -22,6 +22,9 @@ from specstream.models.taps import States
 KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 """Decoder layers the kernel computes. Others that look alike scale residuals or order their norms otherwise."""
 
+MODELS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+"""Models that embed, run such layers, normalise and apply their head, and nothing else."""
+
 _ATTENTION_PARTS = ("q", "k", "v", "o")
 _MLP_PARTS = ("gate", "up", "down")
 
@@ -220,11 +223,51 @@ class FusedTop:
         self._layers = FusedLayers(layers, _nothing_runs)
         self._rotate, self._norm = model.base_model.rotary_emb, model.base_model.norm
 
-    def __call__(self, hidden: Tensor, positions: Tensor, cache: Any, plan: TreePlan) -> Tensor:
-        """What goes into the first layer -> final, normed states, both ``[rows, nodes, hidden]``."""
+    def __call__(
+        self, hidden: Tensor, positions: Tensor, cache: Any, plan: TreePlan, states: States | None = None
+    ) -> Tensor:
+        """What goes into the first layer -> final, normed states, both ``[rows, nodes, hidden]``; fills ``states``."""
         rotations = self._rotate(hidden, position_ids=positions)
-        normed: Tensor = self._norm(self._layers.run(hidden, rotations, cache, plan, None))
+        normed: Tensor = self._norm(self._layers.run(hidden, rotations, cache, plan, states))
         return normed
+
+
+class FusedModel:
+    """A whole model of the Llama kind: embedding, layers, norm, head, and as little of Python between as there can be.
+
+    Args:
+        model, windows, quantized: as for ``fused_layers``. The kernel has to know all its layers.
+        head: what runs the head.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        windows: tuple[int, ...],
+        quantized: Mapping[nn.Module, QuantizedWeight],
+        head: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._embed, self._head, self._depth = model.get_input_embeddings(), head, model.config.num_hidden_layers
+        self._layers = FusedTop(model, windows, quantized, 0)
+        self._passed_over = [model, model.base_model, *model.base_model.layers, model.get_output_embeddings()]
+
+    @staticmethod
+    def knows(model: Any) -> bool:
+        """Whether the model's own forward does no more than this; some scale embeddings or logits."""
+        plain = all("forward" not in module.__dict__ for module in (model, model.base_model))
+        return type(model).__name__ in MODELS and type(model).__module__.startswith("transformers.") and plain
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody hooked a module that would not be called."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self._passed_over)
+
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: Any, plan: TreePlan, states: States | None) -> Tensor:
+        """Tokens ``[rows, nodes]`` -> logits ``[rows, nodes, vocab]``; fills ``states``."""
+        normed = self._layers(self._embed(tokens), positions, cache, plan, states)
+        if states is not None and self._depth in states:
+            states[self._depth] = normed
+        return self._head(normed)
 
 
 def _nothing_runs() -> tuple[TreePlan, None]:

@@ -94,6 +94,9 @@ class HuggingFaceTarget:
 
         The pass leaves in ``states`` what went into the layers that are its keys.
         """
+        whole = None if last_only else self.runtime.whole(layout.plan)
+        if whole is not None and layout.plan is not None:
+            return whole(tokens, self._positions(layout), cache, layout.plan, states)
         arguments = self._arguments(cache, layout)
         if last_only and self.family.takes_logits_to_keep:
             arguments["logits_to_keep"] = 1
@@ -151,12 +154,15 @@ class HuggingFaceTarget:
             "past_key_values": cache,
             "use_cache": True,
         }
-        positions = layout.positions
         if self.family.takes_positions:
-            if self.context_length is not None:  # padding may stand beyond the last position; it is never read
-                positions = positions.clamp(max=self.context_length - 1)
-            arguments["position_ids"] = positions
+            arguments["position_ids"] = self._positions(layout)
         return arguments
+
+    def _positions(self, layout: Layout) -> Tensor:
+        """Padding may stand beyond the last position; it is never read."""
+        if self.context_length is None:
+            return layout.positions
+        return layout.positions.clamp(max=self.context_length - 1)
 
     def cache(self, prefixes: Sequence[Sequence[int]]) -> TreeCache:
         """An empty cache for a batch of these."""

@@ -24,7 +24,7 @@ from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import native, quantized
-from specstream.models.fused import FusedTop, fused_layers
+from specstream.models.fused import FusedModel, FusedTop, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -92,12 +92,16 @@ class Runtime:
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
         self._stacked = False  # whether all layers of the model run on our own kernel
+        self._whole: FusedModel | None = None
         if self._configs:
             AttentionInterface.register(_ATTENTION, _attend)
             layers = fused_layers(model, self._layer_windows, weights, _running)
             self._stacked = len(layers) == model.config.num_hidden_layers
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
+        if self._stacked and FusedModel.knows(model):
+            head = model.get_output_embeddings()
+            self._whole = FusedModel(model, self._layer_windows, weights, dict(self._swaps).get(head, head))
 
     def uncaptured(self) -> None:
         """The model's passes turned out not to be capturable, and results must not say that they are."""
@@ -138,6 +142,10 @@ class Runtime:
     def stacked(self, plan: TreePlan | None) -> bool:
         """Whether a pass of this plan runs through our own stack of layers, which keeps states by itself."""
         return plan is not None and self._stacked
+
+    def whole(self, plan: TreePlan | None) -> FusedModel | None:
+        """What runs a pass of this plan from tokens to logits past the model's own forward, if anything does."""
+        return None if plan is None or self._whole is None or self._whole.watched else self._whole
 
     @contextmanager
     def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:

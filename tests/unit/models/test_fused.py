@@ -96,3 +96,46 @@ def test_layers_run_together_unless_somebody_watches_one():
     with torch.inference_mode():
         own = model(torch.tensor([TOKENS[:23]]), output_hidden_states=True).hidden_states[1][:, 20:]
     assert torch.allclose(seen[0], own, atol=1e-4)
+
+
+def passes_of(target, states=None):
+    session = target.begin_unpadded([TOKENS[:20]])
+    if states:
+        session.tap(states)
+    logits = session.score([TokenTree.merge(TOKENS[20], [TOKENS[21:25], TOKENS[30:33]])])
+    return logits, [session.states(layer) for layer in states or ()]
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_from_tokens_to_logits_has_the_bits_of_the_models_own_forward(family):
+    """Such passes and others (prompts) belong to one text."""
+    target = HuggingFaceTarget(build(family, torch.bfloat16), runtime="native")
+    layers = range(target.model.config.num_hidden_layers + 1)
+    assert target.runtime.whole(target.runtime.plan([TokenTree.chain([1])], 1, [0])) is not None
+    logits, states = passes_of(target, layers)
+    target.runtime._whole = None
+    own, kept = passes_of(target, layers)
+    assert torch.equal(logits, own)
+    assert all(map(torch.equal, states, kept))
+
+
+@pytest.mark.parametrize("part", ["self", "model", "layer", "lm_head", "norm"])
+def test_a_hook_is_called_wherever_it_hangs(part):
+    model = build.__wrapped__("llama")
+    target, seen = HuggingFaceTarget(model, runtime="native"), []
+    parts = {"self": model, "layer": model.model.layers[1], "norm": model.model.norm}
+    module = parts.get(part) or getattr(model, part)
+    module.register_forward_hook(lambda *_: seen.append(part))
+    session = target.begin_unpadded([TOKENS[:20]])
+    before = len(seen)
+    session.score([TokenTree.chain([1])])
+    assert len(seen) > before
+
+
+def test_a_model_with_more_around_its_layers_runs_its_own_forward():
+    class Scaled(type(build("llama"))):
+        pass
+
+    model = build.__wrapped__("llama")
+    model.__class__ = Scaled
+    assert Runtime(model, "native")._whole is None
