@@ -123,7 +123,8 @@ class EngineConfig(BaseModel):
             pays, down to not at all. False always drafts as deep as allowed. A generation that samples with a seed
             is never adaptive: it must repeat, and times do not.
         draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
-            output cannot change, only the acceptance. ``auto`` is int8 on the CPU for drafts given by name.
+            output cannot change, only the acceptance. ``auto`` is, on the CPU for drafts given by name, int4 from 256
+            million parameters on, else int8.
         heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; None takes those that
             are shipped, where ``drafter`` asks for them.
         router: the folder of a router that was trained for this very model (docs/router.md).

@@ -27,7 +27,7 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import Quantization, lend_kernels, prefers_bytes
+from specstream.models.runtime import Quantization, draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
 from specstream.models.vocabulary import load_draft
 from specstream.routing.config import DrafterSpec
@@ -254,10 +254,8 @@ def _draft_target(
     quantization, named = config.draft_quantization, isinstance(draft, str)
     if named and draft.startswith(SELF):
         draft, quantization, named = target.model, _self_quantization(draft), False
-    if quantization == "auto":
-        quantization = "int8" if named and prefers_bytes(target.model, config.runtime) else "none"
     if draft is target.model:
-        if quantization == "none":
+        if quantization in ("auto", "none"):
             return target, None
         return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
     draft_tokenizer, part = None, None
@@ -269,6 +267,8 @@ def _draft_target(
             f"the draft {model_name(draft)} says some of {_vocab_size(draft)} tokens and the target has "
             f"{_vocab_size(target.model)}; make one of {model_name(target.model)}: specstream make-draft"
         )
+    if quantization == "auto":
+        quantization = draft_quantization(draft, config.runtime) if named else "none"
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it

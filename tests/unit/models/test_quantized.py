@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from specstream.core.tree import TokenTree
-from specstream.models import native
+from specstream.models import native, runtime
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.quantized import LEVELS, linear, quantize
 from tests.lossless.families import FAMILIES, build, prompt
@@ -126,3 +126,12 @@ def test_a_tied_embedding_outlives_the_release():
     target.runtime.release()
     assert model.get_input_embeddings().weight.shape == (160, 64)
     assert torch.isfinite(target.begin([[3, 4]]).score([TokenTree.chain([5])])).all()
+
+
+@needs_kernels
+def test_only_a_large_draft_takes_four_bits_by_itself(monkeypatch):
+    model = build("llama")
+    assert runtime.draft_quantization(model, "auto") == "int8"
+    monkeypatch.setattr(runtime, "LARGE_DRAFT", 1000)
+    assert runtime.draft_quantization(model, "native") == "int4"
+    assert runtime.draft_quantization(model, "eager") == "none"
