@@ -255,7 +255,9 @@ def _draft_target(
     if named and draft.startswith(SELF):
         draft, quantization, named = target.model, _self_quantization(draft), False
     if draft is target.model:
-        if quantization in ("auto", "none"):
+        if quantization == "auto":
+            quantization = "none"
+        if quantization == "none":
             return target, None
         return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
     draft_tokenizer, part = None, None
