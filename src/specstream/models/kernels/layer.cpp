@@ -45,7 +45,7 @@ template <class T, class W> struct Block {
   using P = Product<W>;
   using X = typename P::X;
 
-  const Layer &layer;
+  const Layer &layer, *next; // the one above, or null
   const Cache &cache;
   const Pass &pass;
   const T *x;
@@ -56,8 +56,8 @@ template <class T, class W> struct Block {
   T *q, *k, *v, *seen, *between, *gate, *up; // between: the hidden states after attention
   Turns *turns; // one for each matrix
 
-  Block(const Layer &layer, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory, Turns *turns)
-      : layer(layer), cache(cache), pass(pass), x(x), y(y), m(pass.rows * pass.nodes), hidden(layer.q.inputs),
+  Block(const Layer &layer, const Layer *next, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory, Turns *turns)
+      : layer(layer), next(next), cache(cache), pass(pass), x(x), y(y), m(pass.rows * pass.nodes), hidden(layer.q.inputs),
         inner(layer.gate.outputs), turns(turns) {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
     widest = hidden > widest ? hidden : widest;
@@ -104,12 +104,16 @@ template <class T, class W> struct Block {
     }
   }
 
-  // This thread's share of a product, on top of a residual if there is one.
-  void project(const Matrix &matrix, Turns &turns, T *to, const T *residual = nullptr) const {
-    Linear<W> p(inputs, static_cast<const W *>(matrix.weights), matrix.outputs, matrix.inputs);
+  Linear<W> product(const Matrix &matrix) const {
+    return Linear<W>(inputs, static_cast<const W *>(matrix.weights), matrix.outputs, matrix.inputs);
+  }
+
+  // This thread's share of a product, on top of a residual if there is one; `next` is the product that follows, or null.
+  void project(const Matrix &matrix, const Matrix *next, Turns &turns, T *to, const T *residual = nullptr) const {
     const T *bias = static_cast<const T *>(matrix.bias);
     Output<T, W> output{static_cast<const float *>(matrix.scales), units, bias, residual, to, matrix.outputs};
-    multiply(p, m, turns, output);
+    Span following = next ? Span{next->weights, next->outputs * product(*next).bytes()} : Span{nullptr, 0};
+    multiply(product(matrix), m, turns, output, following);
   }
 
   // One head of one node: q stays, k and v go into the cache.
@@ -156,9 +160,9 @@ template <class T, class W> struct Block {
       normalise(x + row * hidden, layer.input_norm, hidden, layer.epsilon, y + row * hidden);
       prepare(row, y + row * hidden, hidden);
     }
-    project(layer.q, turns[0], q);
-    project(layer.k, turns[1], k);
-    project(layer.v, turns[2], v);
+    project(layer.q, &layer.k, turns[0], q);
+    project(layer.k, &layer.v, turns[1], k);
+    project(layer.v, &layer.o, turns[2], v);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long task = 0; task < m * (layer.heads + layer.kv_heads); task++) {
@@ -168,7 +172,7 @@ template <class T, class W> struct Block {
     attend<T>(attention());
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) prepare(row, seen + row * layer.o.inputs, layer.o.inputs);
-    project(layer.o, turns[3], between, x);
+    project(layer.o, &layer.gate, turns[3], between, x);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) {
@@ -176,8 +180,8 @@ template <class T, class W> struct Block {
       normalise(between + row * hidden, layer.post_norm, hidden, layer.epsilon, normed);
       prepare(row, normed, hidden);
     }
-    project(layer.gate, turns[4], gate);
-    project(layer.up, turns[5], up);
+    project(layer.gate, &layer.up, turns[4], gate);
+    project(layer.up, &layer.down, turns[5], up);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long task = 0; task < m * BLOCKS; task++) {
@@ -186,7 +190,7 @@ template <class T, class W> struct Block {
     }
 #pragma omp for schedule(static)
     for (long row = 0; row < m; row++) prepare(row, gate + row * inner, inner);
-    project(layer.down, turns[6], y, between);
+    project(layer.down, next ? &next->q : nullptr, turns[6], y, between);
   }
 };
 
@@ -199,7 +203,7 @@ template <class T, class W> void run_layers(const Layer *const *layers, const Ca
     T *y = i + 1 < count ? states[i % 2] : static_cast<T *>(pass.y);
     if (pass.kept && pass.kept[i]) std::memcpy(pass.kept[i], x, size * sizeof(T));
     Turns turns[7];
-    Block<T, W> block(*layers[i], caches[i], pass, x, y, memory, turns);
+    Block<T, W> block(*layers[i], i + 1 < count ? layers[i + 1] : nullptr, caches[i], pass, x, y, memory, turns);
 #pragma omp parallel num_threads(pass.threads)
     block.run();
     x = y;

@@ -154,28 +154,35 @@ template <class T> struct Linear {
   long size, n, k;                 // k a multiple of EACH
   Linear(const typename Product<T>::X *x, const T *w, long n, long k)
       : x(x), w(w), size(Product<T>::size(k)), n(n), k((k + Product<T>::EACH - 1) / Product<T>::EACH * Product<T>::EACH) {}
+  long bytes() const { return k / Product<T>::EACH * long(sizeof(T)); } // of an output's weights
 };
 
-// Weights to fetch meanwhile: those `distance` outputs behind the ones from..to. Each group of rows that passes over the
-// same weights fetches its part, so that memory is never idle.
+// Memory from an address on.
+struct Span {
+  const void *begin;
+  long bytes;
+};
+
+// Weights to fetch while outputs from..to are computed: those `distance` bytes behind theirs. Each group of rows that
+// passes over the same weights fetches its part, so that memory is never idle.
 struct Fetch {
   long distance, from, to;
   long at(long n) const { return n >= from && n < to ? distance : 0; }
 };
 
 template <int M, int N, class T>
-inline void tile(const Linear<T> &p, long row, long from, long begin, long end, long ahead,
+inline void tile(const Linear<T> &p, long row, long from, long begin, long end, long distance,
                  typename Product<T>::Sum (&sums)[M][N]) {
   using P = Product<T>;
   long stride = p.k / P::EACH;
   const T *w = p.w + from * stride;
-  const T *next = w + ahead * stride;
+  const char *next = reinterpret_cast<const char *>(w) + distance;
   const typename P::X *x = p.x + row * p.size;
   for (long i = begin; i < end; i += P::STEP) {
     typename P::Step weights[N];
     for (int n = 0; n < N; n++) {
       weights[n] = P::weights(w + n * stride + i / P::EACH);
-      __builtin_prefetch(next + n * stride + i / P::EACH, 0, 2);
+      __builtin_prefetch(next + (n * stride + i / P::EACH) * long(sizeof(T)), 0, 2);
     }
     for (int m = 0; m < M; m++)
       for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.size + P::at(i), weights[n]);
@@ -275,16 +282,22 @@ template <class T, class Out> void widened(const Linear<T> &p, long m, long from
 }
 
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
-// outputs, and out(m, n, partial sums) is called once for each.
-template <class T, class Out> void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out) {
+// outputs, and out(m, n, partial sums) is called once for each. `following` are the weights of the next product: what
+// stands between two of them is time in which memory would do nothing.
+template <class T, class Out>
+void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span following = {nullptr, 0}) {
   long threads = omp_get_num_threads();
-  long fitting = WEIGHT_BYTES / (p.k / Product<T>::EACH * long(sizeof(T))), fair = p.n / (4 * threads);
+  long fitting = WEIGHT_BYTES / p.bytes(), fair = p.n / (4 * threads);
   long chunk = (fitting < fair ? fitting : fair) / 8 * 8;
   chunk = chunk < 8 ? 8 : chunk;
   for (long from; (from = chunk * turns.next.fetch_add(1, std::memory_order_relaxed)) < p.n;) {
     long to = from + chunk < p.n ? from + chunk : p.n;
-    // This thread's next turn comes when all the others had theirs. Behind the last there is nothing to fetch.
-    long ahead = from + (threads + 1) * chunk <= p.n ? threads * chunk : 0;
+    // This thread's next turn comes when all the others had theirs; behind its last one comes the next product.
+    long part = chunk * p.bytes(), first = from / chunk % threads * part, distance = 0;
+    if (from + (threads + 1) * chunk <= p.n)
+      distance = threads * part;
+    else if (first + part <= following.bytes)
+      distance = static_cast<const char *>(following.begin) + first - reinterpret_cast<const char *>(p.w) - from * p.bytes();
     if constexpr (sizeof(T) == 2 && sizeof(typename Product<T>::X) == 4)
       if (m >= MANY_ROWS) {
         widened(p, m, from, to, out);
@@ -293,7 +306,7 @@ template <class T, class Out> void multiply(const Linear<T> &p, long m, Turns &t
     long groups = (m + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE; // even ones: two of six rows are faster than eight and four
     for (long group = 0; group < groups; group++) {
       long row = m * group / groups, end = m * (group + 1) / groups;
-      Fetch fetch{ahead, from + (to - from) * group / groups, from + (to - from) * (group + 1) / groups};
+      Fetch fetch{distance, from + (to - from) * group / groups, from + (to - from) * (group + 1) / groups};
       some_rows(p, end - row, row, from, to, fetch, out);
     }
   }
