@@ -16,7 +16,7 @@ PRIOR_WEIGHT = 2
 """Judgements that the prior counts for."""
 
 TRUST, TRUST_FADE = 4.0, 1 / 64
-"""Tokens that a drafter's own word counts for at first, and the weight of the newest of its drafts after that."""
+"""What somebody's own word counts for at first, in what they said, and the weight of the newest of it after that."""
 
 SURPRISE = 0.001
 """A run of acceptances, or of rejections, that is less likely than this means that the text has changed."""
@@ -84,24 +84,25 @@ class Acceptance:
 
 
 class Trust:
-    """What became of the tokens that a drafter which measures itself said would be accepted.
+    """How what happens compares with what somebody said of themselves.
 
-    It may be mistaken of itself: shares of paths are multiplied as if depths knew nothing of each other, and what it
-    was told of its candidates need not be what was scored.
+    Heads may be mistaken of their trees: shares of paths are multiplied as if depths knew nothing of each other, and
+    what they were told of their candidates need not be what was scored. A draft model's probabilities are about the
+    text, and the target need not doubt where they do: a copy of it in fewer bits agrees with it at any of them.
 
     Attributes:
-        ratio: accepted tokens over those it expected.
+        ratio: what happened over what was expected.
     """
 
     def __init__(self) -> None:
-        self._expected = self._accepted = TRUST
+        self._expected = self._happened = TRUST
         self.ratio = 1.0
 
-    def judge(self, expected: float, accepted: int) -> None:
-        """So many drafted tokens were expected to be accepted, and so many were."""
+    def judge(self, expected: float, happened: int) -> None:
+        """So much was expected, of tokens for example, and so much it was."""
         self._expected += expected - TRUST_FADE * self._expected
-        self._accepted += accepted - TRUST_FADE * self._accepted
-        self.ratio = self._accepted / self._expected
+        self._happened += happened - TRUST_FADE * self._happened
+        self.ratio = self._happened / self._expected
 
 
 class Reach:

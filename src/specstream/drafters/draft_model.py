@@ -1,8 +1,10 @@
 """A smaller model of the same vocabulary drafts token by token (Leviathan et al., arXiv 2211.17192).
 
-A greedy draft ends where the draft model, by its own probabilities, is no longer sure enough of the path to pay for
-another step (as the controller says: ``DraftRequest.least``). Sampled drafts do not end early: which tokens are drawn
-must not decide whether they are looked at.
+A greedy draft ends where the draft model is no longer sure enough of the path to pay for another step (as the
+controller says: ``DraftRequest.least``). How sure it is says its probability of each token, its doubts multiplied by
+what came of the last ones. The token at which a draft ends is held against the target's own as well, or a draft that
+never dares would never learn. Sampled drafts do not end early: which tokens are drawn must not decide whether they are
+looked at.
 
 A draft may say some of the target's tokens only (``part``): the others have probability 0 in what it proposes, which
 verification weighs like any other proposal.
@@ -24,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from specstream.core import deferred
+from specstream.core.acceptance import Trust
 from specstream.core.deferred import DeferredChain, Drafted, upload
 from specstream.core.ports import DraftRequest, Offer, Target, TargetSession
 from specstream.core.sampling import Sampling, distributions, draw, draw_each, largest, probabilities, process
@@ -70,6 +73,7 @@ class DraftModelDrafter:
         if part is not None and vocab_size is None:
             raise UsageError("part is given and vocab_size is not; give the size of the target's vocabulary")
         self.vocab_size, self.part, self.name = vocab_size, part, name
+        self.doubts = Trust()  # tokens that were wrong, over the probability that the draft left for that
         self._names: list[int] = [] if part is None else part.tolist()
 
     def named(self, rows: list[int]) -> list[int]:
@@ -96,6 +100,7 @@ class _Growing:
     sampling: Sampling
     likelihood: float = 1.0
     ended: bool = False
+    said: list[tuple[int, float]] = field(default_factory=list)  # tokens that were the likeliest, and the doubt of each
     steps: list[list[int]] = field(default_factory=list)
     proposals: list[Tensor] = field(default_factory=list)
 
@@ -140,12 +145,14 @@ class DraftModelSession:
         # Tokens that the draft can read: where it says all that it reads, known from its first pass.
         self._vocab_size = None if drafter.part is None else drafter.vocab_size
         self._before: list[int] = []
+        self._said: list[list[tuple[int, float]]] = []
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return [self._offers(row, request) for row, request in enumerate(requests)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         depths = [self._depth(request) for request in requests]
+        self._said = []
         if not any(depths):
             self._before = list(self._cached)
             return [TokenTree.chain(request.tokens[-1:]) for request in requests]
@@ -165,10 +172,16 @@ class DraftModelSession:
             for row, grows, scores in zip(growing, goes_on, logits, strict=True):
                 if grows:
                     self._grow(row, scores)
+        self._said = [row.said for row in growing]
         return [row.tree() for row in growing]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
-        """Forget what the draft read beyond the accepted part of its own chain."""
+        """Forget what the draft read beyond the accepted part of its own chain; learn what its doubts are worth."""
+        for said, verdict in zip(self._said, verdicts, strict=False):
+            for (token, doubt), truth in zip(said, verdict.tokens, strict=False):
+                self._drafter.doubts.judge(doubt, token != truth)
+                if token != truth:
+                    break
         for row, verdict in enumerate(verdicts):
             on_chain = sum(1 for depth, node in enumerate(verdict.path[1:], 1) if node == depth)
             self._cached[row] = min(self._cached[row], self._before[row] + on_chain)
@@ -310,13 +323,15 @@ class DraftModelSession:
             short = self._drafter.part is not None and not sampling.needs_context
             scores = process(logits if short else self._fit(logits), sampling, context)
             best = int(largest(scores))
-            if least := row.request.least:
-                row.likelihood /= float((scores - scores[best]).exp_().sum())
-                row.ended = row.likelihood < least
-            if row.ended:
-                return
             chosen = [best] if branches == 1 else scores.topk(branches).indices.tolist()
-            row.steps.append(self._drafter.named(chosen) if short else chosen)
+            chosen = self._drafter.named(chosen) if short else chosen
+            if least := row.request.least:
+                doubt = 1 - 1 / float((scores - scores[best]).exp_().sum())
+                row.said.append((chosen[0], doubt))
+                row.likelihood *= max(0.0, 1 - doubt * self._drafter.doubts.ratio)
+                row.ended = row.likelihood < least
+            if not row.ended:
+                row.steps.append(chosen)
             return
         distribution = probabilities(self._fit(logits), sampling, context)
         row.proposals.append(distribution)

@@ -142,6 +142,38 @@ class TestDraftsThatEndEarly:
             assert len({depth for depths in drafter.depths for depth in depths}) > 2
 
 
+class TestDoubts:
+    """A draft's probabilities are about the text, not about whether the target agrees."""
+
+    @pytest.fixture(autouse=True)
+    def on_the_host(self, place):
+        if place == "device":
+            pytest.skip("there nobody looks at a token until the chain is done")
+
+    def test_of_one_who_is_always_right_are_soon_not_believed(self):
+        unsure = TARGET.sharpened(0.2)
+        assert propose(DraftModelDrafter(unsure, gamma=4), [0, 1, 2], least=0.6).drafted == 0
+        drafter = InStep(DraftModelDrafter(unsure, gamma=4), least=0.6)
+        rows = run(drafter, [[0, 1, 2]], sampling=Sampling(), max_new_tokens=60)
+        assert [row.emitted for row in rows] == [
+            row.emitted for row in run(NoDrafter(), [[0, 1, 2]], sampling=Sampling(), max_new_tokens=60)
+        ]
+        assert drafter.depths[0] == [0]
+        assert max(drafter.depths[-5:-1]) == [4]
+        assert drafter.drafter.doubts.ratio < 0.3
+
+    def test_of_one_who_is_wrong_more_often_than_it_says_grow(self):
+        boaster = TARGET.disturbed(31, 3)
+        drafter = DraftModelDrafter(boaster, gamma=4)
+        run(InStep(drafter, least=0.5), sampling=Sampling(), max_new_tokens=60)
+        assert drafter.doubts.ratio > 1.5
+        drafted = [
+            sum(propose(each, tokens, least=0.5).drafted for tokens in PROMPTS)
+            for each in (DraftModelDrafter(boaster, gamma=4), drafter)
+        ]
+        assert drafted[1] < drafted[0]
+
+
 class TestProposal:
     def test_a_chain_of_its_favourites(self):
         tree = propose(DraftModelDrafter(DRAFT), [0, 1, 2])
