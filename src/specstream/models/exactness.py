@@ -68,11 +68,14 @@ class Exactness:
         simple: whether a pass of so many rows and of so many nodes each runs through an attention that sums every
             node's keys in path order by itself: then only the number of nodes matters, neither the length of the
             context nor how they are shared out to rows, and far fewer shapes are tried.
+        alike: whether a pass of so many rows and of so many nodes each runs the kernels that plain decoding runs.
+            Others may agree on every token of the probe and part on one in thousands, of a small model in two bytes;
+            in float32 they part at once, and are left to the probe.
         one_width: where no class of widths is found, take a single width for all passes: on a GPU it costs little, and
             passes of one width run one kernel. Larger trees are then lossless up to rounding.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         begin: Callable[[Sequence[Sequence[int]]], ProbeSession],
         vocab_size: int,
@@ -81,6 +84,7 @@ class Exactness:
         dtype: torch.dtype,
         activations: int,
         simple: Callable[[int, int], bool] = lambda rows, width: False,
+        alike: Callable[[int, int], bool] = lambda rows, width: True,
         one_width: bool = False,
     ) -> None:
         self._begin = begin
@@ -93,6 +97,7 @@ class Exactness:
         narrowest = 1 if wanted <= WIDTHS[-1] else SAFE_WIDTH
         self._widths = [width for width in WIDTHS if width >= narrowest]
         self._simple, self._one_width = simple, one_width
+        self._alike = alike if dtype.itemsize < 4 else lambda rows, width: True
         self._base: int | None = None
         self._calibrated = False
         self._tokens: list[int] = []
@@ -195,6 +200,8 @@ class Exactness:
 
     def _agrees(self, rows: int, width: int, end: int, blocks: int, *, branched: bool = False) -> bool:
         """Whether passes of this shape read the probe tokens as plain decoding does: as a chain, or as a branch."""
+        if not self._alike(rows, width):
+            return False
         if end not in self._references:
             assert self._base is not None
             self._references[end] = self._refer(self._base, end, USEFUL_WIDTH, self._wide())

@@ -183,6 +183,7 @@ class HuggingFaceTarget:
             dtype=self.model.dtype,
             activations=text.num_hidden_layers * text.hidden_size,
             simple=self.runtime.own_attention,
+            alike=self.runtime.alike,
             one_width=self.runtime.static,
         )
 

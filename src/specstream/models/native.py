@@ -93,15 +93,20 @@ def available() -> bool:
     return True
 
 
+def rows_of(dtype: torch.dtype) -> int:
+    """Rows up to which ``linear`` is our own kernel, and so gives a row the same bits."""
+    # oneDNN emulates bf16 where the processor has no instructions for it, at half the speed of our kernel. A fixed
+    # rule, not a measurement: the same prompt must give the same bits in every process.
+    emulated = dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported()
+    return sys.maxsize if emulated else MOST_ROWS
+
+
 def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """A linear layer for the few rows of a decoding pass, on the weight itself: ``[n, k]`` contiguous, bf16 or f32.
 
-    The result's rows have the same bits in passes of any width up to ``MOST_ROWS``.
+    The result's rows have the same bits in passes of any width up to ``rows_of`` its dtype.
     """
-    # oneDNN emulates bf16 where the processor has no instructions for it, at half the speed of our kernel. A fixed
-    # rule, not a measurement: the same prompt must give the same bits in every process.
-    emulated = weight.dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported()
-    most_rows = sys.maxsize if emulated else MOST_ROWS
+    most_rows = rows_of(weight.dtype)
     weight = weight.detach()
     bias = None if bias is None else bias.detach().contiguous()
     multiply = kernel("linear", weight.dtype)

@@ -9,6 +9,7 @@ shape, and ``static`` runs those uncaptured, for debugging; see ``graphs.py``. T
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -84,6 +85,7 @@ class Runtime:
             raise UsageError("quantization is 'int4', which needs our kernels and so a C++ compiler; give 'int8'")
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
+        self._own_linears = name == "native" and not weights
         self._layer_windows = tuple(layer_windows)
         self._parts: dict[range, Swaps] = {}
         self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
@@ -134,6 +136,11 @@ class Runtime:
     def own_attention(self, rows: int, width: int) -> bool:
         """Whether a pass over so many rows and nodes each goes through the native attention, not the model's own."""
         return bool(self._configs) and rows * width <= native.MOST_ROWS
+
+    def alike(self, rows: int, width: int) -> bool:
+        """Whether a pass over so many rows and nodes each runs the kernels that narrower ones run."""
+        own = native.rows_of(self.model.dtype) if self._own_linears else sys.maxsize
+        return rows * width <= min(own, native.MOST_ROWS if self._configs else sys.maxsize)
 
     def plan(self, trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> TreePlan | None:
         """What the native attention needs to know of a pass; None if the pass goes through the model's own."""

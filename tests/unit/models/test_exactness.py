@@ -251,3 +251,20 @@ def test_where_attention_sums_each_row_by_itself_one_row_stands_for_all_shapes_o
     assert {rows for rows, _ in model.passes} == {1}
     assert not exactness.width(8, 4, 30, STEP)[1], "beyond 24 nodes every shape is tried by itself"
     assert max(rows for rows, _ in model.passes) == 8
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.bfloat16, False), (torch.float32, True)])
+def test_where_other_kernels_run_the_probe_is_believed_in_float32_only(dtype, exact):
+    """Two kernels may agree on all tokens of a probe and part on one in thousands."""
+    exactness = Exactness(
+        FakeModel(lambda *_: 0, in_path_order=True).begin,
+        VOCAB,
+        None,
+        dtype=dtype,
+        activations=LARGE,
+        alike=lambda rows, width: rows * width <= 64,
+    )
+    exactness.calibrate()
+    assert exactness.width(3, 16, 10, STEP)[1]
+    assert exactness.width(3, 32, 10, STEP)[1] is exact
+    assert exactness.branches(3, 32, STEP) is exact
