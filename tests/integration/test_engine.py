@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 
 from specstream import SpeculativeEngine
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
+from specstream.models.hf import HuggingFaceSession
 from tests.tiny import tiny_model
 
 PROMPTS = ["the cat sat on the", "one two three one two three one", "def add(a, b):"]
@@ -252,6 +253,23 @@ def test_the_target_drafts_for_itself_in_fewer_bits(model, tokenizer):
     assert engine.get_metrics()["acceptance_rate"] > 0.5
     with pytest.raises(UsageError, match="draft_model is 'self:int3'; the target drafts for itself as self:int8"):
         SpeculativeEngine(model, tokenizer, "self:int3")
+
+
+@pytest.mark.parametrize("drafter", ["draft_model", "mixed"])
+def test_a_target_that_drafts_for_itself_reads_no_prompt_twice(model, tokenizer, drafter, monkeypatch):
+    engine, read = SpeculativeEngine(model, tokenizer, "self:int8", drafter=drafter, adaptive=False), []
+    engine.generate(PROMPTS[0], max_new_tokens=2)  # the draft's self-test reads as well
+    prefill = HuggingFaceSession._prefill
+    monkeypatch.setattr(
+        HuggingFaceSession,
+        "_prefill",
+        lambda session, row, prefix: (read.append(session._target), prefill(session, row, prefix)),
+    )
+    results = engine.generate(PROMPTS, max_new_tokens=30)
+    assert set(read) == {engine.parts.target}
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        assert result.token_ids == reference(model, tokenizer, prompt, 30)
+    assert engine.get_metrics()["acceptance_rate"] > 0.5 or drafter == "mixed"
 
 
 def test_a_draft_given_by_name_gives_its_weights_back_once_they_are_quantised(model, draft, tokenizer, tmp_path):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +42,10 @@ FAR_BEHIND = 128
 to read everything before it is tried again would cost more than such a trial may (docs/controller.md)."""
 
 
+BeginBeside = Callable[[TargetSession, Sequence[Sequence[int]]], TargetSession]
+"""(the target's session, its prefixes) -> the draft's session."""
+
+
 class DraftModelDrafter:
     """Drafts with another model.
 
@@ -52,6 +56,8 @@ class DraftModelDrafter:
         vocab_size: the target's, where it may differ from the draft's by padding; None if they are equal.
         part: the tokens that the draft's logits are of, ``[size]`` int64, rising, where they are not of all; it reads
             every token all the same, and ``vocab_size`` has to be given.
+        begin_beside: begins a session of the draft with what the target's has read, where the two are one model; None
+            where the draft reads prompts by itself.
         name: to be known by, where there are several.
     """
 
@@ -63,6 +69,7 @@ class DraftModelDrafter:
         branches: int = 1,
         vocab_size: int | None = None,
         part: Tensor | None = None,
+        begin_beside: BeginBeside | None = None,
         name: str = "draft_model",
     ) -> None:
         if gamma < 1:
@@ -73,6 +80,7 @@ class DraftModelDrafter:
         if part is not None and vocab_size is None:
             raise UsageError("part is given and vocab_size is not; give the size of the target's vocabulary")
         self.vocab_size, self.part, self.name = vocab_size, part, name
+        self._begin_beside = begin_beside
         self.doubts = Trust()  # tokens that were wrong, over the probability that the draft left for that
         self._names: list[int] = [] if part is None else part.tolist()
 
@@ -88,7 +96,11 @@ class DraftModelDrafter:
         prefixes = [prompt[:-1] if limit is None or len(prompt) < limit else [] for prompt in prompts]
         lengths = [len(prefix) for prefix in prefixes]
         samplings = [sampling.without_processors()] * len(prompts)
-        return DraftModelSession(self, self.model.begin(prefixes), lengths, samplings)
+        if self._begin_beside is None or session is None:
+            own = self.model.begin(prefixes)
+        else:
+            own = self._begin_beside(session, prefixes)
+        return DraftModelSession(self, own, lengths, samplings)
 
 
 @dataclass(kw_only=True)

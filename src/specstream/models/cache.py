@@ -147,6 +147,17 @@ class TreeCache(Cache):
                 theirs[layer_idx][:, :, :length] = mine[layer_idx][:1, :, sources]
         return copy
 
+    def copy(self) -> TreeCache:
+        """What is committed, in a cache of its own."""
+        copy = self._blank(len(self.lengths), self.capacity)
+        copy.lengths = list(self.lengths)
+        held = max(self.lengths, default=0)
+        for layer_idx, layer in self._keys.items():
+            copy._make_room(layer_idx, layer, self._values[layer_idx])
+            for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
+                theirs[layer_idx][:, :, :held] = mine[layer_idx][:, :, :held]
+        return copy
+
     def rollback(self, lengths: Sequence[int]) -> None:
         """Forget every row's tokens behind the first ``lengths[row]``."""
         for row, length in enumerate(lengths):

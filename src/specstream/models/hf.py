@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.core.deferred import upload
-from specstream.core.ports import Adapter
+from specstream.core.ports import Adapter, TargetSession
 from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, TreeCache
 from specstream.models.exactness import Exactness
@@ -76,6 +76,19 @@ class HuggingFaceTarget:
         """See ``Target.begin``."""
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness)
+
+    def begin_beside(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+        """The same, with a copy of what a session over these prefixes holds, if that runs this very model.
+
+        A copy in fewer bits that drafts for its model need not read prompts anew: the model's own keys and values are
+        what its own come near to.
+        """
+        if not isinstance(session, HuggingFaceSession) or session._target.model is not self.model:
+            return self.begin(prefixes)
+        if self.passes is not None or session.cache.lengths != [len(prefix) for prefix in prefixes]:
+            return self.begin(prefixes)
+        self.prepare()
+        return session.copy(self)
 
     def begin_unpadded(self, prefixes: Sequence[Sequence[int]], *, masked: bool = False) -> HuggingFaceSession:
         """The same without the self-tests and without padding; ``masked``: through the model's own attention only."""
@@ -231,6 +244,14 @@ class HuggingFaceSession:
         copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
         copy.cache = self.cache.fork(rows, length, capacity)
         copy._bits, copy._branched = [self._exactness is not None] * rows, [set() for _ in range(rows)]
+        return copy
+
+    @torch.inference_mode()
+    def copy(self, target: HuggingFaceTarget) -> HuggingFaceSession:
+        """A session of another target of the same model, at the same place in the text."""
+        copy = HuggingFaceSession(target, [], target.exactness, masked=self._masked)
+        copy.cache = self.cache.copy()
+        copy._bits, copy._branched = [False] * len(self._bits), [set() for _ in self._bits]
         return copy
 
     @property

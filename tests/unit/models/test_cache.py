@@ -139,6 +139,17 @@ def test_fork_repeats_the_first_row_and_shares_nothing() -> None:
     assert content(cache, 0) == [1, 2, 3]
 
 
+def test_a_copy_holds_what_every_row_has_committed_and_shares_nothing() -> None:
+    cache = filled([1, 2, 3], [11])
+    copy = cache.copy()
+    assert (copy.lengths, copy.capacity) == (cache.lengths, cache.capacity)
+    assert [content(copy, row) for row in (0, 1)] == [[1, 2, 3], [11]]
+    write(copy, [9], [9])
+    copy.commit([(0,), (0,)])
+    assert [content(cache, row) for row in (0, 1)] == [[1, 2, 3], [11]]
+    assert [content(copy, row) for row in (0, 1)] == [[1, 2, 3, 9], [11, 9]]
+
+
 def test_slots_that_were_never_written_hold_zeros() -> None:
     cache = filled([1, 2])
     assert bool((cache._keys[0][0, :, 2:] == 0).all())
