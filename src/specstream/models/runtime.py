@@ -9,7 +9,6 @@ shape, and ``static`` runs those uncaptured, for debugging; see ``graphs.py``. T
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -139,8 +138,8 @@ class Runtime:
 
     def alike(self, rows: int, width: int) -> bool:
         """Whether a pass over so many rows and nodes each runs the kernels that narrower ones run."""
-        own = native.rows_of(self.model.dtype) if self._own_linears else sys.maxsize
-        return rows * width <= min(own, native.MOST_ROWS if self._configs else sys.maxsize)
+        attention = not self._configs or self.own_attention(rows, width)
+        return attention and (not self._own_linears or rows * width <= native.rows_of(self.model.dtype))
 
     def plan(self, trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> TreePlan | None:
         """What the native attention needs to know of a pass; None if the pass goes through the model's own."""

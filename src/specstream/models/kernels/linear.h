@@ -34,15 +34,19 @@ struct Turns {
   std::atomic<long> next{0};
 };
 
-// How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
-// over STEP elements, EACH of them in a T. The two halves of a step are taken in the order that costs least, in the input
-// and in the weights alike. An input row takes `size(k)` X's, element i is at `at(i)`; `prepare` returns its unit.
-template <class T> struct Product {
-  using X = float;
-  using Sum = Floats;
+// Weights one by one, in steps of two vectors of floats; an input is padded to whole steps. See Product.
+struct InSteps {
   static constexpr long STEP = 2 * LANES, EACH = 1;
   static long at(long i) { return i; }
   static long size(long k) { return (k + STEP - 1) / STEP * STEP; }
+};
+
+// How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
+// over STEP elements, EACH of them in a T. The two halves of a step are taken in the order that costs least, in the input
+// and in the weights alike. An input row takes `size(k)` X's, element i is at `at(i)`; `prepare` returns its unit.
+template <class T> struct Product : InSteps {
+  using X = float;
+  using Sum = Floats;
   static float prepare(const T *from, long k, X *to) {
     spread(from, k, to);
     return 1.0f;
@@ -65,13 +69,10 @@ template <class T> struct Product {
 #if defined(__AVX512BF16__)
 // The processor multiplies bfloat16 itself, two neighbours in one lane: twice the products of an instruction, and nothing
 // to widen. Each product is exact in float32, each of the two additions rounds.
-template <> struct Product<uint16_t> {
+template <> struct Product<uint16_t> : InSteps {
   using X = uint16_t;
   using Sum = Floats;
   using Step = __m512bh;
-  static constexpr long STEP = 2 * LANES, EACH = 1;
-  static long at(long i) { return i; }
-  static long size(long k) { return (k + STEP - 1) / STEP * STEP; }
   static float prepare(const uint16_t *from, long k, X *to) {
     std::memcpy(to, from, k * sizeof(X));
     std::memset(to + k, 0, (size(k) - k) * sizeof(X));
@@ -89,13 +90,10 @@ template <> struct Product<uint16_t> {
 
 // Weights of one byte with a scale for each output meet an input rounded to 16 bits, in exact sums. Whether the last
 // multiplication and addition are fused must not be the compiler's choice: it would be made anew for every number of rows.
-template <> struct Product<int8_t> {
+template <> struct Product<int8_t> : InSteps {
   using X = int16_t;
   using Sum = Ints;
   using Step = Shorts;
-  static constexpr long STEP = 2 * LANES, EACH = 1;
-  static long at(long i) { return i; }
-  static long size(long k) { return (k + STEP - 1) / STEP * STEP; }
   template <class From> static float prepare(const From *from, long k, X *to) { return quantise(from, k, to); }
   static Step weights(const int8_t *w) { return widen_step(w); }
   static void add(Sum &sum, const X *x, const Step &w) { sum = dot_pairs(sum, load_shorts(x), w); }
