@@ -72,13 +72,20 @@ template <class T, int C> struct Task {
     constexpr int chunks = C ? C : 1;
     Floats query[chunks];
     for (int c = 0; c < C; c++) query[c] = load(queries + i * a.dim + c * LANES);
-    for (long slot = from; slot < to; slot++, k += a.k_slot) {
+    auto dot = [&](const T *key) {
       Floats total = {};
-      for (int c = 0; c < C; c++) total += query[c] * load(k + c * LANES);
+      for (int c = 0; c < C; c++) total += query[c] * load(key + c * LANES);
       if (!C)
-        for (long d = 0; d < a.dim; d += LANES) total += load(queries + i * a.dim + d) * load(k + d);
-      scores[slot - from] = sum(total) * a.scale;
+        for (long d = 0; d < a.dim; d += LANES) total += load(queries + i * a.dim + d) * load(key + d);
+      return total;
+    };
+    long slot = from;
+    for (; slot + LANES <= to; slot += LANES, k += LANES * a.k_slot) {
+      Floats lanes[LANES];
+      for (long at = 0; at < LANES; at++) lanes[at] = dot(k + at * a.k_slot);
+      store(::sums(lanes) * a.scale, scores + slot - from);
     }
+    for (; slot < to; slot++, k += a.k_slot) scores[slot - from] = sum(dot(k)) * a.scale;
     if (a.softcap > 0)
       for (long at = 0; at < to - from; at++) scores[at] = a.softcap * std::tanh(scores[at] / a.softcap);
   }
@@ -117,8 +124,13 @@ template <class T, int C> struct Task {
   }
 
   float softmax(View &view) {
-    float highest = -std::numeric_limits<float>::infinity();
-    for (long j = 0; j < view.count; j++) highest = view.weights[j] > highest ? view.weights[j] : highest;
+    Floats most = load(view.weights.data());
+    for (long j = LANES; j < view.count; j += LANES) {
+      Floats weights = load(&view.weights[j]);
+      most = weights > most ? weights : most;
+    }
+    float highest = most[0];
+    for (long lane = 1; lane < LANES; lane++) highest = most[lane] > highest ? most[lane] : highest;
     Floats total = {};
     for (long j = 0; j < view.count; j += LANES) {
       Floats weights = exponential(load(&view.weights[j]) - highest);

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <omp.h>
 #include <vector>
-#if defined(__AVX512BW__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -58,6 +58,44 @@ inline Floats load(const uint16_t *from) {
   return lanes;
 }
 
+// The first `count` lanes; the others are 0. A head or a row may be shorter than a vector.
+template <class T> inline Floats load(const T *from, long count) {
+  if (count >= LANES) return load(from);
+  T some[LANES] = {};
+  std::memcpy(some, from, count * sizeof(T));
+  return load(some);
+}
+
+// As a number of type T would be, still in floats. The same rounding as `narrow`, NaN stays NaN.
+template <class T> inline Floats rounded(Floats lanes) { return lanes; }
+template <> inline Floats rounded<uint16_t>(Floats lanes) {
+  Words words;
+  std::memcpy(&words, &lanes, sizeof words);
+  Words nan = (Words)((words & 0x7fffffffu) > 0x7f800000u);
+  words = (nan & (words | 0x400000u)) | (~nan & (words + 0x7fffu + ((words >> 16) & 1u)));
+  words &= 0xffff0000u;
+  std::memcpy(&lanes, &words, sizeof lanes);
+  return lanes;
+}
+
+inline void store(Floats lanes, float *to) { std::memcpy(to, &lanes, sizeof lanes); }
+inline void store(Floats lanes, uint16_t *to) {
+  lanes = rounded<uint16_t>(lanes);
+  Words words;
+  std::memcpy(&words, &lanes, sizeof words);
+#if defined(__AVX512F__)
+  Halves halves = (Halves)_mm512_cvtepi32_epi16((__m512i)(words >> 16));
+#else
+  Halves halves = __builtin_convertvector(words >> 16, Halves);
+#endif
+  std::memcpy(to, &halves, sizeof halves);
+}
+template <class T> inline void store(Floats lanes, T *to, long count) {
+  if (count >= LANES) return store(lanes, to);
+  T some[LANES];
+  store(lanes, some);
+  std::memcpy(to, some, count * sizeof(T));
+}
 
 // Two vectors of weights from 32 neighbours. In bf16 the even ones and the odd ones: that takes a shift and a mask,
 // where neighbours would have to be moved across lanes.
@@ -161,6 +199,44 @@ inline Quarter fold(Half whole) { return halved<Quarter>(whole); }
 inline float sum(Floats lanes) {
   Quarter four = fold(fold(lanes));
   return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+// The sums of sixteen vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price.
+inline Floats sums(const Floats (&of)[LANES]) {
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  Floats eight[8], four[4], two[2]; // of 2, 4 and 8 vectors, with as many lanes left of each
+  for (int i = 0; i < 8; i++) { // in the order in which the last step leaves them: vectors 0, 4, 8, 12, 1, ...
+    Floats a = of[i % 2 * 8 + i / 2], b = of[i % 2 * 8 + i / 2 + 4];
+    eight[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 4; i++) {
+    Floats a = eight[2 * i], b = eight[2 * i + 1];
+    four[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+              __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  }
+  for (int i = 0; i < 2; i++) {
+    Floats a = four[2 * i], b = four[2 * i + 1];
+    two[i] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+             __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+  return __builtin_shufflevector(two[0], two[1], 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+         __builtin_shufflevector(two[0], two[1], 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+#else
+  Floats found;
+  for (int i = 0; i < LANES; i++) found[i] = sum(of[i]);
+  return found;
+#endif
+}
+
+// a b + c, rounded once whatever the compiler would choose.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  for (long lane = 0; lane < LANES; lane++) c[lane] = std::fma(a[lane], b[lane], c[lane]);
+  return c;
+#endif
 }
 
 // exp in one formula for every lane, so that an element's bits do not depend on where in a vector it stands.

@@ -72,35 +72,33 @@ template <class T, class W> struct Block {
     up = scratch<T>(memory.up, m * inner);
   }
 
-  static float rounded(float value) {
-    T narrowed;
-    narrow(value, &narrowed);
-    return widen(narrowed);
-  }
-
   void prepare(long row, const T *from, long count) const {
     units[row] = P::prepare(from, count, inputs + row * P::size(count));
   }
 
   static void normalise(const T *from, const void *weights, long count, float epsilon, T *to) {
     Floats squares = {};
-    float rest = 0.0f;
-    long i = 0;
-    for (; i + LANES <= count; i += LANES) squares += load(from + i) * load(from + i);
-    for (; i < count; i++) rest += widen(from[i]) * widen(from[i]);
-    float factor = 1.0f / std::sqrt((sum(squares) + rest) / count + epsilon);
+    for (long i = 0; i < count; i += LANES) {
+      Floats values = load(from + i, count - i);
+      squares += values * values;
+    }
+    float factor = 1.0f / std::sqrt(sum(squares) / count + epsilon);
     const T *w = static_cast<const T *>(weights);
-    for (i = 0; i < count; i++) narrow(widen(w[i]) * rounded(widen(from[i]) * factor), to + i);
+    for (long i = 0; i < count; i += LANES) {
+      long some = count - i;
+      store(load(w + i, some) * rounded<T>(load(from + i, some) * factor), to + i, some);
+    }
   }
 
   // q and k turned by their position: the halves of a head are the two coordinates.
   void rotate(T *head, long at) const {
     const T *cos = static_cast<const T *>(pass.cos) + at * layer.dim, *sin = static_cast<const T *>(pass.sin) + at * layer.dim;
     long half = layer.dim / 2;
-    for (long d = 0; d < half; d++) {
-      float a = widen(head[d]), b = widen(head[d + half]);
-      narrow(rounded(a * widen(cos[d])) + rounded(-b * widen(sin[d])), head + d);
-      narrow(rounded(b * widen(cos[d + half])) + rounded(a * widen(sin[d + half])), head + d + half);
+    for (long d = 0; d < half; d += LANES) {
+      long some = half - d;
+      Floats a = load(head + d, some), b = load(head + d + half, some);
+      store(rounded<T>(a * load(cos + d, some)) + rounded<T>(-b * load(sin + d, some)), head + d, some);
+      store(rounded<T>(b * load(cos + d + half, some)) + rounded<T>(a * load(sin + d + half, some)), head + d + half, some);
     }
   }
 
@@ -145,11 +143,10 @@ template <class T, class W> struct Block {
   void activate(long row, long first, long last) const {
     T *g = gate + row * inner, *u = up + row * inner;
     for (long i = first; i < last; i += LANES) {
-      long count = last - i < LANES ? last - i : LANES;
-      Floats values = {};
-      for (long lane = 0; lane < count; lane++) values[lane] = widen(g[i + lane]);
+      long some = last - i;
+      Floats values = load(g + i, some);
       values = values / (exponential(-values) + 1.0f);
-      for (long lane = 0; lane < count; lane++) narrow(rounded(values[lane]) * widen(u[i + lane]), g + i + lane);
+      store(rounded<T>(values) * load(u + i, some), g + i, some);
     }
   }
 

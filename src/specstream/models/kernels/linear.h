@@ -43,7 +43,8 @@ struct InSteps {
 
 // How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
 // over STEP elements, EACH of them in a T. The two halves of a step are taken in the order that costs least, in the input
-// and in the weights alike. An input row takes `size(k)` X's, element i is at `at(i)`; `prepare` returns its unit.
+// and in the weights alike. An input row takes `size(k)` X's, element i is at `at(i)`; `prepare` returns its unit. `finish`
+// makes outputs of sixteen columns' sums, their scales and the unit of their row.
 template <class T> struct Product : InSteps {
   using X = float;
   using Sum = Floats;
@@ -63,7 +64,7 @@ template <class T> struct Product : InSteps {
     sum += load(x) * w.first;
     sum += load(x + LANES) * w.second;
   }
-  static float finish(const Sum &sums, const float *, long, float, float bias) { return sum(sums) + bias; }
+  static Floats finish(Floats totals, Floats, float, Floats bias) { return totals + bias; }
 };
 
 #if defined(__AVX512BF16__)
@@ -84,7 +85,7 @@ template <> struct Product<uint16_t> : InSteps {
     return step;
   }
   static void add(Sum &sum, const X *x, const Step &w) { sum = (Floats)_mm512_dpbf16_ps((__m512)sum, weights(x), w); }
-  static float finish(const Sum &sums, const float *, long, float, float bias) { return ::sum(sums) + bias; }
+  static Floats finish(Floats totals, Floats, float, Floats bias) { return totals + bias; }
 };
 #endif
 
@@ -97,8 +98,8 @@ template <> struct Product<int8_t> : InSteps {
   template <class From> static float prepare(const From *from, long k, X *to) { return quantise(from, k, to); }
   static Step weights(const int8_t *w) { return widen_step(w); }
   static void add(Sum &sum, const X *x, const Step &w) { sum = dot_pairs(sum, load_shorts(x), w); }
-  static float finish(const Sum &sums, const float *scales, long column, float unit, float bias) {
-    return std::fma(sum(__builtin_convertvector(sums, Floats)), scales[column] * unit, bias);
+  static Floats finish(Floats totals, Floats scales, float unit, Floats bias) {
+    return fused(totals, scales * unit, bias);
   }
 };
 
@@ -141,9 +142,7 @@ template <> struct Product<Block4> {
     Ints dot = dot_pairs(dot_pairs(start, load_shorts(x), w.low), load_shorts(x + 2 * LANES), w.high);
     sum += __builtin_convertvector(dot, Floats) * w.scale;
   }
-  static float finish(const Sum &sums, const float *, long, float unit, float bias) {
-    return std::fma(sum(sums), unit, bias);
-  }
+  static Floats finish(Floats totals, Floats, float unit, Floats bias) { return fused(totals, Floats{} + unit, bias); }
 };
 
 template <class T> struct Linear {
@@ -200,6 +199,21 @@ inline void tail(const Linear<T> &p, long row, long from, typename Product<T>::S
   }
 }
 
+inline Floats as_floats(const Floats &sums) { return sums; }
+inline Floats as_floats(const Ints &sums) { return __builtin_convertvector(sums, Floats); }
+
+// What the partial sums of M rows and N columns come to: those of row m from totals + m * width on.
+template <int M, int N, class Sum> inline void total(const Sum (&partial)[M][N], float *totals, long width) {
+  constexpr int count = M * N;
+  float flat[(count + LANES - 1) / LANES * LANES];
+  for (int first = 0; first < count; first += LANES) {
+    Floats lanes[LANES] = {};
+    for (int i = 0; i < LANES && first + i < count; i++) lanes[i] = as_floats(partial[(first + i) / N][(first + i) % N]);
+    store(sums(lanes), flat + first);
+  }
+  for (int m = 0; m < M; m++) std::memcpy(totals + m * width, flat + m * N, N * sizeof(float));
+}
+
 // M rows of x against the weights from..to, N of them at a time; what comes after them is fetched meanwhile.
 template <int M, int N, class T, class Out>
 long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, const Out &out) {
@@ -207,8 +221,9 @@ long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
   long whole = p.k / Product<T>::STEP * Product<T>::STEP;
   long block = M * p.size * long(sizeof(*p.x)) <= INPUT_BYTES ? p.k : INPUT_STEPS;
   long last = from + (to - from) / N * N;
-  thread_local std::vector<char> memory;
+  thread_local std::vector<char> memory, total_memory;
   Sum *partial = scratch<Sum>(memory, (last - from) * M);
+  float *totals = scratch<float>(total_memory, (last - from) * M);
   for (long begin = 0; begin < p.k; begin += block) {
     long end = begin + block < whole ? begin + block : whole;
     for (long n = from; n < last; n += N) {
@@ -221,10 +236,10 @@ long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
         continue;
       }
       if (Product<T>::EACH == 1 && whole < p.k) tail<M, N, T>(p, row, n, sums);
-      for (int m = 0; m < M; m++)
-        for (int j = 0; j < N; j++) out(row + m, n + j, sums[m][j]);
+      total<M, N>(sums, totals + n - from, last - from);
     }
   }
+  for (int m = 0; m < M; m++) out(row + m, from, totals + m * (last - from), last - from);
   return last;
 }
 
@@ -256,14 +271,18 @@ template <class T, class W> struct Output {
   T *y;
   long n;
 
-  void operator()(long row, long column, const typename Product<W>::Sum &sums) const {
-    float value = Product<W>::finish(sums, scales, column, units[row], bias ? widen(bias[column]) : 0.0f);
+  // What the sums of `count` columns of a row, from `column` on, come to.
+  void operator()(long row, long column, const float *totals, long count) const {
     T *to = y + row * n + column;
-    if (residual) {
-      narrow(value, to); // rounded twice, as by two operations
-      value = widen(residual[row * n + column]) + widen(*to);
+    for (long i = 0; i < count; i += LANES) {
+      long some = count - i;
+      Floats bias = this->bias ? load(this->bias + column + i, some) : Floats{};
+      Floats scale = scales ? load(scales + column + i, some) : Floats{};
+      Floats values = Product<W>::finish(load(totals + i, some), scale, units[row], bias);
+      // Rounded twice, as by two operations.
+      if (residual) values = load(residual + row * n + column + i, some) + rounded<T>(values);
+      store(values, to + i, some);
     }
-    narrow(value, to);
   }
 };
 
@@ -274,13 +293,13 @@ template <class T, class Out> void widened(const Linear<T> &p, long m, long from
   float *wide = scratch<float>(memory, (to - from) * p.size);
   for (long n = from; n < to; n++) spread(p.w + n * p.k, p.k, wide + (n - from) * p.size);
   Linear<float> q(p.x, wide, to - from, p.size);
-  auto moved = [&](long row, long n, const Floats &sums) { out(row, from + n, sums); };
+  auto moved = [&](long row, long n, const float *totals, long count) { out(row, from + n, totals, count); };
   for (long row = 0; row < m; row += ROWS_AT_ONCE)
     some_rows(q, m - row < ROWS_AT_ONCE ? m - row : ROWS_AT_ONCE, row, 0, to - from, Fetch{}, moved);
 }
 
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
-// outputs, and out(m, n, partial sums) is called once for each. `following` are the weights of the next product: what
+// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `following` are the weights of the next product: what
 // stands between two of them is time in which memory would do nothing.
 template <class T, class Out>
 void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span following = {nullptr, 0}) {
