@@ -30,6 +30,15 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
     }
 
 
+def processor() -> str:
+    """What this machine's processor can do, as its kernel lists it: kernels are built for that and chosen by it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -4,7 +4,7 @@ A pass over one token and a pass over eight run different kernels, and their log
 that flips an argmax now and then, and greedy outputs part ways. But kernels come in classes: from some width on, the
 row of a token has the same bits whatever stands beside it. The self-test finds the cheapest such class for this
 model, dtype, device and runtime; every pass, plain decoding's too, is padded up to a width of it. Speculation and
-plain decoding are then the same function of the tokens.
+plain decoding are then the same function of the tokens. What was found is kept on disk (``verdicts.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 from specstream.core.ports import TargetSession
 from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, STEP, capacity_for
+from specstream.models.verdicts import Verdicts
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Widths worth padding to. Odd ones are left out: their last row may run another kernel than the others."""
@@ -73,6 +74,7 @@ class Exactness:
             in float32 they part at once, and are left to the probe.
         one_width: where no class of widths is found, take a single width for all passes: on a GPU it costs little, and
             passes of one width run one kernel. Larger trees are then lossless up to rounding.
+        verdicts: opens what was found before, where what is found is kept too; asked once, when the tests begin.
     """
 
     def __init__(  # noqa: PLR0913
@@ -86,6 +88,7 @@ class Exactness:
         simple: Callable[[int, int], bool] = lambda rows, width: False,
         alike: Callable[[int, int], bool] = lambda rows, width: True,
         one_width: bool = False,
+        verdicts: Callable[[], Verdicts | None] = lambda: None,
     ) -> None:
         self._begin = begin
         self._vocab_size = vocab_size
@@ -97,6 +100,8 @@ class Exactness:
         narrowest = 1 if wanted <= WIDTHS[-1] else SAFE_WIDTH
         self._widths = [width for width in WIDTHS if width >= narrowest]
         self._simple, self._one_width = simple, one_width
+        self._open_verdicts = verdicts
+        self._verdicts: Verdicts | None = None
         self._alike = alike if dtype.itemsize < 4 else lambda rows, width: True
         self._base: int | None = None
         self._calibrated = False
@@ -123,12 +128,33 @@ class Exactness:
         if self._calibrated:
             return
         self._calibrated = True
+        self._verdicts = self._open_verdicts()
+        asked = f"base for {nodes}" if self._one_width else "base"  # kept below zero if it is the only width
+        if (known := self._verdicts and self._verdicts.get(asked)) is None:
+            self._find(nodes)
+            found = self._base or 0
+            self._keep(asked, -found if self._widths == [self._base] else found)
+        elif known:
+            self._base = abs(known)
+            self._widths = [self._base] if known < 0 else self._widths
+
+    def _keep(self, name: str, answer: int) -> None:
+        if self._verdicts is not None:
+            self._verdicts.keep(name, answer)
+
+    def _begin_probe(self) -> None:
+        """Read what comes before the probe tokens; once."""
+        if self._context is not None:
+            return
         room = STEP if self._context_length is None else min(STEP, self._context_length)
         before = max(1, min(PROBE_CONTEXT, room // 3))
         after = min(WIDTHS[-1], room - before)
         chance = torch.Generator().manual_seed(0)
         tokens = torch.randint(self._vocab_size, (before + after,), generator=chance).tolist()
         self._context, self._tokens = self._begin([tokens[:before]]), tokens[before:]
+
+    def _find(self, nodes: int) -> None:
+        self._begin_probe()
         if len(self._tokens) < 2 * USEFUL_WIDTH:  # a context too short to compare anything in
             return
         first_row = cache(lambda width: _read(self._stand(1, 1, 1), self._tokens[:width])[0, 0])
@@ -181,18 +207,27 @@ class Exactness:
         Its nodes stand at other slots than plain decoding has them at, so attention has to sum in path order. Ask
         only where that is how it is built: a difference in the order of sums can be too rare for a test.
         """
-        key = rows, width, blocks = self._shape(rows, width, capacity // STEP)
+        key = self._shape(rows, width, capacity // STEP)
         if key not in self._branches:
-            agrees = (self._agrees(rows, width, end, blocks, branched=True) for end in _ends(blocks))
-            self._branches[key] = self._base is not None and all(agrees)
+            self._branches[key] = self._base is not None and self._asked(key, branched=True)
         return self._branches[key]
 
     def _certify(self, rows: int, width: int, blocks: int) -> bool:
         """Whether passes of this shape, in a cache of so many blocks, give plain decoding's rows; tried once."""
-        key = rows, width, blocks = self._shape(rows, width, blocks)
+        key = self._shape(rows, width, blocks)
         if key not in self._certified:
-            self._certified[key] = all(self._agrees(rows, width, end, blocks) for end in _ends(blocks))
+            self._certified[key] = self._asked(key)
         return self._certified[key]
+
+    def _asked(self, key: tuple[int, int, int], *, branched: bool = False) -> bool:
+        """Whether passes of a shape agree, by what is known of it, else by trying."""
+        rows, width, blocks = key
+        name = f"{'branches' if branched else 'chains'} {rows}x{width} in {blocks}"
+        if (known := self._verdicts and self._verdicts.get(name)) is not None:
+            return bool(known)
+        agree = all(self._agrees(rows, width, end, blocks, branched=branched) for end in _ends(blocks))
+        self._keep(name, agree)
+        return agree
 
     def _shape(self, rows: int, width: int, blocks: int) -> tuple[int, int, int]:
         """The shape to try in place of this one."""
@@ -202,9 +237,11 @@ class Exactness:
         """Whether passes of this shape read the probe tokens as plain decoding does: as a chain, or as a branch."""
         if not self._alike(rows, width):
             return False
+        self._begin_probe()
         if end not in self._references:
             assert self._base is not None
-            self._references[end] = self._refer(self._base, end, USEFUL_WIDTH, self._wide())
+            count = self._probe_rows if end == 1 else USEFUL_WIDTH
+            self._references[end] = self._refer(self._base, end, count, self._wide())
         reference = self._references[end]
         count = self._probe_rows if blocks == 1 else USEFUL_WIDTH
         step = (width + 1) // 2 if branched else width  # tokens read by a pass

@@ -21,9 +21,13 @@ from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
 from specstream.models.taps import States, decoder_layers, tapped
 from specstream.models.upper import entering, run_lower, run_upper
+from specstream.models.verdicts import Verdicts, verdicts_of
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
+
+TREE = "tree"
+"""The verdict that the model follows a token tree."""
 
 
 class HuggingFaceTarget:
@@ -66,7 +70,10 @@ class HuggingFaceTarget:
             UnsupportedModelError: the model does not follow a tree's mask and positions.
         """
         if not self._checked:
-            check_tree(self)
+            if self._verdicts is None or not self._verdicts.get(TREE):
+                check_tree(self)
+                if self._verdicts is not None:
+                    self._verdicts.keep(TREE, True)
             self._checked = True
         if self.exactness is not None:
             self.exactness.calibrate(nodes)
@@ -187,6 +194,12 @@ class HuggingFaceTarget:
         capture = CudaCapture(self.model.device) if self.runtime.name == "graphs" else None
         return StaticPasses(self.forward, self.model.device, capture, self.runtime.uncaptured)
 
+    @cached_property
+    def _verdicts(self) -> Verdicts | None:
+        """What earlier self-tests of this model found; opened with the first, as threads may be set until then."""
+        # Quantised, the model's own weights may be gone, and with them what tells it from others.
+        return None if self.runtime.quantized else verdicts_of(self.model, self.runtime.name)
+
     def _exactness(self) -> Exactness:
         text = self.model.config.get_text_config(decoder=True)
         return Exactness(
@@ -198,6 +211,7 @@ class HuggingFaceTarget:
             simple=self.runtime.own_attention,
             alike=self.runtime.alike,
             one_width=self.runtime.static,
+            verdicts=lambda: self._verdicts,
         )
 
     def _masks(self, layout: Layout) -> Tensor | dict[str | None, Tensor]:

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from specstream.core.tree import TokenTree
 from specstream.errors import SpecStreamError
+from specstream.provenance import processor
 
 FOLDER = Path(__file__).parent / "kernels"
 SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("linear", "attention", "layer"))
@@ -222,13 +223,8 @@ def _cache_folder() -> Path:
 def _fingerprint(compiler: str) -> str:
     """A library built for one processor may hold instructions that another does not know."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        processor = platform.processor()
     sources = [file.read_text(encoding="utf-8") for file in (*SOURCES, *HEADERS)]
-    parts = (*sources, " ".join(FLAGS), version, platform.machine(), processor)
+    parts = (*sources, " ".join(FLAGS), version, platform.machine(), processor())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

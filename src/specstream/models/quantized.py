@@ -27,7 +27,8 @@ BLOCK, BLOCK_BYTES = 64, 36
 CLIPPINGS = (1.0, 0.9, 0.8)
 """Shares of a block's largest weight that its scale may fit: the small ones gain what the largest loses."""
 
-_ROWS_AT_ONCE = 4096  # bounds the float32 copy while a large vocabulary is quantised
+_WEIGHTS_AT_ONCE = 1 << 20
+"""The float32 copies that quantising makes of so many stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def quantize(weight: Tensor, bits: Bits = "int8") -> QuantizedWeight:
     else:
         values = torch.empty((outputs, blocks, BLOCK_BYTES), dtype=torch.uint8)
     scales = torch.empty(outputs if bits == "int8" else 0, dtype=torch.float32)
-    for start in range(0, outputs, _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    together = max(1, _WEIGHTS_AT_ONCE // inputs)
+    for start in range(0, outputs, together):
+        rows = slice(start, start + together)
         part = weight[rows].detach().float()
         if bits == "int8":
             scales[rows] = _unit(part, LEVELS)[:, 0]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.heads.folder import fingerprint
+from specstream.models.fingerprint import fingerprint
 from specstream.training.data import Batch
 from specstream.training.frozen import lengths_of
 from specstream.training.kept import KeptStates

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specstream.heads.folder import fingerprint
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams, StreamsConfig
+from specstream.models.fingerprint import fingerprint
 from specstream.models.upper import upper_linears
 from tests.lossless.families import VOCAB, WINDOW, build, prompt
 

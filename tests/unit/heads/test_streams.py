@@ -8,11 +8,11 @@ from torch import Tensor
 
 from specstream.core.tree import TokenTree
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError, UsageError
-from specstream.heads.folder import fingerprint
 from specstream.heads.multistream import run_streams
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models import native, quantized
+from specstream.models.fingerprint import fingerprint
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.uncached import UncachedTarget
 from specstream.models.upper import merged, upper_linears

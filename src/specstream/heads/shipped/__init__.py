@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specstream.heads.folder import SETTINGS, fingerprint, kind_of, read_settings
+from specstream.heads.folder import SETTINGS, kind_of, read_settings
+from specstream.models.fingerprint import fingerprint
 
 ROOT = Path(__file__).parent
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from specstream.core.candidates import rank_rates
 from specstream.drafters.medusa import MedusaDrafter
-from specstream.heads.folder import fingerprint
 from specstream.heads.medusa import MedusaHeads
+from specstream.models.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
 from specstream.training.frozen import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from specstream.core.candidates import rank_rates
 from specstream.errors import UsageError
-from specstream.heads.folder import fingerprint
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams
 from specstream.lora import LoRAAdapter
+from specstream.models.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
 from specstream.training.frozen import RANKS, judged, provenance_of, read_frozen

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from specstream.core.candidates import rank_rates
 from specstream.drafters.streams import StreamsDrafter
-from specstream.heads.folder import fingerprint
 from specstream.heads.multistream import MainStream
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams, StreamsConfig, unit
+from specstream.models.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
 from specstream.training.frozen import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen

@@ -1,0 +1,93 @@
+"""What the self-test of widths found, kept on disk: a program that starts again need not ask again.
+
+Which kernel a pass runs, and so its bits, depends on the model, its dtype, the runtime, the number of threads, the
+processor, the libraries and our own code. All of that is in the name of the file: whatever changes, the answers of
+before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps nothing and reads nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specstream.models.fingerprint import fingerprint
+from specstream.provenance import processor, provenance
+
+SWITCH = "SPECSTREAM_NO_SELFTEST_CACHE"
+"""The environment variable that turns this off."""
+
+LIBRARIES = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "MKL_", "ONEDNN_", "TORCH_")
+"""Environment variables that may choose kernels begin with one of these."""
+
+
+class Verdicts:
+    """Answers by name, in one file. A file that cannot be read or written is as good as none.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._known = self._read()
+
+    def get(self, name: str) -> int | None:
+        """The answer, None if there is none yet."""
+        return self._known.get(name)
+
+    def keep(self, name: str, answer: int) -> None:
+        """Remember an answer, now and on disk, beside what other processes have found meanwhile."""
+        self._known = {**self._read(), **self._known, name: int(answer)}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self._path.parent, delete=False) as file:
+                json.dump(self._known, file, indent=0, sort_keys=True)
+            os.replace(file.name, self._path)
+        except OSError:
+            pass
+
+    def _read(self) -> dict[str, int]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        return {str(name): answer for name, answer in found.items() if isinstance(answer, int)}
+
+
+def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
+    """Those of a model on this machine; None where they are not to be kept.
+
+    Args:
+        model: a transformers model.
+        runtime: the name of how its passes run.
+    """
+    if os.environ.get(SWITCH, "") not in ("", "0"):
+        return None
+    made_with = provenance(str(model.device), str(model.dtype))
+    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(LIBRARIES)}
+    parts = [
+        *(made_with, settings, _sources(), processor(), torch.__config__.show(), torch.get_float32_matmul_precision()),
+        *(torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
+        *(torch.are_deterministic_algorithms_enabled(), runtime),
+        *(fingerprint(model), model.config.to_json_string(), model.config._attn_implementation),
+    ]
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Verdicts(cache / "specstream" / "selftest" / f"{name}.json")
+
+
+def _sources() -> str:
+    """A hash of the code that passes run through: this folder's, kernels and all."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

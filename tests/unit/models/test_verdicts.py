@@ -1,0 +1,138 @@
+"""What the self-test found before is believed, and only that."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from specstream.errors import UnsupportedModelError
+from specstream.models import hf, verdicts
+from specstream.models.cache import STEP
+from specstream.models.exactness import Exactness
+from specstream.models.hf import HuggingFaceTarget
+from specstream.models.verdicts import Verdicts, verdicts_of
+from tests.lossless.families import build
+from tests.unit.models.test_exactness import LARGE, VOCAB, FakeModel, Kernel, widest
+
+
+def exactness(path, kernel: Kernel, *, one_width: bool = False) -> tuple[Exactness, FakeModel]:
+    model = FakeModel(kernel)
+    found = Exactness(
+        model.begin,
+        VOCAB,
+        None,
+        dtype=torch.bfloat16,
+        activations=LARGE,
+        one_width=one_width,
+        verdicts=lambda: Verdicts(path),
+    )
+    found.calibrate()
+    return found, model
+
+
+def unlike(rows: int, width: int, blocks: int, before: int) -> int:
+    return width
+
+
+@pytest.mark.parametrize(("kernel", "one_width"), [(widest(1, 4, 24), False), (unlike, False), (unlike, True)])
+def test_who_starts_again_gets_the_same_answers_without_a_pass(tmp_path, kernel, one_width):
+    path = tmp_path / "deep" / "known.json"
+    first, _ = exactness(path, kernel, one_width=one_width)
+    shapes = [(rows, nodes, 30, STEP) for rows in (1, 2) for nodes in (1, 3, 8, 20, 24)]
+    answers = [(first.width(*shape), first.branches(1, 8, STEP)) for shape in shapes]
+
+    again, model = exactness(path, kernel, one_width=one_width)
+    assert [(again.width(*shape), again.branches(1, 8, STEP)) for shape in shapes] == answers
+    assert again.base == first.base
+    assert model.passes == []
+    assert not [each for each in path.parent.iterdir() if each != path], "nothing is left lying about"
+
+
+def test_what_is_not_known_is_still_tried(tmp_path):
+    path = tmp_path / "known.json"
+    exactness(path, widest(1, 4, 24))
+    again, model = exactness(path, widest(1, 4, 24))
+    assert again.width(1, 16, 30, STEP) == (16, True)
+    assert model.passes
+    assert again.width(1, 20, 30, STEP) == (20, False)
+
+
+def test_two_processes_keep_what_both_found(tmp_path):
+    one, other = Verdicts(tmp_path / "known.json"), Verdicts(tmp_path / "known.json")
+    one.keep("a", 4)
+    other.keep("b", True)
+    assert (Verdicts(tmp_path / "known.json").get("a"), Verdicts(tmp_path / "known.json").get("b")) == (4, 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", json.dumps({"base": "four"})])
+def test_a_damaged_file_is_as_good_as_none(tmp_path, text):
+    (tmp_path / "known.json").write_text(text)
+    assert Verdicts(tmp_path / "known.json").get("base") is None
+
+
+def test_where_nothing_can_be_written_all_goes_on(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    found, _ = exactness(tmp_path / "file" / "known.json", widest(1, 4))
+    assert found.base == 4
+
+
+def file_of(model, runtime="eager"):
+    found = verdicts_of(model, runtime)
+    assert found is not None
+    return found._path
+
+
+def test_the_file_is_named_by_all_that_bits_depend_on(tmp_path, monkeypatch):
+    monkeypatch.delenv(verdicts.SWITCH)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = build("llama", torch.bfloat16)
+    own = file_of(model)
+    assert own == file_of(build("llama", torch.bfloat16))
+    others = [file_of(model, "native"), file_of(build("llama")), file_of(build("qwen2", torch.bfloat16))]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] += 1
+    others.append(file_of(model))
+    model = build("llama", torch.bfloat16)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        others.append(file_of(model))
+    finally:
+        torch.set_num_threads(threads)
+    for target, value in (("processor", lambda: "another"), ("_sources", lambda: "changed")):
+        with monkeypatch.context() as patch:
+            patch.setattr(verdicts, target, value)
+            others.append(file_of(model))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    others.append(file_of(model))
+    assert len({own, *others}) == 1 + len(others)
+
+
+def test_a_model_that_was_refused_is_refused_again(tmp_path, monkeypatch):
+    def refuse(target):
+        raise UnsupportedModelError("no tree")
+
+    monkeypatch.delenv(verdicts.SWITCH)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(hf, "check_tree", refuse)
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="no tree"):
+            HuggingFaceTarget(build("llama", torch.bfloat16), runtime="eager").prepare()
+
+
+def test_a_target_remembers(tmp_path, monkeypatch):
+    monkeypatch.delenv(verdicts.SWITCH)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = build("llama", torch.bfloat16)
+    first = HuggingFaceTarget(model, runtime="eager")
+    first.prepare(nodes=4)
+    monkeypatch.setattr(hf, "check_tree", lambda target: pytest.fail("asked again"))
+    monkeypatch.setattr(Exactness, "_agrees", lambda *arguments, **settings: pytest.fail("asked again"))
+    monkeypatch.setattr(Exactness, "_find", lambda *arguments: pytest.fail("asked again"))
+    again = HuggingFaceTarget(model, runtime="eager")
+    again.prepare(nodes=4)
+    assert again.exactness.base == first.exactness.base
+    monkeypatch.setenv(verdicts.SWITCH, "1")
+    assert verdicts_of(model, "eager") is None
