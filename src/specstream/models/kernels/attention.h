@@ -34,10 +34,50 @@ constexpr long MUCH_CONTEXT = 512;   // slots from which on reading keys once fo
 struct View {
   long first, skip, depth, count;
   const int32_t *path;
+  const void *query;
   std::vector<float> weights; // one for each key seen, in order, padded to LANES
 };
 
-// Some nodes of a row, and some heads that share a head of keys. C is dim / LANES where that is known, else 0.
+// One node's query and its products with keys, lane by lane. C is dim / LANES where that is known, else 0.
+template <class T, int C> struct Query {
+  Floats chunks[C ? C : 1];
+  const float *query;
+  long dim;
+  Query(const void *, const float *query, long dim) : query(query), dim(dim) {
+    for (int c = 0; c < C; c++) chunks[c] = load(query + c * LANES);
+  }
+  Floats dot(const T *key) const {
+    Floats total = {};
+    for (int c = 0; c < C; c++) total += chunks[c] * load(key + c * LANES);
+    for (long d = 0; !C && d < dim; d += LANES) total += load(query + d) * load(key + d);
+    return total;
+  }
+};
+
+#if defined(__AVX512BF16__)
+// The processor multiplies bfloat16 itself; see Product in linear.h.
+template <int C> struct PairedQuery {
+  __m512bh pairs[C / 2];
+  PairedQuery(const void *from, const float *, long) { std::memcpy(pairs, from, sizeof pairs); }
+  Floats dot(const uint16_t *key) const {
+    Floats total = {};
+    for (int c = 0; c < C / 2; c++) {
+      __m512bh part;
+      std::memcpy(&part, key + c * 2 * LANES, sizeof part);
+      total = (Floats)_mm512_dpbf16_ps((__m512)total, pairs[c], part);
+    }
+    return total;
+  }
+};
+template <> struct Query<uint16_t, 4> : PairedQuery<4> {
+  using PairedQuery<4>::PairedQuery;
+};
+template <> struct Query<uint16_t, 8> : PairedQuery<8> {
+  using PairedQuery<8>::PairedQuery;
+};
+#endif
+
+// Some nodes of a row, and some heads that share a head of keys.
 template <class T, int C> struct Task {
   const Attention &a;
   long row, head, heads, node, nodes;
@@ -63,63 +103,83 @@ template <class T, int C> struct Task {
       view.count = length() - view.first + view.depth - view.skip;
       view.weights.assign((view.count + LANES - 1) / LANES * LANES, -std::numeric_limits<float>::infinity());
       const T *q = static_cast<const T *>(a.q) + row * a.q_row + (head + i / nodes) * a.q_head + own * a.q_node;
+      view.query = q;
       for (long d = 0; d < a.dim; d++) queries[i * a.dim + d] = widen(q[d]);
     }
   }
 
   // Scores of the keys from..to for one who looks at them; `k_slot` apart.
   void score(long i, const T *k, long from, long to, float *scores) const {
-    constexpr int chunks = C ? C : 1;
-    Floats query[chunks];
-    for (int c = 0; c < C; c++) query[c] = load(queries + i * a.dim + c * LANES);
-    auto dot = [&](const T *key) {
-      Floats total = {};
-      for (int c = 0; c < C; c++) total += query[c] * load(key + c * LANES);
-      if (!C)
-        for (long d = 0; d < a.dim; d += LANES) total += load(queries + i * a.dim + d) * load(key + d);
-      return total;
-    };
+    Query<T, C> query(views[i].query, queries + i * a.dim, a.dim);
     long slot = from;
     for (; slot + LANES <= to; slot += LANES, k += LANES * a.k_slot) {
       Floats lanes[LANES];
-      for (long at = 0; at < LANES; at++) lanes[at] = dot(k + at * a.k_slot);
+      for (long at = 0; at < LANES; at++) lanes[at] = query.dot(k + at * a.k_slot);
       store(::sums(lanes) * a.scale, scores + slot - from);
     }
-    for (; slot < to; slot++, k += a.k_slot) scores[slot - from] = sum(dot(k)) * a.scale;
+    for (; slot < to; slot++, k += a.k_slot) scores[slot - from] = sum(query.dot(k)) * a.scale;
     if (a.softcap > 0)
       for (long at = 0; at < to - from; at++) scores[at] = a.softcap * std::tanh(scores[at] / a.softcap);
   }
 
-  void add(long i, const T *v, long from, long to, const float *weights) {
+  // The values of slots from..to, weighted, on the sums of those who look at them: G neighbours, for whom each value is
+  // read once. `at` is the place of the first weight among each one's.
+  template <int G> void add(long i, long from, long to, long at) {
     constexpr int chunks = C ? C : 1;
-    float *out = sums + i * a.dim;
-    Floats totals[chunks];
-    for (int c = 0; c < C; c++) totals[c] = load(out + c * LANES);
-    for (long slot = from; slot < to; slot++, v += a.v_slot) {
-      float weight = weights[slot - from];
-      for (int c = 0; c < C; c++) totals[c] += load(v + c * LANES) * weight;
-      for (long d = 0; !C && d < a.dim; d += LANES) {
-        Floats total = load(out + d) + load(v + d) * weight;
-        std::memcpy(out + d, &total, sizeof total);
-      }
+    const T *v = value(from);
+    Floats totals[G][chunks];
+    const float *weights[G];
+    for (int g = 0; g < G; g++) {
+      weights[g] = &views[i + g].weights[at];
+      for (int c = 0; c < C; c++) totals[g][c] = load(sums + (i + g) * a.dim + c * LANES);
     }
-    for (int c = 0; c < C; c++) std::memcpy(out + c * LANES, &totals[c], sizeof totals[c]);
+    for (long step = 0; step < to - from; step++, v += a.v_slot) {
+      for (int c = 0; c < C; c++) {
+        Floats part = load(v + c * LANES);
+        for (int g = 0; g < G; g++) totals[g][c] += part * weights[g][step];
+      }
+      for (long d = 0; !C && d < a.dim; d += LANES)
+        for (int g = 0; g < G; g++) {
+          float *out = sums + (i + g) * a.dim + d;
+          store(load(out) + load(v + d) * weights[g][step], out);
+        }
+    }
+    for (int g = 0; g < G; g++)
+      for (int c = 0; c < C; c++) store(totals[g][c], sums + (i + g) * a.dim + c * LANES);
   }
 
-  // The committed keys are read once for all, some at a time; each node's own path is read by itself.
+  void add_for(long many, long i, long from, long to, long at) {
+    switch (many) {
+    case 1: return add<1>(i, from, to, at);
+    case 2: return add<2>(i, from, to, at);
+    case 3: return add<3>(i, from, to, at);
+    default: return add<NODES_AT_ONCE>(i, from, to, at);
+    }
+  }
+
+  // How many from `i` on see the same committed keys, of as many as share a reading.
+  long alike(long i) const {
+    long many = 1;
+    while (many < NODES_AT_ONCE && i + many < count() && views[i + many].first == views[i].first) many++;
+    return many;
+  }
+
+  // The committed keys are read once for all, some at a time; each node's own path is read by itself. `visit` gets how many
+  // neighbours from which one on, what they see, and where among all that they see.
   template <class Visit> void each(const Visit &visit) {
-    long from = length();
-    for (long i = 0; i < count(); i++) from = views[i].first < from ? views[i].first : from;
-    for (long begin = from; begin < length(); begin += SLOTS_AT_ONCE)
-      for (long i = 0; i < count(); i++) {
-        long first = views[i].first > begin ? views[i].first : begin;
-        long end = begin + SLOTS_AT_ONCE < length() ? begin + SLOTS_AT_ONCE : length();
-        if (first < end) visit(i, first, end, first - views[i].first);
+    long earliest = length();
+    for (long i = 0; i < count(); i++) earliest = views[i].first < earliest ? views[i].first : earliest;
+    for (long begin = earliest; begin < length(); begin += SLOTS_AT_ONCE)
+      for (long i = 0, many; i < count(); i += many) {
+        many = alike(i);
+        long from = views[i].first > begin ? views[i].first : begin;
+        long to = begin + SLOTS_AT_ONCE < length() ? begin + SLOTS_AT_ONCE : length();
+        if (from < to) visit(many, i, from, to, from - views[i].first);
       }
     for (long i = 0; i < count(); i++)
       for (long step = views[i].skip; step < views[i].depth; step++) {
         long slot = length() + views[i].path[step];
-        visit(i, slot, slot + 1, length() - views[i].first + step - views[i].skip);
+        visit(1, i, slot, slot + 1, length() - views[i].first + step - views[i].skip);
       }
   }
 
@@ -144,12 +204,14 @@ template <class T, int C> struct Task {
 
   void run() {
     look();
-    each([&](long i, long from, long to, long at) { score(i, key(from), from, to, &views[i].weights[at]); });
+    each([&](long many, long i, long from, long to, long at) {
+      for (long end = i + many; i < end; i++) score(i, key(from), from, to, &views[i].weights[at]);
+    });
     thread_local std::vector<float> totals;
     totals.resize(count());
     for (long i = 0; i < count(); i++) totals[i] = softmax(views[i]);
     std::memset(sums, 0, count() * a.dim * sizeof(float));
-    each([&](long i, long from, long to, long at) { add(i, value(from), from, to, &views[i].weights[at]); });
+    each([&](long many, long i, long from, long to, long at) { add_for(many, i, from, to, at); });
     for (long i = 0; i < count(); i++) {
       T *out = static_cast<T *>(a.out) + ((row * a.nodes + node + i % nodes) * a.heads + head + i / nodes) * a.dim;
       for (long d = 0; d < a.dim; d++) narrow(sums[i * a.dim + d] / totals[i], out + d);
