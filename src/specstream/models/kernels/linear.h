@@ -304,7 +304,7 @@ template <class T, class Out> void widened(const Linear<T> &p, long m, long from
 template <class T, class Out>
 void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span following = {nullptr, 0}) {
   long threads = omp_get_num_threads();
-  long fitting = WEIGHT_BYTES / p.bytes(), fair = p.n / (4 * threads);
+  long fitting = WEIGHT_BYTES / p.bytes(), fair = p.n / (8 * threads);
   long chunk = (fitting < fair ? fitting : fair) / 8 * 8;
   chunk = chunk < 8 ? 8 : chunk;
   for (long from; (from = chunk * turns.next.fetch_add(1, std::memory_order_relaxed)) < p.n;) {
