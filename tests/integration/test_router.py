@@ -12,6 +12,8 @@ import yaml
 from specstream import AdaptiveRouter, SpeculativeEngine
 from specstream.cli import main
 from specstream.core import decode
+from specstream.demo.figures import speculative_figures
+from specstream.demo.offered import OfferedModels, Question
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.routing.config import NONE
 from specstream.routing.records import Run, read_collected
@@ -395,3 +397,20 @@ def test_a_wrong_training_is_one_line(run, root, trained, tmp_path):
 def test_a_run_counts_tokens_over_seconds():
     run = Run(tokens=10, passes=4, drafted=8, accepted=6, seconds=2.0, total=3.0, equal=True)
     assert run.tokens_per_second == 5.0
+
+
+def test_the_demo_offers_it_and_says_what_it_took(root, trained):
+    models = [str(root / "target"), str(root / "draft")]
+    offered = OfferedModels(models, drafter="router", router=str(trained / "router"), runtime="eager")
+    try:
+        assert "router" in offered.load(models[0])
+        (*_, race) = offered.race(Question(prompt="one two", model=models[0], drafter="router", max_new_tokens=12), 0.0)
+        assert race.equal
+        choice = race.speculative.generation.choice
+        taken = {name: value for value, name, _ in speculative_figures(race)}["the router's choice"]
+        assert taken == choice.drafter
+        (*_, race) = offered.race(Question(prompt="one two", model=models[0], drafter="lookup", max_new_tokens=4), 0.0)
+        assert "the router's choice" not in {name for _, name, _ in speculative_figures(race)}
+        assert "router" not in offered.load(models[1]), "it was trained for the other model"
+    finally:
+        offered.close()

@@ -36,6 +36,7 @@ def speculative_figures(race: Race) -> list[Figure]:
             "accepted",
             f"of the drafted tokens: {stats.accepted} of {stats.drafted}",
         ),
+        *_choice(side),
     ]
 
 
@@ -85,6 +86,16 @@ def _reason(race: Race) -> str:
 
 def _speed(side: Side) -> Figure:
     return (f"{side.speed:.1f}" if side.speed else NONE, "tokens/s", "of this output; the prompt is not counted")
+
+
+def _choice(side: Side) -> list[Figure]:
+    """What a router took, where one chose."""
+    choice = side.generation.choice
+    if choice is None:
+        return []
+    expected = ", ".join(f"{name} {worth:.2f}" for name, worth in choice.expected.items())
+    took = f"chosen in {choice.seconds * 1e3:.1f} ms; expected, in speeds of plain decoding: {expected}"
+    return [(choice.drafter, "the router's choice", took)]
 
 
 def _tokens(side: Side) -> Figure:

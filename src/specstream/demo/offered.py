@@ -17,11 +17,12 @@ from specstream.config import (
 )
 from specstream.demo.race import Race
 from specstream.engine import SpeculativeEngine
-from specstream.errors import UsageError
+from specstream.errors import HeadMismatchError, UsageError
 from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
 from specstream.inventory import prepare
 from specstream.parts import SharedDrafts, build_parts, check_choice
+from specstream.routing.router import Router
 from specstream.text import asked, encode
 
 WARM_UP = "The sea is"
@@ -61,7 +62,8 @@ class OfferedModels:
     Args:
         models: what is offered: catalog names, folders, hub ids.
         draft: as ``SpeculativeEngine`` takes it, for each of them.
-        **settings: likewise: ``drafter`` to begin with, ``heads``, ``gamma``, ``device``, ``dtype``, ``runtime``.
+        **settings: likewise: ``drafter`` to begin with, ``heads``, ``router``, ``gamma``, ``device``, ``dtype``,
+            ``runtime``.
 
     Raises:
         UsageError: no model, or settings that do not go together.
@@ -124,16 +126,19 @@ class OfferedModels:
     def _has(self, drafter: str) -> bool:
         """Whether the model at hand can be drafted for like this."""
         assert self._engine is not None
-        if drafter in ("none", "router"):
+        if drafter == "none":
             return False
         try:
             config = self._config(drafter)
-        except UsageError:
+            if config.router is not None:
+                Router.from_config({"router": config.router}).bind(self._engine.model, self._engine.tokenizer)
+        except (UsageError, HeadMismatchError):
             return False
         return drafter != "streams" or config.heads is not None or bool(shipped_for(self._engine.model, "streams"))
 
     def _config(self, drafter: str) -> EngineConfig:
-        config = engine_config(cast(EngineSettings, {**self._settings, "drafter": drafter}))
+        router = self._settings.get("router") if drafter == "router" else None
+        config = engine_config(cast(EngineSettings, {**self._settings, "drafter": drafter, "router": router}))
         check_choice(config, self._draft)
         return config
 
