@@ -21,7 +21,7 @@ Left open by the paper, and decided here:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +80,21 @@ class StreamsConfig:
                 raise UsageError(f"{name} is {value}; give {least} or more")
 
 
+@dataclass(frozen=True)
+class _Frozen:
+    """What drafting reads, made of weights that stay as they are.
+
+    Attributes:
+        version: of the weights.
+        adapter: the changes to linear layers, detached; the target's session prepares it once.
+        start: ``Streams.start_of``.
+    """
+
+    version: int
+    adapter: Adapter
+    start: Callable[[Tensor, Tensor], Tensor]
+
+
 class Streams(nn.Module):
     """The trainable part. The base is not one of its modules: ``parameters()`` are the streams' alone, in float32.
 
@@ -128,8 +143,8 @@ class Streams(nn.Module):
         part = None if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.int64, device=device)
         self.register_buffer("vocabulary", part)
         self.details: dict[str, Any] = {}  # of a trained head: data, recipe, figures
-        self._changing = [*self.down.values(), *self.up.values()]  # a list: parameter dictionaries are slow to read
-        self._frozen: tuple[int, Adapter] | None = None
+        self._changing = list(self.parameters())  # a list: parameter dictionaries are slow to read
+        self._frozen: _Frozen | None = None
         self._drafting: tuple[Tensor, Any] | None = None
 
     @property
@@ -216,8 +231,9 @@ class Streams(nn.Module):
         rows, nodes = zip(*places, strict=True)
         # In the precision of the weights: to round those takes longer than the sums.
         chosen = states[list(rows), list(nodes)].float()
-        hidden = self.start_of(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
-        final = session.branch(hidden, self.first, self._frozen_adapter())
+        frozen = self._freeze()
+        hidden = frozen.start(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
+        final = session.branch(hidden, self.first, frozen.adapter)
         best = self._logits(final).topk(min(count, self._vocabulary_size()), -1).indices
         if self.vocabulary is not None:
             best = self.vocabulary[best]
@@ -299,12 +315,26 @@ class Streams(nn.Module):
             raise UsageError(f"targets has {missing[0]!r} and the upper layers have no linear layer of that name")
         return chosen
 
-    def _frozen_adapter(self) -> Adapter:
-        """The same object as long as the weights are the same: the target's session prepares it once."""
+    def _freeze(self) -> _Frozen:
+        """The same object as long as the weights are the same: what is made of them is made once."""
         version = sum(parameter._version for parameter in self._changing)
-        if self._frozen is None or self._frozen[0] != version:
-            self._frozen = version, Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
-        return self._frozen[1]
+        if self._frozen is None or self._frozen.version != version:
+            adapter = Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
+            self._frozen = _Frozen(version, adapter, self._quick_start())
+        return self._frozen
+
+    def _quick_start(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """``start_of`` for a few rows; on our kernels the maps are read in bytes, and in one product."""
+        if self.config.start != "linear" or self.model.device.type != "cpu" or not native.available():
+            return self.start_of
+        maps = torch.cat([self.from_state, self.from_token], 1).detach()
+        product = quantized.linear(quantized.quantize(maps), None)
+
+        def start(states: Tensor, following: Tensor) -> Tensor:
+            guess = product(torch.cat([unit(states), self.token_states(following)], -1))
+            return guess.unsqueeze(-2) * self.scales + self.embeddings
+
+        return start
 
     def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
         return list(self.adapter().changes.items())

@@ -25,6 +25,12 @@ KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLaye
 MODELS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Models that embed, run such layers, normalise and apply their head, and nothing else."""
 
+STEADY = frozenset({"default", "linear", "llama3", "yarn"})
+"""Kinds of rotary positions whose angles do not depend on how long the text is."""
+
+POSITIONS = 1024
+"""Positions that a table of rotations begins with."""
+
 _ATTENTION_PARTS = ("q", "k", "v", "o")
 _MLP_PARTS = ("gate", "up", "down")
 
@@ -206,6 +212,33 @@ class FusedStack:
         return later if at else first
 
 
+class Rotations:
+    """What a model's rotary embedding says of positions, from a table where it says the same of each every time.
+
+    Args:
+        rotary: the module.
+    """
+
+    def __init__(self, rotary: Any) -> None:
+        self._rotary = rotary
+        self._fixed = getattr(rotary, "rope_type", None) in STEADY
+        self._table: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines ``[rows, nodes, dim]``, in the dtype of ``hidden``, of positions ``[rows, nodes]``."""
+        if not self._fixed:
+            cos, sin = self._rotary(hidden, position_ids=positions)
+            return cos, sin
+        needed = int(positions.max()) + 1
+        if self._table is None or len(self._table[0]) < needed or self._table[0].dtype != hidden.dtype:
+            wanted = max(POSITIONS, 2 * needed)
+            cos, sin = self._rotary(hidden, position_ids=torch.arange(wanted, device=hidden.device)[None])
+            self._table = cos[0], sin[0]
+        at = positions.reshape(-1)
+        cos, sin = (part.index_select(0, at).view(*positions.shape, -1) for part in self._table)
+        return cos, sin
+
+
 class FusedTop:
     """The layers from one on with what the model has around them: positions become rotations before, its norm follows.
 
@@ -221,13 +254,13 @@ class FusedTop:
     ) -> None:
         layers = _known(model, windows, quantized, range(first, model.config.num_hidden_layers))
         self._layers = FusedLayers(layers, _nothing_runs)
-        self._rotate, self._norm = model.base_model.rotary_emb, model.base_model.norm
+        self._rotate, self._norm = Rotations(model.base_model.rotary_emb), model.base_model.norm
 
     def __call__(
         self, hidden: Tensor, positions: Tensor, cache: Any, plan: TreePlan, states: States | None = None
     ) -> Tensor:
         """What goes into the first layer -> final, normed states, both ``[rows, nodes, hidden]``; fills ``states``."""
-        rotations = self._rotate(hidden, position_ids=positions)
+        rotations = self._rotate(hidden, positions)
         normed: Tensor = self._norm(self._layers.run(hidden, rotations, cache, plan, states))
         return normed
 

@@ -150,13 +150,18 @@ def tree_plan(trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) ->
     committed = torch.tensor(lengths, dtype=torch.int64)
     if all(tree.is_chain for tree in trees):
         return TreePlan(committed, *_chains(len(trees), width))
-    paths, depths = (tensor.clone() for tensor in _chains(len(trees), width))
-    for row, tree in enumerate(trees):
-        for node in range(len(tree)):
-            path = tree.path(node)
-            paths[row, node, : len(path)] = torch.tensor(path, dtype=torch.int32)
-            depths[row, node] = len(path)
-    return TreePlan(committed, paths, depths)
+    paths, depths = list[int](), list[int]()
+    for tree in trees:
+        for node in range(width):
+            path = tree.path(node) if node < len(tree) else range(node + 1)
+            paths += [*path, *range(len(path), width)]
+            depths.append(len(path))
+    shape = len(trees), width
+    return TreePlan(
+        committed,
+        torch.tensor(paths, dtype=torch.int32).view(*shape, width),
+        torch.tensor(depths, dtype=torch.int32).view(shape),
+    )
 
 
 @lru_cache(maxsize=256)

@@ -18,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from specstream.core.sampling import Sampling, draw, greedy_choices, probabilities, process
+from specstream.core.sampling import NO_CHOICE, Sampling, draw, greedy_choices, probabilities, process
 from specstream.errors import NumericalError, UsageError
 
 CONTEXT = [3, 1, 1, 4, 0, 3]
@@ -287,3 +287,27 @@ def test_the_ends_of_the_support(monkeypatch, point, token):
     """Whatever the uniform draw, a token without probability is not chosen."""
     monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.tensor(point, dtype=torch.float64))
     assert draw(torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]), torch.Generator()) == token
+
+
+@pytest.mark.parametrize("shift", [-30.0, 0.0, 30.0])
+def test_choices_by_bits_are_those_of_the_numbers(shift: float) -> None:
+    logits = (torch.randn(3, 5, 300, generator=torch.Generator().manual_seed(3)) * 4 + shift).to(torch.bfloat16)
+    logits[0, 0, 7] = logits[0, 0, 9] = logits[0, 0].max() + 8  # the first of equals
+    logits[1, 1, :40] = -torch.inf
+    assert greedy_choices(logits).equal(greedy_choices(logits.float()))
+    assert greedy_choices(logits).equal(logits.float().argmax(-1))
+
+
+@pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, -0x40])
+def test_what_is_no_number_is_no_choice(bits: int) -> None:
+    """NaN, plus infinity, and NaN with a sign, which is what processors make of invalid operations."""
+    logits = torch.arange(1.0, 21.0).view(2, 1, 10).to(torch.bfloat16)
+    logits.view(torch.int16)[1, 0, 3] = bits
+    for each in (logits, logits.float()):
+        assert greedy_choices(each).tolist() == [[9], [NO_CHOICE]]
+
+
+def test_a_row_without_any_choice_says_so() -> None:
+    logits = torch.full((1, 2, 4), -torch.inf, dtype=torch.bfloat16)
+    logits[0, 0, 2] = -3
+    assert greedy_choices(logits).tolist() == [[2, NO_CHOICE]]

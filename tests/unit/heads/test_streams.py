@@ -46,7 +46,7 @@ def whole(streams: Streams, tokens: list[int]) -> Tensor:
 def of_a_round(streams: Streams, session, node: int) -> Tensor:
     with torch.inference_mode():
         hidden = streams.start_of(session.states(streams.first)[0, node][None], torch.tensor([FOLLOWING]))
-        return session.branch(hidden, streams.first, streams._frozen_adapter())[0]
+        return session.branch(hidden, streams.first, streams._freeze().adapter)[0]
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])

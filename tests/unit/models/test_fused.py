@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specstream.core.tree import TokenTree
 from specstream.models import native
+from specstream.models.fused import Rotations
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Runtime
 from specstream.models.selftest import tolerance
@@ -139,3 +142,21 @@ def test_a_model_with_more_around_its_layers_runs_its_own_forward():
     model = build.__wrapped__("llama")
     model.__class__ = Scaled
     assert Runtime(model, "native")._whole is None
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn", "dynamic"])
+def test_rotations_are_the_models_own(kind):
+    settings = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    if kind == "llama3":
+        settings |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind != "default":
+        settings |= {"original_max_position_embeddings": 64}
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=64, rope_parameters=settings)
+    rotary, again = LlamaRotaryEmbedding(config), LlamaRotaryEmbedding(config)
+    rotations = Rotations(again)
+    for last in (5, 30, 63, 700, 5000, 40):  # the table grows, and what grew stays right
+        positions = torch.tensor([[0, last // 2, last], [3, last, 1]])
+        for dtype in (torch.bfloat16, torch.float32):
+            expected = rotary(torch.zeros(2, 3, 1, dtype=dtype), position_ids=positions)
+            found = rotations(torch.zeros(2, 3, 1, dtype=dtype), positions)
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
