@@ -7,7 +7,7 @@ overwritten by the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -138,25 +138,24 @@ class TreeCache(Cache):
 
     def fork(self, rows: int, length: int, capacity: int) -> TreeCache:
         """A new cache of ``rows`` copies of the first row, its slots repeated until there are ``length``."""
-        copy = self._blank(rows, capacity)
-        copy.lengths = [length] * rows
-        for layer_idx, layer in self._keys.items():
-            copy._make_room(layer_idx, layer, self._values[layer_idx])
-            sources = torch.arange(length, device=layer.device) % self.lengths[0]
-            for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
-                theirs[layer_idx][:, :, :length] = mine[layer_idx][:1, :, sources]
-        return copy
+        sources = torch.arange(length) % self.lengths[0]
+        return self._filled([length] * rows, capacity, lambda part: part[:1, :, sources.to(part.device)])
 
     def copy(self) -> TreeCache:
         """What is committed, in a cache of its own."""
-        copy = self._blank(len(self.lengths), self.capacity)
-        copy.lengths = list(self.lengths)
         held = max(self.lengths, default=0)
+        return self._filled(self.lengths, self.capacity, lambda part: part[:, :, :held])
+
+    def _filled(self, lengths: Sequence[int], capacity: int, taken: Callable[[Tensor], Tensor]) -> TreeCache:
+        """A new cache whose first slots hold, layer by layer, what is taken of this one's."""
+        made = self._blank(len(lengths), capacity)
+        made.lengths = list(lengths)
         for layer_idx, layer in self._keys.items():
-            copy._make_room(layer_idx, layer, self._values[layer_idx])
-            for mine, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
-                theirs[layer_idx][:, :, :held] = mine[layer_idx][:, :, :held]
-        return copy
+            made._make_room(layer_idx, layer, self._values[layer_idx])
+            for mine, theirs in ((self._keys, made._keys), (self._values, made._values)):
+                part = taken(mine[layer_idx])
+                theirs[layer_idx][:, :, : part.shape[2]] = part
+        return made
 
     def rollback(self, lengths: Sequence[int]) -> None:
         """Forget every row's tokens behind the first ``lengths[row]``."""
