@@ -98,6 +98,11 @@ class Trust:
         self._expected = self._happened = TRUST
         self.ratio = 1.0
 
+    def renew(self) -> None:
+        """Another text: what was seen of the last ones weighs little, and is half as far from the word given."""
+        self._expected, self._happened = TRUST, TRUST * (1 + self.ratio) / 2
+        self.ratio = self._happened / self._expected
+
     def judge(self, expected: float, happened: int) -> None:
         """So much was expected, of tokens for example, and so much it was."""
         self._expected += expected - TRUST_FADE * self._expected

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from specstream.core.ports import Offer
@@ -24,6 +25,9 @@ MEMORY = 64
 
 PRIOR_WEIGHT = 4
 """Judgements that the rates counts for that a drafter comes with."""
+
+LIKELY = 4
+"""Candidates of a depth that trees mostly hold, where nothing else is known."""
 
 PRIOR_RATE = 0.5
 """Of the likeliest candidate, where a drafter comes with no rates; half of it for each further rank."""
@@ -90,9 +94,18 @@ class ShapedOffer(Offer):
 
 
 def rank_rates(ranks: Tensor, most: int) -> list[list[float]]:
-    """How often each rank was right, of held-out text: ``[positions, depth]`` int64 -> ``rates[depth - 1][rank]``."""
-    shares = [(ranks == rank).double().mean(0).tolist() for rank in range(most)]
-    return [list(depth) for depth in zip(*shares, strict=True)]
+    """How often each rank was right, of held-out text: ``[positions, depth]`` int64 -> ``rates[depth - 1][rank]``.
+
+    A depth is reached where the candidates before were right, and there the text is easier than elsewhere: of those
+    positions, as a tree has them, where the true tokens before were among the ``LIKELY`` first.
+    """
+    reached = torch.ones(len(ranks), dtype=torch.bool, device=ranks.device)
+    rates = []
+    for own in ranks.unbind(1):
+        seen = own[reached] if reached.any() else own
+        rates.append([float((seen == rank).double().mean()) for rank in range(most)])
+        reached = reached & (own < LIKELY)
+    return rates
 
 
 class RankAcceptance:

@@ -22,8 +22,8 @@ from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
 
-ACCOUNT, ALLOWANCE = 3.0, 0.01
-"""What may be staked, in plain passes: what there is at first and at most, and what each round adds."""
+ACCOUNT, ALLOWANCE, GREETING = 3.0, 0.01, 0.3
+"""What may be staked, in plain passes: what there is at first and at most, what each round adds, and each new text."""
 
 TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 """Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
@@ -50,6 +50,14 @@ class Controller:
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = self._idle = 0
+
+    def renew(self) -> None:
+        """Another text begins, in which drafters may be worth more than in the last one, or less."""
+        for trust in self._trust.values():
+            trust.renew()
+        self._balance = min(ACCOUNT, self._balance + GREETING)
+        self._rested = self._idle = 0
+        self._poor.clear()
 
     def choose(self, offers: Sequence[Sequence[Offer]]) -> list[Choice]:
         """What to take of each row's offers."""

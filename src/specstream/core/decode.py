@@ -198,6 +198,8 @@ class Batch:
         self._session = target.begin([row.tokens[:-1] for row in rows])
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
         self._steady = getattr(self._drafts, "steady", False)
+        if self._speculation.controller is not None:
+            self._speculation.controller.renew()
         self._clock = Clock(self._session)
         self.timings.prefill += time.perf_counter() - started
 

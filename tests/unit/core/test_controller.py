@@ -432,6 +432,24 @@ class TestDraftersThatAreMistakenOfThemselves:
         assert drafted > 230
         assert speed > 1.3
 
+    def texts(self, rights, tokens):
+        """The speed of texts one after the other, which the controller is told of, as the loop tells it."""
+        controller, speeds = Controller(), []
+        for right in rights:
+            controller.renew()
+            speeds.append(self.decode(controller, right, tokens, lookups=0.0)[0])
+        return speeds
+
+    @pytest.mark.parametrize("tokens", [32, 48, 96, 256])
+    def test_a_new_text_is_not_judged_by_the_last_ones(self, tokens):
+        after_bad = self.texts([0.0, 0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.7], tokens)
+        assert min(after_bad[2], after_bad[7]) > 1.2
+
+    @pytest.mark.parametrize(("tokens", "least"), [(32, 0.97), (48, 0.975), (96, 0.98), (256, 0.985)])
+    def test_texts_in_which_they_are_never_right_lose_no_more_than_is_allowed(self, tokens, least):
+        later = self.texts([0.0] * 12, tokens)[1:]
+        assert sum(later) / len(later) > least
+
     def test_those_that_are_right_are_asked_all_the_while(self):
         controller = Controller()
         self.decode(controller, 0.7, 100, lookups=0.0)

@@ -221,6 +221,16 @@ class TestDepth:
         assert len(rounds) == 48
         assert len(asked) < 30 if steady else len(asked) == 48
 
+    def test_is_told_of_every_new_text(self, monkeypatch):
+        told = []
+        monkeypatch.setattr(Controller, "renew", lambda self: told.append(self))
+        speculation = Speculation(max_depth=5, controller=Controller())
+        for _ in range(2):
+            rows = start_rows([PROMPT], [0], MODEL.context_length)
+            settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=4), "timings": Timings()}
+            list(decode(MODEL, NoDrafter(), rows, speculation=speculation, **settings))
+        assert told == [speculation.controller] * 2
+
 
 class TestRows:
     PROMPTS = ([1, 5, 2], [0], [7, 7, 3, 1, 0, 2, 4], [3, 6])

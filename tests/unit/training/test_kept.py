@@ -67,3 +67,8 @@ def test_the_most_frequent_tokens_are_in_order_and_ties_go_to_lower_ids():
 
 def test_rates_are_shares_of_each_rank():
     assert rank_rates(torch.tensor([[0, 1], [0, 9], [1, 1], [0, 0]]), 2) == [[0.75, 0.25], [0.25, 0.5]]
+
+
+def test_rates_of_a_depth_are_of_the_positions_that_a_tree_reaches():
+    assert rank_rates(torch.tensor([[0, 1], [9, 0], [1, 1], [3, 0]]), 2) == [[0.25, 0.25], [1 / 3, 2 / 3]]
+    assert rank_rates(torch.tensor([[9, 1], [9, 0]]), 2) == [[0.0, 0.0], [0.5, 0.5]], "where none is, of all"
