@@ -59,14 +59,21 @@ class Controller:
         self._rested = self._idle = 0
         self._poor.clear()
 
-    def choose(self, offers: Sequence[Sequence[Offer]]) -> list[Choice]:
-        """What to take of each row's offers."""
+    def choose(self, offers: Sequence[Sequence[Offer]], context: int = 0) -> list[Choice]:
+        """What to take of each row's offers.
+
+        Args:
+            offers: of every row.
+            context: tokens that the longest row has.
+        """
         rows = len(offers)
         self._round += 1
+        self._costs.look_back(context)
         plain: list[Choice] = [None] * rows
         if (
             not any(offers)
             or self._costs.plain_passes < 2
+            or not self._costs.knows_plain(rows)
             or self._round - self._plain.get(rows, self._round) > PLAIN_AFTER
         ):
             return plain

@@ -39,10 +39,16 @@ times what was expected. If two widths in a row are dearer than that, the second
 FIRST_STEP_LIMIT = 0.25
 """So does the first step of a drafter: at most so many plain passes."""
 
+CONTEXT = 512
+"""Tokens before a pass in steps of which passes have prices of their own: attention looks at them for every node."""
+
 LIFETIMES = (8, 32, 128)
 """Passes after which the price of a wider one is no longer believed, by how often it was measured: a disturbed
 measurement makes a width look dear, what looks dear is not chosen, and so it would never be measured again."""
 
+
+_Place = tuple[int, int]
+"""Rows of a pass, and its step of context."""
 
 _Kind = TypeVar("_Kind")
 _Other = TypeVar("_Other")
@@ -107,17 +113,32 @@ class _Drafting:
 
 
 class Costs:
-    """Seconds at the usual pace, for each number of rows in a batch; one not measured takes the nearest that was."""
+    """Seconds at the usual pace, for each number of rows in a batch, and of passes for each step of context.
+
+    What was not measured takes the nearest that was.
+    """
 
     def __init__(self) -> None:
-        self._passes: dict[int, dict[int, _Newest]] = {}  # rows -> width -> seconds
+        self._step = 0  # of context, where passes are just now
+        self._passes: dict[_Place, dict[int, _Newest]] = {}  # by width, seconds
         self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
         self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
         self._forgiving = True
         self.plain_passes, self._now = 0, 0
         # Of the newest passes, their rows and width, and how many times the price they took.
-        self._recent: list[tuple[tuple[int, int], float]] = []
+        self._recent: list[tuple[tuple[_Place, int], float]] = []
         self._pace = 1.0
+
+    def look_back(self, context: int) -> None:
+        """Passes come behind so many tokens from here on."""
+        if (step := context // CONTEXT) != self._step:
+            self._step = step
+            self._known.clear()
+
+    def knows_plain(self, rows: int) -> bool:
+        """Whether a plain pass of so many rows was made here, if any was made behind other contexts."""
+        behind = [table for (other, _), table in self._passes.items() if other == rows]
+        return not behind or 1 in self._passes.get((rows, self._step), {})
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> float:
         """A pass over ``width`` nodes a row took ``seconds``, verification included.
@@ -127,20 +148,21 @@ class Costs:
             the usual pace.
         """
         self.plain_passes += width == 1
-        table, forgiven = self._passes.get(rows, {}), False
+        place = rows, self._step
+        table, forgiven = self._passes.get(place, {}), False
         if width in table:
-            self._add((rows, width), seconds)
+            self._add((place, width), seconds)
         else:
             seconds /= self._pace
             limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
-            self._passes.setdefault(rows, {})[width] = _Newest(seconds, limit, self._now)
+            self._passes.setdefault(place, {})[width] = _Newest(seconds, limit, self._now)
             forgiven = seconds > limit
             self._forgiving = not forgiven
         self._now += 1
         self._known.clear()
         return seconds if forgiven else self.passing(rows, width)
 
-    def _add(self, kind: tuple[int, int], seconds: float) -> None:
+    def _add(self, kind: tuple[_Place, int], seconds: float) -> None:
         """One more measurement of what was measured before: at the pace of the others, or it would say nothing."""
         known = self._passes[kind[0]][kind[1]]
         others = [ratio for other, ratio in self._recent if other != kind]
@@ -180,21 +202,22 @@ class Costs:
 
     def at_most(self, rows: int, width: int) -> float:
         """Of a pass, if what is no longer believed was right after all: what a trial may cost."""
-        known = self._passes.get(rows, {}).get(width)
+        known = self._passes.get((rows, self._step), {}).get(width)
         return max(self.passing(rows, width), known.typical if known else 0.0)
 
     def _passing(self, rows: int, width: float) -> float:
+        place = rows, self._step
         tables = {each: table for each in self._passes if (table := self._table(each))}
-        table = tables.get(rows, {})
+        table = tables.get(place, {})
         if len(table) > 1:
             return _along(table, width)
-        shape = _nearest({other: each for other, each in tables.items() if len(each) > 1}, rows, {})
+        shape = _nearest_place({other: each for other, each in tables.items() if len(each) > 1}, place, {})
         shape = shape or {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
-        known, seconds = next(iter((table or _nearest(tables, rows, {1: 1.0})).items()))
+        known, seconds = next(iter((table or _nearest_place(tables, place, {1: 1.0})).items()))
         return seconds * _along(shape, width) / _along(shape, known)
 
-    def _table(self, rows: int) -> dict[int, float]:
-        known = self._passes[rows].items()
+    def _table(self, place: _Place) -> dict[int, float]:
+        known = self._passes[place].items()
         return {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
 
 
@@ -219,6 +242,14 @@ def _along(table: dict[int, float], width: float) -> float:
     # Half as steep beyond the widest: hopeful, or a pass that is dear once it is not plain would keep the deeper ones,
     # which cost hardly more, from ever being measured.
     return seconds[high] + slope / 2 * (width - high)
+
+
+def _nearest_place(
+    table: Mapping[_Place, dict[int, float]], place: _Place, otherwise: dict[int, float]
+) -> dict[int, float]:
+    """Of the same number of rows if there is any: rows change a price by more than context does."""
+    near = min(table, key=lambda other: (abs(other[0] - place[0]), abs(other[1] - place[1])), default=None)
+    return otherwise if near is None else table[near]
 
 
 def _nearest(table: Mapping[int, _Kind], rows: int, otherwise: _Other) -> _Kind | _Other:

@@ -233,6 +233,28 @@ class TestMixed:
         kinds = [{choice[0] for choice in row} for row in machine.log[-60:]]
         assert {"l", "m"} in kinds
 
+    def test_behind_another_context_the_first_round_is_plain_and_then_its_prices_count(self):
+        controller, right = Controller(), TokenTree.chain([9, 1, 1, 1])
+        offers = [[Offer(source="lookup/6", depth=3, tree=right)]]
+
+        def rounds(count, context, prices):
+            taken = []
+            for _ in range(count):
+                (choice,) = controller.choose(offers, context)
+                depth = choice.depth if choice else 0
+                tree = TokenTree.chain(right.tokens[: depth + 1])
+                request = DraftRequest(tokens=[9], depth=depth, generator=CHANCE, offer=offer_of(choice))
+                verdict = Verdict(path=tuple(range(depth + 1)), tokens=(1,) * (depth + 1))
+                controller.observe(offers, [request], [tree], [verdict], (0.0, prices[depth]))
+                taken.append(depth)
+            return taken
+
+        assert rounds(40, 100, [20, 21, 22, 23])[-10:] == [3] * 10
+        far = rounds(60, 5000, [20, 60, 90, 120])  # there three tokens more cost five passes
+        assert far[0] == 0
+        assert sum(far[-20:]) < 5
+        assert rounds(10, 110, [20, 21, 22, 23])[-8:] == [3] * 8
+
     def test_a_round_without_drafts_is_plain(self):
         machine, controller = Machine(**PAIR, lookup=(0.3, 1.0)), Controller()
         machine.run(controller, 200)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from specstream.core.costs import NODE_SHARE, READ_SHARE, Costs
+from specstream.core.costs import CONTEXT, NODE_SHARE, READ_SHARE, Costs
 
 
 def measured(passes, rows=1):
@@ -149,3 +149,36 @@ def test_rows_of_which_only_old_wide_passes_are_known_borrow_from_others():
         costs.observe_pass(1, 1, 30.0)
         costs.observe_pass(1, 2, 33.0)
     assert 30 <= costs.passing(3, 4) <= 70
+
+
+def test_passes_behind_much_context_have_prices_of_their_own():
+    costs = Costs()
+    for _ in range(6):
+        costs.observe_pass(1, 1, 20.0)
+        costs.observe_pass(1, 8, 22.0)
+    costs.look_back(CONTEXT * 2 + 10)
+    assert not costs.knows_plain(1)
+    assert (costs.passing(1, 1), costs.passing(1, 8)) == (20.0, 22.0), "the nearest, until there is one"
+    for _ in range(6):
+        costs.observe_pass(1, 1, 21.0)
+        costs.observe_pass(1, 8, 35.0)
+    assert costs.knows_plain(1)
+    assert costs.passing(1, 8) / costs.passing(1, 1) == pytest.approx(35 / 21, rel=0.1)
+    costs.look_back(CONTEXT - 1)
+    assert costs.knows_plain(1)
+    assert costs.passing(1, 8) / costs.passing(1, 1) == pytest.approx(22 / 20, rel=0.1)
+    costs.look_back(CONTEXT * 3)
+    assert costs.passing(1, 8) > 30, "the nearest is the one behind most"
+
+
+def test_of_more_rows_the_nearest_rows_are_asked_before_the_nearest_context():
+    costs = Costs()
+    for width, seconds in ((1, 20.0), (4, 24.0)):
+        costs.observe_pass(1, width, seconds)
+    costs.look_back(5 * CONTEXT)
+    assert costs.knows_plain(4), "where no pass of so many rows was made, none is missing"
+    for width, seconds in ((1, 40.0), (4, 90.0)) * 3:
+        costs.observe_pass(4, width, seconds)
+    costs.look_back(0)
+    assert costs.passing(4, 4) / costs.passing(4, 1) == pytest.approx(90 / 40, rel=0.1)
+    assert costs.passing(1, 4) / costs.passing(1, 1) == pytest.approx(24 / 20)

@@ -221,6 +221,15 @@ class TestDepth:
         assert len(rounds) == 48
         assert len(asked) < 30 if steady else len(asked) == 48
 
+    def test_is_told_how_much_context_a_round_looks_at(self, monkeypatch):
+        told = []
+        monkeypatch.setattr(Controller, "choose", lambda self, offers, context: told.append(context) or [None] * 2)
+        rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length)
+        settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=3), "timings": Timings()}
+        speculation = Speculation(max_depth=5, controller=Controller())
+        list(decode(MODEL, NoDrafter(), rows, speculation=speculation, **settings))
+        assert told == [12, 13, 14]
+
     def test_is_told_of_every_new_text(self, monkeypatch):
         told = []
         monkeypatch.setattr(Controller, "renew", lambda self: told.append(self))
