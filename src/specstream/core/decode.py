@@ -125,9 +125,8 @@ class Speculation:
         choices = [None if own else self._first(available) for own, available in zip(measured, offers, strict=True)]
         if self.controller is not None and any(measured):
             judged = [available if own else () for own, available in zip(measured, offers, strict=True)]
-            context = max(len(row.tokens) for row in rows)
-            found = zip(measured, self.controller.choose(judged, context), choices, strict=True)
-            choices = [choice if own else first for own, choice, first in found]
+            taken = self.controller.choose(judged, max(len(row.tokens) for row in rows))
+            choices = [mine if own else first for own, mine, first in zip(measured, taken, choices, strict=True)]
         return [
             replace(request, offer=choice.offer, depth=choice.depth, least=choice.least)
             if choice

@@ -21,13 +21,10 @@ from specstream.models.runtime import Quantization, Runtime, RuntimeName
 from specstream.models.selftest import check_tree
 from specstream.models.taps import States, decoder_layers, tapped
 from specstream.models.upper import entering, run_lower, run_upper
-from specstream.models.verdicts import Verdicts, verdicts_of
+from specstream.models.verdicts import Verdicts, once, verdicts_of
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
-
-TREE = "tree"
-"""The verdict that the model follows a token tree."""
 
 
 class HuggingFaceTarget:
@@ -70,10 +67,7 @@ class HuggingFaceTarget:
             UnsupportedModelError: the model does not follow a tree's mask and positions.
         """
         if not self._checked:
-            if self._verdicts is None or not self._verdicts.get(TREE):
-                check_tree(self)
-                if self._verdicts is not None:
-                    self._verdicts.keep(TREE, True)
+            once(self._verdicts, "tree", lambda: check_tree(self))
             self._checked = True
         if self.exactness is not None:
             self.exactness.calibrate(nodes)
@@ -196,8 +190,7 @@ class HuggingFaceTarget:
 
     @cached_property
     def _verdicts(self) -> Verdicts | None:
-        """What earlier self-tests of this model found; opened with the first, as threads may be set until then."""
-        # Quantised, the model's own weights may be gone, and with them what tells it from others.
+        """What earlier self-tests found, opened with the first. Quantised, what tells the model from others is gone."""
         return None if self.runtime.quantized else verdicts_of(self.model, self.runtime.name)
 
     def _exactness(self) -> Exactness:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ class Verdicts:
         if not isinstance(found, dict):
             return {}
         return {str(name): answer for name, answer in found.items() if isinstance(answer, int)}
+
+
+def once(verdicts: Verdicts | None, name: str, test: Callable[[], None]) -> None:
+    """Run a test that raises if it fails, unless it is known to have passed."""
+    if verdicts is None or not verdicts.get(name):
+        test()
+        if verdicts is not None:
+            verdicts.keep(name, True)
 
 
 def verdicts_of(model: Any, runtime: str) -> Verdicts | None:

@@ -59,7 +59,10 @@ class Fickle:
     def __init__(self):
         self.round = 0
 
-    def choose(self, offers):
+    def renew(self):
+        pass
+
+    def choose(self, offers, context):
         self.round += 1
         return [
             Taken(available[(self.round + row) % len(available)], 1 + self.round % 2) if available else None

@@ -88,26 +88,26 @@ def test_the_file_is_named_by_all_that_bits_depend_on(tmp_path, monkeypatch):
     monkeypatch.delenv(verdicts.SWITCH)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = build("llama", torch.bfloat16)
-    own = file_of(model)
-    assert own == file_of(build("llama", torch.bfloat16))
-    others = [file_of(model, "native"), file_of(build("llama")), file_of(build("qwen2", torch.bfloat16))]
-    with torch.no_grad():
-        model.get_input_embeddings().weight[0] += 1
-    others.append(file_of(model))
-    model = build("llama", torch.bfloat16)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        others.append(file_of(model))
-    finally:
-        torch.set_num_threads(threads)
-    for target, value in (("processor", lambda: "another"), ("_sources", lambda: "changed")):
+    found = {"own": file_of(model)}
+    assert found["own"] == file_of(build("llama", torch.bfloat16))
+    found |= {"runtime": file_of(model, "native"), "dtype": file_of(build("llama"))}
+    found |= {
+        "family": file_of(build("qwen2", torch.bfloat16)),
+        "weights": file_of(build("llama", torch.bfloat16, noise=0.1)),
+    }
+    made_with = verdicts.provenance("cpu", "torch.bfloat16")
+    for name, changed in {
+        "threads": ("provenance", lambda *of: {**made_with, "threads": made_with["threads"] + 1}),
+        "torch": ("provenance", lambda *of: {**made_with, "torch": "another"}),
+        "processor": ("processor", lambda: "another"),
+        "sources": ("_sources", lambda: "changed"),
+    }.items():
         with monkeypatch.context() as patch:
-            patch.setattr(verdicts, target, value)
-            others.append(file_of(model))
+            patch.setattr(verdicts, *changed)
+            found[name] = file_of(model)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    others.append(file_of(model))
-    assert len({own, *others}) == 1 + len(others)
+    found["libraries"] = file_of(model)
+    assert len(set(found.values())) == len(found), found
 
 
 def test_a_model_that_was_refused_is_refused_again(tmp_path, monkeypatch):
