@@ -1,9 +1,14 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and where a user's cache is."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def user_cache() -> Path:
+    """`$XDG_CACHE_HOME`, else `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
 def write_whole(path: Path, text: str) -> None:

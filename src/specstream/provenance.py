@@ -32,11 +32,7 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
 
 def processor() -> str:
     """What this machine's processor can do, as its kernel lists it: kernels are built for that and chosen by it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return _cpu_line("flags", "Features") or platform.processor()
 
 
 def _version(package: str) -> str | None:
@@ -48,14 +44,16 @@ def _version(package: str) -> str | None:
 
 def _cpu_model() -> str:
     # platform.processor() is empty or only the architecture on most Linux systems.
+    return _cpu_line("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
+
+
+def _cpu_line(*names: str) -> str:
+    """The first line of /proc/cpuinfo that begins like this; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        return ""
+    return next((line for line in lines if line.startswith(names)), "")
 
 
 def _accelerator(device: str | None) -> str | None:

@@ -137,8 +137,8 @@ class Costs:
 
     def knows_plain(self, rows: int) -> bool:
         """Whether a plain pass of so many rows was made here, if any was made behind other contexts."""
-        behind = [table for (other, _), table in self._passes.items() if other == rows]
-        return not behind or 1 in self._passes.get((rows, self._step), {})
+        here = self._passes.get((rows, self._step), {})
+        return 1 in here or all(other != rows for other, _ in self._passes)
 
     def observe_pass(self, rows: int, width: int, seconds: float) -> float:
         """A pass over ``width`` nodes a row took ``seconds``, verification included.
@@ -207,17 +207,17 @@ class Costs:
 
     def _passing(self, rows: int, width: float) -> float:
         place = rows, self._step
-        tables = {each: table for each in self._passes if (table := self._table(each))}
-        table = tables.get(place, {})
+        table = self._table(place)
         if len(table) > 1:
             return _along(table, width)
+        tables = {each: other for each in self._passes if (other := self._table(each))}
         shape = _nearest_place({other: each for other, each in tables.items() if len(each) > 1}, place, {})
         shape = shape or {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
         known, seconds = next(iter((table or _nearest_place(tables, place, {1: 1.0})).items()))
         return seconds * _along(shape, width) / _along(shape, known)
 
     def _table(self, place: _Place) -> dict[int, float]:
-        known = self._passes[place].items()
+        known = self._passes.get(place, {}).items()
         return {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
 
 

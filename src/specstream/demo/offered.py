@@ -78,6 +78,7 @@ class OfferedModels:
         self._engine: SpeculativeEngine | None = None
         self._drafts: SharedDrafts | None = None
         self._parts: dict[str, Parts] = {}
+        self._drafters: list[str] = []  # that the model in memory has
         # Threads of a parallel region belong to the thread that opened it: with one, they are there once.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="demo")
 
@@ -121,7 +122,8 @@ class OfferedModels:
             self._engine = SpeculativeEngine(model, drafter="none", **own)
             self._drafts = SharedDrafts(self._engine.target, self._engine.tokenizer)
             _warm_up(self._engine.parts)
-        return [name for name in get_args(DrafterName) if self._has(name)]
+            self._drafters = [name for name in get_args(DrafterName) if self._has(name)]
+        return list(self._drafters)
 
     def _has(self, drafter: str) -> bool:
         """Whether the model at hand can be drafted for like this."""

@@ -304,8 +304,7 @@ class Streams(nn.Module):
             token = self.token_states(following).to(states.dtype)
             from_state, from_token = self.from_state.to(states.dtype), self.from_token.to(states.dtype)
             here = unit(states).to(states.dtype)
-            guess = functional.linear(here, from_state) + functional.linear(token, from_token)
-            return guess.unsqueeze(-2) * self.scales.to(states.dtype) + self.embeddings.to(states.dtype)
+            return self._started(functional.linear(here, from_state) + functional.linear(token, from_token))
         return states.unsqueeze(-2) + self.embeddings.to(states.dtype)
 
     def _chosen(self, linears: dict[str, Any]) -> dict[str, Any]:
@@ -331,10 +330,13 @@ class Streams(nn.Module):
         product = quantized.linear(quantized.quantize(maps), None)
 
         def start(states: Tensor, following: Tensor) -> Tensor:
-            guess = product(torch.cat([unit(states), self.token_states(following)], -1))
-            return guess.unsqueeze(-2) * self.scales + self.embeddings
+            return self._started(product(torch.cat([unit(states), self.token_states(following)], -1)))
 
         return start
+
+    def _started(self, guess: Tensor) -> Tensor:
+        """What the streams make of the linear start's guess: ``[..., hidden]`` -> ``[..., gamma, hidden]``."""
+        return guess.unsqueeze(-2) * self.scales.to(guess.dtype) + self.embeddings.to(guess.dtype)
 
     def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
         return list(self.adapter().changes.items())

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from specstream.errors import ModelNotFoundError
+from specstream.files import user_cache
 from specstream.models import download, hub
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -97,8 +98,7 @@ def models_root() -> Path:
     """The folder that holds models made from wheels: `$SPECSTREAM_MODELS`, else the user's cache."""
     if chosen := os.environ.get("SPECSTREAM_MODELS"):
         return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "specstream-models"
+    return user_cache() / "specstream-models"
 
 
 def is_cached(name: str) -> bool:

@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from specstream.core.tree import TokenTree
 from specstream.errors import SpecStreamError
+from specstream.files import user_cache
 from specstream.provenance import processor
 
 FOLDER = Path(__file__).parent / "kernels"
@@ -222,7 +223,7 @@ def _compilers() -> list[str]:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "specstream" / "kernels"
+    return user_cache() / "specstream" / "kernels"
 
 
 def _fingerprint(compiler: str) -> str:

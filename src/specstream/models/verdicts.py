@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from specstream.files import user_cache, write_whole
 from specstream.models.fingerprint import fingerprint
 from specstream.provenance import processor, provenance
 
@@ -47,9 +48,7 @@ class Verdicts:
         self._known = {**self._read(), **self._known, name: int(answer)}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=self._path.parent, delete=False) as file:
-                json.dump(self._known, file, indent=0, sort_keys=True)
-            os.replace(file.name, self._path)
+            write_whole(self._path, json.dumps(self._known, indent=0, sort_keys=True))
         except OSError:
             pass
 
@@ -89,10 +88,10 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
         *(fingerprint(model), model.config.to_json_string(), model.config._attn_implementation),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Verdicts(cache / "specstream" / "selftest" / f"{name}.json")
+    return Verdicts(user_cache() / "specstream" / "selftest" / f"{name}.json")
 
 
+@cache
 def _sources() -> str:
     """A hash of the code that passes run through: this folder's, kernels and all."""
     digest = hashlib.sha256()

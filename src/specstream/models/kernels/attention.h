@@ -41,9 +41,9 @@ struct View {
 // One node's query and its products with keys, lane by lane. C is dim / LANES where that is known, else 0.
 template <class T, int C> struct Query {
   Floats chunks[C ? C : 1];
-  const float *query;
+  const T *query;
   long dim;
-  Query(const void *, const float *query, long dim) : query(query), dim(dim) {
+  Query(const void *from, long dim) : query(static_cast<const T *>(from)), dim(dim) {
     for (int c = 0; c < C; c++) chunks[c] = load(query + c * LANES);
   }
   Floats dot(const T *key) const {
@@ -58,7 +58,7 @@ template <class T, int C> struct Query {
 // The processor multiplies bfloat16 itself; see Product in linear.h.
 template <int C> struct PairedQuery {
   __m512bh pairs[C / 2];
-  PairedQuery(const void *from, const float *, long) { std::memcpy(pairs, from, sizeof pairs); }
+  PairedQuery(const void *from, long) { std::memcpy(pairs, from, sizeof pairs); }
   Floats dot(const uint16_t *key) const {
     Floats total = {};
     for (int c = 0; c < C / 2; c++) {
@@ -81,8 +81,8 @@ template <> struct Query<uint16_t, 8> : PairedQuery<8> {
 template <class T, int C> struct Task {
   const Attention &a;
   long row, head, heads, node, nodes;
-  View *views;           // [heads][nodes]
-  float *queries, *sums; // [heads][nodes][dim]
+  View *views; // [heads][nodes]
+  float *sums; // [heads][nodes][dim]
 
   const T *key(long slot) const { return static_cast<const T *>(a.k) + row * a.k_row + kv() * a.k_head + slot * a.k_slot; }
   const T *value(long slot) const { return static_cast<const T *>(a.v) + row * a.v_row + kv() * a.v_head + slot * a.v_slot; }
@@ -102,15 +102,13 @@ template <class T, int C> struct Task {
       view.skip = begin - view.first;
       view.count = length() - view.first + view.depth - view.skip;
       view.weights.assign((view.count + LANES - 1) / LANES * LANES, -std::numeric_limits<float>::infinity());
-      const T *q = static_cast<const T *>(a.q) + row * a.q_row + (head + i / nodes) * a.q_head + own * a.q_node;
-      view.query = q;
-      for (long d = 0; d < a.dim; d++) queries[i * a.dim + d] = widen(q[d]);
+      view.query = static_cast<const T *>(a.q) + row * a.q_row + (head + i / nodes) * a.q_head + own * a.q_node;
     }
   }
 
   // Scores of the keys from..to for one who looks at them; `k_slot` apart.
   void score(long i, const T *k, long from, long to, float *scores) const {
-    Query<T, C> query(views[i].query, queries + i * a.dim, a.dim);
+    Query<T, C> query(views[i].query, a.dim);
     long slot = from;
     for (; slot + LANES <= to; slot += LANES, k += LANES * a.k_slot) {
       Floats lanes[LANES];
@@ -225,15 +223,14 @@ template <class T, int C> void attend_by(const Attention &a) {
   long sharing = longest < MUCH_CONTEXT ? 1 : a.heads / a.kv_heads; // heads of a task
   long groups = (a.nodes + NODES_AT_ONCE - 1) / NODES_AT_ONCE, parts = a.heads / sharing;
   thread_local std::vector<View> views;
-  thread_local std::vector<float> queries, sums;
+  thread_local std::vector<float> sums;
   views.resize(sharing * NODES_AT_ONCE);
-  queries.resize(sharing * NODES_AT_ONCE * a.dim);
   sums.resize(sharing * NODES_AT_ONCE * a.dim);
 #pragma omp for schedule(dynamic)
   for (long task = 0; task < a.rows * parts * groups; task++) {
     long group = task % groups, part = task / groups % parts, row = task / groups / parts;
     long node = group * NODES_AT_ONCE, nodes = a.nodes - node < NODES_AT_ONCE ? a.nodes - node : NODES_AT_ONCE;
-    Task<T, C>{a, row, part * sharing, sharing, node, nodes, views.data(), queries.data(), sums.data()}.run();
+    Task<T, C>{a, row, part * sharing, sharing, node, nodes, views.data(), sums.data()}.run();
   }
 }
 
