@@ -97,7 +97,7 @@ def test_the_file_is_named_by_all_that_bits_depend_on(tmp_path, monkeypatch):
     }
     made_with = verdicts.provenance("cpu", "torch.bfloat16")
     for name, changed in {
-        "threads": ("provenance", lambda *of: {**made_with, "threads": made_with["threads"] + 1}),
+        "threads": ("provenance", lambda *of: {**made_with, "threads": "another"}),
         "torch": ("provenance", lambda *of: {**made_with, "torch": "another"}),
         "processor": ("processor", lambda: "another"),
         "sources": ("_sources", lambda: "changed"),
@@ -105,9 +105,11 @@ def test_the_file_is_named_by_all_that_bits_depend_on(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(verdicts, *changed)
             found[name] = file_of(model)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    # A word that no machine of ours can have set already: those that test may well limit oneDNN themselves.
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "another")
     found["libraries"] = file_of(model)
-    assert len(set(found.values())) == len(found), found
+    alike = {name for name, file in found.items() if list(found.values()).count(file) > 1}
+    assert not alike
 
 
 def test_a_model_that_was_refused_is_refused_again(tmp_path, monkeypatch):
