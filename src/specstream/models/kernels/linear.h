@@ -36,15 +36,15 @@ struct Turns {
 
 // Weights one by one, in steps of two vectors of floats; an input is padded to whole steps. See Product.
 struct InSteps {
-  static constexpr long STEP = 2 * LANES, EACH = 1;
+  static constexpr long STEP = 2 * LANES, EACH = 1, MANY = ROWS_AT_ONCE;
   static long at(long i) { return i; }
   static long size(long k) { return (k + STEP - 1) / STEP * STEP; }
 };
 
 // How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
-// over STEP elements, EACH of them in a T. The two halves of a step are taken in the order that costs least, in the input
-// and in the weights alike. An input row takes `size(k)` X's, element i is at `at(i)`; `prepare` returns its unit. `finish`
-// makes outputs of sixteen columns' sums, their scales and the unit of their row.
+// over STEP elements, EACH of them in a T; of more than ROWS_AT_ONCE rows, MANY are taken at a time. The two halves of a
+// step are taken in the order that costs least, in the input and in the weights alike. An input row takes `size(k)` X's,
+// element i is at `at(i)`; `prepare` returns its unit. `finish` makes outputs of sixteen columns' sums, their scales and the unit of their row.
 template <class T> struct Product : InSteps {
   using X = float;
   using Sum = Floats;
@@ -74,6 +74,7 @@ template <> struct Product<uint16_t> : InSteps {
   using X = uint16_t;
   using Sum = Floats;
   using Step = __m512bh;
+  static constexpr long MANY = 4; // squares of four by four read least for each product, and reading is what limits these
   static float prepare(const uint16_t *from, long k, X *to) {
     std::memcpy(to, from, k * sizeof(X));
     std::memset(to + k, 0, (size(k) - k) * sizeof(X));
@@ -112,7 +113,7 @@ template <> struct Product<Block4> {
     Shorts low, high;
     float scale;
   };
-  static constexpr long STEP = 64, EACH = 64, SIZE = 64 + 2 * LANES;
+  static constexpr long STEP = 64, EACH = 64, MANY = ROWS_AT_ONCE, SIZE = 64 + 2 * LANES;
   static long at(long i) { return i / STEP * SIZE; }
   static long size(long k) { return at(k + STEP - 1); }
   template <class From> static float prepare(const From *from, long k, X *to) {
@@ -320,7 +321,8 @@ void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span fol
         widened(p, m, from, to, out);
         continue;
       }
-    long groups = (m + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE; // even ones: two of six rows are faster than eight and four
+    long once = m > ROWS_AT_ONCE ? Product<T>::MANY : ROWS_AT_ONCE;
+    long groups = (m + once - 1) / once; // even ones: two of six rows are faster than eight and four
     for (long group = 0; group < groups; group++) {
       long row = m * group / groups, end = m * (group + 1) / groups;
       Fetch fetch{distance, from + (to - from) * group / groups, from + (to - from) * (group + 1) / groups};
