@@ -7,7 +7,7 @@ within it say nothing of each other, so prices are kept at the usual pace: of us
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
@@ -50,8 +50,9 @@ measurement makes a width look dear, what looks dear is not chosen, and so it wo
 _Place = tuple[int, int]
 """Rows of a pass, and its step of context."""
 
+_Distance = TypeVar("_Distance", int, tuple[int, int])
+_Key = TypeVar("_Key")
 _Kind = TypeVar("_Kind")
-_Other = TypeVar("_Other")
 
 
 class _Newest:
@@ -186,13 +187,16 @@ class Costs:
 
     def steps(self, rows: int, source: str, steps: float) -> float:
         """Of drafting ``steps`` tokens deep; 0 for a drafter that was never tried."""
-        known = _nearest(self._drafts.get(source, {}), rows, None)
+        known = self._drafting(rows, source)
         return steps * known.step.typical if known else 0.0
 
     def reading(self, rows: int, source: str, unread: int) -> float:
         """Of what a drafter reads before its first step, beyond what it reads in any round."""
-        known = _nearest(self._drafts.get(source, {}), rows, None)
+        known = self._drafting(rows, source)
         return max(0, unread - READ_ANYWAY) * known.reading if known else 0.0
+
+    def _drafting(self, rows: int, source: str) -> _Drafting | None:
+        return _nearest(self._drafts.get(source, {}), lambda other: abs(other - rows))
 
     def passing(self, rows: int, width: float) -> float:
         """Of a pass; between and beyond the measured widths along a line, and never less than a narrower one."""
@@ -206,14 +210,17 @@ class Costs:
         return max(self.passing(rows, width), known.typical if known else 0.0)
 
     def _passing(self, rows: int, width: float) -> float:
-        place = rows, self._step
-        table = self._table(place)
+        table = self._table((rows, self._step))
         if len(table) > 1:
             return _along(table, width)
+
+        def distance(other: _Place) -> tuple[int, int]:  # rows change a price by more than context does
+            return abs(other[0] - rows), abs(other[1] - self._step)
+
         tables = {each: other for each in self._passes if (other := self._table(each))}
-        shape = _nearest_place({other: each for other, each in tables.items() if len(each) > 1}, place, {})
+        shape = _nearest({each: other for each, other in tables.items() if len(other) > 1}, distance)
         shape = shape or {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
-        known, seconds = next(iter((table or _nearest_place(tables, place, {1: 1.0})).items()))
+        known, seconds = next(iter((table or _nearest(tables, distance) or {1: 1.0}).items()))
         return seconds * _along(shape, width) / _along(shape, known)
 
     def _table(self, place: _Place) -> dict[int, float]:
@@ -244,15 +251,6 @@ def _along(table: dict[int, float], width: float) -> float:
     return seconds[high] + slope / 2 * (width - high)
 
 
-def _nearest_place(
-    table: Mapping[_Place, dict[int, float]], place: _Place, otherwise: dict[int, float]
-) -> dict[int, float]:
-    """Of the same number of rows if there is any: rows change a price by more than context does."""
-    near = min(table, key=lambda other: (abs(other[0] - place[0]), abs(other[1] - place[1])), default=None)
-    return otherwise if near is None else table[near]
-
-
-def _nearest(table: Mapping[int, _Kind], rows: int, otherwise: _Other) -> _Kind | _Other:
-    if rows in table:
-        return table[rows]
-    return table[min(table, key=lambda other: abs(other - rows))] if table else otherwise
+def _nearest(table: Mapping[_Key, _Kind], distance: Callable[[_Key], _Distance]) -> _Kind | None:
+    near = min(table, key=distance, default=None)
+    return None if near is None else table[near]
