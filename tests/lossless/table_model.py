@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from specstream.core.candidates import Candidates
 from specstream.core.tree import TokenTree
 
 
@@ -228,7 +229,7 @@ class TableHeads:
     layer = 0
     nbytes = 0
 
-    def draft(self, states: Tensor, depth: int, ranks: int) -> Tensor:
+    def draft(self, states: Tensor, depth: int, ranks: int) -> tuple[Tensor, Tensor]:
         rows = states[:, 0].long()
         drafted = []
         for _ in range(depth):
@@ -236,8 +237,8 @@ class TableHeads:
             rows = torch.tensor(
                 [self.model.index([token], row) for row, token in zip(rows.tolist(), favourites, strict=True)]
             )
-            drafted.append(self.model.table[rows].topk(min(ranks, self.model.vocab), -1).indices)
-        return torch.stack(drafted, 1)
+            drafted.append(self.model.table[rows].softmax(-1).topk(min(ranks, self.model.vocab), -1))
+        return torch.stack([each.indices for each in drafted], 1), torch.stack([each.values for each in drafted], 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,11 +254,11 @@ class TableStreams:
 
     def candidates(
         self, session: TableSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
-    ) -> list[list[list[int]]]:
+    ) -> list[Candidates]:
         rows, nodes = zip(*places, strict=True)
         states = session.states(0)[list(rows), list(nodes)]
-        drafted: list[list[list[int]]] = TableHeads(self.model).draft(states, self.gamma, count).tolist()
-        return drafted
+        drafted = TableHeads(self.model).draft(states, self.gamma, count)
+        return [Candidates(*each) for each in zip(*(part.tolist() for part in drafted), strict=True)]
 
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
         assert self.exit is not None

@@ -1,16 +1,19 @@
 """Which candidates belong into a tree: those that are most likely to be reached.
 
 A head drafts a list of candidates for one depth, the likeliest first, whatever comes before it. So a path below the
-root is a rank for each depth, and its share, how often its last node is accepted, is the product of how often the
-candidates of those ranks were right. A tree of n nodes is expected to emit most if it holds the n paths with the
-largest shares (Cai et al., "Medusa", arXiv 2401.10774, section 2.3.3); a path is never likelier than what it begins
-with, so these are a tree, and adding one after the other is no approximation.
+root is a rank for each depth, and its share, how often its last node is accepted, is the product of the chances of
+those candidates. A tree of n nodes is expected to emit most if it holds the n paths with the largest shares (Cai et
+al., "Medusa", arXiv 2401.10774, section 2.3.3); a path is never likelier than what it begins with, so these are a tree,
+and adding one after the other is no approximation.
+
+Before anything is drafted, what is known is how often the candidate of each rank was right: that is what a tree of some
+size is expected to emit. Once it is drafted, the head's own probabilities are the chances: where it is sure the tree
+becomes deep, where it doubts wide (as in EAGLE-2, Li et al., arXiv 2406.16858).
 """
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,11 +66,16 @@ class Shape:
         rated = list(zip(self.paths, self.shares, strict=True))
         return tuple(1 + sum(share for path, share in rated if len(path) <= depth) for depth in range(self.depth + 1))
 
-    def offer(self, source: str, *, at_once: bool = False) -> ShapedOffer:
-        """The offer of such a tree; ``at_once`` as in ``Offer``."""
-        widths, expected = self.widths(), self.expected()
-        return ShapedOffer(
-            source=source, depth=self.depth, widths=widths, expected=expected, at_once=at_once, shape=self
+    def offer(self, source: str, *, depth: int = 0, at_once: bool = False) -> SizedOffer:
+        """The offer of a tree of such a size, no less than so deep; ``at_once`` as in ``Offer``."""
+        depth = max(depth, self.depth)
+        more = depth - self.depth
+        return SizedOffer(
+            source=source,
+            depth=depth,
+            widths=(*self.widths(), *self.widths()[-1:] * more),
+            expected=(*self.expected(), *self.expected()[-1:] * more),
+            at_once=at_once,
         )
 
     def tree(self, root: int, candidates: Sequence[Sequence[int]]) -> TokenTree:
@@ -87,10 +95,30 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapedOffer(Offer):
-    """An offer that knows the shape of its tree."""
+class SizedOffer(Offer):
+    """An offer of a tree that takes its shape when it is drafted."""
 
-    shape: Shape
+    @property
+    def nodes(self) -> int:
+        """How many there will be besides the root."""
+        return self.widths[-1] - 1
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a head drafts for a row.
+
+    Attributes:
+        tokens: for each depth from 1 on, tokens that differ, the likeliest first.
+        chances: how likely the head holds each of them to be.
+    """
+
+    tokens: Sequence[Sequence[int]]
+    chances: Sequence[Sequence[float]]
+
+    def tree(self, root: int, nodes: int, depth: int) -> TokenTree:
+        """The one that is expected to emit most, of at most so many nodes besides the root and no deeper."""
+        return grow(self.chances[:depth], nodes).tree(root, self.tokens)
 
 
 def rank_rates(ranks: Tensor, most: int) -> list[list[float]]:
@@ -132,30 +160,28 @@ class RankAcceptance:
             for rank, candidate in enumerate(drafted[: len(rates)]):
                 rates[rank] += ((candidate == token) - rates[rank]) / self._judged[at]
 
-    def rate(self, shape: Shape) -> Shape:
-        """The same tree with shares by what is known now."""
-        return Shape(shape.paths, tuple(math.prod(map(self._rate, range(len(path)), path)) for path in shape.paths))
-
-    def _rate(self, at: int, rank: int) -> float:
-        return self.rates[at][rank]
-
     def grow(self, nodes: int, depth: int) -> Shape:
         """The tree that is expected to emit most, of at most so many nodes besides the root and no deeper."""
-        orders = [sorted(range(len(rates)), key=lambda rank, own=rates: -own[rank]) for rates in self.rates[:depth]]  # type: ignore[misc]
-        paths, shares = list[tuple[int, ...]](), list[float]()
-        waiting: list[tuple[float, tuple[int, ...], float, int]] = []  # minus the share, path, parent's share, place
+        return grow(self.rates[:depth], nodes)
 
-        def wait(parent: tuple[int, ...], share: float, place: int) -> None:
-            at = len(parent)
-            if at < len(orders) and place < len(orders[at]):
-                rank = orders[at][place]
-                heapq.heappush(waiting, (-share * self.rates[at][rank], (*parent, rank), share, place))
 
-        wait((), 1.0, 0)
-        while waiting and len(paths) < nodes:
-            share, path, above, place = heapq.heappop(waiting)
-            paths.append(path)
-            shares.append(-share)
-            wait(path, -share, 0)
-            wait(path[:-1], above, place + 1)
-        return Shape(tuple(paths), tuple(shares))
+def grow(rates: Sequence[Sequence[float]], nodes: int) -> Shape:
+    """The best tree of at most so many nodes besides the root, where ``rates[depth - 1][rank]`` are right so often."""
+    orders = [sorted(range(len(own)), key=lambda rank, own=own: -own[rank]) for own in rates]  # type: ignore[misc]
+    paths, shares = list[tuple[int, ...]](), list[float]()
+    waiting: list[tuple[float, tuple[int, ...], float, int]] = []  # minus the share, path, parent's share, place
+
+    def wait(parent: tuple[int, ...], share: float, place: int) -> None:
+        at = len(parent)
+        if at < len(orders) and place < len(orders[at]):
+            rank = orders[at][place]
+            heapq.heappush(waiting, (-share * rates[at][rank], (*parent, rank), share, place))
+
+    wait((), 1.0, 0)
+    while waiting and len(paths) < nodes:
+        share, path, above, place = heapq.heappop(waiting)
+        paths.append(path)
+        shares.append(-share)
+        wait(path, -share, 0)
+        wait(path[:-1], above, place + 1)
+    return Shape(tuple(paths), tuple(shares))

@@ -2,9 +2,9 @@
 
 The state comes out of the pass that verified the last tree, so a round is one pass of the target and one look of the
 heads at one vector. Cai et al. (arXiv 2401.10774) take one tree of 64 nodes, made by hand or from a calibration set;
-here trees of several sizes are offered, each grown by how often the candidate of each rank turned out right
-(``core/candidates.py``), and what a pass of each width costs decides. They verify with typical acceptance; here
-verification is lossless unless that is asked for.
+here trees of several sizes are offered, what a pass of each width costs decides, and the tree grows by the heads' own
+probabilities (``core/candidates.py``). They verify with typical acceptance; here verification is lossless unless that
+is asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specstream.core.candidates import RankAcceptance, Shape, ShapedOffer
+from specstream.core.candidates import Candidates, RankAcceptance, SizedOffer
 from specstream.core.deferred import upload
 from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
@@ -48,8 +48,8 @@ class Heads(Protocol):
     layer: int
     rates: list[list[float]]
 
-    def draft(self, states: Tensor, depth: int, ranks: int) -> Tensor:
-        """Tokens ``[n, depth, ranks]`` from the states ``[n, hidden]`` of ``layer``, the likeliest first."""
+    def draft(self, states: Tensor, depth: int, ranks: int) -> tuple[Tensor, Tensor]:
+        """Tokens ``[n, depth, ranks]`` from the states ``[n, hidden]``, the likeliest first, and how likely each is."""
 
 
 class MedusaDrafter:
@@ -57,7 +57,7 @@ class MedusaDrafter:
 
     Args:
         heads: of the target.
-        nodes: drafted nodes of the tree that is preferred unseen: it stays as it is, so that seeds repeat.
+        nodes: drafted nodes of the tree that is preferred unseen.
         ranks: candidates of each head.
 
     Raises:
@@ -74,28 +74,30 @@ class MedusaDrafter:
         rates = [each[:ranks] for each in heads.rates]
         self._acceptance = RankAcceptance(rates) if rates else RankAcceptance.unknown(heads.depth, ranks)
         self.ranks = max(map(len, self._acceptance.rates))
-        self._preferred = [self._acceptance.grow(nodes, depth) for depth in range(heads.depth + 1)]
-        self._offers: dict[int, list[ShapedOffer]] = {}
+        self._sizes = (nodes, *SIZES)
+        self._offers: dict[int, list[SizedOffer]] = {}
 
     @property
     def nodes(self) -> int:
         """Drafted nodes of the largest tree."""
-        return max(*SIZES, len(self._preferred[-1].paths))
+        return max(self._sizes)
 
-    def offers(self, depth: int) -> list[ShapedOffer]:
-        """Trees of several sizes, no deeper than ``depth``; the preferred one first."""
+    def offers(self, depth: int) -> list[SizedOffer]:
+        """Trees of several sizes, no deeper than ``depth``; the preferred one first, as deep as it may be."""
         depth = min(depth, self.heads.depth)
         if depth not in self._offers:
-            largest = self._acceptance.grow(SIZES[-1], depth)
-            shapes = [self._acceptance.rate(self._preferred[depth]), *(largest.first(nodes) for nodes in SIZES)]
-            self._offers[depth] = [shape.offer("medusa") for shape in shapes]
+            largest = self._acceptance.grow(max(self._sizes), depth)
+            preferred, *others = (largest.first(nodes) for nodes in self._sizes)
+            self._offers[depth] = [
+                preferred.offer("medusa", depth=depth),
+                *(shape.offer("medusa") for shape in others),
+            ]
         return self._offers[depth]
 
     def learn(self, candidates: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
         """See ``RankAcceptance.observe``; over all rows and requests."""
-        if candidates:
-            self._acceptance.observe(candidates, tokens)
-            self._offers.clear()
+        self._acceptance.observe(candidates, tokens)
+        self._offers.clear()
 
     def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> MedusaSession:
         session.tap([self.heads.layer])
@@ -109,7 +111,7 @@ class MedusaSession:
         self._drafter, self._session = drafter, session
         self._states: Tensor | None = None  # [rows, hidden]
         self._known = [False] * rows  # whether a row has one
-        self._candidates: list[list[list[int]]] = [[]] * rows  # of the trees just proposed: depth, rank -> token
+        self._drafted: list[Candidates | None] = [None] * rows  # of the trees just proposed
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         """Trees of several sizes for each row; a step of the drafter is one head, asked for all rows."""
@@ -119,18 +121,20 @@ class MedusaSession:
         ]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        shapes = [self._shape(request) if known else None for known, request in zip(self._known, requests, strict=True)]
-        drafted = [row for row, shape in enumerate(shapes) if shape is not None]
-        self._candidates = [[]] * len(requests)
-        if drafted and self._states is not None:
-            depth = max(min(shapes[row].depth, requests[row].depth) for row in drafted)  # type: ignore[union-attr]
-            states = self._states if len(drafted) == len(requests) else self._states[drafted]
-            tokens = self._drafter.heads.draft(states, depth, self._drafter.ranks).tolist()
-            for row, candidates in zip(drafted, tokens, strict=True):
-                self._candidates[row] = candidates[: requests[row].depth]
+        sizes = [self._size(request) if known else 0 for known, request in zip(self._known, requests, strict=True)]
+        asked = [row for row, size in enumerate(sizes) if size]
+        self._drafted = [None] * len(requests)
+        if asked and self._states is not None:
+            depth = max(requests[row].depth for row in asked)
+            states = self._states if len(asked) == len(requests) else self._states[asked]
+            tokens, chances = self._drafter.heads.draft(
+                states, min(depth, self._drafter.heads.depth), self._drafter.ranks
+            )
+            for row, *drafted in zip(asked, tokens.tolist(), chances.tolist(), strict=True):
+                self._drafted[row] = Candidates(*(each[: requests[row].depth] for each in drafted))
         return [
-            TokenTree.chain(request.tokens[-1:]) if shape is None else shape.tree(request.tokens[-1], candidates)
-            for request, shape, candidates in zip(requests, shapes, self._candidates, strict=True)
+            drafted.tree(request.tokens[-1], size, request.depth) if drafted else TokenTree.chain(request.tokens[-1:])
+            for request, size, drafted in zip(requests, sizes, self._drafted, strict=True)
         ]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
@@ -139,8 +143,9 @@ class MedusaSession:
         last = upload([verdict.path[-1] for verdict in verdicts], states.device)
         self._states = states[torch.arange(len(verdicts), device=states.device), last]
         self._known = [True] * len(verdicts)
-        for candidates, verdict in zip(self._candidates, verdicts, strict=True):
-            self._drafter.learn(candidates, verdict.tokens)
+        for drafted, verdict in zip(self._drafted, verdicts, strict=True):
+            if drafted is not None:
+                self._drafter.learn(drafted.tokens, verdict.tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._known = [self._known[row] for row in rows]
@@ -155,8 +160,9 @@ class MedusaSession:
                 theirs = self._states.new_zeros(len(other._known), self._states.shape[1])
             self._states = torch.cat([self._states, theirs])
 
-    def _shape(self, request: DraftRequest) -> Shape | None:
+    def _size(self, request: DraftRequest) -> int:
+        """Nodes to draft."""
         if request.depth < 1:
-            return None
-        offer = request.offer
-        return (offer if isinstance(offer, ShapedOffer) else self._drafter.offers(request.depth)[0]).shape
+            return 0
+        offer = request.offer if isinstance(request.offer, SizedOffer) else self._drafter.offers(request.depth)[0]
+        return offer.width(min(request.depth, offer.depth)) - 1

@@ -2,14 +2,14 @@
 
 The streams of the last accepted node draft the tree below the token that was emitted behind it. Stream j's candidates
 are the same below every node of depth j - 1, so a path is a rank for each stream, and the tree holds the paths that are
-most likely to be accepted, by how often the candidate of each rank was right at each depth (``core/candidates.py``).
-Trees of several sizes are offered; which one pays, or none, is the controller's choice. The streams run only when an
-offer is taken, after the pass that wrote what they see: text on which they are of no use is not slowed down by them.
+most likely to be accepted, by the streams' own probabilities (``core/candidates.py``). Trees of several sizes are
+offered, with what they will emit by how often the candidate of each rank was right at each depth; which one pays, or
+none, is the controller's choice. The streams run only when an offer is taken, after the pass that wrote what they see:
+text on which they are of no use is not slowed down by them.
 
 Sampling is lossless by the rule for candidates that were chosen without chance: which tokens a node's children are
-depends on the text before it and on what became of earlier drafts, never on the token that the target is about to draw.
-The shape of a tree decides how chance is spent, and a seed has to repeat: so a generation that samples starts from the
-rates that the head came with, not from what earlier generations taught.
+depends on the text before it alone, never on the token that the target is about to draw. The shape of a tree decides
+how chance is spent, and a seed has to repeat: what earlier generations taught is not in it either.
 
 With ``pruning`` (the paper's section 3.1.3) the pass over a tree is begun here: where the streams would start, an early
 exit tells how likely each token is after its parent, and what is less likely than the threshold is dropped, with all
@@ -25,7 +25,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from specstream.core.candidates import RankAcceptance, Shape, ShapedOffer
+from specstream.core.candidates import Candidates, RankAcceptance, SizedOffer
 from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
@@ -64,8 +64,8 @@ class StreamHead(Protocol):
 
     def candidates(
         self, session: TargetSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
-    ) -> list[list[list[int]]]:
-        """From a node of each row and the token emitted behind it: for each depth, tokens, the likeliest first."""
+    ) -> list[Candidates]:
+        """For each row, from a node of it and the token emitted behind that."""
 
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
         """How likely every node's token is after its parent, from what goes into ``first``."""
@@ -129,27 +129,26 @@ class StreamsSession:
         self._drafter, self._session, self._acceptances = drafter, session, acceptances
         # Of the last committed nodes: pass row, node.
         self._places: list[tuple[int, int] | None] = [None] * len(acceptances)
-        self._grown: dict[tuple[RankAcceptance, int], list[ShapedOffer]] = {}  # and depth; until more is learned
-        self._drafted: list[list[list[int]]] = []
+        self._grown: dict[tuple[RankAcceptance, int], list[SizedOffer]] = {}  # and depth; until more is learned
+        self._drafted: list[Candidates] = []
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return [[*self._grow(row, request)] for row, request in enumerate(requests)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         self._drafted = []
-        if not any(request.depth for request in requests):  # most rounds, where drafts do not pay
+        sizes = [self._size(row, request) for row, request in enumerate(requests)]
+        if not any(sizes):  # most rounds, where drafts do not pay
             return [TokenTree.chain(request.tokens[-1:]) for request in requests]
-        taken = [self._shape(row, request) for row, request in enumerate(requests)]
-        if any(shape.paths for shape in taken):
-            # A row that was never scored drafts nothing; its place only fills the batch.
-            places = [place or (0, 0) for place in self._places]
-            roots = [request.tokens[-1] for request in requests]
-            self._drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks)
-        trees = []
-        for row, (request, shape) in enumerate(zip(requests, taken, strict=True)):
-            candidates = self._drafted[row] if shape.paths else []
-            trees.append(shape.tree(request.tokens[-1], candidates[: request.depth]))
-        return trees if self._drafter.pruning is None or not self._drafted else self._pruned(trees)
+        # A row that was never scored drafts nothing; its place only fills the batch.
+        places = [place or (0, 0) for place in self._places]
+        roots = [request.tokens[-1] for request in requests]
+        self._drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks)
+        trees = [
+            candidates.tree(root, size, request.depth)
+            for candidates, root, size, request in zip(self._drafted, roots, sizes, requests, strict=True)
+        ]
+        return trees if self._drafter.pruning is None else self._pruned(trees)
 
     def _pruned(self, trees: list[TokenTree]) -> list[TokenTree]:
         """The trees without what the early exit drops; their pass has begun."""
@@ -164,7 +163,7 @@ class StreamsSession:
         """All candidates are judged by what was emitted, whether the tree held them or not."""
         for row, verdict in enumerate(verdicts):
             if self._drafted and self._places[row] is not None:
-                self._acceptances[row].observe(self._drafted[row], verdict.tokens)
+                self._acceptances[row].observe(self._drafted[row].tokens, verdict.tokens)
                 self._grown.clear()
             self._places[row] = (row, verdict.path[-1])
 
@@ -177,7 +176,7 @@ class StreamsSession:
         self._places.extend(other._places)
         self._acceptances.extend(other._acceptances)
 
-    def _grow(self, row: int, request: DraftRequest) -> list[ShapedOffer]:
+    def _grow(self, row: int, request: DraftRequest) -> list[SizedOffer]:
         """Trees of every size, no deeper than asked for; none before the row's first pass."""
         depth = min(request.depth, self._drafter.head.gamma) if self._places[row] else 0
         if depth < 1:
@@ -185,12 +184,13 @@ class StreamsSession:
         acceptance, sizes = self._acceptances[row], self._drafter.sizes
         if (acceptance, depth) not in self._grown:
             largest = acceptance.grow(max(sizes), depth)
-            offers = [largest.first(size).offer(f"streams/{size}", at_once=True) for size in sizes]
+            offers = [largest.first(size).offer(f"streams/{size}", depth=depth, at_once=True) for size in sizes]
             self._grown[acceptance, depth] = offers
         return self._grown[acceptance, depth]
 
-    def _shape(self, row: int, request: DraftRequest) -> Shape:
+    def _size(self, row: int, request: DraftRequest) -> int:
+        """Nodes to draft for a row."""
         if request.depth < 1 or not self._places[row]:
-            return Shape((), ())
-        offer = request.offer if isinstance(request.offer, ShapedOffer) else self._grow(row, request)[0]
-        return offer.shape
+            return 0
+        offer = request.offer if isinstance(request.offer, SizedOffer) else self._grow(row, request)[0]
+        return offer.width(min(request.depth, offer.depth)) - 1

@@ -129,7 +129,7 @@ class MedusaHeads(nn.Module):
         return output
 
     @torch.inference_mode()
-    def draft(self, states: Tensor, depth: int, ranks: int) -> Tensor:
+    def draft(self, states: Tensor, depth: int, ranks: int) -> tuple[Tensor, Tensor]:
         """The likeliest tokens of the first ``depth`` heads.
 
         Args:
@@ -138,12 +138,13 @@ class MedusaHeads(nn.Module):
             ranks: tokens of each.
 
         Returns:
-            ``[n, depth, ranks]`` int64, the likeliest first; fewer ranks if no more tokens are drafted.
+            ``[n, depth, ranks]`` int64, the likeliest first, and their probabilities in float32; fewer ranks if no more
+            tokens are drafted.
         """
         states = states.to(self._output.weight.dtype)
-        ranks = min(ranks, self._output.out_features)
-        chosen = torch.stack([self.logits(states, head).topk(ranks, -1).indices for head in range(depth)], 1)
-        return chosen if self.token_map is None else self.token_map[chosen]
+        logits = torch.stack([self.logits(states, head) for head in range(depth)], 1)
+        chances, chosen = logits.float().softmax(-1).topk(min(ranks, self._output.out_features), -1)
+        return chosen if self.token_map is None else self.token_map[chosen], chances
 
     @torch.no_grad()
     def states_of(self, tokens: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from specstream.core.candidates import Candidates
 from specstream.core.ports import Adapter, TargetSession
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
@@ -215,7 +216,7 @@ class Streams(nn.Module):
     @torch.inference_mode()
     def candidates(
         self, session: TargetSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
-    ) -> list[list[list[int]]]:
+    ) -> list[Candidates]:
         """What the streams of some nodes draft.
 
         Args:
@@ -225,7 +226,7 @@ class Streams(nn.Module):
             count: candidates of each stream.
 
         Returns:
-            For every row and stream, tokens, the likeliest first.
+            For every row what its streams draft, with the probabilities they give it.
         """
         states = session.states(self.first)
         rows, nodes = zip(*places, strict=True)
@@ -234,11 +235,9 @@ class Streams(nn.Module):
         frozen = self._freeze()
         hidden = frozen.start(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
         final = session.branch(hidden, self.first, frozen.adapter)
-        best = self._logits(final).topk(min(count, self._vocabulary_size()), -1).indices
-        if self.vocabulary is not None:
-            best = self.vocabulary[best]
-        drafted: list[list[list[int]]] = best.tolist()
-        return drafted
+        best = self._logits(final).float().softmax(-1).topk(min(count, self._vocabulary_size()), -1)
+        tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
+        return [Candidates(*each) for each in zip(tokens.tolist(), best.values.tolist(), strict=True)]
 
     @torch.inference_mode()
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:

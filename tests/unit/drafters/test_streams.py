@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from specstream.core.candidates import Candidates
 from specstream.core.controller import Controller
 from specstream.core.decode import Speculation, Stopping, decode, start_rows
 from specstream.core.ports import DraftRequest
@@ -27,11 +28,18 @@ class Head:
 
     def __init__(self):
         self.asked = []
+        self.chances = [[0.5 / 2**rank for rank in range(8)]] * GAMMA
 
     def candidates(self, session, places, following, count):
         self.asked.append(list(places))
         return [
-            [[1000 * row + 100 * node + 10 * depth + rank for rank in range(count)] for depth in range(1, GAMMA + 1)]
+            Candidates(
+                [
+                    [1000 * row + 100 * node + 10 * depth + rank for rank in range(count)]
+                    for depth in range(1, GAMMA + 1)
+                ],
+                [own[:count] for own in self.chances],
+            )
             for row, node in places
         ]
 
@@ -119,36 +127,48 @@ def test_all_candidates_are_judged_whether_the_tree_held_them_or_not():
     drafter, _, drafts = begun(sizes=(2,), ranks=4)
     for _ in range(60):
         drafts.observe([verdict(0, tokens=(13, 20, 7))])
-        drafts.offers([request()])
         drafts.propose([request()])
     rates = drafter._learned.rates
     assert rates[0][3] > 0.9 > 0.1 > rates[0][0], "rank 3 of depth 1 is always right"
     assert rates[1][0] > 0.9
     assert max(rates[2]) < 0.1
-    (tree,) = drafts.propose([request()])
-    assert tree.tokens == (5, 13, 20)
+    drafts.observe([verdict(0)])
+    ((offer,),) = drafts.offers([request()])
+    assert offer.expected[-1] > 2.8
 
 
-def test_a_generation_that_samples_is_not_shaped_by_those_before_it():
+def test_a_generation_that_samples_is_judged_by_itself():
     drafter, session, drafts = begun(sizes=(2,), ranks=4)
     for _ in range(60):
         drafts.observe([verdict(0, tokens=(13, 20, 7))])
         drafts.propose([request()])
-    sampled = drafter.begin([[1, 2]], Sampling(temperature=1.0), session)
-    sampled.observe([verdict(0)])
-    (tree,) = sampled.propose([request()])
-    assert tree.tokens == (5, 10, 20)
-    greedy = drafter.begin([[1, 2]], Sampling(), session)
-    greedy.observe([verdict(0)])
-    (tree,) = greedy.propose([request()])
-    assert tree.tokens == (5, 13, 20)
+    expected = {}
+    for name, sampling in (("sampled", Sampling(temperature=1.0)), ("greedy", Sampling())):
+        other = drafter.begin([[1, 2]], sampling, session)
+        other.observe([verdict(0)])
+        ((offer,),) = other.offers([request()])
+        expected[name] = offer.expected[-1]
+    assert expected["sampled"] < 2 < 2.8 < expected["greedy"]
+
+
+def test_where_the_streams_are_sure_the_tree_is_deep_and_where_they_doubt_it_is_wide():
+    drafter, _, drafts = begun(sizes=(3,), rates=[[0.5, 0.2], [0.4, 0.2], [0.3, 0.2]])
+    drafts.observe([verdict(0)])
+    (offers,) = drafts.offers([request()])
+    assert (offers[0].depth, offers[0].width(offers[0].depth)) == (GAMMA, 4)
+    drafter.head.chances = [[0.9, 0.1]] * GAMMA
+    (tree,) = drafts.propose([request(depth=GAMMA, offer=offers[0])])
+    assert tree.tokens == (5, 10, 20, 30)
+    drafter.head.chances = [[0.3, 0.28, 0.26]] * GAMMA
+    (tree,) = drafts.propose([request(depth=GAMMA, offer=offers[0])])
+    assert (tree.tokens, max(tree.depths)) == ((5, 10, 11, 12), 1)
 
 
 def test_a_head_may_come_with_rates():
     _, _, drafts = begun(sizes=(2,), rates=[[0.1, 0.8], [0.2, 0.7], [0.5, 0.1]])
     drafts.observe([verdict(0)])
-    (tree,) = drafts.propose([request()])
-    assert tree.tokens == (5, 11, 21)
+    ((offer,),) = drafts.offers([request()])
+    assert offer.expected == pytest.approx((1, 1.8, 1.8 + 0.8 * 0.7, 1.8 + 0.8 * 0.7))
 
 
 def test_what_the_early_exit_doubts_is_dropped_with_all_below_it():
@@ -181,7 +201,7 @@ class Never(Head):
     def candidates(self, session, places, following, count):
         self.asked.append(list(places))
         session.clock.seconds += 0.2
-        return [[[4, 3][: min(count, 2)]] * GAMMA for _ in places]
+        return [Candidates([[4, 3][:count]] * GAMMA, [[0.6, 0.3][:count]] * GAMMA) for _ in places]
 
 
 class FakeClock:

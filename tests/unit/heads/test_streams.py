@@ -118,6 +118,15 @@ def test_a_branch_leaves_nothing_behind(family, runtime):
             assert torch.equal(ours[row, :, :length], theirs[row, :, :length])
 
 
+def drafts(*arguments):
+    """Tokens for every row, depth and rank; what is said of them has to be how likely they are."""
+    streams, *asked = arguments
+    drafted = streams.candidates(*asked)
+    chances = torch.tensor([each.chances for each in drafted])
+    assert (chances.diff(dim=-1) <= 0).all() and (chances > 0).all() and (chances.sum(-1) <= 1.001).all()
+    return [each.tokens for each in drafted]
+
+
 def test_rows_of_a_batch_draft_as_they_do_alone():
     streams = shaken("llama")
     target = HuggingFaceTarget(streams.model, runtime="eager")
@@ -126,16 +135,16 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
     together.tap(streams.taps)
     together.score([TokenTree.chain([5, 6, 7])] * 3)
     together.commit([range(node + 1) for node in nodes])
-    drafted = streams.candidates(together, list(enumerate(nodes)), [FOLLOWING] * 3, 4)
+    drafted = drafts(streams, together, list(enumerate(nodes)), [FOLLOWING] * 3, 4)
     assert [[len(set(best)) for best in row] for row in drafted] == [[4] * 3] * 3
     together.keep([2, 0])
-    assert streams.candidates(together, [(2, 1), (0, 2)], [FOLLOWING] * 2, 4) == [drafted[2], drafted[0]]
+    assert drafts(streams, together, [(2, 1), (0, 2)], [FOLLOWING] * 2, 4) == [drafted[2], drafted[0]]
     for row, prefix in enumerate(prefixes):
         alone = target.begin([prefix])
         alone.tap(streams.taps)
         alone.score([TokenTree.chain([5, 6, 7])])
         alone.commit([range(nodes[row] + 1)])
-        assert streams.candidates(alone, [(0, nodes[row])], [FOLLOWING], 4) == [drafted[row]]
+        assert drafts(streams, alone, [(0, nodes[row])], [FOLLOWING], 4) == [drafted[row]]
 
 
 def test_a_linear_start_knows_the_token_behind_and_the_identity_does_not():
@@ -145,7 +154,7 @@ def test_a_linear_start_knows_the_token_behind_and_the_identity_does_not():
         session.tap(streams.taps)
         session.score([TokenTree.chain(TOKENS[20:23])] * 2)
         session.commit([[0, 1]] * 2)
-        drafted = streams.candidates(session, [(0, 1), (1, 1)], [FOLLOWING, 5], 5)
+        drafted = drafts(streams, session, [(0, 1), (1, 1)], [FOLLOWING, 5], 5)
         assert (drafted[0] != drafted[1]) is differs
 
 
@@ -157,7 +166,7 @@ def test_without_a_cache_streams_are_the_same():
         session.tap(streams.taps)
         session.score([TokenTree.chain(TOKENS[20:23])])
         session.commit([[0, 1]])
-        drafted.append(streams.candidates(session, [(0, 1)], [FOLLOWING], 5))
+        drafted.append(drafts(streams, session, [(0, 1)], [FOLLOWING], 5))
     assert drafted[0] == drafted[1]
 
 

@@ -83,7 +83,7 @@ class TestMedusa:
         made = export(str(tmp_path / "heads"), str(tmp_path / "out"))
         assert made.changed == ("heads of 82 tokens have all 300 now, and draft the same ones",)
         theirs = vllm_logits(tmp_path / "out", states)
-        assert torch.equal(torch.stack(theirs, 1).argmax(-1), heads.draft(states, 3, 1)[:, :, 0])
+        assert torch.equal(torch.stack(theirs, 1).argmax(-1), heads.draft(states, 3, 1)[0][:, :, 0])
         torch.testing.assert_close(theirs[1][:, PART], heads.logits(states, 1))
 
     def test_other_weights_than_the_config_says_are_refused(self, tmp_path: Path) -> None:
