@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from specstream.cli import main
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("rouge_score")

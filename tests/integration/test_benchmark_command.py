@@ -11,7 +11,8 @@ import torch
 import specstream.engine
 from specstream.cli import main
 from specstream.evaluation.benchmark import run as bench
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CONFIG = """\

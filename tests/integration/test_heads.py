@@ -11,7 +11,8 @@ from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import HeadMismatchError, ModelNotFoundError, UsageError
 from specstream.heads.medusa import MedusaHeads
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from tests.tiny import tiny_model
 
 PROMPTS = ["the cat sat on the", "one two three one two three one"]

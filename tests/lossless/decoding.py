@@ -26,7 +26,8 @@ from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.stream_loss import stream_loss
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Quantization
 from specstream.models.vocabulary import cut_head
@@ -125,7 +126,10 @@ def streams_drafter(which: str, family: str, **model: Any) -> Drafter:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         start: Any = "linear" if which == "learned" else "identity"
-        streams = Streams(base, StreamsConfig(gamma=GAMMA, layers=1, rank=4, pruning_rank=2, start=start))
+        shape = StreamsConfig(
+            gamma=GAMMA, layers=1, rank=4, pruning_rank=2, start=start, chain_rank=4 if which == "learned" else 0
+        )
+        streams = Streams(base, shape)
     if which == "learned":
         teach(streams)
     # Random models are rarely sure: every exit's threshold is near what a token gets by chance.

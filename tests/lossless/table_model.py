@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from specstream.core.candidates import Candidates
+from specstream.core.candidates import Candidates, Ranked
 from specstream.core.tree import TokenTree
 
 
@@ -242,12 +242,31 @@ class TableHeads:
 
 
 @dataclass(frozen=True, eq=False)
+class TableCandidates(Candidates):
+    """Behind each token, what the table says there."""
+
+    model: TableModel
+    row: int
+
+    def behind(self, at: int, rank: int) -> Ranked:
+        if at == 0:
+            return super().behind(at, rank)
+        shares = self.model.table[self.model.index([self.tokens[at - 1][rank]], self.row)].softmax(-1)
+        ranked = [(float(shares[token]), each) for each, token in enumerate(self.tokens[at])]
+        return sorted(ranked, key=lambda each: -each[0])
+
+
+@dataclass(frozen=True, eq=False)
 class TableStreams:
-    """Streams that say what ``TableHeads`` would, and an early exit that says what the table ``exit`` would."""
+    """Streams that say what ``TableHeads`` would, and an early exit that says what the table ``exit`` would.
+
+    ``chained``: what the streams behind the first say depends on the token before.
+    """
 
     model: TableModel
     gamma: int = 3
     exit: TableModel | None = None
+    chained: bool = False
     taps = (0,)
     first = 0
     nbytes = 0
@@ -258,7 +277,12 @@ class TableStreams:
         rows, nodes = zip(*places, strict=True)
         states = session.states(0)[list(rows), list(nodes)]
         drafted = TableHeads(self.model).draft(states, self.gamma, count)
-        return [Candidates(*each) for each in zip(*(part.tolist() for part in drafted), strict=True)]
+        each = zip(*(part.tolist() for part in drafted), strict=True)
+        if not self.chained:
+            return [Candidates(*own) for own in each]
+        return [
+            TableCandidates(*own, self.model, row) for own, row in zip(each, states[:, 0].long().tolist(), strict=True)
+        ]
 
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
         assert self.exit is not None

@@ -163,6 +163,9 @@ LOSSLESS = {
         length=4,
     ),
     "streams": Case(drafter=StreamsDrafter(TableStreams(NEAR), sizes=(6,)), prompts=PROMPTS, runs=600, length=4),
+    "streams that know the token before": Case(
+        drafter=StreamsDrafter(TableStreams(NEAR, chained=True), sizes=(6,)), prompts=PROMPTS, runs=600, length=4
+    ),
     "streams, wrong, top-p, rows that end early": Case(
         drafter=StreamsDrafter(TableStreams(WRONG), sizes=(9,)),
         sampling=Sampling(temperature=1.2, top_p=0.9),

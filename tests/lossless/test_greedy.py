@@ -40,6 +40,7 @@ DRAFTERS = {
     "medusa": MedusaDrafter(TableHeads(NEAR)),
     "medusa, heads that are wrong": MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "streams": StreamsDrafter(TableStreams(NEAR)),
+    "streams that know the token before": StreamsDrafter(TableStreams(NEAR, chained=True)),
     "streams that are wrong": StreamsDrafter(TableStreams(TARGET.disturbed(15, 3.0)), sizes=(6,), ranks=2),
     "streams, pruned": StreamsDrafter(TableStreams(NEAR, exit=NEAR), sizes=(15,), pruning=0.2),
     "draft chain, near": DraftModelDrafter(NEAR),

@@ -8,13 +8,14 @@ and adding one after the other is no approximation.
 
 Before anything is drafted, what is known is how often the candidate of each rank was right: that is what a tree of some
 size is expected to emit. Once it is drafted, the head's own probabilities are the chances: where it is sure the tree
-becomes deep, where it doubts wide (as in EAGLE-2, Li et al., arXiv 2406.16858).
+becomes deep, where it doubts wide (as in EAGLE-2, Li et al., arXiv 2406.16858). A head may say other chances behind
+each token of the depth before.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,8 @@ class Shape:
     """A tree without tokens, which grows node by node.
 
     Attributes:
-        paths: the ranks that lead to each node but the root; the likeliest first, so that the first n are a tree too.
+        paths: the places among siblings that lead to each node but the root, of the likeliest 0; the likeliest path
+            first, so that the first n are a tree too.
         shares: how often each of them is expected to be accepted.
     """
 
@@ -78,21 +80,6 @@ class Shape:
             at_once=at_once,
         )
 
-    def tree(self, root: int, candidates: Sequence[Sequence[int]]) -> TokenTree:
-        """The tree with tokens, as far as there are candidates; its first path is that of the first ranks.
-
-        Args:
-            root: its token.
-            candidates: for each depth from 1, tokens that differ, by rank.
-        """
-        most = list(map(len, candidates))
-        paths = sorted(
-            path
-            for path in self.paths
-            if len(path) <= len(most) and all(rank < most[at] for at, rank in enumerate(path))
-        )
-        return TokenTree.merge(root, [[candidates[at][rank] for at, rank in enumerate(path)] for path in paths])
-
 
 @dataclass(frozen=True, kw_only=True)
 class SizedOffer(Offer):
@@ -102,6 +89,10 @@ class SizedOffer(Offer):
     def nodes(self) -> int:
         """How many there will be besides the root."""
         return self.widths[-1] - 1
+
+
+Ranked = Sequence[tuple[float, int]]
+"""Chances and ranks of some candidates, the likeliest first."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +107,35 @@ class Candidates:
     tokens: Sequence[Sequence[int]]
     chances: Sequence[Sequence[float]]
 
+    def behind(self, at: int, rank: int) -> Ranked:
+        """Those of depth ``at + 1``, as they stand behind the candidate of that rank one depth before."""
+        return _ranked(self.chances[at])
+
     def tree(self, root: int, nodes: int, depth: int) -> TokenTree:
         """The one that is expected to emit most, of at most so many nodes besides the root and no deeper."""
-        return grow(self.chances[:depth], nodes).tree(root, self.tokens)
+        known: dict[tuple[int, ...], Ranked] = {}
+
+        def follow(path: tuple[int, ...]) -> Ranked:
+            if len(path) >= min(depth, len(self.tokens)):
+                return ()
+            known[path] = self.behind(len(path), known[path[:-1]][path[-1]][1] if path else 0)
+            return known[path]
+
+        def token(path: tuple[int, ...]) -> int:
+            return self.tokens[len(path) - 1][known[path[:-1]][path[-1]][1]]
+
+        paths = sorted(grow(follow, nodes).paths)  # so the first is the likeliest all the way down
+        return TokenTree.merge(root, [[token(path[: at + 1]) for at in range(len(path))] for path in paths])
+
+    def judged(self, emitted: Sequence[int]) -> list[list[int]]:
+        """Tokens of each depth, the likeliest first behind what was emitted before it."""
+        drafted, rank = list[list[int]](), 0
+        for at, (tokens, token) in enumerate(zip(self.tokens, emitted, strict=False)):
+            drafted.append([tokens[each] for _, each in self.behind(at, rank)])
+            if token not in tokens:  # deeper ones were drafted behind something else
+                break
+            rank = tokens.index(token)
+        return drafted
 
 
 def rank_rates(ranks: Tensor, most: int) -> list[list[float]]:
@@ -162,26 +179,37 @@ class RankAcceptance:
 
     def grow(self, nodes: int, depth: int) -> Shape:
         """The tree that is expected to emit most, of at most so many nodes besides the root and no deeper."""
-        return grow(self.rates[:depth], nodes)
+        ranked = [_ranked(rates) for rates in self.rates[:depth]]
+        return grow(lambda path: ranked[len(path)] if len(path) < len(ranked) else (), nodes)
 
 
-def grow(rates: Sequence[Sequence[float]], nodes: int) -> Shape:
-    """The best tree of at most so many nodes besides the root, where ``rates[depth - 1][rank]`` are right so often."""
-    orders = [sorted(range(len(own)), key=lambda rank, own=own: -own[rank]) for own in rates]  # type: ignore[misc]
+def grow(follow: Callable[[tuple[int, ...]], Ranked], nodes: int) -> Shape:
+    """The best tree of at most so many nodes besides the root.
+
+    Args:
+        follow: what may stand behind each path. Asked once for each that is in the tree, the shorter ones first.
+        nodes: how many.
+    """
     paths, shares = list[tuple[int, ...]](), list[float]()
-    waiting: list[tuple[float, tuple[int, ...], float, int]] = []  # minus the share, path, parent's share, place
+    waiting: list[tuple[float, tuple[int, ...], float]] = []  # minus the share, path, parent's share
+    children: dict[tuple[int, ...], Ranked] = {}
 
     def wait(parent: tuple[int, ...], share: float, place: int) -> None:
-        at = len(parent)
-        if at < len(orders) and place < len(orders[at]):
-            rank = orders[at][place]
-            heapq.heappush(waiting, (-share * rates[at][rank], (*parent, rank), share, place))
+        if place < len(children[parent]):
+            heapq.heappush(waiting, (-share * children[parent][place][0], (*parent, place), share))
 
+    children[()] = follow(())
     wait((), 1.0, 0)
     while waiting and len(paths) < nodes:
-        share, path, above, place = heapq.heappop(waiting)
+        share, path, above = heapq.heappop(waiting)
         paths.append(path)
         shares.append(-share)
-        wait(path, -share, 0)
-        wait(path[:-1], above, place + 1)
+        wait(path[:-1], above, path[-1] + 1)
+        if len(paths) < nodes:
+            children[path] = follow(path)
+            wait(path, -share, 0)
     return Shape(tuple(paths), tuple(shares))
+
+
+def _ranked(chances: Sequence[float]) -> Ranked:
+    return sorted(((chance, rank) for rank, chance in enumerate(chances)), key=lambda each: -each[0])

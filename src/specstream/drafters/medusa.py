@@ -145,7 +145,7 @@ class MedusaSession:
         self._known = [True] * len(verdicts)
         for drafted, verdict in zip(self._drafted, verdicts, strict=True):
             if drafted is not None:
-                self._drafter.learn(drafted.tokens, verdict.tokens)
+                self._drafter.learn(drafted.judged(verdict.tokens), verdict.tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._known = [self._known[row] for row in rows]

@@ -163,7 +163,7 @@ class StreamsSession:
         """All candidates are judged by what was emitted, whether the tree held them or not."""
         for row, verdict in enumerate(verdicts):
             if self._drafted and self._places[row] is not None:
-                self._acceptances[row].observe(self._drafted[row].tokens, verdict.tokens)
+                self._acceptances[row].observe(self._drafted[row].judged(verdict.tokens), verdict.tokens)
                 self._grown.clear()
             self._places[row] = (row, verdict.path[-1])
 

@@ -70,7 +70,7 @@ def stream_loss(
     """
     main = streams.read(tokens) if main is None else main
     wanted = _wanted(streams, tokens, mask, share, generator)
-    final = streams.final_states(main, wanted.positions, wanted.following)
+    final = _final_states(streams, main, tokens, wanted)
     parts = {}
     for j in range(1, streams.gamma + 1):
         teacher = _states_at(main.final, wanted.positions + j).detach() if soften else None
@@ -101,7 +101,7 @@ def stream_ranks(streams: Streams, tokens: Tensor, mask: Tensor, main: MainStrea
     """
     main = streams.read(tokens) if main is None else main
     wanted = _wanted(streams, tokens, mask, 1.0, None)
-    final = streams.final_states(main, wanted.positions, wanted.following)
+    final = _final_states(streams, main, tokens, wanted)
     ahead = wanted.positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
     judged = (_following(tokens, mask, ahead) >= 0).all(-1)
     states, targets = final[judged], wanted.targets[judged]
@@ -124,6 +124,14 @@ def _wanted(streams: Streams, tokens: Tensor, mask: Tensor, share: float, genera
     targets = _in_part(streams, _following(tokens, mask, ahead))
     behind = tokens.gather(1, (positions + 1).clamp(max=tokens.shape[1] - 1))
     return _Wanted(positions, behind, targets.masked_fill(~able.gather(1, positions)[..., None], -1))
+
+
+def _final_states(streams: Streams, main: MainStream, tokens: Tensor, wanted: _Wanted) -> Tensor:
+    """Of the streams at the positions that are looked at, each behind the true token of the stream before it."""
+    final = streams.final_states(main, wanted.positions, wanted.following)
+    before = wanted.positions[..., None] + torch.arange(2, streams.gamma + 1, device=tokens.device)
+    inside = before.clamp(max=tokens.shape[1] - 1).flatten(1)
+    return streams.chained(final, tokens.gather(1, inside).view_as(before))
 
 
 def _states_at(states: Tensor, positions: Tensor) -> Tensor:

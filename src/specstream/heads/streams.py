@@ -11,6 +11,8 @@ Left open by the paper, and decided here:
 - With ``start: linear``, S_tj = c_j (A M_t + B e(y_{t+1})) + P_j, M_t and the token's embedding at unit size:
   when streams draft, the token behind the node is known, and need not be guessed again. The paper's f is the identity.
 - ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
+- A stream does not see what the streams before it say. With ``chain_rank``, its final state is changed by a low-rank
+  map of the token drafted before (``heads/chained.py``; after Hydra's heads, Ankner et al., arXiv 2402.05109).
 - The streams may predict a part of the vocabulary only, such as its most frequent tokens: a token they never draft
   costs acceptance, never the output.
 - A round needs the streams of the last accepted node and of no other, and that node is known when its tree has been
@@ -22,9 +24,9 @@ Left open by the paper, and decided here:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,51 +36,16 @@ from specstream.core.candidates import Candidates
 from specstream.core.ports import Adapter, TargetSession
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
+from specstream.heads.chained import CHAINED_FROM, Chain, Chained, Pulls
 from specstream.heads.folder import describe_base, load_head, save_head
 from specstream.heads.multistream import MainStream, check_streamable, read_main, run_streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models import native, quantized
 from specstream.models.families import describe
 from specstream.models.taps import decoder_layers
 from specstream.models.upper import adapted, run_upper, sizes, upper_linears
 
 KIND = "streams"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamsConfig:
-    """What streams are made of.
-
-    Attributes:
-        gamma: streams of a position: the deepest draft.
-        layers: at the top of the model, that streams run through (the paper's N_s).
-        rank: of the changes to linear layers; 0 for none.
-        alpha: the changes are scaled by ``alpha / rank``.
-        targets: names of the linear layers to change, such as ``q_proj``; none for all of them.
-        pruning_rank: of the early exit's adapter (section 3.1.3); 0 for none.
-        start: what streams start from: the ``identity`` is the main stream's state as it is, ``linear`` a learned map
-            of it and of the token behind it.
-        weight: of each stream's loss beside the next token's, the paper's alpha_j.
-        mode: ``lossless`` streams leave the base alone. ``shared`` ones were trained together with a base that was
-            fine-tuned for it, which is a new model.
-
-    Raises:
-        UsageError: a value out of range.
-    """
-
-    gamma: int = 4
-    layers: int = 6
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ()
-    pruning_rank: int = 0
-    start: Literal["identity", "linear"] = "identity"
-    weight: float = 0.1
-    mode: Literal["lossless", "shared"] = "lossless"
-
-    def __post_init__(self) -> None:
-        for name, least in (("gamma", 1), ("layers", 1), ("rank", 0), ("pruning_rank", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UsageError(f"{name} is {value}; give {least} or more")
 
 
 @dataclass(frozen=True)
@@ -89,11 +56,13 @@ class _Frozen:
         version: of the weights.
         adapter: the changes to linear layers, detached; the target's session prepares it once.
         start: ``Streams.start_of``.
+        pulls: of the tokens that streams draft on each other; None without a chain.
     """
 
     version: int
     adapter: Adapter
     start: Callable[[Tensor, Tensor], Tensor]
+    pulls: Pulls | None
 
 
 class Streams(nn.Module):
@@ -141,12 +110,15 @@ class Streams(nn.Module):
         if config.pruning_rank:
             self.prune_down = nn.Parameter(torch.randn(config.pruning_rank, hidden, device=device) / hidden**0.5)
             self.prune_up = nn.Parameter(torch.zeros(hidden, config.pruning_rank, device=device))
+        self.chain: Chain | None = None
         part = None if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.int64, device=device)
         self.register_buffer("vocabulary", part)
         self.details: dict[str, Any] = {}  # of a trained head: data, recipe, figures
         self._changing = list(self.parameters())  # a list: parameter dictionaries are slow to read
         self._frozen: _Frozen | None = None
         self._drafting: tuple[Tensor, Any] | None = None
+        if config.chain_rank:
+            self.add_chain(config.chain_rank)
 
     @property
     def model(self) -> Any:
@@ -196,6 +168,21 @@ class Streams(nn.Module):
         swaps = adapted(self._linears, self.adapter())
         return run_streams(self.model, self._family, self._layers, main, hidden, positions, swaps)
 
+    def add_chain(self, rank: int) -> None:
+        """Let what a stream says depend on the token drafted before it; at first it does not."""
+        self.config = replace(self.config, chain_rank=rank)
+        self.chain = Chain(self.embeddings.shape[1], rank).to(self.embeddings.device)
+        self._changing = list(self.parameters())
+
+    def chained(self, final: Tensor, before: Tensor) -> Tensor:
+        """Final states behind the tokens that were drafted before, differentiable.
+
+        Args:
+            final: of ``final_states``, ``[rows, count, gamma, hidden]``.
+            before: for the streams behind the first, what the one before them drafts: ``[rows, count, gamma - 1]``.
+        """
+        return final if self.chain is None else self.chain(final, self.token_states(before))
+
     def early_states(self, main: MainStream, positions: Tensor) -> Tensor:
         """What the early exit gives to the head, ``[rows, count, hidden]``: through its adapter and the final norm."""
         return self._leave(main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1])))
@@ -229,15 +216,19 @@ class Streams(nn.Module):
             For every row what its streams draft, with the probabilities they give it.
         """
         states = session.states(self.first)
-        rows, nodes = zip(*places, strict=True)
+        at, nodes = zip(*places, strict=True)
         # In the precision of the weights: to round those takes longer than the sums.
-        chosen = states[list(rows), list(nodes)].float()
+        chosen = states[list(at), list(nodes)].float()
         frozen = self._freeze()
         hidden = frozen.start(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
         final = session.branch(hidden, self.first, frozen.adapter)
-        best = self._logits(final).float().softmax(-1).topk(min(count, self._vocabulary_size()), -1)
+        most = count if frozen.pulls is None else count * CHAINED_FROM
+        best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
-        return [Candidates(*each) for each in zip(tokens.tolist(), best.values.tolist(), strict=True)]
+        rows = zip(tokens.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
+        if (pulls := frozen.pulls) is None:
+            return [Candidates(own, chances) for own, chances, _ in rows]
+        return [Chained(own, chances, at, pulls, count) for own, chances, at in rows]
 
     @torch.inference_mode()
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
@@ -318,8 +309,15 @@ class Streams(nn.Module):
         version = sum(parameter._version for parameter in self._changing)
         if self._frozen is None or self._frozen.version != version:
             adapter = Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
-            self._frozen = _Frozen(version, adapter, self._quick_start())
+            self._frozen = _Frozen(version, adapter, self._quick_start(), self._pulls())
         return self._frozen
+
+    def _pulls(self) -> Pulls | None:
+        if self.chain is None:
+            return None
+        weight, _ = self.head()
+        drafted = torch.arange(len(weight), device=weight.device) if self.vocabulary is None else self.vocabulary
+        return self.chain.pulls(weight, self.token_states(drafted))
 
     def _quick_start(self) -> Callable[[Tensor, Tensor], Tensor]:
         """``start_of`` for a few rows; on our kernels the maps are read in bytes, and in one product."""

@@ -178,6 +178,7 @@ class StreamsSection(_Section):
         start: what streams start from: the ``identity``, as in the paper, or a ``linear`` map that knows the token
             behind, too, which begins as the best one by least squares.
         pruning_rank: of the early exit's adapter; 0 for none.
+        chain_rank: of the map by which the token drafted before changes what a stream says; 0 for none.
         vocabulary: streams draft this many tokens, the most frequent ones of the data; None for all.
         soften: how much of a stream's target is the base's distribution, the rest is the token.
         fit_examples: of the data, that the linear start is fitted to.
@@ -195,6 +196,7 @@ class StreamsSection(_Section):
     targets: list[str] = Field(default_factory=list)
     start: Literal["identity", "linear"] = "identity"
     pruning_rank: int = Field(default=0, ge=0)
+    chain_rank: int = Field(default=0, ge=0)
     vocabulary: int | None = Field(default=None, ge=1)
     soften: float = Field(default=0.0, ge=0, le=1)
     fit_examples: int = Field(default=100, ge=1)

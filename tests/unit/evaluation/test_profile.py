@@ -14,7 +14,8 @@ from specstream.evaluation import bound
 from specstream.evaluation.bound import Memory, sentence, weights_of_a_pass
 from specstream.evaluation.profile import PARTS, Instrument, Pass, Profile, profile
 from specstream.generation import Generation
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_parts
 from tests.tiny import tiny_model, tiny_tokenizer

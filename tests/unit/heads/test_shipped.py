@@ -12,7 +12,8 @@ from specstream import SpeculativeEngine
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.heads import shipped
 from specstream.heads.folder import KINDS, kind_of, read_settings
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from tests.tiny import tiny_model, tiny_tokenizer
 
 MOST_BYTES = 5_000_000

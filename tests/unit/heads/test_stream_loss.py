@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from specstream.heads.stream_loss import stream_loss, stream_ranks
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models.fingerprint import fingerprint
 from specstream.models.upper import upper_linears
 from tests.lossless.families import VOCAB, WINDOW, build, prompt
@@ -23,10 +24,14 @@ def made(family="llama", vocabulary=None, **settings):
 BATCH = torch.tensor([prompt(24), prompt(24, seed=1)])
 
 
-@pytest.mark.parametrize("vocabulary", [None, list(range(0, VOCAB, 2))])
-def test_it_is_the_cross_entropy_of_each_stream(vocabulary, monkeypatch):
+@pytest.mark.parametrize(
+    ("vocabulary", "chain_rank"), [(None, 0), (list(range(0, VOCAB, 2)), 0), (list(range(0, VOCAB, 2)), 4)]
+)
+def test_it_is_the_cross_entropy_of_each_stream(vocabulary, chain_rank, monkeypatch):
     monkeypatch.setattr("specstream.heads.stream_loss.LOGITS_AT_ONCE", 7 * VOCAB)  # chunks of odd sizes
-    streams = made(vocabulary=vocabulary)
+    streams = made(vocabulary=vocabulary, chain_rank=chain_rank)
+    if streams.chain is not None:
+        torch.nn.init.normal_(streams.chain.up, generator=torch.Generator().manual_seed(4))
     mask = torch.zeros_like(BATCH, dtype=torch.bool)
     mask[0, 10:20], mask[1, 5:] = True, True
     total, parts = stream_loss(streams, BATCH, mask)
@@ -43,6 +48,9 @@ def test_it_is_the_cross_entropy_of_each_stream(vocabulary, monkeypatch):
                 final = streams.final_states(main, torch.tensor([[start]]), BATCH[row, start + 1].view(1, 1))[
                     0, 0, j - 1
                 ]
+                if chain_rank and j > 1:  # behind the true token of the stream before
+                    token = streams.token_states(BATCH[row, at - 1])
+                    final = final + streams.chain.up @ (streams.chain.down @ token)
             losses.append(-(own @ final).log_softmax(0)[known.index(int(BATCH[row, at]))])
         torch.testing.assert_close(parts[f"stream_{j}"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(total.detach(), 0.1 * sum(parts.values()))

@@ -10,7 +10,8 @@ from specstream.core.tree import TokenTree
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError, UsageError
 from specstream.heads.multistream import run_streams
 from specstream.heads.stream_loss import stream_loss
-from specstream.heads.streams import Streams, StreamsConfig
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models import native, quantized
 from specstream.models.fingerprint import fingerprint
 from specstream.models.hf import HuggingFaceTarget
@@ -145,6 +146,43 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
         alone.score([TokenTree.chain([5, 6, 7])])
         alone.commit([range(nodes[row] + 1)])
         assert drafts(streams, alone, [(0, nodes[row])], [FOLLOWING], 4) == [drafted[row]]
+
+
+def test_what_a_stream_says_depends_on_the_token_before_as_in_training(monkeypatch):
+    """All of the vocabulary is weighed again, so the chances are those of the changed states."""
+    monkeypatch.setattr(native, "available", lambda: False)  # nothing is rounded to bytes
+    streams, kept = shaken("llama", chain_rank=4), list(range(3, 43))
+    streams.vocabulary = torch.tensor(kept)
+    session = HuggingFaceTarget(streams.model, runtime="eager").begin([TOKENS[:20]])
+    session.tap(streams.taps)
+    session.score([TokenTree.chain(TOKENS[20:23])])
+    session.commit([[0, 1, 2]])
+    (drafted,) = streams.candidates(session, [(0, 2)], [FOLLOWING], 10)
+    final, weight = whole(streams, TOKENS[:23]), streams.head()[0]
+    for at in range(3):
+        for rank in (0, 5) if at else (0,):
+            before = torch.full((1, 1, 2), drafted.tokens[at - 1][rank] if at else 0)
+            with torch.no_grad():
+                chances = (streams.chained(final[None, None], before)[0, 0, at] @ weight.T).softmax(0)
+            chance, best = chances.topk(10)
+            found = drafted.behind(at, rank)
+            assert [drafted.tokens[at][each] for _, each in found] == [kept[each] for each in best]
+            assert [each for each, _ in found] == pytest.approx(chance.tolist(), rel=1e-3)
+
+
+def test_a_chain_begins_as_none_and_comes_back_from_a_folder(tmp_path):
+    streams = shaken("llama")
+    final, before = torch.randn(1, 2, 3, 64), torch.tensor([[[5, 6], [7, 8]]])
+    streams.add_chain(4)
+    assert torch.equal(streams.chained(final, before), final)
+    with torch.no_grad():
+        streams.chain.up.normal_()
+    streams.save(tmp_path, dtype=torch.float32)
+    again = Streams.from_pretrained(tmp_path, streams.model)
+    assert again.config.chain_rank == 4
+    changed = again.chained(final, before)
+    assert torch.equal(changed, streams.chained(final, before))
+    assert torch.equal(changed[:, :, 0], final[:, :, 0]) and not torch.equal(changed[:, :, 1:], final[:, :, 1:])
 
 
 def test_a_linear_start_knows_the_token_behind_and_the_identity_does_not():

@@ -13,7 +13,8 @@ from specstream.core.candidates import rank_rates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.multistream import MainStream
 from specstream.heads.stream_loss import stream_loss, stream_ranks
-from specstream.heads.streams import Streams, StreamsConfig, unit
+from specstream.heads.streams import Streams, unit
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
@@ -141,7 +142,10 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
         states = MainStates(streams, config.model.states_dir)
         begin(streams, states, frozen.examples, section.fit_examples)
     else:
-        streams = Streams.from_pretrained(section.start_from, frozen.model).requires_grad_(True)
+        streams = Streams.from_pretrained(section.start_from, frozen.model)
+        if section.chain_rank and not streams.config.chain_rank:
+            streams.add_chain(section.chain_rank)
+        streams.requires_grad_(True)
         states = MainStates(streams, config.model.states_dir)
     streams.details.update(provenance_of(config, frozen.examples, frozen.counts))
     return Prepared(trainee=StreamsTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
@@ -156,6 +160,7 @@ def shape_of(section: StreamsSection, mode: Literal["lossless", "shared"] = "los
         alpha=section.alpha,
         targets=tuple(section.targets),
         pruning_rank=section.pruning_rank,
+        chain_rank=section.chain_rank,
         start=section.start,
         weight=section.weight,
         mode=mode,

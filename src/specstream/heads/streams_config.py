@@ -1,0 +1,48 @@
+"""What streams are made of; its fields are in a head's config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from specstream.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamsConfig:
+    """What streams are made of.
+
+    Attributes:
+        gamma: streams of a position: the deepest draft.
+        layers: at the top of the model, that streams run through (the paper's N_s).
+        rank: of the changes to linear layers; 0 for none.
+        alpha: the changes are scaled by ``alpha / rank``.
+        targets: names of the linear layers to change, such as ``q_proj``; none for all of them.
+        pruning_rank: of the early exit's adapter (section 3.1.3); 0 for none.
+        start: what streams start from: the ``identity`` is the main stream's state as it is, ``linear`` a learned map
+            of it and of the token behind it.
+        chain_rank: of the map by which the token that the stream before drafted changes what streams behind the first
+            say; 0 for none.
+        weight: of each stream's loss beside the next token's, the paper's alpha_j.
+        mode: ``lossless`` streams leave the base alone. ``shared`` ones were trained together with a base that was
+            fine-tuned for it, which is a new model.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    gamma: int = 4
+    layers: int = 6
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+    pruning_rank: int = 0
+    start: Literal["identity", "linear"] = "identity"
+    chain_rank: int = 0
+    weight: float = 0.1
+    mode: Literal["lossless", "shared"] = "lossless"
+
+    def __post_init__(self) -> None:
+        for name, least in (("gamma", 1), ("layers", 1), ("rank", 0), ("pruning_rank", 0), ("chain_rank", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"{name} is {value}; give {least} or more")
