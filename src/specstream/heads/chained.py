@@ -10,7 +10,7 @@ dependent heads (Ankner et al., arXiv 2402.05109), without a head of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -75,13 +75,19 @@ class Chained(Candidates):
     places: Sequence[Sequence[int]]
     pulls: Pulls
     count: int
+    _known: dict[int, list[Ranked]] = field(default_factory=dict)
 
     def behind(self, at: int, rank: int) -> Ranked:
-        if at == 0:
-            return super().behind(at, rank)[: self.count]
+        if at not in self._known:
+            self._known[at] = self._weighed(at) if at else [super().behind(at, rank)[: self.count]]
+        return self._known[at][rank if at else 0]
+
+    def _weighed(self, at: int) -> list[Ranked]:
+        """Behind every candidate of the depth before: a few large sums take less time than many small ones."""
         own, chances = self.places[at], np.asarray(self.chances[at])
-        lifted = chances * np.exp(self.pulls.pulled[own] @ self.pulls.pulling[self.places[at - 1][rank]])
+        lifted = chances * np.exp(self.pulls.pulling[self.places[at - 1]] @ self.pulls.pulled[own].T)
         # The others, whose changes nobody counted, keep what they had.
-        lifted /= lifted.sum() + max(0.0, 1 - chances.sum())
-        order = np.argsort(-lifted, kind="stable")[: self.count]
-        return list(zip(lifted[order].tolist(), order.tolist(), strict=True))
+        lifted /= lifted.sum(1, keepdims=True) + max(0.0, 1 - chances.sum())
+        order = np.argsort(-lifted, 1, kind="stable")[:, : self.count]
+        sorted_chances = np.take_along_axis(lifted, order, 1)
+        return [list(zip(*each, strict=True)) for each in zip(sorted_chances.tolist(), order.tolist(), strict=True)]
