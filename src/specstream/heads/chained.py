@@ -75,19 +75,17 @@ class Chained(Candidates):
     places: Sequence[Sequence[int]]
     pulls: Pulls
     count: int
-    _known: dict[int, list[Ranked]] = field(default_factory=dict)
+    _weighed: dict[int, tuple[Any, Any, float]] = field(default_factory=dict)
 
     def behind(self, at: int, rank: int) -> Ranked:
-        if at not in self._known:
-            self._known[at] = self._weighed(at) if at else [super().behind(at, rank)[: self.count]]
-        return self._known[at][rank if at else 0]
-
-    def _weighed(self, at: int) -> list[Ranked]:
-        """Behind every candidate of the depth before: a few large sums take less time than many small ones."""
-        own, chances = self.places[at], np.asarray(self.chances[at])
-        lifted = chances * np.exp(self.pulls.pulling[self.places[at - 1]] @ self.pulls.pulled[own].T)
-        # The others, whose changes nobody counted, keep what they had.
-        lifted /= lifted.sum(1, keepdims=True) + max(0.0, 1 - chances.sum())
-        order = np.argsort(-lifted, 1, kind="stable")[:, : self.count]
-        sorted_chances = np.take_along_axis(lifted, order, 1)
-        return [list(zip(*each, strict=True)) for each in zip(sorted_chances.tolist(), order.tolist(), strict=True)]
+        if at == 0:
+            return super().behind(at, rank)[: self.count]
+        if at not in self._weighed:
+            chances = np.asarray(self.chances[at], np.float32)
+            # The tokens whose changes nobody counts are taken to keep their chances.
+            self._weighed[at] = self.pulls.pulled[self.places[at]], chances, max(0.0, 1 - float(chances.sum()))
+        pulled, chances, rest = self._weighed[at]
+        lifted = chances * np.exp(pulled @ self.pulls.pulling[self.places[at - 1][rank]])
+        order = lifted.argsort()[::-1][: self.count]
+        best = lifted[order] / (lifted.sum() + rest)
+        return list(zip(best.tolist(), order.tolist(), strict=True))
