@@ -161,26 +161,26 @@ struct Span {
   long bytes;
 };
 
-// Weights to fetch while outputs from..to are computed: those `distance` bytes behind theirs. Each group of rows that
-// passes over the same weights fetches its part, so that memory is never idle.
+// Weights to fetch meanwhile: those `distance` bytes behind the ones at work. Each of the `parts` groups of rows that pass
+// over the same weights fetches its part of every output's, so that memory is never idle, and never asked for too much.
 struct Fetch {
-  long distance, from, to;
-  long at(long n) const { return n >= from && n < to ? distance : 0; }
+  long distance, part, parts;
 };
 
 template <int M, int N, class T>
-inline void tile(const Linear<T> &p, long row, long from, long begin, long end, long distance,
+inline void tile(const Linear<T> &p, long row, long from, long begin, long end, const Fetch &fetch,
                  typename Product<T>::Sum (&sums)[M][N]) {
   using P = Product<T>;
   long stride = p.k / P::EACH;
   const T *w = p.w + from * stride;
-  const char *next = reinterpret_cast<const char *>(w) + distance;
+  long first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
   const typename P::X *x = p.x + row * p.size;
   for (long i = begin; i < end; i += P::STEP) {
     typename P::Step weights[N];
+    long distance = i >= first && i < last ? fetch.distance : 0; // what is here already costs no more than a branch
     for (int n = 0; n < N; n++) {
       weights[n] = P::weights(w + n * stride + i / P::EACH);
-      __builtin_prefetch(next + (n * stride + i / P::EACH) * long(sizeof(T)), 0, 2);
+      __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + distance, 0, 2);
     }
     for (int m = 0; m < M; m++)
       for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.size + P::at(i), weights[n]);
@@ -231,7 +231,7 @@ long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
       Sum sums[M][N];
       Sum *kept = partial + (n - from) * M;
       for (int i = 0; i < M * N; i++) sums[i / N][i % N] = begin ? kept[i] : Sum{};
-      tile<M, N, T>(p, row, n, begin, end, fetch.at(n), sums);
+      tile<M, N, T>(p, row, n, begin, end, fetch, sums);
       if (begin + block < p.k) {
         for (int i = 0; i < M * N; i++) kept[i] = sums[i / N][i % N];
         continue;
@@ -296,7 +296,7 @@ template <class T, class Out> void widened(const Linear<T> &p, long m, long from
   Linear<float> q(p.x, wide, to - from, p.size);
   auto moved = [&](long row, long n, const float *totals, long count) { out(row, from + n, totals, count); };
   for (long row = 0; row < m; row += ROWS_AT_ONCE)
-    some_rows(q, m - row < ROWS_AT_ONCE ? m - row : ROWS_AT_ONCE, row, 0, to - from, Fetch{}, moved);
+    some_rows(q, m - row < ROWS_AT_ONCE ? m - row : ROWS_AT_ONCE, row, 0, to - from, Fetch{0, 0, 1}, moved);
 }
 
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
@@ -325,8 +325,7 @@ void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span fol
     long groups = (m + once - 1) / once; // even ones: two of six rows are faster than eight and four
     for (long group = 0; group < groups; group++) {
       long row = m * group / groups, end = m * (group + 1) / groups;
-      Fetch fetch{distance, from + (to - from) * group / groups, from + (to - from) * (group + 1) / groups};
-      some_rows(p, end - row, row, from, to, fetch, out);
+      some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, out);
     }
   }
 }
