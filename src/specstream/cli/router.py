@@ -120,12 +120,11 @@ def _print(table: RouterTable) -> None:
     for domain, own in table.domains.items():
         shown.add_row(domain, *(f"{each.tokens_per_second:.1f} {each.ratio:.2f}x" for each in own))
     console.print(shown)
-    lead = (
-        "no lead of the oracle to close" if table.gap_closed is None else f"{table.gap_closed:.0%} of its lead closed"
-    )
+    closed = "too little to close" if table.gap_closed is None else f"{table.gap_closed:.0%} of it closed"
     print(
-        f"best single drafter: {table.best_single}; regret to the oracle {table.regret:.1%}, {lead}, the oracle's "
-        f"choice in {table.agreement:.0%} of prompts; a choice costs {table.routing_seconds * 1000:.2f} ms, counted"
+        f"best single drafter: {table.best_single}; the oracle leads by {table.lead:.1%}, {closed}; regret "
+        f"to the oracle {table.regret:.1%}, its choice in {table.agreement:.0%} of prompts; a choice costs "
+        f"{table.routing_seconds * 1000:.2f} ms, counted"
     )
     by = "chosen by the other runs of a prompt" if table.runs > 1 else "of one run each, so its lead is partly luck"
     print(f"tokens/s of decoding, the prompt on no side, all prompts together; the oracle is {by}")

@@ -17,6 +17,9 @@ from specstream.routing.records import Collected, Run
 
 ROUTER, ORACLE = "router", "oracle"
 
+LEAST_LEAD = 0.02
+"""Of the oracle over the best fixed drafter, as a share: less is within the noise, and to close it means nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
@@ -45,7 +48,9 @@ class RouterTable:
         chosen: how often the router took each drafter.
         best_single: the fixed drafter that turned out best here.
         regret: the share of the oracle's speed that the router lacks.
-        gap_closed: of the oracle's lead over the best fixed drafter, the router's share; None where there is no lead.
+        gap_closed: of the oracle's lead over the best fixed drafter, the router's share; None for less than
+            ``LEAST_LEAD``.
+        lead: how much faster the oracle is than the best fixed drafter, as a share of that.
         agreement: the share of prompts on which the router took what the oracle takes.
         routing_seconds: of the router for a prompt, on average.
         prompts: how many.
@@ -58,6 +63,7 @@ class RouterTable:
     best_single: str
     regret: float
     gap_closed: float | None
+    lead: float
     agreement: float
     routing_seconds: float
     prompts: int
@@ -80,7 +86,7 @@ def router_table(collected: Sequence[Collected], chosen: Sequence[str], seconds:
     fixed = {each.name: each.tokens_per_second for each in every if each.name not in (ROUTER, ORACLE)}
     best_single = max(fixed, key=lambda name: fixed[name])
     router, oracle = (next(each.tokens_per_second for each in every if each.name == name) for name in (ROUTER, ORACLE))
-    lead = oracle - fixed[best_single]
+    lead = oracle / fixed[best_single] - 1
     domains = list(dict.fromkeys(each.domain for each in collected))
     return RouterTable(
         all=every,
@@ -88,7 +94,8 @@ def router_table(collected: Sequence[Collected], chosen: Sequence[str], seconds:
         chosen={name: list(chosen).count(name) for name in fixed},
         best_single=best_single,
         regret=1 - router / oracle,
-        gap_closed=(router - fixed[best_single]) / lead if lead > 0 else None,
+        gap_closed=(router / fixed[best_single] - 1) / lead if lead >= LEAST_LEAD else None,
+        lead=lead,
         agreement=mean(name == best_of(each.runs) for each, name in zip(collected, chosen, strict=True)),
         routing_seconds=mean(seconds),
         prompts=len(collected),

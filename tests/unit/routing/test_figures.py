@@ -53,6 +53,13 @@ def test_half_of_the_gap():
     assert router_table(ONE[1:2], ["draft"], [0.0]).gap_closed is None
 
 
+def test_a_lead_within_the_noise_is_not_divided_by():
+    near = [collected("a", lookup=[1.0], draft=[1.01]), collected("b", lookup=[1.01], draft=[1.0])]
+    table = router_table(near, ["draft", "lookup"], [0.0, 0.0])
+    assert 0 < table.lead < 0.02
+    assert table.gap_closed is None
+
+
 def test_with_repeated_runs_the_oracle_is_judged_on_others_than_it_was_chosen_by():
     """Both drafters take 1.5 s on the whole: what looks better in one run is luck, and luck is not counted."""
     noisy = [collected("a", none=[1.0, 2.0], lookup=[2.0, 1.0])]
