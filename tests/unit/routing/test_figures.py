@@ -54,7 +54,10 @@ def test_half_of_the_gap():
 
 
 def test_a_lead_within_the_noise_is_not_divided_by():
-    near = [collected("a", lookup=[1.0], draft=[1.01]), collected("b", lookup=[1.01], draft=[1.0])]
+    near = [
+        collected("a", none=[2.0], lookup=[1.0], draft=[1.01]),
+        collected("b", none=[2.0], lookup=[1.01], draft=[1.0]),
+    ]
     table = router_table(near, ["draft", "lookup"], [0.0, 0.0])
     assert 0 < table.lead < 0.02
     assert table.gap_closed is None
