@@ -60,7 +60,10 @@ FAMILIES = tuple(CONFIGURATIONS)
 
 @cache
 def build(family: str, dtype: torch.dtype = torch.float32, *, noise: float = 0.0) -> Any:
-    """A model whose greedy output wanders; ``noise`` makes a draft of it that agrees the less, the larger it is."""
+    """A model whose greedy output wanders; ``noise`` makes a draft of it that agrees the less, the larger it is.
+
+    All tests share it: who changes it, its dtype for example, takes a copy.
+    """
     with torch.random.fork_rng():  # the same model in every order of the tests
         torch.manual_seed(FAMILIES.index(family))
         model = hf.AutoModelForCausalLM.from_config(CONFIGURATIONS[family]()).eval()

@@ -1,5 +1,6 @@
 """Medusa heads: what they begin as, what they learn, and how they are kept."""
 
+import copy
 import json
 
 import pytest
@@ -164,7 +165,7 @@ class TestAFolder:
         heads = MedusaHeads.from_pretrained(tmp_path, model)
         assert {weight.dtype for weight in heads.parameters()} == {torch.bfloat16}
         # The same checkpoint in float32 is the same base.
-        assert MedusaHeads.from_pretrained(tmp_path, build("llama", torch.bfloat16).float()).depth == 4
+        assert MedusaHeads.from_pretrained(tmp_path, copy.deepcopy(model).float()).depth == 4
 
     def test_of_another_base_is_refused_by_name(self, model, tmp_path):
         model.config._name_or_path = "the-first"

@@ -105,7 +105,7 @@ def test_the_file_is_named_by_all_that_bits_depend_on(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(verdicts, *changed)
             found[name] = file_of(model)
-    # A word that no machine of ours can have set already: those that test may well limit oneDNN themselves.
+    # A word that no machine can have set already.
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "another")
     found["libraries"] = file_of(model)
     alike = {name for name, file in found.items() if list(found.values()).count(file) > 1}
