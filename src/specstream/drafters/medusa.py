@@ -10,12 +10,13 @@ is asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from specstream.core.candidates import Candidates, RankAcceptance, SizedOffer
+from specstream.core.candidates import Candidates, RankAcceptance, size_of
 from specstream.core.deferred import upload
 from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
@@ -75,14 +76,14 @@ class MedusaDrafter:
         self._acceptance = RankAcceptance(rates) if rates else RankAcceptance.unknown(heads.depth, ranks)
         self.ranks = max(map(len, self._acceptance.rates))
         self._sizes = (nodes, *SIZES)
-        self._offers: dict[int, list[SizedOffer]] = {}
+        self._offers: dict[int, list[Offer]] = {}
 
     @property
     def nodes(self) -> int:
         """Drafted nodes of the largest tree."""
         return max(self._sizes)
 
-    def offers(self, depth: int) -> list[SizedOffer]:
+    def offers(self, depth: int) -> list[Offer]:
         """Trees of several sizes, no deeper than ``depth``; the preferred one first, as deep as it may be."""
         depth = min(depth, self.heads.depth)
         if depth not in self._offers:
@@ -121,7 +122,10 @@ class MedusaSession:
         ]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        sizes = [self._size(request) if known else 0 for known, request in zip(self._known, requests, strict=True)]
+        sizes = [
+            size_of(request, partial(self._drafter.offers, request.depth)) if known else 0
+            for known, request in zip(self._known, requests, strict=True)
+        ]
         asked = [row for row, size in enumerate(sizes) if size]
         self._drafted = [None] * len(requests)
         if asked and self._states is not None:
@@ -159,10 +163,3 @@ class MedusaSession:
             if theirs is None:  # nothing looks at them before the row's first pass
                 theirs = self._states.new_zeros(len(other._known), self._states.shape[1])
             self._states = torch.cat([self._states, theirs])
-
-    def _size(self, request: DraftRequest) -> int:
-        """Nodes to draft."""
-        if request.depth < 1:
-            return 0
-        offer = request.offer if isinstance(request.offer, SizedOffer) else self._drafter.offers(request.depth)[0]
-        return offer.width(min(request.depth, offer.depth)) - 1

@@ -1,11 +1,11 @@
 """Speculative Streaming: the target drafts for itself (Bhendawade et al., arXiv 2402.11131; ``heads/streams.py``).
 
 The streams of the last accepted node draft the tree below the token that was emitted behind it. Stream j's candidates
-are the same below every node of depth j - 1, so a path is a rank for each stream, and the tree holds the paths that are
-most likely to be accepted, by the streams' own probabilities (``core/candidates.py``). Trees of several sizes are
-offered, with what they will emit by how often the candidate of each rank was right at each depth; which one pays, or
-none, is the controller's choice. The streams run only when an offer is taken, after the pass that wrote what they see:
-text on which they are of no use is not slowed down by them.
+are the same below every node of depth j - 1, or weighed anew by the token there (``heads/chained.py``), and the tree
+holds the paths that are most likely to be accepted, by the streams' own probabilities (``core/candidates.py``). Trees
+of several sizes are offered, with what they will emit by how often the candidate of each rank was right at each depth;
+which one pays, or none, is the controller's choice. The streams run only when an offer is taken, after the pass that
+wrote what they see: text on which they are of no use is not slowed down by them.
 
 Sampling is lossless by the rule for candidates that were chosen without chance: which tokens a node's children are
 depends on the text before it alone, never on the token that the target is about to draw. The shape of a tree decides
@@ -21,11 +21,12 @@ the exit reads the vocabulary's weights, which is more than what the dropped row
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
-from specstream.core.candidates import Candidates, RankAcceptance, SizedOffer
+from specstream.core.candidates import Candidates, RankAcceptance, size_of
 from specstream.core.ports import DraftRequest, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
@@ -129,7 +130,7 @@ class StreamsSession:
         self._drafter, self._session, self._acceptances = drafter, session, acceptances
         # Of the last committed nodes: pass row, node.
         self._places: list[tuple[int, int] | None] = [None] * len(acceptances)
-        self._grown: dict[tuple[RankAcceptance, int], list[SizedOffer]] = {}  # and depth; until more is learned
+        self._grown: dict[tuple[RankAcceptance, int], list[Offer]] = {}  # and depth; until more is learned
         self._drafted: list[Candidates] = []
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -137,7 +138,10 @@ class StreamsSession:
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         self._drafted = []
-        sizes = [self._size(row, request) for row, request in enumerate(requests)]
+        sizes = [
+            size_of(request, partial(self._grow, row, request)) if self._places[row] else 0
+            for row, request in enumerate(requests)
+        ]
         if not any(sizes):  # most rounds, where drafts do not pay
             return [TokenTree.chain(request.tokens[-1:]) for request in requests]
         # A row that was never scored drafts nothing; its place only fills the batch.
@@ -176,7 +180,7 @@ class StreamsSession:
         self._places.extend(other._places)
         self._acceptances.extend(other._acceptances)
 
-    def _grow(self, row: int, request: DraftRequest) -> list[SizedOffer]:
+    def _grow(self, row: int, request: DraftRequest) -> list[Offer]:
         """Trees of every size, no deeper than asked for; none before the row's first pass."""
         depth = min(request.depth, self._drafter.head.gamma) if self._places[row] else 0
         if depth < 1:
@@ -187,10 +191,3 @@ class StreamsSession:
             offers = [largest.first(size).offer(f"streams/{size}", depth=depth, at_once=True) for size in sizes]
             self._grown[acceptance, depth] = offers
         return self._grown[acceptance, depth]
-
-    def _size(self, row: int, request: DraftRequest) -> int:
-        """Nodes to draft for a row."""
-        if request.depth < 1 or not self._places[row]:
-            return 0
-        offer = request.offer if isinstance(request.offer, SizedOffer) else self._grow(row, request)[0]
-        return offer.width(min(request.depth, offer.depth)) - 1

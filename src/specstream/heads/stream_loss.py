@@ -122,7 +122,7 @@ def _wanted(streams: Streams, tokens: Tensor, mask: Tensor, share: float, genera
     positions = (order + able).topk(count, 1).indices.sort(1).values
     ahead = positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
     targets = _in_part(streams, _following(tokens, mask, ahead))
-    behind = tokens.gather(1, (positions + 1).clamp(max=tokens.shape[1] - 1))
+    behind = _at(tokens, positions + 1)
     return _Wanted(positions, behind, targets.masked_fill(~able.gather(1, positions)[..., None], -1))
 
 
@@ -130,8 +130,12 @@ def _final_states(streams: Streams, main: MainStream, tokens: Tensor, wanted: _W
     """Of the streams at the positions that are looked at, each behind the true token of the stream before it."""
     final = streams.final_states(main, wanted.positions, wanted.following)
     before = wanted.positions[..., None] + torch.arange(2, streams.gamma + 1, device=tokens.device)
-    inside = before.clamp(max=tokens.shape[1] - 1).flatten(1)
-    return streams.chained(final, tokens.gather(1, inside).view_as(before))
+    return streams.chained(final, _at(tokens, before))
+
+
+def _at(tokens: Tensor, places: Tensor) -> Tensor:
+    """``[rows, length]`` at ``[rows, ...]``; places beyond the end give the last."""
+    return tokens.gather(1, places.clamp(max=tokens.shape[1] - 1).flatten(1)).view_as(places)
 
 
 def _states_at(states: Tensor, positions: Tensor) -> Tensor:
@@ -147,9 +151,8 @@ def _in_turn(able: Tensor) -> Tensor:
 
 def _following(tokens: Tensor, mask: Tensor, at: Tensor) -> Tensor:
     """The tokens at these places of each row, -1 where there is none to be predicted."""
-    inside = at.clamp(max=tokens.shape[1] - 1).flatten(1)
-    there = mask.gather(1, inside).view_as(at) & (at < tokens.shape[1])
-    return tokens.gather(1, inside).view_as(at).masked_fill(~there, -1)
+    there = _at(mask, at) & (at < tokens.shape[1])
+    return _at(tokens, at).masked_fill(~there, -1)
 
 
 def _in_part(streams: Streams, tokens: Tensor) -> Tensor:

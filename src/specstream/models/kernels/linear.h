@@ -44,7 +44,8 @@ struct InSteps {
 // How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
 // over STEP elements, EACH of them in a T; of more than ROWS_AT_ONCE rows, MANY are taken at a time. The two halves of a
 // step are taken in the order that costs least, in the input and in the weights alike. An input row takes `size(k)` X's,
-// element i is at `at(i)`; `prepare` returns its unit. `finish` makes outputs of sixteen columns' sums, their scales and the unit of their row.
+// element i is at `at(i)`; `prepare` returns its unit. `finish` makes outputs of sixteen columns' sums, their scales and the
+// unit of their row.
 template <class T> struct Product : InSteps {
   using X = float;
   using Sum = Floats;
