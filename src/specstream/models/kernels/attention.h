@@ -26,13 +26,16 @@ extern "C" struct Attention {
 
 namespace {
 
-constexpr long NODES_AT_ONCE = 4;    // nodes that share one reading of the keys
+constexpr long NODES_AT_ONCE = 4;    // nodes of a task
+constexpr long SUMS_AT_ONCE = 6;     // that share one reading of values: as many as have their sums in registers
 constexpr long SLOTS_AT_ONCE = 128;  // keys that stay in the first cache while all who share them look at them
 constexpr long MUCH_CONTEXT = 512;   // slots from which on reading keys once for several heads is worth an uneven share
 
-// What one node sees, for one of its heads: the committed slots from `first` on, then its path from `skip` on.
+// What one node sees, for one of its heads: the slots `first` to `last` in one piece, committed ones and those of its
+// path that lie right behind them; then its path from `step` on.
 struct View {
-  long first, skip, depth, count;
+  long first, last, step, depth, count;
+  long shared; // up to where its neighbours see the same slots
   const int32_t *path;
   const void *query;
   std::vector<float> weights; // one for each key seen, in order, padded to LANES
@@ -93,17 +96,37 @@ template <class T, int C> struct Task {
   void look() {
     for (long i = 0; i < count(); i++) {
       View &view = views[i];
-      long own = node + i % nodes, index = row * a.nodes + own;
-      view.path = a.paths + index * a.nodes;
-      view.depth = a.depths[index];
-      long position = length() + view.depth - 1;
-      long begin = a.window > 0 && position - a.window + 1 > 0 ? position - a.window + 1 : 0;
-      view.first = begin < length() ? begin : length();
-      view.skip = begin - view.first;
-      view.count = length() - view.first + view.depth - view.skip;
+      long own = node + i % nodes;
+      see(view, a.paths + (row * a.nodes + own) * a.nodes, a.depths[row * a.nodes + own]);
       view.weights.assign((view.count + LANES - 1) / LANES * LANES, -std::numeric_limits<float>::infinity());
       view.query = static_cast<const T *>(a.q) + row * a.q_row + (head + i / nodes) * a.q_head + own * a.q_node;
     }
+    for (long i = 0, many; i < count(); i += many) {
+      many = alike(i);
+      long shared = views[i].last;
+      for (long j = i; j < i + many; j++) shared = views[j].last < shared ? views[j].last : shared;
+      for (long j = i; j < i + many; j++) views[j].shared = shared;
+    }
+  }
+
+  void see(View &view, const int32_t *path, long depth) const {
+    long position = length() + depth - 1;
+    long begin = a.window > 0 && position - a.window + 1 > 0 ? position - a.window + 1 : 0;
+    long skip = begin > length() ? begin - length() : 0, behind = 0;
+    while (behind < depth && path[behind] == behind) behind++;
+    view.path = path;
+    view.depth = depth;
+    view.first = begin;
+    view.last = skip > behind ? begin : length() + behind;
+    view.step = skip > behind ? skip : behind;
+    view.count = view.last - view.first + depth - view.step;
+  }
+
+  // How many from `i` on see the committed keys from the same one on, of as many as share a reading.
+  long alike(long i) const {
+    long many = 1;
+    while (many < SUMS_AT_ONCE && i + many < count() && views[i + many].first == views[i].first) many++;
+    return many;
   }
 
   // Scores of the keys from..to for one who looks at them; `k_slot` apart.
@@ -121,64 +144,61 @@ template <class T, int C> struct Task {
   }
 
   // The values of slots from..to, weighted, on the sums of those who look at them: G neighbours, for whom each value is
-  // read once. `at` is the place of the first weight among each one's.
-  template <int G> void add(long i, long from, long to, long at) {
-    constexpr int chunks = C ? C : 1;
-    const T *v = value(from);
-    Floats totals[G][chunks];
-    const float *weights[G];
-    for (int g = 0; g < G; g++) {
-      weights[g] = &views[i + g].weights[at];
-      for (int c = 0; c < C; c++) totals[g][c] = load(sums + (i + g) * a.dim + c * LANES);
-    }
-    for (long step = 0; step < to - from; step++, v += a.v_slot) {
-      for (int c = 0; c < C; c++) {
-        Floats part = load(v + c * LANES);
-        for (int g = 0; g < G; g++) totals[g][c] += part * weights[g][step];
+  // read once, P vectors of it at a time. `at` is the place of the first weight among each one's.
+  template <int G, int P> void add(long i, long from, long to, long at) {
+    for (long d = 0; d < a.dim; d += P * LANES) {
+      const T *v = value(from) + d;
+      Floats totals[G][P];
+      const float *weights[G];
+      for (int g = 0; g < G; g++) {
+        weights[g] = &views[i + g].weights[at];
+        for (int p = 0; p < P; p++) totals[g][p] = load(sums + (i + g) * a.dim + d + p * LANES);
       }
-      for (long d = 0; !C && d < a.dim; d += LANES)
-        for (int g = 0; g < G; g++) {
-          float *out = sums + (i + g) * a.dim + d;
-          store(load(out) + load(v + d) * weights[g][step], out);
-        }
+      for (long step = 0; step < to - from; step++, v += a.v_slot) {
+        Floats parts[P];
+        for (int p = 0; p < P; p++) parts[p] = load(v + p * LANES);
+        for (int g = 0; g < G; g++)
+          for (int p = 0; p < P; p++) totals[g][p] += parts[p] * weights[g][step];
+      }
+      for (int g = 0; g < G; g++)
+        for (int p = 0; p < P; p++) store(totals[g][p], sums + (i + g) * a.dim + d + p * LANES);
     }
-    for (int g = 0; g < G; g++)
-      for (int c = 0; c < C; c++) store(totals[g][c], sums + (i + g) * a.dim + c * LANES);
   }
 
-  void add_for(long many, long i, long from, long to, long at) {
+  template <int P> void add_for(long many, long i, long from, long to, long at) {
     switch (many) {
-    case 1: return add<1>(i, from, to, at);
-    case 2: return add<2>(i, from, to, at);
-    case 3: return add<3>(i, from, to, at);
-    default: return add<NODES_AT_ONCE>(i, from, to, at);
+    case 1: return add<1, P>(i, from, to, at);
+    case 2: return add<2, P>(i, from, to, at);
+    case 3: return add<3, P>(i, from, to, at);
+    case 4: return add<4, P>(i, from, to, at);
+    case 5: return add<5, P>(i, from, to, at);
+    default: return add<SUMS_AT_ONCE, P>(i, from, to, at);
     }
   }
 
-  // How many from `i` on see the same committed keys, of as many as share a reading.
-  long alike(long i) const {
-    long many = 1;
-    while (many < NODES_AT_ONCE && i + many < count() && views[i + many].first == views[i].first) many++;
-    return many;
-  }
-
-  // The committed keys are read once for all, some at a time; each node's own path is read by itself. `visit` gets how many
-  // neighbours from which one on, what they see, and where among all that they see.
+  // What neighbours see in one piece is read once for all, some at a time; then the rest of each one's piece, and its
+  // path. `visit` gets how many neighbours from which one on, what they see, and where among all that they see.
   template <class Visit> void each(const Visit &visit) {
-    long earliest = length();
-    for (long i = 0; i < count(); i++) earliest = views[i].first < earliest ? views[i].first : earliest;
-    for (long begin = earliest; begin < length(); begin += SLOTS_AT_ONCE)
+    long begin = views[0].first, end = 0;
+    for (long i = 0; i < count(); i++) {
+      begin = views[i].first < begin ? views[i].first : begin;
+      end = views[i].shared > end ? views[i].shared : end;
+    }
+    for (; begin < end; begin += SLOTS_AT_ONCE)
       for (long i = 0, many; i < count(); i += many) {
         many = alike(i);
         long from = views[i].first > begin ? views[i].first : begin;
-        long to = begin + SLOTS_AT_ONCE < length() ? begin + SLOTS_AT_ONCE : length();
+        long to = begin + SLOTS_AT_ONCE < views[i].shared ? begin + SLOTS_AT_ONCE : views[i].shared;
         if (from < to) visit(many, i, from, to, from - views[i].first);
       }
-    for (long i = 0; i < count(); i++)
-      for (long step = views[i].skip; step < views[i].depth; step++) {
-        long slot = length() + views[i].path[step];
-        visit(1, i, slot, slot + 1, length() - views[i].first + step - views[i].skip);
+    for (long i = 0; i < count(); i++) {
+      const View &view = views[i];
+      if (view.shared < view.last) visit(1, i, view.shared, view.last, view.shared - view.first);
+      for (long step = view.step; step < view.depth; step++) {
+        long slot = length() + view.path[step];
+        visit(1, i, slot, slot + 1, view.last - view.first + step - view.step);
       }
+    }
   }
 
   float softmax(View &view) {
@@ -209,10 +229,12 @@ template <class T, int C> struct Task {
     totals.resize(count());
     for (long i = 0; i < count(); i++) totals[i] = softmax(views[i]);
     std::memset(sums, 0, count() * a.dim * sizeof(float));
-    each([&](long many, long i, long from, long to, long at) { add_for(many, i, from, to, at); });
+    each([&](long many, long i, long from, long to, long at) {
+      a.dim % (4 * LANES) ? add_for<1>(many, i, from, to, at) : add_for<4>(many, i, from, to, at);
+    });
     for (long i = 0; i < count(); i++) {
       T *out = static_cast<T *>(a.out) + ((row * a.nodes + node + i % nodes) * a.heads + head + i / nodes) * a.dim;
-      for (long d = 0; d < a.dim; d++) narrow(sums[i * a.dim + d] / totals[i], out + d);
+      for (long d = 0; d < a.dim; d += LANES) store(load(sums + i * a.dim + d) / totals[i], out + d);
     }
   }
 };
