@@ -217,6 +217,20 @@ def test_trained_it_closes_the_gap_and_says_what_it_costs(run, trained):
     assert json.loads(out)["gap_closed"] > 0
 
 
+def test_some_of_the_measured_drafters_may_be_chosen_among(run, root, trained, tmp_path):
+    _, train = configs(root, tmp_path)
+    words = ("--set", f"data.files={[str(trained / 'collected.jsonl')]}", "--set", "data.drafters=[draft, none]")
+    code, out, _ = run("router", "train", "--config", train, *words, "--json")
+    assert code == 0
+    assert {each["name"] for each in json.loads(out)["table"]["all"]} >= {"none", "draft"}
+    assert "lookup" not in out
+    words = ("--router", tmp_path / "router", "--data", trained / "collected.jsonl")
+    code, out, _ = run("router", "evaluate", *words, "--json")  # which has runs of others too
+    assert code == 0
+    table = json.loads(out)
+    assert (table["best_single"], table["prompts"]) == ("draft", 16)
+
+
 def test_held_out_files_are_judged_by_and_not_fitted_to(run, root, trained, tmp_path):
     _, train = configs(root, tmp_path)
     files = [str(trained / "collected.jsonl")]
@@ -387,6 +401,9 @@ def test_a_wrong_training_is_one_line(run, root, trained, tmp_path):
         ("data.files=[]", "data.files is []"),
         (f"target.model={root / 'draft'}", "the collection is of target ("),
         ("embedding.name=bert", "embedding.name is 'bert'"),
+        ("data.drafters=[lookup, draft]", "add 'none', the measure of all"),
+        ("data.drafters=[none, eagle]", "data.drafters has 'eagle', which was not measured"),
+        ("data.drafters=[none]", "the router has 1 drafter to choose from"),
     ):
         code, _, err = run("router", "train", "--config", train, "--set", files, "--set", override)
         assert code == 2

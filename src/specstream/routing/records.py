@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class Collected:
     def to_line(self) -> dict[str, Any]:
         """Plain values for a line of JSON."""
         return asdict(self)
+
+    def of(self, drafters: Iterable[str]) -> Collected:
+        """The same prompt with the runs of some drafters only."""
+        return replace(self, runs={name: self.runs[name] for name in drafters})
 
 
 def read_collected(paths: Sequence[str | Path]) -> tuple[list[Collected], list[Collected]]:

@@ -89,12 +89,14 @@ class DataSection(_Section):
         files: collections.
         held_out: the share of each kind of prompt that is not fitted to.
         held_out_files: collections to judge by instead; prompts that are in ``files`` too are not fitted to.
+        drafters: those of the measured ones that there are to choose from, ``none`` among them; None for all.
         seed: of the split.
     """
 
     files: list[str] = Field(min_length=1)
     held_out: float = Field(default=0.25, gt=0, lt=1)
     held_out_files: list[str] = Field(default_factory=list)
+    drafters: list[str] | None = None
     seed: int = Field(default=0, ge=0)
 
 

@@ -26,7 +26,7 @@ from specstream.routing.records import Collected, read_collected
 from specstream.routing.router import Router
 from specstream.training.answers import file_sha256
 from specstream.training.checkpoints import replace_folder
-from specstream.training.router_config import RouterTrainConfig, TargetSection
+from specstream.training.router_config import DataSection, RouterTrainConfig, TargetSection
 from specstream.yaml_file import validated
 
 
@@ -61,7 +61,8 @@ def train_router(config: RouterTrainConfig) -> Trained:
     """
     training, held_out, failed = _split(config)
     metas = [_meta(file) for file in (*config.data.files, *config.data.held_out_files)]
-    drafters = _drafters(metas, config.data.files[0])
+    drafters = _drafters(metas, config.data)
+    training, held_out = ([each.of(drafters) for each in part] for part in (training, held_out))
     target, tokenizer = load_model(config.target.model, dtype=config.target.dtype, device=config.target.device)
     _check_base(metas, describe_base(target))
     table = token_table(tokenizer, int(target.get_input_embeddings().num_embeddings))
@@ -98,23 +99,23 @@ def evaluate_router(folder: str, files: Sequence[str], target: TargetSection, *,
 
     Args:
         folder: of the router.
-        files: collections of the same drafters.
+        files: collections of its drafters, and of others if need be.
         target: the router's.
         learn: whether it learns from each prompt before the next, as it does in use.
 
     Raises:
-        UsageError: collections that cannot be read, or are of other drafters.
+        UsageError: collections that cannot be read, or in which a drafter of the router is missing.
         HeadMismatchError: the router is another target's.
     """
     router = RouterModel.load(folder)
     collected, _ = read_collected(files)
-    if set(collected[0].runs) != set(router.names):
+    if not set(collected[0].runs) >= set(router.names):
         raise UsageError(
             f"the collection is of {', '.join(sorted(collected[0].runs))} and the router of "
             f"{', '.join(sorted(router.names))}; collect with the same drafters"
         )
     model, tokenizer = load_model(target.model, dtype=target.dtype, device=target.device)
-    return judge(router, collected, model, tokenizer, learn=learn)
+    return judge(router, [each.of(router.names) for each in collected], model, tokenizer, learn=learn)
 
 
 def judge(
@@ -198,14 +199,20 @@ def _meta(file: str) -> Mapping[str, Any]:
     return record
 
 
-def _drafters(metas: Sequence[Mapping[str, Any]], file: str) -> dict[str, DrafterSpec]:
-    """What was collected with."""
-    first = metas[0]["drafters"]
+def _drafters(metas: Sequence[Mapping[str, Any]], data: DataSection) -> dict[str, DrafterSpec]:
+    """What was collected with, as far as it is to be chosen from."""
+    measured = metas[0]["drafters"]
     for meta in metas:
-        if meta["drafters"] != first:
-            raise UsageError(f"the collections have other drafters than {file!r}; collect them with the same")
-    check_drafters(first)
-    return {name: validated(DrafterSpec, spec, f"drafters.{name}.") for name, spec in first.items()}
+        if meta["drafters"] != measured:
+            raise UsageError(f"the collections have other drafters than {data.files[0]!r}; collect them with the same")
+    wanted = list(measured) if data.drafters is None else data.drafters
+    if NONE not in wanted:
+        raise UsageError(f"data.drafters is {', '.join(wanted)}; add '{NONE}', the measure of all")
+    if unknown := [name for name in wanted if name not in measured]:
+        raise UsageError(f"data.drafters has {unknown[0]!r}, which was not measured; take of {', '.join(measured)}")
+    chosen = {name: spec for name, spec in measured.items() if name in wanted}
+    check_drafters(chosen)
+    return {name: validated(DrafterSpec, spec, f"drafters.{name}.") for name, spec in chosen.items()}
 
 
 def _check_base(metas: Sequence[Mapping[str, Any]], own: Mapping[str, str]) -> None:
