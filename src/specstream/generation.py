@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Batch, Round, Row, Rules, Speculation, decode, start_rows
+from specstream.core.decode import Batch, Round, Row, Rules, decode, start_rows
 from specstream.core.ports import Drafter, Target
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import StopCheck, Stopping
 from specstream.drafters.none import NoDrafter

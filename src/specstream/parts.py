@@ -10,8 +10,8 @@ from torch import Tensor
 
 from specstream.config import DEEPEST, UNMEASURED, EngineConfig, with_settings
 from specstream.core.controller import Controller
-from specstream.core.decode import Speculation
 from specstream.core.ports import Drafter
+from specstream.core.speculation import Speculation
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter

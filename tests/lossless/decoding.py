@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Row, Stopping, decode, start_rows
 from specstream.core.ports import Adapter, Drafter, Target, TargetSession
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Speculation
+from specstream.core.speculation import Speculation
 from specstream.evaluation.audit import audit_tokens
 from specstream.generation import Parts
 from specstream.models.hf import HuggingFaceTarget

@@ -16,9 +16,10 @@ from transformers import NoRepeatNGramLogitsProcessor
 
 from specstream.core import chains, deferred
 from specstream.core import verify as rules
-from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Row, Stopping, decode, start_rows
 from specstream.core.ports import Drafter
 from specstream.core.sampling import Sampling, draw
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from specstream.core import deferred
-from specstream.core.decode import Row, Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Row, Stopping, decode, start_rows
 from specstream.core.ports import Drafter
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter

@@ -9,8 +9,9 @@ import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
 from specstream.core import deferred
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter

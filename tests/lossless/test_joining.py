@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
 from specstream.core.controller import Controller
-from specstream.core.decode import Batch, Row, Speculation, start_rows
+from specstream.core.decode import Batch, Row, start_rows
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.models.hf import HuggingFaceTarget

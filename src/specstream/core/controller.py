@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from specstream.core.acceptance import Acceptance, Reach, Trust
 from specstream.core.costs import Costs
-from specstream.core.plans import Choice, Option, Plan, Taken, done, kind_of, pick, steps_of
+from specstream.core.plans import Choice, Option, Plan, Taken, done, kind_of, pick, steps_of, worth
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -48,6 +48,7 @@ class Controller:
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
+        self._worth: list[float] = []  # a token of each row of this round
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = self._idle = 0
 
@@ -59,16 +60,21 @@ class Controller:
         self._rested = self._idle = 0
         self._poor.clear()
 
-    def choose(self, offers: Sequence[Sequence[Offer]], context: int = 0) -> list[Choice]:
+    def choose(
+        self, offers: Sequence[Sequence[Offer]], context: int = 0, ending: Sequence[float] | None = None
+    ) -> list[Choice]:
         """What to take of each row's offers.
 
         Args:
             offers: of every row.
             context: tokens that the longest row has.
+            ending: in a batch that nobody joins, passes after which each row is expected to end.
         """
         rows = len(offers)
         self._round += 1
         self._costs.look_back(context)
+        priced = ending is not None and rows > 1 and self._costs.knows_plain(rows)
+        self._worth = worth(ending, self._plain_price) if priced and ending else [1.0] * rows
         plain: list[Choice] = [None] * rows
         if (
             not any(offers)
@@ -82,7 +88,8 @@ class Controller:
         hopeless = self._hopeless(options)
         best = None if hopeless else max(self._bets(options), key=lambda plan: plan.rate, default=None)
         if best is not None:
-            return [choice and choice._replace(least=self._least(choice.offer, best)) for choice in best.choices]
+            taken = zip(best.choices, self._worth, strict=True)
+            return [choice and choice._replace(least=self._least(choice.offer, best, each)) for choice, each in taken]
         if trial := self._due(offers):
             return trial.choices
         if declined := [offer for available in awake for offer in available if offer.tree is None]:
@@ -162,7 +169,8 @@ class Controller:
         for source, (deepest, unread) in steps_of(taken).items():
             spent += self._costs.steps(rows, source, deepest)
             spent += self._costs.reading(rows, source, unread)
-        emitted = sum(len(verdict.tokens) for verdict in verdicts)
+        worths = self._worth or [1.0] * rows  # none yet where rounds are shown that were not chosen here
+        emitted = sum(each * len(verdict.tokens) for each, verdict in zip(worths, verdicts, strict=True))
         return max(-ACCOUNT, emitted / rows - spent / self._costs.passing(rows, 1))
 
     def _hopeless(self, options: Sequence[Sequence[Option]]) -> bool:
@@ -171,7 +179,8 @@ class Controller:
         Most rounds in which nothing pays end here. They are not to pay for pricing plans.
         """
         rows = len(options)
-        tokens = sum(max((option.expected[option.depth] for option in own), default=1.0) for own in options)
+        most = (max((option.expected[option.depth] for option in own), default=1.0) for own in options)
+        tokens = sum(each * expected for each, expected in zip(self._worth, most, strict=True))
         seconds = min((self._cheapest(rows, option.offer) for own in options for option in own), default=math.inf)
         return tokens * self._costs.passing(rows, 1) <= rows * seconds
 
@@ -195,8 +204,8 @@ class Controller:
 
     def _plan(self, choices: list[Choice], width: int) -> Plan:
         rows, tokens = len(choices), 0.0
-        for choice in choices:
-            tokens += self._expected(choice.offer)[choice.depth] if choice else 1.0
+        for each, choice in zip(self._worth, choices, strict=True):
+            tokens += each * (self._expected(choice.offer)[choice.depth] if choice else 1.0)
         drafting = reading = 0.0
         for source, (deepest, unread) in steps_of(choices).items():
             drafting += self._costs.steps(rows, source, deepest)
@@ -216,13 +225,14 @@ class Controller:
                 steps[kind] = max(steps.get(kind, 0.0), reach.steps(depth) if offer.cuts else offer.steps(depth))
         return self._costs.passing(rows, width) + sum(self._costs.steps(rows, *each) for each in steps.items())
 
-    def _least(self, offer: Offer, plan: Plan) -> float:
-        """The probability from which on a token more pays for its step and its node, at the rate that is expected."""
+    def _least(self, offer: Offer, plan: Plan, each: float) -> float:
+        """The probability from which on a token more, worth ``each``, pays for its step and node at the plan's rate."""
         rows, width = len(plan.choices), plan.width
         if not offer.cuts or width < 2:
             return 0.0
         node = (self._costs.passing(rows, width) - self._costs.passing(rows, 1)) / (width - 1)
-        return min(SURE, (self._costs.steps(rows, kind_of(offer), 1) + offer.branches * node) * plan.rate / rows)
+        price = (self._costs.steps(rows, kind_of(offer), 1) + offer.branches * node) * plan.rate / rows
+        return min(SURE, price / each) if each > 0 else SURE
 
     def _due(self, offers: Sequence[Sequence[Offer]]) -> Plan | None:
         """A trial, one token deep, of what has waited longest, if it is time and the account can pay for it."""
@@ -237,7 +247,8 @@ class Controller:
             first = [next((each for each in available if kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
             plan = self._plan(choices, max(choice.offer.width(1) for choice in choices if choice))
-            hopeful = sum(self._hopeful(choice.offer) if choice else 1.0 for choice in plan.choices)
+            hopes = (self._hopeful(choice.offer) if choice else 1.0 for choice in plan.choices)
+            hopeful = sum(each * hope for each, hope in zip(self._worth, hopes, strict=True))
             due = overdue or hopeful * plain > plan.most * rows
             missing = plan.stake / plain - 1 - max(self._balance, ALLOWANCE * waited)
             if due and missing <= 0:
@@ -245,6 +256,9 @@ class Controller:
             if due:  # a round adds no more than the allowance; prices change
                 self._poor[kind] = self._round + min(TRIAL_AFTER, int(missing / ALLOWANCE))
         return None
+
+    def _plain_price(self, rows: int) -> float:
+        return self._costs.passing(rows, 1)
 
     def _hopeful(self, offer: Offer) -> float:
         """Tokens that it might emit, taken to depth 1; who measures for itself is asked again when it has waited."""

@@ -15,6 +15,8 @@ from typing import TypeVar
 NODE_SHARE = 0.05
 """Before any wider pass was measured, each further node is taken to cost this share of a plain pass."""
 
+UNKNOWN = {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
+
 READ_ANYWAY = 2
 """Tokens that the first step of a round reads at no extra price: the last draft and the bonus."""
 
@@ -50,8 +52,6 @@ measurement makes a width look dear, what looks dear is not chosen, and so it wo
 _Place = tuple[int, int]
 """Rows of a pass, and its step of context."""
 
-_Distance = TypeVar("_Distance", int, tuple[int, int])
-_Key = TypeVar("_Key")
 _Kind = TypeVar("_Kind")
 
 
@@ -218,10 +218,12 @@ class Costs:
             return abs(other[0] - rows), abs(other[1] - self._step)
 
         tables = {each: other for each in self._passes if (other := self._table(each))}
-        shape = _nearest({each: other for each, other in tables.items() if len(other) > 1}, distance)
-        shape = shape or {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
-        known, seconds = next(iter((table or _nearest(tables, distance) or {1: 1.0}).items()))
-        return seconds * _along(shape, width) / _along(shape, known)
+        base = (rows, self._step) if table else min(tables, key=distance, default=(rows, self._step))
+        near = min((each for each, other in tables.items() if len(other) > 1), key=distance, default=None)
+        # A pass costs by its nodes: w of each of n rows are to n nodes what wider ones of fewer rows are there.
+        shape, share = (tables[near], 1 / near[0]) if near else (UNKNOWN, 1.0)
+        known, seconds = next(iter(tables.get(base, {1: 1.0}).items()))
+        return seconds * _along(shape, width * rows * share) / _along(shape, known * base[0] * share)
 
     def _table(self, place: _Place) -> dict[int, float]:
         known = self._passes.get(place, {}).items()
@@ -251,6 +253,6 @@ def _along(table: dict[int, float], width: float) -> float:
     return seconds[high] + slope / 2 * (width - high)
 
 
-def _nearest(table: Mapping[_Key, _Kind], distance: Callable[[_Key], _Distance]) -> _Kind | None:
+def _nearest(table: Mapping[int, _Kind], distance: Callable[[int], int]) -> _Kind | None:
     near = min(table, key=distance, default=None)
     return None if near is None else table[near]

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
-from specstream.core.controller import Controller
-from specstream.core.plans import Taken
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import RowStats, Timings
 from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
@@ -66,6 +65,11 @@ class Row:
     def emitted(self) -> list[int]:
         return self.tokens[self.prompt_length :]
 
+    def left(self, context_length: int | None) -> int:
+        """Tokens that it may still emit."""
+        left = self.stopping.max_new_tokens - (len(self.tokens) - self.prompt_length)
+        return left if context_length is None else min(left, context_length - len(self.tokens))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
@@ -84,60 +88,6 @@ class Round:
     tree: TokenTree
     path: tuple[int, ...]
     drafter: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speculation:
-    """How far to speculate, and by which rule drafts are accepted.
-
-    Attributes:
-        max_depth: the deepest tree.
-        unmeasured_depth: the deepest without a controller; None for ``max_depth``.
-        unmeasured_steps: whether drafts that cost the drafter time are taken without a controller.
-        acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
-        controller: chooses what each row takes of its offers, and how deep, by what it measured; None always takes the
-            first offer that it may, as deep as it goes.
-    """
-
-    max_depth: int
-    unmeasured_depth: int | None = None
-    unmeasured_steps: bool = True
-    acceptance_threshold: float | None = None
-    controller: Controller | None = None
-
-    def measures(self, row: Row) -> bool:
-        """Whether the controller decides for this row."""
-        return self.controller is not None and not row.repeats
-
-    def depth(self, row: Row) -> int:
-        """The deepest tree to ask for."""
-        return self.max_depth if self.measures(row) else self.unmeasured_depth or self.max_depth
-
-    def idle(self, rows: Sequence[Row]) -> bool:
-        """Whether the controller decides for all rows, and has nothing to decide on just now."""
-        return self.controller is not None and self.controller.idle and all(map(self.measures, rows))
-
-    def choose(
-        self, rows: Sequence[Row], requests: Sequence[DraftRequest], offers: Sequence[Sequence[Offer]]
-    ) -> list[DraftRequest]:
-        """The requests as they shall be met: with the offer taken, and its depth."""
-        measured = [self.measures(row) for row in rows]
-        choices = [None if own else self._first(available) for own, available in zip(measured, offers, strict=True)]
-        if self.controller is not None and any(measured):
-            judged = [available if own else () for own, available in zip(measured, offers, strict=True)]
-            taken = self.controller.choose(judged, max(len(row.tokens) for row in rows))
-            choices = [mine if own else first for own, mine, first in zip(measured, taken, choices, strict=True)]
-        return [
-            replace(request, offer=choice.offer, depth=choice.depth, least=choice.least)
-            if choice
-            else replace(request, depth=0)
-            for request, choice in zip(requests, choices, strict=True)
-        ]
-
-    def _first(self, available: Sequence[Offer]) -> Taken | None:
-        """What is taken unseen."""
-        allowed = (offer for offer in available if self.unmeasured_steps or offer.steps(offer.depth) == 0)
-        return next((Taken(offer, offer.depth) for offer in allowed), None)
 
 
 def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
@@ -172,6 +122,7 @@ class Batch:
     """Rows that are decoded side by side. They leave when they are finished; others may join between two rounds.
 
     If ``step`` or ``join`` raises, the batch is of no use any more: nobody knows what its cache holds.
+    Where nobody is going to join, ``closed`` says so, and speculation is for the rows that end last.
 
     Args:
         target: the model whose output this is.
@@ -197,7 +148,7 @@ class Batch:
         self._context_length = target.context_length
         self._session = target.begin([row.tokens[:-1] for row in rows])
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
-        self._steady = getattr(self._drafts, "steady", False)
+        self._steady, self.closed = getattr(self._drafts, "steady", False), False
         if self._speculation.controller is not None:
             self._speculation.controller.renew()
         self._clock = Clock(self._session)
@@ -229,7 +180,8 @@ class Batch:
         asked = [_request(row, speculation.depth(row), self._context_length) for row in rows]
         idle = self._steady and speculation.idle(rows)
         offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
-        requests, chosen = speculation.choose(rows, asked, offers), self._clock.mark()
+        ending = [row.left(self._context_length) / row.stats.pace for row in rows] if self.closed else None
+        requests, chosen = speculation.choose(rows, asked, offers, ending), self._clock.mark()
         trees = self._drafts.propose(requests)
         proposed = self._clock.mark()
         logits = self._session.score(trees)
@@ -262,6 +214,7 @@ def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpac
     if not rows:
         return
     batch = Batch(target, drafter, rows, **rules)
+    batch.closed = True
     while batch.rows:
         rounds = batch.step()
         for each in rounds:
@@ -272,10 +225,7 @@ def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpac
 
 def _request(row: Row, depth: int, context_length: int | None) -> DraftRequest:
     """A tree of depth d emits up to d + 1 tokens, so the deepest useful one is one short of what is left."""
-    left = row.stopping.max_new_tokens - (len(row.tokens) - row.prompt_length)
-    if context_length is not None:
-        left = min(left, context_length - len(row.tokens))
-    return DraftRequest(tokens=row.tokens, depth=min(depth, left - 1), generator=row.generator)
+    return DraftRequest(tokens=row.tokens, depth=min(depth, row.left(context_length) - 1), generator=row.generator)
 
 
 def _advance(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import sqrt
 from typing import NamedTuple
 
 from specstream.core.ports import DraftRequest, Offer
@@ -105,3 +107,27 @@ def steps_of(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
             deepest, unread = steps.get(kind_of(offer), (0, 0))
             steps[kind_of(offer)] = max(deepest, offer.steps(depth)), max(unread, offer.unread)
     return steps
+
+
+def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]:
+    """What a token more of each row is worth in a batch that nobody joins; 1 on average.
+
+    Of the row that ends k-th of n, a pass less saves c(n - k + 1) - c(n - k), with c(j) the price of a plain pass over
+    j rows: where rows cost little only the last one's passes count, and those of the others are made anyway. Rows whose
+    order is still open share what they save.
+
+    Args:
+        ending: passes after which each row is expected to end. What chance does to that is taken to grow with its root.
+        price: of a plain pass over so many rows.
+    """
+    rows = len(ending)
+    prices = [0.0, *accumulate((price(count) for count in range(1, rows + 1)), max)]
+    order = sorted(range(rows), key=ending.__getitem__)
+    saved = [prices[rows - place] - prices[rows - place - 1] for place in range(rows)]
+    found, begin = [0.0] * rows, 0
+    for place in range(1, rows + 1):
+        if place == rows or ending[order[place]] - ending[order[place - 1]] > sqrt(ending[order[place]]):
+            for row in order[begin:place]:
+                found[row] = sum(saved[begin:place]) / (place - begin) * rows / prices[rows]
+            begin = place
+    return found

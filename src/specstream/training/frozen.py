@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.core.decode import Speculation, decode, start_rows
+from specstream.core.decode import decode, start_rows
 from specstream.core.ports import Drafter
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.models.hf import HuggingFaceTarget

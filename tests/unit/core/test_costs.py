@@ -32,12 +32,20 @@ def test_before_any_wide_pass_a_little_is_added_for_each_node():
     assert costs.passing(1, 2) < costs.passing(1, 4) < 40
 
 
-def test_another_number_of_rows_lends_its_shape():
-    costs = measured({1: 30.0, 3: 60.0}, rows=4)
-    assert costs.passing(3, 3) == 60
+def test_another_number_of_rows_lends_its_shape_by_nodes():
+    costs = measured({1: 30.0, 3: 60.0}, rows=4)  # 4 nodes, 12 nodes
+    assert costs.passing(3, 3) == 48.75, "9 nodes"
+    assert costs.passing(3, 1) == 26.25
     costs.observe_pass(3, 1, 20.0)
-    assert costs.passing(3, 3) == pytest.approx(40)
-    assert costs.passing(9, 3) == 60, "the nearest is 4 rows"
+    assert costs.passing(3, 3) == pytest.approx(20 * 48.75 / 26.25)
+    assert costs.passing(9, 3) == pytest.approx(60 + 15 / 2 * 3.75), "27 nodes, beyond the widest"
+
+
+def test_a_wide_pass_of_many_rows_is_not_priced_like_one_of_a_few():
+    costs = measured({1: 13.0, 8: 14.0, 16: 23.0})
+    costs.observe_pass(2, 1, 13.5)
+    assert costs.passing(2, 8) > 1.5 * costs.passing(2, 1), "16 nodes"
+    assert costs.passing(2, 4) < 1.1 * costs.passing(2, 1), "8 nodes"
 
 
 def ratio(costs, width=2):

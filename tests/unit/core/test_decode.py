@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from specstream.core.controller import Controller
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Batch, Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
@@ -223,12 +224,21 @@ class TestDepth:
 
     def test_is_told_how_much_context_a_round_looks_at(self, monkeypatch):
         told = []
-        monkeypatch.setattr(Controller, "choose", lambda self, offers, context: told.append(context) or [None] * 2)
+
+        def choose(self, offers, *context_and_ending):
+            told.append(context_and_ending)
+            return [None] * 2
+
+        monkeypatch.setattr(Controller, "choose", choose)
         rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length)
         settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=3), "timings": Timings()}
-        speculation = Speculation(max_depth=5, controller=Controller())
-        list(decode(MODEL, NoDrafter(), rows, speculation=speculation, **settings))
-        assert told == [12, 13, 14]
+        settings["speculation"] = Speculation(max_depth=5, controller=Controller())
+        list(decode(MODEL, NoDrafter(), rows, **settings))  # nobody can join, so the ends are known
+        assert told == [(12, [3, 3]), (13, [2, 2]), (14, [1, 1])]
+        told.clear()
+        rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length)
+        Batch(MODEL, NoDrafter(), rows, **settings).step()
+        assert told == [(12, None)]
 
     def test_is_told_of_every_new_text(self, monkeypatch):
         told = []

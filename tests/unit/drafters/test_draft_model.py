@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from specstream.core import deferred
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode, start_rows
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling, probabilities
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.verify import Verdict
 from specstream.drafters.draft_model import FAR_BEHIND, READ_AT_ONCE, DraftModelDrafter

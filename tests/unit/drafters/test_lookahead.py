@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specstream.core.controller import Controller
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode, start_rows
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import NO_CHOICE, Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.verify import Verdict
 from specstream.drafters.lookahead import LookaheadDrafter, Pool

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode, start_rows
 from specstream.core.plans import Taken
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter

@@ -9,9 +9,10 @@ import torch
 
 from specstream.core.candidates import Candidates
 from specstream.core.controller import Controller
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode, start_rows
 from specstream.core.ports import DraftRequest
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.verify import Verdict
 from specstream.drafters.streams import StreamsDrafter

@@ -12,8 +12,8 @@ from torch import Tensor
 from specstream import SpeculativeEngine
 from specstream.config import GenerationConfig
 from specstream.core import decode
-from specstream.core.decode import Speculation
 from specstream.core.ports import Target
+from specstream.core.speculation import Speculation
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
 from specstream.drafters.none import NoDrafter

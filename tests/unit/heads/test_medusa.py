@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from specstream.core.candidates import rank_rates
-from specstream.core.decode import Speculation, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode, start_rows
 from specstream.core.sampling import Sampling
+from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.medusa import MedusaDrafter

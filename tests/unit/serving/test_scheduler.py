@@ -9,7 +9,7 @@ import pytest
 
 from specstream.config import GenerationConfig
 from specstream.core.controller import Controller
-from specstream.core.decode import Speculation
+from specstream.core.speculation import Speculation
 from specstream.drafters.lookup import LookupDrafter
 from specstream.generation import Parts
 from specstream.serving.scheduler import (
