@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeVar
 
@@ -86,31 +85,53 @@ class _Newest:
         return now - self._at <= LIFETIMES[min(len(self._seconds), len(LIFETIMES) - 1)]
 
 
-@dataclass
 class _Drafting:
-    """What a drafter's step takes, and a token that it has to read first."""
+    """What a drafter takes for so many steps, and for a token that it has to read first.
 
-    step: _Newest
-    read: _Newest | None = None
+    The first step may be dearer than the others, so each number of steps has a price of its own; what was not measured
+    lies along a line, beyond the deepest half as steep, as for passes. No step is dearer than those before it were:
+    what says otherwise was disturbed.
+    """
 
-    @classmethod
-    def first(cls, steps: int, behind: int, seconds: float, limit: float) -> _Drafting:
-        return cls(_Newest(seconds / (steps + behind * READ_SHARE), limit))
+    def __init__(self) -> None:
+        self._steps: dict[int, _Newest] = {}
+        self._prices = {0: 0.0}
+        self._read: _Newest | None = None
+
+    def taking(self, steps: float) -> float:
+        return _along(self._prices, steps)
 
     @property
     def reading(self) -> float:
-        return self.step.typical * READ_SHARE if self.read is None else self.read.typical
+        return self.taking(1) * READ_SHARE if self._read is None else self._read.typical
+
+    def first(self, steps: int, behind: int, seconds: float, limit: float) -> None:
+        self._steps[steps] = _Newest(seconds * steps / (steps + behind * READ_SHARE), steps * limit)
+        self._price()
 
     def add(self, steps: int, behind: int, seconds: float) -> None:
-        rest = seconds - steps * self.step.typical
+        rest = seconds - self.taking(steps)
         if behind < MUCH_READ:
-            self.step.add(max(0.0, seconds - behind * self.reading) / steps)
-        elif rest <= 0:  # then a step cannot cost what it was thought to
-            self.step.add(seconds / (steps + behind * READ_SHARE))
-        elif self.read is None:
-            self.read = _Newest(rest / behind)
+            self._add(steps, max(0.0, seconds - behind * self.reading))
+        elif rest <= 0:  # then steps cannot cost what they were thought to
+            self._add(steps, seconds * steps / (steps + behind * READ_SHARE))
+        elif self._read is None:
+            self._read = _Newest(rest / behind)
         else:
-            self.read.add(rest / behind)
+            self._read.add(rest / behind)
+
+    def _add(self, steps: int, seconds: float) -> None:
+        if steps in self._steps:
+            self._steps[steps].add(seconds)
+        else:
+            self._steps[steps] = _Newest(seconds)
+        self._price()
+
+    def _price(self) -> None:
+        self._prices, most = {0: 0.0}, math.inf
+        for steps in sorted(self._steps):
+            self._prices[steps] = min(self._steps[steps].typical, most * steps)
+            most = self._prices[steps] / steps
 
 
 class Costs:
@@ -183,12 +204,13 @@ class Costs:
             table[rows].add(steps, behind, seconds)
         else:
             limit = FIRST_STEP_LIMIT * self.passing(rows, 1) if self._passes else math.inf
-            table[rows] = _Drafting.first(steps, behind, seconds, limit)
+            table[rows] = _Drafting()
+            table[rows].first(steps, behind, seconds, limit)
 
     def steps(self, rows: int, source: str, steps: float) -> float:
         """Of drafting ``steps`` tokens deep; 0 for a drafter that was never tried."""
         known = self._drafting(rows, source)
-        return steps * known.step.typical if known else 0.0
+        return known.taking(steps) if known else 0.0
 
     def reading(self, rows: int, source: str, unread: int) -> float:
         """Of what a drafter reads before its first step, beyond what it reads in any round."""

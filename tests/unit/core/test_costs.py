@@ -133,6 +133,24 @@ def test_steps_and_reading_are_told_apart():
     assert costs.reading(1, "draft", 102) == pytest.approx(300, rel=0.1)
 
 
+def test_a_first_step_that_is_dearer_than_the_others_does_not_price_them():
+    costs = Costs()
+    for _ in range(3):
+        costs.observe_draft(1, "draft", 1, 2, 13.0)
+    assert costs.steps(1, "draft", 5) == 13 + 4 * 13 / 2, "hopeful, until it is known"
+    for _ in range(3):
+        costs.observe_draft(1, "draft", 5, 2, 41.0)
+    assert [costs.steps(1, "draft", count) for count in (1, 3, 5)] == [13, 27, 41]
+    assert costs.steps(1, "draft", 6) == 41 + 7 / 2
+
+
+def test_a_disturbed_deep_draft_costs_no_more_than_its_first_steps_would():
+    costs = Costs()
+    costs.observe_draft(1, "draft", 1, 2, 13.0)
+    costs.observe_draft(1, "draft", 3, 2, 400.0)
+    assert costs.steps(1, "draft", 3) == 39
+
+
 def test_each_source_and_number_of_rows_has_its_own_price():
     costs = Costs()
     costs.observe_draft(1, "a", 1, 1, 10.0)
