@@ -73,8 +73,7 @@ class Controller:
         rows = len(offers)
         self._round += 1
         self._costs.look_back(context)
-        priced = ending is not None and rows > 1 and self._costs.knows_plain(rows)
-        self._worth = worth(ending, self._plain_price) if priced and ending else [1.0] * rows
+        self._worth = worth(ending, self._plain_price) if ending and self._costs.knows_plain(rows) else [1.0] * rows
         plain: list[Choice] = [None] * rows
         if (
             not any(offers)

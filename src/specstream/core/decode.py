@@ -180,7 +180,8 @@ class Batch:
         asked = [_request(row, speculation.depth(row), self._context_length) for row in rows]
         idle = self._steady and speculation.idle(rows)
         offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
-        ending = [row.left(self._context_length) / row.stats.pace for row in rows] if self.closed else None
+        timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
+        ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
         requests, chosen = speculation.choose(rows, asked, offers, ending), self._clock.mark()
         trees = self._drafts.propose(requests)
         proposed = self._clock.mark()
