@@ -13,7 +13,7 @@ stake more than speculation has earned. docs/controller.md says it in full.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from specstream.core.acceptance import Acceptance, Reach, Trust
 from specstream.core.costs import Costs
@@ -85,7 +85,7 @@ class Controller:
         awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
         options = [[Option(offer, self._expected(offer)) for offer in available] for available in awake]
         hopeless = self._hopeless(options)
-        best = None if hopeless else max(self._bets(options), key=lambda plan: plan.rate, default=None)
+        best = None if hopeless else self._best(options)
         if best is not None:
             taken = zip(best.choices, self._worth, strict=True)
             return [choice and choice._replace(least=self._least(choice.offer, best, each)) for choice, each in taken]
@@ -178,8 +178,7 @@ class Controller:
         Most rounds in which nothing pays end here. They are not to pay for pricing plans.
         """
         rows = len(options)
-        most = (max((option.expected[option.depth] for option in own), default=1.0) for own in options)
-        tokens = sum(each * expected for each, expected in zip(self._worth, most, strict=True))
+        tokens = self._emitted([max((option.expected[option.depth] for option in own), default=1.0) for own in options])
         seconds = min((self._cheapest(rows, option.offer) for own in options for option in own), default=math.inf)
         return tokens * self._costs.passing(rows, 1) <= rows * seconds
 
@@ -188,23 +187,35 @@ class Controller:
         step = self._costs.steps(rows, kind_of(offer), 1) if offer.tree is None else 0.0
         return self._costs.passing(rows, 1 if offer.cuts else offer.width(1)) + step
 
-    def _bets(self, options: Sequence[Sequence[Option]]) -> Iterator[Plan]:
-        """Plans that are expected to be faster than plain decoding and stake no more than the account holds."""
+    def _best(self, options: Sequence[Sequence[Option]]) -> Plan | None:
+        """The fastest plan, if it is expected to be faster than plain decoding and the account can pay for it."""
         rows = len(options)
         plain = self._costs.passing(rows, 1)
         every = [option for own in options for option in own]
         most = max((option.offer.steps(option.depth) for option in every), default=0)
+        fixed = not any(option.offer.cuts for option in every)
+        best, fastest = None, rows / plain
         for width in sorted({width for option in every for width in option.widths[1:]}):
+            # Whatever steps bring, they do not make the pass cheaper: most widths need no closer look.
+            if fixed and self._emitted([pick(own, most, width)[1] for own in options]) <= fastest * self._costs.passing(
+                rows, width
+            ):
+                continue
             for steps in range(min(most, width - 1) + 1):
-                plan = self._plan([pick(own, steps, width) for own in options], width)
+                picked = [pick(own, steps, width) for own in options]
+                tokens = self._emitted([expected for _, expected in picked])
+                plan = self._plan([choice for choice, _ in picked], tokens, width)
                 affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
-                if affordable and plan.rate > rows / plain:
-                    yield plan
+                if affordable and plan.rate > fastest:
+                    best, fastest = plan, plan.rate
+        return best
 
-    def _plan(self, choices: list[Choice], width: int) -> Plan:
-        rows, tokens = len(choices), 0.0
-        for each, choice in zip(self._worth, choices, strict=True):
-            tokens += each * (self._expected(choice.offer)[choice.depth] if choice else 1.0)
+    def _emitted(self, expected: Sequence[float]) -> float:
+        """Tokens of all rows, each counted by what it is worth."""
+        return sum(each * tokens for each, tokens in zip(self._worth, expected, strict=True))
+
+    def _plan(self, choices: list[Choice], tokens: float, width: int) -> Plan:
+        rows = len(choices)
         drafting = reading = 0.0
         for source, (deepest, unread) in steps_of(choices).items():
             drafting += self._costs.steps(rows, source, deepest)
@@ -245,9 +256,9 @@ class Controller:
                 continue
             first = [next((each for each in available if kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
-            plan = self._plan(choices, max(choice.offer.width(1) for choice in choices if choice))
-            hopes = (self._hopeful(choice.offer) if choice else 1.0 for choice in plan.choices)
-            hopeful = sum(each * hope for each, hope in zip(self._worth, hopes, strict=True))
+            tokens = self._emitted([self._expected(choice.offer)[1] if choice else 1.0 for choice in choices])
+            plan = self._plan(choices, tokens, max(choice.offer.width(1) for choice in choices if choice))
+            hopeful = self._emitted([self._hopeful(choice.offer) if choice else 1.0 for choice in choices])
             due = overdue or hopeful * plain > plan.most * rows
             missing = plan.stake / plain - 1 - max(self._balance, ALLOWANCE * waited)
             if due and missing <= 0:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+from specstream.core.prices import Curve, Newest
 
 NODE_SHARE = 0.05
 """Before any wider pass was measured, each further node is taken to cost this share of a plain pass."""
 
 UNKNOWN = {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
+"""So, in plain passes."""
 
 READ_ANYWAY = 2
 """Tokens that the first step of a round reads at no extra price: the last draft and the bonus."""
@@ -24,10 +26,6 @@ READ_SHARE = 0.1
 
 MUCH_READ = 4
 """Tokens read beyond those from which on a round tells what reading costs, and with fewer what a step does."""
-
-NEWEST = 9
-"""Measurements of a kind that count. What disturbs them mostly adds to them: of two the smaller is believed, of more
-the median."""
 
 PACE = 3
 """Passes whose median tells how slow the machine is just now. Every measurement is divided by it, so that prices which
@@ -43,46 +41,11 @@ FIRST_STEP_LIMIT = 0.25
 CONTEXT = 512
 """Tokens before a pass in steps of which passes have prices of their own: attention looks at them for every node."""
 
-LIFETIMES = (8, 32, 128)
-"""Passes after which the price of a wider one is no longer believed, by how often it was measured: a disturbed
-measurement makes a width look dear, what looks dear is not chosen, and so it would never be measured again."""
-
 
 _Place = tuple[int, int]
 """Rows of a pass, and its step of context."""
 
 _Kind = TypeVar("_Kind")
-
-
-class _Newest:
-    """The newest measurements of one kind.
-
-    Args:
-        first: the first of them.
-        limit: what it counts at most, until there is a second.
-        at: when it was made.
-    """
-
-    def __init__(self, first: float, limit: float = math.inf, at: int = 0) -> None:
-        self._seconds = [first] if first <= limit else []
-        self.typical, self._at = min(first, limit), at
-
-    def add(self, seconds: float, at: int = 0) -> None:
-        self._seconds = [*self._seconds[1 - NEWEST :], seconds]
-        self.typical, self._at = sorted(self._seconds)[(len(self._seconds) - 1) // 2], at
-
-    def seen(self, at: int) -> None:
-        """It was made once more, but nothing is known that it could be held against."""
-        self._at = at
-
-    @property
-    def known_well(self) -> bool:
-        """Whether something else than this is the reason if it takes longer or shorter now."""
-        return len(self._seconds) > NEWEST // 2
-
-    def holds(self, now: int) -> bool:
-        """Whether it is recent enough for how often it was measured."""
-        return now - self._at <= LIFETIMES[min(len(self._seconds), len(LIFETIMES) - 1)]
 
 
 class _Drafting:
@@ -94,19 +57,19 @@ class _Drafting:
     """
 
     def __init__(self) -> None:
-        self._steps: dict[int, _Newest] = {}
-        self._prices = {0: 0.0}
-        self._read: _Newest | None = None
+        self._steps: dict[int, Newest] = {}
+        self._prices = Curve({0: 0.0})
+        self._read: Newest | None = None
 
     def taking(self, steps: float) -> float:
-        return _along(self._prices, steps)
+        return self._prices.of(steps)
 
     @property
     def reading(self) -> float:
         return self.taking(1) * READ_SHARE if self._read is None else self._read.typical
 
     def first(self, steps: int, behind: int, seconds: float, limit: float) -> None:
-        self._steps[steps] = _Newest(seconds * steps / (steps + behind * READ_SHARE), steps * limit)
+        self._steps[steps] = Newest(seconds * steps / (steps + behind * READ_SHARE), steps * limit)
         self._price()
 
     def add(self, steps: int, behind: int, seconds: float) -> None:
@@ -116,7 +79,7 @@ class _Drafting:
         elif rest <= 0:  # then steps cannot cost what they were thought to
             self._add(steps, seconds * steps / (steps + behind * READ_SHARE))
         elif self._read is None:
-            self._read = _Newest(rest / behind)
+            self._read = Newest(rest / behind)
         else:
             self._read.add(rest / behind)
 
@@ -124,14 +87,15 @@ class _Drafting:
         if steps in self._steps:
             self._steps[steps].add(seconds)
         else:
-            self._steps[steps] = _Newest(seconds)
+            self._steps[steps] = Newest(seconds)
         self._price()
 
     def _price(self) -> None:
-        self._prices, most = {0: 0.0}, math.inf
+        prices, most = {0: 0.0}, math.inf
         for steps in sorted(self._steps):
-            self._prices[steps] = min(self._steps[steps].typical, most * steps)
-            most = self._prices[steps] / steps
+            prices[steps] = min(self._steps[steps].typical, most * steps)
+            most = prices[steps] / steps
+        self._prices = Curve(prices)
 
 
 class Costs:
@@ -142,9 +106,12 @@ class Costs:
 
     def __init__(self) -> None:
         self._step = 0  # of context, where passes are just now
-        self._passes: dict[_Place, dict[int, _Newest]] = {}  # by width, seconds
+        self._passes: dict[_Place, dict[int, Newest]] = {}  # by width, seconds
         self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
-        self._known: dict[tuple[int, float], float] = {}  # (rows, width) -> what `passing` answered since the last pass
+        # What was answered since the last pass: of (rows, width), of a place, and for rows that borrow from others.
+        self._known: dict[tuple[int, float], float] = {}
+        self._curves: dict[_Place, Curve | None] = {}
+        self._borrowed: dict[int, _Borrowed] = {}
         self._forgiving = True
         self.plain_passes, self._now = 0, 0
         # Of the newest passes, their rows and width, and how many times the price they took.
@@ -155,7 +122,7 @@ class Costs:
         """Passes come behind so many tokens from here on."""
         if (step := context // CONTEXT) != self._step:
             self._step = step
-            self._known.clear()
+            self._forget()
 
     def knows_plain(self, rows: int) -> bool:
         """Whether a plain pass of so many rows was made here, if any was made behind other contexts."""
@@ -177,11 +144,11 @@ class Costs:
         else:
             seconds /= self._pace
             limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
-            self._passes.setdefault(place, {})[width] = _Newest(seconds, limit, self._now)
+            self._passes.setdefault(place, {})[width] = Newest(seconds, limit, self._now)
             forgiven = seconds > limit
             self._forgiving = not forgiven
         self._now += 1
-        self._known.clear()
+        self._forget()
         return seconds if forgiven else self.passing(rows, width)
 
     def _add(self, kind: tuple[_Place, int], seconds: float) -> None:
@@ -231,48 +198,53 @@ class Costs:
         known = self._passes.get((rows, self._step), {}).get(width)
         return max(self.passing(rows, width), known.typical if known else 0.0)
 
+    def _forget(self) -> None:
+        for answers in (self._known, self._curves, self._borrowed):
+            answers.clear()
+
     def _passing(self, rows: int, width: float) -> float:
-        table = self._table((rows, self._step))
-        if len(table) > 1:
-            return _along(table, width)
+        own = self._curve((rows, self._step))
+        if own is not None and len(own) > 1:
+            return own.of(width)
+        if rows not in self._borrowed:
+            self._borrowed[rows] = self._borrow(rows)
+        shape, share, price = self._borrowed[rows]
+        return price * shape.of(width * share)
+
+    def _borrow(self, rows: int) -> _Borrowed:
+        """From the nearest place for a place where fewer than two widths were measured."""
+        here = rows, self._step
 
         def distance(other: _Place) -> tuple[int, int]:  # rows change a price by more than context does
             return abs(other[0] - rows), abs(other[1] - self._step)
 
-        tables = {each: other for each in self._passes if (other := self._table(each))}
-        base = (rows, self._step) if table else min(tables, key=distance, default=(rows, self._step))
-        near = min((each for each, other in tables.items() if len(other) > 1), key=distance, default=None)
+        curves = {each: curve for each in self._passes if (curve := self._curve(each))}
+        base = here if here in curves else min(curves, key=distance, default=here)
+        near = min((each for each, curve in curves.items() if len(curve) > 1), key=distance, default=None)
         # A pass costs by its nodes: w of each of n rows are to n nodes what wider ones of fewer rows are there.
-        shape, share = (tables[near], 1 / near[0]) if near else (UNKNOWN, 1.0)
-        known, seconds = next(iter(tables.get(base, {1: 1.0}).items()))
-        return seconds * _along(shape, width * rows * share) / _along(shape, known * base[0] * share)
+        shape, nodes = (curves[near], 1 / near[0]) if near else (Curve(UNKNOWN), 1.0)
+        known, seconds = curves[base].least if base in curves else (1, 1.0)
+        return _Borrowed(shape, rows * nodes, seconds / shape.of(known * base[0] * nodes))
 
-    def _table(self, place: _Place) -> dict[int, float]:
-        known = self._passes.get(place, {}).items()
-        return {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
+    def _curve(self, place: _Place) -> Curve | None:
+        """Of the widths that were measured there and whose price is still believed."""
+        if place not in self._curves:
+            known = self._passes.get(place, {}).items()
+            table = {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
+            self._curves[place] = Curve(table) if table else None
+        return self._curves[place]
+
+
+class _Borrowed(NamedTuple):
+    """A curve of another place, what a width counts there, and what its seconds are to be multiplied by."""
+
+    shape: Curve
+    share: float
+    price: float
 
 
 def _upper_median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _along(table: dict[int, float], width: float) -> float:
-    widths = sorted(table)
-    seconds = dict(zip(widths, accumulate((table[each] for each in widths), max), strict=True))
-    if len(widths) == 1:
-        return table[widths[0]]
-    if (exact := int(width)) == width and exact in seconds:
-        return seconds[exact]
-    above = next((at for at, other in enumerate(widths) if other > width), len(widths) - 1)
-    low, high = widths[max(above - 1, 0)], widths[max(above, 1)]
-    slope = (seconds[high] - seconds[low]) / (high - low)
-    if width < low:  # no pass costs more than its nodes would one by one
-        return max(seconds[low] * width / low, seconds[low] + slope * (width - low))
-    if width < high:
-        return seconds[low] + slope * (width - low)
-    # Half as steep beyond the widest: hopeful, or a pass that is dear once it is not plain would keep the deeper ones,
-    # which cost hardly more, from ever being measured.
-    return seconds[high] + slope / 2 * (width - high)
 
 
 def _nearest(table: Mapping[int, _Kind], distance: Callable[[int], int]) -> _Kind | None:

@@ -75,15 +75,15 @@ class Option:
         return depth if self.offer.steps(depth) <= steps else steps
 
 
-def pick(options: Sequence[Option], steps: int, width: int) -> Choice:
-    """What is expected to emit most of a row's offers, within so many steps and so wide a tree."""
-    best: Choice = None
+def pick(options: Sequence[Option], steps: int, width: int) -> tuple[Choice, float]:
+    """What is expected to emit most of a row's offers, within so many steps and so wide a tree, and how much."""
+    best: tuple[Option, int] | None = None
     most = 1.0
     for option in options:
         depth = option.within(steps, width)
         if option.expected[depth] > most:
-            best, most = Taken(option.offer, depth), option.expected[depth]
-    return best
+            best, most = (option, depth), option.expected[depth]
+    return (Taken(best[0].offer, best[1]) if best else None), most
 
 
 def done(request: DraftRequest, tree: TokenTree) -> Choice:

@@ -174,6 +174,18 @@ class Streams(nn.Module):
         self.chain = Chain(self.embeddings.shape[1], rank).to(self.embeddings.device)
         self._changing = list(self.parameters())
 
+    @torch.no_grad()
+    def add_streams(self, gamma: int) -> None:
+        """Go on with more streams than there are: each new one begins as the last of the old, a place further on."""
+        if gamma < self.gamma:
+            raise UsageError(f"gamma is {gamma} and these streams are {self.gamma}; give at least that many")
+        more = gamma - self.gamma
+        for name in ("embeddings", "scales") if self.config.start == "linear" else ("embeddings",):
+            old = getattr(self, name)
+            setattr(self, name, nn.Parameter(torch.cat([old, old[-1:].expand(more, -1)])))
+        self.config = replace(self.config, gamma=gamma)
+        self._changing = list(self.parameters())
+
     def chained(self, final: Tensor, before: Tensor) -> Tensor:
         """Final states behind the tokens that were drafted before, differentiable.
 

@@ -182,7 +182,8 @@ class StreamsSection(_Section):
         vocabulary: streams draft this many tokens, the most frequent ones of the data; None for all.
         soften: how much of a stream's target is the base's distribution, the rest is the token.
         fit_examples: of the data, that the linear start is fitted to.
-        start_from: a folder of streams to go on from with other data; None for new ones.
+        start_from: a folder of streams to go on from with other data; None for new ones. A ``gamma`` beside it may
+            ask for more streams than it has.
         weight: of each stream's loss beside the next token's, where both are learned.
         live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none. Not in
             ``shared``, whose model changes all the time.

@@ -185,6 +185,20 @@ def test_a_chain_begins_as_none_and_comes_back_from_a_folder(tmp_path):
     assert torch.equal(changed[:, :, 0], final[:, :, 0]) and not torch.equal(changed[:, :, 1:], final[:, :, 1:])
 
 
+@pytest.mark.parametrize("start", ["linear", "identity"])
+def test_more_streams_leave_those_there_are_as_they_are_and_begin_as_the_last(start):
+    streams = shaken("llama", start=start)
+    before, was = whole(streams, TOKENS), streams.extra_parameters
+    streams.add_streams(5)
+    assert streams.gamma == streams.config.gamma == 5 and streams.extra_parameters > was
+    after = whole(streams, TOKENS)
+    torch.testing.assert_close(after[:3], before)
+    assert not torch.equal(after[3], after[2])  # its place is another
+    assert all(torch.equal(each, streams.embeddings[2]) for each in streams.embeddings[3:])
+    with pytest.raises(UsageError, match="gamma is 4 and these streams are 5"):
+        streams.add_streams(4)
+
+
 def test_a_linear_start_knows_the_token_behind_and_the_identity_does_not():
     for start, differs in (("linear", True), ("identity", False)):
         streams = shaken("llama", start=start)

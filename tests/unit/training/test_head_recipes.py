@@ -149,6 +149,17 @@ def test_a_run_may_go_on_from_other_streams_with_other_data(config, made, tmp_pa
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-3)
 
 
+def test_going_on_keeps_the_streams_there_are_unless_more_are_asked_for(config, made, tmp_path):
+    train(config("streams", {"gamma": 2}), quiet=True)
+    folder = str(tmp_path / "run" / "checkpoints" / "step-00000008")
+    for section, expected in (({}, 2), ({"gamma": 3}, 3)):
+        values = config("streams", section).model_dump(exclude_unset=True)
+        values["streams"].pop("gamma", None)
+        values["streams"] |= {"start_from": folder, **section}
+        streams = recipe.prepare(train_config(values), "cpu").trainee._streams
+        assert streams.gamma == len(streams.embeddings) == expected
+
+
 def test_a_linear_start_is_close_to_the_states_to_come(config, made, tmp_path):
     """Closer than the states there are, which the identity starts with."""
     settings = config("streams", {"start": "linear", "fit_examples": 30})

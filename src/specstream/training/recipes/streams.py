@@ -145,6 +145,8 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
         streams = Streams.from_pretrained(section.start_from, frozen.model)
         if section.chain_rank and not streams.config.chain_rank:
             streams.add_chain(section.chain_rank)
+        if "gamma" in section.model_fields_set:
+            streams.add_streams(section.gamma)
         streams.requires_grad_(True)
         states = MainStates(streams, config.model.states_dir)
     streams.details.update(provenance_of(config, frozen.examples, frozen.counts))
