@@ -116,9 +116,11 @@ class Reach:
     def __init__(self) -> None:
         self._kept: list[float] = []  # how often there was a token at depth 1, 2, ... where there was one before it
         self._judged: list[int] = []
+        self.beside = 0.0  # nodes that came with them on the way
 
-    def judge(self, asked: int, drafted: int) -> None:
-        """A draft of ``asked`` tokens was asked for, and ended after ``drafted``."""
+    def judge(self, asked: int, drafted: int, beside: int = 0) -> None:
+        """A draft of ``asked`` tokens was asked for, and ended after ``drafted``, with other nodes beside them."""
+        self.beside += FADE * (beside - self.beside)
         for at in range(min(asked, drafted + 1)):
             if at == len(self._kept):
                 self._kept.append(1.0)

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 
 from specstream.core.acceptance import Acceptance, Reach, Trust
 from specstream.core.costs import Costs
-from specstream.core.plans import Choice, Option, Plan, Taken, done, kind_of, pick, steps_of, worth
+from specstream.core.plans import Choice, Option, Plan, Taken, done, kind_of, pick, priced, steps_of, worth
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -31,8 +32,8 @@ TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 RESTS = 4
 """Rounds for which offers that promise no more are not weighed again once they were declined."""
 
-SURE = 0.9
-"""A draft that is likelier than this to be accepted is never ended."""
+BESIDE = 15
+"""Drafted nodes up to which one that takes no step of its own may be added."""
 
 
 class Controller:
@@ -87,8 +88,7 @@ class Controller:
         hopeless = self._hopeless(options)
         best = None if hopeless else self._best(options)
         if best is not None:
-            taken = zip(best.choices, self._worth, strict=True)
-            return [choice and choice._replace(least=self._least(choice.offer, best, each)) for choice, each in taken]
+            return [self._ended(*taken) for taken in zip(best.choices, repeat(best), self._worth, strict=False)]
         if trial := self._due(offers):
             return trial.choices
         if declined := [offer for available in awake for offer in available if offer.tree is None]:
@@ -136,7 +136,10 @@ class Controller:
             if choice:
                 self._tried[kind_of(choice.offer)] = self._round
             if choice and choice.least:
-                self._reached(choice.offer).judge(request.depth, max(tree.depths))
+                # A draft that ended found out by a step more, whose token it may have proposed all the same.
+                kept = choice.depth - (choice.depth < request.depth or max(tree.depths) < choice.depth)
+                beside = tree.drafted - kept * choice.offer.branches
+                self._reached(choice.offer).judge(request.depth, kept, beside)
         for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
             self._judge(available, choice, verdict)
         self._balance = min(ACCOUNT, self._balance + ALLOWANCE + self._gain(taken, charge, verdicts))
@@ -228,21 +231,22 @@ class Controller:
     def _cut_short(self, choices: Sequence[Choice]) -> float:
         """Seconds of the drafts and the pass where drafts end early as often as they did."""
         rows, width, steps = len(choices), 1.0, dict[str, float]()
-        for offer, depth, _ in filter(None, choices):
+        for offer, depth, *_ in filter(None, choices):
             reach, kind = self._reached(offer), kind_of(offer)
-            width = max(width, 1 + offer.branches * reach.tokens(depth) if offer.cuts else offer.width(depth))
+            nodes = 1 + offer.branches * reach.tokens(depth) + reach.beside
+            width = max(width, nodes if offer.cuts else offer.width(depth))
             if offer.tree is None:
                 steps[kind] = max(steps.get(kind, 0.0), reach.steps(depth) if offer.cuts else offer.steps(depth))
         return self._costs.passing(rows, width) + sum(self._costs.steps(rows, *each) for each in steps.items())
 
-    def _least(self, offer: Offer, plan: Plan, each: float) -> float:
-        """The probability from which on a token more, worth ``each``, pays for its step and node at the plan's rate."""
-        rows, width = len(plan.choices), plan.width
-        if not offer.cuts or width < 2:
-            return 0.0
-        node = (self._costs.passing(rows, width) - self._costs.passing(rows, 1)) / (width - 1)
-        price = (self._costs.steps(rows, kind_of(offer), 1) + offer.branches * node) * plan.rate / rows
-        return min(SURE, price / each) if each > 0 else SURE
+    def _ended(self, choice: Choice, plan: Plan, each: float) -> Choice:
+        """With what ends it, where a token is worth ``each``."""
+        rows = len(plan.choices)
+        if choice is None or not choice.offer.cuts or plan.width < 2:
+            return choice
+        passes = [self._costs.passing(rows, 1 + nodes) for nodes in range(max(plan.width, 1 + BESIDE))]
+        step = self._costs.steps(rows, kind_of(choice.offer), 1)
+        return priced(choice, plan.width, passes, step, plan.rate / rows / max(each, 1e-9))
 
     def _due(self, offers: Sequence[Sequence[Offer]]) -> Plan | None:
         """A trial, one token deep, of what has waited longest, if it is time and the account can pay for it."""

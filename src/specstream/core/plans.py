@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import sqrt
 from typing import NamedTuple
 
@@ -16,12 +16,17 @@ HORIZON = 64
 """Tokens over which a model that has fallen behind is expected to earn what it costs to catch up."""
 
 
+SURE = 0.9
+"""A draft that is likelier than this to be accepted is never ended."""
+
+
 class Taken(NamedTuple):
-    """What a row takes, how deep at most, and how unlikely it may become (``DraftRequest.least``)."""
+    """What a row takes, how deep at most, and ``least`` and ``prices`` of its ``DraftRequest``."""
 
     offer: Offer
     depth: int
     least: float = 0.0
+    prices: tuple[float, ...] = ()
 
 
 Choice = Taken | None
@@ -86,12 +91,26 @@ def pick(options: Sequence[Option], steps: int, width: int) -> tuple[Choice, flo
     return (Taken(best[0].offer, best[1]) if best else None), most
 
 
+def priced(choice: Taken, width: int, passes: Sequence[float], step: float, rate: float) -> Taken:
+    """What is taken, with the probabilities from which on a token pays: for a step and a node, and for a node alone.
+
+    Args:
+        choice: taken in a pass of ``width`` nodes, of a drafter that cuts.
+        width: at least 2.
+        passes: seconds of passes over 1, 2, ... nodes.
+        step: seconds of one.
+        rate: tokens a second that a row emits, in tokens like its own.
+    """
+    node = (passes[width - 1] - passes[0]) / (width - 1)
+    least = (step + choice.offer.branches * node) * rate
+    prices = tuple((wider - narrower) * rate for narrower, wider in pairwise(passes))
+    return choice._replace(least=min(SURE, least), prices=prices)
+
+
 def done(request: DraftRequest, tree: TokenTree) -> Choice:
     """What a row took, as deep as steps were made for it."""
-    drafted = max(tree.depths)
-    if request.offer and request.offer.cuts and request.least:
-        return Taken(request.offer, min(request.depth, drafted + 1), request.least)
-    return Taken(request.offer, drafted) if request.offer and drafted else None
+    taken = max(tree.depths) if tree.steps is None else tree.steps
+    return Taken(request.offer, taken, request.least) if request.offer and taken else None
 
 
 def kind_of(offer: Offer) -> str:
@@ -102,7 +121,7 @@ def kind_of(offer: Offer) -> str:
 def steps_of(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
     """For each drafter that takes steps: how many, and the most it has to read first."""
     steps: dict[str, tuple[int, int]] = {}
-    for offer, depth, _ in filter(None, choices):
+    for offer, depth, *_ in filter(None, choices):
         if offer.tree is None:
             deepest, unread = steps.get(kind_of(offer), (0, 0))
             steps[kind_of(offer)] = max(deepest, offer.steps(depth)), max(unread, offer.unread)

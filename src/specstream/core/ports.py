@@ -177,6 +177,8 @@ class DraftRequest:
         offer: the one of the session's offers that is taken; None before that, and where there is no choice.
         least: a drafter that cuts ends the draft before a token with which it would be accepted less often than this,
             by its own reckoning.
+        prices: what a node more costs a pass of 1, 2, ... nodes, in tokens: it may then propose whatever else it has
+            seen on the way, as long as that is accepted more often. Nothing where they end.
     """
 
     tokens: Sequence[int]
@@ -184,6 +186,7 @@ class DraftRequest:
     generator: torch.Generator
     offer: Offer | None = None
     least: float = 0.0
+    prices: tuple[float, ...] = ()
 
 
 class DraftSession(Protocol):

@@ -67,7 +67,7 @@ class Speculation:
             taken = self.controller.choose(judged, max(len(row.tokens) for row in rows), ending)
             choices = [mine if own else first for own, mine, first in zip(measured, taken, choices, strict=True)]
         return [
-            replace(request, offer=choice.offer, depth=choice.depth, least=choice.least)
+            replace(request, offer=choice.offer, depth=choice.depth, least=choice.least, prices=choice.prices)
             if choice
             else replace(request, depth=0)
             for request, choice in zip(requests, choices, strict=True)

@@ -23,6 +23,7 @@ class TokenTree:
         proposals: for a node whose children were *drawn*, the distribution ``[vocab]`` (float32, sums to 1)
             they were drawn from, in the order of their indices and without replacement. A node that is
             missing here had its children chosen deterministically (a top-k list, a lookup).
+        steps: that the drafter took for it; None for as many as it is deep.
 
     Raises:
         ValueError: a malformed tree: no root, a parent after its child, or two siblings with one token.
@@ -31,6 +32,7 @@ class TokenTree:
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     proposals: Mapping[int, Tensor] = field(default_factory=dict)
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if not self.tokens or len(self.tokens) != len(self.parents) or self.parents[0] != -1:

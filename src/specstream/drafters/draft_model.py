@@ -9,6 +9,9 @@ looked at.
 A draft may say some of the target's tokens only (``part``): the others have probability 0 in what it proposes, which
 verification weighs like any other proposal.
 
+Where nodes of a pass are cheaper than that, the token before which a greedy draft ended is proposed all the same, and
+so are runners-up beside the chain, as far as the draft takes them for likely enough (``DraftRequest.prices``).
+
 With ``branches`` above 1 each step also proposes the runners-up as leaves beside the chain: they cost no further
 draft pass. At temperature > 0 the candidates of a step are drawn without replacement from the draft's own
 distribution, which goes into the tree for the verification to weigh.
@@ -20,6 +23,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -36,6 +40,9 @@ from specstream.errors import UsageError
 
 READ_AT_ONCE = 32
 """Tokens in one pass of a draft that catches up: it computes logits for each of them."""
+
+RUNNERS_UP, HARDLY = 4, 0.005
+"""Tokens beside the likeliest that are looked at, and the probability below which none is worth a look."""
 
 FAR_BEHIND = 128
 """Unread tokens beyond which a draft starts afresh with the last ``READ_AT_ONCE``: it was of no use for that long, and
@@ -114,6 +121,8 @@ class _Growing:
     ended: bool = False
     said: list[tuple[int, float]] = field(default_factory=list)  # tokens that were the likeliest, and the doubt of each
     steps: list[list[int]] = field(default_factory=list)
+    taken: int = 0  # steps, the last of which may have found that the draft has to end
+    beside: list[tuple[float, int, int]] = field(default_factory=list)  # likelihood, parent in the chain, token
     proposals: list[Tensor] = field(default_factory=list)
 
     @property
@@ -134,10 +143,14 @@ class _Growing:
         """The chain takes nodes 1, 2, 3, ...; the leaves follow."""
         root, chain = self.request.tokens[-1], self.chain
         leaves = [(depth, token) for depth, step in enumerate(self.steps) for token in step[1:]]
+        prices = self.request.prices[len(chain) + len(leaves) :]
+        likely = sorted(self.beside, reverse=True)
+        leaves += [each[1:] for each, _ in takewhile(_pays, zip(likely, prices, strict=False))]
         return TokenTree(
             (root, *chain, *(token for _, token in leaves)),
             (-1, *range(len(chain)), *(depth for depth, _ in leaves)),
             dict(enumerate(self.proposals)),
+            self.taken,
         )
 
 
@@ -327,7 +340,7 @@ class DraftModelSession:
         return upload(numbers, device, torch.float64)
 
     def _grow(self, row: _Growing, logits: Tensor) -> None:
-        sampling = row.sampling
+        sampling, row.taken = row.sampling, row.taken + 1
         context = row.sequence if sampling.needs_context else ()
         branches = self._drafter.branches
         if sampling.greedy:
@@ -337,11 +350,8 @@ class DraftModelSession:
             best = int(largest(scores))
             chosen = [best] if branches == 1 else scores.topk(branches).indices.tolist()
             chosen = self._drafter.named(chosen) if short else chosen
-            if least := row.request.least:
-                doubt = 1 - 1 / float((scores - scores[best]).exp_().sum())
-                row.said.append((chosen[0], doubt))
-                row.likelihood *= max(0.0, 1 - doubt * self._drafter.doubts.ratio)
-                row.ended = row.likelihood < least
+            if row.request.least:
+                self._doubt(row, scores, best, chosen[0], short)
             if not row.ended:
                 row.steps.append(chosen)
             return
@@ -353,3 +363,25 @@ class DraftModelSession:
             candidates.append(draw(rest, row.request.generator))
             rest[candidates[-1]] = 0
         row.steps.append(candidates)
+
+    def _doubt(self, row: _Growing, scores: Tensor, best: int, token: int, short: bool) -> None:
+        """How likely the path is with this token, whether that is enough, and what else comes into question."""
+        before, ratio, at = row.likelihood, self._drafter.doubts.ratio, len(row.steps)
+        total = float((scores - scores[best]).exp_().sum())
+        doubt = 1 - 1 / total
+        row.said.append((token, doubt))
+        row.likelihood = before * max(0.0, 1 - doubt * ratio)
+        row.ended = row.likelihood < row.request.least
+        if row.ended:
+            row.beside.append((row.likelihood, at, token))
+        if self._drafter.branches == 1 and row.request.prices and before * doubt * ratio > HARDLY:
+            values, places = scores.topk(min(1 + RUNNERS_UP, len(scores)))
+            shares = ((values - scores[best]).exp_() / total * ratio * before).tolist()
+            others = self._drafter.named(places.tolist()) if short else places.tolist()
+            row.beside += [(share, at, other) for share, other in zip(shares, others, strict=True) if other != token]
+
+
+def _pays(node: tuple[tuple[float, int, int], float]) -> bool:
+    """Whether a node is likelier than its price."""
+    (likelihood, *_), price = node
+    return likelihood > max(price, HARDLY)

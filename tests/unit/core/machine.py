@@ -90,7 +90,7 @@ class Machine:
                 DraftRequest(tokens=[9], depth=asked, generator=CHANCE, offer=offer_of(choice), least=least)
             )
             done.append(drafted)
-            trees.append(self._tree(drafted))
+            trees.append(self._tree(drafted, min(asked, drafted.depth + 1) if drafted else 0))
             verdicts.append(Verdict(path=path, tokens=tuple(RIGHT if at < truth else WRONG for at in range(len(path)))))
             self.tokens += len(path)
         drafting = [choice for choice in choices if choice and choice[0].tree is None]
@@ -154,15 +154,17 @@ class Machine:
         accepted = next((at for at, rate in enumerate(rates) if self.chance.random() >= rate), choice.depth)
         return accepted, match or 0
 
-    def _tree(self, choice: Choice) -> TokenTree:
+    def _tree(self, choice: Choice, steps: int) -> TokenTree:
         if choice is None:
             return TokenTree.chain([9])
-        offer, depth, _ = choice
+        offer, depth, *_ = choice
         if offer.tree is not None:
             return offer.tree.pruned(depth)
         leaves = [(at, leaf) for at in range(depth) for leaf in range(1, offer.branches)]
         return TokenTree(
-            (9, *[RIGHT] * depth, *(2 + leaf for _, leaf in leaves)), (*range(-1, depth), *(at for at, _ in leaves))
+            (9, *[RIGHT] * depth, *(2 + leaf for _, leaf in leaves)),
+            (*range(-1, depth), *(at for at, _ in leaves)),
+            steps=steps,
         )
 
 

@@ -19,7 +19,7 @@ from specstream.core.sampling import Sampling, probabilities
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.verify import Verdict
-from specstream.drafters.draft_model import FAR_BEHIND, READ_AT_ONCE, DraftModelDrafter
+from specstream.drafters.draft_model import FAR_BEHIND, HARDLY, READ_AT_ONCE, DraftModelDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
 from tests.lossless.table_model import Part, TableModel
@@ -52,8 +52,9 @@ class InStep:
 
     name = "in step"
 
-    def __init__(self, drafter: DraftModelDrafter, least: float = 0.0) -> None:
-        self.drafter, self.least = drafter, least
+    def __init__(self, drafter: DraftModelDrafter, least: float = 0.0, prices: tuple[float, ...] = ()) -> None:
+        self.drafter, self.least, self.prices = drafter, least, prices
+        self.aside = 0
         self.rounds = 0
         self.depths: list[list[int]] = []
 
@@ -67,7 +68,7 @@ class InStep:
 
     def propose(self, requests):
         tokens = [list(request.tokens) for request in requests]
-        requests = [replace(request, least=self.least) for request in requests]
+        requests = [replace(request, least=self.least, prices=self.prices) for request in requests]
         again = [replace(request, generator=copied(request.generator)) for request in requests]
         trees = self.session.propose(requests)
         expected = self.drafter.begin(tokens, self.sampling).propose(again)
@@ -82,6 +83,7 @@ class InStep:
 
     def observe(self, verdicts):
         self.session.observe(verdicts)
+        self.aside += sum(any(node != depth for depth, node in enumerate(verdict.path)) for verdict in verdicts)
 
     def keep(self, rows):
         self.session.keep(rows)
@@ -105,11 +107,19 @@ def run(drafter, prompts=PROMPTS, *, sampling=SAMPLED, target=TARGET, **stopping
     return rows
 
 
-def propose(drafter, tokens, *, depth=5, sampling=None, seed=0, least=0.0):
+def propose(drafter, tokens, *, depth=5, sampling=None, seed=0, **asked):
     generator = torch.Generator().manual_seed(seed)
     session = drafter.begin([tokens], sampling or Sampling())
-    (tree,) = session.propose([DraftRequest(tokens=tokens, depth=depth, generator=generator, least=least)])
+    (tree,) = session.propose([DraftRequest(tokens=tokens, depth=depth, generator=generator, **asked)])
     return tree
+
+
+def paths(tree):
+    """The tokens of each node's path, without the root's."""
+    found = [()]
+    for node in range(1, len(tree)):
+        found.append((*found[tree.parents[node]], tree.tokens[node]))
+    return found[1:]
 
 
 class TestDraftsThatEndEarly:
@@ -141,6 +151,55 @@ class TestDraftsThatEndEarly:
         assert [row.emitted for row in rows] == [row.emitted for row in plain]
         if place == "host":
             assert len({depth for depths in drafter.depths for depth in depths}) > 2
+
+
+class TestNodesBesideTheChain:
+    """What a draft has seen on its way costs a node and no step."""
+
+    @pytest.fixture(autouse=True)
+    def on_the_host(self, place):
+        if place == "device":
+            pytest.skip("there nobody looks at a token until the chain is done")
+
+    @staticmethod
+    def seen(least, depth):
+        """The chain that is kept, steps, and likelihoods of all that was seen besides, by path."""
+        chain, likelihood, beside, steps = (), 1.0, {}, 0
+        while steps < depth:
+            shares = DRAFT.logits([0, 1, 2, *chain]).softmax(-1).double()
+            best, steps = int(shares.argmax()), steps + 1
+            beside |= {(*chain, token): likelihood * float(shares[token]) for token in range(5) if token != best}
+            if likelihood * float(shares[best]) < least:
+                return chain, steps, beside | {(*chain, best): likelihood * float(shares[best])}
+            chain, likelihood = (*chain, best), likelihood * float(shares[best])
+        return chain, steps, beside
+
+    @pytest.mark.parametrize("least", [0.7, 0.3, 0.01])
+    @pytest.mark.parametrize("prices", [(0.1,) * 15, (0.02,) * 15, (0.01,) * 5, tuple(0.01 * at for at in range(15))])
+    def test_are_the_likeliest_that_are_worth_their_price(self, least, prices):
+        chain, steps, beside = self.seen(least, 4)
+        expected = {chain[: at + 1] for at in range(len(chain))}
+        for price, (path, likelihood) in zip(
+            prices[len(chain) :], sorted(beside.items(), key=lambda each: -each[1]), strict=False
+        ):
+            if likelihood <= max(price, HARDLY):
+                break
+            expected.add(path)
+        tree = propose(DraftModelDrafter(DRAFT, gamma=4), [0, 1, 2], depth=4, least=least, prices=prices)
+        assert set(paths(tree)) == expected and len(tree) == 1 + len(expected)
+        assert tree.steps == steps
+
+    def test_may_be_accepted_and_the_cache_stays_in_step(self):
+        drafter = InStep(DraftModelDrafter(DRAFT, gamma=5), least=0.4, prices=(0.02,) * 15)
+        rows = run(drafter, sampling=Sampling())
+        assert [row.emitted for row in rows] == [row.emitted for row in run(NoDrafter(), sampling=Sampling())]
+        assert drafter.aside > 3
+        alone = run(InStep(DraftModelDrafter(DRAFT, gamma=5), least=0.4), sampling=Sampling())
+        assert sum(row.stats.target_passes for row in rows) < sum(row.stats.target_passes for row in alone)
+
+    def test_are_none_where_tokens_are_drawn(self):
+        tree = propose(DraftModelDrafter(DRAFT, gamma=4), [0, 1, 2], sampling=SAMPLED, least=0.5, prices=(0.0,) * 15)
+        assert tree.drafted == 4
 
 
 class TestDoubts:
