@@ -13,12 +13,15 @@ stake more than speculation has earned. docs/controller.md says it in full.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from itertools import repeat
 
+from specstream.core import plans
 from specstream.core.acceptance import Acceptance, Reach, Trust
 from specstream.core.costs import Costs
-from specstream.core.plans import Choice, Option, Plan, Taken, done, kind_of, pick, priced, steps_of, worth
+from specstream.core.plans import Choice, Option, Plan, Taken
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -31,9 +34,6 @@ TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 
 RESTS = 4
 """Rounds for which offers that promise no more are not weighed again once they were declined."""
-
-BESIDE = 15
-"""Drafted nodes up to which one that takes no step of its own may be added."""
 
 
 class Controller:
@@ -51,7 +51,7 @@ class Controller:
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._worth: list[float] = []  # a token of each row of this round
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
-        self._rested = self._idle = 0
+        self._rested = self._idle = self._given = 0
 
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
@@ -74,7 +74,11 @@ class Controller:
         rows = len(offers)
         self._round += 1
         self._costs.look_back(context)
-        self._worth = worth(ending, self._plain_price) if ending and self._costs.knows_plain(rows) else [1.0] * rows
+        self._worth = (
+            plans.worth(ending, partial(self._costs.passing, width=1))
+            if ending and self._costs.knows_plain(rows)
+            else [1.0] * rows
+        )
         plain: list[Choice] = [None] * rows
         if (
             not any(offers)
@@ -104,7 +108,7 @@ class Controller:
 
     def _rests(self, offer: Offer) -> bool:
         """Whether such a one was declined a moment ago. Known trees are judged, and so weighed, in every round."""
-        return self._round < self._rested and any(_alike(offer, each) for each in self._declined)
+        return self._round < self._rested and any(plans.alike(offer, each) for each in self._declined)
 
     def observe(
         self,
@@ -124,17 +128,17 @@ class Controller:
             seconds: what proposing took; what scoring, verifying and committing took.
         """
         rows, width = len(trees), max(map(len, trees))
-        taken = [done(request, tree) for request, tree in zip(requests, trees, strict=True)]
+        taken = [plans.done(request, tree) for request, tree in zip(requests, trees, strict=True)]
         charge = self._costs.observe_pass(rows, width, seconds[1])
         self._plain.setdefault(rows, self._round)
         if width == 1:
             self._plain[rows] = self._round
-        if len(steps := steps_of(taken)) == 1:  # of several drafters nobody knows who took how long
+        if len(steps := plans.steps_of(taken)) == 1:  # of several drafters nobody knows who took how long
             ((source, (deepest, unread)),) = steps.items()
             self._costs.observe_draft(rows, source, deepest, unread, seconds[0])
         for choice, request, tree in zip(taken, requests, trees, strict=True):
             if choice:
-                self._tried[kind_of(choice.offer)] = self._round
+                self._tried[plans.kind_of(choice.offer)] = self._round
             if choice and choice.least:
                 # A draft that ended found out by a step more, whose token it may have proposed all the same.
                 kept = choice.depth - (choice.depth < request.depth or max(tree.depths) < choice.depth)
@@ -168,7 +172,7 @@ class Controller:
         if not any(taken):
             return 0.0
         rows, spent = len(taken), charge
-        for source, (deepest, unread) in steps_of(taken).items():
+        for source, (deepest, unread) in plans.steps_of(taken).items():
             spent += self._costs.steps(rows, source, deepest)
             spent += self._costs.reading(rows, source, unread)
         worths = self._worth or [1.0] * rows  # none yet where rounds are shown that were not chosen here
@@ -187,7 +191,7 @@ class Controller:
 
     def _cheapest(self, rows: int, offer: Offer) -> float:
         """Seconds below which no plan stays that takes it."""
-        step = self._costs.steps(rows, kind_of(offer), 1) if offer.tree is None else 0.0
+        step = self._costs.steps(rows, plans.kind_of(offer), 1) if offer.tree is None else 0.0
         return self._costs.passing(rows, 1 if offer.cuts else offer.width(1)) + step
 
     def _best(self, options: Sequence[Sequence[Option]]) -> Plan | None:
@@ -200,12 +204,12 @@ class Controller:
         best, fastest = None, rows / plain
         for width in sorted({width for option in every for width in option.widths[1:]}):
             # Whatever steps bring, they do not make the pass cheaper: most widths need no closer look.
-            if fixed and self._emitted([pick(own, most, width)[1] for own in options]) <= fastest * self._costs.passing(
-                rows, width
-            ):
+            if fixed and self._emitted(
+                [plans.pick(own, most, width)[1] for own in options]
+            ) <= fastest * self._costs.passing(rows, width):
                 continue
             for steps in range(min(most, width - 1) + 1):
-                picked = [pick(own, steps, width) for own in options]
+                picked = [plans.pick(own, steps, width) for own in options]
                 tokens = self._emitted([expected for _, expected in picked])
                 plan = self._plan([choice for choice, _ in picked], tokens, width)
                 affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
@@ -220,7 +224,7 @@ class Controller:
     def _plan(self, choices: list[Choice], tokens: float, width: int) -> Plan:
         rows = len(choices)
         drafting = reading = 0.0
-        for source, (deepest, unread) in steps_of(choices).items():
+        for source, (deepest, unread) in plans.steps_of(choices).items():
             drafting += self._costs.steps(rows, source, deepest)
             reading += self._costs.reading(rows, source, unread)
         seconds, most = self._costs.passing(rows, width) + drafting, self._costs.at_most(rows, width) + drafting
@@ -232,7 +236,7 @@ class Controller:
         """Seconds of the drafts and the pass where drafts end early as often as they did."""
         rows, width, steps = len(choices), 1.0, dict[str, float]()
         for offer, depth, *_ in filter(None, choices):
-            reach, kind = self._reached(offer), kind_of(offer)
+            reach, kind = self._reached(offer), plans.kind_of(offer)
             nodes = 1 + offer.branches * reach.tokens(depth) + reach.beside
             width = max(width, nodes if offer.cuts else offer.width(depth))
             if offer.tree is None:
@@ -244,21 +248,27 @@ class Controller:
         rows = len(plan.choices)
         if choice is None or not choice.offer.cuts or plan.width < 2:
             return choice
-        passes = [self._costs.passing(rows, 1 + nodes) for nodes in range(max(plan.width, 1 + BESIDE))]
-        step = self._costs.steps(rows, kind_of(choice.offer), 1)
-        return priced(choice, plan.width, passes, step, plan.rate / rows / max(each, 1e-9))
+        passes = [self._costs.passing(rows, 1 + nodes) for nodes in range(max(plan.width, 1 + plans.BESIDE))]
+        step = self._costs.steps(rows, plans.kind_of(choice.offer), 1)
+        found = plans.priced(choice, plan.width, passes, step, plan.rate / rows / max(each, 1e-9))
+        # Now and then nodes are given away as far as they should cost little, until it is known what they cost.
+        widest = bisect_right(passes, passes[0] * (1 + plans.GIVEN_AWAY))
+        if self._round - self._given < TRIAL_AFTER or self._costs.knows_well(rows, widest):
+            return found
+        self._given = self._round
+        return found._replace(prices=(*[0.0] * (widest - 1), *found.prices[widest - 1 :]))
 
     def _due(self, offers: Sequence[Sequence[Offer]]) -> Plan | None:
         """A trial, one token deep, of what has waited longest, if it is time and the account can pay for it."""
         rows = len(offers)
         plain = self._costs.passing(rows, 1)
-        kinds = {kind_of(offer) for available in offers for offer in available}
+        kinds = {plans.kind_of(offer) for available in offers for offer in available}
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
             waited = self._round - self._tried.get(kind, 0)
             overdue = waited >= (TRIAL_AFTER if kind else FREE_TRIAL_AFTER)
             if self._round < self._poor.get(kind, 0) or (not overdue and (not kind or self._round < self._rested)):
                 continue
-            first = [next((each for each in available if kind_of(each) == kind), None) for available in offers]
+            first = [next((each for each in available if plans.kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
             tokens = self._emitted([self._expected(choice.offer)[1] if choice else 1.0 for choice in choices])
             plan = self._plan(choices, tokens, max(choice.offer.width(1) for choice in choices if choice))
@@ -270,9 +280,6 @@ class Controller:
             if due:  # a round adds no more than the allowance; prices change
                 self._poor[kind] = self._round + min(TRIAL_AFTER, int(missing / ALLOWANCE))
         return None
-
-    def _plain_price(self, rows: int) -> float:
-        return self._costs.passing(rows, 1)
 
     def _hopeful(self, offer: Offer) -> float:
         """Tokens that it might emit, taken to depth 1; who measures for itself is asked again when it has waited."""
@@ -293,9 +300,3 @@ class Controller:
 
     def _reached(self, offer: Offer) -> Reach:
         return self._reach.setdefault(offer.source, Reach())
-
-
-def _alike(offer: Offer, declined: Offer) -> bool:
-    """Whether an offer promises what one did that was declined, however much its drafter has to read by now."""
-    same = offer is declined or (offer.source, offer.expected) == (declined.source, declined.expected)
-    return same and offer.tree is declined.tree is None

@@ -129,6 +129,11 @@ class Costs:
         here = self._passes.get((rows, self._step), {})
         return 1 in here or all(other != rows for other, _ in self._passes)
 
+    def knows_well(self, rows: int, width: int) -> bool:
+        """Whether passes of this width were measured often here."""
+        known = self._passes.get((rows, self._step), {}).get(width)
+        return known is not None and known.known_well
+
     def observe_pass(self, rows: int, width: int, seconds: float) -> float:
         """A pass over ``width`` nodes a row took ``seconds``, verification included.
 

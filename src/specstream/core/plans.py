@@ -19,6 +19,10 @@ HORIZON = 64
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
 
+BESIDE, GIVEN_AWAY = 15, 0.25
+"""Drafted nodes up to which one that takes no step of its own may be added, and the share of a plain pass that a trial
+of more of them may cost."""
+
 
 class Taken(NamedTuple):
     """What a row takes, how deep at most, and ``least`` and ``prices`` of its ``DraftRequest``."""
@@ -111,6 +115,12 @@ def done(request: DraftRequest, tree: TokenTree) -> Choice:
     """What a row took, as deep as steps were made for it."""
     taken = max(tree.depths) if tree.steps is None else tree.steps
     return Taken(request.offer, taken, request.least) if request.offer and taken else None
+
+
+def alike(offer: Offer, declined: Offer) -> bool:
+    """Whether an offer promises what one did that was declined, however much its drafter has to read by now."""
+    same = offer is declined or (offer.source, offer.expected) == (declined.source, declined.expected)
+    return same and offer.tree is declined.tree is None
 
 
 def kind_of(offer: Offer) -> str:
