@@ -74,11 +74,8 @@ class Controller:
         rows = len(offers)
         self._round += 1
         self._costs.look_back(context)
-        self._worth = (
-            plans.worth(ending, partial(self._costs.passing, width=1))
-            if ending and self._costs.knows_plain(rows)
-            else [1.0] * rows
-        )
+        timed = ending if self._costs.knows_plain(rows) else None
+        self._worth = plans.worth(timed, partial(self._costs.passing, width=1)) if timed else [1.0] * rows
         plain: list[Choice] = [None] * rows
         if (
             not any(offers)
@@ -204,9 +201,8 @@ class Controller:
         best, fastest = None, rows / plain
         for width in sorted({width for option in every for width in option.widths[1:]}):
             # Whatever steps bring, they do not make the pass cheaper: most widths need no closer look.
-            if fixed and self._emitted(
-                [plans.pick(own, most, width)[1] for own in options]
-            ) <= fastest * self._costs.passing(rows, width):
+            tokens = self._emitted([plans.pick(own, most, width)[1] for own in options])
+            if fixed and tokens <= fastest * self._costs.passing(rows, width):
                 continue
             for steps in range(min(most, width - 1) + 1):
                 picked = [plans.pick(own, steps, width) for own in options]
