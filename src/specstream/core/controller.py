@@ -16,7 +16,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
-from itertools import repeat
 
 from specstream.core import plans
 from specstream.core.acceptance import Acceptance, Reach, Trust
@@ -89,7 +88,8 @@ class Controller:
         hopeless = self._hopeless(options)
         best = None if hopeless else self._best(options)
         if best is not None:
-            return [self._ended(*taken) for taken in zip(best.choices, repeat(best), self._worth, strict=False)]
+            taken = zip(best.choices, self._worth, strict=True)
+            return [self._ended(choice, best, each) for choice, each in taken]
         if trial := self._due(offers):
             return trial.choices
         if declined := [offer for available in awake for offer in available if offer.tree is None]:
@@ -172,8 +172,7 @@ class Controller:
         for source, (deepest, unread) in plans.steps_of(taken).items():
             spent += self._costs.steps(rows, source, deepest)
             spent += self._costs.reading(rows, source, unread)
-        worths = self._worth or [1.0] * rows  # none yet where rounds are shown that were not chosen here
-        emitted = sum(each * len(verdict.tokens) for each, verdict in zip(worths, verdicts, strict=True))
+        emitted = self._emitted([len(verdict.tokens) for verdict in verdicts])
         return max(-ACCOUNT, emitted / rows - spent / self._costs.passing(rows, 1))
 
     def _hopeless(self, options: Sequence[Sequence[Option]]) -> bool:
@@ -201,8 +200,8 @@ class Controller:
         best, fastest = None, rows / plain
         for width in sorted({width for option in every for width in option.widths[1:]}):
             # Whatever steps bring, they do not make the pass cheaper: most widths need no closer look.
-            tokens = self._emitted([plans.pick(own, most, width)[1] for own in options])
-            if fixed and tokens <= fastest * self._costs.passing(rows, width):
+            dear = fastest * self._costs.passing(rows, width)
+            if fixed and self._emitted([plans.pick(own, most, width)[1] for own in options]) <= dear:
                 continue
             for steps in range(min(most, width - 1) + 1):
                 picked = [plans.pick(own, steps, width) for own in options]
@@ -215,7 +214,8 @@ class Controller:
 
     def _emitted(self, expected: Sequence[float]) -> float:
         """Tokens of all rows, each counted by what it is worth."""
-        return sum(each * tokens for each, tokens in zip(self._worth, expected, strict=True))
+        worths = self._worth or [1.0] * len(expected)  # none yet where rounds are shown that were not chosen here
+        return sum(each * tokens for each, tokens in zip(worths, expected, strict=True))
 
     def _plan(self, choices: list[Choice], tokens: float, width: int) -> Plan:
         rows = len(choices)

@@ -15,7 +15,6 @@ from specstream.core.tree import TokenTree
 HORIZON = 64
 """Tokens over which a model that has fallen behind is expected to earn what it costs to catch up."""
 
-
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
 
