@@ -554,3 +554,22 @@ class TestOffersThatWereDeclined:
         for _ in range(50):
             machine.round(controller)
             assert not controller.idle
+
+
+@pytest.mark.parametrize(("node", "given"), [(0.01, True), (1.0, False)], ids=["cheap", "dear"])
+def test_nodes_are_given_away_now_and_then_where_they_should_cost_little(node, given):
+    machine = Machine(lambda width: 1 + node * (width - 1), step=0.01, model=0.8)
+    machine.sure = 0.9
+    controller, asked = Controller(), []
+    choose = controller.choose
+
+    def watched(offers):
+        found = choose(offers)
+        asked.extend(choice.prices for choice in found if choice and choice.prices)
+        return found
+
+    controller.choose = watched
+    for _ in range(300):
+        machine.round(controller)
+    free = sum(prices[0] == 0 for prices in asked)
+    assert asked and (free > 3) is given and free <= 300 / 16 + 1
