@@ -88,11 +88,14 @@ def never_slower(settings: Settings) -> Outcome:
 
 
 def drafters(draft: str, heads: str) -> list[str]:
-    """Every drafter that proposes something, with the model and the heads at hand."""
+    """Every drafter that proposes something, with the model and the heads at hand.
+
+    Those that need heads come first: heads of another model are refused before minutes of measuring.
+    """
     kind = kind_of(heads) if heads else ""
     needing = {"draft_model": draft, "mixed": draft or heads, **{each: heads if each == kind else "" for each in KINDS}}
     names = [name for name in get_args(DrafterName) if name not in ("auto", "none", "router")]
-    return [name for name in names if needing.get(name, name)]
+    return sorted((name for name in names if needing.get(name, name)), key=lambda name: name not in KINDS)
 
 
 def predicted(settings: Settings) -> Outcome:

@@ -37,6 +37,7 @@ from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.features import CLASSES, Features, NoEmbedding
 from specstream.routing.model import Network, RouterModel
 from specstream.routing.router import Router
+from tests.lossless.drafters import Priced
 from tests.lossless.families import VOCAB, build, prompt
 
 DRAFTERS = (
@@ -51,6 +52,7 @@ DRAFTERS = (
     "draft_model",
     "draft_model-tree",
     "draft_model-part",
+    "draft_model-priced",
     "mixed",
     "mixed-tree",
     "mixed-streams",
@@ -83,17 +85,22 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return streams_drafter(branching, family, **draft) if kind == "streams" else routed_drafter(family, **draft)
     if kind == "mixed" and branching == "streams":
         return MixedDrafter(LookupDrafter(min_ngram=2), streams_drafter("learned", family, **draft))
-    if branching == "part":  # two candidates of three in four tokens, on the kernels of drafts by name
-        part = torch.tensor([token for token in range(VOCAB) if token % 4 != 1])
-        some = copy.deepcopy(build(family, noise=0.01, **draft))
-        cut_head(some, part)
-        model = HuggingFaceTarget(some, exact=False, quantization="int8")
-        return DraftModelDrafter(model, gamma=GAMMA, branches=2, vocab_size=VOCAB, part=part)
+    if branching == "part":
+        return draft_of_a_part(family, **draft)
     model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
-    drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching else 1)
+    drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching == "tree" else 1)
     if kind == "mixed":  # a lookup that matches often, and not always
         return MixedDrafter(LookupDrafter(min_ngram=2, branches=2 if branching else 1), drafter)
-    return drafter
+    return Priced(drafter) if branching == "priced" else drafter
+
+
+def draft_of_a_part(family: str, **draft: Any) -> Drafter:
+    """Two candidates of three in four tokens, on the kernels of drafts."""
+    part = torch.tensor([token for token in range(VOCAB) if token % 4 != 1])
+    some = copy.deepcopy(build(family, noise=0.01, **draft))
+    cut_head(some, part)
+    model = HuggingFaceTarget(some, exact=False, quantization="int8")
+    return DraftModelDrafter(model, gamma=GAMMA, branches=2, vocab_size=VOCAB, part=part)
 
 
 def routed_drafter(family: str, **draft: Any) -> Drafter:

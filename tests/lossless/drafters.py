@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from specstream.core.ports import DraftRequest, Offer
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -39,6 +39,53 @@ class FunctionDrafter:
 
     def join(self, other: FunctionDrafter) -> None:
         pass
+
+
+@dataclass
+class Priced:
+    """Another drafter on a machine where nodes cost next to nothing: it proposes whatever it saw on its way.
+
+    Attributes:
+        beside: nodes beside the chain that it proposed, over all rounds.
+        taken: those of them that were accepted.
+    """
+
+    drafter: Drafter
+    name: str = "draft_model"
+    beside: int = 0
+    taken: int = 0
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> PricedSession:
+        return PricedSession(self, self.drafter.begin(prompts, sampling, session))
+
+
+@dataclass
+class PricedSession:
+    priced: Priced
+    session: DraftSession
+    steady: bool = True
+    chains: list[int] = field(default_factory=list)  # nodes of each row's chain, which come first
+
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        return self.session.offers(requests)
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        trees = self.session.propose([replace(each, least=1e-6, prices=(1e-6,) * 15) for each in requests])
+        self.chains = [sum(at - 1 == parent for at, parent in enumerate(each.parents)) for each in trees]
+        self.priced.beside += sum(map(len, trees)) - sum(self.chains)
+        return trees
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        self.priced.taken += sum(
+            node >= chain for each, chain in zip(verdicts, self.chains, strict=True) for node in each.path
+        )
+        self.session.observe(verdicts)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self.session.keep(rows)
+
+    def join(self, other: PricedSession) -> None:
+        self.session.join(other.session)
 
 
 def oracle(model: TableModel) -> FunctionDrafter:

@@ -73,6 +73,14 @@ def test_others_accept_and_reject_too(drafter: str) -> None:
     assert min(_drafted([row.stats for batch in rows for row in batch])) > 0
 
 
+def test_runners_up_are_accepted_and_rejected_too() -> None:
+    drafters = [make_drafter("draft_model-priced", family) for family in FAMILIES]
+    for family, drafter in zip(FAMILIES, drafters, strict=True):
+        run(target(family, "packed"), drafter, PROMPTS, NEW_TOKENS)
+    assert min(drafter.beside for drafter in drafters) > 0
+    assert 0 < sum(drafter.taken for drafter in drafters) < sum(drafter.beside for drafter in drafters)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_models_are_worth_decoding(family: str) -> None:
     """Outputs that vary, longer than the windows: a wrong mask or position cannot hide."""

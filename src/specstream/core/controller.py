@@ -168,12 +168,17 @@ class Controller:
         """Plain passes that a round saved, negative if it lost some: no more than the account may hold."""
         if not any(taken):
             return 0.0
-        rows, spent = len(taken), charge
-        for source, (deepest, unread) in plans.steps_of(taken).items():
-            spent += self._costs.steps(rows, source, deepest)
-            spent += self._costs.reading(rows, source, unread)
+        rows, spent = len(taken), charge + sum(self._drafting(taken))
         emitted = self._emitted([len(verdict.tokens) for verdict in verdicts])
         return max(-ACCOUNT, emitted / rows - spent / self._costs.passing(rows, 1))
+
+    def _drafting(self, choices: Sequence[Choice]) -> tuple[float, float]:
+        """Seconds of the steps that a round's drafters take, and of what they read before."""
+        rows, drafting, reading = len(choices), 0.0, 0.0
+        for source, (deepest, unread) in plans.steps_of(choices).items():
+            drafting += self._costs.steps(rows, source, deepest)
+            reading += self._costs.reading(rows, source, unread)
+        return drafting, reading
 
     def _hopeless(self, options: Sequence[Sequence[Option]]) -> bool:
         """Whether all that they may emit, at the lowest price of any, is slower than plain decoding: then no plan pays.
@@ -219,10 +224,7 @@ class Controller:
 
     def _plan(self, choices: list[Choice], tokens: float, width: int) -> Plan:
         rows = len(choices)
-        drafting = reading = 0.0
-        for source, (deepest, unread) in plans.steps_of(choices).items():
-            drafting += self._costs.steps(rows, source, deepest)
-            reading += self._costs.reading(rows, source, unread)
+        drafting, reading = self._drafting(choices)
         seconds, most = self._costs.passing(rows, width) + drafting, self._costs.at_most(rows, width) + drafting
         if any(choice and choice.offer.cuts for choice in choices):
             seconds = self._cut_short(choices)

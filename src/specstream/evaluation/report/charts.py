@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specstream.evaluation.benchmark.config import PLAIN
-from specstream.evaluation.report.words import arm_name
+from specstream.evaluation.report.words import FEW, arm_name
 from specstream.extras import require
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -112,7 +112,7 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
         for row, arm in enumerate(arms):
             own = arm["all"] if panel == panels[0] else arm["categories"].get(panel, {})
             if own.get("speedup"):
-                _dot(axis, own["speedup"], row, looks.of(arm))
+                _dot(axis, own, row, looks.of(arm))
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(panel, fontsize=9)
         axis.grid(axis="x")
@@ -129,8 +129,8 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
         "speedup",
         "Speedup by method and category",
         "Decoding speed over plain decoding of the same model, runtime, process and prompts; the bar is the 95 % "
-        "interval over prompts. The line at 1 is plain decoding. A bar that leaves its panel goes on; of one "
-        "prompt there is none.",
+        "interval over prompts. The line at 1 is plain decoding. A bar that leaves its panel goes on; of fewer than "
+        f"{FEW} prompts there is none.",
     )
 
 
@@ -276,9 +276,10 @@ def _line(axis: Any, points: Sequence[tuple[float, Mapping[str, Any]]], label: s
     axis.errorbar([at for at, _ in points], values, yerr=errors, capsize=3, markersize=5, label=label, **look)
 
 
-def _dot(axis: Any, estimate: Mapping[str, Any], row: int, look: Mapping[str, Any]) -> None:
-    low, high = _reach(estimate)
-    axis.errorbar(estimate["value"], row, xerr=[[low], [high]], capsize=2.5, markersize=5, linestyle="none", **look)
+def _dot(axis: Any, own: Mapping[str, Any], row: int, look: Mapping[str, Any]) -> None:
+    low, high = (0.0, 0.0) if own["prompts"] < FEW else _reach(own["speedup"])
+    value, bar = own["speedup"]["value"], [[low], [high]]
+    axis.errorbar(value, row, xerr=bar, capsize=2.5, markersize=5, linestyle="none", **look)
 
 
 def _reach(estimate: Mapping[str, Any]) -> tuple[float, float]:

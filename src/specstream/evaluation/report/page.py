@@ -13,7 +13,16 @@ from specstream.evaluation.benchmark.summary import COUNTED, summarise
 from specstream.evaluation.report.blocks import Block, Figure, Heading, Items, Table, Text, as_html, as_markdown
 from specstream.evaluation.report.charts import draw
 from specstream.evaluation.report.compare import Change, Comparison, compare
-from specstream.evaluation.report.words import arm_name, equal, interval, losslessness, mebibytes, milliseconds, number
+from specstream.evaluation.report.words import (
+    arm_name,
+    by_category,
+    equal,
+    interval,
+    losslessness,
+    mebibytes,
+    milliseconds,
+    number,
+)
 from specstream.extras import require
 from specstream.files import write_whole
 
@@ -133,8 +142,8 @@ def _tables(folder: RunFolder, arms: Sequence[Mapping[str, Any]]) -> list[Block]
         kinds = list(dict.fromkeys(kind for arm in measured for kind in arm["categories"]))
         others = [arm for arm in measured if arm["arm"] != PLAIN]
         if others and len(kinds) > 1:
-            rows = [[arm_name(arm), *(interval(_of(arm, kind).get("speedup")) for kind in kinds)] for arm in others]
-            blocks.append(Table(("speedup by category", *kinds), rows))
+            rows = [[arm_name(arm), *(by_category(arm, kind) for kind in kinds)] for arm in others]
+            blocks.append(Table(("speedup by category (prompts)", *(_counted(measured, kind) for kind in kinds)), rows))
     return blocks
 
 
@@ -197,9 +206,9 @@ def _cost(arm: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _of(arm: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = arm["categories"].get(kind, {})
-    return found
+def _counted(arms: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """A category and how many of its prompts were measured."""
+    return f"{kind} ({max(arm['categories'].get(kind, {}).get('prompts', 0) for arm in arms)})"
 
 
 def _provenance(about: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,6 +9,9 @@ from specstream.evaluation.benchmark.config import PLAIN
 
 UNKNOWN = "-"
 
+FEW = 4
+"""Categories of fewer prompts get a figure and no interval: it would say no more than that they are few."""
+
 
 def arm_name(arm: Mapping[str, Any]) -> str:
     """An arm with the value that was varied."""
@@ -30,6 +33,13 @@ def interval(estimate: Mapping[str, float | None] | None) -> str:
     if estimate["low"] == estimate["high"]:  # plain decoding over itself
         return f"{estimate['value']:.2f}"
     return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
+
+
+def by_category(arm: Mapping[str, Any], kind: str) -> str:
+    """The speedup on prompts of one kind, with its interval where they are not too few."""
+    own = arm["categories"].get(kind, {})
+    estimate = own.get("speedup")
+    return number(estimate["value"]) if estimate and own["prompts"] < FEW else interval(estimate)
 
 
 def milliseconds(seconds: float | None, digits: int = 1) -> str:

@@ -12,6 +12,7 @@ from specstream.evaluation.benchmark.summary import summarise
 from specstream.evaluation.report.charts import draw
 from specstream.evaluation.report.compare import compare
 from specstream.evaluation.report.page import verdict, write_report
+from specstream.evaluation.report.words import UNKNOWN, by_category
 from tests.unit.evaluation.benchmark.made_runs import ABLATIONS, METHODS, Made, make_run
 
 FEW = (Made("methods", "plain"), Made("methods", "streams", 3, 0.5, 0.002))
@@ -87,6 +88,16 @@ def test_a_run_that_is_slower_is_seen(tmp_path, slow, words):
     assert streams.speedup is not None
     assert streams.speedup.verdict == words
     assert streams.speed.ratio.value == pytest.approx(1 / slow, rel=0.1)
+
+
+@pytest.mark.parametrize(("prompts", "bars"), [(18, False), (24, True)])
+def test_a_category_of_few_prompts_gets_no_interval(tmp_path, prompts, bars):
+    summary = summarise(make_run(tmp_path / "run", FEW, prompts=prompts))
+    streams = summary["arms"][1]
+    kinds = list(streams["categories"])
+    assert {streams["categories"][kind]["prompts"] for kind in kinds} == {prompts // len(kinds)}
+    assert [" to " in by_category(streams, kind) for kind in kinds] == [bars] * len(kinds)
+    assert by_category(streams, "a kind that was not measured") == UNKNOWN
 
 
 def test_few_prompts_prove_nothing(tmp_path):
