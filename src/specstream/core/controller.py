@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from specstream.core import plans
-from specstream.core.acceptance import Acceptance, Reach, Trust
+from specstream.core.beliefs import Beliefs
 from specstream.core.costs import Costs
 from specstream.core.plans import Choice, Option, Plan, Taken
 from specstream.core.ports import DraftRequest, Offer
@@ -40,28 +40,31 @@ class Controller:
 
     def __init__(self) -> None:
         self._costs = Costs()
-        self._acceptance: dict[str, Acceptance] = {}
-        self._reach: dict[str, Reach] = {}
-        self._trust: dict[str, Trust] = {}  # by drafter
+        self._beliefs = Beliefs()
         self._balance = ACCOUNT
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._worth: list[float] = []  # a token of each row of this round
+        self._packs = False  # whether its pass needs no padding
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = self._idle = self._given = 0
 
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
-        for trust in self._trust.values():
-            trust.renew()
+        self._beliefs.renew()
         self._balance = min(ACCOUNT, self._balance + GREETING)
         self._rested = self._idle = 0
         self._poor.clear()
 
     def choose(
-        self, offers: Sequence[Sequence[Offer]], context: int = 0, ending: Sequence[float] | None = None
+        self,
+        offers: Sequence[Sequence[Offer]],
+        context: int = 0,
+        ending: Sequence[float] | None = None,
+        *,
+        packs: bool = False,
     ) -> list[Choice]:
         """What to take of each row's offers.
 
@@ -69,9 +72,10 @@ class Controller:
             offers: of every row.
             context: tokens that the longest row has.
             ending: in a batch that nobody joins, passes after which each row is expected to end.
+            packs: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows = len(offers)
-        self._round += 1
+        self._round, self._packs = self._round + 1, packs
         self._costs.look_back(context)
         timed = ending if self._costs.knows_plain(rows) else None
         self._worth = plans.worth(timed, partial(self._costs.passing, width=1)) if timed else [1.0] * rows
@@ -84,7 +88,7 @@ class Controller:
         ):
             return plain
         awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
-        options = [[Option(offer, self._expected(offer)) for offer in available] for available in awake]
+        options = [[Option(offer, self._beliefs.expected(offer)) for offer in available] for available in awake]
         hopeless = self._hopeless(options)
         best = None if hopeless else self._best(options)
         if best is not None:
@@ -124,7 +128,7 @@ class Controller:
             verdicts: what became of that.
             seconds: what proposing took; what scoring, verifying and committing took.
         """
-        rows, width = len(trees), max(map(len, trees))
+        rows, width = len(trees), self._nodes([len(tree) for tree in trees])
         taken = [plans.done(request, tree) for request, tree in zip(requests, trees, strict=True)]
         charge = self._costs.observe_pass(rows, width, seconds[1])
         self._plain.setdefault(rows, self._round)
@@ -133,36 +137,18 @@ class Controller:
         if len(steps := plans.steps_of(taken)) == 1:  # of several drafters nobody knows who took how long
             ((source, (deepest, unread)),) = steps.items()
             self._costs.observe_draft(rows, source, deepest, unread, seconds[0])
-        for choice, request, tree in zip(taken, requests, trees, strict=True):
+        for choice, request, tree, verdict in zip(taken, requests, trees, verdicts, strict=True):
             if choice:
                 self._tried[plans.kind_of(choice.offer)] = self._round
             if choice and choice.least:
                 # A draft that ended found out by a step more, whose token it may have proposed all the same.
                 kept = choice.depth - (choice.depth < request.depth or max(tree.depths) < choice.depth)
                 beside = tree.drafted - kept * choice.offer.branches
-                self._reached(choice.offer).judge(request.depth, kept, beside)
+                self._beliefs.reached(choice.offer).judge(request.depth, kept, beside)
+                self._beliefs.judge_cut(choice.offer, request.depth, verdict.accepted)
         for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
-            self._judge(available, choice, verdict)
+            self._beliefs.judge(available, choice, verdict)
         self._balance = min(ACCOUNT, self._balance + ALLOWANCE + self._gain(taken, charge, verdicts))
-
-    def _judge(self, offers: Sequence[Offer], taken: Choice, verdict: Verdict) -> None:
-        """Every tree that was known is judged by what was emitted, whether it was taken or not; others if taken."""
-        emitted = len(verdict.tokens)
-        for offer in offers:
-            if offer.tree is not None and not offer.tree.proposals:
-                matched = offer.tree.matched(verdict.tokens)
-                judged = min(offer.depth, emitted, matched + 1)
-            elif taken and taken.offer is offer and offer.expected:
-                self._trusted(offer).judge(offer.expected[taken.depth] - 1, verdict.accepted)
-                continue
-            elif taken and taken.offer is offer:
-                # Depth `accepted + 1` was judged and turned down, unless an end was accepted: nothing lies behind it.
-                # Where a draft ended early the drafter turned it down.
-                matched = verdict.accepted
-                judged = min(taken.depth, emitted, matched + 1)
-            else:
-                continue
-            self._acceptance.setdefault(offer.source, Acceptance()).judge(judged, matched)
 
     def _gain(self, taken: Sequence[Choice], charge: float, verdicts: Sequence[Verdict]) -> float:
         """Plain passes that a round saved, negative if it lost some: no more than the account may hold."""
@@ -193,7 +179,8 @@ class Controller:
     def _cheapest(self, rows: int, offer: Offer) -> float:
         """Seconds below which no plan stays that takes it."""
         step = self._costs.steps(rows, plans.kind_of(offer), 1) if offer.tree is None else 0.0
-        return self._costs.passing(rows, 1 if offer.cuts else offer.width(1)) + step
+        sizes = [1 if offer.cuts else offer.width(1), *[1] * (rows - 1)]
+        return self._costs.passing(rows, self._nodes(sizes)) + step
 
     def _best(self, options: Sequence[Sequence[Option]]) -> Plan | None:
         """The fastest plan, if it is expected to be faster than plain decoding and the account can pay for it."""
@@ -205,53 +192,78 @@ class Controller:
         best, fastest = None, rows / plain
         for width in sorted({width for option in every for width in option.widths[1:]}):
             # Whatever steps bring, they do not make the pass cheaper: most widths need no closer look.
-            dear = fastest * self._costs.passing(rows, width)
+            dear = fastest * self._costs.passing(rows, self._nodes([width, *[1] * (rows - 1)]))
             if fixed and self._emitted([plans.pick(own, most, width)[1] for own in options]) <= dear:
                 continue
             for steps in range(min(most, width - 1) + 1):
-                picked = [plans.pick(own, steps, width) for own in options]
+                picked = self._worthwhile([plans.pick(own, steps, width) for own in options], fastest)
                 tokens = self._emitted([expected for _, expected in picked])
-                plan = self._plan([choice for choice, _ in picked], tokens, width)
-                affordable = width == 2 or plan.stake <= (1 + self._balance) * plain
+                plan = self._plan([choice for choice, _ in picked], tokens)
+                affordable = plan.width == 2 or plan.stake <= (1 + self._balance) * plain
                 if affordable and plan.rate > fastest:
                     best, fastest = plan, plan.rate
         return best
+
+    def _worthwhile(self, picked: list[tuple[Choice, float]], rate: float) -> list[tuple[Choice, float]]:
+        """Where rows pay for their own nodes alone: without what brings less than those cost, at so many a second."""
+        sizes = [plans.size_of(choice) for choice, _ in picked]
+        rows, drafted = len(sizes), sum(sizes) - len(sizes)
+        if not self._packs or not drafted:
+            return picked
+        node = (self._costs.passing(rows, self._nodes(sizes)) - self._costs.passing(rows, 1)) / drafted * rate
+        gains = [worth * (each[1] - 1) for worth, each in zip(self._worth or [1.0] * rows, picked, strict=True)]
+        rated = zip(picked, gains, sizes, strict=True)
+        return [each if gain > node * (size - 1) else (None, 1.0) for each, gain, size in rated]
+
+    def _nodes(self, sizes: Sequence[float]) -> float:
+        """Nodes a row by which a pass over trees of these sizes is priced."""
+        return plans.evenly(sum(sizes), len(sizes)) if self._packs else max(sizes)
 
     def _emitted(self, expected: Sequence[float]) -> float:
         """Tokens of all rows, each counted by what it is worth."""
         worths = self._worth or [1.0] * len(expected)  # none yet where rounds are shown that were not chosen here
         return sum(each * tokens for each, tokens in zip(worths, expected, strict=True))
 
-    def _plan(self, choices: list[Choice], tokens: float, width: int) -> Plan:
-        rows = len(choices)
+    def _plan(self, choices: list[Choice], tokens: float) -> Plan:
+        rows, sizes = len(choices), [plans.size_of(choice) for choice in choices]
         drafting, reading = self._drafting(choices)
-        seconds, most = self._costs.passing(rows, width) + drafting, self._costs.at_most(rows, width) + drafting
+        nodes = self._nodes(sizes)
+        seconds, most = self._costs.passing(rows, nodes) + drafting, self._costs.at_most(rows, nodes) + drafting
         if any(choice and choice.offer.cuts for choice in choices):
             seconds = self._cut_short(choices)
-        return Plan(choices=choices, tokens=tokens, width=width, seconds=seconds, most=most, reading=reading)
+        bounds = {"seconds": seconds, "most": most, "reading": reading}
+        return Plan(choices=choices, tokens=tokens, width=max(sizes), **bounds)
 
     def _cut_short(self, choices: Sequence[Choice]) -> float:
         """Seconds of the drafts and the pass where drafts end early as often as they did."""
-        rows, width, steps = len(choices), 1.0, dict[str, float]()
-        for offer, depth, *_ in filter(None, choices):
-            reach, kind = self._reached(offer), plans.kind_of(offer)
+        sizes, steps = [1.0] * len(choices), dict[str, float]()
+        for row, choice in enumerate(choices):
+            if choice is None:
+                continue
+            offer, depth, reach = choice.offer, choice.depth, self._beliefs.reached(choice.offer)
             nodes = 1 + offer.branches * reach.tokens(depth) + reach.beside
-            width = max(width, nodes if offer.cuts else offer.width(depth))
+            sizes[row] = nodes if offer.cuts else offer.width(depth)
             if offer.tree is None:
-                steps[kind] = max(steps.get(kind, 0.0), reach.steps(depth) if offer.cuts else offer.steps(depth))
-        return self._costs.passing(rows, width) + sum(self._costs.steps(rows, *each) for each in steps.items())
+                kind, taken = plans.kind_of(offer), reach.steps(depth) if offer.cuts else offer.steps(depth)
+                steps[kind] = max(steps.get(kind, 0.0), taken)
+        drafting = sum(self._costs.steps(len(choices), *each) for each in steps.items())
+        return self._costs.passing(len(choices), self._nodes(sizes)) + drafting
 
     def _ended(self, choice: Choice, plan: Plan, each: float) -> Choice:
         """With what ends it, where a token is worth ``each``."""
         rows = len(plan.choices)
         if choice is None or not choice.offer.cuts or plan.width < 2:
             return choice
-        passes = [self._costs.passing(rows, 1 + nodes) for nodes in range(max(plan.width, 1 + plans.BESIDE))]
+        own = plans.size_of(choice) if self._packs else plan.width
+        others = sum(map(plans.size_of, plan.choices)) - own
+        sizes = range(1, 1 + max(own, 1 + plans.BESIDE))
+        widths = [plans.evenly(others + size, rows) if self._packs else size for size in sizes]
+        passes = [self._costs.passing(rows, width) for width in widths]
         step = self._costs.steps(rows, plans.kind_of(choice.offer), 1)
-        found = plans.priced(choice, plan.width, passes, step, plan.rate / rows / max(each, 1e-9))
+        found = plans.priced(choice, own, passes, step, plan.rate / rows / max(each, 1e-9))
         # Now and then nodes are given away as far as they should cost little, until it is known what they cost.
         widest = bisect_right(passes, passes[0] * (1 + plans.GIVEN_AWAY))
-        if self._round - self._given < TRIAL_AFTER or self._costs.knows_well(rows, widest):
+        if self._round - self._given < TRIAL_AFTER or self._costs.knows_well(rows, widths[widest - 1]):
             return found
         self._given = self._round
         return found._replace(prices=(*[0.0] * (widest - 1), *found.prices[widest - 1 :]))
@@ -268,9 +280,9 @@ class Controller:
                 continue
             first = [next((each for each in available if plans.kind_of(each) == kind), None) for available in offers]
             choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
-            tokens = self._emitted([self._expected(choice.offer)[1] if choice else 1.0 for choice in choices])
-            plan = self._plan(choices, tokens, max(choice.offer.width(1) for choice in choices if choice))
-            hopeful = self._emitted([self._hopeful(choice.offer) if choice else 1.0 for choice in choices])
+            tokens = self._emitted([self._beliefs.expected(choice.offer)[1] if choice else 1.0 for choice in choices])
+            plan = self._plan(choices, tokens)
+            hopeful = self._emitted([self._beliefs.hopeful(choice.offer) if choice else 1.0 for choice in choices])
             due = overdue or hopeful * plain > plan.most * rows
             missing = plan.stake / plain - 1 - max(self._balance, ALLOWANCE * waited)
             if due and missing <= 0:
@@ -278,23 +290,3 @@ class Controller:
             if due:  # a round adds no more than the allowance; prices change
                 self._poor[kind] = self._round + min(TRIAL_AFTER, int(missing / ALLOWANCE))
         return None
-
-    def _hopeful(self, offer: Offer) -> float:
-        """Tokens that it might emit, taken to depth 1; who measures for itself is asked again when it has waited."""
-        return self._expected(offer)[1] if offer.expected else self._of(offer).hopeful
-
-    def _expected(self, offer: Offer) -> Sequence[float]:
-        """Tokens that it emits, taken to depth 0, 1, ... as deep as it may be taken."""
-        if not offer.expected:
-            return self._of(offer).expected
-        ratio = self._trusted(offer).ratio
-        return [1 + (tokens - 1) * ratio for tokens in offer.expected]
-
-    def _trusted(self, offer: Offer) -> Trust:
-        return self._trust.setdefault(offer.drafter, Trust())
-
-    def _of(self, offer: Offer) -> Acceptance:
-        return self._acceptance.setdefault(offer.source, Acceptance())
-
-    def _reached(self, offer: Offer) -> Reach:
-        return self._reach.setdefault(offer.source, Reach())

@@ -15,7 +15,7 @@ from specstream.core.prices import Curve, Newest
 NODE_SHARE = 0.05
 """Before any wider pass was measured, each further node is taken to cost this share of a plain pass."""
 
-UNKNOWN = {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
+UNKNOWN: Mapping[float, float] = {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
 """So, in plain passes."""
 
 READ_ANYWAY = 2
@@ -91,7 +91,7 @@ class _Drafting:
         self._price()
 
     def _price(self) -> None:
-        prices, most = {0: 0.0}, math.inf
+        prices, most = dict[float, float]({0: 0.0}), math.inf
         for steps in sorted(self._steps):
             prices[steps] = min(self._steps[steps].typical, most * steps)
             most = prices[steps] / steps
@@ -106,7 +106,7 @@ class Costs:
 
     def __init__(self) -> None:
         self._step = 0  # of context, where passes are just now
-        self._passes: dict[_Place, dict[int, Newest]] = {}  # by width, seconds
+        self._passes: dict[_Place, dict[float, Newest]] = {}  # by width, seconds
         self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
         # What was answered since the last pass: of (rows, width), of a place, and for rows that borrow from others.
         self._known: dict[tuple[int, float], float] = {}
@@ -115,7 +115,7 @@ class Costs:
         self._forgiving = True
         self.plain_passes, self._now = 0, 0
         # Of the newest passes, their rows and width, and how many times the price they took.
-        self._recent: list[tuple[tuple[_Place, int], float]] = []
+        self._recent: list[tuple[tuple[_Place, float], float]] = []
         self._pace = 1.0
 
     def look_back(self, context: int) -> None:
@@ -129,13 +129,13 @@ class Costs:
         here = self._passes.get((rows, self._step), {})
         return 1 in here or all(other != rows for other, _ in self._passes)
 
-    def knows_well(self, rows: int, width: int) -> bool:
+    def knows_well(self, rows: int, width: float) -> bool:
         """Whether passes of this width were measured often here."""
         known = self._passes.get((rows, self._step), {}).get(width)
         return known is not None and known.known_well
 
-    def observe_pass(self, rows: int, width: int, seconds: float) -> float:
-        """A pass over ``width`` nodes a row took ``seconds``, verification included.
+    def observe_pass(self, rows: int, width: float, seconds: float) -> float:
+        """A pass over ``width`` nodes a row, on average where it needs no padding, took ``seconds``, with verification.
 
         Returns:
             What it is to be charged with: the price of such a pass, or what it took where that is forgiven, both at
@@ -156,7 +156,7 @@ class Costs:
         self._forget()
         return seconds if forgiven else self.passing(rows, width)
 
-    def _add(self, kind: tuple[_Place, int], seconds: float) -> None:
+    def _add(self, kind: tuple[_Place, float], seconds: float) -> None:
         """One more measurement of what was measured before: at the pace of the others, or it would say nothing."""
         known = self._passes[kind[0]][kind[1]]
         others = [ratio for other, ratio in self._recent if other != kind]
@@ -198,7 +198,7 @@ class Costs:
             self._known[rows, width] = self._passing(rows, width)
         return self._known[rows, width]
 
-    def at_most(self, rows: int, width: int) -> float:
+    def at_most(self, rows: int, width: float) -> float:
         """Of a pass, if what is no longer believed was right after all: what a trial may cost."""
         known = self._passes.get((rows, self._step), {}).get(width)
         return max(self.passing(rows, width), known.typical if known else 0.0)

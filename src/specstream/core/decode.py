@@ -182,7 +182,8 @@ class Batch:
         offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
         ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
-        requests, chosen = speculation.choose(rows, asked, offers, ending), self._clock.mark()
+        packs = getattr(self._session, "packs", False)
+        requests, chosen = speculation.choose(rows, asked, offers, ending, packs=packs), self._clock.mark()
         trees = self._drafts.propose(requests)
         proposed = self._clock.mark()
         logits = self._session.score(trees)

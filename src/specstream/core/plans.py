@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import sqrt
 from typing import NamedTuple
 
 from specstream.core.ports import DraftRequest, Offer
@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         choices: one per row.
         tokens: expected, of all rows.
-        width: of the pass, if no draft ends early.
+        width: nodes of its largest tree, if no draft ends early.
         seconds: of the drafts and the pass.
         most: the same if no draft ends early, and if the last price of such a pass still holds.
         reading: seconds that drafters need to catch up first.
@@ -122,6 +122,22 @@ def alike(offer: Offer, declined: Offer) -> bool:
     return same and offer.tree is declined.tree is None
 
 
+def size_of(choice: Choice) -> int:
+    """Nodes of a row's tree, if its draft does not end early."""
+    return choice.offer.width(choice.depth) if choice else 1
+
+
+def evenly(nodes: float, rows: int) -> float:
+    """Nodes a row of a pass that needs no padding, in steps: prices of ever other sizes would each be measured once.
+
+    A pass with a node for each row is plain. Others are taken for the next power of two, or the middle between two.
+    """
+    if nodes <= rows:
+        return 1.0
+    half = 2.0 ** math.floor(math.log2(nodes))
+    return next(size for size in (half, 1.5 * half, 2 * half) if nodes <= size) / rows
+
+
 def kind_of(offer: Offer) -> str:
     """What is tried anew, and priced, as one: a drafter that takes steps, or all known trees: only passes cost."""
     return offer.drafter if offer.tree is None else ""
@@ -154,7 +170,7 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
     saved = [prices[rows - place] - prices[rows - place - 1] for place in range(rows)]
     found, begin = [0.0] * rows, 0
     for place in range(1, rows + 1):
-        if place == rows or ending[order[place]] - ending[order[place - 1]] > sqrt(ending[order[place]]):
+        if place == rows or ending[order[place]] - ending[order[place - 1]] > math.sqrt(ending[order[place]]):
             for row in order[begin:place]:
                 found[row] = sum(saved[begin:place]) / (place - begin) * rows / prices[rows]
             begin = place

@@ -32,7 +32,8 @@ class Adapter:
 class TargetSession(Protocol):
     """One batch being decoded: the keys and values of each row's committed tokens.
 
-    Rows are numbered 0..n-1; after ``keep`` they are numbered anew in the order kept.
+    Rows are numbered 0..n-1; after ``keep`` they are numbered anew in the order kept. One whose passes cost by the
+    nodes of all rows together, not by those of the largest tree for every row, may say so: ``packs = True``.
     """
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:

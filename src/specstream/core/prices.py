@@ -54,7 +54,7 @@ class Curve:
         table: what was measured, at least one.
     """
 
-    def __init__(self, table: Mapping[int, float]) -> None:
+    def __init__(self, table: Mapping[float, float]) -> None:
         self._at = sorted(table)
         self._seconds = list(accumulate((table[each] for each in self._at), max))
 
@@ -62,7 +62,7 @@ class Curve:
         return len(self._at)
 
     @property
-    def least(self) -> tuple[int, float]:
+    def least(self) -> tuple[float, float]:
         """The smallest that was measured, and its price."""
         return self._at[0], self._seconds[0]
 

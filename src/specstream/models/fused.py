@@ -62,7 +62,7 @@ class _Cache(ctypes.Structure):
 
 class _Pass(ctypes.Structure):
     _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y", "lengths", "paths", "depths", "kept")),
+        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "y", "lengths", "starts", "paths", "depths", "kept")),
         *((name, ctypes.c_int64) for name in ("rows", "nodes", "threads")),
     ]
 
@@ -157,12 +157,16 @@ class FusedLayers:
     def run(
         self, hidden: Tensor, rotations: tuple[Tensor, Tensor], cache: Any, plan: TreePlan, states: States | None
     ) -> Tensor:
-        """A pass of this plan, ``[rows, nodes, hidden]`` in and out, which fills ``states``."""
+        """A pass of this plan, ``[rows, nodes, hidden]`` in and out, ``[1, all nodes, hidden]`` where it is packed.
+
+        It fills ``states`` likewise.
+        """
         x, (cos, sin) = hidden.contiguous(), (part.contiguous() for part in rotations)
         y, caches = torch.empty_like(x), cache.addresses.get(self) or self._addresses(cache, x)
-        tensors = (x, cos, sin, y, plan.lengths, plan.paths, plan.depths)
+        tensors = (x, cos, sin, y, plan.lengths, plan.starts, plan.paths, plan.depths)
         kept = self._kept(states, x) if states else None
-        about = _Pass(*(tensor.data_ptr() for tensor in tensors), kept, *x.shape[:2], torch.get_num_threads())
+        addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        about = _Pass(*addresses, kept, *plan.depths.shape, torch.get_num_threads())
         self._run(self._constants, caches, ctypes.byref(about), len(self._layers))
         return y
 
@@ -296,7 +300,10 @@ class FusedModel:
         return any(module._forward_hooks or module._forward_pre_hooks for module in self._passed_over)
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: Any, plan: TreePlan, states: States | None) -> Tensor:
-        """Tokens ``[rows, nodes]`` -> logits ``[rows, nodes, vocab]``; fills ``states``."""
+        """Tokens ``[rows, nodes]`` -> logits ``[rows, nodes, vocab]``; fills ``states``.
+
+        Where the plan is packed, all nodes stand in one row instead.
+        """
         normed = self._layers(self._embed(tokens), positions, cache, plan, states)
         if states is not None and self._depth in states:
             states[self._depth] = normed

@@ -6,7 +6,7 @@ comes in one block of integers, in one transfer: the row's length, and each node
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -44,6 +44,25 @@ def planned(plan: TreePlan) -> Layout:
     positions = plan.lengths[:, None] + plan.depths - 1
     nothing = positions.new_empty(0)
     return Layout(positions, nothing, nothing, plan)
+
+
+def masks(
+    layout: Layout, windows: Mapping[str | None, int | None], dtype: torch.dtype
+) -> Tensor | dict[str | None, Tensor]:
+    """Additive masks ``[rows, 1, width, reach]``, one for each kind of attention a family has.
+
+    Args:
+        layout: of the pass.
+        windows: of each kind, most tokens that a node sees; None for no limit.
+        dtype: of the model.
+    """
+    distance = layout.positions[:, :, None] - layout.key_positions[:, None, :]
+    found: dict[str | None, Tensor] = {}
+    for kind, window in windows.items():
+        visible = layout.visible if window is None else layout.visible & (distance < window)
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        found[kind] = mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    return found.get(None, found)
 
 
 def block_rows(trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> list[list[int]]:

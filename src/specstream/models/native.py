@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,11 +143,26 @@ class TreePlan:
         lengths: ``[rows]`` int64: committed tokens, at the cache's first slots.
         paths: ``[rows, nodes, nodes]`` int32: for each node the nodes from the root down to it.
         depths: ``[rows, nodes]`` int32: how many those are.
+        starts: ``[rows + 1]`` int64 where the pass is packed: it has no padding, the nodes of all rows stand one after
+            another, and these are each row's first and how many they all are. None where every row has ``nodes``.
     """
 
     lengths: Tensor
     paths: Tensor
     depths: Tensor
+    starts: Tensor | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """Where each row's nodes stand in a packed pass, ``[rows, nodes]`` int64; beyond its own the row's last."""
+        assert self.starts is not None
+        nodes = torch.arange(self.depths.shape[1])
+        return torch.minimum(self.starts[:-1, None] + nodes, self.starts[1:, None] - 1)
+
+    def packed(self, counts: Sequence[int]) -> TreePlan:
+        """The same pass with so many nodes of each row, at least one, and none of them padding."""
+        starts = torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
+        return replace(self, starts=starts)
 
 
 def tree_plan(trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> TreePlan:
@@ -178,7 +194,7 @@ class _Attention(ctypes.Structure):
     """``struct Attention`` of attention.cpp, field by field."""
 
     _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lengths", "paths", "depths")),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lengths", "starts", "paths", "depths")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "nodes", "dim")),
         *((f"{tensor}_{step}", ctypes.c_int64) for tensor in "qkv" for step in ("row", "head", "slot")),
         ("window", ctypes.c_int64),
@@ -208,7 +224,8 @@ def attention(
     rows, heads, nodes, dim = query.shape
     out = query.new_empty((rows, nodes, heads, dim))
     problem = _Attention(
-        *(tensor.data_ptr() for tensor in (query, keys, values, out, plan.lengths, plan.paths, plan.depths)),
+        *(tensor.data_ptr() for tensor in (query, keys, values, out, plan.lengths)),
+        *(None, plan.paths.data_ptr(), plan.depths.data_ptr()),
         *(rows, heads, keys.shape[1], nodes, dim),
         *(step for tensor in (query, keys, values) for step in tensor.stride()[:3]),
         window,

@@ -153,6 +153,11 @@ class Runtime:
         """What runs a pass of this plan from tokens to logits past the model's own forward, if anything does."""
         return None if plan is None or self._whole is None or self._whole.watched else self._whole
 
+    @property
+    def packs(self) -> bool:
+        """Whether a pass may hold the nodes of all rows one after another and no padding: only our own stack can."""
+        return self._whole is not None and not self._whole.watched
+
     @contextmanager
     def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:
         """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime.

@@ -331,9 +331,9 @@ class TestCosts:
         controller = Controller()
         Machine(**PAIR, model=1.0).run(controller, 100)
         for tokens, changed in (((1,), False), ((1, 1), True)):  # ended by the draft; by the next token
-            before = controller._acceptance["model"].expected[2]
+            before = controller._beliefs._acceptance["model"].expected[2]
             teach(controller, PAIR["price"], depth=5, accepted=1, step=30, tokens=tokens)
-            assert (controller._acceptance["model"].expected[2] < before) == changed
+            assert (controller._beliefs._acceptance["model"].expected[2] < before) == changed
 
 
 def machine_depth(controller):

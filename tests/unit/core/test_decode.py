@@ -225,7 +225,7 @@ class TestDepth:
     def test_is_told_how_much_context_a_round_looks_at(self, monkeypatch):
         told = []
 
-        def choose(self, offers, *context_and_ending):
+        def choose(self, offers, *context_and_ending, packs):
             told.append(context_and_ending)
             return [None] * 2
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from specstream.core.tree import TokenTree
-from specstream.models import hf as module
+from specstream.models import session as module
 from specstream.models import native
 from specstream.models.cache import STEP
 from specstream.models.exactness import Exactness

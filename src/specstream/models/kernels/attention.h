@@ -13,6 +13,8 @@ extern "C" struct Attention {
   const void *q, *k, *v;     // q [rows, heads, nodes, dim], k and v [rows, kv_heads, slots, dim]; dim contiguous
   void *out;                 // [rows, nodes, heads, dim] contiguous
   const int64_t *lengths;    // [rows] committed tokens, in slots 0, 1, 2, ...
+  const int64_t *starts;     // [rows + 1] where q and out have the nodes of all rows one after another, rows of fewer
+                             // than `nodes` among them: the first node of each row, and how many they all are; or null
   const int32_t *paths;      // [rows, nodes, nodes]: the nodes from below the root's parent down to each node itself
   const int32_t *depths;     // [rows, nodes]: how many of them
   int64_t rows, heads, kv_heads, nodes, dim;
@@ -25,6 +27,18 @@ extern "C" struct Attention {
 };
 
 namespace {
+
+// Nodes of a row, the place of one of them among all, and the row of a place.
+template <class Shape> long nodes_of(const Shape &a, long row) { return a.starts ? a.starts[row + 1] - a.starts[row] : a.nodes; }
+template <class Shape> long place_of(const Shape &a, long row, long node) {
+  return (a.starts ? a.starts[row] : row * a.nodes) + node;
+}
+template <class Shape> long row_of(const Shape &a, long place) {
+  if (!a.starts) return place / a.nodes;
+  long row = 0;
+  while (a.starts[row + 1] <= place) row++;
+  return row;
+}
 
 constexpr long NODES_AT_ONCE = 4;    // nodes of a task
 constexpr long SUMS_AT_ONCE = 6;     // that share one reading of values: as many as have their sums in registers
@@ -99,7 +113,8 @@ template <class T, int C> struct Task {
       long own = node + i % nodes;
       see(view, a.paths + (row * a.nodes + own) * a.nodes, a.depths[row * a.nodes + own]);
       view.weights.assign((view.count + LANES - 1) / LANES * LANES, -std::numeric_limits<float>::infinity());
-      view.query = static_cast<const T *>(a.q) + row * a.q_row + (head + i / nodes) * a.q_head + own * a.q_node;
+      long before = a.starts ? a.starts[row] * a.q_node : row * a.q_row;
+      view.query = static_cast<const T *>(a.q) + before + (head + i / nodes) * a.q_head + own * a.q_node;
     }
     for (long i = 0, many; i < count(); i += many) {
       many = alike(i);
@@ -233,7 +248,7 @@ template <class T, int C> struct Task {
       a.dim % (4 * LANES) ? add_for<1>(many, i, from, to, at) : add_for<4>(many, i, from, to, at);
     });
     for (long i = 0; i < count(); i++) {
-      T *out = static_cast<T *>(a.out) + ((row * a.nodes + node + i % nodes) * a.heads + head + i / nodes) * a.dim;
+      T *out = static_cast<T *>(a.out) + (place_of(a, row, node + i % nodes) * a.heads + head + i / nodes) * a.dim;
       for (long d = 0; d < a.dim; d += LANES) store(load(sums + i * a.dim + d) / totals[i], out + d);
     }
   }
@@ -251,8 +266,8 @@ template <class T, int C> void attend_by(const Attention &a) {
 #pragma omp for schedule(dynamic)
   for (long task = 0; task < a.rows * parts * groups; task++) {
     long group = task % groups, part = task / groups % parts, row = task / groups / parts;
-    long node = group * NODES_AT_ONCE, nodes = a.nodes - node < NODES_AT_ONCE ? a.nodes - node : NODES_AT_ONCE;
-    Task<T, C>{a, row, part * sharing, sharing, node, nodes, views.data(), sums.data()}.run();
+    long node = group * NODES_AT_ONCE, left = nodes_of(a, row) - node, nodes = left < NODES_AT_ONCE ? left : NODES_AT_ONCE;
+    if (nodes > 0) Task<T, C>{a, row, part * sharing, sharing, node, nodes, views.data(), sums.data()}.run();
   }
 }
 

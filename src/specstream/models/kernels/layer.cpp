@@ -24,9 +24,9 @@ extern "C" struct Cache { // of one layer
 };
 
 extern "C" struct Pass {
-  const void *x, *cos, *sin; // [rows, nodes, hidden], [rows, nodes, dim] twice
+  const void *x, *cos, *sin; // [rows, nodes, hidden], [rows, nodes, dim] twice; with starts the nodes of all rows in turn
   void *y;                   // like x
-  const int64_t *lengths;    // as in Attention, like paths and depths
+  const int64_t *lengths, *starts; // as in Attention, like paths and depths
   const int32_t *paths, *depths;
   void *const *kept; // of each layer, where to leave a copy of what goes into it, or null; null for none at all
   int64_t rows, nodes, threads;
@@ -57,7 +57,7 @@ template <class T, class W> struct Block {
   Turns *turns; // one for each matrix
 
   Block(const Layer &layer, const Layer *next, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory, Turns *turns)
-      : layer(layer), next(next), cache(cache), pass(pass), x(x), y(y), m(pass.rows * pass.nodes), hidden(layer.q.inputs),
+      : layer(layer), next(next), cache(cache), pass(pass), x(x), y(y), m(place_of(pass, pass.rows, 0)), hidden(layer.q.inputs),
         inner(layer.gate.outputs), turns(turns) {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
     widest = hidden > widest ? hidden : widest;
@@ -116,7 +116,7 @@ template <class T, class W> struct Block {
 
   // One head of one node: q stays, k and v go into the cache.
   void place(long row, long node, long head) const {
-    long at = row * pass.nodes + node;
+    long at = place_of(pass, row, node);
     if (head < layer.heads) {
       T *mine = q + (at * layer.heads + head) * layer.dim;
       if (layer.q_norm) normalise(mine, layer.q_norm, layer.dim, layer.epsilon, mine);
@@ -132,7 +132,7 @@ template <class T, class W> struct Block {
   }
 
   Attention attention() const {
-    return Attention{q, cache.keys, cache.values, seen, pass.lengths, pass.paths, pass.depths,
+    return Attention{q, cache.keys, cache.values, seen, pass.lengths, pass.starts, pass.paths, pass.depths,
                      pass.rows, layer.heads, layer.kv_heads, pass.nodes, layer.dim,
                      pass.nodes * layer.heads * layer.dim, layer.dim, layer.heads * layer.dim,
                      cache.row, cache.head, cache.slot,
@@ -163,8 +163,8 @@ template <class T, class W> struct Block {
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (long task = 0; task < m * (layer.heads + layer.kv_heads); task++) {
-      long at = task / (layer.heads + layer.kv_heads);
-      place(at / pass.nodes, at % pass.nodes, task % (layer.heads + layer.kv_heads));
+      long at = task / (layer.heads + layer.kv_heads), row = row_of(pass, at);
+      place(row, at - place_of(pass, row, 0), task % (layer.heads + layer.kv_heads));
     }
     attend<T>(attention());
 #pragma omp for schedule(static)
@@ -193,7 +193,7 @@ template <class T, class W> struct Block {
 
 template <class T, class W> void run_layers(const Layer *const *layers, const Cache *caches, const Pass &pass, long count) {
   thread_local Memory memory;
-  long size = pass.rows * pass.nodes * layers[0]->q.inputs;
+  long size = place_of(pass, pass.rows, 0) * layers[0]->q.inputs;
   T *states[2] = {scratch<T>(memory.states[0], size), scratch<T>(memory.states[1], size)};
   const T *x = static_cast<const T *>(pass.x);
   for (long i = 0; i < count; i++) {
