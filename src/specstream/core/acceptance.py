@@ -132,9 +132,9 @@ class Reach:
         """Expected of a draft for which so many are asked."""
         return math.fsum(accumulate(self._shares(depth), operator.mul))
 
-    def steps(self, depth: int) -> float:
-        """Expected steps: as many, and the one that finds out that the draft has to end."""
-        return math.fsum(accumulate((1.0, *self._shares(depth)[:-1]), operator.mul)) if depth else 0.0
+    def going(self, depth: int) -> list[float]:
+        """How likely step 1, 2, ... is made for it: a draft ends after the step that finds out that it has to."""
+        return list(accumulate((1.0, *self._shares(depth)[:-1]), operator.mul)) if depth else []
 
     def _shares(self, depth: int) -> list[float]:
         last = self._kept[-1] if self._kept else 1.0

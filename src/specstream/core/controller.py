@@ -236,7 +236,7 @@ class Controller:
 
     def _cut_short(self, choices: Sequence[Choice]) -> float:
         """Seconds of the drafts and the pass where drafts end early as often as they did."""
-        sizes, steps = [1.0] * len(choices), dict[str, float]()
+        sizes, steps = [1.0] * len(choices), dict[str, list[list[float]]]()
         for row, choice in enumerate(choices):
             if choice is None:
                 continue
@@ -244,9 +244,9 @@ class Controller:
             nodes = 1 + offer.branches * reach.tokens(depth) + reach.beside
             sizes[row] = nodes if offer.cuts else offer.width(depth)
             if offer.tree is None:
-                kind, taken = plans.kind_of(offer), reach.steps(depth) if offer.cuts else offer.steps(depth)
-                steps[kind] = max(steps.get(kind, 0.0), taken)
-        drafting = sum(self._costs.steps(len(choices), *each) for each in steps.items())
+                going = reach.going(depth) if offer.cuts else [1.0] * offer.steps(depth)
+                steps.setdefault(plans.kind_of(offer), []).append(going)
+        drafting = sum(self._costs.steps(len(choices), kind, plans.together(each)) for kind, each in steps.items())
         return self._costs.passing(len(choices), self._nodes(sizes)) + drafting
 
     def _ended(self, choice: Choice, plan: Plan, each: float) -> Choice:

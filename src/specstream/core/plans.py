@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, zip_longest
 from typing import NamedTuple
 
 from specstream.core.ports import DraftRequest, Offer
@@ -136,6 +136,11 @@ def evenly(nodes: float, rows: int) -> float:
         return 1.0
     half = 2.0 ** math.floor(math.log2(nodes))
     return next(size for size in (half, 1.5 * half, 2 * half) if nodes <= size) / rows
+
+
+def together(rows: Sequence[Sequence[float]]) -> float:
+    """Expected steps of a drafter until the last of its rows has ended, by how likely each makes step 1, 2, ..."""
+    return math.fsum(1 - math.prod(1 - chance for chance in step) for step in zip_longest(*rows, fillvalue=0.0))
 
 
 def kind_of(offer: Offer) -> str:

@@ -63,7 +63,7 @@ class Fickle:
     def renew(self):
         pass
 
-    def choose(self, offers, context, ending):
+    def choose(self, offers, context, ending, *, packs):
         self.round += 1
         return [
             Taken(available[(self.round + row) % len(available)], 1 + self.round % 2) if available else None
