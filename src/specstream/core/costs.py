@@ -94,7 +94,8 @@ class _Drafting:
         prices, most = dict[float, float]({0: 0.0}), math.inf
         for steps in sorted(self._steps):
             prices[steps] = min(self._steps[steps].typical, most * steps)
-            most = prices[steps] / steps
+            if not self._steps[steps].limited:
+                most = prices[steps] / steps
         self._prices = Curve(prices)
 
 

@@ -38,6 +38,11 @@ class Newest:
         self._at = at
 
     @property
+    def limited(self) -> bool:
+        """Whether it is a limit, and not what was measured."""
+        return not self._seconds
+
+    @property
     def known_well(self) -> bool:
         """Whether something else than this is the reason if it takes longer or shorter now."""
         return len(self._seconds) > NEWEST // 2
