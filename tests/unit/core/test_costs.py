@@ -112,6 +112,16 @@ def test_so_may_the_first_step_of_a_drafter():
     assert costs.reading(1, "draft", 22) == 60
 
 
+def test_what_a_first_step_was_limited_to_bounds_no_others():
+    costs = Costs()
+    costs.observe_pass(2, 1, 12.0)
+    costs.observe_draft(2, "draft", 1, 1, 300.0)
+    assert costs.steps(2, "draft", 1) == 3
+    for _ in range(3):
+        costs.observe_draft(2, "draft", 3, 2, 25.0)
+    assert costs.steps(2, "draft", 3) == 25
+
+
 def test_a_step_cannot_cost_more_than_steps_and_reading_together():
     costs = Costs()
     costs.observe_draft(1, "draft", 1, 1, 300.0)
