@@ -48,11 +48,12 @@ class Beliefs:
 
     def expected(self, offer: Offer) -> Sequence[float]:
         """Tokens that it emits, taken to depth 0, 1, ... as deep as it may be taken."""
-        known = offer.expected or self._of(offer).expected
-        if not offer.expected and not offer.cuts:
-            return known
-        ratio = self._trusted(offer).ratio
-        return [1 + (tokens - 1) * ratio for tokens in known]
+        known, ratio = offer.expected or self._of(offer).expected, 1.0
+        if offer.expected:
+            ratio = self._trusted(offer).ratio
+        elif offer.cuts:  # what runners-up bring besides is no reason to go deeper
+            ratio = min(1.0, self._trusted(offer).ratio)
+        return known if ratio == 1 else [1 + (tokens - 1) * ratio for tokens in known]
 
     def judge_cut(self, offer: Offer, depth: int, accepted: int) -> None:
         """So many tokens were accepted where a draft of this depth was asked for, that might end before.

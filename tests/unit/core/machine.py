@@ -38,6 +38,7 @@ class Machine:
             ends drafts by that, and ``model`` does not matter. None for a model that does not.
         noisy: whether other work disturbs measurements: the first of a kind takes six times as long, one in eight of
             the others up to three times.
+        packs: whether a pass needs no padding; ``price`` is then of the nodes of all rows together.
         spells: mean passes of a slow spell and of the time between two; None for no spells. In one, all takes one and
             a half to four times as long, but ``seconds`` has what it would have taken.
         log: for every round, what each row took: "m2" is two tokens of the model's, "l3" three of the lookup's, "-"
@@ -51,6 +52,7 @@ class Machine:
         self.sure: float | None = None
         self.noisy, self._done, self._disturbance = False, set[object](), random.Random(seed + 1)
         self.spells: tuple[float, float] | None = None
+        self.packs = False
         self._slow, self._until = 1.0, 0
         self.seconds, self.tokens = 0.0, 0
         self.unread = [1] * rows
@@ -61,7 +63,7 @@ class Machine:
         before, started = self.tokens, self.seconds
         while self.tokens - before < tokens * self.rows:
             self.round(controller, tokens * self.rows - (self.tokens - before))
-        return (self.tokens - before) / self.rows * self.price(1) / (self.seconds - started)
+        return (self.tokens - before) / self.rows * self.price(self._nodes([1] * self.rows)) / (self.seconds - started)
 
     def best(self) -> float:
         """The speed of the best fixed depth of the model's chains, over that of plain decoding."""
@@ -74,7 +76,7 @@ class Machine:
         depth = min(self.depth, left - 1)
         matches = [self._copied(depth) for _ in range(self.rows)]
         offers = [self._offers(row, depth, matches[row]) for row in range(self.rows)]
-        choices = controller.choose(offers)
+        choices = controller.choose(offers, packs=self.packs)
         requests, trees, verdicts, done = [], [], [], []
         steps = 0
         for row, choice in enumerate(choices):
@@ -96,8 +98,9 @@ class Machine:
         drafting = [choice for choice in choices if choice and choice[0].tree is None]
         unread = max((each.unread - 2 for each, *_ in drafting if each.unread > 2), default=0)
         proposing = steps * self.step + unread * self.read
-        scoring = self.price(max(map(len, trees)))
-        proposing, scoring = self._measured("step", proposing), self._measured(max(map(len, trees)), scoring)
+        nodes = self._nodes([len(tree) for tree in trees])
+        scoring = self.price(nodes)
+        proposing, scoring = self._measured("step", proposing), self._measured(nodes, scoring)
         slow = self._slowness()
         controller.observe(offers, requests, trees, verdicts, (slow * proposing, slow * scoring))
         self.seconds += proposing + scoring
@@ -107,6 +110,9 @@ class Machine:
             self.unread[row] = (
                 1 + (verdict.accepted == trees[row].drafted) if own else self.unread[row] + len(verdict.tokens)
             )
+
+    def _nodes(self, sizes: list[int]) -> int:
+        return sum(sizes) if self.packs else max(sizes)
 
     def _measured(self, kind: object, seconds: float) -> float:
         if not self.noisy or not seconds:

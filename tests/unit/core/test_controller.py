@@ -573,3 +573,39 @@ def test_nodes_are_given_away_now_and_then_where_they_should_cost_little(node, g
         machine.round(controller)
     free = sum(prices[0] == 0 for prices in asked)
     assert asked and (free > 3) is given and free <= 300 / 16 + 1
+
+
+class TestPassesWithoutPadding:
+    """Of four rows, on a machine on which eight nodes cost no more than one, and each further one a fifth of that."""
+
+    @staticmethod
+    def machine(*, packs: bool, right: float, rows: int = 4) -> Machine:
+        def price(nodes: int) -> float:
+            return 10 + 2 * max(0, (nodes if packs else rows * nodes) - 8)
+
+        machine = Machine(price, lookup=(0.15, right), rows=rows, depth=7)
+        machine.packs = packs
+        return machine
+
+    def test_a_row_may_have_much_to_verify_where_the_others_have_nothing(self):
+        packed, padded = (self.machine(packs=packs, right=0.97).run(Controller(), 512) for packs in (True, False))
+        assert packed > 1.2
+        assert packed > padded + 0.1
+
+    def test_rows_that_do_not_pay_for_their_nodes_are_left_out(self):
+        controller = Controller()
+        machine = self.machine(packs=True, right=0.97)
+        machine.run(controller, 128)
+        good, poor = (
+            Offer(source=source, depth=7, tree=TokenTree.chain([9] + [RIGHT] * 7)) for source in ("lookup/3", "poor")
+        )
+        for _ in range(8):
+            controller._beliefs._of(poor).judge(1, 0)
+        first, *others = controller.choose([[good], [poor], [poor], [poor]], packs=True)
+        assert first is not None
+        assert others == [None, None, None]
+
+    @pytest.mark.parametrize("rows", [2, 4, 7])
+    def test_never_slower(self, rows):
+        machine = self.machine(packs=True, right=0.0, rows=rows)
+        assert machine.run(Controller(), 256) > 0.97
