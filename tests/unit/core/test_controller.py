@@ -597,7 +597,7 @@ class TestPassesWithoutPadding:
         machine = self.machine(packs=True, right=0.97)
         machine.run(controller, 128)
         good, poor = (
-            Offer(source=source, depth=7, tree=TokenTree.chain([9] + [RIGHT] * 7)) for source in ("lookup/3", "poor")
+            Offer(source=source, depth=7, tree=TokenTree.chain([9, *[1] * 7])) for source in ("lookup/3", "poor")
         )
         for _ in range(8):
             controller._beliefs._of(poor).judge(1, 0)

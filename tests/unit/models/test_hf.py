@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from specstream.core.tree import TokenTree
-from specstream.models import session as module
 from specstream.models import native
+from specstream.models import session as module
 from specstream.models.cache import STEP
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
