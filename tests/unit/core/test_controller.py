@@ -26,7 +26,7 @@ DRAFTERS = {"lookup": {"lookup": (0.5, 0.0)}, "model": {"model": 0.0}, "mixed": 
 class Always(Controller):
     """Takes what is offered, to its full depth."""
 
-    def choose(self, offers):
+    def choose(self, offers, *, packs=False):
         return [Taken(available[0], available[0].depth) for available in offers]
 
 
@@ -563,8 +563,8 @@ def test_nodes_are_given_away_now_and_then_where_they_should_cost_little(node, g
     controller, asked = Controller(), []
     choose = controller.choose
 
-    def watched(offers):
-        found = choose(offers)
+    def watched(offers, **settings):
+        found = choose(offers, **settings)
         asked.extend(choice.prices for choice in found if choice and choice.prices)
         return found
 
