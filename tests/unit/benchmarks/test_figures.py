@@ -158,8 +158,8 @@ def test_a_ratio_is_of_decoding_and_another_of_the_whole_call() -> None:
 
 def test_heads_are_held_to_be_never_slower_too(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"kind": "streams"}), encoding="utf-8")
-    assert drafters("", str(tmp_path)) == ["lookup", "lookahead", "streams", "mixed"]
-    assert drafters("d", str(tmp_path)) == ["lookup", "lookahead", "streams", "draft_model", "mixed"]
+    assert drafters("", str(tmp_path)) == ["streams", "lookup", "lookahead", "mixed"]
+    assert drafters("d", str(tmp_path)) == ["streams", "lookup", "lookahead", "draft_model", "mixed"]
 
 
 def test_what_a_figure_needs_is_asked_for() -> None:

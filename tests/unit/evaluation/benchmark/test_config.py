@@ -34,6 +34,7 @@ def test_the_whole_benchmark_runs_with_what_everybody_has():
         "methods, medusa",
         "specialized_drafts, chat",
         "specialized_drafts, code",
+        "specialized_drafts, general",
     ]
     assert {group.experiment for group in plan.groups} == {*EXPERIMENTS} - {"specialized_drafts", "adaptive_routing"}
     assert all(group.arms[0].name == PLAIN for group in plan.groups)
