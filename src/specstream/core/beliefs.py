@@ -40,7 +40,7 @@ class Beliefs:
                 judged = min(taken.depth, emitted, matched + 1)
             else:
                 continue
-            self._acceptance.setdefault(offer.source, Acceptance()).judge(judged, matched)
+            self._of(offer).judge(judged, matched)
 
     def hopeful(self, offer: Offer) -> float:
         """Tokens that it might emit, taken to depth 1; who measures for itself is asked again when it has waited."""

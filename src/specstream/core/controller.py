@@ -179,8 +179,11 @@ class Controller:
     def _cheapest(self, rows: int, offer: Offer) -> float:
         """Seconds below which no plan stays that takes it."""
         step = self._costs.steps(rows, plans.kind_of(offer), 1) if offer.tree is None else 0.0
-        sizes = [1 if offer.cuts else offer.width(1), *[1] * (rows - 1)]
-        return self._costs.passing(rows, self._nodes(sizes)) + step
+        return self._alone(rows, 1 if offer.cuts else offer.width(1)) + step
+
+    def _alone(self, rows: int, width: int) -> float:
+        """Seconds of a pass in which one row has a tree of so many nodes and the others have nothing to verify."""
+        return self._costs.passing(rows, self._nodes([width, *[1] * (rows - 1)]))
 
     def _best(self, options: Sequence[Sequence[Option]]) -> Plan | None:
         """The fastest plan, if it is expected to be faster than plain decoding and the account can pay for it."""
@@ -192,7 +195,7 @@ class Controller:
         best, fastest = None, rows / plain
         for width in sorted({width for option in every for width in option.widths[1:]}):
             # Whatever steps bring, they do not make the pass cheaper: most widths need no closer look.
-            dear = fastest * self._costs.passing(rows, self._nodes([width, *[1] * (rows - 1)]))
+            dear = fastest * self._alone(rows, width)
             if fixed and self._emitted([plans.pick(own, most, width)[1] for own in options]) <= dear:
                 continue
             for steps in range(min(most, width - 1) + 1):
@@ -211,7 +214,7 @@ class Controller:
         if not self._packs or not drafted:
             return picked
         node = (self._costs.passing(rows, self._nodes(sizes)) - self._costs.passing(rows, 1)) / drafted * rate
-        gains = [worth * (each[1] - 1) for worth, each in zip(self._worth or [1.0] * rows, picked, strict=True)]
+        gains = [worth * (each[1] - 1) for worth, each in zip(self._worth, picked, strict=True)]
         rated = zip(picked, gains, sizes, strict=True)
         return [each if gain > node * (size - 1) else (None, 1.0) for each, gain, size in rated]
 

@@ -148,7 +148,8 @@ class Batch:
         self._context_length = target.context_length
         self._session = target.begin([row.tokens[:-1] for row in rows])
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
-        self._steady, self.closed = getattr(self._drafts, "steady", False), False
+        self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
+        self.closed = False
         if self._speculation.controller is not None:
             self._speculation.controller.renew()
         self._clock = Clock(self._session)
@@ -182,8 +183,8 @@ class Batch:
         offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
         ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
-        packs = getattr(self._session, "packs", False)
-        requests, chosen = speculation.choose(rows, asked, offers, ending, packs=packs), self._clock.mark()
+        requests = speculation.choose(rows, asked, offers, ending, packs=self._packs)
+        chosen = self._clock.mark()
         trees = self._drafts.propose(requests)
         proposed = self._clock.mark()
         logits = self._session.score(trees)

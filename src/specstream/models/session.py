@@ -122,8 +122,9 @@ class HuggingFaceSession:
         plan = tree_plan(trees, max(counts), self.cache.lengths).packed(counts)
         self._shape, self._exact_branches = (1, sum(counts)), self._target.runtime.exact_branches
         logits = self._target.forward(self.cache, *pack(trees, counts, plan), self._states)
-        unpack_all(self._states, plan.places)
-        return unpack(logits, plan.places)
+        places = plan.places
+        unpack_all(self._states, places)
+        return unpack(logits, places)
 
     @torch.inference_mode()
     def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
@@ -160,10 +161,8 @@ class HuggingFaceSession:
         self.cache.plan(width, device)
         tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
         layout = self._layout(trees, width)
-        self._shape, self._exact_branches = (
-            (len(trees), width),
-            layout.plan is not None and self._target.runtime.exact_branches,
-        )
+        self._shape = len(trees), width
+        self._exact_branches = layout.plan is not None and self._target.runtime.exact_branches
         return tokens, layout
 
     def tap(self, layers: Collection[int]) -> None:
