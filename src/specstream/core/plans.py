@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, zip_longest
 from typing import NamedTuple
@@ -75,7 +75,7 @@ class Option:
         self.offer = offer
         self.depth = min(offer.depth, len(expected) - 1)
         self.expected = expected
-        self.widths = [offer.width(depth) for depth in range(self.depth + 1)]
+        self.widths = offer.nodes[: self.depth + 1]
 
     def within(self, steps: int, width: int) -> int:
         """How deep it goes."""
@@ -134,8 +134,38 @@ def evenly(nodes: float, rows: int) -> float:
     """
     if nodes <= rows:
         return 1.0
-    half = 2.0 ** math.floor(math.log2(nodes))
-    return next(size for size in (half, 1.5 * half, 2 * half) if nodes <= size) / rows
+    return _rung(nodes) / rows
+
+
+def _rung(nodes: float) -> float:
+    """The next power of two, or the middle between two."""
+    share, exponent = math.frexp(nodes)  # from one half on, below one
+    return math.ldexp(next(each for each in (0.5, 0.75, 1.0) if share <= each), exponent)
+
+
+def bounds(options: Sequence[Sequence[Option]]) -> Iterator[tuple[int, list[int]]]:
+    """Widths of the largest tree that a plan may keep to, ascending, and for each the most steps that are worth a look.
+
+    One row takes one offer, to one depth. Of several rows every width may go with every number of steps; of those that
+    lie close together the largest stands for all.
+    """
+    if len(options) == 1:
+        found: dict[int, set[int]] = {}
+        for option in options[0]:
+            for depth, width in enumerate(option.widths):
+                if depth:
+                    found.setdefault(width, set()).add(option.offer.steps(depth))
+        yield from ((width, sorted(found[width])) for width in sorted(found))
+        return
+    every = [option for own in options for option in own]
+    steps = _thinned({option.offer.steps(depth) for option in every for depth in range(option.depth + 1)})
+    for width in _thinned({width for option in every for width in option.widths[1:]}):
+        yield width, [each for each in steps if each < width]
+
+
+def _thinned(values: Collection[int]) -> list[int]:
+    """Ascending, and of those with the same next power of two, or middle between two, the largest."""
+    return sorted({_rung(each): each for each in sorted(values)}.values())
 
 
 def together(rows: Sequence[Sequence[float]]) -> float:

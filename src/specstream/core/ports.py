@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -160,11 +161,16 @@ class Offer:
 
     def width(self, depth: int) -> int:
         """Nodes of its tree, cut at ``depth``; the root is one of them."""
+        return self.nodes[depth]
+
+    @cached_property
+    def nodes(self) -> tuple[int, ...]:
+        """``width`` of depth 0, 1, ..., ``depth``."""
         if self.widths:
-            return self.widths[depth]
+            return self.widths
         if self.tree is None:
-            return 1 + depth * self.branches
-        return sum(deep <= depth for deep in self.tree.depths)
+            return tuple(1 + depth * self.branches for depth in range(self.depth + 1))
+        return tuple(sum(deep <= depth for deep in self.tree.depths) for depth in range(self.depth + 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -331,9 +331,9 @@ class TestCosts:
         controller = Controller()
         Machine(**PAIR, model=1.0).run(controller, 100)
         for tokens, changed in (((1,), False), ((1, 1), True)):  # ended by the draft; by the next token
-            before = controller._beliefs._acceptance["model"].expected[2]
+            before = controller._planner.beliefs._acceptance["model"].expected[2]
             teach(controller, PAIR["price"], depth=5, accepted=1, step=30, tokens=tokens)
-            assert (controller._beliefs._acceptance["model"].expected[2] < before) == changed
+            assert (controller._planner.beliefs._acceptance["model"].expected[2] < before) == changed
 
 
 def machine_depth(controller):
@@ -490,8 +490,8 @@ class TestOffersThatWereDeclined:
     def rounds(controller, offers, count):
         """How often the offers were weighed."""
         weighed = []
-        weigh = controller._hopeless
-        controller._hopeless = lambda given: (any(given) and weighed.append(given)) or weigh(given)
+        weigh = controller._planner.hopeless
+        controller._planner.hopeless = lambda given: (any(given) and weighed.append(given)) or weigh(given)
         for _ in range(count):
             (choice,) = controller.choose([list(offers)])
             nodes = choice.offer.width(choice.depth) - 1 if choice else 0
@@ -499,7 +499,7 @@ class TestOffersThatWereDeclined:
             tree = TokenTree((9, *range(nodes)), (-1, *[0] * nodes))
             seconds = (12.0 if choice else 0.0, 20.0 + 3 * nodes)
             controller.observe([list(offers)], [request], [tree], [Verdict(path=(0,), tokens=(77,))], seconds)
-        controller._hopeless = weigh
+        controller._planner.hopeless = weigh
         return len(weighed)
 
     def test_they_are_not_weighed_again_for_some_rounds(self):
@@ -534,7 +534,7 @@ class TestOffersThatWereDeclined:
         self.rounds(controller, offers, 50)
         controller._rested = controller._round + RESTS
         weighed = []
-        controller._hopeless = lambda given: weighed.append(given) or True
+        controller._planner.hopeless = lambda given: weighed.append(given) or True
         controller.choose([[known, *offers]])
         assert [[option.offer for option in own] for (own,) in weighed] == [[known]]
 
@@ -600,7 +600,7 @@ class TestPassesWithoutPadding:
             Offer(source=source, depth=7, tree=TokenTree.chain([9, *[1] * 7])) for source in ("lookup/3", "poor")
         )
         for _ in range(8):
-            controller._beliefs._of(poor).judge(1, 0)
+            controller._planner.beliefs._of(poor).judge(1, 0)
         first, *others = controller.choose([[good], [poor], [poor], [poor]], packs=True)
         assert first is not None
         assert others == [None, None, None]
