@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from specstream.core.prices import Curve, Newest
@@ -126,9 +127,20 @@ class Costs:
             self._forget()
 
     def knows_plain(self, rows: int) -> bool:
-        """Whether a plain pass of so many rows was made here, if any was made behind other contexts."""
-        here = self._passes.get((rows, self._step), {})
-        return 1 in here or all(other != rows for other, _ in self._passes)
+        """Whether it can be said what a plain pass of so many rows takes here.
+
+        Made once, it may have been disturbed, or paid for memory: all others are held against it. Where none was made
+        of so many rows, the nearest are asked.
+        """
+        here = rows, self._step
+        if any(other == rows for other, _ in self._passes):
+            return self._plain_twice(here)
+        near = min(self._passes, key=partial(_distance, here), default=here)
+        return self._plain_twice(near)
+
+    def _plain_twice(self, place: _Place) -> bool:
+        plain = self._passes.get(place, {}).get(1)
+        return plain is not None and plain.count > 1
 
     def knows_well(self, rows: int, width: float) -> bool:
         """Whether passes of this width were measured often here."""
@@ -200,9 +212,18 @@ class Costs:
         return self._known[rows, width]
 
     def at_most(self, rows: int, width: float) -> float:
-        """Of a pass, if what is no longer believed was right after all: what a trial may cost."""
-        known = self._passes.get((rows, self._step), {}).get(width)
-        return max(self.passing(rows, width), known.typical if known else 0.0)
+        """Of a pass, if what is no longer believed was right after all: what a trial may cost.
+
+        More than twice as wide as any that was measured it may cost as much as several of those together: what lies so
+        far along a line is a hope.
+        """
+        expected = self.passing(rows, width)
+        if known := self._passes.get((rows, self._step), {}).get(width):
+            return max(expected, known.typical)
+        widths = self._widths(rows)
+        if width <= 2 * widths[-1]:
+            return expected
+        return min(self.passing(rows, each) * width / each for each in widths)
 
     def _forget(self) -> None:
         for answers in (self._known, self._curves, self._borrowed):
@@ -212,18 +233,26 @@ class Costs:
         own = self._curve((rows, self._step))
         if own is not None and len(own) > 1:
             return own.of(width)
+        shape, share, price = self._borrowing(rows)
+        return price * shape.of(width * share)
+
+    def _widths(self, rows: int) -> Sequence[float]:
+        """Those by which such passes are priced, ascending."""
+        own = self._curve((rows, self._step))
+        if own is not None and len(own) > 1:
+            return own.widths
+        shape, share, _ = self._borrowing(rows)
+        return [width / share for width in shape.widths]
+
+    def _borrowing(self, rows: int) -> _Borrowed:
         if rows not in self._borrowed:
             self._borrowed[rows] = self._borrow(rows)
-        shape, share, price = self._borrowed[rows]
-        return price * shape.of(width * share)
+        return self._borrowed[rows]
 
     def _borrow(self, rows: int) -> _Borrowed:
         """From the nearest place for a place where fewer than two widths were measured."""
         here = rows, self._step
-
-        def distance(other: _Place) -> tuple[int, int]:  # rows change a price by more than context does
-            return abs(other[0] - rows), abs(other[1] - self._step)
-
+        distance = partial(_distance, here)
         curves = {each: curve for each in self._passes if (curve := self._curve(each))}
         base = here if here in curves else min(curves, key=distance, default=here)
         near = min((each for each, curve in curves.items() if len(curve) > 1), key=distance, default=None)
@@ -247,6 +276,11 @@ class _Borrowed(NamedTuple):
     shape: Curve
     share: float
     price: float
+
+
+def _distance(here: _Place, other: _Place) -> tuple[int, int]:
+    """Between two places; rows change a price by more than context does."""
+    return abs(other[0] - here[0]), abs(other[1] - here[1])
 
 
 def _upper_median(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 NEWEST = 9
@@ -38,6 +38,11 @@ class Newest:
         self._at = at
 
     @property
+    def count(self) -> int:
+        """How many measurements count."""
+        return len(self._seconds)
+
+    @property
     def limited(self) -> bool:
         """Whether it is a limit, and not what was measured."""
         return not self._seconds
@@ -65,6 +70,11 @@ class Curve:
 
     def __len__(self) -> int:
         return len(self._at)
+
+    @property
+    def widths(self) -> Sequence[float]:
+        """What was measured, ascending."""
+        return self._at
 
     @property
     def least(self) -> tuple[float, float]:

@@ -196,10 +196,18 @@ class Exactness:
                     return width, True
         return needed, False
 
-    def certify(self, rows: int, nodes: int) -> None:
-        """Try now, not within the first generation, what passes of up to ``nodes`` tokens will need."""
+    def certify(self, rows: int, nodes: int, *, branched: bool = False) -> None:
+        """Try now, not within the first generation, what passes of up to ``nodes`` tokens will need.
+
+        Args:
+            rows: of those passes.
+            nodes: of each row.
+            branched: try branches too.
+        """
         for count in range(1, nodes + 1):
-            self.width(rows, count, 0, STEP)
+            width, certified = self.width(rows, count, 0, STEP)
+            if branched and certified and width > 1:
+                self.branches(rows, width, STEP)
 
     def branches(self, rows: int, width: int, capacity: int) -> bool:
         """Whether a branch that is not a tree's first has plain decoding's bits too, in passes of this shape.

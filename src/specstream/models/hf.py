@@ -67,7 +67,10 @@ class HuggingFaceTarget:
             self._checked = True
         if self.exactness is not None:
             self.exactness.calibrate(nodes)
-            self.exactness.certify(rows, nodes)
+            branched = self.runtime.exact_branches
+            self.exactness.certify(rows, nodes, branched=branched)
+            if rows > 1 and self.runtime.packs:  # such a pass is of one row, with the nodes of all
+                self.exactness.certify(1, rows * nodes, branched=branched)
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """See ``Target.begin``."""

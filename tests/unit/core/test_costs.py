@@ -209,7 +209,7 @@ def test_passes_behind_much_context_have_prices_of_their_own():
 
 def test_of_more_rows_the_nearest_rows_are_asked_before_the_nearest_context():
     costs = Costs()
-    for width, seconds in ((1, 20.0), (4, 24.0)):
+    for width, seconds in ((1, 20.0), (4, 24.0), (1, 20.0)):
         costs.observe_pass(1, width, seconds)
     costs.look_back(5 * CONTEXT)
     assert costs.knows_plain(4), "where no pass of so many rows was made, none is missing"
@@ -218,3 +218,27 @@ def test_of_more_rows_the_nearest_rows_are_asked_before_the_nearest_context():
     costs.look_back(0)
     assert costs.passing(4, 4) / costs.passing(4, 1) == pytest.approx(90 / 40, rel=0.1)
     assert costs.passing(1, 4) / costs.passing(1, 1) == pytest.approx(24 / 20)
+
+
+def test_a_plain_pass_that_was_made_once_may_have_been_disturbed():
+    costs = Costs()
+    costs.observe_pass(4, 1, 45.0)
+    assert not costs.knows_plain(4)
+    assert not costs.knows_plain(3), "it would be priced by the other"
+    costs.observe_pass(4, 1, 15.0)
+    assert costs.knows_plain(4)
+    assert costs.knows_plain(3)
+    assert costs.passing(4, 1) == pytest.approx(15.0)
+    costs.observe_pass(3, 1, 30.0)
+    assert not costs.knows_plain(3)
+
+
+def test_what_was_never_measured_may_cost_as_much_as_several_passes_that_were():
+    costs = Costs()
+    for width, seconds in ((1, 14.0), (2, 18.0), (4, 25.0)) * 2:
+        costs.observe_pass(4, width, seconds)
+    assert costs.at_most(4, 3) == costs.passing(4, 3)
+    assert costs.at_most(4, 4) == 25.0
+    assert costs.passing(4, 12) < 60, "on a line, half as steep"
+    assert costs.at_most(4, 12) == pytest.approx(75.0)
+    assert costs.at_most(2, 24) == pytest.approx(75.0 * costs.passing(2, 2) / costs.passing(4, 1), rel=0.3), "by nodes"
