@@ -28,6 +28,9 @@ ACCOUNT, ALLOWANCE, GREETING = 3.0, 0.01, 0.3
 TRIAL_AFTER, FREE_TRIAL_AFTER, PLAIN_AFTER = 16, 256, 128
 """Rounds after which a drafter that does not pay, the price of a wider pass, and of a plain one are tried again."""
 
+LONGEST_WAIT = 128
+"""The first of these doubles, up to so many, with every trial of which nothing was accepted."""
+
 RESTS = 4
 """Rounds for which offers that promise no more are not weighed again once they were declined."""
 
@@ -41,6 +44,8 @@ class Controller:
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
+        self._waits: dict[str, int] = {}  # what is tried as one -> rounds after which it is tried again
+        self._trial = ""  # what this round tries, if anything that takes steps
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = self._idle = self._given = 0
@@ -51,6 +56,7 @@ class Controller:
         self._balance = min(ACCOUNT, self._balance + GREETING)
         self._rested = self._idle = 0
         self._poor.clear()
+        self._waits = {kind: max(TRIAL_AFTER, wait // 2) for kind, wait in self._waits.items()}
 
     def choose(
         self,
@@ -69,7 +75,7 @@ class Controller:
             packs: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows, planner = len(offers), self._planner
-        self._round += 1
+        self._round, self._trial = self._round + 1, ""
         planner.costs.look_back(context)
         planner.begin(rows, ending, packs=packs)
         plain: list[Choice] = [None] * rows
@@ -81,7 +87,7 @@ class Controller:
         ):
             return plain
         awake = [[offer for offer in available if not self._rests(offer)] for available in offers]
-        options = [planner.options(available) for available in awake]
+        options = planner.options(awake)
         hopeless = planner.hopeless(options)
         best = None if hopeless else planner.best(options, self._balance)
         if best is not None:
@@ -131,8 +137,6 @@ class Controller:
             ((source, (deepest, unread)),) = steps.items()
             planner.costs.observe_draft(rows, source, deepest, unread, seconds[0])
         for choice, request, tree, verdict in zip(taken, requests, trees, verdicts, strict=True):
-            if choice:
-                self._tried[plans.kind_of(choice.offer)] = self._round
             if choice and choice.least:
                 # A draft that ended found out by a step more, whose token it may have proposed all the same.
                 kept = choice.depth - (choice.depth < request.depth or max(tree.depths) < choice.depth)
@@ -141,7 +145,19 @@ class Controller:
                 planner.beliefs.judge_cut(choice.offer, request.depth, verdict.accepted)
         for available, choice, verdict in zip(offers, taken, verdicts, strict=True):
             planner.beliefs.judge(available, choice, verdict)
+        self._remember(taken, verdicts)
         self._balance = min(ACCOUNT, self._balance + ALLOWANCE + self._gain(taken, charge, verdicts))
+
+    def _remember(self, taken: Sequence[Choice], verdicts: Sequence[Verdict]) -> None:
+        """What was tried or taken in this round, and whether in vain."""
+        for kind in {plans.kind_of(choice.offer) for choice in taken if choice}:
+            self._tried[kind] = self._round
+            self._waits.setdefault(kind, TRIAL_AFTER)
+            if kind == self._trial:
+                self._waits[kind] = min(LONGEST_WAIT, 2 * self._waits[kind])
+        for choice, verdict in zip(taken, verdicts, strict=True):
+            if choice and (verdict.accepted or plans.kind_of(choice.offer) != self._trial):
+                self._waits[plans.kind_of(choice.offer)] = TRIAL_AFTER
 
     def _gain(self, taken: Sequence[Choice], charge: float, verdicts: Sequence[Verdict]) -> float:
         """Plain passes that a round saved, negative if it lost some: no more than the account may hold."""
@@ -177,20 +193,31 @@ class Controller:
         kinds = {plans.kind_of(offer) for available in offers for offer in available}
         for kind in sorted(kinds, key=lambda kind: self._tried.get(kind, 0)):
             waited = self._round - self._tried.get(kind, 0)
-            overdue = waited >= (TRIAL_AFTER if kind else FREE_TRIAL_AFTER)
+            overdue = waited >= (self._waits.get(kind, TRIAL_AFTER) if kind else FREE_TRIAL_AFTER)
             if self._round < self._poor.get(kind, 0) or (not overdue and (not kind or self._round < self._rested)):
                 continue
-            first = [next((each for each in available if plans.kind_of(each) == kind), None) for available in offers]
-            choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in first]
-            taken = [choice.offer if choice else None for choice in choices]
-            plan = planner.plan(
-                choices, planner.emitted([beliefs.expected(each)[1] if each else 1.0 for each in taken])
-            )
+            taken = self._trying(kind, offers)
+            choices: list[Choice] = [Taken(offer, 1) if offer else None for offer in taken]
+            tokens = planner.emitted([beliefs.expected(each)[1] if each else 1.0 for each in taken])
+            plan = planner.plan(choices, tokens)
             hopeful = planner.emitted([beliefs.hopeful(each) if each else 1.0 for each in taken])
             due = overdue or hopeful * plain > plan.most * rows
             missing = plan.stake / plain - 1 - max(self._balance, ALLOWANCE * waited)
             if due and missing <= 0:
+                self._trial = kind
                 return plan
             if due:  # a round adds no more than the allowance; prices change
                 self._poor[kind] = self._round + min(TRIAL_AFTER, int(missing / ALLOWANCE))
         return None
+
+    def _trying(self, kind: str, offers: Sequence[Sequence[Offer]]) -> list[Offer | None]:
+        """What each row is to try: of one kind, the offer to prefer.
+
+        Where rows pay for their own nodes alone, one row tries for all: the one of which a token is worth most.
+        """
+        found = [next((each for each in available if plans.kind_of(each) == kind), None) for available in offers]
+        if not (kind and self._planner.packs):
+            return found
+        worths = self._planner.worth
+        first = max((row for row, offer in enumerate(found) if offer), key=worths.__getitem__)
+        return [offer if row == first else None for row, offer in enumerate(found)]

@@ -37,9 +37,13 @@ class Planner:
         timed = ending if self.costs.knows_plain(rows) else None
         self.worth = plans.worth(timed, partial(self.costs.passing, width=1)) if timed else [1.0] * rows
 
-    def options(self, offers: Sequence[Offer]) -> list[Option]:
-        """A row's offers, with what they are expected to emit."""
-        return [Option(offer, self.beliefs.expected(offer)) for offer in offers]
+    def options(self, offers: Sequence[Sequence[Offer]]) -> list[list[Option]]:
+        """Every row's offers, with what they are expected to emit."""
+        found: dict[int, Option] = {}  # rows may be offered the same
+        for offer in (offer for available in offers for offer in available):
+            if id(offer) not in found:
+                found[id(offer)] = Option(offer, self.beliefs.expected(offer))
+        return [[found[id(offer)] for offer in available] for available in offers]
 
     def nodes(self, sizes: Sequence[float]) -> float:
         """Nodes a row by which a pass over trees of these sizes is priced."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from specstream.core.controller import ACCOUNT, ALLOWANCE, RESTS, TRIAL_AFTER, Controller
+from specstream.core.controller import ACCOUNT, ALLOWANCE, LONGEST_WAIT, RESTS, TRIAL_AFTER, Controller
 from specstream.core.plans import Taken
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
@@ -507,12 +507,27 @@ class TestOffersThatWereDeclined:
         self.rounds(controller, offers, 50)
         assert self.rounds(controller, offers, 160) <= 160 / RESTS + 160 / TRIAL_AFTER
 
-    def test_they_are_tried_as_often_as_ever(self):
+    def tried(self, controller, offers, count):
+        """In which of so many rounds they were tried."""
+        found = []
+        for at in range(count):
+            before = controller._tried.get("heads")
+            self.rounds(controller, offers, 1)
+            found += [at] if controller._tried.get("heads") != before else []
+        return found
+
+    def test_they_are_tried_all_the_same_and_ever_more_rarely(self):
         controller, offers = Controller(), self.poor()
-        self.rounds(controller, offers, 50)
-        before = controller._tried["heads"]
-        self.rounds(controller, offers, 3 * (TRIAL_AFTER + RESTS))
-        assert controller._tried["heads"] > before
+        waits = [later - earlier for earlier, later in pairwise(self.tried(controller, offers, 500))]
+        assert waits == sorted(waits)
+        assert waits[0] <= 2 * TRIAL_AFTER < waits[-1] <= LONGEST_WAIT + RESTS
+
+    def test_in_other_texts_they_are_tried_sooner_again(self):
+        controller, offers = Controller(), self.poor()
+        self.rounds(controller, offers, 500)
+        for _ in range(4):
+            controller.renew()
+        assert self.tried(controller, offers, 2 * TRIAL_AFTER)
 
     def test_better_ones_are_weighed_at_once(self):
         controller = Controller()
@@ -604,6 +619,14 @@ class TestPassesWithoutPadding:
         first, *others = controller.choose([[good], [poor], [poor], [poor]], packs=True)
         assert first is not None
         assert others == [None, None, None]
+
+    @pytest.mark.parametrize("packs", [True, False])
+    def test_one_row_tries_a_drafter_for_all(self, packs):
+        machine, controller = Machine(lambda nodes: 10 + nodes / 9, step=4, model=0.0, rows=4), Controller()
+        machine.packs = packs
+        machine.run(controller, 400)
+        trials = [[choice != "-" for choice in row].count(True) for row in machine.log if set(row) != {"-"}]
+        assert max(trials[2:]) == (1 if packs else 4)
 
     @pytest.mark.parametrize("rows", [2, 4, 7])
     def test_never_slower(self, rows):
