@@ -225,8 +225,8 @@ class RecordedSession:
     def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
         return self._session.descend(trees, layer)
 
-    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
-        return self._session.branch(hidden, layer, adapter)
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
+        return self._session.branch(hidden, layer, adapter, rows)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("the loop never rolls a target back")

@@ -272,10 +272,15 @@ class TableStreams:
     nbytes = 0
 
     def candidates(
-        self, session: TableSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
+        self,
+        session: TableSession,
+        places: Sequence[tuple[int, int]],
+        following: Sequence[int],
+        count: int,
+        rows: Sequence[int] | None = None,
     ) -> list[Candidates]:
-        rows, nodes = zip(*places, strict=True)
-        states = session.states(0)[list(rows), list(nodes)]
+        at, nodes = zip(*places, strict=True)
+        states = session.states(0)[list(at), list(nodes)]
         drafted = TableHeads(self.model).draft(states, self.gamma, count)
         each = zip(*(part.tolist() for part in drafted), strict=True)
         if not self.chained:

@@ -134,8 +134,8 @@ class Controller:
         if width == 1:
             self._plain[rows] = self._round
         if len(steps := plans.steps_of(taken)) == 1:  # of several drafters nobody knows who took how long
-            ((source, (deepest, unread)),) = steps.items()
-            planner.costs.observe_draft(rows, source, deepest, unread, seconds[0])
+            ((source, (asking, deepest, unread)),) = steps.items()
+            planner.costs.observe_draft(asking, source, deepest, unread, seconds[0])
         for choice, request, tree, verdict in zip(taken, requests, trees, verdicts, strict=True):
             if choice and choice.least:
                 # A draft that ended found out by a step more, whose token it may have proposed all the same.
@@ -177,7 +177,8 @@ class Controller:
         sizes = range(1, 1 + max(own, 1 + plans.BESIDE))
         widths = [plans.evenly(others + size, rows) if planner.packs else size for size in sizes]
         passes = [planner.costs.passing(rows, width) for width in widths]
-        step = planner.costs.steps(rows, plans.kind_of(choice.offer), 1)
+        kind = plans.kind_of(choice.offer)
+        step = planner.costs.steps(plans.steps_of(plan.choices)[kind].rows, kind, 1)
         found = plans.priced(choice, own, passes, step, plan.rate / rows / max(each, 1e-9))
         # Now and then nodes are given away as far as they should cost little, until it is known what they cost.
         widest = bisect_right(passes, passes[0] * (1 + plans.GIVEN_AWAY))

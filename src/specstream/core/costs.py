@@ -182,7 +182,7 @@ class Costs:
             self._pace = _upper_median([ratio for _, ratio in self._recent])
 
     def observe_draft(self, rows: int, source: str, steps: int, unread: int, seconds: float) -> None:
-        """A drafter took ``seconds`` for so many steps, before which it read ``unread`` tokens."""
+        """A drafter took ``seconds`` for so many steps of rows that asked, before which it read ``unread`` tokens."""
         table, behind = self._drafts.setdefault(source, {}), max(0, unread - READ_ANYWAY)
         seconds /= self._pace
         if rows in table:
@@ -193,7 +193,7 @@ class Costs:
             table[rows].first(steps, behind, seconds, limit)
 
     def steps(self, rows: int, source: str, steps: float) -> float:
-        """Of drafting ``steps`` tokens deep; 0 for a drafter that was never tried."""
+        """Of drafting ``steps`` tokens deep for ``rows`` that ask; 0 for a drafter that was never tried."""
         known = self._drafting(rows, source)
         return known.taking(steps) if known else 0.0
 

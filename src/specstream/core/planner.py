@@ -56,8 +56,8 @@ class Planner:
 
     def drafting(self, choices: Sequence[Choice]) -> tuple[float, float]:
         """Seconds of the steps that a round's drafters take, and of what they read before."""
-        rows, drafting, reading = len(choices), 0.0, 0.0
-        for source, (deepest, unread) in plans.steps_of(choices).items():
+        drafting = reading = 0.0
+        for source, (rows, deepest, unread) in plans.steps_of(choices).items():
             drafting += self.costs.steps(rows, source, deepest)
             reading += self.costs.reading(rows, source, unread)
         return drafting, reading
@@ -108,7 +108,7 @@ class Planner:
 
     def _cheapest(self, rows: int, offer: Offer) -> float:
         """Seconds below which no plan stays that takes it."""
-        step = self.costs.steps(rows, plans.kind_of(offer), 1) if offer.tree is None else 0.0
+        step = self.costs.steps(1, plans.kind_of(offer), 1) if offer.tree is None else 0.0
         return self._alone(rows, 1 if offer.cuts else offer.width(1)) + step
 
     def _alone(self, rows: int, width: int) -> float:
@@ -138,5 +138,5 @@ class Planner:
             if offer.tree is None:
                 going = reach.going(depth) if offer.cuts else [1.0] * offer.steps(depth)
                 steps.setdefault(plans.kind_of(offer), []).append(going)
-        drafting = sum(self.costs.steps(len(choices), kind, plans.together(each)) for kind, each in steps.items())
+        drafting = sum(self.costs.steps(len(each), kind, plans.together(each)) for kind, each in steps.items())
         return self.costs.passing(len(choices), self.nodes(sizes)) + drafting

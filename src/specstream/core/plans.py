@@ -180,13 +180,21 @@ def kind_of(offer: Offer) -> str:
     return offer.drafter if offer.tree is None else ""
 
 
-def steps_of(choices: Sequence[Choice]) -> dict[str, tuple[int, int]]:
-    """For each drafter that takes steps: how many, and the most it has to read first."""
-    steps: dict[str, tuple[int, int]] = {}
+class Steps(NamedTuple):
+    """What a drafter does in a round: for so many rows, how many steps at most, behind how many tokens to read."""
+
+    rows: int = 0
+    deepest: int = 0
+    unread: int = 0
+
+
+def steps_of(choices: Sequence[Choice]) -> dict[str, Steps]:
+    """For each drafter that takes any."""
+    steps: dict[str, Steps] = {}
     for offer, depth, *_ in filter(None, choices):
         if offer.tree is None:
-            deepest, unread = steps.get(kind_of(offer), (0, 0))
-            steps[kind_of(offer)] = max(deepest, offer.steps(depth)), max(unread, offer.unread)
+            rows, deepest, unread = steps.get(kind_of(offer), Steps())
+            steps[kind_of(offer)] = Steps(rows + 1, max(deepest, offer.steps(depth)), max(unread, offer.unread))
     return steps
 
 

@@ -83,8 +83,8 @@ class TargetSession(Protocol):
             What goes into ``layer`` at every node, as ``states`` would say.
         """
 
-    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
-        """Run a chain of nodes behind each row's committed tokens through the layers from ``layer`` on, and forget it.
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
+        """Run a chain of nodes behind rows' committed tokens through the layers from ``layer`` on, and forget it.
 
         The nodes see the committed tokens, by the keys and values that are there already, and the nodes before them;
         their own keys and values do not outlive the call.
@@ -95,6 +95,7 @@ class TargetSession(Protocol):
             layer: as in ``tap``.
             adapter: changes to linear layers from ``layer`` on, for these nodes alone. Sessions remember what they
                 made of an adapter, so take another object for other changes.
+            rows: whose nodes these are, in increasing order; None for every row's.
 
         Returns:
             The final, normed states, those that go into the language-model head, ``[rows, nodes, hidden]``.

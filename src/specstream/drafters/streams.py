@@ -64,9 +64,14 @@ class StreamHead(Protocol):
         """The layer where streams start."""
 
     def candidates(
-        self, session: TargetSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
+        self,
+        session: TargetSession,
+        places: Sequence[tuple[int, int]],
+        following: Sequence[int],
+        count: int,
+        rows: Sequence[int] | None = None,
     ) -> list[Candidates]:
-        """For each row, from a node of it and the token emitted behind that."""
+        """For each of the session's rows, or of some, from a node of it and the token emitted behind that."""
 
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
         """How likely every node's token is after its parent, from what goes into ``first``."""
@@ -131,27 +136,27 @@ class StreamsSession:
         # Of the last committed nodes: pass row, node.
         self._places: list[tuple[int, int] | None] = [None] * len(acceptances)
         self._grown: dict[tuple[RankAcceptance, int], list[Offer]] = {}  # and depth; until more is learned
-        self._drafted: list[Candidates] = []
+        self._drafted: dict[int, Candidates] = {}  # of the rows that asked in this round
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return [[*self._grow(row, request)] for row, request in enumerate(requests)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        self._drafted = []
+        self._drafted = {}
         sizes = [
             size_of(request, partial(self._grow, row, request)) if self._places[row] else 0
             for row, request in enumerate(requests)
         ]
-        if not any(sizes):  # most rounds, where drafts do not pay
-            return [TokenTree.chain(request.tokens[-1:]) for request in requests]
-        # A row that was never scored drafts nothing; its place only fills the batch.
-        places = [place or (0, 0) for place in self._places]
-        roots = [request.tokens[-1] for request in requests]
-        self._drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks)
-        trees = [
-            candidates.tree(root, size, request.depth)
-            for candidates, root, size, request in zip(self._drafted, roots, sizes, requests, strict=True)
-        ]
+        trees = [TokenTree.chain(request.tokens[-1:]) for request in requests]
+        asking = [row for row, size in enumerate(sizes) if size]
+        if not asking:  # most rounds, where drafts do not pay
+            return trees
+        places = [place for row in asking if (place := self._places[row])]
+        roots = [requests[row].tokens[-1] for row in asking]
+        drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks, asking)
+        self._drafted = dict(zip(asking, drafted, strict=True))
+        for row, candidates in self._drafted.items():
+            trees[row] = candidates.tree(requests[row].tokens[-1], sizes[row], requests[row].depth)
         return trees if self._drafter.pruning is None else self._pruned(trees)
 
     def _pruned(self, trees: list[TokenTree]) -> list[TokenTree]:
@@ -166,7 +171,7 @@ class StreamsSession:
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         """All candidates are judged by what was emitted, whether the tree held them or not."""
         for row, verdict in enumerate(verdicts):
-            if self._drafted and self._places[row] is not None:
+            if row in self._drafted:
                 self._acceptances[row].observe(self._drafted[row].judged(verdict.tokens), verdict.tokens)
                 self._grown.clear()
             self._places[row] = (row, verdict.path[-1])

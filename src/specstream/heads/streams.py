@@ -214,18 +214,24 @@ class Streams(nn.Module):
 
     @torch.inference_mode()
     def candidates(
-        self, session: TargetSession, places: Sequence[tuple[int, int]], following: Sequence[int], count: int
+        self,
+        session: TargetSession,
+        places: Sequence[tuple[int, int]],
+        following: Sequence[int],
+        count: int,
+        rows: Sequence[int] | None = None,
     ) -> list[Candidates]:
         """What the streams of some nodes draft.
 
         Args:
             session: whose last pass scored the nodes and has been committed; tapped at ``taps``.
-            places: for every row of the session, the row in that pass and its node there, the last one committed.
-            following: the token of each row that was emitted behind that node.
+            places: for each of the rows, the row in that pass and its node there, the last one committed.
+            following: the token of each that was emitted behind that node.
             count: candidates of each stream.
+            rows: of the session, in increasing order; None for all.
 
         Returns:
-            For every row what its streams draft, with the probabilities they give it.
+            For each of the rows what its streams draft, with the probabilities they give it.
         """
         states = session.states(self.first)
         at, nodes = zip(*places, strict=True)
@@ -233,14 +239,14 @@ class Streams(nn.Module):
         chosen = states[list(at), list(nodes)].float()
         frozen = self._freeze()
         hidden = frozen.start(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
-        final = session.branch(hidden, self.first, frozen.adapter)
+        final = session.branch(hidden, self.first, frozen.adapter, rows)
         most = count if frozen.pulls is None else count * CHAINED_FROM
         best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
-        rows = zip(tokens.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
+        found = zip(tokens.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
         if (pulls := frozen.pulls) is None:
-            return [Candidates(own, chances) for own, chances, _ in rows]
-        return [Chained(own, chances, at, pulls, count) for own, chances, at in rows]
+            return [Candidates(own, chances) for own, chances, _ in found]
+        return [Chained(own, chances, at, pulls, count) for own, chances, at in found]
 
     @torch.inference_mode()
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:

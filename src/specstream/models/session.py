@@ -178,10 +178,20 @@ class HuggingFaceSession:
         return kept
 
     @torch.inference_mode()
-    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
+        if rows is None or len(rows) == len(self._bits):
+            return self._branch(hidden, layer, adapter)
+        if len(rows) == 1 and not isinstance(self.cache, StaticCache):
+            return self._branch(hidden, layer, adapter, rows[0])
+        every = hidden.new_zeros((len(self._bits), *hidden.shape[1:]))
+        every[list(rows)] = hidden
+        return self._branch(every, layer, adapter)[list(rows)]
+
+    def _branch(self, hidden: Tensor, layer: int, adapter: Adapter, row: int | None = None) -> Tensor:
+        """Of every row, or of one."""
         nodes = hidden.shape[1]
-        self.cache.plan(nodes, hidden.device)
-        layout = self._layout([TokenTree.chain([PADDING] * nodes)] * len(hidden), nodes)
+        self.cache.plan(nodes, hidden.device, row)
+        layout = self._layout([TokenTree.chain([PADDING] * nodes)] * len(hidden), nodes, row)
         final = self._target.upper(self.cache, hidden, layout, layer, adapter)
         # Not only for tidiness: a masked slot meets a weight of zero in a later pass, and zero times NaN is NaN.
         self.cache.erase(range(layer, len(self._target.layers)), nodes)

@@ -72,10 +72,10 @@ class UncachedSession:
         self._pass.tap(self._tapped)
         return self._pass
 
-    def branch(self, hidden: Tensor, layer: int, adapter: Adapter) -> Tensor:
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
         if self._pass is None:
             raise ValueError("nothing was scored yet, so there is nothing to branch from")
-        return self._pass.branch(hidden, layer, adapter)
+        return self._pass.branch(hidden, layer, adapter, rows)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._tokens = [self._tokens[row] for row in rows]

@@ -31,8 +31,8 @@ class Head:
         self.asked = []
         self.chances = [[0.5 / 2**rank for rank in range(8)]] * GAMMA
 
-    def candidates(self, session, places, following, count):
-        self.asked.append(list(places))
+    def candidates(self, session, places, following, count, rows=None):
+        self.asked.append((list(places), rows))
         return [
             Candidates(
                 [
@@ -93,7 +93,7 @@ def test_trees_grow_from_the_last_accepted_node():
     assert all(offer.at_once and offer.tree is None for offer in offers)
     assert drafter.head.asked == [], "an offer costs next to nothing"
     (tree,) = drafts.propose([request(depth=offers[1].depth, offer=offers[1])])
-    assert drafter.head.asked == [[(0, 4)]]
+    assert drafter.head.asked == [([(0, 4)], [0])]
     assert len(tree) == 7
     assert set(tree.tokens[1:]) <= {400 + 10 * depth + rank for depth in (1, 2, 3) for rank in range(8)}
     assert tree.tokens[:3] == (5, 410, 420)
@@ -118,7 +118,7 @@ def test_rows_that_take_nothing_pay_nothing_and_rows_that_leave_take_their_place
     trees = drafts.propose([request(depth=0), request(depth=1, offer=offers[1][0])])
     assert len(trees[0]) == 1
     assert set(trees[1].tokens[1:]) <= set(range(10, 18))
-    assert drafter.head.asked == [[(2, 2), (0, 0)]], "as the pass numbered them"
+    assert drafter.head.asked == [([(0, 0)], [1])], "the place as the pass numbered it, the row as it is now"
     drafts.observe([verdict(0), verdict(0)])
     drafts.propose([request(depth=0), request(depth=0)])
     assert len(drafter.head.asked) == 1
@@ -199,8 +199,8 @@ def test_values_out_of_range_are_refused(options, message):
 class Never(Head):
     """Streams whose candidates are never right: they are beyond the vocabulary's used part."""
 
-    def candidates(self, session, places, following, count):
-        self.asked.append(list(places))
+    def candidates(self, session, places, following, count, rows=None):
+        self.asked.append((list(places), rows))
         session.clock.seconds += 0.2
         return [Candidates([[4, 3][:count]] * GAMMA, [[0.6, 0.3][:count]] * GAMMA) for _ in places]
 

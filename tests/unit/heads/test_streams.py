@@ -68,6 +68,22 @@ def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtim
         assert (got - expected).norm() <= (0.05 if fused else 1e-3) * expected.norm()
 
 
+@pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
+@pytest.mark.parametrize("rows", [[1], [0, 2]], ids=str)
+def test_some_rows_of_a_batch_have_the_streams_they_have_with_the_others(rows, runtime):
+    streams = shaken("llama")
+    session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20], TOKENS[3:9], TOKENS[5:18]])
+    session.tap(streams.taps)
+    session.score([TokenTree.chain(TOKENS[20:23]), TokenTree.chain(TOKENS[9:11]), TokenTree.chain(TOKENS[18:19])])
+    session.commit([[0, 1], [0, 1], [0]])
+    asked = [(0, 1), (1, 1), (2, 0)], [FOLLOWING, FOLLOWING + 1, FOLLOWING + 2]
+    every = streams.candidates(session, *asked, 4)
+    some = streams.candidates(session, *([given[row] for row in rows] for given in asked), 4, rows)
+    for row, own in zip(rows, some, strict=True):
+        assert own.tokens == every[row].tokens
+    assert streams.candidates(session, *asked, 4)[1].tokens == every[1].tokens, "and what was there is there"
+
+
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
