@@ -148,7 +148,11 @@ def test_the_answer_may_be_not_to_speculate(monkeypatch, folder, speed, pays):
     monkeypatch.setattr(Bench, "measure", measure)
     monkeypatch.setattr(tuning, "RUNTIMES", {})
     engine = SpeculativeEngine(tiny_model(), tiny_tokenizer(), drafter="none", runtime="eager")
-    found = tuning.tune(engine, [[5, 6, 7], [7, 8, 9]], GenerationConfig(max_new_tokens=6))
+    told = []
+    config = GenerationConfig(max_new_tokens=6)
+    found = tuning.tune(engine, [[5, 6, 7], [7, 8, 9]], config, on_run=lambda *given: told.append(given))
+    assert [done for done, *_ in told] == list(range(len(told)))
+    assert {total for _, total, _ in told} == {len(told)}
     assert found.found.pays is pays
     assert found.verdict.startswith("speculate: " if pays else "do not speculate: the best of")
     assert (found.settings["drafter"] == "none") is not pays

@@ -75,14 +75,12 @@ def _check_output(output: str) -> None:
 def _tune(
     engine: Any, texts: list[Any], chat: bool | None, draft: str | None, heads: str | None, repeats: int
 ) -> Tuned:
-    from rich.console import Console
-
+    from specstream.cli.progress import progress
     from specstream.evaluation.tune import tune as run
     from specstream.text import asked, encode
 
     prompts = [encode(engine.tokenizer, asked(engine.tokenizer, text, chat)) for text in texts]
-    # On a terminal only: elsewhere rich shows no status.
-    with quiet(), Console(stderr=True).status(f"{len(prompts)} prompts") as status:
+    with quiet(), progress("runs") as tell:
         return run(
             engine,
             prompts,
@@ -90,7 +88,7 @@ def _tune(
             draft=draft,
             heads=heads,
             repeats=repeats,
-            on_run=lambda name: status.update(f"trying {name}"),
+            on_run=tell,
         )
 
 

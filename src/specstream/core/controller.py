@@ -45,7 +45,7 @@ class Controller:
         self._plain: dict[int, int] = {}  # rows -> the last plain round
         self._tried: dict[str, int] = {}  # source, or "" for what costs no step -> the last round with it
         self._waits: dict[str, int] = {}  # what is tried as one -> rounds after which it is tried again
-        self._trial = ""  # what this round tries, if anything that takes steps
+        self._trial: str | None = None  # what this round tries, if anything
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = self._idle = self._given = 0
@@ -75,7 +75,7 @@ class Controller:
             packs: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows, planner = len(offers), self._planner
-        self._round, self._trial = self._round + 1, ""
+        self._round, self._trial = self._round + 1, None
         planner.costs.look_back(context)
         planner.begin(rows, ending, packs=packs)
         plain: list[Choice] = [None] * rows

@@ -5,7 +5,6 @@ What a plan is stands in ``plans.py``, what may be staked on it in ``controller.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -22,20 +21,27 @@ class Planner:
     Attributes:
         costs: what passes and steps take.
         beliefs: what drafts bring.
-        worth: of a token of each row, 1 on average.
         packs: whether a pass of the round costs by the nodes of all rows together, not by the largest tree for every
             row.
     """
 
     def __init__(self) -> None:
         self.costs, self.beliefs, self.packs = Costs(), Beliefs(), False
-        self.worth: list[float] = []
+        self._rows = 0
+        self._ending: Sequence[float] | None = None
+        self._worth: list[float] | None = None
 
     def begin(self, rows: int, ending: Sequence[float] | None, *, packs: bool) -> None:
         """Another round; the arguments are those of ``Controller.choose``."""
-        self.packs = packs
-        timed = ending if self.costs.knows_plain(rows) else None
-        self.worth = plans.worth(timed, partial(self.costs.passing, width=1)) if timed else [1.0] * rows
+        self.packs, self._rows, self._ending, self._worth = packs, rows, ending, None
+
+    @property
+    def worth(self) -> list[float]:
+        """Of a token of each row, 1 on average. Asked only where something is weighed: most rounds are plain."""
+        if self._worth is None:
+            timed = self._ending if self.costs.knows_plain(self._rows) else None
+            self._worth = plans.worth(timed, partial(self.costs.passing, width=1)) if timed else [1.0] * self._rows
+        return self._worth
 
     def options(self, offers: Sequence[Sequence[Offer]]) -> list[list[Option]]:
         """Every row's offers, with what they are expected to emit."""
@@ -67,9 +73,11 @@ class Planner:
 
         Most rounds in which nothing pays end here. They are not to pay for pricing plans.
         """
+        if not any(options):
+            return True
         rows = len(options)
         tokens = self.emitted([max((option.expected[option.depth] for option in own), default=1.0) for own in options])
-        seconds = min((self._cheapest(rows, option.offer) for own in options for option in own), default=math.inf)
+        seconds = min(self._cheapest(rows, option.offer) for own in options for option in own)
         return tokens * self.costs.passing(rows, 1) <= rows * seconds
 
     def best(self, options: Sequence[Sequence[Option]], balance: float) -> Plan | None:

@@ -109,6 +109,15 @@ def search(
     return Found(best=best, ratio=speed_ratio(sums[best], sums[base]), stages=tuple(stages))
 
 
+def runs_of(candidates: int, prompts: int, *, first: int = 2, repeats: int = 2) -> int:
+    """How many runs a search among so many candidates takes, the base's among them, if all can run."""
+    runs, count = 0, min(first, prompts)
+    while candidates > FINALISTS:
+        runs += (candidates + 1) * count
+        candidates, count = max(FINALISTS, (candidates + 1) // 2), min(2 * count, prompts)
+    return runs + (candidates + 1) * prompts * repeats if candidates else runs
+
+
 def _stage(
     base: str, names: Sequence[str], order: Sequence[int], measure: Measure, on_run: Callable[[str], None] | None
 ) -> Stage:

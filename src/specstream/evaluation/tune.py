@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from specstream.config import EngineConfig, GenerationConfig, engine_config
 from specstream.errors import SpecStreamError, reason_of
-from specstream.evaluation.halving import Found, Run, search
+from specstream.evaluation.halving import Found, Run, runs_of, search
 from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
 from specstream.inventory import prepare
@@ -193,7 +193,7 @@ def tune(
     draft: str | None = None,
     heads: str | None = None,
     repeats: int = 2,
-    on_run: Callable[[str], None] | None = None,
+    on_run: Callable[[int, int, str], None] | None = None,
 ) -> Tuned:
     """Find the fastest lossless setting.
 
@@ -204,26 +204,46 @@ def tune(
         draft: the name of a draft model to try.
         heads: a folder of heads to try.
         repeats: of the last stage.
-        on_run: called with what runs.
+        on_run: called with the runs that are done, those there are in all, and what comes next.
     """
     left_out: dict[str, str] = {}
-    target, runtimes = _fastest_runtime(engine, prompts, config, left_out, on_run)
+    settings = candidates(engine.model, draft, heads)
+    runs = runs_of(len(_other_runtimes(engine)), len(prompts)), runs_of(len(settings), len(prompts), repeats=repeats)
+    count = _Count(sum(runs) + len(settings), on_run)
+    target, runtimes = _fastest_runtime(engine, prompts, config, left_out, count)
+    count.done = runs[0]
     bench = Bench(prompts, config)
     bench.add(PLAIN, build_parts(target, engine.tokenizer, None, EngineConfig(drafter="none")))
     tried: dict[str, Candidate] = {}
     drafts = SharedDrafts(target, engine.tokenizer)
-    for each in candidates(target.model, draft, heads):
-        if on_run is not None:
-            on_run(f"{each.name} (loading)")
+    for each in settings:
+        count(f"{each.name} (loading)")
         try:
             bench.add(each.name, _build(each, target, engine.tokenizer, drafts))
         except Exception as error:  # one setting is not worth the others
             left_out[each.name] = reason_of(error)[:300]
         else:
             tried[each.name] = each
-    found = search(PLAIN, list(tried), len(prompts), bench.measure, repeats=repeats, on_run=on_run)
+    found = search(PLAIN, list(tried), len(prompts), bench.measure, repeats=repeats, on_run=count)
     best = None if found.best is None else tried[found.best]
     return Tuned(runtime=target.runtime.name, runtimes=runtimes, candidate=best, found=found, left_out=left_out)
+
+
+class _Count:
+    """Tells how many runs are done; called before each of them."""
+
+    def __init__(self, total: int, tell: Callable[[int, int, str], None] | None) -> None:
+        self._total, self._tell, self.done = total, tell, 0
+
+    def __call__(self, name: str) -> None:
+        if self._tell is not None:
+            self._tell(self.done, self._total, name)
+        self.done += 1
+
+
+def _other_runtimes(engine: Any) -> list[RuntimeName]:
+    """Those that the engine's model might run under besides the one it has."""
+    return [name for name in RUNTIMES.get(engine.model.device.type, ()) if name != engine.target.runtime.name]
 
 
 def _fastest_runtime(
@@ -231,11 +251,11 @@ def _fastest_runtime(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     left_out: dict[str, str],
-    on_run: Callable[[str], None] | None,
+    on_run: Callable[[str], None],
 ) -> tuple[HuggingFaceTarget, Found | None]:
     """The target under the runtime that decodes plainly the fastest; the one of ``auto`` if none is surely faster."""
     own = cast(HuggingFaceTarget, engine.target)
-    others = [name for name in RUNTIMES.get(engine.model.device.type, ()) if name != own.runtime.name]
+    others = _other_runtimes(engine)
     targets: dict[str, HuggingFaceTarget] = {}
     benches = {own.runtime.name: _plain_bench(own, engine.tokenizer, prompts, config)}
     for name in others:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from specstream.evaluation.halving import Run, search
+from specstream.evaluation.halving import Run, runs_of, search
 
 SPEEDS = {"plain": 10.0, "a": 5.0, "b": 20.0, "c": 12.0, "d": 9.0, "e": 15.0}
 
@@ -33,6 +33,14 @@ def test_the_fastest_is_found_and_the_slow_ones_run_less():
     assert [stage.left for stage in found.stages] == [["b", "e", "c", "d", "a"], ["b", "e", "c"], ["b", "e"]]
     runs = Counter(name for name, _ in machine.runs)
     assert runs == {"plain": 2 + 4 + 24, "b": 30, "e": 30, "c": 6, "d": 2, "a": 2}
+
+
+@pytest.mark.parametrize(("names", "prompts", "repeats"), [("abcde", 8, 3), ("ab", 3, 1), ("abcd", 1, 2), ("", 4, 2)])
+def test_how_many_runs_there_will_be_is_known_beforehand(names, prompts, repeats):
+    machine = Machine()
+    if names:
+        search("plain", list(names), prompts, machine, repeats=repeats)
+    assert runs_of(len(names), prompts, repeats=repeats) == len(machine.runs)
 
 
 def test_everything_of_a_prompt_runs_in_turn_and_the_first_one_changes():
