@@ -23,6 +23,10 @@ BESIDE, GIVEN_AWAY = 15, 0.25
 of more of them may cost."""
 
 
+CHANCE = 2.0
+"""How far apart two rows must be expected to end for their order to be certain, in roots of the passes left."""
+
+
 class Taken(NamedTuple):
     """What a row takes, how deep at most, and ``least`` and ``prices`` of its ``DraftRequest``."""
 
@@ -206,7 +210,7 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
     order is still open share what they save.
 
     Args:
-        ending: passes after which each row is expected to end. What chance does to that is taken to grow with its root.
+        ending: passes after which each row is expected to end. What chance does to that grows with its root.
         price: of a plain pass over so many rows.
     """
     rows = len(ending)
@@ -215,7 +219,7 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
     saved = [prices[rows - place] - prices[rows - place - 1] for place in range(rows)]
     found, begin = [0.0] * rows, 0
     for place in range(1, rows + 1):
-        if place == rows or ending[order[place]] - ending[order[place - 1]] > math.sqrt(ending[order[place]]):
+        if place == rows or ending[order[place]] - ending[order[place - 1]] > CHANCE * math.sqrt(ending[order[place]]):
             for row in order[begin:place]:
                 found[row] = sum(saved[begin:place]) / (place - begin) * rows / prices[rows]
             begin = place

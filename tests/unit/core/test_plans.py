@@ -30,6 +30,7 @@ def test_where_rows_cost_as_much_as_passes_all_count_alike():
 
 def test_rows_whose_order_is_open_share_what_they_save():
     assert worth([60, 61, 62, 60], flat) == pytest.approx([1, 1, 1, 1])
+    assert worth([50, 60], flat) == pytest.approx([1, 1]), "twice the root of 60 is more"
     first, second, last = worth([20, 60, 61], flat)
     assert second == last > 1 > first
     assert first + second + last == pytest.approx(3)
