@@ -81,7 +81,6 @@ class Controller:
         plain: list[Choice] = [None] * rows
         if (
             not any(offers)
-            or planner.costs.plain_passes < 2
             or not planner.costs.knows_plain(rows)
             or self._round - self._plain.get(rows, self._round) > PLAIN_AFTER
         ):
@@ -150,14 +149,15 @@ class Controller:
 
     def _remember(self, taken: Sequence[Choice], verdicts: Sequence[Verdict]) -> None:
         """What was tried or taken in this round, and whether in vain."""
-        for kind in {plans.kind_of(choice.offer) for choice in taken if choice}:
-            self._tried[kind] = self._round
-            self._waits.setdefault(kind, TRIAL_AFTER)
-            if kind == self._trial:
-                self._waits[kind] = min(LONGEST_WAIT, 2 * self._waits[kind])
+        accepted = dict[str, int]()
         for choice, verdict in zip(taken, verdicts, strict=True):
-            if choice and (verdict.accepted or plans.kind_of(choice.offer) != self._trial):
-                self._waits[plans.kind_of(choice.offer)] = TRIAL_AFTER
+            if choice:
+                kind = plans.kind_of(choice.offer)
+                accepted[kind] = accepted.get(kind, 0) + verdict.accepted
+        for kind, tokens in accepted.items():
+            in_vain = kind == self._trial and not tokens
+            longer = min(LONGEST_WAIT, 2 * self._waits.get(kind, TRIAL_AFTER))
+            self._tried[kind], self._waits[kind] = self._round, longer if in_vain else TRIAL_AFTER
 
     def _gain(self, taken: Sequence[Choice], charge: float, verdicts: Sequence[Verdict]) -> float:
         """Plain passes that a round saved, negative if it lost some: no more than the account may hold."""

@@ -110,12 +110,12 @@ class Costs:
         self._step = 0  # of context, where passes are just now
         self._passes: dict[_Place, dict[float, Newest]] = {}  # by width, seconds
         self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
-        # What was answered since the last pass: of (rows, width), of a place, and for rows that borrow from others.
+        # What was answered since the last pass: of (rows, width), of a place, and for rows.
         self._known: dict[tuple[int, float], float] = {}
         self._curves: dict[_Place, Curve | None] = {}
-        self._borrowed: dict[int, _Borrowed] = {}
+        self._shapes: dict[int, _Shape] = {}
         self._forgiving = True
-        self.plain_passes, self._now = 0, 0
+        self._now = 0
         # Of the newest passes, their rows and width, and how many times the price they took.
         self._recent: list[tuple[tuple[_Place, float], float]] = []
         self._pace = 1.0
@@ -139,12 +139,15 @@ class Costs:
         return self._plain_twice(near)
 
     def _plain_twice(self, place: _Place) -> bool:
-        plain = self._passes.get(place, {}).get(1)
+        plain = self._measured(place, 1)
         return plain is not None and plain.count > 1
+
+    def _measured(self, place: _Place, width: float) -> Newest | None:
+        return self._passes.get(place, {}).get(width)
 
     def knows_well(self, rows: int, width: float) -> bool:
         """Whether passes of this width were measured often here."""
-        known = self._passes.get((rows, self._step), {}).get(width)
+        known = self._measured((rows, self._step), width)
         return known is not None and known.known_well
 
     def observe_pass(self, rows: int, width: float, seconds: float) -> float:
@@ -154,7 +157,6 @@ class Costs:
             What it is to be charged with: the price of such a pass, or what it took where that is forgiven, both at
             the usual pace.
         """
-        self.plain_passes += width == 1
         place = rows, self._step
         table, forgiven = self._passes.get(place, {}), False
         if width in table:
@@ -218,38 +220,30 @@ class Costs:
         far along a line is a hope.
         """
         expected = self.passing(rows, width)
-        if known := self._passes.get((rows, self._step), {}).get(width):
+        if known := self._measured((rows, self._step), width):
             return max(expected, known.typical)
-        widths = self._widths(rows)
+        shape, share, _ = self._shaped(rows)
+        widths = [each / share for each in shape.widths]
         if width <= 2 * widths[-1]:
             return expected
         return min(self.passing(rows, each) * width / each for each in widths)
 
     def _forget(self) -> None:
-        for answers in (self._known, self._curves, self._borrowed):
+        for answers in (self._known, self._curves, self._shapes):
             answers.clear()
 
     def _passing(self, rows: int, width: float) -> float:
-        own = self._curve((rows, self._step))
-        if own is not None and len(own) > 1:
-            return own.of(width)
-        shape, share, price = self._borrowing(rows)
+        shape, share, price = self._shaped(rows)
         return price * shape.of(width * share)
 
-    def _widths(self, rows: int) -> Sequence[float]:
-        """Those by which such passes are priced, ascending."""
-        own = self._curve((rows, self._step))
-        if own is not None and len(own) > 1:
-            return own.widths
-        shape, share, _ = self._borrowing(rows)
-        return [width / share for width in shape.widths]
+    def _shaped(self, rows: int) -> _Shape:
+        """By what such passes are priced: their own curve, or another's."""
+        if rows not in self._shapes:
+            own = self._curve((rows, self._step))
+            self._shapes[rows] = _Shape(own, 1.0, 1.0) if own is not None and len(own) > 1 else self._borrow(rows)
+        return self._shapes[rows]
 
-    def _borrowing(self, rows: int) -> _Borrowed:
-        if rows not in self._borrowed:
-            self._borrowed[rows] = self._borrow(rows)
-        return self._borrowed[rows]
-
-    def _borrow(self, rows: int) -> _Borrowed:
+    def _borrow(self, rows: int) -> _Shape:
         """From the nearest place for a place where fewer than two widths were measured."""
         here = rows, self._step
         distance = partial(_distance, here)
@@ -259,7 +253,7 @@ class Costs:
         # A pass costs by its nodes: w of each of n rows are to n nodes what wider ones of fewer rows are there.
         shape, nodes = (curves[near], 1 / near[0]) if near else (Curve(UNKNOWN), 1.0)
         known, seconds = curves[base].least if base in curves else (1, 1.0)
-        return _Borrowed(shape, rows * nodes, seconds / shape.of(known * base[0] * nodes))
+        return _Shape(shape, rows * nodes, seconds / shape.of(known * base[0] * nodes))
 
     def _curve(self, place: _Place) -> Curve | None:
         """Of the widths that were measured there and whose price is still believed."""
@@ -270,10 +264,10 @@ class Costs:
         return self._curves[place]
 
 
-class _Borrowed(NamedTuple):
-    """A curve of another place, what a width counts there, and what its seconds are to be multiplied by."""
+class _Shape(NamedTuple):
+    """A curve, what a width counts there, and what its seconds are to be multiplied by: 1 and 1 of the place's own."""
 
-    shape: Curve
+    curve: Curve
     share: float
     price: float
 

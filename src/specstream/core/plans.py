@@ -84,9 +84,7 @@ class Option:
     def within(self, steps: int, width: int) -> int:
         """How deep it goes."""
         depth = bisect_right(self.widths, width) - 1
-        if self.offer.tree is not None or depth <= steps:
-            return depth
-        return depth if self.offer.at_once and steps else steps
+        return depth if self.offer.steps(depth) <= steps else steps
 
 
 def pick(options: Sequence[Option], steps: int, width: int) -> tuple[Choice, float]:

@@ -155,8 +155,8 @@ class StreamsSession:
         roots = [requests[row].tokens[-1] for row in asking]
         drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks, asking)
         self._drafted = dict(zip(asking, drafted, strict=True))
-        for row, candidates in self._drafted.items():
-            trees[row] = candidates.tree(requests[row].tokens[-1], sizes[row], requests[row].depth)
+        for row, root, candidates in zip(asking, roots, drafted, strict=True):
+            trees[row] = candidates.tree(root, sizes[row], requests[row].depth)
         return trees if self._drafter.pruning is None else self._pruned(trees)
 
     def _pruned(self, trees: list[TokenTree]) -> list[TokenTree]:

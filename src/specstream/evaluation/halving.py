@@ -99,8 +99,8 @@ def search(
     while len(left) > FINALISTS:
         stage = _stage(base, left, range(count), measure, on_run)
         stages.append(stage)
-        left = stage.left[: max(FINALISTS, (len(left) + 1) // 2)]
-        count = min(2 * count, prompts)
+        stay, count = _next_stage(len(left), count, prompts)
+        left = stage.left[:stay]
     stage, sums = _stage_with_runs(base, left, [*range(prompts)] * repeats, measure, on_run)
     stages.append(stage)
     if not stage.left:
@@ -114,8 +114,13 @@ def runs_of(candidates: int, prompts: int, *, first: int = 2, repeats: int = 2) 
     runs, count = 0, min(first, prompts)
     while candidates > FINALISTS:
         runs += (candidates + 1) * count
-        candidates, count = max(FINALISTS, (candidates + 1) // 2), min(2 * count, prompts)
+        candidates, count = _next_stage(candidates, count, prompts)
     return runs + (candidates + 1) * prompts * repeats if candidates else runs
+
+
+def _next_stage(candidates: int, count: int, prompts: int) -> tuple[int, int]:
+    """How many of so many candidates go on, and on how many of the prompts they run."""
+    return max(FINALISTS, (candidates + 1) // 2), min(2 * count, prompts)
 
 
 def _stage(

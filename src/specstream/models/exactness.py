@@ -204,7 +204,7 @@ class Exactness:
             nodes: of each row.
             branched: try branches too.
         """
-        for count in range(1, nodes + 1):
+        for count in range(1, min(nodes, WIDTHS[-1]) + 1):  # of wider passes there is nothing to try
             width, certified = self.width(rows, count, 0, STEP)
             if branched and certified and width > 1:
                 self.branches(rows, width, STEP)
