@@ -76,7 +76,8 @@ class Run:
         seconds, began = min(LIMITS[part], left), time.monotonic()
         (self._options.output / f"part-{job}.json").unlink(missing_ok=True)
         self._jobs[job] = {"ended": "running", "seconds": 0}
-        ended, known = POISONED, -1
+        ended: int | None = POISONED
+        known = -1
         while ended == POISONED and known < (known := len(self._records(job))):
             ended = self._process(job, seconds - (time.monotonic() - began))
         said = {0: "done", None: "stopped"}.get(ended, f"exit {ended}")
@@ -139,6 +140,7 @@ def _said(command: Sequence[str]) -> str | None:
 def run_job(job: str, options: Options, seconds: float) -> None:
     """One job, in this process."""
     work = next(jobs[job] for jobs in PARTS.values() if job in jobs)
+    options.output.mkdir(parents=True, exist_ok=True)
     work(Records(options.output / f"part-{job}.json", seconds), options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ def bits(records: Records, options: Options) -> None:
     kinds = [(name, torch.bfloat16) for name in NAMES] + [("smollm2", torch.float32)]
     for name, dtype in kinds[-1:] if options.tiny else kinds:
         what = f"{name} {str(dtype).removeprefix('torch.')} {options.captured}"
-        records.measure(f"self-test {what}", lambda name=name, dtype=dtype: _self_test(name, dtype, options))  # type: ignore[misc]
-        records.measure(f"widths {what}", lambda name=name, dtype=dtype: _widths(name, dtype, options))  # type: ignore[misc]
+        records.measure(f"self-test {what}", partial(_self_test, name, dtype, options))
+        records.measure(f"widths {what}", partial(_widths, name, dtype, options))
         load.cache_clear()
 
 

@@ -6,6 +6,7 @@ import importlib
 import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def family_matrix(family: str, records: Records, options: Options) -> None:
         column = _Column(family, dtype, runtime, options)
         for name, rows in itertools.product(drafters, (3, 1)):
             label = f"{family} {str(dtype).removeprefix('torch.')} {runtime} {name} rows {rows}"
-            records.measure(label, lambda name=name, rows=rows, column=column: column.cell(name, rows))  # type: ignore[misc]
+            records.measure(label, partial(column.cell, name, rows))
 
 
 class _Column:

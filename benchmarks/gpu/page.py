@@ -7,9 +7,9 @@ from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
 
-NOTES = """Random weights: text of a random model often repeats itself, which favours lookup; the layers above the first
-quarter add little (times 0.1), so that a draft made of that quarter is accepted now and then. Acceptance is measured and
-stands beside every figure. An oracle knows plain decoding's output and errs at the rate in its name."""
+NOTES = """Random weights: text of a random model often repeats itself, which favours lookup; the layers above the
+first quarter add little (times 0.1), so that a draft made of that quarter is accepted now and then. Acceptance is
+measured and stands beside every figure. An oracle knows plain decoding's output and errs at the rate in its name."""
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -100,7 +100,10 @@ def _passes(found: Rows) -> list[str]:
             (row["model"], row["runtime"], row["rows"], width, *_times(times))
             for row in found
             if row["label"].startswith("passes") and "widths" in row
-            for width, times in [*row["widths"].items(), *((f"verify {w}", t) for w, t in row.get("verify", {}).items())]
+            for width, times in [
+                *row["widths"].items(),
+                *((f"verify {each}", own) for each, own in row.get("verify", {}).items()),
+            ]
         ],
     )
     steps = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -36,13 +37,13 @@ def passes(records: Records, options: Options) -> None:
         for rows in batches:
             label = f"passes {name} {runtime} rows {rows}"
             work = _theirs if runtime == "transformers" else _ours
-            records.measure(label, lambda a=(name, runtime, rows), work=work: work(*a, options))  # type: ignore[misc]
+            records.measure(label, partial(work, name, runtime, rows, options))
         if runtime == options.captured:
-            records.measure(f"draft step {name}", lambda name=name: _draft_step(name, options))  # type: ignore[misc]
+            records.measure(f"draft step {name}", partial(_draft_step, name, options))
             for rows in batches:
                 for share in (None, 0.8):
                     label = f"round {name} rows {rows} {'plain' if share is None else f'oracle {share}'}"
-                    records.measure(label, lambda a=(name, rows, share): _round(*a, options))  # type: ignore[misc]
+                    records.measure(label, partial(_round, name, rows, share, options))
 
 
 def _timed(run: Callable[[], Any], options: Options) -> dict[str, float]:
@@ -80,10 +81,10 @@ def _ours(name: str, runtime: RuntimeName, rows: int, options: Options) -> dict[
     found, verification = {}, {}
     for width in WIDTHS[:2] if options.tiny else WIDTHS:
         trees = [TokenTree.chain(prompt[:width]) for prompt in prompts]
-        found[str(width)] = _timed(lambda trees=trees: session.score(trees), options)  # type: ignore[misc]
+        found[str(width)] = _timed(partial(session.score, trees), options)
         if runtime == options.captured:
             logits = session.score(trees)
-            verification[str(width)] = _timed(lambda trees=trees, logits=logits: _verify(trees, logits), options)  # type: ignore[misc]
+            verification[str(width)] = _timed(partial(_verify, trees, logits), options)
     ran = target.runtime.name
     return {"model": name, "runtime": runtime, "ran": ran, "rows": rows, "widths": found, "verify": verification}
 
@@ -102,9 +103,9 @@ def _theirs(name: str, runtime: str, rows: int, options: Options) -> dict[str, A
     found: dict[str, Any] = {}
     widths = WIDTHS[:2] if options.tiny else WIDTHS
     room = CONTEXT + (2 * options.repeats + 2) * sum(widths)
-    caches = {"dynamic": lambda: hf.DynamicCache(), "static": lambda: hf.StaticCache(model.config, max_cache_len=room)}
-    for kind, make in caches.items():
-        cache: Any = make()
+    kinds: Any = hf
+    caches = {"dynamic": kinds.DynamicCache(), "static": kinds.StaticCache(model.config, max_cache_len=room)}
+    for kind, cache in caches.items():
         model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         for width in widths:
             tokens = ids[:, :width]
@@ -112,7 +113,7 @@ def _theirs(name: str, runtime: str, rows: int, options: Options) -> dict[str, A
             def run(cache: Any = cache, tokens: torch.Tensor = tokens, kind: str = kind) -> None:
                 model(input_ids=tokens, past_key_values=cache, use_cache=True)
                 if kind == "dynamic":
-                    cache.crop(CONTEXT)
+                    cache.crop(-tokens.shape[1])
 
             found[f"{kind} {width}"] = _timed(run, options)
     return {"model": name, "runtime": runtime, "rows": rows, "widths": found, "static cache": f"{room} slots"}
@@ -126,9 +127,9 @@ def _draft_step(name: str, options: Options) -> dict[str, Any]:
         prompts = prompts_for(name, options, rows, CONTEXT)
         session = target.begin_unpadded(prompts)
         trees = [TokenTree.chain(prompt[:1]) for prompt in prompts]
-        found[f"rows {rows}"] = _timed(lambda session=session, trees=trees: session.score(trees), options)  # type: ignore[misc]
+        found[f"rows {rows}"] = _timed(partial(session.score, trees), options)
     values = [[1] * 64]
-    upload_ms = _timed(lambda: upload(values, draft.device), options)
+    upload_ms = _timed(partial(upload, values, draft.device), options)
     return {"model": name, "layers": draft.config.num_hidden_layers, "steps": found, "upload of 64": upload_ms}
 
 

@@ -1,4 +1,4 @@
-"""Tokens per second of whole calls, prompt included: transformers' ``generate`` and ours, in turn, on the same prompts."""
+"""Tokens per second of whole calls, prompts included: transformers' ``generate`` and ours, in turn."""
 
 from __future__ import annotations
 
