@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,18 +47,25 @@ DRAFTERS: dict[str, Callable[[HuggingFaceTarget, HuggingFaceTarget], Drafter]] =
     "streams": lambda target, draft: StreamsDrafter(_streams(target.model), sizes=(6,), ranks=4),
 }
 
+FEW = ("none", "lookup-tree", "draft_model", "mixed")
+
 
 def family_matrix(family: str, records: Records, options: Options) -> None:
     """All of one family."""
     torch.set_num_threads(1)
-    dtypes = (torch.float32,) if options.tiny else (torch.float32, torch.bfloat16)
-    runtimes = ("static",) if options.tiny else (options.captured, "static", "eager")
-    drafters = ("none", "lookup", "streams") if options.tiny else tuple(DRAFTERS)
-    for dtype, runtime in itertools.product(dtypes, dict.fromkeys(runtimes)):
-        column = _Column(family, dtype, runtime, options)
-        for name, rows in itertools.product(drafters, (3, 1)):
-            label = f"{family} {str(dtype).removeprefix('torch.')} {runtime} {name} rows {rows}"
-            records.measure(label, partial(column.cell, name, rows))
+    for dtype in (torch.float32,) if options.tiny else (torch.float32, torch.bfloat16):
+        for runtime in dict.fromkeys((options.captured, "static", "eager")):
+            column = _Column(family, dtype, runtime, options)
+            for name, rows in itertools.product(*_asked(runtime, options)):
+                label = f"{family} {str(dtype).removeprefix('torch.')} {runtime} {name} rows {rows}"
+                records.measure(label, partial(column.cell, name, rows))
+
+
+def _asked(runtime: str, options: Options) -> tuple[Sequence[str], Sequence[int]]:
+    """Drafters and rows: all with captured passes, a few with the others."""
+    if options.tiny:
+        return ("none", "lookup", "streams"), (3,)
+    return (tuple(DRAFTERS), (3, 1)) if runtime == options.captured else (FEW, (3,))
 
 
 class _Column:

@@ -22,7 +22,7 @@ from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import RuntimeName
 
 NAMES = ("1.5b", "smollm2")
-_MODELS: Any = hf.AutoModelForCausalLM  # its methods have no types
+_untyped: Any = hf
 QUIET = 0.1
 """What the layers of a random model above its first quarter add is this small, so that a draft of that quarter agrees
 with it about as often as a trained one. The work of a pass is the same."""
@@ -57,17 +57,17 @@ _TINY_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 @cache
 def load(name: str, options: Options, dtype: torch.dtype = torch.bfloat16) -> Any:
     """A model in eval mode on the device; it never ends by itself."""
-    folder = options.smollm2 if name == "smollm2" else options.large
+    folder, kinds = options.smollm2 if name == "smollm2" else options.large, _untyped
     if folder is not None:
-        model = _MODELS.from_pretrained(folder, dtype=dtype).to(options.device)
-        model.generation_config = hf.GenerationConfig(pad_token_id=0)
+        model = kinds.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(options.device)
+        model.generation_config = kinds.GenerationConfig(pad_token_id=0)
         return model.eval()
     small = {**_TINY, **_TINY_HEADS} if options.tiny else {}
     kind: Any
     kind, shape = (hf.LlamaConfig, _SMOLLM2) if name == "smollm2" else (hf.Qwen2Config, _LARGE)
     torch.manual_seed(0)
     with torch.device(options.device):
-        model = _MODELS.from_config(kind(**{**shape, **small}), dtype=dtype).eval()
+        model = kinds.AutoModelForCausalLM.from_config(kind(**{**shape, **small}), dtype=dtype).eval()
     with torch.no_grad():
         for layer in model.model.layers[quarter(model) :]:
             layer.self_attn.o_proj.weight.mul_(QUIET)
@@ -88,7 +88,7 @@ def draft_of(model: Any) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
     with torch.device(model.device):
-        draft = _MODELS.from_config(config, dtype=model.dtype).eval()
+        draft = _untyped.AutoModelForCausalLM.from_config(config, dtype=model.dtype).eval()
     draft.load_state_dict(model.state_dict(), strict=False)
     return draft
 

@@ -22,7 +22,6 @@ from specstream.core.speculation import Speculation
 from specstream.core.tree import TokenTree
 from specstream.core.verify import verify
 from specstream.drafters.none import NoDrafter
-from specstream.models.runtime import RuntimeName
 
 CONTEXT = 256
 WIDTHS, BATCHES = (1, 2, 4, 8, 16, 32), (1, 8, 32)
@@ -74,7 +73,7 @@ def _timed(run: Callable[[], Any], options: Options) -> dict[str, float]:
     return {name: round(value, 4) for name, value in {**found, "host": handed_over * per_call}.items()}
 
 
-def _ours(name: str, runtime: RuntimeName, rows: int, options: Options) -> dict[str, Any]:
+def _ours(name: str, runtime: str, rows: int, options: Options) -> dict[str, Any]:
     target = target_of(load(name, options), runtime, exact=False)
     prompts = prompts_for(name, options, rows, CONTEXT)
     session = target.begin_unpadded(prompts)

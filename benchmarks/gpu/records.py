@@ -67,8 +67,13 @@ class Records:
         write_whole(self._path, json.dumps(self.rows, indent=1, default=str))
 
 
+def _in_use() -> bool:
+    cuda: Any = torch.cuda  # without types
+    return bool(cuda.is_initialized())
+
+
 def _poisoned() -> bool:
-    if not torch.cuda.is_initialized():
+    if not _in_use():
         return False
     try:
         torch.cuda.synchronize()
@@ -79,5 +84,5 @@ def _poisoned() -> bool:
 
 def _tidy() -> None:
     gc.collect()
-    if torch.cuda.is_initialized() and not _poisoned():
+    if _in_use() and not _poisoned():
         torch.cuda.empty_cache()

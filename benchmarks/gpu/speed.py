@@ -28,18 +28,16 @@ from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.models.hf import HuggingFaceTarget
 
-PROMPT, NEW_TOKENS = 128, 96
+PROMPT, NEW_TOKENS = 128, 64
 BATCHES, ROUNDS, DEPTH, DEEPEST = (1, 8, 32), 3, 5, 16
 REFERENCE = "transformers generate"
 
 
 def speed(records: Records, options: Options) -> None:
-    names = NAMES[:1] if options.tiny else NAMES
-    for runtime in dict.fromkeys((options.captured, "eager")):
-        for rows in (1, 2) if options.tiny else BATCHES:
-            for name in names:
-                if runtime != "eager" or rows < BATCHES[-1]:
-                    _group(records, options, name, runtime, rows)
+    batches = (1, 2) if options.tiny else BATCHES
+    for runtime, rows in [*((options.captured, rows) for rows in batches), ("eager", 1)]:
+        for name in NAMES[:1] if options.tiny else NAMES:
+            _group(records, options, name, runtime, rows)
 
 
 @dataclass(kw_only=True)

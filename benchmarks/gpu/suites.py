@@ -20,13 +20,13 @@ MESSAGE = 1500
 
 def gpu_suite(records: Records, options: Options) -> None:
     """What is skipped on a machine without a GPU, and its neighbours."""
-    records.measure("pytest on the device", lambda: _pytest(GPU, options, "gpu", workers=6, seconds=140))
+    records.measure("pytest on the device", lambda: _pytest(GPU, options, "gpu", workers=4, seconds=140))
 
 
 def cpu_suite(records: Records, options: Options) -> None:
     """The losslessness matrix on the CPU: this machine's torch and transformers are other ones."""
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    records.measure("pytest on the CPU", lambda: _pytest(CPU, options, "cpu", workers=8, seconds=170, **hidden))
+    records.measure("pytest on the CPU", lambda: _pytest(CPU, options, "cpu", workers=6, seconds=170, **hidden))
 
 
 def _pytest(
