@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from benchmarks.gpu.bits import bits
@@ -139,6 +140,8 @@ def _said(command: Sequence[str]) -> str | None:
 
 def run_job(job: str, options: Options, seconds: float) -> None:
     """One job, in this process."""
+    if options.device == "cpu":
+        torch.set_num_threads(1)  # of tiny models they wait for each other
     work = next(jobs[job] for jobs in PARTS.values() if job in jobs)
     options.output.mkdir(parents=True, exist_ok=True)
     work(Records(options.output / f"part-{job}.json", seconds), options)
