@@ -65,9 +65,11 @@ class Run:
             with ThreadPoolExecutor(workers) as pool:
                 going = {pool.submit(self._job, part, job) for part in names for job in PARTS[part]}
                 while going:
-                    _, going = wait(going, timeout=5)
-                    report = self._write()
-        return report
+                    done, going = wait(going, timeout=5)
+                    self._write()
+                    for each in done:
+                        each.result()  # raises what went wrong here, not in the part
+        return self._write()
 
     def _job(self, part: str, job: str) -> None:
         left = self._options.seconds - (time.monotonic() - self._started)
@@ -168,7 +170,7 @@ def main(
         raise typer.BadParameter(f"--parts has {unknown[0]!r}; known are {', '.join(PARTS)}")
     report = Run(options).go(chosen)
     for name, part in report["parts"].items():
-        failed = sum("failed" in row for row in part["records"])
+        failed = sum("error" in row for row in part["records"])
         print(f"{name}: {part['ended']} in {part['seconds']} s, {len(part['records'])} records, {failed} failed")
     print(f"written to {output}/gpu.md and gpu.json")
 

@@ -20,9 +20,12 @@ def page(report: Mapping[str, Any]) -> str:
     lines += ["", NOTES, "", "| part | ended | seconds | measured | failed | left out |", "|---|---|---|---|---|---|"]
     for name, part in report["parts"].items():
         rows = part["records"]
-        failed, left = sum("failed" in row for row in rows), sum("skipped" in row for row in rows)
+        failed, left = sum("error" in row for row in rows), sum("left_out" in row for row in rows)
         ended, seconds = part["ended"], part["seconds"]
         lines.append(f"| {name} | {ended} | {seconds} | {len(rows) - failed - left} | {failed} | {left} |")
+        if ended not in ("done", "running"):
+            log = part["log"].strip()[-300:]
+            lines.append(f"| {name} | its log ends: {_text(log)} | | | | |")
     found = [row for part in report["parts"].values() for row in part["records"]]
     for title, of in _SECTIONS.items():
         if body := of(found):
@@ -44,7 +47,7 @@ def _text(cell: Any) -> str:
 
 
 def _failures(found: Rows) -> list[str]:
-    return _table(("what", "why"), [(row["label"], row["failed"]) for row in found if "failed" in row])
+    return _table(("what", "why"), [(row["label"], row["error"]) for row in found if "error" in row])
 
 
 def _suites(found: Rows) -> list[str]:

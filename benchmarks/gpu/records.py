@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from specstream.errors import UnsupportedModelError
 from specstream.files import write_whole
 
 POISONED = 3
@@ -46,14 +47,17 @@ class Records:
         if any(row["label"] == label for row in self.rows):
             return True
         if self.late:
-            self._add(label, skipped="out of time")
+            self._add(label, left_out="out of time")
             return False
         started = time.perf_counter()
         try:
             found = work()
+        except UnsupportedModelError as error:
+            self._add(label, left_out=str(error))
+            return False
         except Exception as error:
             message = " ".join(str(error).split())[:300]
-            self._add(label, failed=f"{type(error).__name__}: {message}", traceback=traceback.format_exc())
+            self._add(label, error=f"{type(error).__name__}: {message}", traceback=traceback.format_exc())
             if _poisoned():
                 raise SystemExit(POISONED) from error
             return False
