@@ -126,7 +126,18 @@ def _times(times: Mapping[str, float]) -> tuple[float, ...]:
 
 
 def _speed(found: Rows) -> list[str]:
-    heads = ("contestant", "tokens/s", "x generate", "x plain", "= generate", "= plain", "accepted", "passes", "exact")
+    heads = (
+        "contestant",
+        "tokens/s",
+        "x generate",
+        "x plain",
+        "= generate",
+        "= plain",
+        "accepted",
+        "passes",
+        "exact",
+        "first s",
+    )
     lines: list[str] = []
     for row in (row for row in found if "contestants" in row):
         lines += ["", f"### {row['label']}", ""]
@@ -141,7 +152,7 @@ def _speed(found: Rows) -> list[str]:
 
 _FIELDS = (
     *("over_generate", "over_plain", "equal_to_generate", "equal_to_plain"),
-    *("acceptance", "passes", "exact", "remark"),
+    *("acceptance", "passes", "exact", "first_s", "remark"),
 )
 _SECTIONS: dict[str, Callable[[Rows], list[str]]] = {
     "What failed": _failures,
