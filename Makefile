@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test check bench docs clean
+.PHONY: run test check bench gpu docs clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
@@ -18,6 +18,10 @@ test: check
 bench: $(VENV)/.stamp-bench
 	$(BIN)/specstream benchmark --config configs/benchmark_smoke.yaml $(BENCH)
 	$(BIN)/specstream report runs/benchmark-smoke
+
+# On a machine with a CUDA GPU, in minutes: tests, losslessness, bits and speeds. GPU="--parts passes,speed" runs some.
+gpu: $(VENV)/.stamp-test
+	$(BIN)/python -m benchmarks.gpu $(GPU)
 
 check: $(VENV)/.stamp-test
 	$(BIN)/ruff format --check .

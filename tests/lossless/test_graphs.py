@@ -20,12 +20,14 @@ from specstream.core.ports import Drafter
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
+from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.errors import DeviceMemoryError
 from specstream.heads.medusa import MedusaHeads
 from specstream.models.cache import STEP
 from specstream.models.graphs import CudaCapture
@@ -269,6 +271,38 @@ class TestOnTheGpu:
             for _ in rounds:
                 pass
         assert len(waits) == row.stats.target_passes - 1
+
+    def test_a_model_that_looks_at_its_values_is_not_captured_and_keeps_its_tokens(self) -> None:
+        expected = run(self.target(runtime="eager", exact=False), NoDrafter())
+        target, stream = self.target(exact=False), torch.cuda.current_stream()
+        hook = target.model.lm_head.register_forward_hook(lambda module, given, made: made * int(made.isfinite().all()))
+        try:
+            with pytest.warns(UserWarning, match="cannot be captured"):
+                rows = run(target, NoDrafter())
+        finally:
+            hook.remove()
+        assert [row.emitted for row in rows] == [row.emitted for row in expected]
+        assert target.runtime.name == "eager"
+        assert torch.cuda.current_stream() == stream
+        again = self.target(exact=False)  # a failed capture leaves nothing behind that another model meets
+        assert [row.emitted for row in run(again, NoDrafter())] == [row.emitted for row in expected]
+        assert again.runtime.name == "graphs"
+
+    def test_running_out_of_memory_is_said_and_the_next_run_works(self) -> None:
+        expected = run(self.target(runtime="eager", exact=False), NoDrafter(), PROMPTS[:1])
+        target = self.target(exact=False)
+        target.prepare()
+        session = target.begin([prompt(STEP // 2)])
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties("cuda").total_memory
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+        try:
+            with pytest.raises(DeviceMemoryError, match=r"^cuda:0 has no room to capture a pass of 1 x 128 tokens"):
+                session.score([TokenTree.chain(prompt(128))])
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert [row.emitted for row in run(target, NoDrafter(), PROMPTS[:1])] == [row.emitted for row in expected]
+        assert target.runtime.name == "graphs"
 
     def test_times_add_up(self) -> None:
         timings = Timings()
