@@ -35,7 +35,7 @@ from specstream.provenance import processor
 FOLDER = Path(__file__).parent / "kernels"
 SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("linear", "attention", "layer"))
 HEADERS = tuple(FOLDER / f"{name}.h" for name in ("lanes", "linear", "attention"))
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC")
 
 LANES = 16
 """Floats the kernels handle at a time; an attention head's size must be a multiple."""
