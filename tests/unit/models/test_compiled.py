@@ -229,6 +229,8 @@ def test_who_is_interrupted_leaves_no_half_library_and_the_next_run_works(folder
     started = tmp_path / "started"
     slow = script(tmp_path / "slow", f'echo $$ > {started}\nfor made; do :; done\necho half > "$made"\nexec sleep 60')
     program = (
+        # A test that runs in the background of a shell is born with this signal ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from pathlib import Path; from specstream.environment import level; from specstream.models import compiled; "
         f"compiled.SOURCES = (Path({str(compiled.SOURCES[0])!r}),); compiled.load(level())"
     )
