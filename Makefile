@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test check bench gpu docs clean
+.PHONY: run test check bench gpu docs wheel clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
@@ -33,6 +33,12 @@ check: $(VENV)/.stamp-test
 # Into build/site. A link to nowhere is an error.
 docs: $(VENV)/.stamp-docs
 	$(MKDOCS)
+
+# Into dist: with compiled kernels for each instruction level of this architecture, so that nobody else needs a compiler.
+wheel:
+	$(PYTHON) -m venv --clear build/wheel
+	SPECSTREAM_WHEEL_LEVELS=all build/wheel/bin/python -m pip wheel --disable-pip-version-check --no-deps \
+		--wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -4,10 +4,13 @@ import os
 
 import pytest
 
+from specstream.environment import limit_libraries
+
 # Before torch is imported: on a machine that does other work too, threads that wait by spinning hold up the very
 # threads they wait for, by whole time slices for every small operation.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ["SPECSTREAM_NO_SELFTEST_CACHE"] = "1"  # tests break kernels on purpose: nobody shall remember it
+limit_libraries()  # SPECSTREAM_CPU=x86-64-v3 runs the tests as on a smaller machine
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores out among them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

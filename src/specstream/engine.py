@@ -18,6 +18,7 @@ from specstream.config import (
 from specstream.core.decode import Row
 from specstream.core.ports import Drafter
 from specstream.drafters.none import NoDrafter
+from specstream.environment import level
 from specstream.errors import UsageError
 from specstream.generation import Generation, TextPieces, is_batch, plain_baseline
 from specstream.inventory import draft_bytes, prepare
@@ -235,6 +236,7 @@ class SpeculativeEngine:
             dtype=_dtype_name(self.model),
             device=str(self.model.device),
             runtime=self.target.runtime.name,
+            cpu_level=level().name,
         )
 
     def _baseline(self, generation: Generation) -> dict[str, Any]:

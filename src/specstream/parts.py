@@ -26,8 +26,9 @@ from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
+from specstream.models.capabilities import Quantization
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import Quantization, draft_quantization, lend_kernels
+from specstream.models.runtime import draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
 from specstream.models.vocabulary import load_draft
 from specstream.routing.config import DrafterSpec

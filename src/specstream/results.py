@@ -38,6 +38,7 @@ class GenerationResult(Mapping[str, Any]):
         dtype: of the target.
         device: of the target.
         runtime: how passes ran.
+        cpu_level: the instructions that this process's own kernels were chosen for.
     """
 
     text: str
@@ -61,6 +62,7 @@ class GenerationResult(Mapping[str, Any]):
     dtype: str
     device: str
     runtime: str
+    cpu_level: str
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._names():

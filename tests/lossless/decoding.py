@@ -29,8 +29,8 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
+from specstream.models.capabilities import Quantization
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import Quantization
 from specstream.models.vocabulary import cut_head
 from specstream.routing.config import DrafterSpec, RouterConfig
 from specstream.routing.drafter import RoutedDrafter

@@ -21,9 +21,9 @@ from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models import native
+from specstream.models.capabilities import Quantization, RuntimeName
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import Quantization, RuntimeName
 from tests.lossless.decoding import Recorded, make_drafter, run
 from tests.lossless.families import FAMILIES, build, prompt
 

@@ -30,9 +30,9 @@ from specstream.drafters.none import NoDrafter
 from specstream.errors import DeviceMemoryError
 from specstream.heads.medusa import MedusaHeads
 from specstream.models.cache import STEP
+from specstream.models.capabilities import RuntimeName
 from specstream.models.graphs import CudaCapture
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
 from tests.lossless.decoding import Recorded
 from tests.lossless.families import FAMILIES, build, prompt
 from tests.lossless.test_bits import Plain, differences

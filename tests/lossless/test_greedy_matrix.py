@@ -9,8 +9,8 @@ import torch
 
 from specstream.core.stats import RowStats
 from specstream.models import native
+from specstream.models.capabilities import RuntimeName
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
 from tests.lossless.decoding import DRAFTERS, QUANTIZED, make_drafter, run
 from tests.lossless.families import FAMILIES, WINDOW, build, prompt
 

@@ -22,8 +22,8 @@ from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
+from specstream.models.capabilities import RuntimeName
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
 from specstream.models.uncached import UncachedTarget
 from tests.lossless.decoding import make_drafter
 from tests.lossless.families import build, prompt

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from specstream.environment import limit_libraries
 from specstream.errors import SpecStreamError
 
 # typer raises its usage errors from classes whose home moved between its releases; this base is reachable in all.
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, debug = _take_debug(words)
     try:
+        limit_libraries()  # before a verb imports torch
         code = _invoke(words)
         # Inside the try, because a reader that has gone away is noticed only when the buffer is written out.
         sys.stdout.flush()

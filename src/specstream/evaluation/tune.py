@@ -16,8 +16,8 @@ from specstream.evaluation.halving import Found, Run, runs_of, search
 from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
 from specstream.inventory import prepare
+from specstream.models.capabilities import RuntimeName
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
 from specstream.parts import SELF, SharedDrafts, build_parts
 
 PLAIN = "plain"

@@ -40,7 +40,8 @@ from specstream.heads.chained import CHAINED_FROM, Chain, Chained, Pulls
 from specstream.heads.folder import describe_base, load_head, save_head
 from specstream.heads.multistream import MainStream, check_streamable, read_main, run_streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models import native, quantized
+from specstream.models import quantized
+from specstream.models.capabilities import capabilities
 from specstream.models.families import describe
 from specstream.models.taps import decoder_layers
 from specstream.models.upper import adapted, run_upper, sizes, upper_linears
@@ -339,7 +340,7 @@ class Streams(nn.Module):
 
     def _quick_start(self) -> Callable[[Tensor, Tensor], Tensor]:
         """``start_of`` for a few rows; on our kernels the maps are read in bytes, and in one product."""
-        if self.config.start != "linear" or self.model.device.type != "cpu" or not native.available():
+        if self.config.start != "linear" or not self._in_bytes():
             return self.start_of
         maps = torch.cat([self.from_state, self.from_token], 1).detach()
         product = quantized.linear(quantized.quantize(maps), None)
@@ -368,6 +369,11 @@ class Streams(nn.Module):
             return tokens
         return (tokens[:, None] == self.vocabulary).int().argmax(1)
 
+    def _in_bytes(self) -> bool:
+        """Whether weights that draft are faster here as bytes."""
+        found = capabilities(self.model.device, self.model.dtype, keep_dtype=True)
+        return found.quantization.value != "none"
+
     def _vocabulary_size(self) -> int:
         return len(self.head()[0]) if self.vocabulary is None else len(self.vocabulary)
 
@@ -376,7 +382,7 @@ class Streams(nn.Module):
         own = self.model.get_output_embeddings().weight
         if self._drafting is None or self._drafting[0] is not own:
             weight, bias = self.head()
-            if own.device.type == "cpu" and native.available():
+            if self._in_bytes():
                 self._drafting = own, quantized.linear(quantized.quantize(weight), bias)
             else:
                 self._drafting = own, lambda x: functional.linear(x, weight, bias)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from specstream.core.ports import Adapter, TargetSession
 from specstream.models.cache import TreeCache
+from specstream.models.capabilities import Quantization, RuntimeName
 from specstream.models.exactness import Exactness
 from specstream.models.families import describe
 from specstream.models.graphs import CudaCapture, StaticPasses
 from specstream.models.layout import Layout, masks
-from specstream.models.runtime import Quantization, Runtime, RuntimeName
+from specstream.models.runtime import Runtime
 from specstream.models.selftest import check_tree
 from specstream.models.session import HuggingFaceSession
 from specstream.models.taps import States, decoder_layers, tapped

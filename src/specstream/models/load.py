@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from specstream.models.capabilities import capabilities
 from specstream.models.catalog import resolve
-from specstream.models.runtime import native_dtype
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,7 +69,7 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
                 "SpecStream decodes with decoder-only models"
             )
         own = config.dtype or torch.float32
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted or native_dtype(place, own))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted or capabilities(place, own).dtype.value)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except UnsupportedModelError:
         raise

@@ -1,41 +1,26 @@
-"""Kernels of our own for the CPU, compiled once on the machine that runs them.
+"""What our own CPU kernels are called with: tensors and plans of passes in, addresses and sizes out.
 
-The sources are C++ without dependencies; any of ``$CXX``, ``c++``, ``g++`` or ``clang++`` makes a shared library of
-them in a few seconds, kept in the user's cache under a name that holds the source, the compiler and the processor.
-Without a compiler the package works as well, only slower: ``library`` then says why.
+Where the kernels come from is in ``compiled.py``; which models and passes take them, in ``capabilities.py``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional
 
 from specstream.core.tree import TokenTree
-from specstream.errors import SpecStreamError
-from specstream.files import user_cache
-from specstream.provenance import processor
-
-FOLDER = Path(__file__).parent / "kernels"
-SOURCES = tuple(FOLDER / f"{name}.cpp" for name in ("linear", "attention", "layer"))
-HEADERS = tuple(FOLDER / f"{name}.h" for name in ("lanes", "linear", "attention"))
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC")
+from specstream.environment import level
+from specstream.models import compiled
+from specstream.models.compiled import Kernels, NoKernelsError
 
 LANES = 16
 """Floats the kernels handle at a time; an attention head's size must be a multiple."""
@@ -47,27 +32,32 @@ Its product is faster from some 64 rows on, but then all that stands between the
 """
 
 
-class NoKernelsError(SpecStreamError):
-    """The kernels cannot be built or loaded here."""
-
-
 @cache
-def library() -> ctypes.CDLL:
-    """The compiled kernels.
+def kernels() -> Kernels:
+    """Those of this process, found or compiled when first asked for. Where there are none, ``reason`` says why.
 
     Raises:
-        NoKernelsError: no compiler, or one that fails; the message says which.
+        UsageError: ``SPECSTREAM_CPU`` cannot be followed.
     """
-    compiler = next((found for name in _compilers() if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise NoKernelsError("no C++ compiler was found; install g++ or set CXX for faster passes")
-    built = _cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
-    if not built.exists():
-        _compile(compiler, built)
-    try:
-        loaded = ctypes.CDLL(str(built))
-    except OSError as error:
-        raise NoKernelsError(f"the kernels in {built} cannot be loaded ({error}); delete the file") from error
+    found = compiled.load(level())
+    if found.library is not None:
+        _declare(found.library)
+    return found
+
+
+def library() -> ctypes.CDLL:
+    """The functions of the kernels.
+
+    Raises:
+        NoKernelsError: there are none here; the message says why.
+    """
+    found = kernels()
+    if found.library is None:
+        raise NoKernelsError(found.reason)
+    return found.library
+
+
+def _declare(library: ctypes.CDLL) -> None:
     suffixes = ("bf16", "f32", "int8_bf16", "int8_f32", "int4_bf16", "int4_f32")
     signatures = {
         f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
@@ -75,9 +65,8 @@ def library() -> ctypes.CDLL:
     signatures |= {f"layers_{suffix}": [*[ctypes.c_void_p] * 3, ctypes.c_long] for suffix in suffixes}
     signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
     for name, arguments in signatures.items():
-        function = getattr(loaded, name)
+        function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
-    return loaded
 
 
 def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
@@ -91,19 +80,15 @@ def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
 
 
 def available() -> bool:
-    """Whether the kernels can be used on this machine."""
-    try:
-        library()
-    except NoKernelsError:
-        return False
-    return True
+    """Whether there are kernels for this machine."""
+    return kernels().library is not None
 
 
 def rows_of(dtype: torch.dtype) -> int:
     """Rows up to which ``linear`` is our own kernel, and so gives a row the same bits."""
     # oneDNN emulates bf16 where the processor has no instructions for it, at half the speed of our kernel. A fixed
     # rule, not a measurement: the same prompt must give the same bits in every process.
-    emulated = dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported()
+    emulated = dtype == torch.bfloat16 and not level().bf16
     return sys.maxsize if emulated else MOST_ROWS
 
 
@@ -235,53 +220,3 @@ def attention(
     )
     kernel("attention", query.dtype)(ctypes.byref(problem))
     return out
-
-
-def _compilers() -> list[str]:
-    chosen = os.environ.get("CXX")
-    return [chosen] if chosen else ["c++", "g++", "clang++"]
-
-
-def _cache_folder() -> Path:
-    return user_cache() / "specstream" / "kernels"
-
-
-def _fingerprint(compiler: str) -> str:
-    """A library built for one processor may hold instructions that another does not know."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    sources = [file.read_text(encoding="utf-8") for file in (*SOURCES, *HEADERS)]
-    parts = (*sources, " ".join(FLAGS), version, platform.machine(), processor())
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _compile(compiler: str, built: Path) -> None:
-    """Into a temporary folder first: another process, or an interrupt, never sees half a library.
-
-    Of processes that start together one compiles and the others wait: a compiler wants a core and some memory.
-    """
-    try:
-        built.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(built.with_suffix(".lock")), tempfile.TemporaryDirectory(dir=built.parent) as folder:
-            if built.exists():
-                return
-            objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
-            commands = [["-c", str(source), "-o", str(made)] for source, made in zip(SOURCES, objects, strict=True)]
-            _run_all(compiler, commands)
-            _run_all(compiler, [["-shared", *map(str, objects), "-o", str(Path(folder) / built.name)]])
-            os.replace(Path(folder) / built.name, built)
-    except OSError as error:
-        raise NoKernelsError(f"the kernels cannot be written to {built.parent}: {error}") from error
-
-
-def _run_all(compiler: str, commands: Sequence[Sequence[str]]) -> None:
-    """Side by side: half a minute of one core, and who starts a program for the first time waits for it."""
-    running = [
-        subprocess.Popen(
-            [compiler, *FLAGS, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8"
-        )
-        for command in commands
-    ]
-    complaints = [process.communicate()[1] for process in running]
-    for process, complaint in zip(running, complaints, strict=True):
-        if process.returncode != 0:
-            raise NoKernelsError(f"{compiler} could not build the kernels: {' '.join(complaint.split())[:300]}")

@@ -1,4 +1,4 @@
-"""Progress of a download on stderr: a bar on a terminal, one plain line per step elsewhere."""
+"""Progress on stderr: of a download, a bar on a terminal and one plain line per step elsewhere; and single lines."""
 
 from __future__ import annotations
 
@@ -71,3 +71,9 @@ def _bar(title: str, total: int) -> Iterator[Reporter]:
                 progress.update(task, completed=min(completed, total))
 
         yield Bar()
+
+
+def announce(text: str) -> None:
+    """Say on stderr, in a line of its own, what takes long or went another way than usual."""
+    sys.stderr.write(f"specstream: {text}\n")
+    sys.stderr.flush()

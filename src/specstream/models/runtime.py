@@ -9,10 +9,12 @@ shape, and ``static`` runs those uncaptured, for debugging; see ``graphs.py``. T
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, cast
+from functools import cache
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,15 +24,14 @@ from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import compat, native, quantized
+from specstream.models.capabilities import Capabilities, Quantization, RuntimeName, capabilities
 from specstream.models.compat import Conv1D
+from specstream.models.compiled import NoKernelsError
 from specstream.models.fused import FusedModel, FusedTop, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
 from specstream.models.upper import Swaps, adapted, merged, upper_linears
-
-RuntimeName = Literal["auto", "eager", "native", "packed", "graphs", "static"]
-Quantization = Literal["none", "int8", "int4"]
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
@@ -65,22 +66,14 @@ class Runtime:
         layer_windows: Sequence[int] = (),
         quantization: Quantization = "none",
     ) -> None:
-        if name == "auto":
-            name = _choose(model)
-        elif name == "graphs" and model.device.type != "cuda":
-            raise UsageError(f"runtime is 'graphs', which runs on CUDA, and the model is on {model.device}; give auto")
-        elif name in ("native", "packed") and not _on_cpu(model):
-            raise UsageError(
-                f"runtime is {name!r}, which runs float32 and bfloat16 on the CPU, and the model is {model.dtype} on "
-                f"{model.device}; give auto"
-            )
-        if quantization != "none" and model.device.type != "cpu":
-            raise UsageError(f"quantization is {quantization!r}, which runs on the CPU; on {model.device} give 'none'")
+        found = capabilities(model.device, model.dtype, keep_dtype=True, runtime=name)
+        _refuse(name, quantization, found)
+        if name == "auto" and model.device.type == "cpu" and found.kernels.library is None:
+            _warn(found.kernels.reason)
+        name = found.runtime.value
         self.model = model
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
         self.static = name in ("graphs", "static")
-        if quantization == "int4" and not native.available():
-            raise UsageError("quantization is 'int4', which needs our kernels and so a C++ compiler; give 'int8'")
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         self._own_linears = name == "native" and not weights
@@ -275,42 +268,28 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     return compat.attention_configs(model)
 
 
-def _choose(model: Any) -> RuntimeName:
-    if model.device.type == "cuda":
-        return "graphs"
-    if not _on_cpu(model):
-        return "eager"
-    return "native" if native.available() else "packed"
+def _refuse(name: RuntimeName, quantization: Quantization, found: Capabilities) -> None:
+    """Refuse what was asked for and does not run here."""
+    if name in found.refused:
+        if name == "native" and found.refused[name] == found.kernels.reason:
+            raise NoKernelsError(found.kernels.reason)
+        raise UsageError(f"runtime is {name!r}: {found.refused[name]}; give auto")
+    if quantization in found.refused:
+        remedy = "int8" if quantization == "int4" and "int8" not in found.refused else "none"
+        raise UsageError(f"quantization is {quantization!r}: {found.refused[quantization]}; give {remedy!r}")
 
 
-def _on_cpu(model: Any) -> bool:
-    """Whether the CPU kernels take this model's device and dtype."""
-    if model.device.type != "cpu" or not torch._C._has_mkldnn:
-        return False
-    bf16 = model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return bool(model.dtype == torch.float32 or bf16)
+@cache
+def _warn(reason: str) -> None:
+    """Once in a process, however many models run in it."""
+    warnings.warn(f"passes run without our kernels, and slower: {reason}", stacklevel=3)
 
 
-LARGE_DRAFT = 256_000_000
-"""Parameters from which on a draft's step waits for memory even where weights are bytes."""
-
-
-def draft_quantization(draft: Any, name: str) -> Quantization:
-    """How a draft is fastest on our kernels: four bits lose 5 % of its tokens, and a third of a large one's step."""
-    if name not in ("auto", "native") or not _on_cpu(draft) or not native.available():
-        return "none"
-    return "int4" if sum(weight.numel() for weight in draft.parameters()) >= LARGE_DRAFT else "int8"
-
-
-def native_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype to run a checkpoint in: its own, where kernels for it exist, else float32.
-
-    Without our kernels and without bf16 instructions, four tokens in bf16 cost four times one (docs/log.md).
-    """
-    if device.type != "cpu" or dtype == torch.float32:
-        return dtype
-    fast = dtype == torch.bfloat16 and (native.available() or torch.cpu._is_avx512_bf16_supported())
-    return dtype if fast else torch.float32
+def draft_quantization(draft: Any, runtime: RuntimeName) -> Quantization:
+    """How a draft is fastest on the runtime that was asked for."""
+    size = sum(weight.numel() for weight in draft.parameters())
+    found = capabilities(draft.device, draft.dtype, keep_dtype=True, runtime=runtime, draft_parameters=size)
+    return found.quantization.value
 
 
 Forward = Callable[..., Tensor]

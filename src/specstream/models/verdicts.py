@@ -1,8 +1,8 @@
 """What the self-test of widths found, kept on disk: a program that starts again need not ask again.
 
 Which kernel a pass runs, and so its bits, depends on the model, its dtype, the runtime, the number of threads, the
-processor, the libraries and our own code. All of that is in the name of the file: whatever changes, the answers of
-before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps nothing and reads nothing.
+processor and its level, the libraries and our own code. All of that is in the name of the file: whatever changes, the
+answers of before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps nothing and reads nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
+from specstream.environment import level, processor
 from specstream.files import user_cache, write_whole
+from specstream.models import native
 from specstream.models.compat import attention_of
 from specstream.models.fingerprint import fingerprint
-from specstream.provenance import processor, provenance
+from specstream.provenance import provenance
 
 SWITCH = "SPECSTREAM_NO_SELFTEST_CACHE"
 """The environment variable that turns this off."""
@@ -83,13 +85,19 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
     made_with = provenance(str(model.device), str(model.dtype))
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(LIBRARIES)}
     parts = [
-        *(made_with, settings, _sources(), processor(), torch.__config__.show(), torch.get_float32_matmul_precision()),
+        *(made_with, settings, _sources(), processor(), level().name, _kernels(runtime)),
+        *(torch.__config__.show(), torch.get_float32_matmul_precision()),
         *(torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
         *(torch.are_deterministic_algorithms_enabled(), runtime),
         *(fingerprint(model), model.config.to_json_string(), attention_of(model)),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
     return Verdicts(user_cache() / "specstream" / "selftest" / f"{name}.json")
+
+
+def _kernels(runtime: str) -> str:
+    """What tells the kernels of a runtime from others: two compilers may round otherwise."""
+    return native.kernels().name if runtime.startswith("native") else ""
 
 
 @cache

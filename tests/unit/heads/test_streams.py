@@ -166,7 +166,7 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
 
 def test_what_a_stream_says_depends_on_the_token_before_as_in_training(monkeypatch):
     """All of the vocabulary is weighed again, so the chances are those of the changed states."""
-    monkeypatch.setattr(native, "available", lambda: False)  # nothing is rounded to bytes
+    monkeypatch.setattr(Streams, "_in_bytes", lambda streams: False)
     streams, kept = shaken("llama", chain_rank=4), list(range(3, 43))
     streams.vocabulary = torch.tensor(kept)
     session = HuggingFaceTarget(streams.model, runtime="eager").begin([TOKENS[:20]])

@@ -224,7 +224,7 @@ def test_a_single_width_serves_where_no_class_is_found() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU")
 def test_graphs_want_a_gpu() -> None:
-    with pytest.raises(UsageError, match="runtime is 'graphs', which runs on CUDA"):
+    with pytest.raises(UsageError, match="runtime is 'graphs': it runs on CUDA"):
         HuggingFaceTarget(build("llama"), runtime="graphs")
 
 

@@ -9,9 +9,9 @@ from specstream.core.tree import TokenTree
 from specstream.models import native
 from specstream.models import session as module
 from specstream.models.cache import STEP
+from specstream.models.capabilities import RuntimeName
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
 from tests.lossless.families import VOCAB, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,15 +1,10 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from torch.nn import functional
 
-from specstream.errors import UsageError
 from specstream.models import native
-from specstream.models.runtime import Runtime, native_dtype
-from tests.tiny import tiny_model
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 
@@ -70,68 +65,3 @@ def test_not_a_number_stays_not_a_number():
     y = native.linear(weight, bias)(x)
     assert y[0, 1].isnan().all()
     assert not y[0, 0].isnan().any()
-
-
-@pytest.fixture
-def fresh_library(tmp_path, monkeypatch):
-    """As on a machine that never built the kernels."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
-    yield tmp_path
-    native.library.cache_clear()
-
-
-def test_without_a_compiler_the_next_runtime_takes_over(fresh_library, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not native.available()
-    assert Runtime(tiny_model()).name == "packed"
-    with pytest.raises(native.NoKernelsError, match="CXX"):
-        Runtime(tiny_model(), "native")
-    assert native_dtype(torch.device("cpu"), torch.float16) == torch.float32
-
-
-def test_a_compiler_that_fails_leaves_nothing_behind(fresh_library, monkeypatch):
-    monkeypatch.setenv("CXX", "false")
-    with pytest.raises(native.NoKernelsError, match="could not build"):
-        native.library()
-    assert not list(fresh_library.rglob("*.so*"))
-
-
-@pytest.fixture
-def compiler(tmp_path):
-    """One that copies the kernels of this machine and writes down that it ran."""
-    script = tmp_path / "compiler"
-    built = native.library()._name
-    script.write_text(f'#!/bin/sh\necho "$*" >> "$0.log"\nsleep 0.05\nfor made; do :; done\ncp {built} "$made"\n')
-    script.chmod(0o755)
-    return script
-
-
-def runs(compiler):
-    lines = compiler.with_suffix(".log").read_text().splitlines()
-    return [line for line in lines if line != "--version"]
-
-
-@needs_kernels
-def test_it_is_built_once(compiler, fresh_library, monkeypatch):
-    monkeypatch.setenv("CXX", str(compiler))
-    native.library()
-    assert len(runs(compiler)) == len(native.SOURCES) + 1
-    native.library.cache_clear()
-    native.library()
-    assert len(runs(compiler)) == len(native.SOURCES) + 1
-
-
-@needs_kernels
-def test_of_processes_that_start_together_one_builds_it(compiler, tmp_path):
-    built = tmp_path / "kernels.so"
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(native._compile, [str(compiler)] * 4, [built] * 4))
-    assert built.exists()
-    assert len(runs(compiler)) == len(native.SOURCES) + 1
-
-
-def test_a_runtime_for_another_dtype_is_refused():
-    with pytest.raises(UsageError, match=r"torch\.float16 on cpu"):
-        Runtime(tiny_model().half(), "packed")
-    assert Runtime(tiny_model().half()).name == "eager"

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from specstream.core.tree import TokenTree
-from specstream.models import native, runtime
+from specstream.models import capabilities, native, runtime
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.quantized import LEVELS, linear, quantize
 from tests.lossless.families import FAMILIES, build, prompt
@@ -132,6 +132,6 @@ def test_a_tied_embedding_outlives_the_release():
 def test_only_a_large_draft_takes_four_bits_by_itself(monkeypatch):
     model = build("llama")
     assert runtime.draft_quantization(model, "auto") == "int8"
-    monkeypatch.setattr(runtime, "LARGE_DRAFT", 1000)
+    monkeypatch.setattr(capabilities, "LARGE_DRAFT", 1000)
     assert runtime.draft_quantization(model, "native") == "int4"
     assert runtime.draft_quantization(model, "eager") == "none"

@@ -14,9 +14,9 @@ from torch import Tensor
 from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError
 from specstream.models import native
+from specstream.models.capabilities import RuntimeName
 from specstream.models.families import Family
 from specstream.models.hf import HuggingFaceSession, HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
 from specstream.models.selftest import check_tree
 from tests.lossless.families import CONFIGURATIONS, FAMILIES, VOCAB, build
 

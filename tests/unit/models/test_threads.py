@@ -10,9 +10,9 @@ from torch import Tensor
 
 from specstream.core.tree import TokenTree
 from specstream.models import native
+from specstream.models.capabilities import Quantization
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.quantized import linear, quantize
-from specstream.models.runtime import Quantization
 from tests.lossless.families import build, prompt
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")

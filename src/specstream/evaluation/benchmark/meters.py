@@ -237,5 +237,6 @@ def _number(path: Path) -> int | None:
 
 def machine(provenance: dict[str, Any]) -> dict[str, Any]:
     """What of a provenance must be the same for figures to belong to one run."""
-    keys = ("specstream", "torch", "transformers", "platform", "cpu", "threads", "device", "accelerator", "dtype")
+    versions = ("specstream", "torch", "transformers", "platform")
+    keys = (*versions, "cpu", "cpu_level", "threads", "device", "accelerator", "dtype")
     return {key: provenance.get(key) for key in keys}
