@@ -6,14 +6,23 @@ BIN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test check bench docs lock clean
+.PHONY: run test contract matrix check bench docs lock clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
 
 # A worker that runs dry takes over the end of another's list: neighbours, which share their models, stay together.
+# What tests/contract selects is in the other folders too.
 test: check
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/contract
+
+# With the newest transformers: it fails if that cannot be fetched.
+contract: $(VENV)/.stamp-test
+	$(BIN)/python tools/matrix.py --only newest
+
+# With every supported release that can be installed here: docs/versions.md. MATRIX=--help lists the options.
+matrix: $(VENV)/.stamp-test
+	$(BIN)/python tools/matrix.py $(MATRIX)
 
 # Interrupted, it goes on; finished, it only writes the report again. A new run: BENCH=--no-resume.
 bench: $(VENV)/.stamp-bench

@@ -103,7 +103,8 @@ def lower_bounds() -> dict[str, str]:
 
 def locked(package: str) -> str:
     """The version of the lock file; the last one, where it names several for several Pythons."""
-    return re.findall(rf"^{package}==([^ ;]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)[-1]
+    found: list[str] = re.findall(rf"^{package}==([^ ;\n]+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[-1]
 
 
 def constraints(free: Sequence[str]) -> str:
@@ -124,7 +125,7 @@ class Environment:
         self._combination, self._base, self._seconds = combination, base, minutes * 60
         self.folder = BUILD / f"{combination.name}-py{python}"
         self.python = self.folder / "bin" / "python"
-        self._limits = self.folder / "constraints.txt"
+        self._limits = BUILD / f"{self.folder.name}.txt"
 
     def prepare(self) -> None:
         """Make it, unless it stands there as it would be made now.
@@ -132,23 +133,20 @@ class Environment:
         Raises:
             NotInstalled: pip cannot, in the time that it has and the space that there is.
         """
-        stamp = self.folder / "stamp.json"
-        made_of = [str(self._base), constraints(self._combination.free)]
-        if "newest" not in " ".join(self._combination.wanted):
-            made_of += self._combination.wanted
-            if _read(stamp) == json.dumps(made_of):
-                return
-            self._create()
-            wanted = self._combination.wanted
-        else:
-            self._create()
-            wanted = tuple(map(self._newest, self._combination.wanted))
+        BUILD.mkdir(parents=True, exist_ok=True)
+        limits = constraints(self._combination.free)
+        self._limits.write_text(limits, encoding="utf-8")
+        wanted = tuple(map(self._newest, self._combination.wanted))
+        stamp, made_of = self.folder / "stamp.json", json.dumps([str(self._base), limits, wanted])
+        if _read(stamp) == made_of:
+            return
+        self._create()
         if self._combination.free == _OF_TORCH:
             self._has_room()
         if wanted:
-            self._pip("install", *wanted)
+            self._pip(self.python, "install", *wanted)
         self._imports()
-        stamp.write_text(json.dumps(made_of), encoding="utf-8")
+        stamp.write_text(made_of, encoding="utf-8")
 
     def _create(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -156,24 +154,26 @@ class Environment:
         below = _answer(self._base, "import sysconfig; print(sysconfig.get_path('purelib'))")
         own = Path(_answer(self.python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
         (own / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n", encoding="utf-8")
-        self._limits.write_text(constraints(self._combination.free), encoding="utf-8")
 
     def _newest(self, wanted: str) -> str:
-        """The release that ``newest`` means: pip looks only there, as what lies below would satisfy it otherwise."""
+        """The release that ``newest`` means; what is installed is left aside, as it would do where no index answers."""
         name, _, version = wanted.partition("==")
         if version != "newest":
             return wanted
-        report = self._pip("install", "--dry-run", "--ignore-installed", "--no-deps", "--report", "-", name)
+        report = self._pip(self._base, "install", "--dry-run", "--ignore-installed", "--no-deps", "--report", "-", name)
         (item,) = json.loads(report)["install"]
         return f"{name}=={item['metadata']['version']}"
 
-    def _pip(self, *words: str) -> str:
-        # Both variables, and not the machine's own settings: see the Makefile.
-        limits = {"PIP_CONSTRAINT": str(self._limits), "PIP_BUILD_CONSTRAINT": str(self._limits)}
-        command = [self.python, "-m", "pip", "--disable-pip-version-check", *words[:1], "--quiet", *words[1:]]
+    def _pip(self, python: Path, *words: str) -> str:
+        command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *words]
         try:
             done = subprocess.run(
-                command, env={**os.environ, **limits}, capture_output=True, text=True, timeout=self._seconds
+                command,
+                env={**os.environ, **_within(self._limits)},
+                capture_output=True,
+                text=True,
+                timeout=self._seconds,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise NotInstalled(f"not installed within {self._seconds / 60:.0f} minutes") from None
@@ -203,7 +203,7 @@ class Environment:
         report = self.folder / "junit.xml"
         report.unlink(missing_ok=True)
         models = {"SPECSTREAM_MODELS": str(self.folder / "models")}  # converted by this transformers, not another
-        command = [self.python, "-m", "pytest", SUITE, "-q", "-n", "auto", "--dist", "worksteal", "-W", "default"]
+        command = [str(self.python), "-m", "pytest", SUITE, "-q", "-n", "auto", "--dist", "worksteal", "-W", "default"]
         start = time.monotonic()
         subprocess.run([*command, f"--junit-xml={report}"], cwd=ROOT, env={**os.environ, **models}, check=False)
         return report, time.monotonic() - start
@@ -214,7 +214,7 @@ def tested(report: Path) -> tuple[dict[str, dict[str, int]], list[str]]:
     parts: dict[str, Counter[str]] = {}
     failures = []
     for case in ElementTree.parse(report).iter("testcase"):
-        where = case.get("classname") or case.get("name", "")  # a file that cannot be imported is a name alone
+        where = case.get("classname") or case.get("name") or ""  # a file that cannot be imported is a name alone
         part = where.rpartition(".test_")[2].partition(".")[0]
         problem = next((each for each in (case.find("failure"), case.find("error")) if each is not None), None)
         result = "failed" if problem is not None else "skipped" if case.find("skipped") is not None else "passed"
@@ -261,9 +261,8 @@ def _locked_base(python: Path, folder: Path, minutes: float) -> Path:
     made, stamp = folder / "bin" / "python", folder / "stamp.json"
     if _read(stamp) != LOCK.read_text(encoding="utf-8"):
         subprocess.run([python, "-m", "venv", "--clear", folder], check=True)
-        limits = {"PIP_CONSTRAINT": str(LOCK), "PIP_BUILD_CONSTRAINT": str(LOCK)}
-        command = [made, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f"{ROOT}[test]"]
-        subprocess.run(command, env={**os.environ, **limits}, check=True, timeout=minutes * 60)
+        command = [str(made), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", f"{ROOT}[test]"]
+        subprocess.run(command, env={**os.environ, **_within(LOCK)}, check=True, timeout=minutes * 60)
         stamp.write_text(LOCK.read_text(encoding="utf-8"), encoding="utf-8")
     return made
 
@@ -288,6 +287,11 @@ def table(rows: Iterable[Row]) -> str:
 
 def _cell(counts: dict[str, int]) -> str:
     return ", ".join(f"{counts[each]} {each}" for each in ("failed", "passed", "skipped") if counts.get(each)) or "-"
+
+
+def _within(limits: Path) -> dict[str, str]:
+    """What holds pip to a file of constraints, in place of the machine's own: the Makefile says why it is two names."""
+    return {"PIP_CONSTRAINT": str(limits), "PIP_BUILD_CONSTRAINT": str(limits)}
 
 
 def _answer(python: Path, code: str) -> str:
