@@ -18,8 +18,8 @@ from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
+from specstream.models.capabilities import RuntimeName
 from specstream.models.hf import HuggingFaceTarget
-from specstream.models.runtime import RuntimeName
 
 NAMES = ("1.5b", "smollm2")
 _untyped: Any = hf
