@@ -6,6 +6,7 @@ at the end are the same on a GPU; they are skipped where there is none.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -338,8 +339,14 @@ class TestOnTheGpu:
 @contextmanager
 def _sync_debug(mode: str) -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(mode)
+    _set_sync_debug(mode)
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _set_sync_debug(before)
+
+
+def _set_sync_debug(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "a prototype feature", and warnings are errors here
+        torch.cuda.set_sync_debug_mode(mode)
