@@ -1,23 +1,37 @@
 # `make run` and `make test` are all a fresh machine needs: python3, make and a package index.
 PYTHON ?= python3
 VENV := .venv
+LOCK := constraints.txt
 BIN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test check bench docs wheel clean
+.PHONY: run test contract matrix check bench gpu docs lock wheel clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
 
 # A worker that runs dry takes over the end of another's list: neighbours, which share their models, stay together.
+# What tests/contract selects is in the other folders too.
 test: check
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/contract
+
+# With the newest transformers: it fails if that cannot be fetched.
+contract: $(VENV)/.stamp-test
+	$(BIN)/python tools/matrix.py --only newest
+
+# With every supported release that can be installed here: docs/versions.md. MATRIX=--help lists the options.
+matrix: $(VENV)/.stamp-test
+	$(BIN)/python tools/matrix.py $(MATRIX)
 
 # Interrupted, it goes on; finished, it only writes the report again. A new run: BENCH=--no-resume.
 bench: $(VENV)/.stamp-bench
 	$(BIN)/specstream benchmark --config configs/benchmark_smoke.yaml $(BENCH)
 	$(BIN)/specstream report runs/benchmark-smoke
+
+# On a machine with a CUDA GPU, in minutes: tests, losslessness, bits and speeds. GPU="--parts passes,speed" runs some.
+gpu: $(VENV)/.stamp-test
+	$(BIN)/python -m benchmarks.gpu $(GPU)
 
 check: $(VENV)/.stamp-test
 	$(BIN)/ruff format --check .
@@ -36,25 +50,34 @@ wheel:
 	SPECSTREAM_WHEEL_LEVELS=all build/wheel/bin/python -m pip wheel --disable-pip-version-check --no-deps \
 		--wheel-dir dist .
 
+# The lock file anew: the newest of everything that fits constraints.in, for every Python at once.
+lock:
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/uv pip compile pyproject.toml constraints.in --extra test --universal --python-version 3.10 --upgrade \
+		--no-config --no-annotate --no-emit-index-url --custom-compile-command 'make lock' --quiet --output-file $(LOCK)
+
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A venv without pip is one whose creation was interrupted; --clear starts it over.
+# A venv without pip is one whose creation was interrupted; --clear starts it over. The first variable holds what is
+# installed to the lock file; what packages are built with, it is the first for pip before 26.2 and the second since.
 define install
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e $(1)
+	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) \
+		$(BIN)/python -m pip install --disable-pip-version-check -e $(1)
 	@touch $@
 endef
 
-$(VENV)/.stamp-run: pyproject.toml
+$(VENV)/.stamp-run: pyproject.toml $(LOCK)
 	$(call install,.)
 
-$(VENV)/.stamp-bench: pyproject.toml
+$(VENV)/.stamp-bench: pyproject.toml $(LOCK)
 	$(call install,'.[report]')
 
-$(VENV)/.stamp-docs: pyproject.toml
+$(VENV)/.stamp-docs: pyproject.toml $(LOCK)
 	$(call install,'.[docs]')
 
-$(VENV)/.stamp-test: pyproject.toml
+$(VENV)/.stamp-test: pyproject.toml $(LOCK)
 	$(call install,'.[test]')

@@ -33,6 +33,10 @@ class NumericalError(SpecStreamError):
     """The model produced numbers that no token can be chosen from."""
 
 
+class DeviceMemoryError(SpecStreamError):
+    """The device has no room for what it was asked to compute."""
+
+
 class DownloadError(SpecStreamError):
     """A model could not be fetched or written to disk."""
 

@@ -6,6 +6,7 @@ at the end are the same on a GPU; they are skipped where there is none.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,16 +17,18 @@ from torch import Tensor
 
 from specstream.core import deferred
 from specstream.core.decode import Row, Stopping, decode, start_rows
-from specstream.core.ports import Drafter
+from specstream.core.ports import Drafter, DraftRequest
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
+from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.errors import DeviceMemoryError
 from specstream.heads.medusa import MedusaHeads
 from specstream.models.cache import STEP
 from specstream.models.capabilities import RuntimeName
@@ -151,6 +154,19 @@ def test_what_is_called_bits_is_equal_to_the_bit(
             assert rows[0].exact == "bits"
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["on the host", "on the device"])
+def test_a_draft_says_that_it_ends_early_only_where_it_does(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain that is drafted on the device takes all its steps, and the controller has to price them."""
+    monkeypatch.setattr(deferred, "asynchronous", lambda device: asynchronous)
+    drafter = DraftModelDrafter(taped("llama", noise=0.01), gamma=GAMMA)
+    request = DraftRequest(tokens=PROMPTS[0], depth=GAMMA, generator=torch.Generator(), least=1.0)
+    ((offer,),) = (session := drafter.begin([PROMPTS[0]], Sampling())).offers([request])
+    (tree,) = session.propose([request])
+    assert offer.cuts == (tree.drafted < GAMMA) == (not asynchronous)
+
+
 class Questions(NoReads):
     """Counts the transfers of tokens to the host and refuses to look at the device in any other way."""
 
@@ -270,6 +286,38 @@ class TestOnTheGpu:
                 pass
         assert len(waits) == row.stats.target_passes - 1
 
+    def test_a_model_that_looks_at_its_values_is_not_captured_and_keeps_its_tokens(self) -> None:
+        expected = run(self.target(runtime="eager", exact=False), NoDrafter())
+        target, stream = self.target(exact=False), torch.cuda.current_stream()
+        hook = target.model.lm_head.register_forward_hook(lambda module, given, made: made * int(made.isfinite().all()))
+        try:
+            with pytest.warns(UserWarning, match="cannot be captured"):
+                rows = run(target, NoDrafter())
+        finally:
+            hook.remove()
+        assert [row.emitted for row in rows] == [row.emitted for row in expected]
+        assert target.runtime.name == "eager"
+        assert torch.cuda.current_stream() == stream
+        again = self.target(exact=False)  # a failed capture leaves nothing behind that another model meets
+        assert [row.emitted for row in run(again, NoDrafter())] == [row.emitted for row in expected]
+        assert again.runtime.name == "graphs"
+
+    def test_running_out_of_memory_is_said_and_the_next_run_works(self) -> None:
+        expected = run(self.target(runtime="eager", exact=False), NoDrafter(), PROMPTS[:1])
+        target = self.target(exact=False)
+        target.prepare()
+        session = target.begin([prompt(STEP // 2)])
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties("cuda").total_memory
+        torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+        try:
+            with pytest.raises(DeviceMemoryError, match=r"^cuda:0 has no room to capture a pass of 1 x 128 tokens"):
+                session.score([TokenTree.chain(prompt(128))])
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert [row.emitted for row in run(target, NoDrafter(), PROMPTS[:1])] == [row.emitted for row in expected]
+        assert target.runtime.name == "graphs"
+
     def test_times_add_up(self) -> None:
         timings = Timings()
         rows = start_rows(PROMPTS, [0, 1, 2], None)
@@ -291,8 +339,14 @@ class TestOnTheGpu:
 @contextmanager
 def _sync_debug(mode: str) -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(mode)
+    _set_sync_debug(mode)
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _set_sync_debug(before)
+
+
+def _set_sync_debug(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "a prototype feature", and warnings are errors here
+        torch.cuda.set_sync_debug_mode(mode)

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.cache_utils import Cache
 
 from specstream.errors import UnsupportedModelError
+from specstream.models import compat
+from specstream.models.compat import Cache
 from specstream.models.families import Family
 from specstream.models.taps import States, decoder_layers, tapped
 from specstream.models.upper import Swaps, run_upper, swapped
@@ -60,7 +60,9 @@ def read_main(model: Any, tokens: Tensor, first: int, depth: int) -> MainStream:
     states: States = {first: None}
     kept = _Keeping(first)
     with tapped(model, decoder_layers(model), states, fused=False):
-        final = model.base_model(input_ids=tokens, past_key_values=kept, use_cache=True).last_hidden_state
+        final = model.base_model(
+            input_ids=tokens, use_cache=True, **compat.with_cache(model.base_model, kept)
+        ).last_hidden_state
     started = states[first]
     if started is None or sorted(kept.keys) != list(range(first, depth)):
         raise UnsupportedModelError(f"{model.config.model_type} cannot carry streams: its layers cannot be watched")
@@ -129,7 +131,7 @@ def run_streams(
     if family.takes_positions:
         limit = family.context_length
         arguments["position_ids"] = standing if limit is None else standing.clamp(max=limit - 1)
-    capped = model.config._attn_implementation == "eager"
+    capped = compat.attention_of(model) == "eager"
     streaming = _Streaming(main, positions, gamma, family.layer_windows, capped)
     first = min(main.keys)
     with _attending(model, streaming), swapped(swaps):
@@ -144,8 +146,7 @@ def check_streamable(model: Any) -> None:
         UnsupportedModelError: it does not go through transformers' attention interface, or has sinks or ALiBi.
     """
     sinks = any("sink" in name for name, _ in model.named_parameters())
-    alibi = any(hasattr(module, "build_alibi_tensor") for module in model.modules())
-    if sinks or alibi or not model._supports_attention_backend:
+    if sinks or compat.alibi_of(model) is not None or not compat.exchanges_attention(model):
         raise UnsupportedModelError(
             f"{model.config.model_type} cannot carry streams: its attention is not one that other keys can be added to"
         )
@@ -154,17 +155,12 @@ def check_streamable(model: Any) -> None:
 @contextmanager
 def _attending(model: Any, streaming: _Streaming) -> Iterator[None]:
     """Inside, the model's layers attend as streams do."""
-    AttentionInterface.register(_ATTENTION, _attend)
-    modules = (module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config"))
-    configs = {id(module.config): module.config for module in modules}.values()
-    own, token = model.config._attn_implementation, _STREAMING.set(streaming)
+    compat.register_attention(_ATTENTION, _attend)
+    token = _STREAMING.set(streaming)
     try:
-        for config in configs:
-            config._attn_implementation_internal = _ATTENTION
-        yield
+        with compat.attending(compat.attention_configs(model), _ATTENTION):
+            yield
     finally:
-        for config in configs:
-            config._attn_implementation_internal = own
         _STREAMING.reset(token)
 
 

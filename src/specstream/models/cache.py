@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from specstream.core.deferred import upload
+from specstream.models.compat import Cache
 
 STEP = 512
 """The cache grows by this many slots. Attention kernels on the CPU split the keys into blocks of up to 512, so a

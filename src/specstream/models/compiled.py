@@ -28,7 +28,7 @@ FOLDER = Path(__file__).parent / "kernels"
 SOURCES = tuple(sorted(FOLDER.glob("*.cpp")))
 HEADERS = tuple(sorted(FOLDER.glob("*.h")))
 PREBUILT = FOLDER / "prebuilt"
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-fPIC")
 
 
 class NoKernelsError(SpecStreamError):

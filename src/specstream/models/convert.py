@@ -44,6 +44,7 @@ def gguf_to_folder(gguf: Path, folder: Path, entry: CatalogEntry) -> None:
             del model.config.quantization_config
         if entry.splits_digits:
             _split_digits(tokenizer)
+        _decode_bytes(tokenizer)
         _bound_length(tokenizer, model)
         _name_stop_tokens(tokenizer, model, entry)
         _tie_embeddings(model)
@@ -69,6 +70,16 @@ def _split_digits(tokenizer: Any) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
 
 
+def _decode_bytes(tokenizer: Any) -> None:
+    """Turn tokens into text as every byte-level tokenizer does.
+
+    transformers before 5.20 gives these the decoder of SentencePiece too, which drops a leading space.
+    """
+    from tokenizers import decoders
+
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+
+
 def _bound_length(tokenizer: Any, model: Any) -> None:
     """State the context length on the tokenizer too, which otherwise claims 10^30 tokens."""
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -81,6 +92,10 @@ def _name_stop_tokens(tokenizer: Any, model: Any, entry: CatalogEntry) -> None:
     """
     ids = [tokenizer.convert_tokens_to_ids(token) for token in entry.stop_tokens]
     model.generation_config.eos_token_id = ids if len(ids) > 1 else ids[0]
+    # transformers before 5.20 gives the tokenizer the beginning of a turn as its end, and no padding token.
+    tokenizer.eos_token = entry.stop_tokens[0]
+    if tokenizer.pad_token is None and (pad := model.generation_config.pad_token_id) is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     # Otherwise generate() may rebuild this configuration from the model's, which has one id again.
     model.generation_config._from_model_config = False
 

@@ -6,7 +6,6 @@ one method that builds the bias.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specstream.errors import UnsupportedModelError
+from specstream.models import compat
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
@@ -31,6 +31,7 @@ class Family:
         windows: mask kind -> sliding window in tokens, None for full attention. One entry whose key is None
             means that the model takes one mask tensor; otherwise it takes a dict of masks by layer kind.
         layer_windows: the window of each layer, 0 for full attention.
+        cache_argument: what ``forward`` calls the cache.
         takes_positions: whether ``forward`` has ``position_ids``.
         takes_logits_to_keep: whether ``forward`` can leave out logits.
         routed: whether tokens are sent to experts. A matrix product of an expert is as tall as the tokens that it
@@ -43,6 +44,7 @@ class Family:
     context_length: int | None
     windows: dict[str | None, int | None]
     layer_windows: tuple[int, ...]
+    cache_argument: str
     takes_positions: bool
     takes_logits_to_keep: bool
     routed: bool = False
@@ -81,9 +83,11 @@ def describe(model: Any) -> Family:
     """
     config = model.config
     name = str(config.model_type)
-    _refuse(model, name)
+    cache_argument = compat.cache_argument(model)
+    if (reason := _refusal(model, cache_argument)) is not None or cache_argument is None:
+        raise UnsupportedModelError(f"{name} cannot be a target: {reason}")
     text = config.get_text_config(decoder=True)
-    parameters = inspect.signature(model.forward).parameters
+    taken = compat.forward_arguments(model)
     context = getattr(text, "max_position_embeddings", None)
     windows = _windows(text, name)
     return Family(
@@ -91,31 +95,30 @@ def describe(model: Any) -> Family:
         context_length=None if context is None or name == "bloom" else int(context),
         windows=windows,
         layer_windows=_layer_windows(text, windows),
-        takes_positions="position_ids" in parameters,
-        takes_logits_to_keep="logits_to_keep" in parameters,
+        cache_argument=cache_argument,
+        takes_positions="position_ids" in taken,
+        takes_logits_to_keep="logits_to_keep" in taken,
         routed=any(re.search("experts|moe", type(module).__name__, re.IGNORECASE) for module in model.modules()),
-        alibi=next((module for module in model.modules() if hasattr(module, "build_alibi_tensor")), None),
+        alibi=compat.alibi_of(model),
     )
 
 
-def _refuse(model: Any, name: str) -> None:
-    config = model.config
-    reason = None
+def _refusal(model: Any, cache_argument: str | None) -> str | None:
+    """Why the model cannot be a target, as the second half of a sentence; None if it can."""
+    config, attention = model.config, compat.attention_of(model)
     if getattr(config, "is_encoder_decoder", False):
-        reason = "it is an encoder-decoder; SpecStream decodes with decoder-only models"
-    elif getattr(model, "_is_stateful", False):
-        reason = "it keeps a recurrent state instead of a key-value cache, and a rejected draft cannot be taken back"
-    elif not model.can_generate() or "past_key_values" not in inspect.signature(model.forward).parameters:
-        reason = "it is not a causal language model with a key-value cache"
-    elif config._attn_implementation not in ("sdpa", "eager"):
-        reason = (
-            f"its attention is {config._attn_implementation!r}, which takes no tree mask; "
-            'load it with attn_implementation="sdpa"'
-        )
-    elif model.training:
-        reason = "it is in training mode, where dropout is random; call model.eval() first"
-    if reason is not None:
-        raise UnsupportedModelError(f"{name} cannot be a target: {reason}")
+        return "it is an encoder-decoder; SpecStream decodes with decoder-only models"
+    if compat.keeps_recurrent_state(model):
+        return "it keeps a recurrent state instead of a key-value cache, and a rejected draft cannot be taken back"
+    if cache_argument is None and model.can_generate() and not compat.is_tested():
+        return f"its forward takes no cache under a name that is known here; {compat.advice()}"
+    if not model.can_generate() or cache_argument is None:
+        return "it is not a causal language model with a key-value cache"
+    if attention not in ("sdpa", "eager"):
+        return f'its attention is {attention!r}, which takes no tree mask; load it with attn_implementation="sdpa"'
+    if model.training:
+        return "it is in training mode, where dropout is random; call model.eval() first"
+    return None
 
 
 def _layer_windows(config: Any, windows: dict[str | None, int | None]) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.models import native
+from specstream.models.compat import cache_among
 from specstream.models.native import TreePlan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -149,10 +150,8 @@ class FusedLayers:
         self._constants = (ctypes.c_void_p * len(layers))(*(ctypes.addressof(layer.constants) for layer in layers))
         self._run = native.kernel("layers", layers[0].dtype, *layers[0].bits)
 
-    def __call__(
-        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], past_key_values: Any, **_: Any
-    ) -> Tensor:
-        return self.run(hidden_states, position_embeddings, past_key_values, *self._running())
+    def __call__(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **named: Any) -> Tensor:
+        return self.run(hidden_states, position_embeddings, cache_among(named), *self._running())
 
     def run(
         self, hidden: Tensor, rotations: tuple[Tensor, Tensor], cache: Any, plan: TreePlan, states: States | None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from specstream.core.deferred import place, upload
 from specstream.core.tree import TokenTree
+from specstream.errors import DeviceMemoryError
 from specstream.models.cache import STEP, TreeCache, blank, capacity_for
 from specstream.models.exactness import WIDTHS
 from specstream.models.layout import Layout, block_rows, lay_out, token_columns
@@ -229,18 +230,25 @@ class StaticPasses:
         if self.capture is None:
             return None
         key = (len(cache.lengths), width, frozenset(states))
-        if key not in cache.arena.graphs:
-            try:
-                cache.arena.graphs[key] = self._record(self.capture, cache, block.clone(), width, states)
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                reason = str(error).strip().partition("\n")[0]
-                warnings.warn(f"no CUDA graphs: a pass cannot be captured ({reason}); it runs eagerly", stacklevel=2)
-                self.capture = None
-                self._give_up()
-                return None
-        return cache.arena.graphs[key]
+        if key in cache.arena.graphs:
+            return cache.arena.graphs[key]
+        try:
+            cache.arena.graphs[key] = self._record(self.capture, cache, block.clone(), width, states)
+            return cache.arena.graphs[key]
+        except torch.OutOfMemoryError:
+            pass  # told below, where nobody holds on to what the pass had got
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"no CUDA graphs: a pass cannot be captured ({reason}); it runs eagerly", stacklevel=2)
+            self.capture = None
+            self._give_up()
+            return None
+        self._arenas.spare.clear()
+        raise DeviceMemoryError(
+            f"{self._device} has no room to capture a pass of {len(cache.lengths)} x {width} tokens over "
+            f"{cache.capacity} slots{_free(self._device)}; give fewer prompts at once, fewer max_new_tokens or "
+            "runtime='eager'"
+        )
 
     def _record(self, capture: Capture, cache: StaticCache, block: Tensor, width: int, wanted: States) -> Captured:
         states: States = dict.fromkeys(wanted)
@@ -272,6 +280,15 @@ def rounded_width(nodes: int) -> int:
     return next((width for width in WIDTHS if width >= nodes), -(-nodes // WIDTHS[-1]) * WIDTHS[-1])
 
 
+def _free(device: torch.device) -> str:
+    """How much of a device's memory is left, for a message, when what nobody uses has been given back."""
+    if device.type != "cuda":
+        return ""
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return f" ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free)"
+
+
 class CudaCapture:
     """Captures passes as CUDA graphs that share one pool of memory: they run one after another.
 
@@ -283,11 +300,13 @@ class CudaCapture:
         self._device = device
         self._stream: Any = None
         self._pool: Any = None
+        self._first: Any = None  # PyTorch refuses a pool whose graphs are all gone, so one stays
 
     def __call__(self, run: Run) -> tuple[Tensor, Callable[[], None]]:
         with torch.cuda.device(self._device):
             if self._stream is None:
                 self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            if self._first is None:
                 self._pool = torch.cuda.graph_pool_handle()
             current = torch.cuda.current_stream()
             self._stream.wait_stream(current)
@@ -295,8 +314,24 @@ class CudaCapture:
                 for _ in range(WARM_UPS):
                     run()
             current.wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads (a server's, a data loader's) may go on using the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                output = run()
+            graph, failures = torch.cuda.CUDAGraph(), list[RuntimeError]()
+            try:
+                # A capture that fails leaves its own stream behind as the current one. Other threads (a server's, a
+                # data loader's) may go on using the device meanwhile.
+                with (
+                    torch.cuda.stream(current),
+                    torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+                ):
+                    output = _noting(run, failures)
+            except RuntimeError as error:  # to end a capture that failed fails too, and does not say why
+                raise (failures.pop() if failures else error) from None
+            self._first = self._first or graph
         return output, graph.replay
+
+
+def _noting(run: Run, failures: list[RuntimeError]) -> Tensor:
+    try:
+        return run()
+    except RuntimeError as error:
+        failures.append(error)
+        raise

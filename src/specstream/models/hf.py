@@ -165,7 +165,7 @@ class HuggingFaceTarget:
         """What the model's forward takes besides the tokens."""
         arguments: dict[str, Any] = {
             "attention_mask": masks(layout, self.family.windows, self.model.dtype) if layout.plan is None else None,
-            "past_key_values": cache,
+            self.family.cache_argument: cache,
             "use_cache": True,
         }
         if self.family.takes_positions:

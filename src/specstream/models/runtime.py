@@ -19,14 +19,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.pytorch_utils import Conv1D
 
 from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
-from specstream.models import native, quantized
+from specstream.models import compat, native, quantized
 from specstream.models.capabilities import Capabilities, Quantization, RuntimeName, capabilities
+from specstream.models.compat import Conv1D
 from specstream.models.compiled import NoKernelsError
 from specstream.models.fused import FusedModel, FusedTop, fused_layers
 from specstream.models.native import TreePlan, tree_plan
@@ -82,13 +81,12 @@ class Runtime:
         self._parts: dict[range, Swaps] = {}
         self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
         self._tops: WeakKeyDictionary[Adapter, FusedTop] = WeakKeyDictionary()
-        self._own_attention = model.config._attn_implementation
         self._configs = _attention_configs(model) if name == "native" else {}
         self._planned_swaps = self._swaps
         self._stacked = False  # whether all layers of the model run on our own kernel
         self._whole: FusedModel | None = None
         if self._configs:
-            AttentionInterface.register(_ATTENTION, _attend)
+            compat.register_attention(_ATTENTION, _attend)
             layers = fused_layers(model, self._layer_windows, weights, _running)
             self._stacked = len(layers) == model.config.num_hidden_layers
             inside = {module for layer, _ in layers for module in layer.modules()}
@@ -202,17 +200,14 @@ class Runtime:
         token, keeping = _PASS.set((plan, self._layer_windows)), _STATES.set(states)
         configs = self._configs if plan is not None else {}
         try:
-            for config in configs.values():
-                config._attn_implementation_internal = _ATTENTION
             for module, forward in swaps:
                 # Straight into __dict__: nn.Module.__setattr__ takes microseconds, a model has hundreds of layers.
                 module.__dict__["forward"] = forward
-            yield
+            with compat.attending(configs, _ATTENTION):
+                yield
         finally:
             for module, _ in swaps:
                 module.__dict__.pop("forward", None)
-            for config in configs.values():
-                config._attn_implementation_internal = self._own_attention
             _PASS.reset(token)
             _STATES.reset(keeping)
 
@@ -266,11 +261,11 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     dims = {getattr(module, "head_dim", getattr(module, "head_size", 0)) for module in layers}
     dims -= {0}
     # transformers 5.20 drops Gemma 2's softcap under sdpa, and the output has to be the model's as it runs.
-    capless = getattr(model.config, "attn_logit_softcapping", None) and model.config._attn_implementation != "eager"
-    refused = sinks or capless or not model._supports_attention_backend
+    capless = getattr(model.config, "attn_logit_softcapping", None) and compat.attention_of(model) != "eager"
+    refused = sinks or capless or not compat.exchanges_attention(model)
     if refused or not dims or any(dim % native.LANES for dim in dims):
         return {}
-    return {id(module.config): module.config for module in layers}
+    return compat.attention_configs(model)
 
 
 def _refuse(name: RuntimeName, quantization: Quantization, found: Capabilities) -> None:

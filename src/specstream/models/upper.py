@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from specstream.core.ports import Adapter
+from specstream.models.compat import Conv1D
 from specstream.models.taps import decoder_layers
 
 Forward = Callable[..., Any]

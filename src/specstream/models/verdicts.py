@@ -20,6 +20,7 @@ import torch
 from specstream.environment import level, processor
 from specstream.files import user_cache, write_whole
 from specstream.models import native
+from specstream.models.compat import attention_of
 from specstream.models.fingerprint import fingerprint
 from specstream.provenance import provenance
 
@@ -88,7 +89,7 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
         *(torch.__config__.show(), torch.get_float32_matmul_precision()),
         *(torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
         *(torch.are_deterministic_algorithms_enabled(), runtime),
-        *(fingerprint(model), model.config.to_json_string(), model.config._attn_implementation),
+        *(fingerprint(model), model.config.to_json_string(), attention_of(model)),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
     return Verdicts(user_cache() / "specstream" / "selftest" / f"{name}.json")

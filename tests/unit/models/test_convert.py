@@ -18,8 +18,8 @@ from specstream.models.catalog import CatalogEntry
 
 WIDTH, INNER, HEADS, CONTEXT = 32, 64, 2, 128
 SPECIAL = ["<end>", "<start>", "<stop>", "<tool_call>"]
-TWO_SPACES = "ĠĠ"
-TOKENS = [*SPECIAL, *bytes_to_unicode().values(), TWO_SPACES]
+TWO_SPACES, THREE_SPACES = "ĠĠ", "ĠĠĠ"
+TOKENS = [*SPECIAL, *bytes_to_unicode().values(), TWO_SPACES, THREE_SPACES]
 TEMPLATE = "{% for message in messages %}<start>{{ message['content'] }}<end>{% endfor %}"
 ENTRY = CatalogEntry(
     name="tiny",
@@ -54,7 +54,7 @@ def write_gguf(path: Path, output: np.ndarray | None, embedding: np.ndarray) -> 
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
-    writer.add_token_merges(["Ġ Ġ"])
+    writer.add_token_merges(["Ġ Ġ", "ĠĠ Ġ"])  # transformers before 5.20 takes a list of one for a string
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)
     writer.add_pad_token_id(2)

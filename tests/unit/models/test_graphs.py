@@ -13,7 +13,7 @@ from torch import Tensor
 from specstream.core import deferred
 from specstream.core.deferred import DeferredChain, Drafted
 from specstream.core.tree import TokenTree
-from specstream.errors import UsageError
+from specstream.errors import DeviceMemoryError, UsageError
 from specstream.models.cache import STEP
 from specstream.models.graphs import SPARE_ARENAS, Arenas, StaticCache, rounded_width
 from specstream.models.hf import HuggingFaceTarget
@@ -197,11 +197,21 @@ def test_a_graph_that_does_not_follow_the_length_is_not_believed() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, rounds(eager(), 1), strict=True))
 
 
-def test_running_out_of_memory_is_no_reason_to_give_up_graphs() -> None:
-    target = static(capture=failing(torch.OutOfMemoryError("no memory left")))
-    with pytest.raises(torch.OutOfMemoryError):
-        target.begin([prompt(9)])
-    assert target.runtime.name == "static"
+def test_running_out_of_memory_is_said_in_one_sentence_and_the_next_run_works() -> None:
+    capture, expected = TapeCapture(), rounds(eager(), 2)
+    target = static(capture=failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")))
+    assert target.passes is not None
+    with pytest.raises(DeviceMemoryError) as caught:
+        rounds(target, 2)
+    assert str(caught.value) == (
+        "cpu has no room to capture a pass of 1 x 16 tokens over 512 slots; give fewer prompts at once, fewer "
+        "max_new_tokens or runtime='eager'"
+    )
+    assert caught.value.__context__ is None, "nobody holds on to what the pass had got"
+    assert target.runtime.name == "static", "no reason to give up graphs"
+    target.passes.capture = capture
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(rounds(target, 2), expected, strict=True))
+    assert capture.count > 0
 
 
 def test_a_single_width_serves_where_no_class_is_found() -> None:

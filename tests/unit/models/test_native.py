@@ -36,7 +36,7 @@ def test_it_is_as_close_to_the_truth_as_pytorch(outputs, inputs, dtype):
             truth = functional.linear(x.double(), weight.double(), None if b is None else b.double())
             ours = (native.linear(weight, b)(x).double() - truth).abs().max()
             theirs = (functional.linear(x, weight, b).double() - truth).abs().max()
-            assert ours <= 2 * theirs + 1e-6
+            assert ours <= 4 * theirs + 1e-6  # the fewer floats a register holds, the longer are the sums
 
 
 @needs_kernels

@@ -65,8 +65,8 @@ template <class T, int C> struct Query {
   }
   Floats dot(const T *key) const {
     Floats total = {};
-    for (int c = 0; c < C; c++) total += chunks[c] * load(key + c * LANES);
-    for (long d = 0; !C && d < dim; d += LANES) total += load(query + d) * load(key + d);
+    for (int c = 0; c < C; c++) total = fused(chunks[c], load(key + c * LANES), total);
+    for (long d = 0; !C && d < dim; d += LANES) total = fused(load(query + d), load(key + d), total);
     return total;
   }
 };
@@ -173,7 +173,7 @@ template <class T, int C> struct Task {
         Floats parts[P];
         for (int p = 0; p < P; p++) parts[p] = load(v + p * LANES);
         for (int g = 0; g < G; g++)
-          for (int p = 0; p < P; p++) totals[g][p] += parts[p] * weights[g][step];
+          for (int p = 0; p < P; p++) totals[g][p] = fused(parts[p], Floats{} + weights[g][step], totals[g][p]);
       }
       for (int g = 0; g < G; g++)
         for (int p = 0; p < P; p++) store(totals[g][p], sums + (i + g) * a.dim + d + p * LANES);
@@ -273,8 +273,8 @@ template <class T, int C> void attend_by(const Attention &a) {
 
 // To be called by every thread of a parallel region; the work is shared among them.
 template <class T> void attend(const Attention &a) {
-  if (a.dim == 64) return attend_by<T, 4>(a);
-  if (a.dim == 128) return attend_by<T, 8>(a);
+  if (a.dim == 64) return attend_by<T, 64 / LANES>(a);
+  if (a.dim == 128) return attend_by<T, 128 / LANES>(a);
   attend_by<T, 0>(a);
 }
 

@@ -1,4 +1,8 @@
-// Sixteen floats at a time, in GCC's and Clang's portable vectors: one source for AVX2, AVX512 and NEON.
+// As many floats at a time as a register holds: one source for AVX512, AVX2 and NEON.
+//
+// What vectors of GCC and Clang say well is written with them. Where a multiplication and an addition are fused it is
+// written out (`fused`), and the compiler fuses none by itself (-ffp-contract=off): its choice would be made anew for
+// every shape of loop, and with it the bits of a row.
 #pragma once
 
 #include <cmath>
@@ -6,22 +10,123 @@
 #include <cstring>
 #include <omp.h>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#else
+#include <arm_neon.h>
 #endif
 
 namespace {
 
-constexpr long LANES = 16;
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define LEVEL "x86-64-v4-bf16"
+#elif defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define LEVEL "x86-64-v4"
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LEVEL "x86-64-v3"
+#elif defined(__aarch64__)
+#define LEVEL "aarch64"
+#else
+#error "the kernels are written for AVX2 with FMA, for AVX512 and for NEON"
+#endif
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef float Half __attribute__((vector_size(32)));
-typedef float Quarter __attribute__((vector_size(16)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef int16_t Shorts __attribute__((vector_size(64)));
-typedef int8_t Bytes __attribute__((vector_size(32)));
+#if defined(__AVX512BW__)
+constexpr int REGISTER = 64; // bytes
+#elif defined(__AVX2__)
+constexpr int REGISTER = 32;
+#else
+constexpr int REGISTER = 16;
+#endif
+constexpr long LANES = REGISTER / 4;
+
+typedef float Floats __attribute__((vector_size(REGISTER)));
+typedef int32_t Ints __attribute__((vector_size(REGISTER)));
+typedef uint32_t Words __attribute__((vector_size(REGISTER)));
+typedef int16_t Shorts __attribute__((vector_size(REGISTER)));
+typedef uint16_t Halves __attribute__((vector_size(REGISTER / 2)));
+typedef int8_t Bytes __attribute__((vector_size(REGISTER / 2)));
+typedef uint8_t Nibbles __attribute__((vector_size(REGISTER / 2)));
+
+// What each level has an instruction for, and compilers find none or a slow one by themselves:
+// - fused: a b + c, rounded once
+// - widened: to twice the size
+// - narrowed: the lower halves
+// - dot_pairs: sum[i] + the sum of the two products at 2 i and 2 i + 1, or of two others, as exact as 32 bits are
+// - sum: of a vector's lanes, always in the same order
+// - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price
+#if defined(__AVX512BW__)
+inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline Words widened(Halves halves) { return (Words)_mm512_cvtepu16_epi32((__m256i)halves); }
+inline Shorts widened(Bytes bytes) { return (Shorts)_mm512_cvtepi8_epi16((__m256i)bytes); }
+inline Shorts widened(Nibbles nibbles) { return (Shorts)_mm512_cvtepu8_epi16((__m256i)nibbles); }
+inline Halves narrowed(Words words) { return (Halves)_mm512_cvtepi32_epi16((__m512i)words); }
+inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#else
+  return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#endif
+}
+inline float sum(Floats lanes) {
+  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)lanes), _mm512_extractf32x8_ps((__m512)lanes, 1));
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+inline Floats sums(const Floats (&of)[LANES]) {
+  __m512 eight[8], four[4], two[2]; // of 2, 4 and 8 vectors, with as many lanes left of each
+  for (int i = 0; i < 8; i++) { // in the order in which the last step leaves them: vectors 0, 4, 8, 12, 1, ...
+    __m512 a = (__m512)of[i % 2 * 8 + i / 2], b = (__m512)of[i % 2 * 8 + i / 2 + 4];
+    eight[i] = _mm512_shuffle_f32x4(a, b, 0x44) + _mm512_shuffle_f32x4(a, b, 0xee);
+  }
+  for (int i = 0; i < 4; i++) {
+    __m512 a = eight[2 * i], b = eight[2 * i + 1];
+    four[i] = _mm512_shuffle_f32x4(a, b, 0x88) + _mm512_shuffle_f32x4(a, b, 0xdd);
+  }
+  for (int i = 0; i < 2; i++) {
+    __m512 a = four[2 * i], b = four[2 * i + 1];
+    two[i] = _mm512_shuffle_ps(a, b, 0x44) + _mm512_shuffle_ps(a, b, 0xee);
+  }
+  return (Floats)(_mm512_shuffle_ps(two[0], two[1], 0x88) + _mm512_shuffle_ps(two[0], two[1], 0xdd));
+}
+#elif defined(__AVX2__)
+inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+inline Words widened(Halves halves) { return (Words)_mm256_cvtepu16_epi32((__m128i)halves); }
+inline Shorts widened(Bytes bytes) { return (Shorts)_mm256_cvtepi8_epi16((__m128i)bytes); }
+inline Shorts widened(Nibbles nibbles) { return (Shorts)_mm256_cvtepu8_epi16((__m128i)nibbles); }
+inline Halves narrowed(Words words) { // less than 65536
+  __m256i all = (__m256i)words;
+  return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) { return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)w); }
+inline float sum(Floats lanes) {
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
+  return (four[0] + four[1]) + (four[2] + four[3]);
+}
+inline Floats sums(const Floats (&of)[LANES]) {
+  __m256 four[4]; // of 2 vectors, with 4 lanes left of each
+  for (int i = 0; i < 4; i++) {
+    __m256 a = (__m256)of[i], b = (__m256)of[i + 4];
+    four[i] = _mm256_permute2f128_ps(a, b, 0x20) + _mm256_permute2f128_ps(a, b, 0x31);
+  }
+  return (Floats)_mm256_hadd_ps(_mm256_hadd_ps(four[0], four[1]), _mm256_hadd_ps(four[2], four[3]));
+}
+#else
+inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+inline Words widened(Halves halves) { return (Words)vmovl_u16((uint16x4_t)halves); }
+inline Shorts widened(Bytes bytes) { return (Shorts)vmovl_s8((int8x8_t)bytes); }
+inline Shorts widened(Nibbles nibbles) { return (Shorts)vmovl_u8((uint8x8_t)nibbles); }
+inline Halves narrowed(Words words) { return (Halves)vmovn_u32((uint32x4_t)words); }
+inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
+  int16x8_t a = (int16x8_t)x, b = (int16x8_t)w;
+  return (Ints)vmlal_high_s16(vmlal_s16((int32x4_t)sum, vget_low_s16(a), vget_low_s16(b)), a, b);
+}
+inline float sum(Floats lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
+inline Floats sums(const Floats (&of)[LANES]) {
+  float32x4_t two[2];
+  for (int i = 0; i < 2; i++) two[i] = vpaddq_f32((float32x4_t)of[2 * i], (float32x4_t)of[2 * i + 1]);
+  return (Floats)vpaddq_f32(two[0], two[1]);
+}
+#endif
 
 // bfloat16 is carried as uint16_t: the upper half of a float.
 float widen(uint16_t value) {
@@ -48,11 +153,7 @@ inline Floats load(const float *from) {
 inline Floats load(const uint16_t *from) {
   Halves halves;
   std::memcpy(&halves, from, sizeof halves);
-#if defined(__AVX512F__) // GCC 12 makes four instructions of the conversion
-  Words words = (Words)_mm512_cvtepu16_epi32((__m256i)halves) << 16;
-#else
-  Words words = __builtin_convertvector(halves, Words) << 16;
-#endif
+  Words words = widened(halves) << 16;
   Floats lanes;
   std::memcpy(&lanes, &words, sizeof lanes);
   return lanes;
@@ -83,11 +184,7 @@ inline void store(Floats lanes, uint16_t *to) {
   lanes = rounded<uint16_t>(lanes);
   Words words;
   std::memcpy(&words, &lanes, sizeof words);
-#if defined(__AVX512F__)
-  Halves halves = (Halves)_mm512_cvtepi32_epi16((__m512i)(words >> 16));
-#else
-  Halves halves = __builtin_convertvector(words >> 16, Halves);
-#endif
+  Halves halves = narrowed(words >> 16);
   std::memcpy(to, &halves, sizeof halves);
 }
 template <class T> inline void store(Floats lanes, T *to, long count) {
@@ -97,33 +194,26 @@ template <class T> inline void store(Floats lanes, T *to, long count) {
   std::memcpy(to, some, count * sizeof(T));
 }
 
-// Two vectors of weights from 32 neighbours. In bf16 the even ones and the odd ones: that takes a shift and a mask,
-// where neighbours would have to be moved across lanes.
-inline void load_step(const uint16_t *from, Floats &even, Floats &odd) {
-  Words pairs;
-  std::memcpy(&pairs, from, sizeof pairs);
-  Words low = pairs << 16, high = pairs & 0xffff0000u;
-  std::memcpy(&even, &low, sizeof low);
-  std::memcpy(&odd, &high, sizeof high);
-}
-inline void load_step(const float *from, Floats &first, Floats &second) {
-  first = load(from);
-  second = load(from + LANES);
-}
+// A step is 32 neighbours: as many vectors of floats as that takes. In bf16 each two of them are the even ones and the odd
+// ones of their neighbours: that takes a shift and a mask, where neighbours would have to be moved across lanes.
+constexpr long STEP = 32, PARTS = STEP / LANES;
 
-// An input row in the order of load_step, padded with zeros to whole steps.
+inline Floats load_part(const uint16_t *step, long part) {
+  Words pairs;
+  std::memcpy(&pairs, step + part / 2 * 2 * LANES, sizeof pairs);
+  return (Floats)(part % 2 ? pairs & 0xffff0000u : pairs << 16);
+}
+inline Floats load_part(const float *step, long part) { return load(step + part * LANES); }
+
+inline long whole_steps(long count) { return (count + STEP - 1) / STEP * STEP; }
+
+// An input row in the order of load_part, padded with zeros to whole steps.
 template <class T> inline void spread(const T *from, long count, float *to) {
-  Floats first, second;
-  for (long i = 0; i < count; i += 2 * LANES) {
-    if (count - i >= 2 * LANES) {
-      load_step(from + i, first, second);
-    } else {
-      T rest[2 * LANES] = {};
-      std::memcpy(rest, from + i, (count - i) * sizeof(T));
-      load_step(rest, first, second);
-    }
-    std::memcpy(to + i, &first, sizeof first);
-    std::memcpy(to + i + LANES, &second, sizeof second);
+  for (long i = 0; i < count; i += STEP) {
+    T rest[STEP] = {};
+    if (count - i < STEP) std::memcpy(rest, from + i, (count - i) * sizeof(T));
+    const T *step = count - i < STEP ? rest : from + i;
+    for (long part = 0; part < PARTS; part++) store(load_part(step, part), to + i + part * LANES);
   }
 }
 
@@ -132,30 +222,16 @@ inline Shorts load_shorts(const int16_t *from) {
   std::memcpy(&shorts, from, sizeof shorts);
   return shorts;
 }
-inline Shorts widen_step(const int8_t *from) {
+inline Shorts load_shorts(const int8_t *from) {
   Bytes bytes;
   std::memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(bytes, Shorts);
-}
-
-// sum[i] += x[2 i] * w[2 i] + x[2 i + 1] * w[2 i + 1]
-inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
-#if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
-#elif defined(__AVX512BW__)
-  return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
-#else
-  Ints xs, ws;
-  std::memcpy(&xs, &x, sizeof xs);
-  std::memcpy(&ws, &w, sizeof ws);
-  return sum + (xs >> 16) * (ws >> 16) + ((xs << 16) >> 16) * ((ws << 16) >> 16);
-#endif
+  return widened(bytes);
 }
 
 // A row as integers, padded with zeros to whole steps; returns what one unit is worth. They are as large as 16 bits
 // allow, and small enough that no lane can overflow over products with bytes.
 template <class T> inline float quantise(const T *from, long count, int16_t *to) {
-  long padded = (count + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
+  long padded = whole_steps(count);
   long most = 2147483647L / (127 * (padded / LANES));
   most = most < 32767 ? most : 32767;
   Floats sizes = {};
@@ -176,69 +252,6 @@ template <class T> inline float quantise(const T *from, long count, int16_t *to)
   return largest / most;
 }
 
-// The lower half of a vector and its upper half, added.
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-inline Half fold(Floats whole) { // through registers, where copies would go through memory
-  return __builtin_shufflevector(whole, whole, 0, 1, 2, 3, 4, 5, 6, 7) +
-         __builtin_shufflevector(whole, whole, 8, 9, 10, 11, 12, 13, 14, 15);
-}
-inline Quarter fold(Half whole) {
-  return __builtin_shufflevector(whole, whole, 0, 1, 2, 3) + __builtin_shufflevector(whole, whole, 4, 5, 6, 7);
-}
-#else
-template <class Part, class Whole> inline Part halved(Whole whole) {
-  Part lower, upper;
-  std::memcpy(&lower, &whole, sizeof lower);
-  std::memcpy(&upper, reinterpret_cast<const char *>(&whole) + sizeof lower, sizeof upper);
-  return lower + upper;
-}
-inline Half fold(Floats whole) { return halved<Half>(whole); }
-inline Quarter fold(Half whole) { return halved<Quarter>(whole); }
-#endif
-
-inline float sum(Floats lanes) {
-  Quarter four = fold(fold(lanes));
-  return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-// The sums of sixteen vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price.
-inline Floats sums(const Floats (&of)[LANES]) {
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-  Floats eight[8], four[4], two[2]; // of 2, 4 and 8 vectors, with as many lanes left of each
-  for (int i = 0; i < 8; i++) { // in the order in which the last step leaves them: vectors 0, 4, 8, 12, 1, ...
-    Floats a = of[i % 2 * 8 + i / 2], b = of[i % 2 * 8 + i / 2 + 4];
-    eight[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  }
-  for (int i = 0; i < 4; i++) {
-    Floats a = eight[2 * i], b = eight[2 * i + 1];
-    four[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-              __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  }
-  for (int i = 0; i < 2; i++) {
-    Floats a = four[2 * i], b = four[2 * i + 1];
-    two[i] = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-             __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  }
-  return __builtin_shufflevector(two[0], two[1], 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
-         __builtin_shufflevector(two[0], two[1], 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
-#else
-  Floats found;
-  for (int i = 0; i < LANES; i++) found[i] = sum(of[i]);
-  return found;
-#endif
-}
-
-// a b + c, rounded once whatever the compiler would choose.
-inline Floats fused(Floats a, Floats b, Floats c) {
-#if defined(__AVX512F__)
-  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#else
-  for (long lane = 0; lane < LANES; lane++) c[lane] = std::fma(a[lane], b[lane], c[lane]);
-  return c;
-#endif
-}
-
 // exp in one formula for every lane, so that an element's bits do not depend on where in a vector it stands.
 inline Floats exponential(Floats x) {
   const Floats lowest = Floats{} - 87.0f;
@@ -246,14 +259,11 @@ inline Floats exponential(Floats x) {
   Floats scaled = x * 1.44269504f;
   Ints power = __builtin_convertvector(scaled + (scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
   Floats whole = __builtin_convertvector(power, Floats);
-  Floats rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Floats rest = fused(whole, Floats{} + 2.12194440e-4f, fused(whole, Floats{} - 0.693359375f, x));
   Floats sum = Floats{} + 1.9875691500e-4f;
-  sum = sum * rest + 1.3981999507e-3f;
-  sum = sum * rest + 8.3334519073e-3f;
-  sum = sum * rest + 4.1665795894e-2f;
-  sum = sum * rest + 1.6666665459e-1f;
-  sum = sum * rest + 5.0000001201e-1f;
-  sum = sum * rest * rest + rest + 1.0f;
+  for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    sum = fused(sum, rest, Floats{} + next);
+  sum = fused(sum * rest, rest, rest) + 1.0f;
   Ints bits = (power + 127) << 23;
   Floats two;
   std::memcpy(&two, &bits, sizeof two);

@@ -80,7 +80,7 @@ template <class T, class W> struct Block {
     Floats squares = {};
     for (long i = 0; i < count; i += LANES) {
       Floats values = load(from + i, count - i);
-      squares += values * values;
+      squares = fused(values, values, squares);
     }
     float factor = 1.0f / std::sqrt(sum(squares) / count + epsilon);
     const T *w = static_cast<const T *>(weights);

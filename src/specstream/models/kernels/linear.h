@@ -14,7 +14,6 @@ namespace {
 constexpr long INPUT_BYTES = 32 << 10;   // of x that stay in the first cache while weights pass over them
 constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
 constexpr long WEIGHT_BYTES = 128 << 10; // of w that stay in the second cache while all rows of x pass over them
-constexpr long ROWS_AT_ONCE = 8;         // rows of x whose sums fit the registers
 constexpr long MANY_ROWS = 32;           // rows of x for which it pays to widen weights in memory
 
 // Scratch that is kept from call to call, aligned to a cache line.
@@ -34,18 +33,31 @@ struct Turns {
   std::atomic<long> next{0};
 };
 
-// Weights one by one, in steps of two vectors of floats; an input is padded to whole steps. See Product.
+// Tiles of sums that stay in registers beside the weights and an input: of up to `rows` rows at a time, of more than that
+// `many`, and as many columns as are best for a number of rows; chunks of columns are multiples of them all. Measured.
+struct Tiles {
+  long rows, many;
+  int columns[8];
+};
+#if defined(__AVX2__) && !defined(__AVX512BW__) // sixteen registers, elsewhere there are thirty-two
+constexpr Tiles FLOAT_TILES{5, 4, {4, 4, 4, 3, 2}}, INT_TILES{8, 8, {4, 4, 2, 2, 2, 1, 1, 1}};
+constexpr long CHUNKS_OF = 12;
+#else
+constexpr Tiles FLOAT_TILES{8, 8, {8, 8, 4, 4, 4, 2, 2, 2}}, INT_TILES = FLOAT_TILES;
+constexpr long CHUNKS_OF = 8;
+#endif
+
+// Weights one by one, in steps; an input is padded to whole steps. See Product.
 struct InSteps {
-  static constexpr long STEP = 2 * LANES, EACH = 1, MANY = ROWS_AT_ONCE;
+  static constexpr long STEP = ::STEP, EACH = 1;
   static long at(long i) { return i; }
-  static long size(long k) { return (k + STEP - 1) / STEP * STEP; }
+  static long size(long k) { return whole_steps(k); }
 };
 
 // How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
-// over STEP elements, EACH of them in a T; of more than ROWS_AT_ONCE rows, MANY are taken at a time. The two halves of a
-// step are taken in the order that costs least, in the input and in the weights alike. An input row takes `size(k)` X's,
-// element i is at `at(i)`; `prepare` returns its unit. `finish` makes outputs of sixteen columns' sums, their scales and the
-// unit of their row.
+// over STEP elements, EACH of them in a T, in PARTS that have WIDTH of the input each. An input row takes `size(k)` X's,
+// element i is at `at(i)`; `prepare` returns its unit. `finish` makes outputs of columns' sums, their scales and the unit
+// of their row.
 template <class T> struct Product : InSteps {
   using X = float;
   using Sum = Floats;
@@ -53,18 +65,11 @@ template <class T> struct Product : InSteps {
     spread(from, k, to);
     return 1.0f;
   }
-  struct Step {
-    Floats first, second;
-  };
-  static Step weights(const T *w) {
-    Step step;
-    load_step(w, step.first, step.second);
-    return step;
-  }
-  static void add(Sum &sum, const X *x, const Step &w) {
-    sum += load(x) * w.first;
-    sum += load(x + LANES) * w.second;
-  }
+  using Part = Floats;
+  static constexpr Tiles TILES = FLOAT_TILES;
+  static constexpr long PARTS = ::PARTS, WIDTH = LANES;
+  static Part part(const T *w, long part) { return load_part(w, part); }
+  static void add(Sum &sum, const X *x, const Part &w) { sum = fused(load(x), w, sum); }
   static Floats finish(Floats totals, Floats, float, Floats bias) { return totals + bias; }
 };
 
@@ -74,19 +79,21 @@ template <class T> struct Product : InSteps {
 template <> struct Product<uint16_t> : InSteps {
   using X = uint16_t;
   using Sum = Floats;
-  using Step = __m512bh;
-  static constexpr long MANY = 4; // squares of four by four read least for each product, and reading is what limits these
+  using Part = __m512bh;
+  // Squares of four by four read least for each product, and reading is what limits these.
+  static constexpr Tiles TILES{8, 4, {8, 8, 4, 4, 4, 2, 2, 2}};
+  static constexpr long PARTS = 1, WIDTH = STEP;
   static float prepare(const uint16_t *from, long k, X *to) {
     std::memcpy(to, from, k * sizeof(X));
     std::memset(to + k, 0, (size(k) - k) * sizeof(X));
     return 1.0f;
   }
-  static Step weights(const uint16_t *w) {
-    Step step;
-    std::memcpy(&step, w, sizeof step);
-    return step;
+  static Part part(const uint16_t *w, long) {
+    Part part;
+    std::memcpy(&part, w, sizeof part);
+    return part;
   }
-  static void add(Sum &sum, const X *x, const Step &w) { sum = (Floats)_mm512_dpbf16_ps((__m512)sum, weights(x), w); }
+  static void add(Sum &sum, const X *x, const Part &w) { sum = (Floats)_mm512_dpbf16_ps((__m512)sum, part(x, 0), w); }
   static Floats finish(Floats totals, Floats, float, Floats bias) { return totals + bias; }
 };
 #endif
@@ -96,10 +103,12 @@ template <> struct Product<uint16_t> : InSteps {
 template <> struct Product<int8_t> : InSteps {
   using X = int16_t;
   using Sum = Ints;
-  using Step = Shorts;
+  using Part = Shorts;
+  static constexpr Tiles TILES = INT_TILES;
+  static constexpr long PARTS = ::PARTS / 2, WIDTH = 2 * LANES;
   template <class From> static float prepare(const From *from, long k, X *to) { return quantise(from, k, to); }
-  static Step weights(const int8_t *w) { return widen_step(w); }
-  static void add(Sum &sum, const X *x, const Step &w) { sum = dot_pairs(sum, load_shorts(x), w); }
+  static Part part(const int8_t *w, long part) { return load_shorts(w + part * WIDTH); }
+  static void add(Sum &sum, const X *x, const Part &w) { sum = dot_pairs(sum, load_shorts(x), w); }
   static Floats finish(Floats totals, Floats scales, float unit, Floats bias) {
     return fused(totals, scales * unit, bias);
   }
@@ -110,11 +119,14 @@ template <> struct Product<int8_t> : InSteps {
 template <> struct Product<Block4> {
   using X = int16_t;
   using Sum = Floats;
-  struct Step {
-    Shorts low, high;
+  static constexpr long SHORTS = 64 / (2 * LANES); // vectors of them in a block, the first half from below
+  struct Part {
+    Shorts numbers[SHORTS];
     float scale;
   };
-  static constexpr long STEP = 64, EACH = 64, MANY = ROWS_AT_ONCE, SIZE = 64 + 2 * LANES;
+  static constexpr long PARTS = 1, WIDTH = 0;
+  static constexpr Tiles TILES = INT_TILES;
+  static constexpr long STEP = 64, EACH = 64, SIZE = 64 + 2 * LANES;
   static long at(long i) { return i / STEP * SIZE; }
   static long size(long k) { return at(k + STEP - 1); }
   template <class From> static float prepare(const From *from, long k, X *to) {
@@ -125,24 +137,27 @@ template <> struct Product<Block4> {
       X *block = to + at(i);
       std::memcpy(block, &row[i], STEP * sizeof(X));
       Ints start = {};
-      const Shorts eight = Shorts{} - 8;
-      start = dot_pairs(dot_pairs(start, load_shorts(block), eight), load_shorts(block + 2 * LANES), eight);
+      for (long part = 0; part < SHORTS; part++) start = dot_pairs(start, load_shorts(block + part * 2 * LANES), Shorts{} - 8);
       std::memcpy(block + STEP, &start, sizeof start);
     }
     return unit;
   }
-  static Step weights(const Block4 *w) {
-    typedef uint8_t Nibbles __attribute__((vector_size(32)));
-    Nibbles nibbles;
-    std::memcpy(&nibbles, w->weights, sizeof nibbles);
-    Shorts pairs = __builtin_convertvector(nibbles, Shorts);
-    return {pairs & 15, pairs >> 4, w->scale};
+  static Part part(const Block4 *w, long) {
+    Part part;
+    for (long i = 0; i < SHORTS / 2; i++) {
+      Nibbles nibbles;
+      std::memcpy(&nibbles, w->weights + i * 2 * LANES, sizeof nibbles);
+      part.numbers[i] = widened(nibbles) & 15;
+      part.numbers[SHORTS / 2 + i] = widened(nibbles) >> 4;
+    }
+    part.scale = w->scale;
+    return part;
   }
-  static void add(Sum &sum, const X *x, const Step &w) {
-    Ints start;
-    std::memcpy(&start, x + STEP, sizeof start);
-    Ints dot = dot_pairs(dot_pairs(start, load_shorts(x), w.low), load_shorts(x + 2 * LANES), w.high);
-    sum += __builtin_convertvector(dot, Floats) * w.scale;
+  static void add(Sum &sum, const X *x, const Part &w) {
+    Ints dot;
+    std::memcpy(&dot, x + STEP, sizeof dot);
+    for (long i = 0; i < SHORTS; i++) dot = dot_pairs(dot, load_shorts(x + i * 2 * LANES), w.numbers[i]);
+    sum = fused(__builtin_convertvector(dot, Floats), Floats{} + w.scale, sum);
   }
   static Floats finish(Floats totals, Floats, float unit, Floats bias) { return fused(totals, Floats{} + unit, bias); }
 };
@@ -177,14 +192,17 @@ inline void tile(const Linear<T> &p, long row, long from, long begin, long end, 
   long first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
   const typename P::X *x = p.x + row * p.size;
   for (long i = begin; i < end; i += P::STEP) {
-    typename P::Step weights[N];
     long distance = i >= first && i < last ? fetch.distance : 0; // what is here already costs no more than a branch
-    for (int n = 0; n < N; n++) {
-      weights[n] = P::weights(w + n * stride + i / P::EACH);
+    for (int n = 0; n < N; n++)
       __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + distance, 0, 2);
+    // By parts, so that what is widened of all columns' weights fits the registers beside the sums.
+#pragma GCC unroll 8
+    for (long part = 0; part < P::PARTS; part++) {
+      typename P::Part weights[N];
+      for (int n = 0; n < N; n++) weights[n] = P::part(w + n * stride + i / P::EACH, part);
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.size + P::at(i) + part * P::WIDTH, weights[n]);
     }
-    for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.size + P::at(i), weights[n]);
   }
 }
 
@@ -196,8 +214,10 @@ inline void tail(const Linear<T> &p, long row, long from, typename Product<T>::S
   for (int n = 0; n < N; n++) {
     T rest[P::STEP] = {};
     std::memcpy(rest, p.w + (from + n) * p.k + whole, (p.k - whole) * sizeof(T));
-    auto weights = P::weights(rest);
-    for (int m = 0; m < M; m++) P::add(sums[m][n], p.x + (row + m) * p.size + whole, weights);
+    for (long part = 0; part < P::PARTS; part++) {
+      auto weights = P::part(rest, part);
+      for (int m = 0; m < M; m++) P::add(sums[m][n], p.x + (row + m) * p.size + whole + part * P::WIDTH, weights);
+    }
   }
 }
 
@@ -245,24 +265,29 @@ long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
   return last;
 }
 
-// N shrinks as M grows, so that the M * N sums stay in registers.
 template <int M, int N, class T, class Out>
 void tiles(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, const Out &out) {
   from = strip<M, N, T>(p, row, from, to, fetch, out);
   strip<M, 1, T>(p, row, from, to, fetch, out);
 }
 
-template <class T, class Out>
+template <int M = 1, class T, class Out>
 void some_rows(const Linear<T> &p, long count, long row, long from, long to, const Fetch &fetch, const Out &out) {
-  switch (count) {
-  case 1: return tiles<1, 8, T>(p, row, from, to, fetch, out);
-  case 2: return tiles<2, 8, T>(p, row, from, to, fetch, out);
-  case 3: return tiles<3, 4, T>(p, row, from, to, fetch, out);
-  case 4: return tiles<4, 4, T>(p, row, from, to, fetch, out);
-  case 5: return tiles<5, 4, T>(p, row, from, to, fetch, out);
-  case 6: return tiles<6, 2, T>(p, row, from, to, fetch, out);
-  case 7: return tiles<7, 2, T>(p, row, from, to, fetch, out);
-  default: return tiles<8, 2, T>(p, row, from, to, fetch, out);
+  constexpr Tiles shape = Product<T>::TILES;
+  if constexpr (M < shape.rows)
+    if (count > M) return some_rows<M + 1>(p, count, row, from, to, fetch, out);
+  tiles<M, shape.columns[M - 1], T>(p, row, from, to, fetch, out);
+}
+
+// The rows of x in groups, even ones: two of six rows are faster than eight and four.
+template <class T, class Out>
+void all_rows(const Linear<T> &p, long m, long from, long to, long distance, const Out &out) {
+  constexpr Tiles shape = Product<T>::TILES;
+  long once = m > shape.rows ? shape.many : shape.rows;
+  long groups = (m + once - 1) / once;
+  for (long group = 0; group < groups; group++) {
+    long row = m * group / groups, end = m * (group + 1) / groups;
+    some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, out);
   }
 }
 
@@ -296,8 +321,7 @@ template <class T, class Out> void widened(const Linear<T> &p, long m, long from
   for (long n = from; n < to; n++) spread(p.w + n * p.k, p.k, wide + (n - from) * p.size);
   Linear<float> q(p.x, wide, to - from, p.size);
   auto moved = [&](long row, long n, const float *totals, long count) { out(row, from + n, totals, count); };
-  for (long row = 0; row < m; row += ROWS_AT_ONCE)
-    some_rows(q, m - row < ROWS_AT_ONCE ? m - row : ROWS_AT_ONCE, row, 0, to - from, Fetch{0, 0, 1}, moved);
+  all_rows(q, m, 0, to - from, 0, moved);
 }
 
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
@@ -307,8 +331,8 @@ template <class T, class Out>
 void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span following = {nullptr, 0}) {
   long threads = omp_get_num_threads();
   long fitting = WEIGHT_BYTES / p.bytes(), fair = p.n / (8 * threads);
-  long chunk = (fitting < fair ? fitting : fair) / 8 * 8;
-  chunk = chunk < 8 ? 8 : chunk;
+  long chunk = (fitting < fair ? fitting : fair) / CHUNKS_OF * CHUNKS_OF;
+  chunk = chunk < CHUNKS_OF ? CHUNKS_OF : chunk;
   for (long from; (from = chunk * turns.next.fetch_add(1, std::memory_order_relaxed)) < p.n;) {
     long to = from + chunk < p.n ? from + chunk : p.n;
     // This thread's next turn comes when all the others had theirs; behind its last one comes the next product.
@@ -322,12 +346,7 @@ void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span fol
         widened(p, m, from, to, out);
         continue;
       }
-    long once = m > ROWS_AT_ONCE ? Product<T>::MANY : ROWS_AT_ONCE;
-    long groups = (m + once - 1) / once; // even ones: two of six rows are faster than eight and four
-    for (long group = 0; group < groups; group++) {
-      long row = m * group / groups, end = m * (group + 1) / groups;
-      some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, out);
-    }
+    all_rows(p, m, from, to, distance, out);
   }
 }
 

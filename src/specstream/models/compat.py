@@ -1,0 +1,130 @@
+"""All that depends on what a release of transformers calls things.
+
+The rest of the package asks here for the name of an argument, for a private attribute, or for a class that has moved.
+A release that renames one of them is met in this file, and ``make matrix`` runs the contract suite with the lowest,
+the locked and the newest release.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import transformers
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+from transformers.pytorch_utils import Conv1D
+
+__all__ = ["Cache", "Conv1D"]
+
+TESTED_TRANSFORMERS = ("5.17", "5.24")
+"""The lowest and the newest minor release that pass the contract suite; `pyproject.toml` starts at the lowest."""
+
+CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What a forward calls the key-value cache: the first since transformers 5.24, the second before and in remote code."""
+
+
+def is_tested() -> bool:
+    """Whether the installed transformers lies within ``TESTED_TRANSFORMERS``."""
+    low, high = (_minor(bound) for bound in TESTED_TRANSFORMERS)
+    return low <= _minor(transformers.__version__) <= high
+
+
+def advice() -> str:
+    """The installed release beside the tested ones, and the pip line; the second half of a sentence."""
+    low, high = TESTED_TRANSFORMERS
+    major, minor = _minor(high)
+    return (
+        f"transformers {transformers.__version__} is installed, and {low} to {high} are tested: "
+        f"pip install 'transformers>={low},<{major}.{minor + 1}'"
+    )
+
+
+def _minor(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+@cache
+def warn_once(problem: str) -> None:
+    """Say, once a process, that something of an untested release is not known and what is done without it."""
+    warnings.warn(f"{problem}; {advice()}", stacklevel=3)
+
+
+def forward_arguments(model: Any) -> frozenset[str]:
+    """The names that the forward of a model or a layer takes; decorators that pass everything on are looked through."""
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def cache_argument(model: Any) -> str | None:
+    """What this model's forward calls the cache; None if it takes none, or one under a name that is not known."""
+    taken = forward_arguments(model)
+    return next((name for name in CACHE_ARGUMENTS if name in taken), None)
+
+
+def with_cache(model: Any, held: Cache) -> dict[str, Cache]:
+    """The argument that hands a cache to this model's forward."""
+    return {cache_argument(model) or CACHE_ARGUMENTS[0]: held}
+
+
+def cache_among(named: Mapping[str, Any]) -> Any:
+    """The cache among the arguments that a decoder layer was called with.
+
+    Raises:
+        KeyError: it is there under neither name.
+    """
+    name = next((name for name in CACHE_ARGUMENTS if name in named), CACHE_ARGUMENTS[0])
+    return named[name]
+
+
+def keeps_recurrent_state(model: Any) -> bool:
+    """Whether the model keeps a recurrent state instead of, or beside, a key-value cache."""
+    return bool(getattr(model, "_is_stateful", False))
+
+
+def attention_of(model: Any) -> str | None:
+    """The name of the attention that the model runs: ``sdpa``, ``eager``, ..."""
+    name: str | None = model.config._attn_implementation
+    return name
+
+
+def exchanges_attention(model: Any) -> bool:
+    """Whether the model's layers take their attention from transformers' registry, so that another can be put in."""
+    return bool(getattr(model, "_supports_attention_backend", False))
+
+
+def register_attention(name: str, attend: Callable[..., Any]) -> None:
+    """Add an attention to transformers' registry."""
+    AttentionInterface.register(name, attend)
+
+
+def attention_configs(model: Any) -> dict[int, Any]:
+    """The configurations that the model's layers read the name of their attention from; empty if that is not known."""
+    layers = (module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config"))
+    configs = {id(layer.config): layer.config for layer in layers}
+    if all(hasattr(config, "_attn_implementation_internal") for config in configs.values()):
+        return configs
+    warn_once("this transformers keeps the name of the attention elsewhere, so that its own attention runs")
+    return {}
+
+
+@contextmanager
+def attending(configs: Mapping[int, Any], name: str) -> Iterator[None]:
+    """Inside, layers with these configurations run the attention of this name; what ran before is back afterwards."""
+    before = [(config, config._attn_implementation_internal) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation_internal = name
+        yield
+    finally:
+        for config, own in before:
+            config._attn_implementation_internal = own
+
+
+def alibi_of(model: Any) -> Any:
+    """The module whose ``build_alibi_tensor(mask, heads, dtype)`` gives the position bias; None for other families."""
+    return next((module for module in model.modules() if hasattr(module, "build_alibi_tensor")), None)
