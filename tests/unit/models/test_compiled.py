@@ -140,6 +140,27 @@ def test_without_a_compiler_the_remedy_is_named(folder, monkeypatch):
     assert files(folder) == []
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("machine", "flags", "state"),
+    [
+        ("x86_64", "flags : sse2 avx", "missing"),
+        ("x86_64", "flags : avx2 fma", "compiled"),
+        ("riscv64", "", "missing"),
+    ],
+)
+def test_a_processor_without_a_level_is_compiled_for_by_itself(compiler, folder, monkeypatch, machine, flags, state):
+    monkeypatch.setattr(compiled, "architecture", lambda: machine)
+    monkeypatch.setattr(compiled, "processor", lambda: flags)
+    found = load(GENERIC)
+    assert found.state == state
+    if state == "missing":
+        assert found.reason == "the kernels need AVX2 with FMA, or NEON, and this processor has neither"
+        assert runs(compiler) == 0
+    else:
+        assert "-march=native" in Path(f"{compiler}.log").read_text()
+
+
 def test_the_error_is_the_same_for_who_asks_for_them(folder, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     native.kernels.cache_clear()
