@@ -2,8 +2,10 @@
 //
 // Three properties matter here. The weights are read once, in their own layout, whatever the number of rows, and the
 // next ones are on their way while these are multiplied: a pass over five tokens costs about what one over a single
-// token costs. No second copy of the weights is kept. And every output is summed in one fixed order, 16 partial sums over
-// k and then a tree, whatever stands beside it: the bits of a row do not depend on the width of the pass.
+// token costs. No second copy of the weights is kept. And every output is summed in one fixed order, a partial sum for each
+// lane over k and then a tree, whatever stands beside it: the bits of a row do not depend on the width of the pass. They
+// do depend on how many lanes a register has, those of bytes and nibbles too: their lanes' sums are exact, and rounded
+// before they are added up.
 #pragma once
 
 #include "lanes.h"
@@ -11,10 +13,9 @@
 
 namespace {
 
-constexpr long INPUT_BYTES = 32 << 10;   // of x that stay in the first cache while weights pass over them
+constexpr long INPUT_BYTES = 48 << 10;   // of x that stay in the first cache while weights pass over them
 constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
 constexpr long WEIGHT_BYTES = 128 << 10; // of w that stay in the second cache while all rows of x pass over them
-constexpr long MANY_ROWS = 32;           // rows of x for which it pays to widen weights in memory
 
 // Scratch that is kept from call to call, aligned to a cache line.
 template <class T> T *scratch(std::vector<char> &memory, long count) {
@@ -43,7 +44,7 @@ struct Tiles {
 constexpr Tiles FLOAT_TILES{5, 4, {4, 4, 4, 3, 2}}, INT_TILES{8, 8, {4, 4, 2, 2, 2, 1, 1, 1}};
 constexpr long CHUNKS_OF = 12;
 #else
-constexpr Tiles FLOAT_TILES{8, 8, {8, 8, 4, 4, 4, 2, 2, 2}}, INT_TILES = FLOAT_TILES;
+constexpr Tiles FLOAT_TILES{6, 6, {8, 8, 4, 4, 4, 4}}, INT_TILES{8, 8, {8, 8, 4, 4, 4, 2, 2, 2}};
 constexpr long CHUNKS_OF = 8;
 #endif
 
@@ -194,7 +195,8 @@ inline void tile(const Linear<T> &p, long row, long from, long begin, long end, 
   for (long i = begin; i < end; i += P::STEP) {
     long distance = i >= first && i < last ? fetch.distance : 0; // what is here already costs no more than a branch
     for (int n = 0; n < N; n++)
-      __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + distance, 0, 2);
+      for (long line = 0; line < P::STEP / P::EACH * long(sizeof(T)); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + line + distance, 0, 2);
     // By parts, so that what is widened of all columns' weights fits the registers beside the sums.
 #pragma GCC unroll 8
     for (long part = 0; part < P::PARTS; part++) {
@@ -313,20 +315,9 @@ template <class T, class W> struct Output {
   }
 };
 
-// For many rows the weights from..to are widened once, in the order of the input, instead of once for each few rows. The
-// sums, and so the bits, are the same.
-template <class T, class Out> void widened(const Linear<T> &p, long m, long from, long to, const Out &out) {
-  thread_local std::vector<char> memory;
-  float *wide = scratch<float>(memory, (to - from) * p.size);
-  for (long n = from; n < to; n++) spread(p.w + n * p.k, p.k, wide + (n - from) * p.size);
-  Linear<float> q(p.x, wide, to - from, p.size);
-  auto moved = [&](long row, long n, const float *totals, long count) { out(row, from + n, totals, count); };
-  all_rows(q, m, 0, to - from, 0, moved);
-}
-
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
-// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `following` are the weights of the next product: what
-// stands between two of them is time in which memory would do nothing.
+// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `following` are the
+// weights of the next product: what stands between two of them is time in which memory would do nothing.
 template <class T, class Out>
 void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span following = {nullptr, 0}) {
   long threads = omp_get_num_threads();
@@ -341,11 +332,6 @@ void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span fol
       distance = threads * part;
     else if (first + part <= following.bytes)
       distance = static_cast<const char *>(following.begin) + first - reinterpret_cast<const char *>(p.w) - from * p.bytes();
-    if constexpr (sizeof(T) == 2 && sizeof(typename Product<T>::X) == 4)
-      if (m >= MANY_ROWS) {
-        widened(p, m, from, to, out);
-        continue;
-      }
     all_rows(p, m, from, to, distance, out);
   }
 }
