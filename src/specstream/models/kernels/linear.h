@@ -238,19 +238,18 @@ template <int M, int N, class Sum> inline void total(const Sum (&partial)[M][N],
   for (int m = 0; m < M; m++) std::memcpy(totals + m * width, flat + m * N, N * sizeof(float));
 }
 
-// M rows of x against the weights from..to, N of them at a time; what comes after them is fetched meanwhile.
-template <int M, int N, class T, class Out>
-long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, const Out &out) {
+// M rows of x against the weights from..to, N of them at a time; what comes after them is fetched meanwhile. Leaves the sums
+// of row m from totals + m * width on.
+template <int M, int N, class T>
+void strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, float *totals, long width) {
   using Sum = typename Product<T>::Sum;
   long whole = p.k / Product<T>::STEP * Product<T>::STEP;
   long block = M * p.size * long(sizeof(*p.x)) <= INPUT_BYTES ? p.k : INPUT_STEPS;
-  long last = from + (to - from) / N * N;
-  thread_local std::vector<char> memory, total_memory;
-  Sum *partial = scratch<Sum>(memory, (last - from) * M);
-  float *totals = scratch<float>(total_memory, (last - from) * M);
+  thread_local std::vector<char> memory;
+  Sum *partial = scratch<Sum>(memory, (to - from) * M);
   for (long begin = 0; begin < p.k; begin += block) {
     long end = begin + block < whole ? begin + block : whole;
-    for (long n = from; n < last; n += N) {
+    for (long n = from; n < to; n += N) {
       Sum sums[M][N];
       Sum *kept = partial + (n - from) * M;
       for (int i = 0; i < M * N; i++) sums[i / N][i % N] = begin ? kept[i] : Sum{};
@@ -260,36 +259,33 @@ long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
         continue;
       }
       if (Product<T>::EACH == 1 && whole < p.k) tail<M, N, T>(p, row, n, sums);
-      total<M, N>(sums, totals + n - from, last - from);
+      total<M, N>(sums, totals + n - from, width);
     }
   }
-  for (int m = 0; m < M; m++) out(row + m, from, totals + m * (last - from), last - from);
-  return last;
 }
 
-template <int M, int N, class T, class Out>
-void tiles(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, const Out &out) {
-  from = strip<M, N, T>(p, row, from, to, fetch, out);
-  strip<M, 1, T>(p, row, from, to, fetch, out);
+template <int M = 1, class T>
+void some_rows(const Linear<T> &p, long count, long row, long from, long to, const Fetch &fetch, float *totals) {
+  constexpr Tiles tiles = Product<T>::TILES;
+  if constexpr (M < tiles.rows)
+    if (count > M) return some_rows<M + 1>(p, count, row, from, to, fetch, totals);
+  constexpr int N = tiles.columns[M - 1];
+  long last = to - (to - from) % N;
+  strip<M, N, T>(p, row, from, last, fetch, totals, to - from);
+  strip<M, 1, T>(p, row, last, to, fetch, totals + last - from, to - from);
 }
 
-template <int M = 1, class T, class Out>
-void some_rows(const Linear<T> &p, long count, long row, long from, long to, const Fetch &fetch, const Out &out) {
-  constexpr Tiles shape = Product<T>::TILES;
-  if constexpr (M < shape.rows)
-    if (count > M) return some_rows<M + 1>(p, count, row, from, to, fetch, out);
-  tiles<M, shape.columns[M - 1], T>(p, row, from, to, fetch, out);
-}
-
-// The rows of x in groups, even ones: two of six rows are faster than eight and four.
+// All m rows of x in groups, even ones: two of six rows are faster than eight and four.
 template <class T, class Out>
 void all_rows(const Linear<T> &p, long m, long from, long to, long distance, const Out &out) {
-  constexpr Tiles shape = Product<T>::TILES;
-  long once = m > shape.rows ? shape.many : shape.rows;
-  long groups = (m + once - 1) / once;
+  constexpr Tiles tiles = Product<T>::TILES;
+  long once = m > tiles.rows ? tiles.many : tiles.rows, groups = (m + once - 1) / once;
+  thread_local std::vector<char> memory;
+  float *totals = scratch<float>(memory, once * (to - from));
   for (long group = 0; group < groups; group++) {
     long row = m * group / groups, end = m * (group + 1) / groups;
-    some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, out);
+    some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, totals);
+    for (long i = row; i < end; i++) out(i, from, totals + (i - row) * (to - from), to - from);
   }
 }
 
