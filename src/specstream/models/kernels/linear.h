@@ -15,7 +15,7 @@ namespace {
 
 constexpr long INPUT_BYTES = 48 << 10;   // of x that stay in the first cache while weights pass over them
 constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
-constexpr long WEIGHT_BYTES = 128 << 10; // of w that stay in the second cache while all rows of x pass over them
+constexpr long WEIGHT_BYTES = 160 << 10; // of w that stay in the second cache while all rows of x pass over them
 
 // Scratch that is kept from call to call, aligned to a cache line.
 template <class T> T *scratch(std::vector<char> &memory, long count) {
@@ -41,7 +41,7 @@ struct Tiles {
   int columns[8];
 };
 #if defined(__AVX2__) && !defined(__AVX512BW__) // sixteen registers, elsewhere there are thirty-two
-constexpr Tiles FLOAT_TILES{5, 4, {4, 4, 4, 3, 2}}, INT_TILES{8, 8, {4, 4, 2, 2, 2, 1, 1, 1}};
+constexpr Tiles FLOAT_TILES{5, 4, {6, 4, 4, 3, 2}}, INT_TILES{8, 8, {4, 4, 2, 2, 2, 1, 1, 1}};
 constexpr long CHUNKS_OF = 12;
 #else
 constexpr Tiles FLOAT_TILES{6, 6, {8, 8, 4, 4, 4, 4}}, INT_TILES{8, 8, {8, 8, 4, 4, 4, 2, 2, 2}};
@@ -197,13 +197,22 @@ inline void tile(const Linear<T> &p, long row, long from, long begin, long end, 
     for (int n = 0; n < N; n++)
       for (long line = 0; line < P::STEP / P::EACH * long(sizeof(T)); line += 64)
         __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + line + distance, 0, 2);
-    // By parts, so that what is widened of all columns' weights fits the registers beside the sums.
+    // By parts, and within one by rows or by columns, so that what is needed again fits the registers beside the sums.
 #pragma GCC unroll 8
     for (long part = 0; part < P::PARTS; part++) {
-      typename P::Part weights[N];
-      for (int n = 0; n < N; n++) weights[n] = P::part(w + n * stride + i / P::EACH, part);
-      for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.size + P::at(i) + part * P::WIDTH, weights[n]);
+      const typename P::X *inputs = x + P::at(i) + part * P::WIDTH;
+      auto weight = [&](int n) { return P::part(w + n * stride + i / P::EACH, part); };
+      if constexpr (M < N) {
+        for (int n = 0; n < N; n++) {
+          typename P::Part each = weight(n);
+          for (int m = 0; m < M; m++) P::add(sums[m][n], inputs + m * p.size, each);
+        }
+      } else {
+        typename P::Part all[N];
+        for (int n = 0; n < N; n++) all[n] = weight(n);
+        for (int m = 0; m < M; m++)
+          for (int n = 0; n < N; n++) P::add(sums[m][n], inputs + m * p.size, all[n]);
+      }
     }
   }
 }
