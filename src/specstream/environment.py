@@ -185,10 +185,8 @@ def pip_line(package: str) -> str:
 
 def cores() -> Cores:
     """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        allowed = os.sched_getaffinity(0)
-    else:  # macOS, Windows
-        allowed = set(range(os.cpu_count() or 1))
+    # macOS and Windows know no affinity.
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     physical = len({_text(siblings.format(each)) or each for each in allowed})
     quota = _quota()

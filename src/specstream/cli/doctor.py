@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from specstream.evaluation.doctor import Report
     from specstream.evaluation.doctor.facts import Caches, Gpus, Passes, Processor, Version, Widths
 
-_INDENT = 11
+INDENT = 11
 """Columns of a section's name."""
+
+DRAFTED = 7
+"""Drafted tokens of a pass of 8 nodes."""
+
+SMALL = 0.05
+"""Accepted tokens that a table of one decimal does not show."""
 
 _Model = Annotated[
     str, typer.Option("--model", "-m", help="Whose batch-invariant widths to show; none leaves them out.")
@@ -75,9 +81,9 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _section(name: str, lines: list[str]) -> Iterator[str]:
-    before = " " * _INDENT
+    before = " " * INDENT
     for number, line in enumerate(lines):
-        first = before if number else name.ljust(_INDENT)
+        first = before if number else name.ljust(INDENT)
         yield textwrap.fill(
             line,
             WIDTH,
@@ -96,7 +102,7 @@ def _versions(versions: tuple[Version, ...]) -> list[str]:
 
 def _processor(found: Processor) -> list[str]:
     held = ", ".join(f"{name}={value}" for name, value in found.libraries.items())
-    limits = f"; SPECSTREAM_CPU is set, torch's libraries: {held or 'not held'}" if found.variable else ""
+    limits = f", with {held}" if held else ""
     own = "" if found.level == found.own_level else f" of {found.own_level}"
     cores = found.cores.physical
     load = "" if found.load is None else f", load {found.load:.1f}"
@@ -166,16 +172,17 @@ def _speed(found: dict[str, Any]) -> list[str]:
 
 
 def _costs(found: dict[str, Any]) -> list[str]:
-    even = found["break_even"]
-    if even < 0.05:  # noqa: PLR2004
-        advice = "speculation pays as soon as a drafted token is accepted now and then"
-    elif even < 7:  # noqa: PLR2004
-        advice = f"speculation pays where more than {even:.1f} of 7 drafted tokens are accepted on average"
-    else:
-        advice = "7 drafted tokens cannot pay; fewer may"
     return [
-        f"{found['model']}, {found['bytes'] / 1e6:.0f} MB of weights, not measured, by the figures above:",
-        f"a pass of 1 node {found['one'] * 1000:.1f} ms, of 8 nodes {found['eight'] * 1000:.1f} ms, "
+        f"{found['model']}, from its {found['bytes'] / 1e6:.0f} MB of weights and the figures above; not measured:",
+        f"a pass of 1 node {found['one'] * 1000:.1f} ms or more, of 8 nodes {found['eight'] * 1000:.1f} ms, "
         f"{found['ratio']:.2f} times as much",
-        f"{advice}, beside what drafting costs",
+        f"{_advice(found['break_even'])}, beside what drafting costs",
     ]
+
+
+def _advice(break_even: float) -> str:
+    if break_even >= DRAFTED:
+        return f"{DRAFTED} drafted tokens do not pay; fewer may"
+    if break_even < SMALL:
+        return "speculation pays wherever drafted tokens are accepted at all"
+    return f"speculation pays where more than {break_even:.1f} of {DRAFTED} drafted tokens are accepted on average"

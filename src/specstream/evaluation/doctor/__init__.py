@@ -61,7 +61,7 @@ class _Sections:
 
     @property
     def findings(self) -> list[Finding]:
-        remedy = "mend what else is named here; if it stays, report it with the output of this command"
+        remedy = "install anew what that names, or report it with the output of this command"
         return [
             Finding(about=names[0], problem=f"{', '.join(names)} could not be examined: {reason}", remedy=remedy)
             for reason, names in self.failed.items()

@@ -247,7 +247,9 @@ def gpus() -> Gpus:
     each = [torch.cuda.get_device_properties(place) for place in range(count)]
     listed = _nvidia_smi()
     return Gpus(
-        usable=tuple(Gpu(name=one.name, memory=one.total_memory, capability=f"{one.major}.{one.minor}") for one in each),
+        usable=tuple(
+            Gpu(name=one.name, memory=one.total_memory, capability=f"{one.major}.{one.minor}") for one in each
+        ),
         listed=tuple(name for name, _ in listed),
         driver=listed[0][1] if listed else None,
         cuda=torch.version.cuda,

@@ -59,12 +59,13 @@ def of_processor(processor: Processor) -> list[Finding]:
 
 
 def of_passes(passes: Passes) -> list[Finding]:
-    """On a CPU, passes that do not run on our kernels; the reason that kernels are missing ends with the remedy."""
+    """On a CPU, passes that do not run on our kernels."""
     if passes.device != "cpu":
         return []
     if passes.kernels == "missing":
-        problem = f"there are no kernels, so passes run on {passes.runtime} in {passes.dtype}"
-        return [Finding(about="kernels", problem=problem, remedy=passes.kernels_reason)]
+        reason, _, remedy = passes.kernels_reason.rpartition("; ")
+        problem = f"kernels are missing, so passes run on {passes.runtime} in {passes.dtype}: {reason}"
+        return [Finding(about="kernels", problem=problem, remedy=remedy)]
     if passes.runtime != "native":
         problem = f"there are kernels, and passes run on {passes.runtime}: {passes.runtime_reason}"
         return [Finding(about="passes", problem=problem, remedy="report it with the output of this command")]
@@ -125,15 +126,15 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
     if processor is not None:
         if processor.load is not None and processor.load > processor.cores.logical:
             said.append(
-                f"the machine is busy: load {processor.load:.1f} on {_count(processor.cores.logical, 'core')}, so the "
-                "figures are too low"
+                f"the machine is busy, so all is slower: load {processor.load:.1f} on "
+                f"{_count(processor.cores.logical, 'core')}"
                 + ("" if processor.passive else "; OMP_WAIT_POLICY=passive keeps waiting threads out of the way")
             )
         elif processor.passive:
             said.append("OMP_WAIT_POLICY is passive: right beside other work, up to twice as slow on a quiet machine")
         said += [f"{name} is not the level's, so torch's libraries may use others" for name in processor.unheld]
     if widths is not None and widths.state == "not downloaded":
-        said.append(f"{widths.model} is not downloaded yet, so its widths are not known: run specstream generate")
+        said.append(f"{widths.model} is not downloaded yet: run specstream generate --model {widths.model}")
     if widths is not None and widths.routed:
         said.append(f"{widths.model} is a mixture of experts: exact up to rounding on every machine")
     return said

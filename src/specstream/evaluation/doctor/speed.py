@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -83,22 +85,28 @@ def speed(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) ->
     """
     started = time.perf_counter()
     own = device.type == "cpu" and native.available()
-    whose = f"our kernel in {_name(dtype)}" if own else f"torch in {_name(dtype)}"
-    linear = native.linear if own else _torch_linear
     size, square = (1024, 1024) if device.type == "cpu" else (8192, 4096)
+    place: Any = {"dtype": dtype, "device": device}
 
-    weight = torch.ones(LARGE // INPUTS // dtype.itemsize, INPUTS, dtype=dtype, device=device)
-    once = _fastest(linear(weight, None), torch.ones(1, INPUTS, dtype=dtype, device=device), started + seconds / 2)
-    del weight
-    small = torch.ones(size, size, dtype=dtype, device=device)
-    rows = _fastest(linear(small, None), torch.ones(ROWS, size, dtype=dtype, device=device), started + seconds * 0.75)
+    if own:
+        large = torch.ones(LARGE // INPUTS // dtype.itemsize, INPUTS, **place)
+        read = partial(native.linear(large, None), torch.ones(1, INPUTS, **place))
+    else:  # torch adds up float32 as fast as memory gives it, and 16 bits more slowly
+        large = torch.ones(LARGE // 4, dtype=torch.float32, device=device)
+        read = partial(torch.sum, large)
+    once = _fastest(read, device, started + seconds / 2)
+    del large, read
+    small, x = torch.ones(size, size, **place), torch.ones(ROWS, size, **place)
+    product = partial(native.linear(small, None), x) if own else partial(functional.linear, x, small)
+    rows = _fastest(product, device, started + seconds * 0.75)
     matrix = torch.ones(square, square, dtype=torch.float32, device=device)
-    whole = _fastest(matrix.matmul, matrix, started + seconds)
+    whole = _fastest(partial(torch.matmul, matrix, matrix), device, started + seconds)
+    whose = f"our kernel in {_name(dtype)}" if own else f"torch in {_name(dtype)}"
     return Speed(
         device=str(device),
         threads=torch.get_num_threads(),
         read=LARGE / once,
-        read_by=f"{whose} on 1 row, over {LARGE / 1e6:.0f} MB of weights",
+        read_by=f"{f'{whose} on 1 row' if own else 'torch, a sum'}, over {LARGE / 1e6:.0f} MB",
         products=ROWS * size * size / rows,
         products_by=f"{whose} on {ROWS} rows",
         float32=square**3 / whole,
@@ -128,20 +136,16 @@ def pass_costs(model: str, parameters: int, weights: int, measured: Speed) -> Pa
     )
 
 
-def _fastest(run: Callable[[torch.Tensor], torch.Tensor], argument: torch.Tensor, deadline: float) -> float:
+def _fastest(run: Callable[[], torch.Tensor], device: torch.device, deadline: float) -> float:
     """Seconds of the fastest call until then; three calls at least."""
     best, calls = float("inf"), 0
     while calls < 3 or time.perf_counter() < deadline:
         started = time.perf_counter()
-        run(argument)
-        if argument.device.type == "cuda":
-            torch.cuda.synchronize(argument.device)
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best, calls = min(best, time.perf_counter() - started), calls + 1
     return best
-
-
-def _torch_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: functional.linear(x, weight, bias)
 
 
 def _name(dtype: torch.dtype) -> str:
