@@ -102,7 +102,10 @@ def test_a_finding_is_1_and_stands_before_the_last_line(pretend: Any, capsys: py
         ({"passes": replace(PASSES, kernels="prebuilt", kernels_reason="came along")}, "prebuilt, came along: /a/b.so"),
         ({"gpus": replace(GPUS, usable=(CARD,), cuda="13.0", driver="580.1")}, "Some GPU, 80 GB, compute capability"),
         ({"widths": replace(WIDTHS, state="not downloaded", exact=None)}, "m: not downloaded"),
-        ({"processor": replace(PROCESSOR, level="x86-64-v3", libraries={"A": "b"})}, "x86-64-v3 of x86-64-v4, with A=b"),
+        (
+            {"processor": replace(PROCESSOR, level="x86-64-v3", libraries={"A": "b"})},
+            "x86-64-v3 of x86-64-v4, with A=b",
+        ),
         ({"pass_costs": {**COSTS, "break_even": 0.0}}, "speculation pays wherever drafted tokens are accepted at all"),
         ({"pass_costs": {**COSTS, "break_even": 7.0}}, "7 drafted tokens do not pay; fewer may"),
         (dict.fromkeys(KEYS - {"findings", "notes"}), "nothing to mend"),
