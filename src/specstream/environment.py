@@ -1,4 +1,4 @@
-"""The instruction level of this machine's processor, by which kernels are built and chosen.
+"""What this process runs on: tested releases, cores, and the processor's instruction level, which kernels go by.
 
 The level is what the processor has, or less where ``SPECSTREAM_CPU`` says so: ``SPECSTREAM_CPU=x86-64-v3`` makes a
 machine with AVX512 take the decisions, and run the kernels, of one without. It is read once in a process.
@@ -6,17 +6,45 @@ machine with AVX512 take the decisions, and run the kernels, of one without. It 
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 from specstream.errors import UsageError
 
 VARIABLE = "SPECSTREAM_CPU"
 """The environment variable that lowers the level."""
+
+TESTED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "python": ("3.10", "3.13"),
+        "torch": ("2.11", "2.14"),
+        "transformers": ("5.17", "5.24"),
+        "huggingface_hub": ("1.33", "2"),
+    }
+)
+"""The lowest and the newest releases that are tested (docs/versions.md); ``2`` stands for every 2.x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cores:
+    """What threads of this process can run on at once, within its affinity and its container's quota.
+
+    Attributes:
+        physical: cores.
+        logical: the same with hardware threads counted one by one.
+    """
+
+    physical: int
+    logical: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +161,38 @@ def limit_libraries() -> None:
             os.environ.setdefault(name, value)
 
 
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def is_tested(package: str, release: str) -> bool:
+    """Whether a release lies within the tested ones."""
+    low, high = (_numbers(bound) for bound in TESTED[package])
+    found = _numbers(release)
+    return low <= found and found[: len(high)] <= high
+
+
+def pip_line(package: str) -> str:
+    """What installs a tested release."""
+    low, high = TESTED[package]
+    *before, last = _numbers(high)
+    return f"pip install '{package}>={low},<{'.'.join(map(str, (*before, last + 1)))}'"
+
+
+def cores() -> Cores:
+    """How many this process may use."""
+    # macOS and Windows know no affinity.
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    physical = len({_text(siblings.format(each)) or each for each in allowed})
+    quota = _quota()
+    return Cores(physical=min(physical, quota), logical=min(len(allowed), quota))
+
+
 def processor() -> str:
     """What this machine's processor can do, as its kernel lists it: torch's libraries choose their code by that."""
     return _cpu_line("flags", "Features") or platform.processor()
@@ -166,8 +226,28 @@ def _features() -> frozenset[str]:
 
 def _cpu_line(*names: str) -> str:
     """The first line of /proc/cpuinfo that begins like this; empty where there is none."""
+    return next((line for line in _text("/proc/cpuinfo").splitlines() if line.startswith(names)), "")
+
+
+def _quota() -> int:
+    """The processors that a container's limit comes to; a limit of one and a half lets two threads run."""
+    limit, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
+    if not period:  # cgroups of version 1
+        limit, period = (_text(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if not limit.isdigit() or not period.isdigit():  # "max", -1, or no such file
+        return sys.maxsize
+    return max(1, math.ceil(int(limit) / int(period)))
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``2.13.0+cpu`` is 2, 13, 0."""
+    found = re.match(r"[\d.]*\d", release)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _text(path: str) -> str:
+    """What a file of the system says; empty where there is none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
-    return next((line for line in lines if line.startswith(names)), "")

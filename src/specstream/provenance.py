@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
-from specstream.environment import level, processor_model
+from specstream.environment import installed, level, processor_model
 
 
 def provenance(device: str | None = None, dtype: str | None = None) -> dict[str, object]:
@@ -18,9 +17,9 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
     import torch
 
     return {
-        "specstream": _version("specstream"),
+        "specstream": installed("specstream"),
         "torch": torch.__version__,
-        "transformers": _version("transformers"),
+        "transformers": installed("transformers"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": processor_model(),
@@ -30,13 +29,6 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
         "accelerator": _accelerator(device),
         "dtype": dtype,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _accelerator(device: str | None) -> str | None:

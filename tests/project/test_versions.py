@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specstream.models.compat import TESTED_TRANSFORMERS
+from specstream.environment import TESTED, is_tested
 from tools import matrix
 
 ROOT = Path(__file__).parents[2]
@@ -18,8 +18,24 @@ def minor(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")[:2]))
 
 
+@pytest.mark.parametrize("package", TESTED)
+def test_the_tested_releases_are_the_same_everywhere(package: str) -> None:
+    low, high = TESTED[package]
+    page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+    (said,) = re.findall(rf"^\| {package} \| ([^|]*) \|", page, re.MULTILINE | re.IGNORECASE)
+    assert said.startswith(low)
+    assert f"{high}.x" in said if high.isdigit() else high in said
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    if package == "python":
+        assert f'requires-python = ">={low}"' in project
+        assert f'"Programming Language :: Python :: {high}"' in project
+    else:
+        assert f'"{package}>={low},' in project
+        assert is_tested(package, matrix.locked(package.replace("_", "-")))
+
+
 def test_the_lowest_transformers_is_the_same_everywhere() -> None:
-    low, high = TESTED_TRANSFORMERS
+    low, high = TESTED["transformers"]
     assert matrix.lower_bounds()["transformers"] == f"{low}.0"
     assert minor(low) <= minor(matrix.locked("transformers")) <= minor(high)
     page = (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")

@@ -118,6 +118,51 @@ def test_the_levels_of_one_architecture_rise() -> None:
     assert len({each.name for each in (*LEVELS, GENERIC)}) == len(LEVELS) + 1
 
 
+@pytest.mark.parametrize(
+    ("package", "release", "tested"),
+    [
+        ("transformers", "5.16.9", False),
+        ("transformers", "5.17", True),
+        ("transformers", "5.24.3", True),
+        ("transformers", "5.25.0.dev0", False),
+        ("transformers", "6.0", False),
+        ("torch", "2.13.0+cpu", True),
+        ("torch", "2.9.1", False),
+        ("huggingface_hub", "2.40.0", True),
+        ("huggingface_hub", "3.0.0rc1", False),
+        ("python", "3.11.7", True),
+        ("torch", "unknown", False),
+    ],
+)
+def test_a_release_is_tested_or_not(package: str, release: str, tested: bool) -> None:
+    assert environment.is_tested(package, release) is tested
+
+
+def test_the_pip_line_asks_for_what_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "TESTED", {"torch": ("2.11", "2.14"), "hub": ("1.33", "2")})
+    assert environment.pip_line("torch") == "pip install 'torch>=2.11,<2.15'"
+    assert environment.pip_line("hub") == "pip install 'hub>=1.33,<3'"
+
+
+@pytest.mark.parametrize(
+    ("files", "physical", "logical"),
+    [
+        ({}, 4, 4),
+        ({"cpu0/": "0,2", "cpu1/": "1,3", "cpu2/": "0,2", "cpu3/": "1,3"}, 2, 4),
+        ({"cpu.max": "150000 100000"}, 2, 2),
+        ({"cpu.max": "max 100000"}, 4, 4),
+        ({"quota_us": "100000", "period_us": "100000"}, 1, 1),
+        ({"quota_us": "-1", "period_us": "100000"}, 4, 4),
+    ],
+)
+def test_cores_are_those_that_threads_run_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], physical: int, logical: int
+) -> None:
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(environment, "_text", lambda path: next((files[each] for each in files if each in path), ""))
+    assert environment.cores() == environment.Cores(physical=physical, logical=logical)
+
+
 def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, **variables}
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environ, check=False)

@@ -49,6 +49,7 @@ def _register_verbs(app: typer.Typer) -> None:
         compare,
         demo,
         distill_data,
+        doctor,
         evaluate,
         export,
         generate,
@@ -63,6 +64,7 @@ def _register_verbs(app: typer.Typer) -> None:
     )
 
     app.command()(generate.generate)
+    app.command()(doctor.doctor)
     app.command()(compare.compare)
     app.command()(audit.audit)
     app.command()(bench_heads.bench_heads)

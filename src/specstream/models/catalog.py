@@ -143,17 +143,28 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
         DownloadError: It is known but could not be fetched.
     """
     text = os.fspath(name_or_path)
-    folder = Path(text).expanduser()
-    if text and (folder / "config.json").is_file():
+    if (folder := on_disk(text)) is not None:
         return str(folder)
+    return str(pull(text, progress=progress) if text in _CATALOG else _from_hub(text, progress))
+
+
+def on_disk(name_or_path: str) -> Path | None:
+    """The folder of a model argument as for ``resolve``; None if it would have to be fetched.
+
+    Raises:
+        ModelNotFoundError: It is neither a folder, nor a name, nor the form of a hub id.
+    """
+    folder = Path(name_or_path).expanduser()
+    if name_or_path and (folder / "config.json").is_file():
+        return folder
     # A catalog name comes before the complaint below: a folder of that name may happen to stand nearby.
-    if text in _CATALOG:
-        return str(pull(text, progress=progress))
-    if text and folder.is_dir():
-        raise ModelNotFoundError(f"{text!r} is a folder without config.json: give the folder of a saved model")
-    if _HUB_ID.fullmatch(text):
-        return str(_from_hub(text, progress))
-    raise _unknown(text)
+    if name_or_path in _CATALOG:
+        return cached_folder(name_or_path)
+    if name_or_path and folder.is_dir():
+        raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
+    if _HUB_ID.fullmatch(name_or_path):
+        return hub.cached_snapshot(name_or_path)
+    raise _unknown(name_or_path)
 
 
 def _cached_folder(entry: CatalogEntry) -> Path | None:
@@ -164,8 +175,6 @@ def _cached_folder(entry: CatalogEntry) -> Path | None:
 
 
 def _from_hub(hub_id: str, progress: bool) -> Path:
-    if (folder := hub.cached_snapshot(hub_id)) is not None:
-        return folder
     try:
         return hub.fetch_snapshot(hub_id, progress=progress)
     except hub.HubUnavailable as reason:

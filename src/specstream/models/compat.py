@@ -19,34 +19,24 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["Cache", "Conv1D"]
+from specstream import environment
 
-TESTED_TRANSFORMERS = ("5.17", "5.24")
-"""The lowest and the newest minor release that pass the contract suite; `pyproject.toml` starts at the lowest."""
+__all__ = ["Cache", "Conv1D"]
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What a forward calls the key-value cache: the first since transformers 5.24, the second before and in remote code."""
 
 
 def is_tested() -> bool:
-    """Whether the installed transformers lies within ``TESTED_TRANSFORMERS``."""
-    low, high = (_minor(bound) for bound in TESTED_TRANSFORMERS)
-    return low <= _minor(transformers.__version__) <= high
+    """Whether the installed transformers is a tested one."""
+    return environment.is_tested("transformers", transformers.__version__)
 
 
 def advice() -> str:
     """The installed release beside the tested ones, and the pip line; the second half of a sentence."""
-    low, high = TESTED_TRANSFORMERS
-    major, minor = _minor(high)
-    return (
-        f"transformers {transformers.__version__} is installed, and {low} to {high} are tested: "
-        f"pip install 'transformers>={low},<{major}.{minor + 1}'"
-    )
-
-
-def _minor(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
+    low, high = environment.TESTED["transformers"]
+    line = environment.pip_line("transformers")
+    return f"transformers {transformers.__version__} is installed, and {low} to {high} are tested: {line}"
 
 
 @cache

@@ -46,12 +46,14 @@ class Kernels:
         state: ``prebuilt`` (of the wheel), ``compiled`` (on this machine, now or before) or ``missing``.
         reason: in words, where they come from, or why there are none and what to do about it.
         name: tells these from others built otherwise; empty where there are none.
+        path: of the library; empty where there is none.
         library: None where there are none.
     """
 
     state: Literal["prebuilt", "compiled", "missing"]
     reason: str
     name: str = ""
+    path: str = ""
     library: ctypes.CDLL | None = None
 
 
@@ -64,12 +66,14 @@ def load(level: Level) -> Kernels:
         except OSError as error:
             refused = f"the wheel's cannot be loaded ({error}), and "
         else:
-            return Kernels(state="prebuilt", reason="came with the wheel", name=f"wheel-{_key(level)}", library=library)
+            reason, name = "came with the wheel", f"wheel-{_key(level)}"
+            return Kernels(state="prebuilt", reason=reason, name=name, path=str(prebuilt), library=library)
     try:
         path, library = _compiled(level)
     except NoKernelsError as error:
         return Kernels(state="missing", reason=f"{refused}{error}")
-    return Kernels(state="compiled", reason=f"{refused}compiled here: {path}", name=path.stem, library=library)
+    reason = f"{refused}compiled here: {path}"
+    return Kernels(state="compiled", reason=reason, name=path.stem, path=str(path), library=library)
 
 
 def compile_kernels(compiler: str, level: Level, made: Path) -> None:
@@ -95,7 +99,7 @@ def kept_for(compiler: str, level: Level) -> Path:
     found = Path(compiler).resolve()
     told = found.stat()
     identity = _digest(str(found), str(told.st_size), str(told.st_mtime_ns))
-    return _cache_folder() / f"{_key(level)}-{identity[:8]}.so"
+    return cache_folder() / f"{_key(level)}-{identity[:8]}.so"
 
 
 def find_compiler() -> str | None:
@@ -109,7 +113,7 @@ def _compiled(level: Level) -> tuple[Path, ctypes.CDLL]:
     """From the cache, else freshly compiled; of another compiler if there is none now."""
     compiler = find_compiler()
     kept = kept_for(compiler, level) if compiler else None
-    for path in [kept] if kept else sorted(_cache_folder().glob(f"{_key(level)}-*.so")):
+    for path in [kept] if kept else sorted(cache_folder().glob(f"{_key(level)}-*.so")):
         # What is there and does not load was damaged, or needs a newer system: it is made anew.
         with suppress(OSError):
             return path, _open(path, level)
@@ -243,5 +247,6 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled libraries are kept."""
     return user_cache() / "specstream" / "kernels"

@@ -80,7 +80,7 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
         model: a transformers model.
         runtime: the name of how its passes run.
     """
-    if os.environ.get(SWITCH, "") not in ("", "0"):
+    if switched_off():
         return None
     made_with = provenance(str(model.device), str(model.dtype))
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(LIBRARIES)}
@@ -92,7 +92,17 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
         *(fingerprint(model), model.config.to_json_string(), attention_of(model)),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-    return Verdicts(user_cache() / "specstream" / "selftest" / f"{name}.json")
+    return Verdicts(cache_folder() / f"{name}.json")
+
+
+def cache_folder() -> Path:
+    """Where answers are kept."""
+    return user_cache() / "specstream" / "selftest"
+
+
+def switched_off() -> bool:
+    """Whether ``SPECSTREAM_NO_SELFTEST_CACHE`` is set."""
+    return os.environ.get(SWITCH, "") not in ("", "0")
 
 
 def _kernels(runtime: str) -> str:

@@ -338,6 +338,15 @@ def test_resolve_says_in_one_line_what_it_cannot_find(argument: str, said: str, 
     assert caught.value.exit_code == 2
 
 
+def test_what_would_have_to_be_fetched_is_not_on_disk(root: Path, tmp_path: Path) -> None:
+    assert catalog.on_disk("tiny") is None
+    assert catalog.on_disk("org/name") is None
+    with pytest.raises(ModelNotFoundError, match="unknown model 'nope'"):
+        catalog.on_disk("nope")
+    catalog.pull("tiny", progress=False)
+    assert catalog.on_disk("tiny") == root / "tiny"
+
+
 def test_resolve_refuses_a_folder_without_a_config(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"folder without config\.json"):
         catalog.resolve(tmp_path)
