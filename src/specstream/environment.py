@@ -91,6 +91,17 @@ LEVELS = (
         },
     ),
     Level(
+        name="x86-64-v4-vnni",
+        machine="x86_64",
+        needs=_V4 | {"avx512_vnni"},
+        options=("-march=x86-64-v4", "-mavx512vnni"),
+        libraries={
+            "ATEN_CPU_CAPABILITY": "avx512",
+            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        },
+    ),
+    Level(
         name="x86-64-v4-bf16",
         machine="x86_64",
         needs=_V4 | {"avx512_vnni", "avx512_bf16"},
@@ -224,8 +235,10 @@ def _features() -> frozenset[str]:
         found |= _V3
     if cpu._is_avx512_supported():
         found |= _V4
-    if cpu._is_vnni_supported() and cpu._is_avx512_bf16_supported():
-        found |= {"avx512_vnni", "avx512_bf16"}
+    if cpu._is_vnni_supported():
+        found |= {"avx512_vnni"}
+    if cpu._is_avx512_bf16_supported():
+        found |= {"avx512_bf16"}
     return found
 
 

@@ -63,9 +63,8 @@ def check_tree(target: HuggingFaceTarget) -> None:
         raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{_advice()}") from error
     wrong = [error for error in off if not error <= tolerance(own.dtype)]
     if wrong:
-        raise UnsupportedModelError(
-            f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}{_advice()}"
-        )
+        reason = f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}"
+        raise UnsupportedModelError(reason + _advice())
 
 
 def tolerance(dtype: torch.dtype) -> float:

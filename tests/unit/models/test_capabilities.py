@@ -18,7 +18,7 @@ from tests.tiny import tiny_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
-V3, V4, V4_BF16, ARM = LEVELS
+V3, V4, _, V4_BF16, ARM = LEVELS
 
 Pretend = Callable[..., None]
 

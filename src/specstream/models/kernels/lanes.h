@@ -20,6 +20,8 @@ namespace {
 
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define LEVEL "x86-64-v4-bf16"
+#elif defined(__AVX512VNNI__)
+#define LEVEL "x86-64-v4-vnni"
 #elif defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define LEVEL "x86-64-v4"
 #elif defined(__AVX2__) && defined(__FMA__)
