@@ -52,9 +52,8 @@ def of_processor(processor: Processor) -> list[Finding]:
     few, many = processor.cores.physical, processor.cores.logical
     if not few <= processor.threads <= many:
         problem = f"torch runs {_count(processor.threads, 'thread')} on {_count(few, 'core')}"
-        remedy = f"set OMP_NUM_THREADS={few}, or unset what lowers it" if processor.threads < few else ""
-        remedy = remedy or f"set OMP_NUM_THREADS={few}: threads without a core hold up the others"
-        found.append(Finding(about="processor", problem=problem, remedy=remedy))
+        why = "idle cores cost speed" if processor.threads < few else "threads without a core hold up the others"
+        found.append(Finding(about="processor", problem=problem, remedy=f"set OMP_NUM_THREADS={few}: {why}"))
     return found
 
 
