@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test contract matrix check bench gpu docs lock wheel clean
+.PHONY: run test test-v3 contract matrix check bench gpu docs lock wheel clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
@@ -15,6 +15,12 @@ run: $(VENV)/.stamp-run
 # What tests/contract selects is in the other folders too.
 test: check
 	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/contract
+
+# Losslessness and bits as on a processor with AVX2 and no AVX512; docs/processors.md. Nothing to do on another architecture.
+V3 := SPECSTREAM_CPU=x86-64-v3 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+test-v3: $(VENV)/.stamp-test
+	@test "$$(uname -m)" = x86_64 || { echo "x86-64-v3 is no level of $$(uname -m)"; exit 0; } && \
+		$(V3) $(BIN)/python -m pytest tests/lossless tests/unit/models -n auto --dist worksteal
 
 # With the newest transformers: it fails if that cannot be fetched.
 contract: $(VENV)/.stamp-test

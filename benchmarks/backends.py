@@ -68,8 +68,9 @@ class Transformers:
     """``generate``, assisted generation, prompt lookup."""
 
     def __init__(self, request: Request) -> None:
-        self._model = load_transformers(request["target"], request)
         self._options: dict[str, Any] = dict(request["options"])
+        request = {**request, "dtype": self._options.pop("dtype", request["dtype"])}
+        self._model = load_transformers(request["target"], request)
         if request["mode"] == "assisted":
             self._options["assistant_model"] = draft = load_transformers(request["draft"], request)
             if request["k"]:

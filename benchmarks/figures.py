@@ -22,7 +22,7 @@ MET, MISSED = 0, 1
 
 def measurements() -> dict[str, Callable[[Settings], Outcome]]:
     """What measures each figure."""
-    from benchmarks import alone  # loads torch, which the figures beside others do not need
+    from benchmarks import alone, linear  # they load torch, which the figures beside others do not need
 
     return {
         "plain-1.5b": beside.plain_target,
@@ -35,6 +35,8 @@ def measurements() -> dict[str, Callable[[Settings], Outcome]]:
         "predicted": alone.predicted,
         "batch": beside.batch,
         "memory": beside.memory,
+        "linear-read": linear.read_time,
+        "linear-rows": linear.products,
         "long-context": alone.long_context,
     }
 
@@ -66,7 +68,7 @@ def figures(
             raise UsageError(f"there is no figure {name!r}; give one of {', '.join(GOALS)}, or all")
         about_smollm2 = name in ("plain-smollm2", "long-context")
         settings = Settings(
-            target="" if about_smollm2 else options.model_folder(target),
+            target="" if about_smollm2 or name in ("linear-read", "linear-rows") else options.model_folder(target),
             draft=draft and options.model_folder(draft),
             heads=heads,
             smollm2=options.model_folder(smollm2 or "smollm2-135m") if about_smollm2 else "",

@@ -44,5 +44,7 @@ GOALS = {
     "predicted": Goal(what="measured speed over the speed predicted from costs and acceptance", bound=0.92),
     "batch": Goal(what="a batch of mixed lengths over transformers batched generate, total tokens/s", bound=1.5),
     "memory": Goal(what="peak memory over transformers' with the same weights", bound=1.15, at_most=True),
+    "linear-read": Goal(what="our linear layer, 1 row, over reading its weights", bound=1.25, at_most=True),
+    "linear-rows": Goal(what="our linear layer, 8 rows, multiply-adds a second over sgemm's", bound=0.6),
     "long-context": Goal(what="milliseconds a token at long contexts", bound=None),
 }

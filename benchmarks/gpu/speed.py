@@ -139,7 +139,7 @@ def _contestants(name: str, runtime: str, rows: int, count: int, options: Option
         "plain, exact=rounding": ours(NoDrafter(), unpadded, _fixed(), "passes of one token"),
         "lookup": ours(LookupDrafter(), target, _adaptive()),
         "lookup, exact=rounding": ours(LookupDrafter(), unpadded, _adaptive()),
-        "draft model": ours(draft, target, _adaptive(), "the target's first quarter of layers"),
+        "draft model": ours(draft, target, _adaptive(), "the target's first quarter of layers, spoiled"),
         "draft model, fixed": ours(draft, target, _fixed(), f"always {DEPTH} tokens"),
         "oracle 0.8": ours(oracle, target, _adaptive(), "plain's output with one token in five wrong"),
         "oracle 0.8, fixed": ours(oracle, target, _fixed(), f"always {DEPTH} tokens"),

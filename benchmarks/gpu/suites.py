@@ -38,7 +38,7 @@ def _pytest(
     command = [sys.executable, "-m", "pytest", *paths, *keyword, "-q", "-x" if options.tiny else "--maxfail=60"]
     with open(xml.with_suffix(".log"), "w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [*command, f"--junitxml={xml}", "-p", "no:cacheprovider"],
+            [*command, f"--junitxml={xml}", "-p", "no:cacheprovider", "-p", "no:benchmark"],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},

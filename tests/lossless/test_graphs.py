@@ -6,6 +6,7 @@ at the end are the same on a GPU; they are skipped where there is none.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from specstream.core import deferred
 from specstream.core.decode import Row, Stopping, decode, start_rows
-from specstream.core.ports import Drafter
+from specstream.core.ports import Drafter, DraftRequest
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
@@ -151,6 +152,19 @@ def test_what_is_called_bits_is_equal_to_the_bit(
             assert differences(plain, rows, recorded.logits, at) == []
         if family == "llama" and len(batch) == 1 and target.exactness.base is not None:
             assert rows[0].exact == "bits"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["on the host", "on the device"])
+def test_a_draft_says_that_it_ends_early_only_where_it_does(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain that is drafted on the device takes all its steps, and the controller has to price them."""
+    monkeypatch.setattr(deferred, "asynchronous", lambda device: asynchronous)
+    drafter = DraftModelDrafter(taped("llama", noise=0.01), gamma=GAMMA)
+    request = DraftRequest(tokens=PROMPTS[0], depth=GAMMA, generator=torch.Generator(), least=1.0)
+    ((offer,),) = (session := drafter.begin([PROMPTS[0]], Sampling())).offers([request])
+    (tree,) = session.propose([request])
+    assert offer.cuts == (tree.drafted < GAMMA) == (not asynchronous)
 
 
 class Questions(NoReads):
@@ -325,8 +339,14 @@ class TestOnTheGpu:
 @contextmanager
 def _sync_debug(mode: str) -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(mode)
+    _set_sync_debug(mode)
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        _set_sync_debug(before)
+
+
+def _set_sync_debug(mode: int | str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "a prototype feature", and warnings are errors here
+        torch.cuda.set_sync_debug_mode(mode)

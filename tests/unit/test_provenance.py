@@ -4,6 +4,7 @@ import json
 
 import torch
 
+from specstream.environment import level
 from specstream.provenance import provenance
 
 
@@ -14,3 +15,4 @@ def test_provenance_names_what_a_number_depends_on() -> None:
     assert found["threads"] == torch.get_num_threads()
     assert (found["device"], found["dtype"], found["accelerator"]) == ("cpu", "bfloat16", None)
     assert all(found[key] for key in ("specstream", "transformers", "python", "platform", "cpu"))
+    assert found["cpu_level"] == level().name

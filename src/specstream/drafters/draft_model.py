@@ -229,7 +229,9 @@ class DraftModelSession:
         if not depth:
             return []
         unread = READ_AT_ONCE if unread > FAR_BEHIND else unread
-        cuts = self._samplings[row].greedy
+        device = getattr(self._session, "device", None)
+        # A chain that stays on the device takes every step: nobody looks at how likely it still is.
+        cuts = self._samplings[row].greedy and not (device is not None and self._simple(device))
         return [
             Offer(source=self._drafter.name, depth=depth, branches=self._drafter.branches, unread=unread, cuts=cuts)
         ]
@@ -300,9 +302,13 @@ class DraftModelSession:
         """Whether the chain can be drafted to its end without the host: every row then goes as deep as the deepest."""
         limit = self._drafter.model.context_length
         fits = limit is None or max(len(request.tokens) for request in requests) + depth <= limit
+        return fits and self._simple(device)
+
+    def _simple(self, device: torch.device) -> bool:
+        """Whether chains of these rows are drafted without the host, as far as they fit."""
         alike = all(sampling == self._samplings[0] for sampling in self._samplings)
         simple = self._drafter.branches == 1 and alike and not self._samplings[0].needs_context
-        return deferred.asynchronous(device) and simple and fits
+        return deferred.asynchronous(device) and simple
 
     def _defer(self, growing: Sequence[_Growing], depths: Sequence[int], logits: Tensor) -> list[TokenTree]:
         """Draft chains on the device, from the draft's logits ``[rows, vocab]`` of their first tokens on."""

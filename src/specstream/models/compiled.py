@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specstream.environment import GENERIC, Level, processor
+from specstream.environment import GENERIC, Level, architecture, processor
 from specstream.errors import SpecStreamError
 from specstream.files import user_cache
 from specstream.models.reporting import announce
@@ -28,6 +28,9 @@ FOLDER = Path(__file__).parent / "kernels"
 SOURCES = tuple(sorted(FOLDER.glob("*.cpp")))
 HEADERS = tuple(sorted(FOLDER.glob("*.h")))
 PREBUILT = FOLDER / "prebuilt"
+NEEDED = {"x86_64": frozenset({"avx2", "fma"}), "aarch64": frozenset({"asimd"})}
+"""By architecture, the features without which the sources do not compile."""
+
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fopenmp", "-fPIC")
 
 
@@ -119,6 +122,8 @@ def _compiled(level: Level) -> tuple[Path, ctypes.CDLL]:
             f"no kernels for {level.name} are installed and no C++ compiler was found; "
             "install g++ or set CXX for faster passes"
         )
+    if level == GENERIC and not NEEDED.get(architecture(), frozenset({"more"})) <= set(processor().split()):
+        raise NoKernelsError("the kernels need AVX2 with FMA, or NEON, and this processor has neither")
     return _compile_and_keep(compiler, level, kept)
 
 

@@ -281,9 +281,10 @@ def rounded_width(nodes: int) -> int:
 
 
 def _free(device: torch.device) -> str:
-    """How much of a device's memory is left, for a message."""
+    """How much of a device's memory is left, for a message, when what nobody uses has been given back."""
     if device.type != "cuda":
         return ""
+    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return f" ({free / 1e9:.1f} of {total / 1e9:.1f} GB are free)"
 
@@ -323,7 +324,7 @@ class CudaCapture:
                 ):
                     output = _noting(run, failures)
             except RuntimeError as error:  # to end a capture that failed fails too, and does not say why
-                raise (failures[0] if failures else error) from None
+                raise (failures.pop() if failures else error) from None
             self._first = self._first or graph
         return output, graph.replay
 

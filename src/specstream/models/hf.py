@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from specstream.core.ports import Adapter, TargetSession
+from specstream.errors import UnsupportedModelError
+from specstream.models import compat
 from specstream.models.cache import TreeCache
 from specstream.models.capabilities import Quantization, RuntimeName
 from specstream.models.exactness import Exactness
@@ -44,6 +46,7 @@ class HuggingFaceTarget:
         self.family = describe(model)
         self.model = model
         self.runtime = Runtime(model, runtime, self.family.layer_windows, quantization)
+        self._may_change = runtime == "auto" and quantization == "none"
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.exactness = self._exactness() if exact and not self.family.routed else None
         self.passes = self._static_passes() if self.runtime.static else None
@@ -64,7 +67,12 @@ class HuggingFaceTarget:
             UnsupportedModelError: the model does not follow a tree's mask and positions.
         """
         if not self._checked:
-            once(self._verdicts, "tree", lambda: check_tree(self))
+            try:
+                once(self._verdicts, "tree", lambda: check_tree(self))
+            except UnsupportedModelError:
+                if not self._may_change or self.runtime.name == "eager":
+                    raise
+                self._run_eagerly()
             self._checked = True
         if self.exactness is not None:
             self.exactness.calibrate(nodes)
@@ -72,6 +80,18 @@ class HuggingFaceTarget:
             self.exactness.certify(rows, nodes, branched=branched)
             if rows > 1 and self.runtime.packs:  # such a pass is of one row, with the nodes of all
                 self.exactness.certify(1, rows * nodes, branched=branched)
+
+    def _run_eagerly(self) -> None:
+        """Our runtime does not fit how this model, or this release of transformers, calls its layers.
+
+        Raises:
+            UnsupportedModelError: the model as it is does not follow a tree either.
+        """
+        name, self.runtime = self.runtime.name, Runtime(self.model, "eager", self.family.layer_windows)
+        self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
+        self.__dict__.pop("_verdicts", None)
+        once(self._verdicts, "tree", lambda: check_tree(self))
+        compat.warn_once(f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly")
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """See ``Target.begin``."""

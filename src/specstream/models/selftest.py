@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError
+from specstream.models import compat
 
 if TYPE_CHECKING:
     from specstream.models.hf import HuggingFaceTarget
@@ -59,10 +60,12 @@ def check_tree(target: HuggingFaceTarget) -> None:
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}") from error
+        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{_advice()}") from error
     wrong = [error for error in off if not error <= tolerance(own.dtype)]
     if wrong:
-        raise UnsupportedModelError(f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}")
+        raise UnsupportedModelError(
+            f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}{_advice()}"
+        )
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -84,6 +87,10 @@ def relative_errors(scored: Tensor, own: Tensor) -> Tensor:
 
 def _refusal(target: HuggingFaceTarget) -> str:
     return f"{target.family.name} cannot be a target: its attention does not follow a tree's mask and positions"
+
+
+def _advice() -> str:
+    return "" if compat.is_tested() else f"; {compat.advice()}"
 
 
 def _first_line(error: Exception) -> str:

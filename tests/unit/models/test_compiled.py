@@ -140,6 +140,27 @@ def test_without_a_compiler_the_remedy_is_named(folder, monkeypatch):
     assert files(folder) == []
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("machine", "flags", "state"),
+    [
+        ("x86_64", "flags : sse2 avx", "missing"),
+        ("x86_64", "flags : avx2 fma", "compiled"),
+        ("riscv64", "", "missing"),
+    ],
+)
+def test_a_processor_without_a_level_is_compiled_for_by_itself(compiler, folder, monkeypatch, machine, flags, state):
+    monkeypatch.setattr(compiled, "architecture", lambda: machine)
+    monkeypatch.setattr(compiled, "processor", lambda: flags)
+    found = load(GENERIC)
+    assert found.state == state
+    if state == "missing":
+        assert found.reason == "the kernels need AVX2 with FMA, or NEON, and this processor has neither"
+        assert runs(compiler) == 0
+    else:
+        assert "-march=native" in Path(f"{compiler}.log").read_text()
+
+
 def test_the_error_is_the_same_for_who_asks_for_them(folder, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     native.kernels.cache_clear()
@@ -176,7 +197,9 @@ def test_a_compiler_that_fails_leaves_nothing_behind(folder, tmp_path, monkeypat
 
 @needs_compiler
 def test_a_compiler_whose_work_does_not_load_leaves_nothing_behind(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", script(tmp_path / "odd", 'for made; do :; done\necho odd > "$made"'))
+    monkeypatch.setenv(
+        "CXX", script(tmp_path / "odd", 'for made; do :; done\n[ "$made" = --version ] || echo odd > "$made"')
+    )
     found = load(level())
     assert found.state == "missing" and "cannot be loaded" in found.reason and "set CXX" in found.reason
     assert files(folder) == []
@@ -275,16 +298,37 @@ def test_if_the_wheels_own_do_not_load_others_are_compiled(folder, compiler):
     assert found.reason.startswith("the wheel's cannot be loaded (") and "compiled here" in found.reason
 
 
+def openmps():
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if "libgomp" in line or "libomp" in line}
+
+
 @needs_compiler
 def test_there_is_one_openmp_in_the_process_and_it_is_torchs(folder, compiler):
     """Nothing asks the system for one of its own, and the functions are found nevertheless."""
     library = load(level()).library
     assert library is not None and library.threads() == 1
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        loaded = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line or "libomp" in line}
-        assert len(loaded) == 1, loaded
+    if Path("/proc/self/maps").exists():
+        assert len(openmps()) == 1
     if shutil.which("readelf") and "clang" not in compiled._version(compiler):
         kept = str(kept_for(compiler, level()))
         told = subprocess.run(["readelf", "-d", kept], capture_output=True, text=True, check=True).stdout
         assert not [line for line in told.splitlines() if "NEEDED" in line and "omp" in line]
+
+
+@needs_compiler
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of what a process has loaded")
+def test_an_openmp_under_another_name_is_found_too(folder, compiler, tmp_path):
+    """Builds of torch for CUDA bring one whose file name holds a hash; the process then has no other."""
+    found = load(level())
+    (own,) = openmps()
+    renamed = tmp_path / "libgomp-a34b3233.so.1"
+    shutil.copy(own, renamed)
+    program = (
+        "import ctypes; from pathlib import Path; from specstream.environment import level; "
+        f"ctypes.CDLL({str(renamed)!r}); from specstream.models import compiled; "
+        f"library = compiled._open(Path({str(folder / f'{found.name}.so')!r}), level()); print(library.threads()); "
+        "print({line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'libomp' in line})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["1", str({str(renamed)})]

@@ -126,6 +126,14 @@ def test_one_width_has_to_agree_with_itself() -> None:
     assert exactness.width(2, 3, 30, STEP) == (8, False)
 
 
+@pytest.mark.parametrize("from_token", [73, 97, 130])
+def test_on_a_gpu_a_difference_that_shows_only_in_short_contexts_is_found(from_token: int) -> None:
+    """As seen on an H200; ``before`` is of the pass, so a wide one shows it when it begins there."""
+    exactness = one_width(lambda rows, width, blocks, before: int(width == 16 and from_token - 16 < before < 200))
+    assert exactness.width(1, 12, 30, STEP) == (12, True)
+    assert exactness.width(1, 16, 30, STEP) == (24, True)
+
+
 def test_a_class_is_preferred_to_one_width() -> None:
     assert one_width(widest(1, 4), 16).base == 4
     assert one_width(lambda rows, width, blocks, before: width, 65).base is None, "none is as wide"

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from specstream.environment import GENERIC
 from specstream.errors import UnsupportedModelError
 from specstream.models import hf, verdicts
 from specstream.models.cache import STEP
@@ -101,6 +102,8 @@ def test_the_file_is_named_by_all_that_bits_depend_on(tmp_path, monkeypatch):
         "torch": ("provenance", lambda *of: {**made_with, "torch": "another"}),
         "processor": ("processor", lambda: "another"),
         "sources": ("_sources", lambda: "changed"),
+        "level": ("level", lambda: GENERIC),
+        "kernels": ("_kernels", lambda runtime: "another"),
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(verdicts, *changed)

@@ -41,9 +41,16 @@ template <class Shape> long row_of(const Shape &a, long place) {
 }
 
 constexpr long NODES_AT_ONCE = 4;    // nodes of a task
-constexpr long SUMS_AT_ONCE = 6;     // that share one reading of values: as many as have their sums in registers
+constexpr long SUMS_AT_ONCE = 6;     // that share one reading of values
 constexpr long SLOTS_AT_ONCE = 128;  // keys that stay in the first cache while all who share them look at them
 constexpr long MUCH_CONTEXT = 512;   // slots from which on reading keys once for several heads is worth an uneven share
+
+// Vectors of a value that are weighted at a time for 1, 2, ... neighbours: as many as have their sums in registers.
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+constexpr int PARTS_AT_ONCE[SUMS_AT_ONCE] = {8, 4, 4, 2, 2, 2};
+#else
+constexpr int PARTS_AT_ONCE[SUMS_AT_ONCE] = {4, 4, 4, 4, 4, 4};
+#endif
 
 // What one node sees, for one of its heads: the slots `first` to `last` in one piece, committed ones and those of its
 // path that lie right behind them; then its path from `step` on.
@@ -55,47 +62,35 @@ struct View {
   std::vector<float> weights; // one for each key seen, in order, padded to LANES
 };
 
-// One node's query and its products with keys, lane by lane. C is dim / LANES where that is known, else 0.
-template <class T, int C> struct Query {
-  Floats chunks[C ? C : 1];
-  const T *query;
-  long dim;
-  Query(const void *from, long dim) : query(static_cast<const T *>(from)), dim(dim) {
-    for (int c = 0; c < C; c++) chunks[c] = load(query + c * LANES);
+// How vectors of a head's numbers are taken: as they stand, or where EACH is 2 as load_part takes them, two at a time, which
+// a head must be a multiple of. A query and a key meet in the same order, and what is added up of values is put back.
+template <class T, int EACH> struct Head {
+  static constexpr long WIDTH = EACH * LANES;
+  static Floats part(const T *from, long part) { return EACH == 2 ? load_part(from, part) : load(from + part * LANES); }
+  static Floats add(Floats sum, const T *query, const T *key) {
+    for (long i = 0; i < EACH; i++) sum = fused(part(query, i), part(key, i), sum);
+    return sum;
   }
-  Floats dot(const T *key) const {
-    Floats total = {};
-    for (int c = 0; c < C; c++) total = fused(chunks[c], load(key + c * LANES), total);
-    for (long d = 0; !C && d < dim; d += LANES) total = fused(load(query + d), load(key + d), total);
-    return total;
+  static void put(const Floats (&parts)[EACH], T *to) {
+    if constexpr (EACH == 2) store_pairs(parts[0], parts[1], to);
+    else store(parts[0], to);
   }
 };
 
 #if defined(__AVX512BF16__)
 // The processor multiplies bfloat16 itself; see Product in linear.h.
-template <int C> struct PairedQuery {
-  __m512bh pairs[C / 2];
-  PairedQuery(const void *from, long) { std::memcpy(pairs, from, sizeof pairs); }
-  Floats dot(const uint16_t *key) const {
-    Floats total = {};
-    for (int c = 0; c < C / 2; c++) {
-      __m512bh part;
-      std::memcpy(&part, key + c * 2 * LANES, sizeof part);
-      total = (Floats)_mm512_dpbf16_ps((__m512)total, pairs[c], part);
-    }
-    return total;
-  }
-};
-template <> struct Query<uint16_t, 4> : PairedQuery<4> {
-  using PairedQuery<4>::PairedQuery;
-};
-template <> struct Query<uint16_t, 8> : PairedQuery<8> {
-  using PairedQuery<8>::PairedQuery;
-};
+template <> inline Floats Head<uint16_t, 2>::add(Floats sum, const uint16_t *query, const uint16_t *key) {
+  __m512bh pairs[2];
+  std::memcpy(&pairs[0], query, sizeof pairs[0]);
+  std::memcpy(&pairs[1], key, sizeof pairs[1]);
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, pairs[0], pairs[1]);
+}
 #endif
 
 // Some nodes of a row, and some heads that share a head of keys.
-template <class T, int C> struct Task {
+template <class T, int EACH> struct Task {
+  using H = Head<T, EACH>;
+
   const Attention &a;
   long row, head, heads, node, nodes;
   View *views; // [heads][nodes]
@@ -144,16 +139,28 @@ template <class T, int C> struct Task {
     return many;
   }
 
+  // Products of the query with N keys, lane by lane; DIM is the head's size where that is known, else 0. The keys go along
+  // together: each reads the query with all, and none waits for its own additions.
+  template <int DIM, int N> __attribute__((always_inline)) void dots(const T *query, const T *k, Floats (&sums)[N]) const {
+    for (long at = 0; at < N; at++) sums[at] = Floats{};
+    for (long d = 0; d < (DIM ? DIM : a.dim); d += H::WIDTH)
+      for (long at = 0; at < N; at++) sums[at] = H::add(sums[at], query + d, k + at * a.k_slot + d);
+  }
+
   // Scores of the keys from..to for one who looks at them; `k_slot` apart.
-  void score(long i, const T *k, long from, long to, float *scores) const {
-    Query<T, C> query(views[i].query, a.dim);
+  template <int DIM> void score(long i, const T *k, long from, long to, float *scores) const {
+    const T *query = static_cast<const T *>(views[i].query);
     long slot = from;
     for (; slot + LANES <= to; slot += LANES, k += LANES * a.k_slot) {
       Floats lanes[LANES];
-      for (long at = 0; at < LANES; at++) lanes[at] = query.dot(k + at * a.k_slot);
+      dots<DIM>(query, k, lanes);
       store(::sums(lanes) * a.scale, scores + slot - from);
     }
-    for (; slot < to; slot++, k += a.k_slot) scores[slot - from] = sum(query.dot(k)) * a.scale;
+    for (; slot < to; slot++, k += a.k_slot) {
+      Floats lanes[1];
+      dots<DIM>(query, k, lanes);
+      scores[slot - from] = sum(lanes[0]) * a.scale;
+    }
     if (a.softcap > 0)
       for (long at = 0; at < to - from; at++) scores[at] = a.softcap * std::tanh(scores[at] / a.softcap);
   }
@@ -171,7 +178,7 @@ template <class T, int C> struct Task {
       }
       for (long step = 0; step < to - from; step++, v += a.v_slot) {
         Floats parts[P];
-        for (int p = 0; p < P; p++) parts[p] = load(v + p * LANES);
+        for (int p = 0; p < P; p++) parts[p] = H::part(v, p);
         for (int g = 0; g < G; g++)
           for (int p = 0; p < P; p++) totals[g][p] = fused(parts[p], Floats{} + weights[g][step], totals[g][p]);
       }
@@ -179,15 +186,19 @@ template <class T, int C> struct Task {
         for (int p = 0; p < P; p++) store(totals[g][p], sums + (i + g) * a.dim + d + p * LANES);
     }
   }
+  template <int G> void add(long i, long from, long to, long at) {
+    constexpr int parts = PARTS_AT_ONCE[G - 1];
+    a.dim % (parts * LANES) ? add<G, EACH>(i, from, to, at) : add<G, parts>(i, from, to, at);
+  }
 
-  template <int P> void add_for(long many, long i, long from, long to, long at) {
+  void add_for(long many, long i, long from, long to, long at) {
     switch (many) {
-    case 1: return add<1, P>(i, from, to, at);
-    case 2: return add<2, P>(i, from, to, at);
-    case 3: return add<3, P>(i, from, to, at);
-    case 4: return add<4, P>(i, from, to, at);
-    case 5: return add<5, P>(i, from, to, at);
-    default: return add<SUMS_AT_ONCE, P>(i, from, to, at);
+    case 1: return add<1>(i, from, to, at);
+    case 2: return add<2>(i, from, to, at);
+    case 3: return add<3>(i, from, to, at);
+    case 4: return add<4>(i, from, to, at);
+    case 5: return add<5>(i, from, to, at);
+    default: return add<SUMS_AT_ONCE>(i, from, to, at);
     }
   }
 
@@ -238,23 +249,32 @@ template <class T, int C> struct Task {
   void run() {
     look();
     each([&](long many, long i, long from, long to, long at) {
-      for (long end = i + many; i < end; i++) score(i, key(from), from, to, &views[i].weights[at]);
+      for (long end = i + many; i < end; i++) {
+        float *scores = &views[i].weights[at];
+        if (a.dim == 64) score<64>(i, key(from), from, to, scores);
+        else if (a.dim == 128) score<128>(i, key(from), from, to, scores);
+        else score<0>(i, key(from), from, to, scores);
+      }
     });
     thread_local std::vector<float> totals;
     totals.resize(count());
     for (long i = 0; i < count(); i++) totals[i] = softmax(views[i]);
     std::memset(sums, 0, count() * a.dim * sizeof(float));
     each([&](long many, long i, long from, long to, long at) {
-      a.dim % (4 * LANES) ? add_for<1>(many, i, from, to, at) : add_for<4>(many, i, from, to, at);
+      add_for(many, i, from, to, at);
     });
     for (long i = 0; i < count(); i++) {
       T *out = static_cast<T *>(a.out) + (place_of(a, row, node + i % nodes) * a.heads + head + i / nodes) * a.dim;
-      for (long d = 0; d < a.dim; d += LANES) store(load(sums + i * a.dim + d) / totals[i], out + d);
+      for (long d = 0; d < a.dim; d += H::WIDTH) {
+        Floats parts[EACH];
+        for (long part = 0; part < EACH; part++) parts[part] = load(sums + i * a.dim + d + part * LANES) / totals[i];
+        H::put(parts, out + d);
+      }
     }
   }
 };
 
-template <class T, int C> void attend_by(const Attention &a) {
+template <class T, int EACH> void attend_by(const Attention &a) {
   long longest = 0;
   for (long row = 0; row < a.rows; row++) longest = a.lengths[row] > longest ? a.lengths[row] : longest;
   long sharing = longest < MUCH_CONTEXT ? 1 : a.heads / a.kv_heads; // heads of a task
@@ -267,15 +287,15 @@ template <class T, int C> void attend_by(const Attention &a) {
   for (long task = 0; task < a.rows * parts * groups; task++) {
     long group = task % groups, part = task / groups % parts, row = task / groups / parts;
     long node = group * NODES_AT_ONCE, left = nodes_of(a, row) - node, nodes = left < NODES_AT_ONCE ? left : NODES_AT_ONCE;
-    if (nodes > 0) Task<T, C>{a, row, part * sharing, sharing, node, nodes, views.data(), sums.data()}.run();
+    if (nodes > 0) Task<T, EACH>{a, row, part * sharing, sharing, node, nodes, views.data(), sums.data()}.run();
   }
 }
 
 // To be called by every thread of a parallel region; the work is shared among them.
 template <class T> void attend(const Attention &a) {
-  if (a.dim == 64) return attend_by<T, 64 / LANES>(a);
-  if (a.dim == 128) return attend_by<T, 128 / LANES>(a);
-  attend_by<T, 0>(a);
+  // At levels whose vectors are short enough every head is a multiple of two of them.
+  if (16 % (2 * LANES) == 0 || a.dim % (2 * LANES) == 0) return attend_by<T, 2>(a);
+  if constexpr (16 % (2 * LANES)) attend_by<T, 1>(a);
 }
 
 } // namespace

@@ -53,7 +53,8 @@ typedef uint8_t Nibbles __attribute__((vector_size(REGISTER / 2)));
 // - narrowed: the lower halves
 // - dot_pairs: sum[i] + the sum of the two products at 2 i and 2 i + 1, or of two others, as exact as 32 bits are
 // - sum: of a vector's lanes, always in the same order
-// - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price
+// - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
+//   the vectors would go through memory.
 #if defined(__AVX512BW__)
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline Words widened(Halves halves) { return (Words)_mm512_cvtepu16_epi32((__m256i)halves); }
@@ -72,7 +73,7 @@ inline float sum(Floats lanes) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
-inline Floats sums(const Floats (&of)[LANES]) {
+__attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   __m512 eight[8], four[4], two[2]; // of 2, 4 and 8 vectors, with as many lanes left of each
   for (int i = 0; i < 8; i++) { // in the order in which the last step leaves them: vectors 0, 4, 8, 12, 1, ...
     __m512 a = (__m512)of[i % 2 * 8 + i / 2], b = (__m512)of[i % 2 * 8 + i / 2 + 4];
@@ -102,7 +103,7 @@ inline float sum(Floats lanes) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
   return (four[0] + four[1]) + (four[2] + four[3]);
 }
-inline Floats sums(const Floats (&of)[LANES]) {
+__attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   __m256 four[4]; // of 2 vectors, with 4 lanes left of each
   for (int i = 0; i < 4; i++) {
     __m256 a = (__m256)of[i], b = (__m256)of[i + 4];
@@ -121,7 +122,7 @@ inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
   return (Ints)vmlal_high_s16(vmlal_s16((int32x4_t)sum, vget_low_s16(a), vget_low_s16(b)), a, b);
 }
 inline float sum(Floats lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
-inline Floats sums(const Floats (&of)[LANES]) {
+__attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   float32x4_t two[2];
   for (int i = 0; i < 2; i++) two[i] = vpaddq_f32((float32x4_t)of[2 * i], (float32x4_t)of[2 * i + 1]);
   return (Floats)vpaddq_f32(two[0], two[1]);
@@ -205,6 +206,16 @@ inline Floats load_part(const uint16_t *step, long part) {
 }
 inline Floats load_part(const float *step, long part) { return load(step + part * LANES); }
 
+// Back in their order.
+inline void store_pairs(Floats even, Floats odd, uint16_t *to) {
+  Words pairs = (Words)rounded<uint16_t>(even) >> 16 | (Words)rounded<uint16_t>(odd);
+  std::memcpy(to, &pairs, sizeof pairs);
+}
+inline void store_pairs(Floats first, Floats second, float *to) {
+  store(first, to);
+  store(second, to + LANES);
+}
+
 inline long whole_steps(long count) { return (count + STEP - 1) / STEP * STEP; }
 
 // An input row in the order of load_part, padded with zeros to whole steps.
@@ -253,7 +264,7 @@ template <class T> inline float quantise(const T *from, long count, int16_t *to)
 }
 
 // exp in one formula for every lane, so that an element's bits do not depend on where in a vector it stands.
-inline Floats exponential(Floats x) {
+__attribute__((always_inline)) inline Floats exponential(Floats x) {
   const Floats lowest = Floats{} - 87.0f;
   x = x < lowest ? lowest : x;
   Floats scaled = x * 1.44269504f;

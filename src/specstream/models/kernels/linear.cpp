@@ -47,3 +47,6 @@ extern "C" void linear_int4_f32(const float *x, const Block4 *w, const float *, 
                                 long k, int threads) {
   linear(x, w, nullptr, b, y, m, n, k, threads);
 }
+
+// The level that the library was compiled for.
+extern "C" const char *specstream_level() { return LEVEL; }

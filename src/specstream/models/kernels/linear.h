@@ -2,8 +2,10 @@
 //
 // Three properties matter here. The weights are read once, in their own layout, whatever the number of rows, and the
 // next ones are on their way while these are multiplied: a pass over five tokens costs about what one over a single
-// token costs. No second copy of the weights is kept. And every output is summed in one fixed order, 16 partial sums over
-// k and then a tree, whatever stands beside it: the bits of a row do not depend on the width of the pass.
+// token costs. No second copy of the weights is kept. And every output is summed in one fixed order, a partial sum for each
+// lane over k and then a tree, whatever stands beside it: the bits of a row do not depend on the width of the pass. They
+// do depend on how many lanes a register has, those of bytes and nibbles too: their lanes' sums are exact, and rounded
+// before they are added up.
 #pragma once
 
 #include "lanes.h"
@@ -11,10 +13,9 @@
 
 namespace {
 
-constexpr long INPUT_BYTES = 32 << 10;   // of x that stay in the first cache while weights pass over them
+constexpr long INPUT_BYTES = 48 << 10;   // of x that stay in the first cache while weights pass over them
 constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
-constexpr long WEIGHT_BYTES = 128 << 10; // of w that stay in the second cache while all rows of x pass over them
-constexpr long MANY_ROWS = 32;           // rows of x for which it pays to widen weights in memory
+constexpr long WEIGHT_BYTES = 160 << 10; // of w that stay in the second cache while all rows of x pass over them
 
 // Scratch that is kept from call to call, aligned to a cache line.
 template <class T> T *scratch(std::vector<char> &memory, long count) {
@@ -40,10 +41,10 @@ struct Tiles {
   int columns[8];
 };
 #if defined(__AVX2__) && !defined(__AVX512BW__) // sixteen registers, elsewhere there are thirty-two
-constexpr Tiles FLOAT_TILES{5, 4, {4, 4, 4, 3, 2}}, INT_TILES{8, 8, {4, 4, 2, 2, 2, 1, 1, 1}};
+constexpr Tiles FLOAT_TILES{5, 4, {6, 4, 4, 3, 2}}, INT_TILES{8, 8, {4, 4, 2, 2, 2, 1, 1, 1}};
 constexpr long CHUNKS_OF = 12;
 #else
-constexpr Tiles FLOAT_TILES{8, 8, {8, 8, 4, 4, 4, 2, 2, 2}}, INT_TILES = FLOAT_TILES;
+constexpr Tiles FLOAT_TILES{6, 6, {8, 8, 4, 4, 4, 4}}, INT_TILES{8, 8, {8, 8, 4, 4, 4, 2, 2, 2}};
 constexpr long CHUNKS_OF = 8;
 #endif
 
@@ -194,14 +195,24 @@ inline void tile(const Linear<T> &p, long row, long from, long begin, long end, 
   for (long i = begin; i < end; i += P::STEP) {
     long distance = i >= first && i < last ? fetch.distance : 0; // what is here already costs no more than a branch
     for (int n = 0; n < N; n++)
-      __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + distance, 0, 2);
-    // By parts, so that what is widened of all columns' weights fits the registers beside the sums.
+      for (long line = 0; line < P::STEP / P::EACH * long(sizeof(T)); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + line + distance, 0, 2);
+    // By parts, and within one by rows or by columns, so that what is needed again fits the registers beside the sums.
 #pragma GCC unroll 8
     for (long part = 0; part < P::PARTS; part++) {
-      typename P::Part weights[N];
-      for (int n = 0; n < N; n++) weights[n] = P::part(w + n * stride + i / P::EACH, part);
-      for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) P::add(sums[m][n], x + m * p.size + P::at(i) + part * P::WIDTH, weights[n]);
+      const typename P::X *inputs = x + P::at(i) + part * P::WIDTH;
+      auto weight = [&](int n) { return P::part(w + n * stride + i / P::EACH, part); };
+      if constexpr (M < N) {
+        for (int n = 0; n < N; n++) {
+          typename P::Part each = weight(n);
+          for (int m = 0; m < M; m++) P::add(sums[m][n], inputs + m * p.size, each);
+        }
+      } else {
+        typename P::Part all[N];
+        for (int n = 0; n < N; n++) all[n] = weight(n);
+        for (int m = 0; m < M; m++)
+          for (int n = 0; n < N; n++) P::add(sums[m][n], inputs + m * p.size, all[n]);
+      }
     }
   }
 }
@@ -236,19 +247,18 @@ template <int M, int N, class Sum> inline void total(const Sum (&partial)[M][N],
   for (int m = 0; m < M; m++) std::memcpy(totals + m * width, flat + m * N, N * sizeof(float));
 }
 
-// M rows of x against the weights from..to, N of them at a time; what comes after them is fetched meanwhile.
-template <int M, int N, class T, class Out>
-long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, const Out &out) {
+// M rows of x against the weights from..to, N of them at a time; what comes after them is fetched meanwhile. Leaves the sums
+// of row m from totals + m * width on.
+template <int M, int N, class T>
+void strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, float *totals, long width) {
   using Sum = typename Product<T>::Sum;
   long whole = p.k / Product<T>::STEP * Product<T>::STEP;
   long block = M * p.size * long(sizeof(*p.x)) <= INPUT_BYTES ? p.k : INPUT_STEPS;
-  long last = from + (to - from) / N * N;
-  thread_local std::vector<char> memory, total_memory;
-  Sum *partial = scratch<Sum>(memory, (last - from) * M);
-  float *totals = scratch<float>(total_memory, (last - from) * M);
+  thread_local std::vector<char> memory;
+  Sum *partial = scratch<Sum>(memory, (to - from) * M);
   for (long begin = 0; begin < p.k; begin += block) {
     long end = begin + block < whole ? begin + block : whole;
-    for (long n = from; n < last; n += N) {
+    for (long n = from; n < to; n += N) {
       Sum sums[M][N];
       Sum *kept = partial + (n - from) * M;
       for (int i = 0; i < M * N; i++) sums[i / N][i % N] = begin ? kept[i] : Sum{};
@@ -258,36 +268,33 @@ long strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
         continue;
       }
       if (Product<T>::EACH == 1 && whole < p.k) tail<M, N, T>(p, row, n, sums);
-      total<M, N>(sums, totals + n - from, last - from);
+      total<M, N>(sums, totals + n - from, width);
     }
   }
-  for (int m = 0; m < M; m++) out(row + m, from, totals + m * (last - from), last - from);
-  return last;
 }
 
-template <int M, int N, class T, class Out>
-void tiles(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, const Out &out) {
-  from = strip<M, N, T>(p, row, from, to, fetch, out);
-  strip<M, 1, T>(p, row, from, to, fetch, out);
+template <int M = 1, class T>
+void some_rows(const Linear<T> &p, long count, long row, long from, long to, const Fetch &fetch, float *totals) {
+  constexpr Tiles tiles = Product<T>::TILES;
+  if constexpr (M < tiles.rows)
+    if (count > M) return some_rows<M + 1>(p, count, row, from, to, fetch, totals);
+  constexpr int N = tiles.columns[M - 1];
+  long last = to - (to - from) % N;
+  strip<M, N, T>(p, row, from, last, fetch, totals, to - from);
+  strip<M, 1, T>(p, row, last, to, fetch, totals + last - from, to - from);
 }
 
-template <int M = 1, class T, class Out>
-void some_rows(const Linear<T> &p, long count, long row, long from, long to, const Fetch &fetch, const Out &out) {
-  constexpr Tiles shape = Product<T>::TILES;
-  if constexpr (M < shape.rows)
-    if (count > M) return some_rows<M + 1>(p, count, row, from, to, fetch, out);
-  tiles<M, shape.columns[M - 1], T>(p, row, from, to, fetch, out);
-}
-
-// The rows of x in groups, even ones: two of six rows are faster than eight and four.
+// All m rows of x in groups, even ones: two of six rows are faster than eight and four.
 template <class T, class Out>
 void all_rows(const Linear<T> &p, long m, long from, long to, long distance, const Out &out) {
-  constexpr Tiles shape = Product<T>::TILES;
-  long once = m > shape.rows ? shape.many : shape.rows;
-  long groups = (m + once - 1) / once;
+  constexpr Tiles tiles = Product<T>::TILES;
+  long once = m > tiles.rows ? tiles.many : tiles.rows, groups = (m + once - 1) / once;
+  thread_local std::vector<char> memory;
+  float *totals = scratch<float>(memory, once * (to - from));
   for (long group = 0; group < groups; group++) {
     long row = m * group / groups, end = m * (group + 1) / groups;
-    some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, out);
+    some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, totals);
+    for (long i = row; i < end; i++) out(i, from, totals + (i - row) * (to - from), to - from);
   }
 }
 
@@ -313,20 +320,9 @@ template <class T, class W> struct Output {
   }
 };
 
-// For many rows the weights from..to are widened once, in the order of the input, instead of once for each few rows. The
-// sums, and so the bits, are the same.
-template <class T, class Out> void widened(const Linear<T> &p, long m, long from, long to, const Out &out) {
-  thread_local std::vector<char> memory;
-  float *wide = scratch<float>(memory, (to - from) * p.size);
-  for (long n = from; n < to; n++) spread(p.w + n * p.k, p.k, wide + (n - from) * p.size);
-  Linear<float> q(p.x, wide, to - from, p.size);
-  auto moved = [&](long row, long n, const float *totals, long count) { out(row, from + n, totals, count); };
-  all_rows(q, m, 0, to - from, 0, moved);
-}
-
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
-// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `following` are the weights of the next product: what
-// stands between two of them is time in which memory would do nothing.
+// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `following` are the
+// weights of the next product: what stands between two of them is time in which memory would do nothing.
 template <class T, class Out>
 void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span following = {nullptr, 0}) {
   long threads = omp_get_num_threads();
@@ -341,11 +337,6 @@ void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span fol
       distance = threads * part;
     else if (first + part <= following.bytes)
       distance = static_cast<const char *>(following.begin) + first - reinterpret_cast<const char *>(p.w) - from * p.bytes();
-    if constexpr (sizeof(T) == 2 && sizeof(typename Product<T>::X) == 4)
-      if (m >= MANY_ROWS) {
-        widened(p, m, from, to, out);
-        continue;
-      }
     all_rows(p, m, from, to, distance, out);
   }
 }
