@@ -11,6 +11,7 @@ import transformers as hf
 
 from specstream.core.ports import Target
 from specstream.drafters.lookup import LookupDrafter
+from specstream.environment import TESTED
 from specstream.errors import UnsupportedModelError
 from specstream.models import compat, native
 from specstream.models.families import describe
@@ -72,14 +73,14 @@ def test_a_name_of_a_release_to_come_is_refused_with_the_versions(monkeypatch: p
     monkeypatch.setattr(hf, "__version__", "5.31.0")
     with pytest.raises(UnsupportedModelError) as refused:
         describe(made(Unknown))
-    low, high = compat.TESTED_TRANSFORMERS
+    low, high = TESTED["transformers"]
     for part in ("transformers 5.31.0", low, high, "pip install 'transformers>="):
         assert part in str(refused.value)
     assert "not a causal language model" not in str(refused.value)
 
 
 def test_the_same_name_in_a_tested_release_is_the_models_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "__version__", f"{compat.TESTED_TRANSFORMERS[1]}.1")
+    monkeypatch.setattr(hf, "__version__", f"{TESTED['transformers'][1]}.1")
     with pytest.raises(UnsupportedModelError, match="not a causal language model with a key-value cache"):
         describe(made(Unknown))
 
