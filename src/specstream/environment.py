@@ -176,6 +176,11 @@ def is_tested(package: str, release: str) -> bool:
     return low <= found and found[: len(high)] <= high
 
 
+def is_too_old(package: str, release: str) -> bool:
+    """Whether a release is below the tested ones, so that it is not tried at all."""
+    return _numbers(release) < _numbers(TESTED[package][0])
+
+
 def pip_line(package: str) -> str:
     """What installs a tested release."""
     low, high = TESTED[package]

@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import torch
 import transformers
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from specstream import environment
+from specstream.errors import UsageError
 
 __all__ = ["Cache", "Conv1D"]
 
@@ -32,11 +34,22 @@ def is_tested() -> bool:
     return environment.is_tested("transformers", transformers.__version__)
 
 
-def advice() -> str:
+def advice(package: str = "transformers", release: str = "") -> str:
     """The installed release beside the tested ones, and the pip line; the second half of a sentence."""
-    low, high = environment.TESTED["transformers"]
-    line = environment.pip_line("transformers")
-    return f"transformers {transformers.__version__} is installed, and {low} to {high} are tested: {line}"
+    low, high = environment.TESTED[package]
+    installed = release or transformers.__version__
+    return f"{package} {installed} is installed, and {low} to {high} are tested: {environment.pip_line(package)}"
+
+
+def require_supported() -> None:
+    """Refuse releases that are older than every tested one.
+
+    Raises:
+        UsageError: one is; the message names it, the range and the pip line.
+    """
+    for package, release in (("transformers", transformers.__version__), ("torch", torch.__version__)):
+        if environment.is_too_old(package, release):
+            raise UsageError(advice(package, release))
 
 
 @cache

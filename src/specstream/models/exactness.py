@@ -40,7 +40,7 @@ another order round to the same 16 bits nearly always: a difference may show in 
 
 
 FRONT = 0
-"""Where probe tokens stand right behind what was really read, in a cache that is mostly empty; else they end a block."""
+"""Where probe tokens stand right behind what was really read, in a mostly empty cache; else they end a block."""
 
 
 class ProbeSession(TargetSession, Protocol):

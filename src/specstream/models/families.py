@@ -81,6 +81,7 @@ def describe(model: Any) -> Family:
         UnsupportedModelError: encoder-decoders, recurrent and state-space models, attention kinds or
             implementations that a token tree cannot pass through; the message says which and why.
     """
+    compat.require_supported()
     config = model.config
     name = str(config.model_type)
     cache_argument = compat.cache_argument(model)

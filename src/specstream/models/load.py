@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
 from specstream.models.capabilities import capabilities
 from specstream.models.catalog import resolve
+from specstream.models.compat import require_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,6 +60,7 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
         UnsupportedModelError: it is not a causal language model.
         UsageError: an unknown dtype or device.
     """
+    require_supported()
     place, wanted = pick_device(device), pick_dtype(dtype)
     folder = resolve(name)
     try:

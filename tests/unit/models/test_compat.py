@@ -12,7 +12,7 @@ import transformers as hf
 from specstream.core.ports import Target
 from specstream.drafters.lookup import LookupDrafter
 from specstream.environment import TESTED
-from specstream.errors import UnsupportedModelError
+from specstream.errors import UnsupportedModelError, UsageError
 from specstream.models import compat, native
 from specstream.models.families import describe
 from specstream.models.fused import FusedLayers, FusedModel
@@ -80,7 +80,7 @@ def test_a_name_of_a_release_to_come_is_refused_with_the_versions(monkeypatch: p
 
 
 def test_the_same_name_in_a_tested_release_is_the_models_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "__version__", f"{TESTED['transformers'][1]}.1")
+    monkeypatch.setattr(hf, "__version__", TESTED["transformers"][1] + ".1")
     with pytest.raises(UnsupportedModelError, match="not a causal language model with a key-value cache"):
         describe(made(Unknown))
 
@@ -122,3 +122,22 @@ def test_where_the_attention_is_named_elsewhere_the_models_own_runs() -> None:
     layer = SimpleNamespace(layer_idx=0, config=SimpleNamespace())
     with pytest.warns(UserWarning, match=r"its own attention runs; transformers"):
         assert compat.attention_configs(SimpleNamespace(modules=lambda: [layer])) == {}
+
+
+@pytest.mark.parametrize(
+    ("package", "release"), [(hf, "4.57.1"), (hf, "5.16.1"), (torch, "2.10.0+cpu")], ids=["hf 4", "hf 5.16", "torch"]
+)
+def test_a_release_below_the_range_is_refused_in_one_sentence(
+    package: Any, release: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "__version__", release)
+    low, high = TESTED[package.__name__]
+    with pytest.raises(UsageError) as refused:
+        HuggingFaceTarget(made())
+    for part in (
+        f"{package.__name__} {release} is installed",
+        f"{low} to {high}",
+        f"pip install '{package.__name__}>=",
+    ):
+        assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
