@@ -107,7 +107,8 @@ def of_caches(caches: Caches) -> list[Finding]:
 def of_widths(widths: Widths) -> list[Finding]:
     """A model that is refused, or whose passes are not batch-invariant."""
     if widths.state == "refused":
-        return [Finding(about="widths", problem=widths.problem, remedy="give another --model")]
+        remedy = "mend what else is named here, or give another --model"
+        return [Finding(about="widths", problem=widths.problem, remedy=remedy)]
     if widths.exact != "rounding" or widths.routed:
         return []
     problem = (
