@@ -113,6 +113,8 @@ def _processor(found: Processor) -> list[str]:
 
 
 def _kernels(found: Passes) -> list[str]:
+    if found.device != "cpu":
+        return [f"not used: {found.kernels_reason}"]
     source = {
         "prebuilt": f"prebuilt, {found.kernels_reason}: {found.path}",
         "compiled": found.kernels_reason,

@@ -100,6 +100,7 @@ def test_a_finding_is_1_and_stands_before_the_last_line(pretend: Any, capsys: py
     [
         ({"passes": replace(PASSES, kernels="missing", kernels_reason="no compiler", path="")}, "missing: no compiler"),
         ({"passes": replace(PASSES, kernels="prebuilt", kernels_reason="came along")}, "prebuilt, came along: /a/b.so"),
+        ({"passes": replace(PASSES, device="cuda", kernels_reason="they run on the CPU")}, "not used: they run on the"),
         ({"gpus": replace(GPUS, usable=(CARD,), cuda="13.0", driver="580.1")}, "Some GPU, 80 GB, compute capability"),
         ({"widths": replace(WIDTHS, state="not downloaded", exact=None)}, "m: not downloaded"),
         (

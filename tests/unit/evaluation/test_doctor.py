@@ -15,6 +15,7 @@ from specstream.evaluation import doctor
 from specstream.evaluation.doctor import facts, findings, speed
 from specstream.evaluation.doctor.facts import Cache, Caches, Gpu, Gpus, Passes, Processor, Version, Widths
 from specstream.models import verdicts
+from specstream.models.catalog import DEFAULT_MODEL, catalog
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROCESSOR = Processor(
@@ -46,6 +47,9 @@ GPUS = Gpus(usable=(), listed=(), driver=None, cuda=None, visible=None)
 CARD = Gpu(name="Some GPU", memory=80_000_000_000, capability="9.0")
 CACHE = Cache(name="kernels", path="/a", variable="XDG_CACHE_HOME", bytes=1, files=1, problem="")
 WIDTHS = Widths(model="m", state="kept", widths=(1, 2), exact="bits", runtime="native", dtype="bfloat16")
+MEASURED = speed.Speed(
+    device="cpu", threads=2, read=10e9, read_by="", products=20e9, products_by="", float32=1.0, seconds=5.0
+)
 
 
 def version(name: str, installed: str | None) -> Version:
@@ -157,20 +161,40 @@ def test_notes_are_nothing_to_mend() -> None:
 
 
 def test_what_a_pass_costs_follows_from_the_speed() -> None:
-    measured = speed.Speed(
-        device="cpu",
-        threads=2,
-        read=10e9,
-        read_by="",
-        products=20e9,
-        products_by="",
-        float32=1.0,
-        seconds=5.0,
-    )
-    waits = speed.pass_costs("m", 10_000_000, 100_000_000, measured)
+    waits = speed.pass_costs("m", 10_000_000, 100_000_000, MEASURED)
     assert (waits.one, waits.eight, waits.break_even) == (0.01, 0.01, 0.0)
-    computes = speed.pass_costs("m", 50_000_000, 100_000_000, measured)
+    computes = speed.pass_costs("m", 50_000_000, 100_000_000, MEASURED)
     assert (computes.one, computes.eight, computes.ratio, computes.break_even) == (0.01, 0.02, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("widths", "model", "weights", "dtype"),
+    [
+        (replace(WIDTHS, dtype="float32", parameters=10, bytes=40), "m", 40, torch.float32),
+        (WIDTHS, DEFAULT_MODEL, None, None),  # a mixture of experts: what it reads depends on the tokens
+        (Widths(model="qwen2.5-coder-0.5b", state="not downloaded"), "qwen2.5-coder-0.5b", None, None),
+        (None, DEFAULT_MODEL, None, None),
+    ],
+)
+def test_the_costs_are_of_the_model_that_was_asked_for(
+    widths: Widths | None,
+    model: str,
+    weights: int | None,
+    dtype: torch.dtype | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[torch.dtype] = []
+
+    def measure(device: torch.device, dtype: torch.dtype) -> speed.Speed:
+        asked.append(dtype)
+        return MEASURED
+
+    monkeypatch.setattr(speed, "speed", measure)
+    monkeypatch.setattr(facts, "default_device", lambda: torch.device("cpu"))
+    _, costs = doctor._measured(widths)
+    assert costs["model"] == model
+    assert costs["bytes"] == (weights or catalog()[model].parameters * asked[0].itemsize)
+    assert dtype in (None, asked[0])
 
 
 @pytest.mark.parametrize("kernels", [True, False])

@@ -52,9 +52,8 @@ def of_processor(processor: Processor) -> list[Finding]:
     few, many = processor.cores.physical, processor.cores.logical
     if not few <= processor.threads <= many:
         problem = f"torch runs {_count(processor.threads, 'thread')} on {_count(few, 'core')}"
-        remedy = f"set OMP_NUM_THREADS={few}, or unset what lowers it" if processor.threads < few else ""
-        remedy = remedy or f"set OMP_NUM_THREADS={few}: threads without a core hold up the others"
-        found.append(Finding(about="processor", problem=problem, remedy=remedy))
+        why = "idle cores cost speed" if processor.threads < few else "threads without a core hold up the others"
+        found.append(Finding(about="processor", problem=problem, remedy=f"set OMP_NUM_THREADS={few}: {why}"))
     return found
 
 
@@ -108,7 +107,8 @@ def of_caches(caches: Caches) -> list[Finding]:
 def of_widths(widths: Widths) -> list[Finding]:
     """A model that is refused, or whose passes are not batch-invariant."""
     if widths.state == "refused":
-        return [Finding(about="widths", problem=widths.problem, remedy="give another --model")]
+        remedy = "mend what else is named here, or give another --model"
+        return [Finding(about="widths", problem=widths.problem, remedy=remedy)]
     if widths.exact != "rounding" or widths.routed:
         return []
     problem = (
