@@ -110,8 +110,8 @@ template <class T, class W> struct Block {
   void project(const Matrix &matrix, const Matrix *next, Turns &turns, T *to, const T *residual = nullptr) const {
     const T *bias = static_cast<const T *>(matrix.bias);
     Output<T, W> output{static_cast<const float *>(matrix.scales), units, bias, residual, to, matrix.outputs};
-    Span following = next ? Span{next->weights, next->outputs * product(*next).bytes()} : Span{nullptr, 0};
-    multiply(product(matrix), m, turns, output, following);
+    Linear<W> following = product(next ? *next : matrix);
+    multiply(product(matrix), m, turns, output, next ? &following : nullptr);
   }
 
   // One head of one node: q stays, k and v go into the cache.
