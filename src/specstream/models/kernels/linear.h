@@ -14,7 +14,7 @@
 namespace {
 
 constexpr long INPUT_BYTES = 48 << 10;   // of x that stay in the first cache while weights pass over them
-constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
+constexpr long INPUT_STEPS = 1536;       // elements of k at a time, where x is too long for that
 constexpr long WEIGHT_BYTES = 160 << 10; // of w that stay in the second cache while all rows of x pass over them
 constexpr long STREAM_BYTES = 1 << 20;   // of w that a thread takes at a time, where one pass is all
 constexpr long AHEAD_BYTES = 32 << 10;   // of w that are on their way then
