@@ -56,7 +56,8 @@ template <class T, class W> struct Block {
   T *q, *k, *v, *seen, *between, *gate, *up; // between: the hidden states after attention
   Turns *turns; // one for each matrix
 
-  Block(const Layer &layer, const Layer *next, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory, Turns *turns)
+  Block(const Layer &layer, const Layer *next, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory,
+        Turns *turns)
       : layer(layer), next(next), cache(cache), pass(pass), x(x), y(y), m(place_of(pass, pass.rows, 0)), hidden(layer.q.inputs),
         inner(layer.gate.outputs), turns(turns) {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;

@@ -332,8 +332,10 @@ template <class T> long chunk_of(const Linear<T> &p, long m, long threads) {
 template <class T, class Out>
 void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, const Linear<T> *next = nullptr) {
   long threads = omp_get_num_threads(), chunk = chunk_of(p, m, threads);
+  auto address = [](const Linear<T> &of) { return reinterpret_cast<const char *>(of.w); };
   // Columns to be ahead: a whole chunk where it is read more than once, else what memory takes to answer.
-  long few = CHUNKS_OF * (AHEAD_BYTES / (CHUNKS_OF * p.bytes()) + 1), ahead = m > Product<T>::TILES.rows || few > chunk ? chunk : few;
+  long few = CHUNKS_OF * (AHEAD_BYTES / (CHUNKS_OF * p.bytes()) + 1);
+  long ahead = m > Product<T>::TILES.rows || few > chunk ? chunk : few;
   for (long turn; (turn = turns.next.fetch_add(1, std::memory_order_relaxed)) * chunk < p.n;) {
     long from = turn * chunk, to = from + chunk < p.n ? from + chunk : p.n;
     // This thread's next turn comes when all the others had theirs; behind its last one comes the next product.
@@ -343,7 +345,7 @@ void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, const Li
     } else if (next) {
       long first = turn % threads * chunk_of(*next, m, threads) * next->bytes();
       if (first + ahead * p.bytes() <= next->n * next->bytes())
-        fetch.far = reinterpret_cast<const char *>(next->w) + first - (reinterpret_cast<const char *>(p.w) + (to - ahead) * p.bytes());
+        fetch.far = address(*next) + first - (address(p) + (to - ahead) * p.bytes());
     }
     all_rows(p, m, from, to, fetch, out);
   }
