@@ -10,14 +10,8 @@
 #include <cstring>
 #include <omp.h>
 #include <vector>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#else
-#include <arm_neon.h>
-#endif
 
-namespace {
-
+// The levels, each compiled by flags of its own (native.py), and how wide a register is there.
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define LEVEL "x86-64-v4-bf16"
 #elif defined(__AVX512VNNI__)
@@ -31,6 +25,14 @@ namespace {
 #else
 #error "the kernels are written for AVX2 with FMA, for AVX512 and for NEON"
 #endif
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#else
+#include <immintrin.h>
+#endif
+
+namespace {
 
 #if defined(__AVX512BW__)
 constexpr int REGISTER = 64; // bytes

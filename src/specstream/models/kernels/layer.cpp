@@ -56,7 +56,8 @@ template <class T, class W> struct Block {
   T *q, *k, *v, *seen, *between, *gate, *up; // between: the hidden states after attention
   Turns *turns; // one for each matrix
 
-  Block(const Layer &layer, const Layer *next, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory, Turns *turns)
+  Block(const Layer &layer, const Layer *next, const Cache &cache, const Pass &pass, const T *x, T *y, Memory &memory,
+        Turns *turns)
       : layer(layer), next(next), cache(cache), pass(pass), x(x), y(y), m(place_of(pass, pass.rows, 0)), hidden(layer.q.inputs),
         inner(layer.gate.outputs), turns(turns) {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
@@ -110,8 +111,8 @@ template <class T, class W> struct Block {
   void project(const Matrix &matrix, const Matrix *next, Turns &turns, T *to, const T *residual = nullptr) const {
     const T *bias = static_cast<const T *>(matrix.bias);
     Output<T, W> output{static_cast<const float *>(matrix.scales), units, bias, residual, to, matrix.outputs};
-    Span following = next ? Span{next->weights, next->outputs * product(*next).bytes()} : Span{nullptr, 0};
-    multiply(product(matrix), m, turns, output, following);
+    Linear<W> following = product(next ? *next : matrix);
+    multiply(product(matrix), m, turns, output, next ? &following : nullptr);
   }
 
   // One head of one node: q stays, k and v go into the cache.

@@ -14,8 +14,10 @@
 namespace {
 
 constexpr long INPUT_BYTES = 48 << 10;   // of x that stay in the first cache while weights pass over them
-constexpr long INPUT_STEPS = 768;        // elements of k at a time, where x is too long for that
+constexpr long INPUT_STEPS = 1536;       // elements of k at a time, where x is too long for that
 constexpr long WEIGHT_BYTES = 160 << 10; // of w that stay in the second cache while all rows of x pass over them
+constexpr long STREAM_BYTES = 1 << 20;   // of w that a thread takes at a time, where one pass is all
+constexpr long AHEAD_BYTES = 32 << 10;   // of w that are on their way then
 
 // Scratch that is kept from call to call, aligned to a cache line.
 template <class T> T *scratch(std::vector<char> &memory, long count) {
@@ -172,16 +174,11 @@ template <class T> struct Linear {
   long bytes() const { return k / Product<T>::EACH * long(sizeof(T)); } // of an output's weights
 };
 
-// Memory from an address on.
-struct Span {
-  const void *begin;
-  long bytes;
-};
-
-// Weights to fetch meanwhile: those `distance` bytes behind the ones at work. Each of the `parts` groups of rows that pass
-// over the same weights fetches its part of every output's, so that memory is never idle, and never asked for too much.
+// Weights to fetch meanwhile: so many bytes behind the ones at work, `near` for columns before `until`, `far` from there on.
+// Each of the `parts` groups of rows that pass over the same weights fetches its part of every output's, so that memory is
+// never idle, and never asked for too much.
 struct Fetch {
-  long distance, part, parts;
+  long near, until, far, part, parts;
 };
 
 template <int M, int N, class T>
@@ -192,8 +189,9 @@ inline void tile(const Linear<T> &p, long row, long from, long begin, long end, 
   const T *w = p.w + from * stride;
   long first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
   const typename P::X *x = p.x + row * p.size;
+  long ahead = from < fetch.until ? fetch.near : fetch.far;
   for (long i = begin; i < end; i += P::STEP) {
-    long distance = i >= first && i < last ? fetch.distance : 0; // what is here already costs no more than a branch
+    long distance = i >= first && i < last ? ahead : 0; // what is here already costs no more than a branch
     for (int n = 0; n < N; n++)
       for (long line = 0; line < P::STEP / P::EACH * long(sizeof(T)); line += 64)
         __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + line + distance, 0, 2);
@@ -286,14 +284,15 @@ void some_rows(const Linear<T> &p, long count, long row, long from, long to, con
 
 // All m rows of x in groups, even ones: two of six rows are faster than eight and four.
 template <class T, class Out>
-void all_rows(const Linear<T> &p, long m, long from, long to, long distance, const Out &out) {
+void all_rows(const Linear<T> &p, long m, long from, long to, Fetch fetch, const Out &out) {
   constexpr Tiles tiles = Product<T>::TILES;
   long once = m > tiles.rows ? tiles.many : tiles.rows, groups = (m + once - 1) / once;
   thread_local std::vector<char> memory;
   float *totals = scratch<float>(memory, once * (to - from));
   for (long group = 0; group < groups; group++) {
     long row = m * group / groups, end = m * (group + 1) / groups;
-    some_rows(p, end - row, row, from, to, Fetch{distance, group, groups}, totals);
+    fetch.part = group, fetch.parts = groups;
+    some_rows(p, end - row, row, from, to, fetch, totals);
     for (long i = row; i < end; i++) out(i, from, totals + (i - row) * (to - from), to - from);
   }
 }
@@ -320,24 +319,35 @@ template <class T, class W> struct Output {
   }
 };
 
+// Columns that a thread takes at a time, for m rows. Where rows pass over them more than once they stay in the second cache.
+template <class T> long chunk_of(const Linear<T> &p, long m, long threads) {
+  long most = (m > Product<T>::TILES.rows ? WEIGHT_BYTES : STREAM_BYTES) / p.bytes(), fair = p.n / (8 * threads);
+  long chunk = (most < fair ? most : fair) / CHUNKS_OF * CHUNKS_OF;
+  return chunk < CHUNKS_OF ? CHUNKS_OF : chunk;
+}
+
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
-// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `following` are the
-// weights of the next product: what stands between two of them is time in which memory would do nothing.
+// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `next` is the
+// product that follows, or null: what stands between two of them is time in which memory would do nothing.
 template <class T, class Out>
-void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, Span following = {nullptr, 0}) {
-  long threads = omp_get_num_threads();
-  long fitting = WEIGHT_BYTES / p.bytes(), fair = p.n / (8 * threads);
-  long chunk = (fitting < fair ? fitting : fair) / CHUNKS_OF * CHUNKS_OF;
-  chunk = chunk < CHUNKS_OF ? CHUNKS_OF : chunk;
-  for (long from; (from = chunk * turns.next.fetch_add(1, std::memory_order_relaxed)) < p.n;) {
-    long to = from + chunk < p.n ? from + chunk : p.n;
+void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, const Linear<T> *next = nullptr) {
+  long threads = omp_get_num_threads(), chunk = chunk_of(p, m, threads);
+  auto address = [](const Linear<T> &of) { return reinterpret_cast<const char *>(of.w); };
+  // Columns to be ahead: a whole chunk where it is read more than once, else what memory takes to answer.
+  long few = CHUNKS_OF * (AHEAD_BYTES / (CHUNKS_OF * p.bytes()) + 1);
+  long ahead = m > Product<T>::TILES.rows || few > chunk ? chunk : few;
+  for (long turn; (turn = turns.next.fetch_add(1, std::memory_order_relaxed)) * chunk < p.n;) {
+    long from = turn * chunk, to = from + chunk < p.n ? from + chunk : p.n;
     // This thread's next turn comes when all the others had theirs; behind its last one comes the next product.
-    long part = chunk * p.bytes(), first = from / chunk % threads * part, distance = 0;
-    if (from + (threads + 1) * chunk <= p.n)
-      distance = threads * part;
-    else if (first + part <= following.bytes)
-      distance = static_cast<const char *>(following.begin) + first - reinterpret_cast<const char *>(p.w) - from * p.bytes();
-    all_rows(p, m, from, to, distance, out);
+    Fetch fetch{ahead * p.bytes(), to - ahead, 0, 0, 1};
+    if (from + (threads + 1) * chunk <= p.n) {
+      fetch.far = ((threads - 1) * chunk + ahead) * p.bytes();
+    } else if (next) {
+      long first = turn % threads * chunk_of(*next, m, threads) * next->bytes();
+      if (first + ahead * p.bytes() <= next->n * next->bytes())
+        fetch.far = address(*next) + first - (address(p) + (to - ahead) * p.bytes());
+    }
+    all_rows(p, m, from, to, fetch, out);
   }
 }
 
