@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 LOCK := constraints.txt
 BIN := $(VENV)/bin
+# Holds pip to the lock file: in what it installs and, with the first name before pip 26.2 and the second since, in what it
+# builds with.
+LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
@@ -53,8 +56,8 @@ docs: $(VENV)/.stamp-docs
 # Into dist: with compiled kernels for each instruction level of this architecture, so that nobody else needs a compiler.
 wheel:
 	$(PYTHON) -m venv --clear build/wheel
-	SPECSTREAM_WHEEL_LEVELS=all build/wheel/bin/python -m pip wheel --disable-pip-version-check --no-deps \
-		--wheel-dir dist .
+	$(LOCKED) SPECSTREAM_WHEEL_LEVELS=all build/wheel/bin/python -m pip wheel --disable-pip-version-check \
+		--no-deps --wheel-dir dist .
 
 # The lock file anew: the newest of everything that fits constraints.in, for every Python at once.
 lock:
@@ -67,12 +70,10 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A venv without pip is one whose creation was interrupted; --clear starts it over. The first variable holds what is
-# installed to the lock file; what packages are built with, it is the first for pip before 26.2 and the second since.
+# A venv without pip is one whose creation was interrupted; --clear starts it over.
 define install
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) \
-		$(BIN)/python -m pip install --disable-pip-version-check -e $(1)
+	$(LOCKED) $(BIN)/python -m pip install --disable-pip-version-check -e $(1)
 	@touch $@
 endef
 

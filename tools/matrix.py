@@ -50,18 +50,18 @@ class Combination:
     Attributes:
         wanted: what pip is asked for. ``name==newest`` is the newest that the index has.
         free: patterns of the packages that need not be the locked ones.
-        required: whether it is a failure if this cannot be installed.
+        of_torch: whether it is another torch, which takes gigabytes: not everybody can install it.
     """
 
     name: str
     wanted: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
-    required: bool = True
+    of_torch: bool = False
 
 
 @dataclass(kw_only=True)
 class Row:
-    """A line of the table."""
+    """A line of the table; ``required``: whether it is a failure if it cannot be installed."""
 
     name: str
     python: str
@@ -88,7 +88,7 @@ def combinations() -> list[Combination]:
         Combination(name="locked"),
         Combination(name="newest", wanted=newest, free=_OF_TRANSFORMERS),
         *(
-            Combination(name=f"torch-{each}", wanted=(f"torch=={each}",), free=_OF_TORCH, required=False)
+            Combination(name=f"torch-{each}", wanted=(f"torch=={each}",), free=_OF_TORCH, of_torch=True)
             for each in torches
         ),
     ]
@@ -141,7 +141,7 @@ class Environment:
         if _read(stamp) == made_of:
             return
         self._create()
-        if self._combination.free == _OF_TORCH:
+        if self._combination.of_torch:
             self._has_room()
         if wanted:
             self._pip(self.python, "install", *wanted)
@@ -227,7 +227,7 @@ def tested(report: Path) -> tuple[dict[str, dict[str, int]], list[str]]:
 
 def measure(combination: Combination, base: Path, python: str, arguments: argparse.Namespace) -> Row:
     """Make an environment, run the suite in it, and say how it went."""
-    row = Row(name=combination.name, python=python, required=combination.required)
+    row = Row(name=combination.name, python=python, required=not combination.of_torch)
     environment = Environment(combination, base, python, arguments.minutes)
     try:
         environment.prepare()
@@ -238,7 +238,7 @@ def measure(combination: Combination, base: Path, python: str, arguments: argpar
     except NotInstalled as error:
         row.reason = str(error)
         print(f"\n{row.name}, Python {python}: {error}", flush=True)
-    if combination.free == _OF_TORCH and not arguments.keep:
+    if combination.of_torch and not arguments.keep:
         shutil.rmtree(environment.folder, ignore_errors=True)
     return row
 
