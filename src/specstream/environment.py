@@ -26,7 +26,7 @@ VARIABLE = "SPECSTREAM_CPU"
 TESTED: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "python": ("3.10", "3.13"),
-        "torch": ("2.11", "2.14"),
+        "torch": ("2.11", "2.15"),
         "transformers": ("5.17", "5.24"),
         "huggingface_hub": ("1.33", "2"),
     }
