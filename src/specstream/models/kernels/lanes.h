@@ -11,7 +11,7 @@
 #include <omp.h>
 #include <vector>
 
-// The levels, each compiled by flags of its own (native.py), and how wide a register is there.
+// The levels, each compiled by options of its own (environment.py), and how wide a register is there.
 #if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #define LEVEL "x86-64-v4-bf16"
 #elif defined(__AVX512VNNI__)
