@@ -16,7 +16,8 @@ V3 = "fpu sse2 avx avx2 fma f16c bmi1 bmi2 abm movbe"
 V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 PROCESSORS = {  # by what their kernel lists
     ("x86_64", f"flags\t: {V4} avx512_vnni avx512_bf16 amx_tile"): "x86-64-v4-bf16",
-    ("x86_64", f"flags\t: {V4} avx512_vnni"): "x86-64-v4",
+    ("x86_64", f"flags\t: {V4} avx512_vnni"): "x86-64-v4-vnni",
+    ("x86_64", f"flags\t: {V4}"): "x86-64-v4",
     ("x86_64", f"flags\t: {V3} avx_vnni"): "x86-64-v3",
     ("x86_64", "flags\t: fpu sse2 avx"): "generic",
     ("aarch64", "Features\t: fp asimd atomics asimddp bf16"): "aarch64",
@@ -55,7 +56,7 @@ def test_a_processor_has_the_highest_level_that_it_can_run(
 
 @pytest.mark.parametrize(
     ("avx512", "bf16", "name"),
-    [(False, False, "x86-64-v3"), (True, False, "x86-64-v4"), (True, True, "x86-64-v4-bf16")],
+    [(False, False, "x86-64-v3"), (True, False, "x86-64-v4-vnni"), (True, True, "x86-64-v4-bf16")],
 )
 def test_where_no_kernel_lists_features_torch_tells(
     monkeypatch: pytest.MonkeyPatch, avx512: bool, bf16: bool, name: str
