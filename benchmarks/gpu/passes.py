@@ -22,6 +22,7 @@ from specstream.core.speculation import Speculation
 from specstream.core.tree import TokenTree
 from specstream.core.verify import verify
 from specstream.drafters.none import NoDrafter
+from specstream.models.compat import with_cache
 
 CONTEXT = 256
 WIDTHS, BATCHES = (1, 2, 4, 8, 16, 32), (1, 8, 32)
@@ -109,12 +110,12 @@ def _theirs(name: str, runtime: str, rows: int, options: Options) -> dict[str, A
     kinds: Any = hf
     caches = {"dynamic": kinds.DynamicCache(), "static": kinds.StaticCache(model.config, max_cache_len=room)}
     for kind, cache in caches.items():
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, use_cache=True, **with_cache(model, cache), logits_to_keep=1)
         for width in widths:
             tokens = ids[:, :width]
 
             def run(cache: Any = cache, tokens: torch.Tensor = tokens, kind: str = kind) -> None:
-                model(input_ids=tokens, past_key_values=cache, use_cache=True)
+                model(input_ids=tokens, use_cache=True, **with_cache(model, cache))
                 if kind == "dynamic":
                     cache.crop(-tokens.shape[1])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def test_a_goal_is_a_lower_or_an_upper_bound() -> None:
 def test_every_goal_is_measured_and_its_command_documented() -> None:
     assert list(commands.measurements()) == list(GOALS)
     readme = Path(commands.__file__).with_name("README.md").read_text(encoding="utf-8")
-    assert [name for name in GOALS if f"| `{name} " not in readme] == []
+    assert [name for name in GOALS if not re.search(f"\\| `{name}[ `]", readme)] == []
 
 
 @pytest.mark.parametrize(("bound", "code"), [(0.9, 0), (1.1, 1)])
