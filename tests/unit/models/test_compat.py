@@ -70,7 +70,7 @@ def test_a_layers_forward_finds_the_cache_under_either_name(name: str) -> None:
 
 
 def test_a_name_of_a_release_to_come_is_refused_with_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "__version__", "5.31.0")
+    monkeypatch.setattr(compat.transformers, "__version__", "5.31.0")
     with pytest.raises(UnsupportedModelError) as refused:
         describe(made(Unknown))
     low, high = TESTED["transformers"]
@@ -80,7 +80,7 @@ def test_a_name_of_a_release_to_come_is_refused_with_the_versions(monkeypatch: p
 
 
 def test_the_same_name_in_a_tested_release_is_the_models_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "__version__", TESTED["transformers"][1] + ".1")
+    monkeypatch.setattr(compat.transformers, "__version__", TESTED["transformers"][1] + ".1")
     with pytest.raises(UnsupportedModelError, match="not a causal language model with a key-value cache"):
         describe(made(Unknown))
 
@@ -90,7 +90,7 @@ def test_the_same_name_in_a_tested_release_is_the_models_own_fault(monkeypatch: 
     [("5.16.9", False), ("5.17.0", True), ("5.24.2", True), ("5.25.0.dev0", False), ("6.0.0", False)],
 )
 def test_what_is_tested_goes_by_the_minor_release(version: str, tested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "__version__", version)
+    monkeypatch.setattr(compat.transformers, "__version__", version)
     assert compat.is_tested() is tested
 
 
@@ -125,7 +125,9 @@ def test_where_the_attention_is_named_elsewhere_the_models_own_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "release"), [(hf, "4.57.1"), (hf, "5.16.1"), (torch, "2.10.0+cpu")], ids=["hf 4", "hf 5.16", "torch"]
+    ("package", "release"),
+    [(compat.transformers, "4.57.1"), (compat.transformers, "5.16.1"), (torch, "2.10.0+cpu")],
+    ids=["4", "5.16", "torch"],
 )
 def test_a_release_below_the_range_is_refused_in_one_sentence(
     package: Any, release: str, monkeypatch: pytest.MonkeyPatch
