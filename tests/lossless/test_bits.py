@@ -21,8 +21,7 @@ from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models import native
-from specstream.models.capabilities import Quantization, RuntimeName
-from specstream.models.capabilities import capabilities
+from specstream.models.capabilities import Quantization, RuntimeName, capabilities
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
 from tests.lossless.decoding import Recorded, make_drafter, run
