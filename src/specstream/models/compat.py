@@ -128,6 +128,17 @@ def attending(configs: Mapping[int, Any], name: str) -> Iterator[None]:
             config._attn_implementation_internal = own
 
 
+def is_hooked(module: Any) -> bool:
+    """Whether somebody watches the module's forward, so that it has to run.
+
+    A model that was once asked for hidden states or attentions keeps transformers' own hooks, which do nothing until
+    it is asked again: they do not count.
+    """
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    own = all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+    return not own or hasattr(module, "_hf_hook")
+
+
 def alibi_of(model: Any) -> Any:
     """The module whose ``build_alibi_tensor(mask, heads, dtype)`` gives the position bias; None for other families."""
     return next((module for module in model.modules() if hasattr(module, "build_alibi_tensor")), None)

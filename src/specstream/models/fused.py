@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.models import native
-from specstream.models.compat import cache_among
+from specstream.models.compat import cache_among, is_hooked
 from specstream.models.native import TreePlan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -206,7 +206,7 @@ class FusedStack:
         alone = self._alone[at]
 
         def first(hidden_states: Tensor, **settings: Any) -> Tensor:
-            self._whole = not any(each._forward_hooks or each._forward_pre_hooks for each in self._modules)
+            self._whole = not any(map(is_hooked, self._modules))
             return (self._together if self._whole else alone)(hidden_states, **settings)
 
         def later(hidden_states: Tensor, **settings: Any) -> Tensor:
@@ -249,14 +249,19 @@ class FusedTop:
 
     Args:
         model, windows, quantized: as for ``fused_layers``.
-        first: the layer to begin with. The kernel has to know all from there on.
+        first: the layer to begin with.
+
+    Attributes:
+        complete: whether the kernel knows all layers from there on; otherwise it cannot be called.
     """
 
     def __init__(
         self, model: Any, windows: tuple[int, ...], quantized: Mapping[nn.Module, QuantizedWeight], first: int
     ) -> None:
         layers = _known(model, windows, quantized, range(first, model.config.num_hidden_layers))
-        self._layers = FusedLayers(layers, _nothing_runs)
+        self.complete = len(layers) == model.config.num_hidden_layers - first
+        if self.complete:  # a hook that came after the runtime was made may have taken one away
+            self._layers = FusedLayers(layers, _nothing_runs)
         self._rotate, self._norm = Rotations(model.base_model.rotary_emb), model.base_model.norm
 
     def __call__(
@@ -296,7 +301,7 @@ class FusedModel:
     @property
     def watched(self) -> bool:
         """Whether somebody hooked a module that would not be called."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self._passed_over)
+        return any(map(is_hooked, self._passed_over))
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: Any, plan: TreePlan, states: States | None) -> Tensor:
         """Tokens ``[rows, nodes]`` -> logits ``[rows, nodes, vocab]``; fills ``states``.
@@ -322,7 +327,7 @@ def _fits(
 ) -> bool:
     """Whether the layer is as its class made it, without adapters or hooks inside, and its weights lie as expected."""
     inside = [module for child in layer.children() for module in child.modules()]
-    hooked = any(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in inside)
+    hooked = any(map(is_hooked, inside))
     plain = all(type(matrix) is nn.Linear for matrix in matrices.values())
     bytes_or_not = {matrix in quantized for matrix in matrices.values()}
     rotary = getattr(model.base_model, "rotary_emb", None)

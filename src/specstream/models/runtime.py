@@ -182,7 +182,7 @@ class Runtime:
             changed = merged(upper_linears(self.model, first), adapter)
             weights = {linear: quantized.quantize(weight) for linear, weight in changed.items()}
             self._tops[adapter] = FusedTop(self.model, self._layer_windows, weights, first)
-        return self._tops[adapter]
+        return self._tops[adapter] if self._tops[adapter].complete else None
 
     @contextmanager
     def partial(self, plan: TreePlan | None, part: range, states: States | None = None) -> Iterator[None]:

@@ -9,11 +9,16 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from specstream.core.tree import TokenTree
+from specstream.drafters.none import NoDrafter
+from specstream.drafters.streams import StreamsDrafter
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models import native
 from specstream.models.fused import Rotations
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import Runtime
 from specstream.models.selftest import tolerance
+from tests.lossless.decoding import run
 from tests.lossless.families import VOCAB, build
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
@@ -72,6 +77,32 @@ def test_a_layer_with_something_inside_is_left_alone():
 
     with_adapter.self_attn.q_proj = Adapter(64, 64, bias=False)
     assert fused_layers(model) == 0
+
+
+def test_a_model_that_was_once_asked_for_hidden_states_keeps_our_kernel():
+    """transformers leaves hooks of its own behind, in the layers and in their attention."""
+    model = build.__wrapped__("llama")
+    with torch.inference_mode():
+        model(torch.tensor([TOKENS[:8]]), output_hidden_states=True, output_attentions=True)
+    assert any(module._forward_hooks for module in model.modules())
+    assert fused_layers(model) == len(model.model.layers)
+    target = HuggingFaceTarget(model, runtime="native")
+    assert target.runtime.packs
+
+
+@pytest.mark.parametrize("hooked", ["mlp", "self_attn"])
+def test_a_hook_that_comes_between_costs_speed_and_no_tokens(hooked):
+    """Streams' passes begin at an upper layer: their kernel is chosen at the first one, long after the runtime."""
+    model, seen = build.__wrapped__("llama"), []
+    expected = run(HuggingFaceTarget(model, runtime="native"), NoDrafter(), [TOKENS[:12]], 8)[0].emitted
+    target = HuggingFaceTarget(model, runtime="native")
+    getattr(model.model.layers[-1], hooked).register_forward_hook(lambda *given: seen.append(1))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        streams = Streams(model, StreamsConfig(gamma=2, layers=1, rank=4))
+    (row,) = run(target, StreamsDrafter(streams, sizes=(4,), ranks=2), [TOKENS[:12]], 8)
+    assert row.emitted == expected
+    assert seen
 
 
 def test_a_look_alike_is_left_alone():
