@@ -146,7 +146,12 @@ def check_streamable(model: Any) -> None:
         UnsupportedModelError: it does not go through transformers' attention interface, or has sinks or ALiBi.
     """
     sinks = any("sink" in name for name, _ in model.named_parameters())
-    if sinks or compat.alibi_of(model) is not None or not compat.exchanges_attention(model):
+    if (
+        sinks
+        or compat.alibi_of(model) is not None
+        or not compat.exchanges_attention(model)
+        or not compat.attention_configs(model)
+    ):
         raise UnsupportedModelError(
             f"{model.config.model_type} cannot carry streams: its attention is not one that other keys can be added to"
         )

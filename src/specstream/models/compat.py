@@ -105,10 +105,14 @@ def register_attention(name: str, attend: Callable[..., Any]) -> None:
     AttentionInterface.register(name, attend)
 
 
+def attention_layers(model: Any) -> list[Any]:
+    """The modules that read the name of their attention from a configuration."""
+    return [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config")]
+
+
 def attention_configs(model: Any) -> dict[int, Any]:
     """The configurations that the model's layers read the name of their attention from; empty if that is not known."""
-    layers = (module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config"))
-    configs = {id(layer.config): layer.config for layer in layers}
+    configs = {id(layer.config): layer.config for layer in attention_layers(model)}
     if all(hasattr(config, "_attn_implementation_internal") for config in configs.values()):
         return configs
     warn_once("this transformers keeps the name of the attention elsewhere, so that its own attention runs")
@@ -134,9 +138,10 @@ def is_hooked(module: Any) -> bool:
     A model that was once asked for hidden states or attentions keeps transformers' own hooks, which do nothing until
     it is asked again: they do not count.
     """
+    if not module._forward_hooks and not module._forward_pre_hooks:  # nearly always, and it is asked in every pass
+        return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    own = all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
-    return not own or hasattr(module, "_hf_hook")
+    return not all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
 
 
 def alibi_of(model: Any) -> Any:

@@ -327,7 +327,7 @@ def _fits(
 ) -> bool:
     """Whether the layer is as its class made it, without adapters or hooks inside, and its weights lie as expected."""
     inside = [module for child in layer.children() for module in child.modules()]
-    hooked = any(map(is_hooked, inside))
+    hooked = any(is_hooked(module) or hasattr(module, "_hf_hook") for module in inside)
     plain = all(type(matrix) is nn.Linear for matrix in matrices.values())
     bytes_or_not = {matrix in quantized for matrix in matrices.values()}
     rotary = getattr(model.base_model, "rotary_emb", None)

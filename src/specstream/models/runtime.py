@@ -256,7 +256,7 @@ def _attention_configs(model: Any) -> dict[int, Any]:
 
     It must go through transformers' attention interface, without sinks, and its heads must fill the lanes.
     """
-    layers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "config")]
+    layers = compat.attention_layers(model)
     sinks = any("sink" in name for name, _ in model.named_parameters())
     dims = {getattr(module, "head_dim", getattr(module, "head_size", 0)) for module in layers}
     dims -= {0}
