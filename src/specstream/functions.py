@@ -15,7 +15,7 @@ from specstream.core.stopping import StopCheck
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
 from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import build_parts
+from specstream.parts import build_parts, renewed
 from specstream.results import Totals
 
 
@@ -88,6 +88,7 @@ class _CustomGenerate:
         self._draft = draft
         self._config = config
         self._made: tuple[HuggingFaceTarget, Parts] | None = None
+        self._revision = 0
 
     def __call__(
         self,
@@ -102,8 +103,12 @@ class _CustomGenerate:
         if self._made is None or self._made[0].model is not model:
             config = self._config
             target = HuggingFaceTarget(model, runtime=config.runtime, exact=config.exact == "bits")
+            self._revision = 0
             self._made = target, build_parts(target, None, self._draft, config)
-        parts = self._made[1]
+        target, parts = self._made
+        if target.refresh() != self._revision:
+            parts = renewed(parts, target, None, self._draft, self._config)
+            self._made, self._revision = (target, parts), target.revision
         pad = _pad_token_id(model, generation_config)
         width = input_ids.shape[1]
         # generate() has put temperature, top-k and the rest into its processors already. Chance follows torch's

@@ -88,7 +88,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         drafter=_build_drafter(target, tokenizer, draft, heads, config),
         heads=heads,
         tokenizer=tokenizer,
-        eos_token_ids=_eos_token_ids(target.model, tokenizer),
+        eos_token_ids=eos_token_ids(target.model, tokenizer),
         speculation=Speculation(
             max_depth=config.max_speculation_depth or DEEPEST,
             unmeasured_depth=config.max_speculation_depth or UNMEASURED,
@@ -97,6 +97,16 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
             controller=Controller() if config.adaptive else None,
         ),
     )
+
+
+def renewed(parts: Parts, target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
+    """What to go on with after the target's model has become another one: heads are of a model, the rest is not.
+
+    The arguments and the errors are those of ``build_parts``.
+    """
+    if parts.heads is None and config.drafter != "router":
+        return parts
+    return build_parts(target, tokenizer, draft, config)
 
 
 def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
@@ -276,7 +286,7 @@ def _draft_target(
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
-        drafting.runtime.release()
+        drafting.release()
     return drafting, part
 
 
@@ -346,7 +356,8 @@ def _check_router(config: EngineConfig) -> None:
             )
 
 
-def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text: as the model's generation configuration says now, else the tokenizer's."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ids is None:
         ids = getattr(tokenizer, "eos_token_id", None)

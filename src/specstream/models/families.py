@@ -117,9 +117,16 @@ def _refusal(model: Any, cache_argument: str | None) -> str | None:
         return "it is not a causal language model with a key-value cache"
     if attention not in ("sdpa", "eager"):
         return f'its attention is {attention!r}, which takes no tree mask; load it with attn_implementation="sdpa"'
-    if model.training:
+    if any(map(_drops, model.modules())):
         return "it is in training mode, where dropout is random; call model.eval() first"
     return None
+
+
+def _drops(module: Any) -> bool:
+    """Whether the module is in training mode and may drop values: the whole model, an attention, a dropout."""
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return module.training and module.p > 0
+    return bool(module.training) and (hasattr(module, "can_generate") or hasattr(module, "layer_idx"))
 
 
 def _layer_windows(config: Any, windows: dict[str | None, int | None]) -> tuple[int, ...]:

@@ -48,7 +48,8 @@ def check_tree(target: HuggingFaceTarget) -> None:
     sequences = torch.tensor([[*context, root, *path] for path in branches], device=target.model.device)
     # Quantised, the runtime's linear layers are the model's: its own may have given their memory back.
     with target.runtime.kernels() if target.runtime.quantized else nullcontext():
-        own = target.model(input_ids=sequences, use_cache=False).logits[:, before + 1 :]
+        model = target.view if target.runtime.quantized else target.model
+        own = model(input_ids=sequences, use_cache=False).logits[:, before + 1 :]
     if not bool(torch.isfinite(own).all()):  # verification says so in better words
         return
     tree, off = TokenTree.merge(root, branches), []

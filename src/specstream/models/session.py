@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +38,7 @@ class HuggingFaceSession:
         *,
         masked: bool = False,
     ) -> None:
-        self._target = target
+        self._target, self._revision = target, target.revision
         self._exactness = exactness
         self._masked = masked
         self._bits = [exactness is not None] * len(prefixes)
@@ -85,8 +86,19 @@ class HuggingFaceSession:
         self._branched[row].clear()
         return "bits" if self._bits[row] else "rounding"
 
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Around what runs passes: no other session's at the same time, and of the model that this one began with."""
+        with self._target.lock:
+            self._target.require(self._revision)
+            yield
+
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        with self._passing():
+            return self._score(trees)
+
+    def _score(self, trees: Sequence[TokenTree]) -> Tensor:
         if (counts := self._packed(trees)) is not None:
             return self._score_packed(trees, counts)
         width = self._pad(trees)
@@ -128,8 +140,9 @@ class HuggingFaceSession:
 
     @torch.inference_mode()
     def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
-        tokens, layout = self._plan(trees, self._pad(trees))
-        hidden = self._target.lower(self.cache, tokens, layout, layer)
+        with self._passing():
+            tokens, layout = self._plan(trees, self._pad(trees))
+            hidden = self._target.lower(self.cache, tokens, layout, layer)
         self._begun = trees, layer, hidden
         return hidden
 
@@ -192,7 +205,8 @@ class HuggingFaceSession:
         nodes = hidden.shape[1]
         self.cache.plan(nodes, hidden.device, row)
         layout = self._layout([TokenTree.chain([PADDING] * nodes)] * len(hidden), nodes, row)
-        final = self._target.upper(self.cache, hidden, layout, layer, adapter)
+        with self._passing():
+            final = self._target.upper(self.cache, hidden, layout, layer, adapter)
         # Not only for tidiness: a masked slot meets a weight of zero in a later pass, and zero times NaN is NaN.
         self.cache.erase(range(layer, len(self._target.layers)), nodes)
         return final
@@ -209,7 +223,8 @@ class HuggingFaceSession:
 
     def _branches_agree(self, rows: int, width: int, capacity: int) -> bool:
         assert self._exactness is not None
-        return self._exactness.branches(rows, width, capacity)
+        with self._target.lock:  # it may run passes of its own
+            return self._exactness.branches(rows, width, capacity)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         self.cache.rollback(lengths)
@@ -234,7 +249,8 @@ class HuggingFaceSession:
             chunk = TokenTree.chain(prefix[start : start + PREFILL_CHUNK])
             self.cache.plan(len(chunk), device, row)
             layout = self._layout([chunk], len(chunk), row)
-            self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
+            with self._passing():
+                self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
             self.cache.lengths[row] += len(chunk)
 
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
