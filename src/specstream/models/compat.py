@@ -8,6 +8,7 @@ the locked and the newest release.
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -147,6 +148,36 @@ def keeps_length(module: Any) -> bool:
     kinds = getattr(module, "rope_type", None) or ()
     kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any(kind == "longrope" or "dynamic" in kind for kind in kinds if isinstance(kind, str))
+
+
+def rotary_limit(module: Any, layer_type: str | None = None) -> tuple[int, bool]:
+    """Up to which length a text gets a rotary module's unchanged rotations, and whether every length has its own.
+
+    Args:
+        module: one that ``keeps_length``.
+        layer_type: of which it is asked, where it serves several kinds of layers.
+    """
+    kind = module.rope_type if layer_type is None else module.rope_type[layer_type]
+    if "dynamic" in kind:
+        return int(module.original_max_seq_len), True
+    if kind != "longrope":
+        return sys.maxsize, False
+    found = module.config.rope_parameters
+    return int((found if layer_type is None else found[layer_type])["original_max_position_embeddings"]), False
+
+
+def long_after(model: Any) -> int | None:
+    """The length of a text behind which the model rotates with its second set of factors; None if it has one set."""
+    limits = [rotary_limit(module) for module in model.modules() if getattr(module, "rope_type", None) == "longrope"]
+    return min((limit for limit, _ in limits), default=None)
+
+
+def rereads_long_texts(model: Any) -> bool:
+    """Whether the model's ``generate`` reads a text anew when it goes over to the second set of factors.
+
+    Others keep what they have read with the first.
+    """
+    return model.config.get_text_config(decoder=True).model_type in ("phi3", "phimoe", "phi4_multimodal")
 
 
 def own_buffers(module: Any) -> dict[str, Any]:

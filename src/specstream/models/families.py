@@ -117,6 +117,9 @@ def _refusal(model: Any, cache_argument: str | None) -> str | None:
         return "it is not a causal language model with a key-value cache"
     if attention not in ("sdpa", "eager"):
         return f'its attention is {attention!r}, which takes no tree mask; load it with attn_implementation="sdpa"'
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [1]):
+        return "it scales its attention by the places in the cache, where rows of a batch and branches stand elsewhere"
     if any(map(_drops, model.modules())):
         return "it is in training mode, where dropout is random; call model.eval() first"
     return None

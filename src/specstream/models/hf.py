@@ -19,6 +19,7 @@ from specstream.models.exactness import Exactness
 from specstream.models.families import describe
 from specstream.models.graphs import CudaCapture, StaticPasses
 from specstream.models.layout import Layout, masks
+from specstream.models.rotary import rotate_by_own_length
 from specstream.models.runtime import Runtime
 from specstream.models.selftest import check_tree
 from specstream.models.session import HuggingFaceSession
@@ -44,6 +45,8 @@ class HuggingFaceTarget:
     Attributes:
         revision: how many times the model was found to be another one.
         lock: held while a pass runs.
+        long_after: the length behind which a text is rotated with the second of two sets of factors, if there are two.
+        rereads_at: that length, if all of the text is read anew with them, as the model's own ``generate`` does.
 
     Raises:
         UnsupportedModelError: a model whose cache or attention cannot carry token trees.
@@ -62,6 +65,7 @@ class HuggingFaceTarget:
         model = self.model
         stamp, view = Stamp(model), view_of(model)
         family = describe(view)
+        rotate_by_own_length(view)
         runtime = Runtime(view, self._wanted, family.layer_windows, self._quantization)
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp: Stamp | None = stamp
@@ -71,6 +75,8 @@ class HuggingFaceTarget:
         self.vocab_size, self._dtype = int(embedding.num_embeddings), embedding.weight.dtype
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
         self.passes = self._static_passes() if self.runtime.static else None
+        self.long_after = compat.long_after(view)
+        self.rereads_at = self.long_after if compat.rereads_long_texts(view) else None
         self._checked = False
 
     def _forget(self, *properties: str) -> None:

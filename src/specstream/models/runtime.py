@@ -73,6 +73,8 @@ class Runtime:
         if name == "auto" and model.device.type == "cpu" and found.kernels.library is None:
             _warn(found.kernels.reason)
         name = found.runtime.value
+        if name == "graphs" and any(map(compat.keeps_length, model.modules())):
+            name = "eager"  # a graph has no lengths in it
         self.model = model
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
         self.static = name in ("graphs", "static")

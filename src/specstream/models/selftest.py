@@ -35,7 +35,8 @@ def check_tree(target: HuggingFaceTarget) -> None:
     Raises:
         UnsupportedModelError: the model fails on a tree mask, or its logits differ by more than rounding.
     """
-    room = CONTEXT + 2 * BRANCH + 1 if target.context_length is None else target.context_length
+    limits = [limit for limit in (target.context_length, target.long_after) if limit is not None]
+    room = min([CONTEXT + 2 * BRANCH + 1, *limits])
     branch = min(BRANCH, (room - 1) // 3)
     if branch < 1:
         return
