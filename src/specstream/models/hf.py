@@ -130,10 +130,16 @@ class HuggingFaceTarget:
             UnsupportedModelError: the model does not follow a tree's mask and positions.
         """
         with self.lock:
-            self.refresh()
-            self._test(rows, nodes)
+            self._check()
+            if self.exactness is not None:
+                self.exactness.calibrate(nodes)
+                branched = self.runtime.exact_branches
+                self.exactness.certify(rows, nodes, branched=branched)
+                if rows > 1 and self.runtime.packs:  # such a pass is of one row, with the nodes of all
+                    self.exactness.certify(1, rows * nodes, branched=branched)
 
-    def _test(self, rows: int, nodes: int) -> None:
+    def _check(self) -> None:
+        """Whether the model follows a tree: asked once."""
         if not self._checked:
             try:
                 once(self._verdicts, "tree", lambda: check_tree(self))
@@ -142,12 +148,6 @@ class HuggingFaceTarget:
                     raise
                 self._run_eagerly()
             self._checked = True
-        if self.exactness is not None:
-            self.exactness.calibrate(nodes)
-            branched = self.runtime.exact_branches
-            self.exactness.certify(rows, nodes, branched=branched)
-            if rows > 1 and self.runtime.packs:  # such a pass is of one row, with the nodes of all
-                self.exactness.certify(1, rows * nodes, branched=branched)
 
     def _run_eagerly(self) -> None:
         """Our runtime does not fit how this model, or this release of transformers, calls its layers.
@@ -163,6 +163,7 @@ class HuggingFaceTarget:
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """See ``Target.begin``."""
+        self.refresh()
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness)
 
@@ -176,6 +177,7 @@ class HuggingFaceTarget:
             return self.begin(prefixes)
         if self.passes is not None or session.cache.lengths != [len(prefix) for prefix in prefixes]:
             return self.begin(prefixes)
+        self.refresh()
         self.prepare()
         return session.copy(self)
 
