@@ -1,21 +1,23 @@
-"""What a server is given: the model, how it speculates, its limits. Read from YAML and the environment."""
+"""What a server is given: the model, how it speculates, its limits. Read from YAML and the environment.
+
+``SPECSTREAM_MAX_TOKENS=256`` is ``max_tokens: 256``.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from specstream.config import DrafterName
+from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError
-
-PREFIX = "SPECSTREAM_"
-"""``SPECSTREAM_MAX_TOKENS=256`` is ``max_tokens: 256``."""
 
 GB = 1e9
 
@@ -48,7 +50,9 @@ class DeploymentConfig(BaseModel):
         vllm_args: what it gets besides, such as ``--tensor-parallel-size 4``; of a text the words, as a shell reads it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     model_name: str = Field(default="smollm2-135m", min_length=1)
     model_path: str | None = None
@@ -85,6 +89,21 @@ class DeploymentConfig(BaseModel):
             return shlex.split(value)
         return [str(word) for word in value] if isinstance(value, (list, tuple)) else value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any, field: ValidationInfo) -> Any:
+        """An empty text is no value: as a key it would let everyone in, as a host it would listen everywhere."""
+        if isinstance(value, str) and not value.strip() and field.field_name != "vllm_args":
+            raise ValueError(f"{field.field_name} is {value!r}; give a value that is not empty, or leave it out")
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):
+            raise ValueError("api_key has white space or a character that no header holds; give visible ASCII alone")
+        return key
+
     @property
     def source(self) -> str:
         """Where the model is loaded from."""
@@ -102,16 +121,32 @@ class DeploymentConfig(BaseModel):
             **given: fields; None is not given.
 
         Raises:
-            UsageError: a file that cannot be read, an unknown key, a value out of range.
+            UsageError: a file that cannot be read, an unknown key or variable, a value out of range.
         """
         environment = os.environ if environment is None else environment
         values = {} if path is None else _file(path)
+        check_variables(environment)
         values |= {name: environment[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environment}
         values |= {name: value for name, value in given.items() if value is not None}
         try:
             return cls(**values)
         except ValidationError as error:
             raise UsageError(_complaint(error)) from None
+
+
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Refuse what begins like our variables and is none, and those that are empty.
+
+    Raises:
+        UsageError: the first one.
+    """
+    known = sorted({*VARIABLES, *(PREFIX + name.upper() for name in DeploymentConfig.model_fields)})
+    for name in environment:
+        if not name.startswith(PREFIX):
+            continue
+        if name not in known:
+            raise UsageError(f"{name} is no variable of this program; unset it, or give one of {', '.join(known)}")
+        variable(name, environment)
 
 
 def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
@@ -181,6 +216,8 @@ def _complaint(error: ValidationError) -> str:
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name!r}; known are {', '.join(sorted(DeploymentConfig.model_fields))}"
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
     remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
     value = "not shown" if name == "api_key" else repr(first["input"])
     return f"{name} is {value}; give a value that is {remedy}"
