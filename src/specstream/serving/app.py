@@ -64,8 +64,8 @@ class Server:
             api_key=None if key is None else key.get_secret_value(),
             max_body_bytes=self.config.max_body_bytes,
             refused=self.meters.refused,
+            failed=self._refuse,
         )
-        app.add_exception_handler(Exception, self._failed)
         for kind in (RequestValidationError, HTTPException, *_KINDS):
             app.add_exception_handler(kind, self._failed)
         app.post("/v1/chat/completions", response_model=None)(self.chat)
@@ -197,7 +197,7 @@ class Server:
     async def _failed(self, request: Request, error: Exception) -> Response:
         return self._refuse(error)
 
-    def _refuse(self, error: Exception) -> Response:
+    def _refuse(self, error: BaseException) -> Response:
         answer = _refusal(error)
         self.meters.refused(answer.status_code)
         if answer.status_code >= 500 and not isinstance(error, (StoppingError, LateError)):
@@ -217,7 +217,7 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 """Errors whose message is for whoever asked: status, type and code."""
 
 
-def _refusal(error: Exception) -> Response:
+def _refusal(error: BaseException) -> Response:
     if isinstance(error, RequestValidationError):
         return _malformed(error)
     if isinstance(error, HTTPException):

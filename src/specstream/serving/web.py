@@ -34,6 +34,7 @@ class Web(uvicorn.Server):
                 server.app,
                 host=server.config.host,
                 port=server.config.port,
+                log_config=None,  # its messages go where ours go
                 log_level="warning",
                 access_log=False,
                 ws="none",
