@@ -86,17 +86,17 @@ def _serve_ours(settings: DeploymentConfig) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve", "specstream serve")
     from specstream.cli.loading import quiet
-    from specstream.serving import run
+    from specstream.serving import run, web
 
     run.check(settings)
-    with quiet():
-        loaded = run.load(settings)
     _warn_of_open_host(settings)
-    # Logged, not printed: a log that cannot be written, on a full disk, is no reason not to serve.
-    _log.info("serving %s on http://%s:%d/v1", settings.model_name, settings.host, settings.port)
-    run.listen(loaded, settings)
+    with web.bound(settings) as sockets:  # before the model is loaded: a port that is taken is found at once
+        with quiet():
+            loaded = run.load(settings)
+        run.listen(loaded, settings, sockets)
 
 
 def _warn_of_open_host(settings: DeploymentConfig) -> None:
+    # Logged, not printed: a log that cannot be written, on a full disk, is no reason not to serve.
     if settings.api_key is None and options.open_to_others(settings.host):
         _log.warning("%s is open to others and there is no api_key", settings.host)

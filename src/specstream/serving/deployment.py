@@ -21,6 +21,12 @@ from specstream.errors import UsageError
 
 GB = 1e9
 
+SPARE_CONNECTIONS = 16
+"""Beyond the limit: in these it is said that there are too many."""
+
+OWN_FILES = 100
+"""Files that a server has open besides its connections, at most."""
+
 
 class DeploymentConfig(BaseModel):
     """What ``specstream serve`` serves.
@@ -41,6 +47,7 @@ class DeploymentConfig(BaseModel):
         max_rows: answers that are decoded side by side.
         max_queue: answers that may wait for a place; more are told to come again (429).
         max_context: most tokens of a prompt and its answer; None for what the model holds.
+        max_connections: clients that are connected at a time; None for 1000, or half the files that may be open.
         max_choices: most answers to one request (``n``, and prompts of a completion).
         max_body_bytes: of a request.
         request_seconds: an answer that takes longer, its wait included, is given up (504).
@@ -74,6 +81,7 @@ class DeploymentConfig(BaseModel):
     max_rows: int = Field(default=8, ge=1)
     max_queue: int = Field(default=64, ge=0)
     max_context: int | None = Field(default=None, ge=2)
+    max_connections: int | None = Field(default=None, ge=1)
     max_choices: int = Field(default=8, ge=1)
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     request_seconds: float = Field(default=300.0, gt=0)
@@ -179,6 +187,39 @@ def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
             f"memory_gb is {config.memory_gb:g} and the weights in {config.source} take {weights / GB:.1f} GB; "
             "give more, or a smaller model"
         )
+
+
+def most_connections(config: DeploymentConfig) -> int:
+    """How many clients may be connected.
+
+    Raises:
+        UsageError: more than there may be open files.
+    """
+    files = open_files()
+    room = files - SPARE_CONNECTIONS - backlog() - OWN_FILES
+    if config.max_connections is None:
+        return max(1, min(1000, files // 2, room))
+    if config.max_connections > room:
+        raise UsageError(
+            f"max_connections is {config.max_connections} and {files} files may be open, which is room for "
+            f"{max(0, room)}; give less, or raise `ulimit -n`"
+        )
+    return config.max_connections
+
+
+def backlog() -> int:
+    """How many connections are accepted at once, before those that are too many are closed."""
+    return max(1, min(128, open_files() // 8))
+
+
+def open_files() -> int:
+    """How many files this process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 8192
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if limit == resource.RLIM_INFINITY else limit
 
 
 def free_memory(root: Path = Path("/")) -> int:

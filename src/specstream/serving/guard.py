@@ -16,6 +16,10 @@ BODY_SECONDS = 60.0
 """How long a body may take to arrive."""
 
 
+PROBES = ("/health", "/ready", "/metrics")
+"""Asked by machines again and again, also while the server is full."""
+
+
 class JsonResponse(Response):
     """JSON in ASCII: what clients sent may hold what UTF-8 cannot."""
 
