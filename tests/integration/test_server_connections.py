@@ -245,6 +245,12 @@ class TestSlowConnections:
                 assert eventually(lambda: count(served) == 0)
 
 
+def test_a_connection_outlasts_the_time_in_which_clients_use_it_again() -> None:
+    """Closed at the same moment by both sides, it would take a request with it."""
+    with serving() as served:
+        assert served.web.config.timeout_keep_alive > httpx.Limits().keepalive_expiry * 2  # type: ignore[operator]
+
+
 def test_it_says_that_it_serves_once_it_listens(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), serving() as served:
         assert f"serving {NAME} on {served.url}/v1" in caplog.text

@@ -121,6 +121,7 @@ class Server:
             "object": "model",
             "created": self._created,
             "owned_by": "specstream",
+            "max_model_len": self.gateway.context,
         }
 
     async def _answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
@@ -135,13 +136,14 @@ class Server:
         jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, f"{host} {body.user or ''}")
         if self.config.log_prompts:
             _log.info("%s asks: %s", shape.id, [self.gateway.tokenizer.decode(prompt) for prompt in prompts])
+        clamped = self.gateway.clamped(body, prompts)
         answers = Answers(self.scheduler, jobs)
         if body.stream:
-            include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return _EventStream(self._stream(shape, answers, include_usage), answers)
-        return await self._whole(shape, answers, request)
+            include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+            return _EventStream(self._stream(shape, answers, include_usage, clamped), answers)
+        return await self._whole(shape, answers, request, clamped)
 
-    async def _whole(self, shape: Shape, answers: Answers, request: Request) -> Response:
+    async def _whole(self, shape: Shape, answers: Answers, request: Request, clamped: dict[str, Any]) -> Response:
         """Everything at once, unless the client goes away before."""
         collecting = asyncio.ensure_future(_collect(answers))
         leaving = asyncio.ensure_future(_leaves(request))
@@ -152,13 +154,16 @@ class Server:
             texts, chances = collecting.result()
             self._report(shape, answers.jobs)
             # Apart from the event loop: thousands of chances take a while to say.
-            return JsonResponse(await asyncio.to_thread(shape.whole, texts, chances, answers.jobs))
+            whole = await asyncio.to_thread(shape.whole, texts, chances, answers.jobs)
+            return JsonResponse({**whole, **clamped})
         finally:
             for task in (collecting, leaving):
                 task.cancel()
             answers.cancel()
 
-    async def _stream(self, shape: Shape, answers: Answers, include_usage: bool) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, shape: Shape, answers: Answers, include_usage: bool, clamped: dict[str, Any]
+    ) -> AsyncIterator[bytes]:
         """Server-sent events, as tokens are accepted."""
         more: dict[str, Any] = {"usage": None} if include_usage else {}
         left = len(answers.jobs)
@@ -174,7 +179,7 @@ class Server:
                             yield _event(shape.chunk(index, event.text, chances, **more))
                         continue
                     left -= 1
-                    last = {} if left else {"speculation": shape.speculation(answers.jobs)}
+                    last = {} if left else {"speculation": shape.speculation(answers.jobs), **clamped}
                     yield _event(shape.chunk(index, None, None, answers.jobs[index].outcome, **more, **last))
             if include_usage:
                 yield _event(shape.envelope([], usage=usage(answers.jobs)))
@@ -236,6 +241,9 @@ def _malformed(error: RequestValidationError) -> Response:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
     message = str(first["msg"]).removeprefix("Value error, ").splitlines()[0]
+    if first["type"] == "field":  # its place is that of the object, and the message begins with its name
+        place = ".".join(filter(None, (place, first["ctx"]["name"])))
+        return refusal(400, message, code="invalid_body", param=place)
     if first["type"] == "extra_forbidden":
         message = "the field is not known; leave it out"
     return refusal(400, f"{place}: {message}" if place else message, code="invalid_body", param=place or None)

@@ -20,6 +20,10 @@ from specstream.serving.scheduler import LAST_PASS_SECONDS
 
 _log = logging.getLogger("specstream.serving")
 
+KEEP_ALIVE_SECONDS = 30
+"""Of a connection without a request. Clients that use one again let go of it earlier (httpx, and so OpenAI's, after
+5 s): one that is closed at the same moment takes the next request with it."""
+
 FAREWELL_SECONDS = 5
 """For telling clients what became of their answers."""
 
@@ -48,6 +52,7 @@ class Web(uvicorn.Server):
                 port=server.config.port,
                 http=connection_type(self._limits),
                 backlog=backlog(),
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 log_config=None,  # its messages go where ours go
                 log_level="warning",
                 access_log=False,
