@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from specstream.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
 from specstream.serving.answers import Shape, usage
+from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.guard import Guard, JsonResponse, refusal
@@ -66,7 +67,9 @@ class Server:
             refused=self.meters.refused,
             failed=self._refuse,
         )
-        for kind in (RequestValidationError, HTTPException, *_KINDS):
+        app.add_exception_handler(RequestValidationError, self._malformed)  # type: ignore[arg-type]
+        kinds: list[type[Exception]] = [HTTPException, *_KINDS]
+        for kind in kinds:
             app.add_exception_handler(kind, self._failed)
         app.post("/v1/chat/completions", response_model=None)(self.chat)
         app.post("/v1/completions", response_model=None)(self.complete)
@@ -202,6 +205,11 @@ class Server:
     async def _failed(self, request: Request, error: Exception) -> Response:
         return self._refuse(error)
 
+    async def _malformed(self, request: Request, error: RequestValidationError) -> Response:
+        answer = malformed(error, request.headers.get("content-type", ""))
+        self.meters.refused(answer.status_code)
+        return answer
+
     def _refuse(self, error: BaseException) -> Response:
         answer = _refusal(error)
         self.meters.refused(answer.status_code)
@@ -223,8 +231,6 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 
 
 def _refusal(error: BaseException) -> Response:
-    if isinstance(error, RequestValidationError):
-        return _malformed(error)
     if isinstance(error, HTTPException):
         return refusal(error.status_code, f"{error.detail}", headers=dict(error.headers or {}))
     for kind, (status, type_, code) in _KINDS.items():
@@ -232,21 +238,11 @@ def _refusal(error: BaseException) -> Response:
             headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
             if kind is LateError:  # it would be late again
                 headers = {"x-should-retry": "false"}
-            return refusal(status, str(error), kind=type_, code=code, headers=headers)
+            message = str(error)
+            if kind is MissingPackageError:  # which one, and how to install it, is for the log
+                message = "the server lacks a package for this; its log says which"
+            return refusal(status, message, kind=type_, code=code, headers=headers)
     return refusal(500, f"the answer failed ({type(error).__name__}); see the server's log", kind="server_error")
-
-
-def _malformed(error: RequestValidationError) -> Response:
-    """What is wrong with a body, without what was in it."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    message = str(first["msg"]).removeprefix("Value error, ").splitlines()[0]
-    if first["type"] == "field":  # its place is that of the object, and the message begins with its name
-        place = ".".join(filter(None, (place, first["ctx"]["name"])))
-        return refusal(400, message, code="invalid_body", param=place)
-    if first["type"] == "extra_forbidden":
-        message = "the field is not known; leave it out"
-    return refusal(400, f"{place}: {message}" if place else message, code="invalid_body", param=place or None)
 
 
 async def _collect(answers: Answers) -> tuple[list[str], list[list[TokenChance]]]:

@@ -112,6 +112,8 @@ class Gateway:
         return most if self.context is None else min(most, self.context - len(prompt))
 
     def _chat(self, body: ChatBody) -> list[int]:
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise UsageError("the model has no chat template; send the text to /v1/completions")
         turns = [
             {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
             for turn in body.messages

@@ -73,7 +73,8 @@ class Guard:
             return
         if self._key is not None and scope["path"].startswith("/v1") and not self._knows(scope):
             message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
-            answer = refusal(401, message, kind="authentication_error", code="invalid_api_key")
+            wanted = {"www-authenticate": "Bearer"}
+            answer = refusal(401, message, kind="authentication_error", code="invalid_api_key", headers=wanted)
             await self._refuse(401, answer, scope, receive, send)
             return
         try:

@@ -143,6 +143,13 @@ class TextPart(Given):
     type: Literal["text"]
     text: str
 
+    @field_validator("type", mode="before")
+    @classmethod
+    def _is_text(cls, kind: Any) -> Any:
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"only parts of type text are supported; leave out {kind[:40]!r}")
+        return kind
+
 
 class Message(Given):
     """One turn of a chat."""
