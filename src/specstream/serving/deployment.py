@@ -52,6 +52,7 @@ class DeploymentConfig(BaseModel):
         max_body_bytes: of a request.
         request_seconds: an answer that takes longer, its wait included, is given up (504).
         grace_seconds: how long a server that is told to stop goes on with what it has begun.
+        log_level: of what is logged, the least; ``warning`` leaves out the line that each request gets.
         log_prompts: whether prompts go into the log.
         vllm_path: the ``vllm`` command; None for the one on the PATH.
         vllm_args: what it gets besides, such as ``--tensor-parallel-size 4``; of a text the words, as a shell reads it.
@@ -86,6 +87,7 @@ class DeploymentConfig(BaseModel):
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     request_seconds: float = Field(default=300.0, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_prompts: bool = False
     vllm_path: str | None = None
     vllm_args: tuple[str, ...] = ()
@@ -117,6 +119,15 @@ class DeploymentConfig(BaseModel):
         """Where the model is loaded from."""
         return self.model_path or self.model_name
 
+    def called(self, name: str) -> DeploymentConfig:
+        """The same model under another name.
+
+        Raises:
+            UsageError: it is empty.
+        """
+        given = {field: getattr(self, field) for field in self.model_fields_set}
+        return DeploymentConfig._checked({**given, "model_name": name, "model_path": self.source})
+
     @classmethod
     def read(
         cls, path: str | None = None, environment: Mapping[str, str] | None = None, **given: Any
@@ -136,6 +147,10 @@ class DeploymentConfig(BaseModel):
         check_variables(environment)
         values |= {name: environment[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environment}
         values |= {name: value for name, value in given.items() if value is not None}
+        return cls._checked(values)
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> DeploymentConfig:
         try:
             return cls(**values)
         except ValidationError as error:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import logging
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ def fails(*arguments: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     loaded: list[Any] = []
+    level = logging.getLogger("specstream").level
     monkeypatch.setattr(run, "load", lambda config: loaded.append(config))
     monkeypatch.setattr(run, "listen", lambda engine, config, sockets: None)
-    return loaded
+    yield loaded
+    logging.getLogger("specstream").setLevel(level)
 
 
 def test_options_go_over_the_file(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
@@ -34,10 +38,54 @@ def test_options_go_over_the_file(tmp_path: Path, nothing_is_loaded: list[Any]) 
     assert (config.model_name, config.port, config.max_rows) == ("b", 0, 5)
 
 
+def test_every_setting_that_is_often_changed_has_an_option(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    options = "--dtype float32 --device cpu --runtime eager --max-tokens 7 --max-context 99 --max-queue 0 --port 0"
+    words = [*options.split(), "--model", "a/b", "--served-model-name", "mine", "--api-key-file", str(key)]
+    assert fails(*words, "--log-level", "warning") == 0
+    (config,) = nothing_is_loaded
+    assert (config.dtype, config.device, config.runtime) == ("float32", "cpu", "eager")
+    assert (config.max_tokens, config.max_context, config.max_queue) == (7, 99, 0)
+    assert (config.model_name, config.source, config.log_level) == ("mine", "a/b", "warning")
+    assert config.api_key.get_secret_value() == "secret"
+
+
+def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text("model_name: a\nmodel_path: /there\nport: 0\n")
+    assert fails("--config", str(file), "--model", "b") == 0
+    assert fails("--config", str(file), "--served-model-name", "c") == 0
+    assert nothing_is_loaded[1].model_fields_set == {"model_name", "model_path", "port"}
+    assert [(each.model_name, each.source) for each in nothing_is_loaded] == [("b", "b"), ("c", "/there")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "api_key_file '{file}' cannot be read (No such file or directory); give a file with the key in it"),
+        (b"", "api_key is ''; give a value that is not empty, or leave it out"),
+        (b"a b\n", "api_key has white space"),
+        (b"\xff", "api_key_file '{file}' cannot be read (it is no text); give a file with the key in it"),
+    ],
+)
+def test_a_file_without_a_key_is_refused(
+    content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_is_loaded: list[Any]
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    assert fails("--api-key-file", str(file)) == 2
+    assert capsys.readouterr().err.startswith("error: " + words.format(file=file))
+    assert nothing_is_loaded == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--", "-tp", "2"], "vllm_args are '-tp 2' and the engine is local; give engine: vllm"),
+        (["--served-model-name", ""], "model_name is ''; give a value that is not empty, or leave it out"),
+        (["--log-level", "loud"], "log_level is 'loud'; give a value that is 'debug', 'info', 'warning' or 'error'"),
         (["--engine", "other"], "engine is 'other'; give a value that is 'local' or 'vllm'"),
         (["--host", "no.such.host.invalid"], "host is 'no.such.host.invalid', which has no address"),
         (["--config", "nowhere.yaml"], "config 'nowhere.yaml' cannot be read"),
