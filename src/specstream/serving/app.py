@@ -6,18 +6,20 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from specstream.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
+from specstream.serving.access import Access
 from specstream.serving.answers import Shape, usage
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
@@ -67,6 +69,15 @@ class Server:
             refused=self.meters.refused,
             failed=self._refuse,
         )
+        if self.config.cors_origins:  # before the key is asked for: a browser asks first without it
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=self.config.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        app.add_middleware(Access)
         app.add_exception_handler(RequestValidationError, self._malformed)  # type: ignore[arg-type]
         kinds: list[type[Exception]] = [HTTPException, *_KINDS]
         for kind in kinds:
@@ -143,7 +154,7 @@ class Server:
         answers = Answers(self.scheduler, jobs)
         if body.stream:
             include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-            return _EventStream(self._stream(shape, answers, include_usage, clamped), answers)
+            return _EventStream(self._stream(shape, answers, include_usage, clamped, request), answers)
         return await self._whole(shape, answers, request, clamped)
 
     async def _whole(self, shape: Shape, answers: Answers, request: Request, clamped: dict[str, Any]) -> Response:
@@ -155,7 +166,7 @@ class Server:
             if not collecting.done():
                 return Response(status_code=CLIENT_GONE)
             texts, chances = collecting.result()
-            self._report(shape, answers.jobs)
+            request.state.note = _note(shape, answers.jobs)
             # Apart from the event loop: thousands of chances take a while to say.
             whole = await asyncio.to_thread(shape.whole, texts, chances, answers.jobs)
             return JsonResponse({**whole, **clamped})
@@ -165,7 +176,7 @@ class Server:
             answers.cancel()
 
     async def _stream(
-        self, shape: Shape, answers: Answers, include_usage: bool, clamped: dict[str, Any]
+        self, shape: Shape, answers: Answers, include_usage: bool, clamped: dict[str, Any], request: Request
     ) -> AsyncIterator[bytes]:
         """Server-sent events, as tokens are accepted."""
         more: dict[str, Any] = {"usage": None} if include_usage else {}
@@ -186,21 +197,12 @@ class Server:
                     yield _event(shape.chunk(index, None, None, answers.jobs[index].outcome, **more, **last))
             if include_usage:
                 yield _event(shape.envelope([], usage=usage(answers.jobs)))
-            self._report(shape, answers.jobs)
+            request.state.note = _note(shape, answers.jobs)
             yield b"data: [DONE]\n\n"
         except Exception as error:  # the head of the response has been sent: it can only be told in the stream
             yield b"data: " + self._refuse(error).body + b"\n\n"
         finally:
             answers.cancel()
-
-    def _report(self, shape: Shape, jobs: list[Job] | Any) -> None:
-        counts = usage(jobs)
-        seconds = time.monotonic() - min(job.arrived for job in jobs)
-        _log.info(
-            "%s: %d tokens of a prompt, %d of answers, %.2f s, %s",
-            *(shape.id, counts["prompt_tokens"], counts["completion_tokens"], seconds),
-            ", ".join(job.outcome for job in jobs),
-        )
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         return self._refuse(error)
@@ -228,6 +230,13 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     MissingPackageError: (501, "server_error", "not_installed"),
 }
 """Errors whose message is for whoever asked: status, type and code."""
+
+
+def _note(shape: Shape, jobs: Sequence[Job]) -> str:
+    """What the log says of an answer."""
+    counts = usage(jobs)
+    ends = ", ".join(job.outcome for job in jobs)
+    return f"{shape.id}: {counts['prompt_tokens']} tokens of a prompt, {counts['completion_tokens']} of answers, {ends}"
 
 
 def _refusal(error: BaseException) -> Response:

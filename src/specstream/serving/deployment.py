@@ -52,6 +52,7 @@ class DeploymentConfig(BaseModel):
         max_body_bytes: of a request.
         request_seconds: an answer that takes longer, its wait included, is given up (504).
         grace_seconds: how long a server that is told to stop goes on with what it has begun.
+        cors_origins: whose pages a browser lets ask this server, such as ``https://example.org``; ``*`` is everyone's.
         log_level: of what is logged, the least; ``warning`` leaves out the line that each request gets.
         log_prompts: whether prompts go into the log.
         vllm_path: the ``vllm`` command; None for the one on the PATH.
@@ -87,6 +88,7 @@ class DeploymentConfig(BaseModel):
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     request_seconds: float = Field(default=300.0, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0)
+    cors_origins: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_prompts: bool = False
     vllm_path: str | None = None
@@ -98,6 +100,22 @@ class DeploymentConfig(BaseModel):
         if isinstance(value, str):
             return shlex.split(value)
         return [str(word) for word in value] if isinstance(value, (list, tuple)) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: Any) -> Any:
+        return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_sent(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/*?#\s]+", origin):
+                raise ValueError(
+                    f"cors_origins has {origin!r}, which no browser sends; give scheme and host, such as "
+                    "https://a.example"
+                )
+        return origins
 
     @field_validator("*", mode="before")
     @classmethod

@@ -60,6 +60,8 @@ def plan(config: DeploymentConfig) -> Launch:
         command += ["--max-num-seqs", str(config.max_rows)]
     if config.max_context is not None:
         command += ["--max-model-len", str(config.max_context)]
+    if config.cors_origins:
+        command += ["--allowed-origins", json.dumps(config.cors_origins)]
     if config.log_prompts:
         command.append("--enable-log-requests")
     drafts = speculation(config)

@@ -111,6 +111,18 @@ def test_an_unknown_variable_is_refused() -> None:
     DeploymentConfig.read(None, {"SPECSTREAM_CPU": "x86-64-v3", "SPECSTREAM_NO_SELFTEST_CACHE": "1"})
 
 
+@pytest.mark.parametrize("given", ["https://a.example, http://b:80", ["https://a.example", "http://b:80"]])
+def test_origins_are_a_list_or_words(given: object) -> None:
+    assert DeploymentConfig.read(None, {}, cors_origins=given).cors_origins == ("https://a.example", "http://b:80")
+    assert DeploymentConfig.read(None, {"SPECSTREAM_CORS_ORIGINS": "*"}).cors_origins == ("*",)
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a.example/page", "https://*.a"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(UsageError, match=r"cors_origins has '.*', which no browser sends; give .* such as https://a"):
+        DeploymentConfig.read(None, {}, cors_origins=[origin])
+
+
 @pytest.mark.parametrize("given", ["-tp 2 --seed '7'", ["-tp", 2, "--seed", 7]])
 def test_arguments_for_vllm_are_words(given: object) -> None:
     assert DeploymentConfig.read(None, {}, vllm_args=given).vllm_args == ("-tp", "2", "--seed", "7")
