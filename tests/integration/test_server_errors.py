@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from specstream.serving import description
 from tests.integration.served import NAME, PATIENCE, Served, serving, tiny_engine
 
 TEXT: dict[str, Any] = {"model": NAME, "prompt": "the cat", "max_tokens": 1}
@@ -127,3 +128,61 @@ class TestAdviceIsForClients:
     def test_of_an_empty_chat(self, served: Served) -> None:
         for stop in ("", [""], []):
             assert send(served, {**TEXT, "stop": stop}).status_code == 200
+
+
+class TestOversizedPrompts:
+    def test_one_of_too_many_bytes_is_refused_before_it_is_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with serving(max_context=50) as small:
+            gateway = small.server.gateway
+            longest = max(len(token.encode()) for token in gateway.tokenizer.get_vocab())
+            monkeypatch.setattr("specstream.serving.gateway.encode", lambda *given: pytest.fail("it was encoded"))
+            huge = "a" * (50 * longest + 1)
+            for body, path in (
+                ({**TEXT, "prompt": huge}, "completions"),
+                ({**TEXT, "prompt": ["a", huge]}, "completions"),
+                ({**CHAT, "messages": [{"role": "user", "content": huge}]}, "chat/completions"),
+                ({**CHAT, "messages": [{"role": "user", "content": huge[: len(huge) // 3]}] * 4}, "chat/completions"),
+            ):
+                answer = send(small, body, path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+                assert "bytes" in answer.json()["error"]["message"]
+
+    def test_one_that_may_fit_is_encoded(self) -> None:
+        with serving(max_context=50) as small:
+            longest = max(small.server.gateway.tokenizer.get_vocab(), key=len)
+            answer = send(small, {**TEXT, "prompt": longest * 40})
+            assert answer.status_code == 200 or "tokens" in answer.json()["error"]["message"]
+
+
+class TestDescription:
+    def test_it_tells_the_answers_that_there_are(self, served: Served) -> None:
+        document = httpx.get(f"{served.url}/openapi.json").json()
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            answers = document["paths"][path]["post"]["responses"]
+            assert {"200", "400", "401", "404", "413", "429", "500", "503", "504"} <= set(answers)
+            assert "422" not in answers, "a malformed body gets 400"
+        assert "503" in document["paths"]["/ready"]["get"]["responses"]
+        assert "404" in document["paths"]["/v1/models/{name}"]["get"]["responses"]
+
+    def test_what_is_answered_is_as_described(self, served: Served) -> None:
+        document = httpx.get(f"{served.url}/openapi.json").json()
+
+        def check(answer: httpx.Response, method: str, path: str) -> None:
+            content = document["paths"][path][method]["responses"][str(answer.status_code)]["content"]
+            name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            getattr(description, name).model_validate_json(answer.content)  # it forbids other fields
+
+        for more in ({}, {"logprobs": 2}, {"n": 2, "max_tokens": 10**6}, {"temperature": 9}, {"model": "other"}):
+            check(send(served, {**TEXT, **more}), "post", "/v1/completions")
+        for more in ({}, {"logprobs": True, "top_logprobs": 2}, {"tools": [1]}):
+            check(send(served, {**CHAT, **more}, "chat/completions"), "post", "/v1/chat/completions")
+        for path in ("/v1/models", "/health", "/ready"):
+            check(httpx.get(f"{served.url}{path}"), "get", path)
+
+    def test_it_forbids_what_is_never_sent(self, served: Served) -> None:
+        """A description that allows anything describes nothing."""
+        document = httpx.get(f"{served.url}/openapi.json").json()
+        for name in ("Completion", "ChatCompletion", "Failure"):
+            schema = document["components"]["schemas"][name]
+            assert schema["required"]
+            assert schema["additionalProperties"] is False

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from specstream.engine import SpeculativeEngine
@@ -23,6 +23,7 @@ from specstream.serving.access import Access
 from specstream.serving.answers import Shape, usage
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.guard import Guard, JsonResponse, refusal
 from specstream.serving.meters import Meters
@@ -82,14 +83,18 @@ class Server:
         kinds: list[type[Exception]] = [HTTPException, *_KINDS]
         for kind in kinds:
             app.add_exception_handler(kind, self._failed)
-        app.post("/v1/chat/completions", response_model=None)(self.chat)
-        app.post("/v1/completions", response_model=None)(self.complete)
-        app.get("/v1/models", response_model=None)(self.models)
-        app.get("/v1/models/{name:path}", response_model=None)(self.model)
-        app.get("/health", response_model=None)(self.health)
-        app.get("/ready", response_model=None)(self.ready)
-        app.get("/metrics", response_model=None)(self.metrics)
+        self._add_routes(app)
         return app
+
+    def _add_routes(self, app: FastAPI) -> None:
+        chat, text = generated(ChatCompletion), generated(Completion)
+        app.post("/v1/chat/completions", response_model=None, responses=chat)(self.chat)
+        app.post("/v1/completions", response_model=None, responses=text)(self.complete)
+        app.get("/v1/models", response_model=None, responses=answered(Cards, [401]))(self.models)
+        app.get("/v1/models/{name:path}", response_model=None, responses=answered(Card, [401, 404]))(self.model)
+        app.get("/health", response_model=None, responses=well())(self.health)
+        app.get("/ready", response_model=None, responses=well())(self.ready)
+        app.get("/metrics", response_model=None, response_class=PlainTextResponse)(self.metrics)
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:

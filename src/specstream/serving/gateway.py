@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,7 @@ class Gateway:
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
         self._most_answers = min(config.max_choices, config.max_rows + config.max_queue)
         limits = (config.max_context, engine.target.context_length)
+        self._longest = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
         self.context = min((limit for limit in limits if limit is not None), default=None)
 
     def answers(self, body: ChatBody | CompletionBody) -> int:
@@ -65,6 +66,8 @@ class Gateway:
         Raises:
             UsageError: a prompt that is empty or too long, a token that is none.
         """
+        for size in _sizes(body):
+            self._check_size(size)
         found = [self._chat(body)] if isinstance(body, ChatBody) else [self._tokens(each) for each in body.prompts]
         for tokens in found:
             if self.context is not None and len(tokens) >= self.context:
@@ -100,6 +103,14 @@ class Gateway:
                     )
                 )
         return jobs
+
+    def _check_size(self, size: int) -> None:
+        """Refuse a text that no tokens of the vocabulary make short enough, before it is encoded."""
+        if self.context is not None and size > self.context * self._longest:
+            raise ContextError(
+                f"the prompt has {size} bytes, and {self.context} tokens, which have to hold it and its answer, "
+                f"hold {self.context * self._longest} at most; shorten it"
+            )
 
     def clamped(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]]) -> dict[str, Any]:
         """What an answer says where a request asked for more tokens than there is room for; else nothing."""
@@ -180,6 +191,18 @@ class Answers:
         """Let go of what is not done."""
         if unfinished := [job for job in self.jobs if not job.outcome]:
             self._scheduler.cancel(unfinished)
+
+
+def _sizes(body: ChatBody | CompletionBody) -> Iterator[int]:
+    """Bytes of each prompt that is a text."""
+    if isinstance(body, ChatBody):
+        yield sum(_bytes(turn.text) for turn in body.messages)
+        return
+    yield from (_bytes(prompt) for prompt in body.prompts if isinstance(prompt, str))
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def _sampling(body: Body) -> dict[str, Any]:
