@@ -103,6 +103,27 @@ class TestAfterAnError:
             assert (answer.status, answer.getheader("connection")) == (408, "close")
             answer.read()
 
+    @pytest.mark.parametrize("size", [10, 2000], ids=["of a body that is read", "of one that was refused"])
+    def test_a_body_that_is_no_http_is_one_line_of_the_log(self, size: int, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO), serving(max_body_bytes=1000) as served, connected(served) as connection:
+            connection.putrequest("POST", "/v1/completions")
+            connection.putheader("transfer-encoding", "chunked")
+            connection.endheaders(b"%x\r\n%s\r\n" % (size, b"a" * size))
+            if size == 2000:
+                answer = connection.getresponse()
+                assert (answer.status, json.loads(answer.read())["error"]["code"]) == (413, "body_too_large")
+            assert connection.sock is not None
+            connection.sock.sendall(b"ZZZ\r\n")
+            if size == 10:
+                answer = http.client.HTTPResponse(connection.sock)
+                answer.begin()
+                assert (answer.status, answer.getheader("connection")) == (400, "close")
+                assert json.loads(answer.read())["error"]["code"] == "invalid_http"
+            assert ended(connection.sock)
+            assert eventually(lambda: len(served.web.server_state.tasks) == 0)
+        assert caplog.text.count("127.0.0.1 sent what is not HTTP") == 1
+        assert "Traceback" not in caplog.text
+
     def test_who_goes_away_in_the_middle_of_a_body_is_not_answered(self) -> None:
         with serving() as served:
             with connected(served) as connection:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -100,6 +101,17 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """In our words; uvicorn's own fail where the body of a request that is answered already is no HTTP."""
+        _log.info("%s sent what is not HTTP", self.client[0] if self.client else "-")
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self.limits.refused(400)
+            answer = refusal(400, "the request is not valid HTTP", code="invalid_http", headers={"connection": "close"})
+            head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+            for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._head, self._stuck):

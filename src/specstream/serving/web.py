@@ -54,7 +54,7 @@ class Web(uvicorn.Server):
                 backlog=backlog(),
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 log_config=None,  # its messages go where ours go
-                log_level="warning",
+                log_level="error",  # its warnings are of what clients send, and advise to install packages
                 access_log=False,
                 ws="none",
                 timeout_graceful_shutdown=math.ceil(self._grace + LAST_PASS_SECONDS) + FAREWELL_SECONDS,
