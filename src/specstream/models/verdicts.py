@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from specstream.environment import level, processor
+from specstream.environment import is_on, level, processor
 from specstream.files import user_cache, write_whole
 from specstream.models import native
 from specstream.models.code import code_of
@@ -103,7 +103,7 @@ def cache_folder() -> Path:
 
 def switched_off() -> bool:
     """Whether ``SPECSTREAM_NO_SELFTEST_CACHE`` is set."""
-    return os.environ.get(SWITCH, "") not in ("", "0")
+    return is_on(SWITCH)
 
 
 def _kernels(runtime: str) -> str:
