@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
-from specstream.core.ports import Drafter, DraftRequest, Offer, Target
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import RowStats, Timings
@@ -132,6 +133,7 @@ class Batch:
         stopping: when a row is finished.
         speculation: bounds of the trees and the acceptance rule.
         timings: added to in place.
+        session: one that has read the rows' prompts; None to read them now.
     """
 
     def __init__(
@@ -139,6 +141,8 @@ class Batch:
         target: Target,
         drafter: Drafter,
         rows: Sequence[Row],
+        *,
+        session: TargetSession | None = None,
         **rules: Unpack[Rules],
     ) -> None:
         started = time.perf_counter()
@@ -146,7 +150,7 @@ class Batch:
         for row in rows:
             row.sampling, row.stopping = rules["sampling"], rules["stopping"]
         self._context_length = target.context_length
-        self._session = target.begin([row.tokens[:-1] for row in rows])
+        self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
         self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
         self.closed = False
@@ -206,6 +210,25 @@ class Batch:
         self.timings.score += between(proposed, scored)
         self.timings.decode += time.perf_counter() - start.seconds
         return rounds
+
+
+class Reading:
+    """A batch to be, whose prompts are read a chunk at a time, between the rounds of others.
+
+    The arguments are ``Batch``'s. If ``step`` raises, it is of no use any more.
+    """
+
+    def __init__(self, target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> None:
+        self._timings = rules["timings"]
+        self._session = target.begin_reading([row.tokens[:-1] for row in rows])
+        self._batch = partial(Batch, target, drafter, rows, session=self._session, **rules)
+
+    def step(self, most: int) -> Batch | None:
+        """Read up to ``most`` tokens on; the batch, when all is read."""
+        started = time.perf_counter()
+        left = self._session.read(most)
+        self._timings.prefill += time.perf_counter() - started
+        return None if left else self._batch()
 
 
 def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> Iterator[list[Round]]:

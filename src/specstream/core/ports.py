@@ -37,6 +37,13 @@ class TargetSession(Protocol):
     nodes of all rows together, not by those of the largest tree for every row, may say so: ``packs = True``.
     """
 
+    def read(self, most: int) -> bool:
+        """Read on in the prompts of a session from ``begin_reading``: one pass of up to ``most`` tokens.
+
+        Returns:
+            Whether something is left; until then nothing can be scored.
+        """
+
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         """Logits ``[rows, width, vocab]`` after every node of every row's tree, in one forward pass.
 
@@ -118,6 +125,9 @@ class Target(Protocol):
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """Start a batch whose rows have these tokens committed (a prefix may be empty)."""
+
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
+        """The same, where ``TargetSession.read`` reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,11 @@ class HuggingFaceTarget:
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness)
 
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+        """See ``Target.begin_reading``."""
+        self.prepare()
+        return HuggingFaceSession(self, prefixes, self.exactness, unread=True)
+
     def begin_beside(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """The same, with a copy of what a session over these prefixes holds, if that runs this very model.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ class HuggingFaceSession:
         exactness: Exactness | None,
         *,
         masked: bool = False,
+        unread: bool = False,
     ) -> None:
         self._target = target
         self._exactness = exactness
@@ -50,8 +52,14 @@ class HuggingFaceSession:
             None  # trees, as far as which layer, what is there
         )
         self.cache = target.cache(prefixes)
-        for row, prefix in enumerate(prefixes):
-            self._prefill(row, prefix)
+        # Row by row, so that a row's keys and values do not depend on its neighbours.
+        self._unread = deque(
+            (row, prefix[start : start + PREFILL_CHUNK])
+            for row, prefix in enumerate(prefixes)
+            for start in range(0, len(prefix), PREFILL_CHUNK)
+        )
+        while not unread and self.read(PREFILL_CHUNK):
+            pass
 
     @torch.inference_mode()
     def fork(self, rows: int, length: int, capacity: int) -> HuggingFaceSession:
@@ -84,6 +92,21 @@ class HuggingFaceSession:
         self._bits[row] = self._bits[row] and all(self._branches_agree(*shape) for shape in self._branched[row])
         self._branched[row].clear()
         return "bits" if self._bits[row] else "rounding"
+
+    @torch.inference_mode()
+    def read(self, most: int) -> bool:
+        if not self._unread:
+            return False
+        row, tokens = self._unread.popleft()
+        if rest := tokens[most:]:
+            self._unread.appendleft((row, rest))
+            self._bits[row] = False  # plain decoding reads this in one pass: a narrower one may run other kernels
+        chunk = TokenTree.chain(tokens[:most])
+        self.cache.plan(len(chunk), self.device, row)
+        layout = self._layout([chunk], len(chunk), row)
+        self._target.forward(self.cache, torch.tensor([chunk.tokens], device=self.device), layout, last_only=True)
+        self.cache.lengths[row] += len(chunk)
+        return bool(self._unread)
 
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
@@ -225,17 +248,6 @@ class HuggingFaceSession:
         self.cache.join(other.cache)
         self._bits.extend(other._bits)
         self._branched.extend(other._branched)
-
-    @torch.inference_mode()
-    def _prefill(self, row: int, prefix: Sequence[int]) -> None:
-        """Row by row, so that a row's keys and values do not depend on its neighbours."""
-        device = self._target.model.device
-        for start in range(0, len(prefix), PREFILL_CHUNK):
-            chunk = TokenTree.chain(prefix[start : start + PREFILL_CHUNK])
-            self.cache.plan(len(chunk), device, row)
-            layout = self._layout([chunk], len(chunk), row)
-            self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
-            self.cache.lengths[row] += len(chunk)
 
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from specstream.core.decode import Row
-from specstream.serving.scheduler import Job, TokenChance
+from specstream.serving.jobs import Job, TokenChance
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""

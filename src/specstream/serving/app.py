@@ -22,8 +22,9 @@ from specstream.serving.answers import Shape, usage
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.guard import Guard, JsonResponse, refusal
+from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.meters import Meters
-from specstream.serving.scheduler import Job, LateError, Piece, QueueFullError, Scheduler, StoppingError, TokenChance
+from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 from specstream.serving.schema import ChatBody, CompletionBody
 
 _log = logging.getLogger("specstream.serving")
@@ -49,7 +50,11 @@ class Server:
         self.config, self.meters = config, Meters()
         self.gateway = Gateway(engine, config)
         self.scheduler = Scheduler(
-            engine.parts, max_rows=config.max_rows, max_queue=config.max_queue, finished=self.meters.finished
+            engine.parts,
+            max_rows=config.max_rows,
+            max_queue=config.max_queue,
+            chunk=config.prefill_chunk_tokens,
+            finished=self.meters.finished,
         )
         self.meters.watch(self.scheduler)
         self._lossless = engine.config.acceptance_threshold is None

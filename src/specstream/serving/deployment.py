@@ -38,6 +38,8 @@ class DeploymentConfig(BaseModel):
         api_key: what clients must send as their bearer token; None lets everyone in.
         max_rows: answers that are decoded side by side.
         max_queue: answers that may wait for a place; more are told to come again (429).
+        prefill_chunk_tokens: tokens of a prompt that are read between two rounds of the answers beside it. Answers to
+            prompts that are longer than fewer than 512 are exact up to rounding: narrower passes run other kernels.
         max_context: most tokens of a prompt and its answer; None for what the model holds.
         max_choices: most answers to one request (``n``, and prompts of a completion).
         max_body_bytes: of a request.
@@ -69,6 +71,7 @@ class DeploymentConfig(BaseModel):
     api_key: SecretStr | None = None
     max_rows: int = Field(default=8, ge=1)
     max_queue: int = Field(default=64, ge=0)
+    prefill_chunk_tokens: int = Field(default=512, ge=1, le=512)
     max_context: int | None = Field(default=None, ge=2)
     max_choices: int = Field(default=8, ge=1)
     max_body_bytes: int = Field(default=1_000_000, ge=1)

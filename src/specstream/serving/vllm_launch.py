@@ -19,7 +19,15 @@ from specstream.parts import SELF
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.vllm_export import DEPTH
 
-OURS_ALONE = ("device", "runtime", "max_queue", "max_choices", "max_body_bytes", "request_seconds")
+OURS_ALONE = (
+    "device",
+    "runtime",
+    "max_queue",
+    "max_choices",
+    "max_body_bytes",
+    "request_seconds",
+    "prefill_chunk_tokens",
+)
 """Settings that vLLM has no counterpart of."""
 
 _PARALLEL = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,22 +13,13 @@ from specstream.core.controller import Controller
 from specstream.core.speculation import Speculation
 from specstream.drafters.lookup import LookupDrafter
 from specstream.generation import Parts
-from specstream.serving.scheduler import (
-    Done,
-    Event,
-    Failed,
-    FairQueue,
-    Job,
-    LateError,
-    Piece,
-    QueueFullError,
-    Scheduler,
-    StoppingError,
-)
+from specstream.serving.jobs import Done, Event, Failed, FairQueue, Job, LateError, Piece
+from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 from tests.lossless.table_model import TableModel, TableSession
 
 MODEL = TableModel.random(11, vocab=5, memory=3)
 PATIENCE = 60.0
+CHUNK = 4
 
 
 class Letters:
@@ -48,15 +40,20 @@ class Gate:
         self.unreadable: set[int] = set()
         self.asked_to_read, self.reading = threading.Event(), threading.Event()
         self.reading.set()
+        self.read = 0  # chunks of prompts
 
-    def begin(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
-        if any(self.unreadable.intersection(prefix) for prefix in prefixes):
-            raise RuntimeError("this prompt cannot be read")
-        self.asked_to_read.set()
-        assert self.reading.wait(PATIENCE)
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
         gate = self
 
         class Session(TableSession):
+            def read(self, most: int) -> bool:
+                if any(gate.unreadable.intersection(prefix) for prefix in prefixes):
+                    raise RuntimeError("this prompt cannot be read")
+                gate.asked_to_read.set()
+                assert gate.reading.wait(PATIENCE)
+                gate.read += 1
+                return super().read(most)
+
             def score(self, trees: Any) -> Any:
                 assert gate.passes.acquire(timeout=PATIENCE)
                 if gate.failing is not None:
@@ -64,7 +61,9 @@ class Gate:
                     raise error
                 return super().score(trees)
 
-        return Session(MODEL, prefixes)
+        session = Session(MODEL, [[] for _ in prefixes])
+        session.unread = [list(prefix) for prefix in prefixes]
+        return session
 
 
 class Asker:
@@ -106,7 +105,7 @@ def scheduling(gate: Gate, max_rows: int = 2, max_queue: int = 8) -> Iterator[tu
         speculation=Speculation(max_depth=3, controller=Controller()),
     )
     finished: list[Job] = []
-    scheduler = Scheduler(parts, max_rows=max_rows, max_queue=max_queue, finished=finished.append)
+    scheduler = Scheduler(parts, max_rows=max_rows, max_queue=max_queue, chunk=CHUNK, finished=finished.append)
     scheduler.start()
     try:
         yield scheduler, finished
@@ -252,6 +251,106 @@ def test_a_deadline_ends_what_waits_and_what_runs() -> None:
         end = late.end()
         assert isinstance(end, Failed)
         assert isinstance(end.error, LateError)
+
+
+def late(asker: Asker) -> str:
+    end = asker.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, LateError)
+    return str(end.error)
+
+
+def test_a_long_prompt_is_read_between_the_rounds_of_others() -> None:
+    gate, long = Gate(), [0, 1, 2, 3] * 6
+    with scheduling(gate) as (scheduler, _):
+        running, newcomer = Asker([0, 1], length=200), Asker(long)
+        scheduler.submit([running.job])
+        wait_for(lambda: scheduler.running == 1)
+        gate.read = 0
+        scheduler.submit([newcomer.job])
+        for done in range(1, 6):  # its row waits for a pass before each chunk
+            gate.passes.release(1)
+            wait_for(lambda: len(running.events) >= done)  # noqa: B023
+            assert gate.read <= done
+            assert newcomer.job.read is None
+        gate.passes.release(1000)
+        assert newcomer.text() == expected(long)
+        assert running.text() == expected([0, 1], 200)
+        assert gate.read == 6
+
+
+def test_who_waits_hears_at_its_deadline_while_a_pass_runs() -> None:
+    gate = Gate()
+    with scheduling(gate, max_rows=1) as (scheduler, finished):
+        running = Asker([0, 1], length=50)
+        scheduler.submit([running.job])
+        wait_for(lambda: scheduler.running == 1)
+        waiting = Asker([1, 1], deadline=time.monotonic() + 0.2)
+        scheduler.submit([waiting.job])
+        message = late(waiting)  # and no pass has ended
+        assert "0.0 s reading the prompt, 0.0 s writing; try again later" in message
+        assert scheduler.waiting == 0
+        assert [job.outcome for job in finished] == ["late"]
+        gate.passes.release(1000)
+        assert running.text() == expected([0, 1], 50)
+
+
+def test_a_prompt_whose_time_is_up_is_read_no_further() -> None:
+    gate = Gate()
+    gate.reading.clear()
+    with scheduling(gate) as (scheduler, finished):
+        asker, next_one = Asker([0, 1, 2, 3] * 9, deadline=time.monotonic() + 0.2), Asker([1, 1])
+        scheduler.submit([asker.job, next_one.job])
+        assert "0.0 s writing; send a shorter prompt" in late(asker)  # its first chunk is still being read
+        gate.reading.set()
+        gate.passes.release(1000)
+        assert next_one.text() == expected([1, 1])
+        assert gate.read == 2, "one chunk of each"
+        wait_for(lambda: len(finished) == 2)
+        assert [job.outcome for job in finished] == ["late", "length"]
+
+
+def test_who_writes_hears_at_its_deadline_while_a_pass_runs() -> None:
+    gate = Gate()
+    with scheduling(gate) as (scheduler, finished):
+        asker = Asker([0, 1], length=50, deadline=time.monotonic() + 0.3)
+        scheduler.submit([asker.job])
+        assert "writing; ask for fewer tokens" in late(asker)
+        assert finished == [], "its row is in a pass"
+        gate.passes.release(1)
+        wait_for(lambda: finished == [asker.job])
+        assert asker.job.outcome == "late"
+        assert scheduler.running == 0
+
+
+def test_who_leaves_while_its_prompt_is_read_has_no_more_of_it_read() -> None:
+    gate = Gate()
+    gate.reading.clear()
+    with scheduling(gate) as (scheduler, finished):
+        asker, next_one = Asker([0, 1, 2, 3] * 9), Asker([1, 1])
+        scheduler.submit([asker.job, next_one.job])
+        assert gate.asked_to_read.wait(PATIENCE)
+        scheduler.cancel([asker.job])
+        gate.reading.set()
+        gate.passes.release(1000)
+        assert next_one.text() == expected([1, 1])
+        assert gate.read == 2
+        wait_for(lambda: len(finished) == 2)
+        assert [job.outcome for job in finished] == ["cancelled", "length"]
+        assert asker.events == []
+
+
+def test_the_place_of_one_who_left_the_queue_is_free_at_once() -> None:
+    gate = Gate()
+    with scheduling(gate, max_rows=1, max_queue=1) as (scheduler, _):
+        scheduler.submit([Asker([0, 1]).job])
+        wait_for(lambda: scheduler.running == 1)
+        waiting, another = Asker([1, 1]), Asker([2, 1])
+        scheduler.submit([waiting.job])
+        scheduler.cancel([waiting.job])
+        scheduler.submit([another.job])  # while the same pass runs
+        gate.passes.release(1000)
+        assert another.text() == expected([2, 1])
 
 
 def test_all_of_a_request_or_none() -> None:

@@ -1,4 +1,4 @@
-"""The mask of an answer under a schema: what the library makes of a schema it cannot follow is never taken for an end."""
+"""The mask of an answer under a schema: a schema that is given up is never taken for a complete answer."""
 
 from __future__ import annotations
 
