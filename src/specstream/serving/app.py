@@ -20,6 +20,7 @@ from specstream.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
 from specstream.serving.answers import Shape, usage
 from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.guard import Guard, JsonResponse, refusal
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
@@ -206,7 +207,7 @@ class Server:
         answer = _refusal(error)
         self.meters.refused(answer.status_code)
         if answer.status_code >= 500 and not isinstance(error, (StoppingError, LateError)):
-            _log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
+            _log.error("a request failed: %s", fault(error))
         return answer
 
 
