@@ -31,7 +31,8 @@ class DeploymentConfig(BaseModel):
         gamma: most tokens drafted per round; None for as many as pay.
         max_tokens: most new tokens of one answer, and how many it gets where the request does not say.
         temperature: of requests that do not say; 0 is greedy.
-        memory_gb: memory that must be free, on the GPU if one is used; the weights must fit into it. None asks nothing.
+        memory_gb: memory that must be free, on the GPU if one is used; the weights, and the cache of ``max_rows``
+            answers of ``max_context`` tokens, must fit into it. None asks nothing.
         gpu_required: refuse to start without a GPU.
         host: where to listen; the default is this machine only.
         port: likewise; 0 takes a free one.
@@ -117,15 +118,11 @@ class DeploymentConfig(BaseModel):
             raise UsageError(_complaint(error)) from None
 
 
-def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
+def check_machine(config: DeploymentConfig) -> None:
     """Refuse what this machine cannot give, before anything is loaded.
 
-    Args:
-        config: what is asked for.
-        shards: into how many parts, on a GPU each, the weights are split; ``memory_gb`` is that of one.
-
     Raises:
-        UsageError: no GPU, too little memory, or a model that is larger than what it may use; with the numbers.
+        UsageError: no GPU, or too little memory; with the numbers.
     """
     import torch
 
@@ -140,12 +137,6 @@ def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
         where = "the GPU" if on_gpu else "this machine"
         raise UsageError(
             f"memory_gb is {config.memory_gb:g} and {where} has {free / GB:.1f} GB free; give less, or free some"
-        )
-    weights = sum(file.stat().st_size for file in Path(config.source).glob("*.safetensors")) / shards
-    if weights > config.memory_gb * GB:
-        raise UsageError(
-            f"memory_gb is {config.memory_gb:g} and the weights in {config.source} take {weights / GB:.1f} GB; "
-            "give more, or a smaller model"
         )
 
 
