@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Reading, Round, Row, Rules, decode, start_rows
+from specstream.core.decode import Round, Row, Rules, decode, start_rows
 from specstream.core.ports import Drafter, Target
+from specstream.core.reading import Reading
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings

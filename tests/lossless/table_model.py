@@ -218,6 +218,9 @@ class Part:
         session.tokens = list(self.tokens)
         return session
 
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> PartSession:
+        return self.begin(prefixes)
+
 
 class PartSession(TableSession):
     tokens: list[int]

@@ -7,17 +7,17 @@ token more, and that token is the next root.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
-from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, read_prompts
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import RowStats, Timings
@@ -152,12 +152,18 @@ class Batch:
         self._context_length = target.context_length
         self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
+        while session is None and self.read(sys.maxsize):
+            pass
         self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
         self.closed = False
         if self._speculation.controller is not None:
             self._speculation.controller.renew()
         self._clock = Clock(self._session)
         self.timings.prefill += time.perf_counter() - started
+
+    def read(self, most: int) -> bool:
+        """Let a drafter with a model of its own read on in the prompts; whether something is left."""
+        return read_prompts(self._drafts, most)
 
     def join(self, newcomers: Batch) -> None:
         """Take in the rows of a batch of the same target and drafter, with sampling and stopping of their own.
@@ -210,25 +216,6 @@ class Batch:
         self.timings.score += between(proposed, scored)
         self.timings.decode += time.perf_counter() - start.seconds
         return rounds
-
-
-class Reading:
-    """A batch to be, whose prompts are read a chunk at a time, between the rounds of others.
-
-    The arguments are ``Batch``'s. If ``step`` raises, it is of no use any more.
-    """
-
-    def __init__(self, target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> None:
-        self._timings = rules["timings"]
-        self._session = target.begin_reading([row.tokens[:-1] for row in rows])
-        self._batch = partial(Batch, target, drafter, rows, session=self._session, **rules)
-
-    def step(self, most: int) -> Batch | None:
-        """Read up to ``most`` tokens on; the batch, when all is read."""
-        started = time.perf_counter()
-        left = self._session.read(most)
-        self._timings.prefill += time.perf_counter() - started
-        return None if left else self._batch()
 
 
 def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> Iterator[list[Round]]:

@@ -212,6 +212,7 @@ class DraftSession(Protocol):
 
     One that has as good an offer in every round may say so with an attribute ``steady = True``: while nothing it offers
     can pay it is asked in some of the rounds only. One that waits for its chance, as a lookup does, is always asked.
+    One that reads the prompts by itself, with a model, has a method ``read`` as ``TargetSession`` has.
     """
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -231,6 +232,12 @@ class DraftSession(Protocol):
 
         From then on both work on this one's target session. The other is of no use afterwards.
         """
+
+
+def read_prompts(session: DraftSession, most: int) -> bool:
+    """Let a drafter that reads prompts read on; whether something is left."""
+    read = getattr(session, "read", None)
+    return False if read is None else bool(read(most))
 
 
 class Drafter(Protocol):

@@ -110,9 +110,9 @@ class HuggingFaceTarget:
         what its own come near to.
         """
         if not isinstance(session, HuggingFaceSession) or session._target.model is not self.model:
-            return self.begin(prefixes)
+            return self.begin_reading(prefixes)
         if self.passes is not None or session.cache.lengths != [len(prefix) for prefix in prefixes]:
-            return self.begin(prefixes)
+            return self.begin_reading(prefixes)
         self.prepare()
         return session.copy(self)
 

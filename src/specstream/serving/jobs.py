@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Reading, Round, Row
+from specstream.core.decode import Round, Row
+from specstream.core.reading import Reading
 from specstream.errors import SpecStreamError
 from specstream.generation import Generation, Parts
 from specstream.text import TextStream

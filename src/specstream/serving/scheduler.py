@@ -17,7 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from specstream.core.decode import Batch, Reading, Row
+from specstream.core.decode import Batch, Row
+from specstream.core.reading import Reading
 from specstream.errors import SpecStreamError
 from specstream.generation import Parts
 from specstream.serving.faults import fault

@@ -11,7 +11,9 @@ import pytest
 from specstream.config import GenerationConfig
 from specstream.core.controller import Controller
 from specstream.core.speculation import Speculation
+from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.mixed import MixedDrafter
 from specstream.generation import Parts
 from specstream.serving.jobs import Done, Event, Failed, FairQueue, Job, LateError, Piece
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
@@ -51,7 +53,7 @@ class Gate:
                     raise RuntimeError("this prompt cannot be read")
                 gate.asked_to_read.set()
                 assert gate.reading.wait(PATIENCE)
-                gate.read += 1
+                gate.read += any(self.unread)
                 return super().read(most)
 
             def score(self, trees: Any) -> Any:
@@ -96,10 +98,12 @@ def expected(prompt: Sequence[int], length: int = 6) -> str:
 
 
 @contextmanager
-def scheduling(gate: Gate, max_rows: int = 2, max_queue: int = 8) -> Iterator[tuple[Scheduler, list[Job]]]:
+def scheduling(
+    gate: Gate, max_rows: int = 2, max_queue: int = 8, drafter: Any = None
+) -> Iterator[tuple[Scheduler, list[Job]]]:
     parts = Parts(
         target=gate,
-        drafter=LookupDrafter(min_ngram=1),
+        drafter=drafter or LookupDrafter(min_ngram=1),
         tokenizer=Letters(),
         eos_token_ids=frozenset(),
         speculation=Speculation(max_depth=3, controller=Controller()),
@@ -422,3 +426,28 @@ def test_chances_are_those_of_the_model_and_no_more_than_are_emitted() -> None:
         assert chance.logprob == pytest.approx(float(shares.max()))
         assert [token for token, _ in chance.top] == shares.topk(2).indices.tolist()
         context.append(chance.token)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_draft_model_reads_long_prompts_in_chunks_too(mixed: bool) -> None:
+    target, draft, long = Gate(), Gate(), [0, 1, 2, 3] * 6
+    own = DraftModelDrafter(draft, gamma=3)
+    with scheduling(target, drafter=MixedDrafter(LookupDrafter(min_ngram=1), own) if mixed else own) as (scheduler, _):
+        draft.passes.release(10_000)
+        running, newcomer = Asker([0, 1], length=400), Asker(long)
+        scheduler.submit([running.job])
+        wait_for(lambda: scheduler.running == 1)
+        target.read = draft.read = 0
+        scheduler.submit([newcomer.job])
+        target.passes.release(2)
+        wait_for(lambda: len(running.events) == 2)
+        assert draft.read == 0, "the target comes first"
+        for done in range(3, 9):
+            target.passes.release(1)
+            wait_for(lambda: len(running.events) >= done)  # noqa: B023
+            assert target.read + draft.read <= done + 1
+        assert newcomer.job.read is None
+        target.passes.release(1000)
+        assert newcomer.text() == expected(long)
+        assert running.text() == expected([0, 1], 400)
+        assert (target.read, draft.read) == (6, 6)
