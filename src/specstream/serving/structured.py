@@ -103,7 +103,7 @@ class JsonMask:
             count = min(len(known), len(allowed))
             allowed[:count] = known[:count]
             if not allowed.any():
-                raise self._lost("no token of the model fits")
+                raise self._lost("no token")
         return scores.masked_fill(~allowed.to(scores.device), -math.inf)
 
     def follow(self) -> Tensor | None:
@@ -123,4 +123,5 @@ class JsonMask:
     def _lost(self, reason: str) -> UsageError:
         """Without the library's own words: they quote the schema and the answer, and errors may be logged."""
         read = self._read - self._prompt_length
-        return UsageError(f"the JSON schema cannot be followed beyond token {read} ({reason}); give a simpler one")
+        where = f"beyond token {read}: llguidance stops with {reason}"
+        return UsageError(f"the JSON schema cannot be followed {where}; give a simpler one")
