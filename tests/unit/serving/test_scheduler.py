@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -451,3 +452,28 @@ def test_a_draft_model_reads_long_prompts_in_chunks_too(mixed: bool) -> None:
         assert newcomer.text() == expected(long)
         assert running.text() == expected([0, 1], 400)
         assert (target.read, draft.read) == (6, 6)
+
+
+def test_in_a_crowd_that_comes_leaves_and_is_late_each_is_told_and_counted_once() -> None:
+    gate, chance = Gate(), random.Random(3)
+    gate.passes.release(1_000_000)
+    prompts = [[chance.randrange(5) for _ in range(chance.randint(1, 40))] for _ in range(150)]
+    with scheduling(gate, max_rows=4, max_queue=200) as (scheduler, finished):
+        askers = []
+        for at, prompt in enumerate(prompts):
+            patience = chance.choice([0.0001, 0.01, 0.1, PATIENCE])
+            askers.append(Asker(prompt, chance.randint(1, 40), f"{at % 7}", deadline=time.monotonic() + patience))
+            scheduler.submit([askers[-1].job])
+            if chance.random() < 0.2:
+                scheduler.cancel([chance.choice(askers).job])
+        wait_for(lambda: len(finished) == len(askers))
+    assert {id(job) for job in finished} == {id(asker.job) for asker in askers}
+    for asker, prompt in zip(askers, prompts, strict=True):
+        ends = [event for event in asker.events if not isinstance(event, Piece)]
+        if asker.job.outcome == "length":
+            assert asker.text() == expected(prompt, asker.job.config.max_new_tokens)
+        elif asker.job.outcome == "late":
+            assert isinstance(ends[0], Failed)
+        else:
+            assert asker.job.outcome == "cancelled"
+    assert {"length", "late", "cancelled"} == {asker.job.outcome for asker in askers}
