@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Batch, Round, Row, Rules, decode, start_rows
+from specstream.core.decode import Round, Row, Rules, decode, start_rows
 from specstream.core.ports import Drafter, Target
+from specstream.core.reading import Reading
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
@@ -89,15 +90,15 @@ class Generation:
         rules = self._rules()
         return decode(self.parts.target, self._drafter(rules["sampling"]), self.rows, **rules)
 
-    def batch(self) -> Batch:
-        """The same to be joined with others: prompts are read now, and rounds are the caller's.
+    def reading(self) -> Reading:
+        """The same to be joined with others: to read the prompts is the caller's, and so are the rounds.
 
         Raises:
             UsageError: a router drafts; rows of one batch have one drafter, and it would choose for each.
         """
         if isinstance(self.parts.drafter, RoutedDrafter):
             raise UsageError("drafter is 'router', which chooses for each prompt; rows that join need one drafter")
-        return Batch(self.parts.target, self.parts.drafter, self.rows, **self._rules())
+        return Reading(self.parts.target, self.parts.drafter, self.rows, **self._rules())
 
     def _rules(self) -> Rules:
         return {

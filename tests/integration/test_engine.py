@@ -259,12 +259,14 @@ def test_the_target_drafts_for_itself_in_fewer_bits(model, tokenizer):
 def test_a_target_that_drafts_for_itself_reads_no_prompt_twice(model, tokenizer, drafter, monkeypatch):
     engine, read = SpeculativeEngine(model, tokenizer, "self:int8", drafter=drafter, adaptive=False), []
     engine.generate(PROMPTS[0], max_new_tokens=2)  # the draft's self-test reads as well
-    prefill = HuggingFaceSession._prefill
-    monkeypatch.setattr(
-        HuggingFaceSession,
-        "_prefill",
-        lambda session, row, prefix: (read.append(session._target), prefill(session, row, prefix)),
-    )
+    read_on = HuggingFaceSession.read
+
+    def noted(session: HuggingFaceSession, most: int) -> bool:
+        if session._unread:
+            read.append(session._target)
+        return read_on(session, most)
+
+    monkeypatch.setattr(HuggingFaceSession, "read", noted)
     results = engine.generate(PROMPTS, max_new_tokens=30)
     assert set(read) == {engine.parts.target}
     for prompt, result in zip(PROMPTS, results, strict=True):

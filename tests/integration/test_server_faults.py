@@ -91,14 +91,14 @@ class TestOutOfMemory:
         with serving(slow=0.02) as slow:
             stream = slow.client().completions.create(model=NAME, prompt=TEXT, max_tokens=60, stream=True)
             text = next(iter(stream)).choices[0].text
-            begin = slow.engine.target.begin
+            begin = slow.engine.target.begin_reading
 
             def full(prefixes: Any) -> Any:
                 raise torch.OutOfMemoryError("out of memory")
 
-            slow.engine.target.begin = full  # type: ignore[method-assign]
+            slow.engine.target.begin_reading = full  # type: ignore[method-assign]
             assert post(slow, max_tokens=5).status_code == 500
-            slow.engine.target.begin = begin  # type: ignore[method-assign]
+            slow.engine.target.begin_reading = begin  # type: ignore[method-assign]
             text += "".join(chunk.choices[0].text for chunk in stream)
             assert text == lone.generate(TEXT, max_new_tokens=60).text
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, read_prompts
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -68,6 +68,9 @@ class PricedSession:
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return self.session.offers(requests)
+
+    def read(self, most: int) -> bool:
+        return read_prompts(self.session, most)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         trees = self.session.propose([replace(each, least=1e-6, prices=(1e-6,) * 15) for each in requests])

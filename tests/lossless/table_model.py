@@ -82,6 +82,11 @@ class TableModel:
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
         return TableSession(self, prefixes)
 
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
+        session = TableSession(self, [[] for _ in prefixes])
+        session.unread = [list(prefix) for prefix in prefixes]
+        return session
+
 
 class TableSession:
     """A batch at work; ``committed`` is what a real model would hold keys and values of."""
@@ -91,12 +96,20 @@ class TableSession:
     def __init__(self, model: TableModel, prefixes: Sequence[Sequence[int]]) -> None:
         self.model = model
         self.committed = [list(prefix) for prefix in prefixes]
+        self.unread: list[list[int]] = []
         self.passes = 0
         self.nodes = 0  # scored in all passes
         self._pending: list[TokenTree] | None = None
         self._begun: list[TokenTree] | None = None
 
+    def read(self, most: int) -> bool:
+        for committed, unread in zip(self.committed, self.unread, strict=False):
+            committed.extend(unread[:most])
+            del unread[:most]
+        return any(self.unread)
+
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        self._require(not any(self.unread), "scored before the prompts were read")
         self._require(self._pending is None, "scored twice without a commit")
         self._require(len(trees) == len(self.committed), f"{len(trees)} trees for {len(self.committed)} rows")
         width = max(len(tree) for tree in trees)
@@ -204,6 +217,9 @@ class Part:
         session = PartSession(self.model, prefixes)
         session.tokens = list(self.tokens)
         return session
+
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> PartSession:
+        return self.begin(prefixes)
 
 
 class PartSession(TableSession):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from specstream.models import native
 from specstream.models.capabilities import Quantization, RuntimeName, capabilities
 from specstream.models.exactness import Exactness
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.session import PREFILL_CHUNK
 from tests.lossless.decoding import Recorded, make_drafter, run
 from tests.lossless.families import FAMILIES, build, prompt
 
@@ -120,6 +122,29 @@ def test_a_quantised_target_keeps_its_own_bits(family: str, bits: Quantization) 
         rows = run(recorded, make_drafter(drafter, family, dtype=torch.bfloat16), PROMPTS[1:2], NEW_TOKENS)
         assert [row.exact for row in rows] == ["bits"]
         assert differences(plain, rows, recorded.logits) == []
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_that_is_read_in_chunks_has_the_bits_of_one_piece_or_the_session_owns_up(
+    family: str, dtype: str, runtime: RuntimeName
+) -> None:
+    target, _ = case(family, dtype, runtime)
+    for length, most in product((1, 2, 130, 700, 900), (1000, PREFILL_CHUNK, 256, 100)):
+        tokens = prompt(length, seed=3)
+        whole, session = target.begin([tokens[:-1]]), target.begin_reading([tokens[:-1]])
+        passes = 1
+        while session.read(most):
+            passes += 1
+        expected, got = _step(whole, tokens[-1]), _step(session, tokens[-1])
+        torch.testing.assert_close(got, expected, rtol=0.1, atol=0.2)
+        if session.exact == "bits":
+            assert torch.equal(got, expected), f"{length} tokens, {most} at a time"
+        if most >= PREFILL_CHUNK:
+            assert session.exact == whole.exact
+        else:
+            assert passes >= (length - 1) / most
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -7,6 +7,7 @@ token more, and that token is the next root.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
-from specstream.core.ports import Drafter, DraftRequest, Offer, Target
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, read_prompts
 from specstream.core.sampling import Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import RowStats, Timings
@@ -132,6 +133,7 @@ class Batch:
         stopping: when a row is finished.
         speculation: bounds of the trees and the acceptance rule.
         timings: added to in place.
+        session: one that has read the rows' prompts; None to read them now.
     """
 
     def __init__(
@@ -139,6 +141,8 @@ class Batch:
         target: Target,
         drafter: Drafter,
         rows: Sequence[Row],
+        *,
+        session: TargetSession | None = None,
         **rules: Unpack[Rules],
     ) -> None:
         started = time.perf_counter()
@@ -147,14 +151,20 @@ class Batch:
             row.sampling, row.stopping = rules["sampling"], rules["stopping"]
         self._context_length = target.context_length
         self._turn: int | None = getattr(target, "rereads_at", None)
-        self._session = target.begin([row.tokens[:-1] for row in rows])
+        self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
+        while session is None and self.read(sys.maxsize):
+            pass
         self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
         self.closed = False
         if self._speculation.controller is not None:
             self._speculation.controller.renew()
         self._clock = Clock(self._session)
         self.timings.prefill += time.perf_counter() - started
+
+    def read(self, most: int) -> bool:
+        """Let a drafter with a model of its own read on in the prompts; whether something is left."""
+        return read_prompts(self._drafts, most)
 
     def join(self, newcomers: Batch) -> None:
         """Take in the rows of a batch of the same target and drafter, with sampling and stopping of their own.

@@ -37,6 +37,13 @@ class TargetSession(Protocol):
     nodes of all rows together, not by those of the largest tree for every row, may say so: ``packs = True``.
     """
 
+    def read(self, most: int) -> bool:
+        """Read on in the prompts of a session from ``begin_reading``: one pass of up to ``most`` tokens.
+
+        Returns:
+            Whether something is left; until then nothing can be scored.
+        """
+
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         """Logits ``[rows, width, vocab]`` after every node of every row's tree, in one forward pass.
 
@@ -123,6 +130,9 @@ class Target(Protocol):
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """Start a batch whose rows have these tokens committed (a prefix may be empty)."""
 
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
+        """The same, where ``TargetSession.read`` reads them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
@@ -206,6 +216,7 @@ class DraftSession(Protocol):
 
     One that has as good an offer in every round may say so with an attribute ``steady = True``: while nothing it offers
     can pay it is asked in some of the rounds only. One that waits for its chance, as a lookup does, is always asked.
+    One that reads the prompts by itself, with a model, has a method ``read`` as ``TargetSession`` has.
     """
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -225,6 +236,12 @@ class DraftSession(Protocol):
 
         From then on both work on this one's target session. The other is of no use afterwards.
         """
+
+
+def read_prompts(session: DraftSession, most: int) -> bool:
+    """Let a drafter that reads prompts read on; whether something is left."""
+    read = getattr(session, "read", None)
+    return False if read is None else bool(read(most))
 
 
 class Drafter(Protocol):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from specstream.core.decode import Round, Row
 from specstream.generation import Generation
 from specstream.text import TextStream
+from specstream.tokens import TokenTexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +68,8 @@ class Side:
         self.generation = generation
         self.pieces: list[Piece] = []
         self.rounds: list[ShownRound] = []
-        self._tokenizer = generation.parts.tokenizer
-        self._stream = TextStream(self._tokenizer)
+        self._texts = TokenTexts(generation.parts.tokenizer)
+        self._stream = TextStream(generation.parts.tokenizer)
         self._passes = generation.rounds()
 
     @property
@@ -110,17 +111,11 @@ class Side:
         return ShownRound(
             number=len(self.rounds) + 1,
             drafter=passed.drafter,
-            labels=tuple(map(self._label, passed.tree.tokens)),
+            labels=tuple(map(self._texts.say, passed.tree.tokens)),
             parents=passed.tree.parents,
             accepted=accepted,
-            own=self._label(own[0]) if own else None,
+            own=self._texts.say(own[0]) if own else None,
         )
-
-    def _label(self, token: int) -> str:
-        """A token's text, or its name in the vocabulary where it is no whole character."""
-        text = str(self._tokenizer.decode([token]))
-        whole = text and "\N{REPLACEMENT CHARACTER}" not in text
-        return text if whole else str(self._tokenizer.convert_ids_to_tokens(token))
 
 
 class Race:

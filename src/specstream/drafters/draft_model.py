@@ -104,7 +104,7 @@ class DraftModelDrafter:
         lengths = [len(prefix) for prefix in prefixes]
         samplings = [sampling.without_processors()] * len(prompts)
         if self._begin_beside is None or session is None:
-            own = self.model.begin(prefixes)
+            own = self.model.begin_reading(prefixes)
         else:
             own = self._begin_beside(session, prefixes)
         return DraftModelSession(self, own, lengths, samplings)
@@ -175,7 +175,12 @@ class DraftModelSession:
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return [self._offers(row, request) for row, request in enumerate(requests)]
 
+    def read(self, most: int) -> bool:
+        return self._session.read(most)
+
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        while self.read(sys.maxsize):  # what nobody has read before
+            pass
         depths = [self._depth(request) for request in requests]
         self._said = []
         if not any(depths):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, read_prompts
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -40,6 +40,9 @@ class MixedSession:
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         self._offered = [session.offers(requests) for session in self._sessions]
         return [[offer for own in offered for offer in own] for offered in zip(*self._offered, strict=True)]
+
+    def read(self, most: int) -> bool:
+        return any([read_prompts(session, most) for session in self._sessions])
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         chosen = [self._whose(row, request) for row, request in enumerate(requests)]

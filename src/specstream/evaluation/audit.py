@@ -30,6 +30,7 @@ from specstream.errors import NumericalError, UsageError
 from specstream.generation import Generation, Parts
 from specstream.results import Totals
 from specstream.text import Prompt, encode
+from specstream.tokens import TokenTexts
 
 CANDIDATES = 16
 """Likeliest tokens of a position whose scores are compared: a token that rounding can choose is among them."""
@@ -324,15 +325,15 @@ class _Findings:
         self.spreads += float(scores[torch.isfinite(scores)].std())
         emitted = row.emitted[position]
         if emitted != int(plain):
-            decode, at = self.parts.tokenizer.decode, row.prompt_length + position
+            texts, at = TokenTexts(self.parts.tokenizer), row.prompt_length + position
             divergence = Divergence(
                 prompt=first + row.index,
                 position=position,
                 emitted=emitted,
-                emitted_text=decode([emitted]),
+                emitted_text=texts.say(emitted),
                 plain=int(plain),
-                plain_text=decode([int(plain)]),
-                before=decode(row.tokens[max(0, at - _CONTEXT) : at]),
+                plain_text=texts.say(int(plain)),
+                before=self.parts.tokenizer.decode(row.tokens[max(0, at - _CONTEXT) : at]),
                 gap=float(best - scores[emitted]),
                 exact=exact,
             )

@@ -167,6 +167,12 @@ class HuggingFaceTarget:
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness)
 
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+        """See ``Target.begin_reading``."""
+        self.refresh()
+        self.prepare()
+        return HuggingFaceSession(self, prefixes, self.exactness, unread=True)
+
     def begin_beside(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """The same, with a copy of what a session over these prefixes holds, if that runs this very model.
 
@@ -174,9 +180,9 @@ class HuggingFaceTarget:
         what its own come near to.
         """
         if not isinstance(session, HuggingFaceSession) or session._target.model is not self.model:
-            return self.begin(prefixes)
+            return self.begin_reading(prefixes)
         if self.passes is not None or session.cache.lengths != [len(prefix) for prefix in prefixes]:
-            return self.begin(prefixes)
+            return self.begin_reading(prefixes)
         self.refresh()
         self.prepare()
         return session.copy(self)

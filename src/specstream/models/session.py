@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ class HuggingFaceSession:
         exactness: Exactness | None,
         *,
         masked: bool = False,
+        unread: bool = False,
     ) -> None:
         self._target, self._revision = target, target.revision
         self._exactness = exactness
@@ -48,6 +50,7 @@ class HuggingFaceSession:
         self._branched: list[set[tuple[int, int, int]]] = [set() for _ in prefixes]
         self._shape = 0, 0  # rows and nodes of the last pass, as they were certified
         self._states: States = {}
+        self._prompts = [len(prefix) + 1 for prefix in prefixes]  # tokens; the last is read with the first tree
         # The texts that are to be read anew behind a length; None for those that are longer already.
         turn = target.rereads_at or 0
         self._texts = [list(prefix) if len(prefix) < turn else None for prefix in prefixes]
@@ -56,8 +59,14 @@ class HuggingFaceSession:
             None  # trees, as far as which layer, what is there
         )
         self.cache = target.cache(prefixes)
-        for row, prefix in enumerate(prefixes):
-            self._prefill(row, prefix)
+        # Row by row, so that a row's keys and values do not depend on its neighbours.
+        self._unread = deque(
+            (row, prefix[start : start + PREFILL_CHUNK])
+            for row, prefix in enumerate(prefixes)
+            for start in range(0, len(prefix), PREFILL_CHUNK)
+        )
+        while not unread and self.read(PREFILL_CHUNK):
+            pass
 
     @torch.inference_mode()
     def fork(self, rows: int, length: int, capacity: int) -> HuggingFaceSession:
@@ -99,6 +108,26 @@ class HuggingFaceSession:
         with self._target.lock:
             self._target.require(self._revision)
             yield
+
+    @torch.inference_mode()
+    def read(self, most: int) -> bool:
+        if not self._unread:
+            return False
+        row, tokens = self._unread.popleft()
+        if rest := tokens[most:]:
+            self._unread.appendleft((row, rest))
+            self._bits[row] = False  # plain decoding reads this in one pass: a narrower one may run other kernels
+        self._read(row, tokens[:most], self._prompts[row])
+        return bool(self._unread)
+
+    def _read(self, row: int, tokens: Sequence[int], prompt: int) -> None:
+        """One pass over tokens of a prompt of ``prompt`` tokens."""
+        chunk = TokenTree.chain(tokens)
+        self.cache.plan(len(chunk), self.device, row)
+        layout = self._layout([chunk], len(chunk), row)
+        with self._passing(), reading_prompt(prompt):
+            self._target.forward(self.cache, torch.tensor([chunk.tokens], device=self.device), layout, last_only=True)
+        self.cache.lengths[row] += len(chunk)
 
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
@@ -256,18 +285,6 @@ class HuggingFaceSession:
         self._branched.extend(other._branched)
         self._texts.extend(other._texts)
 
-    @torch.inference_mode()
-    def _prefill(self, row: int, prefix: Sequence[int]) -> None:
-        """Row by row, so that a row's keys and values do not depend on its neighbours."""
-        device = self._target.model.device
-        for start in range(0, len(prefix), PREFILL_CHUNK):
-            chunk = TokenTree.chain(prefix[start : start + PREFILL_CHUNK])
-            self.cache.plan(len(chunk), device, row)
-            layout = self._layout([chunk], len(chunk), row)
-            with self._passing(), reading_prompt(len(prefix) + 1):
-                self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
-            self.cache.lengths[row] += len(chunk)
-
     def _read_anew(self, trees: Sequence[TokenTree]) -> None:
         """Read the texts again that end where the model changes the rotations of all that it has read."""
         turn = self._target.rereads_at
@@ -278,7 +295,8 @@ class HuggingFaceSession:
             if text is not None and len(text) >= turn:
                 self._texts[row] = None
                 self.cache.rollback([0 if each == row else length for each, length in enumerate(self.cache.lengths)])
-                self._prefill(row, text)
+                for start in range(0, len(text), PREFILL_CHUNK):
+                    self._read(row, text[start : start + PREFILL_CHUNK], len(text) + 1)
 
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""

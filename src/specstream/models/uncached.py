@@ -28,6 +28,8 @@ class UncachedTarget:
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         return UncachedSession(self._target, prefixes)
 
+    begin_reading = begin
+
 
 class UncachedSession:
     """The committed tokens of each row; every pass starts from them anew."""
@@ -41,6 +43,9 @@ class UncachedSession:
         self._tapped: set[int] = set()
         self._pass: TargetSession | None = None
         self._begun = False
+
+    def read(self, most: int) -> bool:
+        return False  # every pass reads it all
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         self._trees = trees

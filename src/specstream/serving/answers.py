@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from specstream.core.decode import Row
-from specstream.serving.scheduler import Job, TokenChance
+from specstream.serving.jobs import Job, TokenChance
+from specstream.text import TextStream
+from specstream.tokens import TokenTexts
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
@@ -33,7 +34,8 @@ class Shape:
             "created": int(time.time()),
             "model": model,
         }
-        self._offsets: dict[int, int] = {}
+        self._texts = TokenTexts(tokenizer)
+        self._told: dict[int, TextStream] = {}  # of each answer, the tokens whose chances were told
 
     @property
     def id(self) -> str:
@@ -108,30 +110,41 @@ class Shape:
         }
 
     def _logprobs(self, index: int, chances: Sequence[TokenChance]) -> Any:
-        if self.chat:
-            content = [
-                {**self._token(each.token, each.logprob), "top_logprobs": [self._token(*other) for other in each.top]}
-                for each in chances
-            ]
-            return {"content": content, "refusal": None}
-        tokens = [self._say(each.token) for each in chances]
-        offsets = list(accumulate(map(len, tokens), initial=self._offsets.get(index, 0)))
-        self._offsets[index] = offsets.pop()  # where the next part of a stream goes on
-        return {
-            "tokens": tokens,
-            "token_logprobs": [max(LEAST_LOGPROB, each.logprob) for each in chances],
-            "top_logprobs": [
-                {self._say(token): max(LEAST_LOGPROB, logprob) for token, logprob in each.top} for each in chances
-            ],
-            "text_offset": offsets,
-        }
+        if not self.chat:
+            return self._old_logprobs(index, chances)
+        content = []
+        for each in chances:
+            first, _ = self._place(index, each.token)
+            top = [self._token(*other, first) for other in each.top]
+            content.append({**self._token(each.token, each.logprob, first), "top_logprobs": top})
+        return {"content": content, "refusal": None}
 
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._say(token)
-        return {"token": text, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(text.encode())}
+    def _old_logprobs(self, index: int, chances: Sequence[TokenChance]) -> dict[str, list[Any]]:
+        """As completions have them: the sampled token is among the likeliest, one more than was asked for or not."""
+        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for each in chances:
+            first, offset = self._place(index, each.token)
+            likely = {
+                self._texts.say(token, first=first, mark="bytes:"): max(LEAST_LOGPROB, logprob)
+                for token, logprob in (*each.top, (each.token, each.logprob))
+            }
+            found["tokens"].append(self._texts.say(each.token, first=first, mark="bytes:"))
+            found["token_logprobs"].append(max(LEAST_LOGPROB, each.logprob))
+            found["top_logprobs"].append(likely)
+            found["text_offset"].append(offset)
+        return found
 
-    def _say(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
+    def _place(self, index: int, token: int) -> tuple[bool, int]:
+        """Whether a token is the first of its answer, and how many whole characters are before it."""
+        first, told = index not in self._told, self._told.setdefault(index, TextStream(self._tokenizer))
+        offset = len(told.text)
+        told.push([token])
+        return first, offset
+
+    def _token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
+        raw = self._texts.bytes_of(token, first=first)
+        said = self._texts.say(token, first=first)
+        return {"token": said, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(raw)}
 
 
 def usage(jobs: Sequence[Job]) -> dict[str, int]:

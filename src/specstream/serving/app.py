@@ -24,10 +24,12 @@ from specstream.serving.answers import Shape, usage
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
+from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.guard import Guard, JsonResponse, refusal
+from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.meters import Meters
-from specstream.serving.scheduler import Job, LateError, Piece, QueueFullError, Scheduler, StoppingError, TokenChance
+from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 from specstream.serving.schema import ChatBody, CompletionBody
 
 _log = logging.getLogger("specstream.serving")
@@ -53,7 +55,11 @@ class Server:
         self.config, self.meters = config, Meters()
         self.gateway = Gateway(engine, config)
         self.scheduler = Scheduler(
-            engine.parts, max_rows=config.max_rows, max_queue=config.max_queue, finished=self.meters.finished
+            engine.parts,
+            max_rows=config.max_rows,
+            max_queue=config.max_queue,
+            chunk=config.prefill_chunk_tokens,
+            finished=self.meters.finished,
         )
         self.meters.watch(self.scheduler)
         self._lossless = engine.config.acceptance_threshold is None
@@ -221,7 +227,7 @@ class Server:
         answer = _refusal(error)
         self.meters.refused(answer.status_code)
         if answer.status_code >= 500 and not isinstance(error, (StoppingError, LateError)):
-            _log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
+            _log.error("a request failed: %s", fault(error))
         return answer
 
 

@@ -39,13 +39,16 @@ class DeploymentConfig(BaseModel):
         gamma: most tokens drafted per round; None for as many as pay.
         max_tokens: most new tokens of one answer, and how many it gets where the request does not say.
         temperature: of requests that do not say; 0 is greedy.
-        memory_gb: memory that must be free, on the GPU if one is used; the weights must fit into it. None asks nothing.
+        memory_gb: memory that must be free, on the GPU if one is used; the weights, and the cache of ``max_rows``
+            answers of ``max_context`` tokens, must fit into it. None asks nothing.
         gpu_required: refuse to start without a GPU.
         host: where to listen; the default is this machine only.
         port: likewise; 0 takes a free one.
         api_key: what clients must send as their bearer token; None lets everyone in.
         max_rows: answers that are decoded side by side.
         max_queue: answers that may wait for a place; more are told to come again (429).
+        prefill_chunk_tokens: tokens of a prompt that are read between two rounds of the answers beside it. Answers to
+            prompts that are longer than fewer than 512 are exact up to rounding: narrower passes run other kernels.
         max_context: most tokens of a prompt and its answer; None for what the model holds.
         max_connections: clients that are connected at a time; None for 1000, or half the files that may be open.
         max_choices: most answers to one request (``n``, and prompts of a completion).
@@ -82,6 +85,7 @@ class DeploymentConfig(BaseModel):
     api_key: SecretStr | None = None
     max_rows: int = Field(default=8, ge=1)
     max_queue: int = Field(default=64, ge=0)
+    prefill_chunk_tokens: int = Field(default=512, ge=1, le=512)
     max_context: int | None = Field(default=None, ge=2)
     max_connections: int | None = Field(default=None, ge=1)
     max_choices: int = Field(default=8, ge=1)
@@ -190,15 +194,11 @@ def check_variables(environment: Mapping[str, str]) -> None:
         variable(name, environment)
 
 
-def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
+def check_machine(config: DeploymentConfig) -> None:
     """Refuse what this machine cannot give, before anything is loaded.
 
-    Args:
-        config: what is asked for.
-        shards: into how many parts, on a GPU each, the weights are split; ``memory_gb`` is that of one.
-
     Raises:
-        UsageError: no GPU, too little memory, or a model that is larger than what it may use; with the numbers.
+        UsageError: no GPU, or too little memory; with the numbers.
     """
     import torch
 
@@ -213,12 +213,6 @@ def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
         where = "the GPU" if on_gpu else "this machine"
         raise UsageError(
             f"memory_gb is {config.memory_gb:g} and {where} has {free / GB:.1f} GB free; give less, or free some"
-        )
-    weights = sum(file.stat().st_size for file in Path(config.source).glob("*.safetensors")) / shards
-    if weights > config.memory_gb * GB:
-        raise UsageError(
-            f"memory_gb is {config.memory_gb:g} and the weights in {config.source} take {weights / GB:.1f} GB; "
-            "give more, or a smaller model"
         )
 
 

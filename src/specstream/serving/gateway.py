@@ -13,7 +13,8 @@ from specstream.config import generation_config
 from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
 from specstream.serving.deployment import DeploymentConfig
-from specstream.serving.scheduler import Done, Event, Failed, Job, Scheduler
+from specstream.serving.jobs import Done, Event, Failed, Job
+from specstream.serving.scheduler import Scheduler
 from specstream.serving.schema import Body, ChatBody, CompletionBody
 from specstream.serving.structured import Schemas
 from specstream.text import encode

@@ -6,7 +6,8 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from specstream.serving.scheduler import Job, Scheduler
+from specstream.serving.jobs import Job
+from specstream.serving.scheduler import Scheduler
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 

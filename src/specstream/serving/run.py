@@ -12,6 +12,7 @@ from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
 from specstream.inventory import prepare
 from specstream.serving.deployment import DeploymentConfig, check_machine, most_connections
+from specstream.serving.memory import check_fit
 from specstream.serving.vllm_launch import shards
 
 _log = logging.getLogger("specstream.serving")
@@ -21,13 +22,14 @@ def check(config: DeploymentConfig) -> None:
     """Refuse what cannot be served, before anything is loaded.
 
     Raises:
-        UsageError: what the machine cannot give, or arguments for vLLM without it.
+        UsageError: what the machine cannot give, models that do not fit, or arguments for vLLM without it.
     """
     if config.engine == "local" and config.vllm_args:
         raise UsageError(f"vllm_args are {shlex.join(config.vllm_args)!r} and the engine is local; give engine: vllm")
     if config.engine == "local":
         most_connections(config)
-    check_machine(config, shards(config.vllm_args))
+    check_machine(config)
+    check_fit(config, shards(config.vllm_args))
 
 
 def load(config: DeploymentConfig) -> SpeculativeEngine:

@@ -14,12 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.errors import UsageError
+from specstream.errors import MissingPackageError, UsageError
 from specstream.extras import require
 
 
 class Schemas:
-    """Makes the masks of one tokenizer.
+    """Makes the masks of one tokenizer, for any thread.
+
+    What the masks share is made here, and not with the first of them: requests arrive on several threads at once. What
+    cannot be made is told to those who ask for a mask, for a server has other answers to give.
 
     Args:
         tokenizer: the model's.
@@ -27,33 +30,46 @@ class Schemas:
     """
 
     def __init__(self, tokenizer: Any, ends: Collection[int]) -> None:
-        self._tokenizer, self._ends = tokenizer, sorted(ends)
-        self._library: Any = None
-        self._tokens: Any = None
+        self._ends = sorted(ends)
+        self._refusal: Exception | None = None
+        try:
+            self._matching = require("llguidance", "serve", "response_format").LLMatcher
+            hugging_face = require("llguidance.hf", "serve", "response_format")
+            self._tokens = hugging_face.from_tokenizer(tokenizer, eos_token=self._ends or None)
+        except MissingPackageError as error:
+            self._refusal = error
+        except ValueError:
+            self._refusal = UsageError(
+                f"response_format needs a fast tokenizer and this one is a {type(tokenizer).__name__}; leave it out"
+            )
+        if self._refusal is None and not self._ends:
+            self._refusal = UsageError("response_format needs an end-of-sequence token and this model has none")
 
     def mask(self, schema: dict[str, Any] | bool, prompt_length: int) -> JsonMask:
         """A processor for one answer behind a prompt of so many tokens.
 
         Raises:
             MissingPackageError: llguidance is not installed.
-            UsageError: a schema that cannot be followed.
+            UsageError: a schema that cannot be followed, as far as that is known before its first token.
         """
-        if self._library is None:
-            self._library = require("llguidance", "serve", "response_format")
-            hugging_face = require("llguidance.hf", "serve", "response_format")
-            self._tokens = hugging_face.from_tokenizer(self._tokenizer, eos_token=self._ends or None)
+        if self._refusal is not None:
+            raise self._refusal
         # Compact JSON: a small model that may write any white space tends to write nothing else.
-        matching = self._library.LLMatcher
         try:
-            grammar = matching.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_flexible": False})
-            complaint = matching.validate_grammar(grammar, self._tokens)
+            grammar = self._matching.grammar_from_json_schema(
+                json.dumps(schema), overrides={"whitespace_flexible": False}
+            )
+            complaint = self._matching.validate_grammar(grammar, self._tokens)
         except ValueError as error:
             complaint = str(error)
         except RecursionError:
             complaint = "it is nested too deeply"
         if complaint:
             raise UsageError(f"the JSON schema cannot be followed: {' '.join(complaint.split())[:300]}; give another")
-        return JsonMask(matching(self._tokens, grammar), prompt_length, self._ends)
+        # Silent: what the library writes to stderr quotes the schema and the answer.
+        mask = JsonMask(self._matching(self._tokens, grammar, log_level=0), prompt_length, self._ends)
+        mask.follow()
+        return mask
 
 
 class JsonMask:
@@ -67,18 +83,45 @@ class JsonMask:
 
     def __init__(self, matcher: Any, prompt_length: int, ends: Collection[int]) -> None:
         self._matcher, self._read, self._ends = matcher, prompt_length, list(ends)
+        self._prompt_length = prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``[1, vocab]`` with minus infinity for every token that may not follow."""
+        """Scores ``[1, vocab]`` with minus infinity for every token that may not follow.
+
+        Raises:
+            UsageError: the schema cannot be followed from here.
+        """
         news = input_ids[0, self._read :].tolist()
-        if news and not self._matcher.consume_tokens(news):
-            raise RuntimeError(f"the answer has left its schema: {self._matcher.get_error()}")
+        if news:
+            self._matcher.consume_tokens(news)
         self._read += len(news)
         allowed = torch.zeros(scores.shape[-1], dtype=torch.bool)
-        if self._matcher.is_stopped():
+        known = self.follow()
+        if known is None:
             allowed[self._ends] = True
         else:
-            known = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) > 0
             count = min(len(known), len(allowed))
             allowed[:count] = known[:count]
+            if not allowed.any():
+                raise self._lost("no token")
         return scores.masked_fill(~allowed.to(scores.device), -math.inf)
+
+    def follow(self) -> Tensor | None:
+        """Which of the library's tokens may come next, None where the answer is complete and only its end may.
+
+        Raises:
+            UsageError: the schema cannot be followed from here.
+        """
+        known = None
+        if not self._matcher.is_stopped():
+            known = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) > 0
+        # A matcher that has failed calls itself stopped too, and its mask lets an answer end.
+        if self._matcher.is_error() or (known is None and not self._matcher.is_accepting()):
+            raise self._lost(self._matcher.stop_reason())
+        return known
+
+    def _lost(self, reason: str) -> UsageError:
+        """Without the library's own words: they quote the schema and the answer, and errors may be logged."""
+        read = self._read - self._prompt_length
+        where = f"beyond token {read}: llguidance stops with {reason}"
+        return UsageError(f"the JSON schema cannot be followed {where}; give a simpler one")

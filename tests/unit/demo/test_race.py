@@ -44,8 +44,8 @@ def test_the_labels_of_a_path_are_the_tokens_that_were_emitted(greedy: Race) -> 
         assert last is None or shown.labels[0] == last
         said = [shown.labels[node] for node in shown.accepted] + ([shown.own] if shown.own else [])
         for label, token in zip(said, itertools.islice(emitted, len(said)), strict=True):
-            assert label in (tokenizer.decode([token]), tokenizer.convert_ids_to_tokens(token))
-            assert "\N{REPLACEMENT CHARACTER}" not in label
+            alone = tokenizer.decode([token])  # part of a character is said by its bytes
+            assert label.startswith("\\x") if "\N{REPLACEMENT CHARACTER}" in alone else label == alone
         last = said[-1]
     assert next(emitted, None) is None
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,24 +12,17 @@ import pytest
 from specstream.config import GenerationConfig
 from specstream.core.controller import Controller
 from specstream.core.speculation import Speculation
+from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.mixed import MixedDrafter
 from specstream.generation import Parts
-from specstream.serving.scheduler import (
-    Done,
-    Event,
-    Failed,
-    FairQueue,
-    Job,
-    LateError,
-    Piece,
-    QueueFullError,
-    Scheduler,
-    StoppingError,
-)
+from specstream.serving.jobs import Done, Event, Failed, FairQueue, Job, LateError, Piece
+from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 from tests.lossless.table_model import TableModel, TableSession
 
 MODEL = TableModel.random(11, vocab=5, memory=3)
 PATIENCE = 60.0
+CHUNK = 4
 
 
 class Letters:
@@ -48,15 +43,20 @@ class Gate:
         self.unreadable: set[int] = set()
         self.asked_to_read, self.reading = threading.Event(), threading.Event()
         self.reading.set()
+        self.read = 0  # chunks of prompts
 
-    def begin(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
-        if any(self.unreadable.intersection(prefix) for prefix in prefixes):
-            raise RuntimeError("this prompt cannot be read")
-        self.asked_to_read.set()
-        assert self.reading.wait(PATIENCE)
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TableSession:
         gate = self
 
         class Session(TableSession):
+            def read(self, most: int) -> bool:
+                if any(gate.unreadable.intersection(prefix) for prefix in prefixes):
+                    raise RuntimeError("this prompt cannot be read")
+                gate.asked_to_read.set()
+                assert gate.reading.wait(PATIENCE)
+                gate.read += any(self.unread)
+                return super().read(most)
+
             def score(self, trees: Any) -> Any:
                 assert gate.passes.acquire(timeout=PATIENCE)
                 if gate.failing is not None:
@@ -64,7 +64,9 @@ class Gate:
                     raise error
                 return super().score(trees)
 
-        return Session(MODEL, prefixes)
+        session = Session(MODEL, [[] for _ in prefixes])
+        session.unread = [list(prefix) for prefix in prefixes]
+        return session
 
 
 class Asker:
@@ -97,16 +99,18 @@ def expected(prompt: Sequence[int], length: int = 6) -> str:
 
 
 @contextmanager
-def scheduling(gate: Gate, max_rows: int = 2, max_queue: int = 8) -> Iterator[tuple[Scheduler, list[Job]]]:
+def scheduling(
+    gate: Gate, max_rows: int = 2, max_queue: int = 8, drafter: Any = None
+) -> Iterator[tuple[Scheduler, list[Job]]]:
     parts = Parts(
         target=gate,
-        drafter=LookupDrafter(min_ngram=1),
+        drafter=drafter or LookupDrafter(min_ngram=1),
         tokenizer=Letters(),
         eos_token_ids=frozenset(),
         speculation=Speculation(max_depth=3, controller=Controller()),
     )
     finished: list[Job] = []
-    scheduler = Scheduler(parts, max_rows=max_rows, max_queue=max_queue, finished=finished.append)
+    scheduler = Scheduler(parts, max_rows=max_rows, max_queue=max_queue, chunk=CHUNK, finished=finished.append)
     scheduler.start()
     try:
         yield scheduler, finished
@@ -254,6 +258,106 @@ def test_a_deadline_ends_what_waits_and_what_runs() -> None:
         assert isinstance(end.error, LateError)
 
 
+def late(asker: Asker) -> str:
+    end = asker.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, LateError)
+    return str(end.error)
+
+
+def test_a_long_prompt_is_read_between_the_rounds_of_others() -> None:
+    gate, long = Gate(), [0, 1, 2, 3] * 6
+    with scheduling(gate) as (scheduler, _):
+        running, newcomer = Asker([0, 1], length=200), Asker(long)
+        scheduler.submit([running.job])
+        wait_for(lambda: scheduler.running == 1)
+        gate.read = 0
+        scheduler.submit([newcomer.job])
+        for done in range(1, 6):  # its row waits for a pass before each chunk
+            gate.passes.release(1)
+            wait_for(lambda: len(running.events) >= done)  # noqa: B023
+            assert gate.read <= done
+            assert newcomer.job.read is None
+        gate.passes.release(1000)
+        assert newcomer.text() == expected(long)
+        assert running.text() == expected([0, 1], 200)
+        assert gate.read == 6
+
+
+def test_who_waits_hears_at_its_deadline_while_a_pass_runs() -> None:
+    gate = Gate()
+    with scheduling(gate, max_rows=1) as (scheduler, finished):
+        running = Asker([0, 1], length=50)
+        scheduler.submit([running.job])
+        wait_for(lambda: scheduler.running == 1)
+        waiting = Asker([1, 1], deadline=time.monotonic() + 0.2)
+        scheduler.submit([waiting.job])
+        message = late(waiting)  # and no pass has ended
+        assert "0.0 s reading the prompt, 0.0 s writing; try again later" in message
+        assert scheduler.waiting == 0
+        assert [job.outcome for job in finished] == ["late"]
+        gate.passes.release(1000)
+        assert running.text() == expected([0, 1], 50)
+
+
+def test_a_prompt_whose_time_is_up_is_read_no_further() -> None:
+    gate = Gate()
+    gate.reading.clear()
+    with scheduling(gate) as (scheduler, finished):
+        asker, next_one = Asker([0, 1, 2, 3] * 9, deadline=time.monotonic() + 0.2), Asker([1, 1])
+        scheduler.submit([asker.job, next_one.job])
+        assert "0.0 s writing; send a shorter prompt" in late(asker)  # its first chunk is still being read
+        gate.reading.set()
+        gate.passes.release(1000)
+        assert next_one.text() == expected([1, 1])
+        assert gate.read == 2, "one chunk of each"
+        wait_for(lambda: len(finished) == 2)
+        assert [job.outcome for job in finished] == ["late", "length"]
+
+
+def test_who_writes_hears_at_its_deadline_while_a_pass_runs() -> None:
+    gate = Gate()
+    with scheduling(gate) as (scheduler, finished):
+        asker = Asker([0, 1], length=50, deadline=time.monotonic() + 0.3)
+        scheduler.submit([asker.job])
+        assert "writing; ask for fewer tokens" in late(asker)
+        assert finished == [], "its row is in a pass"
+        gate.passes.release(1)
+        wait_for(lambda: finished == [asker.job])
+        assert asker.job.outcome == "late"
+        assert scheduler.running == 0
+
+
+def test_who_leaves_while_its_prompt_is_read_has_no_more_of_it_read() -> None:
+    gate = Gate()
+    gate.reading.clear()
+    with scheduling(gate) as (scheduler, finished):
+        asker, next_one = Asker([0, 1, 2, 3] * 9), Asker([1, 1])
+        scheduler.submit([asker.job, next_one.job])
+        assert gate.asked_to_read.wait(PATIENCE)
+        scheduler.cancel([asker.job])
+        gate.reading.set()
+        gate.passes.release(1000)
+        assert next_one.text() == expected([1, 1])
+        assert gate.read == 2
+        wait_for(lambda: len(finished) == 2)
+        assert [job.outcome for job in finished] == ["cancelled", "length"]
+        assert asker.events == []
+
+
+def test_the_place_of_one_who_left_the_queue_is_free_at_once() -> None:
+    gate = Gate()
+    with scheduling(gate, max_rows=1, max_queue=1) as (scheduler, _):
+        scheduler.submit([Asker([0, 1]).job])
+        wait_for(lambda: scheduler.running == 1)
+        waiting, another = Asker([1, 1]), Asker([2, 1])
+        scheduler.submit([waiting.job])
+        scheduler.cancel([waiting.job])
+        scheduler.submit([another.job])  # while the same pass runs
+        gate.passes.release(1000)
+        assert another.text() == expected([2, 1])
+
+
 def test_all_of_a_request_or_none() -> None:
     gate = Gate()
     with scheduling(gate, max_rows=1, max_queue=2) as (scheduler, _):
@@ -323,3 +427,53 @@ def test_chances_are_those_of_the_model_and_no_more_than_are_emitted() -> None:
         assert chance.logprob == pytest.approx(float(shares.max()))
         assert [token for token, _ in chance.top] == shares.topk(2).indices.tolist()
         context.append(chance.token)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_draft_model_reads_long_prompts_in_chunks_too(mixed: bool) -> None:
+    target, draft, long = Gate(), Gate(), [0, 1, 2, 3] * 6
+    own = DraftModelDrafter(draft, gamma=3)
+    with scheduling(target, drafter=MixedDrafter(LookupDrafter(min_ngram=1), own) if mixed else own) as (scheduler, _):
+        draft.passes.release(10_000)
+        running, newcomer = Asker([0, 1], length=400), Asker(long)
+        scheduler.submit([running.job])
+        wait_for(lambda: scheduler.running == 1)
+        target.read = draft.read = 0
+        scheduler.submit([newcomer.job])
+        target.passes.release(2)
+        wait_for(lambda: len(running.events) == 2)
+        assert draft.read == 0, "the target comes first"
+        for done in range(3, 9):
+            target.passes.release(1)
+            wait_for(lambda: len(running.events) >= done)  # noqa: B023
+            assert target.read + draft.read <= done + 1
+        assert newcomer.job.read is None
+        target.passes.release(1000)
+        assert newcomer.text() == expected(long)
+        assert running.text() == expected([0, 1], 400)
+        assert (target.read, draft.read) == (6, 6)
+
+
+def test_in_a_crowd_that_comes_leaves_and_is_late_each_is_told_and_counted_once() -> None:
+    gate, chance = Gate(), random.Random(3)
+    gate.passes.release(1_000_000)
+    prompts = [[chance.randrange(5) for _ in range(chance.randint(1, 40))] for _ in range(150)]
+    with scheduling(gate, max_rows=4, max_queue=200) as (scheduler, finished):
+        askers = []
+        for at, prompt in enumerate(prompts):
+            patience = chance.choice([0.0001, 0.01, 0.1, PATIENCE])
+            askers.append(Asker(prompt, chance.randint(1, 40), f"{at % 7}", deadline=time.monotonic() + patience))
+            scheduler.submit([askers[-1].job])
+            if chance.random() < 0.2:
+                scheduler.cancel([chance.choice(askers).job])
+        wait_for(lambda: len(finished) == len(askers))
+    assert {id(job) for job in finished} == {id(asker.job) for asker in askers}
+    for asker, prompt in zip(askers, prompts, strict=True):
+        ends = [event for event in asker.events if not isinstance(event, Piece)]
+        if asker.job.outcome == "length":
+            assert asker.text() == expected(prompt, asker.job.config.max_new_tokens)
+        elif asker.job.outcome == "late":
+            assert isinstance(ends[0], Failed)
+        else:
+            assert asker.job.outcome == "cancelled"
+    assert {"length", "late", "cancelled"} == {asker.job.outcome for asker in askers}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from specstream.config import GenerationConfig
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, read_prompts
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict
@@ -134,6 +134,9 @@ class _WatchedSession:
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return self._session.offers(requests)
+
+    def read(self, most: int) -> bool:
+        return read_prompts(self._session, most)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         trees = self._session.propose(requests)

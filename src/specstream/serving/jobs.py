@@ -1,0 +1,169 @@
+"""What a scheduler is handed, what it tells of it, and the order in which it takes what waits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from specstream.config import GenerationConfig
+from specstream.core.decode import Round, Row
+from specstream.core.reading import Reading
+from specstream.errors import SpecStreamError
+from specstream.generation import Generation, Parts
+from specstream.text import TextStream
+
+
+class LateError(SpecStreamError):
+    """The time limit of a request has passed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChance:
+    """What the model gave an emitted token, and the likeliest instead of it: natural logarithms, before sampling."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What one round gave a job: text that is complete by now, and the tokens, with their chances if it asked."""
+
+    text: str
+    tokens: tuple[int, ...]
+    chances: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A job's end: ``row`` has the counts, ``text`` is the whole answer."""
+
+    row: Row
+    text: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A job's other end."""
+
+    error: Exception
+
+
+Event = Piece | Done | Failed
+
+
+@dataclass(kw_only=True, eq=False)
+class Job:
+    """One answer.
+
+    Attributes:
+        prompt: token ids.
+        config: how it is generated.
+        client: whom it is for; clients take turns.
+        deliver: told every event, in order, until ``Done`` or ``Failed``; from whatever thread.
+        deadline: of ``time.monotonic``.
+        top_logprobs: how many of the likeliest tokens to report beside each; None for no chances at all.
+        arrived: of ``time.monotonic``, as ``joined`` (its prompt began to be read), ``read`` (it was) and ``first``
+            (its first token was there) are.
+    """
+
+    prompt: Sequence[int]
+    config: GenerationConfig
+    client: str
+    deliver: Callable[[Event], None]
+    deadline: float = math.inf
+    top_logprobs: int | None = None
+    arrived: float = field(default_factory=time.monotonic)
+    joined: float | None = None
+    read: float | None = None
+    first: float | None = None
+    cancelled: bool = False
+    outcome: str = ""
+    row: Row | None = None
+    _generation: Generation = field(init=False)
+    _stream: TextStream = field(init=False)
+    _chances: list[TokenChance] = field(default_factory=list)
+
+    def begin(self, parts: Parts) -> Reading:
+        """Its prompt, to be read."""
+        self.joined = time.monotonic()
+        self._generation = Generation(parts, [self.prompt], self.config)
+        self._stream = TextStream(parts.tokenizer, hold=max(map(len, self.config.stop_strings), default=0))
+        (self.row,) = self._generation.rows
+        if self.top_logprobs is not None:
+            self.row.watch = self._watch
+        return self._generation.reading()
+
+    def late(self) -> LateError:
+        """What its time went into, and what to do about that."""
+        now = time.monotonic()
+        joined = now if self.joined is None else self.joined
+        began = now if self.read is None else self.read
+        waited, read, wrote = joined - self.arrived, began - joined, now - began
+        remedies = {"try again later": waited, "send a shorter prompt": read, "ask for fewer tokens": wrote}
+        return LateError(
+            f"the answer took more than {self.deadline - self.arrived:.3g} s: {waited:.1f} s waiting, {read:.1f} s "
+            f"reading the prompt, {wrote:.1f} s writing; {max(remedies, key=lambda remedy: remedies[remedy])}"
+        )
+
+    def emit(self, round_: Round) -> None:
+        """Tell what a round gave.
+
+        Raises:
+            Exception: the row's own error.
+        """
+        row = round_.row
+        if row.error is not None:
+            raise row.error
+        if self.first is None:
+            self.first = time.monotonic()
+        chances, self._chances = tuple(self._chances[: len(round_.tokens)]), []
+        if row.finish_reason is None:
+            self.deliver(Piece(text=self._stream.push(round_.tokens), tokens=round_.tokens, chances=chances))
+            return
+        text = self._generation.text(row)  # the last tokens may hold a stop string
+        self.deliver(Piece(text=self._stream.finish(text), tokens=round_.tokens, chances=chances))
+        self.outcome = row.finish_reason
+        self.deliver(Done(row=row, text=text, reason=row.finish_reason))
+
+    def _watch(self, logits: Tensor, tokens: Sequence[int]) -> None:
+        shares = logits.float().log_softmax(-1)
+        best = shares.topk(min(self.top_logprobs or 0, shares.shape[-1]), -1)
+        for at, token in enumerate(tokens):
+            top = tuple(zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True))
+            self._chances.append(TokenChance(token=token, logprob=float(shares[at, token]), top=top))
+
+
+class FairQueue:
+    """First come, first served among one client's jobs; the clients take turns."""
+
+    def __init__(self) -> None:
+        self._clients: OrderedDict[str, deque[Job]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._clients.values()))
+
+    def push(self, job: Job) -> None:
+        self._clients.setdefault(job.client, deque()).append(job)
+
+    def pop(self) -> Job:
+        """The next one; its client's others wait until the other clients had a turn."""
+        client, jobs = self._clients.popitem(last=False)
+        job = jobs.popleft()
+        if jobs:
+            self._clients[client] = jobs
+        return job
+
+    def remove(self, gone: Callable[[Job], bool]) -> list[Job]:
+        """Take out whoever is gone."""
+        found = [job for jobs in self._clients.values() for job in jobs if gone(job)]
+        left = {client: deque(job for job in jobs if not gone(job)) for client, jobs in self._clients.items()}
+        self._clients = OrderedDict((client, jobs) for client, jobs in left.items() if jobs)
+        return found

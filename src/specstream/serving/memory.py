@@ -1,0 +1,154 @@
+"""How much memory a deployment takes, by its models' configurations: nothing is loaded for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from specstream.models.cache import STEP, capacity_for
+from specstream.models.capabilities import capabilities
+from specstream.models.catalog import resolve
+from specstream.models.load import pick_device, pick_dtype
+from specstream.parts import SELF
+from specstream.serving.deployment import GB, DeploymentConfig
+
+_SELF_BYTES: dict[str, float] = {f"{SELF}int8": 1, f"{SELF}int4": 0.5}
+"""Bytes of a weight where the target drafts for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One model as it is going to be loaded.
+
+    Attributes:
+        parameters: weights.
+        weights: bytes of those.
+        token: bytes of a token's keys and values.
+        context: tokens that it holds; None for no limit.
+        dtype: its name.
+    """
+
+    parameters: int
+    weights: int
+    token: int
+    context: int | None
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a deployment takes at most, in bytes.
+
+    Attributes:
+        weights: of the model and of its draft.
+        cache: of keys and values, when every row is as long as it may become.
+        dtype: of the model.
+        rows: answers side by side.
+        context: tokens of each.
+    """
+
+    weights: float
+    cache: float
+    dtype: str
+    rows: int
+    context: int
+
+
+def check_fit(config: DeploymentConfig, shards: int = 1) -> None:
+    """Refuse models that take more than ``memory_gb``, before they are loaded.
+
+    Args:
+        config: what is asked for.
+        shards: see ``needs``.
+
+    Raises:
+        UsageError: they do; with the numbers.
+        ModelNotFoundError: nothing answers to a model's name.
+        DownloadError: it could not be fetched.
+    """
+    if config.memory_gb is None:
+        return
+    try:
+        needed = needs(config, shards)
+    except (ModelNotFoundError, UnsupportedModelError):
+        raise
+    except (OSError, ValueError, KeyError, AttributeError):
+        return  # to load it will say what is wrong with it
+    if needed.weights + needed.cache <= config.memory_gb * GB:
+        return
+    cache = remedy = ""
+    if needed.cache:
+        cache = f" and the cache {needed.cache / GB:.1f} GB ({needed.rows} rows of {needed.context} tokens)"
+        remedy = ", fewer max_rows, a shorter max_context"
+    raise UsageError(
+        f"memory_gb is {config.memory_gb:g}, the weights of {config.source} in {needed.dtype} take "
+        f"{needed.weights / GB:.1f} GB{cache}; give more{remedy}, or a smaller model"
+    )
+
+
+def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
+    """What this deployment takes. A model that is not on this machine is fetched, as it will be to load it.
+
+    Args:
+        config: what is asked for.
+        shards: into how many parts vLLM splits the weights; the answer is for one, without the cache, which vLLM makes
+            of what is left.
+
+    Raises:
+        ModelNotFoundError: nothing answers to a model's name.
+        DownloadError: it could not be fetched.
+        OSError, ValueError, KeyError: a model that cannot be read.
+    """
+    target = size_of(config.source, config)
+    if config.engine == "vllm":
+        return Needs(weights=target.weights / shards, cache=0, dtype=target.dtype, rows=0, context=0)
+    name = config.draft_model or ""
+    if name in _SELF_BYTES:
+        draft_weights, draft_token = target.parameters * _SELF_BYTES[name], target.token
+    elif name:
+        draft = size_of(name, config)
+        draft_weights, draft_token = draft.weights, draft.token
+    else:
+        draft_weights = draft_token = 0
+    context = min((limit for limit in (config.max_context, target.context) if limit is not None), default=STEP)
+    return Needs(
+        weights=target.weights + draft_weights,
+        cache=config.max_rows * capacity_for(context) * (target.token + draft_token),
+        dtype=target.dtype,
+        rows=config.max_rows,
+        context=context,
+    )
+
+
+def size_of(model: str, config: DeploymentConfig) -> Size:
+    """One model's, without its weights: they are made on no device.
+
+    Raises:
+        ModelNotFoundError: nothing answers to the name.
+        DownloadError: it could not be fetched.
+        OSError, ValueError, KeyError: it cannot be read.
+    """
+    folder = Path(resolve(model))
+    own = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    stored = own.dtype or torch.float32
+    dtype = pick_dtype(config.dtype) or capabilities(pick_device(config.device), stored).dtype.value
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(own, dtype=dtype)  # type: ignore[no-untyped-call]
+    parameters = sum(each.numel() for each in empty.parameters())
+    weights = parameters * dtype.itemsize
+    if getattr(own, "quantization_config", None) is not None:  # in the bits that they are stored in
+        weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    text = own.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Size(
+        parameters=parameters,
+        weights=weights,
+        token=2 * text.num_hidden_layers * heads * head * dtype.itemsize,
+        context=getattr(text, "max_position_embeddings", None),
+        dtype=str(dtype).removeprefix("torch."),
+    )

@@ -1,0 +1,54 @@
+"""Answers under a schema, over HTTP: the first of them, and those whose schema is given up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.integration.served import NAME, PATIENCE, Served, serving
+
+HOPELESS: tuple[dict[str, Any], ...] = ({"type": "integer", "multipleOf": 829348951}, {"$ref": "#"})
+ENDLESS = {"type": "array", "items": {"$ref": "#"}, "minItems": 1}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving(max_tokens=400) as running:
+        yield running
+
+
+def ask(served: Served, schema: Any, **more: Any) -> httpx.Response:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    body = {"model": NAME, "messages": [{"role": "user", "content": "one two"}], "response_format": form, **more}
+    return httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=PATIENCE)
+
+
+def test_the_first_requests_at_once_are_all_answered() -> None:
+    with serving(max_rows=4) as fresh, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda at: ask(fresh, {"enum": [f"cat {at}"]}), range(8)))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    said = [json.loads(answer.json()["choices"][0]["message"]["content"]) for answer in answers]
+    assert said == [f"cat {at}" for at in range(8)]
+
+
+@pytest.mark.parametrize("schema", HOPELESS, ids=["divisor", "loop"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_followed_is_refused_before_the_answer(served: Served, schema: Any, stream: bool) -> None:
+    refused = ask(served, schema, stream=stream)
+    assert refused.status_code == 400
+    assert "the JSON schema cannot be followed" in refused.json()["error"]["message"]
+
+
+def test_what_is_given_up_in_the_middle_is_an_error_and_not_a_stop(served: Served) -> None:
+    whole = ask(served, ENDLESS)
+    assert whole.status_code == 400, whole.text
+    assert "the JSON schema cannot be followed beyond token" in whole.json()["error"]["message"]
+    lines = [line for line in ask(served, ENDLESS, stream=True).text.splitlines() if line]
+    assert "the JSON schema cannot be followed beyond token" in lines[-1]
+    assert '"finish_reason":"stop"' not in "".join(lines)
+    assert ask(served, {"enum": ["cat"]}).json()["choices"][0]["finish_reason"] == "stop"
