@@ -66,6 +66,18 @@ def test_a_batch_is_its_texts_alone(family: str, runtime: RuntimeName, drafter: 
 
 
 @pytest.mark.parametrize("family", LONG)
+def test_a_prompt_that_is_read_in_chunks_gets_the_rotations_of_all_of_it(family: str) -> None:
+    subject = target(family, "auto")
+    for tokens in prompts(family):
+        expected = subject.begin([tokens[:-1]]).score([TokenTree.chain(tokens[-1:])])
+        session = subject.begin_reading([tokens[:-1]])
+        while session.read(10):
+            pass
+        got = session.score([TokenTree.chain(tokens[-1:])])
+        torch.testing.assert_close(got[0, 0], expected[0, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", LONG)
 def test_without_a_cache_every_pass_reads_the_text_as_it_is(family: str) -> None:
     uncached = UncachedTarget(target(family, "eager"))
     rows = run(uncached, make_drafter("lookup-tree", family), prompts(family), NEW_TOKENS)

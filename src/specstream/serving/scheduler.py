@@ -285,7 +285,7 @@ class Scheduler:
 
     def _count(self, job: Job) -> None:
         """Once the passes have nothing to do with it any more."""
-        if job.joined is not None and job.outcome not in ("late", "failed", "cancelled"):
+        if job.joined is not None and job.outcome in ("stop", "length"):
             self._pace.ended(time.monotonic() - job.joined)
         try:
             self._finished(job)
