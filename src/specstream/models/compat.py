@@ -7,6 +7,7 @@ the locked and the newest release.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PrefixConstrainedLogitsProcessor
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
@@ -147,3 +148,32 @@ def is_hooked(module: Any) -> bool:
 def alibi_of(model: Any) -> Any:
     """The module whose ``build_alibi_tensor(mask, heads, dtype)`` gives the position bias; None for other families."""
     return next((module for module in model.modules() if hasattr(module, "build_alibi_tensor")), None)
+
+
+def is_fresh(cache: Any) -> bool:
+    """Whether a cache that ``generate`` hands on is its own and empty; older releases mark no caller's."""
+    return not getattr(cache, "_is_user_defined", False) and isinstance(cache, Cache) and not cache.get_seq_length()
+
+
+def processor_of_row(processor: Any, row: int) -> Any:
+    """What a logits processor of ``generate`` is for one row of a batch, with state and with arguments of that row.
+
+    Raises:
+        UsageError: it may tell rows apart in ways that are not known here.
+    """
+    kind = type(processor)
+    if not kind.__module__.startswith("transformers.") or hasattr(processor, "unconditional_context"):
+        raise UsageError(
+            f"the logits processor {kind.__name__} is made for whole batches, and rows advance at their own pace; "
+            "give one row a call"
+        )
+    own = copy.copy(processor)  # some keep what they saw
+    for name in ("prompt_ignore_length", "encoder_input_ids"):
+        if isinstance(of_all := getattr(own, name, None), torch.Tensor):
+            setattr(own, name, of_all[row : row + 1])
+    if hasattr(own, "generated_ngrams"):
+        own.generated_ngrams, own.batch_size = [own.generated_ngrams[row]], 1
+    if isinstance(own, PrefixConstrainedLogitsProcessor):
+        allowed = own._prefix_allowed_tokens_fn
+        own._prefix_allowed_tokens_fn = lambda _, ids: allowed(row, ids)
+    return own
