@@ -88,13 +88,20 @@ def check_length(prompts: list[list[int]], max_new_tokens: int, context_length: 
 
 def _check_arguments(model: Any, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
-        if name in _READ or value is None or value is False or _says_text(model, name, value):
+        if name in _READ or _says_nothing(value) or _says_text(model, name, value):
             continue
         if name in compat.CACHE_ARGUMENTS:
             if compat.is_fresh(value):
                 continue
             raise UsageError(f"{name} is given; SpecStream keeps a cache of its own, so give the whole text instead")
-        raise UsageError(f"{name} is given, and speculative decoding reads token ids only; leave it out")
+        given = "an image or a video" if name == "mm_encoder_outputs" else name  # generate has encoded it
+        raise UsageError(
+            f"{given} is given, and speculative decoding reads token ids, no images or sound; leave it out"
+        )
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, dict) and not value)
 
 
 def _says_text(model: Any, name: str, value: Any) -> bool:

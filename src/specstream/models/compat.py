@@ -85,6 +85,11 @@ def cache_among(named: Mapping[str, Any]) -> Any:
     return named[name]
 
 
+def text_config(model: Any) -> Any:
+    """The configuration of the decoder: a model that also sees or hears has it inside its own."""
+    return model.config.get_text_config(decoder=True)
+
+
 def keeps_recurrent_state(model: Any) -> bool:
     """Whether the model keeps a recurrent state instead of, or beside, a key-value cache."""
     return bool(getattr(model, "_is_stateful", False))

@@ -20,6 +20,7 @@ from specstream.errors import NumericalError, UnsupportedModelError, UsageError,
 from specstream.heads import medusa
 from specstream.heads.folder import read_settings, save_head
 from specstream.models.catalog import resolve
+from specstream.models.compat import text_config
 from specstream.models.vocabulary import read_part
 from specstream.provenance import provenance
 from specstream.training.checkpoints import replace_folder, write_json
@@ -156,7 +157,8 @@ def _draft_of(target: str | None) -> Callable[[Path, Path], dict[str, Any]]:
         part = read_part(source)
         if part is not None:
             _silence(model, part)
-            changed.append(f"its head drafts {len(part)} of {model.config.vocab_size} tokens, and has rows for all")
+            size = text_config(model).vocab_size
+            changed.append(f"its head drafts {len(part)} of {size} tokens, and has rows for all")
         if target is not None and (line := _fit(model, tokenizer, target)):
             changed.append(line)
         model.save_pretrained(folder)
@@ -176,7 +178,7 @@ def _silence(model: Any, part: Tensor) -> None:
         if head.bias is not None:
             own.bias.copy_(every_row(head.bias.detach()[part], part, rows))
     model.config.tie_word_embeddings = False
-    model.config.get_text_config(decoder=True).tie_word_embeddings = False
+    text_config(model).tie_word_embeddings = False
     model.set_output_embeddings(own)
 
 
@@ -190,7 +192,7 @@ def _fit(model: Any, tokenizer: Any, target: str) -> str | None:
 
     place = resolve(target)
     wanted = int(AutoConfig.from_pretrained(place).get_text_config(decoder=True).vocab_size)
-    has = int(model.config.get_text_config(decoder=True).vocab_size)
+    has = int(text_config(model).vocab_size)
     theirs = AutoTokenizer.from_pretrained(place).get_vocab()
     if tokenizer.get_vocab() != theirs:
         raise VocabularyMismatchError(
