@@ -90,6 +90,13 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
+def model_class(config: Any) -> Any:
+    """What loads a model of this configuration: as a language model, else as one that also sees or hears."""
+    several = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
+    known = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    return several if not known and type(config) in several._model_mapping else transformers.AutoModelForCausalLM
+
+
 def keeps_recurrent_state(model: Any) -> bool:
     """Whether the model keeps a recurrent state instead of, or beside, a key-value cache."""
     return bool(getattr(model, "_is_stateful", False))
