@@ -205,14 +205,17 @@ class SpeculativeEngine:
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
         baseline = self._baseline(generation)
-        timings = generation.timings
-        speedup = generation.speed / baseline["tokens_per_second"]
-        generation.teach(baseline["tokens_per_second"])
-        self._totals.add(generation.rows, timings.total)
-        self._totals.speedups.append(speedup)
+        plain = baseline.get("tokens_per_second")
+        speedup = None if plain is None else generation.speed / plain
+        generation.teach(plain)
+        self._totals.add(generation.rows, generation.timings.total)
+        if speedup is not None:
+            self._totals.speedups.append(speedup)
         return [self._result(generation, row, speedup, baseline) for row in generation.rows]
 
-    def _result(self, generation: Generation, row: Row, speedup: float, baseline: dict[str, Any]) -> GenerationResult:
+    def _result(
+        self, generation: Generation, row: Row, speedup: float | None, baseline: dict[str, Any]
+    ) -> GenerationResult:
         stats, timings = row.stats, generation.timings
         return GenerationResult(
             text=generation.text(row),
@@ -242,9 +245,10 @@ class SpeculativeEngine:
     def _baseline(self, generation: Generation) -> dict[str, Any]:
         """What ``speedup`` is measured against, measured once per batch size."""
         key = (len(generation.rows), generation.config.temperature == 0)
-        if key not in self._baselines:
-            self._baselines[key] = plain_baseline(generation)
-        return self._baselines[key]
+        baseline = self._baselines.get(key) or plain_baseline(generation)
+        if "error" not in baseline:
+            self._baselines[key] = baseline
+        return baseline
 
 
 def _dtype_name(model: Any) -> str:

@@ -15,6 +15,7 @@ from specstream.callbacks import Columns, row_processor
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
+from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_parts
 from specstream.results import Totals
@@ -136,7 +137,9 @@ class _CustomGenerate:
         )
         prompts = _unpadded(input_ids, model_kwargs.get("attention_mask"))
         check_length(prompts, settings.max_new_tokens, parts.target.context_length)
-        generation = Generation(replace(parts, eos_token_ids=columns.eos_token_ids), prompts, settings)
+        # generate() has made processors of the checkpoint's rules, too.
+        parts = replace(parts, eos_token_ids=columns.eos_token_ids, checkpoint=CheckpointRules())
+        generation = Generation(parts, prompts, settings)
         for row, prompt in zip(generation.rows, prompts, strict=True):
             if logits_processor:
                 padding = input_ids[row.index, : input_ids.shape[1] - len(prompt)]

@@ -27,6 +27,7 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.capabilities import Quantization
+from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
@@ -89,6 +90,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         heads=heads,
         tokenizer=tokenizer,
         eos_token_ids=_eos_token_ids(target.model, tokenizer),
+        checkpoint=checkpoint_rules(target.model),
+        vocab_size=target.vocab_size,
         speculation=Speculation(
             max_depth=config.max_speculation_depth or DEEPEST,
             unmeasured_depth=config.max_speculation_depth or UNMEASURED,

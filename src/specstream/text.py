@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ from specstream.errors import UsageError
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _WINDOW = 8  # tokens before a new one that its decoding may depend on (bytes of one character, a leading space)
 
 
@@ -64,8 +66,10 @@ class TextStream:
         self._tokens.extend(tokens)
         known = self._decode(self._tokens[self._start : self._done])
         window = self._decode(self._tokens[self._start :])
-        # A replacement character at the end is the first bytes of a character still to come.
-        if len(window) > len(known) and not window.endswith("\N{REPLACEMENT CHARACTER}"):
+        # A replacement character at the end is the first bytes of a character still to come, and what tokens of a byte
+        # each spell is known where their run ends: one byte too many spoils all of it.
+        open_end = window.endswith("\N{REPLACEMENT CHARACTER}") or _is_byte(self._tokenizer, self._tokens[-1:])
+        if len(window) > len(known) and not open_end:
             self.text += window[len(known) :]
             self._start, self._done = self._done, len(self._tokens)
         return self._send(len(self.text) - self._hold)
@@ -86,10 +90,35 @@ class TextStream:
         return text
 
 
-def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    ends = [at for stop in stop_strings if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+def final_text(tokenizer: Any, tokens: Sequence[int], stop_strings: Sequence[str]) -> str:
+    """The text of the tokens before the first stop string, without special tokens."""
+    plain, marked = _sorted_stops(tokenizer, stop_strings)
+    whole = tokenizer.decode(tokens, skip_special_tokens=False) if marked else ""
+    rest = ""
+    if (end := _first(whole, marked)) is not None:
+        kept = len(tokens)
+        while len(before := tokenizer.decode(tokens[:kept], skip_special_tokens=False)) > end:
+            kept -= 1
+        tokens, rest = tokens[:kept], whole[len(before) : end]
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True) + rest
+    return text[: _first(text, plain)]
+
+
+def _first(text: str, strings: Sequence[str]) -> int | None:
+    return min((at for string in strings if (at := text.find(string)) >= 0), default=None)
+
+
+def _sorted_stops(tokenizer: Any, stop_strings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that are looked for in the text as it is shown, and those that hold a special token, which is not shown."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {token.content for token in added if token.special} if stop_strings else set()
+    marked = [stop for stop in stop_strings if any(content in stop for content in special)]
+    return [stop for stop in stop_strings if stop not in marked], marked
+
+
+def _is_byte(tokenizer: Any, token: Sequence[int]) -> bool:
+    """Whether this one token, if it is there, spells a byte of a character that the vocabulary lacks: ``<0xF0>``."""
+    return any(_BYTE.fullmatch(str(name)) for name in tokenizer.convert_ids_to_tokens(list(token)))
 
 
 def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:
@@ -97,13 +126,18 @@ def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:
     if not stop_strings:
         return None
     longest = max(map(len, stop_strings))
+    plain, marked = _sorted_stops(tokenizer, stop_strings)
+
+    def found(tokens: Sequence[int], stops: Sequence[str], skip: bool) -> bool:
+        return bool(stops) and _first(tokenizer.decode(tokens, skip_special_tokens=skip), stops) is not None
 
     def check(emitted: Sequence[int], new: int) -> int | None:
         for kept in range(len(emitted) - new + 1, len(emitted) + 1):
             # Every token but special ones gives at least one byte, and a character takes at most four.
             start = max(0, kept - 4 * longest - _WINDOW)
-            text = tokenizer.decode(emitted[start:kept], skip_special_tokens=True)
-            if any(stop in text for stop in stop_strings):
+            while start and _is_byte(tokenizer, emitted[start : start + 1]):  # a run of bytes is read as a whole
+                start -= 1
+            if found(emitted[start:kept], plain, True) or found(emitted[start:kept], marked, False):
                 return kept
         return None
 

@@ -12,6 +12,7 @@ from typing import Any
 from specstream.config import generation_config
 from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
+from specstream.generation import check_tokens
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.scheduler import Done, Event, Failed, Job, Scheduler
 from specstream.serving.schema import Body, ChatBody, CompletionBody
@@ -80,6 +81,7 @@ class Gateway:
         Raises:
             UsageError: more tokens than the limit, a schema that cannot be followed.
         """
+        check_tokens(self._engine.target.vocab_size, (), body.stop_token_ids or ())
         limit = self._config.max_tokens
         most = body.most_tokens or limit
         if most > limit:
@@ -176,7 +178,7 @@ class Answers:
 
 
 def _sampling(body: Body) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     return {**given, "stop": body.stop_strings, "seed": None}
 
