@@ -107,7 +107,7 @@ def test_sampling_cuts_the_distribution_as_the_checkpoint_says(tokenizer):
     assert engine.generate(PROMPT, max_new_tokens=30, top_k=0).token_ids != greedy
 
 
-@pytest.mark.parametrize("penalty", [1.1, 1.2, 1.4])
+@pytest.mark.parametrize("penalty", [1.05, 1.2])  # 1.05 twice gives another text
 def test_custom_generate_applies_them_once(tokenizer, penalty):
     model = tiny_model()
     model.generation_config.repetition_penalty = penalty
