@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any, overload
 
@@ -52,6 +53,7 @@ class SpeculativeEngine:
         self, model: Any, tokenizer: Any = None, draft_model: Any = None, **settings: Unpack[EngineSettings]
     ) -> None:
         self.config = engine_config(settings)
+        model, draft_model = (str(each) if isinstance(each, Path) else each for each in (model, draft_model))
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if isinstance(model, str):
             self.model_name = model
@@ -61,12 +63,17 @@ class SpeculativeEngine:
             self.model_name = model_name(model)
         if tokenizer is None:
             raise UsageError("tokenizer is missing; give the model's own, or give the model by name")
+        if not hasattr(tokenizer, "decode") or isinstance(tokenizer, bytes):
+            raise UsageError(f"tokenizer is {tokenizer!r}; give the tokenizer itself")
         self.model, self.tokenizer = model, tokenizer
         self.target = HuggingFaceTarget(model, runtime=self.config.runtime, exact=self.config.exact == "bits")
         same = isinstance(draft_model, str) and draft_model == self.model_name
         self.parts = build_parts(self.target, tokenizer, model if same else draft_model, self.config)
         self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
         self._totals = Totals()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError("an engine cannot be pickled or copied: it holds memory; make one where it is needed")
 
     @classmethod
     def from_config(cls, path: str, **settings: Unpack[EngineSettings]) -> SpeculativeEngine:

@@ -111,6 +111,9 @@ class _CustomGenerate:
         self._config = config
         self._made: tuple[HuggingFaceTarget, Parts] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}  # made of a model and of this process
+
     def __call__(
         self,
         model: Any,
@@ -183,12 +186,23 @@ class _CustomGenerate:
 
 
 def prompts_of(input_ids: Any) -> list[list[int]]:
-    """The rows of token ids: a tensor ``[n]`` or ``[rows, n]``, or a list of rows."""
-    if isinstance(input_ids, Tensor):
-        input_ids = input_ids.tolist()
-    if not input_ids or isinstance(input_ids[0], int):
-        input_ids = [input_ids]
-    return [list(row) for row in input_ids]
+    """The rows of token ids: a tensor ``[n]`` or ``[rows, n]``, or a list of rows.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    rows = input_ids.tolist() if isinstance(input_ids, Tensor) else input_ids
+    if _are(rows, int):
+        return [list(rows)]
+    if not _are(rows, Sequence) or not all(_are(row, int) for row in rows):
+        text = " ".join(repr(input_ids).split())[:80]
+        raise UsageError(f"input_ids is {text}; give token ids: [n] or [rows, n] int64, or a list of rows")
+    return [list(row) for row in rows]
+
+
+def _are(values: Any, kind: type) -> bool:
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    return listed and all(isinstance(value, kind) and not isinstance(value, bool | str | bytes) for value in values)
 
 
 def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:

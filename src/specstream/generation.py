@@ -254,4 +254,6 @@ def check_tokens(size: int | None, prompts: Sequence[Sequence[int]], stops: Sequ
 
 def is_batch(prompt: Any) -> bool:
     """A list of texts or of chats; a single chat is a list too, of mappings."""
-    return not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping))
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes):
+        return False
+    return not (prompt and isinstance(prompt[0], Mapping))

@@ -20,7 +20,7 @@ from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
-from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError
 from specstream.generation import Parts
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
@@ -28,6 +28,7 @@ from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.capabilities import Quantization
 from specstream.models.checkpoint import checkpoint_rules
+from specstream.models.compat import wrapper_of
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
@@ -268,6 +269,7 @@ def _draft_target(
     draft_tokenizer, part = None, None
     if named:
         draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
+    model_name(draft)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -361,5 +363,11 @@ def _vocab_size(model: Any) -> int:
 
 
 def model_name(model: Any) -> str:
-    """What a model is called."""
+    """What a model is called.
+
+    Raises:
+        UnsupportedModelError: it is no transformers model.
+    """
+    if (wrapper := wrapper_of(model)) is not None:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be a target: {wrapper}")
     return str(model.config.name_or_path or model.config.model_type)

@@ -20,18 +20,67 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a text, or of a chat (a list of role/content) through the chat template.
 
     Raises:
-        UsageError: an empty prompt, or a chat for a tokenizer without a template.
+        UsageError: an empty prompt or one that is no text, a chat for a tokenizer without a template, or one that the
+            template refuses.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"] if prompt else []
+        ids = tokenizer(_valid(prompt))["input_ids"] if prompt else []
+    elif _is_list(prompt):
+        ids = tokenizer(_rendered(tokenizer, prompt), add_special_tokens=False)["input_ids"] if prompt else []
     else:
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise UsageError("the prompt is a chat and this tokenizer has no chat template; give plain text")
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        raise UsageError(f"the prompt is {_short(prompt)}; give a text, or a chat: a list of role and content")
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _rendered(tokenizer: Any, chat: Chat) -> str:
+    """A chat as its template writes it."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UsageError("the prompt is a chat and this tokenizer has no chat template; give plain text")
+    turns = [_turn(turn) for turn in chat]
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template may refuse in its own words
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
+    return _valid(text)
+
+
+def _turn(turn: Any) -> dict[str, Any]:
+    """One turn, its parts of text joined: templates of models that read text alone know no parts."""
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        raise UsageError(f"a turn of the prompt is {_short(turn)}; give a mapping with a role and content")
+    content: Any = turn.get("content")
+    if _is_list(content):
+        content = "".join(map(_part, content))
+    if not isinstance(content, str) and not (content is None and "tool_calls" in turn):
+        raise UsageError(f"the content of a turn of the prompt is {_short(content)}; give a text")
+    return {**turn, "content": content}
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part["text"], str):
+        return str(part["text"])
+    raise UsageError(f"the content of a turn has a part of the type {kind or _short(part)}; only text is read")
+
+
+def _valid(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the prompt holds half a character, which is no text; give valid Unicode") from None
+    return text
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def as_chat(tokenizer: Any, chat: bool | None) -> bool:
@@ -118,7 +167,8 @@ def _sorted_stops(tokenizer: Any, stop_strings: Sequence[str]) -> tuple[list[str
 
 def _is_byte(tokenizer: Any, token: Sequence[int]) -> bool:
     """Whether this one token, if it is there, spells a byte of a character that the vocabulary lacks: ``<0xF0>``."""
-    return any(_BYTE.fullmatch(str(name)) for name in tokenizer.convert_ids_to_tokens(list(token)))
+    names = getattr(tokenizer, "convert_ids_to_tokens", None)  # a tokenizer of one's own may only decode
+    return names is not None and any(_BYTE.fullmatch(str(name)) for name in names(list(token)))
 
 
 def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:

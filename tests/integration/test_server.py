@@ -301,7 +301,7 @@ def test_what_is_counted(served: Served) -> None:
         ("completions", {"model": NAME, "prompt": "a", "\ud800": 1}, "valid string"),
         ("completions", {"model": NAME, "prompt": "a", "gama": 1}, "the field is not known"),
         ("completions", {"model": NAME, "prompt": "\ud800"}, "half a character"),
-        ("chat/completions", {"model": NAME, "messages": [{"role": "user", "content": "\ud800"}]}, "template"),
+        ("chat/completions", {"model": NAME, "messages": [{"role": "user", "content": "\ud800"}]}, "half a character"),
         ("completions", {"model": "other", "prompt": "a"}, "is not served here"),
         ("chat/completions", {"model": NAME, "messages": []}, "messages: "),
         ("chat/completions", {"model": NAME, "messages": [{"role": "nobody", "content": "a"}]}, "messages.0.role"),

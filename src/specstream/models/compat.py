@@ -90,6 +90,19 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
+def wrapper_of(model: Any) -> str | None:
+    """Why an object is not itself a transformers model, as the second half of a sentence; None if it is one."""
+    if hasattr(model, "get_base_model"):
+        return "it is PEFT's wrapper; give model.get_base_model(), which has the adapter in it"
+    if hasattr(model, "_orig_mod"):
+        return "it is compiled; give the model itself, model._orig_mod"
+    if isinstance(getattr(model, "module", None), transformers.PreTrainedModel):
+        return "it is a wrapper; give the model itself, model.module"
+    if not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
+        return "it is no transformers model; give one, or the name of one"
+    return None
+
+
 def model_class(config: Any) -> Any:
     """What loads a model of this configuration: as a language model, else as one that also sees or hears."""
     several = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)

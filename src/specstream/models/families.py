@@ -82,6 +82,8 @@ def describe(model: Any) -> Family:
             implementations that a token tree cannot pass through; the message says which and why.
     """
     compat.require_supported()
+    if (wrapper := compat.wrapper_of(model)) is not None:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be a target: {wrapper}")
     config = model.config
     name = str(config.model_type)
     cache_argument = compat.cache_argument(model)

@@ -113,20 +113,10 @@ class Gateway:
             {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
             for turn in body.messages
         ]
-        try:
-            return encode(self.tokenizer, turns)
-        except UsageError:
-            raise
-        except Exception as error:  # a template may refuse in its own words
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
+        return encode(self.tokenizer, turns)
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError:
-                raise UsageError("the prompt holds half a character, which is no text; send valid Unicode") from None
             return encode(self.tokenizer, prompt)
         size = self._engine.target.vocab_size
         if strange := [token for token in prompt if not 0 <= token < size]:
