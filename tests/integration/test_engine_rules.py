@@ -8,6 +8,7 @@ import transformers as hf
 
 import specstream
 from specstream import SpeculativeEngine
+from specstream.cli.generate import _summary
 from specstream.errors import NumericalError, UsageError
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -134,6 +135,7 @@ def test_the_measurement_cannot_fail_the_call(tokenizer):
     assert result.token_ids == [first + at for at in range(1, 6)]
     assert result.speedup is None and "NaN" in result.baseline["error"]
     assert engine.get_metrics()["average_speedup"] == 0.0
+    assert "could not be measured: NumericalError" in _summary(result)
     stream = engine.stream("a", max_new_tokens=5, ignore_eos=True, logits_processor=[Cleans()])
     assert "".join(stream) and stream.result.token_ids == result.token_ids
     with pytest.raises(NumericalError):
