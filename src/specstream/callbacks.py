@@ -26,7 +26,7 @@ def row_processor(processors: Sequence[Any], row: int, rows: int, padding: Tenso
     Raises:
         UsageError: a processor whose share of one row is not known.
     """
-    own = [compat.processor_of_row(processor, row) if rows > 1 else processor for processor in processors]
+    own = [compat.processor_of_row(processor, row, rows) if rows > 1 else processor for processor in processors]
 
     def process(ids: Tensor, scores: Tensor) -> Tensor:
         padded = torch.cat([padding[None].to(ids), ids], dim=1)

@@ -59,6 +59,13 @@ def test_a_padded_batch_gets_what_transformers_gives(ending, batch, settings):
     assert plain.tolist() != expected.tolist(), "the setting changes nothing"
 
 
+@pytest.mark.parametrize("name", ["encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "repetition_penalty"])
+def test_several_answers_to_a_prompt_get_its_own_rules(ending, batch, name):
+    settings = {name: 2 if "size" in name else 1.6, "num_return_sequences": 2, "do_sample": True, "top_k": 1}
+    expected, got = both(ending, batch, **settings)
+    assert got.tolist() == expected.tolist()
+
+
 def test_watermarks_of_each_row_are_its_own(ending, batch):
     watermark = hf.SynthIDTextWatermarkingConfig(ngram_len=3, keys=[654, 400, 836, 123], context_history_size=8)
     settings = {"watermarking_config": watermark, "do_sample": True, "top_k": 1}

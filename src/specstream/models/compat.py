@@ -180,8 +180,10 @@ def is_fresh(cache: Any) -> bool:
     return not getattr(cache, "_is_user_defined", False) and isinstance(cache, Cache) and not cache.get_seq_length()
 
 
-def processor_of_row(processor: Any, row: int) -> Any:
+def processor_of_row(processor: Any, row: int, rows: int) -> Any:
     """What a logits processor of ``generate`` is for one row of a batch, with state and with arguments of that row.
+
+    Arguments may be one for each prompt, and several rows in succession answer the same prompt.
 
     Raises:
         UsageError: it may tell rows apart in ways that are not known here.
@@ -195,9 +197,10 @@ def processor_of_row(processor: Any, row: int) -> Any:
     own = copy.copy(processor)  # some keep what they saw
     for name in ("prompt_ignore_length", "encoder_input_ids"):
         if isinstance(of_all := getattr(own, name, None), torch.Tensor):
-            setattr(own, name, of_all[row : row + 1])
+            at = row * len(of_all) // rows
+            setattr(own, name, of_all[at : at + 1])
     if hasattr(own, "generated_ngrams"):
-        own.generated_ngrams, own.batch_size = [own.generated_ngrams[row]], 1
+        own.generated_ngrams, own.batch_size = [own.generated_ngrams[row * own.batch_size // rows]], 1
     if isinstance(own, PrefixConstrainedLogitsProcessor):
         allowed = own._prefix_allowed_tokens_fn
         own._prefix_allowed_tokens_fn = lambda _, ids: allowed(row, ids)
