@@ -144,6 +144,8 @@ class SpeculativeEngine:
             ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (each run's figures) and
             ``provenance``.
         """
+        if not is_batch(test_prompts):
+            raise UsageError(f"test_prompts is {test_prompts!r}; give a list of prompts")
         if num_runs < 1 or not test_prompts:
             raise UsageError(f"num_runs is {num_runs} with {len(test_prompts)} prompts; give at least one of each")
         config = generation_config(self.config.generation, settings)

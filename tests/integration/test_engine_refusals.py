@@ -102,6 +102,13 @@ def test_a_prompt_that_is_none(engine, prompt):
         one_line(error)
 
 
+@pytest.mark.parametrize("prompts", [None, "abc", said("one")], ids=repr)
+def test_prompts_to_measure_that_are_no_list(engine, prompts):
+    with pytest.raises(UsageError, match="test_prompts") as error:
+        engine.benchmark(prompts, num_runs=1, max_new_tokens=2)
+    one_line(error)
+
+
 @pytest.mark.parametrize("seed", [2**63, 2**64, 2**100])
 def test_a_seed_beyond_what_a_generator_takes(engine, seed):
     with pytest.raises(UsageError, match=f"seed is {seed}") as error:
