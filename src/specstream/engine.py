@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, overload
@@ -23,9 +24,10 @@ from specstream.environment import level
 from specstream.errors import UsageError
 from specstream.generation import Generation, TextPieces, is_batch, plain_baseline
 from specstream.inventory import draft_bytes, prepare
+from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
-from specstream.parts import build_parts, check_choice, model_name
+from specstream.parts import build_parts, check_choice, eos_token_ids, model_name, renewed
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
 from specstream.settings_file import read_settings
@@ -34,6 +36,9 @@ from specstream.text import Chat, Prompt, encode
 
 class SpeculativeEngine:
     """Generates with a model and a drafter: faster, and the same output as the model alone.
+
+    The model stays yours, and is never changed. You may cast, merge, patch or hook it, or load other weights into it,
+    between two generations; threads may share an engine or use its model beside it.
 
     Args:
         model: a transformers causal language model, or the name of one (catalog name, folder, hub id).
@@ -68,7 +73,8 @@ class SpeculativeEngine:
         self.model, self.tokenizer = model, tokenizer
         self.target = HuggingFaceTarget(model, runtime=self.config.runtime, exact=self.config.exact == "bits")
         same = isinstance(draft_model, str) and draft_model == self.model_name
-        self.parts = build_parts(self.target, tokenizer, model if same else draft_model, self.config)
+        self._draft, self._revision = model if same else draft_model, self.target.revision
+        self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
         self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
         self._totals = Totals()
 
@@ -207,10 +213,20 @@ class SpeculativeEngine:
         }
 
     def _start(self, prompts: Sequence[Prompt], config: GenerationConfig, drafter: Drafter | None = None) -> Generation:
+        self._renew()
         parts = self.parts if drafter is None else self.parts.with_drafter(drafter)
         generation = Generation(parts, [encode(self.tokenizer, prompt) for prompt in prompts], config)
         prepare(parts, len(prompts))
         return generation
+
+    def _renew(self) -> None:
+        """Follow what was done to the model since the last generation."""
+        if (revision := self.target.refresh()) != self._revision:
+            self.parts = renewed(self.parts, self.target, self.tokenizer, self._draft, self.config)
+            self._revision = revision
+            self._baselines.clear()
+        ends, rules = eos_token_ids(self.model, self.tokenizer), checkpoint_rules(self.model)
+        self.parts = replace(self.parts, eos_token_ids=ends, checkpoint=rules)
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
         baseline = self._baseline(generation)

@@ -20,7 +20,15 @@ from types import MappingProxyType
 
 from specstream.errors import UsageError
 
-VARIABLE = "SPECSTREAM_CPU"
+PREFIX = "SPECSTREAM_"
+"""Every environment variable of this program begins with it; settings of the server are the other ones."""
+
+VARIABLES = tuple(
+    PREFIX + name for name in ("CPU", "DEBUG", "MODELS", "NO_SELFTEST_CACHE", "TEST_MODEL", "WHEEL_LEVELS")
+)
+"""Variables that are no settings of the server; the last two are for this program's own tests and wheels."""
+
+VARIABLE = PREFIX + "CPU"
 """The environment variable that lowers the level."""
 
 TESTED: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -133,8 +141,8 @@ def level() -> Level:
     Raises:
         UsageError: the variable names no level, or one that this processor does not have.
     """
-    own, wanted = processor_level(), os.environ.get(VARIABLE, "")
-    if not wanted:
+    own, wanted = processor_level(), variable(VARIABLE)
+    if wanted is None:
         return own
     below = {each.name: each for each in LEVELS if each.machine == own.machine and each.needs <= own.needs}
     if wanted in below:
@@ -167,9 +175,30 @@ def limit_libraries() -> None:
     Raises:
         UsageError: as ``level``.
     """
-    if os.environ.get(VARIABLE):
+    if variable(VARIABLE) is not None:
         for name, value in level().libraries.items():
             os.environ.setdefault(name, value)
+
+
+def variable(name: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """What an environment variable says; None where it is not set.
+
+    Args:
+        name: of the variable.
+        environment: None for this process's.
+
+    Raises:
+        UsageError: it is empty. A template that was not filled in looks so, and is not the same as no variable.
+    """
+    value = (os.environ if environment is None else environment).get(name)
+    if value is not None and not value.strip():
+        raise UsageError(f"{name} is empty; give it a value, or unset it")
+    return value
+
+
+def is_on(name: str) -> bool:
+    """Whether a variable that is a switch is set, and not to 0."""
+    return variable(name) not in (None, "0")
 
 
 def installed(package: str) -> str | None:

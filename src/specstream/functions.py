@@ -17,7 +17,7 @@ from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
 from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import build_parts
+from specstream.parts import build_parts, renewed
 from specstream.results import Totals
 
 
@@ -110,6 +110,7 @@ class _CustomGenerate:
         self._draft, self._tokenizer, self._streamer, self._stop = draft, tokenizer, streamer, stop
         self._config = config
         self._made: tuple[HuggingFaceTarget, Parts] | None = None
+        self._revision = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}  # made of a model and of this process
@@ -159,8 +160,13 @@ class _CustomGenerate:
         if self._made is None or self._made[0].model is not model:
             config = self._config
             target = HuggingFaceTarget(model, runtime=config.runtime, exact=config.exact == "bits")
+            self._revision = 0
             self._made = target, build_parts(target, self._tokenizer, self._draft, config)
-        return self._made[1]
+        target, parts = self._made
+        if target.refresh() != self._revision:
+            parts = renewed(parts, target, self._tokenizer, self._draft, self._config)
+            self._made, self._revision = (target, parts), target.revision
+        return parts
 
     def _stop_strings(self) -> list[Any]:
         if not self._stop:

@@ -20,7 +20,7 @@ from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
-from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError
+from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Parts
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
@@ -28,7 +28,7 @@ from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.capabilities import Quantization
 from specstream.models.checkpoint import checkpoint_rules
-from specstream.models.compat import wrapper_of
+from specstream.models.families import require_model
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
@@ -90,7 +90,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         drafter=_build_drafter(target, tokenizer, draft, heads, config),
         heads=heads,
         tokenizer=tokenizer,
-        eos_token_ids=_eos_token_ids(target.model, tokenizer),
+        eos_token_ids=eos_token_ids(target.model, tokenizer),
         checkpoint=checkpoint_rules(target.model),
         vocab_size=target.vocab_size,
         speculation=Speculation(
@@ -101,6 +101,16 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
             controller=Controller() if config.adaptive else None,
         ),
     )
+
+
+def renewed(parts: Parts, target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
+    """What to go on with after the target's model has become another one: heads are of a model, the rest is not.
+
+    The arguments and the errors are those of ``build_parts``.
+    """
+    if parts.heads is None and config.drafter != "router":
+        return parts
+    return build_parts(target, tokenizer, draft, config)
 
 
 def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
@@ -281,7 +291,7 @@ def _draft_target(
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
-        drafting.runtime.release()
+        drafting.release()
     return drafting, part
 
 
@@ -351,7 +361,8 @@ def _check_router(config: EngineConfig) -> None:
             )
 
 
-def _eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text: as the model's generation configuration says now, else the tokenizer's."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if ids is None:
         ids = getattr(tokenizer, "eos_token_id", None)
@@ -368,6 +379,5 @@ def model_name(model: Any) -> str:
     Raises:
         UnsupportedModelError: it is no transformers model.
     """
-    if (wrapper := wrapper_of(model)) is not None:
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be a target: {wrapper}")
+    require_model(model)
     return str(model.config.name_or_path or model.config.model_type)

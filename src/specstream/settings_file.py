@@ -32,6 +32,8 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         where = document.where((str(key),))
         if key not in KNOWN:
             raise UsageError(f"{where}unknown setting {key!r}; known are {', '.join(sorted(KNOWN))}")
+        if isinstance(value, str) and not value.strip() and key != "stop":
+            raise UsageError(f"{where}{key} is {value!r}; give a value that is not empty, or leave it out")
         if key in MODELS:
             if value is not None and not isinstance(value, str):
                 raise UsageError(f"{where}{key} is {value!r}; give the name of a model")

@@ -27,6 +27,7 @@ class Served:
 
     server: Server
     engine: SpeculativeEngine
+    web: Web
     url: str
     clients: list[openai.OpenAI] = field(default_factory=list)
 
@@ -75,7 +76,7 @@ def serving(engine: SpeculativeEngine | None = None, *, slow: float = 0.0, **set
     try:
         assert eventually(lambda: web.started)
         port = web.servers[0].sockets[0].getsockname()[1]
-        running = Served(server, engine, f"http://127.0.0.1:{port}")
+        running = Served(server, engine, web, f"http://127.0.0.1:{port}")
         yield running
     finally:
         web.should_exit = True

@@ -99,6 +99,15 @@ def test_what_is_given_goes_before_the_checkpoints_own(tokenizer):
     assert engine.generate(PROMPT, max_new_tokens=30).token_ids != expected
 
 
+def test_the_checkpoints_rules_are_read_anew_for_each_text(tokenizer):
+    model = tiny_model()
+    engine = SpeculativeEngine(model, tokenizer)
+    for penalty in (1.0, 1.7, 1.05):
+        model.generation_config.repetition_penalty = penalty
+        expected = reference(model, tokenizer, PROMPT)
+        assert engine.generate(PROMPT, max_new_tokens=30).token_ids == expected
+
+
 def test_sampling_cuts_the_distribution_as_the_checkpoint_says(tokenizer):
     model = tiny_model()
     model.generation_config.top_k = 1

@@ -293,7 +293,6 @@ def test_what_is_counted(served: Served) -> None:
         ("completions", {"model": NAME, "prompt": ""}, "prompt: the prompt is empty"),
         ("completions", {"model": NAME, "prompt": [1, 2, 99999]}, "the vocabulary is 0 to 299"),
         ("completions", {"model": NAME, "prompt": "a", "stop_token_ids": [300]}, "the vocabulary is 0 to 299"),
-        ("completions", {"model": NAME, "prompt": "a", "max_tokens": 9999}, "ask for 200 at most"),
         ("completions", {"model": NAME, "prompt": "a", "n": 99}, "ask for 8 at most"),
         ("completions", {"model": NAME, "prompt": "a " * 600}, "shorten it"),
         ("completions", {"model": NAME, "prompt": "a", "temperature": -1}, "temperature: "),

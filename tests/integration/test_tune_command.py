@@ -95,6 +95,8 @@ def test_options_replace_what_the_file_says_and_nothing_else_does(run, folder, t
         ("draftr: lookup", r"mine.yaml:2: unknown setting 'draftr'; known are"),
         ("drafter: best", r"mine.yaml:2: drafter is 'best'; give"),
         ("max_new_tokens: 0", r"mine.yaml:2: max_new_tokens is 0; give"),
+        ('draft_model: ""', r"mine.yaml:2: draft_model is ''; give a value that is not empty"),
+        ('heads: " "', r"mine.yaml:2: heads is ' '; give a value that is not empty"),
         ("draft_model: 3", r"mine.yaml:2: draft_model is 3; give the name of a model"),
         ("model: again", r"mine.yaml:2: model is given in line 1 already"),
     ],

@@ -58,6 +58,31 @@ CONFIGURATIONS: dict[str, Callable[[], Any]] = {
 FAMILIES = tuple(CONFIGURATIONS)
 
 
+def _long(original: int, **more: Any) -> dict[str, Any]:
+    """Two sets of factors, for texts up to ``original`` tokens and for longer ones, far enough apart to show."""
+    dims = 8 if more.get("partial_rotary_factor") is None else 4
+    factors = {"short_factor": [1.0] * dims, "long_factor": [1.0 + 0.7 * at for at in range(dims)]}
+    rotations = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": original,
+        **factors,
+    }
+    return {**_GROUPED, "rope_parameters": rotations, **more}
+
+
+LONG: dict[str, Callable[[], Any]] = {
+    "llama-64": lambda: hf.LlamaConfig(**_long(64)),
+    "llama-120": lambda: hf.LlamaConfig(**_long(120)),
+    "qwen2-64": lambda: hf.Qwen2Config(**_long(64)),
+    "phi3-64": lambda: hf.Phi3Config(**_long(64), original_max_position_embeddings=64),
+    "phi3-120": lambda: hf.Phi3Config(**_long(120), original_max_position_embeddings=120),
+}
+"""Families whose rotations depend on the length of the text, by the length behind which they do."""
+
+_SEEDS = {name: seed for seed, name in enumerate([*CONFIGURATIONS, *LONG])}
+
+
 @cache
 def build(family: str, dtype: torch.dtype = torch.float32, *, noise: float = 0.0) -> Any:
     """A model whose greedy output wanders; ``noise`` makes a draft of it that agrees the less, the larger it is.
@@ -65,9 +90,9 @@ def build(family: str, dtype: torch.dtype = torch.float32, *, noise: float = 0.0
     All tests share it: who changes it, its dtype for example, takes a copy.
     """
     with torch.random.fork_rng():  # the same model in every order of the tests
-        torch.manual_seed(FAMILIES.index(family))
-        model = hf.AutoModelForCausalLM.from_config(CONFIGURATIONS[family]()).eval()
-    chance = torch.Generator().manual_seed(FAMILIES.index(family))
+        torch.manual_seed(_SEEDS[family])
+        model = hf.AutoModelForCausalLM.from_config({**CONFIGURATIONS, **LONG}[family]()).eval()
+    chance = torch.Generator().manual_seed(_SEEDS[family])
     with torch.no_grad():
         for name, weights in model.named_parameters():
             # The default spread of 0.02 leaves a small random model repeating one token.

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from specstream.environment import limit_libraries
+from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
 from specstream.errors import SpecStreamError
 
 # typer raises its usage errors from classes whose home moved between its releases; this base is reachable in all.
@@ -88,7 +88,7 @@ def _global_options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", envvar="SPECSTREAM_DEBUG", help="Show the traceback when a command fails.")
+        bool, typer.Option("--debug", help="Show the traceback when a command fails; so does SPECSTREAM_DEBUG=1.")
     ] = False,
 ) -> None:
     if version:
@@ -106,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, debug = _take_debug(words)
     try:
+        debug = debug or is_on("SPECSTREAM_DEBUG")
+        _check_variables()
         limit_libraries()  # before a verb imports torch
         code = _invoke(words)
         # Inside the try, because a reader that has gone away is noticed only when the buffer is written out.
@@ -118,8 +120,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _take_debug(words: list[str]) -> tuple[list[str], bool]:
     # Taken out wherever it stands, so that "re-run with --debug" is true of a flag added at the end of the line.
     end = words.index("--") if "--" in words else len(words)
-    debug = "--debug" in words[:end] or os.environ.get("SPECSTREAM_DEBUG", "") not in ("", "0")
-    return [word for word in words[:end] if word != "--debug"] + words[end:], debug
+    return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
+
+
+def _check_variables() -> None:
+    """Refuse empty and unknown variables, whatever the verb: a misspelt one would be obeyed by nobody."""
+    own = [name for name in os.environ if name.startswith(PREFIX)]
+    for name in own:
+        variable(name)
+    if set(own) - set(VARIABLES):
+        from specstream.serving.deployment import check_variables  # takes a while to import, and is rarely needed
+
+        check_variables(os.environ)
 
 
 def _invoke(words: list[str]) -> int:

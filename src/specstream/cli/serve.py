@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from specstream.cli import options
+from specstream.errors import UsageError
 
 if TYPE_CHECKING:
     from specstream.serving.deployment import DeploymentConfig
@@ -23,6 +25,18 @@ _Drafter = Annotated[options.Text, typer.Option("--drafter", help="As in generat
 _Host = Annotated[options.Text, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
 _Port = Annotated[Optional[int], typer.Option("--port", help="Likewise.")]  # noqa: UP045
 _Rows = Annotated[Optional[int], typer.Option("--max-rows", help="Answers decoded side by side.")]  # noqa: UP045
+_Queue = Annotated[Optional[int], typer.Option("--max-queue", help="Answers that may wait; more get 429.")]  # noqa: UP045
+_Tokens = Annotated[Optional[int], typer.Option("--max-tokens", help="Most new tokens of one answer.")]  # noqa: UP045
+_Context = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--max-context", help="Most tokens of a prompt and its answer."),
+]
+_Served = Annotated[options.Text, typer.Option("--served-model-name", help="What clients call it; else as --model.")]
+_KeyFile = Annotated[options.Text, typer.Option("--api-key-file", help="A file that holds the key clients must send.")]
+_Level = Annotated[options.Text, typer.Option("--log-level", help="debug, info, warning or error.")]
+_Dtype = Annotated[options.Text, typer.Option("--dtype", help="As in generate.")]
+_Device = Annotated[options.Text, typer.Option("--device", help="As in generate.")]
+_Runtime = Annotated[options.Text, typer.Option("--runtime", help="As in generate.")]
 _VllmArgs = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(metavar="[-- VLLM_ARGS]", help="With --engine vllm: what vLLM gets besides, such as -tp 4."),
@@ -38,9 +52,18 @@ def serve(
     drafter: _Drafter = None,
     heads: options.HeadsFolder = None,
     gamma: options.Depth = None,
+    dtype: _Dtype = None,
+    device: _Device = None,
+    runtime: _Runtime = None,
     host: _Host = None,
     port: _Port = None,
     max_rows: _Rows = None,
+    max_queue: _Queue = None,
+    max_tokens: _Tokens = None,
+    max_context: _Context = None,
+    served_model_name: _Served = None,
+    api_key_file: _KeyFile = None,
+    log_level: _Level = None,
 ) -> None:
     """Serve a model to OpenAI clients. Settings: --config, over it SPECSTREAM_... variables, over those the options.
 
@@ -52,20 +75,41 @@ def serve(
         config,
         engine=engine,
         model_name=model,
+        model_path=model,  # over one of the file
         draft_model=draft,
         drafter=drafter,
         heads=heads,
         gamma=gamma,
+        dtype=dtype,
+        device=device,
+        runtime=runtime,
         host=host,
         port=port,
         max_rows=max_rows,
+        max_queue=max_queue,
+        max_tokens=max_tokens,
+        max_context=max_context,
+        api_key=None if api_key_file is None else _key(api_key_file),
+        log_level=log_level,
         vllm_args=vllm_args or None,
     )
+    if served_model_name is not None:
+        settings = settings.called(served_model_name)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("specstream").setLevel(settings.log_level.upper())
     if settings.engine == "vllm":
         _serve_with_vllm(settings)
     else:
         _serve_ours(settings)
+
+
+def _key(file: str) -> str:
+    """What a file says, without the line break at its end."""
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UsageError(f"api_key_file {file!r} cannot be read ({reason}); give a file with the key in it") from None
 
 
 def _serve_with_vllm(settings: DeploymentConfig) -> None:
@@ -86,17 +130,17 @@ def _serve_ours(settings: DeploymentConfig) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve", "specstream serve")
     from specstream.cli.loading import quiet
-    from specstream.serving import run
+    from specstream.serving import run, web
 
     run.check(settings)
-    with quiet():
-        loaded = run.load(settings)
     _warn_of_open_host(settings)
-    # Logged, not printed: a log that cannot be written, on a full disk, is no reason not to serve.
-    _log.info("serving %s on http://%s:%d/v1", settings.model_name, settings.host, settings.port)
-    run.listen(loaded, settings)
+    with web.bound(settings) as sockets:  # before the model is loaded: a port that is taken is found at once
+        with quiet():
+            loaded = run.load(settings)
+        run.listen(loaded, settings, sockets)
 
 
 def _warn_of_open_host(settings: DeploymentConfig) -> None:
+    # Logged, not printed: a log that cannot be written, on a full disk, is no reason not to serve.
     if settings.api_key is None and options.open_to_others(settings.host):
         _log.warning("%s is open to others and there is no api_key", settings.host)

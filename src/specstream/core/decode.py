@@ -149,6 +149,7 @@ class Batch:
         for row in rows:
             row.sampling, row.stopping = _own_rules(row, rules["sampling"], rules["stopping"])
         self._context_length = target.context_length
+        self._turn: int | None = getattr(target, "rereads_at", None)
         self._session = target.begin([row.tokens[:-1] for row in rows])
         self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
         self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
@@ -181,7 +182,7 @@ class Batch:
         A row whose own numbers, processor, check or watcher fails is finished with ``error``; its round is empty.
         """
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
-        asked = [_request(row, speculation.depth(row), self._context_length) for row in rows]
+        asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
         idle = self._steady and speculation.idle(rows)
         offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
@@ -235,9 +236,12 @@ def _own_rules(row: Row, sampling: Sampling, stopping: Stopping) -> tuple[Sampli
     return sampling, stopping if row.check is None else replace(stopping, check=row.check)
 
 
-def _request(row: Row, depth: int, context_length: int | None) -> DraftRequest:
+def _request(row: Row, depth: int, context_length: int | None, turn: int | None) -> DraftRequest:
     """A tree of depth d emits up to d + 1 tokens, so the deepest useful one is one short of what is left."""
-    return DraftRequest(tokens=row.tokens, depth=min(depth, row.left(context_length) - 1), generator=row.generator)
+    depth = min(depth, row.left(context_length) - 1)
+    if turn is not None and len(row.tokens) <= turn:
+        depth = min(depth, turn - len(row.tokens))
+    return DraftRequest(tokens=row.tokens, depth=depth, generator=row.generator)
 
 
 def _advance(

@@ -110,7 +110,11 @@ class TargetSession(Protocol):
 
 
 class Target(Protocol):
-    """A causal language model."""
+    """A causal language model.
+
+    One that reads a text anew when it gets longer than some length, which no tree may then reach across, says so:
+    ``rereads_at = LENGTH``.
+    """
 
     @property
     def context_length(self) -> int | None:

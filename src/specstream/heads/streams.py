@@ -44,7 +44,7 @@ from specstream.models import quantized
 from specstream.models.capabilities import capabilities
 from specstream.models.families import describe
 from specstream.models.taps import decoder_layers
-from specstream.models.upper import adapted, run_upper, sizes, upper_linears
+from specstream.models.upper import FinalNorm, adapted, sizes, upper_linears
 
 KIND = "streams"
 
@@ -118,6 +118,7 @@ class Streams(nn.Module):
         self._changing = list(self.parameters())  # a list: parameter dictionaries are slow to read
         self._frozen: _Frozen | None = None
         self._drafting: tuple[Tensor, Any] | None = None
+        self._norm = FinalNorm(model)
         if config.chain_rank:
             self.add_chain(config.chain_rank)
 
@@ -360,8 +361,7 @@ class Streams(nn.Module):
     def _leave(self, hidden: Tensor) -> Tensor:
         """Through the early exit's adapter and the final norm."""
         down, up = self.prune_down.to(hidden.dtype), self.prune_up.to(hidden.dtype)
-        changed = hidden + functional.linear(functional.linear(hidden, down), up)
-        return run_upper(self.model, self._layers, len(self._layers), changed, use_cache=False)
+        return self._norm(hidden + functional.linear(functional.linear(hidden, down), up))
 
     def _places(self, tokens: Tensor) -> Tensor:
         """Where tokens stand in the streams' vocabulary, 0 if they do not."""

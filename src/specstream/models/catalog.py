@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from specstream.environment import variable
 from specstream.errors import ModelNotFoundError
 from specstream.files import user_cache
 from specstream.models import download, hub
@@ -95,8 +96,12 @@ def catalog() -> Mapping[str, CatalogEntry]:
 
 
 def models_root() -> Path:
-    """The folder that holds models made from wheels: `$SPECSTREAM_MODELS`, else the user's cache."""
-    if chosen := os.environ.get("SPECSTREAM_MODELS"):
+    """The folder that holds models made from wheels: `$SPECSTREAM_MODELS`, else the user's cache.
+
+    Raises:
+        UsageError: the variable is empty.
+    """
+    if (chosen := variable("SPECSTREAM_MODELS")) is not None:
         return Path(chosen).expanduser()
     return user_cache() / "specstream-models"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +18,14 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AttentionInterface, PrefixConstrainedLogitsProcessor
+from transformers import AttentionInterface, PrefixConstrainedLogitsProcessor, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from specstream import environment
 from specstream.errors import UsageError
 
-__all__ = ["Cache", "Conv1D"]
+__all__ = ["Cache", "Conv1D", "PreTrainedConfig"]
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What a forward calls the key-value cache: the first since transformers 5.24, the second before and in remote code."""
@@ -55,8 +56,8 @@ def require_supported() -> None:
 
 @cache
 def warn_once(problem: str) -> None:
-    """Say, once a process, that something of an untested release is not known and what is done without it."""
-    warnings.warn(f"{problem}; {advice()}", stacklevel=3)
+    """Say, once a process, that something is not known and what is done without it; of an untested release, which."""
+    warnings.warn(problem if is_tested() else f"{problem}; {advice()}", stacklevel=3)
 
 
 def forward_arguments(model: Any) -> frozenset[str]:
@@ -158,16 +159,59 @@ def attending(configs: Mapping[int, Any], name: str) -> Iterator[None]:
             config._attn_implementation_internal = own
 
 
-def is_hooked(module: Any) -> bool:
-    """Whether somebody watches the module's forward, so that it has to run.
+def hooks_of(module: Any) -> list[Any]:
+    """What watches or changes the module's forward, so that it has to run.
 
     A model that was once asked for hidden states or attentions keeps transformers' own hooks, which do nothing until
     it is asked again: they do not count.
     """
-    if not module._forward_hooks and not module._forward_pre_hooks:  # nearly always, and it is asked in every pass
-        return False
     hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return not all(str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks)
+    return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("transformers.")]
+
+
+def keeps_length(module: Any) -> bool:
+    """Whether the module computes rotations that depend on the length of the text, and keeps those it saw last."""
+    kinds = getattr(module, "rope_type", None) or ()
+    kinds = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any(kind == "longrope" or "dynamic" in kind for kind in kinds if isinstance(kind, str))
+
+
+def rotary_limit(module: Any, layer_type: str | None = None) -> tuple[int, bool]:
+    """Up to which length a text gets a rotary module's unchanged rotations, and whether every length has its own.
+
+    Args:
+        module: one that ``keeps_length``.
+        layer_type: of which it is asked, where it serves several kinds of layers.
+    """
+    kind = module.rope_type if layer_type is None else module.rope_type[layer_type]
+    if "dynamic" in kind:
+        return int(module.original_max_seq_len), True
+    if kind != "longrope":
+        return sys.maxsize, False
+    found = module.config.rope_parameters
+    return int((found if layer_type is None else found[layer_type])["original_max_position_embeddings"]), False
+
+
+def long_after(model: Any) -> int | None:
+    """The length of a text behind which the model rotates with its second set of factors; None if it has one set."""
+    limits = [rotary_limit(module) for module in model.modules() if getattr(module, "rope_type", None) == "longrope"]
+    return min((limit for limit, _ in limits), default=None)
+
+
+def rereads_long_texts(model: Any) -> bool:
+    """Whether the model's ``generate`` reads a text anew when it goes over to the second set of factors.
+
+    Others keep what they have read with the first.
+    """
+    return model.config.get_text_config(decoder=True).model_type in ("phi3", "phimoe", "phi4_multimodal")
+
+
+def own_buffers(module: Any) -> dict[str, Any]:
+    """The module's buffers for a module that stands in for it; copies of those that its forward changes in place."""
+    changed = keeps_length(module)
+    return {
+        name: buffer.clone() if changed and buffer is not None else buffer for name, buffer in module._buffers.items()
+    }
 
 
 def alibi_of(model: Any) -> Any:

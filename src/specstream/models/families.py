@@ -74,6 +74,16 @@ class Family:
             del module.__dict__["build_alibi_tensor"]
 
 
+def require_model(model: Any) -> None:
+    """Refuse what is not itself a transformers model.
+
+    Raises:
+        UnsupportedModelError: a wrapper around one, or something else; the message says what to give.
+    """
+    if (wrapper := compat.wrapper_of(model)) is not None:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be a target: {wrapper}")
+
+
 def describe(model: Any) -> Family:
     """The family of a transformers causal language model.
 
@@ -82,8 +92,6 @@ def describe(model: Any) -> Family:
             implementations that a token tree cannot pass through; the message says which and why.
     """
     compat.require_supported()
-    if (wrapper := compat.wrapper_of(model)) is not None:
-        raise UnsupportedModelError(f"{type(model).__name__} cannot be a target: {wrapper}")
     config = model.config
     name = str(config.model_type)
     cache_argument = compat.cache_argument(model)
@@ -119,9 +127,19 @@ def _refusal(model: Any, cache_argument: str | None) -> str | None:
         return "it is not a causal language model with a key-value cache"
     if attention not in ("sdpa", "eager"):
         return f'its attention is {attention!r}, which takes no tree mask; load it with attn_implementation="sdpa"'
-    if model.training:
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [1]):
+        return "it scales its attention by the places in the cache, where rows of a batch and branches stand elsewhere"
+    if any(map(_drops, model.modules())):
         return "it is in training mode, where dropout is random; call model.eval() first"
     return None
+
+
+def _drops(module: Any) -> bool:
+    """Whether the module is in training mode and may drop values: the whole model, an attention, a dropout."""
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return module.training and module.p > 0
+    return bool(module.training) and (hasattr(module, "can_generate") or hasattr(module, "layer_idx"))
 
 
 def _layer_windows(config: Any, windows: dict[str | None, int | None]) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from specstream.models import native
-from specstream.models.compat import cache_among, is_hooked, text_config
+from specstream.models.code import is_original, is_original_class
+from specstream.models.compat import cache_among, hooks_of, text_config
 from specstream.models.native import TreePlan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -91,10 +92,16 @@ def fused_layers(
     part = range(text_config(model).num_hidden_layers) if part is None else part
     fused = _known(model, windows, quantized, part)
     alone = [FusedLayers([layer], running) for layer in fused]
-    if [layer.index for layer in fused] != list(part):
+    watched = any(hooks_of(layer.module) for layer in fused)
+    if watched or [layer.index for layer in fused] != list(part):
         return [(layer.module, run) for layer, run in zip(fused, alone, strict=True)]
-    stack = FusedStack(fused, alone, running)
-    return [(layer.module, stack.forward(at)) for at, layer in enumerate(fused)]
+    together = FusedLayers(fused, running)
+    return [(fused[0].module, together), *((layer.module, _already) for layer in fused[1:])]
+
+
+def _already(hidden_states: Tensor, **named: Any) -> Tensor:
+    """All layers run in the place of the first: between two calls a core's caches would lose what Python brings in."""
+    return hidden_states
 
 
 def _known(
@@ -122,12 +129,13 @@ class FusedLayer:
     ) -> None:
         attention = layer.self_attn
         self.module, self.index, dim = layer, int(attention.layer_idx), int(attention.head_dim)
-        structs, self._alive = {}, []  # the structs hold addresses, `_alive` what lies there
+        structs, self._alive = {}, list[Any]()  # the structs hold addresses, `_alive` what lies there
         for name, matrix in matrices.items():
-            structs[name], weights = _matrix(matrix, quantized.get(matrix))
-            self._alive.append(weights)
+            structs[name], alive = _matrix(matrix, quantized.get(matrix))
+            self._alive += alive
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
         head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
+        self._alive += [norm.weight.detach() for norm in (*norms, *head_norms) if norm is not None]
         self.heads = (structs["k"].outputs // dim, dim)
         self.constants = _Layer(
             *(structs[name] for name in (*_ATTENTION_PARTS, *_MLP_PARTS)),
@@ -190,31 +198,6 @@ class FusedLayers:
         return made
 
 
-class FusedStack:
-    """All layers of a model in one call, in the place of the first.
-
-    Between two calls a core's caches hold weights and nothing of Python, so each return costs more than it seems.
-    """
-
-    def __init__(self, layers: Sequence[FusedLayer], alone: Sequence[FusedLayers], running: Running) -> None:
-        self._modules, self._alone = [layer.module for layer in layers], alone
-        self._together = FusedLayers(layers, running)
-        self._whole = False
-
-    def forward(self, at: int) -> Callable[..., Tensor]:
-        """What runs a layer: the first runs all of them, unless somebody looks at what comes out of single ones."""
-        alone = self._alone[at]
-
-        def first(hidden_states: Tensor, **settings: Any) -> Tensor:
-            self._whole = not any(map(is_hooked, self._modules))
-            return (self._together if self._whole else alone)(hidden_states, **settings)
-
-        def later(hidden_states: Tensor, **settings: Any) -> Tensor:
-            return hidden_states if self._whole else alone(hidden_states, **settings)
-
-        return later if at else first
-
-
 class Rotations:
     """What a model's rotary embedding says of positions, from a table where it says the same of each every time.
 
@@ -260,7 +243,7 @@ class FusedTop:
     ) -> None:
         layers = _known(model, windows, quantized, range(first, text_config(model).num_hidden_layers))
         self.complete = len(layers) == text_config(model).num_hidden_layers - first
-        if self.complete:  # a hook that came after the runtime was made may have taken one away
+        if self.complete:
             self._layers = FusedLayers(layers, _nothing_runs)
         self._rotate, self._norm = Rotations(model.base_model.rotary_emb), model.base_model.norm
 
@@ -290,18 +273,13 @@ class FusedModel:
     ) -> None:
         self._embed, self._head, self._depth = model.get_input_embeddings(), head, text_config(model).num_hidden_layers
         self._layers = FusedTop(model, windows, quantized, 0)
-        self._passed_over = [model, model.base_model, *model.base_model.layers, model.get_output_embeddings()]
 
     @staticmethod
     def knows(model: Any) -> bool:
-        """Whether the model's own forward does no more than this; some scale embeddings or logits."""
-        plain = all("forward" not in module.__dict__ for module in (model, model.base_model))
-        return type(model).__name__ in MODELS and type(model).__module__.startswith("transformers.") and plain
-
-    @property
-    def watched(self) -> bool:
-        """Whether somebody hooked a module that would not be called."""
-        return any(map(is_hooked, self._passed_over))
+        """Whether the model's own forward does no more than this, and nobody watches it; some scale embeddings."""
+        kind, passed_over = type(model), [*model.base_model.layers, model.get_output_embeddings()]
+        known = kind.__name__ in MODELS and kind.__module__.startswith("transformers.")
+        return known and all(map(is_original, [model, model.base_model, *passed_over]))
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: Any, plan: TreePlan, states: States | None) -> Tensor:
         """Tokens ``[rows, nodes]`` -> logits ``[rows, nodes, vocab]``; fills ``states``.
@@ -325,16 +303,15 @@ def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
 def _fits(
     model: Any, layer: Any, matrices: Mapping[str, nn.Module], quantized: Mapping[nn.Module, QuantizedWeight]
 ) -> bool:
-    """Whether the layer is as its class made it, without adapters or hooks inside, and its weights lie as expected."""
+    """Whether the layer is as its class made it, nothing in it added, patched or hooked, its weights as expected."""
     inside = [module for child in layer.children() for module in child.modules()]
-    hooked = any(is_hooked(module) or hasattr(module, "_hf_hook") for module in inside)
-    plain = all(type(matrix) is nn.Linear for matrix in matrices.values())
+    own = all(map(is_original, inside)) and "forward" not in layer.__dict__ and is_original_class(type(layer))
+    plain = own and all(type(matrix) is nn.Linear for matrix in matrices.values())
     bytes_or_not = {matrix in quantized for matrix in matrices.values()}
     rotary = getattr(model.base_model, "rotary_emb", None)
     dim = layer.self_attn.head_dim
     return (
         plain
-        and not hooked
         and len(bytes_or_not) == 1
         and layer.mlp.act_fn.__class__.__name__ in ("SiLU", "SiLUActivation")
         and rotary is not None
@@ -345,10 +322,13 @@ def _fits(
     )
 
 
-def _matrix(module: Any, weight: QuantizedWeight | None) -> tuple[_Matrix, Any]:
-    bias = None if module.bias is None else module.bias.data_ptr()
+def _matrix(module: Any, weight: QuantizedWeight | None) -> tuple[_Matrix, list[Any]]:
+    """The struct, and what lies at its addresses: a parameter itself may be given other storage."""
+    bias = None if module.bias is None else module.bias.detach()
+    bias_address = None if bias is None else bias.data_ptr()
     if weight is None:
         outputs, inputs = module.weight.shape
-        return _Matrix(module.weight.data_ptr(), None, bias, outputs, inputs), module.weight
-    addresses = (weight.values.data_ptr(), weight.scales.data_ptr(), bias)
-    return _Matrix(*addresses, weight.outputs, weight.inputs), weight
+        own = module.weight.detach()
+        return _Matrix(own.data_ptr(), None, bias_address, outputs, inputs), [own, bias]
+    addresses = (weight.values.data_ptr(), weight.scales.data_ptr(), bias_address)
+    return _Matrix(*addresses, weight.outputs, weight.inputs), [weight, bias]

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from specstream.core.ports import Adapter, TargetSession
-from specstream.errors import UnsupportedModelError
+from specstream.errors import UnsupportedModelError, UsageError
 from specstream.models import compat
 from specstream.models.cache import TreeCache
 from specstream.models.capabilities import Quantization, RuntimeName
 from specstream.models.exactness import Exactness
-from specstream.models.families import describe
+from specstream.models.families import describe, require_model
 from specstream.models.graphs import CudaCapture, StaticPasses
 from specstream.models.layout import Layout, masks
+from specstream.models.rotary import rotate_by_own_length
 from specstream.models.runtime import Runtime
 from specstream.models.selftest import check_tree
 from specstream.models.session import HuggingFaceSession
 from specstream.models.taps import States, decoder_layers, tapped
 from specstream.models.upper import entering, run_lower, run_upper
 from specstream.models.verdicts import Verdicts, once, verdicts_of
+from specstream.models.view import Stamp, view_of
 
 
 class HuggingFaceTarget:
-    """Any decoder-only transformers model, unmodified.
+    """Any decoder-only transformers model, unmodified: passes run on a view of it (``view.py``).
+
+    The model may be changed between generations: each begins with a look at it. Threads may share a target: its passes
+    run one after another.
 
     Args:
         model: a ``PreTrainedModel`` with a language-model head, in eval mode.
@@ -36,6 +42,12 @@ class HuggingFaceTarget:
             passes up to them. False pads nothing (a draft's bits do not matter), nor does a mixture of experts.
         quantization: see ``Runtime``; for drafts.
 
+    Attributes:
+        revision: how many times the model was found to be another one.
+        lock: held while a pass runs.
+        long_after: the length behind which a text is rotated with the second of two sets of factors, if there are two.
+        rereads_at: that length, if all of the text is read anew with them, as the model's own ``generate`` does.
+
     Raises:
         UnsupportedModelError: a model whose cache or attention cannot carry token trees.
     """
@@ -43,14 +55,66 @@ class HuggingFaceTarget:
     def __init__(
         self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True, quantization: Quantization = "none"
     ) -> None:
-        self.family = describe(model)
-        self.model = model
-        self.runtime = Runtime(model, runtime, self.family.layer_windows, quantization)
+        require_model(model)
+        self.model, self.revision, self.lock = model, 0, RLock()
+        self._wanted, self._quantization, self._exact = runtime, quantization, exact
         self._may_change = runtime == "auto" and quantization == "none"
-        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.exactness = self._exactness() if exact and not self.family.routed else None
+        self._build()
+
+    def _build(self) -> None:
+        """All that is made of the model as it is now."""
+        model = self.model
+        stamp, view = Stamp(model), view_of(model)
+        family = describe(view)
+        rotate_by_own_length(view)
+        runtime = Runtime(view, self._wanted, family.layer_windows, self._quantization)
+        # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
+        self._stamp: Stamp | None = stamp
+        self.view, self.family, self.runtime = view, family, runtime
+        self._forget("layers", "_verdicts")
+        embedding = view.get_input_embeddings()
+        self.vocab_size, self._dtype = int(embedding.num_embeddings), embedding.weight.dtype
+        self.exactness = self._exactness() if self._exact and not self.family.routed else None
         self.passes = self._static_passes() if self.runtime.static else None
+        self.long_after = compat.long_after(view)
+        self.rereads_at = self.long_after if compat.rereads_long_texts(view) else None
         self._checked = False
+
+    def _forget(self, *properties: str) -> None:
+        for name in properties:
+            self.__dict__.pop(name, None)
+
+    def refresh(self) -> int:
+        """Look whether the model is still what it was, and make everything anew where it is not.
+
+        Returns:
+            The revision, which rises where the model is another one.
+
+        Raises:
+            UnsupportedModelError: it cannot be a target any more.
+        """
+        with self.lock:
+            if self._stamp is not None and not self._stamp.fits(self.model):
+                self._build()
+                self.revision += 1
+            elif self.runtime.outdated:  # other values in the same weights: only copies of them are of no use any more
+                self.runtime = Runtime(self.view, self._wanted, self.family.layer_windows, self._quantization)
+            return self.revision
+
+    def release(self) -> None:
+        """Give back the memory of weights that were quantised; only for a model that nobody else has."""
+        self.runtime.release()
+        self._stamp = None
+
+    def require(self, revision: int) -> None:
+        """Refuse to go on with what was begun with another model.
+
+        Raises:
+            UsageError: the model was changed meanwhile.
+        """
+        weight = self.view.get_input_embeddings().weight
+        if revision != self.revision or weight.dtype != self._dtype:
+            raise UsageError("the model was changed while it generated; start the generation again")
 
     @property
     def context_length(self) -> int | None:
@@ -66,6 +130,17 @@ class HuggingFaceTarget:
         Raises:
             UnsupportedModelError: the model does not follow a tree's mask and positions.
         """
+        with self.lock:
+            self._check()
+            if self.exactness is not None:
+                self.exactness.calibrate(nodes)
+                branched = self.runtime.exact_branches
+                self.exactness.certify(rows, nodes, branched=branched)
+                if rows > 1 and self.runtime.packs:  # such a pass is of one row, with the nodes of all
+                    self.exactness.certify(1, rows * nodes, branched=branched)
+
+    def _check(self) -> None:
+        """Whether the model follows a tree: asked once."""
         if not self._checked:
             try:
                 once(self._verdicts, "tree", lambda: check_tree(self))
@@ -74,12 +149,6 @@ class HuggingFaceTarget:
                     raise
                 self._run_eagerly()
             self._checked = True
-        if self.exactness is not None:
-            self.exactness.calibrate(nodes)
-            branched = self.runtime.exact_branches
-            self.exactness.certify(rows, nodes, branched=branched)
-            if rows > 1 and self.runtime.packs:  # such a pass is of one row, with the nodes of all
-                self.exactness.certify(1, rows * nodes, branched=branched)
 
     def _run_eagerly(self) -> None:
         """Our runtime does not fit how this model, or this release of transformers, calls its layers.
@@ -87,14 +156,15 @@ class HuggingFaceTarget:
         Raises:
             UnsupportedModelError: the model as it is does not follow a tree either.
         """
-        name, self.runtime = self.runtime.name, Runtime(self.model, "eager", self.family.layer_windows)
+        name, self.runtime = self.runtime.name, Runtime(self.view, "eager", self.family.layer_windows)
         self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
-        self.__dict__.pop("_verdicts", None)
+        self._forget("_verdicts")
         once(self._verdicts, "tree", lambda: check_tree(self))
         compat.warn_once(f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly")
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """See ``Target.begin``."""
+        self.refresh()
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness)
 
@@ -108,6 +178,7 @@ class HuggingFaceTarget:
             return self.begin(prefixes)
         if self.passes is not None or session.cache.lengths != [len(prefix) for prefix in prefixes]:
             return self.begin(prefixes)
+        self.refresh()
         self.prepare()
         return session.copy(self)
 
@@ -137,9 +208,9 @@ class HuggingFaceTarget:
         with (
             self.runtime.kernels(layout.plan, states),
             self.family.key_positions(layout.key_positions),
-            tapped(self.model, self.layers if states else (), states or {}, self.runtime.stacked(layout.plan)),
+            tapped(self.view, self.layers if states else (), states or {}, self.runtime.stacked(layout.plan)),
         ):
-            logits: Tensor = self.model(input_ids=tokens, **arguments).logits
+            logits: Tensor = self.view(input_ids=tokens, **arguments).logits
         return logits
 
     def upper(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, adapter: Adapter) -> Tensor:
@@ -152,7 +223,7 @@ class HuggingFaceTarget:
             self.runtime.adapted(layout.plan, layer, adapter),
             self.family.key_positions(layout.key_positions),
         ):
-            return run_upper(self.model, self.layers, layer, hidden, **arguments)
+            return run_upper(self.view, self.layers, layer, hidden, **arguments)
 
     def lower(self, cache: TreeCache, tokens: Tensor, layout: Layout, layer: int) -> Tensor:
         """A pass that ends before ``layer``: what goes into it, ``[rows, width, hidden]``."""
@@ -160,7 +231,7 @@ class HuggingFaceTarget:
             self.runtime.partial(layout.plan, range(layer)),
             self.family.key_positions(layout.key_positions),
         ):
-            return run_lower(self.model, self.layers, layer, tokens, **self._arguments(cache, layout))
+            return run_lower(self.view, self.layers, layer, tokens, **self._arguments(cache, layout))
 
     def finish(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, states: States) -> Tensor:
         """The rest of such a pass: logits ``[rows, width, vocab]``."""
@@ -169,17 +240,17 @@ class HuggingFaceTarget:
         with (
             self.runtime.partial(layout.plan, range(layer, len(self.layers)), above),
             self.family.key_positions(layout.key_positions),
-            tapped(self.model, self.layers, above, self.runtime.stacked(layout.plan)),
+            tapped(self.view, self.layers, above, self.runtime.stacked(layout.plan)),
             entering(self.layers, layer, hidden),
         ):
-            logits: Tensor = self.model(input_ids=nothing, **self._arguments(cache, layout)).logits
+            logits: Tensor = self.view(input_ids=nothing, **self._arguments(cache, layout)).logits
         states.update({**above, layer: hidden})
         return logits
 
     @cached_property
     def layers(self) -> list[nn.Module]:
-        """The model's decoder layers."""
-        return decoder_layers(self.model)
+        """The decoder layers that passes run through."""
+        return decoder_layers(self.view)
 
     def _arguments(self, cache: TreeCache, layout: Layout) -> dict[str, Any]:
         """What the model's forward takes besides the tokens."""

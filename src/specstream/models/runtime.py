@@ -4,7 +4,7 @@
 own on the layer's own weights: they are read once, so that five tokens cost little more than one, which is where
 speculation lives; whole decoder layers where the kernels know their kind. ``packed`` (CPU, without a compiler) lends
 linear layers copies of their weights in oneDNN's blocked layout. ``graphs`` (CUDA) replays captured passes of fixed
-shape, and ``static`` runs those uncaptured, for debugging; see ``graphs.py``. The model itself is left as it was.
+shape, and ``static`` runs those uncaptured, for debugging; see ``graphs.py``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import compat, native, quantized
 from specstream.models.capabilities import Capabilities, Quantization, RuntimeName, capabilities
+from specstream.models.code import is_original_class
 from specstream.models.compat import Conv1D
 from specstream.models.compiled import NoKernelsError
 from specstream.models.fused import FusedModel, FusedTop, fused_layers
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
-from specstream.models.upper import Swaps, adapted, merged, upper_linears
+from specstream.models.upper import Swaps, adapted, merged, swapped, upper_linears
+from specstream.models.view import Copied
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
@@ -48,7 +50,7 @@ class Runtime:
     """Runs passes of one model.
 
     Args:
-        model: a transformers model; never modified outside a pass.
+        model: a view of a transformers model (``view.py``): passes change its modules.
         name: ``graphs``, ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here; or
             ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
@@ -71,11 +73,14 @@ class Runtime:
         if name == "auto" and model.device.type == "cpu" and found.kernels.library is None:
             _warn(found.kernels.reason)
         name = found.runtime.value
+        if name == "graphs" and any(map(compat.keeps_length, model.modules())):
+            name = "eager"  # a graph has no lengths in it
         self.model = model
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
         self.static = name in ("graphs", "static")
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
+        self._copied = [Copied(_held(module)) for module, _ in self._swaps if _is_copied(module, name, weights)]
         self._own_linears = name == "native" and not weights
         self._layer_windows = tuple(layer_windows)
         self._parts: dict[range, Swaps] = {}
@@ -117,6 +122,12 @@ class Runtime:
             weight: Any = module.weight
             if weight is not embedding:
                 module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
+        self._copied.clear()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a weight that is held as a copy has been changed in place."""
+        return any(copied.outdated for copied in self._copied)
 
     @property
     def exact_branches(self) -> bool:
@@ -142,12 +153,12 @@ class Runtime:
 
     def whole(self, plan: TreePlan | None) -> FusedModel | None:
         """What runs a pass of this plan from tokens to logits past the model's own forward, if anything does."""
-        return None if plan is None or self._whole is None or self._whole.watched else self._whole
+        return None if plan is None else self._whole
 
     @property
     def packs(self) -> bool:
         """Whether a pass may hold the nodes of all rows one after another and no padding: only our own stack can."""
-        return self._whole is not None and not self._whole.watched
+        return self._whole is not None
 
     @contextmanager
     def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:
@@ -181,6 +192,7 @@ class Runtime:
         if adapter not in self._tops:
             changed = merged(upper_linears(self.model, first), adapter)
             weights = {linear: quantized.quantize(weight) for linear, weight in changed.items()}
+            self._copied += [Copied(_held(linear)) for linear in changed]
             self._tops[adapter] = FusedTop(self.model, self._layer_windows, weights, first)
         return self._tops[adapter] if self._tops[adapter].complete else None
 
@@ -200,14 +212,9 @@ class Runtime:
         token, keeping = _PASS.set((plan, self._layer_windows)), _STATES.set(states)
         configs = self._configs if plan is not None else {}
         try:
-            for module, forward in swaps:
-                # Straight into __dict__: nn.Module.__setattr__ takes microseconds, a model has hundreds of layers.
-                module.__dict__["forward"] = forward
-            with compat.attending(configs, _ATTENTION):
+            with swapped(swaps), compat.attending(configs, _ATTENTION):
                 yield
         finally:
-            for module, _ in swaps:
-                module.__dict__.pop("forward", None)
             _PASS.reset(token)
             _STATES.reset(keeping)
 
@@ -312,17 +319,29 @@ def _quantized(model: Any, bits: quantized.Bits) -> dict[nn.Module, QuantizedWei
 
 
 def _plain_linears(model: Any) -> Iterator[Any]:
-    """Only plain layers: a subclass (LoRA, a quantised layer) or a hooked layer has a forward of its own."""
+    """Only plain layers: a subclass (LoRA, a quantised layer) or a patched layer has a forward of its own."""
+    plain = {kind for kind in (nn.Linear, Conv1D) if is_original_class(kind)}
     for module in model.modules():
-        hooked = hasattr(module, "_hf_hook") or "forward" in module.__dict__
-        if not hooked and type(module) in (nn.Linear, Conv1D):
+        patched = hasattr(module, "_hf_hook") or "forward" in module.__dict__
+        if not patched and type(module) in plain:
             yield module
+
+
+def _is_copied(module: Any, name: str, weights: Mapping[nn.Module, QuantizedWeight]) -> bool:
+    """Whether a layer's forward reads a copy of its weight."""
+    return module in weights or name == "packed" or not module.weight.is_contiguous() or type(module) is Conv1D
 
 
 def _weight(module: Any) -> Tensor:
     """``[outputs, inputs]``; GPT-2's layers keep theirs the other way round."""
     weight: Tensor = module.weight
-    return weight.t().contiguous() if type(module) is Conv1D else weight
+    return (weight.t() if type(module) is Conv1D else weight).contiguous()
+
+
+def _held(module: Any) -> Tensor:
+    """The weight as the model has it."""
+    weight: Tensor = module.weight
+    return weight
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Forward:

@@ -35,7 +35,8 @@ def check_tree(target: HuggingFaceTarget) -> None:
     Raises:
         UnsupportedModelError: the model fails on a tree mask, or its logits differ by more than rounding.
     """
-    room = CONTEXT + 2 * BRANCH + 1 if target.context_length is None else target.context_length
+    limits = [limit for limit in (target.context_length, target.long_after) if limit is not None]
+    room = min([CONTEXT + 2 * BRANCH + 1, *limits])
     branch = min(BRANCH, (room - 1) // 3)
     if branch < 1:
         return
@@ -48,7 +49,8 @@ def check_tree(target: HuggingFaceTarget) -> None:
     sequences = torch.tensor([[*context, root, *path] for path in branches], device=target.model.device)
     # Quantised, the runtime's linear layers are the model's: its own may have given their memory back.
     with target.runtime.kernels() if target.runtime.quantized else nullcontext():
-        own = target.model(input_ids=sequences, use_cache=False).logits[:, before + 1 :]
+        model = target.view if target.runtime.quantized else target.model
+        own = model(input_ids=sequences, use_cache=False).logits[:, before + 1 :]
     if not bool(torch.isfinite(own).all()):  # verification says so in better words
         return
     tree, off = TokenTree.merge(root, branches), []

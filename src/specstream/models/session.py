@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from specstream.models.graphs import StaticCache, rounded_width
 from specstream.models.layout import Layout, block_rows, chain_layout, lay_out, planned
 from specstream.models.native import tree_plan
 from specstream.models.packing import fill, pack, unpack, unpack_all
+from specstream.models.rotary import reading_prompt
 from specstream.models.taps import States
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class HuggingFaceSession:
         *,
         masked: bool = False,
     ) -> None:
-        self._target = target
+        self._target, self._revision = target, target.revision
         self._exactness = exactness
         self._masked = masked
         self._bits = [exactness is not None] * len(prefixes)
@@ -46,6 +48,10 @@ class HuggingFaceSession:
         self._branched: list[set[tuple[int, int, int]]] = [set() for _ in prefixes]
         self._shape = 0, 0  # rows and nodes of the last pass, as they were certified
         self._states: States = {}
+        # The texts that are to be read anew behind a length; None for those that are longer already.
+        turn = target.rereads_at or 0
+        self._texts = [list(prefix) if len(prefix) < turn else None for prefix in prefixes]
+        self._trees: Sequence[TokenTree] = ()
         self._begun: tuple[Sequence[TokenTree], int, Tensor] | None = (
             None  # trees, as far as which layer, what is there
         )
@@ -59,6 +65,7 @@ class HuggingFaceSession:
         copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
         copy.cache = self.cache.fork(rows, length, capacity)
         copy._bits, copy._branched = [self._exactness is not None] * rows, [set() for _ in range(rows)]
+        copy._texts = [None] * rows
         return copy
 
     @torch.inference_mode()
@@ -67,6 +74,7 @@ class HuggingFaceSession:
         copy = HuggingFaceSession(target, [], target.exactness, masked=self._masked)
         copy.cache = self.cache.copy()
         copy._bits, copy._branched = [False] * len(self._bits), [set() for _ in self._bits]
+        copy._texts = [text and list(text) for text in self._texts]
         return copy
 
     @property
@@ -85,8 +93,20 @@ class HuggingFaceSession:
         self._branched[row].clear()
         return "bits" if self._bits[row] else "rounding"
 
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Around what runs passes: no other session's at the same time, and of the model that this one began with."""
+        with self._target.lock:
+            self._target.require(self._revision)
+            yield
+
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        with self._passing():
+            self._read_anew(trees)
+            return self._score(trees)
+
+    def _score(self, trees: Sequence[TokenTree]) -> Tensor:
         if (counts := self._packed(trees)) is not None:
             return self._score_packed(trees, counts)
         width = self._pad(trees)
@@ -128,8 +148,10 @@ class HuggingFaceSession:
 
     @torch.inference_mode()
     def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
-        tokens, layout = self._plan(trees, self._pad(trees))
-        hidden = self._target.lower(self.cache, tokens, layout, layer)
+        with self._passing():
+            self._read_anew(trees)
+            tokens, layout = self._plan(trees, self._pad(trees))
+            hidden = self._target.lower(self.cache, tokens, layout, layer)
         self._begun = trees, layer, hidden
         return hidden
 
@@ -192,7 +214,8 @@ class HuggingFaceSession:
         nodes = hidden.shape[1]
         self.cache.plan(nodes, hidden.device, row)
         layout = self._layout([TokenTree.chain([PADDING] * nodes)] * len(hidden), nodes, row)
-        final = self._target.upper(self.cache, hidden, layout, layer, adapter)
+        with self._passing():
+            final = self._target.upper(self.cache, hidden, layout, layer, adapter)
         # Not only for tidiness: a masked slot meets a weight of zero in a later pass, and zero times NaN is NaN.
         self.cache.erase(range(layer, len(self._target.layers)), nodes)
         return final
@@ -205,26 +228,33 @@ class HuggingFaceSession:
                 # summation, unless attention follows the paths.
                 self._bits[row] = self._exact_branches
                 self._branched[row].add((*self._shape, self.cache.capacity))
+        for text, tree, path in zip(self._texts, self._trees, paths, strict=False):
+            if text is not None:
+                text.extend(tree.tokens[node] for node in path)
         self.cache.commit(paths)
 
     def _branches_agree(self, rows: int, width: int, capacity: int) -> bool:
         assert self._exactness is not None
-        return self._exactness.branches(rows, width, capacity)
+        with self._target.lock:  # it may run passes of its own
+            return self._exactness.branches(rows, width, capacity)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         self.cache.rollback(lengths)
+        self._texts = [text and text[:length] for text, length in zip(self._texts, lengths, strict=True)]
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         self.cache.keep(rows)
         self._bits = [self._bits[row] for row in rows]
         self._branched = [self._branched[row] for row in rows]
+        self._texts = [self._texts[row] for row in rows]
 
     @torch.inference_mode()
     def join(self, other: HuggingFaceSession) -> None:
         self.cache.join(other.cache)
         self._bits.extend(other._bits)
         self._branched.extend(other._branched)
+        self._texts.extend(other._texts)
 
     @torch.inference_mode()
     def _prefill(self, row: int, prefix: Sequence[int]) -> None:
@@ -234,8 +264,21 @@ class HuggingFaceSession:
             chunk = TokenTree.chain(prefix[start : start + PREFILL_CHUNK])
             self.cache.plan(len(chunk), device, row)
             layout = self._layout([chunk], len(chunk), row)
-            self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
+            with self._passing(), reading_prompt(len(prefix) + 1):
+                self._target.forward(self.cache, torch.tensor([chunk.tokens], device=device), layout, last_only=True)
             self.cache.lengths[row] += len(chunk)
+
+    def _read_anew(self, trees: Sequence[TokenTree]) -> None:
+        """Read the texts again that end where the model changes the rotations of all that it has read."""
+        turn = self._target.rereads_at
+        if turn is None:
+            return
+        self._trees = trees
+        for row, text in enumerate(self._texts):
+            if text is not None and len(text) >= turn:
+                self._texts[row] = None
+                self.cache.rollback([0 if each == row else length for each, length in enumerate(self.cache.lengths)])
+                self._prefill(row, text)
 
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""

@@ -20,6 +20,11 @@ class UncachedTarget:
     def context_length(self) -> int | None:
         return self._target.context_length
 
+    @property
+    def rereads_at(self) -> int | None:
+        """See ``HuggingFaceTarget``: here every pass reads all of a text anew."""
+        return getattr(self._target, "long_after", None)
+
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         return UncachedSession(self._target, prefixes)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional
 from specstream.core.ports import Adapter
 from specstream.models.compat import Conv1D
 from specstream.models.taps import decoder_layers
+from specstream.models.view import view_of
 
 Forward = Callable[..., Any]
 Swaps = Sequence[tuple[nn.Module, Forward]]
@@ -39,6 +41,25 @@ def run_upper(model: Any, layers: Sequence[nn.Module], first: int, hidden: Tenso
     with entering(layers, first, hidden):
         states: Tensor = model.base_model(input_ids=nothing, **arguments).last_hidden_state
     return states
+
+
+class FinalNorm:
+    """The model's norm behind its last layer, which has another name in every family; other threads may run the model.
+
+    Args:
+        model: a transformers causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._lock = model, Lock()
+        self._view: Any = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """States ``[rows, nodes, hidden]`` -> normed ones, differentiable."""
+        with self._lock:
+            self._view = self._view or view_of(self._model)
+            layers = decoder_layers(self._view)
+            return run_upper(self._view, layers, len(layers), hidden, use_cache=False)
 
 
 def run_lower(model: Any, layers: Sequence[nn.Module], last: int, tokens: Tensor, **arguments: Any) -> Tensor:
@@ -72,11 +93,12 @@ def swapped(swaps: Swaps) -> Iterator[None]:
     before = [(module, module.__dict__.get("forward")) for module, _ in swaps]
     try:
         for module, forward in swaps:
+            # Straight into __dict__: nn.Module.__setattr__ takes microseconds, a model has hundreds of layers.
             module.__dict__["forward"] = forward
         yield
     finally:
         for module, own in before:
-            module.__dict__.pop("forward")
+            module.__dict__.pop("forward", None)
             if own is not None:
                 module.__dict__["forward"] = own
 

@@ -1,8 +1,8 @@
 """What the self-test of widths found, kept on disk: a program that starts again need not ask again.
 
-Which kernel a pass runs, and so its bits, depends on the model, its dtype, the runtime, the number of threads, the
-processor and its level, the libraries and our own code. All of that is in the name of the file: whatever changes, the
-answers of before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps nothing and reads nothing.
+Which kernel a pass runs, and so its bits, depends on the model, its dtype, the code of its forward, the runtime, the
+number of threads, the processor and its level, the libraries and our own code. All of that is in the name of the file:
+whatever changes, the answers of before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps and reads nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from specstream.environment import level, processor
+from specstream.environment import is_on, level, processor
 from specstream.files import user_cache, write_whole
 from specstream.models import native
+from specstream.models.code import code_of
 from specstream.models.compat import attention_of
 from specstream.models.fingerprint import fingerprint
 from specstream.provenance import provenance
@@ -89,7 +90,7 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
         *(torch.__config__.show(), torch.get_float32_matmul_precision()),
         *(torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
         *(torch.are_deterministic_algorithms_enabled(), runtime),
-        *(fingerprint(model), model.config.to_json_string(), attention_of(model)),
+        *(fingerprint(model), model.config.to_json_string(), attention_of(model), code_of(model)),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
     return Verdicts(cache_folder() / f"{name}.json")
@@ -102,7 +103,7 @@ def cache_folder() -> Path:
 
 def switched_off() -> bool:
     """Whether ``SPECSTREAM_NO_SELFTEST_CACHE`` is set."""
-    return os.environ.get(SWITCH, "") not in ("", "0")
+    return is_on(SWITCH)
 
 
 def _kernels(runtime: str) -> str:

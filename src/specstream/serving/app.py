@@ -6,20 +6,24 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response, StreamingResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from specstream.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
+from specstream.serving.access import Access
 from specstream.serving.answers import Shape, usage
+from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.guard import Guard, JsonResponse, refusal
 from specstream.serving.meters import Meters
@@ -64,18 +68,33 @@ class Server:
             api_key=None if key is None else key.get_secret_value(),
             max_body_bytes=self.config.max_body_bytes,
             refused=self.meters.refused,
+            failed=self._refuse,
         )
-        app.add_exception_handler(Exception, self._failed)
-        for kind in (RequestValidationError, HTTPException, *_KINDS):
+        if self.config.cors_origins:  # before the key is asked for: a browser asks first without it
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=self.config.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        app.add_middleware(Access)
+        app.add_exception_handler(RequestValidationError, self._malformed)  # type: ignore[arg-type]
+        kinds: list[type[Exception]] = [HTTPException, *_KINDS]
+        for kind in kinds:
             app.add_exception_handler(kind, self._failed)
-        app.post("/v1/chat/completions", response_model=None)(self.chat)
-        app.post("/v1/completions", response_model=None)(self.complete)
-        app.get("/v1/models", response_model=None)(self.models)
-        app.get("/v1/models/{name:path}", response_model=None)(self.model)
-        app.get("/health", response_model=None)(self.health)
-        app.get("/ready", response_model=None)(self.ready)
-        app.get("/metrics", response_model=None)(self.metrics)
+        self._add_routes(app)
         return app
+
+    def _add_routes(self, app: FastAPI) -> None:
+        chat, text = generated(ChatCompletion), generated(Completion)
+        app.post("/v1/chat/completions", response_model=None, responses=chat)(self.chat)
+        app.post("/v1/completions", response_model=None, responses=text)(self.complete)
+        app.get("/v1/models", response_model=None, responses=answered(Cards, [401]))(self.models)
+        app.get("/v1/models/{name:path}", response_model=None, responses=answered(Card, [401, 404]))(self.model)
+        app.get("/health", response_model=None, responses=well())(self.health)
+        app.get("/ready", response_model=None, responses=well())(self.ready)
+        app.get("/metrics", response_model=None, response_class=PlainTextResponse)(self.metrics)
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -121,6 +140,7 @@ class Server:
             "object": "model",
             "created": self._created,
             "owned_by": "specstream",
+            "max_model_len": self.gateway.context,
         }
 
     async def _answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
@@ -135,13 +155,14 @@ class Server:
         jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, f"{host} {body.user or ''}")
         if self.config.log_prompts:
             _log.info("%s asks: %s", shape.id, [self.gateway.tokenizer.decode(prompt) for prompt in prompts])
+        clamped = self.gateway.clamped(body, prompts)
         answers = Answers(self.scheduler, jobs)
         if body.stream:
-            include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return _EventStream(self._stream(shape, answers, include_usage), answers)
-        return await self._whole(shape, answers, request)
+            include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+            return _EventStream(self._stream(shape, answers, include_usage, clamped, request), answers)
+        return await self._whole(shape, answers, request, clamped)
 
-    async def _whole(self, shape: Shape, answers: Answers, request: Request) -> Response:
+    async def _whole(self, shape: Shape, answers: Answers, request: Request, clamped: dict[str, Any]) -> Response:
         """Everything at once, unless the client goes away before."""
         collecting = asyncio.ensure_future(_collect(answers))
         leaving = asyncio.ensure_future(_leaves(request))
@@ -150,15 +171,18 @@ class Server:
             if not collecting.done():
                 return Response(status_code=CLIENT_GONE)
             texts, chances = collecting.result()
-            self._report(shape, answers.jobs)
+            request.state.note = _note(shape, answers.jobs)
             # Apart from the event loop: thousands of chances take a while to say.
-            return JsonResponse(await asyncio.to_thread(shape.whole, texts, chances, answers.jobs))
+            whole = await asyncio.to_thread(shape.whole, texts, chances, answers.jobs)
+            return JsonResponse({**whole, **clamped})
         finally:
             for task in (collecting, leaving):
                 task.cancel()
             answers.cancel()
 
-    async def _stream(self, shape: Shape, answers: Answers, include_usage: bool) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, shape: Shape, answers: Answers, include_usage: bool, clamped: dict[str, Any], request: Request
+    ) -> AsyncIterator[bytes]:
         """Server-sent events, as tokens are accepted."""
         more: dict[str, Any] = {"usage": None} if include_usage else {}
         left = len(answers.jobs)
@@ -174,30 +198,26 @@ class Server:
                             yield _event(shape.chunk(index, event.text, chances, **more))
                         continue
                     left -= 1
-                    last = {} if left else {"speculation": shape.speculation(answers.jobs)}
+                    last = {} if left else {"speculation": shape.speculation(answers.jobs), **clamped}
                     yield _event(shape.chunk(index, None, None, answers.jobs[index].outcome, **more, **last))
             if include_usage:
                 yield _event(shape.envelope([], usage=usage(answers.jobs)))
-            self._report(shape, answers.jobs)
+            request.state.note = _note(shape, answers.jobs)
             yield b"data: [DONE]\n\n"
         except Exception as error:  # the head of the response has been sent: it can only be told in the stream
             yield b"data: " + self._refuse(error).body + b"\n\n"
         finally:
             answers.cancel()
 
-    def _report(self, shape: Shape, jobs: list[Job] | Any) -> None:
-        counts = usage(jobs)
-        seconds = time.monotonic() - min(job.arrived for job in jobs)
-        _log.info(
-            "%s: %d tokens of a prompt, %d of answers, %.2f s, %s",
-            *(shape.id, counts["prompt_tokens"], counts["completion_tokens"], seconds),
-            ", ".join(job.outcome for job in jobs),
-        )
-
     async def _failed(self, request: Request, error: Exception) -> Response:
         return self._refuse(error)
 
-    def _refuse(self, error: Exception) -> Response:
+    async def _malformed(self, request: Request, error: RequestValidationError) -> Response:
+        answer = malformed(error, request.headers.get("content-type", ""))
+        self.meters.refused(answer.status_code)
+        return answer
+
+    def _refuse(self, error: BaseException) -> Response:
         answer = _refusal(error)
         self.meters.refused(answer.status_code)
         if answer.status_code >= 500 and not isinstance(error, (StoppingError, LateError)):
@@ -217,9 +237,14 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 """Errors whose message is for whoever asked: status, type and code."""
 
 
-def _refusal(error: Exception) -> Response:
-    if isinstance(error, RequestValidationError):
-        return _malformed(error)
+def _note(shape: Shape, jobs: Sequence[Job]) -> str:
+    """What the log says of an answer."""
+    counts = usage(jobs)
+    ends = ", ".join(job.outcome for job in jobs)
+    return f"{shape.id}: {counts['prompt_tokens']} tokens of a prompt, {counts['completion_tokens']} of answers, {ends}"
+
+
+def _refusal(error: BaseException) -> Response:
     if isinstance(error, HTTPException):
         return refusal(error.status_code, f"{error.detail}", headers=dict(error.headers or {}))
     for kind, (status, type_, code) in _KINDS.items():
@@ -227,18 +252,11 @@ def _refusal(error: Exception) -> Response:
             headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}
             if kind is LateError:  # it would be late again
                 headers = {"x-should-retry": "false"}
-            return refusal(status, str(error), kind=type_, code=code, headers=headers)
+            message = str(error)
+            if kind is MissingPackageError:  # which one, and how to install it, is for the log
+                message = "the server lacks a package for this; its log says which"
+            return refusal(status, message, kind=type_, code=code, headers=headers)
     return refusal(500, f"the answer failed ({type(error).__name__}); see the server's log", kind="server_error")
-
-
-def _malformed(error: RequestValidationError) -> Response:
-    """What is wrong with a body, without what was in it."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    message = str(first["msg"]).removeprefix("Value error, ").splitlines()[0]
-    if first["type"] == "extra_forbidden":
-        message = "the field is not known; leave it out"
-    return refusal(400, f"{place}: {message}" if place else message, code="invalid_body", param=place or None)
 
 
 async def _collect(answers: Answers) -> tuple[list[str], list[list[TokenChance]]]:

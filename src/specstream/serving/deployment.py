@@ -1,23 +1,31 @@
-"""What a server is given: the model, how it speculates, its limits. Read from YAML and the environment."""
+"""What a server is given: the model, how it speculates, its limits. Read from YAML and the environment.
+
+``SPECSTREAM_MAX_TOKENS=256`` is ``max_tokens: 256``.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from specstream.config import DrafterName
+from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError
 
-PREFIX = "SPECSTREAM_"
-"""``SPECSTREAM_MAX_TOKENS=256`` is ``max_tokens: 256``."""
-
 GB = 1e9
+
+SPARE_CONNECTIONS = 16
+"""Beyond the limit: in these it is said that there are too many."""
+
+OWN_FILES = 100
+"""Files that a server has open besides its connections, at most."""
 
 
 class DeploymentConfig(BaseModel):
@@ -39,16 +47,21 @@ class DeploymentConfig(BaseModel):
         max_rows: answers that are decoded side by side.
         max_queue: answers that may wait for a place; more are told to come again (429).
         max_context: most tokens of a prompt and its answer; None for what the model holds.
+        max_connections: clients that are connected at a time; None for 1000, or half the files that may be open.
         max_choices: most answers to one request (``n``, and prompts of a completion).
         max_body_bytes: of a request.
         request_seconds: an answer that takes longer, its wait included, is given up (504).
         grace_seconds: how long a server that is told to stop goes on with what it has begun.
+        cors_origins: whose pages a browser lets ask this server, such as ``https://example.org``; ``*`` is everyone's.
+        log_level: of what is logged, the least; ``warning`` leaves out the line that each request gets.
         log_prompts: whether prompts go into the log.
         vllm_path: the ``vllm`` command; None for the one on the PATH.
         vllm_args: what it gets besides, such as ``--tensor-parallel-size 4``; of a text the words, as a shell reads it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     model_name: str = Field(default="smollm2-135m", min_length=1)
     model_path: str | None = None
@@ -70,10 +83,13 @@ class DeploymentConfig(BaseModel):
     max_rows: int = Field(default=8, ge=1)
     max_queue: int = Field(default=64, ge=0)
     max_context: int | None = Field(default=None, ge=2)
+    max_connections: int | None = Field(default=None, ge=1)
     max_choices: int = Field(default=8, ge=1)
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     request_seconds: float = Field(default=300.0, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0)
+    cors_origins: tuple[str, ...] = ()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_prompts: bool = False
     vllm_path: str | None = None
     vllm_args: tuple[str, ...] = ()
@@ -85,10 +101,50 @@ class DeploymentConfig(BaseModel):
             return shlex.split(value)
         return [str(word) for word in value] if isinstance(value, (list, tuple)) else value
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _origins(cls, value: Any) -> Any:
+        return re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_sent(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/*?#\s]+", origin):
+                raise ValueError(
+                    f"cors_origins has {origin!r}, which no browser sends; give scheme and host, such as "
+                    "https://a.example"
+                )
+        return origins
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any, field: ValidationInfo) -> Any:
+        """An empty text is no value: as a key it would let everyone in, as a host it would listen everywhere."""
+        if isinstance(value, str) and not value.strip() and field.field_name != "vllm_args":
+            raise ValueError(f"{field.field_name} is {value!r}; give a value that is not empty, or leave it out")
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch("[!-~]+", key.get_secret_value()):
+            raise ValueError("api_key has white space or a character that no header holds; give visible ASCII alone")
+        return key
+
     @property
     def source(self) -> str:
         """Where the model is loaded from."""
         return self.model_path or self.model_name
+
+    def called(self, name: str) -> DeploymentConfig:
+        """The same model under another name.
+
+        Raises:
+            UsageError: it is empty.
+        """
+        given = {field: getattr(self, field) for field in self.model_fields_set}
+        return DeploymentConfig._checked({**given, "model_name": name, "model_path": self.source})
 
     @classmethod
     def read(
@@ -102,16 +158,36 @@ class DeploymentConfig(BaseModel):
             **given: fields; None is not given.
 
         Raises:
-            UsageError: a file that cannot be read, an unknown key, a value out of range.
+            UsageError: a file that cannot be read, an unknown key or variable, a value out of range.
         """
         environment = os.environ if environment is None else environment
         values = {} if path is None else _file(path)
+        check_variables(environment)
         values |= {name: environment[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environment}
         values |= {name: value for name, value in given.items() if value is not None}
+        return cls._checked(values)
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> DeploymentConfig:
         try:
             return cls(**values)
         except ValidationError as error:
             raise UsageError(_complaint(error)) from None
+
+
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Refuse what begins like our variables and is none, and those that are empty.
+
+    Raises:
+        UsageError: the first one.
+    """
+    known = sorted({*VARIABLES, *(PREFIX + name.upper() for name in DeploymentConfig.model_fields)})
+    for name in environment:
+        if not name.startswith(PREFIX):
+            continue
+        if name not in known:
+            raise UsageError(f"{name} is no variable of this program; unset it, or give one of {', '.join(known)}")
+        variable(name, environment)
 
 
 def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
@@ -144,6 +220,39 @@ def check_machine(config: DeploymentConfig, shards: int = 1) -> None:
             f"memory_gb is {config.memory_gb:g} and the weights in {config.source} take {weights / GB:.1f} GB; "
             "give more, or a smaller model"
         )
+
+
+def most_connections(config: DeploymentConfig) -> int:
+    """How many clients may be connected.
+
+    Raises:
+        UsageError: more than there may be open files.
+    """
+    files = open_files()
+    room = files - SPARE_CONNECTIONS - backlog() - OWN_FILES
+    if config.max_connections is None:
+        return max(1, min(1000, files // 2, room))
+    if config.max_connections > room:
+        raise UsageError(
+            f"max_connections is {config.max_connections} and {files} files may be open, which is room for "
+            f"{max(0, room)}; give less, or raise `ulimit -n`"
+        )
+    return config.max_connections
+
+
+def backlog() -> int:
+    """How many connections are accepted at once, before those that are too many are closed."""
+    return max(1, min(128, open_files() // 8))
+
+
+def open_files() -> int:
+    """How many files this process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 8192
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 2**20 if limit == resource.RLIM_INFINITY else limit
 
 
 def free_memory(root: Path = Path("/")) -> int:
@@ -181,6 +290,8 @@ def _complaint(error: ValidationError) -> str:
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name!r}; known are {', '.join(sorted(DeploymentConfig.model_fields))}"
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
     remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
     value = "not shown" if name == "api_key" else repr(first["input"])
     return f"{name} is {value}; give a value that is {remedy}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,8 @@ class Gateway:
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
         self._most_answers = min(config.max_choices, config.max_rows + config.max_queue)
         limits = (config.max_context, engine.target.context_length)
-        self._context = min((limit for limit in limits if limit is not None), default=None)
+        self._longest = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
+        self.context = min((limit for limit in limits if limit is not None), default=None)
 
     def answers(self, body: ChatBody | CompletionBody) -> int:
         """How many answers a request asks for.
@@ -51,7 +52,7 @@ class Gateway:
         Raises:
             UsageError: another model, or more answers than there is ever room for.
         """
-        if body.model != self._config.model_name:
+        if body.model is not None and body.model != self._config.model_name:
             raise UnknownModelError(
                 f"the model {body.model[:100]!r} is not served here; give {self._config.model_name!r}"
             )
@@ -66,12 +67,13 @@ class Gateway:
         Raises:
             UsageError: a prompt that is empty or too long, a token that is none.
         """
+        for size in _sizes(body):
+            self._check_size(size)
         found = [self._chat(body)] if isinstance(body, ChatBody) else [self._tokens(each) for each in body.prompts]
         for tokens in found:
-            if self._context is not None and len(tokens) >= self._context:
+            if self.context is not None and len(tokens) >= self.context:
                 raise ContextError(
-                    f"the prompt has {len(tokens)} tokens and {self._context} have to hold it and its answer; "
-                    "shorten it"
+                    f"the prompt has {len(tokens)} tokens and {self.context} have to hold it and its answer; shorten it"
                 )
         return found
 
@@ -79,16 +81,12 @@ class Gateway:
         """A job for each answer: ``n`` for the first prompt, ``n`` for the next, and so on. Nobody listens yet.
 
         Raises:
-            UsageError: more tokens than the limit, a schema that cannot be followed.
+            UsageError: a schema that cannot be followed.
         """
         check_tokens(self._engine.target.vocab_size, (), body.stop_token_ids or ())
-        limit = self._config.max_tokens
-        most = body.most_tokens or limit
-        if most > limit:
-            raise UsageError(f"the request asks for {most} tokens; ask for {limit} at most")
         jobs: list[Job] = []
         for prompt in prompts:
-            room = most if self._context is None else min(most, self._context - len(prompt))
+            room = self._room(body, prompt)
             for _ in range(body.n or 1):
                 settings = {**_sampling(body), "max_new_tokens": room}
                 if body.seed is not None:
@@ -108,7 +106,27 @@ class Gateway:
                 )
         return jobs
 
+    def _check_size(self, size: int) -> None:
+        """Refuse a text that no tokens of the vocabulary make short enough, before it is encoded."""
+        if self.context is not None and size > self.context * self._longest:
+            raise ContextError(
+                f"the prompt has {size} bytes, and {self.context} tokens, which have to hold it and its answer, "
+                f"hold {self.context * self._longest} at most; shorten it"
+            )
+
+    def clamped(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]]) -> dict[str, Any]:
+        """What an answer says where a request asked for more tokens than there is room for; else nothing."""
+        room = min(self._room(body, prompt) for prompt in prompts)
+        return {"clamped": {"max_tokens": room}} if room < (body.most_tokens or 0) else {}
+
+    def _room(self, body: ChatBody | CompletionBody, prompt: Sequence[int]) -> int:
+        """Most tokens of an answer: what is asked for, within the server's limit and the context."""
+        most = min(body.most_tokens or self._config.max_tokens, self._config.max_tokens)
+        return most if self.context is None else min(most, self.context - len(prompt))
+
     def _chat(self, body: ChatBody) -> list[int]:
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise UsageError("the model has no chat template; send the text to /v1/completions")
         turns = [
             {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
             for turn in body.messages
@@ -165,6 +183,18 @@ class Answers:
         """Let go of what is not done."""
         if unfinished := [job for job in self.jobs if not job.outcome]:
             self._scheduler.cancel(unfinished)
+
+
+def _sizes(body: ChatBody | CompletionBody) -> Iterator[int]:
+    """Bytes of each prompt that is a text."""
+    if isinstance(body, ChatBody):
+        yield sum(_bytes(turn.text) for turn in body.messages)
+        return
+    yield from (_bytes(prompt) for prompt in body.prompts if isinstance(prompt, str))
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode(errors="surrogatepass"))
 
 
 def _sampling(body: Body) -> dict[str, Any]:

@@ -8,11 +8,16 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 BODY_SECONDS = 60.0
 """How long a body may take to arrive."""
+
+
+PROBES = ("/health", "/ready", "/metrics")
+"""Asked by machines again and again, also while the server is full."""
 
 
 class JsonResponse(Response):
@@ -39,19 +44,27 @@ def refusal(
 
 
 class Guard:
-    """Checks the key and reads the body, up to its limit, before anything else is done.
+    """Checks the key and reads the body, up to its limit, before anything else is done; answers what failed behind it.
 
     Args:
         app: what is behind it.
         api_key: what clients of ``/v1`` must send; None for nothing.
         max_body_bytes: of a request.
         refused: told the status of every refusal.
+        failed: makes an answer of an error. Raised further, it would have uvicorn drop the connection, and with it the
+            client's next request.
     """
 
     def __init__(
-        self, app: ASGIApp, *, api_key: str | None, max_body_bytes: int, refused: Callable[[int], None]
+        self,
+        app: ASGIApp,
+        *,
+        api_key: str | None,
+        max_body_bytes: int,
+        refused: Callable[[int], None],
+        failed: Callable[[BaseException], Response],
     ) -> None:
-        self._app, self._limit, self._refused = app, max_body_bytes, refused
+        self._app, self._limit, self._refused, self._failed = app, max_body_bytes, refused, failed
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,20 +73,27 @@ class Guard:
             return
         if self._key is not None and scope["path"].startswith("/v1") and not self._knows(scope):
             message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
-            answer = refusal(401, message, kind="authentication_error", code="invalid_api_key")
+            wanted = {"www-authenticate": "Bearer"}
+            answer = refusal(401, message, kind="authentication_error", code="invalid_api_key", headers=wanted)
             await self._refuse(401, answer, scope, receive, send)
             return
         try:
             body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
+        except ClientDisconnect:
+            return
         except (TimeoutError, asyncio.TimeoutError):
-            answer = refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="timeout")
-            await self._refuse(408, answer, scope, receive, send)
+            message, closing = f"the body did not arrive within {BODY_SECONDS:g} s", {"connection": "close"}
+            await self._refuse(408, refusal(408, message, code="timeout", headers=closing), scope, receive, send)
             return
         if body is None:
             message = f"the body has more than {self._limit} bytes, which is the limit; send less"
             await self._refuse(413, refusal(413, message, code="body_too_large"), scope, receive, send)
             return
-        read = False
+        await self._pass_on(body, scope, receive, send)
+
+    async def _pass_on(self, body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have it answered; an error is answered here, or where an answer has begun, ends it."""
+        read = begun = False
 
         async def replay() -> Message:
             nonlocal read
@@ -82,7 +102,19 @@ class Guard:
             read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, replay, send)
+        async def tell(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, replay, tell)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a library that panics in Rust raises no Exception
+            answer = self._failed(error)
+            if not begun:
+                await answer(scope, receive, send)
 
     def _knows(self, scope: Scope) -> bool:
         assert self._key is not None
@@ -91,10 +123,16 @@ class Guard:
         return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body, None if it is too long."""
+        """The whole body, None if it is too long.
+
+        Raises:
+            ClientDisconnect: it will not come.
+        """
         body = bytearray()
         while True:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
             body += message.get("body", b"")
             if len(body) > self._limit:
                 return None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+import socket
+import time
 from typing import Any
 
 from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
 from specstream.inventory import prepare
-from specstream.serving.deployment import DeploymentConfig, check_machine
+from specstream.serving.deployment import DeploymentConfig, check_machine, most_connections
 from specstream.serving.vllm_launch import shards
+
+_log = logging.getLogger("specstream.serving")
 
 
 def check(config: DeploymentConfig) -> None:
@@ -20,6 +25,8 @@ def check(config: DeploymentConfig) -> None:
     """
     if config.engine == "local" and config.vllm_args:
         raise UsageError(f"vllm_args are {shlex.join(config.vllm_args)!r} and the engine is local; give engine: vllm")
+    if config.engine == "local":
+        most_connections(config)
     check_machine(config, shards(config.vllm_args))
 
 
@@ -36,14 +43,21 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         "temperature": config.temperature,
         "max_new_tokens": config.max_tokens,
     }
+    begun = time.monotonic()
+    _log.info("loading %s", config.source)
     engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **settings)
+    model = engine.target.model
+    what = f"{str(model.dtype).removeprefix('torch.')} on {model.device}, drafter {engine.parts.drafter.name}"
+    _log.info("loaded in %.1f s: %s", time.monotonic() - begun, what)
+    _log.info("testing which passes have equal bits")
     prepare(engine.parts, 1)
+    _log.info("tested, %.1f s after the start", time.monotonic() - begun)
     return engine
 
 
-def listen(engine: SpeculativeEngine, config: DeploymentConfig) -> None:
+def listen(engine: SpeculativeEngine, config: DeploymentConfig, sockets: list[socket.socket]) -> None:
     """Serve until a signal ends it; what runs then is finished first."""
     from specstream.serving import web
     from specstream.serving.app import Server
 
-    web.listen(Server(engine, config))
+    web.listen(Server(engine, config), sockets)

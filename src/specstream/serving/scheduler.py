@@ -22,6 +22,7 @@ from specstream.config import GenerationConfig
 from specstream.core.decode import Batch, Round, Row
 from specstream.errors import SpecStreamError
 from specstream.generation import Generation, Parts
+from specstream.serving.pace import Pace
 from specstream.text import TextStream
 
 _log = logging.getLogger("specstream.serving")
@@ -195,7 +196,7 @@ class Scheduler:
         self._reading: Job | None = None  # its prompt is being read: neither waiting nor in the batch
         self._batch: Batch | None = None
         self._stopping = self._giving_up = False
-        self._seconds = 1.0  # that a job takes, lately
+        self._pace = Pace()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="specstream-scheduler", daemon=True)
 
@@ -245,8 +246,10 @@ class Scheduler:
                 raise StoppingError("the server is stopping; try another one")
             waiting, running = len(self._queue), self.running
             if waiting + count > self._max_queue + max(0, self._max_rows - running):
+                now = time.monotonic()
+                seconds = self._pace.seconds([now - (job.joined or now) for job in list(self._running.values())])
                 turns = (waiting + running) / self._max_rows
-                raise QueueFullError(waiting, max(1, math.ceil(turns * self._seconds)))
+                raise QueueFullError(waiting, max(1, math.ceil(turns * seconds)))
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take all of them or none.
@@ -373,8 +376,8 @@ class Scheduler:
                 _log.warning("an answer's end could not be told: %s", lost)
         elif job.cancelled and not job.outcome:
             job.outcome = "cancelled"
-        seconds = time.monotonic() - (job.joined or job.arrived)
-        self._seconds += (seconds - self._seconds) / 8
+        elif job.joined is not None and not job.cancelled:
+            self._pace.ended(time.monotonic() - job.joined)
         try:
             self._finished(job)
         except Exception:

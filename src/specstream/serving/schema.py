@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 StopText = Annotated[str, Field(max_length=256)]
 
@@ -13,49 +15,90 @@ MOST_LOGPROBS = 20
 COLDEST = 1e-6
 """The lowest temperature above 0 that logits can be divided by."""
 
-_IGNORED: dict[str, type] = {"metadata": dict, "store": bool, "service_tier": str}
-"""Fields that are of no consequence here, and what they hold."""
-
-_UNSUPPORTED = {
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "functions": (None, []),
-    "tool_choice": (None, "none"),
-    "function_call": (None, "none"),
-    "audio": (None,),
-    "prediction": (None,),
-    "modalities": (None, ["text"]),
-    "suffix": (None, ""),
-    "echo": (None, False),
-    "best_of": (None, 1),
-}
-"""Fields, and the values of them that ask for nothing."""
+_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
 
 
-class StreamOptions(BaseModel):
+class Given(BaseModel):
+    """What clients send. Null means "not given", of every field.
+
+    Attributes:
+        without_effect: official fields that change nothing here, and what they hold.
+        unsupported: official fields that are not done here, and the values of them that ask for nothing.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    without_effect: ClassVar[Mapping[str, type]] = {}
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, values: Any) -> Any:
+        """Refuse what is not supported, and forget what asks for nothing."""
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        for names in (("tool_choice", "tools"), ("function_call", "functions")):
+            if given.get(names[0]) == "none":
+                given.pop(names[1], None)
+        for name, value in given.items():
+            if name in cls.unsupported and value not in cls.unsupported[name]:
+                raise _about(name, "is not supported; leave it out")
+            kind = cls.without_effect.get(name)
+            if kind is not None and not isinstance(value, kind):
+                raise _about(name, f"is not {_KINDS[kind]}; leave it out")
+        dropped = {*cls.unsupported, *cls.without_effect}
+        return {name: value for name, value in given.items() if name not in dropped}
+
+
+def _about(name: str, words: str) -> PydanticCustomError:
+    """An error of a field that is no field of the model."""
+    return PydanticCustomError("field", "{name} {words}", {"name": name, "words": words})
+
+
+class StreamOptions(Given):
     """What a stream tells besides."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    without_effect = {"include_obfuscation": bool}
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
-class Body(BaseModel):
-    """What both completions take. ``top_k``, ``min_p``, ``repetition_penalty`` and ``stop_token_ids`` are ours.
+class Body(Given):
+    """What both completions take. ``top_k``, ``min_p``, ``repetition_penalty``, ``stop_token_ids`` are ours.
 
     Whatever these bounds let through can be computed: a temperature or a penalty so small that logits overflow would
     fail in the middle of a pass.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    without_effect = {
+        **dict.fromkeys(("metadata",), dict),
+        **dict.fromkeys(("store", "parallel_tool_calls"), bool),
+        **dict.fromkeys(("service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"), str),
+        **dict.fromkeys(("verbosity", "reasoning_effort"), str),
+    }
+    unsupported = {
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "logit_bias": ({},),
+        "tools": ([],),
+        "functions": ([],),
+        "tool_choice": ("none", "auto"),
+        "function_call": ("none", "auto"),
+        "audio": (),
+        "prediction": (),
+        "web_search_options": (),
+        "modalities": (["text"],),
+        "suffix": ("",),
+        "echo": (False,),
+        "best_of": (1,),
+    }
 
-    model: str = Field(min_length=1, max_length=1000)
+    model: str | None = Field(default=None, min_length=1, max_length=1000)
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, le=1_000_000)
+    top_k: int | None = Field(default=None, ge=-1, le=1_000_000)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
     n: int | None = Field(default=None, ge=1, le=1000)
@@ -66,18 +109,11 @@ class Body(BaseModel):
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=1000)
 
-    @model_validator(mode="before")
+    @field_validator("top_k")
     @classmethod
-    def _drop(cls, values: Any) -> Any:
-        """Refuse what is not supported, and forget what asks for nothing."""
-        if not isinstance(values, dict):
-            return values
-        for name in values:
-            if name in _UNSUPPORTED and values[name] not in _UNSUPPORTED[name]:
-                raise ValueError(f"{name} is not supported; leave it out")
-            if name in _IGNORED and not isinstance(values[name], (_IGNORED[name], type(None))):
-                raise ValueError(f"{name} is no {_IGNORED[name].__name__}; leave it out")
-        return {name: value for name, value in values.items() if name not in _UNSUPPORTED and name not in _IGNORED}
+    def _off(cls, top_k: int | None) -> int | None:
+        """Take -1, as vLLM does, for none."""
+        return None if top_k is None else max(0, top_k)
 
     @field_validator("temperature")
     @classmethod
@@ -102,19 +138,25 @@ class Body(BaseModel):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-class TextPart(BaseModel):
+class TextPart(Given):
     """A piece of a message."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text"]
     text: str
 
+    @field_validator("type", mode="before")
+    @classmethod
+    def _is_text(cls, kind: Any) -> Any:
+        if isinstance(kind, str) and kind != "text":
+            raise ValueError(f"only parts of type text are supported; leave out {kind[:40]!r}")
+        return kind
 
-class Message(BaseModel):
+
+class Message(Given):
     """One turn of a chat."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    without_effect = {"annotations": list, "audio": dict}  # as a server sends them
+    unsupported = {"tool_calls": ([],), "function_call": ()}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -129,21 +171,19 @@ class Message(BaseModel):
         return self.content or ""
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Given):
     """A schema by name."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
-    name: str = ""
+    name: str | None = None
     description: str | None = None
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Given):
     """What the answer has to look like."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -173,7 +213,7 @@ class ChatBody(Body):
 
     @model_validator(mode="after")
     def _asks_for_logprobs(self) -> ChatBody:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs is given without logprobs; give logprobs: true")
         return self
 

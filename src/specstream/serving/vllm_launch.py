@@ -19,7 +19,10 @@ from specstream.parts import SELF
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.vllm_export import DEPTH
 
-OURS_ALONE = ("device", "runtime", "max_queue", "max_choices", "max_body_bytes", "request_seconds")
+OURS_ALONE = (
+    *("device", "runtime", "max_queue", "max_choices", "max_body_bytes", "max_connections"),
+    *("request_seconds", "log_level"),
+)
 """Settings that vLLM has no counterpart of."""
 
 _PARALLEL = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp")
@@ -57,6 +60,8 @@ def plan(config: DeploymentConfig) -> Launch:
         command += ["--max-num-seqs", str(config.max_rows)]
     if config.max_context is not None:
         command += ["--max-model-len", str(config.max_context)]
+    if config.cors_origins:
+        command += ["--allowed-origins", json.dumps(config.cors_origins)]
     if config.log_prompts:
         command.append("--enable-log-requests")
     drafts = speculation(config)

@@ -1,17 +1,28 @@
-"""uvicorn around the application, and how the two stop together."""
+"""uvicorn around the application: where it listens, and how the two stop together."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
+import os
 import socket
+from collections.abc import Iterator
 
 import uvicorn
 
-from specstream.errors import SpecStreamError
+from specstream.errors import SpecStreamError, UsageError
 from specstream.serving.app import Server
+from specstream.serving.connections import Limits, connection_type
+from specstream.serving.deployment import DeploymentConfig, backlog, most_connections
 from specstream.serving.scheduler import LAST_PASS_SECONDS
+
+_log = logging.getLogger("specstream.serving")
+
+KEEP_ALIVE_SECONDS = 30
+"""Of a connection without a request. Clients that use one again let go of it earlier (httpx, and so OpenAI's, after
+5 s): one that is closed at the same moment takes the next request with it."""
 
 FAREWELL_SECONDS = 5
 """For telling clients what became of their answers."""
@@ -28,18 +39,34 @@ class Web(uvicorn.Server):
     """
 
     def __init__(self, server: Server) -> None:
-        self._scheduler, self._grace = server.scheduler, server.config.grace_seconds
+        self._scheduler, self._grace, self._name = (
+            server.scheduler,
+            server.config.grace_seconds,
+            server.config.model_name,
+        )
+        self._limits = Limits(most_connections(server.config), server.meters.refused)
         super().__init__(
             uvicorn.Config(
                 server.app,
                 host=server.config.host,
                 port=server.config.port,
-                log_level="warning",
+                http=connection_type(self._limits),
+                backlog=backlog(),
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                log_config=None,  # its messages go where ours go
+                log_level="error",  # its warnings are of what clients send, and advise to install packages
                 access_log=False,
                 ws="none",
                 timeout_graceful_shutdown=math.ceil(self._grace + LAST_PASS_SECONDS) + FAREWELL_SECONDS,
             )
         )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it, and says so once it listens."""
+        asyncio.get_running_loop().set_exception_handler(self._limits.loop_failed)
+        await super().startup(sockets)
+        for listener in (each for server in self.servers for each in server.sockets):
+            _log.info("serving %s on %s/v1", self._name, _url(listener.getsockname()))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See the class; a second signal ends it without waiting, as uvicorn does."""
@@ -50,14 +77,62 @@ class Web(uvicorn.Server):
         await stopping
 
 
-def listen(server: Server) -> None:
+@contextlib.contextmanager
+def bound(config: DeploymentConfig) -> Iterator[list[socket.socket]]:
+    """Sockets at every address of the host: they have its port, and do not listen yet.
+
+    Raises:
+        UsageError: no address, or a port that is not free.
+    """
+    try:
+        places = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(
+            f"host is {config.host!r}, which has no address ({error}); give 127.0.0.1 or 0.0.0.0"
+        ) from None
+    with contextlib.ExitStack() as stack:
+        sockets: list[socket.socket] = []
+        for family, kind, protocol, _, address in dict.fromkeys(places):
+            try:
+                new = stack.enter_context(socket.socket(family, kind, protocol))
+            except OSError:  # a name may have addresses of a family that this machine does not have
+                continue
+            if os.name == "posix":
+                new.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                new.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            port = sockets[0].getsockname()[1] if sockets else config.port  # a free one, taken for all of them
+            try:
+                new.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                raise _not_free(config, error) from None
+            sockets.append(new)
+        yield sockets
+
+
+def listen(server: Server, sockets: list[socket.socket]) -> None:
     """Serve until a signal ends it.
 
     Raises:
+        UsageError: another server has begun to listen there meanwhile.
         SpecStreamError: it did not come to that.
     """
     web = Web(server)
-    with contextlib.suppress(KeyboardInterrupt):  # the signal that ended it, raised again
-        web.run()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # the signal that ended it, raised again
+            web.run(sockets)
+    except OSError as error:
+        if web.started:
+            raise
+        raise _not_free(server.config, error) from None
     if not web.started:
         raise SpecStreamError("the server did not start; what it says above is why")
+
+
+def _not_free(config: DeploymentConfig, error: OSError) -> UsageError:
+    return UsageError(f"port is {config.port} on {config.host}, which cannot be taken ({error.strerror}); give another")
+
+
+def _url(address: tuple[str, int]) -> str:
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"http://{host}:{address[1]}"

@@ -89,8 +89,8 @@ def test_a_misspelt_command_line_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("arguments", "environment"),
     [
-        (["--debug", "models", "pull", "tiny"], ""),
-        (["models", "pull", "tiny", "--debug"], ""),
+        (["--debug", "models", "pull", "tiny"], "0"),
+        (["models", "pull", "tiny", "--debug"], "0"),
         (["models", "pull", "tiny"], "1"),
     ],
 )
@@ -103,6 +103,31 @@ def test_debug_shows_the_traceback_wherever_it_is_asked_for(
     captured = capsys.readouterr().err
     assert "Traceback (most recent call last)" in captured
     assert captured.splitlines()[-1].startswith("error: internal: ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SPECSTREAM_API_KEY", "SPECSTREAM_CPU", "SPECSTREAM_DEBUG", "SPECSTREAM_MODELS", "SPECSTREAM_NO_SELFTEST_CACHE"],
+)
+def test_an_empty_variable_is_refused_by_every_verb(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "")
+    assert run("models", "list") == 2
+    assert capsys.readouterr().err == f"error: {name} is empty; give it a value, or unset it\n"
+
+
+def test_an_unknown_variable_is_refused_by_every_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECSTREAM_MAX_ROWS", "2")  # of serve, and harmless here
+    assert run("models", "list") == 0
+    monkeypatch.setenv("SPECSTREAM_MODEL", "gpt2")
+    capsys.readouterr()
+    assert run("models", "list") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: SPECSTREAM_MODEL is no variable of this program; unset it, or give one of ")
+    assert error.count("\n") == 1
 
 
 def test_debug_after_two_dashes_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import logging
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +22,73 @@ def fails(*arguments: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     loaded: list[Any] = []
+    level = logging.getLogger("specstream").level
     monkeypatch.setattr(run, "load", lambda config: loaded.append(config))
-    monkeypatch.setattr(run, "listen", lambda engine, config: None)
-    return loaded
+    monkeypatch.setattr(run, "listen", lambda engine, config, sockets: None)
+    yield loaded
+    logging.getLogger("specstream").setLevel(level)
 
 
 def test_options_go_over_the_file(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
     file = tmp_path / "deploy.yaml"
     file.write_text("model_name: a\nport: 1\nmax_rows: 5\n")
-    assert fails("--config", str(file), "--model", "b", "--port", "2") == 0
+    assert fails("--config", str(file), "--model", "b", "--port", "0") == 0
     (config,) = nothing_is_loaded
-    assert (config.model_name, config.port, config.max_rows) == ("b", 2, 5)
+    assert (config.model_name, config.port, config.max_rows) == ("b", 0, 5)
+
+
+def test_every_setting_that_is_often_changed_has_an_option(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    options = "--dtype float32 --device cpu --runtime eager --max-tokens 7 --max-context 99 --max-queue 0 --port 0"
+    words = [*options.split(), "--model", "a/b", "--served-model-name", "mine", "--api-key-file", str(key)]
+    assert fails(*words, "--log-level", "warning") == 0
+    (config,) = nothing_is_loaded
+    assert (config.dtype, config.device, config.runtime) == ("float32", "cpu", "eager")
+    assert (config.max_tokens, config.max_context, config.max_queue) == (7, 99, 0)
+    assert (config.model_name, config.source, config.log_level) == ("mine", "a/b", "warning")
+    assert config.api_key.get_secret_value() == "secret"
+
+
+def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text("model_name: a\nmodel_path: /there\nport: 0\n")
+    assert fails("--config", str(file), "--model", "b") == 0
+    assert fails("--config", str(file), "--served-model-name", "c") == 0
+    assert nothing_is_loaded[1].model_fields_set == {"model_name", "model_path", "port"}
+    assert [(each.model_name, each.source) for each in nothing_is_loaded] == [("b", "b"), ("c", "/there")]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "api_key_file '{file}' cannot be read (No such file or directory); give a file with the key in it"),
+        (b"", "api_key is ''; give a value that is not empty, or leave it out"),
+        (b"a b\n", "api_key has white space"),
+        (b"\xff", "api_key_file '{file}' cannot be read (it is no text); give a file with the key in it"),
+    ],
+)
+def test_a_file_without_a_key_is_refused(
+    content: bytes | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], nothing_is_loaded: list[Any]
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content)
+    assert fails("--api-key-file", str(file)) == 2
+    assert capsys.readouterr().err.startswith("error: " + words.format(file=file))
+    assert nothing_is_loaded == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--", "-tp", "2"], "vllm_args are '-tp 2' and the engine is local; give engine: vllm"),
+        (["--served-model-name", ""], "model_name is ''; give a value that is not empty, or leave it out"),
+        (["--log-level", "loud"], "log_level is 'loud'; give a value that is 'debug', 'info', 'warning' or 'error'"),
         (["--engine", "other"], "engine is 'other'; give a value that is 'local' or 'vllm'"),
+        (["--host", "no.such.host.invalid"], "host is 'no.such.host.invalid', which has no address"),
         (["--config", "nowhere.yaml"], "config 'nowhere.yaml' cannot be read"),
     ],
 )
@@ -59,7 +109,36 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_host_that_is_open_to_others_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        assert fails("--host", "0.0.0.0", "--port", "3") == 0
+    assert fails("--host", "0.0.0.0", "--port", "0") == 0
     assert "0.0.0.0 is open to others and there is no api_key" in caplog.text
-    assert "serving smollm2-135m on http://0.0.0.0:3/v1" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken_is_found_before_the_model_is_loaded(
+    host: str, capsys: pytest.CaptureFixture[str], nothing_is_loaded: list[Any]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert fails("--host", host, "--port", port) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: port is {port} on {host}, which cannot be taken (Address already in use)")
+    assert error.count("\n") == 1
+    assert nothing_is_loaded == []
+
+
+def test_while_the_model_loads_the_port_is_held_and_nobody_is_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+
+    def load(config: Any) -> None:
+        with socket.socket() as other:
+            for ask in (other.bind, other.connect):
+                try:
+                    ask(("127.0.0.1", port))
+                except OSError as error:
+                    found.append(errno.errorcode[error.errno or 0])
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setattr(run, "load", load)
+    assert fails("--port", str(port)) == 0
+    assert found == ["EADDRINUSE", "ECONNREFUSED"]

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import pytest
 
-from specstream.errors import DownloadError, ModelNotFoundError
+from specstream.errors import DownloadError, ModelNotFoundError, UsageError
 from specstream.models import catalog, convert, disk, download, hub
 
 PARTS = (b"first half, ", b"second half")
@@ -102,6 +102,12 @@ def test_models_root(variables: dict[str, str], expected: str, monkeypatch: pyte
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert catalog.models_root() == Path(expected)
+
+
+def test_an_empty_place_for_models_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECSTREAM_MODELS", "")
+    with pytest.raises(UsageError, match="SPECSTREAM_MODELS is empty; give it a value, or unset it"):
+        catalog.models_root()
 
 
 def test_pull_joins_the_wheels_and_publishes_one_folder(root: Path) -> None:

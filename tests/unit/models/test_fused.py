@@ -120,9 +120,11 @@ def test_layers_run_together_unless_somebody_watches_one():
     tree = TokenTree.chain(TOKENS[20:23])
     target = HuggingFaceTarget(model, runtime="native")
     together = target.begin_unpadded([TOKENS[:20]]).score([tree])
-    session = target.begin_unpadded([TOKENS[:20]])
     for layer in model.model.layers:
         layer.register_forward_hook(lambda module, arguments, output: seen.append(output.clone()))
+    target.refresh()
+    session = target.begin_unpadded([TOKENS[:20]])
+    seen.clear()
     alone = session.score([tree])
     assert torch.equal(together, alone)
     assert len(seen) == 2
@@ -160,6 +162,7 @@ def test_a_hook_is_called_wherever_it_hangs(part):
     parts = {"self": model, "layer": model.model.layers[1], "norm": model.model.norm}
     module = parts.get(part) or getattr(model, part)
     module.register_forward_hook(lambda *_: seen.append(part))
+    target.refresh()
     session = target.begin_unpadded([TOKENS[:20]])
     before = len(seen)
     session.score([TokenTree.chain([1])])

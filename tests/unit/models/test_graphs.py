@@ -181,8 +181,8 @@ def test_a_model_that_cannot_be_captured_runs_eagerly_and_says_so_once() -> None
 
 
 def test_a_host_that_looks_at_the_device_cannot_be_captured() -> None:
-    target = static(capture=TapeCapture())
     hook = build("llama").lm_head.register_forward_hook(lambda module, given, made: made * int(made.isfinite().all()))
+    target = static(capture=TapeCapture())
     try:
         with pytest.warns(UserWarning, match="cannot be captured"):
             target.begin([prompt(9)])

@@ -82,8 +82,8 @@ def test_rows_of_one_size_need_no_packing():
 
 @needs_kernels
 def test_a_watched_model_is_run_as_it_is():
-    session = begin("llama", torch.float32, exact=True)
-    hook = session._target.model.base_model.register_forward_hook(lambda *_: None)
-    assert not session.packs
+    target = begin("llama", torch.float32, exact=True)._target
+    hook = target.model.base_model.register_forward_hook(lambda *_: None)
+    assert not target.begin([[1, 2]]).packs
     hook.remove()
-    assert session.packs
+    assert target.begin([[1, 2]]).packs

@@ -108,7 +108,7 @@ def test_released_weights_are_not_needed_any_more():
     target = HuggingFaceTarget(model, exact=False, quantization="int8")
     tree, tokens = TokenTree.chain([5, 6, 7]), prompt(200)  # a prompt too long for a narrow pass
     before, held = target.begin([tokens]).score([tree]), target.runtime.nbytes
-    target.runtime.release()
+    target.release()
     assert target.runtime.nbytes < 0.6 * held
     assert torch.equal(target.begin([tokens]).score([tree]), before)
 
@@ -123,7 +123,7 @@ def test_a_tied_embedding_outlives_the_release():
     )
     model = transformers.LlamaForCausalLM(config).eval()
     target = HuggingFaceTarget(model, exact=False, quantization="int8")
-    target.runtime.release()
+    target.release()
     assert model.get_input_embeddings().weight.shape == (160, 64)
     assert torch.isfinite(target.begin([[3, 4]]).score([TokenTree.chain([5])])).all()
 

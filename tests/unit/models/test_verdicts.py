@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial, wraps
+from types import MethodType
 
 import pytest
 import torch
+from transformers.models.llama import modeling_llama
 
 from specstream.environment import GENERIC
 from specstream.errors import UnsupportedModelError
@@ -113,6 +116,33 @@ def test_the_file_is_named_by_all_that_bits_depend_on(tmp_path, monkeypatch):
     found["libraries"] = file_of(model)
     alike = {name for name, file in found.items() if list(found.values()).count(file) > 1}
     assert not alike
+
+
+def test_the_file_is_named_by_the_code_of_the_forward(tmp_path, monkeypatch):
+    """A class that was patched once must not speak for the one that is not."""
+    monkeypatch.delenv(verdicts.SWITCH)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = build.__wrapped__("llama", torch.bfloat16)
+    norm, rotate, own = modeling_llama.LlamaRMSNorm.forward, modeling_llama.apply_rotary_pos_emb, file_of(model)
+    found = [own]
+    for where, name, patch in [
+        (modeling_llama.LlamaRMSNorm, "forward", lambda self, x: norm(self, x) * 2),
+        (modeling_llama.LlamaRMSNorm, "forward", lambda self, x: norm(self, x) * 3),
+        (modeling_llama, "apply_rotary_pos_emb", lambda q, k, *rest: rotate(k, q, *rest)),
+        (modeling_llama, "apply_rotary_pos_emb", wraps(rotate)(lambda q, k, *rest: rotate(q, q, *rest))),
+        (model.model.norm, "forward", lambda x: x),
+        (model.model.norm, "forward", partial(norm, model.model.norm)),
+        (model.model.norm, "forward", MethodType(lambda self, x: -x, model.model.norm)),
+    ]:
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, patch)
+            found.append(file_of(model))
+    hook = model.model.norm.register_forward_hook(lambda module, given, made: made + 1)
+    found.append(file_of(model))
+    hook.remove()
+    assert len(set(found)) == len(found)
+    model(torch.tensor([[1]]), output_hidden_states=True)
+    assert file_of(model) == own, "what transformers hooks by itself is no patch"
 
 
 def test_a_model_that_was_refused_is_refused_again(tmp_path, monkeypatch):

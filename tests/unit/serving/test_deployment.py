@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
 from specstream import DeploymentConfig
@@ -64,6 +65,62 @@ def test_a_key_is_never_shown() -> None:
     with pytest.raises(UsageError) as caught:
         DeploymentConfig.read(None, {}, api_key=["secret"])
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["", " ", "abc\n", "a b", "\tabc", "abc ", "gr\u00fcn", "\u200babc", "a\x00b"], ids=ascii
+)
+def test_a_key_that_no_client_can_send_is_refused_and_not_shown(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "deploy.yaml"
+    file.write_text(yaml.safe_dump({"api_key": key}))
+    for read in (
+        lambda: DeploymentConfig.read(None, {"SPECSTREAM_API_KEY": key}),
+        lambda: DeploymentConfig.read(str(file), {}),
+        lambda: DeploymentConfig.read(None, {}, api_key=key),
+    ):
+        with pytest.raises(UsageError) as caught:
+            read()
+        assert "API_KEY" in str(caught.value).upper()
+        assert key.strip() == "" or key.strip() not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValidationError):
+        DeploymentConfig(api_key=key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", sorted(DeploymentConfig.model_fields))
+def test_an_empty_variable_is_refused(name: str) -> None:
+    variable = f"SPECSTREAM_{name.upper()}"
+    for value in ("", "  "):
+        with pytest.raises(UsageError) as caught:
+            DeploymentConfig.read(None, {variable: value})
+        assert str(caught.value) == f"{variable} is empty; give it a value, or unset it"
+
+
+@pytest.mark.parametrize("name", ["model_name", "model_path", "draft_model", "heads", "host", "device", "vllm_path"])
+def test_an_empty_name_is_refused_wherever_it_is_given(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is ''; give a value that is not empty"):
+        DeploymentConfig.read(None, {}, **{name: ""})
+
+
+def test_an_unknown_variable_is_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        DeploymentConfig.read(None, {"SPECSTREAM_APIKEY": "secret"})
+    assert str(caught.value).startswith("SPECSTREAM_APIKEY is no variable of this program; unset it, or give one of ")
+    assert "SPECSTREAM_API_KEY" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    DeploymentConfig.read(None, {"SPECSTREAM_CPU": "x86-64-v3", "SPECSTREAM_NO_SELFTEST_CACHE": "1"})
+
+
+@pytest.mark.parametrize("given", ["https://a.example, http://b:80", ["https://a.example", "http://b:80"]])
+def test_origins_are_a_list_or_words(given: object) -> None:
+    assert DeploymentConfig.read(None, {}, cors_origins=given).cors_origins == ("https://a.example", "http://b:80")
+    assert DeploymentConfig.read(None, {"SPECSTREAM_CORS_ORIGINS": "*"}).cors_origins == ("*",)
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://a.example/page", "https://*.a"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(UsageError, match=r"cors_origins has '.*', which no browser sends; give .* such as https://a"):
+        DeploymentConfig.read(None, {}, cors_origins=[origin])
 
 
 @pytest.mark.parametrize("given", ["-tp 2 --seed '7'", ["-tp", 2, "--seed", 7]])

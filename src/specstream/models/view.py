@@ -1,0 +1,144 @@
+"""The model that passes run on: modules of our own with the user's weights in them.
+
+A pass needs other forwards, another attention, hooks. To change the user's model for its duration would break a forward
+that the user runs meanwhile in another thread, and to change it back would undo what the user changed meanwhile. So
+passes run on a view of the model, and the model itself is only read.
+
+The model stays the user's: it may be cast, merged, patched, hooked, moved. A ``Stamp`` tells whether a view is still of
+the model as it is; it is looked at when a generation starts.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import partial
+from operator import is_
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specstream.models import compat
+from specstream.models.code import functions_of
+
+SAMPLES = 64
+"""Values of a weight that is held as a copy that are compared with the copy's: a merged adapter changes nearly all."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+
+
+def view_of(model: Any) -> Any:
+    """A model of other modules and the same weights. Nothing that is done to its modules is done to the model's.
+
+    Configurations are copies too: layers read the name of their attention there. Parameters are the model's own, and
+    one that a module is given later is the other's as well.
+    """
+    copies: dict[int, Any] = {id(module): object.__new__(type(module)) for module in model.modules()}
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        own = copies[id(module)].__dict__
+        own.update({name: _translated(value, copies, configs) for name, value in module.__dict__.items()})
+        own["_modules"] = {name: child and copies[id(child)] for name, child in module._modules.items()}
+        own["_buffers"] = compat.own_buffers(module)
+        for name in _HOOKS:
+            if name in own:
+                own[name] = own[name].copy()
+    return copies[id(model)]
+
+
+def _translated(value: Any, copies: dict[int, Any], configs: dict[int, Any]) -> Any:
+    """What stands in a view's module where a model's has ``value``: whatever is bound to the model is bound to it."""
+    if isinstance(value, MethodType) and id(value.__self__) in copies:
+        return MethodType(value.__func__, copies[id(value.__self__)])
+    if isinstance(value, partial):
+        bound = [copies.get(id(each), each) for each in value.args]
+        return partial(_translated(value.func, copies, configs), *bound, **value.keywords)
+    if isinstance(value, nn.Module):
+        return copies.get(id(value), value)
+    return deepcopy(value, configs) if isinstance(value, compat.PreTrainedConfig) else value
+
+
+class Stamp:
+    """What a model was made of when its view was made: modules, their attributes, hooks and forwards, mode, weights.
+
+    It holds the weights that it saw, so that what reads them by their address reads no freed memory.
+
+    Args:
+        model: a transformers model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._objects, self._numbers = _look(model)
+        self._held = [each.detach() for each in (*model.parameters(), *model.buffers())]
+
+    def fits(self, model: Any) -> bool:
+        """Whether the model is still what it was. A weight that was changed in place is the weight it was."""
+        objects, numbers = _look(model)
+        same = len(objects) == len(self._objects) and numbers == self._numbers
+        return same and all(map(is_, objects, self._objects))
+
+
+def _look(model: Any) -> tuple[list[Any], list[int]]:
+    """Objects to be compared by identity, and numbers; a millisecond for a thousand modules."""
+    objects, numbers, waiting, seen = list[Any](), list[int](), [model], {id(model)}
+    kinds, configs = set[type](), dict[int, Any]()
+    while waiting:
+        module = waiting.pop()
+        own = module.__dict__
+        kinds.add(type(module))
+        objects.append(module)
+        objects.extend(own.values())
+        if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+            objects.extend(compat.hooks_of(module))
+        if (config := own.get("config")) is not None:
+            configs[id(config)] = config
+        _look_at_tensors(module, objects, numbers)
+        children = [child for child in own["_modules"].values() if child is not None and id(child) not in seen]
+        seen.update(map(id, children))
+        waiting += children
+    for config in configs.values():
+        objects.extend(vars(config).values())
+    for kind in sorted(kinds, key=id):
+        objects.extend(functions_of(kind))
+    return objects, numbers
+
+
+def _look_at_tensors(module: Any, objects: list[Any], numbers: list[int]) -> None:
+    for weight in module._parameters.values():
+        if weight is not None:
+            objects += (weight, weight.dtype)
+            numbers.append(_address(weight))
+    for buffer in module._buffers.values():
+        if buffer is not None:  # a model changes the rotations of long texts by itself
+            numbers += (_address(buffer), 0 if compat.keeps_length(module) else _version(buffer))
+
+
+class Copied:
+    """A weight of which a copy is held, in another order or in fewer bits: has it been changed in place?
+
+    Args:
+        weight: of the model.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self._weight, self._version = weight, _version(weight)
+        flat = weight.detach().flatten()
+        self._samples = flat[:: max(1, len(flat) // SAMPLES)]
+        self._before = self._samples.clone()
+
+    @property
+    def outdated(self) -> bool:
+        """Whether it has. ``weight.data`` counts no versions, so a sample of the values is compared too."""
+        return self._version != _version(self._weight) or not torch.equal(self._samples, self._before)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a tensor of other tensors, as some quantised weights are
+        return id(tensor)

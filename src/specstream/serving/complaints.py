@@ -1,0 +1,88 @@
+"""What is wrong with a body: the field that it is about, and a sentence, without what was in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import Response
+
+from specstream.serving.guard import refusal
+
+_LONGEST_NAME = 100
+_SHOULD = "Input should be "
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Complaint:
+    """One of pydantic's errors.
+
+    Attributes:
+        place: keys and indices that lead to what it is about.
+        words: what is wrong there.
+    """
+
+    place: tuple[str | int, ...]
+    words: str
+
+
+def malformed(error: RequestValidationError, content_type: str) -> Response:
+    """The refusal of a body.
+
+    Args:
+        error: every complaint about it.
+        content_type: the header.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json":
+        said = f"is {kind[:_LONGEST_NAME]!r}" if kind else "is missing"
+        return refusal(400, f"the Content-Type {said}; send Content-Type: application/json", code="invalid_body")
+    if error.body is None:
+        return refusal(400, "the body is empty or null; send a JSON object", code="invalid_body")
+    place, words = _most_precise([_complaint(each, error.body) for each in error.errors()])
+    name = ".".join(str(part)[:_LONGEST_NAME] + ".." * (len(str(part)) > _LONGEST_NAME) for part in place)
+    message = f"{name} {words}" if words.startswith("is ") else f"{name}: {words}" if name else words
+    return refusal(400, message, code="invalid_body", param=name or None)
+
+
+def _complaint(error: Any, body: Any) -> _Complaint:
+    kind, context = error["type"], error.get("ctx", {})
+    words = str(error["msg"]).removeprefix("Value error, ").splitlines()[0]
+    if kind == "json_invalid":  # its place is a character
+        at = error["loc"][-1]
+        return _Complaint(place=(), words=f"{words} at character {at}: {context.get('error', 'no JSON')}")
+    place = _place(error["loc"][1:], body, missing=kind == "missing")
+    if kind == "field":  # of the object, and about one of its fields
+        place, words = (*place, context["name"]), context["words"]
+    elif kind == "extra_forbidden":
+        words = "the field is not known; leave it out"
+    return _Complaint(place=place, words=words)
+
+
+def _place(location: Sequence[str | int], body: Any, *, missing: bool) -> tuple[str | int, ...]:
+    """Where it is in the body: of a union, pydantic says which branch it means, and that is no field."""
+    found: list[str | int] = []
+    value = body
+    for at, part in enumerate(location):
+        last = missing and at == len(location) - 1
+        if isinstance(value, dict) and isinstance(part, str) and (part in value or last):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        found.append(part)
+    return tuple(found)
+
+
+def _most_precise(complaints: Sequence[_Complaint]) -> tuple[tuple[str | int, ...], str]:
+    """Of the first field that is wrong what is wrong deepest inside: a union complains about each of its branches."""
+    first = complaints[0].place
+    inside = [each for each in complaints if each.place[: len(first)] == first]
+    place = max((each.place for each in inside), key=len)
+    words = list(dict.fromkeys(each.words for each in inside if each.place == place))
+    if all(each.startswith(_SHOULD) for each in words):
+        return place, _SHOULD + " or ".join(each.removeprefix(_SHOULD) for each in words)
+    return place, words[0]

@@ -1,0 +1,197 @@
+"""What ``/openapi.json`` says of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "With stream: true."}}}
+
+_FAILURES = {
+    400: "A body, a value or a prompt that cannot be used.",
+    401: "The key is missing or wrong.",
+    404: "The model is not served here.",
+    408: "The body did not arrive in time.",
+    413: "The body is too long.",
+    429: "The queue is full; Retry-After says when to come again.",
+    500: "The answer failed; the log says why.",
+    501: "The server lacks a package for this.",
+    503: "The server is stopping, or has too many connections.",
+    504: "The answer took too long.",
+}
+
+
+class Said(BaseModel):
+    """A part of an answer; there are no other fields."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class Problem(Said):
+    """What is wrong; ``param`` is a field of the body."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(Said):
+    """Any answer but 200."""
+
+    error: Problem
+
+
+class Usage(Said):
+    """Tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Speculation(Said):
+    """How it was decoded: docs/serving.md."""
+
+    target_passes: int
+    drafted_tokens: int
+    accepted_tokens: int
+    acceptance_rate: float
+    mean_accepted_length: float
+    drafts: dict[str, int]
+    exact: Literal["bits", "rounding"]
+    lossless: bool
+
+
+class Clamped(Said):
+    """What was lowered to the limit."""
+
+    max_tokens: int
+
+
+class Likely(Said):
+    """A token and its probability."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class Chosen(Likely):
+    """The token that was taken."""
+
+    top_logprobs: list[Likely]
+
+
+class ChatLogprobs(Said):
+    """Of each token."""
+
+    content: list[Chosen] | None
+    refusal: None
+
+
+class Reply(Said):
+    """The assistant's message."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Said):
+    """One answer to a chat."""
+
+    index: int
+    message: Reply
+    finish_reason: str
+    logprobs: ChatLogprobs | None
+
+
+class TextLogprobs(Said):
+    """Of each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(Said):
+    """One text that goes on."""
+
+    index: int
+    text: str
+    finish_reason: str
+    logprobs: TextLogprobs | None
+
+
+class Answered(Said):
+    """What both kinds of answers have; ``clamped`` is there where something was."""
+
+    id: str
+    created: int
+    model: str
+    usage: Usage
+    speculation: Speculation
+    clamped: Clamped | None = None
+
+
+class ChatCompletion(Answered):
+    """Of ``/v1/chat/completions``."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class Completion(Answered):
+    """Of ``/v1/completions``."""
+
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class Card(Said):
+    """A model; ``max_model_len`` is of tokens, null for no limit."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+
+
+class Cards(Said):
+    """The models."""
+
+    object: Literal["list"]
+    data: list[Card]
+
+
+class Health(Said):
+    """Whether the server is well."""
+
+    status: str
+
+
+def generated(kind: type[Said]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route that generates."""
+    answers = answered(kind, list(_FAILURES))
+    answers[200]["content"] = _STREAM
+    return answers
+
+
+def answered(kind: type[Said], failures: Sequence[int] = ()) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route; ``default`` is there for what every route may say, and in place of FastAPI's own 422."""
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": kind, "description": "The answer."}}
+    answers |= {status: {"model": Failure, "description": _FAILURES[status]} for status in failures}
+    return {**answers, "default": {"model": Failure, "description": "Anything else."}}
+
+
+def well() -> dict[int | str, dict[str, Any]]:
+    """The answers of a probe."""
+    return {
+        200: {"model": Health, "description": "It is well."},
+        503: {"model": Health, "description": "It is not."},
+    }

@@ -1,0 +1,188 @@
+"""Refusals name fields that exist, in words that are for whoever asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from specstream.serving import description
+from tests.integration.served import NAME, PATIENCE, Served, serving, tiny_engine
+
+TEXT: dict[str, Any] = {"model": NAME, "prompt": "the cat", "max_tokens": 1}
+CHAT: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "one two"}], "max_tokens": 1}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving() as running:
+        yield running
+
+
+def send(served: Served, body: Any, path: str = "completions", **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    sent = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return httpx.post(f"{served.url}/v1/{path}", content=content, headers=sent, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({**TEXT, "stop": 5}, "stop", "stop: Input should be a valid string or a valid list"),
+        ({**TEXT, "stop": ["a", 5]}, "stop.1", "stop.1: Input should be a valid string"),
+        ({**TEXT, "stop": {"str": 1}}, "stop", "stop: Input should be a valid string or a valid list"),
+        ({**TEXT, "prompt": 5}, "prompt", "prompt: Input should be a valid string or a valid list"),
+        ({**TEXT, "prompt": [["a"]]}, "prompt.0.0", "prompt.0.0: Input should be a valid integer"),
+        ({**TEXT, "prompt": None}, "prompt", "prompt: Field required"),
+        ({**TEXT, "seed": "a"}, "seed", "seed: Input should be a valid integer"),
+        ({**TEXT, "gamma": 1}, "gamma", "gamma: the field is not known; leave it out"),
+        ({**TEXT, "tools": [1]}, "tools", "tools is not supported; leave it out"),
+        (
+            {**CHAT, "messages": [{"role": "user", "content": 5}]},
+            "messages.0.content",
+            "messages.0.content: Input should",
+        ),
+        ({**CHAT, "messages": [{"role": "user"}, 5]}, "messages.1", "messages.1: Input should be"),
+        (
+            {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}]},
+            "messages.0.content.1.type",
+            "messages.0.content.1.type: only parts of type text are supported; leave out 'image_url'",
+        ),
+        (
+            {**CHAT, "messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0.text",
+            "messages.0.content.0.text: Field required",
+        ),
+        (
+            {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 5}}},
+            "response_format.json_schema.schema",
+            "response_format.json_schema.schema: Input should be a valid dictionary or a valid boolean",
+        ),
+        (
+            {**CHAT, "stream_options": {"b": 1}, "stream": True},
+            "stream_options.b",
+            "stream_options.b: the field is not",
+        ),
+        (b'{"model": 1,, "prompt"}', None, "JSON decode error at character 12: "),
+        (b"", None, "the body is empty or null; send a JSON object"),
+        (b"[]", None, "Input should be"),
+        ({**TEXT, "a" * 10_000: 1}, "a" * 100 + "..", "a" * 100 + "..: the field is not known; leave it out"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_refusal_names_a_field_that_is_there(served: Served, body: Any, param: str | None, message: str) -> None:
+    answer = send(served, body, "chat/completions" if isinstance(body, dict) and "messages" in body else "completions")
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert error["param"] == param
+    assert error["message"].startswith(message)
+    assert "[" not in error["message"].partition(":")[0]
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
+def test_a_content_type_that_is_not_json_is_what_is_said(served: Served, kind: str) -> None:
+    error = send(served, TEXT, content_type=kind).json()["error"]
+    assert "Content-Type" in error["message"]
+    assert "application/json" in error["message"]
+    without = httpx.Request("POST", f"{served.url}/v1/completions", content=json.dumps(TEXT).encode())
+    with httpx.Client() as client:
+        answer = client.send(without)
+    assert answer.status_code == 200 or "Content-Type" in answer.json()["error"]["message"]
+    for accepted in ("application/json; charset=utf-8", "Application/JSON"):
+        assert send(served, TEXT, content_type=accepted).status_code == 200
+
+
+def test_a_missing_key_says_how_to_authenticate() -> None:
+    with serving(api_key="right") as guarded:
+        answer = send(guarded, TEXT)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+
+
+class TestAdviceIsForClients:
+    def test_of_a_model_without_a_chat_template(self) -> None:
+        engine = tiny_engine()
+        engine.tokenizer.chat_template = None
+        with serving(engine) as served:
+            message = send(served, CHAT, "chat/completions").json()["error"]["message"]
+        assert message == "the model has no chat template; send the text to /v1/completions"
+
+    def test_of_a_package_that_the_server_lacks(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fails(*arguments: Any) -> Any:
+            from specstream.extras import require
+
+            require("no_such_package", "serve", "response_format")
+
+        with serving() as served:
+            monkeypatch.setattr(served.server.gateway, "jobs", fails)
+            answer = send(served, TEXT)
+        assert answer.status_code == 501
+        assert "pip" not in answer.text
+        assert "pip install" in caplog.text
+
+    def test_of_an_empty_chat(self, served: Served) -> None:
+        for stop in ("", [""], []):
+            assert send(served, {**TEXT, "stop": stop}).status_code == 200
+
+
+class TestOversizedPrompts:
+    def test_one_of_too_many_bytes_is_refused_before_it_is_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with serving(max_context=50) as small:
+            gateway = small.server.gateway
+            longest = max(len(token.encode()) for token in gateway.tokenizer.get_vocab())
+            monkeypatch.setattr("specstream.serving.gateway.encode", lambda *given: pytest.fail("it was encoded"))
+            huge = "a" * (50 * longest + 1)
+            for body, path in (
+                ({**TEXT, "prompt": huge}, "completions"),
+                ({**TEXT, "prompt": ["a", huge]}, "completions"),
+                ({**CHAT, "messages": [{"role": "user", "content": huge}]}, "chat/completions"),
+                ({**CHAT, "messages": [{"role": "user", "content": huge[: len(huge) // 3]}] * 4}, "chat/completions"),
+            ):
+                answer = send(small, body, path)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+                assert "bytes" in answer.json()["error"]["message"]
+
+    def test_one_that_may_fit_is_encoded(self) -> None:
+        with serving(max_context=50) as small:
+            longest = max(small.server.gateway.tokenizer.get_vocab(), key=len)
+            answer = send(small, {**TEXT, "prompt": longest * 40})
+            assert answer.status_code == 200 or "tokens" in answer.json()["error"]["message"]
+
+
+class TestDescription:
+    def test_it_tells_the_answers_that_there_are(self, served: Served) -> None:
+        document = httpx.get(f"{served.url}/openapi.json").json()
+        for path in ("/v1/completions", "/v1/chat/completions"):
+            answers = document["paths"][path]["post"]["responses"]
+            assert {"200", "400", "401", "404", "413", "429", "500", "503", "504"} <= set(answers)
+            assert "422" not in answers, "a malformed body gets 400"
+        assert "503" in document["paths"]["/ready"]["get"]["responses"]
+        assert "404" in document["paths"]["/v1/models/{name}"]["get"]["responses"]
+
+    def test_what_is_answered_is_as_described(self, served: Served) -> None:
+        document = httpx.get(f"{served.url}/openapi.json").json()
+
+        def check(answer: httpx.Response, method: str, path: str) -> None:
+            content = document["paths"][path][method]["responses"][str(answer.status_code)]["content"]
+            name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            getattr(description, name).model_validate_json(answer.content)  # it forbids other fields
+
+        for more in ({}, {"logprobs": 2}, {"n": 2, "max_tokens": 10**6}, {"temperature": 9}, {"model": "other"}):
+            check(send(served, {**TEXT, **more}), "post", "/v1/completions")
+        for more in ({}, {"logprobs": True, "top_logprobs": 2}, {"tools": [1]}):
+            check(send(served, {**CHAT, **more}, "chat/completions"), "post", "/v1/chat/completions")
+        for path in ("/v1/models", "/health", "/ready"):
+            check(httpx.get(f"{served.url}{path}"), "get", path)
+
+    def test_it_forbids_what_is_never_sent(self, served: Served) -> None:
+        """A description that allows anything describes nothing."""
+        document = httpx.get(f"{served.url}/openapi.json").json()
+        for name in ("Completion", "ChatCompletion", "Failure"):
+            schema = document["components"]["schemas"][name]
+            assert schema["required"]
+            assert schema["additionalProperties"] is False
