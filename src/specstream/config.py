@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypedDict, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +24,7 @@ class SamplingSettings(TypedDict, total=False):
     repetition_penalty: float
     seed: int | None
     stop: str | list[str]
+    stop_token_ids: list[int]
     ignore_eos: bool
     logits_processor: list[LogitsProcessor]
 
@@ -60,6 +61,9 @@ class EngineSettings(SamplingSettings, total=False):
 class GenerationConfig(BaseModel):
     """How one generation goes. Names and defaults are those of transformers, but greedy by default.
 
+    What is not given of ``repetition_penalty``, ``top_k``, ``top_p`` and ``min_p`` is as the checkpoint's own
+    generation configuration says, and tokens that it forbids stay forbidden. ``repetition_penalty=1.0`` is without.
+
     Attributes:
         max_new_tokens: never one more than this.
         temperature: 0 is greedy decoding.
@@ -68,7 +72,8 @@ class GenerationConfig(BaseModel):
         min_p: drop tokens less likely than this times the likeliest.
         repetition_penalty: above 1 makes tokens of the context less likely.
         seed: fixes the draws; row i of a batch uses ``seed + i``. None takes a fresh seed.
-        stop: strings that end the text and are left out of it.
+        stop: strings that end the text and are left out of it; special tokens may stand in them.
+        stop_token_ids: tokens that end the text as an end of sequence does, with ``ignore_eos`` too.
         ignore_eos: go on past the end-of-sequence token (for measuring).
         logits_processor: any transformers ``LogitsProcessor``, called in order.
     """
@@ -81,10 +86,11 @@ class GenerationConfig(BaseModel):
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    seed: int | None = Field(default=None, ge=0)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: str | list[str] = Field(default_factory=list)
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
     ignore_eos: bool = False
-    logits_processor: list[Any] = Field(default_factory=list)
+    logits_processor: list[Callable[..., Any]] = Field(default_factory=list)
 
     @property
     def stop_strings(self) -> list[str]:
@@ -190,7 +196,8 @@ def generation_config(defaults: GenerationConfig, settings: SamplingSettings) ->
     Raises:
         UsageError: an unknown name, or a value outside its range.
     """
-    return _validated(GenerationConfig, {**dict(defaults), **settings}) if settings else defaults
+    given = {name: getattr(defaults, name) for name in defaults.model_fields_set}  # the rest is the checkpoint's to say
+    return _validated(GenerationConfig, {**given, **settings}) if settings else defaults
 
 
 _Config = TypeVar("_Config", bound=BaseModel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any, overload
 
@@ -23,6 +24,7 @@ from specstream.environment import level
 from specstream.errors import UsageError
 from specstream.generation import Generation, TextPieces, is_batch, plain_baseline
 from specstream.inventory import draft_bytes, prepare
+from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
 from specstream.parts import build_parts, check_choice, eos_token_ids, model_name, renewed
@@ -56,6 +58,7 @@ class SpeculativeEngine:
         self, model: Any, tokenizer: Any = None, draft_model: Any = None, **settings: Unpack[EngineSettings]
     ) -> None:
         self.config = engine_config(settings)
+        model, draft_model = (str(each) if isinstance(each, Path) else each for each in (model, draft_model))
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if isinstance(model, str):
             self.model_name = model
@@ -65,6 +68,8 @@ class SpeculativeEngine:
             self.model_name = model_name(model)
         if tokenizer is None:
             raise UsageError("tokenizer is missing; give the model's own, or give the model by name")
+        if not hasattr(tokenizer, "decode") or isinstance(tokenizer, bytes):
+            raise UsageError(f"tokenizer is {tokenizer!r}; give the tokenizer itself")
         self.model, self.tokenizer = model, tokenizer
         self.target = HuggingFaceTarget(model, runtime=self.config.runtime, exact=self.config.exact == "bits")
         same = isinstance(draft_model, str) and draft_model == self.model_name
@@ -72,6 +77,9 @@ class SpeculativeEngine:
         self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
         self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
         self._totals = Totals()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError("an engine cannot be pickled or copied: it holds memory; make one where it is needed")
 
     @classmethod
     def from_config(cls, path: str, **settings: Unpack[EngineSettings]) -> SpeculativeEngine:
@@ -142,6 +150,8 @@ class SpeculativeEngine:
             ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (each run's figures) and
             ``provenance``.
         """
+        if not is_batch(test_prompts):
+            raise UsageError(f"test_prompts is {test_prompts!r}; give a list of prompts")
         if num_runs < 1 or not test_prompts:
             raise UsageError(f"num_runs is {num_runs} with {len(test_prompts)} prompts; give at least one of each")
         config = generation_config(self.config.generation, settings)
@@ -215,18 +225,22 @@ class SpeculativeEngine:
             self.parts = renewed(self.parts, self.target, self.tokenizer, self._draft, self.config)
             self._revision = revision
             self._baselines.clear()
-        self.parts = replace(self.parts, eos_token_ids=eos_token_ids(self.model, self.tokenizer))
+        ends, rules = eos_token_ids(self.model, self.tokenizer), checkpoint_rules(self.model)
+        self.parts = replace(self.parts, eos_token_ids=ends, checkpoint=rules)
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
         baseline = self._baseline(generation)
-        timings = generation.timings
-        speedup = generation.speed / baseline["tokens_per_second"]
-        generation.teach(baseline["tokens_per_second"])
-        self._totals.add(generation.rows, timings.total)
-        self._totals.speedups.append(speedup)
+        plain = baseline.get("tokens_per_second")
+        speedup = None if plain is None else generation.speed / plain
+        generation.teach(plain)
+        self._totals.add(generation.rows, generation.timings.total)
+        if speedup is not None:
+            self._totals.speedups.append(speedup)
         return [self._result(generation, row, speedup, baseline) for row in generation.rows]
 
-    def _result(self, generation: Generation, row: Row, speedup: float, baseline: dict[str, Any]) -> GenerationResult:
+    def _result(
+        self, generation: Generation, row: Row, speedup: float | None, baseline: dict[str, Any]
+    ) -> GenerationResult:
         stats, timings = row.stats, generation.timings
         return GenerationResult(
             text=generation.text(row),
@@ -256,9 +270,10 @@ class SpeculativeEngine:
     def _baseline(self, generation: Generation) -> dict[str, Any]:
         """What ``speedup`` is measured against, measured once per batch size."""
         key = (len(generation.rows), generation.config.temperature == 0)
-        if key not in self._baselines:
-            self._baselines[key] = plain_baseline(generation)
-        return self._baselines[key]
+        baseline = self._baselines.get(key) or plain_baseline(generation)
+        if "error" not in baseline:
+            self._baselines[key] = baseline
+        return baseline
 
 
 def _dtype_name(model: Any) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import LongTensor, Tensor
 from typing_extensions import Unpack
 
+from specstream.call_arguments import check_call, check_length
+from specstream.callbacks import Columns, row_processor
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.core.decode import Row
-from specstream.core.stopping import StopCheck
 from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
+from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_parts, renewed
 from specstream.results import Totals
@@ -65,30 +67,53 @@ def output_of(generation: Generation, target: Any) -> tuple[Tensor, dict[str, An
     return _padded([row.tokens for row in generation.rows], target, target.device), metrics
 
 
-def custom_generate(draft_model: Any = None, **settings: Unpack[EngineSettings]) -> Callable[..., Any]:
+def custom_generate(
+    draft_model: Any = None,
+    *,
+    tokenizer: Any = None,
+    streamer: Any = None,
+    **settings: Unpack[EngineSettings],
+) -> Callable[..., Any]:
     """Speculation behind the call people know: ``model.generate(**inputs, custom_generate=custom_generate())``.
 
-    Sampling, stopping and lengths are those of the ``generate`` call; only how far to speculate is set here.
+    Sampling, stopping and lengths are those of the ``generate`` call; only how far to speculate is set here. What the
+    call asks for and cannot get is refused by name.
 
     Args:
         draft_model: a smaller model of the same vocabulary, or None for prompt lookup.
-        **settings: ``drafter``, ``gamma``, ``max_speculation_depth``, ``branches``, ``runtime``, ``exact``.
+        tokenizer: for ``stop``, and to compare vocabularies with a draft by name. Here, as ``generate`` keeps its own
+            ``tokenizer`` to itself.
+        streamer: gets tokens as they are accepted, of one row. Here, as ``generate`` keeps its own to itself.
+        **settings: ``drafter``, ``gamma``, ``max_speculation_depth``, ``branches``, ``runtime``, ``exact``, and
+            ``stop``, strings that end the text: ``generate`` takes its ``stop_strings`` only with its own tokenizer.
 
     Returns:
         What ``generate`` takes as ``custom_generate``. Keep it: it holds the model's self-test, packed weights and
         drafter, and what was measured of them.
+
+    Raises:
+        UsageError: ``stop`` without a tokenizer, or a setting of the ``generate`` call.
     """
-    return _CustomGenerate(draft_model, engine_config(settings))
+    stop = settings.pop("stop", None)
+    for name in GenerationConfig.model_fields:
+        if (value := settings.get(name)) is not None:
+            raise UsageError(f"{name} is {value!r}; give it to generate(), whose call custom_generate follows")
+    if stop and tokenizer is None:
+        raise UsageError(f"stop is {stop!r} and there is no tokenizer; give tokenizer=, the model's own")
+    return _CustomGenerate(draft_model, tokenizer, streamer, stop, engine_config(settings))
 
 
 class _CustomGenerate:
     """Called by ``generate`` with everything prepared: input ids, logits processors, stopping criteria."""
 
-    def __init__(self, draft: Any, config: EngineConfig) -> None:
-        self._draft = draft
+    def __init__(self, draft: Any, tokenizer: Any, streamer: Any, stop: Any, config: EngineConfig) -> None:
+        self._draft, self._tokenizer, self._streamer, self._stop = draft, tokenizer, streamer, stop
         self._config = config
         self._made: tuple[HuggingFaceTarget, Parts] | None = None
         self._revision = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}  # made of a model and of this process
 
     def __call__(
         self,
@@ -99,83 +124,97 @@ class _CustomGenerate:
         generation_config: Any,
         **model_kwargs: Any,
     ) -> Any:
-        _refuse(generation_config)
+        check_call(model, input_ids, generation_config, model_kwargs)
+        if self._streamer is not None and len(input_ids) > 1:
+            raise UsageError(
+                f"a streamer is given with {len(input_ids)} rows, which advance at their own pace; give one"
+            )
+        parts = self._parts(model)
+        criteria = [*stopping_criteria, *self._stop_strings()]
+        columns = Columns(criteria, input_ids, _pad_token_id(model, generation_config))
+        # generate() has put temperature, top-k and the rest into its processors already. Chance follows torch's
+        # own seed, as it does there.
+        settings = GenerationConfig(
+            max_new_tokens=generation_config.max_length - input_ids.shape[1],
+            temperature=1.0 if generation_config.do_sample else 0.0,
+            seed=int(torch.randint(2**62, ())),
+        )
+        prompts = _unpadded(input_ids, model_kwargs.get("attention_mask"))
+        check_length(prompts, settings.max_new_tokens, parts.target.context_length)
+        # generate() has made processors of the checkpoint's rules, too.
+        parts = replace(parts, eos_token_ids=columns.eos_token_ids, checkpoint=CheckpointRules())
+        generation = Generation(parts, prompts, settings)
+        for row, prompt in zip(generation.rows, prompts, strict=True):
+            if logits_processor:
+                padding = input_ids[row.index, : input_ids.shape[1] - len(prompt)]
+                row.processors = (row_processor(logits_processor, row.index, len(prompts), padding),)
+            row.check = columns.check(row.index)
+        self._run(generation, columns)
+        if not generation_config.return_dict_in_generate:
+            return columns.ids
+        from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+        return GenerateDecoderOnlyOutput(sequences=cast(LongTensor, columns.ids))
+
+    def _parts(self, model: Any) -> Parts:
         if self._made is None or self._made[0].model is not model:
             config = self._config
             target = HuggingFaceTarget(model, runtime=config.runtime, exact=config.exact == "bits")
             self._revision = 0
-            self._made = target, build_parts(target, None, self._draft, config)
+            self._made = target, build_parts(target, self._tokenizer, self._draft, config)
         target, parts = self._made
         if target.refresh() != self._revision:
-            parts = renewed(parts, target, None, self._draft, self._config)
+            parts = renewed(parts, target, self._tokenizer, self._draft, self._config)
             self._made, self._revision = (target, parts), target.revision
-        pad = _pad_token_id(model, generation_config)
-        width = input_ids.shape[1]
-        # generate() has put temperature, top-k and the rest into its processors already. Chance follows torch's
-        # own seed, as it does there.
-        settings = GenerationConfig(
-            max_new_tokens=generation_config.max_length - width,
-            temperature=1.0 if generation_config.do_sample else 0.0,
-            logits_processor=[logits_processor] if logits_processor else [],
-            ignore_eos=True,  # the stopping criteria know the end of sequence
-            seed=int(torch.randint(2**62, ())),
-        )
-        prompts = _unpadded(input_ids, model_kwargs.get("attention_mask"))
-        check = _criteria_check(stopping_criteria, width, pad, input_ids.device)
-        rows = Generation(parts, prompts, settings, check).run().rows
-        sequences = _continued(input_ids, rows, pad)
-        if not generation_config.return_dict_in_generate:
-            return sequences
-        from transformers.generation.utils import GenerateDecoderOnlyOutput
+        return parts
 
-        return GenerateDecoderOnlyOutput(sequences=cast(LongTensor, sequences))
+    def _stop_strings(self) -> list[Any]:
+        if not self._stop:
+            return []
+        from transformers import StopStringCriteria
 
+        return [StopStringCriteria(self._tokenizer, self._stop)]
 
-def _refuse(config: Any) -> None:
-    if (config.num_beams or 1) > 1:
-        raise UsageError(f"num_beams is {config.num_beams}; speculative decoding follows one beam, give num_beams=1")
-    wanted = [
-        name
-        for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-        if getattr(config, name, False)
-    ]
-    if wanted:
-        raise UsageError(f"{wanted[0]} is not available under speculative decoding; leave it out")
-
-
-def _criteria_check(criteria: Any, width: int, pad: int, device: torch.device) -> StopCheck:
-    """The stopping criteria of transformers, shown one more token at a time behind a prompt of the batch's width."""
-
-    def check(emitted: Sequence[int], new: int) -> int | None:
-        ids = torch.tensor([[pad] * width + list(emitted)], device=device)
-        for kept in range(len(emitted) - new + 1, len(emitted) + 1):
-            if bool(criteria(ids[:, : width + kept], None).all()):
-                return kept
-        return None
-
-    return check
+    def _run(self, generation: Generation, columns: Columns) -> None:
+        """Decode to the end; a streamer gets the prompt, then the tokens one by one, as from ``generate``."""
+        if self._streamer is None:
+            generation.run()
+            return
+        sent = columns.ids.shape[1]
+        try:
+            self._streamer.put(columns.ids.cpu())
+            for _ in generation.rounds():
+                for token in columns.ids[0, sent:].cpu():
+                    self._streamer.put(token[None])
+                sent = columns.ids.shape[1]
+        finally:
+            self._streamer.end()  # whoever reads on another thread would wait for ever
 
 
 def prompts_of(input_ids: Any) -> list[list[int]]:
-    """The rows of token ids: a tensor ``[n]`` or ``[rows, n]``, or a list of rows."""
-    if isinstance(input_ids, Tensor):
-        input_ids = input_ids.tolist()
-    if not input_ids or isinstance(input_ids[0], int):
-        input_ids = [input_ids]
-    return [list(row) for row in input_ids]
+    """The rows of token ids: a tensor ``[n]`` or ``[rows, n]``, or a list of rows.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    rows = input_ids.tolist() if isinstance(input_ids, Tensor) else input_ids
+    if _are(rows, int):
+        return [list(rows)]
+    if not _are(rows, Sequence) or not all(_are(row, int) for row in rows):
+        text = " ".join(repr(input_ids).split())[:80]
+        raise UsageError(f"input_ids is {text}; give token ids: [n] or [rows, n] int64, or a list of rows")
+    return [list(row) for row in rows]
+
+
+def _are(values: Any, kind: type) -> bool:
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    return listed and all(isinstance(value, kind) and not isinstance(value, bool | str | bytes) for value in values)
 
 
 def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     if mask is None:
         return prompts_of(input_ids)
     return [row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)]
-
-
-def _continued(input_ids: Tensor, rows: Sequence[Row], pad: int) -> Tensor:
-    """The given ids, padding and all, with what each row emitted behind them."""
-    longest = max(len(row.emitted) for row in rows)
-    emitted = [row.emitted + [pad] * (longest - len(row.emitted)) for row in rows]
-    return torch.cat([input_ids, torch.tensor(emitted, device=input_ids.device)], dim=1)
 
 
 def _padded(rows: Sequence[list[int]], model: Any, device: torch.device) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
@@ -17,16 +17,23 @@ from specstream.core.stats import Timings
 from specstream.core.stopping import StopCheck, Stopping
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
+from specstream.models.checkpoint import CheckpointRules
 from specstream.results import GenerationResult
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.router import Choice
-from specstream.text import TextStream, cut_at_stop, stop_check
+from specstream.text import TextStream, final_text, stop_check
 
 CALIBRATION_TOKENS = 16
 """Tokens of plain decoding, per row, that ``speedup`` is measured against."""
 
 # A caller's processor may keep state and is shown the tokens of the output only.
-_CALIBRATION = {"max_new_tokens": CALIBRATION_TOKENS, "ignore_eos": True, "stop": [], "logits_processor": []}
+_CALIBRATION = {
+    "max_new_tokens": CALIBRATION_TOKENS,
+    "ignore_eos": True,
+    "stop": [],
+    "stop_token_ids": [],
+    "logits_processor": [],
+}
 
 LEAST_TOKENS = 16
 """A shorter text tells a router nothing: its first rounds, in which prices are tried, are most of it."""
@@ -34,7 +41,14 @@ LEAST_TOKENS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What an engine generates with; ``heads`` is the folder of the drafter's heads, if it has some."""
+    """What an engine generates with.
+
+    Attributes:
+        eos_token_ids: tokens that end a text.
+        heads: the folder of the drafter's heads, if it has some.
+        checkpoint: the rules of the model's own generation configuration.
+        vocab_size: rows of the model's embedding; None if that is not known.
+    """
 
     target: Target
     drafter: Drafter
@@ -42,6 +56,14 @@ class Parts:
     eos_token_ids: frozenset[int]
     speculation: Speculation
     heads: str | None = None
+    checkpoint: CheckpointRules = field(default_factory=CheckpointRules)
+    vocab_size: int | None = None
+
+    def sampling(self, config: GenerationConfig) -> Sampling:
+        """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""
+        given, own = config.sampling(), self.checkpoint
+        unsaid = {name: value for name, value in own.settings.items() if name not in config.model_fields_set}
+        return replace(given, **unsaid, processors=(*own.processors, *given.processors))
 
     def with_drafter(self, drafter: Drafter) -> Parts:
         """The same with another drafter, whose rounds teach this one's controller nothing."""
@@ -62,7 +84,7 @@ class Generation:
         check: a stopping rule besides those of ``config``.
 
     Raises:
-        UsageError: an empty prompt, or one longer than the model's context.
+        UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
     """
 
     def __init__(
@@ -72,6 +94,7 @@ class Generation:
         config: GenerationConfig,
         check: StopCheck | None = None,
     ) -> None:
+        check_tokens(parts.vocab_size, prompts, config.stop_token_ids)
         self.parts = parts
         self.config = config
         self.prompts = prompts
@@ -102,15 +125,19 @@ class Generation:
 
     def _rules(self) -> Rules:
         return {
-            "sampling": self.config.sampling(),
+            "sampling": self.parts.sampling(self.config),
             "stopping": Stopping(
                 max_new_tokens=self.config.max_new_tokens,
-                eos_token_ids=frozenset() if self.config.ignore_eos else self.parts.eos_token_ids,
+                eos_token_ids=self._ends(),
                 check=self.check,
             ),
             "speculation": self.parts.speculation,
             "timings": self.timings,
         }
+
+    def _ends(self) -> frozenset[int]:
+        ends = frozenset(self.config.stop_token_ids)
+        return ends if self.config.ignore_eos else ends | self.parts.eos_token_ids
 
     def _drafter(self, sampling: Sampling) -> Drafter:
         """What drafts; a router's choice is kept, and its time is time before the first pass."""
@@ -126,16 +153,16 @@ class Generation:
         """Tokens per second, the prompt not counted and a router's choice counted."""
         return self.new_tokens / (self.timings.decode + (self.choice.seconds if self.choice else 0.0))
 
-    def teach(self, plain: float) -> None:
+    def teach(self, plain: float | None) -> None:
         """Tell the router what became of its choice.
 
         It learns of what its table is about: the greedy continuation of one prompt, long enough to be measured.
 
         Args:
-            plain: tokens per second of plain decoding in this process.
+            plain: tokens per second of plain decoding in this process, None if that could not be measured.
         """
         drafter = self.parts.drafter
-        if not isinstance(drafter, RoutedDrafter) or self.choice is None:
+        if not isinstance(drafter, RoutedDrafter) or self.choice is None or plain is None:
             return
         if len(self.rows) == 1 and self.config.temperature == 0 and self.new_tokens >= LEAST_TOKENS:
             speed = self.new_tokens / self.timings.decode
@@ -149,8 +176,10 @@ class Generation:
 
     def text(self, row: Row) -> str:
         """The row's new text, without stop strings and special tokens."""
-        text = self.parts.tokenizer.decode(row.emitted, skip_special_tokens=True)
-        return cut_at_stop(text, self.config.stop_strings)
+        tokens = row.emitted
+        if row.finish_reason == "stop" and tokens[-1:] and tokens[-1] in self.config.stop_token_ids:
+            tokens = tokens[:-1]
+        return final_text(self.parts.tokenizer, tokens, self.config.stop_strings)
 
     @property
     def new_tokens(self) -> int:
@@ -158,17 +187,20 @@ class Generation:
 
 
 def plain_baseline(generation: Generation) -> dict[str, Any]:
-    """Plain decoding of the same prompts with the same model, runtime and process: what ``speedup`` is against."""
-    plain = Generation(
-        generation.parts.with_drafter(NoDrafter()),
-        generation.prompts,
-        generation.config.model_copy(update=_CALIBRATION),
-    ).run()
-    return {
-        "method": "plain decoding, same model, runtime, process and batch size; prefill not counted",
-        "tokens": plain.new_tokens,
-        "tokens_per_second": plain.new_tokens / plain.timings.decode,
-    }
+    """Plain decoding of the same prompts with the same model, runtime and process: what ``speedup`` is against.
+
+    Where that fails, there is an ``error`` and no speed: the text is there already, and may need what is left out here.
+    """
+    about = {"method": "plain decoding, same model, runtime, process and batch size; prefill not counted"}
+    try:
+        plain = Generation(
+            generation.parts.with_drafter(NoDrafter()),
+            generation.prompts,
+            generation.config.model_copy(update=_CALIBRATION),
+        ).run()
+    except Exception as error:
+        return {**about, "error": f"{type(error).__name__}: {error}"}
+    return {**about, "tokens": plain.new_tokens, "tokens_per_second": plain.new_tokens / plain.timings.decode}
 
 
 class TextPieces:
@@ -209,6 +241,20 @@ class TextPieces:
         return self._result
 
 
+def check_tokens(size: int | None, prompts: Sequence[Sequence[int]], stops: Sequence[int]) -> None:
+    """Refuse ids that the model's embedding has no row for.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    for name, tokens in (*(("the prompt", prompt) for prompt in prompts), ("stop_token_ids", stops)):
+        strange = [token for token in tokens if size is not None and not 0 <= token < size]
+        if strange:
+            raise UsageError(f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}")
+
+
 def is_batch(prompt: Any) -> bool:
     """A list of texts or of chats; a single chat is a list too, of mappings."""
-    return not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], Mapping))
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes):
+        return False
+    return not (prompt and isinstance(prompt[0], Mapping))

@@ -150,7 +150,7 @@ class LoRAAdapter:
 
             name = self._base.config.name_or_path
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(name)
+                self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             except (OSError, ValueError):
                 raise UsageError(
                     f"texts need a tokenizer and none is at {name!r}; give LoRAAdapter tokenizer="

@@ -27,6 +27,8 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.capabilities import Quantization
+from specstream.models.checkpoint import checkpoint_rules
+from specstream.models.families import require_model
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.runtime import draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
@@ -89,6 +91,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         heads=heads,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(target.model, tokenizer),
+        checkpoint=checkpoint_rules(target.model),
+        vocab_size=target.vocab_size,
         speculation=Speculation(
             max_depth=config.max_speculation_depth or DEEPEST,
             unmeasured_depth=config.max_speculation_depth or UNMEASURED,
@@ -275,6 +279,7 @@ def _draft_target(
     draft_tokenizer, part = None, None
     if named:
         draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
+    model_name(draft)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -369,5 +374,10 @@ def _vocab_size(model: Any) -> int:
 
 
 def model_name(model: Any) -> str:
-    """What a model is called."""
+    """What a model is called.
+
+    Raises:
+        UnsupportedModelError: it is no transformers model.
+    """
+    require_model(model)
     return str(model.config.name_or_path or model.config.model_type)

@@ -37,7 +37,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"the ending is {file.suffix!r}")
     except UsageError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UsageError(
             f"prompts {str(file)!r} cannot be read: {_reason(error)}; give .jsonl, .json or .csv"
         ) from None
@@ -162,8 +162,9 @@ def _first(value: Any) -> str:
 
 
 def _instance(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    instances = record.get("instances") or [{}]
-    return instances[0] if isinstance(instances[0], Mapping) else {}
+    instances = record.get("instances")
+    first = instances[0] if isinstance(instances, list) and instances else None
+    return first if isinstance(first, Mapping) else {}
 
 
 def _is_chat(value: Any) -> bool:

@@ -25,8 +25,9 @@ class GenerationResult(Mapping[str, Any]):
         target_passes: passes of the target after the prefill.
         mean_accepted_length: tokens per pass, the target's own included; 1.0 for plain decoding.
         acceptance_rate: accepted over drafted tokens; 0.0 if nothing was drafted.
-        speedup: decoding speed over that of plain decoding, prefill on neither side; see ``baseline``.
-        baseline: what ``speedup`` was measured against.
+        speedup: decoding speed over that of plain decoding, prefill on neither side; see ``baseline``. None where plain
+            decoding of the prompt without the caller's logits processors fails.
+        baseline: what ``speedup`` was measured against, or the ``error`` with which that failed.
         exact: ``bits`` if every pass had plain decoding's bits, else ``rounding``.
         lossless: False under typical acceptance.
         drafter: its name.
@@ -51,7 +52,7 @@ class GenerationResult(Mapping[str, Any]):
     target_passes: int
     mean_accepted_length: float
     acceptance_rate: float
-    speedup: float
+    speedup: float | None
     baseline: dict[str, Any]
     exact: str
     lossless: bool

@@ -55,15 +55,15 @@ class AdaptiveRouter(Router):
         parts = self._parts_of(target, draft_models, settings)
         generation = Generation(parts, prompts_of(input_ids), config.generation).run()
         rows = len(generation.rows)
-        if rows not in self._plain:
-            self._plain[rows] = float(plain_baseline(generation)["tokens_per_second"])
-        speedup = generation.speed / self._plain[rows]
-        generation.teach(self._plain[rows])
+        plain = self._plain.get(rows) or plain_baseline(generation).get("tokens_per_second")
+        if plain is not None:
+            self._plain[rows] = plain
+        generation.teach(plain)
         output_ids, metrics = output_of(generation, target)
         assert generation.choice is not None
         choice = generation.choice.to_dict()
         routing = {"drafter": choice["drafter"], "routing_seconds": choice["seconds"], "expected": choice["expected"]}
-        return output_ids, {**metrics, **routing, "speedup": speedup}
+        return output_ids, {**metrics, **routing, "speedup": None if plain is None else generation.speed / plain}
 
     def _parts_of(self, target: Any, draft_models: Any, settings: EngineSettings) -> Parts:
         """What was built of this target and these drafts, or is now."""

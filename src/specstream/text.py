@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ from specstream.errors import UsageError
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _WINDOW = 8  # tokens before a new one that its decoding may depend on (bytes of one character, a leading space)
 
 
@@ -18,18 +20,67 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a text, or of a chat (a list of role/content) through the chat template.
 
     Raises:
-        UsageError: an empty prompt, or a chat for a tokenizer without a template.
+        UsageError: an empty prompt or one that is no text, a chat for a tokenizer without a template, or one that the
+            template refuses.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"] if prompt else []
+        ids = tokenizer(_valid(prompt))["input_ids"] if prompt else []
+    elif _is_list(prompt):
+        ids = tokenizer(_rendered(tokenizer, prompt), add_special_tokens=False)["input_ids"] if prompt else []
     else:
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise UsageError("the prompt is a chat and this tokenizer has no chat template; give plain text")
-        text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        raise UsageError(f"the prompt is {_short(prompt)}; give a text, or a chat: a list of role and content")
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _rendered(tokenizer: Any, chat: Chat) -> str:
+    """A chat as its template writes it."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise UsageError("the prompt is a chat and this tokenizer has no chat template; give plain text")
+    turns = [_turn(turn) for turn in chat]
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template may refuse in its own words
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
+    return _valid(text)
+
+
+def _turn(turn: Any) -> dict[str, Any]:
+    """One turn, its parts of text joined: templates of models that read text alone know no parts."""
+    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+        raise UsageError(f"a turn of the prompt is {_short(turn)}; give a mapping with a role and content")
+    content: Any = turn.get("content")
+    if _is_list(content):
+        content = "".join(map(_part, content))
+    if not isinstance(content, str) and not (content is None and "tool_calls" in turn):
+        raise UsageError(f"the content of a turn of the prompt is {_short(content)}; give a text")
+    return {**turn, "content": content}
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind == "text" and isinstance(part["text"], str):
+        return str(part["text"])
+    raise UsageError(f"the content of a turn has a part of the type {kind or _short(part)}; only text is read")
+
+
+def _valid(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the prompt holds half a character, which is no text; give valid Unicode") from None
+    return text
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def as_chat(tokenizer: Any, chat: bool | None) -> bool:
@@ -64,8 +115,10 @@ class TextStream:
         self._tokens.extend(tokens)
         known = self._decode(self._tokens[self._start : self._done])
         window = self._decode(self._tokens[self._start :])
-        # A replacement character at the end is the first bytes of a character still to come.
-        if len(window) > len(known) and not window.endswith("\N{REPLACEMENT CHARACTER}"):
+        # A replacement character at the end is the first bytes of a character still to come, and what tokens of a byte
+        # each spell is known where their run ends: one byte too many spoils all of it.
+        open_end = window.endswith("\N{REPLACEMENT CHARACTER}") or _is_byte(self._tokenizer, self._tokens[-1:])
+        if len(window) > len(known) and not open_end:
             self.text += window[len(known) :]
             self._start, self._done = self._done, len(self._tokens)
         return self._send(len(self.text) - self._hold)
@@ -86,10 +139,36 @@ class TextStream:
         return text
 
 
-def cut_at_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first stop string."""
-    ends = [at for stop in stop_strings if (at := text.find(stop)) >= 0]
-    return text[: min(ends)] if ends else text
+def final_text(tokenizer: Any, tokens: Sequence[int], stop_strings: Sequence[str]) -> str:
+    """The text of the tokens before the first stop string, without special tokens."""
+    plain, marked = _sorted_stops(tokenizer, stop_strings)
+    whole = tokenizer.decode(tokens, skip_special_tokens=False) if marked else ""
+    rest = ""
+    if (end := _first(whole, marked)) is not None:
+        kept = len(tokens)
+        while len(before := tokenizer.decode(tokens[:kept], skip_special_tokens=False)) > end:
+            kept -= 1
+        tokens, rest = tokens[:kept], whole[len(before) : end]
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True) + rest
+    return text[: _first(text, plain)]
+
+
+def _first(text: str, strings: Sequence[str]) -> int | None:
+    return min((at for string in strings if (at := text.find(string)) >= 0), default=None)
+
+
+def _sorted_stops(tokenizer: Any, stop_strings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those that are looked for in the text as it is shown, and those that hold a special token, which is not shown."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = {token.content for token in added if token.special} if stop_strings else set()
+    marked = [stop for stop in stop_strings if any(content in stop for content in special)]
+    return [stop for stop in stop_strings if stop not in marked], marked
+
+
+def _is_byte(tokenizer: Any, token: Sequence[int]) -> bool:
+    """Whether this one token, if it is there, spells a byte of a character that the vocabulary lacks: ``<0xF0>``."""
+    names = getattr(tokenizer, "convert_ids_to_tokens", None)  # a tokenizer of one's own may only decode
+    return names is not None and any(_BYTE.fullmatch(str(name)) for name in names(list(token)))
 
 
 def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:
@@ -97,13 +176,18 @@ def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:
     if not stop_strings:
         return None
     longest = max(map(len, stop_strings))
+    plain, marked = _sorted_stops(tokenizer, stop_strings)
+
+    def found(tokens: Sequence[int], stops: Sequence[str], skip: bool) -> bool:
+        return bool(stops) and _first(tokenizer.decode(tokens, skip_special_tokens=skip), stops) is not None
 
     def check(emitted: Sequence[int], new: int) -> int | None:
         for kept in range(len(emitted) - new + 1, len(emitted) + 1):
             # Every token but special ones gives at least one byte, and a character takes at most four.
             start = max(0, kept - 4 * longest - _WINDOW)
-            text = tokenizer.decode(emitted[start:kept], skip_special_tokens=True)
-            if any(stop in text for stop in stop_strings):
+            while start and _is_byte(tokenizer, emitted[start : start + 1]):  # a run of bytes is read as a whole
+                start -= 1
+            if found(emitted[start:kept], plain, True) or found(emitted[start:kept], marked, False):
                 return kept
         return None
 

@@ -92,6 +92,31 @@ def test_seed_and_sampling(capsys, tiny):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_stop_token_ids_end_the_text(capsys, tiny):
+    words = ("generate", "one two", "--model", str(tiny / "target"), "-n", "12", "--json", "--no-chat")
+    free = json.loads(run(capsys, *words)[1])["token_ids"]
+    code, out, _ = run(capsys, *words, "--stop-token-ids", str(free[4]), "--stop-token-ids", "299")
+    assert code == 0
+    assert json.loads(out)["token_ids"] == free[: free.index(free[4]) + 1]
+    assert json.loads(out)["finish_reason"] == "stop"
+    code, _, err = run(capsys, *words, "--stop-token-ids", "300")
+    assert code == 2 and "the vocabulary is 0 to 299" in err and err.count("\n") == 1
+
+
+def test_the_checkpoints_penalty_holds_unless_another_is_given(capsys, tiny, tmp_path):
+    model = tiny_model()
+    model.generation_config.repetition_penalty = 1.3
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    capsys.readouterr()  # the progress bar of saving
+    words = ("generate", "one two three one two", "-n", "24", "--json", "--no-chat", "--model")
+    plain = json.loads(run(capsys, *words, str(tiny / "target"))[1])["token_ids"]
+    told = json.loads(run(capsys, *words, str(tiny / "target"), "--repetition-penalty", "1.3")[1])["token_ids"]
+    own = json.loads(run(capsys, *words, str(tmp_path))[1])["token_ids"]
+    without = json.loads(run(capsys, *words, str(tmp_path), "--repetition-penalty", "1")[1])["token_ids"]
+    assert own == told != plain == without
+
+
 def test_compare_with_one_model_rejects_nothing(capsys, tiny):
     model = str(tiny / "target")
     words = ["compare", "--target-model", model, "--draft-model", model, "--input-str", "one two", "--num-runs", "2"]

@@ -95,6 +95,17 @@ class TestAnswers:
             assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
             assert chunks[-1].choices[0].finish_reason == "stop"
 
+    def test_a_stop_token_ends_the_answer_and_is_left_out(self, served: Served, lone: Any) -> None:
+        token = lone.generate(TEXT, max_new_tokens=60).token_ids[7]
+        expected = lone.generate(TEXT, max_new_tokens=60, stop_token_ids=[token])
+        for stream in (False, True):
+            answer: Any = served.client().completions.create(
+                model=NAME, prompt=TEXT, max_tokens=60, stream=stream, extra_body={"stop_token_ids": [token]}
+            )
+            chunks = list(answer) if stream else [answer]
+            assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
+            assert chunks[-1].choices[0].finish_reason == "stop" == expected.finish_reason
+
     def test_a_seed_repeats_and_several_answers_differ(self, served: Served) -> None:
         def ask(seed: int) -> list[str | None]:
             answer = served.client().chat.completions.create(
@@ -281,6 +292,7 @@ def test_what_is_counted(served: Served) -> None:
         ("completions", {"model": NAME}, "prompt: Field required"),
         ("completions", {"model": NAME, "prompt": ""}, "prompt: the prompt is empty"),
         ("completions", {"model": NAME, "prompt": [1, 2, 99999]}, "the vocabulary is 0 to 299"),
+        ("completions", {"model": NAME, "prompt": "a", "stop_token_ids": [300]}, "the vocabulary is 0 to 299"),
         ("completions", {"model": NAME, "prompt": "a", "n": 99}, "ask for 8 at most"),
         ("completions", {"model": NAME, "prompt": "a " * 600}, "shorten it"),
         ("completions", {"model": NAME, "prompt": "a", "temperature": -1}, "temperature: "),
@@ -288,7 +300,7 @@ def test_what_is_counted(served: Served) -> None:
         ("completions", {"model": NAME, "prompt": "a", "\ud800": 1}, "valid string"),
         ("completions", {"model": NAME, "prompt": "a", "gama": 1}, "the field is not known"),
         ("completions", {"model": NAME, "prompt": "\ud800"}, "half a character"),
-        ("chat/completions", {"model": NAME, "messages": [{"role": "user", "content": "\ud800"}]}, "template"),
+        ("chat/completions", {"model": NAME, "messages": [{"role": "user", "content": "\ud800"}]}, "half a character"),
         ("completions", {"model": "other", "prompt": "a"}, "is not served here"),
         ("chat/completions", {"model": NAME, "messages": []}, "messages: "),
         ("chat/completions", {"model": NAME, "messages": [{"role": "nobody", "content": "a"}]}, "messages.0.role"),

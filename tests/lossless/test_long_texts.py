@@ -104,3 +104,15 @@ def test_the_models_own_rotations_stay_as_they_were(family: str) -> None:
     session.score([TokenTree.chain([3, 4])])
     assert torch.equal(rotary.inv_freq, before)
     assert "forward" not in rotary.__dict__
+
+
+@pytest.mark.parametrize("family", LONG)
+def test_a_long_text_of_the_users_is_no_change_of_the_model(family: str) -> None:
+    model = build.__wrapped__(family)
+    subject = HuggingFaceTarget(model, exact=False)
+    session = subject.begin([prompt(20)])
+    for length in (150, 10, 200):
+        model(torch.tensor([prompt(length)]))
+    subject.begin([prompt(30)])
+    session.score([TokenTree.chain([3, 4])])
+    assert subject.revision == 0

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from specstream.errors import UsageError
-from specstream.text import TextStream, cut_at_stop, encode, stop_check
+from specstream.text import TextStream, encode, final_text, stop_check
 from tests.tiny import TEXT, tiny_tokenizer
 
 
@@ -73,6 +75,74 @@ def test_no_stop_strings_no_check(tokenizer):
     assert stop_check(tokenizer, []) is None
 
 
-def test_cut_at_the_first_of_several():
-    assert cut_at_stop("abcdef", ["e", "cd"]) == "ab"
-    assert cut_at_stop("abcdef", ["x"]) == "abcdef"
+def test_cut_at_the_first_of_several(tokenizer):
+    ids = tokenizer("abcdef")["input_ids"]
+    assert final_text(tokenizer, ids, ["e", "cd"]) == "ab"
+    assert final_text(tokenizer, ids, ["x"]) == "abcdef"
+
+
+def with_turns():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|turn|>", "<|think|>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize("stop", ["<|turn|>", "<eos>", "two<|turn|>", "<|turn|> three", "o<|turn|> t"])
+def test_a_special_token_in_a_stop_string_is_found_and_cut(stop):
+    tokenizer = with_turns()
+    ids = tokenizer("<|think|>one two<|turn|> three<eos> four")["input_ids"]
+    whole = tokenizer.decode(ids, skip_special_tokens=False)
+    check = stop_check(tokenizer, [stop])
+    kept = next(kept for kept in range(1, len(ids) + 1) if check(ids[:kept], 1) is not None)
+    assert stop in tokenizer.decode(ids[:kept], skip_special_tokens=False)
+    assert stop not in tokenizer.decode(ids[: kept - 1], skip_special_tokens=False)
+    expected = whole[: whole.index(stop)]
+    for special in ("<|think|>", "<|turn|>"):
+        expected = expected.replace(special, "")
+    assert final_text(tokenizer, ids[:kept], [stop]) == expected
+
+
+def test_a_special_token_is_no_part_of_a_stop_string_without_one():
+    tokenizer = with_turns()
+    ids = tokenizer("one<|turn|>two")["input_ids"]
+    assert stop_check(tokenizer, ["turn"])(ids, len(ids)) is None
+    assert stop_check(tokenizer, ["onetwo"])(ids, len(ids)) == len(ids)
+
+
+def byte_tokenizer():
+    """As Llama 2's: a character without a token of its own is spelt in bytes, decoded run by run."""
+    vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    vocab.update({letter: 257 + at for at, letter in enumerate("▁abcdefgh")})
+    model = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    model.normalizer = normalizers.Replace(" ", "▁")
+    model.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+@pytest.mark.parametrize("text", ["a🙂", "ab 🙂🙂", "🙂é🙂", "a🙂 b日本🙂"])
+def test_a_character_cut_in_its_bytes_streams_as_the_whole_text_reads(text, cut, step):
+    tokenizer = byte_tokenizer()
+    ids = tokenizer(text)["input_ids"]
+    ids = ids[: len(ids) - cut]
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(ids[at : at + step]) for at in range(0, len(ids), step)]
+    final = tokenizer.decode(ids)
+    assert "".join([*pieces, stream.finish(final)]) == final
+
+
+def test_a_cut_character_before_other_text_streams_as_the_whole_text_reads():
+    tokenizer = byte_tokenizer()
+    ids = [*tokenizer("a🙂🙂")["input_ids"][:-2], *tokenizer("bc d")["input_ids"]]
+    stream = TextStream(tokenizer)
+    pieces = [stream.push([token]) for token in ids]
+    final = tokenizer.decode(ids)
+    assert "".join([*pieces, stream.finish(final)]) == final
+
+
+@pytest.mark.parametrize("before", range(8))
+def test_a_stop_string_in_a_long_run_of_bytes_is_found(before):
+    tokenizer = byte_tokenizer()
+    ids = tokenizer("é" * 9 + "日" * before + "🙂")["input_ids"]
+    assert stop_check(tokenizer, ["🙂"])(ids, 1) == len(ids)

@@ -46,7 +46,7 @@ def audit(
     k: options.Gamma = 4,
     batch_size: _BatchSize = 1,
     temperature: options.Temperature = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
+    repetition_penalty: options.RepetitionPenalty = None,
     chat: options.Chat = None,
     exact: _Exact = "bits",
     dtype: options.Dtype = "auto",
@@ -68,7 +68,7 @@ def audit(
         "max_speculation_depth": k,
         "adaptive": False,  # drafts are to be judged, whether they pay or not
         "max_new_tokens": max_new_tokens,
-        "repetition_penalty": repetition_penalty,
+        **options.given(repetition_penalty=repetition_penalty),
         "exact": exact,
         "device": device,
         "dtype": dtype,

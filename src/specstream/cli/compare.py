@@ -20,8 +20,8 @@ def compare(
     n: Annotated[int, typer.Option("--N", "-n", help="Tokens to generate in each run.")] = 40,
     k: options.Gamma = 4,
     temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -36,8 +36,7 @@ def compare(
         "adaptive": False,  # K drafted tokens are what is compared
         "max_new_tokens": n,
         "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
+        **options.given(top_k=top_k, top_p=top_p),
         "seed": seed,
         "ignore_eos": True,  # every run makes the same number of tokens
         "device": device,

@@ -28,6 +28,7 @@ _BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Prom
 _MaxPrompt = Annotated[int, typer.Option("--max-prompt-tokens", min=1, help="Leave longer prompts out.")]
 _Shuffle = Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the files, so that a limit takes of all.")]
 _Drafter = Annotated[str, typer.Option("--drafter", help="none or lookup: how the answers are decoded.")]
+_TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; in (0, 1].")]
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order, and of sampling.")]
 
 
@@ -42,7 +43,7 @@ def distill_data(
     max_new_tokens: options.MaxNewTokens = 256,
     max_prompt_tokens: _MaxPrompt = 768,
     temperature: options.Temperature = 0.0,
-    top_p: options.TopP = 1.0,
+    top_p: _TopP = 1.0,
     seed: _Seed = 0,
     chat: options.Chat = None,
     shuffle: _Shuffle = True,

@@ -23,12 +23,13 @@ def generate(
     max_new_tokens: options.MaxNewTokens = 100,
     k: options.Depth = None,
     temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.RepetitionPenalty = 1.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    stop_token_ids: options.StopTokenIds = None,
     chat: options.Chat = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -50,12 +51,10 @@ def generate(
         "max_speculation_depth": k,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
+        **options.given(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty),
         "seed": seed,
         "stop": stop or [],
+        "stop_token_ids": stop_token_ids or [],
         "device": device,
         "dtype": dtype,
         "runtime": runtime,
@@ -107,11 +106,17 @@ def _summary(result: Any) -> str:
         ", ".join(f"{name} drafted for {passes}" for name, passes in result.drafts.items()) or "none was drafted for"
     )
     lossless = "lossless" if result.lossless else "NOT lossless: acceptance_threshold is set"
+    faster, plain = "", f"could not be measured: {result.baseline.get('error')}"
+    if result.speedup is not None:
+        faster = f", {result.speedup:.2f}x plain decoding without"
+        plain = (
+            f"{result.baseline['tokens_per_second']:.1f} tokens/s, "
+            f"{result.baseline['tokens']} tokens of the same model and runtime in this process"
+        )
     return (
         f"\n{result.new_tokens} tokens in {result.seconds:.2f} s: {result.tokens_per_second:.1f} tokens/s with the "
-        f"prompt, {result.speedup:.2f}x plain decoding without\n"
-        f"  plain decoding: {result.baseline['tokens_per_second']:.1f} tokens/s, "
-        f"{result.baseline['tokens']} tokens of the same model and runtime in this process\n"
+        f"prompt{faster}\n"
+        f"  plain decoding: {plain}\n"
         f"  {result.drafter}: {result.mean_accepted_length:.2f} tokens per pass, "
         f"{result.acceptance_rate:.0%} of drafted tokens accepted\n"
         f"  of {result.target_passes} passes {drafts}\n"

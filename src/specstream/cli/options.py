@@ -49,14 +49,31 @@ Depth = Annotated[
     typer.Option("-K", "--gamma", help="Most tokens drafted per round; as many as pay if not given."),
 ]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; in (0, 1].")]
-MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens below this times the likeliest.")]
-RepetitionPenalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages repeats.")]
+# What is not given of these follows the checkpoint.
+TopK = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all."),
+]
+TopP = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; in (0, 1]."),
+]
+MinP = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--min-p", help="Drop tokens below this times the likeliest."),
+]
+RepetitionPenalty = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--repetition-penalty", help="Above 1 discourages repeats; 1 does not, whatever the checkpoint says."),
+]
 Seed = Annotated[Optional[int], typer.Option("--seed", help="Fixes the draws.")]  # noqa: UP045
 Stop = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--stop", help="Stop before this text; may be repeated."),
+]
+StopTokenIds = Annotated[
+    Optional[list[int]],  # noqa: UP045
+    typer.Option("--stop-token-ids", help="Stop at this token; may be repeated."),
 ]
 Chat = Annotated[
     Optional[bool],  # noqa: UP045
@@ -73,6 +90,11 @@ Runtime = Annotated[
     str, typer.Option("--runtime", help="How passes run: auto, graphs, native, packed, eager or static.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def given(**settings: object) -> dict[str, object]:
+    """The settings that have a value."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def check_drafter(name: str) -> None:

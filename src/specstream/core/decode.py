@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, read_prompts
-from specstream.core.sampling import Sampling
+from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.core.speculation import Speculation
 from specstream.core.stats import RowStats, Timings
-from specstream.core.stopping import Stopping
+from specstream.core.stopping import StopCheck, Stopping
 from specstream.core.tree import TokenTree
 from specstream.core.verify import Verdict, verify_each
 from specstream.errors import UsageError
@@ -44,6 +44,7 @@ class Row:
         generator: its own source of chance, on the CPU.
         repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
         watch: shown the logits of every emitted token; None for nobody.
+        processors: logits processors of its own, and ``check``, a stopping rule of its own, in place of its batch's.
         sampling: how its tokens are chosen, and ``stopping``, when it ends: set by the batch that takes it.
         finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
         error: what went wrong with this row alone.
@@ -55,6 +56,8 @@ class Row:
     generator: torch.Generator
     repeats: bool = False
     watch: Watcher | None = None
+    processors: tuple[LogitsProcessor, ...] = ()
+    check: StopCheck | None = None
     sampling: Sampling = field(init=False)
     stopping: Stopping = field(init=False)
     stats: RowStats = field(default_factory=RowStats)
@@ -148,7 +151,7 @@ class Batch:
         started = time.perf_counter()
         self.rows, self.timings, self._speculation = list(rows), rules["timings"], rules["speculation"]
         for row in rows:
-            row.sampling, row.stopping = rules["sampling"], rules["stopping"]
+            row.sampling, row.stopping = _own_rules(row, rules["sampling"], rules["stopping"])
         self._context_length = target.context_length
         self._turn: int | None = getattr(target, "rereads_at", None)
         self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
@@ -235,6 +238,12 @@ def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpac
             if each.row.error is not None:
                 raise each.row.error
         yield rounds
+
+
+def _own_rules(row: Row, sampling: Sampling, stopping: Stopping) -> tuple[Sampling, Stopping]:
+    if row.processors:
+        sampling = replace(sampling, processors=row.processors)
+    return sampling, stopping if row.check is None else replace(stopping, check=row.check)
 
 
 def _request(row: Row, depth: int, context_length: int | None, turn: int | None) -> DraftRequest:

@@ -88,8 +88,16 @@ def process(logits: Tensor, sampling: Sampling, context: Sequence[int]) -> Tenso
         penalty = sampling.repetition_penalty
         scores.scatter_(1, input_ids, torch.where(seen < 0, seen * penalty, seen / penalty))
     for processor in sampling.processors:
-        scores = processor(input_ids, scores)
+        scores = _same_shape(processor(input_ids, scores), scores.shape[1], processor)
     return scores[0]
+
+
+def _same_shape(scores: Any, vocab: int, processor: LogitsProcessor) -> Tensor:
+    if isinstance(scores, Tensor) and scores.shape == (1, vocab):
+        return scores
+    returned = f"scores of the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+    name = getattr(processor, "__name__", type(processor).__name__)
+    raise UsageError(f"the logits processor {name} returned {returned}; it has to return scores of (1, {vocab})")
 
 
 def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = ()) -> Tensor:

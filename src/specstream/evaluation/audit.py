@@ -234,7 +234,7 @@ def audit_tokens(
         raise UsageError(f"batch_size is {batch_size}; give 1 or more")
     if not prompts:
         raise UsageError("there is no prompt to audit; give at least one")
-    found = _Findings(parts, config.sampling())
+    found = _Findings(parts, parts.sampling(config))
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         found.judge(Generation(parts, batch, config).run())

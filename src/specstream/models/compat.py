@@ -7,6 +7,7 @@ the locked and the newest release.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import warnings
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PrefixConstrainedLogitsProcessor, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
@@ -83,6 +84,31 @@ def cache_among(named: Mapping[str, Any]) -> Any:
     """
     name = next((name for name in CACHE_ARGUMENTS if name in named), CACHE_ARGUMENTS[0])
     return named[name]
+
+
+def text_config(model: Any) -> Any:
+    """The configuration of the decoder: a model that also sees or hears has it inside its own."""
+    return model.config.get_text_config(decoder=True)
+
+
+def wrapper_of(model: Any) -> str | None:
+    """Why an object is not itself a transformers model, as the second half of a sentence; None if it is one."""
+    if hasattr(model, "get_base_model"):
+        return "it is PEFT's wrapper; give model.get_base_model(), which has the adapter in it"
+    if hasattr(model, "_orig_mod"):
+        return "it is compiled; give the model itself, model._orig_mod"
+    if isinstance(getattr(model, "module", None), transformers.PreTrainedModel):
+        return "it is a wrapper; give the model itself, model.module"
+    if not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
+        return "it is no transformers model; give one, or the name of one"
+    return None
+
+
+def model_class(config: Any) -> Any:
+    """What loads a model of this configuration: as a language model, else as one that also sees or hears."""
+    several = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
+    known = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    return several if not known and type(config) in several._model_mapping else transformers.AutoModelForCausalLM
 
 
 def keeps_recurrent_state(model: Any) -> bool:
@@ -191,3 +217,35 @@ def own_buffers(module: Any) -> dict[str, Any]:
 def alibi_of(model: Any) -> Any:
     """The module whose ``build_alibi_tensor(mask, heads, dtype)`` gives the position bias; None for other families."""
     return next((module for module in model.modules() if hasattr(module, "build_alibi_tensor")), None)
+
+
+def is_fresh(cache: Any) -> bool:
+    """Whether a cache that ``generate`` hands on is its own and empty; older releases mark no caller's."""
+    return not getattr(cache, "_is_user_defined", False) and isinstance(cache, Cache) and not cache.get_seq_length()
+
+
+def processor_of_row(processor: Any, row: int, rows: int) -> Any:
+    """What a logits processor of ``generate`` is for one row of a batch, with state and with arguments of that row.
+
+    Arguments may be one for each prompt, and several rows in succession answer the same prompt.
+
+    Raises:
+        UsageError: it may tell rows apart in ways that are not known here.
+    """
+    kind = type(processor)
+    if not kind.__module__.startswith("transformers.") or hasattr(processor, "unconditional_context"):
+        raise UsageError(
+            f"the logits processor {kind.__name__} is made for whole batches, and rows advance at their own pace; "
+            "give one row a call"
+        )
+    own = copy.copy(processor)  # some keep what they saw
+    for name in ("prompt_ignore_length", "encoder_input_ids"):
+        if isinstance(of_all := getattr(own, name, None), torch.Tensor):
+            at = row * len(of_all) // rows
+            setattr(own, name, of_all[at : at + 1])
+    if hasattr(own, "generated_ngrams"):
+        own.generated_ngrams, own.batch_size = [own.generated_ngrams[row * own.batch_size // rows]], 1
+    if isinstance(own, PrefixConstrainedLogitsProcessor):
+        allowed = own._prefix_allowed_tokens_fn
+        own._prefix_allowed_tokens_fn = lambda _, ids: allowed(row, ids)
+    return own

@@ -32,11 +32,12 @@ def gguf_to_folder(gguf: Path, folder: Path, entry: CatalogEntry) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         # Packed GGUF weights, the default, cannot be saved again.
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
+            trust_remote_code=False,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
         )

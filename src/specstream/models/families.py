@@ -74,6 +74,16 @@ class Family:
             del module.__dict__["build_alibi_tensor"]
 
 
+def require_model(model: Any) -> None:
+    """Refuse what is not itself a transformers model.
+
+    Raises:
+        UnsupportedModelError: a wrapper around one, or something else; the message says what to give.
+    """
+    if (wrapper := compat.wrapper_of(model)) is not None:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be a target: {wrapper}")
+
+
 def describe(model: Any) -> Family:
     """The family of a transformers causal language model.
 

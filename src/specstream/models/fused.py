@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from specstream.models import native
 from specstream.models.code import is_original, is_original_class
-from specstream.models.compat import cache_among, hooks_of
+from specstream.models.compat import cache_among, hooks_of, text_config
 from specstream.models.native import TreePlan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -89,7 +89,7 @@ def fused_layers(
         running: the pass that is running: its plan, and what it shall keep of what goes into its layers.
         part: the layers that are asked for; None for all.
     """
-    part = range(model.config.num_hidden_layers) if part is None else part
+    part = range(text_config(model).num_hidden_layers) if part is None else part
     fused = _known(model, windows, quantized, part)
     alone = [FusedLayers([layer], running) for layer in fused]
     watched = any(hooks_of(layer.module) for layer in fused)
@@ -241,8 +241,8 @@ class FusedTop:
     def __init__(
         self, model: Any, windows: tuple[int, ...], quantized: Mapping[nn.Module, QuantizedWeight], first: int
     ) -> None:
-        layers = _known(model, windows, quantized, range(first, model.config.num_hidden_layers))
-        self.complete = len(layers) == model.config.num_hidden_layers - first
+        layers = _known(model, windows, quantized, range(first, text_config(model).num_hidden_layers))
+        self.complete = len(layers) == text_config(model).num_hidden_layers - first
         if self.complete:
             self._layers = FusedLayers(layers, _nothing_runs)
         self._rotate, self._norm = Rotations(model.base_model.rotary_emb), model.base_model.norm
@@ -271,7 +271,7 @@ class FusedModel:
         quantized: Mapping[nn.Module, QuantizedWeight],
         head: Callable[[Tensor], Tensor],
     ) -> None:
-        self._embed, self._head, self._depth = model.get_input_embeddings(), head, model.config.num_hidden_layers
+        self._embed, self._head, self._depth = model.get_input_embeddings(), head, text_config(model).num_hidden_layers
         self._layers = FusedTop(model, windows, quantized, 0)
 
     @staticmethod

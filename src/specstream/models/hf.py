@@ -16,7 +16,7 @@ from specstream.models import compat
 from specstream.models.cache import TreeCache
 from specstream.models.capabilities import Quantization, RuntimeName
 from specstream.models.exactness import Exactness
-from specstream.models.families import describe
+from specstream.models.families import describe, require_model
 from specstream.models.graphs import CudaCapture, StaticPasses
 from specstream.models.layout import Layout, masks
 from specstream.models.rotary import rotate_by_own_length
@@ -55,6 +55,7 @@ class HuggingFaceTarget:
     def __init__(
         self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True, quantization: Quantization = "none"
     ) -> None:
+        require_model(model)
         self.model, self.revision, self.lock = model, 0, RLock()
         self._wanted, self._quantization, self._exact = runtime, quantization, exact
         self._may_change = runtime == "auto" and quantization == "none"

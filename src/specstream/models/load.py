@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError
 from specstream.models.capabilities import capabilities
 from specstream.models.catalog import resolve
-from specstream.models.compat import require_supported
+from specstream.models.compat import model_class, require_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -64,20 +65,30 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
     place, wanted = pick_device(device), pick_dtype(dtype)
     folder = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.is_encoder_decoder:
             raise UnsupportedModelError(
                 f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
                 "SpecStream decodes with decoder-only models"
             )
         own = config.dtype or torch.float32
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted or capabilities(place, own).dtype.value)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except UnsupportedModelError:
+        kind, chosen = model_class(config), wanted or capabilities(place, own).dtype.value
+        model = kind.from_pretrained(folder, dtype=chosen, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except SpecStreamError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason[:300]}") from error
-    model.to(place)  # type: ignore[arg-type]  # a decorator hides the signature
-    model.eval()  # type: ignore[no-untyped-call]
+    except Exception as error:  # of transformers, torch, safetensors or a missing package: the folder's fault each time
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+    model.to(place)
+    model.eval()
     return model, tokenizer
+
+
+def reason(error: Exception) -> str:
+    """Why a folder cannot be loaded, in one line and without advice that would run what is in it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnpicklingError):
+        return "its weights are a pickle that holds more than tensors; give a folder with model.safetensors"
+    if "trust_remote_code" in text:
+        return "it needs code of its own, which is not run; load it with transformers and give model and tokenizer"
+    return text[:300]

@@ -93,7 +93,7 @@ class Runtime:
         if self._configs:
             compat.register_attention(_ATTENTION, _attend)
             layers = fused_layers(model, self._layer_windows, weights, _running)
-            self._stacked = len(layers) == model.config.num_hidden_layers
+            self._stacked = len(layers) == compat.text_config(model).num_hidden_layers
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
         if self._stacked and FusedModel.knows(model):
@@ -268,7 +268,8 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     dims = {getattr(module, "head_dim", getattr(module, "head_size", 0)) for module in layers}
     dims -= {0}
     # transformers 5.20 drops Gemma 2's softcap under sdpa, and the output has to be the model's as it runs.
-    capless = getattr(model.config, "attn_logit_softcapping", None) and compat.attention_of(model) != "eager"
+    softcap = getattr(compat.text_config(model), "attn_logit_softcapping", None)
+    capless = softcap and compat.attention_of(model) != "eager"
     refused = sinks or capless or not compat.exchanges_attention(model)
     if refused or not dims or any(dim % native.LANES for dim in dims):
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from specstream.errors import UnsupportedModelError
+from specstream.models.compat import text_config
 
 States = dict[int, Tensor | None]
 """Layer -> what went into it in a pass, None before one; the number of layers stands for the language-model head."""
@@ -20,14 +21,20 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     Raises:
         UnsupportedModelError: they cannot be told from its other modules.
     """
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    stacks = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    count = text_config(model).num_hidden_layers
+    stacks = _stacks(model.base_model, count)
+    if len(stacks) > 1:  # beside the decoder something that sees or hears, of as many layers
+        stacks = _stacks(model.get_decoder(), count)
     if len(stacks) != 1:
         raise UnsupportedModelError(
             f"{model.config.model_type} cannot carry heads: it has {len(stacks)} stacks of {count} modules, "
             "so its decoder layers cannot be found; give another model"
         )
     return list(stacks[0])
+
+
+def _stacks(module: nn.Module, count: int) -> list[nn.ModuleList]:
+    return [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
 
 
 @contextmanager

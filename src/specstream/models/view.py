@@ -88,12 +88,11 @@ def _look(model: Any) -> tuple[list[Any], list[int]]:
         own = module.__dict__
         kinds.add(type(module))
         objects.append(module)
-        objects.extend(own.values())
         if own["_forward_hooks"] or own["_forward_pre_hooks"]:
             objects.extend(compat.hooks_of(module))
         if (config := own.get("config")) is not None:
             configs[id(config)] = config
-        _look_at_tensors(module, objects, numbers)
+        _look_inside(module, objects, numbers)
         children = [child for child in own["_modules"].values() if child is not None and id(child) not in seen]
         seen.update(map(id, children))
         waiting += children
@@ -104,14 +103,19 @@ def _look(model: Any) -> tuple[list[Any], list[int]]:
     return objects, numbers
 
 
-def _look_at_tensors(module: Any, objects: list[Any], numbers: list[int]) -> None:
-    for weight in module._parameters.values():
+def _look_inside(module: Any, objects: list[Any], numbers: list[int]) -> None:
+    own = module.__dict__
+    if "rope_type" in own and compat.keeps_length(module):
+        objects.append(own.get("forward"))  # the rest it changes by itself, in every forward of a long text
+        return
+    objects.extend(own.values())
+    for weight in own["_parameters"].values():
         if weight is not None:
             objects += (weight, weight.dtype)
             numbers.append(_address(weight))
-    for buffer in module._buffers.values():
-        if buffer is not None:  # a model changes the rotations of long texts by itself
-            numbers += (_address(buffer), 0 if compat.keeps_length(module) else _version(buffer))
+    for buffer in own["_buffers"].values():
+        if buffer is not None:
+            numbers += (_address(buffer), _version(buffer))
 
 
 class Copied:

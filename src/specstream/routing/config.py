@@ -56,7 +56,7 @@ class RouterConfig(BaseModel):
     explore: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     doubt: float = Field(default=0.2, gt=0, allow_inf_nan=False)
     memory: float = Field(default=200.0, ge=1, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 def router_config(config: RouterConfig | Mapping[str, Any] | str | Path) -> RouterConfig:

@@ -44,7 +44,7 @@ class FitSection(BaseModel):
     folds: int = Field(default=5, ge=2)
     learning_rate: float = Field(default=0.02, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

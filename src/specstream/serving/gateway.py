@@ -12,6 +12,7 @@ from typing import Any
 from specstream.config import generation_config
 from specstream.engine import SpeculativeEngine
 from specstream.errors import UsageError
+from specstream.generation import check_tokens
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.jobs import Done, Event, Failed, Job
 from specstream.serving.scheduler import Scheduler
@@ -83,6 +84,7 @@ class Gateway:
         Raises:
             UsageError: a schema that cannot be followed.
         """
+        check_tokens(self._engine.target.vocab_size, (), body.stop_token_ids or ())
         jobs: list[Job] = []
         for prompt in prompts:
             room = self._room(body, prompt)
@@ -130,20 +132,10 @@ class Gateway:
             {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
             for turn in body.messages
         ]
-        try:
-            return encode(self.tokenizer, turns)
-        except UsageError:
-            raise
-        except Exception as error:  # a template may refuse in its own words
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
+        return encode(self.tokenizer, turns)
 
     def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError:
-                raise UsageError("the prompt holds half a character, which is no text; send valid Unicode") from None
             return encode(self.tokenizer, prompt)
         size = self._engine.target.vocab_size
         if strange := [token for token in prompt if not 0 <= token < size]:
@@ -207,7 +199,7 @@ def _bytes(text: str) -> int:
 
 
 def _sampling(body: Body) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     return {**given, "stop": body.stop_strings, "seed": None}
 

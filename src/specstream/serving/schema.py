@@ -65,7 +65,7 @@ class StreamOptions(Given):
 
 
 class Body(Given):
-    """What both kinds of completions take. ``top_k``, ``min_p`` and ``repetition_penalty`` are ours.
+    """What both completions take. ``top_k``, ``min_p``, ``repetition_penalty``, ``stop_token_ids`` are ours.
 
     Whatever these bounds let through can be computed: a temperature or a penalty so small that logits overflow would
     fail in the middle of a pass.
@@ -104,6 +104,7 @@ class Body(Given):
     n: int | None = Field(default=None, ge=1, le=1000)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, max_length=1000)

@@ -20,6 +20,8 @@ from specstream.errors import NumericalError, UnsupportedModelError, UsageError,
 from specstream.heads import medusa
 from specstream.heads.folder import read_settings, save_head
 from specstream.models.catalog import resolve
+from specstream.models.compat import text_config
+from specstream.models.load import reason
 from specstream.models.vocabulary import read_part
 from specstream.provenance import provenance
 from specstream.training.checkpoints import replace_folder, write_json
@@ -145,18 +147,18 @@ def _draft_of(target: str | None) -> Callable[[Path, Path], dict[str, Any]]:
 
         try:
             # The checkpoint's own dtype, also on a CPU that would rather compute in another.
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
-            tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
+            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception as error:  # as in load_model
             raise UnsupportedModelError(
-                f"{str(source)!r} is no draft for vLLM: {reason}; give a causal model"
+                f"{str(source)!r} is no draft for vLLM: {reason(error)}; give a causal model"
             ) from error
         changed = []
         part = read_part(source)
         if part is not None:
             _silence(model, part)
-            changed.append(f"its head drafts {len(part)} of {model.config.vocab_size} tokens, and has rows for all")
+            size = text_config(model).vocab_size
+            changed.append(f"its head drafts {len(part)} of {size} tokens, and has rows for all")
         if target is not None and (line := _fit(model, tokenizer, target)):
             changed.append(line)
         model.save_pretrained(folder)
@@ -176,7 +178,7 @@ def _silence(model: Any, part: Tensor) -> None:
         if head.bias is not None:
             own.bias.copy_(every_row(head.bias.detach()[part], part, rows))
     model.config.tie_word_embeddings = False
-    model.config.get_text_config(decoder=True).tie_word_embeddings = False
+    text_config(model).tie_word_embeddings = False
     model.set_output_embeddings(own)
 
 
@@ -189,9 +191,10 @@ def _fit(model: Any, tokenizer: Any, target: str) -> str | None:
     from transformers import AutoConfig, AutoTokenizer
 
     place = resolve(target)
-    wanted = int(AutoConfig.from_pretrained(place).get_text_config(decoder=True).vocab_size)
-    has = int(model.config.get_text_config(decoder=True).vocab_size)
-    theirs = AutoTokenizer.from_pretrained(place).get_vocab()
+    theirs_config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    wanted = int(theirs_config.get_text_config(decoder=True).vocab_size)
+    has = int(text_config(model).vocab_size)
+    theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=False).get_vocab()
     if tokenizer.get_vocab() != theirs:
         raise VocabularyMismatchError(
             f"the draft has another tokenizer ({len(tokenizer)} tokens) than {target} ({len(theirs)}); "

@@ -116,7 +116,7 @@ class TrainingSection(_Section):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     output_dir: str = "runs/train"
     resume: bool = True
     max_seconds: float | None = Field(default=None, gt=0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.errors import UsageError
+from specstream.models.compat import text_config
 from specstream.models.taps import decoder_layers
 from specstream.training.data import Example, Examples
 
@@ -258,8 +259,3 @@ def _owner(model: Any, layer: nn.Module) -> tuple[nn.Module, str]:
             if isinstance(child, nn.ModuleList) and len(child) and child[0] is layer:
                 return module, name
     raise AssertionError("decoder_layers finds layers in a stack")
-
-
-def text_config(model: Any) -> Any:
-    """That of the decoder, where a model has several."""
-    return model.config.get_text_config(decoder=True)

@@ -70,7 +70,7 @@ class CollectionSection(_Section):
     runs: int = Field(default=1, ge=1)
     chat: bool | None = None
     exclude: list[str] = Field(default_factory=list)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class CollectConfig(_Section):
@@ -97,7 +97,7 @@ class DataSection(_Section):
     held_out: float = Field(default=0.25, gt=0, lt=1)
     held_out_files: list[str] = Field(default_factory=list)
     drafters: list[str] | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class EmbeddingSection(_Section):

@@ -211,12 +211,15 @@ def _check_draft(target: str, draft: str) -> None:
     from transformers import AutoTokenizer
 
     from specstream.models.catalog import resolve
+    from specstream.models.load import reason
 
     try:
-        ours, theirs = (AutoTokenizer.from_pretrained(resolve(name)).get_vocab() for name in (target, draft))
+        ours, theirs = (
+            AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False).get_vocab()
+            for name in (target, draft)
+        )
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"no tokenizer of {draft!r} or {target!r} can be read: {reason[:200]}") from None
+        raise UsageError(f"no tokenizer of {draft!r} or {target!r} can be read: {reason(error)}") from None
     if ours != theirs:
         raise VocabularyMismatchError(
             f"the draft {draft} has another vocabulary ({len(theirs)} tokens) than {target} ({len(ours)} tokens); "

@@ -38,7 +38,7 @@ class TrainedDraft:
     def __init__(self, name: str, train: str, device: str) -> None:
         self.model, self.tokenizer = load_model(name, dtype="float32", device=device)
         self._folder = Path(self.model.config.name_or_path)
-        self._dtype = AutoConfig.from_pretrained(self._folder).dtype or torch.float32
+        self._dtype = AutoConfig.from_pretrained(self._folder, trust_remote_code=False).dtype or torch.float32
         part = read_part(self._folder)
         self.model.requires_grad_(True)
         self._whole: Any = None

@@ -1,0 +1,246 @@
+"""What cannot work is one line with the value and the remedy, whoever's error it would have been."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+import specstream
+from specstream import SpeculativeEngine
+from specstream.errors import SpecStreamError, UnsupportedModelError, UsageError
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def engine(model, tokenizer):
+    return SpeculativeEngine(model, tokenizer)
+
+
+def one_line(error):
+    assert isinstance(error.value, SpecStreamError)
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+def said(content):
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ raise_exception('roles must alternate') }}", "{% if %}", "{{ messages[5].content.foo }}", "{{ 1 / 0 }}"],
+)
+def test_a_chat_template_that_raises(model, template):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UsageError, match="do not fit the model's chat template") as error:
+        SpeculativeEngine(model, tokenizer).generate(said("one"))
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image", "url": "a.png"},
+        {"type": "image_url", "image_url": {"url": "a.png"}},
+        {"type": "input_audio", "input_audio": {}},
+        {"type": "video"},
+    ],
+)
+def test_images_and_sound_in_a_chat(engine, part):
+    with pytest.raises(UsageError, match=f"{part['type']}.*only text is read") as error:
+        engine.generate(said([{"type": "text", "text": "one"}, part]))
+    one_line(error)
+
+
+def test_parts_of_text_are_the_text(engine):
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    wanted = engine.generate(said("one two"), max_new_tokens=8)
+    assert engine.generate(said(parts), max_new_tokens=8).token_ids == wanted.token_ids
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [said(5), said(None), said([5]), [{"content": "one"}], [{"role": "user"}], [{"role": "user", "content": "a"}, 5]],
+    ids=repr,
+)
+def test_a_chat_that_is_none(engine, chat):
+    with pytest.raises(UsageError, match=r"role|content|turn") as error:
+        engine.generate(chat)
+    one_line(error)
+
+
+def test_a_turn_that_calls_a_tool_may_have_no_content(engine):
+    chat = [*said("one"), {"role": "assistant", "content": None, "tool_calls": []}, *said("two")]
+    assert engine.generate(chat, max_new_tokens=2).new_tokens == 2
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a\ud800b", said("a\ud800b"), said([{"type": "text", "text": "\udfff"}])], ids=ascii
+)
+def test_half_a_character(engine, prompt):
+    with pytest.raises(UsageError, match="half a character") as error:
+        engine.generate(prompt)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [None, 5, b"abc", [1, 2, 3], {"role": "user", "content": "a"}, torch.tensor([1, 2]), ["a", None], [[]], [b"a"]],
+    ids=repr,
+)
+def test_a_prompt_that_is_none(engine, prompt):
+    for call in (engine.generate, engine.stream):
+        with pytest.raises(UsageError, match="prompt") as error:
+            call(prompt)
+        one_line(error)
+
+
+@pytest.mark.parametrize("prompts", [None, "abc", said("one")], ids=repr)
+def test_prompts_to_measure_that_are_no_list(engine, prompts):
+    with pytest.raises(UsageError, match="test_prompts") as error:
+        engine.benchmark(prompts, num_runs=1, max_new_tokens=2)
+    one_line(error)
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64, 2**100])
+def test_a_seed_beyond_what_a_generator_takes(engine, seed):
+    with pytest.raises(UsageError, match=f"seed is {seed}") as error:
+        engine.generate("a", seed=seed, temperature=1.0)
+    one_line(error)
+    assert engine.generate(["a", "b"], seed=2**63 - 1, temperature=1.0, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("processor", "words"),
+    [
+        (lambda ids, scores: torch.cat([scores, scores], 1), r"\(1, 600\)"),
+        (lambda ids, scores: scores[:, :10], r"\(1, 10\)"),
+        (lambda ids, scores: scores[0], r"\(300,\)"),
+        (lambda ids, scores: None, "None"),
+    ],
+)
+def test_a_processor_that_returns_something_else(engine, processor, words, temperature):
+    with pytest.raises(UsageError, match=f"logits processor.*{words}.*300") as error:
+        engine.generate("a", logits_processor=[processor], temperature=temperature)
+    one_line(error)
+
+
+def test_a_processor_that_cannot_be_called(engine):
+    with pytest.raises(UsageError, match="logits_processor") as error:
+        engine.generate("a", logits_processor=[5])
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        "abc",
+        None,
+        ["a"],
+        [[1, "a"]],
+        [[[1]]],
+        5,
+        torch.tensor([[1.5]]),
+        torch.zeros(1, 1, 3, dtype=torch.long),
+        [[True]],
+    ],
+    ids=repr,
+)
+def test_token_ids_that_are_none(model, ids):
+    with pytest.raises(UsageError, match="input_ids") as error:
+        specstream.speculative_decode(model, None, ids)
+    one_line(error)
+
+
+@pytest.mark.parametrize("token", [-1, 300])
+def test_a_token_beyond_the_embedding(model, token):
+    with pytest.raises(UsageError, match=f"the token {token}; the vocabulary is 0 to 299"):
+        specstream.speculative_decode(model, None, [[1, 2, token]])
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(model):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["zebra"])
+    with pytest.raises(UsageError, match="the token 300"):
+        SpeculativeEngine(model, tokenizer).generate("a zebra")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch.compile's own
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_model_in_a_wrapper_is_named_with_what_to_give_instead(model, tokenizer, role):
+    peft = pytest.importorskip("peft")
+    wrapped = {
+        "get_base_model": peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"])).eval(),
+        "_orig_mod": torch.compile(tiny_model()),
+        "module": torch.nn.DataParallel(tiny_model()),
+    }
+    for words, wrapper in wrapped.items():
+        given = (wrapper, tokenizer) if role == "target" else (model, tokenizer, wrapper)
+        with pytest.raises(UnsupportedModelError, match=words) as error:
+            SpeculativeEngine(*given)
+        one_line(error)
+    adapted = SpeculativeEngine(wrapped["get_base_model"].get_base_model(), tokenizer)
+    assert adapted.generate("a", max_new_tokens=3).new_tokens == 3
+
+
+@pytest.mark.parametrize("thing", [None, 5, torch.nn.Linear(2, 2)], ids=repr)
+def test_a_model_that_is_none(model, tokenizer, thing):
+    with pytest.raises(SpecStreamError, match="no transformers model") as error:
+        SpeculativeEngine(thing, tokenizer)
+    one_line(error)
+    with pytest.raises(SpecStreamError, match="no transformers model"):
+        specstream.speculative_decode(thing, None, [[1]])
+    if thing is not None:
+        with pytest.raises(SpecStreamError, match="no transformers model"):
+            SpeculativeEngine(model, tokenizer, thing)
+
+
+def test_a_folder_given_as_a_path(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    assert SpeculativeEngine(tmp_path, draft_model=tmp_path).model_name == str(tmp_path)
+    with pytest.raises(SpecStreamError, match="unknown model"):
+        SpeculativeEngine(Path("/nowhere"))
+
+
+def test_a_tokenizer_that_is_none(model):
+    with pytest.raises(UsageError, match="tokenizer is 'gpt2'; give the tokenizer itself"):
+        SpeculativeEngine(model, "gpt2")
+
+
+@pytest.mark.parametrize("copying", [pickle.dumps, copy.deepcopy])
+def test_an_engine_is_neither_pickled_nor_copied(engine, copying):
+    with pytest.raises(UsageError, match=r"an engine cannot be pickled or copied.*make one") as error:
+        copying(engine)
+    one_line(error)
+
+
+def test_what_custom_generate_makes_is_pickled_without_the_model(model):
+    speculation = specstream.custom_generate(gamma=2)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = model.generate(ids, max_new_tokens=4, custom_generate=speculation)
+    other = pickle.loads(pickle.dumps(speculation))
+    assert torch.equal(model.generate(ids, max_new_tokens=4, custom_generate=other), expected)
+
+
+def test_a_processor_of_generate_of_another_width(model):
+    class Narrow(hf.LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return scores[:, :10]
+
+    with pytest.raises(UsageError, match="logits processor"):
+        model.generate(
+            torch.tensor([[5, 6, 7]]),
+            max_new_tokens=4,
+            logits_processor=[Narrow()],
+            custom_generate=specstream.custom_generate(),
+        )
