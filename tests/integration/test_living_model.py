@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import MethodType
@@ -10,10 +11,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from transformers import AttentionInterface
 from transformers.models.llama import modeling_llama
 
 from specstream import SpeculativeEngine, custom_generate
 from specstream.errors import UnsupportedModelError, UsageError
+from specstream.models.view import view_of
 from tests.lossless.families import build, prompt
 
 pytestmark = [
@@ -60,6 +63,11 @@ def attention(model: Any) -> Any:
 def output(model: Any) -> Any:
     module = attention(model)
     return module.c_proj if hasattr(module, "c_proj") else module.o_proj
+
+
+def hooked_layer(model: Any) -> Any:
+    in_place(model)
+    return layers(model)[0]
 
 
 def first_norm(model: Any) -> Any:
@@ -144,6 +152,44 @@ def attribute(model: Any) -> None:
     attention(model).scaling *= 8
 
 
+def wrapped_forward(model: Any) -> None:
+    """As tools do that watch a model: a function around the forward, which closes over it."""
+    before = model.forward
+    model.forward = functools.wraps(before)(lambda *given, **named: before(*given, **named))
+    within = layers(model)[0].forward
+    layers(model)[0].forward = lambda *given, **named: within(*given, **named) * -1
+
+
+def strange_weight(model: Any) -> None:
+    module = layers(model)[1].mlp
+    module = module.c_fc if hasattr(module, "c_fc") else module.up_proj
+    module.weight = torch.nn.Parameter(module.weight.detach().as_subclass(Doubled), requires_grad=False)
+
+
+class Doubled(torch.Tensor):
+    """A weight that is more than its numbers, as those of quantised models are."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        made = super().__torch_function__(function, types, given, named or {})
+        return made * -2 if function in (torch.nn.functional.linear, torch.addmm) else made
+
+
+def strided_bias(model: Any) -> None:
+    for module in model.modules():
+        if getattr(module, "bias", None) is not None:
+            module.bias.data = torch.stack([module.bias.data] * 2, 1)[:, 0]
+            noisy = noise(module.bias) + 1
+            SpeculativeEngine(model, Numbers(), exact="rounding").generate(text(), max_new_tokens=2)
+            with torch.no_grad():
+                module.bias.copy_(noisy)
+    in_place(model)
+
+
+def replaced(name: str, module: Callable[[], Any]) -> Callable[[Any], None]:
+    return lambda model: setattr(layers(model)[0], name if hasattr(layers(model)[0], name) else "mlp", module())
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "half": lambda model: model.half(),
     "bfloat16": lambda model: model.bfloat16(),
@@ -165,6 +211,14 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "patched forward": patched,
     "patched layer": patched_layer,
     "attribute": attribute,
+    "wrapped forward": wrapped_forward,
+    "strange weight": strange_weight,
+    "strided bias": strided_bias,
+    "no mlp": replaced("mlp", torch.nn.Identity),
+    "no norm": replaced("input_layernorm", torch.nn.Identity),
+    "another norm": replaced("input_layernorm", lambda: torch.nn.RMSNorm(64, elementwise_affine=False)),
+    "compiled layer": lambda model: layers(model).__setitem__(0, torch.compile(hooked_layer(model), backend="eager")),
+    "compiled": lambda model: (in_place(model), model.compile(backend="eager")),
 }
 
 
@@ -310,3 +364,149 @@ def test_a_class_that_is_patched_is_followed(monkeypatch: pytest.MonkeyPatch) ->
             fresh = SpeculativeEngine(model, Numbers(), exact="rounding")
             assert fresh.generate(text(), max_new_tokens=MORE).token_ids == changed
     assert engine.generate(text(), max_new_tokens=MORE).token_ids == plain
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda model: model.share_memory(),
+        lambda model: [weight.untyped_storage().resize_(0) for weight in weights(model)],
+        lambda model: model.to("meta"),
+        lambda model: model.resize_token_embeddings(10),
+    ],
+    ids=["shared", "emptied", "meta", "resized"],
+)
+@pytest.mark.parametrize("runtime", ["auto", "packed"])
+def test_weights_that_move_within_a_text_end_it_in_words(move: Any, runtime: Any) -> None:
+    """What lies at their old addresses is not ours to read."""
+    model = build.__wrapped__("llama")
+    engine = SpeculativeEngine(model, Numbers(), exact="rounding", runtime=runtime)
+    begun = iter(engine.stream(text(), max_new_tokens=200))
+    next(begun)
+    move(model)
+    with pytest.raises(UsageError, match="the model was changed while it generated"):
+        list(begun)
+
+
+def test_weights_of_a_draft_that_move_within_a_text_end_it_in_words() -> None:
+    model, draft = build.__wrapped__("llama"), build.__wrapped__("llama", noise=0.01)
+    engine = SpeculativeEngine(model, Numbers(), draft, exact="rounding", adaptive=False)
+    begun = iter(engine.stream(text(), max_new_tokens=200))
+    next(begun)
+    draft.share_memory()
+    with pytest.raises(UsageError, match="the model was changed while it generated"):
+        list(begun)
+
+
+def test_hidden_states_of_the_users_end_no_text() -> None:
+    model = build.__wrapped__("llama")
+    engine = SpeculativeEngine(model, Numbers(), exact="rounding")
+    begun = iter(engine.stream(text(), max_new_tokens=MORE))
+    next(begun)
+    model(torch.tensor([IDS]), output_hidden_states=True)
+    engine.generate(text(), max_new_tokens=2)
+    list(begun)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_threads_ask_an_engine_for_batches_of_different_sizes(adaptive: bool) -> None:
+    model = build.__wrapped__("llama")
+    engine = SpeculativeEngine(model, Numbers(), adaptive=adaptive)
+    prompts = [prompt(length, seed=length) for length in range(5, 11)]
+    expected = [own_text(model, ids) for ids in prompts]
+
+    def ask(rows: int) -> list[list[int]]:
+        found = [engine.generate([text(ids)] * rows, max_new_tokens=MORE) for ids in prompts]
+        return [row.token_ids for results in found for row in results[-1:]]
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(ask, (1, 2, 3))) == [expected] * 3
+
+
+def silent(function: Any) -> Any:
+    return lambda *given, **named: function(*given, **named) * -1
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["rotate_half", "silu", "linear", "__call__", "sdpa", "global hook", "global pre-hook"],
+)
+def test_what_all_models_run_is_looked_at_too(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build.__wrapped__("llama")
+    engine = SpeculativeEngine(model, Numbers(), exact="rounding")
+    plain, hook = own_text(model), None
+    assert engine.generate(text(), max_new_tokens=MORE).token_ids == plain
+    if where in ("silu", "linear"):
+        monkeypatch.setattr(torch.nn.functional, where, silent(getattr(torch.nn.functional, where)))
+    elif where == "rotate_half":
+        monkeypatch.setattr(modeling_llama, where, silent(modeling_llama.rotate_half))
+    elif where == "__call__":
+        monkeypatch.setattr(modeling_llama.LlamaMLP, where, silent(modeling_llama.LlamaMLP.__call__))
+    elif where == "sdpa":
+        own = AttentionInterface._global_mapping["sdpa"]
+        changed = lambda *given, **named: (own(*given, **named)[0] * -1, None)  # noqa: E731
+        monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", changed)
+    elif where == "global hook":
+        negate = lambda module, given, made: -made if isinstance(module, modeling_llama.LlamaMLP) else None  # noqa: E731
+        hook = torch.nn.modules.module.register_module_forward_hook(negate)
+    else:
+        negate = lambda module, given: (-given[0],) if isinstance(module, modeling_llama.LlamaMLP) else None  # noqa: E731
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(negate)
+    try:
+        changed = own_text(model)
+        assert changed != plain
+        assert engine.generate(text(), max_new_tokens=MORE).token_ids == changed
+        fresh = SpeculativeEngine(model, Numbers(), exact="rounding")
+        assert fresh.generate(text(), max_new_tokens=MORE).token_ids == changed
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def test_rotations_that_are_changed_through_data_are_followed() -> None:
+    model = build.__wrapped__("llama")
+    engine = SpeculativeEngine(model, Numbers(), exact="rounding")
+    engine.generate(text(), max_new_tokens=4)
+    model.model.rotary_emb.inv_freq.data.mul_(0.3)
+    assert engine.generate(text(), max_new_tokens=MORE).token_ids == own_text(model)
+
+
+def test_rotations_of_others_that_follow_the_largest_position_are_refused() -> None:
+    model = build.__wrapped__("llama")
+    rotary = model.model.rotary_emb
+
+    def stretched(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        angles = position_ids[..., None] / (position_ids.max() + 1).clamp_min(32) * rotary.inv_freq
+        return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+
+    rotary.forward = stretched
+    with pytest.raises(UnsupportedModelError, match="depend on the largest position"):
+        SpeculativeEngine(model, Numbers())
+
+
+@pytest.mark.parametrize(("family", "draft"), [("llama", "self:int8"), ("bloom", None), ("phi3-64", None)])
+def test_a_wrapped_forward_runs_on_the_view(family: str, draft: str | None) -> None:
+    model, ids = build.__wrapped__(family), prompt(50)
+    before = model.forward
+    model.forward = functools.wraps(before)(lambda *given, **named: before(*given, **named))
+    results = SpeculativeEngine(model, Numbers(), draft).generate([text(), text(ids)], max_new_tokens=MORE)
+    assert [row.token_ids for row in results] == [own_text(model), own_text(model, ids)]
+
+
+def test_a_model_of_accelerate_is_a_target() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = build.__wrapped__("llama")
+    accelerate.dispatch_model(model, {"": "cpu"}, force_hooks=True)
+    engine = SpeculativeEngine(model, Numbers(), exact="rounding")
+    assert engine.generate(text(), max_new_tokens=MORE).token_ids == own_text(model)
+
+
+def test_a_view_shares_weights_and_nothing_else() -> None:
+    model = build.__wrapped__("llama")
+    view = view_of(model)
+    assert not set(map(id, view.modules())) & set(map(id, model.modules()))
+    assert list(map(id, view.parameters())) == list(map(id, model.parameters()))
+    assert view.config is not model.config
+    assert all(module.config is view.config for module in view.modules() if hasattr(module, "config"))
+    with torch.inference_mode():
+        assert torch.equal(view(torch.tensor([IDS])).logits, model(torch.tensor([IDS])).logits)

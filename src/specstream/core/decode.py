@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypedDict
 
@@ -161,7 +162,8 @@ class Batch:
         self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
         self.closed = False
         if self._speculation.controller is not None:
-            self._speculation.controller.renew()
+            with self._speculation.controller.lock:
+                self._speculation.controller.renew()
         self._clock = Clock(self._session)
         self.timings.prefill += time.perf_counter() - started
 
@@ -191,6 +193,11 @@ class Batch:
 
         A row whose own numbers, processor, check or watcher fails is finished with ``error``; its round is empty.
         """
+        controller = self._speculation.controller
+        with nullcontext() if controller is None else controller.lock:
+            return self._step()
+
+    def _step(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
         asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
         idle = self._steady and speculation.idle(rows)

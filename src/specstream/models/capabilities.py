@@ -119,6 +119,8 @@ def _refused(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> dict
     if dtype not in (torch.float32, torch.bfloat16):
         why = f"it runs float32 and bfloat16 on the CPU, and the model is {dtype} on {device}"
         refused |= dict.fromkeys(("native", "packed"), why)
+        if dtype == torch.float64:
+            refused["int8"] = refused["int4"] = why
     elif not torch._C._has_mkldnn:
         refused["packed"] = "this build of torch has no oneDNN"
     elif dtype == torch.bfloat16 and not _onednn_has_bf16():

@@ -17,25 +17,44 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn import functional
 
 from specstream.models import compat
 
 _HOMES = tuple(f"{Path(str(package.__file__)).parent}{sep}" for package in (torch, transformers))
 
+_FUNCTIONALS = ("linear", "silu", "scaled_dot_product_attention", "embedding", "softmax")
+"""What kernels compute in the place of ``torch.nn.functional``."""
+
 
 def functions_of(kind: type) -> list[Any]:
-    """The forward of a class of modules, what it wraps, and the functions that it calls by a name of its file.
+    """What a class of modules runs: its forward, what that wraps, and functions of its file that these call by name.
 
     Some libraries patch the forward, some a function beside it: the same list as long as neither happened.
     """
-    found, forward = list[Any](), getattr(kind, "forward", None)
+    found, forward = [kind.__call__], getattr(kind, "forward", None)
     while forward is not None:
         found.append(forward)
         if isinstance(forward, FunctionType):
-            named = map(forward.__globals__.get, forward.__code__.co_names)
-            found += [each for each in named if isinstance(each, FunctionType)]
+            _follow(forward, forward.__globals__, found)
         forward = getattr(forward, "__wrapped__", None)
     return found
+
+
+def _follow(function: FunctionType, own: dict[str, Any], found: list[Any]) -> None:
+    """The functions that a function calls by name; of those in its own file, the ones that they call too."""
+    for name in function.__code__.co_names:
+        called = own.get(name)
+        if isinstance(called, FunctionType) and all(called is not each for each in found):
+            found.append(called)
+            if called.__globals__ is own:
+                _follow(called, own, found)
+
+
+def surroundings(model: Any) -> list[Any]:
+    """What all modules of a model run besides: the attention, functions of torch, hooks on every module there is."""
+    called = [getattr(functional, name) for name in _FUNCTIONALS]
+    return [compat.attention_function(model), *called, *compat.global_hooks()]
 
 
 def is_original(module: Any) -> bool:
@@ -50,15 +69,24 @@ def is_original_class(kind: type) -> bool:
     return all(map(_is_at_home, functions_of(kind)))
 
 
-def code_of(model: Any) -> str:
-    """A hash of the code that the model's forward runs: of its modules' classes, replaced forwards and hooks."""
-    digest = hashlib.sha256()
+def is_undisturbed(model: Any) -> bool:
+    """Whether nothing that all modules run has been exchanged, so that kernels may stand in for it."""
+    return not compat.global_hooks() and all(map(_is_at_home, surroundings(model)))
+
+
+def code_of(model: Any) -> str | None:
+    """A hash of the code that the model's forward runs: of its modules' classes, replaced forwards and hooks.
+
+    None where it cannot be told: some callables keep what they do in attributes.
+    """
+    kinds = sorted({type(module) for module in model.modules()}, key=_name)
+    parts: list[str | None] = [_name(type(module)) for module in model.modules()]
     for module in model.modules():
-        own = [module.__dict__.get("forward"), *compat.hooks_of(module)]
-        digest.update("".join([_name(type(module)), *map(_hash, own)]).encode())
-    for kind in sorted({type(module) for module in model.modules()}, key=_name):
-        digest.update("".join([_name(kind), *map(_hash, functions_of(kind))]).encode())
-    return digest.hexdigest()[:16]
+        parts += map(_hash, [own for own in (module.__dict__.get("forward"), *compat.hooks_of(module)) if own])
+    parts += map(_hash, [function for kind in kinds for function in functions_of(kind)])
+    parts += map(_hash, surroundings(model))
+    known = [part for part in parts if part is not None]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16] if len(known) == len(parts) else None
 
 
 def _is_at_home(function: Any) -> bool:
@@ -70,12 +98,31 @@ def _name(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _hash(function: Any) -> str:
-    """Of what a callable runs, through partials and bound methods; the class' name where that cannot be looked into."""
-    while isinstance(function, partial | MethodType):
-        function = function.func if isinstance(function, partial) else function.__func__
-    code = getattr(function, "__code__", None)
-    return _name(type(function)) if code is None else hashlib.sha256(b"".join(_bytes(code))).hexdigest()
+def _hash(value: Any) -> str | None:
+    """Of what a callable runs and what it holds, or of a plain value; None of what cannot be looked into."""
+    if isinstance(value, partial):
+        return _joined([value.func, *value.args, *value.keywords.values()])
+    if isinstance(value, MethodType):
+        return _joined([value.__func__, value.__self__])
+    if isinstance(value, torch.nn.Module | type | torch.dtype) or value is None:
+        return _name(value if isinstance(value, type) else type(value))
+    if isinstance(value, bool | int | float | str):
+        return repr(value)
+    if isinstance(value, tuple | list):
+        return _joined(list(value))
+    if not isinstance(value, FunctionType):
+        return _name(value) if isinstance(value, type(len)) else None
+    own = hashlib.sha256(b"".join(_bytes(value.__code__))).hexdigest()
+    if _is_at_home(value):
+        return own
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    inside = _joined([*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
+    return None if inside is None else own + inside
+
+
+def _joined(values: list[Any]) -> str | None:
+    hashes = list(map(_hash, values))
+    return None if None in hashes else "|".join(map(str, hashes))
 
 
 def _bytes(code: CodeType) -> Iterator[bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch
 import transformers
 from transformers import AttentionInterface, PrefixConstrainedLogitsProcessor, PreTrainedConfig
 from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from specstream import environment
@@ -29,6 +29,10 @@ __all__ = ["Cache", "Conv1D", "PreTrainedConfig"]
 
 CACHE_ARGUMENTS = ("cache", "past_key_values")
 """What a forward calls the key-value cache: the first since transformers 5.24, the second before and in remote code."""
+
+
+HOOKED = "_output_capturing_hooks_installed"
+"""What a model notes when it is first asked for hidden states, and puts hooks of its own on its modules."""
 
 
 def is_tested() -> bool:
@@ -159,6 +163,17 @@ def attending(configs: Mapping[int, Any], name: str) -> Iterator[None]:
             config._attn_implementation_internal = own
 
 
+def attention_function(model: Any) -> Any:
+    """What transformers' registry runs as the model's attention; None where a modelling file has its own."""
+    return ALL_ATTENTION_FUNCTIONS.get(attention_of(model))
+
+
+def global_hooks() -> list[Any]:
+    """What watches the forward of every module there is."""
+    hooks = (torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks)
+    return [hook for each in hooks for hook in each.values()]
+
+
 def hooks_of(module: Any) -> list[Any]:
     """What watches or changes the module's forward, so that it has to run.
 
@@ -176,8 +191,8 @@ def keeps_length(module: Any) -> bool:
     return any(kind == "longrope" or "dynamic" in kind for kind in kinds if isinstance(kind, str))
 
 
-def rotary_limit(module: Any, layer_type: str | None = None) -> tuple[int, bool]:
-    """Up to which length a text gets a rotary module's unchanged rotations, and whether every length has its own.
+def rotary_limit(module: Any, layer_type: str | None = None) -> tuple[int | None, bool]:
+    """Up to which length a text gets a rotary module's unchanged rotations, and whether every longer one has its own.
 
     Args:
         module: one that ``keeps_length``.
@@ -187,15 +202,18 @@ def rotary_limit(module: Any, layer_type: str | None = None) -> tuple[int, bool]
     if "dynamic" in kind:
         return int(module.original_max_seq_len), True
     if kind != "longrope":
-        return sys.maxsize, False
+        return None, False
     found = module.config.rope_parameters
     return int((found if layer_type is None else found[layer_type])["original_max_position_embeddings"]), False
 
 
 def long_after(model: Any) -> int | None:
     """The length of a text behind which the model rotates with its second set of factors; None if it has one set."""
-    limits = [rotary_limit(module) for module in model.modules() if getattr(module, "rope_type", None) == "longrope"]
-    return min((limit for limit, _ in limits), default=None)
+    limits = list[int]()
+    for module in filter(keeps_length, model.modules()):
+        kinds = module.rope_type if isinstance(module.rope_type, dict) else {None: module.rope_type}
+        limits += [rotary_limit(module, layers)[0] or 0 for layers, kind in kinds.items() if kind == "longrope"]
+    return min(limits, default=None)
 
 
 def rereads_long_texts(model: Any) -> bool:

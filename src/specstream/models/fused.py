@@ -111,6 +111,8 @@ def _known(
     for layer in model.modules():
         if type(layer).__name__ in KINDS and type(layer).__module__.startswith("transformers."):
             matrices = {**_named(layer.self_attn, _ATTENTION_PARTS), **_named(layer.mlp, _MLP_PARTS)}
+            if None in matrices.values() or not all(hasattr(norm, "variance_epsilon") for norm in _norms(layer)):
+                continue
             if layer.self_attn.layer_idx in part and _fits(model, layer, matrices, quantized):
                 window = windows[layer.self_attn.layer_idx] if windows else 0
                 fused.append(FusedLayer(layer, matrices, window, quantized))
@@ -133,7 +135,7 @@ class FusedLayer:
         for name, matrix in matrices.items():
             structs[name], alive = _matrix(matrix, quantized.get(matrix))
             self._alive += alive
-        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        norms = _norms(layer)
         head_norms = (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None))
         self._alive += [norm.weight.detach() for norm in (*norms, *head_norms) if norm is not None]
         self.heads = (structs["k"].outputs // dim, dim)
@@ -296,8 +298,17 @@ def _nothing_runs() -> tuple[TreePlan, None]:
     raise AssertionError("these layers are run by name, not in the place of a module")
 
 
-def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    return {name: getattr(module, f"{name}_proj") for name in names}
+def _named(module: nn.Module, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(module, f"{name}_proj", None) for name in names}
+
+
+def _norms(layer: Any) -> tuple[Any, Any]:
+    return layer.input_layernorm, layer.post_attention_layernorm
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is numbers in memory: a tensor of a class of its own may be something else."""
+    return type(weight) in (Tensor, nn.Parameter) and type(weight.data) is Tensor
 
 
 def _fits(
@@ -317,7 +328,9 @@ def _fits(
         and rotary is not None
         and 2 * rotary.inv_freq.numel() == dim
         and all(
-            weight.is_contiguous() and weight.dtype == model.dtype for weight in layer.parameters() if weight.numel()
+            is_plain(weight) and weight.is_contiguous() and weight.dtype == model.dtype
+            for weight in layer.parameters()
+            if weight.numel()
         )
     )
 

@@ -19,7 +19,7 @@ from specstream.models.exactness import Exactness
 from specstream.models.families import describe, require_model
 from specstream.models.graphs import CudaCapture, StaticPasses
 from specstream.models.layout import Layout, masks
-from specstream.models.rotary import rotate_by_own_length
+from specstream.models.rotary import require_own_lengths, rotate_by_own_length
 from specstream.models.runtime import Runtime
 from specstream.models.selftest import check_tree
 from specstream.models.session import HuggingFaceSession
@@ -66,14 +66,15 @@ class HuggingFaceTarget:
         model = self.model
         stamp, view = Stamp(model), view_of(model)
         family = describe(view)
+        require_own_lengths(view)
         rotate_by_own_length(view)
         runtime = Runtime(view, self._wanted, family.layer_windows, self._quantization)
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp: Stamp | None = stamp
         self.view, self.family, self.runtime = view, family, runtime
         self._forget("layers", "_verdicts")
-        embedding = view.get_input_embeddings()
-        self.vocab_size, self._dtype = int(embedding.num_embeddings), embedding.weight.dtype
+        weight = view.get_input_embeddings().weight
+        self.vocab_size, self._embedding = int(weight.shape[0]), _kind(weight)
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
         self.passes = self._static_passes() if self.runtime.static else None
         self.long_after = compat.long_after(view)
@@ -112,8 +113,9 @@ class HuggingFaceTarget:
         Raises:
             UsageError: the model was changed meanwhile.
         """
-        weight = self.view.get_input_embeddings().weight
-        if revision != self.revision or weight.dtype != self._dtype:
+        kind = _kind(self.view.get_input_embeddings().weight)
+        there = self._stamp is None or self._stamp.holds
+        if revision != self.revision or kind != self._embedding or not there:
             raise UsageError("the model was changed while it generated; start the generation again")
 
     @property
@@ -303,3 +305,7 @@ class HuggingFaceTarget:
             one_width=self.runtime.static,
             verdicts=lambda: self._verdicts,
         )
+
+
+def _kind(weight: Tensor) -> tuple[Any, ...]:
+    return weight.shape, weight.dtype, weight.device

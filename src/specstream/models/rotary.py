@@ -10,12 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from specstream.errors import UnsupportedModelError
 from specstream.models import compat
+from specstream.models.code import is_original
+
+_NEAR, _FAR = 8, 1 << 20
+"""Positions that are asked for alone and beside one that is so far behind them."""
 
 _PROMPT: ContextVar[int] = ContextVar("specstream_prompt_length", default=0)
 
@@ -37,6 +42,28 @@ def rotate_by_own_length(view: Any) -> None:
             module.__dict__["forward"] = _Lengths(module, module.forward)
 
 
+def require_own_lengths(view: Any) -> None:
+    """Refuse rotary modules of other makers that take the length of a text from the largest position of a pass.
+
+    Raises:
+        UnsupportedModelError: one does.
+    """
+    for module in view.modules():
+        if "inv_freq" in module._buffers and not compat.keeps_length(module) and not is_original(module):
+            near = torch.arange(_NEAR, device=module.inv_freq.device)[None]
+            far = torch.cat([near, near[:, -1:] + _FAR], 1)
+            try:
+                pairs = zip(*(module(torch.zeros(1), positions) for positions in (near, far)), strict=True)
+                same = all(torch.equal(alone, beside[:, :_NEAR]) for alone, beside in pairs)
+            except (TypeError, ValueError, IndexError, RuntimeError, AttributeError):  # it is called in another way
+                continue
+            if not same:
+                raise UnsupportedModelError(
+                    f"{view.config.model_type} cannot be a target: its rotations depend on the largest position of a "
+                    "pass, so that rows and branches would decide about each other"
+                )
+
+
 class _Lengths:
     """Called as the forward of a rotary module.
 
@@ -51,6 +78,8 @@ class _Lengths:
     def __call__(self, x: Tensor, position_ids: Tensor, *kind: Any, **named: Any) -> tuple[Tensor, Tensor]:
         lengths = (position_ids + 1).clamp_min(_PROMPT.get())
         limit, by_length = compat.rotary_limit(self._module, *kind, **named)
+        if limit is None:
+            return cast(tuple[Tensor, Tensor], self._forward(x, position_ids, *kind, **named))
         lengths = torch.where(lengths <= limit, 1, lengths if by_length else limit + 1)
         cos, sin = x.new_empty(0), x.new_empty(0)
         for length in sorted(set(lengths.flatten().tolist())):

@@ -25,10 +25,10 @@ from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models import compat, native, quantized
 from specstream.models.capabilities import Capabilities, Quantization, RuntimeName, capabilities
-from specstream.models.code import is_original_class
+from specstream.models.code import is_original_class, is_undisturbed
 from specstream.models.compat import Conv1D
 from specstream.models.compiled import NoKernelsError
-from specstream.models.fused import FusedModel, FusedTop, fused_layers
+from specstream.models.fused import FusedModel, FusedTop, fused_layers, is_plain
 from specstream.models.native import TreePlan, tree_plan
 from specstream.models.quantized import QuantizedWeight
 from specstream.models.taps import States
@@ -80,7 +80,9 @@ class Runtime:
         self.static = name in ("graphs", "static")
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
-        self._copied = [Copied(_held(module)) for module, _ in self._swaps if _is_copied(module, name, weights)]
+        biases = [_held(module, "bias") for module, _ in self._swaps if getattr(module, "bias", None) is not None]
+        self._copied = [Copied(bias) for bias in biases if not bias.is_contiguous()]
+        self._copied += [Copied(_held(module)) for module, _ in self._swaps if _is_copied(module, name, weights)]
         self._own_linears = name == "native" and not weights
         self._layer_windows = tuple(layer_windows)
         self._parts: dict[range, Swaps] = {}
@@ -96,6 +98,8 @@ class Runtime:
             self._stacked = len(layers) == compat.text_config(model).num_hidden_layers
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
+            rotary = getattr(model.base_model, "rotary_emb", None)  # of which a table is made
+            self._copied += [Copied(each) for each in (() if rotary is None else rotary.buffers())]
         if self._stacked and FusedModel.knows(model):
             head = model.get_output_embeddings()
             self._whole = FusedModel(model, self._layer_windows, weights, dict(self._swaps).get(head, head))
@@ -270,7 +274,7 @@ def _attention_configs(model: Any) -> dict[int, Any]:
     # transformers 5.20 drops Gemma 2's softcap under sdpa, and the output has to be the model's as it runs.
     softcap = getattr(compat.text_config(model), "attn_logit_softcapping", None)
     capless = softcap and compat.attention_of(model) != "eager"
-    refused = sinks or capless or not compat.exchanges_attention(model)
+    refused = sinks or capless or not compat.exchanges_attention(model) or not is_undisturbed(model)
     if refused or not dims or any(dim % native.LANES for dim in dims):
         return {}
     return compat.attention_configs(model)
@@ -323,7 +327,7 @@ def _plain_linears(model: Any) -> Iterator[Any]:
     plain = {kind for kind in (nn.Linear, Conv1D) if is_original_class(kind)}
     for module in model.modules():
         patched = hasattr(module, "_hf_hook") or "forward" in module.__dict__
-        if not patched and type(module) in plain:
+        if not patched and type(module) in plain and is_plain(module.weight):
             yield module
 
 
@@ -338,10 +342,10 @@ def _weight(module: Any) -> Tensor:
     return (weight.t() if type(module) is Conv1D else weight).contiguous()
 
 
-def _held(module: Any) -> Tensor:
-    """The weight as the model has it."""
-    weight: Tensor = module.weight
-    return weight
+def _held(module: Any, name: str = "weight") -> Tensor:
+    """A parameter as the model has it."""
+    parameter: Tensor = getattr(module, name)
+    return parameter
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Forward:

@@ -17,6 +17,7 @@ from torch import Tensor
 from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError
 from specstream.models import compat
+from specstream.models.view import view_of
 
 if TYPE_CHECKING:
     from specstream.models.hf import HuggingFaceTarget
@@ -49,7 +50,7 @@ def check_tree(target: HuggingFaceTarget) -> None:
     sequences = torch.tensor([[*context, root, *path] for path in branches], device=target.model.device)
     # Quantised, the runtime's linear layers are the model's: its own may have given their memory back.
     with target.runtime.kernels() if target.runtime.quantized else nullcontext():
-        model = target.view if target.runtime.quantized else target.model
+        model = target.view if target.runtime.quantized else view_of(target.model)
         own = model(input_ids=sequences, use_cache=False).logits[:, before + 1 :]
     if not bool(torch.isfinite(own).all()):  # verification says so in better words
         return

@@ -75,13 +75,13 @@ def once(verdicts: Verdicts | None, name: str, test: Callable[[], None]) -> None
 
 
 def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
-    """Those of a model on this machine; None where they are not to be kept.
+    """Those of a model on this machine; None where they are not to be kept, or the model's code is not known.
 
     Args:
         model: a transformers model.
         runtime: the name of how its passes run.
     """
-    if switched_off():
+    if switched_off() or (code := code_of(model)) is None:
         return None
     made_with = provenance(str(model.device), str(model.dtype))
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(LIBRARIES)}
@@ -90,7 +90,7 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
         *(torch.__config__.show(), torch.get_float32_matmul_precision()),
         *(torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
         *(torch.are_deterministic_algorithms_enabled(), runtime),
-        *(fingerprint(model), model.config.to_json_string(), attention_of(model), code_of(model)),
+        *(fingerprint(model), model.config.to_json_string(), attention_of(model), code),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
     return Verdicts(cache_folder() / f"{name}.json")

@@ -13,14 +13,15 @@ from __future__ import annotations
 from copy import deepcopy
 from functools import partial
 from operator import is_
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from specstream.models import compat
-from specstream.models.code import functions_of
+from specstream.models.code import functions_of, surroundings
 
 SAMPLES = 64
 """Values of a weight that is held as a copy that are compared with the copy's: a merged adapter changes nearly all."""
@@ -34,13 +35,18 @@ def view_of(model: Any) -> Any:
     Configurations are copies too: layers read the name of their attention there. Parameters are the model's own, and
     one that a module is given later is the other's as well.
     """
-    copies: dict[int, Any] = {id(module): object.__new__(type(module)) for module in model.modules()}
+    copies = {id(module): module if _is_closed(module) else object.__new__(type(module)) for module in model.modules()}
     configs: dict[int, Any] = {}
     for module in model.modules():
+        if copies[id(module)] is module:
+            continue
         own = copies[id(module)].__dict__
         own.update({name: _translated(value, copies, configs) for name, value in module.__dict__.items()})
-        own["_modules"] = {name: child and copies[id(child)] for name, child in module._modules.items()}
+        own["_modules"] = {
+            name: None if child is None else copies[id(child)] for name, child in module._modules.items()
+        }
         own["_buffers"] = compat.own_buffers(module)
+        own["_compiled_call_impl"] = None  # it runs the modules that it was compiled of
         for name in _HOOKS:
             if name in own:
                 own[name] = own[name].copy()
@@ -52,11 +58,42 @@ def _translated(value: Any, copies: dict[int, Any], configs: dict[int, Any]) -> 
     if isinstance(value, MethodType) and id(value.__self__) in copies:
         return MethodType(value.__func__, copies[id(value.__self__)])
     if isinstance(value, partial):
-        bound = [copies.get(id(each), each) for each in value.args]
-        return partial(_translated(value.func, copies, configs), *bound, **value.keywords)
+        bound = [_translated(each, copies, configs) for each in (value.func, *value.args)]
+        made: Any = partial(bound[0], *bound[1:], **value.keywords)
+        made.__dict__.update({name: _translated(each, copies, configs) for name, each in vars(value).items()})
+        return made
+    if isinstance(value, FunctionType) and value.__closure__:
+        return _closed_over(value, copies, configs)
     if isinstance(value, nn.Module):
         return copies.get(id(value), value)
     return deepcopy(value, configs) if isinstance(value, compat.PreTrainedConfig) else value
+
+
+def _closed_over(function: FunctionType, copies: dict[int, Any], configs: dict[int, Any]) -> Any:
+    """A function that closes over what is bound to the model, as a wrapped forward does; others stay as they are."""
+    cells = [_translated_cell(cell, copies, configs) for cell in function.__closure__ or ()]
+    if all(map(is_, cells, function.__closure__ or ())):
+        return function
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells))
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update({name: _translated(each, copies, configs) for name, each in vars(function).items()})
+    return made
+
+
+def _translated_cell(cell: CellType, copies: dict[int, Any], configs: dict[int, Any]) -> CellType:
+    try:
+        held = cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return cell
+    if isinstance(held, FunctionType) and any(each is cell for each in held.__closure__ or ()):
+        return cell  # a function that calls itself
+    new = _translated(held, copies, configs)
+    return cell if new is held else CellType(new)
+
+
+def _is_closed(module: Any) -> bool:
+    """Whether the module holds compiled code of its own, which runs the model's modules: it can only be taken whole."""
+    return isinstance(module, torch.jit.ScriptModule | OptimizedModule)
 
 
 class Stamp:
@@ -71,6 +108,12 @@ class Stamp:
     def __init__(self, model: Any) -> None:
         self._objects, self._numbers = _look(model)
         self._held = [each.detach() for each in (*model.parameters(), *model.buffers())]
+        self._places = [_address(each) for each in self._held]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the weights still lie where they lay: what shares or empties a storage moves even those held here."""
+        return [_address(each) for each in self._held] == self._places
 
     def fits(self, model: Any) -> bool:
         """Whether the model is still what it was. A weight that was changed in place is the weight it was."""
@@ -86,6 +129,9 @@ def _look(model: Any) -> tuple[list[Any], list[int]]:
     while waiting:
         module = waiting.pop()
         own = module.__dict__
+        if isinstance(module, torch.jit.ScriptModule):
+            objects.append(module)
+            continue
         kinds.add(type(module))
         objects.append(module)
         if own["_forward_hooks"] or own["_forward_pre_hooks"]:
@@ -100,6 +146,7 @@ def _look(model: Any) -> tuple[list[Any], list[int]]:
         objects.extend(vars(config).values())
     for kind in sorted(kinds, key=id):
         objects.extend(functions_of(kind))
+    objects.extend(surroundings(model))
     return objects, numbers
 
 
@@ -107,8 +154,9 @@ def _look_inside(module: Any, objects: list[Any], numbers: list[int]) -> None:
     own = module.__dict__
     if "rope_type" in own and compat.keeps_length(module):
         objects.append(own.get("forward"))  # the rest it changes by itself, in every forward of a long text
+        numbers.extend(_version(each) for name, each in own["_buffers"].items() if name.startswith("original"))
         return
-    objects.extend(own.values())
+    objects.extend(own.values() if compat.HOOKED not in own else [own[name] for name in own if name != compat.HOOKED])
     for weight in own["_parameters"].values():
         if weight is not None:
             objects += (weight, weight.dtype)
@@ -128,7 +176,8 @@ class Copied:
     def __init__(self, weight: Tensor) -> None:
         self._weight, self._version = weight, _version(weight)
         flat = weight.detach().flatten()
-        self._samples = flat[:: max(1, len(flat) // SAMPLES)]
+        every = 1 if weight.is_inference() else max(1, len(flat) // SAMPLES)  # such a tensor counts no versions
+        self._samples = flat[::every]
         self._before = self._samples.clone()
 
     @property

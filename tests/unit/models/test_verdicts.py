@@ -137,12 +137,30 @@ def test_the_file_is_named_by_the_code_of_the_forward(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(where, name, patch)
             found.append(file_of(model))
+    for by in (1, 2):
+        monkeypatch.setattr(model.model.norm, "forward", adding(by))
+        found.append(file_of(model))
+        monkeypatch.setattr(model.model.norm, "forward", partial(torch.add, by))
+        found.append(file_of(model))
+    monkeypatch.delattr(model.model.norm, "forward")
     hook = model.model.norm.register_forward_hook(lambda module, given, made: made + 1)
     found.append(file_of(model))
     hook.remove()
     assert len(set(found)) == len(found)
+    hook = model.model.norm.register_forward_hook(Watcher())
+    assert verdicts_of(model, "eager") is None, "what it does may stand in its attributes"
+    hook.remove()
     model(torch.tensor([[1]]), output_hidden_states=True)
     assert file_of(model) == own, "what transformers hooks by itself is no patch"
+
+
+def adding(by):
+    return lambda x: x + by
+
+
+class Watcher:
+    def __call__(self, module, given, made):
+        return made
 
 
 def test_a_model_that_was_refused_is_refused_again(tmp_path, monkeypatch):
