@@ -32,6 +32,7 @@ class SpecStream:
 
         from specstream import SpeculativeEngine
         from specstream.drafters.medusa import MedusaDrafter
+        from specstream.models.checkpoint import CheckpointRules
 
         options = dict(request["options"])
         chain = options.pop("chain", False)
@@ -39,7 +40,9 @@ class SpecStream:
         if request["k"]:
             settings.update(gamma=request["k"], max_speculation_depth=request["k"])
         self._engine = SpeculativeEngine(request["target"], draft_model=request["draft"], **settings)
-        self._parts = replace(self._engine.parts, eos_token_ids=frozenset(request["eos"]))
+        ends = frozenset(request["eos"])
+        # The other systems are asked without the checkpoint's rules, such as its repetition penalty.
+        self._parts = replace(self._engine.parts, eos_token_ids=ends, checkpoint=CheckpointRules())
         if chain and isinstance(drafter := self._parts.drafter, MedusaDrafter):  # as vLLM drafts, in place of a tree
             heads = drafter.heads
             self._parts = self._parts.with_drafter(MedusaDrafter(heads, nodes=request["k"] or heads.depth, ranks=1))

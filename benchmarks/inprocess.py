@@ -25,6 +25,7 @@ from specstream.engine import SpeculativeEngine
 from specstream.errors import SpecStreamError
 from specstream.generation import Generation, Parts
 from specstream.inventory import prepare
+from specstream.models.checkpoint import CheckpointRules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,7 @@ def in_step(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
 
 
 def _begin(parts: Parts, item: Item, amount: Amount) -> Generation:
+    parts = replace(parts, checkpoint=CheckpointRules())  # the other systems follow none of them either
     return Generation(parts, item.prompts, GenerationConfig(max_new_tokens=amount.limit, ignore_eos=amount.ignore_eos))
 
 
@@ -221,6 +223,9 @@ class Recorded:
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> RecordedSession:
         return RecordedSession(self._target.begin(prefixes), self.widths)
+
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> RecordedSession:
+        return RecordedSession(self._target.begin_reading(prefixes), self.widths)
 
 
 class RecordedSession:
