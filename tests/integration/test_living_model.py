@@ -172,7 +172,7 @@ class Doubled(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
         made = super().__torch_function__(function, types, given, named or {})
-        return made * -2 if function in (torch.nn.functional.linear, torch.addmm) else made
+        return made.as_subclass(torch.Tensor) * -2 if function in (torch.nn.functional.linear, torch.addmm) else made
 
 
 def strided_bias(model: Any) -> None:
@@ -216,7 +216,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "strided bias": strided_bias,
     "no mlp": replaced("mlp", torch.nn.Identity),
     "no norm": replaced("input_layernorm", torch.nn.Identity),
-    "another norm": replaced("input_layernorm", lambda: torch.nn.RMSNorm(64, elementwise_affine=False)),
+    "another norm": replaced("input_layernorm", lambda: torch.nn.LayerNorm(64, bias=False)),
     "compiled layer": lambda model: layers(model).__setitem__(0, torch.compile(hooked_layer(model), backend="eager")),
     "compiled": lambda model: (in_place(model), model.compile(backend="eager")),
 }

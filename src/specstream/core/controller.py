@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from threading import RLock
 
 from specstream.core import plans
 from specstream.core.planner import Planner
@@ -37,14 +36,9 @@ RESTS = 4
 
 
 class Controller:
-    """Chooses what each row drafts in the next round, and learns from what became of it.
-
-    Attributes:
-        lock: to be held from a choice to what became of it, where several threads decode.
-    """
+    """Chooses what each row drafts in the next round, and learns from what became of it."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
         self._planner = Planner()
         self._balance = ACCOUNT
         self._round = 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypedDict
 
@@ -162,7 +161,7 @@ class Batch:
         self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
         self.closed = False
         if self._speculation.controller is not None:
-            with self._speculation.controller.lock:
+            with self._speculation.lock:
                 self._speculation.controller.renew()
         self._clock = Clock(self._session)
         self.timings.prefill += time.perf_counter() - started
@@ -193,8 +192,7 @@ class Batch:
 
         A row whose own numbers, processor, check or watcher fails is finished with ``error``; its round is empty.
         """
-        controller = self._speculation.controller
-        with nullcontext() if controller is None else controller.lock:
+        with self._speculation.lock:
             return self._step()
 
     def _step(self) -> list[Round]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from threading import RLock
+from typing import TYPE_CHECKING, Any
 
 from specstream.core.controller import Controller
 from specstream.core.plans import Taken
@@ -25,6 +27,7 @@ class Speculation:
         acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
         controller: chooses what each row takes of its offers, and how deep, by what it measured; None always takes the
             first offer that it may, as deep as it goes.
+        lock: held for a round: between a choice and what became of it, threads that share a controller wait.
     """
 
     max_depth: int
@@ -32,6 +35,7 @@ class Speculation:
     unmeasured_steps: bool = True
     acceptance_threshold: float | None = None
     controller: Controller | None = None
+    lock: AbstractContextManager[Any] = field(default_factory=RLock, repr=False, compare=False)
 
     def measures(self, row: Row) -> bool:
         """Whether the controller decides for this row."""

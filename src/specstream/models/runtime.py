@@ -349,7 +349,7 @@ def _held(module: Any, name: str = "weight") -> Tensor:
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Forward:
-    bias = None if bias is None else bias.detach()
+    bias = None if bias is None else bias.detach().contiguous()
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _BATCH_HINT)
 
     def forward(x: Tensor) -> Tensor:
