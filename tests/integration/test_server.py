@@ -286,7 +286,7 @@ def test_what_is_counted(served: Served) -> None:
     ("path", "body", "words"),
     [
         ("completions", b"{", "JSON decode error"),
-        ("completions", b"\xff", ""),
+        ("completions", b"\xff", "send JSON in UTF-8"),
         ("completions", b"[" * 100_000, ""),
         ("completions", b'{"model": "tiny", "prompt": "a", "seed": 1' + b"0" * 5000 + b"}", ""),
         ("completions", {"model": NAME}, "prompt: Field required"),
@@ -309,7 +309,7 @@ def test_what_is_counted(served: Served) -> None:
         (
             "chat/completions",
             {"model": NAME, "messages": CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
-            "there is no schema",
+            "response_format.json_schema is missing or has no schema",
         ),
         (
             "chat/completions",
@@ -320,7 +320,8 @@ def test_what_is_counted(served: Served) -> None:
             },
             "the JSON schema cannot be followed",
         ),
-        ("nothing", {}, "Not Found"),
+        ("nothing", {}, "nothing is served at this path"),
+        ("completions/", {}, "nothing is served at this path"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(served: Served, path: str, body: Any, words: str) -> None:

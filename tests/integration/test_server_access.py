@@ -47,6 +47,12 @@ def lines(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
     return found()
 
 
+@pytest.mark.parametrize("probe", ["health", "ready", "metrics"])
+def test_a_probe_may_ask_without_wanting_the_body(probe: str, served: Served) -> None:
+    answer = httpx.head(f"{served.url}/{probe}")
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 class TestIds:
     def test_the_clients_own_is_kept(self, served: Served) -> None:
         for name in ("a", "3f2a-4.b_c:d/e=", "x" * 128):
@@ -118,6 +124,15 @@ class TestLines:
         assert "\n" not in line
         assert "secret" not in line
         (line,) = lines(caplog, "two")
+        assert len(line) < 400
+
+    @pytest.mark.parametrize("host", ["10.0.0.1 POST /v1/forged 200", "a" * 5000])
+    def test_a_host_that_a_proxy_names_cannot_either(
+        self, host: str, served: Served, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        post(served, x_request_id="proxied", x_forwarded_for=host)
+        (line,) = lines(caplog, "proxied")
+        assert line.split()[1:3] == ["POST", "/v1/completions"]
         assert len(line) < 400
 
     def test_a_failure_has_one(

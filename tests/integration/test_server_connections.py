@@ -95,6 +95,16 @@ class TestAfterAnError:
                 assert answer.status == (200 if size == 10 else 413)
             assert ask(connection, BODY, authorization="Bearer right")[0].status == 200
 
+    def test_a_refused_key_ends_the_connection_of_who_waits_with_the_body(self) -> None:
+        """It does not send the body now, and what it sends next would be taken for that."""
+        with serving(api_key="right") as served, connected(served) as connection:
+            connection.putrequest("POST", "/v1/completions")
+            connection.putheader("content-length", "40")
+            connection.putheader("expect", "100-continue")
+            connection.endheaders()
+            answer = connection.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (401, "close")
+
     def test_a_body_that_does_not_arrive_closes_and_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
         with serving() as served, connected(served) as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,6 +53,19 @@ def test_a_prompt_that_takes_too_long_to_read_is_given_up_and_so_is_who_waits_fo
         go_on.set()
         assert eventually(served.idle)
         assert len(passes) == 1
+
+
+def test_what_is_done_before_the_queue_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(request_seconds=0.2) as served:
+        encoding = served.server.gateway.prompts
+
+        def slowly(body: Any) -> Any:
+            time.sleep(0.3)
+            return encoding(body)
+
+        monkeypatch.setattr(served.server.gateway, "prompts", slowly)
+        said = message(post(served, "the cat"))
+    assert "the answer took more than 0.2 s: 0.3 s waiting" in said
 
 
 def test_a_long_prompt_does_not_hold_up_an_answer() -> None:

@@ -41,6 +41,13 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**TEXT, "seed": "a"}, "seed", "seed: Input should be a valid integer"),
         ({**TEXT, "gamma": 1}, "gamma", "gamma: the field is not known; leave it out"),
         ({**TEXT, "tools": [1]}, "tools", "tools is not supported; leave it out"),
+        ({**TEXT, "stream_options": {}}, "stream_options", "stream_options is only for streams; give stream: true"),
+        ({**CHAT, "top_logprobs": 2}, "top_logprobs", "top_logprobs is given without logprobs; give logprobs: true"),
+        (
+            {**CHAT, "response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "response_format.json_schema is missing or has no schema, and the type is json_schema; give {name, schema}",
+        ),
         (
             {**CHAT, "messages": [{"role": "user", "content": 5}]},
             "messages.0.content",
@@ -94,6 +101,12 @@ def test_a_content_type_that_is_not_json_is_what_is_said(served: Served, kind: s
     assert answer.status_code == 200 or "Content-Type" in answer.json()["error"]["message"]
     for accepted in ("application/json; charset=utf-8", "Application/JSON"):
         assert send(served, TEXT, content_type=accepted).status_code == 200
+
+
+def test_a_method_that_is_not_served_says_which_one_is(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/v1/completions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"]["message"] == "the method is not one of this path's; send POST"
 
 
 def test_a_missing_key_says_how_to_authenticate() -> None:

@@ -23,6 +23,7 @@ import openai
 import pytest
 import torch
 
+from specstream.serving.answers import Shape
 from specstream.serving.scheduler import Scheduler
 from tests.integration.served import NAME, PATIENCE, Served, eventually, serving, tiny_engine
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -242,6 +243,26 @@ def test_who_is_not_served_within_the_grace_hears_so() -> None:
         thread.join()
     assert all("the server has stopped; try another one" in str(error) for error in found)
     assert {getattr(error, "status_code", None) for error in found} == {503, None}
+
+
+def test_a_panic_in_a_pass_is_logged_by_its_kind_and_place(caplog: pytest.LogCaptureFixture) -> None:
+    with serving() as served:
+        served.engine.target.prepare()
+        with failing(served, Panic("xyzzy")):
+            assert post(served, max_tokens=3).status_code == 500
+    (line,) = [each.getMessage() for each in caplog.records if each.levelno >= logging.ERROR]
+    assert "Panic in " in line
+    assert "test_server_faults.py" in line
+    assert "xyzzy" not in line
+
+
+def test_a_panic_beside_the_passes_is_told_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    def panics(*arguments: Any, **named: Any) -> Any:
+        raise Panic
+
+    monkeypatch.setattr(Shape, "chunk", panics)
+    with serving() as served:
+        assert "the answer failed (Panic)" in post(served, max_tokens=3, stream=True).text
 
 
 def test_prompts_and_answers_stay_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:

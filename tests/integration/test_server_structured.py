@@ -36,6 +36,20 @@ def test_the_first_requests_at_once_are_all_answered() -> None:
     assert said == [f"cat {at}" for at in range(8)]
 
 
+def test_one_schema_is_read_once_for_all_its_answers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    schemas, read = served.server.gateway._schemas, []
+    mask = schemas.mask
+
+    def noted(*arguments: Any) -> Any:
+        read.append(arguments)
+        return mask(*arguments)
+
+    monkeypatch.setattr(schemas, "mask", noted)
+    answer = ask(served, {"enum": ["cat", "dog"]}, n=4, temperature=1.0, seed=1).json()
+    assert {json.loads(choice["message"]["content"]) for choice in answer["choices"]} <= {"cat", "dog"}
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize("schema", HOPELESS, ids=["divisor", "loop"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_cannot_be_followed_is_refused_before_the_answer(served: Served, schema: Any, stream: bool) -> None:

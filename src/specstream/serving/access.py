@@ -15,7 +15,7 @@ from specstream.serving.guard import PROBES
 _log = logging.getLogger("specstream.serving")
 
 _ID = re.compile(rb"[A-Za-z0-9._:/=+-]{1,128}")
-_LONGEST_PATH = 200
+_LONGEST_PATH, _LONGEST_HOST = 200, 60
 
 
 class Access:
@@ -60,8 +60,9 @@ def _id(scope: Scope) -> bytes:
 
 
 def _say(scope: Scope, name: str, status: int, seconds: float, note: str) -> None:
-    path = quote(scope["path"])[:_LONGEST_PATH]  # as it was sent, it could hold line breaks
+    # As they were sent, they could hold line breaks and spaces; behind a proxy the host is what a header says.
+    path, host = quote(scope["path"])[:_LONGEST_PATH], (scope.get("client") or "-")[0]
+    host = quote(host, safe=":%")[:_LONGEST_HOST]
     level = logging.DEBUG if scope["path"] in PROBES and status == 200 else logging.INFO
-    host = scope["client"][0] if scope.get("client") else "-"
     line = f"{host} {scope['method']} {path} {status or '-'} {seconds:.2f} s {name} {note}"
     _log.log(level, "%s", line.rstrip())

@@ -139,7 +139,9 @@ class Shape:
         first, told = index not in self._told, self._told.setdefault(index, TextStream(self._tokenizer))
         offset = len(told.text)
         told.push([token])
-        return first, offset
+        new, own = told.text[offset:], self._texts.say(token, first=first)
+        # Bytes before it may have been no character at all, or whole ones that only now are known to be.
+        return first, offset + (len(new) - len(own) if new.endswith(own) else 0)
 
     def _token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
         raw = self._texts.bytes_of(token, first=first)

@@ -26,7 +26,7 @@ from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
 from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
-from specstream.serving.guard import Guard, JsonResponse, refusal
+from specstream.serving.guard import PROBES, Guard, JsonResponse, refusal
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.meters import Meters
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
@@ -67,7 +67,10 @@ class Server:
         self.app = self._routes()
 
     def _routes(self) -> FastAPI:
-        app = FastAPI(title="SpecStream", lifespan=self._lifespan, docs_url=None, redoc_url=None)
+        # A redirect would name the host that the client sent.
+        app = FastAPI(
+            title="SpecStream", lifespan=self._lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+        )
         key = self.config.api_key
         app.add_middleware(
             Guard,
@@ -101,6 +104,8 @@ class Server:
         app.get("/health", response_model=None, responses=well())(self.health)
         app.get("/ready", response_model=None, responses=well())(self.ready)
         app.get("/metrics", response_model=None, response_class=PlainTextResponse)(self.metrics)
+        for path, probe in zip(PROBES, (self.health, self.ready, self.metrics), strict=True):
+            app.head(path, response_model=None, include_in_schema=False)(probe)  # as load balancers ask
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -150,7 +155,7 @@ class Server:
         }
 
     async def _answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
-        chat = isinstance(body, ChatBody)
+        arrived, chat = time.monotonic(), isinstance(body, ChatBody)
         shape = Shape(
             chat=chat, model=self.config.model_name, tokenizer=self.gateway.tokenizer, lossless=self._lossless
         )
@@ -158,7 +163,7 @@ class Server:
         # Apart from the event loop: a long prompt takes a while to encode.
         prompts = await asyncio.to_thread(self.gateway.prompts, body)
         host = request.client.host if request.client else ""
-        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, f"{host} {body.user or ''}")
+        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, f"{host} {body.user or ''}", arrived)
         if self.config.log_prompts:
             _log.info("%s asks: %s", shape.id, [self.gateway.tokenizer.decode(prompt) for prompt in prompts])
         clamped = self.gateway.clamped(body, prompts)
@@ -210,7 +215,9 @@ class Server:
                 yield _event(shape.envelope([], usage=usage(answers.jobs)))
             request.state.note = _note(shape, answers.jobs)
             yield b"data: [DONE]\n\n"
-        except Exception as error:  # the head of the response has been sent: it can only be told in the stream
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # the head of the response has been sent: it can only be told in the stream
             yield b"data: " + self._refuse(error).body + b"\n\n"
         finally:
             answers.cancel()
@@ -243,6 +250,14 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 """Errors whose message is for whoever asked: status, type and code."""
 
 
+_WORDS = {
+    400: "the body cannot be read; send JSON in UTF-8, not compressed and not nested deeply",
+    404: "nothing is served at this path; /openapi.json lists what is",
+    405: "the method is not one of this path's; send {Allow}",
+}
+"""What the web framework refuses by itself, before anything of ours is asked."""
+
+
 def _note(shape: Shape, jobs: Sequence[Job]) -> str:
     """What the log says of an answer."""
     counts = usage(jobs)
@@ -252,7 +267,9 @@ def _note(shape: Shape, jobs: Sequence[Job]) -> str:
 
 def _refusal(error: BaseException) -> Response:
     if isinstance(error, HTTPException):
-        return refusal(error.status_code, f"{error.detail}", headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        words = _WORDS.get(error.status_code, "{detail}").format(detail=error.detail, **headers)
+        return refusal(error.status_code, words, headers=headers)
     for kind, (status, type_, code) in _KINDS.items():
         if isinstance(error, kind):
             headers = {"retry-after": str(error.retry_after)} if isinstance(error, QueueFullError) else {}

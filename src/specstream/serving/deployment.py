@@ -53,7 +53,7 @@ class DeploymentConfig(BaseModel):
         max_connections: clients that are connected at a time; None for 1000, or half the files that may be open.
         max_choices: most answers to one request (``n``, and prompts of a completion).
         max_body_bytes: of a request.
-        request_seconds: an answer that takes longer, its wait included, is given up (504).
+        request_seconds: an answer that takes longer, from the arrival of its request on, is given up (504).
         grace_seconds: how long a server that is told to stop goes on with what it has begun.
         cors_origins: whose pages a browser lets ask this server, such as ``https://example.org``; ``*`` is everyone's.
         log_level: of what is logged, the least; ``warning`` leaves out the line that each request gets.
@@ -102,7 +102,10 @@ class DeploymentConfig(BaseModel):
     @classmethod
     def _words(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return shlex.split(value)
+            try:
+                return shlex.split(value)
+            except ValueError as error:
+                raise ValueError(f"vllm_args is {value!r}, which no shell reads ({error}); mend its quotes") from None
         return [str(word) for word in value] if isinstance(value, (list, tuple)) else value
 
     @field_validator("cors_origins", mode="before")

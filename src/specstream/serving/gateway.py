@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -70,7 +69,11 @@ class Gateway:
         """
         for size in _sizes(body):
             self._check_size(size)
-        found = [self._chat(body)] if isinstance(body, ChatBody) else [self._tokens(each) for each in body.prompts]
+        if isinstance(body, ChatBody):
+            found = [self._chat(body)]
+        else:
+            found = [encode(self.tokenizer, each) if isinstance(each, str) else each for each in body.prompts]
+        check_tokens(self._engine.target.vocab_size, found, body.stop_token_ids or ())
         for tokens in found:
             if self.context is not None and len(tokens) >= self.context:
                 raise ContextError(
@@ -78,22 +81,26 @@ class Gateway:
                 )
         return found
 
-    def jobs(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], client: str) -> list[Job]:
+    def jobs(
+        self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], client: str, arrived: float
+    ) -> list[Job]:
         """A job for each answer: ``n`` for the first prompt, ``n`` for the next, and so on. Nobody listens yet.
+
+        What was done for the request since it arrived counts as its wait.
 
         Raises:
             UsageError: a schema that cannot be followed.
         """
-        check_tokens(self._engine.target.vocab_size, (), body.stop_token_ids or ())
         jobs: list[Job] = []
+        mask = None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
         for prompt in prompts:
             room = self._room(body, prompt)
             for _ in range(body.n or 1):
                 settings = {**_sampling(body), "max_new_tokens": room}
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
-                if body.schema_to_follow is not None:
-                    settings["logits_processor"] = [self._schemas.mask(body.schema_to_follow, len(prompt))]
+                if mask is not None:
+                    settings["logits_processor"] = [mask.behind(len(prompt))]
                 config = generation_config(self._engine.config.generation, settings)  # type: ignore[arg-type]
                 jobs.append(
                     Job(
@@ -101,7 +108,8 @@ class Gateway:
                         config=config,
                         client=client,
                         deliver=_unheard,
-                        deadline=time.monotonic() + self._config.request_seconds,
+                        arrived=arrived,
+                        deadline=arrived + self._config.request_seconds,
                         top_logprobs=body.wanted_logprobs,
                     )
                 )
@@ -133,14 +141,6 @@ class Gateway:
             for turn in body.messages
         ]
         return encode(self.tokenizer, turns)
-
-    def _tokens(self, prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return encode(self.tokenizer, prompt)
-        size = self._engine.target.vocab_size
-        if strange := [token for token in prompt if not 0 <= token < size]:
-            raise UsageError(f"the prompt has the token {strange[0]}; the vocabulary is 0 to {size - 1}")
-        return prompt
 
 
 class Answers:

@@ -74,6 +74,8 @@ class Guard:
         if self._key is not None and scope["path"].startswith("/v1") and not self._knows(scope):
             message = "the API key is missing or wrong; send it as Authorization: Bearer KEY"
             wanted = {"www-authenticate": "Bearer"}
+            if any(name == b"expect" for name, _ in scope["headers"]):  # then its body does not come
+                wanted["connection"] = "close"
             answer = refusal(401, message, kind="authentication_error", code="invalid_api_key", headers=wanted)
             await self._refuse(401, answer, scope, receive, send)
             return

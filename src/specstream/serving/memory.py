@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from specstream.errors import SpecStreamError, UsageError
 from specstream.models.cache import STEP, capacity_for
 from specstream.models.capabilities import capabilities
 from specstream.models.catalog import resolve
+from specstream.models.compat import model_class
 from specstream.models.load import pick_device, pick_dtype
 from specstream.parts import SELF
 from specstream.serving.deployment import GB, DeploymentConfig
@@ -66,7 +67,7 @@ def check_fit(config: DeploymentConfig, shards: int = 1) -> None:
         shards: see ``needs``.
 
     Raises:
-        UsageError: they do; with the numbers.
+        UsageError: they do; with the numbers. A dtype or a device that there is not.
         ModelNotFoundError: nothing answers to a model's name.
         DownloadError: it could not be fetched.
     """
@@ -74,9 +75,9 @@ def check_fit(config: DeploymentConfig, shards: int = 1) -> None:
         return
     try:
         needed = needs(config, shards)
-    except (ModelNotFoundError, UnsupportedModelError):
+    except SpecStreamError:
         raise
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, ImportError):
         return  # to load it will say what is wrong with it
     if needed.weights + needed.cache <= config.memory_gb * GB:
         return
@@ -137,7 +138,7 @@ def size_of(model: str, config: DeploymentConfig) -> Size:
     stored = own.dtype or torch.float32
     dtype = pick_dtype(config.dtype) or capabilities(pick_device(config.device), stored).dtype.value
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(own, dtype=dtype)  # type: ignore[no-untyped-call]
+        empty = model_class(own).from_config(own, dtype=dtype)
     parameters = sum(each.numel() for each in empty.parameters())
     weights = parameters * dtype.itemsize
     if getattr(own, "quantization_config", None) is not None:  # in the bits that they are stored in

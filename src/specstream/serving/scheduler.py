@@ -295,4 +295,4 @@ class Scheduler:
 
 def _told(error: BaseException) -> Exception:
     """As an ``Exception``: a library that panics in Rust raises none, and must not end the thread."""
-    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+    return error if isinstance(error, Exception) else SpecStreamError(f"a pass ended with {fault(error)}")

@@ -125,7 +125,7 @@ class Body(Given):
     @model_validator(mode="after")
     def _streams(self) -> Body:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only for streams; give stream: true")
+            raise _about("stream_options", "is only for streams; give stream: true")
         return self
 
     @property
@@ -191,7 +191,7 @@ class ResponseFormat(Given):
     @model_validator(mode="after")
     def _complete(self) -> ResponseFormat:
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
-            raise ValueError("the type is json_schema and there is no schema; give json_schema: {name, schema}")
+            raise _about("json_schema", "is missing or has no schema, and the type is json_schema; give {name, schema}")
         return self
 
     @property
@@ -214,7 +214,7 @@ class ChatBody(Body):
     @model_validator(mode="after")
     def _asks_for_logprobs(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs is given without logprobs; give logprobs: true")
+            raise _about("top_logprobs", "is given without logprobs; give logprobs: true")
         return self
 
     @property

@@ -54,6 +54,8 @@ class Schemas:
         """
         if self._refusal is not None:
             raise self._refusal
+        if isinstance(schema, bool):  # JSON Schema has them, the library has not
+            schema = {} if schema else {"enum": []}
         # Compact JSON: a small model that may write any white space tends to write nothing else.
         try:
             grammar = self._matching.grammar_from_json_schema(
@@ -84,6 +86,10 @@ class JsonMask:
     def __init__(self, matcher: Any, prompt_length: int, ends: Collection[int]) -> None:
         self._matcher, self._read, self._ends = matcher, prompt_length, list(ends)
         self._prompt_length = prompt_length
+
+    def behind(self, prompt_length: int) -> JsonMask:
+        """The same for another answer, without reading the schema again."""
+        return JsonMask(self._matcher.deep_copy(), prompt_length, self._ends)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores ``[1, vocab]`` with minus infinity for every token that may not follow.

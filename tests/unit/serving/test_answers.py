@@ -60,6 +60,12 @@ def test_offsets_are_those_of_the_text_however_a_stream_is_cut(size: int) -> Non
             assert offsets[at] == len(before)
 
 
+def test_bytes_that_are_no_character_count_as_what_the_text_has_for_them() -> None:
+    tokens = [FIRST_BYTE, *IDS[:1], FIRST_BYTE, OTHER_BYTE, *IDS[:1]]
+    assert TOKENIZER.decode(tokens) == "\ufffda\ufffda"
+    assert told(shape(False).chunk(0, "", chances(tokens)))["text_offset"] == [0, 1, 2, 2, 3]
+
+
 def test_answers_of_one_request_have_offsets_of_their_own() -> None:
     several = shape(False)
     assert told(several.chunk(0, "", chances(IDS[:2])))["text_offset"][0] == 0

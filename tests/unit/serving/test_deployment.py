@@ -128,6 +128,11 @@ def test_arguments_for_vllm_are_words(given: object) -> None:
     assert DeploymentConfig.read(None, {}, vllm_args=given).vllm_args == ("-tp", "2", "--seed", "7")
 
 
+def test_arguments_for_vllm_without_a_closing_quote_are_refused_by_name() -> None:
+    with pytest.raises(UsageError, match=r"vllm_args is \"--a 'b\", which no shell reads"):
+        DeploymentConfig.read(environment={"SPECSTREAM_VLLM_ARGS": "--a 'b"})
+
+
 def test_unknown_names_are_refused_from_python_too() -> None:
     with pytest.raises(ValidationError):
         DeploymentConfig(gama=4)  # type: ignore[call-arg]

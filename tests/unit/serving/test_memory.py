@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, Qwen2VLConfig
 
 from specstream.errors import ModelNotFoundError, UsageError
 from specstream.models.cache import STEP
@@ -89,6 +89,19 @@ def test_names_that_other_families_give_their_sizes_are_read(tmp_path: Path) -> 
     found = needs(deployment(tmp_path, max_rows=1))
     assert found.context == 128
     assert found.cache == STEP * 2 * 2 * 64 * 4
+
+
+def test_a_model_that_reads_images_too_is_counted(tmp_path: Path) -> None:
+    vision: dict[str, Any] = {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2}
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2VLConfig(text_config={**text, "num_key_value_heads": 2, "vocab_size": 300}, vision_config=vision)
+    config.save_pretrained(tmp_path)
+    assert needs(deployment(tmp_path, max_rows=1, max_context=2)).cache == STEP * 2 * 2 * 2 * 16 * 4
+
+
+def test_a_dtype_that_there_is_not_is_refused_before_loading(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="dtype is 'foo'"):
+        check_fit(deployment(large(tmp_path), dtype="foo"))
 
 
 def test_vllm_splits_the_weights_and_sizes_its_cache_itself(tmp_path: Path) -> None:

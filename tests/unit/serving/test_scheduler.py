@@ -230,7 +230,8 @@ def test_a_panic_does_not_end_the_thread() -> None:
         end = asker.end()
         assert isinstance(end, Failed)
         assert isinstance(end.error, Exception)
-        assert str(end.error) == "Panic: index out of bounds"
+        assert str(end.error).startswith("a pass ended with Panic in ")
+        assert "index out of bounds" not in str(end.error)
         scheduler.submit([next_one.job])
         gate.passes.release(100)
         assert next_one.text() == expected([1, 1])

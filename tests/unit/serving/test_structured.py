@@ -71,6 +71,22 @@ def test_an_answer_ends_where_the_schema_accepts(schemas: Schemas) -> None:
         json.loads(tiny_tokenizer().decode(tokens))
 
 
+def test_true_and_false_are_schemas_too(schemas: Schemas) -> None:
+    tokens, ended = written(schemas.mask(True, 0))
+    assert ended
+    json.loads(tiny_tokenizer().decode(tokens))
+    with pytest.raises(UsageError, match="Unsatisfiable"):
+        schemas.mask(False, 0)
+
+
+def test_answers_to_one_schema_do_not_disturb_each_other(schemas: Schemas) -> None:
+    first = schemas.mask({"enum": ["cat", "dog"]}, 0)
+    masks = [first.behind(0) for _ in range(3)]
+    whole = [written(mask) for mask in masks]
+    assert whole == [written(first)] * 3
+    assert all(ended for _, ended in whole)
+
+
 def test_a_complete_answer_can_only_end(schemas: Schemas) -> None:
     mask = schemas.mask({"enum": ["cat"]}, 0)
     tokens, ended = written(mask)
