@@ -73,7 +73,7 @@ class HuggingFaceTarget:
         self.view, self.family, self.runtime = view, family, runtime
         self._forget("layers", "_verdicts")
         embedding = view.get_input_embeddings()
-        self.vocab_size, self._dtype = int(embedding.num_embeddings), embedding.weight.dtype
+        self.vocab_size, self._dtype = len(embedding.weight), embedding.weight.dtype
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
         self.passes = self._static_passes() if self.runtime.static else None
         self.long_after = compat.long_after(view)
