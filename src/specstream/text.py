@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from specstream.core.stopping import StopCheck
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat
@@ -30,7 +30,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     elif _is_list(prompt):
         ids = tokenizer(_rendered(tokenizer, prompt), add_special_tokens=False)["input_ids"] if prompt else []
     else:
-        raise UsageError(f"the prompt is {_short(prompt)}; give a text, or a chat: a list of role and content")
+        raise UsageError(f"the prompt is {shown(prompt)}; give a text, or a chat: a list of role and content")
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
@@ -56,20 +56,21 @@ def _rendered(tokenizer: Any, chat: Chat) -> str:
 def _turn(turn: Any) -> dict[str, Any]:
     """One turn, its parts of text joined: templates of models that read text alone know no parts."""
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise UsageError(f"a turn of the prompt is {_short(turn)}; give a mapping with a role and content")
+        raise UsageError(f"a turn of the prompt is {shown(turn)}; give a mapping with a role and content")
     content: Any = turn.get("content")
     if _is_list(content):
         content = "".join(map(_part, content))
     if not isinstance(content, str) and not (content is None and "tool_calls" in turn):
-        raise UsageError(f"the content of a turn of the prompt is {_short(content)}; give a text")
+        raise UsageError(f"the content of a turn of the prompt is {shown(content)}; give a text")
     return {**turn, "content": content}
 
 
 def _part(part: Any) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part["text"], str):
-        return str(part["text"])
-    raise UsageError(f"the content of a turn has a part of the type {kind or _short(part)}; only text is read")
+    if kind == "text" and isinstance(text := part.get("text"), str):
+        return text
+    unread = kind if isinstance(kind, str) and kind != "text" else shown(part)
+    raise UsageError(f"the content of a turn has a part of the type {unread}; only text is read")
 
 
 def _valid(text: str) -> str:
@@ -78,11 +79,6 @@ def _valid(text: str) -> str:
     except UnicodeEncodeError:
         raise UsageError("the prompt holds half a character, which is no text; give valid Unicode") from None
     return text
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def as_chat(tokenizer: Any, chat: bool | None) -> bool:
