@@ -61,9 +61,7 @@ class Parts:
 
     def sampling(self, config: GenerationConfig) -> Sampling:
         """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""
-        given, own = config.sampling(), self.checkpoint
-        unsaid = {name: value for name, value in own.settings.items() if name not in config.model_fields_set}
-        return replace(given, **unsaid, processors=(*own.processors, *given.processors))
+        return self.checkpoint.applied(config.sampling(), config.model_fields_set)
 
     def with_drafter(self, drafter: Drafter) -> Parts:
         """The same with another drafter, whose rounds teach this one's controller nothing."""

@@ -61,7 +61,7 @@ def test_images_and_sound_in_a_chat(engine, part):
 
 @pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": None}, {"type": None, "text": "a"}, 5])
 def test_a_part_without_its_text(engine, part):
-    with pytest.raises(UsageError, match="a part of the type .*only text is read") as error:
+    with pytest.raises(UsageError, match=r"a part of the type .*only text is read") as error:
         engine.generate(said([part]))
     one_line(error)
 
@@ -143,10 +143,10 @@ def test_a_processor_that_returns_something_else(engine, processor, words, tempe
 
 @pytest.mark.parametrize("stop", [5, [5], ["a", 5]], ids=repr)
 def test_a_stop_string_that_is_none(engine, tokenizer, stop):
-    with pytest.raises(UsageError, match="^stop is ") as error:
+    with pytest.raises(UsageError, match=r"^stop is ") as error:
         engine.generate("a", stop=stop)
     one_line(error)
-    with pytest.raises(UsageError, match="^stop is "):
+    with pytest.raises(UsageError, match=r"^stop is "):
         specstream.custom_generate(stop=stop, tokenizer=tokenizer)
 
 

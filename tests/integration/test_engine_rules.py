@@ -10,6 +10,7 @@ import specstream
 from specstream import SpeculativeEngine
 from specstream.cli.generate import _summary
 from specstream.errors import NumericalError, UsageError
+from specstream.models import compat
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "one two three one two three one"
@@ -85,6 +86,48 @@ def test_the_checkpoints_own_rules_hold_as_in_transformers(tokenizer, settings):
     ids = tokenizer(PROMPT)["input_ids"]
     output, _ = specstream.speculative_decode(model, None, ids, max_new_tokens=30)
     assert output[0, len(ids) :].tolist() == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_new_tokens", 9), ("sequence_bias", [[[10], -9.0]]), ("num_beams", 3), ("stop_strings", ["o"])],
+)
+def test_a_rule_of_the_checkpoint_that_is_not_followed_is_said(tokenizer, name, value):
+    model = tiny_model()
+    setattr(model.generation_config, name, value)
+    compat.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=f"the checkpoint's {name} is .*which an engine does not follow"):
+        SpeculativeEngine(model, tokenizer).generate(PROMPT, max_new_tokens=2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_custom_generate_warns_of_no_rule(tokenizer):
+    model = tiny_model()
+    model.generation_config.update(min_new_tokens=9, top_k=-1)
+    compat.warn_once.cache_clear()
+    inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
+    model.generate(**inputs, max_new_tokens=9, do_sample=False, custom_generate=specstream.custom_generate())
+
+
+@pytest.mark.filterwarnings("error")
+def test_rules_without_effect_are_not_spoken_of(tokenizer):
+    model = tiny_model()
+    neutral = {"min_length": 0, "num_beams": 1, "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "eta_cutoff": 0.0}
+    model.generation_config.update(**neutral, no_repeat_ngram_size=-1)
+    expected = reference(tiny_model(), tokenizer, PROMPT)
+    assert SpeculativeEngine(model, tokenizer).generate(PROMPT, max_new_tokens=30).token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_k", "y"), ("repetition_penalty", "x"), ("no_repeat_ngram_size", "x"), ("top_k", -1), ("bad_words_ids", 5)],
+)
+def test_a_rule_of_the_checkpoint_without_meaning_is_one_line(tokenizer, name, value):
+    model = tiny_model()
+    setattr(model.generation_config, name, value)
+    with pytest.raises(UsageError, match="the model's generation_config") as error:
+        SpeculativeEngine(model, tokenizer).generate(PROMPT)
+    assert "\n" not in str(error.value)
 
 
 def test_what_is_given_goes_before_the_checkpoints_own(tokenizer):
