@@ -10,6 +10,7 @@ import specstream
 from specstream import SpeculativeEngine
 from specstream.cli.generate import _summary
 from specstream.errors import NumericalError, UsageError
+from specstream.generation import Generation
 from specstream.models import compat
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -39,6 +40,14 @@ def test_stop_token_ids_end_a_text_as_an_end_of_sequence_does(engine, model, tok
         assert result.text == tokenizer.decode(kept[:-1], skip_special_tokens=True)
     stream = engine.stream(PROMPT, max_new_tokens=30, stop_token_ids=[stop])
     assert "".join(stream) == stream.result.text
+
+
+def test_a_token_that_stops_and_completes_a_stop_string(engine, tokenizer):
+    free = engine.generate(PROMPT, max_new_tokens=30, ignore_eos=True).token_ids
+    before, text = tokenizer.decode(free[:3]), tokenizer.decode(free[3:6])
+    for settings in ({"stop_token_ids": [free[5]]}, {}):
+        result = engine.generate(PROMPT, max_new_tokens=30, ignore_eos=True, stop=text, **settings)
+        assert (result.text, result.token_ids) == (before, free[:6])
 
 
 @pytest.mark.parametrize("token", [-1, 300])
@@ -175,6 +184,20 @@ class Cleans(hf.LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         return torch.where(torch.arange(scores.shape[-1]) == input_ids[0, -1] + 1, 1.0, 0.0)[None]
+
+
+def test_why_the_measurement_failed_is_one_line(engine, monkeypatch):
+    run = Generation.run
+
+    def fails(generation):
+        if generation.parts.drafter.name == "none":
+            raise RuntimeError("one\n  two")
+        return run(generation)
+
+    monkeypatch.setattr(Generation, "run", fails)
+    engine._baselines.clear()
+    result = engine.generate(PROMPT, max_new_tokens=3)
+    assert result.speedup is None and result.baseline["error"] == "RuntimeError: one two"
 
 
 def test_the_measurement_cannot_fail_the_call(tokenizer):
