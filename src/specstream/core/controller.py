@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from threading import RLock
 
 from specstream.core import plans
 from specstream.core.planner import Planner
@@ -39,6 +40,7 @@ class Controller:
     """Chooses what each row drafts in the next round, and learns from what became of it."""
 
     def __init__(self) -> None:
+        self.lock = RLock()  # held for a round by whoever shares the controller with other threads
         self._planner = Planner()
         self._balance = ACCOUNT
         self._round = 0

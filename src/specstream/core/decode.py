@@ -161,7 +161,8 @@ class Batch:
         self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
         self.closed = False
         if self._speculation.controller is not None:
-            self._speculation.controller.renew()
+            with self._speculation.turn:
+                self._speculation.controller.renew()
         self._clock = Clock(self._session)
         self.timings.prefill += time.perf_counter() - started
 
@@ -191,6 +192,14 @@ class Batch:
 
         A row whose own numbers, processor, check or watcher fails is finished with ``error``; its round is empty.
         """
+        started = time.perf_counter()
+        with self._speculation.turn:  # what the controller chose is what it has to observe
+            rounds = self._round()
+        self.leave(lambda row: row.finish_reason is not None)
+        self.timings.decode += time.perf_counter() - started
+        return rounds
+
+    def _round(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
         asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
         idle = self._steady and speculation.idle(rows)
@@ -215,10 +224,8 @@ class Batch:
         for at, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
             row.exact = self._session.exact_of(at)
             rounds.append(_advance(row, requests[at], trees[at], verdict, logits[at], self._context_length))
-        self.leave(lambda row: row.finish_reason is not None)
         self.timings.propose += between(start, proposed)
         self.timings.score += between(proposed, scored)
-        self.timings.decode += time.perf_counter() - start.seconds
         return rounds
 
 

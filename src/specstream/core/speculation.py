@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specstream.core.controller import Controller
 from specstream.core.plans import Taken
@@ -32,6 +33,11 @@ class Speculation:
     unmeasured_steps: bool = True
     acceptance_threshold: float | None = None
     controller: Controller | None = None
+
+    @property
+    def turn(self) -> AbstractContextManager[Any]:
+        """Held for a round: batches of several threads share a controller, which has one round in mind."""
+        return nullcontext() if self.controller is None else self.controller.lock
 
     def measures(self, row: Row) -> bool:
         """Whether the controller decides for this row."""
