@@ -42,6 +42,9 @@ WITHOUT_EFFECT = _names(
 )
 """Settings that change no token of one beam of a decoder-only model, and stand in many checkpoints."""
 
+_CACHES = _names("dynamic static hybrid hybrid_chunked sliding_window")
+"""Values of ``cache_implementation`` that say how a cache is laid out, not what is in it; some stand in checkpoints."""
+
 _READ = frozenset({"attention_mask", "position_ids", "logits_to_keep", "use_cache"})
 """Arguments of the model's forward that are followed, or that ``generate`` adds by itself."""
 
@@ -63,12 +66,14 @@ def check_call(model: Any, input_ids: Tensor, config: Any, arguments: Mapping[st
     known = FOLLOWED | WITHOUT_EFFECT | {"num_beams"}
     for name in vars(GenerationConfig()):  # type: ignore[no-untyped-call]
         value = getattr(config, name, None)
+        if name == "cache_implementation" and value in _CACHES:
+            continue
         if name not in known and not name.startswith("_") and value is not None and value is not False:
             raise UsageError(f"{name} is {value!r}, which speculative decoding does not follow; leave it out")
     _check_arguments(model, arguments)
     _check_mask(input_ids, arguments.get("attention_mask"))
     _check_positions(input_ids, arguments)
-    _check_virtual_tokens(model)
+    _check_adapters(model)
 
 
 def check_length(prompts: list[list[int]], max_new_tokens: int, context_length: int | None) -> None:
@@ -134,10 +139,16 @@ def _check_positions(input_ids: Tensor, arguments: Mapping[str, Any]) -> None:
         raise UsageError("position_ids are not those of the tokens' places; leave them out")
 
 
-def _check_virtual_tokens(model: Any) -> None:
-    """PEFT's prompt and prefix tuning reach a model only through the inputs that its own generate prepares."""
+def _check_adapters(model: Any) -> None:
+    """What PEFT adds by the inputs that its own generate prepares, or row by row of a batch that stays as it is."""
     owner = getattr(model.prepare_inputs_for_generation, "__self__", None)
     config: Any = getattr(owner, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         kind = str(getattr(config.peft_type, "value", config.peft_type))
         raise UsageError(f"{kind} of PEFT puts virtual tokens before the prompt, which speculative decoding does not")
+    keywords = (getattr(hook, "keywords", {}) for module in model.modules() for hook in compat.hooks_of(module))
+    if any({"adapter_names", "alora_offsets"} & given.keys() for given in keywords):
+        raise UsageError(
+            "adapters of PEFT are chosen for each row (adapter_names, aLoRA), and rows advance at their own pace; "
+            "choose one for all rows: set_adapter()"
+        )

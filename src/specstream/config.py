@@ -208,7 +208,8 @@ def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        field, *places = first["loc"]
+        name = ".".join([str(field), *(str(at) for at in places if isinstance(at, int))])  # not "str" of str | list
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted({*EngineConfig.model_fields, *GenerationConfig.model_fields} - {"generation"}))
             raise UsageError(f"unknown setting {name!r}; known are {known}") from None

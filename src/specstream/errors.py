@@ -49,6 +49,12 @@ class TrainingError(SpecStreamError):
     """A training run cannot go on."""
 
 
+def shown(value: object) -> str:
+    """A value in a message: one line, and not all of a long one."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def reason_of(error: Exception) -> str:
     """What went wrong, in one line: for records of what failed and was not fatal."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

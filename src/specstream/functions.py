@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from specstream.call_arguments import check_call, check_length
 from specstream.callbacks import Columns, row_processor
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.generation import Generation, Parts
 from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
@@ -94,21 +94,20 @@ def custom_generate(
     Raises:
         UsageError: ``stop`` without a tokenizer, or a setting of the ``generate`` call.
     """
-    stop = settings.pop("stop", None)
-    for name in GenerationConfig.model_fields:
+    config = engine_config(settings)
+    for name in GenerationConfig.model_fields.keys() - {"stop"}:
         if (value := settings.get(name)) is not None:
             raise UsageError(f"{name} is {value!r}; give it to generate(), whose call custom_generate follows")
-    if stop and tokenizer is None:
-        raise UsageError(f"stop is {stop!r} and there is no tokenizer; give tokenizer=, the model's own")
-    return _CustomGenerate(draft_model, tokenizer, streamer, stop, engine_config(settings))
+    if config.generation.stop_strings and tokenizer is None:
+        raise UsageError(f"stop is {settings['stop']!r} and there is no tokenizer; give tokenizer=, the model's own")
+    return _CustomGenerate(draft_model, tokenizer, streamer, config)
 
 
 class _CustomGenerate:
     """Called by ``generate`` with everything prepared: input ids, logits processors, stopping criteria."""
 
-    def __init__(self, draft: Any, tokenizer: Any, streamer: Any, stop: Any, config: EngineConfig) -> None:
-        self._draft, self._tokenizer, self._streamer, self._stop = draft, tokenizer, streamer, stop
-        self._config = config
+    def __init__(self, draft: Any, tokenizer: Any, streamer: Any, config: EngineConfig) -> None:
+        self._draft, self._tokenizer, self._streamer, self._config = draft, tokenizer, streamer, config
         self._made: tuple[HuggingFaceTarget, Parts] | None = None
         self._revision = 0
 
@@ -169,11 +168,10 @@ class _CustomGenerate:
         return parts
 
     def _stop_strings(self) -> list[Any]:
-        if not self._stop:
-            return []
         from transformers import StopStringCriteria
 
-        return [StopStringCriteria(self._tokenizer, self._stop)]
+        stops = self._config.generation.stop_strings
+        return [StopStringCriteria(self._tokenizer, stops)] if stops else []
 
     def _run(self, generation: Generation, columns: Columns) -> None:
         """Decode to the end; a streamer gets the prompt, then the tokens one by one, as from ``generate``."""
@@ -201,8 +199,7 @@ def prompts_of(input_ids: Any) -> list[list[int]]:
     if _are(rows, int):
         return [list(rows)]
     if not _are(rows, Sequence) or not all(_are(row, int) for row in rows):
-        text = " ".join(repr(input_ids).split())[:80]
-        raise UsageError(f"input_ids is {text}; give token ids: [n] or [rows, n] int64, or a list of rows")
+        raise UsageError(f"input_ids is {shown(input_ids)}; give token ids: [n] or [rows, n] int64, or a list of rows")
     return [list(row) for row in rows]
 
 

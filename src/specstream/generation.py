@@ -16,7 +16,7 @@ from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import StopCheck, Stopping
 from specstream.drafters.none import NoDrafter
-from specstream.errors import UsageError
+from specstream.errors import UsageError, reason_of
 from specstream.models.checkpoint import CheckpointRules
 from specstream.results import GenerationResult
 from specstream.routing.drafter import RoutedDrafter
@@ -61,9 +61,7 @@ class Parts:
 
     def sampling(self, config: GenerationConfig) -> Sampling:
         """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""
-        given, own = config.sampling(), self.checkpoint
-        unsaid = {name: value for name, value in own.settings.items() if name not in config.model_fields_set}
-        return replace(given, **unsaid, processors=(*own.processors, *given.processors))
+        return self.checkpoint.applied(config.sampling(), config.model_fields_set)
 
     def with_drafter(self, drafter: Drafter) -> Parts:
         """The same with another drafter, whose rounds teach this one's controller nothing."""
@@ -176,10 +174,11 @@ class Generation:
 
     def text(self, row: Row) -> str:
         """The row's new text, without stop strings and special tokens."""
-        tokens = row.emitted
-        if row.finish_reason == "stop" and tokens[-1:] and tokens[-1] in self.config.stop_token_ids:
-            tokens = tokens[:-1]
-        return final_text(self.parts.tokenizer, tokens, self.config.stop_strings)
+        texts = [final_text(self.parts.tokenizer, row.emitted, self.config.stop_strings)]
+        if row.finish_reason == "stop" and row.tokens[-1] in self.config.stop_token_ids:
+            # The same token may complete a stop string, which is more than the token.
+            texts.append(final_text(self.parts.tokenizer, row.emitted[:-1], self.config.stop_strings))
+        return min(texts, key=len)
 
     @property
     def new_tokens(self) -> int:
@@ -199,7 +198,7 @@ def plain_baseline(generation: Generation) -> dict[str, Any]:
             generation.config.model_copy(update=_CALIBRATION),
         ).run()
     except Exception as error:
-        return {**about, "error": f"{type(error).__name__}: {error}"}
+        return {**about, "error": reason_of(error)}
     return {**about, "tokens": plain.new_tokens, "tokens_per_second": plain.new_tokens / plain.timings.decode}
 
 

@@ -370,7 +370,7 @@ def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _vocab_size(model: Any) -> int:
-    return int(model.get_input_embeddings().num_embeddings)
+    return len(model.get_input_embeddings().weight)  # PEFT's wrapper of an embedding has no num_embeddings
 
 
 def model_name(model: Any) -> str:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from specstream.core.stopping import StopCheck
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat
 
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+"""A byte in vocabularies of characters that fall back on bytes, as those of SentencePiece do."""
+
 _WINDOW = 8  # tokens before a new one that its decoding may depend on (bytes of one character, a leading space)
 
 
@@ -28,7 +30,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     elif _is_list(prompt):
         ids = tokenizer(_rendered(tokenizer, prompt), add_special_tokens=False)["input_ids"] if prompt else []
     else:
-        raise UsageError(f"the prompt is {_short(prompt)}; give a text, or a chat: a list of role and content")
+        raise UsageError(f"the prompt is {shown(prompt)}; give a text, or a chat: a list of role and content")
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
@@ -54,20 +56,21 @@ def _rendered(tokenizer: Any, chat: Chat) -> str:
 def _turn(turn: Any) -> dict[str, Any]:
     """One turn, its parts of text joined: templates of models that read text alone know no parts."""
     if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-        raise UsageError(f"a turn of the prompt is {_short(turn)}; give a mapping with a role and content")
+        raise UsageError(f"a turn of the prompt is {shown(turn)}; give a mapping with a role and content")
     content: Any = turn.get("content")
     if _is_list(content):
         content = "".join(map(_part, content))
     if not isinstance(content, str) and not (content is None and "tool_calls" in turn):
-        raise UsageError(f"the content of a turn of the prompt is {_short(content)}; give a text")
+        raise UsageError(f"the content of a turn of the prompt is {shown(content)}; give a text")
     return {**turn, "content": content}
 
 
 def _part(part: Any) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part["text"], str):
-        return str(part["text"])
-    raise UsageError(f"the content of a turn has a part of the type {kind or _short(part)}; only text is read")
+    if kind == "text" and isinstance(text := part.get("text"), str):
+        return text
+    unread = kind if isinstance(kind, str) and kind != "text" else shown(part)
+    raise UsageError(f"the content of a turn has a part of the type {unread}; only text is read")
 
 
 def _valid(text: str) -> str:
@@ -76,11 +79,6 @@ def _valid(text: str) -> str:
     except UnicodeEncodeError:
         raise UsageError("the prompt holds half a character, which is no text; give valid Unicode") from None
     return text
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def as_chat(tokenizer: Any, chat: bool | None) -> bool:
@@ -115,13 +113,19 @@ class TextStream:
         self._tokens.extend(tokens)
         known = self._decode(self._tokens[self._start : self._done])
         window = self._decode(self._tokens[self._start :])
-        # A replacement character at the end is the first bytes of a character still to come, and what tokens of a byte
-        # each spell is known where their run ends: one byte too many spoils all of it.
-        open_end = window.endswith("\N{REPLACEMENT CHARACTER}") or _is_byte(self._tokenizer, self._tokens[-1:])
-        if len(window) > len(known) and not open_end:
+        # A replacement character at the end is the first bytes of a character still to come.
+        whole = len(window) > len(known) and not window.endswith("\N{REPLACEMENT CHARACTER}")
+        if whole and not self._in_bytes():
             self.text += window[len(known) :]
             self._start, self._done = self._done, len(self._tokens)
         return self._send(len(self.text) - self._hold)
+
+    def _in_bytes(self) -> bool:
+        """Whether more bytes may follow: one too many spoils all of a run. Tokens that are not shown do not end it."""
+        for token in reversed(self._tokens[self._done :]):
+            if (byte := _is_byte(self._tokenizer, token)) or self._decode([token]):
+                return byte
+        return False
 
     def finish(self, text: str) -> str:
         """What is left to send of the final text."""
@@ -165,10 +169,10 @@ def _sorted_stops(tokenizer: Any, stop_strings: Sequence[str]) -> tuple[list[str
     return [stop for stop in stop_strings if stop not in marked], marked
 
 
-def _is_byte(tokenizer: Any, token: Sequence[int]) -> bool:
-    """Whether this one token, if it is there, spells a byte of a character that the vocabulary lacks: ``<0xF0>``."""
-    names = getattr(tokenizer, "convert_ids_to_tokens", None)  # a tokenizer of one's own may only decode
-    return names is not None and any(_BYTE.fullmatch(str(name)) for name in names(list(token)))
+def _is_byte(tokenizer: Any, token: int) -> bool:
+    """Whether the token spells a byte of a character that the vocabulary lacks: ``<0xF0>``."""
+    name_of = getattr(tokenizer, "convert_ids_to_tokens", None)  # a tokenizer of one's own may only decode
+    return name_of is not None and BYTE.fullmatch(str(name_of(token))) is not None
 
 
 def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:
@@ -185,7 +189,7 @@ def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:
         for kept in range(len(emitted) - new + 1, len(emitted) + 1):
             # Every token but special ones gives at least one byte, and a character takes at most four.
             start = max(0, kept - 4 * longest - _WINDOW)
-            while start and _is_byte(tokenizer, emitted[start : start + 1]):  # a run of bytes is read as a whole
+            while start and _is_byte(tokenizer, emitted[start]):  # a run of bytes is read as a whole
                 start -= 1
             if found(emitted[start:kept], plain, True) or found(emitted[start:kept], marked, False):
                 return kept

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from specstream.text import encode
-
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""A byte in vocabularies of characters that fall back on bytes, as those of SentencePiece do."""
+from specstream.text import BYTE, encode
 
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
@@ -57,7 +53,7 @@ class TokenTexts:
     def _raw(self, token: int, text: str) -> bytes:
         """By its name in the vocabulary."""
         name = str(self._tokenizer.convert_ids_to_tokens(token))
-        if (byte := _BYTE.fullmatch(name)) is not None:
+        if (byte := BYTE.fullmatch(name)) is not None:
             return bytes([int(byte[1], 16)])
         return bytes(_BYTES[each] for each in name) if set(name) <= set(_BYTES) else text.encode()
 

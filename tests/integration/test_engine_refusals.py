@@ -59,6 +59,13 @@ def test_images_and_sound_in_a_chat(engine, part):
     one_line(error)
 
 
+@pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": None}, {"type": None, "text": "a"}, 5])
+def test_a_part_without_its_text(engine, part):
+    with pytest.raises(UsageError, match=r"a part of the type .*only text is read") as error:
+        engine.generate(said([part]))
+    one_line(error)
+
+
 def test_parts_of_text_are_the_text(engine):
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
     wanted = engine.generate(said("one two"), max_new_tokens=8)
@@ -125,11 +132,30 @@ def test_a_seed_beyond_what_a_generator_takes(engine, seed):
         (lambda ids, scores: scores[:, :10], r"\(1, 10\)"),
         (lambda ids, scores: scores[0], r"\(300,\)"),
         (lambda ids, scores: None, "None"),
+        (lambda ids, scores: scores.numpy(), "array"),
     ],
 )
 def test_a_processor_that_returns_something_else(engine, processor, words, temperature):
     with pytest.raises(UsageError, match=f"logits processor.*{words}.*300") as error:
         engine.generate("a", logits_processor=[processor], temperature=temperature)
+    one_line(error)
+
+
+@pytest.mark.parametrize("stop", [5, [5], ["a", 5]], ids=repr)
+def test_a_stop_string_that_is_none(engine, tokenizer, stop):
+    with pytest.raises(UsageError, match=r"^stop is ") as error:
+        engine.generate("a", stop=stop)
+    one_line(error)
+    with pytest.raises(UsageError, match=r"^stop is "):
+        specstream.custom_generate(stop=stop, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_model_whose_weights_are_elsewhere(model, tokenizer, role):
+    with torch.device("meta"):
+        nowhere = type(model)(model.config).eval()
+    with pytest.raises(UnsupportedModelError, match=r"not in memory.*without offloading") as error:
+        SpeculativeEngine(*((nowhere, tokenizer) if role == "target" else (model, tokenizer, nowhere)))
     one_line(error)
 
 
@@ -208,8 +234,10 @@ def test_a_folder_given_as_a_path(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert SpeculativeEngine(tmp_path, draft_model=tmp_path).model_name == str(tmp_path)
-    with pytest.raises(SpecStreamError, match="unknown model"):
-        SpeculativeEngine(Path("/nowhere"))
+    for name in ("/nowhere", "a" * 5000):
+        with pytest.raises(SpecStreamError, match="unknown model") as error:
+            SpeculativeEngine(Path(name))
+        one_line(error)
 
 
 def test_a_tokenizer_that_is_none(model):

@@ -10,6 +10,8 @@ import specstream
 from specstream import SpeculativeEngine
 from specstream.cli.generate import _summary
 from specstream.errors import NumericalError, UsageError
+from specstream.generation import Generation
+from specstream.models import compat
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "one two three one two three one"
@@ -38,6 +40,14 @@ def test_stop_token_ids_end_a_text_as_an_end_of_sequence_does(engine, model, tok
         assert result.text == tokenizer.decode(kept[:-1], skip_special_tokens=True)
     stream = engine.stream(PROMPT, max_new_tokens=30, stop_token_ids=[stop])
     assert "".join(stream) == stream.result.text
+
+
+def test_a_token_that_stops_and_completes_a_stop_string(engine, tokenizer):
+    free = engine.generate(PROMPT, max_new_tokens=30, ignore_eos=True).token_ids
+    before, text = tokenizer.decode(free[:3]), tokenizer.decode(free[3:6])
+    for settings in ({"stop_token_ids": [free[5]]}, {}):
+        result = engine.generate(PROMPT, max_new_tokens=30, ignore_eos=True, stop=text, **settings)
+        assert (result.text, result.token_ids) == (before, free[:6])
 
 
 @pytest.mark.parametrize("token", [-1, 300])
@@ -87,6 +97,48 @@ def test_the_checkpoints_own_rules_hold_as_in_transformers(tokenizer, settings):
     assert output[0, len(ids) :].tolist() == expected[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_new_tokens", 9), ("sequence_bias", [[[10], -9.0]]), ("num_beams", 3), ("stop_strings", ["o"])],
+)
+def test_a_rule_of_the_checkpoint_that_is_not_followed_is_said(tokenizer, name, value):
+    model = tiny_model()
+    setattr(model.generation_config, name, value)
+    compat.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=f"the checkpoint's {name} is .*which an engine does not follow"):
+        SpeculativeEngine(model, tokenizer).generate(PROMPT, max_new_tokens=2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_custom_generate_warns_of_no_rule(tokenizer):
+    model = tiny_model()
+    model.generation_config.update(min_new_tokens=9, top_k=-1)
+    compat.warn_once.cache_clear()
+    inputs = tokenizer(PROMPT, return_tensors="pt", return_token_type_ids=False)
+    model.generate(**inputs, max_new_tokens=9, do_sample=False, custom_generate=specstream.custom_generate())
+
+
+@pytest.mark.filterwarnings("error")
+def test_rules_without_effect_are_not_spoken_of(tokenizer):
+    model = tiny_model()
+    neutral = {"min_length": 0, "num_beams": 1, "typical_p": 1.0, "encoder_repetition_penalty": 1.0, "eta_cutoff": 0.0}
+    model.generation_config.update(**neutral, no_repeat_ngram_size=-1)
+    expected = reference(tiny_model(), tokenizer, PROMPT)
+    assert SpeculativeEngine(model, tokenizer).generate(PROMPT, max_new_tokens=30).token_ids == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_k", "y"), ("repetition_penalty", "x"), ("no_repeat_ngram_size", "x"), ("top_k", -1), ("bad_words_ids", 5)],
+)
+def test_a_rule_of_the_checkpoint_without_meaning_is_one_line(tokenizer, name, value):
+    model = tiny_model()
+    setattr(model.generation_config, name, value)
+    with pytest.raises(UsageError, match="the model's generation_config") as error:
+        SpeculativeEngine(model, tokenizer).generate(PROMPT)
+    assert "\n" not in str(error.value)
+
+
 def test_what_is_given_goes_before_the_checkpoints_own(tokenizer):
     model = tiny_model()
     expected = reference(model, tokenizer, PROMPT)
@@ -132,6 +184,20 @@ class Cleans(hf.LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         return torch.where(torch.arange(scores.shape[-1]) == input_ids[0, -1] + 1, 1.0, 0.0)[None]
+
+
+def test_why_the_measurement_failed_is_one_line(engine, monkeypatch):
+    run = Generation.run
+
+    def fails(generation):
+        if generation.parts.drafter.name == "none":
+            raise RuntimeError("one\n  two")
+        return run(generation)
+
+    monkeypatch.setattr(Generation, "run", fails)
+    engine._baselines.clear()
+    result = engine.generate(PROMPT, max_new_tokens=3)
+    assert result.speedup is None and result.baseline["error"] == "RuntimeError: one two"
 
 
 def test_the_measurement_cannot_fail_the_call(tokenizer):

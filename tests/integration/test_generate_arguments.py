@@ -62,7 +62,6 @@ def test_a_cache_of_the_caller_is_refused(model):
         ("output_logits", True),
         ("output_attentions", True),
         ("prompt_lookup_num_tokens", 3),
-        ("cache_implementation", "static"),
         ("prefill_chunk_size", 4),
         ("output_router_logits", True),
     ],
@@ -72,6 +71,14 @@ def test_a_setting_that_is_not_followed_is_refused_by_name(name, value):
     eager.set_attn_implementation("eager")  # transformers refuses attentions of another by itself
     with pytest.raises(UsageError, match=f"^{name} is .*leave it out|^num_beams is 4"):
         call(eager, **{name: value})
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static", "hybrid"])
+def test_a_checkpoint_may_say_how_its_cache_is_laid_out(cache):
+    model = tiny_model()
+    expected = model.generate(IDS, max_new_tokens=6, do_sample=False)
+    model.generation_config.cache_implementation = cache
+    assert torch.equal(call(model), expected)
 
 
 def test_every_setting_of_transformers_is_known_or_refused():
@@ -141,6 +148,48 @@ def test_an_adapter_of_peft_is_followed():
     expected = tuned.generate(**given)
     assert torch.equal(tuned.generate(**given, custom_generate=specstream.custom_generate()), expected)
     assert not torch.equal(tiny_model().generate(**given), expected)
+
+
+@PEFT_OF_ITS_TIME
+@pytest.mark.parametrize("where", [{"target_modules": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [30]}])
+def test_an_adapter_of_the_embedding_is_followed(where):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", **{"target_modules": ["q_proj"], **where})
+    tuned = peft.get_peft_model(tiny_model(), config).eval()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weights in tuned.named_parameters():
+            if "lora_" in name or "trainable_tokens" in name:
+                weights.normal_(std=0.3, generator=chance)
+    given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "max_new_tokens": 12, "do_sample": False}
+    expected = tuned.generate(**given)
+    assert torch.equal(tuned.generate(**given, custom_generate=specstream.custom_generate()), expected)
+    assert not torch.equal(tiny_model().generate(**given), expected)
+
+
+@PEFT_OF_ITS_TIME
+@pytest.mark.parametrize("names", [["default"], ["default", "__base__"]])
+def test_an_adapter_for_each_row_is_refused(names):
+    peft = pytest.importorskip("peft")
+    tuned = peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).eval()
+    ids = IDS.expand(len(names), -1)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 5}
+    with pytest.raises(UsageError, match=r"adapter_names.*set_adapter"):
+        tuned.generate(**given, adapter_names=names, custom_generate=specstream.custom_generate())
+
+
+@PEFT_OF_ITS_TIME
+def test_an_adapter_that_is_invoked_in_the_text_is_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=[40, 50])
+    tuned = peft.get_peft_model(tiny_model(), config).eval()
+    with pytest.raises(UsageError, match="aLoRA"):
+        tuned.generate(
+            input_ids=IDS,
+            attention_mask=torch.ones_like(IDS),
+            max_new_tokens=5,
+            custom_generate=specstream.custom_generate(),
+        )
 
 
 @pytest.mark.parametrize("setting", ["max_new_tokens", "temperature", "top_k", "seed", "repetition_penalty"])

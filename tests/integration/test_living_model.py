@@ -344,6 +344,20 @@ def test_threads_share_an_engine_and_the_user_has_the_model_beside_them(family: 
     assert pairs == [(each, each) for each in expected]
 
 
+@pytest.mark.parametrize("draft", [None, "self:int8"])
+def test_batches_of_several_threads_share_an_engine(draft: str | None) -> None:
+    model = build.__wrapped__("llama")
+    engine = SpeculativeEngine(model, Numbers(), draft)
+    batches = [[prompt(length, seed=length) for length in range(5, 5 + rows)] for rows in (1, 2, 3, 4)] * 6
+    expected = {rows: [own_text(model, ids) for ids in batches[rows - 1]] for rows in (1, 2, 3, 4)}
+
+    def ours(batch: list[list[int]]) -> list[list[int]]:
+        return [each.token_ids for each in engine.generate([text(ids) for ids in batch], max_new_tokens=MORE)]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ours, batches)) == [expected[len(batch)] for batch in batches]
+
+
 def test_a_class_that_is_patched_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Liger patches a family: the forward of a class, or a function of its file."""
     model = build.__wrapped__("llama")

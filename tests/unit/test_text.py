@@ -141,6 +141,15 @@ def test_a_cut_character_before_other_text_streams_as_the_whole_text_reads():
     assert "".join([*pieces, stream.finish(final)]) == final
 
 
+@pytest.mark.parametrize("bytes_", [("<0x74>", "<0xA4>"), ("<0x5F>", "<0x22>", "<0xC0>"), ("<0x20>", "<0xF0>")])
+def test_a_token_that_is_not_shown_ends_no_run_of_bytes(bytes_):
+    tokenizer = byte_tokenizer()
+    ids = tokenizer.convert_tokens_to_ids([name for byte in bytes_ for name in (byte, "<unk>")] + ["a"])
+    stream = TextStream(tokenizer)
+    final = tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join([*[stream.push([token]) for token in ids], stream.finish(final)]) == final
+
+
 @pytest.mark.parametrize("before", range(8))
 def test_a_stop_string_in_a_long_run_of_bytes_is_found(before):
     tokenizer = byte_tokenizer()

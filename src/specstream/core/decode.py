@@ -192,10 +192,14 @@ class Batch:
 
         A row whose own numbers, processor, check or watcher fails is finished with ``error``; its round is empty.
         """
-        with self._speculation.lock:
-            return self._step()
+        started = time.perf_counter()
+        with self._speculation.lock:  # what the controller chose is what it has to observe
+            rounds = self._round()
+        self.leave(lambda row: row.finish_reason is not None)
+        self.timings.decode += time.perf_counter() - started
+        return rounds
 
-    def _step(self) -> list[Round]:
+    def _round(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
         asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
         idle = self._steady and speculation.idle(rows)
@@ -220,10 +224,8 @@ class Batch:
         for at, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
             row.exact = self._session.exact_of(at)
             rounds.append(_advance(row, requests[at], trees[at], verdict, logits[at], self._context_length))
-        self.leave(lambda row: row.finish_reason is not None)
         self.timings.propose += between(start, proposed)
         self.timings.score += between(proposed, scored)
-        self.timings.decode += time.perf_counter() - start.seconds
         return rounds
 
 

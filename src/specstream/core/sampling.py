@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.errors import NumericalError, UsageError
+from specstream.errors import NumericalError, UsageError, shown
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 """``(input_ids [1, n] int64, scores [1, vocab] float32) -> scores``: what transformers calls a LogitsProcessor."""
@@ -95,7 +95,7 @@ def process(logits: Tensor, sampling: Sampling, context: Sequence[int]) -> Tenso
 def _same_shape(scores: Any, vocab: int, processor: LogitsProcessor) -> Tensor:
     if isinstance(scores, Tensor) and scores.shape == (1, vocab):
         return scores
-    returned = f"scores of the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else repr(scores)
+    returned = f"scores of the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else shown(scores)
     name = getattr(processor, "__name__", type(processor).__name__)
     raise UsageError(f"the logits processor {name} returned {returned}; it has to return scores of (1, {vocab})")
 

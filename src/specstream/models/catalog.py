@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from specstream.environment import variable
-from specstream.errors import ModelNotFoundError
+from specstream.errors import ModelNotFoundError, shown
 from specstream.files import user_cache
 from specstream.models import download, hub
 
@@ -160,12 +160,12 @@ def on_disk(name_or_path: str) -> Path | None:
         ModelNotFoundError: It is neither a folder, nor a name, nor the form of a hub id.
     """
     folder = Path(name_or_path).expanduser()
-    if name_or_path and (folder / "config.json").is_file():
+    if name_or_path and os.path.isfile(folder / "config.json"):  # of pathlib's, names that are too long are an error
         return folder
     # A catalog name comes before the complaint below: a folder of that name may happen to stand nearby.
     if name_or_path in _CATALOG:
         return cached_folder(name_or_path)
-    if name_or_path and folder.is_dir():
+    if name_or_path and os.path.isdir(folder):
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
     if _HUB_ID.fullmatch(name_or_path):
         return hub.cached_snapshot(name_or_path)
@@ -197,5 +197,5 @@ def _entry(name: str) -> CatalogEntry:
 
 def _unknown(name: str) -> ModelNotFoundError:
     return ModelNotFoundError(
-        f"unknown model {name!r}: give a local folder, a hub id such as org/name, or one of: {', '.join(_CATALOG)}"
+        f"unknown model {shown(name)}: give a local folder, a hub id such as org/name, or one of: {', '.join(_CATALOG)}"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AttentionInterface, PrefixConstrainedLogitsProcessor, PreTrainedConfig
+from transformers import AttentionInterface, AutoConfig, PrefixConstrainedLogitsProcessor, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
@@ -113,6 +114,13 @@ def model_class(config: Any) -> Any:
     several = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
     known = type(config) in transformers.AutoModelForCausalLM._model_mapping
     return several if not known and type(config) in several._model_mapping else transformers.AutoModelForCausalLM
+
+
+def config_of(folder: str | os.PathLike[str]) -> Any:
+    """The configuration of a folder, without its wish for an attention: that may be code, which would be fetched."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config._attn_implementation = "eager" if config._attn_implementation == "eager" else None  # in all its parts
+    return config
 
 
 def keeps_recurrent_state(model: Any) -> bool:

@@ -130,8 +130,8 @@ def _refusal(model: Any, cache_argument: str | None) -> str | None:
     text = config.get_text_config(decoder=True)
     if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [1]):
         return "it scales its attention by the places in the cache, where rows of a batch and branches stand elsewhere"
-    if model.device.type == "meta":
-        return "its weights are on the meta device, where there are no values; load them first"
+    if any(weight.is_meta for weight in model.parameters()):
+        return "some of its weights are not in memory (device meta); load it whole, without offloading"
     if any(map(_drops, model.modules())):
         return "it is in training mode, where dropout is random; call model.eval() first"
     return None

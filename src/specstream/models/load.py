@@ -6,12 +6,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError
 from specstream.models.capabilities import capabilities
 from specstream.models.catalog import resolve
-from specstream.models.compat import model_class, require_supported
+from specstream.models.compat import config_of, model_class, require_supported
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,7 +65,7 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
     place, wanted = pick_device(device), pick_dtype(dtype)
     folder = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = config_of(folder)
         if config.is_encoder_decoder:
             raise UnsupportedModelError(
                 f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
@@ -73,7 +73,7 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
             )
         own = config.dtype or torch.float32
         kind, chosen = model_class(config), wanted or capabilities(place, own).dtype.value
-        model = kind.from_pretrained(folder, dtype=chosen, trust_remote_code=False)
+        model = kind.from_pretrained(folder, config=config, dtype=chosen, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except SpecStreamError:
         raise

@@ -20,7 +20,7 @@ from specstream.errors import NumericalError, UnsupportedModelError, UsageError,
 from specstream.heads import medusa
 from specstream.heads.folder import read_settings, save_head
 from specstream.models.catalog import resolve
-from specstream.models.compat import text_config
+from specstream.models.compat import config_of, text_config
 from specstream.models.load import reason
 from specstream.models.vocabulary import read_part
 from specstream.provenance import provenance
@@ -147,7 +147,9 @@ def _draft_of(target: str | None) -> Callable[[Path, Path], dict[str, Any]]:
 
         try:
             # The checkpoint's own dtype, also on a CPU that would rather compute in another.
-            model: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source, config=config_of(source), dtype="auto", trust_remote_code=False
+            )
             tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # as in load_model
             raise UnsupportedModelError(

@@ -83,6 +83,15 @@ def test_a_known_model_with_code_beside_it_loads_without_that_code(folder, answe
     assert not answers
 
 
+@pytest.mark.parametrize("attention", ["evil/repo", "flash_attention_2", "flex_attention"])
+def test_an_attention_that_a_folder_wishes_is_not_fetched(folder, attention):
+    """Transformers would look for the code of the first on the hub."""
+    change(folder / "config.json", attn_implementation=attention)
+    assert load_model(str(folder))[0].config._attn_implementation == "sdpa"
+    change(folder / "config.json", attn_implementation="eager")
+    assert load_model(str(folder))[0].config._attn_implementation == "eager"
+
+
 def test_every_reader_of_a_folder_forbids_its_code():
     """Asked on a terminal, a piped "yes" would run it."""
     forgetful = []
