@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -251,10 +251,3 @@ def check_tokens(size: int | None, prompts: Sequence[Sequence[int]], stops: Sequ
         strange = [token for token in tokens if size is not None and not 0 <= token < size]
         if strange:
             raise UsageError(f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}")
-
-
-def is_batch(prompt: Any) -> bool:
-    """A list of texts or of chats; a single chat is a list too, of mappings."""
-    if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes):
-        return False
-    return not (prompt and isinstance(prompt[0], Mapping))

@@ -92,7 +92,28 @@ def test_half_a_character(engine, prompt):
 
 @pytest.mark.parametrize(
     "prompt",
-    [None, 5, b"abc", [1, 2, 3], {"role": "user", "content": "a"}, torch.tensor([1, 2]), ["a", None], [[]], [b"a"]],
+    [
+        None,
+        5,
+        b"abc",
+        {"a", "b"},
+        {"role": "user", "content": "a"},
+        {"prompt": "a"},
+        {"input_ids": [[1, 2]], "pixel_values": [0]},
+        {"input_ids": [[1, 2]], "attention_mask": [[1]]},
+        {"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]},
+        {"input_ids": [[1, 2]], "attention_mask": [[1, 1], [1, 1]]},
+        torch.tensor([1.5, 2]),
+        torch.tensor(3),
+        torch.ones(1, 1, 3, dtype=torch.long),
+        torch.tensor([True]),
+        [True],
+        [1, "a"],
+        ["a", None],
+        [[]],
+        [b"a"],
+        Path("a.txt"),
+    ],
     ids=repr,
 )
 def test_a_prompt_that_is_none(engine, prompt):
@@ -102,7 +123,7 @@ def test_a_prompt_that_is_none(engine, prompt):
         one_line(error)
 
 
-@pytest.mark.parametrize("prompts", [None, "abc", said("one")], ids=repr)
+@pytest.mark.parametrize("prompts", [None, "abc", said("one"), [1, 2], torch.tensor([1, 2])], ids=repr)
 def test_prompts_to_measure_that_are_no_list(engine, prompts):
     with pytest.raises(UsageError, match="test_prompts") as error:
         engine.benchmark(prompts, num_runs=1, max_new_tokens=2)
