@@ -137,8 +137,9 @@ class EngineConfig(BaseModel):
         router_state: the file in which a router keeps what it learns on; None keeps it in memory.
         pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
-        device: ``auto`` is the GPU if there is one. A model object stays where it is.
-        dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
+        device: ``auto`` is the GPU if there is one. A model object stays where it is, and another device is refused.
+        dtype: of the models given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it. A
+            model object stays what it is: where nothing is loaded, another dtype is refused.
         runtime: how passes run; ``auto`` takes the fastest that fits (``graphs`` on CUDA). ``static`` is for debugging.
         exact: ``bits`` pads passes to widths that are bit-equal; ``rounding`` pads nothing.
         use_cache: False recomputes the whole context in every pass, as in transformers: slow, for debugging.
@@ -177,7 +178,11 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
     given: dict[str, Any] = dict(settings)
     generation = {name: given.pop(name) for name in GenerationConfig.model_fields if name in given}
     if "torch_dtype" in given:  # transformers' older name
-        given["dtype"] = given.pop("torch_dtype")
+        older = given.pop("torch_dtype")
+        if given.setdefault("dtype", older) != older:
+            raise UsageError(f"dtype is {given['dtype']!r} and torch_dtype is {older!r}; give one of them")
+    if "device" in given and not isinstance(given["device"], str):
+        given["device"] = str(given["device"])  # a torch.device
     return _validated(EngineConfig, {**given, "generation": _validated(GenerationConfig, generation)})
 
 

@@ -30,6 +30,7 @@ from specstream.models.capabilities import Quantization
 from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.families import require_model
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.load import check_place
 from specstream.models.runtime import draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
 from specstream.models.vocabulary import load_draft
@@ -84,6 +85,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         VocabularyMismatchError: a draft of another vocabulary.
     """
     check_choice(config, draft)
+    loaded = isinstance(draft, str) and not draft.startswith(SELF)  # dtype is of the draft that is loaded then
+    check_place(target.model, config.device, "auto" if loaded else config.dtype)
     heads = _heads_folder(target.model, draft, config)
     return Parts(
         target=target if config.use_cache else UncachedTarget(target),
