@@ -116,10 +116,12 @@ class EngineConfig(BaseModel):
         drafter: ``auto`` is what the heads or the draft model are for that are given, else ``lookup``, together with
             streams where some are shipped for the model; ``mixed`` is ``lookup`` with what is given, each step by
             expected profit; ``router`` takes for each prompt what it expects most of.
-        gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``); None sets no limit of its own.
-        max_speculation_depth: the deepest token tree of any drafter. None leaves it to what is measured, up to
-            ``DEEPEST``, and is ``UNMEASURED`` where nothing is (see ``adaptive``).
-        branches: candidates per step; 1 drafts chains, more drafts trees.
+        gamma: how deep any drafter may draft in a round (Leviathan's gamma, ``-K``): tokens of a chain, passes of a
+            draft model, streams or heads that are used, of those that there are. None leaves it to what is measured, up
+            to ``DEEPEST``, and is ``UNMEASURED`` where nothing is (see ``adaptive``).
+        max_speculation_depth: another name for the same limit; where both are given, the smaller holds.
+        branches: candidates per step of ``lookup`` and of draft models; 1 drafts chains, more drafts trees. What drafts
+            trees of a shape of its own refuses it.
         lookahead_window: positions that ``lookahead`` guesses ahead, the paper's W; the last is ``lookahead_window +
             lookahead_ngram - 3`` tokens deep; only those within ``max_speculation_depth`` are used. On a GPU more of
             them pay; the paper has 15.

@@ -11,6 +11,7 @@ from typing import Any, overload
 from torch import Tensor
 from typing_extensions import Unpack
 
+from specstream.choices import check_choice
 from specstream.config import (
     EngineSettings,
     GenerationConfig,
@@ -28,7 +29,7 @@ from specstream.inventory import draft_bytes, prepare
 from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
-from specstream.parts import build_parts, check_choice, eos_token_ids, model_name, renewed
+from specstream.parts import build_parts, eos_token_ids, model_name, renewed
 from specstream.prompt_forms import prompts_in
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from specstream.choices import SELF
 from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
 from specstream.models.cache import STEP, capacity_for
 from specstream.models.capabilities import capabilities
 from specstream.models.catalog import resolve
 from specstream.models.load import pick_device, pick_dtype
-from specstream.parts import SELF
 from specstream.serving.deployment import GB, DeploymentConfig
 
 _SELF_BYTES: dict[str, float] = {f"{SELF}int8": 1, f"{SELF}int4": 0.5}

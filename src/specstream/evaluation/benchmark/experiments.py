@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from specstream.choices import SELF, check_choice
 from specstream.config import EngineConfig, GenerationConfig, engine_config, generation_config
 from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError
 from specstream.evaluation.benchmark.config import ARM, NAMED, PLAIN, TARGET, WORKLOAD, BenchmarkConfig, Experiment
-from specstream.parts import SELF, check_choice
 from specstream.yaml_file import Document
 
 
