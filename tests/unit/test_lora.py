@@ -160,5 +160,5 @@ def test_wrong_training_data_is_refused():
 
 def test_without_peft_the_error_is_the_line_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'specstream\[train\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install '.\[train\]'"):
         LoRAAdapter(tiny_model(), CONFIG)
