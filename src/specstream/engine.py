@@ -34,7 +34,7 @@ from specstream.prompt_forms import prompts_in
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
 from specstream.settings_file import read_settings
-from specstream.text import Chat, Prompt, encode, kind_of
+from specstream.text import Chat, Prompt, are_tokens, encode, kind_of
 
 
 class SpeculativeEngine:
@@ -131,7 +131,7 @@ class SpeculativeEngine:
         prompts, several = prompts_in(prompt)
         if not prompts:
             raise UsageError("the list of prompts is empty; give at least one")
-        results = self._report(self._start(self._encoded(prompts), config).run())
+        results = self._report(self._begun(prompts, config).run())
         return results if several else results[0]
 
     def stream(self, prompt: Prompt | Tensor | Mapping[str, Any], **settings: Unpack[SamplingSettings]) -> TextPieces:
@@ -144,7 +144,7 @@ class SpeculativeEngine:
         prompts, _ = prompts_in(prompt)
         if len(prompts) != 1:
             raise UsageError(f"stream is given {len(prompts)} prompts; give one, or give them to generate")
-        return TextPieces(self._start(self._encoded(prompts), config), self._report)
+        return TextPieces(self._begun(prompts, config), self._report)
 
     def benchmark(
         self,
@@ -230,6 +230,11 @@ class SpeculativeEngine:
     def _encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return [encode(self.tokenizer, prompt) for prompt in prompts]
 
+    def _begun(self, prompts: Sequence[Prompt], config: GenerationConfig) -> Generation:
+        generation = self._start(self._encoded(prompts), config)
+        generation.chats = [not isinstance(prompt, str) and not are_tokens(prompt) for prompt in prompts]
+        return generation
+
     def _start(
         self, prompts: Sequence[Sequence[int]], config: GenerationConfig, drafter: Drafter | None = None
     ) -> Generation:
@@ -277,6 +282,7 @@ class SpeculativeEngine:
             baseline=baseline,
             exact=row.exact,
             lossless=self.config.acceptance_threshold is None or generation.config.temperature == 0,
+            chat=generation.chats[row.index],
             drafter=self.parts.drafter.name,
             drafts=dict(stats.drafts),
             routing=None if generation.choice is None else generation.choice.to_dict(),

@@ -83,6 +83,9 @@ class Generation:
         config: how.
         check: a stopping rule besides those of ``config``.
 
+    Attributes:
+        chats: of each prompt, whether it went through the chat template; for the report.
+
     Raises:
         UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
     """
@@ -101,6 +104,7 @@ class Generation:
         self.check = check or stop_check(parts.tokenizer, config.stop_strings)
         self.timings = Timings()
         self.choice: Choice | None = None
+        self.chats = [False] * len(prompts)
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
         self.rows = start_rows(prompts, seeds, parts.target.context_length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -84,6 +85,30 @@ def test_text_goes_to_stdout_and_the_account_of_it_to_stderr(capsys, tiny):
     assert out == text + "\n"
     assert "x plain decoding" in err
     assert "lossless" in err
+
+
+def test_a_prompt_from_a_file_or_the_standard_input_is_the_prompt(capsys, tiny, tmp_path, monkeypatch):
+    text, common = "one two\nthree", ["--model", str(tiny / "target"), "--json", "-n", "6"]
+    file = tmp_path / "prompt.txt"
+    file.write_text(f"{text}\n", encoding="utf-8")
+    expected = json.loads(run(capsys, "generate", text, *common)[1])["token_ids"]
+    for words in (["--prompt-file", str(file)], ["-"], ["--prompt", "-"], ["--prompt-file", "-"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{text}\n".encode())))
+        code, out, err = run(capsys, "generate", *words, *common)
+        assert code == 0, err
+        assert json.loads(out)["token_ids"] == expected, words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt-file", "/nowhere/a.txt"], "--prompt-file '/nowhere/a.txt' cannot be read: No such file"),
+        (["one", "--prompt-file", "a.txt"], "two prompts were given, 'one' and 'a.txt'; give one"),
+    ],
+)
+def test_a_prompt_file_that_cannot_be_taken(capsys, tiny, words, message):
+    code, _, err = run(capsys, "generate", *words, "--model", str(tiny / "target"))
+    assert code == 2 and message in err
 
 
 def test_seed_and_sampling(capsys, tiny):

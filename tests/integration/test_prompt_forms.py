@@ -84,3 +84,10 @@ def test_speculative_decode_leaves_out_the_padding_of_a_tokenizer(model, tokeniz
     expected, _ = speculative_decode(model, None, [tokenizer(text)["input_ids"] for text in TEXTS], max_new_tokens=5)
     found, _ = speculative_decode(model, None, padded, max_new_tokens=5)
     assert torch.equal(found, expected)
+
+
+def test_the_result_says_whether_the_chat_template_was_used(engine, tokenizer):
+    text, chat = TEXTS[0], [{"role": "user", "content": TEXTS[0]}]
+    assert [each.chat for each in engine.generate([text, chat, tokenizer(text)["input_ids"]])] == [False, True, False]
+    pieces = engine.stream(chat)
+    assert list(pieces) and pieces.result.chat
