@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
+from specstream.suggestion import listed
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
@@ -177,7 +179,7 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
     Raises:
         UsageError: an unknown name, or a value outside its range.
     """
-    given: dict[str, Any] = dict(settings)
+    given: dict[str, Any] = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     generation = {name: given.pop(name) for name in GenerationConfig.model_fields if name in given}
     if "torch_dtype" in given:  # transformers' older name
         older = given.pop("torch_dtype")
@@ -217,7 +219,9 @@ def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted({*EngineConfig.model_fields, *GenerationConfig.model_fields} - {"generation"}))
-            raise UsageError(f"unknown setting {name!r}; known are {known}") from None
+            if name in EngineConfig.model_fields:
+                raise UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine") from None
+            known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
+            raise UsageError(f"unknown setting {name!r}; known are {listed(name, known)}") from None
         remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
         raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None

@@ -7,6 +7,7 @@ from typing import Annotated, Optional, get_args
 import typer
 
 from specstream.errors import UsageError
+from specstream.suggestion import listed
 
 # typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
 Text = Optional[str]  # noqa: UP045
@@ -106,7 +107,7 @@ def check_drafter(name: str) -> None:
 
     known = get_args(DrafterName)
     if name not in known:
-        raise UsageError(f"drafter is {name!r}; give one of {', '.join(known)}")
+        raise UsageError(f"--drafter is {name!r}; give one of {listed(name, known)}")
 
 
 def open_to_others(host: str) -> bool:
