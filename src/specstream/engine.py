@@ -159,7 +159,7 @@ class SpeculativeEngine:
         Returns:
             ``average_speedup`` (median over the runs of speculative / plain tokens per second),
             ``tokens_per_second``, ``plain_tokens_per_second``, ``speculation_accuracy`` (accepted over drafted
-            tokens), ``memory_overhead`` (bytes of the draft's weights over the target's),
+            tokens), ``memory_overhead`` (bytes of the draft's weights, copies included, over the target's),
             ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (each run's figures) and
             ``provenance``.
         """
