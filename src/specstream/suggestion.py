@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like a misspelt one, if one is."""
-    return next(iter(get_close_matches(name.lower(), list(known), n=1, cutoff=0.75)), None)
+    return next(iter(get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)), None)
 
 
 def listed(name: str, known: Iterable[str]) -> str:
