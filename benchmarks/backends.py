@@ -31,6 +31,7 @@ class SpecStream:
         from dataclasses import replace
 
         from specstream import SpeculativeEngine
+        from specstream.distribution import VERSION
         from specstream.drafters.medusa import MedusaDrafter
         from specstream.models.checkpoint import CheckpointRules
 
@@ -47,7 +48,8 @@ class SpecStream:
             heads = drafter.heads
             self._parts = self._parts.with_drafter(MedusaDrafter(heads, nodes=request["k"] or heads.depth, ranks=1))
         self.versions = {
-            **_versions("specstream", "torch", "transformers"),
+            "specstream": VERSION,
+            **_versions("torch", "transformers"),
             "runtime": self._engine.target.runtime.name,
         }
 

@@ -1,6 +1,6 @@
 """Low-rank adapters in a model, trained on a few lines, saved, loaded and used as a target like any other.
 
-Run `python examples/lora_finetuning.py [MODEL] [FOLDER]`; it needs `pip install specstream[train]`.
+Run `python examples/lora_finetuning.py [MODEL] [FOLDER]`; it needs `pip install '.[train]'`.
 """
 
 import sys

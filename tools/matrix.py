@@ -22,11 +22,11 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import requires
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "constraints.txt"
+PROJECT = ROOT / "pyproject.toml"
 BUILD = ROOT / "build" / "matrix"
 SUITE = "tests/contract"
 
@@ -95,9 +95,10 @@ def combinations() -> list[Combination]:
 
 
 def lower_bounds() -> dict[str, str]:
-    """Of each package that SpecStream needs, the lowest release that its metadata admits."""
-    found = (re.match(r"([\w-]+)[^;]*>=([\w.]+)(?!.*extra ==)", each) for each in requires("specstream") or ())
-    bounds = {match[1].replace("-", "_"): match[2] for match in found if match}
+    """Of each package that SpecStream needs, the lowest release that it admits."""
+    listed = PROJECT.read_text(encoding="utf-8").partition("\ndependencies = [\n")[2].partition("\n]\n")[0]
+    found = re.finditer(r'^    "([\w-]+)>=([\w.]+)', listed, re.MULTILINE)
+    bounds = {match[1].replace("-", "_"): match[2] for match in found}
     return {name: bound if bound.count(".") > 1 else f"{bound}.0" for name, bound in bounds.items()}
 
 

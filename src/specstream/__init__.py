@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from specstream.distribution import warn_of_other_distribution
+
 if TYPE_CHECKING:
     from specstream.engine import SpeculativeEngine
     from specstream.errors import SpecStreamError
@@ -43,12 +45,14 @@ _MODULE_OF = {
 }
 
 
+warn_of_other_distribution()
+
+
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        # Read from the installed metadata, so that pyproject.toml is the only place that states it.
-        from importlib.metadata import version
+        from specstream.distribution import VERSION
 
-        return version("specstream")
+        return VERSION
     if name in _MODULE_OF:
         value: object = getattr(import_module(_MODULE_OF[name]), name)
         globals()[name] = value

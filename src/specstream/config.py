@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
+from specstream.suggestion import listed
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
@@ -116,10 +118,12 @@ class EngineConfig(BaseModel):
         drafter: ``auto`` is what the heads or the draft model are for that are given, else ``lookup``, together with
             streams where some are shipped for the model; ``mixed`` is ``lookup`` with what is given, each step by
             expected profit; ``router`` takes for each prompt what it expects most of.
-        gamma: most passes of a draft model per round (Leviathan's gamma, ``-K``); None sets no limit of its own.
-        max_speculation_depth: the deepest token tree of any drafter. None leaves it to what is measured, up to
-            ``DEEPEST``, and is ``UNMEASURED`` where nothing is (see ``adaptive``).
-        branches: candidates per step; 1 drafts chains, more drafts trees.
+        gamma: how deep any drafter may draft in a round (Leviathan's gamma, ``-K``): tokens of a chain, passes of a
+            draft model, streams or heads that are used, of those that there are. None leaves it to what is measured, up
+            to ``DEEPEST``, and is ``UNMEASURED`` where nothing is (see ``adaptive``).
+        max_speculation_depth: another name for the same limit; where both are given, the smaller holds.
+        branches: candidates per step of ``lookup`` and of draft models; 1 drafts chains, more drafts trees. What drafts
+            trees of a shape of its own refuses it.
         lookahead_window: positions that ``lookahead`` guesses ahead, the paper's W; the last is ``lookahead_window +
             lookahead_ngram - 3`` tokens deep; only those within ``max_speculation_depth`` are used. On a GPU more of
             them pay; the paper has 15.
@@ -137,8 +141,9 @@ class EngineConfig(BaseModel):
         router_state: the file in which a router keeps what it learns on; None keeps it in memory.
         pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
-        device: ``auto`` is the GPU if there is one. A model object stays where it is.
-        dtype: of a model given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
+        device: ``auto`` is the GPU if there is one. A model object stays where it is, and another device is refused.
+        dtype: of the models given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it. A
+            model object stays what it is: where nothing is loaded, another dtype is refused.
         runtime: how passes run; ``auto`` takes the fastest that fits (``graphs`` on CUDA). ``static`` is for debugging.
         exact: ``bits`` pads passes to widths that are bit-equal; ``rounding`` pads nothing.
         use_cache: False recomputes the whole context in every pass, as in transformers: slow, for debugging.
@@ -174,10 +179,14 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
     Raises:
         UsageError: an unknown name, or a value outside its range.
     """
-    given: dict[str, Any] = dict(settings)
+    given: dict[str, Any] = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     generation = {name: given.pop(name) for name in GenerationConfig.model_fields if name in given}
     if "torch_dtype" in given:  # transformers' older name
-        given["dtype"] = given.pop("torch_dtype")
+        older = given.pop("torch_dtype")
+        if given.setdefault("dtype", older) != older:
+            raise UsageError(f"dtype is {given['dtype']!r} and torch_dtype is {older!r}; give one of them")
+    if "device" in given and not isinstance(given["device"], str):
+        given["device"] = str(given["device"])  # a torch.device
     return _validated(EngineConfig, {**given, "generation": _validated(GenerationConfig, generation)})
 
 
@@ -211,7 +220,9 @@ def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
         field, *places = first["loc"]
         name = ".".join([str(field), *(str(at) for at in places if isinstance(at, int))])  # not "str" of str | list
         if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted({*EngineConfig.model_fields, *GenerationConfig.model_fields} - {"generation"}))
-            raise UsageError(f"unknown setting {name!r}; known are {known}") from None
+            if name in EngineConfig.model_fields:
+                raise UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine") from None
+            known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
+            raise UsageError(f"unknown setting {name!r}; known are {listed(name, known)}") from None
         remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
         raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, overload
 
+from torch import Tensor
 from typing_extensions import Unpack
 
+from specstream.choices import check_choice
 from specstream.config import (
     EngineSettings,
     GenerationConfig,
@@ -22,16 +24,17 @@ from specstream.core.ports import Drafter
 from specstream.drafters.none import NoDrafter
 from specstream.environment import level
 from specstream.errors import UsageError
-from specstream.generation import Generation, TextPieces, is_batch, plain_baseline
+from specstream.generation import Generation, TextPieces, plain_baseline
 from specstream.inventory import draft_bytes, prepare
 from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
-from specstream.parts import build_parts, check_choice, eos_token_ids, model_name, renewed
+from specstream.parts import build_parts, eos_token_ids, model_name, renewed
+from specstream.prompt_forms import prompts_in
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Totals
 from specstream.settings_file import read_settings
-from specstream.text import Chat, Prompt, encode
+from specstream.text import Chat, Prompt, are_tokens, encode, kind_of
 
 
 class SpeculativeEngine:
@@ -98,69 +101,81 @@ class SpeculativeEngine:
         return cls(**given)
 
     @overload
-    def generate(self, prompt: str | Chat, **settings: Unpack[SamplingSettings]) -> GenerationResult: ...
+    def generate(self, prompt: str | Chat | list[int], **settings: Unpack[SamplingSettings]) -> GenerationResult: ...
 
     @overload
     def generate(
-        self, prompt: list[str] | list[Chat], **settings: Unpack[SamplingSettings]
+        self, prompt: list[str] | list[Chat] | list[list[int]], **settings: Unpack[SamplingSettings]
     ) -> list[GenerationResult]: ...
+
+    @overload
+    def generate(self, prompt: Tensor | Mapping[str, Any], **settings: Unpack[SamplingSettings]) -> Any: ...
 
     def generate(self, prompt: Any, **settings: Unpack[SamplingSettings]) -> Any:
         """Generate from a prompt, or from several in one batch.
 
         Args:
-            prompt: a text, a chat (a list of role/content), or a list of either.
+            prompt: a text, which is taken as it is; a chat (a list of role/content), which goes through the chat
+                template; token ids; or a list of these. A tensor ``[n]`` of ids is one prompt and ``[rows, n]`` is
+                several, also in what a tokenizer returned; its ``attention_mask`` tells the padding.
             **settings: override the engine's, for this call; see ``GenerationConfig``.
 
         Returns:
-            A ``GenerationResult``, or a list of them for a list of prompts.
+            A ``GenerationResult``, or a list of them where several prompts were given.
 
         Raises:
             UsageError: an empty prompt, one longer than the context, a setting out of range.
             NumericalError: the model's logits are NaN or infinite.
         """
         config = generation_config(self.config.generation, settings)
-        batch = is_batch(prompt)
-        prompts: list[Prompt] = list(prompt) if batch else [prompt]
+        prompts, several = prompts_in(prompt)
         if not prompts:
             raise UsageError("the list of prompts is empty; give at least one")
-        results = self._report(self._start(prompts, config).run())
-        return results if batch else results[0]
+        results = self._report(self._begun(prompts, config).run())
+        return results if several else results[0]
 
-    def stream(self, prompt: Prompt, **settings: Unpack[SamplingSettings]) -> TextPieces:
-        """Generate from one prompt, piece by piece as tokens are accepted.
+    def stream(self, prompt: Prompt | Tensor | Mapping[str, Any], **settings: Unpack[SamplingSettings]) -> TextPieces:
+        """Generate from one prompt, in any form that ``generate`` takes, piece by piece as tokens are accepted.
 
         Returns:
             An iterable of pieces of text; once it is exhausted its ``result`` is the ``GenerationResult``.
         """
         config = generation_config(self.config.generation, settings)
-        return TextPieces(self._start([prompt], config), self._report)
+        prompts, _ = prompts_in(prompt)
+        if len(prompts) != 1:
+            raise UsageError(f"stream is given {len(prompts)} prompts; give one, or give them to generate")
+        return TextPieces(self._begun(prompts, config), self._report)
 
     def benchmark(
-        self, test_prompts: Sequence[Prompt], num_runs: int = 5, **settings: Unpack[SamplingSettings]
+        self,
+        test_prompts: Sequence[Prompt] | Tensor | Mapping[str, Any],
+        num_runs: int = 5,
+        **settings: Unpack[SamplingSettings],
     ) -> dict[str, Any]:
-        """Measure speculation against plain decoding, the two in turn on the same prompts.
+        """Measure speculation against plain decoding, the two in turn on the same prompts, each of them by itself.
 
         Both sides count prefill and obey the same stopping rules. One round of each warms up and is not counted.
 
         Returns:
             ``average_speedup`` (median over the runs of speculative / plain tokens per second),
             ``tokens_per_second``, ``plain_tokens_per_second``, ``speculation_accuracy`` (accepted over drafted
-            tokens), ``memory_overhead`` (bytes of the draft's weights over the target's),
+            tokens), ``memory_overhead`` (bytes of the draft's weights, copies included, over the target's),
             ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (each run's figures) and
             ``provenance``.
         """
-        if not is_batch(test_prompts):
-            raise UsageError(f"test_prompts is {test_prompts!r}; give a list of prompts")
-        if num_runs < 1 or not test_prompts:
-            raise UsageError(f"num_runs is {num_runs} with {len(test_prompts)} prompts; give at least one of each")
         config = generation_config(self.config.generation, settings)
+        prompts, several = prompts_in(test_prompts, "test_prompts")
+        if not several:
+            raise UsageError(f"test_prompts is {kind_of(test_prompts)}; give a list of prompts")
+        if num_runs < 1 or not prompts:
+            raise UsageError(f"num_runs is {num_runs} with {len(prompts)} prompts; give at least one of each")
+        encoded = self._encoded(prompts)  # all of them before the first pass
         sides = {"plain": NoDrafter(), "speculative": None}
         runs: list[dict[str, float]] = []
         totals = {side: Totals() for side in sides}
         for number in range(num_runs + 1):
             counted = {side: Totals() for side in sides}
-            for prompt in test_prompts:
+            for prompt in encoded:
                 for side, drafter in sides.items():
                     generation = self._start([prompt], config, drafter).run()
                     counted[side].add(generation.rows, generation.timings.total)
@@ -212,10 +227,20 @@ class SpeculativeEngine:
             "heads": self.parts.heads,
         }
 
-    def _start(self, prompts: Sequence[Prompt], config: GenerationConfig, drafter: Drafter | None = None) -> Generation:
+    def _encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return [encode(self.tokenizer, prompt) for prompt in prompts]
+
+    def _begun(self, prompts: Sequence[Prompt], config: GenerationConfig) -> Generation:
+        generation = self._start(self._encoded(prompts), config)
+        generation.chats = [not isinstance(prompt, str) and not are_tokens(prompt) for prompt in prompts]
+        return generation
+
+    def _start(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, drafter: Drafter | None = None
+    ) -> Generation:
         self._renew()
         parts = self.parts if drafter is None else self.parts.with_drafter(drafter)
-        generation = Generation(parts, [encode(self.tokenizer, prompt) for prompt in prompts], config)
+        generation = Generation(parts, prompts, config)
         prepare(parts, len(prompts))
         return generation
 
@@ -257,6 +282,7 @@ class SpeculativeEngine:
             baseline=baseline,
             exact=row.exact,
             lossless=self.config.acceptance_threshold is None or generation.config.temperature == 0,
+            chat=generation.chats[row.index],
             drafter=self.parts.drafter.name,
             drafts=dict(stats.drafts),
             routing=None if generation.choice is None else generation.choice.to_dict(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from specstream.distribution import install_line
 from specstream.errors import MissingPackageError
 
 
@@ -25,5 +26,5 @@ def require(package: str, extra: str, purpose: str) -> Any:
         if error.name is not None and error.name.partition(".")[0] != package.partition(".")[0]:
             raise  # it is there, and something of its own is not
         raise MissingPackageError(
-            f"{purpose} needs {package!r}, which is not installed; run: pip install 'specstream[{extra}]'"
+            f"{purpose} needs {package!r}, which is not installed; run: {install_line(extra)}"
         ) from None

@@ -13,11 +13,12 @@ from typing_extensions import Unpack
 from specstream.call_arguments import check_call, check_length
 from specstream.callbacks import Columns, row_processor
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.errors import UsageError, shown
+from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
 from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_parts, renewed
+from specstream.prompt_forms import token_rows
 from specstream.results import Totals
 
 
@@ -29,7 +30,8 @@ def speculative_decode(
     Args:
         target: a transformers causal language model.
         draft: a smaller one of the same vocabulary, or None for prompt lookup.
-        input_ids: ``[n]`` or ``[rows, n]`` int64, or a list of rows of different lengths. No padding.
+        input_ids: ``[n]`` or ``[rows, n]`` int64, a list of rows of different lengths, or what a tokenizer
+            returned, whose mask tells the padding. Elsewhere no padding.
         **settings: ``max_new_tokens``, ``gamma``, ``temperature``, ``top_k``, ``top_p``, ``seed`` and the other
             settings of ``SpeculativeEngine``; stop strings need a tokenizer, so take the engine for those.
 
@@ -45,9 +47,10 @@ def speculative_decode(
     config = engine_config(settings)
     if config.generation.stop_strings:
         raise UsageError("stop strings need a tokenizer; take SpeculativeEngine for them")
+    prompts = token_rows(input_ids)
     model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
     parts = build_parts(model, None, draft, config)
-    generation = Generation(parts, prompts_of(input_ids), config.generation).run()
+    generation = Generation(parts, prompts, config.generation).run()
     return output_of(generation, target)
 
 
@@ -189,28 +192,9 @@ class _CustomGenerate:
             self._streamer.end()  # whoever reads on another thread would wait for ever
 
 
-def prompts_of(input_ids: Any) -> list[list[int]]:
-    """The rows of token ids: a tensor ``[n]`` or ``[rows, n]``, or a list of rows.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    rows = input_ids.tolist() if isinstance(input_ids, Tensor) else input_ids
-    if _are(rows, int):
-        return [list(rows)]
-    if not _are(rows, Sequence) or not all(_are(row, int) for row in rows):
-        raise UsageError(f"input_ids is {shown(input_ids)}; give token ids: [n] or [rows, n] int64, or a list of rows")
-    return [list(row) for row in rows]
-
-
-def _are(values: Any, kind: type) -> bool:
-    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
-    return listed and all(isinstance(value, kind) and not isinstance(value, bool | str | bytes) for value in values)
-
-
 def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
     if mask is None:
-        return prompts_of(input_ids)
+        return token_rows(input_ids)
     return [row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +81,9 @@ class Generation:
         config: how.
         check: a stopping rule besides those of ``config``.
 
+    Attributes:
+        chats: of each prompt, whether it went through the chat template; for the report.
+
     Raises:
         UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
     """
@@ -99,6 +102,7 @@ class Generation:
         self.check = check or stop_check(parts.tokenizer, config.stop_strings)
         self.timings = Timings()
         self.choice: Choice | None = None
+        self.chats = [False] * len(prompts)
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
         self.rows = start_rows(prompts, seeds, parts.target.context_length)
@@ -250,10 +254,3 @@ def check_tokens(size: int | None, prompts: Sequence[Sequence[int]], stops: Sequ
         strange = [token for token in tokens if size is not None and not 0 <= token < size]
         if strange:
             raise UsageError(f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}")
-
-
-def is_batch(prompt: Any) -> bool:
-    """A list of texts or of chats; a single chat is a list too, of mappings."""
-    if not isinstance(prompt, Sequence) or isinstance(prompt, str | bytes):
-        return False
-    return not (prompt and isinstance(prompt[0], Mapping))

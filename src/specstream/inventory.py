@@ -10,6 +10,7 @@ from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.streams import StreamHead, StreamsDrafter
 from specstream.errors import UsageError
 from specstream.generation import Parts
+from specstream.models.held import held_bytes
 from specstream.models.hf import HuggingFaceTarget
 from specstream.routing.drafter import RoutedDrafter
 
@@ -51,9 +52,15 @@ def extra_parameters(drafter: Drafter, target: HuggingFaceTarget) -> int:
 
 
 def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
-    """Bytes of weights that are there to draft with."""
+    """Bytes of weights that are there to draft with, merged and quantised copies among them.
+
+    Of a draft in the target's place, ``self:int8``, the copy alone counts. What a generation holds while it runs, the
+    caches of keys and values, does not.
+    """
+    heads, own = _heads_of(drafter), target.runtime.nbytes
     drafts = [draft for draft in _drafts_of(drafter) if draft is not target]
-    return sum(each.nbytes for each in _heads_of(drafter)) + sum(draft.runtime.nbytes for draft in drafts)
+    weights = sum(each.runtime.nbytes - (own if each.model is target.model else 0) for each in drafts)
+    return weights + (held_bytes([*heads, *target.runtime.for_drafts], without=target.model) if heads else 0)
 
 
 def _each(drafter: Drafter) -> list[Drafter]:

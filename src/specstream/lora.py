@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from specstream.errors import UsageError
 from specstream.extras import require
+from specstream.lora_modules import is_turned, modules_for
+from specstream.models.families import require_model
 
 _NAMES = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules"}
 """Our names and PEFT's, which are taken too."""
@@ -28,21 +30,28 @@ class LoRAAdapter:
 
     Args:
         base_model: a transformers causal language model. Adapters are put into it; its own weights never change.
-        lora_config: ``r``, ``alpha``, ``dropout`` and ``target_modules`` (ends of the names of linear layers).
+        lora_config: ``r``, ``alpha``, ``dropout`` and ``target_modules`` (ends of the names of linear layers; if not
+            given, those of the attention's queries, values and output, as the model's family calls them).
         tokenizer: for training on texts; None takes the one that lies beside the base's weights.
 
     Raises:
-        UsageError: an unknown key, a value out of range, or target modules that the model does not have.
+        UsageError: an unknown key, a value out of range, or a target module that the model does not have.
+        UnsupportedModelError: ``base_model`` is no transformers model.
         MissingPackageError: PEFT is not installed.
     """
 
     def __init__(self, base_model: Any, lora_config: Mapping[str, Any] | None = None, tokenizer: Any = None) -> None:
         peft = require("peft", "train", "LoRAAdapter")
+        require_model(base_model)
         self.config = _settings(lora_config or {})
+        self.config["target_modules"] = modules_for(base_model, self.config["target_modules"])
         self._base, self._tokenizer = base_model, tokenizer
         settings = {_NAMES[name]: value for name, value in self.config.items()}
+        # GPT-2's matrices are all turned, other families' none.
+        turned = any(is_turned(module) for module in base_model.modules())
+        made = peft.LoraConfig(**settings, fan_in_fan_out=turned, task_type="CAUSAL_LM")
         try:
-            self._peft = peft.get_peft_model(base_model, peft.LoraConfig(**settings, task_type="CAUSAL_LM"))
+            self._peft = peft.get_peft_model(base_model, made)
         except ValueError as error:
             raise UsageError(f"target_modules {self.config['target_modules']} do not fit this model: {error}") from None
         base_model.eval()

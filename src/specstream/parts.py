@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from specstream.choices import SELF, check_choice, defaults_of, unused
 from specstream.config import DEEPEST, UNMEASURED, EngineConfig, with_settings
 from specstream.core.controller import Controller
 from specstream.core.ports import Drafter
@@ -30,15 +31,13 @@ from specstream.models.capabilities import Quantization
 from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.families import require_model
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.load import check_place
 from specstream.models.runtime import draft_quantization, lend_kernels
 from specstream.models.uncached import UncachedTarget
 from specstream.models.vocabulary import load_draft
 from specstream.routing.config import DrafterSpec
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.router import Router
-
-SELF = "self:"
-"""``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +83,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         VocabularyMismatchError: a draft of another vocabulary.
     """
     check_choice(config, draft)
+    loaded = isinstance(draft, str) and not draft.startswith(SELF)  # dtype is of the draft that is loaded then
+    check_place(target.model, config.device, "auto" if loaded else config.dtype)
     heads = _heads_folder(target.model, draft, config)
     return Parts(
         target=target if config.use_cache else UncachedTarget(target),
@@ -94,8 +95,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         checkpoint=checkpoint_rules(target.model),
         vocab_size=target.vocab_size,
         speculation=Speculation(
-            max_depth=config.max_speculation_depth or DEEPEST,
-            unmeasured_depth=config.max_speculation_depth or UNMEASURED,
+            max_depth=_depth(config, DEEPEST),
+            unmeasured_depth=_depth(config, UNMEASURED),
             unmeasured_steps=config.drafter != "auto" or draft is not None or config.heads is not None,
             acceptance_threshold=config.acceptance_threshold,
             controller=Controller() if config.adaptive else None,
@@ -168,12 +169,17 @@ def config_of(spec: DrafterSpec, config: EngineConfig) -> EngineConfig:
     """The settings of one of a router's drafters.
 
     Raises:
-        UsageError: there is no such drafter.
+        UsageError: there is no such drafter, or it has no draft model and a ``gamma``.
     """
     if spec.drafter == "router":
         raise UsageError("one of the router's drafters is 'router'; give another drafter")
-    common = {"gamma": spec.gamma or config.gamma, "router": None, "router_state": None}
-    return with_settings(config, {**spec.model_dump(exclude={"draft"}), **common})
+    if spec.gamma is not None and spec.draft is None:
+        raise UsageError(
+            f"gamma is {spec.gamma} of the router's drafter {spec.drafter!r}, which has no draft; give it to the engine"
+        )
+    kind = {"drafter": spec.drafter, "heads": spec.heads, "draft_quantization": spec.draft_quantization}
+    own = with_settings(config, {**kind, "gamma": spec.gamma or config.gamma, "router": None, "router_state": None})
+    return with_settings(own, defaults_of(option for option in unused(own, spec.draft) if option not in kind))
 
 
 class _Sources:
@@ -249,7 +255,7 @@ def _draft_model(
     drafting, part = _draft_target(target, tokenizer, draft, config)
     return DraftModelDrafter(
         drafting,
-        gamma=config.gamma or config.max_speculation_depth or DEEPEST,
+        gamma=_depth(config, DEEPEST),
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
         part=part,
@@ -295,6 +301,11 @@ def _draft_target(
     return drafting, part
 
 
+def _depth(config: EngineConfig, otherwise: int) -> int:
+    """How deep trees may be."""
+    return min((each for each in (config.gamma, config.max_speculation_depth) if each), default=otherwise)
+
+
 def _self_quantization(draft: str) -> Quantization:
     name = draft.removeprefix(SELF)
     if name not in ("int8", "int4"):
@@ -315,50 +326,6 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
         f"the draft {model_name(draft)} has another vocabulary ({theirs} tokens) than {model_name(target)} "
         f"({ours} tokens); give a draft of the same tokenizer, or drafter='lookup'"
     )
-
-
-def check_choice(config: EngineConfig, draft: Any) -> None:
-    """Refuse a drafter and a draft, or heads, that do not go together.
-
-    Raises:
-        UsageError: so it is.
-        ModelNotFoundError: there are no heads in the folder.
-    """
-    name, heads = config.drafter, config.heads
-    _check_router(config)
-    if name == "medusa" and heads is None:
-        raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
-    if name not in ("streams", "medusa", "mixed", "auto") and heads is not None:
-        raise UsageError(f"drafter is {name!r} and there are heads; give drafter='streams' or 'medusa', or no heads")
-    if config.pruning is not None and name not in ("streams", "auto"):
-        raise UsageError(f"pruning is {config.pruning} and drafter is {name!r}; give drafter='streams' or no pruning")
-    if config.pruning is not None and name == "auto" and heads is None:
-        raise UsageError(
-            f"pruning is {config.pruning} and there are no heads; give heads=, a folder of streams for this model"
-        )
-    if heads is not None:
-        if draft is not None:
-            raise UsageError(f"heads is {heads!r} and there is a draft_model; give one of them")
-        if (kind := kind_of(heads)) != name and name in ("streams", "medusa"):
-            raise UsageError(f"drafter is {name!r} and {heads!r} holds {kind!r}; give drafter={kind!r}")
-    if draft is None and (name == "draft_model" or (name == "mixed" and heads is None)):
-        raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
-    if draft is not None and name not in ("auto", "draft_model", "mixed", "router"):
-        raise UsageError(
-            f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
-        )
-
-
-def _check_router(config: EngineConfig) -> None:
-    if config.drafter == "router" and config.router is None:
-        raise UsageError(
-            "drafter is 'router' and there is none; give router=, the folder that specstream router train wrote"
-        )
-    for setting, value in (("router", config.router), ("router_state", config.router_state)):
-        if config.drafter != "router" and value is not None:
-            raise UsageError(
-                f"drafter is {config.drafter!r} and {setting} is given; give drafter='router', or leave it"
-            )
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,26 @@ ANSWERS = ("completion", "response", "output", "answer", "summary", "summary1", 
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a ``.jsonl``, ``.json`` (a list) or ``.csv`` file; a bare text is ``{"prompt": text}``.
+    """The records of a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.txt`` file; a text is ``{"prompt": text}``.
+
+    A text file holds a prompt a line. What has no ending, and ``-``, the standard input, is JSON lines if it begins
+    with a brace, else text.
 
     Raises:
         UsageError: a file that cannot be read, or of another format; a line that is none, by number.
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
+        text = text_of(path)
+        ending = file.suffix or (".jsonl" if text.lstrip().startswith("{") else ".txt")
+        records: Any
+        if ending == ".jsonl":
             records = _json_lines(text, file)
-        elif file.suffix == ".json":
+        elif ending == ".txt":
+            records = [line.strip() for line in text.splitlines() if line.strip()]
+        elif ending == ".json":
             records = json.loads(text)
-        elif file.suffix == ".csv":
+        elif ending == ".csv":
             records = list(csv.DictReader(io.StringIO(text, newline="")))
         else:
             raise ValueError(f"the ending is {file.suffix!r}")
@@ -39,18 +47,29 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         raise
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UsageError(
-            f"prompts {str(file)!r} cannot be read: {_reason(error)}; give .jsonl, .json or .csv"
+            f"prompts {str(file)!r} cannot be read: {_reason(error)}; give .txt, .jsonl, .json or .csv"
         ) from None
     if not isinstance(records, list):
         raise UsageError(f"prompts {str(file)!r} holds one {type(records).__name__}; give a list of records")
     return [_record(value, f"{file}:{number}") for number, value in enumerate(records, 1)]
 
 
+def text_of(path: str | Path) -> str:
+    """What a file holds, or the standard input where the path is ``-``.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    data = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
+
+
 def load_prompts(path: str | Path, field: str = "", where: Mapping[str, str] | None = None) -> list[str]:
-    """The prompts of a file: ``.jsonl``, ``.json`` (a list) or ``.csv``.
+    """The prompts of a file, one text each.
 
     Args:
-        path: the file.
+        path: the file; see ``read_records``.
         field: the prompt's key in a record; empty takes the first of ``FIELDS`` that is there.
         where: keep only records with these values, such as ``{"category": "coding"}``.
 
@@ -64,22 +83,15 @@ def load_prompts(path: str | Path, field: str = "", where: Mapping[str, str] | N
 
 
 def read_prompts(path: str) -> list[Any]:
-    """Texts and chats as they stand: of a text file one a line, else a record's ``prompt`` or whole ``messages``.
+    """Texts and chats as they stand: a record's ``prompt`` or whole ``messages``.
 
     Raises:
         UsageError: a file that cannot be read or holds no prompt.
     """
-    file = Path(path)
-    if file.suffix in (".jsonl", ".json", ".csv"):
-        prompts = [
-            record["messages"] if _is_chat(record.get("messages")) else prompt_of(record, f"{path}:{number}")
-            for number, record in enumerate(read_records(file), 1)
-        ]
-    else:
-        try:
-            prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"prompts {path!r} cannot be read: {_reason(error)}; give text or JSON lines") from None
+    prompts = [
+        record["messages"] if _is_chat(record.get("messages")) else prompt_of(record, f"{path}:{number}")
+        for number, record in enumerate(read_records(path), 1)
+    ]
     if not prompts:
         raise UsageError(f"prompts {path!r} is empty; give one prompt a line")
     return prompts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+from specstream.distribution import VERSION
 from specstream.environment import installed, level, processor_model
 
 
@@ -17,7 +18,7 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
     import torch
 
     return {
-        "specstream": installed("specstream"),
+        "specstream": VERSION,
         "torch": torch.__version__,
         "transformers": installed("transformers"),
         "python": platform.python_version(),

@@ -30,6 +30,8 @@ class GenerationResult(Mapping[str, Any]):
         baseline: what ``speedup`` was measured against, or the ``error`` with which that failed.
         exact: ``bits`` if every pass had plain decoding's bits, else ``rounding``.
         lossless: False under typical acceptance.
+        chat: whether the prompt went through the model's chat template: a list of turns does, and on the command line a
+            text too; a text in Python does not.
         drafter: its name.
         drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
         routing: where a router chose: the ``drafter`` that it took for the batch, the ``seconds`` that the choice cost
@@ -56,6 +58,7 @@ class GenerationResult(Mapping[str, Any]):
     baseline: dict[str, Any]
     exact: str
     lossless: bool
+    chat: bool
     drafter: str
     drafts: dict[str, int]
     routing: dict[str, Any] | None

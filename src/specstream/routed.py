@@ -10,11 +10,12 @@ from typing_extensions import Unpack
 
 from specstream.config import EngineSettings, GenerationConfig, engine_config
 from specstream.errors import UsageError
-from specstream.functions import output_of, prompts_of
+from specstream.functions import output_of
 from specstream.generation import Generation, Parts, plain_baseline
 from specstream.inventory import prepare
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_drafters, build_parts
+from specstream.prompt_forms import token_rows
 from specstream.routing.config import DrafterSpec, check_drafters
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.router import Router
@@ -36,8 +37,7 @@ class AdaptiveRouter(Router):
             draft_models: what the router's drafters draft with: a mapping from their names, or a list in their order,
                 of models or names of models. Drafters whose draft is not given are left out; those that need none
                 are not. None takes the models that the router names.
-            input_ids: ``[n]`` or ``[rows, n]`` int64, or a list of rows of different lengths. No padding. One drafter
-                is chosen for all rows.
+            input_ids: as of ``speculative_decode``. One drafter is chosen for all rows.
             **settings: as of ``speculative_decode``. What was built of a target and its drafts is kept for the next
                 call with the same. A router that embeds with mpnet needs ``bind(target, tokenizer)`` before.
 
@@ -52,8 +52,9 @@ class AdaptiveRouter(Router):
         config = engine_config(settings)
         if config.generation.stop_strings:
             raise UsageError("stop strings need a tokenizer; take SpeculativeEngine(drafter='router') for them")
+        prompts = token_rows(input_ids)
         parts = self._parts_of(target, draft_models, settings)
-        generation = Generation(parts, prompts_of(input_ids), config.generation).run()
+        generation = Generation(parts, prompts, config.generation).run()
         rows = len(generation.rows)
         plain = self._plain.get(rows) or plain_baseline(generation).get("tokens_per_second")
         if plain is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
+
+from typing_extensions import TypeIs
 
 from specstream.core.stopping import StopCheck
 from specstream.errors import UsageError, shown
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]
-Prompt: TypeAlias = str | Chat
+Prompt: TypeAlias = str | Chat | Sequence[int]
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 """A byte in vocabularies of characters that fall back on bytes, as those of SentencePiece do."""
@@ -19,7 +22,7 @@ _WINDOW = 8  # tokens before a new one that its decoding may depend on (bytes of
 
 
 def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a text, or of a chat (a list of role/content) through the chat template.
+    """Token ids of a text, or of a chat (a list of role/content) through the chat template; ids are taken as they are.
 
     Raises:
         UsageError: an empty prompt or one that is no text, a chat for a tokenizer without a template, or one that the
@@ -27,13 +30,26 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     """
     if isinstance(prompt, str):
         ids = tokenizer(_valid(prompt))["input_ids"] if prompt else []
+    elif are_tokens(prompt):
+        ids = list(map(int, prompt))
     elif _is_list(prompt):
         ids = tokenizer(_rendered(tokenizer, prompt), add_special_tokens=False)["input_ids"] if prompt else []
     else:
-        raise UsageError(f"the prompt is {shown(prompt)}; give a text, or a chat: a list of role and content")
+        raise UsageError(f"the prompt is {kind_of(prompt)}; give a text, or a chat: a list of role and content")
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
+
+
+def are_tokens(value: Any) -> TypeIs[Sequence[int]]:
+    """Whether it is a list of token ids; an empty list is one too."""
+    return _is_list(value) and all(isinstance(each, Integral) and not isinstance(each, bool) for each in value)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for the error that refuses it: its type, and the value where that is short."""
+    kind, text = type(value).__name__, " ".join(repr(value).split())
+    return f"{text} ({kind})" if len(text) <= 40 else f"of the type {kind}"
 
 
 def _is_list(value: Any) -> bool:
@@ -86,7 +102,7 @@ def as_chat(tokenizer: Any, chat: bool | None) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None if chat is None else chat
 
 
-def asked(tokenizer: Any, prompt: Prompt, chat: bool | None = None) -> Prompt:
+def asked(tokenizer: Any, prompt: str | Chat, chat: bool | None = None) -> str | Chat:
     """A prompt as the model is asked: a text is a user's turn where prompts go through the chat template."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) and as_chat(tokenizer, chat) else prompt
 

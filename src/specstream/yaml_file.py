@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from specstream.errors import UsageError
+from specstream.suggestion import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def validated(
         name = prefix + ".".join(place)
         where = document.where(place) if document is not None else ""
         if first["type"] == "extra_forbidden":
-            known = ", ".join(_known(kind, place[:-1]))
+            known = listed(place[-1], _known(kind, place[:-1]))
             raise UsageError(f"{where}unknown setting {name!r}; known are {known}") from None
         if first["type"] == "missing":
             raise UsageError(f"{where}{name} is missing; give it") from None

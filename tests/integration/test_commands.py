@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -86,6 +87,30 @@ def test_text_goes_to_stdout_and_the_account_of_it_to_stderr(capsys, tiny):
     assert "lossless" in err
 
 
+def test_a_prompt_from_a_file_or_the_standard_input_is_the_prompt(capsys, tiny, tmp_path, monkeypatch):
+    text, common = "one two\nthree", ["--model", str(tiny / "target"), "--json", "-n", "6"]
+    file = tmp_path / "prompt.txt"
+    file.write_text(f"{text}\n", encoding="utf-8")
+    expected = json.loads(run(capsys, "generate", text, *common)[1])["token_ids"]
+    for words in (["--prompt-file", str(file)], ["-"], ["--prompt", "-"], ["--prompt-file", "-"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{text}\n".encode())))
+        code, out, err = run(capsys, "generate", *words, *common)
+        assert code == 0, err
+        assert json.loads(out)["token_ids"] == expected, words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt-file", "/nowhere/a.txt"], "--prompt-file '/nowhere/a.txt' cannot be read: No such file"),
+        (["one", "--prompt-file", "a.txt"], "two prompts were given, 'one' and 'a.txt'; give one"),
+    ],
+)
+def test_a_prompt_file_that_cannot_be_taken(capsys, tiny, words, message):
+    code, _, err = run(capsys, "generate", *words, "--model", str(tiny / "target"))
+    assert code == 2 and message in err
+
+
 def test_seed_and_sampling(capsys, tiny):
     words = f"generate one --model {tiny / 'target'} -n 12 -t 1 --top-k 50 --json --seed".split()
     texts = [json.loads(run(capsys, *words, seed)[1])["text"] for seed in ("1", "1", "2")]
@@ -144,7 +169,7 @@ def test_compare_json_counts_rejections(capsys, tiny):
         (["generate", ""], "the prompt is empty"),
         (["generate"], "the prompt is empty"),
         (["generate", "x", "--prompt", "y"], "two prompts"),
-        (["generate", "x", "--model", "nope"], "unknown model 'nope'"),
+        (["generate", "x", "--model", "no pe"], "unknown model 'no pe'"),
         (["generate", "x", "-K", "-1"], "gamma is -1"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0"),
         (["generate", "x", "--top-p", "0"], "top_p is 0.0"),

@@ -99,7 +99,28 @@ def test_half_a_character(engine, prompt):
 
 @pytest.mark.parametrize(
     "prompt",
-    [None, 5, b"abc", [1, 2, 3], {"role": "user", "content": "a"}, torch.tensor([1, 2]), ["a", None], [[]], [b"a"]],
+    [
+        None,
+        5,
+        b"abc",
+        {"a", "b"},
+        {"role": "user", "content": "a"},
+        {"prompt": "a"},
+        {"input_ids": [[1, 2]], "pixel_values": [0]},
+        {"input_ids": [[1, 2]], "attention_mask": [[1]]},
+        {"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]},
+        {"input_ids": [[1, 2]], "attention_mask": [[1, 1], [1, 1]]},
+        torch.tensor([1.5, 2]),
+        torch.tensor(3),
+        torch.ones(1, 1, 3, dtype=torch.long),
+        torch.tensor([True]),
+        [True],
+        [1, "a"],
+        ["a", None],
+        [[]],
+        [b"a"],
+        Path("a.txt"),
+    ],
     ids=repr,
 )
 def test_a_prompt_that_is_none(engine, prompt):
@@ -109,7 +130,7 @@ def test_a_prompt_that_is_none(engine, prompt):
         one_line(error)
 
 
-@pytest.mark.parametrize("prompts", [None, "abc", said("one")], ids=repr)
+@pytest.mark.parametrize("prompts", [None, "abc", said("one"), [1, 2], torch.tensor([1, 2])], ids=repr)
 def test_prompts_to_measure_that_are_no_list(engine, prompts):
     with pytest.raises(UsageError, match="test_prompts") as error:
         engine.benchmark(prompts, num_runs=1, max_new_tokens=2)
@@ -272,3 +293,57 @@ def test_a_processor_of_generate_of_another_width(model):
             logits_processor=[Narrow()],
             custom_generate=specstream.custom_generate(),
         )
+
+
+def calls_with_a_model(model, tokenizer, settings):
+    ids = torch.tensor([[5, 6, 7]])
+    return [
+        lambda: SpeculativeEngine(model, tokenizer, **settings),
+        lambda: SpeculativeEngine(model, tokenizer, "self:int8", **settings),
+        lambda: SpeculativeEngine(model, tokenizer, tiny_model(seed=1), **settings),
+        lambda: specstream.speculative_decode(model, None, ids, **settings),
+        lambda: model.generate(ids, max_new_tokens=4, custom_generate=specstream.custom_generate(**settings)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"device": "banana"}, "device is 'banana', which is not available"),
+        ({"device": "cuda:7"}, "device is 'cuda:7'"),
+        ({"device": "meta"}, r"device is 'meta' and the model is on cpu; move it: model.to\('meta'\)"),
+        ({"device": torch.device("meta")}, "device is 'meta' and the model is on cpu"),
+        ({"device": 5}, "device is '5'"),
+        ({"dtype": "bfloat16"}, "dtype is torch.bfloat16 and the model is torch.float32; cast it"),
+        ({"dtype": torch.float16}, "dtype is torch.float16 and the model is torch.float32"),
+        ({"torch_dtype": "bfloat16"}, "dtype is torch.bfloat16 and the model is torch.float32"),
+        ({"dtype": "float31"}, "dtype is 'float31'; give auto, float32"),
+        ({"dtype": 5}, "dtype is 5; give auto, float32"),
+        ({"dtype": torch.int8}, "dtype is torch.int8; give auto, float32"),
+        ({"dtype": "float32", "torch_dtype": "float16"}, "dtype is 'float32' and torch_dtype is 'float16'; give one"),
+    ],
+    ids=str,
+)
+def test_a_device_or_dtype_that_the_model_at_hand_has_not(model, tokenizer, settings, words):
+    for call in calls_with_a_model(model, tokenizer, settings):
+        with pytest.raises(UsageError, match=words) as error:
+            call()
+        one_line(error)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"device": "cpu"}, {"device": torch.device("cpu")}, {"dtype": "float32"}, {"torch_dtype": torch.float32}],
+    ids=str,
+)
+def test_the_device_and_the_dtype_that_the_model_has(model, tokenizer, settings):
+    for call in calls_with_a_model(model, tokenizer, settings):
+        call()
+
+
+def test_dtype_is_of_the_draft_that_is_loaded_by_name(model, tokenizer, tmp_path):
+    tiny_model(seed=1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    engine = SpeculativeEngine(model, tokenizer, str(tmp_path), dtype="bfloat16")
+    assert engine.parts.drafter.model.model.dtype == torch.bfloat16
+    assert engine.model.dtype == torch.float32

@@ -107,7 +107,7 @@ def test_generate_takes_heads(run, folders):
     assert json.loads(out)["drafter"] == "streams"
     code, _, err = run("generate", "one two", "--drafter", "streams", "-n", "8")
     assert (code, err.count("\n")) == (2, 1)
-    assert "give heads=" in err
+    assert "give --heads" in err
 
 
 @pytest.mark.parametrize("kind", ["streams", "pruned", "medusa"])

@@ -28,7 +28,7 @@ serve.run(build({{"replicas": 2, "cpus": 0.5}}), blocking=True)
 """
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'specstream[ray]'")
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'")
 @pytest.mark.timeout(900)
 def test_both_replicas_answer_and_say_the_same(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")

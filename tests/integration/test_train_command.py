@@ -129,9 +129,9 @@ def test_other_settings_are_refused_and_no_resume_sets_the_run_aside(train, tmp_
         ("data.files=[nowhere.jsonl]", 2, "'nowhere.jsonl' cannot be read"),
         ("data.files=[]", 2, "data has no example"),
         ("data.dataset_name=nobody/nothing", 2, "data.dataset_name 'nobody/nothing'"),
-        ("model.target_model=nope", 2, "unknown model 'nope'"),
+        ("model.target_model=no pe", 2, "unknown model 'no pe'"),
         ("training.per_device_batch_size=500", 2, "per_device_batch_size is 500"),
-        ("logging.use_wandb=true", 1, "pip install 'specstream[wandb]'"),
+        ("logging.use_wandb=true", 1, "pip install '.[wandb]'"),
     ],
 )
 def test_a_wrong_call_is_one_line(train, override, code, message, monkeypatch):

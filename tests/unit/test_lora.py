@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from specstream import LoRAAdapter, SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
+from tests.lossless import families
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("peft")
@@ -134,7 +136,10 @@ def test_the_adapted_model_is_a_lossless_target(trained, merge, dtype, tmp_path)
     [
         ({"rank": 4}, "unknown setting 'lora_config.rank'; known are alpha, dropout, r, target_modules"),
         ({"r": 0}, "lora_config.r is 0"),
-        ({"target_modules": ["w_proj"]}, "do not fit this model"),
+        (
+            {"target_modules": ["q_proj", "w_proj"]},
+            "target_modules has 'w_proj', which this model has not; give some of down_proj, gate_proj, k_proj, o_proj",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_refused(settings, message):
@@ -160,5 +165,53 @@ def test_wrong_training_data_is_refused():
 
 def test_without_peft_the_error_is_the_line_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'specstream\[train\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install '.\[train\]'"):
         LoRAAdapter(tiny_model(), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("family", "modules"),
+    [
+        ("llama", ["q_proj", "v_proj", "o_proj"]),
+        ("gpt2", ["c_attn", "attn.c_proj"]),
+        ("bloom", ["query_key_value", "dense"]),
+        ("opt", ["q_proj", "v_proj", "out_proj"]),
+        ("phi", ["q_proj", "v_proj", "dense"]),
+        ("gpt_neox", ["query_key_value", "dense"]),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_each_family_has_modules_of_its_own_that_learn(family, modules, tmp_path):
+    torch.manual_seed(0)
+    made = LoRAAdapter(copy.deepcopy(families.build(family)), {"r": 2})
+    assert made.config["target_modules"] == modules
+    before = logits(made.get_adapted_model())
+    made.train([[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 9, 11]], epochs=4, learning_rate=0.05)
+    after = logits(made.get_adapted_model())
+    assert not torch.allclose(before, after)
+    merged = made.get_adapted_model(merge=True)
+    torch.testing.assert_close(logits(merged), after, rtol=1e-3, atol=1e-4)
+    made.save_weights(tmp_path)
+    again = LoRAAdapter(copy.deepcopy(families.build(family)), {"r": 2})
+    again.load_weights(tmp_path)
+    assert torch.equal(logits(again.get_adapted_model()), after)
+
+
+@pytest.mark.parametrize(
+    ("family", "remedy"), [("gpt2", "c_attn, c_fc, c_proj"), ("opt", "fc1, fc2, k_proj, out_proj")]
+)
+def test_a_module_of_another_family_is_refused_with_those_that_would_do(family, remedy):
+    with pytest.raises(UsageError, match=f"'o_proj', which this model has not; give some of {remedy}"):
+        LoRAAdapter(copy.deepcopy(families.build(family)), {"target_modules": ["o_proj"]})
+
+
+def test_a_name_is_no_base_model():
+    with pytest.raises(UsageError, match="no transformers model"):
+        LoRAAdapter("gpt2")
+
+
+@pytest.mark.parametrize("data", ["one two three", {"text": "one"}])
+def test_one_text_is_no_training_data(data):
+    with pytest.raises(UsageError, match="training_data is one"):
+        adapter().train(data)

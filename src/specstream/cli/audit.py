@@ -29,7 +29,7 @@ PROMPTS = (
 """What is audited where no prompt is given: free text, text that repeats, code, numbers, another language, a format."""
 
 _Prompts = Annotated[
-    options.Text, typer.Option("--prompts", help="A .txt or .jsonl file, one prompt a line (default: 8 built in).")
+    options.Text, typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file, or - (default: 8 built in).")
 ]
 _BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Prompts decoded at once.")]
 _Exact = Annotated[str, typer.Option("--exact", help="bits pads passes to bit-equal widths; rounding pads nothing.")]

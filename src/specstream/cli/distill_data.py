@@ -16,7 +16,7 @@ from specstream.errors import UsageError
 if TYPE_CHECKING:
     from specstream.training.answers import AnswerSettings
 
-_Prompts = Annotated[list[str], typer.Option("--prompts", help="A .jsonl, .json or .csv file; may be repeated.")]
+_Prompts = Annotated[list[str], typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file; may be repeated.")]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The JSON lines to write. An interrupted run goes on.")]
 _Exclude = Annotated[
     Optional[list[str]],  # noqa: UP045

@@ -11,12 +11,14 @@ import typer
 from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.errors import UsageError
+from specstream.prompts import text_of
 
 
 def generate(
     context: typer.Context,
     words: options.Words = None,
     prompt: options.PromptOption = None,
+    prompt_file: options.PromptFile = None,
     model: options.Model = "smollm2-135m",
     draft: options.Draft = None,
     drafter: options.Drafter = "auto",
@@ -43,7 +45,7 @@ def generate(
     as_json: options.AsJson = False,
 ) -> None:
     """Generate text. It is the model's own text; the drafter only makes it arrive sooner."""
-    text = _one_prompt(words, prompt)
+    text = _one_prompt(words, prompt, prompt_file)
     options.check_drafter(drafter)
     settings: dict[str, Any] = {
         "drafter": drafter,
@@ -133,10 +135,21 @@ def _routing(routing: Any) -> str:
     return f"  the router took {routing['drafter']} in {routing['seconds'] * 1000:.1f} ms; it expected {expected}\n"
 
 
-def _one_prompt(words: str | None, prompt: str | None) -> str:
-    if words is not None and prompt is not None:
-        raise UsageError(f"two prompts were given, {words!r} and --prompt {prompt!r}; give one")
-    text = words if words is not None else prompt
+def _one_prompt(words: str | None, prompt: str | None, file: str | None) -> str:
+    given = [each for each in (words, prompt, file) if each is not None]
+    if len(given) > 1:
+        raise UsageError(f"two prompts were given, {given[0]!r} and {given[1]!r}; give one")
+    if file is None and given == ["-"]:
+        file = "-"
+    text = _read(file) if file is not None else "".join(given)
     if not text:
         raise UsageError('the prompt is empty; give one, such as: specstream generate "The sea is"')
     return text
+
+
+def _read(file: str) -> str:
+    try:
+        return text_of(file).removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise UsageError(f"--prompt-file {file!r} cannot be read: {reason}; give a text file") from None

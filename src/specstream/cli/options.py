@@ -7,11 +7,15 @@ from typing import Annotated, Optional, get_args
 import typer
 
 from specstream.errors import UsageError
+from specstream.suggestion import listed
 
 # typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
 Text = Optional[str]  # noqa: UP045
-Words = Annotated[Text, typer.Argument(metavar="PROMPT", help="The prompt.")]
+Words = Annotated[Text, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from the standard input.")]
 PromptOption = Annotated[Text, typer.Option("--prompt", "-p", help="The prompt, as an option.")]
+PromptFile = Annotated[
+    Text, typer.Option("--prompt-file", help="A file whose text is the prompt, whole; - is the standard input.")
+]
 Model = Annotated[str, typer.Option("--model", "-m", help="A catalog name, a local folder, or a hub id.")]
 Draft = Annotated[Text, typer.Option("--draft", "-d", help="A smaller model of the same tokenizer, or self:int8.")]
 DraftQuantization = Annotated[
@@ -103,7 +107,7 @@ def check_drafter(name: str) -> None:
 
     known = get_args(DrafterName)
     if name not in known:
-        raise UsageError(f"drafter is {name!r}; give one of {', '.join(known)}")
+        raise UsageError(f"--drafter is {name!r}; give one of {listed(name, known)}")
 
 
 def open_to_others(host: str) -> bool:

@@ -28,7 +28,9 @@ _Config = Annotated[
 _Samples = Annotated[int, typer.Option("--num-samples", min=1, help="So many prompts, spread over all of them.")]
 _Model = Annotated[options.Text, typer.Option("--model", "-m", help="The model, without --config.")]
 _Drafter = Annotated[options.Text, typer.Option("--drafter", help="The drafter, without --config.")]
-_Prompts = Annotated[options.Text, typer.Option("--prompts", help="A .jsonl, .json or .csv file, without --config.")]
+_Prompts = Annotated[
+    options.Text, typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file, without --config.")
+]
 _Tokens = Annotated[Optional[int], typer.Option("--max-new-tokens", "-n", help="Never one token more.")]  # noqa: UP045
 _Output = Annotated[options.Text, typer.Option("--output-dir", "-o", help="For profile.json and the traces.")]
 _Set = Annotated[

@@ -19,7 +19,9 @@ from specstream.prompts import read_prompts
 if TYPE_CHECKING:
     from specstream.evaluation.tune import Tuned
 
-_Prompts = Annotated[str, typer.Option("--prompts", help="Prompts like yours: a .txt, .jsonl, .json or .csv file.")]
+_Prompts = Annotated[
+    str, typer.Option("--prompts", help="Prompts like yours: a .txt, .jsonl, .json or .csv file, or -.")
+]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The YAML file that the setting is written to.")]
 _NumPrompts = Annotated[int, typer.Option("--num-prompts", min=2, help="So many of the prompts, spread over the file.")]
 _Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Of the last stage, from which the interval is.")]

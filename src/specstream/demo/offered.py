@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast, get_args
 
+from specstream.choices import check_choice
 from specstream.config import (
     DrafterName,
     EngineConfig,
@@ -21,7 +22,7 @@ from specstream.errors import HeadMismatchError, UsageError
 from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
 from specstream.inventory import prepare
-from specstream.parts import SharedDrafts, build_parts, check_choice
+from specstream.parts import SharedDrafts, build_parts
 from specstream.routing.router import Router
 from specstream.text import asked, encode
 

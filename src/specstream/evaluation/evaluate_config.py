@@ -9,11 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from specstream.choices import check_choice
 from specstream.config import engine_config
 from specstream.errors import SpecStreamError, UsageError
 from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experiment, TargetSection
 from specstream.evaluation.benchmark.experiments import make_plan
-from specstream.parts import check_choice
+from specstream.suggestion import listed
 from specstream.tasks.source import load_examples
 from specstream.tasks.task import Task, TaskExample, read_task, spread, task_names
 from specstream.yaml_file import Document, read_document, validated
@@ -100,7 +101,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Evalua
     for key in config.speculative:
         if key not in ARM:
             where = document.where(("speculative", key))
-            raise UsageError(f"{where}unknown setting 'speculative.{key}'; known are {', '.join(sorted(ARM))}")
+            raise UsageError(f"{where}unknown setting 'speculative.{key}'; known are {listed(str(key), ARM)}")
     try:
         check_speculation(config)
     except UsageError as error:

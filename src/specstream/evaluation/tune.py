@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+from specstream.choices import SELF
 from specstream.config import EngineConfig, GenerationConfig, engine_config
 from specstream.errors import SpecStreamError, reason_of
 from specstream.evaluation.halving import Found, Run, runs_of, search
@@ -18,7 +19,7 @@ from specstream.heads.shipped import shipped_for
 from specstream.inventory import prepare
 from specstream.models.capabilities import RuntimeName
 from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import SELF, SharedDrafts, build_parts
+from specstream.parts import SharedDrafts, build_parts
 
 PLAIN = "plain"
 """Plain decoding, which everything is compared with."""

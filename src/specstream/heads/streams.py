@@ -144,7 +144,7 @@ class Streams(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of their weights. On our kernels a copy in bytes of the upper layers' weights comes on top."""
+        """Bytes of their weights; ``inventory.draft_bytes`` counts the copies that drafting makes too."""
         return sum(parameter.nbytes for parameter in self.parameters())
 
     def adapter(self) -> Adapter:

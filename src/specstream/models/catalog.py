@@ -17,10 +17,12 @@ from specstream.environment import variable
 from specstream.errors import ModelNotFoundError, shown
 from specstream.files import user_cache
 from specstream.models import download, hub
+from specstream.suggestion import closest, listed
 
 DEFAULT_MODEL = "smollm2-135m"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# The oldest models of the hub, such as gpt2, have no organisation before their name.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,7 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
     """Turn a model argument into the folder that `from_pretrained` takes.
 
     Args:
-        name_or_path: A local folder with a config.json, a name of the catalog, or a hub id such as `org/name`.
+        name_or_path: A local folder with a config.json, a catalog name, or a hub id such as `org/name` or `gpt2`.
         progress: Whether to show progress on stderr while something is fetched.
 
     Raises:
@@ -167,9 +169,12 @@ def on_disk(name_or_path: str) -> Path | None:
         return cached_folder(name_or_path)
     if name_or_path and os.path.isdir(folder):
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
-    if _HUB_ID.fullmatch(name_or_path):
-        return hub.cached_snapshot(name_or_path)
-    raise _unknown(name_or_path)
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise _unknown(name_or_path)
+    folder_in_cache = hub.cached_snapshot(name_or_path)
+    if folder_in_cache is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
+        raise _unknown(name_or_path)  # a name of the catalog, misspelt: no reason to wait for the hub
+    return folder_in_cache
 
 
 def _cached_folder(entry: CatalogEntry) -> Path | None:
@@ -196,6 +201,7 @@ def _entry(name: str) -> CatalogEntry:
 
 
 def _unknown(name: str) -> ModelNotFoundError:
+    known = listed(name, _CATALOG)
     return ModelNotFoundError(
-        f"unknown model {shown(name)}: give a local folder, a hub id such as org/name, or one of: {', '.join(_CATALOG)}"
+        f"unknown model {shown(name)}: give a local folder, a hub id such as org/name, or one of: {known}"
     )

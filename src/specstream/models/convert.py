@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specstream.distribution import VERSION
 from specstream.errors import DownloadError
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _write_origin(folder: Path, entry: CatalogEntry) -> None:
         "wheels": list(entry.wheels),
         "sha256": entry.sha256,
         "conversion": "GGUF de-quantised to bfloat16",
-        "versions": {name: version(name) for name in ("specstream", "transformers", "torch", "gguf")},
+        "versions": {"specstream": VERSION, **{name: version(name) for name in ("transformers", "torch", "gguf")}},
     }
     (folder / "specstream.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
 

@@ -38,14 +38,33 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     Raises:
         UsageError: another name.
     """
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
-    name = dtype.removeprefix("torch.")
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
     if name == "auto":
         return None
     if name not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; give auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def check_place(model: Any, device: str, dtype: Any) -> None:
+    """Refuse a device or a dtype that a model object is not of: it is its owner's, who moves and casts it.
+
+    Args:
+        model: a transformers model.
+        device: that is wanted; ``auto`` is the model's own.
+        dtype: likewise.
+
+    Raises:
+        UsageError: the model is elsewhere or of another dtype, or there is no such device or dtype.
+    """
+    place, wanted = pick_device(device), pick_dtype(dtype)
+    own = model.device
+    if device != "auto" and (place.type != own.type or place.index not in (None, own.index)):
+        raise UsageError(f"device is {device!r} and the model is on {own}; move it: model.to({device!r})")
+    if wanted not in (None, model.dtype):
+        raise UsageError(f"dtype is {wanted} and the model is {model.dtype}; cast it: model.to({wanted})")
 
 
 def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> tuple[Any, Any]:

@@ -119,6 +119,11 @@ class Runtime:
         own: int = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         return own + sum(weight.nbytes for weight in self._weights.values())
 
+    @property
+    def for_drafts(self) -> tuple[object, ...]:
+        """What holds the copies of weights that heads draft with, and plain passes do not read."""
+        return self._parts, self._adapted, self._tops
+
     def release(self) -> None:
         """Give back the memory of weights that were quantised; only for a model that nobody else uses."""
         embedding = self.model.get_input_embeddings().weight

@@ -22,7 +22,7 @@ class DrafterSpec(BaseModel):
         drafter: its kind, as ``SpeculativeEngine(drafter=)`` has it.
         draft: the draft model, where it needs one.
         heads: the folder of its heads, where it has some that are not shipped.
-        gamma: most passes of the draft model a round.
+        gamma: most passes of the draft model a round; only where it drafts with one.
         draft_quantization: of the draft model's weights.
     """
 

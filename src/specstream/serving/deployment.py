@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError
+from specstream.suggestion import listed
 
 GB = 1e9
 
@@ -98,6 +99,14 @@ class DeploymentConfig(BaseModel):
     vllm_path: str | None = None
     vllm_args: tuple[str, ...] = ()
 
+    if not TYPE_CHECKING:  # for whom the fields are the arguments
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise UsageError(_complaint(error)) from None
+
     @field_validator("vllm_args", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
@@ -151,7 +160,7 @@ class DeploymentConfig(BaseModel):
             UsageError: it is empty.
         """
         given = {field: getattr(self, field) for field in self.model_fields_set}
-        return DeploymentConfig._checked({**given, "model_name": name, "model_path": self.source})
+        return DeploymentConfig(**{**given, "model_name": name, "model_path": self.source})
 
     @classmethod
     def read(
@@ -172,14 +181,7 @@ class DeploymentConfig(BaseModel):
         check_variables(environment)
         values |= {name: environment[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environment}
         values |= {name: value for name, value in given.items() if value is not None}
-        return cls._checked(values)
-
-    @classmethod
-    def _checked(cls, values: dict[str, Any]) -> DeploymentConfig:
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise UsageError(_complaint(error)) from None
+        return cls(**values)
 
 
 def check_variables(environment: Mapping[str, str]) -> None:
@@ -286,7 +288,7 @@ def _complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}; known are {', '.join(sorted(DeploymentConfig.model_fields))}"
+        return f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")

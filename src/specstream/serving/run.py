@@ -38,7 +38,6 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         "drafter": config.drafter,
         "heads": config.heads,
         "gamma": config.gamma,
-        "max_speculation_depth": config.gamma,
         "device": config.device,
         "dtype": config.dtype,
         "runtime": config.runtime,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from specstream.errors import UsageError
 from specstream.prompts import read_records
+from specstream.suggestion import listed
 
 Metric = Literal["exact_match", "exact_answer", "rouge1", "rouge2", "rougeL", "bleu", "pass@1"]
 
@@ -326,7 +327,7 @@ def _wrong(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {"parse": Parse, "dataset": HubDataset}
         known = parts.get(key.rpartition(".")[0], Task)
-        return f"unknown key {key!r}; known are {', '.join(sorted(known.model_fields))}"
+        return f"unknown key {key!r}; known are {listed(key.rpartition('.')[2], known.model_fields)}"
     remedy = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
     if not key:
         return f"something is missing; give {remedy}"

@@ -41,6 +41,8 @@ def train_adapter(
 
 
 def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Examples:
+    if isinstance(data, str | bytes | Mapping):
+        raise UsageError(f"training_data is one {type(data).__name__}; give a list of texts, records or token ids")
     if not data:
         raise UsageError("training_data is empty; give texts, records or token ids")
     if all(isinstance(each, Sequence) and not isinstance(each, str) and isinstance(each[0], int) for each in data):

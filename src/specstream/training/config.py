@@ -147,13 +147,14 @@ class LoRASection(_Section):
         r: their rank.
         alpha: their scale is alpha / r.
         dropout: on their inputs.
-        target_modules: the linear layers that get one, by the ends of their names.
+        target_modules: the linear layers that get one, by the ends of their names. None takes those of the attention's
+            queries, values and output, as the model's family calls them.
     """
 
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: list[str] = Field(default_factory=lambda: ["q_proj", "v_proj", "o_proj"], min_length=1)
+    target_modules: list[str] | None = Field(default=None, min_length=1)
 
 
 class LoRATrainingSection(LoRASection):

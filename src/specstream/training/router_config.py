@@ -8,9 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from specstream.choices import check_choice
 from specstream.config import engine_config
 from specstream.errors import UsageError
-from specstream.parts import check_choice, config_of
+from specstream.parts import config_of
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
 from specstream.routing.learn import FitSection
 from specstream.yaml_file import read_document, validated

@@ -72,7 +72,7 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str], built
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert ends_with() == 1
-    assert "run: pip install 'specstream[demo]'" in capsys.readouterr().err
+    assert "run: pip install '.[demo]'" in capsys.readouterr().err
 
 
 def test_a_host_that_is_open_to_others_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:

@@ -147,5 +147,5 @@ def test_a_model_that_is_not_here_is_not_fetched(
 
 
 def test_a_wrong_name_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out = run(capsys, "--model", "nope", "--no-measure")
+    code, out = run(capsys, "--model", "no pe", "--no-measure")
     assert (code, out) == (2, "")

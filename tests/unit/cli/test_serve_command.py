@@ -105,7 +105,7 @@ def test_what_cannot_be_served_is_refused_before_anything_is_loaded(
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert fails() == 1
-    assert "run: pip install 'specstream[serve]'" in capsys.readouterr().err
+    assert "run: pip install '.[serve]'" in capsys.readouterr().err
 
 
 def test_a_host_that_is_open_to_others_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -106,5 +106,5 @@ def test_a_missing_package_is_missed_with_the_line_to_run(monkeypatch, metric, p
     for name in [each for each in sys.modules if each.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingPackageError, match=r"run: pip install 'specstream\[eval\]'"):
+    with pytest.raises(MissingPackageError, match=r"run: pip install '.\[eval\]'"):
         counted(metric, ["a"], [["a"]])

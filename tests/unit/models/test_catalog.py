@@ -314,20 +314,26 @@ def test_resolve_takes_a_local_folder_before_a_name(
     assert catalog.resolve(tmp_path / "tiny") == str(tmp_path / "tiny")
 
 
+@pytest.mark.parametrize("hub_id", ["org/name", "gpt2", "gpt2-xl", "bert-base-uncased"])
 def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub_id: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "fetch_snapshot", lambda hub_id, progress: tmp_path / "fetched" / hub_id)
-    assert catalog.resolve("org/name") == str(tmp_path / "fetched/org/name")
+    assert catalog.resolve(hub_id) == str(tmp_path / "fetched" / hub_id)
     monkeypatch.setattr(hub, "cached_snapshot", lambda hub_id: tmp_path / "cached")
-    assert catalog.resolve("org/name") == str(tmp_path / "cached")
+    assert catalog.resolve(hub_id) == str(tmp_path / "cached")
     assert catalog.pull("tiny") == tmp_path / "cached"
 
 
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("nope", "unknown model 'nope': give a local folder, a hub id such as org/name, or one of: tiny"),
+        ("no pe", "unknown model 'no pe': give a local folder, a hub id such as org/name, or one of: tiny"),
+        (
+            "tinny",
+            "unknown model 'tinny': give a local folder, a hub id such as org/name, or one of: tiny; did you mean",
+        ),
+        ("gpt2", "model 'gpt2' is neither a local folder nor in the hub's cache, and the hub cannot be reached"),
         ("", "unknown model ''"),
         ("./not/here", "unknown model './not/here'"),
         (
@@ -347,8 +353,9 @@ def test_resolve_says_in_one_line_what_it_cannot_find(argument: str, said: str, 
 def test_what_would_have_to_be_fetched_is_not_on_disk(root: Path, tmp_path: Path) -> None:
     assert catalog.on_disk("tiny") is None
     assert catalog.on_disk("org/name") is None
-    with pytest.raises(ModelNotFoundError, match="unknown model 'nope'"):
-        catalog.on_disk("nope")
+    assert catalog.on_disk("gpt2") is None
+    with pytest.raises(ModelNotFoundError, match="unknown model 'no pe'"):
+        catalog.on_disk("no pe")
     catalog.pull("tiny", progress=False)
     assert catalog.on_disk("tiny") == root / "tiny"
 

@@ -63,7 +63,7 @@ def test_the_targets_embedding_is_the_mean_of_its_rows(tokenizer):
 
 def test_mpnet_is_missed_with_the_line_that_installs_it(monkeypatch, tokenizer):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'specstream\[router\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install '.\[router\]'"):
         make_embedding("mpnet", None, tiny_model(), tokenizer)
 
 

@@ -112,8 +112,8 @@ def test_vllm_splits_the_weights_and_sizes_its_cache_itself(tmp_path: Path) -> N
 
 
 def test_a_name_that_nothing_answers_to_is_said_here_already() -> None:
-    with pytest.raises(ModelNotFoundError, match="unknown model 'nothing'"):
-        check_fit(DeploymentConfig(model_name="nothing", memory_gb=1))
+    with pytest.raises(ModelNotFoundError, match="unknown model 'no thing'"):
+        check_fit(DeploymentConfig(model_name="no thing", memory_gb=1))
 
 
 def test_a_folder_that_cannot_be_read_is_left_to_loading(tmp_path: Path) -> None:

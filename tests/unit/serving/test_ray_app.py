@@ -75,7 +75,7 @@ def test_vllm_is_not_ours_to_replicate(asked: dict[str, Any], monkeypatch: pytes
 
 def test_no_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'specstream\[ray\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install '.\[ray\]'"):
         build({})
 
 

@@ -173,8 +173,8 @@ class TestSpeculation:
 def test_a_hub_id_is_left_to_vllm(tmp_path: Path) -> None:
     assert where("org/name") == "org/name"
     assert where(folder(tmp_path / "model")) == str(tmp_path / "model")
-    with pytest.raises(ModelNotFoundError, match="unknown model 'smolm'"):
-        where("smolm")
+    with pytest.raises(ModelNotFoundError, match="unknown model 'smollm2'"):
+        where("smollm2")
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from specstream.choices import SELF, check_choice
 from specstream.config import EngineConfig, GenerationConfig, engine_config, generation_config
 from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError
 from specstream.evaluation.benchmark.config import ARM, NAMED, PLAIN, TARGET, WORKLOAD, BenchmarkConfig, Experiment
-from specstream.parts import SELF, check_choice
+from specstream.suggestion import listed
 from specstream.yaml_file import Document
 
 
@@ -93,7 +94,7 @@ def _check_vary(name: str, experiment: Experiment, document: Document) -> None:
         where = document.where(("experiments", name, "vary" if key else "values"))
         raise UsageError(f"{where}vary is {key!r} with the values {values}; give both or neither")
     if key is not None and key not in WORKLOAD | TARGET | ARM:
-        known = ", ".join(sorted(WORKLOAD | TARGET | ARM))
+        known = listed(key, WORKLOAD | TARGET | ARM)
         raise UsageError(f"{document.where(('experiments', name, 'vary'))}unknown setting {key!r}; known are {known}")
 
 
@@ -152,7 +153,7 @@ def _arms(
             if wrong := sorted(set(settings) - ARM):
                 raise UsageError(
                     f"{document.where((*place, wrong[0]))}unknown setting {wrong[0]!r}; known are "
-                    f"{', '.join(sorted(ARM))}; what changes the work goes into generation, target or vary"
+                    f"{listed(wrong[0], ARM)}; what changes the work goes into generation, target or vary"
                 )
             try:
                 config = engine_config(settings)  # type: ignore[arg-type]

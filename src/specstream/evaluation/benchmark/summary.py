@@ -45,7 +45,7 @@ COUNTED = {
     "efficiency": "speedup over theory",
     "peak_bytes": "the most memory of the process (of the allocator on a GPU), all that is loaded included",
     "grown_bytes": "of that, what was not there before the generation",
-    "memory_overhead": "bytes of the draft's weights over the target's",
+    "memory_overhead": "bytes of the draft's weights, copies included, over the target's",
     "joules_per_token": "of the processor's packages, all that runs on the machine included",
 }
 """What the figures mean."""

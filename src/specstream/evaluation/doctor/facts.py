@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from specstream.distribution import VERSION
 from specstream.environment import TESTED, VARIABLE, Cores, cores, installed, level, processor_level, processor_model
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Widths:
 
 def versions() -> tuple[Version, ...]:
     """Of what passes run through."""
-    found = [Version(name="specstream", installed=installed("specstream"), expected="")]
+    found = [Version(name="specstream", installed=VERSION, expected="")]
     for name, (low, high) in TESTED.items():
         here = platform.python_version() if name == "python" else installed(name)
         newest = f"{high}.x" if high.isdigit() else high

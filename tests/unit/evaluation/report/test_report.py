@@ -131,5 +131,5 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="has no sample yet"):
         write_report([folder], tmp_path / "report")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingPackageError, match=r"pip install 'specstream\[report\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install '.\[report\]'"):
         write_report([folder], tmp_path / "report")

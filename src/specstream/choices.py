@@ -1,0 +1,94 @@
+"""Which drafter, draft, heads and options go together: checked before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from specstream.config import EngineConfig
+from specstream.errors import UsageError
+from specstream.heads.folder import kind_of
+
+SELF = "self:"
+"""``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
+
+
+def check_choice(config: EngineConfig, draft: Any) -> None:
+    """Refuse a drafter and a draft, or heads, that do not go together.
+
+    Raises:
+        UsageError: so it is.
+        ModelNotFoundError: there are no heads in the folder.
+    """
+    name, heads = config.drafter, config.heads
+    _check_router(config)
+    _check_unused(config, draft)
+    if name == "medusa" and heads is None:
+        raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
+    if name not in ("streams", "medusa", "mixed", "auto") and heads is not None:
+        raise UsageError(f"drafter is {name!r} and there are heads; give drafter='streams' or 'medusa', or no heads")
+    if config.pruning is not None and name not in ("streams", "auto"):
+        raise UsageError(f"pruning is {config.pruning} and drafter is {name!r}; give drafter='streams' or no pruning")
+    if config.pruning is not None and name == "auto" and heads is None:
+        raise UsageError(
+            f"pruning is {config.pruning} and there are no heads; give heads=, a folder of streams for this model"
+        )
+    if heads is not None:
+        if draft is not None:
+            raise UsageError(f"heads is {heads!r} and there is a draft_model; give one of them")
+        if (kind := kind_of(heads)) != name and name in ("streams", "medusa"):
+            raise UsageError(f"drafter is {name!r} and {heads!r} holds {kind!r}; give drafter={kind!r}")
+    if draft is None and (name == "draft_model" or (name == "mixed" and heads is None)):
+        raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
+    if draft is not None and name not in ("auto", "draft_model", "mixed", "router"):
+        raise UsageError(
+            f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
+        )
+
+
+def _check_router(config: EngineConfig) -> None:
+    if config.drafter == "router" and config.router is None:
+        raise UsageError(
+            "drafter is 'router' and there is none; give router=, the folder that specstream router train wrote"
+        )
+    for setting, value in (("router", config.router), ("router_state", config.router_state)):
+        if config.drafter != "router" and value is not None:
+            raise UsageError(
+                f"drafter is {config.drafter!r} and {setting} is given; give drafter='router', or leave it"
+            )
+
+
+def unused(config: EngineConfig, draft: Any) -> list[str]:
+    """The options that the drafter makes no use of.
+
+    Args:
+        config: with the drafter.
+        draft: the draft model, if there is one.
+    """
+    name = config.drafter
+    branching = name in ("lookup", "draft_model", "mixed", "router") or (name == "auto" and config.heads is None)
+    used = {
+        "branches": branching,
+        "lookahead_window": name in ("lookahead", "router"),
+        "lookahead_ngram": name in ("lookahead", "router"),
+        "lookahead_guesses": name in ("lookahead", "router"),
+        "draft_quantization": draft is not None or name == "router",
+    }
+    return [option for option, is_used in used.items() if not is_used]
+
+
+def defaults_of(options: Iterable[str]) -> dict[str, Any]:
+    """The defaults of some of the engine's options."""
+    return {option: EngineConfig.model_fields[option].default for option in options}
+
+
+def _check_unused(config: EngineConfig, draft: Any) -> None:
+    for option, default in defaults_of(unused(config, draft)).items():
+        value = getattr(config, option)
+        if value != default:
+            kind = f"drafter is {config.drafter!r}" + (" with heads" if config.heads else "")
+            kind = "there is no draft_model" if option == "draft_quantization" else kind
+            raise UsageError(f"{option} is {value!r} and {kind}, which makes no use of it; leave it out")
+    quantization = config.draft_quantization
+    if isinstance(draft, str) and draft.startswith(SELF) and quantization not in ("auto", draft.removeprefix(SELF)):
+        raise UsageError(f"draft_model is {draft!r} and draft_quantization is {quantization!r}; give one of them")
