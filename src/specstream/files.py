@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and where a user's cache is."""
+"""Files that are whole or not there, why one cannot be read, and where a user's cache is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from pathlib import Path
 def user_cache() -> Path:
     """`$XDG_CACHE_HOME`, else `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+def why_unread(error: Exception) -> str:
+    """Why a text file could not be read, in one line, with the remedy where its encoding is the reason."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8, and becomes so with: iconv -f latin1 -t utf-8 FILE"
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def write_whole(path: Path, text: str) -> None:

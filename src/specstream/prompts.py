@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
+from specstream.files import why_unread
 
 FIELDS = ("prompt", "turns", "instruction", "conversations", "messages", "question", "dialogue", "text", "mr", "MR")
 """Where a record's prompt may stand; the first that is there is taken."""
@@ -39,7 +40,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         raise
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UsageError(
-            f"prompts {str(file)!r} cannot be read: {_reason(error)}; give .jsonl, .json or .csv"
+            f"prompts {str(file)!r} cannot be read: {why_unread(error)}; give .jsonl, .json or .csv"
         ) from None
     if not isinstance(records, list):
         raise UsageError(f"prompts {str(file)!r} holds one {type(records).__name__}; give a list of records")
@@ -79,7 +80,7 @@ def read_prompts(path: str) -> list[Any]:
         try:
             prompts = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"prompts {path!r} cannot be read: {_reason(error)}; give text or JSON lines") from None
+            raise UsageError(f"prompts {path!r} cannot be read: {why_unread(error)}; give text or JSON lines") from None
     if not prompts:
         raise UsageError(f"prompts {path!r} is empty; give one prompt a line")
     return prompts
@@ -136,12 +137,6 @@ def _json_lines(text: str, file: Path) -> list[Any]:
                 example = '{"prompt": "The sea is"}'
                 raise UsageError(f"{file}:{number} is not JSON; give a line such as {example}") from None
     return records
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8"
-    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def _record(value: Any, where: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from specstream.errors import UsageError
 from specstream.extras import require
+from specstream.files import why_unread
 from specstream.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
 from specstream.tasks.task import Task, read_examples, read_task, training_records
 from specstream.text import as_chat, encode
@@ -241,7 +242,7 @@ def _of_file(path: str) -> list[_Record]:
         try:
             return [({"text": file.read_text(encoding="utf-8")}, path)]
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"data {path!r} cannot be read: {error}; give a UTF-8 file") from None
+            raise UsageError(f"data {path!r} cannot be read: {why_unread(error)}; give a UTF-8 file") from None
     if not file.exists() and file.with_name(file.name + ".partial").exists():
         raise UsageError(f"data {path!r} is not finished; run its specstream distill-data again, which goes on with it")
     return [(record, f"{path}:{number}") for number, record in enumerate(read_records(file), 1)]
