@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -137,11 +137,22 @@ class SpeculativeEngine:
         return TextPieces(self._start([prompt], config), self._report)
 
     def benchmark(
-        self, test_prompts: Sequence[Prompt], num_runs: int = 5, **settings: Unpack[SamplingSettings]
+        self,
+        test_prompts: Sequence[Prompt],
+        num_runs: int = 5,
+        *,
+        on_run: Callable[[int], None] = lambda done: None,
+        **settings: Unpack[SamplingSettings],
     ) -> dict[str, Any]:
         """Measure speculation against plain decoding, the two in turn on the same prompts.
 
         Both sides count prefill and obey the same stopping rules. One round of each warms up and is not counted.
+
+        Args:
+            test_prompts: texts or chats.
+            num_runs: counted rounds over them.
+            on_run: told after each round how many are done, that of the warm-up among them.
+            **settings: as for ``generate``.
 
         Returns:
             ``average_speedup`` (median over the runs of speculative / plain tokens per second),
@@ -168,6 +179,7 @@ class SpeculativeEngine:
                         totals[side].add(generation.rows, generation.timings.total)
             if number:
                 runs.append({f"{side}_tokens_per_second": counted[side].tokens_per_second for side in sides})
+            on_run(number + 1)
         speculative = totals["speculative"]
         return {
             "average_speedup": median(

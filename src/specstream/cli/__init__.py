@@ -159,13 +159,13 @@ def _invoke(words: list[str]) -> int:
 
 def _report(error: BaseException, debug: bool) -> int:
     # Rich makes an exit of a pipe that broke.
-    broken = isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
-    if isinstance(error, SystemExit) and not broken:
-        raise error
-    if broken:
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, BrokenPipeError):
         # The interpreter flushes stdout once more on exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+    if isinstance(error, SystemExit):
+        raise error
     with suppress(BrokenPipeError):  # of stderr: whoever reads no errors gets the exit code
         if debug:
             traceback.print_exception(error)

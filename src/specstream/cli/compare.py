@@ -10,6 +10,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
+from specstream.cli.progress import progress
 
 
 def compare(
@@ -45,7 +46,8 @@ def compare(
         "draft_quantization": draft_quantization,
     }
     engine = load_engine(target_model, draft_model, settings)
-    report = _report(engine.benchmark([input_str], num_runs=num_runs), n)
+    with progress("runs", num_runs + 1) as tell:  # one warms up
+        report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell), n)
     report["arguments"] = {**settings, "input_str": input_str, "N": n, "K": k, "num_runs": num_runs}
     if as_json:
         print(json.dumps(report))
