@@ -11,6 +11,18 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
+_ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".md", ".py", ".yaml", ".yml", ".gguf", ".bin", ".safetensors")
+
+
+def is_meant_as_path(name: str) -> bool:
+    """Whether a name that could be a hub id is more likely a path, though nothing is there.
+
+    It is one if it ends as a file does, begins with a folder that is here, or with one that commands write into.
+    """
+    first, slash, _ = name.partition("/")
+    return name.endswith(_ENDINGS) or (bool(slash) and (first in ("runs", "data") or Path(first).is_dir()))
+
+
 def why_unread(error: Exception) -> str:
     """Why a text file could not be read, in one line, with the remedy where its encoding is the reason."""
     if isinstance(error, UnicodeDecodeError):

@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from specstream.environment import variable
 from specstream.errors import ModelNotFoundError
-from specstream.files import user_cache
+from specstream.files import is_meant_as_path, user_cache
 from specstream.models import download, hub
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -168,7 +168,12 @@ def on_disk(name_or_path: str) -> Path | None:
     if name_or_path and folder.is_dir():
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
     if _HUB_ID.fullmatch(name_or_path):
-        return hub.cached_snapshot(name_or_path)
+        found = hub.cached_snapshot(name_or_path)
+        if found is None and is_meant_as_path(name_or_path):
+            raise ModelNotFoundError(
+                f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give the folder of a saved model"
+            )
+        return found
     raise _unknown(name_or_path)
 
 

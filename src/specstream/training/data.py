@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specstream.errors import UsageError
 from specstream.extras import require
-from specstream.files import why_unread
+from specstream.files import is_meant_as_path, why_unread
 from specstream.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
 from specstream.tasks.task import Task, read_examples, read_task, training_records
 from specstream.text import as_chat, encode
@@ -251,6 +251,8 @@ def _of_file(path: str) -> list[_Record]:
 def _of_dataset(name: str, split: str) -> list[_Record]:
     if Path(name).exists():
         return _of_file(name)
+    if is_meant_as_path(name):
+        raise UsageError(f"data.dataset_name {name!r} is no file here, and not taken for a hub id; give a file")
     datasets = require("datasets", "train", f"data.dataset_name {name!r}, which is no local file,")
     try:
         return [

@@ -330,13 +330,21 @@ def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
         ("nope", "unknown model 'nope': give a local folder, a hub id such as org/name, or one of: tiny"),
         ("", "unknown model ''"),
         ("./not/here", "unknown model './not/here'"),
+        ("runs/draft", "there is no folder 'runs/draft'"),
+        ("data/model", "there is no folder 'data/model'"),
+        ("org/answers.jsonl", "there is no folder 'org/answers.jsonl'"),
+        ("here/model", "there is no folder 'here/model'"),
         (
             "org/name",
             "model 'org/name' is neither a local folder nor in the hub's cache, and the hub cannot be reached",
         ),
     ],
 )
-def test_resolve_says_in_one_line_what_it_cannot_find(argument: str, said: str, root: Path) -> None:
+def test_resolve_says_in_one_line_what_it_cannot_find(
+    argument: str, said: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with pytest.raises(ModelNotFoundError) as caught:
         catalog.resolve(argument)
     assert str(caught.value).startswith(said)
