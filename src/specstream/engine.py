@@ -29,7 +29,7 @@ from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
 from specstream.parts import build_parts, check_choice, eos_token_ids, model_name, renewed
 from specstream.provenance import provenance
-from specstream.results import GenerationResult, Totals
+from specstream.results import GenerationResult, Metrics, Totals
 from specstream.settings_file import read_settings
 from specstream.text import Chat, Prompt, encode
 
@@ -143,7 +143,7 @@ class SpeculativeEngine:
         *,
         on_run: Callable[[int], None] = lambda done: None,
         **settings: Unpack[SamplingSettings],
-    ) -> dict[str, Any]:
+    ) -> Metrics:
         """Measure speculation against plain decoding, the two in turn on the same prompts.
 
         Both sides count prefill and obey the same stopping rules. One round of each warms up and is not counted.
@@ -151,15 +151,13 @@ class SpeculativeEngine:
         Args:
             test_prompts: texts or chats.
             num_runs: counted rounds over them.
-            on_run: told after each round how many are done, that of the warm-up among them.
-            **settings: as for ``generate``.
+            on_run: told how many rounds are done, that of the warm-up among them.
 
         Returns:
             ``average_speedup`` (median over the runs of speculative / plain tokens per second),
             ``tokens_per_second``, ``plain_tokens_per_second``, ``speculation_accuracy`` (accepted over drafted
             tokens), ``memory_overhead`` (bytes of the draft's weights over the target's),
-            ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (each run's figures) and
-            ``provenance``.
+            ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (their figures), ``provenance``.
         """
         if not is_batch(test_prompts):
             raise UsageError(f"test_prompts is {test_prompts!r}; give a list of prompts")
@@ -181,36 +179,40 @@ class SpeculativeEngine:
                 runs.append({f"{side}_tokens_per_second": counted[side].tokens_per_second for side in sides})
             on_run(number + 1)
         speculative = totals["speculative"]
-        return {
-            "average_speedup": median(
-                run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs
-            ),
-            "tokens_per_second": speculative.tokens_per_second,
-            "plain_tokens_per_second": totals["plain"].tokens_per_second,
-            "speculation_accuracy": speculative.acceptance_rate,
-            "memory_overhead": draft_bytes(self.parts.drafter, self.target) / self.target.runtime.nbytes,
-            "mean_accepted_length": speculative.mean_accepted_length,
-            "drafted": speculative.drafted,
-            "rejected": speculative.rejected,
-            "num_runs": num_runs,
-            "runs": runs,
-            "provenance": self.provenance(),
-        }
+        return Metrics(
+            {
+                "average_speedup": median(
+                    run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs
+                ),
+                "tokens_per_second": speculative.tokens_per_second,
+                "plain_tokens_per_second": totals["plain"].tokens_per_second,
+                "speculation_accuracy": speculative.acceptance_rate,
+                "memory_overhead": draft_bytes(self.parts.drafter, self.target) / self.target.runtime.nbytes,
+                "mean_accepted_length": speculative.mean_accepted_length,
+                "drafted": speculative.drafted,
+                "rejected": speculative.rejected,
+                "num_runs": num_runs,
+                "runs": runs,
+                "provenance": self.provenance(),
+            }
+        )
 
-    def get_metrics(self) -> dict[str, Any]:
+    def get_metrics(self) -> Metrics:
         """Totals over everything this engine generated, with what they were measured on."""
         totals = self._totals
-        return {
-            "requests": totals.requests,
-            "new_tokens": totals.new_tokens,
-            "target_passes": totals.target_passes,
-            "seconds": totals.seconds,
-            "tokens_per_second": totals.tokens_per_second,
-            "acceptance_rate": totals.acceptance_rate,
-            "mean_accepted_length": totals.mean_accepted_length,
-            "average_speedup": totals.average_speedup,
-            "provenance": self.provenance(),
-        }
+        return Metrics(
+            {
+                "requests": totals.requests,
+                "new_tokens": totals.new_tokens,
+                "target_passes": totals.target_passes,
+                "seconds": totals.seconds,
+                "tokens_per_second": totals.tokens_per_second,
+                "acceptance_rate": totals.acceptance_rate,
+                "mean_accepted_length": totals.mean_accepted_length,
+                "average_speedup": totals.average_speedup,
+                "provenance": self.provenance(),
+            }
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Versions, machine, model and settings: what every figure is to be read with."""

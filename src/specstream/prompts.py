@@ -12,7 +12,19 @@ from typing import Any
 from specstream.errors import UsageError
 from specstream.files import why_unread
 
-FIELDS = ("prompt", "turns", "instruction", "conversations", "messages", "question", "dialogue", "text", "mr", "MR")
+FIELDS = (
+    "prompt",
+    "turns",
+    "instruction",
+    "conversations",
+    "messages",
+    "question",
+    "dialogue",
+    "text",
+    "content",
+    "mr",
+    "MR",
+)
 """Where a record's prompt may stand; the first that is there is taken."""
 
 ANSWERS = ("completion", "response", "output", "answer", "summary", "summary1", "ref", "query")

@@ -81,6 +81,16 @@ class GenerationResult(Mapping[str, Any]):
         return [each.name for each in fields(cls)]
 
 
+class Metrics(dict[str, Any]):
+    """Figures by name, as keys and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no figure {name!r}; there are {', '.join(self)}") from None
+
+
 @dataclass
 class Totals:
     """Everything an engine has generated, for ``get_metrics``."""

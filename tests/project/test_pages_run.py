@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def configuration(words: list[str]) -> dict[str, Any]:
     if file is None or not file.exists():  # made by a line above, or missed with the other files
         return {}
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for word, value in zip(words, words[1:], strict=False):
+    for word, value in pairwise(words):
         if word == "--set":
             name, _, given = value.partition("=")
             *sections, key = name.split(".")
@@ -60,7 +61,7 @@ def made_and_needed(words: list[str]) -> tuple[set[str], set[str]]:
     """The files that a command writes, and those that it reads."""
     values = list(strings(configuration(words)))
     made = {value for key, value in values if key in ("output_dir", "output", "states_dir")}
-    made |= {value for word, value in zip(words, words[1:], strict=False) if word in OUTPUTS}
+    made |= {value for word, value in pairwise(words) if word in OUTPUTS}
     used = {value for _, value in values} | {word for word in words if "=" not in word}
     return made, {word for word in used if is_file(word)} - made
 

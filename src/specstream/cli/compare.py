@@ -18,7 +18,9 @@ def compare(
     draft_model: Annotated[str, typer.Option("--draft-model", help="A smaller model of the same tokenizer.")],
     input_str: Annotated[str, typer.Option("--input-str", help="The prompt, taken as plain text.")],
     num_runs: Annotated[int, typer.Option("--num-runs", help="Counted runs of each method.")] = 50,
-    n: Annotated[int, typer.Option("--N", "-n", help="Tokens to generate in each run.")] = 40,
+    n: Annotated[
+        int, typer.Option("--N", "--max-new-tokens", "--max-tokens", "-n", help="Tokens to generate in each run.")
+    ] = 40,
     k: options.Gamma = 4,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,

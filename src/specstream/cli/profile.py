@@ -29,7 +29,10 @@ _Samples = Annotated[int, typer.Option("--num-samples", min=1, help="So many pro
 _Model = Annotated[options.Text, typer.Option("--model", "-m", help="The model, without --config.")]
 _Drafter = Annotated[options.Text, typer.Option("--drafter", help="The drafter, without --config.")]
 _Prompts = Annotated[options.Text, typer.Option("--prompts", help="A .jsonl, .json or .csv file, without --config.")]
-_Tokens = Annotated[Optional[int], typer.Option("--max-new-tokens", "-n", help="Never one token more.")]  # noqa: UP045
+_Tokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--max-new-tokens", "--max-tokens", "--N", "-n", help="Never one token more."),
+]
 _Output = Annotated[options.Text, typer.Option("--output-dir", "-o", help="For profile.json and the traces.")]
 _Set = Annotated[
     Optional[list[str]],  # noqa: UP045

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _Prompts = Annotated[str, typer.Option("--prompts", help="Prompts like yours: a .txt, .jsonl, .json or .csv file.")]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The YAML file that the setting is written to.")]
 _NumPrompts = Annotated[int, typer.Option("--num-prompts", min=2, help="So many of the prompts, spread over the file.")]
-_Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Of the last stage, from which the interval is.")]
+_Repeats = Annotated[
+    int, typer.Option("--repeats", "--num-runs", min=1, help="Of the last stage, from which the interval is.")
+]
 _Draft = Annotated[Optional[str], typer.Option("--draft", "-d", help="A draft model to try.")]  # noqa: UP045
 
 

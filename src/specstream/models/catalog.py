@@ -171,7 +171,7 @@ def on_disk(name_or_path: str) -> Path | None:
         found = hub.cached_snapshot(name_or_path)
         if found is None and is_meant_as_path(name_or_path):
             raise ModelNotFoundError(
-                f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give the folder of a saved model"
+                f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give a saved model's folder"
             )
         return found
     raise _unknown(name_or_path)

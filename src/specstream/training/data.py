@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +177,16 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
         UsageError: no data, a file that cannot be read, a record without anything to learn.
     """
     task = None if config.task is None else read_task(config.task)
-    records = _of_files(config.files, task)
+    records: Iterable[_Record] = _of_files(config.files, task)
     if config.dataset_name is not None:
-        records += _of_dataset(config.dataset_name, config.dataset_split)
+        streaming = config.limit is not None  # a large one is not fetched whole for its first records
+        records = chain(records, _of_dataset(config.dataset_name, config.dataset_split, streaming))
     if config.exclude:
         held_out = _held_out(config.exclude, task)
-        records = [each for each in records if not any(text in held_out for text in _asked(each[0]))]
+        records = (each for each in records if not any(text in held_out for text in _asked(each[0])))
     if task is not None and config.chat is None:
         config = config.model_copy(update={"chat": task.chat})
-    examples = examples_of(records[: config.limit], config, tokenizer)
+    examples = examples_of(list(islice(records, config.limit)), config, tokenizer)
     if not examples:
         raise UsageError("data has no example; give data.files or data.dataset_name")
     if config.eval_files:
@@ -248,16 +250,16 @@ def _of_file(path: str) -> list[_Record]:
     return [(record, f"{path}:{number}") for number, record in enumerate(read_records(file), 1)]
 
 
-def _of_dataset(name: str, split: str) -> list[_Record]:
+def _of_dataset(name: str, split: str, streaming: bool) -> Iterator[_Record]:
     if Path(name).exists():
-        return _of_file(name)
+        yield from _of_file(name)
+        return
     if is_meant_as_path(name):
         raise UsageError(f"data.dataset_name {name!r} is no file here, and not taken for a hub id; give a file")
     datasets = require("datasets", "train", f"data.dataset_name {name!r}, which is no local file,")
     try:
-        return [
-            (dict(record), f"{name}:{number}") for number, record in enumerate(datasets.load_dataset(name, split=split))
-        ]
+        rows = datasets.load_dataset(name, split=split, streaming=streaming)
+        yield from ((dict(record), f"{name}:{number}") for number, record in enumerate(rows))
     except Exception as error:  # whatever the hub, the network or a loading script raise
         raise UsageError(f"data.dataset_name {name!r} cannot be loaded: {error}; give a local file") from error
 
@@ -285,7 +287,7 @@ class _Reader:
         return Examples([*examples, *self._packed(stream)], self.pad)
 
     def _plain(self, record: Mapping[str, Any]) -> str | None:
-        text = record.get("text")
+        text = record.get("text", record.get("content"))
         return text if isinstance(text, str) and answer_of(record) is None else None
 
     def _packed(self, stream: Sequence[int]) -> list[Example]:
