@@ -11,6 +11,7 @@ from typing import Any, overload
 from typing_extensions import Unpack
 
 from specstream.config import (
+    EngineConfig,
     EngineSettings,
     GenerationConfig,
     SamplingSettings,
@@ -24,12 +25,14 @@ from specstream.environment import level
 from specstream.errors import UsageError
 from specstream.generation import Generation, TextPieces, is_batch, plain_baseline
 from specstream.inventory import draft_bytes, prepare
+from specstream.models.catalog import check
 from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
-from specstream.parts import build_parts, check_choice, eos_token_ids, model_name, renewed
+from specstream.parts import SELF, build_parts, check_choice, eos_token_ids, model_name, renewed
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Metrics, Totals
+from specstream.routing.model import RouterModel
 from specstream.settings_file import read_settings
 from specstream.text import Chat, Prompt, encode
 
@@ -62,6 +65,7 @@ class SpeculativeEngine:
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if isinstance(model, str):
             self.model_name = model
+            _check_names(self.config, draft_model)
             model, own_tokenizer = load_model(model, dtype=self.config.dtype, device=self.config.device)
             tokenizer = tokenizer or own_tokenizer
         else:
@@ -288,6 +292,18 @@ class SpeculativeEngine:
         if "error" not in baseline:
             self._baselines[key] = baseline
         return baseline
+
+
+def _check_names(config: EngineConfig, draft: Any) -> None:
+    """Refuse a draft and a router that are not there, before a target is fetched or loaded for nothing.
+
+    Raises:
+        ModelNotFoundError: there is none of that name, or no router in the folder.
+    """
+    if isinstance(draft, str) and not draft.startswith(SELF):
+        check(draft)
+    if config.router is not None:
+        RouterModel.load(config.router)
 
 
 def _dtype_name(model: Any) -> str:

@@ -92,6 +92,14 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
         needs = NEEDING.get(name)
         if needs not in (None, "streams") and given[needs] is None:
             raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
+    from specstream.heads.folder import kind_of
+    from specstream.models.catalog import check
+
+    for name in HEADS:
+        if (folder := given[name]) is not None:
+            kind_of(folder)
+    if (draft := given["draft"]) is not None and not draft.startswith("self:"):
+        check(draft)
 
 
 def _sides(

@@ -71,6 +71,9 @@ def make_draft(
 
     if (Path(output) / "config.json").exists() and not (Path(output) / MADE).exists():
         raise UsageError(f"output {output!r} holds a model that make-draft did not write; give another folder")
+    for file in [*(texts or ()), *(prompts or ())]:
+        if not Path(file).is_file():
+            raise UsageError(f"there is no file {file!r}; give one of texts or prompts")
     from specstream.cli.loading import quiet
 
     with quiet():

@@ -153,6 +153,19 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
     return str(pull(text, progress=progress) if text in _CATALOG else _from_hub(text, progress))
 
 
+def check(name_or_path: str) -> None:
+    """Refuse a model argument that nothing answers to, before anything is fetched; the hub is asked where it must be.
+
+    Raises:
+        ModelNotFoundError: Nothing answers to it.
+    """
+    if on_disk(name_or_path) is None and name_or_path not in _CATALOG:
+        try:
+            hub.require(name_or_path)
+        except hub.HubUnavailable as reason:
+            raise _not_on_hub(name_or_path, reason) from reason
+
+
 def on_disk(name_or_path: str) -> Path | None:
     """The folder of a model argument as for ``resolve``; None if it would have to be fetched.
 
@@ -188,10 +201,14 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
     try:
         return hub.fetch_snapshot(hub_id, progress=progress)
     except hub.HubUnavailable as reason:
-        raise ModelNotFoundError(
-            f"model {hub_id!r} is neither a local folder nor in the hub's cache, and {reason}; "
-            f"give a local folder or one of: {', '.join(_CATALOG)}"
-        ) from reason
+        raise _not_on_hub(hub_id, reason) from reason
+
+
+def _not_on_hub(hub_id: str, reason: hub.HubUnavailable) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"model {hub_id!r} is neither a local folder nor in the hub's cache, and {reason}; "
+        f"give a local folder or one of: {', '.join(_CATALOG)}"
+    )
 
 
 def _entry(name: str) -> CatalogEntry:

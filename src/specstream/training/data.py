@@ -234,11 +234,16 @@ def _held_out(files: Sequence[str], task: Task | None) -> HeldOut:
 
 def _of_files(files: Sequence[str], task: Task | None) -> list[_Record]:
     if task is None:
-        return [each for file in files for each in _of_file(file)]
+        return [each for file in files for each in read_file(file)]
     return [each for file in files for each in training_records(task, file)]
 
 
-def _of_file(path: str) -> list[_Record]:
+def read_file(path: str) -> list[_Record]:
+    """The records of a local file, and where each stands.
+
+    Raises:
+        UsageError: a file that is not there, is not finished, or cannot be read.
+    """
     file = Path(path)
     if file.suffix in (".txt", ".md", ".py"):
         try:
@@ -252,7 +257,7 @@ def _of_file(path: str) -> list[_Record]:
 
 def _of_dataset(name: str, split: str, streaming: bool) -> Iterator[_Record]:
     if Path(name).exists():
-        yield from _of_file(name)
+        yield from read_file(name)
         return
     if is_meant_as_path(name):
         raise UsageError(f"data.dataset_name {name!r} is no file here, and not taken for a hub id; give a file")
