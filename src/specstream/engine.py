@@ -29,6 +29,7 @@ from specstream.models.catalog import check
 from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
+from specstream.models.reporting import announce
 from specstream.parts import SELF, build_parts, check_choice, eos_token_ids, model_name, renewed
 from specstream.provenance import provenance
 from specstream.results import GenerationResult, Metrics, Totals
@@ -79,6 +80,8 @@ class SpeculativeEngine:
         same = isinstance(draft_model, str) and draft_model == self.model_name
         self._draft, self._revision = model if same else draft_model, self.target.revision
         self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
+        if self.parts.left_out is not None:
+            announce(self.parts.left_out)
         self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
         self._totals = Totals()
 
@@ -228,6 +231,7 @@ class SpeculativeEngine:
             "runtime": self.target.runtime.name,
             **settings,
             "heads": self.parts.heads,
+            "left_out": self.parts.left_out,
         }
 
     def _start(self, prompts: Sequence[Prompt], config: GenerationConfig, drafter: Drafter | None = None) -> Generation:
@@ -277,6 +281,7 @@ class SpeculativeEngine:
             lossless=self.config.acceptance_threshold is None or generation.config.temperature == 0,
             drafter=self.parts.drafter.name,
             drafts=dict(stats.drafts),
+            left_out=self.parts.left_out,
             routing=None if generation.choice is None else generation.choice.to_dict(),
             model=self.model_name,
             dtype=_dtype_name(self.model),

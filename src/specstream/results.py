@@ -32,6 +32,7 @@ class GenerationResult(Mapping[str, Any]):
         lossless: False under typical acceptance.
         drafter: its name.
         drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
+        left_out: why a drafter that comes with the package did not draft, if one could; None elsewhere.
         routing: where a router chose: the ``drafter`` that it took for the batch, the ``seconds`` that the choice cost
             (part of ``seconds``, and counted in ``speedup``), and what each was ``expected`` to be worth, as its speed
             over plain decoding's. None elsewhere.
@@ -58,6 +59,7 @@ class GenerationResult(Mapping[str, Any]):
     lossless: bool
     drafter: str
     drafts: dict[str, int]
+    left_out: str | None
     routing: dict[str, Any] | None
     model: str
     dtype: str
