@@ -13,7 +13,8 @@ from specstream.distribution import warn_of_other_distribution
 if TYPE_CHECKING:
     from specstream.engine import SpeculativeEngine
     from specstream.errors import SpecStreamError
-    from specstream.functions import custom_generate, speculative_decode
+    from specstream.functions import create_backend, custom_generate, speculative_decode
+    from specstream.heads.multistream import MultiStreamAttention
     from specstream.lora import LoRAAdapter
     from specstream.results import GenerationResult
     from specstream.routed import AdaptiveRouter
@@ -26,9 +27,11 @@ __all__ = [
     "DeploymentConfig",
     "GenerationResult",
     "LoRAAdapter",
+    "MultiStreamAttention",
     "SpecStreamError",
     "SpeculativeEngine",
     "__version__",
+    "create_backend",
     "custom_generate",
     "speculative_decode",
 ]
@@ -38,8 +41,10 @@ _MODULE_OF = {
     "DeploymentConfig": "specstream.serving.deployment",
     "GenerationResult": "specstream.results",
     "LoRAAdapter": "specstream.lora",
+    "MultiStreamAttention": "specstream.heads.multistream",
     "SpecStreamError": "specstream.errors",
     "SpeculativeEngine": "specstream.engine",
+    "create_backend": "specstream.functions",
     "custom_generate": "specstream.functions",
     "speculative_decode": "specstream.functions",
 }

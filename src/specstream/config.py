@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
@@ -60,6 +60,11 @@ class EngineSettings(SamplingSettings, total=False):
     use_cache: bool
 
 
+def _all_for_zero(value: Any) -> Any:
+    """What keeps all tokens, of a 0 that others write for it."""
+    return 1.0 if isinstance(value, int | float) and not isinstance(value, bool) and value == 0 else value
+
+
 class GenerationConfig(BaseModel):
     """How one generation goes. Names and defaults are those of transformers, but greedy by default.
 
@@ -70,7 +75,7 @@ class GenerationConfig(BaseModel):
         max_new_tokens: never one more than this.
         temperature: 0 is greedy decoding.
         top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the smallest set of tokens whose probability reaches this.
+        top_p: keep the smallest set of tokens whose probability reaches this; 0 and 1 keep all.
         min_p: drop tokens less likely than this times the likeliest.
         repetition_penalty: above 1 makes tokens of the context less likely.
         seed: fixes the draws; row i of a batch uses ``seed + i``. None takes a fresh seed.
@@ -85,7 +90,7 @@ class GenerationConfig(BaseModel):
     max_new_tokens: int = Field(default=100, ge=1)
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: Annotated[float, BeforeValidator(_all_for_zero)] = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)

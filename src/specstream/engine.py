@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -11,8 +11,9 @@ from typing import Any, overload
 from torch import Tensor
 from typing_extensions import Unpack
 
-from specstream.choices import check_choice
+from specstream.choices import SELF, check_choice
 from specstream.config import (
+    EngineConfig,
     EngineSettings,
     GenerationConfig,
     SamplingSettings,
@@ -26,13 +27,16 @@ from specstream.environment import level
 from specstream.errors import UsageError
 from specstream.generation import Generation, TextPieces, plain_baseline
 from specstream.inventory import draft_bytes, prepare
+from specstream.models.catalog import check
 from specstream.models.checkpoint import checkpoint_rules
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import load_model
+from specstream.models.reporting import announce
 from specstream.parts import build_parts, eos_token_ids, model_name, renewed
 from specstream.prompt_forms import prompts_in
 from specstream.provenance import provenance
-from specstream.results import GenerationResult, Totals
+from specstream.results import GenerationResult, Metrics, Totals
+from specstream.routing.model import RouterModel
 from specstream.settings_file import read_settings
 from specstream.text import Chat, Prompt, are_tokens, encode, kind_of
 
@@ -65,6 +69,7 @@ class SpeculativeEngine:
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if isinstance(model, str):
             self.model_name = model
+            _check_names(self.config, draft_model)
             model, own_tokenizer = load_model(model, dtype=self.config.dtype, device=self.config.device)
             tokenizer = tokenizer or own_tokenizer
         else:
@@ -78,6 +83,8 @@ class SpeculativeEngine:
         same = isinstance(draft_model, str) and draft_model == self.model_name
         self._draft, self._revision = model if same else draft_model, self.target.revision
         self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
+        if self.parts.left_out is not None:
+            announce(self.parts.left_out)
         self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
         self._totals = Totals()
 
@@ -150,18 +157,24 @@ class SpeculativeEngine:
         self,
         test_prompts: Sequence[Prompt] | Tensor | Mapping[str, Any],
         num_runs: int = 5,
+        *,
+        on_run: Callable[[int], None] = lambda done: None,
         **settings: Unpack[SamplingSettings],
-    ) -> dict[str, Any]:
+    ) -> Metrics:
         """Measure speculation against plain decoding, the two in turn on the same prompts, each of them by itself.
 
         Both sides count prefill and obey the same stopping rules. One round of each warms up and is not counted.
+
+        Args:
+            test_prompts: texts or chats.
+            num_runs: counted rounds over them.
+            on_run: told how many rounds are done, that of the warm-up among them.
 
         Returns:
             ``average_speedup`` (median over the runs of speculative / plain tokens per second),
             ``tokens_per_second``, ``plain_tokens_per_second``, ``speculation_accuracy`` (accepted over drafted
             tokens), ``memory_overhead`` (bytes of the draft's weights, copies included, over the target's),
-            ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (each run's figures) and
-            ``provenance``.
+            ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (their figures), ``provenance``.
         """
         config = generation_config(self.config.generation, settings)
         prompts, several = prompts_in(test_prompts, "test_prompts")
@@ -183,37 +196,42 @@ class SpeculativeEngine:
                         totals[side].add(generation.rows, generation.timings.total)
             if number:
                 runs.append({f"{side}_tokens_per_second": counted[side].tokens_per_second for side in sides})
+            on_run(number + 1)
         speculative = totals["speculative"]
-        return {
-            "average_speedup": median(
-                run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs
-            ),
-            "tokens_per_second": speculative.tokens_per_second,
-            "plain_tokens_per_second": totals["plain"].tokens_per_second,
-            "speculation_accuracy": speculative.acceptance_rate,
-            "memory_overhead": draft_bytes(self.parts.drafter, self.target) / self.target.runtime.nbytes,
-            "mean_accepted_length": speculative.mean_accepted_length,
-            "drafted": speculative.drafted,
-            "rejected": speculative.rejected,
-            "num_runs": num_runs,
-            "runs": runs,
-            "provenance": self.provenance(),
-        }
+        return Metrics(
+            {
+                "average_speedup": median(
+                    run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs
+                ),
+                "tokens_per_second": speculative.tokens_per_second,
+                "plain_tokens_per_second": totals["plain"].tokens_per_second,
+                "speculation_accuracy": speculative.acceptance_rate,
+                "memory_overhead": draft_bytes(self.parts.drafter, self.target) / self.target.runtime.nbytes,
+                "mean_accepted_length": speculative.mean_accepted_length,
+                "drafted": speculative.drafted,
+                "rejected": speculative.rejected,
+                "num_runs": num_runs,
+                "runs": runs,
+                "provenance": self.provenance(),
+            }
+        )
 
-    def get_metrics(self) -> dict[str, Any]:
+    def get_metrics(self) -> Metrics:
         """Totals over everything this engine generated, with what they were measured on."""
         totals = self._totals
-        return {
-            "requests": totals.requests,
-            "new_tokens": totals.new_tokens,
-            "target_passes": totals.target_passes,
-            "seconds": totals.seconds,
-            "tokens_per_second": totals.tokens_per_second,
-            "acceptance_rate": totals.acceptance_rate,
-            "mean_accepted_length": totals.mean_accepted_length,
-            "average_speedup": totals.average_speedup,
-            "provenance": self.provenance(),
-        }
+        return Metrics(
+            {
+                "requests": totals.requests,
+                "new_tokens": totals.new_tokens,
+                "target_passes": totals.target_passes,
+                "seconds": totals.seconds,
+                "tokens_per_second": totals.tokens_per_second,
+                "acceptance_rate": totals.acceptance_rate,
+                "mean_accepted_length": totals.mean_accepted_length,
+                "average_speedup": totals.average_speedup,
+                "provenance": self.provenance(),
+            }
+        )
 
     def provenance(self) -> dict[str, Any]:
         """Versions, machine, model and settings: what every figure is to be read with."""
@@ -225,6 +243,7 @@ class SpeculativeEngine:
             "runtime": self.target.runtime.name,
             **settings,
             "heads": self.parts.heads,
+            "left_out": self.parts.left_out,
         }
 
     def _encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -285,6 +304,7 @@ class SpeculativeEngine:
             chat=generation.chats[row.index],
             drafter=self.parts.drafter.name,
             drafts=dict(stats.drafts),
+            left_out=self.parts.left_out,
             routing=None if generation.choice is None else generation.choice.to_dict(),
             model=self.model_name,
             dtype=_dtype_name(self.model),
@@ -300,6 +320,18 @@ class SpeculativeEngine:
         if "error" not in baseline:
             self._baselines[key] = baseline
         return baseline
+
+
+def _check_names(config: EngineConfig, draft: Any) -> None:
+    """Refuse a draft and a router that are not there, before a target is fetched or loaded for nothing.
+
+    Raises:
+        ModelNotFoundError: there is none of that name, or no router in the folder.
+    """
+    if isinstance(draft, str) and not draft.startswith(SELF):
+        check(draft)
+    if config.router is not None:
+        RouterModel.load(config.router)
 
 
 def _dtype_name(model: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and where a user's cache is."""
+"""Files that are whole or not there, why one cannot be read, and where a user's cache is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,25 @@ from pathlib import Path
 def user_cache() -> Path:
     """`$XDG_CACHE_HOME`, else `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+
+
+_ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".md", ".py", ".yaml", ".yml", ".gguf", ".bin", ".safetensors")
+
+
+def is_meant_as_path(name: str) -> bool:
+    """Whether a name that could be a hub id is more likely a path, though nothing is there.
+
+    It is one if it ends as a file does, begins with a folder that is here, or with one that commands write into.
+    """
+    first, slash, _ = name.partition("/")
+    return name.endswith(_ENDINGS) or (bool(slash) and (first in ("runs", "data") or Path(first).is_dir()))
+
+
+def why_unread(error: Exception) -> str:
+    """Why a text file could not be read, in one line, with the remedy where its encoding is the reason."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8, and becomes so with: iconv -f latin1 -t utf-8 FILE"
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -17,14 +17,15 @@ from specstream.errors import UsageError
 from specstream.generation import Generation, Parts
 from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.load import load_model
 from specstream.parts import build_parts, renewed
 from specstream.prompt_forms import token_rows
-from specstream.results import Totals
+from specstream.results import Metrics, Totals
 
 
 def speculative_decode(
     target: Any, draft: Any, input_ids: Any, **settings: Unpack[EngineSettings]
-) -> tuple[Tensor, dict[str, Any]]:
+) -> tuple[Tensor, Metrics]:
     """Decode with a target and a draft.
 
     Args:
@@ -37,8 +38,8 @@ def speculative_decode(
 
     Returns:
         ``output_ids`` ``[rows, longest]`` int64, prompts included, padded on the right with the model's pad or
-        end-of-sequence token; and metrics: ``new_tokens`` (of all rows), ``seconds``, ``tokens_per_second``,
-        ``target_passes``, ``acceptance_rate``, ``mean_accepted_length``, ``exact``.
+        end-of-sequence token; and metrics, as keys and as attributes: ``new_tokens`` (of all rows), ``seconds``,
+        ``tokens_per_second``, ``target_passes``, ``acceptance_rate``, ``mean_accepted_length``, ``exact``.
 
     Raises:
         UsageError: an empty prompt, one longer than the context, a setting out of range.
@@ -54,19 +55,40 @@ def speculative_decode(
     return output_of(generation, target)
 
 
-def output_of(generation: Generation, target: Any) -> tuple[Tensor, dict[str, Any]]:
+def create_backend(name: str, *, dtype: Any = "auto", device: str = "auto", runtime: str = "auto") -> HuggingFaceTarget:
+    """A model by name as what decodes: its ``model`` is a ``target`` or a ``draft`` of ``speculative_decode``.
+
+    Args:
+        name: a catalog name, a folder or a hub id.
+        dtype: of its weights; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
+        device: where it goes; ``auto`` is the GPU if there is one.
+        runtime: how its passes run, as in ``EngineConfig``.
+
+    Raises:
+        ModelNotFoundError: nothing answers to the name.
+        UnsupportedModelError: it is no causal language model.
+        UsageError: an unknown dtype, device or runtime.
+    """
+    config = engine_config({"dtype": dtype, "device": device, "runtime": runtime})  # type: ignore[typeddict-item]
+    model, _ = load_model(name, dtype=config.dtype, device=config.device)
+    return HuggingFaceTarget(model, runtime=config.runtime)
+
+
+def output_of(generation: Generation, target: Any) -> tuple[Tensor, Metrics]:
     """What ``speculative_decode`` returns, of a generation that has ended with this target."""
     totals = Totals()
     totals.add(generation.rows, generation.timings.total)
-    metrics = {
-        "new_tokens": totals.new_tokens,
-        "seconds": totals.seconds,
-        "tokens_per_second": totals.tokens_per_second,
-        "target_passes": totals.target_passes,
-        "acceptance_rate": totals.acceptance_rate,
-        "mean_accepted_length": totals.mean_accepted_length,
-        "exact": generation.rows[0].exact,
-    }
+    metrics = Metrics(
+        {
+            "new_tokens": totals.new_tokens,
+            "seconds": totals.seconds,
+            "tokens_per_second": totals.tokens_per_second,
+            "target_passes": totals.target_passes,
+            "acceptance_rate": totals.acceptance_rate,
+            "mean_accepted_length": totals.mean_accepted_length,
+            "exact": generation.rows[0].exact,
+        }
+    )
     return _padded([row.tokens for row in generation.rows], target, target.device), metrics
 
 

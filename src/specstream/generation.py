@@ -48,6 +48,7 @@ class Parts:
         heads: the folder of the drafter's heads, if it has some.
         checkpoint: the rules of the model's own generation configuration.
         vocab_size: rows of the model's embedding; None if that is not known.
+        left_out: why a drafter that comes with the package is not among these, if one could be.
     """
 
     target: Target
@@ -58,6 +59,7 @@ class Parts:
     heads: str | None = None
     checkpoint: CheckpointRules = field(default_factory=CheckpointRules)
     vocab_size: int | None = None
+    left_out: str | None = None
 
     def sampling(self, config: GenerationConfig) -> Sampling:
         """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""

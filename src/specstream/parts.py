@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
@@ -25,7 +26,7 @@ from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.generation import Parts
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
-from specstream.heads.shipped import shipped_for
+from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.capabilities import Quantization
 from specstream.models.checkpoint import checkpoint_rules
@@ -94,6 +95,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         eos_token_ids=eos_token_ids(target.model, tokenizer),
         checkpoint=checkpoint_rules(target.model),
         vocab_size=target.vocab_size,
+        left_out=_left_out(target.model, draft, config),
         speculation=Speculation(
             max_depth=_depth(config, DEEPEST),
             unmeasured_depth=_depth(config, UNMEASURED),
@@ -120,6 +122,15 @@ def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
     if config.heads is not None or not wanted:
         return config.heads
     return shipped_for(model, "streams")
+
+
+def _left_out(model: Any, draft: Any, config: EngineConfig) -> str | None:
+    """Why streams that are shipped do not draft where nothing else is asked for."""
+    if config.drafter != "auto" or draft is not None or config.heads is not None:
+        return None
+    if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
+        return f"{Path(found).name} drafts only where adaptive is True, or with drafter='streams'"
+    return left_out(model, "streams")
 
 
 def _build_drafter(

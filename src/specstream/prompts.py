@@ -11,8 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
+from specstream.files import why_unread
 
-FIELDS = ("prompt", "turns", "instruction", "conversations", "messages", "question", "dialogue", "text", "mr", "MR")
+FIELDS = (
+    "prompt",
+    "turns",
+    "instruction",
+    "conversations",
+    "messages",
+    "question",
+    "dialogue",
+    "text",
+    "content",
+    "mr",
+    "MR",
+)
 """Where a record's prompt may stand; the first that is there is taken."""
 
 ANSWERS = ("completion", "response", "output", "answer", "summary", "summary1", "ref", "query")
@@ -47,7 +60,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         raise
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UsageError(
-            f"prompts {str(file)!r} cannot be read: {_reason(error)}; give .txt, .jsonl, .json or .csv"
+            f"prompts {str(file)!r} cannot be read: {why_unread(error)}; give .txt, .jsonl, .json or .csv"
         ) from None
     if not isinstance(records, list):
         raise UsageError(f"prompts {str(file)!r} holds one {type(records).__name__}; give a list of records")
@@ -148,12 +161,6 @@ def _json_lines(text: str, file: Path) -> list[Any]:
                 example = '{"prompt": "The sea is"}'
                 raise UsageError(f"{file}:{number} is not JSON; give a line such as {example}") from None
     return records
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8"
-    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def _record(value: Any, where: str) -> dict[str, Any]:

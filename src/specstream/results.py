@@ -34,6 +34,7 @@ class GenerationResult(Mapping[str, Any]):
             text too; a text in Python does not.
         drafter: its name.
         drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
+        left_out: why a drafter that comes with the package did not draft, if one could; None elsewhere.
         routing: where a router chose: the ``drafter`` that it took for the batch, the ``seconds`` that the choice cost
             (part of ``seconds``, and counted in ``speedup``), and what each was ``expected`` to be worth, as its speed
             over plain decoding's. None elsewhere.
@@ -61,6 +62,7 @@ class GenerationResult(Mapping[str, Any]):
     chat: bool
     drafter: str
     drafts: dict[str, int]
+    left_out: str | None
     routing: dict[str, Any] | None
     model: str
     dtype: str
@@ -82,6 +84,16 @@ class GenerationResult(Mapping[str, Any]):
     @classmethod
     def _names(cls) -> list[str]:
         return [each.name for each in fields(cls)]
+
+
+class Metrics(dict[str, Any]):
+    """Figures by name, as keys and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"there is no figure {name!r}; there are {', '.join(self)}") from None
 
 
 @dataclass

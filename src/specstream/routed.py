@@ -16,6 +16,7 @@ from specstream.inventory import prepare
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_drafters, build_parts
 from specstream.prompt_forms import token_rows
+from specstream.results import Metrics
 from specstream.routing.config import DrafterSpec, check_drafters
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.router import Router
@@ -29,7 +30,7 @@ class AdaptiveRouter(Router):
 
     def route_and_decode(
         self, target: Any, draft_models: Any, input_ids: Any, **settings: Unpack[EngineSettings]
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[Tensor, Metrics]:
         """Decode with the drafter that is expected to be fastest on this prompt.
 
         Args:
@@ -64,7 +65,8 @@ class AdaptiveRouter(Router):
         assert generation.choice is not None
         choice = generation.choice.to_dict()
         routing = {"drafter": choice["drafter"], "routing_seconds": choice["seconds"], "expected": choice["expected"]}
-        return output_ids, {**metrics, **routing, "speedup": None if plain is None else generation.speed / plain}
+        speedup = None if plain is None else generation.speed / plain
+        return output_ids, Metrics({**metrics, **routing, "speedup": speedup})
 
     def _parts_of(self, target: Any, draft_models: Any, settings: EngineSettings) -> Parts:
         """What was built of this target and these drafts, or is now."""

@@ -91,10 +91,14 @@ def _part(part: Any) -> str:
 
 def _valid(text: str) -> str:
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError("the prompt holds half a character, which is no text; give valid Unicode") from None
-    return text
+        # Bytes of a command line that the locale did not know arrive as lone surrogates; of UTF-8 they are its text.
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        half = next(letter for letter in text if "\ud800" <= letter <= "\udfff")
+        raise UsageError(
+            f"the prompt holds half a character, {half!r}, which is no text; give valid Unicode; bytes of another "
+            "encoding become so with: iconv -f latin1 -t utf-8"
+        ) from None
 
 
 def as_chat(tokenizer: Any, chat: bool | None) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from specstream.errors import UsageError
+from specstream.files import why_unread
 from specstream.suggestion import listed
 
 
@@ -56,7 +57,7 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
         node = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config {str(path)!r} cannot be read: {error}; give a YAML file") from None
+        raise UsageError(f"config {str(path)!r} cannot be read: {why_unread(error)}; give a YAML file") from None
     except yaml.YAMLError as error:
         raise UsageError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

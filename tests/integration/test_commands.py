@@ -172,7 +172,7 @@ def test_compare_json_counts_rejections(capsys, tiny):
         (["generate", "x", "--model", "no pe"], "unknown model 'no pe'"),
         (["generate", "x", "-K", "-1"], "gamma is -1"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0"),
-        (["generate", "x", "--top-p", "0"], "top_p is 0.0"),
+        (["generate", "x", "--top-p", "-1"], "top_p is -1.0"),
         (["generate", "x", "--top-p", "1.5"], "top_p is 1.5"),
         (["generate", "x", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["generate", "x", "--drafter", "magic"], "drafter is 'magic'"),

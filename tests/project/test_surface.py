@@ -12,9 +12,11 @@ PUBLIC = [
     "DeploymentConfig",
     "GenerationResult",
     "LoRAAdapter",
+    "MultiStreamAttention",
     "SpecStreamError",
     "SpeculativeEngine",
     "__version__",
+    "create_backend",
     "custom_generate",
     "speculative_decode",
 ]

@@ -11,7 +11,7 @@ from specstream.errors import UsageError
     [
         ({"gamma": -1}, ["gamma is -1", "greater than or equal to 1"]),
         ({"temperature": -0.5}, ["temperature is -0.5", "greater than or equal to 0"]),
-        ({"top_p": 0.0}, ["top_p is 0.0", "greater than 0"]),
+        ({"top_p": -1.0}, ["top_p is -1.0", "greater than 0"]),
         ({"top_p": 1.5}, ["top_p is 1.5", "less than or equal to 1"]),
         ({"max_new_tokens": 0}, ["max_new_tokens is 0"]),
         ({"acceptance_threshold": 2.0}, ["acceptance_threshold is 2.0"]),

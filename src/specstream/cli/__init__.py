@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -103,6 +104,7 @@ def _global_options(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 failure, 2 usage, 130 interrupted."""
+    _make_writable()
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, debug = _take_debug(words)
     try:
@@ -115,6 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BaseException as error:
         code = _report(error, debug)
     sys.exit(code)
+
+
+def _make_writable() -> None:
+    """Let no output fail for its form: a stream that is closed takes anything, and a character it lacks is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _take_debug(words: list[str]) -> tuple[list[str], bool]:
@@ -146,31 +158,34 @@ def _invoke(words: list[str]) -> int:
 
 
 def _report(error: BaseException, debug: bool) -> int:
-    if isinstance(error, SystemExit):
-        raise error
-    if isinstance(error, BrokenPipeError):
+    # Rich makes an exit of a pipe that broke.
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    if isinstance(cause, BrokenPipeError):
         # The interpreter flushes stdout once more on exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    if debug:
-        traceback.print_exception(error)
-    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
+    if isinstance(error, SystemExit):
+        raise error
+    with suppress(BrokenPipeError):  # of stderr: whoever reads no errors gets the exit code
+        if debug:
+            traceback.print_exception(error)
     message, code = _describe(error)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(BrokenPipeError):
+        print(" ".join(message.split()), file=sys.stderr)
     return code
 
 
 def _describe(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return "interrupted", _INTERRUPTED
     if isinstance(error, SpecStreamError):
-        return str(error), error.exit_code
+        return f"error: {error}", error.exit_code
     if isinstance(error, _CommandLineError):
-        return _usage_message(error), getattr(error, "exit_code", 2)
+        return f"error: {_usage_message(error)}", getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
-        return f"no space left on the disk{where}: free some and run the command again", _FAILURE
-    return f"internal: {type(error).__name__}: {error} (re-run with --debug for the traceback)", _FAILURE
+        return f"error: no space left on the disk{where}: free some and run the command again", _FAILURE
+    return f"error: internal: {type(error).__name__}: {error} (re-run with --debug for the traceback)", _FAILURE
 
 
 def _usage_message(error: Exception) -> str:

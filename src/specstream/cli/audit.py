@@ -9,6 +9,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
+from specstream.cli.progress import progress
 from specstream.cli.records import check_output, write_record
 from specstream.errors import UsageError
 from specstream.prompts import read_prompts
@@ -117,20 +118,12 @@ def _check_call(temperature: float, batch_size: int) -> None:
 
 
 def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) -> AuditReport:
-    from rich.console import Console
-
     from specstream.evaluation.audit import audit as run_audit
     from specstream.text import asked
 
     contents = [asked(engine.tokenizer, text, chat) for text in texts]
-    # On a terminal only: elsewhere rich shows no status.
-    with Console(stderr=True).status(f"auditing {len(texts)} prompts") as status:
-        return run_audit(
-            engine,
-            contents,
-            batch_size=batch_size,
-            on_batch=lambda done: status.update(f"audited {done} of {len(texts)} prompts"),
-        )
+    with progress("audited prompts", len(texts)) as tell:
+        return run_audit(engine, contents, batch_size=batch_size, on_batch=tell)
 
 
 def _print(report: AuditReport, provenance: dict[str, Any]) -> None:

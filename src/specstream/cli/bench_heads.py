@@ -9,6 +9,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
+from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
@@ -91,6 +92,14 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
         needs = NEEDING.get(name)
         if needs not in (None, "streams") and given[needs] is None:
             raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
+    from specstream.heads.folder import kind_of
+    from specstream.models.catalog import check
+
+    for name in HEADS:
+        if (folder := given[name]) is not None:
+            kind_of(folder)
+    if (draft := given["draft"]) is not None and not draft.startswith("self:"):
+        check(draft)
 
 
 def _sides(
@@ -115,18 +124,10 @@ def _sides(
 
 
 def _compare(engine: Any, sides: list[Side], questions: list[Any]) -> Comparison:
-    from rich.console import Console
-
     from specstream.evaluation.heads import compare
 
-    # On a terminal only: elsewhere rich shows no status.
-    with Console(stderr=True).status(f"{len(sides)} drafters on {len(questions)} prompts") as status:
-        return compare(
-            sides,
-            questions,
-            engine.config.generation,
-            on_question=lambda done: status.update(f"{done} of {len(questions)} prompts"),
-        )
+    with progress("prompts", len(questions)) as tell:
+        return compare(sides, questions, engine.config.generation, on_question=tell)
 
 
 def _print(comparison: Comparison, provenance: dict[str, Any], base: int) -> None:

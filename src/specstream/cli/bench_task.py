@@ -10,6 +10,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
+from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
@@ -102,21 +103,12 @@ def _run(
     task: Task,
     examples: list[TaskExample],
 ) -> ModelRun:
-    from rich.console import Console
-
     from specstream.evaluation.task_bench import answer_all, sides_of
 
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     sides = sides_of(engine, heads, nodes)
-    # On a terminal only: elsewhere rich shows no status.
-    with Console(stderr=True).status(f"{model}: {len(sides)} ways, {len(examples)} examples") as status:
-        return answer_all(
-            engine,
-            sides,
-            task,
-            examples,
-            on_example=lambda done: status.update(f"{model}: {done} of {len(examples)} examples"),
-        )
+    with progress(f"{model}: examples", len(examples)) as tell:
+        return answer_all(engine, sides, task, examples, on_example=tell)
 
 
 def _print(runs: list[ModelRun], differences: dict[str, Estimate], task: Task, examples: list[TaskExample]) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
+from specstream.cli.progress import progress
 
 
 def compare(
@@ -17,7 +18,9 @@ def compare(
     draft_model: Annotated[str, typer.Option("--draft-model", help="A smaller model of the same tokenizer.")],
     input_str: Annotated[str, typer.Option("--input-str", help="The prompt, taken as plain text.")],
     num_runs: Annotated[int, typer.Option("--num-runs", help="Counted runs of each method.")] = 50,
-    n: Annotated[int, typer.Option("--N", "-n", help="Tokens to generate in each run.")] = 40,
+    n: Annotated[
+        int, typer.Option("--N", "--max-new-tokens", "--max-tokens", "-n", help="Tokens to generate in each run.")
+    ] = 40,
     k: options.Gamma = 4,
     temperature: options.Temperature = 0.0,
     top_k: options.TopK = None,
@@ -45,7 +48,8 @@ def compare(
         "draft_quantization": draft_quantization,
     }
     engine = load_engine(target_model, draft_model, settings)
-    report = _report(engine.benchmark([input_str], num_runs=num_runs), n)
+    with progress("runs", num_runs + 1) as tell:  # one warms up
+        report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell), n)
     report["arguments"] = {**settings, "input_str": input_str, "N": n, "K": k, "num_runs": num_runs}
     if as_json:
         print(json.dumps(report))

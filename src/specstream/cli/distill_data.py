@@ -28,7 +28,9 @@ _BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Prom
 _MaxPrompt = Annotated[int, typer.Option("--max-prompt-tokens", min=1, help="Leave longer prompts out.")]
 _Shuffle = Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the files, so that a limit takes of all.")]
 _Drafter = Annotated[str, typer.Option("--drafter", help="none or lookup: how the answers are decoded.")]
-_TopP = Annotated[float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; in (0, 1].")]
+_TopP = Annotated[
+    float, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; 0 and 1 keep all.")
+]
 _Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the order, and of sampling.")]
 
 

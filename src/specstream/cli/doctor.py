@@ -41,9 +41,10 @@ def doctor(model: _Model = DEFAULT_MODEL, measure: _Measure = True, as_json: opt
 
     from specstream.cli.loading import quiet
     from specstream.evaluation.doctor import examine
+    from specstream.models.reporting import step
 
-    # On a terminal only: elsewhere rich shows no status.
-    with Console(stderr=True).status("looking, some ten seconds" if measure else "looking"):
+    # On a terminal only: elsewhere rich shows no status, and the step says so where it takes longer.
+    with Console(stderr=True).status("looking, some ten seconds" if measure else "looking"), step("looking"):
         report = examine(None if model == "none" else model, measure=measure, hush=quiet)
     if as_json:
         print(json.dumps(report.to_dict()))

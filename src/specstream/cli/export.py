@@ -29,8 +29,9 @@ def export(
     from dataclasses import asdict
 
     from specstream.cli.loading import quiet
+    from specstream.models.reporting import step
 
-    with quiet():
+    with quiet(), step(f"writing {output}"):
         from specstream.serving import vllm_export
 
         made = vllm_export.export(source, output, target)

@@ -41,6 +41,7 @@ def generate(
     router: options.RouterFolder = None,
     router_state: options.RouterState = None,
     pruning: options.Pruning = None,
+    acceptance_threshold: options.AcceptanceThreshold = None,
     config: options.EngineFile = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -65,6 +66,7 @@ def generate(
         "router": router,
         "router_state": router_state,
         "pruning": pruning,
+        "acceptance_threshold": acceptance_threshold,
     }
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})

@@ -10,6 +10,7 @@ import typer
 
 from specstream.cli import options
 from specstream.errors import UsageError
+from specstream.models.reporting import step
 
 if TYPE_CHECKING:
     from specstream.training.data import Examples
@@ -70,6 +71,9 @@ def make_draft(
 
     if (Path(output) / "config.json").exists() and not (Path(output) / MADE).exists():
         raise UsageError(f"output {output!r} holds a model that make-draft did not write; give another folder")
+    for file in [*(texts or ()), *(prompts or ())]:
+        if not Path(file).is_file():
+            raise UsageError(f"there is no file {file!r}; give one of texts or prompts")
     from specstream.cli.loading import quiet
 
     with quiet():
@@ -90,7 +94,8 @@ def make_draft(
             )
             covered = making.coverage(looked_at.judged, part)
             vocabulary = {"size": vocab, "ranked_by": by, "coverage": covered}
-        compared, change = choose_layers(model, looked_at, part, layers, layer_choice)
+        with step("comparing choices of layers"):
+            compared, change = choose_layers(model, looked_at, part, layers, layer_choice)
         made = making.record(target, compared, where, change is not None, vocabulary)
         plan = making.Plan(layers=compared[0].layers, change=change, part=part, made=made)
         making.write_draft(Path(output), model, tokenizer, plan)
@@ -130,7 +135,8 @@ def _answers(model: Any, tokenizer: Any, prompts: list[Any]) -> Examples:
 
     turns: list[Any] = [asked(tokenizer, prompt) for prompt in prompts]
     engine = SpeculativeEngine(model, tokenizer=tokenizer, drafter="none")
-    answers = engine.generate(turns, max_new_tokens=ANSWER_TOKENS)
+    with step(f"answering {len(turns)} prompts, on which layers are compared"):
+        answers = engine.generate(turns, max_new_tokens=ANSWER_TOKENS)
     ids = [encode(tokenizer, turn) for turn in turns]
     found = [
         Example(tokens=(*own, *answer["token_ids"]), start=len(own))

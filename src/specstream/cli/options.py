@@ -46,11 +46,13 @@ EngineFile = Annotated[
         "--config", "-c", help="Settings in a YAML file, as tune writes them; options given here replace its."
     ),
 ]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Never one token more.")]
-Gamma = Annotated[int, typer.Option("-K", "--gamma", help="Most tokens drafted per round.")]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", "--max-tokens", "--N", "-n", help="Never one token more.")
+]
+Gamma = Annotated[int, typer.Option("-K", "--K", "--gamma", help="Most tokens drafted per round.")]
 Depth = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("-K", "--gamma", help="Most tokens drafted per round; as many as pay if not given."),
+    typer.Option("-K", "--K", "--gamma", help="Most tokens drafted per round; as many as pay if not given."),
 ]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")]
 # What is not given of these follows the checkpoint.
@@ -60,7 +62,7 @@ TopK = Annotated[
 ]
 TopP = Annotated[
     Optional[float],  # noqa: UP045
-    typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; in (0, 1]."),
+    typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; 0 and 1 keep all."),
 ]
 MinP = Annotated[
     Optional[float],  # noqa: UP045
@@ -69,6 +71,10 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option("--repetition-penalty", help="Above 1 discourages repeats; 1 does not, whatever the checkpoint says."),
+]
+AcceptanceThreshold = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--acceptance-threshold", help="Typical acceptance, which changes the output at a temperature > 0."),
 ]
 Seed = Annotated[Optional[int], typer.Option("--seed", help="Fixes the draws.")]  # noqa: UP045
 Stop = Annotated[

@@ -31,7 +31,10 @@ _Drafter = Annotated[options.Text, typer.Option("--drafter", help="The drafter, 
 _Prompts = Annotated[
     options.Text, typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file, without --config.")
 ]
-_Tokens = Annotated[Optional[int], typer.Option("--max-new-tokens", "-n", help="Never one token more.")]  # noqa: UP045
+_Tokens = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--max-new-tokens", "--max-tokens", "--N", "-n", help="Never one token more."),
+]
 _Output = Annotated[options.Text, typer.Option("--output-dir", "-o", help="For profile.json and the traces.")]
 _Set = Annotated[
     Optional[list[str]],  # noqa: UP045

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar with the time left on a terminal, and a line a minute in a log."""
+"""How far a long command is: a bar with the time left on a terminal, and lines with it in a log."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-EVERY = 60.0
-"""Seconds between lines where there is no terminal."""
+from specstream.models.reporting import step
 
 
 class Tell(Protocol):
@@ -29,7 +28,8 @@ def progress(what: str, total: int = 0, done: int = 0) -> Iterator[Tell]:
         done: before.
     """
     if not sys.stderr.isatty():
-        yield _lines(what, total, done)
+        with _lines(what, total, done) as lines:
+            yield lines
         return
     from rich.console import Console
     from rich.progress import (
@@ -52,16 +52,20 @@ def progress(what: str, total: int = 0, done: int = 0) -> Iterator[Tell]:
         yield tell
 
 
-def _lines(what: str, of: int, before: int) -> Tell:
-    started = said = time.monotonic()
+@contextmanager
+def _lines(what: str, of: int, before: int) -> Iterator[Tell]:
+    """Inside a step whose lines say how far it is: a step of a command may take minutes, and then says so as well."""
+    started, at, noted = time.monotonic(), before, ""
 
     def tell(done: int, total: int | None = None, note: str = "") -> None:
-        nonlocal said, of
-        of, now = of if total is None else total, time.monotonic()
-        if now - said >= EVERY and done > before:
-            said = now
-            left = (now - started) / (done - before) * (of - done)
-            noted = f"; {note}" if note else ""
-            print(f"{what}: {done} of {of}, about {left / 60:.0f} minutes left{noted}", file=sys.stderr, flush=True)
+        nonlocal of, at, noted
+        of, at, noted = of if total is None else total, done, note
 
-    return tell
+    def now() -> str:
+        said = f"{what}: {at} of {of}" if of else f"{what}: {at} done"
+        if before < at < of:
+            said += f", about {(time.monotonic() - started) / (at - before) * (of - at):.0f} s left"
+        return f"{said}; {noted}" if noted else said
+
+    with step(now):
+        yield tell

@@ -11,6 +11,7 @@ from specstream.cli import options
 from specstream.cli.loading import quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
+from specstream.models.reporting import step
 
 if TYPE_CHECKING:
     from specstream.routing.figures import RouterTable
@@ -64,7 +65,7 @@ def train(config: _Config, set_: _Set = None, as_json: options.AsJson = False) -
     settings = read_router_config(config, set_ or [])
     from specstream.training.router_train import train_router
 
-    with quiet():
+    with quiet(), step("fitting the router"):
         trained = train_router(settings)
     if as_json:
         print(json.dumps({"output_dir": settings.output_dir, **trained.to_dict()}))
@@ -94,7 +95,7 @@ def evaluate(
     target = validated(TargetSection, RouterModel.load(router).details.get("target", {}), "target.")
     if model is not None:
         target = target.model_copy(update={"model": model})
-    with quiet():
+    with quiet(), step("asking the router about every prompt"):
         table = evaluate_router(router, data, target, learn=learn)
     arguments = {"router": router, "data": data, "model": target.model, "learn": learn}
     record = {**table.to_dict(), "arguments": arguments, "provenance": provenance()}

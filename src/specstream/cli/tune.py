@@ -24,7 +24,9 @@ _Prompts = Annotated[
 ]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The YAML file that the setting is written to.")]
 _NumPrompts = Annotated[int, typer.Option("--num-prompts", min=2, help="So many of the prompts, spread over the file.")]
-_Repeats = Annotated[int, typer.Option("--repeats", min=1, help="Of the last stage, from which the interval is.")]
+_Repeats = Annotated[
+    int, typer.Option("--repeats", "--num-runs", min=1, help="Of the last stage, from which the interval is.")
+]
 _Draft = Annotated[Optional[str], typer.Option("--draft", "-d", help="A draft model to try.")]  # noqa: UP045
 
 
@@ -52,6 +54,10 @@ def tune(
         from specstream.heads.folder import kind_of
 
         kind_of(heads)  # refuses a folder without heads before a model is loaded
+    if draft is not None and not draft.startswith("self:"):
+        from specstream.models.catalog import check
+
+        check(draft)
     settings = {"drafter": "none", "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device}
     engine = load_engine(model, None, settings)
     found = _tune(engine, texts, chat, draft, heads, repeats)

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from specstream.errors import UnsupportedModelError
+from specstream.errors import UnsupportedModelError, UsageError
 from specstream.models import compat
 from specstream.models.compat import Cache
 from specstream.models.families import Family
@@ -178,33 +179,117 @@ def _attend(
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface: ``[rows, heads, nodes, dim]`` to ``[rows, nodes, heads, dim]``.
-
-    Grouped heads share the keys of their group; both kinds of keys share one softmax, in float32.
-    """
+    """Transformers' attention interface: ``[rows, heads, nodes, dim]`` to ``[rows, nodes, heads, dim]``."""
     streaming = _STREAMING.get()
     assert streaming is not None
     keys, values = streaming.main.keys[module.layer_idx], streaming.main.values[module.layer_idx]
+    cap = rest.get("softcap") if streaming.capped else None
+    visible = streaming.visible(module.layer_idx, keys.shape[2])
+    seen = attend_streams(
+        query, (keys, values), (key, value), visible, gamma=streaming.gamma, scale=scaling, cap=cap or None
+    )
+    return seen.transpose(1, 2), None
+
+
+def attend_streams(
+    query: Tensor,
+    main: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    visible: Tensor,
+    *,
+    gamma: int,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """Attention of streams: to the main stream's keys that they see, and to those of the streams before them.
+
+    Grouped heads share the keys of their group; both kinds of keys share one softmax, in float32.
+
+    Args:
+        query: of the streams, ``[rows, heads, count * gamma, dim]``.
+        main: keys and values of the main stream, ``[rows, kv_heads, length, dim]``.
+        own: those of the streams, ``[rows, kv_heads, count * gamma, dim]``.
+        visible: which main keys each stream sees: ``[rows, count, gamma or 1, length]`` bool.
+        gamma: streams of a position.
+        scale: of the scores; None is one over the root of ``dim``.
+        cap: scores stay below it, by a tanh; None leaves them.
+
+    Returns:
+        As ``query``.
+    """
+    (keys, values), (key, value) = main, own
     rows, heads, nodes, dim = query.shape
-    groups, length, gamma = key.shape[1], keys.shape[2], streaming.gamma
+    groups, length = key.shape[1], keys.shape[2]
     shape = (rows, groups, heads // groups, nodes // gamma, gamma)
-    scale = dim**-0.5 if scaling is None else scaling
-    visible = streaming.visible(module.layer_idx, length)[:, None, None]
+    visible = visible[:, None, None]
     earlier = torch.ones(gamma, gamma, dtype=torch.bool, device=query.device).tril()
 
     own_keys, own_values = (each.reshape(rows, groups, 1, nodes // gamma, gamma, dim) for each in (key, value))
     to_main = (query.reshape(rows, groups, -1, dim) @ keys.transpose(-1, -2)).view(*shape, length)
     to_own = query.reshape(*shape, dim) @ own_keys.transpose(-1, -2)
-    scores = torch.cat([to_main, to_own], -1) * scale
-    cap = rest.get("softcap")
-    if cap and streaming.capped:
+    scores = torch.cat([to_main, to_own], -1) * (dim**-0.5 if scale is None else scale)
+    if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     sees = torch.cat([visible.expand(rows, 1, 1, -1, gamma, -1), earlier.expand(rows, 1, 1, shape[3], -1, -1)], -1)
     weights = scores.masked_fill(~sees, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32)
     weights = weights.to(query.dtype)
     seen = (weights[..., :length].reshape(rows, groups, -1, length) @ values).view(*shape, dim)
     seen = seen + weights[..., length:] @ own_values
-    return seen.reshape(rows, heads, nodes, dim).transpose(1, 2), None
+    return seen.reshape(rows, heads, nodes, dim)
+
+
+class MultiStreamAttention(nn.Module):
+    """One layer's attention over a main stream and its gamma streams, as of section 3.1.1: no positions, no cache.
+
+    In a model the streams run through its own layers, whose projections and positions are used (``run_streams``); the
+    attention is the same function.
+
+    Args:
+        hidden_size: of the states.
+        num_heads: a divisor of it.
+        gamma: streams of a position.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, gamma: int) -> None:
+        super().__init__()
+        if min(hidden_size, num_heads, gamma) < 1 or hidden_size % num_heads:
+            raise UsageError(
+                f"hidden_size is {hidden_size}, num_heads {num_heads} and gamma {gamma}; give numbers from 1 on, and "
+                "heads that divide the hidden size"
+            )
+        self.num_heads, self.gamma = num_heads, gamma
+        projections = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = projections
+
+    def forward(self, main: Tensor, streams: Tensor) -> tuple[Tensor, Tensor]:
+        """``[rows, length, hidden]`` and ``[rows, length, gamma, hidden]``, to the same shapes.
+
+        The main stream at t sees positions up to t; stream j of t sees those too, and the streams 1 to j of t.
+        """
+        if streams.shape != (*main.shape[:2], self.gamma, main.shape[2]):
+            raise UsageError(
+                f"streams are {tuple(streams.shape)} and the main stream is {tuple(main.shape)}; give "
+                f"[rows, length, {self.gamma}, hidden] beside [rows, length, hidden]"
+            )
+        query, key, value = self._heads(main)
+        own_query, *own = self._heads(streams.flatten(1, 2))
+        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        length = main.shape[1]
+        visible = torch.ones(length, length, dtype=torch.bool, device=main.device).tril()[None, :, None]
+        drafted = attend_streams(own_query, (key, value), (own[0], own[1]), visible, gamma=self.gamma)
+        return self._joined(seen), self._joined(drafted).view_as(streams)
+
+    def _heads(self, states: Tensor) -> list[Tensor]:
+        """Queries, keys and values: ``[rows, nodes, hidden]`` -> ``[rows, heads, nodes, dim]``."""
+        projected = (each(states) for each in (self.q_proj, self.k_proj, self.v_proj))
+        return [each.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for each in projected]
+
+    def _joined(self, seen: Tensor) -> Tensor:
+        states: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
+        return states
 
 
 class _Keeping(Cache):

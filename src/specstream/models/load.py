@@ -12,6 +12,7 @@ from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedMo
 from specstream.models.capabilities import capabilities
 from specstream.models.catalog import resolve
 from specstream.models.compat import config_of, model_class, require_supported
+from specstream.models.reporting import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,6 +84,14 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
     require_supported()
     place, wanted = pick_device(device), pick_dtype(dtype)
     folder = resolve(name)
+    with step(f"loading {name}"):
+        model, tokenizer = _load(name, folder, wanted, place)
+        model.to(place)
+    model.eval()
+    return model, tokenizer
+
+
+def _load(name: str, folder: str, wanted: torch.dtype | None, place: torch.device) -> tuple[Any, Any]:
     try:
         config = config_of(folder)
         if config.is_encoder_decoder:
@@ -98,8 +107,6 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
         raise
     except Exception as error:  # of transformers, torch, safetensors or a missing package: the folder's fault each time
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
-    model.to(place)
-    model.eval()
     return model, tokenizer
 
 

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+AFTER, EVERY = 5.0, 30.0
+"""Seconds before a step says what it is, and between its lines from then on."""
+
+THREAD = "specstream-step"
+"""The name of the thread that says so."""
 
 
 class Reporter(Protocol):
@@ -77,3 +85,33 @@ def announce(text: str) -> None:
     """Say on stderr, in a line of its own, what takes long or went another way than usual."""
     sys.stderr.write(f"specstream: {text}\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def step(what: str | Callable[[], str]) -> Iterator[None]:
+    """Inside, whoever waits long is told what for; a short step is silent.
+
+    Args:
+        what: is being done, or how far it is now, which the thread that tells asks for.
+    """
+    ended, said, started = threading.Event(), threading.Event(), time.monotonic()
+
+    def now() -> str:
+        return what if isinstance(what, str) else what()
+
+    def tell() -> None:
+        wait = AFTER
+        while not ended.wait(wait):
+            announce(f"{now()} ({time.monotonic() - started:.0f} s so far)")
+            said.set()
+            wait = EVERY
+
+    thread = threading.Thread(target=tell, name=THREAD, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if said.is_set():
+        announce(f"{now()}: done in {time.monotonic() - started:.0f} s")

@@ -74,6 +74,11 @@ def router_config(config: RouterConfig | Mapping[str, Any] | str | Path) -> Rout
             )
         document = read_document(config, (), "explore=0")
         return validated(RouterConfig, document.values, document=document)
+    if isinstance(config.get("router"), Mapping):
+        raise UsageError(
+            "router is a mapping; a router is trained before it is used: specstream router collect, then "
+            "specstream router train with this file, then give router, the folder that it wrote"
+        )
     return validated(RouterConfig, config)
 
 

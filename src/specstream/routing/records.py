@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
+from specstream.files import why_unread
 from specstream.routing.config import NONE
 
 
@@ -104,7 +105,7 @@ def _lines(path: str | Path) -> list[str]:
         return Path(path).read_text(encoding="utf-8").split("\n")[:-1]  # not splitlines: texts hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"data {str(path)!r} cannot be read: {error}; give what specstream router collect wrote"
+            f"data {str(path)!r} cannot be read: {why_unread(error)}; give what specstream router collect wrote"
         ) from None
 
 

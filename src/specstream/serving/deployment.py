@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError
+from specstream.files import why_unread
 from specstream.suggestion import listed
 
 GB = 1e9
@@ -275,8 +276,7 @@ def _file(path: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
-        raise UsageError(f"config {path!r} cannot be read: {reason}; give a YAML file") from None
+        raise UsageError(f"config {path!r} cannot be read: {why_unread(error)}; give a YAML file") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from specstream.errors import UsageError
+from specstream.files import why_unread
 from specstream.prompts import read_records
 from specstream.suggestion import listed
 
@@ -177,7 +178,7 @@ def read_task(name: str) -> Task:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"task {name!r} cannot be read: {error}; give {', '.join(task_names())}, or a YAML file"
+            f"task {name!r} cannot be read: {why_unread(error)}; give {', '.join(task_names())}, or a YAML file"
         ) from None
     except yaml.YAMLError as error:
         raise UsageError(f"task {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None

@@ -264,7 +264,7 @@ class DistillationSection(_Section):
 
 
 class TrainConfig(_Section):
-    """One run: which recipe, and its sections."""
+    """One run: which recipe, and its sections. Left out, the recipe is the one whose sections are given."""
 
     recipe: Recipe
     model: ModelSection = ModelSection()
@@ -292,6 +292,15 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return train_config(document.values, document)
 
 
+def _recipe_of(values: dict[str, Any]) -> str | None:
+    """The recipe whose sections are given; with none of them ``draft``, if a draft model is."""
+    given = set().union(*SECTIONS.values()) & set(values)
+    fitting = [name for name, own in SECTIONS.items() if given and given <= own]
+    if not given and isinstance(values.get("model"), dict) and values["model"].get("draft_model"):
+        return "draft"
+    return min(fitting, key=lambda name: len(SECTIONS[name]), default=None)
+
+
 def train_config(values: dict[str, Any], document: Document | None = None) -> TrainConfig:
     """Values as a configuration.
 
@@ -303,6 +312,8 @@ def train_config(values: dict[str, Any], document: Document | None = None) -> Tr
         UsageError: an unknown key, a value outside its range, a section of another recipe, a task that cannot be read.
     """
     values = {name: value for name, value in values.items() if value is not None}  # a section without lines
+    if "recipe" not in values and (found := _recipe_of(values)) is not None:
+        values["recipe"] = found
     config = validated(TrainConfig, values, document=document)
     if config.draft.goal == "live_accepted_length" and not config.draft.live_prompts:
         raise UsageError("draft.goal is 'live_accepted_length' and draft.live_prompts is 0; give some prompts")

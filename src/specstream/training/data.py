@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from specstream.errors import UsageError
 from specstream.extras import require
+from specstream.files import is_meant_as_path, why_unread
 from specstream.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
 from specstream.tasks.task import Task, read_examples, read_task, training_records
 from specstream.text import as_chat, encode
@@ -175,15 +177,16 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
         UsageError: no data, a file that cannot be read, a record without anything to learn.
     """
     task = None if config.task is None else read_task(config.task)
-    records = _of_files(config.files, task)
+    records: Iterable[_Record] = _of_files(config.files, task)
     if config.dataset_name is not None:
-        records += _of_dataset(config.dataset_name, config.dataset_split)
+        streaming = config.limit is not None  # a large one is not fetched whole for its first records
+        records = chain(records, _of_dataset(config.dataset_name, config.dataset_split, streaming))
     if config.exclude:
         held_out = _held_out(config.exclude, task)
-        records = [each for each in records if not any(text in held_out for text in _asked(each[0]))]
+        records = (each for each in records if not any(text in held_out for text in _asked(each[0])))
     if task is not None and config.chat is None:
         config = config.model_copy(update={"chat": task.chat})
-    examples = examples_of(records[: config.limit], config, tokenizer)
+    examples = examples_of(list(islice(records, config.limit)), config, tokenizer)
     if not examples:
         raise UsageError("data has no example; give data.files or data.dataset_name")
     if config.eval_files:
@@ -231,30 +234,37 @@ def _held_out(files: Sequence[str], task: Task | None) -> HeldOut:
 
 def _of_files(files: Sequence[str], task: Task | None) -> list[_Record]:
     if task is None:
-        return [each for file in files for each in _of_file(file)]
+        return [each for file in files for each in read_file(file)]
     return [each for file in files for each in training_records(task, file)]
 
 
-def _of_file(path: str) -> list[_Record]:
+def read_file(path: str) -> list[_Record]:
+    """The records of a local file, and where each stands.
+
+    Raises:
+        UsageError: a file that is not there, is not finished, or cannot be read.
+    """
     file = Path(path)
     if file.suffix in (".txt", ".md", ".py"):
         try:
             return [({"text": file.read_text(encoding="utf-8")}, path)]
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"data {path!r} cannot be read: {error}; give a UTF-8 file") from None
+            raise UsageError(f"data {path!r} cannot be read: {why_unread(error)}; give a UTF-8 file") from None
     if not file.exists() and file.with_name(file.name + ".partial").exists():
         raise UsageError(f"data {path!r} is not finished; run its specstream distill-data again, which goes on with it")
     return [(record, f"{path}:{number}") for number, record in enumerate(read_records(file), 1)]
 
 
-def _of_dataset(name: str, split: str) -> list[_Record]:
+def _of_dataset(name: str, split: str, streaming: bool) -> Iterator[_Record]:
     if Path(name).exists():
-        return _of_file(name)
+        yield from read_file(name)
+        return
+    if is_meant_as_path(name):
+        raise UsageError(f"data.dataset_name {name!r} is no file here, and not taken for a hub id; give a file")
     datasets = require("datasets", "train", f"data.dataset_name {name!r}, which is no local file,")
     try:
-        return [
-            (dict(record), f"{name}:{number}") for number, record in enumerate(datasets.load_dataset(name, split=split))
-        ]
+        rows = datasets.load_dataset(name, split=split, streaming=streaming)
+        yield from ((dict(record), f"{name}:{number}") for number, record in enumerate(rows))
     except Exception as error:  # whatever the hub, the network or a loading script raise
         raise UsageError(f"data.dataset_name {name!r} cannot be loaded: {error}; give a local file") from error
 
@@ -282,7 +292,7 @@ class _Reader:
         return Examples([*examples, *self._packed(stream)], self.pad)
 
     def _plain(self, record: Mapping[str, Any]) -> str | None:
-        text = record.get("text")
+        text = record.get("text", record.get("content"))
         return text if isinstance(text, str) and answer_of(record) is None else None
 
     def _packed(self, stream: Sequence[int]) -> list[Example]:

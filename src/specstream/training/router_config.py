@@ -14,7 +14,7 @@ from specstream.errors import UsageError
 from specstream.parts import config_of
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
 from specstream.routing.learn import FitSection
-from specstream.yaml_file import read_document, validated
+from specstream.yaml_file import Document, read_document, validated
 
 
 class _Section(BaseModel):
@@ -123,6 +123,25 @@ class RouterTrainConfig(_Section):
     output_dir: str
 
 
+def _draft_models(document: Document) -> dict[str, str] | None:
+    """The draft models of a section ``router``, by name, taken out of the document; None without the section.
+
+    Raises:
+        UsageError: another key in the section, or draft models that are not names.
+    """
+    if "router" not in document.values:
+        return None
+    section, where = document.values.pop("router"), document.where(("router",))
+    drafts = section.get("draft_models") if isinstance(section, dict) and set(section) == {"draft_models"} else None
+    named = {Path(name).name: name for name in drafts} if isinstance(drafts, list) else drafts
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise UsageError(
+            f"{where}router is {section!r}; give router.draft_models, a list of models or a mapping from names to "
+            "them, or drafters"
+        )
+    return named
+
+
 def read_collect_config(path: str | Path, overrides: Sequence[str] = ()) -> CollectConfig:
     """From a YAML file; see ``read_document``.
 
@@ -130,6 +149,9 @@ def read_collect_config(path: str | Path, overrides: Sequence[str] = ()) -> Coll
         UsageError: an unknown key, a value outside its range, fewer than two drafters, or one that cannot be.
     """
     document = read_document(path, overrides, "collection.runs=2")
+    if (drafts := _draft_models(document)) is not None:
+        own = {name: {"drafter": "draft_model", "draft": model} for name, model in drafts.items()}
+        document.values.setdefault("drafters", {NONE: {"drafter": NONE}, **own})
     config = validated(CollectConfig, document.values, document=document)
     check_drafters(config.drafters)
     if config.drafters.get(NONE) != DrafterSpec(drafter=NONE):
@@ -152,4 +174,7 @@ def read_router_config(path: str | Path, overrides: Sequence[str] = ()) -> Route
         UsageError: an unknown key, or a value outside its range.
     """
     document = read_document(path, overrides, "fit.epochs=100")
+    data = document.values.get("data")
+    if (drafts := _draft_models(document)) is not None and isinstance(data, dict):
+        data.setdefault("drafters", [NONE, *drafts])
     return validated(RouterTrainConfig, document.values, document=document)

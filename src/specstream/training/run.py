@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from specstream.errors import UsageError
+from specstream.models.catalog import check
 from specstream.provenance import provenance
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import Recipe, TrainConfig
-from specstream.training.data import load_examples
+from specstream.training.data import load_examples, read_file
 from specstream.training.journal import Journal
 from specstream.training.loop import Loop, Outcome, make_accelerator
 from specstream.training.trainee import Prepared
@@ -54,6 +55,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         TrainingError: out of memory, or the loss is no number.
         MissingPackageError: an optional package that this configuration needs is not installed.
     """
+    _check_names(config)
     accelerator = make_accelerator(config.training, cpu=config.model.device == "cpu")
     root = Path(config.training.output_dir)
     settings = config.model_dump(mode="json")
@@ -92,6 +94,16 @@ def set_aside(root: Path) -> None:
     while (aside := root.with_name(f"{root.name}.{number}")).exists():
         number += 1
     os.rename(root, aside)
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Refuse a draft model and files that are not there, before a target is fetched or loaded for nothing."""
+    data = config.data
+    if config.model.draft_model is not None:
+        check(config.model.draft_model)
+    for file in [*data.files, *data.eval_files, *data.exclude]:
+        if not Path(file).is_file():
+            read_file(file)  # whose error says what there is instead
 
 
 def _prepare(config: TrainConfig, device: str) -> Prepared:

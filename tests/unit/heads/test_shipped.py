@@ -131,3 +131,38 @@ def test_the_default_model_takes_its_own(default_model_path):
     with torch.no_grad():
         engine.model.model.layers[3].self_attn.q_proj.weight.add_(0.01)
     assert SpeculativeEngine(engine.model, engine.tokenizer).provenance()["drafter"] == "lookup"
+
+
+WORDS = "one two three"
+
+
+def test_streams_of_other_weights_are_left_out_with_a_line_that_results_carry(ships, tokenizer, capsys):
+    engine = SpeculativeEngine(fine_tuned(), tokenizer)
+    said = capsys.readouterr().err
+    result = engine.generate(WORDS, max_new_tokens=4)
+    assert result["drafter"] == "lookup"
+    assert result["left_out"].startswith("streams-tiny, which comes with the package, is of other weights")
+    assert said == f"specstream: {result['left_out']}\n"
+    assert engine.provenance()["left_out"] == result.left_out
+    assert engine.benchmark([WORDS], num_runs=1, max_new_tokens=4).provenance["left_out"] == result.left_out
+
+
+def test_streams_are_left_out_of_drafting_at_a_fixed_depth_and_that_is_said(ships, tokenizer, capsys):
+    engine = SpeculativeEngine(tiny_model(), tokenizer, adaptive=False)
+    assert engine.parts.left_out is not None and "adaptive" in engine.parts.left_out
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (tiny_model, {}),
+        (fine_tuned, {"drafter": "lookup"}),
+        (fine_tuned, {"drafter": "none"}),
+        (lambda: tiny_model(vocab_size=310), {}),
+    ],
+)
+def test_nothing_is_said_where_nothing_is_left_out(ships, tokenizer, capsys, model, settings):
+    result = SpeculativeEngine(model(), tokenizer, **settings).generate(WORDS, max_new_tokens=4)
+    assert result.left_out is None
+    assert capsys.readouterr().err == ""

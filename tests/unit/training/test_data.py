@@ -117,6 +117,8 @@ def test_files_are_read_and_split(tmp_path):
         ({}, "data has no example"),
         ({"files": ["nowhere.jsonl"]}, "cannot be read"),
         ({"files": ["nowhere.txt"]}, "cannot be read"),
+        ({"dataset_name": "data/nowhere"}, "is no file here, and not taken for a hub id"),
+        ({"dataset_name": "org/nowhere.jsonl"}, "is no file here, and not taken for a hub id"),
         ({"files": ["answers.jsonl"]}, "is not finished; run its specstream distill-data again"),
         ({"files": ["few.jsonl"], "eval_examples": 1}, "leaves none to train on"),
     ],

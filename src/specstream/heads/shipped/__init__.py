@@ -20,6 +20,19 @@ def shipped_folders(kind: str) -> list[Path]:
     return [folder for folder in folders if kind_of(folder) == kind]
 
 
+def left_out(model: Any, kind: str) -> str | None:
+    """Why a model takes none of the heads of this kind, where there are some for one of its size; None elsewhere."""
+    size = int(model.num_parameters())
+    alike = [folder for folder in shipped_folders(kind) if read_settings(folder)["base_parameters"] == size]
+    if not alike or shipped_for(model, kind) is not None:
+        return None
+    own = read_settings(alike[0])["base"]["fingerprint"]
+    return (
+        f"{alike[0].name}, which comes with the package, is of other weights ({own}) than this model's "
+        f"({fingerprint(model)}), so it does not draft; train some (docs/training.md), or give heads="
+    )
+
+
 def shipped_for(model: Any, kind: str) -> str | None:
     """The heads of this kind that were trained for this very model, None if there are none.
 
