@@ -198,11 +198,10 @@ class SpeculativeEngine:
                 runs.append({f"{side}_tokens_per_second": counted[side].tokens_per_second for side in sides})
             on_run(number + 1)
         speculative = totals["speculative"]
+        speedups = [run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs]
         return Metrics(
             {
-                "average_speedup": median(
-                    run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs
-                ),
+                "average_speedup": median(speedups),
                 "tokens_per_second": speculative.tokens_per_second,
                 "plain_tokens_per_second": totals["plain"].tokens_per_second,
                 "speculation_accuracy": speculative.acceptance_rate,

