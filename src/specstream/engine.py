@@ -183,8 +183,7 @@ class SpeculativeEngine:
         if num_runs < 1 or not prompts:
             raise UsageError(f"num_runs is {num_runs} with {len(prompts)} prompts; give at least one of each")
         encoded = self._encoded(prompts)  # all of them before the first pass
-        sides = {"plain": NoDrafter(), "speculative": None}
-        runs: list[dict[str, float]] = []
+        sides, runs = {"plain": NoDrafter(), "speculative": None}, list[dict[str, float]]()
         totals = {side: Totals() for side in sides}
         for number in range(num_runs + 1):
             counted = {side: Totals() for side in sides}
