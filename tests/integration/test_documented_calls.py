@@ -266,3 +266,23 @@ def test_every_file_of_another_guide_has_a_command_that_exists():
             command = command.commands[words.pop(0)]
         command.make_context("specstream", words)  # parses them
         assert all((ROOT / word).exists() for word in words if word.startswith("configs/"))
+
+
+def test_the_defaults_are_those_of_the_table():
+    import inspect
+
+    from specstream.cli import audit, compare
+    from specstream.config import DEEPEST, UNMEASURED, EngineConfig
+    from specstream.heads.streams_config import StreamsConfig
+
+    rows = dict(re.findall(r"^\| ([^|]+) \| [^|]+ \| ([^|]+) \|", (ROOT / "docs/calls.md").read_text(), re.M))
+    config = EngineConfig()
+    assert config.gamma is config.max_speculation_depth is config.acceptance_threshold is None
+    assert config.generation.temperature == 0
+    assert (UNMEASURED, DEEPEST, StreamsConfig().gamma) == (5, 16, 4)
+    fixed = [inspect.signature(each).parameters["k"].default for each in (compare.compare, audit.audit)]
+    assert fixed == [4, 4]
+    assert rows["`gamma`, `-K`"] == "as many as pay; 4 in `compare` and `audit`"
+    assert rows["streams (`streams.gamma`)"] == "4"
+    assert rows["`max_speculation_depth`"] == f"as deep as pays, up to {DEEPEST}; {UNMEASURED} where nothing is measured"
+    assert (rows["`temperature`"], rows["`acceptance_threshold`"]) == ("0", "none")

@@ -89,3 +89,29 @@ def test_the_examples_can_be_read_by_the_commands_that_are_shown_with_them():
     assert len(set(prompts)) == len(prompts) >= 24
     assert len({each.category for each in read_questions(str(ROOT / "examples" / "prompts.jsonl"), 20)}) >= 5
     assert len(read_examples(read_task("wikisql"), str(ROOT / "examples" / "wikisql.jsonl"))) >= 8
+
+
+def test_the_quick_start_says_of_every_command_which_extra_it_needs():
+    import typer
+
+    from specstream.cli import build_app
+
+    page = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8").partition("## Which extra a command needs")[2]
+    rows = re.findall(r"^\| ([^|]*) \| ([^|]*) \|", page.partition("\n## ")[0], re.MULTILINE)[1:]
+    named = [name for commands_, _ in rows for name in re.findall(r"`([\w-]+)", commands_)]
+    assert sorted(named) == sorted(typer.main.get_command(build_app()).commands)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = {name for _, said in rows for name in re.findall(r"`([\w-]+)`", said)}
+    assert extras and all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in extras)
+
+
+def test_the_quick_start_names_the_places_that_are_used(monkeypatch):
+    from specstream.models.catalog import models_root
+    from specstream.models.compiled import cache_folder
+    from specstream.models.verdicts import cache_folder as answers
+
+    for name in ("XDG_CACHE_HOME", "SPECSTREAM_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+    page = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    for place in (models_root(), cache_folder(), answers()):
+        assert f"| `~/{place.relative_to(Path.home())}` |" in page
