@@ -176,8 +176,8 @@ class StreamsSection(_Section):
         rank: of their changes to linear layers.
         alpha: those are scaled by alpha / rank.
         targets: the linear layers that are changed, by the ends of their names; none for all.
-        start: what streams start from: the ``identity``, as in the paper's experiments, or a ``linear`` map that knows the token
-            behind, too, which begins as the best one by least squares.
+        start: what streams start from: the ``identity``, as in the paper's experiments, or a ``linear`` map that knows
+            the token behind, too, which begins as the best one by least squares.
         pruning_rank: of the early exit's adapter; 0 for none.
         chain_rank: of the map by which the token drafted before changes what a stream says; 0 for none.
         vocabulary: streams draft this many tokens, the most frequent ones of the data; None for all.
