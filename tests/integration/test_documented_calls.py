@@ -284,7 +284,5 @@ def test_the_defaults_are_those_of_the_table():
     assert fixed == [4, 4]
     assert rows["`gamma`, `-K`"] == "as many as pay; 4 in `compare` and `audit`"
     assert rows["streams (`streams.gamma`)"] == "4"
-    assert (
-        rows["`max_speculation_depth`"] == f"as deep as pays, up to {DEEPEST}; {UNMEASURED} where nothing is measured"
-    )
+    assert rows["`max_speculation_depth`"] == f"as deep as pays, up to {DEEPEST}; {UNMEASURED} where nothing is measured"
     assert (rows["`temperature`"], rows["`acceptance_threshold`"]) == ("0", "none")
