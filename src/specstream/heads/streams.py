@@ -9,9 +9,7 @@ Left open by the paper, and decided here:
 - Stream j at position t stands at position t + j, where y_{t+j} will stand: the main stream at t + j predicts what
   stream j predicts, y_{t+1+j}, so a stream starts out as a guess at it and the rotations mean what they always mean.
 - With ``start: linear``, S_tj = c_j (A M_t + B e(y_{t+1})) + P_j, M_t and the token's embedding at unit size:
-  when streams draft, the token behind the node is known, and need not be guessed again. The paper starts streams from
-  f(M_t) + P_j with a map f, which is the identity in its experiments: the 20 h parameters that it reports are four
-  embeddings and the early exit's adapter of rank 8, 4 h + 16 h.
+  when streams draft, the token behind the node is known. The paper's f is the identity in its experiments.
 - ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
 - A stream does not see what the streams before it say. With ``chain_rank``, its final state is changed by a low-rank
   map of the token drafted before (``heads/chained.py``; after Hydra's heads, Ankner et al., arXiv 2402.05109).
