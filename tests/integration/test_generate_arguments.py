@@ -11,6 +11,7 @@ import transformers as hf
 import specstream
 from specstream.call_arguments import FOLLOWED, WITHOUT_EFFECT
 from specstream.errors import UsageError
+from specstream.models.compat import with_cache
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[30, 40, 50, 30, 40, 50, 30]])
@@ -45,9 +46,10 @@ def test_token_types_are_refused_where_the_model_reads_them():
 def test_a_cache_of_the_caller_is_refused(model):
     cache = hf.DynamicCache(config=model.config)
     with torch.no_grad():
-        model(IDS[:, :3], past_key_values=cache)
-    with pytest.raises(UsageError, match="past_key_values is given"):
-        call(model, past_key_values=cache)
+        model(IDS[:, :3], **with_cache(model, cache))
+    (name,) = with_cache(model, cache)
+    with pytest.raises(UsageError, match=f"{name} is given"):
+        call(model, **{name: cache})
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -161,18 +160,23 @@ def _report(error: BaseException, debug: bool) -> int:
     # Rich makes an exit of a pipe that broke.
     cause = error.__context__ if isinstance(error, SystemExit) else error
     if isinstance(cause, BrokenPipeError):
-        # The interpreter flushes stdout once more on exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go(sys.stdout)
         return _BROKEN_PIPE
     if isinstance(error, SystemExit):
         raise error
-    with suppress(BrokenPipeError):  # of stderr: whoever reads no errors gets the exit code
+    message, code = _describe(error)
+    try:
         if debug:
             traceback.print_exception(error)
-    message, code = _describe(error)
-    with suppress(BrokenPipeError):
-        print(" ".join(message.split()), file=sys.stderr)
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    except BrokenPipeError:  # whoever reads no errors gets the exit code
+        _let_go(sys.stderr)
     return code
+
+
+def _let_go(stream: TextIO) -> None:
+    """Of a pipe that nobody reads: the interpreter flushes once more on exit, and would end with a code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _describe(error: BaseException) -> tuple[str, int]:

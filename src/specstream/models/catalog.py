@@ -210,7 +210,7 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
 
 def _not_on_hub(hub_id: str, reason: hub.HubUnavailable) -> ModelNotFoundError:
     return ModelNotFoundError(
-        f"model {hub_id!r} is neither a local folder nor in the hub's cache, and {reason}; "
+        f"model {shown(hub_id)} is neither a local folder nor in the hub's cache, and {reason}; "
         f"give a local folder or one of: {', '.join(_CATALOG)}"
     )
 

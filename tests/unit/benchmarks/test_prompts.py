@@ -57,7 +57,7 @@ def test_records_and_fields_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [
-        ("a.txt", "hello", "'.txt'"),
+        ("a.md", "hello", "'.md'"),
         ("a.jsonl", "{", "is not JSON"),
         ("a.jsonl", "", "has no record"),
         ("a.jsonl", '{"solution": 1}', "its fields are solution"),

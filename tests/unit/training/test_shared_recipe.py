@@ -89,7 +89,8 @@ def test_its_streams_are_lossless_over_the_new_model(config, tmp_path, dtype):
     assert drafted.token_ids == plain.token_ids
     assert drafted.drafter == "streams"
     assert drafted.acceptance_rate > 0
-    base = SpeculativeEngine(tiny_model(), tiny_tokenizer(), drafter="none", **settings).generate(PROMPT)
+    own = tiny_model().to(getattr(torch, dtype))
+    base = SpeculativeEngine(own, tiny_tokenizer(), drafter="none", **settings).generate(PROMPT)
     assert base.token_ids != plain.token_ids, "it is another model"
 
 
