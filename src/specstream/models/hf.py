@@ -114,7 +114,7 @@ class HuggingFaceTarget:
             UsageError: the model was changed meanwhile.
         """
         kind = _kind(self.view.get_input_embeddings().weight)
-        there = self._stamp is None or self._stamp.holds
+        there = self._stamp is None or self._stamp.holds()
         if revision != self.revision or kind != self._embedding or not there:
             raise UsageError("the model was changed while it generated; start the generation again")
 
