@@ -507,6 +507,21 @@ def test_a_wrapped_forward_runs_on_the_view(family: str, draft: str | None) -> N
     assert [row.token_ids for row in results] == [own_text(model), own_text(model, ids)]
 
 
+def test_forwards_that_close_over_each_other_end() -> None:
+    model = build.__wrapped__("llama")
+    before = model.forward
+
+    def outer(*given: Any, again: bool = False, **named: Any) -> Any:
+        return before(*given, **named) if again else inner(*given, **named)
+
+    def inner(*given: Any, **named: Any) -> Any:
+        return outer(*given, again=True, **named)
+
+    model.forward = functools.wraps(before)(outer)
+    engine = SpeculativeEngine(model, Numbers(), "self:int8", exact="rounding")
+    assert engine.generate(text(), max_new_tokens=MORE).token_ids == own_text(model)
+
+
 def test_a_model_of_accelerate_is_a_target() -> None:
     accelerate = pytest.importorskip("accelerate")
     model = build.__wrapped__("llama")

@@ -39,12 +39,12 @@ def view_of(model: Any) -> Any:
     one that a module is given later is the other's as well.
     """
     copies = {id(module): module if _is_closed(module) else object.__new__(type(module)) for module in model.modules()}
-    configs: dict[int, Any] = {}
+    done: dict[int, Any] = {}
     for module in model.modules():
         if copies[id(module)] is module:
             continue
         own = copies[id(module)].__dict__
-        own.update({name: _translated(value, copies, configs) for name, value in module.__dict__.items()})
+        own.update({name: _translated(value, copies, done) for name, value in module.__dict__.items()})
         own["_modules"] = {
             name: None if child is None else copies[id(child)] for name, child in module._modules.items()
         }
@@ -56,42 +56,56 @@ def view_of(model: Any) -> Any:
     return copies[id(model)]
 
 
-def _translated(value: Any, copies: dict[int, Any], configs: dict[int, Any]) -> Any:
+def _translated(value: Any, copies: dict[int, Any], done: dict[int, Any]) -> Any:
     """What stands in a view's module where a model's has ``value``: whatever is bound to the model is bound to it."""
     if isinstance(value, MethodType) and id(value.__self__) in copies:
         return MethodType(value.__func__, copies[id(value.__self__)])
     if isinstance(value, partial):
-        bound = [_translated(each, copies, configs) for each in (value.func, *value.args)]
+        bound = [_translated(each, copies, done) for each in (value.func, *value.args)]
         made: Any = partial(bound[0], *bound[1:], **value.keywords)
-        made.__dict__.update({name: _translated(each, copies, configs) for name, each in vars(value).items()})
+        made.__dict__.update({name: _translated(each, copies, done) for name, each in vars(value).items()})
         return made
     if isinstance(value, FunctionType) and value.__closure__:
-        return _closed_over(value, copies, configs)
+        return _closed_over(value, copies, done)
     if isinstance(value, nn.Module):
         return copies.get(id(value), value)
-    return deepcopy(value, configs) if isinstance(value, compat.PreTrainedConfig) else value
+    return deepcopy(value, done) if isinstance(value, compat.PreTrainedConfig) else value
 
 
-def _closed_over(function: FunctionType, copies: dict[int, Any], configs: dict[int, Any]) -> Any:
+def _closed_over(function: FunctionType, copies: dict[int, Any], done: dict[int, Any]) -> Any:
     """A function that closes over what is bound to the model, as a wrapped forward does; others stay as they are."""
-    cells = [_translated_cell(cell, copies, configs) for cell in function.__closure__ or ()]
-    if all(map(is_, cells, function.__closure__ or ())):
+    if id(function) in done:
+        return done[id(function)]
+    if not _is_bound(function, copies, set()):
         return function
+    cells = [CellType() if _is_bound(cell, copies, set()) else cell for cell in function.__closure__ or ()]
     made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells))
+    done[id(function)] = made  # before what it closes over, which may close over it
     made.__kwdefaults__ = function.__kwdefaults__
-    made.__dict__.update({name: _translated(each, copies, configs) for name, each in vars(function).items()})
+    made.__dict__.update({name: _translated(each, copies, done) for name, each in vars(function).items()})
+    for cell, old in zip(cells, function.__closure__ or (), strict=True):
+        if cell is not old:
+            cell.cell_contents = _translated(old.cell_contents, copies, done)
     return made
 
 
-def _translated_cell(cell: CellType, copies: dict[int, Any], configs: dict[int, Any]) -> CellType:
-    try:
-        held = cell.cell_contents
-    except ValueError:  # nothing is in it yet
-        return cell
-    if isinstance(held, FunctionType) and any(each is cell for each in held.__closure__ or ()):
-        return cell  # a function that calls itself
-    new = _translated(held, copies, configs)
-    return cell if new is held else CellType(new)
+def _is_bound(value: Any, copies: dict[int, Any], seen: set[int]) -> bool:
+    """Whether a value is, or leads to, a module of the model."""
+    if id(value) in seen:
+        return False
+    seen.add(id(value))
+    if isinstance(value, CellType):
+        try:
+            parts = [value.cell_contents]
+        except ValueError:  # nothing is in it yet
+            return False
+    elif isinstance(value, MethodType):
+        parts = [value.__self__]
+    elif isinstance(value, partial):
+        parts = [value.func, *value.args]
+    else:
+        parts = list(value.__closure__ or ()) if isinstance(value, FunctionType) else []
+    return id(value) in copies or any(_is_bound(part, copies, seen) for part in parts)
 
 
 def _is_closed(module: Any) -> bool:
