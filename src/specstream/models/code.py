@@ -98,30 +98,35 @@ def _name(kind: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _hash(value: Any) -> str | None:
+def _hash(value: Any, within: tuple[Any, ...] = ()) -> str | None:
     """Of what a callable runs and what it holds, or of a plain value; None of what cannot be looked into."""
     if isinstance(value, partial):
-        return _joined([value.func, *value.args, *value.keywords.values()])
+        return _joined([value.func, *value.args, *value.keywords.values()], within)
     if isinstance(value, MethodType):
-        return _joined([value.__func__, value.__self__])
+        return _joined([value.__func__, value.__self__], within)
     if isinstance(value, torch.nn.Module | type | torch.dtype) or value is None:
         return _name(value if isinstance(value, type) else type(value))
     if isinstance(value, bool | int | float | str):
         return repr(value)
     if isinstance(value, tuple | list):
-        return _joined(list(value))
+        return _joined(list(value), within)
     if not isinstance(value, FunctionType):
         return _name(value) if isinstance(value, type(len)) else None
     own = hashlib.sha256(b"".join(_bytes(value.__code__))).hexdigest()
     if _is_at_home(value):
         return own
-    held = [cell.cell_contents for cell in value.__closure__ or ()]
-    inside = _joined([*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
+    if any(value is each for each in within):  # functions that close over each other
+        return own
+    try:
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+    except ValueError:  # nothing is in one yet
+        return None
+    inside = _joined([*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()], (*within, value))
     return None if inside is None else own + inside
 
 
-def _joined(values: list[Any]) -> str | None:
-    hashes = list(map(_hash, values))
+def _joined(values: list[Any], within: tuple[Any, ...]) -> str | None:
+    hashes = [_hash(value, within) for value in values]
     return None if None in hashes else "|".join(map(str, hashes))
 
 

@@ -229,7 +229,7 @@ def rereads_long_texts(model: Any) -> bool:
 
     Others keep what they have read with the first.
     """
-    return model.config.get_text_config(decoder=True).model_type in ("phi3", "phimoe", "phi4_multimodal")
+    return text_config(model).model_type in ("phi3", "phimoe", "phi4_multimodal")
 
 
 def own_buffers(module: Any) -> dict[str, Any]:

@@ -154,6 +154,21 @@ def test_the_file_is_named_by_the_code_of_the_forward(tmp_path, monkeypatch):
     assert file_of(model) == own, "what transformers hooks by itself is no patch"
 
 
+def test_forwards_that_close_over_each_other_have_a_name_too(tmp_path, monkeypatch):
+    monkeypatch.delenv(verdicts.SWITCH)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = build.__wrapped__("llama", torch.bfloat16)
+
+    def outer(x):
+        return inner(x)
+
+    def inner(x):
+        return outer(x)
+
+    model.model.norm.forward = outer
+    assert file_of(model) == file_of(model)
+
+
 def adding(by):
     return lambda x: x + by
 
