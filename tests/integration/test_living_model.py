@@ -17,7 +17,7 @@ from transformers.models.llama import modeling_llama
 from specstream import SpeculativeEngine, custom_generate
 from specstream.errors import UnsupportedModelError, UsageError
 from specstream.models.view import view_of
-from tests.lossless.families import build, prompt
+from tests.lossless.families import build, generated, prompt
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT's
@@ -41,10 +41,7 @@ class Numbers:
 
 
 def own_text(model: Any, ids: list[int] = IDS, **settings: Any) -> list[int]:
-    given = torch.tensor([ids])
-    settings |= {"attention_mask": torch.ones_like(given), "max_new_tokens": MORE, "do_sample": False}
-    found = model.generate(given, **settings)
-    return found[0, len(ids) :].tolist()
+    return generated(model, ids, MORE, **settings)
 
 
 def text(ids: list[int] = IDS) -> str:

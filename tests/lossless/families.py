@@ -106,6 +106,14 @@ def build(family: str, dtype: torch.dtype = torch.float32, *, noise: float = 0.0
     return model.to(dtype)
 
 
+def generated(model: Any, tokens: list[int], count: int, **settings: Any) -> list[int]:
+    """What ``generate`` of transformers gives greedily behind a prompt alone."""
+    ids = torch.tensor([tokens])
+    given = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": count, **settings}
+    found: list[int] = model.generate(ids, **given)[0, len(tokens) :].tolist()
+    return found
+
+
 def prompt(length: int, seed: int = 0) -> list[int]:
     """Tokens with repeats in them, so that prompt lookup has something to copy, and to copy wrongly."""
     chance = torch.Generator().manual_seed(seed)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-import torch
 
 from specstream.core.stats import RowStats
 from specstream.models import native
 from specstream.models.capabilities import RuntimeName
 from specstream.models.hf import HuggingFaceTarget
 from tests.lossless.decoding import DRAFTERS, QUANTIZED, make_drafter, run
-from tests.lossless.families import FAMILIES, WINDOW, build, prompt
+from tests.lossless.families import FAMILIES, WINDOW, build, generated, prompt
 
 NEW_TOKENS = 36
 RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
@@ -32,14 +31,7 @@ PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
 @cache
 def reference(family: str) -> list[list[int]]:
     """What ``generate`` gives for each prompt alone."""
-    outputs = []
-    for tokens in PROMPTS:
-        ids = torch.tensor([tokens])
-        output = build(family).generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None
-        )
-        outputs.append(output[0, len(tokens) :].tolist())
-    return outputs
+    return [generated(build(family), tokens, NEW_TOKENS, eos_token_id=None) for tokens in PROMPTS]
 
 
 @cache

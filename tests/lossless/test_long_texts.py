@@ -12,7 +12,7 @@ from specstream.models.capabilities import RuntimeName
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.uncached import UncachedTarget
 from tests.lossless.decoding import make_drafter, run
-from tests.lossless.families import LONG, build, prompt
+from tests.lossless.families import LONG, build, generated, prompt
 
 NEW_TOKENS = 40
 DRAFTERS = ("none", "lookup-tree", "draft_model-tree", "lookahead", "self:int8", "streams-learned", "mixed-tree")
@@ -34,14 +34,7 @@ def prompts(family: str) -> list[list[int]]:
 @cache
 def reference(family: str, **settings: bool) -> list[list[int]]:
     """What ``generate`` of a fresh model gives for each prompt alone."""
-    outputs = []
-    for tokens in prompts(family):
-        ids = torch.tensor([tokens])
-        output = build.__wrapped__(family).generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, **settings
-        )
-        outputs.append(output[0, len(tokens) :].tolist())
-    return outputs
+    return [generated(build.__wrapped__(family), tokens, NEW_TOKENS, **settings) for tokens in prompts(family)]
 
 
 @cache
@@ -90,9 +83,7 @@ def test_the_second_factors_make_a_difference(family: str) -> None:
     model = build.__wrapped__(family)
     model.config.rope_parameters["long_factor"] = model.config.rope_parameters["short_factor"]
     for tokens, expected in list(zip(prompts(family), reference(family), strict=True))[1:]:
-        ids = torch.tensor([tokens])
-        own = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
-        assert own[0, len(tokens) :].tolist() != expected
+        assert generated(model, tokens, NEW_TOKENS) != expected
 
 
 @pytest.mark.parametrize("family", LONG)
