@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -25,6 +26,19 @@ def pytest_xdist_auto_num_workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(cores, memory // WORKER_BYTES, MOST_WORKERS))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's name is the same in every process: pytest-xdist ends where its workers' lists differ.
+
+    A set is shown in the order of its hashes, another one in each process; many objects are shown by their address.
+    """
+    for item in items:
+        values = getattr(item, "callspec", None)
+        given = values.params.values() if values else ()
+        sets = [str(value) for value in given if isinstance(value, (set, frozenset)) and len(value) > 1]
+        if re.search(r"0x[0-9a-f]{6}", item.name) or any(text in item.name for text in sets):
+            raise pytest.UsageError(f"{item.nodeid}: its name changes from process to process; give the value an id")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -103,7 +103,7 @@ def test_half_a_character(engine, prompt):
         None,
         5,
         b"abc",
-        {"a", "b"},
+        {"a"},
         {"role": "user", "content": "a"},
         {"prompt": "a"},
         {"input_ids": [[1, 2]], "pixel_values": [0]},
