@@ -20,6 +20,7 @@ from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError
 from specstream.files import why_unread
 from specstream.suggestion import listed
+from specstream.yaml_file import misplaced
 
 GB = 1e9
 
@@ -288,7 +289,9 @@ def _complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
+        return misplaced([name], {"": DeploymentConfig.model_fields}, first["input"]) or (
+            f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
+        )
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
