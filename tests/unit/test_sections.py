@@ -84,7 +84,7 @@ def test_a_key_in_the_wrong_section(tmp_path, file, read, place, value, message)
         ),
         (
             lambda path: read_task(str(path)),
-            "prompt: '{a}'\nparse: {field: a, subset: b}\nmetrics: [bleu]\nsplit: test\n",
+            "prompt: '{a}'\nparse: {field: a}\nmetrics: [bleu]\nsplit: test\n",
             "unknown key 'split' at the top of the file: it belongs in section 'dataset'",
         ),
     ],

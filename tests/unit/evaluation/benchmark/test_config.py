@@ -66,6 +66,6 @@ def test_a_key_of_the_work_does_not_go_into_an_arm():
     )
     with pytest.raises(
         UsageError,
-        match="it belongs in section .generation.; what changes the work goes",
+        match=r"it belongs in section .generation.; what changes the work goes",
     ):
         make_plan(config, document)
