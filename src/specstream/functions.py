@@ -39,7 +39,8 @@ def speculative_decode(
     Returns:
         ``output_ids`` ``[rows, longest]`` int64, prompts included, padded on the right with the model's pad or
         end-of-sequence token; and metrics, as keys and as attributes: ``new_tokens`` (of all rows), ``seconds``,
-        ``tokens_per_second``, ``target_passes``, ``acceptance_rate``, ``mean_accepted_length``, ``exact``.
+        ``tokens_per_second``, ``target_passes``, ``acceptance_rate``, ``mean_accepted_length``, ``exact``,
+        ``left_out`` (as in ``GenerationResult``).
 
     Raises:
         UsageError: an empty prompt, one longer than the context, a setting out of range.
@@ -87,6 +88,7 @@ def output_of(generation: Generation, target: Any) -> tuple[Tensor, Metrics]:
             "acceptance_rate": totals.acceptance_rate,
             "mean_accepted_length": totals.mean_accepted_length,
             "exact": generation.rows[0].exact,
+            "left_out": generation.parts.left_out,
         }
     )
     return _padded([row.tokens for row in generation.rows], target, target.device), metrics

@@ -48,7 +48,7 @@ class Parts:
         heads: the folder of the drafter's heads, if it has some.
         checkpoint: the rules of the model's own generation configuration.
         vocab_size: rows of the model's embedding; None if that is not known.
-        left_out: why a drafter that comes with the package is not among these, if one could be.
+        left_out: what could draft, or was asked to, and does not, and why; None if there is nothing of the kind.
     """
 
     target: Target

@@ -12,6 +12,7 @@ from specstream.errors import UsageError
 from specstream.generation import Parts
 from specstream.models.held import held_bytes
 from specstream.models.hf import HuggingFaceTarget
+from specstream.models.reporting import announce
 from specstream.routing.drafter import RoutedDrafter
 
 
@@ -21,11 +22,42 @@ def prepare(parts: Parts, rows: int) -> None:
         parts.target.prepare(rows=rows, nodes=most_nodes(parts) + 1)
 
 
+def announce_left_out(parts: Parts, name: str) -> None:
+    """Say on stderr what of a contestant does not draft, and why."""
+    if parts.left_out is not None:
+        announce(f"{name}: {parts.left_out}")
+
+
 def most_nodes(parts: Parts) -> int:
     """Drafted nodes of the largest tree, as far as that is known beforehand."""
     sized = (LookaheadDrafter, MedusaDrafter, StreamsDrafter)
     own = [each.nodes for each in _each(parts.drafter) if isinstance(each, sized)]
     return max(parts.speculation.max_depth, *own, 0)
+
+
+def shallower(drafter: Drafter, name: str, depth: int) -> list[str]:
+    """What drafts less deep than it may, for want of streams, heads or a wider window, in words.
+
+    Args:
+        drafter: or those that it is made of.
+        name: of the setting that says how deep.
+        depth: that it says.
+    """
+    found = dict[str, int]()
+    for each in _each(drafter):
+        if isinstance(each, StreamsDrafter):
+            found[f"there are {each.head.gamma} streams"] = each.head.gamma
+        elif isinstance(each, MedusaDrafter):
+            found[f"there are {each.heads.depth} Medusa heads"] = each.heads.depth
+        elif isinstance(each, LookaheadDrafter):
+            found[f"lookahead's window of {each.window} and n-grams of {each.ngram} tokens reach {each.deepest}"] = (
+                each.deepest
+            )
+    return [
+        f"{name} is {depth} and {there}, so {deepest} tokens deep is the most that they draft"
+        for there, deepest in found.items()
+        if deepest < depth
+    ]
 
 
 def with_fixed_tree(parts: Parts, nodes: int) -> Parts:

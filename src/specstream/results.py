@@ -34,7 +34,8 @@ class GenerationResult(Mapping[str, Any]):
             text too; a text in Python does not.
         drafter: its name.
         drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
-        left_out: why a drafter that comes with the package did not draft, if one could; None elsewhere.
+        left_out: why a drafter that comes with the package did not draft, if one could, and why drafts were less deep
+            than ``gamma`` allows, if there are fewer streams or heads; None elsewhere.
         routing: where a router chose: the ``drafter`` that it took for the batch, the ``seconds`` that the choice cost
             (part of ``seconds``, and counted in ``speedup``), and what each was ``expected`` to be worth, as its speed
             over plain decoding's. None elsewhere.

@@ -114,7 +114,7 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     from specstream.evaluation.bound import Memory, read_speed, sentence, weights_of_a_pass
     from specstream.evaluation.profile import cost_of_a_note
     from specstream.evaluation.profile import profile as measure
-    from specstream.inventory import prepare
+    from specstream.inventory import announce_left_out, prepare
     from specstream.parts import build_parts
 
     target = settings.target
@@ -127,6 +127,7 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     for arm in group.arms:
         with quiet():
             parts = build_parts(engine.target, engine.tokenizer, arm.draft, arm.config)
+        announce_left_out(parts, arm.name)
         prepare(parts, 1)
         arms[arm.name if arm.value is None else f"{arm.name} {arm.value}"] = parts
     speeds: list[float] = []

@@ -58,6 +58,11 @@ class LookaheadDrafter:
         self.window, self.ngram, self.guesses, self.from_text = window, ngram, guesses, from_text
 
     @property
+    def deepest(self) -> int:
+        """Of the window's last column, or of an n-gram's last token."""
+        return max(self.window + self.ngram - 3, self.ngram - 1)
+
+    @property
     def nodes(self) -> int:
         """Drafted nodes of the largest tree."""
         return (self.window + self.guesses) * (self.ngram - 1)

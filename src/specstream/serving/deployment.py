@@ -40,6 +40,8 @@ class DeploymentConfig(BaseModel):
         engine: ``local`` is this package's own; ``vllm`` starts vLLM with what it has of the rest (docs/scaling.md).
         draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype`` and ``runtime``.
         gamma: most tokens drafted per round; None for as many as pay.
+        acceptance_threshold: lossy: a number turns on typical acceptance, which changes what answers at a temperature
+            above 0 say; their ``speculation`` has ``lossless: false``. None is lossless. Not for ``vllm``.
         max_tokens: most new tokens of one answer, and how many it gets where the request does not say.
         temperature: of requests that do not say; 0 is greedy.
         memory_gb: memory that must be free, on the GPU if one is used; the weights, and the cache of ``max_rows``
@@ -76,6 +78,7 @@ class DeploymentConfig(BaseModel):
     drafter: DrafterName = "auto"
     heads: str | None = None
     gamma: int | None = Field(default=None, ge=1)
+    acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: str = "auto"
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"

@@ -52,6 +52,18 @@ def test_every_setting_that_is_often_changed_has_an_option(tmp_path: Path, nothi
     assert config.api_key.get_secret_value() == "secret"
 
 
+def test_typical_acceptance_is_an_option_and_never_of_vllm(
+    nothing_is_loaded: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails("--acceptance-threshold", "0.3", "--port", "0") == 0
+    assert nothing_is_loaded[0].acceptance_threshold == 0.3
+    assert fails("--acceptance-threshold", "2") == 2
+    assert capsys.readouterr().err.startswith("error: --acceptance-threshold is 2.0; give a value that is less than 1")
+    assert fails("--acceptance-threshold", "0.3", "--engine", "vllm") == 2
+    said = "error: --acceptance-threshold is 0.3 and the engine is vllm, which has no such rule; leave it out\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
     file = tmp_path / "deploy.yaml"
     file.write_text("model_name: a\nmodel_path: /there\nport: 0\n")
