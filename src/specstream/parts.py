@@ -97,7 +97,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         eos_token_ids=eos_token_ids(target.model, tokenizer),
         checkpoint=checkpoint_rules(target.model),
         vocab_size=target.vocab_size,
-        left_out="; ".join(_left_out(target.model, draft, drafter, config)) or None,
+        left_out=left_out_of(target.model, draft, drafter, config),
         speculation=Speculation(
             max_depth=_depth(config, DEEPEST),
             unmeasured_depth=_depth(config, UNMEASURED),
@@ -126,8 +126,19 @@ def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
     return shipped_for(model, "streams")
 
 
+def left_out_of(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> str | None:
+    """What could draft, or was asked to, and does not, and why: shipped streams, and depths that nothing reaches.
+
+    Args:
+        model: the target's.
+        draft: as it was given.
+        drafter: that was made of it.
+        config: the rest.
+    """
+    return "; ".join(_left_out(model, draft, drafter, config)) or None
+
+
 def _left_out(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> Iterator[str]:
-    """What of all that could draft, or was asked to, does not: shipped streams, and depths that nothing reaches."""
     if config.drafter == "auto" and draft is None and config.heads is None:
         if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
             yield f"{Path(found).name} drafts only where adaptive is True, or with drafter='streams'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from specstream.functions import output_of
 from specstream.generation import Generation, Parts, plain_baseline
 from specstream.inventory import prepare
 from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import build_drafters, build_parts
+from specstream.parts import build_drafters, build_parts, left_out_of
 from specstream.prompt_forms import token_rows
 from specstream.results import Metrics
 from specstream.routing.config import DrafterSpec, check_drafters
@@ -83,7 +84,7 @@ class AdaptiveRouter(Router):
             model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
             parts = build_parts(model, self._tokenizer, None, config)
             routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
-            parts = parts.sharing(routed)
+            parts = replace(parts.sharing(routed), left_out=left_out_of(target, drafts, routed, config))
             prepare(parts, 1)
             self._made, self._plain = (target, key, model, parts), {}
         return self._made[3]

@@ -21,7 +21,7 @@ from specstream.engine import SpeculativeEngine
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
-from specstream.inventory import prepare
+from specstream.inventory import announce_left_out, prepare
 from specstream.parts import SharedDrafts, build_parts
 from specstream.routing.router import Router
 from specstream.text import asked, encode
@@ -170,6 +170,7 @@ class OfferedModels:
                 same = self._draft == self._engine.model_name
                 draft = self._drafts.get(self._draft, config, target.model if same else None)
             parts = build_parts(target, self._engine.tokenizer, draft, config)
+            announce_left_out(parts, drafter)
             _warm_up(parts)
             self._parts[drafter] = parts
         return self._parts[drafter]
