@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from specstream.call_arguments import check_call, check_length
 from specstream.callbacks import Columns, row_processor
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.generation import Generation, Parts
 from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
@@ -235,6 +235,8 @@ def _pad_token_id(model: Any, generation_config: Any) -> int:
             value = getattr(source, name, None)
             if isinstance(value, (list, tuple)):
                 value = value[0] if value else None
-            if value is not None:
+            if isinstance(value, int | Tensor):
                 return int(value)
+            if value is not None:
+                raise UsageError(f"the model's configuration has {name} {shown(value)}; give a token id")
     return 0

@@ -443,3 +443,21 @@ def test_a_sliding_window_that_is_no_number(tokenizer, window):
     with pytest.raises(UnsupportedModelError, match=r"sliding_window .*; give a number of tokens") as error:
         SpeculativeEngine(model, tokenizer)
     one_line(error)
+
+
+@pytest.mark.parametrize("said", ["x", [[1, 2]], {"a": 1}], ids=repr)
+def test_padding_that_is_no_token(said):
+    target = tiny_model()
+    target.generation_config.pad_token_id = said
+    with pytest.raises(UsageError, match=r"the model's configuration has pad_token_id .*; give a token id") as error:
+        specstream.speculative_decode(target, None, [[5, 6]], max_new_tokens=2)
+    one_line(error)
+
+
+def test_a_checkpoint_whose_end_of_sequence_is_no_token(tokenizer, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [[1, 2]]}', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"generation_config has eos_token_id \[\[1, 2\]\]") as error:
+        SpeculativeEngine(str(tmp_path))
+    one_line(error)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from specstream.errors import UsageError
 from specstream.models.compat import text_config
 from specstream.models.vocabulary import write_part
+from specstream.parts import eos_token_ids
 from specstream.training.cards import CARD, MADE, model_card
 from specstream.training.checkpoints import replace_folder
 from specstream.training.data import Examples
@@ -49,8 +50,7 @@ def frequent_part(model: Any, tokenizer: Any, examples: Examples, size: int) -> 
         )
     counts = answer_counts(examples, rows)
     counts[known:] = -1
-    ends = getattr(model.generation_config, "eos_token_id", None) or []
-    counts[[*tokenizer.all_special_ids, *([ends] if isinstance(ends, int) else ends)]] = torch.iinfo(torch.int64).max
+    counts[[*tokenizer.all_special_ids, *eos_token_ids(model, tokenizer)]] = torch.iinfo(torch.int64).max
     return frequent_tokens(counts, size)
 
 
