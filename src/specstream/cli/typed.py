@@ -44,10 +44,10 @@ class _Option:
     values: tuple[str, ...]
 
     def called(self, name: str) -> str:
-        """What to call it: as it was typed, else by the form that is most like Python's name."""
+        """The form that is most like Python's name; ``_as_typed`` puts what was typed in its place."""
         forms = [form for form in self.parameter.opts if form.startswith("--")] or self.parameter.opts
         alike = [form for form in forms if _python(form) == name]
-        return self.typed or (alike or forms)[0]
+        return (alike or forms)[0]
 
 
 def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
