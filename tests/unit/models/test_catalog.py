@@ -125,10 +125,14 @@ def test_pull_keeps_what_is_here(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert catalog.pull("tiny", progress=False) == first
 
 
-def test_pull_prefers_the_hub_to_the_wheels(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_the_same_file_where_the_hub_has_the_model(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "cached_snapshot", lambda hub_id: tmp_path / hub_id)
     monkeypatch.setattr(hub, "fetch_snapshot", lambda hub_id, progress: tmp_path / hub_id)
-    assert catalog.pull("tiny", progress=False) == tmp_path / "nobody/tiny"
-    assert not root.exists()
+    assert catalog.on_disk("tiny") is None and not catalog.is_cached("tiny")
+    assert catalog.resolve("tiny", progress=False) == str(root / "tiny")
+    assert catalog.resolve("nobody/tiny", progress=False) == str(tmp_path / "nobody/tiny")
 
 
 def test_progress_off_a_terminal_is_one_line_per_step(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -378,7 +382,6 @@ def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
     assert catalog.resolve(hub_id) == str(tmp_path / "fetched" / hub_id)
     monkeypatch.setattr(hub, "cached_snapshot", lambda hub_id: tmp_path / "cached")
     assert catalog.resolve(hub_id) == str(tmp_path / "cached")
-    assert catalog.pull("tiny") == tmp_path / "cached"
 
 
 @pytest.mark.parametrize(
