@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
-from specstream.errors import UsageError
-from specstream.suggestion import listed
+from specstream.errors import UsageError, listed
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 

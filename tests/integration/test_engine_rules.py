@@ -9,9 +9,9 @@ import transformers as hf
 import specstream
 from specstream import SpeculativeEngine
 from specstream.cli.generate import _summary
+from specstream.engine.generation import Generation
 from specstream.errors import NumericalError, UsageError
-from specstream.generation import Generation
-from specstream.models import compat
+from specstream.models.architecture import compat
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "one two three one two three one"

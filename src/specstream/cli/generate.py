@@ -11,7 +11,7 @@ import typer
 from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.errors import UsageError
-from specstream.prompts import text_of
+from specstream.files.prompts import text_of
 
 
 def generate(
@@ -74,7 +74,7 @@ def generate(
 
 
 def _answer(engine: Any, text: str, chat: bool | None, as_json: bool) -> None:
-    from specstream.text import asked
+    from specstream.engine.text import asked
 
     content = asked(engine.tokenizer, text, chat)
     if as_json:
@@ -85,7 +85,7 @@ def _answer(engine: Any, text: str, chat: bool | None, as_json: bool) -> None:
 
 def _with_file(path: str, context: typer.Context, given: dict[str, Any]) -> tuple[str, str | None, dict[str, Any]]:
     """Model, draft and settings as a file says; where an option was given, that, and the options' defaults else."""
-    from specstream.settings_file import read_settings
+    from specstream.engine.settings_file import read_settings
 
     names = {"draft_model": "draft", "gamma": "k", "max_speculation_depth": "k"}
     sources = {key: context.get_parameter_source(names.get(key, key)) for key in given}

@@ -6,8 +6,7 @@ from typing import Annotated, Optional, get_args
 
 import typer
 
-from specstream.errors import UsageError
-from specstream.suggestion import listed
+from specstream.errors import UsageError, listed
 
 # typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
 Text = Optional[str]  # noqa: UP045

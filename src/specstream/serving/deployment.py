@@ -17,9 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 
 from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
-from specstream.errors import UsageError
-from specstream.files import why_unread
-from specstream.suggestion import listed
+from specstream.errors import UsageError, listed
+from specstream.files.atomic import why_unread
 
 GB = 1e9
 

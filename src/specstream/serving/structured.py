@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specstream.environment import require
 from specstream.errors import MissingPackageError, UsageError
-from specstream.extras import require
 
 
 class Schemas:

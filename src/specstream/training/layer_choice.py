@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from specstream.errors import UsageError
-from specstream.models.compat import text_config
-from specstream.models.taps import decoder_layers
+from specstream.models.architecture.compat import text_config
+from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.training.data import Example, Examples
 
 JUDGED_POSITIONS, FITTED_POSITIONS = 512, 8192
