@@ -93,7 +93,10 @@ def capabilities(
 
 
 def _dtype(device: torch.device, own: torch.dtype, kernels: Kernels) -> Choice[torch.dtype]:
-    """Without our kernels and without bf16 instructions, four tokens in bf16 cost four times one (docs/log.md)."""
+    """Without our kernels and without bf16 instructions, four tokens in bf16 cost four times one.
+
+    Measured in docs/experiments/0002-linear-layer-without-bf16-instructions.md.
+    """
     if device.type != "cpu":
         return Choice(value=own, reason=f"the checkpoint's own, on {device}")
     if own == torch.float32:
