@@ -27,8 +27,8 @@ class GenerationResult(Mapping[str, Any]):
         acceptance_rate: accepted over drafted tokens; 0.0 if nothing was drafted.
         speedup: decoding speed over that of plain decoding, prefill on neither side; see ``baseline``. None where that
             is not known, or fails without the caller's logits processors.
-        baseline: what ``speedup`` is against: its ``method``, ``tokens_per_second``, and where plain decoding was measured
-            for it (``measure_baseline``) of how many ``tokens``; or the ``error`` that says why there is none.
+        baseline: what ``speedup`` is against: its ``method``, ``tokens_per_second``, and where plain decoding was
+            measured for it (``measure_baseline``) of how many ``tokens``; or the ``error`` that says why there is none.
         exact: ``bits`` if every pass had plain decoding's bits, else ``rounding``.
         lossless: False under typical acceptance.
         chat: whether the prompt went through the model's chat template: a list of turns does, and on the command line a
