@@ -9,7 +9,7 @@ LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test test-v3 contract matrix check bench gpu docs lock wheel clean
+.PHONY: run test test-v3 contract matrix check bench gpu docs lock wheel wheel-install clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
@@ -47,6 +47,7 @@ check: $(VENV)/.stamp-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.experiments --check
 	$(MKDOCS)
 
 # Into build/site. A link to nowhere is an error.
@@ -56,8 +57,16 @@ docs: $(VENV)/.stamp-docs
 # Into dist: with compiled kernels for each instruction level of this architecture, so that nobody else needs a compiler.
 wheel:
 	$(PYTHON) -m venv --clear build/wheel
+	rm -f dist/specstream_decoding-*.whl
 	$(LOCKED) SPECSTREAM_WHEEL_LEVELS=all build/wheel/bin/python -m pip wheel --disable-pip-version-check \
 		--no-deps --wheel-dir dist .
+
+# The wheel as a user gets it: in an environment of its own, called from outside the checkout.
+wheel-install: wheel
+	$(PYTHON) -m venv --clear build/wheel-install
+	PIP_CONSTRAINT=$(LOCK) build/wheel-install/bin/python -m pip install --quiet --disable-pip-version-check \
+		dist/specstream_decoding-*.whl
+	cd build/wheel-install && bin/specstream models list
 
 # The lock file anew: the newest of everything that fits constraints.in, for every Python at once.
 lock:

@@ -38,14 +38,14 @@ class KernelsHook(BuildHookInterface):
             raise SystemExit(f"{VARIABLE} is {wanted!r}; give all, or some of: {', '.join(levels)}")
         libraries = {name: _library(levels[name], Path(self.root) / "build" / "kernels") for name in names}
         for name, library in libraries.items():
-            build_data["force_include"][str(library)] = f"specstream/models/kernels/prebuilt/{name}.so"
+            build_data["force_include"][str(library)] = f"specstream/models/runtime/kernels/prebuilt/{name}.so"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform_tag(list(libraries.values()))}"
 
 
 def _library(level: Any, folder: Path) -> Path:
     """From the user's cache, from the last build, or compiled: their names hold all that they are made of."""
-    from specstream.models.compiled import NoKernelsError, compile_kernels, find_compiler, kept_for
+    from specstream.models.runtime.compiled import NoKernelsError, compile_kernels, find_compiler, kept_for
 
     compiler = find_compiler()
     if compiler is None:

@@ -14,11 +14,11 @@ from benchmarks.prompts import CODE_EDITS, Item, encoded, long_text, random_prom
 from benchmarks.report import Spread, aligned, say
 from specstream.cli.loading import load_engine
 from specstream.config import DrafterName
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Parts
 from specstream.errors import NumericalError
-from specstream.generation import Parts
+from specstream.files.prompts import load_prompts
 from specstream.heads.folder import KINDS, kind_of
-from specstream.prompts import load_prompts
 
 MATCHING = 0.2
 """A prompt counts as one where lookup matches if so large a share of its passes had an accepted draft."""

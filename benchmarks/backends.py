@@ -33,7 +33,7 @@ class SpecStream:
         from specstream import SpeculativeEngine
         from specstream.distribution import VERSION
         from specstream.drafters.medusa import MedusaDrafter
-        from specstream.models.checkpoint import CheckpointRules
+        from specstream.models.architecture.checkpoint import CheckpointRules
 
         options = dict(request["options"])
         chain = options.pop("chain", False)
@@ -55,7 +55,7 @@ class SpecStream:
 
     def generate(self, prompts: Tokens, limit: int, ignore_eos: bool) -> tuple[Tokens, dict[str, Any]]:
         from specstream.config import GenerationConfig
-        from specstream.generation import Generation
+        from specstream.engine.generation import Generation
 
         config = GenerationConfig(max_new_tokens=limit, ignore_eos=ignore_eos)
         generation = Generation(self._parts, prompts, config).run()

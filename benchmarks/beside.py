@@ -14,7 +14,7 @@ from benchmarks.report import ratios, rows, say, table
 from benchmarks.rounds import Measured, Plan, measure
 from benchmarks.systems import parse_system
 from specstream.errors import UsageError
-from specstream.prompts import load_prompts
+from specstream.files.prompts import load_prompts
 
 GENERATE, ASSISTED = "transformers:generate", "transformers:assisted"
 FASTER = (GENERATE, f"{GENERATE}+dtype=float32")

@@ -16,16 +16,15 @@ from typing import Any
 
 from benchmarks.prompts import Item
 from specstream.config import GenerationConfig
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 from specstream.drafters.none import NoDrafter
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError
-from specstream.generation import Generation, Parts
-from specstream.inventory import prepare
-from specstream.models.checkpoint import CheckpointRules
+from specstream.models.architecture.checkpoint import CheckpointRules
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from benchmarks.beside import Outcome, Settings
-from specstream.models import native
+from specstream.models.runtime import native
 
 OUTPUTS, INPUTS = 8960, 1536
 COPIES = 12

@@ -43,7 +43,7 @@ def model_folder(name: str) -> str:
     Raises:
         ModelNotFoundError: nothing answers to it.
     """
-    from specstream.models.catalog import resolve
+    from specstream.models.hub.catalog import resolve
 
     folder = resolve(name)
     return str(Path(folder).absolute()) if Path(folder).exists() else folder

@@ -17,7 +17,7 @@ from benchmarks.report import exit_codes, say, setting, table, write_json
 from benchmarks.rounds import Plan, measure
 from benchmarks.systems import System, parse_system
 from specstream.errors import UsageError
-from specstream.prompts import load_prompts
+from specstream.files.prompts import load_prompts
 
 OURS = ("specstream:none", "specstream:lookup", "specstream:draft_model", "specstream:mixed")
 TRANSFORMERS = ("transformers:generate", "transformers:assisted", "transformers:lookup")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specstream.engine.text import encode
 from specstream.errors import UsageError
-from specstream.text import encode
 
 CHATS = (
     "Explain in a few sentences how tides come about, and why there are two of them a day.",

@@ -169,7 +169,7 @@ def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
 
 def setting(arguments: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     """What a run is to be read with: when, where, with what."""
-    from specstream.provenance import provenance
+    from specstream.environment import provenance
 
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ import sys
 import tempfile
 
 from specstream import LoRAAdapter, SpeculativeEngine
-from specstream.models.load import load_model
+from specstream.models.hub.load import load_model
 
 name = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
 output = sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp()

@@ -25,8 +25,8 @@ from benchmarks.gpu.passes import passes
 from benchmarks.gpu.records import POISONED, Records
 from benchmarks.gpu.speed import speed
 from benchmarks.gpu.suites import cpu_suite, gpu_suite
-from specstream.files import write_whole
-from specstream.provenance import provenance
+from specstream.environment import provenance
+from specstream.files.atomic import write_whole
 
 Part = Callable[[Records, Options], None]
 PARTS: dict[str, dict[str, Part]] = {

@@ -13,7 +13,7 @@ from benchmarks.gpu.models import NAMES, load, prompts_for, target_of
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.records import Records
 from specstream.core.tree import TokenTree
-from specstream.models.exactness import WIDTHS
+from specstream.models.invariance.widths import WIDTHS
 
 CONTEXT, READ, NODES = 72, 48, 17
 BATCHES = (8, 32)

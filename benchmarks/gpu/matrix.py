@@ -14,8 +14,8 @@ import torch
 from benchmarks.gpu.models import generate, reference, target_of
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.records import Records
+from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
-from specstream.core.speculation import Speculation
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -26,7 +26,7 @@ from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models.hf import HuggingFaceTarget
+from specstream.models.target.hf import HuggingFaceTarget
 
 FAMILIES = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"),

@@ -12,14 +12,15 @@ import transformers as hf
 
 from benchmarks.gpu.options import Options
 from benchmarks.prompts import CHATS
-from specstream.core.decode import Row, decode, start_rows
+from specstream.core.decode import decode
+from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
+from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
-from specstream.models.capabilities import RuntimeName
-from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target.hf import HuggingFaceTarget
 
 NAMES = ("1.5b", "smollm2")
 _untyped: Any = hf

@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession
+from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 
 
 class Oracle:

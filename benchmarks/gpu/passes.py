@@ -16,13 +16,13 @@ from benchmarks.gpu.models import NAMES, begin, draft_of, generate, load, prompt
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.oracle import Oracle
 from benchmarks.gpu.records import Records
-from specstream.core.deferred import upload
+from specstream.core.device.deferred import upload
+from specstream.core.policy.policy import Speculation
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.tree import TokenTree
 from specstream.core.verify import verify
 from specstream.drafters.none import NoDrafter
-from specstream.models.compat import with_cache
+from specstream.models.architecture.compat import with_cache
 
 CONTEXT = 256
 WIDTHS, BATCHES = (1, 2, 4, 8, 16, 32), (1, 8, 32)

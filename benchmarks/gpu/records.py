@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import UnsupportedModelError
-from specstream.files import write_whole
+from specstream.files.atomic import write_whole
 
 POISONED = 3
 """Exit code of a part whose CUDA context is broken: it is started again, and goes on behind what it has recorded."""

@@ -15,9 +15,9 @@ from benchmarks.gpu.models import NAMES, draft_of, generate, load, prompts_for, 
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.oracle import Oracle
 from benchmarks.gpu.records import Records
-from specstream.core.controller import Controller
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
-from specstream.core.speculation import Speculation
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
@@ -26,7 +26,7 @@ from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models.hf import HuggingFaceTarget
+from specstream.models.target.hf import HuggingFaceTarget
 
 PROMPT, NEW_TOKENS = 128, 64
 BATCHES, ROUNDS, DEPTH, DEEPEST = (1, 8, 32), 3, 5, 16

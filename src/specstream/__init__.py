@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from specstream.distribution import warn_of_other_distribution
 
 if TYPE_CHECKING:
-    from specstream.engine import SpeculativeEngine
+    from specstream.engine.engine import SpeculativeEngine
+    from specstream.engine.functions import create_backend, custom_generate, speculative_decode
+    from specstream.engine.results import GenerationResult
+    from specstream.engine.routed import AdaptiveRouter
     from specstream.errors import SpecStreamError
-    from specstream.functions import create_backend, custom_generate, speculative_decode
     from specstream.heads.multistream import MultiStreamAttention
-    from specstream.lora import LoRAAdapter
-    from specstream.results import GenerationResult
-    from specstream.routed import AdaptiveRouter
     from specstream.serving.deployment import DeploymentConfig
+    from specstream.training.lora import LoRAAdapter
 
     __version__: str
 
@@ -37,16 +37,16 @@ __all__ = [
 ]
 
 _MODULE_OF = {
-    "AdaptiveRouter": "specstream.routed",
+    "AdaptiveRouter": "specstream.engine.routed",
     "DeploymentConfig": "specstream.serving.deployment",
-    "GenerationResult": "specstream.results",
-    "LoRAAdapter": "specstream.lora",
+    "GenerationResult": "specstream.engine.results",
+    "LoRAAdapter": "specstream.training.lora",
     "MultiStreamAttention": "specstream.heads.multistream",
     "SpecStreamError": "specstream.errors",
-    "SpeculativeEngine": "specstream.engine",
-    "create_backend": "specstream.functions",
-    "custom_generate": "specstream.functions",
-    "speculative_decode": "specstream.functions",
+    "SpeculativeEngine": "specstream.engine.engine",
+    "create_backend": "specstream.engine.functions",
+    "custom_generate": "specstream.engine.functions",
+    "speculative_decode": "specstream.engine.functions",
 }
 
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
-from specstream.errors import UsageError, shown
-from specstream.suggestion import listed
+from specstream.errors import UsageError, listed, shown
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
@@ -58,6 +57,7 @@ class EngineSettings(SamplingSettings, total=False):
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"]
     exact: Literal["bits", "rounding"]
     use_cache: bool
+    measure_baseline: bool
 
 
 def _all_for_zero(value: Any) -> Any:
@@ -155,6 +155,8 @@ class EngineConfig(BaseModel):
         runtime: how passes run; ``auto`` takes the fastest that fits (``graphs`` on CUDA). ``static`` is for debugging.
         exact: ``bits`` pads passes to widths that are bit-equal; ``rounding`` pads nothing.
         use_cache: False recomputes the whole context in every pass, as in transformers: slow, for debugging.
+        measure_baseline: decode some tokens more without drafts, once for each batch size, so that ``speedup`` is
+            against a measurement. False takes what the policy knows of plain passes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -179,6 +181,7 @@ class EngineConfig(BaseModel):
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
     exact: Literal["bits", "rounding"] = "bits"
     use_cache: bool = True
+    measure_baseline: bool = False
 
 
 def engine_config(settings: EngineSettings) -> EngineConfig:

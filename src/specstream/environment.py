@@ -1,4 +1,4 @@
-"""What this process runs on: tested releases, cores, and the processor's instruction level, which kernels go by.
+"""What this process runs on: releases, optional packages, cores, and the processor's level, which kernels go by.
 
 The level is what the processor has, or less where ``SPECSTREAM_CPU`` says so: ``SPECSTREAM_CPU=x86-64-v3`` makes a
 machine with AVX512 take the decisions, and run the kernels, of one without. It is read once in a process.
@@ -14,11 +14,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
-from specstream.errors import UsageError
+from specstream.distribution import VERSION, install_line
+from specstream.errors import MissingPackageError, UsageError
 
 PREFIX = "SPECSTREAM_"
 """Every environment variable of this program begins with it; settings of the server are the other ones."""
@@ -298,3 +301,56 @@ def _text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8").strip()
     except OSError:
         return ""
+
+
+def require(package: str, extra: str, purpose: str) -> Any:
+    """The imported package.
+
+    Args:
+        package: to import.
+        extra: the extra of this project that installs it.
+        purpose: what needs it, for the error.
+
+    Raises:
+        MissingPackageError: it is not installed, with the line that installs it.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] != package.partition(".")[0]:
+            raise  # it is there, and something of its own is not
+        raise MissingPackageError(
+            f"{purpose} needs {package!r}, which is not installed; run: {install_line(extra)}"
+        ) from None
+
+
+def provenance(device: str | None = None, dtype: str | None = None) -> dict[str, object]:
+    """Describe the software and the machine of this process, as plain values that JSON can hold.
+
+    Args:
+        device: The torch device a measurement ran on, such as `cpu` or `cuda:0`; names the accelerator too.
+        dtype: The weights' dtype, such as `bfloat16`.
+    """
+    import torch
+
+    return {
+        "specstream": VERSION,
+        "torch": torch.__version__,
+        "transformers": installed("transformers"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": processor_model(),
+        "cpu_level": level().name,
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "accelerator": _accelerator(device),
+        "dtype": dtype,
+    }
+
+
+def _accelerator(device: str | None) -> str | None:
+    import torch
+
+    if device is None or not device.startswith("cuda") or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name(device)

@@ -1,5 +1,10 @@
 """What the package raises on purpose: every message is one line that names the value and the remedy."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class SpecStreamError(Exception):
     """A failure whose message is meant for the user; `exit_code` is what the command line ends with."""
@@ -58,3 +63,15 @@ def shown(value: object) -> str:
 def reason_of(error: Exception) -> str:
     """What went wrong, in one line: for records of what failed and was not fatal."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a misspelt one, if one is."""
+    return next(iter(get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)), None)
+
+
+def listed(name: str, known: Iterable[str]) -> str:
+    """The known names for the error about another one, with the one that may be meant."""
+    names = sorted(known)
+    meant = closest(name, names)
+    return ", ".join(names) + ("" if meant is None else f"; did you mean {meant!r}?")

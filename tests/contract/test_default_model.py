@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specstream import SpeculativeEngine
-from specstream.models.catalog import DEFAULT_MODEL
+from specstream.models.hub.catalog import DEFAULT_MODEL
 from tests.integration.test_commands import run
 
 PROMPT = "Repeat after me: one two three one two three one two"

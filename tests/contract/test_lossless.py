@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from specstream.models.capabilities import RuntimeName
+from specstream.models.runtime.capabilities import RuntimeName
 from tests.lossless import test_greedy_matrix as matrix
 from tests.lossless.families import FAMILIES
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from specstream.models import reporting
+from specstream import reporting
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

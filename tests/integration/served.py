@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
 from specstream.serving.app import Server
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.web import Web

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import specstream.engine
+import specstream.engine.engine
 from specstream.cli import main
 from specstream.evaluation.benchmark import run as bench
 from specstream.heads.streams import Streams
@@ -174,7 +174,7 @@ def test_an_interrupted_run_ends_in_the_same_summary(run, root, monkeypatch, clo
     assert len(first.pop("sessions")) == 1
     assert first == second
 
-    monkeypatch.setattr(specstream.engine, "load_model", None)  # nothing is left to load it for
+    monkeypatch.setattr(specstream.engine.engine, "load_model", None)  # nothing is left to load it for
     assert run("benchmark", *only)[0] == 0
 
 
@@ -218,8 +218,8 @@ def test_an_arm_that_cannot_be_built_is_told_and_the_others_are_measured(run, ro
     ],
 )
 def test_a_bad_configuration_is_refused_before_a_model_is_loaded(run, root, monkeypatch, override, message):
-    monkeypatch.setattr(specstream.engine, "load_model", None)
-    monkeypatch.setattr(specstream.parts, "load_draft", None)
+    monkeypatch.setattr(specstream.engine.engine, "load_model", None)
+    monkeypatch.setattr(specstream.engine.build, "load_draft", None)
     code, out, err = run("benchmark", "--set", override)
     if override == "models.draft=stranger":
         code, out, err = run("benchmark", "--set", f"models.draft={root}/stranger")
@@ -230,7 +230,7 @@ def test_a_bad_configuration_is_refused_before_a_model_is_loaded(run, root, monk
 
 
 def test_a_wrong_line_of_the_file_is_named(run, root, monkeypatch):
-    monkeypatch.setattr(specstream.engine, "load_model", None)
+    monkeypatch.setattr(specstream.engine.engine, "load_model", None)
     text = (root / "config.yaml").read_text(encoding="utf-8")
     for old, new, message in (
         ("repeats: 2", "repeat: 2", ":10: unknown setting 'measure.repeat'"),

@@ -9,7 +9,7 @@ import pytest
 from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import SpecStreamError
-from specstream.models import load
+from specstream.models.hub import load
 from specstream.training.config import train_config
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer

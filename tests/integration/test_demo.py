@@ -19,7 +19,7 @@ import pytest
 from specstream.demo.offered import OfferedModels
 from specstream.demo.page import Settings, build_page
 from specstream.demo.run import free_port, open_page
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
 
 pytest.importorskip("gradio")
 

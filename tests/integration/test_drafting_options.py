@@ -11,10 +11,10 @@ import specstream
 from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.config import engine_config
+from specstream.engine.build import config_of
 from specstream.errors import UsageError
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams, StreamsConfig
-from specstream.parts import config_of
 from specstream.routing.config import DrafterSpec
 from tests.tiny import tiny_model
 

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 
 from specstream import SpeculativeEngine
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
-from specstream.models.hf import HuggingFaceSession
+from specstream.models.target.hf import HuggingFaceSession
 from tests.tiny import tiny_model
 
 PROMPTS = ["the cat sat on the", "one two three one two three one", "def add(a, b):"]

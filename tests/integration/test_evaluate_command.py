@@ -9,7 +9,7 @@ import pytest
 
 from specstream.cli import main
 from specstream.evaluation.evaluate_config import read_config
-from specstream.tasks.task import task_names
+from specstream.evaluation.tasks.task import task_names
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("rouge_score")

@@ -9,9 +9,9 @@ import torch
 import transformers as hf
 
 import specstream
-from specstream.call_arguments import FOLLOWED, WITHOUT_EFFECT
+from specstream.engine.call_arguments import FOLLOWED, WITHOUT_EFFECT
 from specstream.errors import UsageError
-from specstream.models.compat import with_cache
+from specstream.models.architecture.compat import with_cache
 from tests.tiny import tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[30, 40, 50, 30, 40, 50, 30]])

@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama
 
 from specstream import SpeculativeEngine, custom_generate
 from specstream.errors import UnsupportedModelError, UsageError
-from specstream.models.view import view_of
+from specstream.models.architecture.view import view_of
 from tests.lossless.families import build, generated, prompt
 
 pytestmark = [

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from specstream import SpeculativeEngine
+from specstream.engine.inventory import draft_bytes
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams, StreamsConfig
-from specstream.inventory import draft_bytes
-from specstream.models.held import held_bytes
+from specstream.models.architecture.memory import held_bytes
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "one two three four five one two three four five one two three"

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def run(capsys, monkeypatch):
     # A large buffer is read to see how fast memory is, which is not what is tested.
-    monkeypatch.setattr("specstream.evaluation.bound.BUFFER", 1 << 20)
+    monkeypatch.setattr("specstream.evaluation.bottleneck.BUFFER", 1 << 20)
 
     def command(*words):
         with pytest.raises(SystemExit) as exit_:

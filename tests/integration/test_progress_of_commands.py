@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from specstream import reporting
 from specstream.cli import main
-from specstream.models import reporting
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = "one two three\nfour five six\n"

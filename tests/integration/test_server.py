@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from specstream.serving.schema import ChatBody, CompletionBody
+from specstream.serving.requests import ChatBody, CompletionBody
 from tests.integration.served import NAME, Served, eventually, serving, tiny_engine
 
 TEXT = "the cat sat on the mat and the dog sat on the"

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from specstream.errors import UsageError
-from specstream.serving import connections, guard
+from specstream.serving import connections, middleware
 from specstream.serving.deployment import DeploymentConfig, most_connections, open_files
 from tests.integration.served import NAME, PATIENCE, Served, eventually, serving
 
@@ -106,7 +106,7 @@ class TestAfterAnError:
             assert (answer.status, answer.getheader("connection")) == (401, "close")
 
     def test_a_body_that_does_not_arrive_closes_and_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(guard, "BODY_SECONDS", 0.2)
+        monkeypatch.setattr(middleware, "BODY_SECONDS", 0.2)
         with serving() as served, connected(served) as connection:
             connection.putrequest("POST", "/v1/completions")
             connection.putheader("content-length", "500")

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from specstream.engine import SpeculativeEngine
-from specstream.models.session import PREFILL_CHUNK
+from specstream.engine.engine import SpeculativeEngine
+from specstream.models.target.session import PREFILL_CHUNK
 from specstream.serving.deployment import DeploymentConfig
 from tests.integration.served import NAME, PATIENCE, Served, eventually, serving
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -138,7 +138,7 @@ class TestAdviceIsForClients:
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         def fails(*arguments: Any) -> Any:
-            from specstream.extras import require
+            from specstream.environment import require
 
             require("no_such_package", "serve", "response_format")
 

@@ -23,7 +23,7 @@ import openai
 import pytest
 import torch
 
-from specstream.serving.answers import Shape
+from specstream.serving.responses import Shape
 from specstream.serving.scheduler import Scheduler
 from tests.integration.served import NAME, PATIENCE, Served, eventually, serving, tiny_engine
 from tests.tiny import tiny_model, tiny_tokenizer

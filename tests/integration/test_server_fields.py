@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from specstream.serving.schema import ChatBody, CompletionBody, JsonSchema, Message, ResponseFormat, StreamOptions
+from specstream.serving.requests import ChatBody, CompletionBody, JsonSchema, Message, ResponseFormat, StreamOptions
 from tests.integration.served import NAME, PATIENCE, Served, serving
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "one two three"}], "max_tokens": 2}

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from specstream.cli import main
-from specstream.training import journal
+from specstream.training import run_log
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("peft")
@@ -160,7 +160,7 @@ def test_figures_go_to_a_tracker_where_asked(train, monkeypatch):
             self.ended = exit_code
 
     tracker = Tracker()
-    monkeypatch.setattr(journal, "require", lambda package, extra, purpose: tracker)
+    monkeypatch.setattr(run_log, "require", lambda package, extra, purpose: tracker)
     assert train("--set", "logging={use_wandb: true, project: trial, plot: false}")[0] == 0
     assert [step for step, _ in tracker.rows] == [0, 3, 6, 6, 9, 12, 12]
     assert "loss" in tracker.rows[1][1]

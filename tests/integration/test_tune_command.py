@@ -11,12 +11,12 @@ from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.config import GenerationConfig, engine_config
 from specstream.drafters.lookup import LookupDrafter
+from specstream.engine.build import build_parts
+from specstream.engine.settings_file import KNOWN, read_settings
 from specstream.errors import UsageError
 from specstream.evaluation import tune as tuning
 from specstream.evaluation.tune import PLAIN, Bench, DifferentOutputError, candidates
-from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import build_parts
-from specstream.settings_file import KNOWN, read_settings
+from specstream.models.target.hf import HuggingFaceTarget
 from tests.tiny import tiny_model, tiny_tokenizer
 
 

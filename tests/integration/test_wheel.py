@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from specstream.environment import GENERIC, level
-from specstream.models.compiled import find_compiler
+from specstream.models.runtime.compiled import find_compiler
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def libraries(wheel: Path) -> list[str]:
 
 
 def test_it_holds_kernels_and_says_for_which_systems(wheel: Path) -> None:
-    assert libraries(wheel) == [f"specstream/models/kernels/prebuilt/{level().name}.so"]
+    assert libraries(wheel) == [f"specstream/models/runtime/kernels/prebuilt/{level().name}.so"]
     assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")
     if sys.platform == "linux":
         assert "linux" in wheel.name

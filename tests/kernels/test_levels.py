@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from specstream.environment import LEVELS, Level, architecture, processor_level
-from specstream.models.compiled import FLAGS, SOURCES, find_compiler
+from specstream.models.runtime.compiled import FLAGS, SOURCES, find_compiler
 
 NEON = "aarch64-linux-gnu"
 

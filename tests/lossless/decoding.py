@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.core.decode import Row, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode
+from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Adapter, Drafter, Target, TargetSession
+from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
@@ -29,9 +30,9 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models.capabilities import Quantization
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.vocabulary import cut_head
+from specstream.models.hub.vocabulary import cut_head
+from specstream.models.runtime.capabilities import Quantization
+from specstream.models.target.hf import HuggingFaceTarget
 from specstream.routing.config import DrafterSpec, RouterConfig
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.features import CLASSES, Features, NoEmbedding

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, read_prompts
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict, read_prompts
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 from tests.lossless.table_model import TableModel
 
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from specstream.core.candidates import Candidates, Ranked
 from specstream.core.tree import TokenTree
+from specstream.core.tree_shapes import Candidates, Ranked
 
 
 @dataclass(frozen=True, eq=False)

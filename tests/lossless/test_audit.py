@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from specstream.config import GenerationConfig
-from specstream.core.speculation import Speculation
+from specstream.core.policy.policy import Speculation
+from specstream.engine.generation import Parts
 from specstream.evaluation.audit import audit_tokens
-from specstream.generation import Parts
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.uncached import UncachedTarget
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.models.target.uncached import UncachedTarget
 from tests.lossless.decoding import DRAFTERS, GAMMA, make_drafter
 from tests.lossless.families import build, prompt
 from tests.unit.evaluation.test_audit import Letters

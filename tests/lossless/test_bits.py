@@ -21,11 +21,11 @@ from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
-from specstream.models import native
-from specstream.models.capabilities import Quantization, RuntimeName, capabilities
-from specstream.models.exactness import Exactness
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.session import PREFILL_CHUNK
+from specstream.models.invariance.widths import Exactness
+from specstream.models.runtime import native
+from specstream.models.runtime.capabilities import Quantization, RuntimeName, capabilities
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.models.target.session import PREFILL_CHUNK
 from tests.lossless.decoding import Recorded, make_drafter, run
 from tests.lossless.families import FAMILIES, build, prompt
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
-from specstream.core import chains, deferred
 from specstream.core import verify as rules
-from specstream.core.decode import Row, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode
+from specstream.core.device import deferred, verification
+from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
+from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling, draw
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
@@ -376,7 +377,7 @@ def p_alone_in_a_row(distributions, tokens, turns=count()):  # noqa: B008  # ask
     return torch.ones_like(probability) if next(turns) % 2 == 0 else probability
 
 
-LEFT, chains_of = chains._left, chains._of
+LEFT, chains_of = verification._left, verification._of
 WRONG_ON_THE_DEVICE = {
     "residual not subtracted": ("_left", not_subtracted),
     "residual after full acceptance too": ("_left", bonus_from_the_rest),
@@ -386,7 +387,7 @@ WRONG_ON_THE_DEVICE = {
 
 @pytest.mark.parametrize("name", WRONG_ON_THE_DEVICE)
 def test_a_wrong_rule_on_the_device_is_noticed(monkeypatch, on_the_device, name):
-    monkeypatch.setattr(chains, *WRONG_ON_THE_DEVICE[name])
+    monkeypatch.setattr(verification, *WRONG_ON_THE_DEVICE[name])
     (comparison,) = judge(Case(drafter=draft(WRONG), runs=1500))
     assert not comparison.matches, comparison
 

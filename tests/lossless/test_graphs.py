@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.core import deferred
-from specstream.core.decode import Row, Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode
+from specstream.core.device import deferred
+from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, DraftRequest
+from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
@@ -31,9 +32,9 @@ from specstream.drafters.none import NoDrafter
 from specstream.errors import DeviceMemoryError
 from specstream.heads.medusa import MedusaHeads
 from specstream.models.cache import STEP
-from specstream.models.capabilities import RuntimeName
-from specstream.models.graphs import CudaCapture
-from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target.graphs import CudaCapture
+from specstream.models.target.hf import HuggingFaceTarget
 from tests.lossless.decoding import Recorded
 from tests.lossless.families import FAMILIES, build, prompt
 from tests.lossless.test_bits import Plain, differences

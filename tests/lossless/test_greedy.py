@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
-from specstream.core import deferred
-from specstream.core.decode import Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode
+from specstream.core.device import deferred
+from specstream.core.policy.policy import Speculation
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter

@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 
 from specstream.core.stats import RowStats
-from specstream.models import native
-from specstream.models.capabilities import RuntimeName
-from specstream.models.hf import HuggingFaceTarget
+from specstream.models.runtime import native
+from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target.hf import HuggingFaceTarget
 from tests.lossless.decoding import DRAFTERS, QUANTIZED, make_drafter, run
 from tests.lossless.families import FAMILIES, WINDOW, build, generated, prompt
 

@@ -16,15 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
-from specstream.core.controller import Controller
-from specstream.core.decode import Batch, Row, start_rows
+from specstream.core.decode import Batch
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.policy import Speculation
+from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
-from specstream.models.capabilities import RuntimeName
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.uncached import UncachedTarget
+from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.models.target.uncached import UncachedTarget
 from tests.lossless.decoding import make_drafter
 from tests.lossless.families import build, prompt
 from tests.lossless.test_greedy import DRAFTERS, TARGET

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from specstream.core.tree import TokenTree
-from specstream.models.capabilities import RuntimeName
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.uncached import UncachedTarget
+from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.models.target.uncached import UncachedTarget
 from tests.lossless.decoding import make_drafter, run
 from tests.lossless.families import LONG, build, generated, prompt
 

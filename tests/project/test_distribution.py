@@ -19,7 +19,7 @@ TEXTS = [
     *(ROOT / "configs").glob("*.yaml"),
     *(ROOT / "examples").glob("*.py"),
     *(ROOT / "src").rglob("*.py"),
-    *(ROOT / name for name in ("README.md", "benchmarks/README.md", "pyproject.toml", "Makefile")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "pyproject.toml", "Makefile")),
 ]
 
 

@@ -82,8 +82,8 @@ def test_every_file_of_a_page_is_shipped_or_made_by_a_line_above(page):
 
 def test_the_examples_can_be_read_by_the_commands_that_are_shown_with_them():
     from specstream.evaluation.heads import read_questions
-    from specstream.prompts import read_prompts
-    from specstream.tasks.task import read_examples, read_task
+    from specstream.evaluation.tasks.task import read_examples, read_task
+    from specstream.files.prompts import read_prompts
 
     prompts = read_prompts(str(ROOT / "examples" / "prompts.jsonl"))
     assert len(set(prompts)) == len(prompts) >= 24
@@ -106,9 +106,9 @@ def test_the_quick_start_says_of_every_command_which_extra_it_needs():
 
 
 def test_the_quick_start_names_the_places_that_are_used(monkeypatch):
-    from specstream.models.catalog import models_root
-    from specstream.models.compiled import cache_folder
-    from specstream.models.verdicts import cache_folder as answers
+    from specstream.models.hub.catalog import models_root
+    from specstream.models.invariance.selftest_cache import cache_folder as answers
+    from specstream.models.runtime.compiled import cache_folder
 
     for name in ("XDG_CACHE_HOME", "SPECSTREAM_MODELS"):
         monkeypatch.delenv(name, raising=False)

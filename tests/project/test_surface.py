@@ -41,7 +41,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     "statement",
     [
         "import specstream",
-        "import specstream.models.catalog",
+        "import specstream.models.hub.catalog",
         "from specstream.cli import build_app; build_app()",
         "import specstream; specstream.SpecStreamError; specstream.__version__",
     ],

@@ -4,8 +4,7 @@ import json
 
 import torch
 
-from specstream.environment import level
-from specstream.provenance import provenance
+from specstream.environment import level, provenance
 
 
 def test_provenance_names_what_a_number_depends_on() -> None:

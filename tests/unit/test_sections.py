@@ -8,13 +8,13 @@ import pytest
 import yaml
 
 from specstream import DeploymentConfig
+from specstream.engine.settings_file import read_settings
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.config import read_config as read_benchmark
 from specstream.evaluation.benchmark.experiments import make_plan
 from specstream.evaluation.evaluate_config import read_config as read_evaluation
+from specstream.evaluation.tasks.task import read_task
 from specstream.routing.config import router_config
-from specstream.settings_file import read_settings
-from specstream.tasks.task import read_task
 from specstream.training.config import read_config as read_training
 from specstream.training.router_config import read_collect_config, read_router_config
 

@@ -12,7 +12,7 @@ from specstream.cli.loading import load_engine
 from specstream.cli.progress import progress
 from specstream.cli.records import check_output, write_record
 from specstream.errors import UsageError
-from specstream.prompts import read_prompts
+from specstream.files.prompts import read_prompts
 
 if TYPE_CHECKING:
     from specstream.evaluation.audit import AuditReport, Divergence, Noise
@@ -118,8 +118,8 @@ def _check_call(temperature: float, batch_size: int) -> None:
 
 
 def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) -> AuditReport:
+    from specstream.engine.text import asked
     from specstream.evaluation.audit import audit as run_audit
-    from specstream.text import asked
 
     contents = [asked(engine.tokenizer, text, chat) for text in texts]
     with progress("audited prompts", len(texts)) as tell:

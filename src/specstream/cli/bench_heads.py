@@ -93,7 +93,7 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
         if needs not in (None, "streams") and given[needs] is None:
             raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
     from specstream.heads.folder import kind_of
-    from specstream.models.catalog import check
+    from specstream.models.hub.catalog import check
 
     for name in HEADS:
         if (folder := given[name]) is not None:
@@ -106,9 +106,9 @@ def _sides(
     engine: Any, names: list[str], given: dict[str, str | None], settings: dict[str, Any], fixed: int | None
 ) -> list[Side]:
     from specstream.config import engine_config
+    from specstream.engine.build import build_parts
+    from specstream.engine.inventory import extra_parameters, with_fixed_tree
     from specstream.evaluation.heads import FIXED, PLAIN, Side
-    from specstream.inventory import extra_parameters, with_fixed_tree
-    from specstream.parts import build_parts
 
     sides = [Side(name=PLAIN, parts=engine.parts, parameters=0)]
     for name in names:

@@ -17,7 +17,7 @@ from specstream.errors import UsageError
 if TYPE_CHECKING:
     from specstream.evaluation.quality import Estimate
     from specstream.evaluation.task_bench import ModelRun, SideFigures
-    from specstream.tasks.task import Task, TaskExample
+    from specstream.evaluation.tasks.task import Task, TaskExample
 
 _Task = Annotated[str, typer.Option("--task", help="A task's name, or its YAML file.")]
 _Data = Annotated[str, typer.Option("--data", help="A file of examples that were not trained on.")]
@@ -49,7 +49,7 @@ def bench_task(
     """Quality of two models of one task, and how many passes and how much time streams save."""
     from specstream.evaluation.quality import counted
     from specstream.evaluation.task_bench import compared
-    from specstream.tasks.task import read_examples, read_task, spread
+    from specstream.evaluation.tasks.task import read_examples, read_task, spread
 
     check_output(output)
     chosen = read_task(task)

@@ -34,7 +34,7 @@ def demo(
     port: _Port = 7860,
 ) -> None:
     """Open a page on which a model answers with and without drafts: who proposed which token, and how fast."""
-    from specstream.extras import require
+    from specstream.environment import require
 
     options.check_drafter(drafter)
     require("gradio", "demo", "specstream demo")

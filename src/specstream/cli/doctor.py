@@ -11,7 +11,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.records import WIDTH
-from specstream.models.catalog import DEFAULT_MODEL
+from specstream.models.hub.catalog import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from specstream.evaluation.doctor import Report
@@ -41,7 +41,7 @@ def doctor(model: _Model = DEFAULT_MODEL, measure: _Measure = True, as_json: opt
 
     from specstream.cli.loading import quiet
     from specstream.evaluation.doctor import examine
-    from specstream.models.reporting import step
+    from specstream.reporting import step
 
     # On a terminal only: elsewhere rich shows no status, and the step says so where it takes longer.
     with Console(stderr=True).status("looking, some ten seconds" if measure else "looking"), step("looking"):

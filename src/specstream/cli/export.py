@@ -29,7 +29,7 @@ def export(
     from dataclasses import asdict
 
     from specstream.cli.loading import quiet
-    from specstream.models.reporting import step
+    from specstream.reporting import step
 
     with quiet(), step(f"writing {output}"):
         from specstream.serving import vllm_export

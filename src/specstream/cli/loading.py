@@ -13,7 +13,7 @@ def load_engine(model: str, draft: str | None, settings: dict[str, Any]) -> Any:
 
     engine_config(settings)  # type: ignore[arg-type]
     with quiet():
-        from specstream.engine import SpeculativeEngine
+        from specstream.engine.engine import SpeculativeEngine
 
         return SpeculativeEngine(model, draft_model=draft, **settings)
 

@@ -10,7 +10,7 @@ import typer
 
 from specstream.cli import options
 from specstream.errors import UsageError
-from specstream.models.reporting import step
+from specstream.reporting import step
 
 if TYPE_CHECKING:
     from specstream.training.data import Examples
@@ -77,7 +77,7 @@ def make_draft(
     from specstream.cli.loading import quiet
 
     with quiet():
-        from specstream.models.load import load_model
+        from specstream.models.hub.load import load_model
         from specstream.training import make_draft as making
         from specstream.training.layer_choice import choose_layers
 
@@ -118,7 +118,7 @@ def _to_look_at(
     model: Any, tokenizer: Any, ranking: Examples | None, texts: list[str] | None, prompts: list[str] | None
 ) -> tuple[Texts, str]:
     """What layers are compared on, and how to call it."""
-    from specstream.prompts import read_prompts
+    from specstream.files.prompts import read_prompts
     from specstream.training.layer_choice import Texts
 
     if ranking is not None and not prompts:
@@ -129,8 +129,8 @@ def _to_look_at(
 
 
 def _answers(model: Any, tokenizer: Any, prompts: list[Any]) -> Examples:
-    from specstream.engine import SpeculativeEngine
-    from specstream.text import asked, encode
+    from specstream.engine.engine import SpeculativeEngine
+    from specstream.engine.text import asked, encode
     from specstream.training.data import Example, Examples
 
     turns: list[Any] = [asked(tokenizer, prompt) for prompt in prompts]

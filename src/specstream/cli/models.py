@@ -15,7 +15,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and n
 @app.command("list")
 def list_models(as_json: _Json = False) -> None:
     """Show the models of the catalog and which of them are on this machine."""
-    from specstream.models.catalog import DEFAULT_MODEL, cached_folder, catalog, models_root
+    from specstream.models.hub.catalog import DEFAULT_MODEL, cached_folder, catalog, models_root
 
     rows = []
     for entry in catalog().values():
@@ -61,7 +61,7 @@ def pull_model(
     as_json: _Json = False,
 ) -> None:
     """Download a model of the catalog; one that is here already is kept."""
-    from specstream.models.catalog import is_cached, pull
+    from specstream.models.hub.catalog import is_cached, pull
 
     already = is_cached(name)
     folder = pull(name)

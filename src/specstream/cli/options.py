@@ -6,8 +6,7 @@ from typing import Annotated, Optional, get_args
 
 import typer
 
-from specstream.errors import UsageError
-from specstream.suggestion import listed
+from specstream.errors import UsageError, listed
 
 # typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
 Text = Optional[str]  # noqa: UP045
@@ -98,6 +97,10 @@ Dtype = Annotated[
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 Runtime = Annotated[
     str, typer.Option("--runtime", help="How passes run: auto, graphs, native, packed, eager or static.")
+]
+MeasureBaseline = Annotated[
+    bool,
+    typer.Option("--measure-baseline", help="Decode some tokens without drafts too, to measure the speedup against."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 

@@ -15,11 +15,11 @@ from specstream.cli.records import table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
+    from specstream.engine.generation import Parts
     from specstream.evaluation.benchmark.config import BenchmarkConfig
     from specstream.evaluation.benchmark.experiments import Group
     from specstream.evaluation.benchmark.prompts import Prompt
-    from specstream.generation import Parts
-    from specstream.yaml_file import Document
+    from specstream.files.yaml_file import Document
 
 _Config = Annotated[
     options.Text,
@@ -78,7 +78,7 @@ def profile(
 
 def _settings(config: str | None, overrides: list[str], given: dict[str, Any]) -> tuple[BenchmarkConfig, Document]:
     from specstream.evaluation.benchmark.config import BenchmarkConfig, read_config
-    from specstream.yaml_file import Document, validated
+    from specstream.files.yaml_file import Document, validated
 
     if config is not None:
         if extra := [name for name, value in given.items() if value is not None]:
@@ -110,12 +110,12 @@ def _folder(path: str) -> Path:
 
 
 def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folder: Path) -> dict[str, Any]:
+    from specstream.engine.build import build_parts
+    from specstream.engine.inventory import announce_left_out, prepare
     from specstream.evaluation.benchmark.prompts import make_items
-    from specstream.evaluation.bound import Memory, read_speed, sentence, weights_of_a_pass
+    from specstream.evaluation.bottleneck import Memory, read_speed, sentence, weights_of_a_pass
     from specstream.evaluation.profile import cost_of_a_note
     from specstream.evaluation.profile import profile as measure
-    from specstream.inventory import announce_left_out, prepare
-    from specstream.parts import build_parts
 
     target = settings.target
     own = {"drafter": "none", **target.model_dump(include={"dtype", "device", "runtime", "exact"}), **group.target}

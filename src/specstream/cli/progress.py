@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from specstream.models.reporting import step
+from specstream.reporting import step
 
 
 class Tell(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
-from specstream.files import write_whole
+from specstream.files.atomic import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ from specstream.cli import options
 from specstream.cli.loading import quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
-from specstream.models.reporting import step
+from specstream.reporting import step
 
 if TYPE_CHECKING:
     from specstream.routing.figures import RouterTable
@@ -86,11 +86,11 @@ def evaluate(
 ) -> None:
     """Show what a router is worth on collections that it was not fitted to."""
     check_output(output)
-    from specstream.provenance import provenance
+    from specstream.environment import provenance
+    from specstream.files.yaml_file import validated
     from specstream.routing.model import RouterModel
     from specstream.training.router_config import TargetSection
     from specstream.training.router_train import evaluate_router
-    from specstream.yaml_file import validated
 
     target = validated(TargetSection, RouterModel.load(router).details.get("target", {}), "target.")
     if model is not None:

@@ -127,7 +127,7 @@ def _serve_with_vllm(settings: DeploymentConfig) -> None:
 
 
 def _serve_ours(settings: DeploymentConfig) -> None:
-    from specstream.extras import require
+    from specstream.environment import require
 
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require(package, "serve", "specstream serve")

@@ -13,8 +13,8 @@ from specstream.cli import options
 from specstream.cli.loading import load_engine, quiet
 from specstream.cli.records import check_output, table_console
 from specstream.errors import UsageError
-from specstream.files import write_whole
-from specstream.prompts import read_prompts
+from specstream.files.atomic import write_whole
+from specstream.files.prompts import read_prompts
 
 if TYPE_CHECKING:
     from specstream.evaluation.tune import Tuned
@@ -55,7 +55,7 @@ def tune(
 
         kind_of(heads)  # refuses a folder without heads before a model is loaded
     if draft is not None and not draft.startswith("self:"):
-        from specstream.models.catalog import check
+        from specstream.models.hub.catalog import check
 
         check(draft)
     settings = {"drafter": "none", "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device}
@@ -84,8 +84,8 @@ def _tune(
     engine: Any, texts: list[Any], chat: bool | None, draft: str | None, heads: str | None, repeats: int
 ) -> Tuned:
     from specstream.cli.progress import progress
+    from specstream.engine.text import asked, encode
     from specstream.evaluation.tune import tune as run
-    from specstream.text import asked, encode
 
     prompts = [encode(engine.tokenizer, asked(engine.tokenizer, text, chat)) for text in texts]
     with quiet(), progress("runs") as tell:

@@ -47,7 +47,7 @@ class _Option:
         """The form that is most like Python's name; ``_as_typed`` puts what was typed in its place."""
         forms = [form for form in self.parameter.opts if form.startswith("--")] or self.parameter.opts
         alike = [form for form in forms if _python(form) == name]
-        return (alike or forms)[0]
+        return str((alike or forms)[0])
 
 
 def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:

@@ -10,107 +10,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
-import torch
 from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
-from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, read_prompts
-from specstream.core.sampling import LogitsProcessor, Sampling
-from specstream.core.speculation import Speculation
-from specstream.core.stats import RowStats, Timings
-from specstream.core.stopping import StopCheck, Stopping
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict, read_prompts
+from specstream.core.rows import Round, Row
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict, verify_each
-from specstream.errors import UsageError
+from specstream.core.verify import verify_each
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Watcher = Callable[[Tensor, Sequence[int]], None]
-"""``(logits [n, vocab] that n emitted tokens were chosen from, those tokens)``, before any stop cuts them."""
-
-
-@dataclass(kw_only=True, eq=False)
-class Row:
-    """One sequence being decoded.
-
-    Attributes:
-        index: its place among the rows that were started together.
-        tokens: the prompt and what was emitted.
-        prompt_length: tokens of the prompt.
-        generator: its own source of chance, on the CPU.
-        repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
-        watch: shown the logits of every emitted token; None for nobody.
-        processors: logits processors of its own, and ``check``, a stopping rule of its own, in place of its batch's.
-        sampling: how its tokens are chosen, and ``stopping``, when it ends: set by the batch that takes it.
-        finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
-        error: what went wrong with this row alone.
-    """
-
-    index: int
-    tokens: list[int]
-    prompt_length: int
-    generator: torch.Generator
-    repeats: bool = False
-    watch: Watcher | None = None
-    processors: tuple[LogitsProcessor, ...] = ()
-    check: StopCheck | None = None
-    sampling: Sampling = field(init=False)
-    stopping: Stopping = field(init=False)
-    stats: RowStats = field(default_factory=RowStats)
-    finish_reason: str | None = None
-    error: Exception | None = None
-    exact: str = "bits"
-
-    @property
-    def emitted(self) -> list[int]:
-        return self.tokens[self.prompt_length :]
-
-    def left(self, context_length: int | None) -> int:
-        """Tokens that it may still emit."""
-        left = self.stopping.max_new_tokens - (len(self.tokens) - self.prompt_length)
-        return left if context_length is None else min(left, context_length - len(self.tokens))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Round:
-    """One row's share of one pass.
-
-    Attributes:
-        row: whose.
-        tokens: what was emitted, after any stop has cut it: accepted drafts, then a token of the target's own.
-        tree: what was scored.
-        path: the accepted nodes of it, the root first.
-        drafter: who drafted it; None for nobody, or where that is not known.
-    """
-
-    row: Row
-    tokens: tuple[int, ...]
-    tree: TokenTree
-    path: tuple[int, ...]
-    drafter: str | None
-
-
-def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
-    """Rows ready to decode, each with a generator of its own.
-
-    Raises:
-        UsageError: an empty prompt, or one that leaves no room in the model's context.
-    """
-    rows = []
-    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        if not prompt:
-            raise UsageError(f"prompt {index} is empty; give at least one token")
-        if context_length is not None and len(prompt) >= context_length:
-            raise UsageError(
-                f"prompt {index} has {len(prompt)} tokens and the model's context holds {context_length}; shorten it"
-            )
-        generator = torch.Generator().manual_seed(seed)
-        rows.append(Row(index=index, tokens=list(prompt), prompt_length=len(prompt), generator=generator))
-    return rows
 
 
 class Rules(TypedDict):
@@ -227,6 +144,33 @@ class Batch:
         self.timings.propose += between(start, proposed)
         self.timings.score += between(proposed, scored)
         return rounds
+
+
+class Reading:
+    """A batch to be.
+
+    The arguments are ``Batch``'s. If ``step`` raises, it is of no use any more.
+    """
+
+    def __init__(self, target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> None:
+        self._timings = rules["timings"]
+        self._session = target.begin_reading([row.tokens[:-1] for row in rows])
+        self._begin = partial(Batch, target, drafter, rows, session=self._session, **rules)
+        self._batch: Batch | None = None
+
+    def step(self, most: int) -> Batch | None:
+        """Read up to ``most`` tokens on, the target first; the batch, when all is read."""
+        if self._batch is None:
+            if self._timed(self._session.read, most):
+                return None
+            self._batch = self._begin()
+        return None if self._timed(self._batch.read, most) else self._batch
+
+    def _timed(self, read: Callable[[int], bool], most: int) -> bool:
+        started = time.perf_counter()
+        left = read(most)
+        self._timings.prefill += time.perf_counter() - started
+        return left
 
 
 def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> Iterator[list[Round]]:

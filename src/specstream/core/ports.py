@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,10 +12,34 @@ from torch import Tensor
 
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What verification decided for one row.
+
+    Attributes:
+        path: accepted nodes of the tree, the root first.
+        tokens: the tokens this pass emits: the accepted drafts, then one of the target's own (the bonus
+            after a fully accepted path, the correction after a rejection; none after an accepted end).
+        choices: the token of the largest logit after every node, accepted or not, for a drafter that learns from them;
+            ``NO_CHOICE`` where the logits hold NaN or infinity, and beyond the tree meaningless. Nobody pays for what
+            is not asked for; ask before the next pass.
+        error: why the row cannot go on, with no token then; None if it can.
+    """
+
+    path: tuple[int, ...]
+    tokens: tuple[int, ...]
+    choices: Callable[[], Sequence[int]] = field(default=tuple, compare=False, repr=False)
+    error: Exception | None = field(default=None, compare=False)
+
+    @property
+    def accepted(self) -> int:
+        """How many drafted tokens were accepted."""
+        return len(self.path) - 1
 
 
 @dataclass(frozen=True, eq=False)

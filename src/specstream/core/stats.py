@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from specstream.core.ports import Verdict
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 
 PATIENCE = 4
 """Passes before which nobody knows how fast a row is."""

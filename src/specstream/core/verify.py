@@ -18,42 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from specstream.core import deferred
-from specstream.core.chains import judge_chains
+from specstream.core.device import deferred
+from specstream.core.device.verification import judge_chains
+from specstream.core.ports import Verdict
 from specstream.core.sampling import Sampling, checked, draw, greedy_choices, largest, probabilities
 from specstream.core.tree import TokenTree
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What verification decided for one row.
-
-    Attributes:
-        path: accepted nodes of the tree, the root first.
-        tokens: the tokens this pass emits: the accepted drafts, then one of the target's own (the bonus
-            after a fully accepted path, the correction after a rejection; none after an accepted end).
-        choices: the token of the largest logit after every node, accepted or not, for a drafter that learns from them;
-            ``NO_CHOICE`` where the logits hold NaN or infinity, and beyond the tree meaningless. Nobody pays for what
-            is not asked for; ask before the next pass.
-        error: why the row cannot go on, with no token then; None if it can.
-    """
-
-    path: tuple[int, ...]
-    tokens: tuple[int, ...]
-    choices: Callable[[], Sequence[int]] = field(default=tuple, compare=False, repr=False)
-    error: Exception | None = field(default=None, compare=False)
-
-    @property
-    def accepted(self) -> int:
-        """How many drafted tokens were accepted."""
-        return len(self.path) - 1
-
 
 Walk = Callable[[int], Tensor]
 """node -> the target's distribution ``[vocab]`` after it."""

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast, get_args
 
-from specstream.choices import check_choice
 from specstream.config import (
     DrafterName,
     EngineConfig,
@@ -17,14 +16,15 @@ from specstream.config import (
     generation_config,
 )
 from specstream.demo.race import Race
-from specstream.engine import SpeculativeEngine
+from specstream.engine.build import SharedDrafts, build_parts
+from specstream.engine.choices import check_choice
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import announce_left_out, prepare
+from specstream.engine.text import asked, encode
 from specstream.errors import HeadMismatchError, UsageError
-from specstream.generation import Generation, Parts
 from specstream.heads.shipped import shipped_for
-from specstream.inventory import announce_left_out, prepare
-from specstream.parts import SharedDrafts, build_parts
 from specstream.routing.router import Router
-from specstream.text import asked, encode
 
 WARM_UP = "The sea is"
 WARM_UP_TOKENS = 8

@@ -11,8 +11,8 @@ from typing import Any
 from specstream.demo import colours, figures, tree
 from specstream.demo.offered import OfferedModels, Question
 from specstream.demo.race import Race, ShownRound
+from specstream.environment import require
 from specstream.errors import SpecStreamError, UsageError
-from specstream.extras import require
 
 EVERY = 0.1
 """Seconds between two pictures of a race."""

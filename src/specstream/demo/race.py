@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specstream.core.decode import Round, Row
-from specstream.generation import Generation
-from specstream.text import TextStream
-from specstream.tokens import TokenTexts
+from specstream.core.rows import Round, Row
+from specstream.engine.generation import Generation
+from specstream.engine.text import TextStream
+from specstream.engine.tokens import TokenTexts
 
 
 @dataclass(frozen=True, kw_only=True)

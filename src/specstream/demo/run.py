@@ -7,8 +7,8 @@ from threading import Event
 from typing import Any
 
 from specstream.demo.page import style
+from specstream.environment import require
 from specstream.errors import UsageError
-from specstream.extras import require
 
 
 def free_port(host: str, port: int) -> int:

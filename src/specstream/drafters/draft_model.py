@@ -29,13 +29,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from specstream.core import deferred
-from specstream.core.acceptance import Trust
-from specstream.core.deferred import DeferredChain, Drafted, upload
-from specstream.core.ports import DraftRequest, Offer, Target, TargetSession
+from specstream.core.device import deferred
+from specstream.core.device.deferred import DeferredChain, Drafted, upload
+from specstream.core.policy.acceptance import Trust
+from specstream.core.ports import DraftRequest, Offer, Target, TargetSession, Verdict
 from specstream.core.sampling import Sampling, distributions, draw, draw_each, largest, probabilities, process
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 from specstream.errors import UsageError
 
 READ_AT_ONCE = 32

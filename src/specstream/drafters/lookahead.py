@@ -28,10 +28,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession
+from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 from specstream.errors import UsageError
 
 

@@ -26,11 +26,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from specstream.core.candidates import Candidates, RankAcceptance, size_of
-from specstream.core.ports import DraftRequest, Offer, TargetSession
+from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
+from specstream.core.tree_shapes import Candidates, RankAcceptance, size_of
 from specstream.errors import UsageError
 
 SIZES = (3, 7, 15)

@@ -21,16 +21,16 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from specstream.config import GenerationConfig, SamplingSettings, generation_config
-from specstream.core.decode import Row
 from specstream.core.ports import Target
+from specstream.core.rows import Row
 from specstream.core.sampling import Sampling, process
 from specstream.core.tree import TokenTree
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.results import Totals
+from specstream.engine.text import Prompt, encode
+from specstream.engine.tokens import TokenTexts
 from specstream.errors import NumericalError, UsageError
-from specstream.generation import Generation, Parts
-from specstream.results import Totals
-from specstream.text import Prompt, encode
-from specstream.tokens import TokenTexts
 
 CANDIDATES = 16
 """Likeliest tokens of a position whose scores are compared: a token that rounding can choose is among them."""

@@ -17,16 +17,16 @@ import numpy as np
 
 from specstream.config import GenerationConfig
 from specstream.drafters.none import NoDrafter
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
+from specstream.engine.text import asked, encode
 from specstream.errors import reason_of
 from specstream.evaluation.answers import Answers
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Limits, Outcome, run_program
 from specstream.evaluation.quality import Values, counted, difference, estimate
 from specstream.evaluation.statistics import speed_ratio
-from specstream.generation import Generation, Parts
-from specstream.inventory import prepare
-from specstream.tasks.task import Metric, Task, TaskExample, program_of
-from specstream.text import asked, encode
+from specstream.evaluation.tasks.task import Metric, Task, TaskExample, program_of
 
 SIDES = ("plain", "speculative")
 

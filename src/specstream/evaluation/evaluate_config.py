@@ -9,15 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from specstream.choices import check_choice
 from specstream.config import engine_config
-from specstream.errors import SpecStreamError, UsageError
+from specstream.engine.choices import check_choice
+from specstream.errors import SpecStreamError, UsageError, listed
 from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experiment, TargetSection
 from specstream.evaluation.benchmark.experiments import make_plan
-from specstream.suggestion import listed
-from specstream.tasks.source import load_examples
-from specstream.tasks.task import Task, TaskExample, read_task, spread, task_names
-from specstream.yaml_file import Document, misplaced, read_document, sections_of, validated
+from specstream.evaluation.tasks.source import load_examples
+from specstream.evaluation.tasks.task import Task, TaskExample, read_task, spread, task_names
+from specstream.files.yaml_file import Document, misplaced, read_document, sections_of, validated
 
 
 class _Section(BaseModel):

@@ -14,11 +14,11 @@ from statistics import median
 from typing import Any, Protocol
 
 from specstream.config import GenerationConfig
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
+from specstream.engine.text import asked, encode
 from specstream.errors import UsageError
-from specstream.generation import Generation, Parts
-from specstream.inventory import prepare
-from specstream.prompts import read_records
-from specstream.text import asked, encode
+from specstream.files.prompts import read_records
 
 FIXED = " (fixed tree)"
 """Behind the name of a side whose tree is of one size, whether it pays or not: what heads are worth by themselves."""

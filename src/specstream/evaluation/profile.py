@@ -20,7 +20,7 @@ import torch
 from specstream.config import GenerationConfig
 from specstream.core import decode as loop
 from specstream.core import verify as rules
-from specstream.generation import Generation, Parts
+from specstream.engine.generation import Generation, Parts
 
 DRAFT, TARGET, VERIFY, SAMPLE, CACHE, CONTROLLER, OTHER = (
     "draft",

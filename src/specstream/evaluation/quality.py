@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specstream.environment import require
 from specstream.errors import UsageError
-from specstream.extras import require
-from specstream.tasks.task import Metric
+from specstream.evaluation.tasks.task import Metric
 
 Values = NDArray[np.float64]
 

@@ -12,14 +12,14 @@ from statistics import median
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
+from specstream.engine.build import build_parts
+from specstream.engine.generation import Generation
+from specstream.engine.inventory import extra_parameters, prepare, with_fixed_tree
+from specstream.engine.text import asked, encode
 from specstream.errors import reason_of
 from specstream.evaluation.heads import PLAIN, Side, speed
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
-from specstream.generation import Generation
-from specstream.inventory import extra_parameters, prepare, with_fixed_tree
-from specstream.parts import build_parts
-from specstream.tasks.task import Task, TaskExample
-from specstream.text import asked, encode
+from specstream.evaluation.tasks.task import Task, TaskExample
 
 CONTROLLED = "streams, controller"
 """The side on which the controller decides how far to draft."""

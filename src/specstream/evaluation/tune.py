@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from specstream.choices import SELF
 from specstream.config import EngineConfig, GenerationConfig, engine_config
+from specstream.engine.build import SharedDrafts, build_parts
+from specstream.engine.choices import SELF
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError, reason_of
-from specstream.evaluation.halving import Found, Run, runs_of, search
-from specstream.generation import Generation, Parts
+from specstream.evaluation.successive_halving import Found, Run, runs_of, search
 from specstream.heads.shipped import shipped_for
-from specstream.inventory import prepare
-from specstream.models.capabilities import RuntimeName
-from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import SharedDrafts, build_parts
+from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target.hf import HuggingFaceTarget
 
 PLAIN = "plain"
 """Plain decoding, which everything is compared with."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError
-from specstream.models.fingerprint import fingerprint
+from specstream.models.architecture.fingerprint import fingerprint
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 

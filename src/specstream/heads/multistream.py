@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specstream.errors import UnsupportedModelError, UsageError
-from specstream.models import compat
-from specstream.models.compat import Cache
-from specstream.models.families import Family
-from specstream.models.taps import States, decoder_layers, tapped
-from specstream.models.upper import Swaps, run_upper, swapped
+from specstream.models.architecture import compat
+from specstream.models.architecture.compat import Cache
+from specstream.models.architecture.families import Family
+from specstream.models.architecture.hidden_states import States, decoder_layers, tapped
+from specstream.models.architecture.partial_forward import Swaps, run_upper, swapped
 
 _ATTENTION = "specstream_streams"  # the name of our attention in transformers' registry
 

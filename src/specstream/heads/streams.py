@@ -32,19 +32,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specstream.core.candidates import Candidates
 from specstream.core.ports import Adapter, TargetSession
 from specstream.core.tree import TokenTree
+from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError
-from specstream.heads.chained import CHAINED_FROM, Chain, Chained, Pulls
 from specstream.heads.folder import describe_base, load_head, save_head
 from specstream.heads.multistream import MainStream, check_streamable, read_main, run_streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models import quantized
-from specstream.models.capabilities import capabilities
-from specstream.models.families import describe
-from specstream.models.taps import decoder_layers
-from specstream.models.upper import FinalNorm, adapted, sizes, upper_linears
+from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, Pulls
+from specstream.models.architecture.families import describe
+from specstream.models.architecture.hidden_states import decoder_layers
+from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears
+from specstream.models.runtime import quantized
+from specstream.models.runtime.capabilities import capabilities
 
 KIND = "streams"
 

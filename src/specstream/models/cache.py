@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.core.deferred import upload
-from specstream.models.compat import Cache
+from specstream.core.device.deferred import upload
+from specstream.models.architecture.compat import Cache
 
 STEP = 512
 """The cache grows by this many slots. Attention kernels on the CPU split the keys into blocks of up to 512, so a

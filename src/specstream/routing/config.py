@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from specstream.errors import UsageError
-from specstream.yaml_file import read_document, validated
+from specstream.files.yaml_file import read_document, validated
 
 NONE = "none"
 """The name of plain decoding among the drafters: what the others are measured against."""

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from specstream.environment import require
 from specstream.errors import ModelNotFoundError, UsageError
-from specstream.extras import require
 
 MPNET = "sentence-transformers/all-mpnet-base-v2"
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, SpecStreamError
+from specstream.files.yaml_file import validated
 from specstream.heads.folder import describe_base, read_settings, save_head
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
 from specstream.routing.features import HINTS, Features, make_embedding
-from specstream.yaml_file import validated
 
 WEIGHTS, KIND = "router.safetensors", "router"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
-from specstream.files import why_unread
+from specstream.files.atomic import why_unread
 from specstream.routing.config import NONE
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from specstream.serving.guard import PROBES
+from specstream.serving.middleware import PROBES
 
 _log = logging.getLogger("specstream.serving")
 

@@ -17,20 +17,20 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
 from specstream.serving.access import Access
-from specstream.serving.answers import Shape, usage
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
 from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
-from specstream.serving.guard import PROBES, Guard, JsonResponse, refusal
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
-from specstream.serving.meters import Meters
+from specstream.serving.metrics import Meters
+from specstream.serving.middleware import PROBES, Guard, JsonResponse, refusal
+from specstream.serving.requests import ChatBody, CompletionBody
+from specstream.serving.responses import Shape, usage
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
-from specstream.serving.schema import ChatBody, CompletionBody
 
 _log = logging.getLogger("specstream.serving")
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from specstream.serving.guard import refusal
+from specstream.serving.middleware import refusal
 
 _LONGEST_NAME = 100
 _SHOULD = "Input should be "

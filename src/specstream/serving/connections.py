@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from specstream.serving.deployment import SPARE_CONNECTIONS
-from specstream.serving.guard import PROBES, refusal
+from specstream.serving.middleware import PROBES, refusal
 
 _log = logging.getLogger("specstream.serving")
 

@@ -17,10 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 
 from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
-from specstream.errors import UsageError
-from specstream.files import why_unread
-from specstream.suggestion import listed
-from specstream.yaml_file import misplaced
+from specstream.errors import UsageError, listed
+from specstream.files.atomic import why_unread
+from specstream.files.yaml_file import misplaced
 
 GB = 1e9
 

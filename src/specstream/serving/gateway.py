@@ -9,16 +9,16 @@ from functools import partial
 from typing import Any
 
 from specstream.config import generation_config
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import check_tokens
+from specstream.engine.text import encode
 from specstream.errors import UsageError
-from specstream.generation import check_tokens
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.faults import FieldError
 from specstream.serving.jobs import Done, Event, Failed, Job
+from specstream.serving.requests import Body, ChatBody, CompletionBody
 from specstream.serving.scheduler import Scheduler
-from specstream.serving.schema import Body, ChatBody, CompletionBody
 from specstream.serving.structured import Schemas
-from specstream.text import encode
 
 
 class UnknownModelError(FieldError):

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Round, Row
-from specstream.core.reading import Reading
+from specstream.core.decode import Reading
+from specstream.core.rows import Round, Row
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.text import TextStream
 from specstream.errors import SpecStreamError
-from specstream.generation import Generation, Parts
-from specstream.text import TextStream
 
 
 class LateError(SpecStreamError):

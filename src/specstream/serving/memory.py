@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from specstream.choices import SELF
+from specstream.engine.choices import SELF
 from specstream.errors import SpecStreamError, UsageError
+from specstream.models.architecture.compat import model_class
 from specstream.models.cache import STEP, capacity_for
-from specstream.models.capabilities import capabilities
-from specstream.models.catalog import resolve
-from specstream.models.compat import model_class
-from specstream.models.load import pick_device, pick_dtype
+from specstream.models.hub.catalog import resolve
+from specstream.models.hub.load import pick_device, pick_dtype
+from specstream.models.runtime.capabilities import capabilities
 from specstream.serving.deployment import GB, DeploymentConfig
 
 _SELF_BYTES: dict[str, float] = {f"{SELF}int8": 1, f"{SELF}int4": 0.5}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from specstream.environment import require
 from specstream.errors import SpecStreamError, UsageError
-from specstream.extras import require
 from specstream.serving.deployment import DeploymentConfig
 
 if TYPE_CHECKING:

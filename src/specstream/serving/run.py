@@ -8,9 +8,9 @@ import socket
 import time
 from typing import Any
 
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.inventory import prepare
 from specstream.errors import UsageError
-from specstream.inventory import prepare
 from specstream.serving.deployment import DeploymentConfig, check_machine, most_connections
 from specstream.serving.memory import check_fit
 from specstream.serving.vllm_launch import shards

@@ -17,10 +17,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from specstream.core.decode import Batch, Row
-from specstream.core.reading import Reading
+from specstream.core.decode import Batch, Reading
+from specstream.core.rows import Row
+from specstream.engine.generation import Parts
 from specstream.errors import SpecStreamError
-from specstream.generation import Parts
 from specstream.serving.faults import fault
 from specstream.serving.jobs import Failed, FairQueue, Job, LateError
 from specstream.serving.pace import Pace

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specstream.environment import require
 from specstream.errors import MissingPackageError
-from specstream.extras import require
 from specstream.serving.faults import FieldError
 
 FIELD = "response_format"

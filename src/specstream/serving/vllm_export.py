@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.environment import provenance
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
 from specstream.heads import medusa
 from specstream.heads.folder import read_settings, save_head
-from specstream.models.catalog import resolve
-from specstream.models.compat import config_of, text_config
-from specstream.models.load import reason
-from specstream.models.vocabulary import read_part
-from specstream.provenance import provenance
+from specstream.models.architecture.compat import config_of, text_config
+from specstream.models.hub.catalog import resolve
+from specstream.models.hub.load import reason
+from specstream.models.hub.vocabulary import read_part
 from specstream.training.checkpoints import replace_folder, write_json
 
 RECORD = "vllm_export.json"

@@ -11,11 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from specstream.choices import SELF
 from specstream.drafters.lookup import LookupDrafter
+from specstream.engine.choices import SELF
 from specstream.errors import MissingPackageError, UsageError, VocabularyMismatchError
 from specstream.heads.folder import kind_of, read_settings
-from specstream.models.catalog import catalog, resolve
+from specstream.models.hub.catalog import catalog, resolve
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.vllm_export import DEPTH
 

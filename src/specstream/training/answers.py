@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Generation
+from specstream.engine.text import asked, encode
+from specstream.environment import provenance
 from specstream.errors import UsageError
-from specstream.generation import Generation
-from specstream.models.catalog import resolve
-from specstream.prompts import prompt_of, read_records
-from specstream.provenance import provenance
-from specstream.text import asked, encode
+from specstream.files.prompts import prompt_of, read_records
+from specstream.models.hub.catalog import resolve
 from specstream.training.checkpoints import write_json
-from specstream.training.held_out import HeldOut, same
+from specstream.training.decontamination import HeldOut, same
 
 
 @dataclass(frozen=True, kw_only=True)

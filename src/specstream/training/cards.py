@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from specstream.models.catalog import cached_folder, catalog
+from specstream.models.hub.catalog import cached_folder, catalog
 
 CARD, MADE = "README.md", "draft.json"
 """The card; and beside that of a draft that was made of its target, what it was made of."""

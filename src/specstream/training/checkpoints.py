@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import TrainingError
-from specstream.files import write_whole
+from specstream.files.atomic import write_whole
 from specstream.training.cards import CARD, training_card
 
 _STEP = re.compile(r"step-(\d{8})")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from specstream.errors import UsageError
-from specstream.tasks.task import read_task
-from specstream.yaml_file import Document, read_document, validated
+from specstream.evaluation.tasks.task import read_task
+from specstream.files.yaml_file import Document, read_document, validated
 
 Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specstream.engine.text import as_chat, encode
+from specstream.environment import require
 from specstream.errors import UsageError
-from specstream.extras import require
-from specstream.files import is_meant_as_path, why_unread
-from specstream.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
-from specstream.tasks.task import Task, read_examples, read_task, training_records
-from specstream.text import as_chat, encode
+from specstream.evaluation.tasks.task import Task, read_examples, read_task, training_records
+from specstream.files.atomic import is_meant_as_path, why_unread
+from specstream.files.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
 from specstream.training.config import DataSection
-from specstream.training.held_out import HeldOut
+from specstream.training.decontamination import HeldOut
 
 WINDOW = 64
 """Batches among which examples are sorted by length, so that the examples of one batch need little padding."""

@@ -2,7 +2,8 @@
 
 The target's norm and head expect the state that all layers leave. A linear map from what the few leave to that, by
 least squares on some texts, belongs to each choice of layers; how much would be accepted with it, on other text, tells
-which to take. Without it every choice is rarely right, and those that look nearest do not turn out well (docs/log.md).
+which to take. Without it every choice is rarely right, and those that look nearest do not turn out well:
+docs/experiments/0021-drafts-of-own-layers.md.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from specstream.errors import UsageError
-from specstream.models.compat import text_config
-from specstream.models.taps import decoder_layers
+from specstream.models.architecture.compat import text_config
+from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.training.data import Example, Examples
 
 JUDGED_POSITIONS, FITTED_POSITIONS = 512, 8192

@@ -23,7 +23,7 @@ from specstream.errors import TrainingError, UsageError
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import TrainingSection
 from specstream.training.data import Batch, Examples, Order
-from specstream.training.journal import Journal
+from specstream.training.run_log import Journal
 from specstream.training.trainee import Trainee
 
 

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.engine.build import eos_token_ids
 from specstream.errors import UsageError
-from specstream.models.compat import text_config
-from specstream.models.vocabulary import write_part
-from specstream.parts import eos_token_ids
+from specstream.models.architecture.compat import text_config
+from specstream.models.hub.vocabulary import write_part
 from specstream.training.cards import CARD, MADE, model_card
 from specstream.training.checkpoints import replace_folder
 from specstream.training.data import Examples
-from specstream.training.frozen import answer_counts, frequent_tokens
 from specstream.training.layer_choice import Judged, only_layers
+from specstream.training.live_evaluation import answer_counts, frequent_tokens
 
 
 def frequent_part(model: Any, tokenizer: Any, examples: Examples, size: int) -> Tensor:

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.engine import SpeculativeEngine
+from specstream.engine.build import build_drafters
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
+from specstream.engine.text import asked, encode
+from specstream.environment import provenance
 from specstream.errors import TrainingError, UsageError, reason_of
-from specstream.generation import Generation, Parts
+from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
-from specstream.inventory import prepare
-from specstream.parts import build_drafters
-from specstream.prompts import load_prompts
-from specstream.provenance import provenance
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.text import asked, encode
 from specstream.training.answers import AnswerFile, file_sha256
-from specstream.training.held_out import HeldOut, same
+from specstream.training.decontamination import HeldOut, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
 
 

@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from specstream.choices import check_choice
 from specstream.config import engine_config
+from specstream.engine.build import config_of
+from specstream.engine.choices import check_choice
 from specstream.errors import UsageError
-from specstream.parts import config_of
+from specstream.files.yaml_file import Document, read_document, validated
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
 from specstream.routing.learn import FitSection
-from specstream.yaml_file import Document, read_document, validated
 
 
 class _Section(BaseModel):

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from specstream.environment import provenance
 from specstream.errors import HeadMismatchError, UsageError
+from specstream.files.yaml_file import validated
 from specstream.heads.folder import describe_base
-from specstream.models.load import load_model
-from specstream.provenance import provenance
+from specstream.models.hub.load import load_model
 from specstream.routing.config import NONE, DrafterSpec, RouterConfig, check_drafters
 from specstream.routing.features import Features, make_embedding, token_table
 from specstream.routing.figures import RouterTable, router_table, speed
@@ -27,7 +28,6 @@ from specstream.routing.router import Router
 from specstream.training.answers import file_sha256
 from specstream.training.checkpoints import replace_folder
 from specstream.training.router_config import DataSection, RouterTrainConfig, TargetSection
-from specstream.yaml_file import validated
 
 
 @dataclass(frozen=True, kw_only=True)

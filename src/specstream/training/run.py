@@ -8,17 +8,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from specstream.environment import provenance
 from specstream.errors import UsageError
-from specstream.models.catalog import check
-from specstream.provenance import provenance
+from specstream.models.hub.catalog import check
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples, read_file
-from specstream.training.journal import Journal
 from specstream.training.loop import Loop, Outcome, make_accelerator
+from specstream.training.run_log import Journal
 from specstream.training.trainee import Prepared
 
-RECIPES: Mapping[str, str] = {name: f"specstream.training.recipes.{name}" for name in get_args(Recipe)}
+RECIPES: Mapping[str, str] = {
+    **{name: f"specstream.training.recipes.{name}" for name in get_args(Recipe)},
+    "lora": "specstream.training.lora",
+}
 """Modules with a ``prepare(config, device)`` that returns a ``Prepared``."""
 
 _MAY_CHANGE = {

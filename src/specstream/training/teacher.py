@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.models.fingerprint import fingerprint
+from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.data import Batch
-from specstream.training.frozen import lengths_of
-from specstream.training.kept import KeptStates
+from specstream.training.hidden_state_cache import KeptStates
+from specstream.training.live_evaluation import lengths_of
 
 
 @dataclass(frozen=True, kw_only=True)

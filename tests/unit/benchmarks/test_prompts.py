@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.prompts import CODE_EDITS, Item, batches, encoded, long_text, random_prompts
 from specstream.errors import UsageError
-from specstream.prompts import load_prompts
+from specstream.files.prompts import load_prompts
 from tests.tiny import tiny_tokenizer
 
 

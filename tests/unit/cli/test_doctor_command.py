@@ -11,8 +11,9 @@ from specstream.evaluation import doctor
 from specstream.evaluation.doctor import Report
 from specstream.evaluation.doctor.facts import Caches
 from specstream.evaluation.doctor.findings import Finding
-from specstream.models import hub, verdicts
-from specstream.models.catalog import DEFAULT_MODEL
+from specstream.models.hub import snapshots
+from specstream.models.hub.catalog import DEFAULT_MODEL
+from specstream.models.invariance import selftest_cache
 from tests.unit.evaluation.test_doctor import CACHE, CARD, GPUS, PASSES, PROCESSOR, WIDTHS, version
 
 KEYS = {"versions", "processor", "passes", "gpus", "caches", "widths", "speed", "pass_costs", "findings", "notes"}
@@ -134,8 +135,8 @@ def test_a_model_that_is_not_here_is_not_fetched(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPECSTREAM_MODELS", str(tmp_path))
-    monkeypatch.setenv(verdicts.SWITCH, "1")
-    monkeypatch.setattr(hub, "cached_snapshot", lambda hub_id: None)
+    monkeypatch.setenv(selftest_cache.SWITCH, "1")
+    monkeypatch.setattr(snapshots, "cached_snapshot", lambda hub_id: None)
     code, out = run(capsys, "--json", "--no-measure")
     record = json.loads(out)
     assert record["widths"]["state"] == "not downloaded"

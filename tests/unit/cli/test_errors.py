@@ -9,7 +9,7 @@ import pytest
 
 from specstream import errors
 from specstream.cli import main
-from specstream.models import catalog
+from specstream.models.hub import catalog
 
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "SPECSTREAM_DEBUG"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from specstream.cli import main
-from specstream.models import hub
+from specstream.models.hub import snapshots
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}", encoding="utf-8")
     monkeypatch.setenv("SPECSTREAM_MODELS", str(tmp_path))
-    monkeypatch.setattr(hub, "cached_snapshot", lambda hub_id: None)
+    monkeypatch.setattr(snapshots, "cached_snapshot", lambda hub_id: None)
     return tmp_path
 
 

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
+from specstream import reporting
 from specstream.cli.progress import progress
-from specstream.models import reporting
-from tests.unit.models.test_reporting import wait_for
+from tests.unit.test_reporting import wait_for
 
 
 def test_a_log_gets_lines_with_the_time_left(monkeypatch, capsys):

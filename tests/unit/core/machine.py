@@ -9,11 +9,10 @@ from operator import mul
 
 import torch
 
-from specstream.core.controller import Controller
-from specstream.core.plans import Choice
-from specstream.core.ports import DraftRequest, Offer
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.plans import Choice
+from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 
 CHANCE = torch.Generator()
 RIGHT, WRONG = 1, 0

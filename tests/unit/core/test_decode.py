@@ -7,10 +7,11 @@ import itertools
 import pytest
 import torch
 
-from specstream.core.controller import Controller
-from specstream.core.decode import Batch, Stopping, decode, start_rows
+from specstream.core.decode import Batch, Stopping, decode
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.policy import Speculation
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from specstream.core.decode import start_rows
-from specstream.core.reading import Reading
+from specstream.core.decode import Reading
+from specstream.core.policy.policy import Speculation
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.none import NoDrafter
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.uncached import UncachedTarget
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.models.target.uncached import UncachedTarget
 from tests.lossless.decoding import run
 from tests.lossless.table_model import TableModel
 from tests.tiny import tiny_model

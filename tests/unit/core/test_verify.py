@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from specstream.core import verify as rules
+from specstream.core.ports import Verdict
 from specstream.core.sampling import NO_CHOICE, Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict, verify, verify_greedy, verify_sampled, verify_typical
+from specstream.core.verify import verify, verify_greedy, verify_sampled, verify_typical
 from specstream.errors import NumericalError
 
 VOCAB = 6

@@ -9,9 +9,9 @@ from typing import Any
 from specstream.config import GenerationConfig
 from specstream.demo.race import Race, ShownRound
 from specstream.drafters.none import NoDrafter
-from specstream.engine import SpeculativeEngine
-from specstream.generation import Generation
-from specstream.text import encode
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Generation
+from specstream.engine.text import encode
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "the cat sat on the mat and the dog"

@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specstream.core import deferred
-from specstream.core.decode import Stopping, decode, start_rows
-from specstream.core.ports import DraftRequest
+from specstream.core.decode import Stopping, decode
+from specstream.core.device import deferred
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import DraftRequest, Verdict
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling, probabilities
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
-from specstream.core.verify import Verdict
 from specstream.drafters.draft_model import FAR_BEHIND, HARDLY, READ_AT_ONCE, DraftModelDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError

@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specstream.core.controller import Controller
-from specstream.core.decode import Stopping, decode, start_rows
-from specstream.core.ports import DraftRequest
+from specstream.core.decode import Stopping, decode
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import DraftRequest, Verdict
+from specstream.core.rows import start_rows
 from specstream.core.sampling import NO_CHOICE, Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
-from specstream.core.verify import Verdict
 from specstream.drafters.lookahead import LookaheadDrafter, Pool
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError

@@ -5,10 +5,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from specstream.core.ports import DraftRequest
+from specstream.core.ports import DraftRequest, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 from specstream.drafters.lookup import LookupDrafter
 from specstream.errors import UsageError
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from specstream.core.controller import Controller
-from specstream.core.decode import Stopping, decode, start_rows
-from specstream.core.ports import DraftRequest
+from specstream.core.decode import Stopping, decode
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import DraftRequest, Verdict
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
-from specstream.core.verify import Verdict
 from specstream.drafters.medusa import SIZES, MedusaDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specstream.core.decode import Stopping, decode, start_rows
-from specstream.core.plans import Taken
+from specstream.core.decode import Stopping, decode
+from specstream.core.policy.plans import Taken
+from specstream.core.policy.policy import Speculation
 from specstream.core.ports import DraftRequest
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter

@@ -7,14 +7,14 @@ import time
 import pytest
 import torch
 
-from specstream.core.candidates import Candidates
-from specstream.core.controller import Controller
-from specstream.core.decode import Stopping, decode, start_rows
-from specstream.core.ports import DraftRequest
+from specstream.core.decode import Stopping, decode
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import DraftRequest, Verdict
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
-from specstream.core.verify import Verdict
+from specstream.core.tree_shapes import Candidates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError
 from tests.lossless.table_model import TableModel

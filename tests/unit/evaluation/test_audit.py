@@ -12,14 +12,13 @@ from torch import Tensor
 from specstream import SpeculativeEngine
 from specstream.config import GenerationConfig
 from specstream.core import decode
-from specstream.core.ports import Target
-from specstream.core.speculation import Speculation
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import Target, Verdict
 from specstream.core.tree import TokenTree
-from specstream.core.verify import Verdict
 from specstream.drafters.none import NoDrafter
+from specstream.engine.generation import Generation, Parts
 from specstream.errors import NumericalError, UsageError
 from specstream.evaluation.audit import AuditReport, audit, audit_tokens
-from specstream.generation import Generation, Parts
 from tests.lossless.drafters import FunctionDrafter, oracle
 from tests.lossless.table_model import TableModel
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -8,7 +8,7 @@ from specstream.evaluation.answers import Answers
 from specstream.evaluation.evaluate import code_of, judge, results
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Outcome
-from specstream.tasks.task import Task, TaskExample
+from specstream.evaluation.tasks.task import Task, TaskExample
 
 TASK = Task(
     format="jsonl",

@@ -10,14 +10,14 @@ import torch
 from specstream.config import GenerationConfig, engine_config
 from specstream.core import decode as loop
 from specstream.core import verify as rules
-from specstream.evaluation import bound
-from specstream.evaluation.bound import Memory, sentence, weights_of_a_pass
+from specstream.engine.build import build_parts
+from specstream.engine.generation import Generation
+from specstream.evaluation import bottleneck
+from specstream.evaluation.bottleneck import Memory, sentence, weights_of_a_pass
 from specstream.evaluation.profile import PARTS, Instrument, Pass, Profile, profile
-from specstream.generation import Generation
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models.hf import HuggingFaceTarget
-from specstream.parts import build_parts
+from specstream.models.target.hf import HuggingFaceTarget
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7, 5, 6, 7, 5, 6], [9, 8, 7, 6]]
@@ -156,7 +156,7 @@ def test_arms_generate_in_turn(target, monkeypatch):
     assert done == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("part", "cause"), list(bound.CAUSES.items()))
+@pytest.mark.parametrize(("part", "cause"), list(bottleneck.CAUSES.items()))
 def test_the_sentence_names_what_takes_most(part, cause):
     shares = {part.replace(" ", "_"): 0.7, "target_pass": 0.3}
     said = sentence(made(0.01, **shares), Memory(speeds=(1e10,), weights=10**9))

@@ -6,16 +6,17 @@ import json
 import pytest
 import torch
 
-from specstream.core.candidates import rank_rates
-from specstream.core.decode import Stopping, decode, start_rows
+from specstream.core.decode import Stopping, decode
+from specstream.core.policy.policy import Speculation
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
-from specstream.core.speculation import Speculation
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
+from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.heads.medusa import DECAY, MedusaHeads
-from specstream.models.hf import HuggingFaceTarget
+from specstream.models.target.hf import HuggingFaceTarget
 from tests.lossless.families import FAMILIES, build, prompt
 from tests.tiny import tiny_model
 

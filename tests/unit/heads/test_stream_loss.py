@@ -8,8 +8,8 @@ import torch
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models.fingerprint import fingerprint
-from specstream.models.upper import upper_linears
+from specstream.models.architecture.fingerprint import fingerprint
+from specstream.models.architecture.partial_forward import upper_linears
 from tests.lossless.families import VOCAB, WINDOW, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,11 +12,11 @@ from specstream.heads.multistream import run_streams
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models import native, quantized
-from specstream.models.fingerprint import fingerprint
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.uncached import UncachedTarget
-from specstream.models.upper import merged, upper_linears
+from specstream.models.architecture.fingerprint import fingerprint
+from specstream.models.architecture.partial_forward import merged, upper_linears
+from specstream.models.runtime import native, quantized
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.models.target.uncached import UncachedTarget
 from tests.lossless.families import FAMILIES, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from specstream.engine.text import encode
 from specstream.errors import MissingPackageError, UsageError
 from specstream.serving.faults import fault
-from specstream.text import encode
 
 SECRET = "xyzzy plugh"
 
@@ -35,7 +35,7 @@ def test_it_says_which_of_our_lines_led_there() -> None:
     line = fault(caught.value)
     assert "test_faults.py:" in line
     assert "from " in line
-    assert "specstream/text.py:" in line
+    assert "specstream/engine/text.py:" in line
     assert SECRET not in line
 
 

@@ -79,7 +79,7 @@ def test_a_catalog_name_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch
 
 
 def test_a_hub_id_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specstream.models.hub.cached_snapshot", lambda hub_id: large(tmp_path))
+    monkeypatch.setattr("specstream.models.hub.snapshots.cached_snapshot", lambda hub_id: large(tmp_path))
     with pytest.raises(UsageError, match="memory_gb is 1, the weights of somebody/large"):
         check_fit(DeploymentConfig(model_name="somebody/large", memory_gb=1, device="cpu"))
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from specstream.config import GenerationConfig
-from specstream.core.controller import Controller
-from specstream.core.speculation import Speculation
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.policy import Speculation
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
-from specstream.generation import Parts
+from specstream.engine.generation import Parts
 from specstream.serving.jobs import Done, Event, Failed, FairQueue, Job, LateError, Piece
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 from tests.lossless.table_model import TableModel, TableSession

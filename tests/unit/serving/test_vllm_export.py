@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from specstream.cli import main
 from specstream.errors import NumericalError, UsageError, VocabularyMismatchError
 from specstream.heads.medusa import MedusaHeads
-from specstream.models.vocabulary import cut_head, write_part
+from specstream.models.hub.vocabulary import cut_head, write_part
 from specstream.serving.vllm_export import RECORD, every_row, export
 from tests.tiny import tiny_model, tiny_tokenizer
 

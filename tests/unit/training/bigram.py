@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from specstream.training.config import LoggingSection, TrainingSection
 from specstream.training.data import Batch, Example, Examples
-from specstream.training.journal import Journal
 from specstream.training.loop import Loop, make_accelerator
+from specstream.training.run_log import Journal
 from specstream.training.trainee import Goal, token_loss
 
 VOCAB = 12

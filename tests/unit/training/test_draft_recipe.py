@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from specstream.errors import UsageError, VocabularyMismatchError
-from specstream.models.vocabulary import cut_head, write_part
+from specstream.models.hub.vocabulary import cut_head, write_part
 from specstream.training.config import train_config
 from specstream.training.data import Example, Examples
 from specstream.training.recipes.draft import TrainedDraft, prepare

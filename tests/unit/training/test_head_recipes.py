@@ -12,7 +12,7 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.training.config import train_config
 from specstream.training.data import load_examples
-from specstream.training.frozen import Live
+from specstream.training.live_evaluation import Live
 from specstream.training.recipes import streams as recipe
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -178,7 +178,7 @@ def test_a_linear_start_is_close_to_the_states_to_come(config, made, tmp_path):
 
 def test_live_decoding_of_a_drafter_that_is_always_right(made):
     from specstream.drafters.draft_model import DraftModelDrafter
-    from specstream.models.hf import HuggingFaceTarget
+    from specstream.models.target.hf import HuggingFaceTarget
 
     model, tokenizer = tiny_model(), tiny_tokenizer()
     drafter = DraftModelDrafter(HuggingFaceTarget(model, exact=False), gamma=3, branches=1, vocab_size=300)

@@ -10,8 +10,8 @@ import torch
 from specstream.errors import TrainingError, UsageError
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import LoggingSection, TrainingSection
-from specstream.training.journal import Journal
 from specstream.training.loop import learning_rate
+from specstream.training.run_log import Journal
 from specstream.training.trainee import token_loss
 from tests.unit.training.bigram import Bigram, counting, loop
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from specstream.config import EngineConfig, GenerationConfig
 from specstream.errors import UsageError
-from specstream.yaml_file import NAME, Document, read_document, validated
+from specstream.files.yaml_file import NAME, Document, read_document, validated
 
 PLAIN = "plain"
 """The arm that every experiment has, and against which the others are measured."""

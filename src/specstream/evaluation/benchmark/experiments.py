@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specstream.choices import SELF, check_choice
 from specstream.config import EngineConfig, GenerationConfig, engine_config, generation_config
-from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError
+from specstream.engine.choices import SELF, check_choice
+from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError, listed
 from specstream.evaluation.benchmark.config import ARM, NAMED, PLAIN, TARGET, WORKLOAD, BenchmarkConfig, Experiment
-from specstream.suggestion import listed
-from specstream.yaml_file import Document, misplaced, sections_of
+from specstream.files.yaml_file import Document, misplaced, sections_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +213,8 @@ def _place(config: BenchmarkConfig, experiment: str, arm: Arm) -> tuple[str, ...
 def _check_draft(target: str, draft: str) -> None:
     from transformers import AutoTokenizer
 
-    from specstream.models.catalog import resolve
-    from specstream.models.load import reason
+    from specstream.models.hub.catalog import resolve
+    from specstream.models.hub.load import reason
 
     try:
         ours, theirs = (

@@ -16,7 +16,7 @@ from typing import Any
 
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Arm, Group
-from specstream.files import write_whole
+from specstream.files.atomic import write_whole
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from specstream.engine.text import asked, encode
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.config import PromptFile, PromptsSection
-from specstream.prompts import prompt_of, read_records
-from specstream.tasks.task import read_examples, read_task
-from specstream.text import asked, encode
-from specstream.yaml_file import Document
+from specstream.evaluation.tasks.task import read_examples, read_task
+from specstream.files.prompts import prompt_of, read_records
+from specstream.files.yaml_file import Document
 
 BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 """Three prompts of each category, for a benchmark without data."""

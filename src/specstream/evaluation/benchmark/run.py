@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from specstream.engine import SpeculativeEngine
+from specstream.engine.build import SharedDrafts, build_parts
+from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.generation import Parts
+from specstream.engine.inventory import announce_left_out, draft_bytes, extra_parameters, prepare
+from specstream.environment import provenance
 from specstream.errors import reason_of
 from specstream.evaluation.benchmark.config import BenchmarkConfig
 from specstream.evaluation.benchmark.experiments import Arm, Group, Plan
 from specstream.evaluation.benchmark.folder import SUMMARY, RunFolder, write_json
-from specstream.evaluation.benchmark.meters import generate, machine
+from specstream.evaluation.benchmark.metrics import generate, machine
 from specstream.evaluation.benchmark.prompts import Item, Prompt, make_items
 from specstream.evaluation.benchmark.summary import summarise
-from specstream.generation import Parts
-from specstream.inventory import announce_left_out, draft_bytes, extra_parameters, prepare
-from specstream.models.load import pick_device
-from specstream.parts import SharedDrafts, build_parts
-from specstream.provenance import provenance
+from specstream.models.hub.load import pick_device
 
 Progress = Callable[[int, int, str], None]
 """Called with the generations that are done, all there are to do in this session, and what comes next."""

@@ -122,8 +122,8 @@ def _measured(widths: Widths | None) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     from specstream.evaluation.doctor.speed import pass_costs, speed
-    from specstream.models.capabilities import capabilities
-    from specstream.models.catalog import DEFAULT_MODEL, catalog
+    from specstream.models.hub.catalog import DEFAULT_MODEL, catalog
+    from specstream.models.runtime.capabilities import capabilities
 
     device = facts.default_device()
     if widths is not None and widths.parameters and widths.bytes and widths.dtype:

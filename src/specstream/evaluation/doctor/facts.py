@@ -214,8 +214,8 @@ def passes() -> Passes:
     """Kernels, dtype, runtime and the drafts' bits. Kernels that are missing are compiled if they can be."""
     import torch
 
-    from specstream.models.capabilities import capabilities
-    from specstream.models.compiled import find_compiler
+    from specstream.models.runtime.capabilities import capabilities
+    from specstream.models.runtime.compiled import find_compiler
 
     found = capabilities(default_device(), torch.bfloat16)
     return Passes(
@@ -262,15 +262,17 @@ def caches() -> Caches:
     """The folders that fill up over time."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from specstream.models import catalog, compiled, verdicts
+    from specstream.models.hub import catalog
+    from specstream.models.invariance import selftest_cache
+    from specstream.models.runtime import compiled
 
     folders = (
         _cache("kernels", compiled.cache_folder(), "XDG_CACHE_HOME"),
-        _cache("self-tests", verdicts.cache_folder(), "XDG_CACHE_HOME"),
+        _cache("self-tests", selftest_cache.cache_folder(), "XDG_CACHE_HOME"),
         _cache("models", catalog.models_root(), "SPECSTREAM_MODELS"),
         _cache("hub", Path(HF_HUB_CACHE), "HF_HOME"),
     )
-    return Caches(folders=folders, keeps_self_tests=not verdicts.switched_off())
+    return Caches(folders=folders, keeps_self_tests=not selftest_cache.switched_off())
 
 
 def widths(model: str, hush: Callable[[], AbstractContextManager[None]]) -> Widths:
@@ -284,7 +286,7 @@ def widths(model: str, hush: Callable[[], AbstractContextManager[None]]) -> Widt
         ModelNotFoundError: nothing answers to the name.
     """
     from specstream.errors import SpecStreamError
-    from specstream.models.catalog import on_disk
+    from specstream.models.hub.catalog import on_disk
 
     if on_disk(model) is None:
         return Widths(model=model, state="not downloaded")
@@ -297,10 +299,10 @@ def widths(model: str, hush: Callable[[], AbstractContextManager[None]]) -> Widt
 
 
 def _tested(name: str, hush: Callable[[], AbstractContextManager[None]]) -> Widths:
-    from specstream.evaluation.bound import weights_of_a_pass
-    from specstream.models.hf import HuggingFaceTarget
-    from specstream.models.load import load_model
-    from specstream.models.verdicts import verdicts_of
+    from specstream.evaluation.bottleneck import weights_of_a_pass
+    from specstream.models.hub.load import load_model
+    from specstream.models.invariance.selftest_cache import verdicts_of
+    from specstream.models.target.hf import HuggingFaceTarget
 
     with hush():
         model, _ = load_model(name)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from specstream.models import native
+from specstream.models.runtime import native
 
 SECONDS = 5.0
 """Of all measurements together, what they are made of included."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specstream.environment import require
 from specstream.evaluation.benchmark.config import PLAIN
 from specstream.evaluation.report.words import FEW, arm_name
-from specstream.extras import require
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, without the yellow, which paper swallows; black is plain decoding's."""

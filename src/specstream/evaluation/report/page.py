@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specstream.environment import require
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.config import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
@@ -23,8 +24,7 @@ from specstream.evaluation.report.words import (
     milliseconds,
     number,
 )
-from specstream.extras import require
-from specstream.files import write_whole
+from specstream.files.atomic import write_whole
 
 TITLE = "What speculation is worth here"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.heads.folder import SETTINGS, kind_of, read_settings
-from specstream.models.fingerprint import fingerprint
+from specstream.models.architecture.fingerprint import fingerprint
 
 ROOT = Path(__file__).parent
 

@@ -14,14 +14,14 @@ from transformers import AutoConfig
 
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
-from specstream.models.hf import HuggingFaceTarget
-from specstream.models.load import load_model
-from specstream.models.vocabulary import cut_head, read_part, write_part
+from specstream.models.hub.load import load_model
+from specstream.models.hub.vocabulary import cut_head, read_part, write_part
+from specstream.models.target.hf import HuggingFaceTarget
 from specstream.training.cards import MADE
 from specstream.training.config import DistillationSection, DraftSection, TrainConfig
 from specstream.training.data import Batch
 from specstream.training.distillation import distance
-from specstream.training.frozen import Live, prompts_of
+from specstream.training.live_evaluation import Live, prompts_of
 from specstream.training.teacher import Teacher
 from specstream.training.trainee import Goal, Prepared
 

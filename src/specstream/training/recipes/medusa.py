@@ -7,14 +7,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from specstream.core.candidates import rank_rates
+from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.heads.medusa import MedusaHeads
-from specstream.models.fingerprint import fingerprint
+from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
-from specstream.training.frozen import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
-from specstream.training.kept import KeptStates
+from specstream.training.hidden_state_cache import KeptStates
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
 from specstream.training.trainee import Goal, Prepared, drafted_figures
 
 

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specstream.core.candidates import rank_rates
+from specstream.core.tree_shapes import rank_rates
 from specstream.errors import UsageError
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams
-from specstream.lora import LoRAAdapter
-from specstream.models.fingerprint import fingerprint
+from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
-from specstream.training.frozen import RANKS, judged, provenance_of, read_frozen
-from specstream.training.recipes.lora import MODEL, adapter_of
+from specstream.training.live_evaluation import RANKS, judged, provenance_of, read_frozen
+from specstream.training.lora import MODEL, LoRAAdapter, adapter_of
 from specstream.training.recipes.streams import MainStates, begin, shape_of
 from specstream.training.trainee import Goal, Prepared, drafted_figures
 

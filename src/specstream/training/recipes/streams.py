@@ -9,17 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from specstream.core.candidates import rank_rates
+from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.multistream import MainStream
 from specstream.heads.stream_loss import stream_loss, stream_ranks
 from specstream.heads.streams import Streams, unit
 from specstream.heads.streams_config import StreamsConfig
-from specstream.models.fingerprint import fingerprint
+from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
-from specstream.training.frozen import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
-from specstream.training.kept import KeptStates
+from specstream.training.hidden_state_cache import KeptStates
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
 from specstream.training.trainee import Goal, Prepared, drafted_figures
 
 NOISE = 0.1

@@ -4,7 +4,7 @@ import pytest
 
 from specstream.evaluation.benchmark.config import PromptFile, PromptsSection
 from specstream.evaluation.benchmark.prompts import Prompt, make_items, read_prompts
-from specstream.yaml_file import Document
+from specstream.files.yaml_file import Document
 from tests.tiny import tiny_tokenizer
 
 NOWHERE = Document(source="", values={})

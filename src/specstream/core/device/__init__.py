@@ -1,0 +1,1 @@
+"""Drafts and verdicts that stay on the device."""

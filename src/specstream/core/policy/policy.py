@@ -1,0 +1,89 @@
+"""How far each row speculates in a round: what the controller chooses, or the first offer where nothing is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from threading import RLock
+from typing import Any
+
+from specstream.core.policy.controller import Controller
+from specstream.core.policy.plans import Taken
+from specstream.core.ports import DraftRequest, Offer
+from specstream.core.rows import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """How far to speculate, and by which rule drafts are accepted.
+
+    Attributes:
+        max_depth: the deepest tree.
+        unmeasured_depth: the deepest without a controller; None for ``max_depth``.
+        unmeasured_steps: whether drafts that cost the drafter time are taken without a controller.
+        acceptance_threshold: None is lossless; a number is typical acceptance, which is not.
+        controller: chooses what each row takes of its offers, and how deep, by what it measured; None always takes the
+            first offer that it may, as deep as it goes.
+        lock: held for a round: between a choice and what became of it, threads that share a controller wait.
+    """
+
+    max_depth: int
+    unmeasured_depth: int | None = None
+    unmeasured_steps: bool = True
+    acceptance_threshold: float | None = None
+    controller: Controller | None = None
+    lock: AbstractContextManager[Any] = field(default_factory=RLock, repr=False, compare=False)
+
+    def measures(self, row: Row) -> bool:
+        """Whether the controller decides for this row."""
+        return self.controller is not None and not row.repeats
+
+    def depth(self, row: Row) -> int:
+        """The deepest tree to ask for."""
+        return self.max_depth if self.measures(row) else self.unmeasured_depth or self.max_depth
+
+    def idle(self, rows: Sequence[Row]) -> bool:
+        """Whether the controller decides for all rows, and has nothing to decide on just now."""
+        return self.controller is not None and self.controller.idle and all(map(self.measures, rows))
+
+    def plain_seconds(self, rows: int) -> float | None:
+        """What a plain pass of so many rows takes, by the controller's own measurements; None where it has none."""
+        return None if self.controller is None else self.controller.plain_seconds(rows)
+
+    def choose(
+        self,
+        rows: Sequence[Row],
+        requests: Sequence[DraftRequest],
+        offers: Sequence[Sequence[Offer]],
+        ending: Sequence[float] | None = None,
+        *,
+        packs: bool = False,
+    ) -> list[DraftRequest]:
+        """The requests as they shall be met: with the offer taken, and its depth.
+
+        Args:
+            rows: of the round.
+            requests: what they may ask for.
+            offers: what there is for them.
+            ending: in a batch that nobody joins, passes after which each row is expected to end.
+            packs: whether the target's passes need no padding.
+        """
+        measured = [self.measures(row) for row in rows]
+        choices = [None if own else self._first(available) for own, available in zip(measured, offers, strict=True)]
+        if self.controller is not None and any(measured):
+            judged = [available if own else () for own, available in zip(measured, offers, strict=True)]
+            context = max(len(row.tokens) for row in rows)
+            taken = self.controller.choose(judged, context, ending, packs=packs)
+            choices = [mine if own else first for own, mine, first in zip(measured, taken, choices, strict=True)]
+        return [
+            replace(request, offer=choice.offer, depth=choice.depth, least=choice.least, prices=choice.prices)
+            if choice
+            else replace(request, depth=0)
+            for request, choice in zip(requests, choices, strict=True)
+        ]
+
+    def _first(self, available: Sequence[Offer]) -> Taken | None:
+        """What is taken unseen."""
+        allowed = (offer for offer in available if self.unmeasured_steps or offer.steps(offer.depth) == 0)
+        return next((Taken(offer, offer.depth) for offer in allowed), None)

@@ -1,0 +1,98 @@
+"""One sequence being decoded: its tokens, its source of chance, its rules, its counts, and its share of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from specstream.core.sampling import LogitsProcessor, Sampling
+from specstream.core.stats import RowStats
+from specstream.core.stopping import StopCheck, Stopping
+from specstream.core.tree import TokenTree
+from specstream.errors import UsageError
+
+Watcher = Callable[[Tensor, Sequence[int]], None]
+"""``(logits [n, vocab] that n emitted tokens were chosen from, those tokens)``, before any stop cuts them."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Row:
+    """One sequence being decoded.
+
+    Attributes:
+        index: its place among the rows that were started together.
+        tokens: the prompt and what was emitted.
+        prompt_length: tokens of the prompt.
+        generator: its own source of chance, on the CPU.
+        repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
+        watch: shown the logits of every emitted token; None for nobody.
+        processors: logits processors of its own, and ``check``, a stopping rule of its own, in place of its batch's.
+        sampling: how its tokens are chosen, and ``stopping``, when it ends: set by the batch that takes it.
+        finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
+        error: what went wrong with this row alone.
+    """
+
+    index: int
+    tokens: list[int]
+    prompt_length: int
+    generator: torch.Generator
+    repeats: bool = False
+    watch: Watcher | None = None
+    processors: tuple[LogitsProcessor, ...] = ()
+    check: StopCheck | None = None
+    sampling: Sampling = field(init=False)
+    stopping: Stopping = field(init=False)
+    stats: RowStats = field(default_factory=RowStats)
+    finish_reason: str | None = None
+    error: Exception | None = None
+    exact: str = "bits"
+
+    @property
+    def emitted(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    def left(self, context_length: int | None) -> int:
+        """Tokens that it may still emit."""
+        left = self.stopping.max_new_tokens - (len(self.tokens) - self.prompt_length)
+        return left if context_length is None else min(left, context_length - len(self.tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One row's share of one pass.
+
+    Attributes:
+        row: whose.
+        tokens: what was emitted, after any stop has cut it: accepted drafts, then a token of the target's own.
+        tree: what was scored.
+        path: the accepted nodes of it, the root first.
+        drafter: who drafted it; None for nobody, or where that is not known.
+    """
+
+    row: Row
+    tokens: tuple[int, ...]
+    tree: TokenTree
+    path: tuple[int, ...]
+    drafter: str | None
+
+
+def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
+    """Rows ready to decode, each with a generator of its own.
+
+    Raises:
+        UsageError: an empty prompt, or one that leaves no room in the model's context.
+    """
+    rows = []
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        if not prompt:
+            raise UsageError(f"prompt {index} is empty; give at least one token")
+        if context_length is not None and len(prompt) >= context_length:
+            raise UsageError(
+                f"prompt {index} has {len(prompt)} tokens and the model's context holds {context_length}; shorten it"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(Row(index=index, tokens=list(prompt), prompt_length=len(prompt), generator=generator))
+    return rows

@@ -1,0 +1,1 @@
+"""``SpeculativeEngine`` and the functions beside it: arguments in, parts made, text out."""

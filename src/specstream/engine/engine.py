@@ -1,0 +1,337 @@
+"""SpeculativeEngine: the composition root. What it is made of is built in ``build.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, overload
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from specstream.config import (
+    EngineConfig,
+    EngineSettings,
+    GenerationConfig,
+    SamplingSettings,
+    engine_config,
+    generation_config,
+)
+from specstream.core.ports import Drafter
+from specstream.core.rows import Row
+from specstream.drafters.none import NoDrafter
+from specstream.engine.build import build_parts, eos_token_ids, model_name, renewed
+from specstream.engine.choices import SELF, check_choice
+from specstream.engine.generation import Generation, TextPieces, known_baseline, plain_baseline
+from specstream.engine.inventory import draft_bytes, prepare
+from specstream.engine.prompt_forms import prompts_in
+from specstream.engine.results import GenerationResult, Metrics, Totals
+from specstream.engine.settings_file import read_settings
+from specstream.engine.text import Chat, Prompt, are_tokens, encode, kind_of
+from specstream.environment import level, provenance
+from specstream.errors import UsageError
+from specstream.models.architecture.checkpoint import checkpoint_rules
+from specstream.models.hub.catalog import check
+from specstream.models.hub.load import load_model
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.reporting import announce
+from specstream.routing.model import RouterModel
+
+
+class SpeculativeEngine:
+    """Generates with a model and a drafter: faster, and the same output as the model alone.
+
+    The model stays yours, and is never changed. You may cast, merge, patch or hook it, or load other weights into it,
+    between two generations; threads may share an engine or use its model beside it.
+
+    Args:
+        model: a transformers causal language model, or the name of one (catalog name, folder, hub id).
+        tokenizer: its tokenizer; may be left out if ``model`` is a name.
+        draft_model: a smaller model of the same tokenizer, or the name of one, or ``self:int8`` for the model itself
+            with its weights as bytes; None drafts by prompt lookup, and with heads that are
+            shipped for the model.
+        **settings: see ``EngineConfig`` and ``GenerationConfig``.
+
+    Raises:
+        UsageError: a setting out of range, with the value and the remedy.
+        UnsupportedModelError: a model that cannot be a target, with the reason.
+        VocabularyMismatchError: a draft of another vocabulary.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any = None, draft_model: Any = None, **settings: Unpack[EngineSettings]
+    ) -> None:
+        self.config = engine_config(settings)
+        model, draft_model = (str(each) if isinstance(each, Path) else each for each in (model, draft_model))
+        check_choice(self.config, draft_model)  # before a model is loaded for nothing
+        if isinstance(model, str):
+            self.model_name = model
+            _check_names(self.config, draft_model)
+            model, own_tokenizer = load_model(model, dtype=self.config.dtype, device=self.config.device)
+            tokenizer = tokenizer or own_tokenizer
+        else:
+            self.model_name = model_name(model)
+        if tokenizer is None:
+            raise UsageError("tokenizer is missing; give the model's own, or give the model by name")
+        if not hasattr(tokenizer, "decode") or isinstance(tokenizer, bytes):
+            raise UsageError(f"tokenizer is {tokenizer!r}; give the tokenizer itself")
+        self.model, self.tokenizer = model, tokenizer
+        self.target = HuggingFaceTarget(model, runtime=self.config.runtime, exact=self.config.exact == "bits")
+        same = isinstance(draft_model, str) and draft_model == self.model_name
+        self._draft, self._revision = model if same else draft_model, self.target.revision
+        self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
+        if self.parts.left_out is not None:
+            announce(self.parts.left_out)
+        self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
+        self._totals = Totals()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError("an engine cannot be pickled or copied: it holds memory; make one where it is needed")
+
+    @classmethod
+    def from_config(cls, path: str, **settings: Unpack[EngineSettings]) -> SpeculativeEngine:
+        """An engine as a YAML file says, such as ``specstream tune`` writes.
+
+        Args:
+            path: the file: ``model``, perhaps ``draft_model``, and settings by name.
+            **settings: replace the file's.
+
+        Raises:
+            UsageError: a file that cannot be read, an unknown key, a value outside its range, no ``model``.
+        """
+        given = {**read_settings(path), **settings}
+        if given.get("model") is None:
+            raise UsageError(f"{path} names no model; give it as model: NAME")
+        return cls(**given)
+
+    @overload
+    def generate(self, prompt: str | Chat | list[int], **settings: Unpack[SamplingSettings]) -> GenerationResult: ...
+
+    @overload
+    def generate(
+        self, prompt: list[str] | list[Chat] | list[list[int]], **settings: Unpack[SamplingSettings]
+    ) -> list[GenerationResult]: ...
+
+    @overload
+    def generate(self, prompt: Tensor | Mapping[str, Any], **settings: Unpack[SamplingSettings]) -> Any: ...
+
+    def generate(self, prompt: Any, **settings: Unpack[SamplingSettings]) -> Any:
+        """Generate from a prompt, or from several in one batch.
+
+        Args:
+            prompt: a text, which is taken as it is; a chat (a list of role/content), which goes through the chat
+                template; token ids; or a list of these. A tensor ``[n]`` of ids is one prompt and ``[rows, n]`` is
+                several, also in what a tokenizer returned; its ``attention_mask`` tells the padding.
+            **settings: override the engine's, for this call; see ``GenerationConfig``.
+
+        Returns:
+            A ``GenerationResult``, or a list of them where several prompts were given.
+
+        Raises:
+            UsageError: an empty prompt, one longer than the context, a setting out of range.
+            NumericalError: the model's logits are NaN or infinite.
+        """
+        config = generation_config(self.config.generation, settings)
+        prompts, several = prompts_in(prompt)
+        if not prompts:
+            raise UsageError("the list of prompts is empty; give at least one")
+        results = self._report(self._begun(prompts, config).run())
+        return results if several else results[0]
+
+    def stream(self, prompt: Prompt | Tensor | Mapping[str, Any], **settings: Unpack[SamplingSettings]) -> TextPieces:
+        """Generate from one prompt, in any form that ``generate`` takes, piece by piece as tokens are accepted.
+
+        Returns:
+            An iterable of pieces of text; once it is exhausted its ``result`` is the ``GenerationResult``.
+        """
+        config = generation_config(self.config.generation, settings)
+        prompts, _ = prompts_in(prompt)
+        if len(prompts) != 1:
+            raise UsageError(f"stream is given {len(prompts)} prompts; give one, or give them to generate")
+        return TextPieces(self._begun(prompts, config), self._report)
+
+    def benchmark(
+        self,
+        test_prompts: Sequence[Prompt] | Tensor | Mapping[str, Any],
+        num_runs: int = 5,
+        *,
+        on_run: Callable[[int], None] = lambda done: None,
+        **settings: Unpack[SamplingSettings],
+    ) -> Metrics:
+        """Measure speculation against plain decoding, the two in turn on the same prompts, each of them by itself.
+
+        Both sides count prefill and obey the same stopping rules. One round of each warms up and is not counted.
+
+        Args:
+            test_prompts: texts or chats.
+            num_runs: counted rounds over them.
+            on_run: told how many rounds are done, that of the warm-up among them.
+
+        Returns:
+            ``average_speedup`` (median over the runs of speculative / plain tokens per second),
+            ``tokens_per_second``, ``plain_tokens_per_second``, ``speculation_accuracy`` (accepted over drafted
+            tokens), ``memory_overhead`` (bytes of the draft's weights, copies included, over the target's),
+            ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (their figures), ``provenance``.
+        """
+        config = generation_config(self.config.generation, settings)
+        prompts, several = prompts_in(test_prompts, "test_prompts")
+        if not several:
+            raise UsageError(f"test_prompts is {kind_of(test_prompts)}; give a list of prompts")
+        if num_runs < 1 or not prompts:
+            raise UsageError(f"num_runs is {num_runs} with {len(prompts)} prompts; give at least one of each")
+        encoded = self._encoded(prompts)  # all of them before the first pass
+        sides, runs = {"plain": NoDrafter(), "speculative": None}, list[dict[str, float]]()
+        totals = {side: Totals() for side in sides}
+        for number in range(num_runs + 1):
+            counted = {side: Totals() for side in sides}
+            for prompt in encoded:
+                for side, drafter in sides.items():
+                    generation = self._start([prompt], config, drafter).run()
+                    counted[side].add(generation.rows, generation.timings.total)
+                    if number:
+                        totals[side].add(generation.rows, generation.timings.total)
+            if number:
+                runs.append({f"{side}_tokens_per_second": counted[side].tokens_per_second for side in sides})
+            on_run(number + 1)
+        speculative = totals["speculative"]
+        speedups = [run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs]
+        return Metrics(
+            {
+                "average_speedup": median(speedups),
+                "tokens_per_second": speculative.tokens_per_second,
+                "plain_tokens_per_second": totals["plain"].tokens_per_second,
+                "speculation_accuracy": speculative.acceptance_rate,
+                "memory_overhead": draft_bytes(self.parts.drafter, self.target) / self.target.runtime.nbytes,
+                "mean_accepted_length": speculative.mean_accepted_length,
+                "drafted": speculative.drafted,
+                "rejected": speculative.rejected,
+                "num_runs": num_runs,
+                "runs": runs,
+                "provenance": self.provenance(),
+            }
+        )
+
+    def get_metrics(self) -> Metrics:
+        """Totals over everything this engine generated, with what they were measured on."""
+        totals = self._totals
+        return Metrics(
+            {
+                "requests": totals.requests,
+                "new_tokens": totals.new_tokens,
+                "target_passes": totals.target_passes,
+                "seconds": totals.seconds,
+                "tokens_per_second": totals.tokens_per_second,
+                "acceptance_rate": totals.acceptance_rate,
+                "mean_accepted_length": totals.mean_accepted_length,
+                "average_speedup": totals.average_speedup,
+                "provenance": self.provenance(),
+            }
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Versions, machine, model and settings: what every figure is to be read with."""
+        settings = self.config.model_dump(exclude={"generation", "drafter", "device", "dtype", "runtime"})
+        return {
+            **provenance(str(self.model.device), _dtype_name(self.model)),
+            "model": self.model_name,
+            "drafter": self.parts.drafter.name,
+            "runtime": self.target.runtime.name,
+            **settings,
+            "heads": self.parts.heads,
+            "left_out": self.parts.left_out,
+        }
+
+    def _encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        return [encode(self.tokenizer, prompt) for prompt in prompts]
+
+    def _begun(self, prompts: Sequence[Prompt], config: GenerationConfig) -> Generation:
+        generation = self._start(self._encoded(prompts), config)
+        generation.chats = [not isinstance(prompt, str) and not are_tokens(prompt) for prompt in prompts]
+        return generation
+
+    def _start(
+        self, prompts: Sequence[Sequence[int]], config: GenerationConfig, drafter: Drafter | None = None
+    ) -> Generation:
+        self._renew()
+        parts = self.parts if drafter is None else self.parts.with_drafter(drafter)
+        generation = Generation(parts, prompts, config)
+        prepare(parts, len(prompts))
+        return generation
+
+    def _renew(self) -> None:
+        """Follow what was done to the model since the last generation."""
+        if (revision := self.target.refresh()) != self._revision:
+            self.parts = renewed(self.parts, self.target, self.tokenizer, self._draft, self.config)
+            self._revision = revision
+            self._baselines.clear()
+        ends, rules = eos_token_ids(self.model, self.tokenizer), checkpoint_rules(self.model)
+        self.parts = replace(self.parts, eos_token_ids=ends, checkpoint=rules)
+
+    def _report(self, generation: Generation) -> list[GenerationResult]:
+        baseline = self._baseline(generation)
+        plain = baseline.get("tokens_per_second")
+        speedup = None if plain is None else generation.speed / plain
+        generation.teach(plain)
+        self._totals.add(generation.rows, generation.timings.total)
+        if speedup is not None:
+            self._totals.speedups.append(speedup)
+        return [self._result(generation, row, speedup, baseline) for row in generation.rows]
+
+    def _result(
+        self, generation: Generation, row: Row, speedup: float | None, baseline: dict[str, Any]
+    ) -> GenerationResult:
+        stats, timings = row.stats, generation.timings
+        return GenerationResult(
+            text=generation.text(row),
+            token_ids=row.emitted,
+            finish_reason=row.finish_reason or "length",
+            new_tokens=stats.new_tokens,
+            seconds=timings.total,
+            prefill_seconds=timings.prefill,
+            tokens_per_second=stats.new_tokens / timings.total,
+            target_passes=stats.target_passes,
+            mean_accepted_length=stats.mean_accepted_length,
+            acceptance_rate=stats.acceptance_rate,
+            speedup=speedup,
+            baseline=baseline,
+            exact=row.exact,
+            lossless=self.config.acceptance_threshold is None or generation.config.temperature == 0,
+            chat=generation.chats[row.index],
+            drafter=self.parts.drafter.name,
+            drafts=dict(stats.drafts),
+            left_out=self.parts.left_out,
+            routing=None if generation.choice is None else generation.choice.to_dict(),
+            model=self.model_name,
+            dtype=_dtype_name(self.model),
+            device=str(self.model.device),
+            runtime=self.target.runtime.name,
+            cpu_level=level().name,
+        )
+
+    def _baseline(self, generation: Generation) -> dict[str, Any]:
+        """What ``speedup`` is against; where it is to be measured, once per batch size."""
+        if not self.config.measure_baseline:
+            return known_baseline(generation)
+        key = (len(generation.rows), generation.config.temperature == 0)
+        baseline = self._baselines.get(key) or plain_baseline(generation)
+        if "error" not in baseline:
+            self._baselines[key] = baseline
+        return baseline
+
+
+def _check_names(config: EngineConfig, draft: Any) -> None:
+    """Refuse a draft and a router that are not there, before a target is fetched or loaded for nothing.
+
+    Raises:
+        ModelNotFoundError: there is none of that name, or no router in the folder.
+    """
+    if isinstance(draft, str) and not draft.startswith(SELF):
+        check(draft)
+    if config.router is not None:
+        RouterModel.load(config.router)
+
+
+def _dtype_name(model: Any) -> str:
+    return str(model.dtype).removeprefix("torch.")

@@ -1,0 +1,274 @@
+"""One batch on its way through the loop: prompts to tokens, tokens to text."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from specstream.config import GenerationConfig
+from specstream.core.decode import Reading, Rules, decode
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import Drafter, Target
+from specstream.core.rows import Round, Row, start_rows
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.core.stopping import StopCheck, Stopping
+from specstream.drafters.none import NoDrafter
+from specstream.engine.results import GenerationResult
+from specstream.engine.text import TextStream, final_text, stop_check
+from specstream.errors import UsageError, reason_of
+from specstream.models.architecture.checkpoint import CheckpointRules
+from specstream.routing.drafter import RoutedDrafter
+from specstream.routing.router import Choice
+
+CALIBRATION_TOKENS = 16
+"""Tokens of plain decoding, per row, that a measured ``speedup`` is against."""
+
+# A caller's processor may keep state and is shown the tokens of the output only.
+_CALIBRATION = {
+    "max_new_tokens": CALIBRATION_TOKENS,
+    "ignore_eos": True,
+    "stop": [],
+    "stop_token_ids": [],
+    "logits_processor": [],
+}
+
+LEAST_TOKENS = 16
+"""A shorter text tells a router nothing: its first rounds, in which prices are tried, are most of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What an engine generates with.
+
+    Attributes:
+        eos_token_ids: tokens that end a text.
+        heads: the folder of the drafter's heads, if it has some.
+        checkpoint: the rules of the model's own generation configuration.
+        vocab_size: rows of the model's embedding; None if that is not known.
+        left_out: what could draft, or was asked to, and does not, and why; None if there is nothing of the kind.
+    """
+
+    target: Target
+    drafter: Drafter
+    tokenizer: Any
+    eos_token_ids: frozenset[int]
+    speculation: Speculation
+    heads: str | None = None
+    checkpoint: CheckpointRules = field(default_factory=CheckpointRules)
+    vocab_size: int | None = None
+    left_out: str | None = None
+
+    def sampling(self, config: GenerationConfig) -> Sampling:
+        """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""
+        return self.checkpoint.applied(config.sampling(), config.model_fields_set)
+
+    def with_drafter(self, drafter: Drafter) -> Parts:
+        """The same with another drafter, whose rounds teach this one's controller nothing."""
+        return replace(self, drafter=drafter, speculation=replace(self.speculation, controller=None))
+
+    def sharing(self, drafter: Drafter) -> Parts:
+        """The same with another drafter, and one controller of both."""
+        return replace(self, drafter=drafter)
+
+
+class Generation:
+    """One batch.
+
+    Args:
+        parts: what to generate with.
+        prompts: token ids of each.
+        config: how.
+        check: a stopping rule besides those of ``config``.
+
+    Attributes:
+        chats: of each prompt, whether it went through the chat template; for the report.
+
+    Raises:
+        UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        check: StopCheck | None = None,
+    ) -> None:
+        check_tokens(parts.vocab_size, prompts, config.stop_token_ids)
+        self.parts = parts
+        self.config = config
+        self.prompts = prompts
+        self.check = check or stop_check(parts.tokenizer, config.stop_strings)
+        self.timings = Timings()
+        self.choice: Choice | None = None
+        self.chats = [False] * len(prompts)
+        seed = secrets.randbits(62) if config.seed is None else config.seed
+        seeds = range(seed, seed + len(prompts))
+        self.rows = start_rows(prompts, seeds, parts.target.context_length)
+        for row in self.rows:
+            # The depth of a tree decides how chance is spent, and a seed has to repeat.
+            row.repeats = config.seed is not None and config.temperature > 0
+
+    def rounds(self) -> Iterator[list[Round]]:
+        """Decode, yielding after each pass what every row emitted."""
+        rules = self._rules()
+        return decode(self.parts.target, self._drafter(rules["sampling"]), self.rows, **rules)
+
+    def reading(self) -> Reading:
+        """The same to be joined with others: to read the prompts is the caller's, and so are the rounds.
+
+        Raises:
+            UsageError: a router drafts; rows of one batch have one drafter, and it would choose for each.
+        """
+        if isinstance(self.parts.drafter, RoutedDrafter):
+            raise UsageError("drafter is 'router', which chooses for each prompt; rows that join need one drafter")
+        return Reading(self.parts.target, self.parts.drafter, self.rows, **self._rules())
+
+    def _rules(self) -> Rules:
+        return {
+            "sampling": self.parts.sampling(self.config),
+            "stopping": Stopping(
+                max_new_tokens=self.config.max_new_tokens,
+                eos_token_ids=self._ends(),
+                check=self.check,
+            ),
+            "speculation": self.parts.speculation,
+            "timings": self.timings,
+        }
+
+    def _ends(self) -> frozenset[int]:
+        ends = frozenset(self.config.stop_token_ids)
+        return ends if self.config.ignore_eos else ends | self.parts.eos_token_ids
+
+    def _drafter(self, sampling: Sampling) -> Drafter:
+        """What drafts; a router's choice is kept, and its time is time before the first pass."""
+        drafter = self.parts.drafter
+        if not isinstance(drafter, RoutedDrafter):
+            return drafter
+        self.choice = drafter.route(self.prompts, sampling)
+        self.timings.prefill += self.choice.seconds
+        return drafter.drafters[self.choice.drafter]
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, the prompt not counted and a router's choice counted."""
+        return self.new_tokens / (self.timings.decode + (self.choice.seconds if self.choice else 0.0))
+
+    def teach(self, plain: float | None) -> None:
+        """Tell the router what became of its choice.
+
+        It learns of what its table is about: the greedy continuation of one prompt, long enough to be measured.
+
+        Args:
+            plain: tokens per second of plain decoding in this process, None if that could not be measured.
+        """
+        drafter = self.parts.drafter
+        if not isinstance(drafter, RoutedDrafter) or self.choice is None or plain is None:
+            return
+        if len(self.rows) == 1 and self.config.temperature == 0 and self.new_tokens >= LEAST_TOKENS:
+            speed = self.new_tokens / self.timings.decode
+            drafter.router.observe(self.choice.features, self.choice.drafter, speed, plain=plain)
+
+    def run(self) -> Generation:
+        """Decode to the end."""
+        for _ in self.rounds():
+            pass
+        return self
+
+    def text(self, row: Row) -> str:
+        """The row's new text, without stop strings and special tokens."""
+        texts = [final_text(self.parts.tokenizer, row.emitted, self.config.stop_strings)]
+        if row.finish_reason == "stop" and row.tokens[-1] in self.config.stop_token_ids:
+            # The same token may complete a stop string, which is more than the token.
+            texts.append(final_text(self.parts.tokenizer, row.emitted[:-1], self.config.stop_strings))
+        return min(texts, key=len)
+
+    @property
+    def new_tokens(self) -> int:
+        return sum(row.stats.new_tokens for row in self.rows)
+
+
+def known_baseline(generation: Generation) -> dict[str, Any]:
+    """Plain decoding's speed as far as it is known without another pass: what ``speedup`` is against.
+
+    Returns:
+        ``method`` and ``tokens_per_second``; where the policy timed no plain pass, ``error`` in its place.
+    """
+    rows = len(generation.rows)
+    if isinstance(generation.parts.drafter, NoDrafter):
+        return {"method": "this was plain decoding itself", "tokens_per_second": generation.speed}
+    about = {"method": "the policy's price of a plain pass, same model, runtime, process and batch size"}
+    seconds = generation.parts.speculation.plain_seconds(rows)
+    if seconds is None:
+        return {**about, "error": f"no plain pass of {rows} rows was timed; measure_baseline=True measures some"}
+    return {**about, "tokens_per_second": rows / seconds}
+
+
+def plain_baseline(generation: Generation) -> dict[str, Any]:
+    """Plain decoding of the same prompts with the same model, runtime and process: what ``speedup`` is against.
+
+    Where that fails, there is an ``error`` and no speed: the text is there already, and may need what is left out here.
+    """
+    about = {"method": "plain decoding, same model, runtime, process and batch size; prefill not counted"}
+    try:
+        plain = Generation(
+            generation.parts.with_drafter(NoDrafter()),
+            generation.prompts,
+            generation.config.model_copy(update=_CALIBRATION),
+        ).run()
+    except Exception as error:
+        return {**about, "error": reason_of(error)}
+    return {**about, "tokens": plain.new_tokens, "tokens_per_second": plain.new_tokens / plain.timings.decode}
+
+
+class TextPieces:
+    """The pieces of one streamed text, in order; ``result`` once they are exhausted.
+
+    Args:
+        generation: a batch of one row that has not started.
+        report: makes its result, called once.
+    """
+
+    def __init__(self, generation: Generation, report: Callable[[Generation], list[GenerationResult]]) -> None:
+        self._generation = generation
+        self._report = report
+        self._result: GenerationResult | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        generation = self._generation
+        stops = generation.config.stop_strings
+        stream = TextStream(generation.parts.tokenizer, hold=max(map(len, stops), default=0))
+        for (round_,) in generation.rounds():
+            # The last tokens may hold a stop string: what is left of them comes with the whole text.
+            if piece := stream.push(round_.tokens if round_.row.finish_reason is None else ()):
+                yield piece
+        if piece := stream.finish(generation.text(generation.rows[0])):
+            yield piece
+
+    @property
+    def result(self) -> GenerationResult:
+        """The whole result. With ``measure_baseline`` the first call may measure plain decoding.
+
+        Raises:
+            UsageError: the pieces were not read to the end.
+        """
+        if self._result is None:
+            if any(row.finish_reason is None for row in self._generation.rows):
+                raise UsageError("the stream has not ended; read all its pieces before its result")
+            (self._result,) = self._report(self._generation)
+        return self._result
+
+
+def check_tokens(size: int | None, prompts: Sequence[Sequence[int]], stops: Sequence[int]) -> None:
+    """Refuse ids that the model's embedding has no row for.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    for name, tokens in (*(("the prompt", prompt) for prompt in prompts), ("stop_token_ids", stops)):
+        strange = [token for token in tokens if size is not None and not 0 <= token < size]
+        if strange:
+            raise UsageError(f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}")

@@ -1,0 +1,93 @@
+"""Prompts in the forms that callers hold them in: texts, chats, token ids, tensors, and what a tokenizer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+from specstream.engine.text import Prompt, are_tokens, kind_of
+from specstream.errors import UsageError
+
+_WITHOUT_EFFECT = {"attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length"}
+"""What a tokenizer may return beside the ids of a text."""
+
+_FORMS = "give a text, a chat ([{'role': 'user', 'content': ...}]), token ids, or a list of one of these"
+
+
+def prompts_in(given: Any, name: str = "the prompt") -> tuple[list[Prompt], bool]:
+    """The prompts, each a text, a chat or token ids, and whether they were given as several.
+
+    A tensor of two dimensions is several prompts, of one dimension it is one; so it is with what a tokenizer returns,
+    whose padding is left out.
+
+    Args:
+        given: by the caller.
+        name: of the argument, for the error.
+
+    Raises:
+        UsageError: it is nothing of that kind.
+    """
+    rows = _rows(given) if isinstance(given, Mapping) else _listed(given)
+    if isinstance(rows, str) or _is_chat(rows) or (are_tokens(rows) and rows):
+        return [rows], False
+    if not isinstance(rows, list | tuple):
+        raise UsageError(f"{name} is {kind_of(given)}; {_FORMS}")
+    prompts = [_listed(row) for row in rows]
+    for prompt in prompts:
+        if not (isinstance(prompt, str) or _is_chat(prompt) or are_tokens(prompt)):
+            raise UsageError(f"{name} is {kind_of(given)} with {kind_of(prompt)} in it; {_FORMS}")
+    return prompts, True
+
+
+def token_rows(input_ids: Any) -> list[list[int]]:
+    """The rows of token ids in ``[n]`` or ``[rows, n]``, a list of rows, or what a tokenizer returned.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    rows = _rows(input_ids) if isinstance(input_ids, Mapping) else _listed(input_ids)
+    if are_tokens(rows):
+        return [list(rows)]
+    listed = [_listed(row) for row in rows] if isinstance(rows, list | tuple) else []
+    if not listed or not all(map(are_tokens, listed)):
+        text = " ".join(repr(input_ids).split())[:80]
+        raise UsageError(f"input_ids is {text}; give token ids: [n] or [rows, n] int64, or a list of rows")
+    return [list(row) for row in listed]
+
+
+def _rows(encoding: Mapping[str, Any]) -> Any:
+    """The token ids in what a tokenizer returned, without those that its mask hides."""
+    if "input_ids" not in encoding:
+        raise UsageError(f"the prompt is {kind_of(encoding)} without input_ids; {_FORMS}")
+    if strange := sorted(set(encoding) - _WITHOUT_EFFECT - {"input_ids"}):
+        raise UsageError(f"the prompt holds {strange[0]!r}, and only token ids are read; leave it out")
+    ids, mask = _listed(encoding["input_ids"]), _listed(encoding.get("attention_mask"))
+    if mask is None:
+        return ids
+    single = are_tokens(ids)
+    pairs = [(ids, mask)] if single else list(zip(ids, mask, strict=False))
+    if not single and len(ids) != len(mask):
+        raise UsageError(f"attention_mask has {len(mask)} rows and there are {len(ids)} prompts; give a row for each")
+    kept = [_unmasked(_listed(row), _listed(shown)) for row, shown in pairs]
+    return kept[0] if single else kept
+
+
+def _unmasked(row: Any, shown: Any) -> Any:
+    """A row without its padding, which may be at either end."""
+    if len(row) != len(shown):
+        raise UsageError(f"attention_mask has a row of {len(shown)} and its prompt has {len(row)} tokens")
+    bits = "".join("1" if each else "0" for each in shown)
+    if "0" in bits.strip("0"):
+        raise UsageError("attention_mask hides tokens between others; leave those out of the prompt")
+    return list(compress(row, shown))
+
+
+def _listed(value: Any) -> Any:
+    """A tensor or an array as nested lists; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "shape") else value
+
+
+def _is_chat(value: Any) -> bool:
+    """A list of turns. One that holds something else too is refused where it is written out."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and isinstance(value[0], Mapping)

@@ -1,0 +1,120 @@
+"""AdaptiveRouter: the drafter for each prompt, as a function of a target and some drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Unpack
+
+from specstream.config import EngineSettings, GenerationConfig, engine_config
+from specstream.engine.build import build_drafters, build_parts, left_out_of
+from specstream.engine.functions import output_of
+from specstream.engine.generation import Generation, Parts, known_baseline, plain_baseline
+from specstream.engine.inventory import prepare
+from specstream.engine.prompt_forms import token_rows
+from specstream.engine.results import Metrics
+from specstream.errors import UsageError
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.routing.config import DrafterSpec, check_drafters
+from specstream.routing.drafter import RoutedDrafter
+from specstream.routing.router import Router
+
+
+class AdaptiveRouter(Router):
+    """Chooses the drafter for each prompt, and goes on learning. ``from_config`` makes one (see ``RouterConfig``)."""
+
+    _made: tuple[Any, Any, HuggingFaceTarget, Parts] | None = None
+    _plain: dict[int, float]
+
+    def route_and_decode(
+        self, target: Any, draft_models: Any, input_ids: Any, **settings: Unpack[EngineSettings]
+    ) -> tuple[Tensor, Metrics]:
+        """Decode with the drafter that is expected to be fastest on this prompt.
+
+        Args:
+            target: the transformers model that the router was trained for.
+            draft_models: what the router's drafters draft with: a mapping from their names, or a list in their order,
+                of models or names of models. Drafters whose draft is not given are left out; those that need none
+                are not. None takes the models that the router names.
+            input_ids: as of ``speculative_decode``. One drafter is chosen for all rows.
+            **settings: as of ``speculative_decode``. What was built of a target and its drafts is kept for the next
+                call with the same. A router that embeds with mpnet needs ``bind(target, tokenizer)`` before.
+
+        Returns:
+            ``output_ids`` and metrics as ``speculative_decode`` gives them, and ``drafter``, ``routing_seconds`` (part
+            of ``seconds``), ``expected`` and ``speedup`` over plain decoding (see ``measure_baseline``).
+
+        Raises:
+            UsageError: fewer than two drafters, or what ``speculative_decode`` refuses.
+            HeadMismatchError: the router was trained for another target.
+        """
+        config = engine_config(settings)
+        if config.generation.stop_strings:
+            raise UsageError("stop strings need a tokenizer; take SpeculativeEngine(drafter='router') for them")
+        prompts = token_rows(input_ids)
+        parts = self._parts_of(target, draft_models, settings)
+        generation = Generation(parts, prompts, config.generation).run()
+        rows = len(generation.rows)
+        if config.measure_baseline:
+            plain = self._plain.get(rows) or plain_baseline(generation).get("tokens_per_second")
+        else:
+            plain = known_baseline(generation).get("tokens_per_second")
+        if plain is not None:
+            self._plain[rows] = plain
+        generation.teach(plain)
+        output_ids, metrics = output_of(generation, target)
+        assert generation.choice is not None
+        choice = generation.choice.to_dict()
+        routing = {"drafter": choice["drafter"], "routing_seconds": choice["seconds"], "expected": choice["expected"]}
+        speedup = None if plain is None else generation.speed / plain
+        return output_ids, Metrics({**metrics, **routing, "speedup": speedup})
+
+    def _parts_of(self, target: Any, draft_models: Any, settings: EngineSettings) -> Parts:
+        """What was built of this target and these drafts, or is now."""
+        drafts = None if draft_models is None else _by_name(draft_models, self.drafters)
+        kept = {name: value for name, value in settings.items() if name not in GenerationConfig.model_fields}
+        if strange := sorted({"drafter", "heads", "router", "router_state"} & set(kept)):
+            raise UsageError(f"{strange[0]} is given and the router has its own drafters; leave it out")
+        key = (kept, None if drafts is None else {name: id(model) for name, model in drafts.items()})
+        if self._made is None or self._made[0] is not target or self._made[1] != key:
+            specs = _with_drafts(self.drafters, drafts)
+            check_drafters(specs)
+            self.bind(target, self._tokenizer)
+            config = engine_config({**kept, "drafter": "none"})  # type: ignore[typeddict-item]
+            model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
+            parts = build_parts(model, self._tokenizer, None, config)
+            routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
+            parts = replace(parts.sharing(routed), left_out=left_out_of(target, drafts, routed, config))
+            prepare(parts, 1)
+            self._made, self._plain = (target, key, model, parts), {}
+        return self._made[3]
+
+
+def _by_name(drafts: Any, specs: Mapping[str, DrafterSpec]) -> dict[str, Any]:
+    """Draft models by the names of the drafters that draft with them.
+
+    Raises:
+        UsageError: a name that is none, or more models than drafters that draft with one.
+    """
+    drafting = [name for name, spec in specs.items() if spec.draft is not None]
+    if not isinstance(drafts, Mapping):
+        listed = list(drafts) if isinstance(drafts, Sequence) and not isinstance(drafts, str) else [drafts]
+        if len(listed) > len(drafting):
+            raise UsageError(
+                f"there are {len(listed)} draft models and {len(drafting)} drafters that draft with one "
+                f"({', '.join(drafting) or 'none'}); give no more than those"
+            )
+        return dict(zip(drafting, listed, strict=False))
+    if strange := sorted(set(drafts) - set(drafting)):
+        raise UsageError(
+            f"draft model {strange[0]!r} belongs to no drafter; name it as one of {', '.join(drafting) or 'none'}"
+        )
+    return dict(drafts)
+
+
+def _with_drafts(specs: Mapping[str, DrafterSpec], drafts: Mapping[str, Any] | None) -> dict[str, DrafterSpec]:
+    """The drafters that can be built."""
+    return {name: spec for name, spec in specs.items() if spec.draft is None or drafts is None or name in drafts}

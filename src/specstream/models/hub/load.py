@@ -1,0 +1,145 @@
+"""From a model argument to a model and its tokenizer on a device, in a dtype that the device can compute."""
+
+from __future__ import annotations
+
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError
+from specstream.models.architecture.compat import config_of, model_class, require_supported
+from specstream.models.architecture.families import require_model
+from specstream.models.hub.catalog import resolve
+from specstream.models.runtime.capabilities import capabilities
+from specstream.reporting import step
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is the GPU if there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device is {device!r}, which is not available here; give auto or cpu") from error
+    return picked
+
+
+def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """A torch dtype from its name; None for ``auto``.
+
+    Raises:
+        UsageError: another name.
+    """
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; give auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def check_place(model: Any, device: str, dtype: Any) -> None:
+    """Refuse a device or a dtype that a model object is not of: it is its owner's, who moves and casts it.
+
+    Args:
+        model: a transformers model.
+        device: that is wanted; ``auto`` is the model's own.
+        dtype: likewise.
+
+    Raises:
+        UsageError: the model is elsewhere or of another dtype, or there is no such device or dtype.
+    """
+    place, wanted = pick_device(device), pick_dtype(dtype)
+    own = model.device
+    if device != "auto" and (place.type != own.type or place.index not in (None, own.index)):
+        raise UsageError(f"device is {device!r} and the model is on {own}; move it: model.to({device!r})")
+    if wanted not in (None, model.dtype):
+        raise UsageError(f"dtype is {wanted} and the model is {model.dtype}; cast it: model.to({wanted})")
+
+
+def check_draft_place(draft: Any, target: Any, dtype: Any) -> None:
+    """Refuse a draft that is an object and cannot be asked beside its target.
+
+    Its own dtype need not be the target's: what it says only has to be likely, and what is emitted is the target's.
+
+    Args:
+        draft: a transformers model.
+        target: likewise.
+        dtype: that is wanted of the models; ``auto`` is the draft's own.
+
+    Raises:
+        UnsupportedModelError: it is no transformers model.
+        UsageError: it is on another device, or of another dtype than is asked for.
+    """
+    require_model(draft)
+    wanted = pick_dtype(dtype)
+    if draft.device != target.device and draft.device.type != "meta":  # of which nothing can be moved
+        raise UsageError(
+            f"the draft is on {draft.device} and the target on {target.device}; move it: draft.to('{target.device}')"
+        )
+    if wanted not in (None, draft.dtype):
+        raise UsageError(f"dtype is {wanted} and the draft is {draft.dtype}; cast it: draft.to({wanted})")
+
+
+def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> tuple[Any, Any]:
+    """The model and the tokenizer of a catalog name, a local folder or a hub id.
+
+    Args:
+        name: the model argument.
+        dtype: ``auto`` is the checkpoint's own, but float32 on a CPU that would emulate it.
+        device: where the model goes.
+
+    Raises:
+        ModelNotFoundError: nothing answers to the name, or the folder cannot be read.
+        UnsupportedModelError: it is not a causal language model.
+        UsageError: an unknown dtype or device.
+    """
+    require_supported()
+    place, wanted = pick_device(device), pick_dtype(dtype)
+    folder = resolve(name)
+    with step(f"loading {name}"):
+        model, tokenizer = _load(name, folder, wanted, place)
+        model.to(place)
+    model.eval()
+    return model, tokenizer
+
+
+def _load(name: str, folder: str, wanted: torch.dtype | None, place: torch.device) -> tuple[Any, Any]:
+    try:
+        config = config_of(folder)
+        if config.is_encoder_decoder:
+            raise UnsupportedModelError(
+                f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
+                "SpecStream decodes with decoder-only models"
+            )
+        own = config.dtype or torch.float32
+        kind, chosen = model_class(config), wanted or capabilities(place, own).dtype.value
+        model = kind.from_pretrained(folder, config=config, dtype=chosen, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except SpecStreamError:
+        raise
+    except Exception as error:  # of transformers, torch, safetensors or a missing package: the folder's fault each time
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+    return model, tokenizer
+
+
+def reason(error: Exception) -> str:
+    """Why a folder cannot be loaded, in one line and without advice that would run what is in it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnpicklingError):
+        return "its weights are a pickle that holds more than tensors; give a folder with model.safetensors"
+    if "trust_remote_code" in text:
+        return "it needs code of its own, which is not run; load it with transformers and give model and tokenizer"
+    return text[:300]

@@ -1,0 +1,120 @@
+"""What the self-test of widths found, kept on disk: a program that starts again need not ask again.
+
+Which kernel a pass runs, and so its bits, depends on the model, its dtype, the code of its forward, the runtime, the
+number of threads, the processor and its level, the libraries and our own code. All of that is in the name of the file:
+whatever changes, the answers of before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps and reads nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specstream.environment import is_on, level, processor, provenance
+from specstream.files.atomic import user_cache, write_whole
+from specstream.models.architecture.code import code_of
+from specstream.models.architecture.compat import attention_of
+from specstream.models.architecture.fingerprint import fingerprint
+from specstream.models.runtime import native
+
+SWITCH = "SPECSTREAM_NO_SELFTEST_CACHE"
+"""The environment variable that turns this off."""
+
+LIBRARIES = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "MKL_", "ONEDNN_", "TORCH_")
+"""Environment variables that may choose kernels begin with one of these."""
+
+
+class Verdicts:
+    """Answers by name, in one file. A file that cannot be read or written is as good as none.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._known = self._read()
+
+    def get(self, name: str) -> int | None:
+        """The answer, None if there is none yet."""
+        return self._known.get(name)
+
+    def keep(self, name: str, answer: int) -> None:
+        """Remember an answer, now and on disk, beside what other processes have found meanwhile."""
+        self._known = {**self._read(), **self._known, name: int(answer)}
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, json.dumps(self._known, indent=0, sort_keys=True))
+        except OSError:
+            pass
+
+    def _read(self) -> dict[str, int]:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(found, dict):
+            return {}
+        return {str(name): answer for name, answer in found.items() if isinstance(answer, int)}
+
+
+def once(verdicts: Verdicts | None, name: str, test: Callable[[], None]) -> None:
+    """Run a test that raises if it fails, unless it is known to have passed."""
+    if verdicts is None or not verdicts.get(name):
+        test()
+        if verdicts is not None:
+            verdicts.keep(name, True)
+
+
+def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
+    """Those of a model on this machine; None where they are not to be kept, or the model's code is not known.
+
+    Args:
+        model: a transformers model.
+        runtime: the name of how its passes run.
+    """
+    if switched_off() or (code := code_of(model)) is None:
+        return None
+    made_with = provenance(str(model.device), str(model.dtype))
+    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(LIBRARIES)}
+    parts = [
+        *(made_with, settings, _sources(), processor(), level().name, _kernels(runtime)),
+        *(torch.__config__.show(), torch.get_float32_matmul_precision()),
+        *(torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
+        *(torch.are_deterministic_algorithms_enabled(), runtime),
+        *(fingerprint(model), model.config.to_json_string(), attention_of(model), code),
+    ]
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    return Verdicts(cache_folder() / f"{name}.json")
+
+
+def cache_folder() -> Path:
+    """Where answers are kept."""
+    return user_cache() / "specstream" / "selftest"
+
+
+def switched_off() -> bool:
+    """Whether ``SPECSTREAM_NO_SELFTEST_CACHE`` is set."""
+    return is_on(SWITCH)
+
+
+def _kernels(runtime: str) -> str:
+    """What tells the kernels of a runtime from others: two compilers may round otherwise."""
+    return native.kernels().name if runtime.startswith("native") else ""
+
+
+@cache
+def _sources() -> str:
+    """A hash of the code that passes run through: of all models, kernels too."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*")):
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Does this model follow a token tree? Asked of the model itself, once, before its first pass.
+
+A tree reaches the model through its mask, its positions and its cache. A family that computes positions from the
+places in the cache, or adds a bias of its own, would take them without complaint and score every branch but the first
+wrongly. So a small tree with two branches is scored both ways: through the cache, and by the model's own forward over
+each path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from specstream.core.tree import TokenTree
+from specstream.errors import UnsupportedModelError
+from specstream.models.architecture import compat
+from specstream.models.architecture.families import Family
+from specstream.models.architecture.view import view_of
+from specstream.models.invariance.tolerance import relative_errors, tolerance
+from specstream.models.runtime.runtime import Runtime
+
+CONTEXT = 24
+"""Tokens before the tree."""
+
+BRANCH = 6
+"""Tokens of each branch; the second stands this many slots behind its positions, enough to show in half precision."""
+
+
+class TreeSession(Protocol):
+    """What scores the tree."""
+
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Logits ``[rows, nodes, vocab]``."""
+
+
+class TreeTarget(Protocol):
+    """What the check asks of a target; see ``HuggingFaceTarget``."""
+
+    model: Any
+    view: nn.Module
+
+    @property
+    def context_length(self) -> int | None: ...
+    @property
+    def long_after(self) -> int | None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def runtime(self) -> Runtime: ...
+    @property
+    def family(self) -> Family: ...
+
+    def begin_unpadded(self, prefixes: Sequence[Sequence[int]], *, masked: bool = False) -> TreeSession:
+        """A session that pads nothing."""
+
+
+@torch.inference_mode()
+def check_tree(target: TreeTarget) -> None:
+    """Compare both ways of scoring one tree. Three small passes, five where the runtime has an attention of its own.
+
+    Raises:
+        UnsupportedModelError: the model fails on a tree mask, or its logits differ by more than rounding.
+    """
+    limits = [limit for limit in (target.context_length, target.long_after) if limit is not None]
+    room = min([CONTEXT + 2 * BRANCH + 1, *limits])
+    branch = min(BRANCH, (room - 1) // 3)
+    if branch < 1:
+        return
+    before = min(CONTEXT, room - branch - 1)
+    chance = torch.Generator().manual_seed(1)
+    tokens = torch.randperm(target.vocab_size, generator=chance)[: before + 1 + 2 * branch].tolist()
+    if len(tokens) < before + 1 + 2 * branch:  # a vocabulary too small for two branches
+        return
+    context, root, branches = tokens[:before], tokens[before], [tokens[before + 1 :][:branch], tokens[-branch:]]
+    sequences = torch.tensor([[*context, root, *path] for path in branches], device=target.model.device)
+    # Quantised, the runtime's linear layers are the model's: its own may have given their memory back.
+    with target.runtime.kernels() if target.runtime.quantized else nullcontext():
+        model = target.view if target.runtime.quantized else view_of(target.model)
+        own = model(input_ids=sequences, use_cache=False).logits[:, before + 1 :]
+    if not bool(torch.isfinite(own).all()):  # verification says so in better words
+        return
+    tree, off = TokenTree.merge(root, branches), []
+    try:
+        # A runtime's own attention is for narrow passes only; wide ones go through the mask.
+        for masked in {True, not target.runtime.exact_branches}:
+            scored = target.begin_unpadded([context], masked=masked).score([tree])[0, 1 : len(tree)]
+            off.append(float(relative_errors(scored.reshape(own.shape), own).median(-1).values.max()))
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{_advice()}") from error
+    wrong = [error for error in off if not error <= tolerance(own.dtype)]
+    if wrong:
+        reason = f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}"
+        raise UnsupportedModelError(reason + _advice())
+
+
+def _refusal(target: TreeTarget) -> str:
+    return f"{target.family.name} cannot be a target: its attention does not follow a tree's mask and positions"
+
+
+def _advice() -> str:
+    return "" if compat.is_tested() else f"; {compat.advice()}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

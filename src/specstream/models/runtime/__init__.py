@@ -1,0 +1,1 @@
+"""How passes run: eager, native kernels, packed and quantised weights, and what this machine can."""

@@ -1,0 +1,222 @@
+"""What our own CPU kernels are called with: tensors and plans of passes in, addresses and sizes out.
+
+Where the kernels come from is in ``compiled.py``; which models and passes take them, in ``capabilities.py``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specstream.core.tree import TokenTree
+from specstream.environment import level
+from specstream.models.runtime import compiled
+from specstream.models.runtime.compiled import Kernels, NoKernelsError
+
+LANES = 16
+"""Floats the kernels handle at a time; an attention head's size must be a multiple."""
+
+MOST_ROWS = 128
+"""Rows above which a library's blocked matrix product is faster, where it need not emulate the dtype: long prompts.
+
+Its product is faster from some 64 rows on, but then all that stands between the products is not fused.
+"""
+
+
+@cache
+def kernels() -> Kernels:
+    """Those of this process, found or compiled when first asked for. Where there are none, ``reason`` says why.
+
+    Raises:
+        UsageError: ``SPECSTREAM_CPU`` cannot be followed.
+    """
+    found = compiled.load(level())
+    if found.library is not None:
+        _declare(found.library)
+    return found
+
+
+def library() -> ctypes.CDLL:
+    """The functions of the kernels.
+
+    Raises:
+        NoKernelsError: there are none here; the message says why.
+    """
+    found = kernels()
+    if found.library is None:
+        raise NoKernelsError(found.reason)
+    return found.library
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    suffixes = ("bf16", "f32", "int8_bf16", "int8_f32", "int4_bf16", "int4_f32")
+    signatures = {
+        f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
+    }
+    signatures |= {f"layers_{suffix}": [*[ctypes.c_void_p] * 3, ctypes.c_long] for suffix in suffixes}
+    signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, None
+
+
+def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
+    """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it, ``int8`` or ``int4``.
+
+    Raises:
+        NoKernelsError: see ``library``.
+    """
+    suffix = "bf16" if dtype == torch.bfloat16 else "f32"
+    return getattr(library(), f"{name}_{bits}_{suffix}" if bits else f"{name}_{suffix}")
+
+
+def available() -> bool:
+    """Whether there are kernels for this machine."""
+    return kernels().library is not None
+
+
+def rows_of(dtype: torch.dtype) -> int:
+    """Rows up to which ``linear`` is our own kernel, and so gives a row the same bits."""
+    # oneDNN emulates bf16 where the processor has no instructions for it, at half the speed of our kernel. A fixed
+    # rule, not a measurement: the same prompt must give the same bits in every process.
+    emulated = dtype == torch.bfloat16 and not level().bf16
+    return sys.maxsize if emulated else MOST_ROWS
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A linear layer for the few rows of a decoding pass, on the weight itself: ``[n, k]`` contiguous, bf16 or f32.
+
+    The result's rows have the same bits in passes of any width up to ``rows_of`` its dtype.
+    """
+    most_rows = rows_of(weight.dtype)
+    weight = weight.detach()
+    bias = None if bias is None else bias.detach().contiguous()
+    multiply = kernel("linear", weight.dtype)
+    outputs, inputs = weight.shape
+    weight_address = weight.data_ptr()
+    bias_address = None if bias is None else bias.data_ptr()
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.numel() // inputs
+        if rows > most_rows or x.dtype != weight.dtype:
+            return functional.linear(x, weight, bias)
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], outputs))
+        multiply(
+            *(x.data_ptr(), weight_address, None, bias_address, y.data_ptr()),
+            *(rows, outputs, inputs, torch.get_num_threads()),
+        )
+        return y
+
+    return forward
+
+
+@dataclass(frozen=True)
+class TreePlan:
+    """What the nodes of a pass see: their row's committed tokens and their own ancestors.
+
+    Attributes:
+        lengths: ``[rows]`` int64: committed tokens, at the cache's first slots.
+        paths: ``[rows, nodes, nodes]`` int32: for each node the nodes from the root down to it.
+        depths: ``[rows, nodes]`` int32: how many those are.
+        starts: ``[rows + 1]`` int64 where the pass is packed: it has no padding, the nodes of all rows stand one after
+            another, and these are each row's first and how many they all are. None where every row has ``nodes``.
+    """
+
+    lengths: Tensor
+    paths: Tensor
+    depths: Tensor
+    starts: Tensor | None = None
+
+    @property
+    def places(self) -> Tensor:
+        """Where each row's nodes stand in a packed pass, ``[rows, nodes]`` int64; beyond its own the row's last."""
+        assert self.starts is not None
+        nodes = torch.arange(self.depths.shape[1])
+        return torch.minimum(self.starts[:-1, None] + nodes, self.starts[1:, None] - 1)
+
+    def packed(self, counts: Sequence[int]) -> TreePlan:
+        """The same pass with so many nodes of each row, at least one, and none of them padding."""
+        starts = torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
+        return replace(self, starts=starts)
+
+
+def tree_plan(trees: Sequence[TokenTree], width: int, lengths: Sequence[int]) -> TreePlan:
+    """The plan of a pass of ``width`` nodes per row; padding behind a tree continues nothing and sees itself."""
+    committed = torch.tensor(lengths, dtype=torch.int64)
+    if all(tree.is_chain for tree in trees):
+        return TreePlan(committed, *_chains(len(trees), width))
+    paths, depths = list[int](), list[int]()
+    for tree in trees:
+        for node in range(width):
+            path = tree.path(node) if node < len(tree) else range(node + 1)
+            paths += [*path, *range(len(path), width)]
+            depths.append(len(path))
+    shape = len(trees), width
+    return TreePlan(
+        committed,
+        torch.tensor(paths, dtype=torch.int32).view(*shape, width),
+        torch.tensor(depths, dtype=torch.int32).view(shape),
+    )
+
+
+@lru_cache(maxsize=256)
+def _chains(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    nodes = torch.arange(width, dtype=torch.int32)
+    return nodes.expand(rows, width, width).contiguous(), (nodes + 1).expand(rows, width).contiguous()
+
+
+class _Attention(ctypes.Structure):
+    """``struct Attention`` of attention.cpp, field by field."""
+
+    _fields_: ClassVar = [
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lengths", "starts", "paths", "depths")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "nodes", "dim")),
+        *((f"{tensor}_{step}", ctypes.c_int64) for tensor in "qkv" for step in ("row", "head", "slot")),
+        ("window", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("threads", ctypes.c_int64),
+    ]
+
+
+def attention(
+    query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan, *, scale: float, window: int = 0, softcap: float = 0.0
+) -> Tensor:
+    """Attention of a tree's nodes, with the bits of plain decoding on every branch.
+
+    Args:
+        query: ``[rows, heads, nodes, dim]``, bf16 or f32, ``dim`` a multiple of 16 and contiguous.
+        keys: ``[rows, kv_heads, slots, dim]`` of the cache, the nodes' own behind their row's committed ones.
+        values: likewise.
+        plan: what each node sees.
+        scale: multiplies the scores.
+        window: most tokens a node sees, itself included; 0 for no limit.
+        softcap: ``softcap * tanh(score / softcap)`` (Gemma 2); 0 for none.
+
+    Returns:
+        ``[rows, nodes, heads, dim]``.
+    """
+    rows, heads, nodes, dim = query.shape
+    out = query.new_empty((rows, nodes, heads, dim))
+    problem = _Attention(
+        *(tensor.data_ptr() for tensor in (query, keys, values, out, plan.lengths)),
+        *(None, plan.paths.data_ptr(), plan.depths.data_ptr()),
+        *(rows, heads, keys.shape[1], nodes, dim),
+        *(step for tensor in (query, keys, values) for step in tensor.stride()[:3]),
+        window,
+        scale,
+        softcap,
+        torch.get_num_threads(),
+    )
+    kernel("attention", query.dtype)(ctypes.byref(problem))
+    return out

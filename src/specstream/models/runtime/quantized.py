@@ -1,0 +1,135 @@
+"""Weights of one byte or of four bits for drafts: the output cannot change, only the acceptance.
+
+int8: each output of a linear layer has a scale of its own, ``max |w| / 127``. int4: each 64 neighbours have one, chosen
+of a few for the least squared error. The input keeps 16 bits, so that the outliers which spoil 8-bit activations
+(Dettmers et al., arXiv 2208.07339) cost nothing. Passes wait for memory: here is half as much to read, or a quarter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from specstream.models.runtime import native
+
+Bits = Literal["int8", "int4"]
+
+LEVELS = 127
+"""-128 is left out: the kernels' sums have room for 127 in both directions."""
+
+BLOCK, BLOCK_BYTES = 64, 36
+"""Weights of a block of four bits, and its size: a float32 scale, then byte i holds weight i and weight i + 32."""
+
+CLIPPINGS = (1.0, 0.9, 0.8)
+"""Shares of a block's largest weight that its scale may fit: the small ones gain what the largest loses."""
+
+_WEIGHTS_AT_ONCE = 1 << 20
+"""The float32 copies that quantising makes of so many stay in the cache."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A linear layer's weight.
+
+    Attributes:
+        bits: how it is kept.
+        values: int8: ``[outputs, inputs]`` int8. int4: ``[outputs, blocks, 36]`` uint8, the kernels' ``Block4``.
+        scales: int8: ``[outputs]`` float32; ``values * scales`` is the weight. int4: empty.
+        inputs: how many there are.
+    """
+
+    bits: Bits
+    values: Tensor
+    scales: Tensor
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+    def restored(self) -> Tensor:
+        """The weight that this stands for, ``[outputs, inputs]`` float32."""
+        if self.bits == "int8":
+            return self.values * self.scales[:, None]
+        scales = self.values[..., :4].contiguous().view(torch.float32)
+        nibbles = torch.cat([self.values[..., 4:] & 15, self.values[..., 4:] >> 4], -1)
+        return ((nibbles.float() - 8) * scales).flatten(1)[:, : self.inputs]
+
+
+def quantize(weight: Tensor, bits: Bits = "int8") -> QuantizedWeight:
+    """A floating-point weight ``[outputs, inputs]`` in fewer bits."""
+    outputs, inputs = weight.shape
+    blocks = -(-inputs // BLOCK)
+    if bits == "int8":
+        values = torch.empty((outputs, inputs), dtype=torch.int8)
+    else:
+        values = torch.empty((outputs, blocks, BLOCK_BYTES), dtype=torch.uint8)
+    scales = torch.empty(outputs if bits == "int8" else 0, dtype=torch.float32)
+    together = max(1, _WEIGHTS_AT_ONCE // inputs)
+    for start in range(0, outputs, together):
+        rows = slice(start, start + together)
+        part = weight[rows].detach().float()
+        if bits == "int8":
+            scales[rows] = _unit(part, LEVELS)[:, 0]
+            values[rows] = (part / scales[rows, None]).round_()
+        else:
+            padded = torch.nn.functional.pad(part, (0, blocks * BLOCK - inputs))
+            values[rows] = _blocks(padded.view(-1, blocks, BLOCK))
+    return QuantizedWeight(bits, values, scales, inputs)
+
+
+def _unit(weights: Tensor, levels: float) -> Tensor:
+    return weights.abs().amax(-1, keepdim=True).clamp_min(1e-30) / levels
+
+
+def _blocks(weights: Tensor) -> Tensor:
+    """``[outputs, blocks, 64]`` float32 -> ``[outputs, blocks, 36]`` uint8."""
+    full = _unit(weights, 7.5)
+    best, scales, least = torch.empty(0), torch.empty(0), torch.empty(0)
+    for clipping in CLIPPINGS:
+        scale = full * clipping
+        rounded = (weights / scale).round_().clamp_(-8, 7)
+        error = (rounded * scale - weights).square_().sum(-1, keepdim=True)
+        if not len(best):
+            best, scales, least = rounded, scale, error
+            continue
+        better = error < least
+        best, scales = torch.where(better, rounded, best), torch.where(better, scale, scales)
+        least = torch.minimum(error, least)
+    levels = (best + 8).to(torch.uint8)
+    packed = levels[..., : BLOCK // 2] | (levels[..., BLOCK // 2 :] << 4)
+    return torch.cat([scales.contiguous().view(torch.uint8), packed], -1)
+
+
+def linear(weight: QuantizedWeight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A linear layer on such a weight, for inputs of any floating dtype ``[..., inputs]``.
+
+    Without our kernels it is PyTorch's own product with bytes; four bits need the kernels.
+    """
+    outputs, inputs = weight.outputs, weight.inputs
+    bias = None if bias is None else bias.detach().contiguous()
+    bias_address = None if bias is None else bias.data_ptr()
+    built = native.available()
+
+    def forward(x: Tensor) -> Tensor:
+        if not built or x.dtype not in (torch.bfloat16, torch.float32):
+            rows, scales = x.reshape(-1, inputs), weight.scales.to(x.dtype)
+            y: Tensor = torch._weight_int8pack_mm(rows, weight.values, scales).view(*x.shape[:-1], outputs)
+            return y if bias is None else y + bias
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], outputs))
+        native.kernel("linear", x.dtype, weight.bits)(
+            *(x.data_ptr(), weight.values.data_ptr(), weight.scales.data_ptr(), bias_address, y.data_ptr()),
+            *(x.numel() // inputs, outputs, inputs, torch.get_num_threads()),
+        )
+        return y
+
+    return forward

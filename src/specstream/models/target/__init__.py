@@ -1,0 +1,1 @@
+"""A transformers model as a target: sessions, the layout of trees, ragged passes, CUDA graphs."""

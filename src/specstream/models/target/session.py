@@ -1,0 +1,343 @@
+"""A batch at work on a Hugging Face model: which passes it makes, and what of them it keeps."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from specstream.core.device.deferred import upload
+from specstream.core.ports import Adapter
+from specstream.core.tree import TokenTree
+from specstream.models.architecture.hidden_states import States
+from specstream.models.architecture.rotary import reading_prompt
+from specstream.models.cache import PADDING, TreeCache
+from specstream.models.invariance.widths import Exactness
+from specstream.models.runtime.native import tree_plan
+from specstream.models.runtime.runtime import Runtime
+from specstream.models.target.graphs import StaticCache, StaticPasses, rounded_width
+from specstream.models.target.layout import Layout, block_rows, chain_layout, lay_out, planned
+from specstream.models.target.ragged import fill, pack, unpack, unpack_all
+
+PREFILL_CHUNK = 512
+"""Prompt tokens per pass: bounds the memory of the mask and of the activations."""
+
+
+class ModelPasses(Protocol):
+    """What a session asks of its target; see ``HuggingFaceTarget``."""
+
+    model: Any
+    revision: int
+    runtime: Runtime
+    exactness: Exactness | None
+    passes: StaticPasses | None
+    rereads_at: int | None
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
+    @property
+    def layers(self) -> list[nn.Module]: ...
+
+    def require(self, revision: int) -> None:
+        """Raise if the model has changed since."""
+
+    def cache(self, prefixes: Sequence[Sequence[int]]) -> TreeCache:
+        """An empty cache for these rows."""
+
+    def forward(
+        self, cache: TreeCache, tokens: Tensor, layout: Layout, states: States | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """Logits ``[rows, width, vocab]``, or of the last token only."""
+
+    def lower(self, cache: TreeCache, tokens: Tensor, layout: Layout, layer: int) -> Tensor:
+        """Hidden states ``[rows, width, hidden]`` before a layer."""
+
+    def finish(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, states: States) -> Tensor:
+        """Logits from the hidden states before a layer."""
+
+    def upper(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, adapter: Adapter) -> Tensor:
+        """Hidden states after the last layer, from those before a layer, with an adapter at work."""
+
+
+class HuggingFaceSession:
+    """A batch at work; see ``TargetSession``."""
+
+    def __init__(
+        self,
+        target: ModelPasses,
+        prefixes: Sequence[Sequence[int]],
+        exactness: Exactness | None,
+        *,
+        masked: bool = False,
+        unread: bool = False,
+    ) -> None:
+        self._target, self._revision = target, target.revision
+        self._exactness = exactness
+        self._masked = masked
+        self._bits = [exactness is not None] * len(prefixes)
+        self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
+        # Shapes of passes of which a row committed a branch, until it is known whether such passes have the bits.
+        self._branched: list[set[tuple[int, int, int]]] = [set() for _ in prefixes]
+        self._shape = 0, 0  # rows and nodes of the last pass, as they were certified
+        self._states: States = {}
+        self._prompts = [len(prefix) + 1 for prefix in prefixes]  # tokens; the last is read with the first tree
+        # The texts that are to be read anew behind a length; None for those that are longer already.
+        turn = target.rereads_at or 0
+        self._texts = [list(prefix) if len(prefix) < turn else None for prefix in prefixes]
+        self._trees: Sequence[TokenTree] = ()
+        self._begun: tuple[Sequence[TokenTree], int, Tensor] | None = (
+            None  # trees, as far as which layer, what is there
+        )
+        self.cache = target.cache(prefixes)
+        # Row by row, so that a row's keys and values do not depend on its neighbours.
+        self._unread = deque(
+            (row, prefix[start : start + PREFILL_CHUNK])
+            for row, prefix in enumerate(prefixes)
+            for start in range(0, len(prefix), PREFILL_CHUNK)
+        )
+        while not unread and self.read(PREFILL_CHUNK):
+            pass
+
+    @torch.inference_mode()
+    def fork(self, rows: int, length: int, capacity: int) -> HuggingFaceSession:
+        """See ``ProbeSession.fork``."""
+        copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
+        copy.cache = self.cache.fork(rows, length, capacity)
+        copy._bits, copy._branched = [self._exactness is not None] * rows, [set() for _ in range(rows)]
+        copy._texts = [None] * rows
+        return copy
+
+    @torch.inference_mode()
+    def copy(self, target: ModelPasses) -> HuggingFaceSession:
+        """A session of another target of the same model, at the same place in the text."""
+        copy = HuggingFaceSession(target, [], target.exactness, masked=self._masked)
+        copy.cache = self.cache.copy()
+        copy._bits, copy._branched = [False] * len(self._bits), [set() for _ in self._bits]
+        copy._texts = [text and list(text) for text in self._texts]
+        return copy
+
+    @property
+    def device(self) -> torch.device:
+        """Where passes run."""
+        device: torch.device = self._target.model.device
+        return device
+
+    @property
+    def exact(self) -> str:
+        return "bits" if all(self.exact_of(row) == "bits" for row in range(len(self._bits))) else "rounding"
+
+    def exact_of(self, row: int) -> str:
+        # Here and not where they were committed: a self-test is no part of what a pass costs.
+        self._bits[row] = self._bits[row] and all(self._branches_agree(*shape) for shape in self._branched[row])
+        self._branched[row].clear()
+        return "bits" if self._bits[row] else "rounding"
+
+    @contextmanager
+    def _passing(self) -> Iterator[None]:
+        """Around what runs passes: no other session's at the same time, and of the model that this one began with."""
+        with self._target.lock:
+            self._target.require(self._revision)
+            yield
+
+    @torch.inference_mode()
+    def read(self, most: int) -> bool:
+        if not self._unread:
+            return False
+        row, tokens = self._unread.popleft()
+        if rest := tokens[most:]:
+            self._unread.appendleft((row, rest))
+            self._bits[row] = False  # plain decoding reads this in one pass: a narrower one may run other kernels
+        self._read(row, tokens[:most], self._prompts[row])
+        return bool(self._unread)
+
+    def _read(self, row: int, tokens: Sequence[int], prompt: int) -> None:
+        """One pass over tokens of a prompt of ``prompt`` tokens."""
+        chunk = TokenTree.chain(tokens)
+        self.cache.plan(len(chunk), self.device, row)
+        layout = self._layout([chunk], len(chunk), row)
+        with self._passing(), reading_prompt(prompt):
+            self._target.forward(self.cache, torch.tensor([chunk.tokens], device=self.device), layout, last_only=True)
+        self.cache.lengths[row] += len(chunk)
+
+    @torch.inference_mode()
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        with self._passing():
+            self._read_anew(trees)
+            return self._score(trees)
+
+    def _score(self, trees: Sequence[TokenTree]) -> Tensor:
+        if (counts := self._packed(trees)) is not None:
+            return self._score_packed(trees, counts)
+        width = self._pad(trees)
+        if self._begun is not None:
+            return self._go_on(trees, width)
+        passes = self._target.passes
+        if passes is not None and isinstance(self.cache, StaticCache):
+            self._shape = len(trees), rounded_width(width)
+            return passes.score(self.cache, trees, self._shape[1], self._states)
+        tokens, layout = self._plan(trees, width)
+        return self._target.forward(self.cache, tokens, layout, self._states)
+
+    @property
+    def packs(self) -> bool:
+        """See ``TargetSession``."""
+        return self._target.runtime.packs and not self._masked
+
+    def _packed(self, trees: Sequence[TokenTree]) -> list[int] | None:
+        """How many nodes of each row a packed pass has; None where it would save nothing, or other bits would come."""
+        sizes = [len(tree) for tree in trees]
+        total, certified = sum(sizes), True
+        if total == max(sizes) * len(sizes) or self._begun is not None or not self.packs:
+            return None
+        if self._exactness is not None:
+            longest = max(self.cache.lengths)
+            total, certified = self._exactness.width(1, total, longest, self.cache.capacity)
+        own = self._target.runtime.own_attention(1, total)
+        return fill(sizes, total) if certified and own else None
+
+    def _score_packed(self, trees: Sequence[TokenTree], counts: Sequence[int]) -> Tensor:
+        """A pass in which each row has so many nodes and no more."""
+        self.cache.plan(max(counts), self.device)
+        plan = tree_plan(trees, max(counts), self.cache.lengths).packed(counts)
+        self._shape, self._exact_branches = (1, sum(counts)), self._target.runtime.exact_branches
+        logits = self._target.forward(self.cache, *pack(trees, counts, plan), self._states)
+        places = plan.places
+        unpack_all(self._states, places)
+        return unpack(logits, places)
+
+    @torch.inference_mode()
+    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
+        with self._passing():
+            self._read_anew(trees)
+            tokens, layout = self._plan(trees, self._pad(trees))
+            hidden = self._target.lower(self.cache, tokens, layout, layer)
+        self._begun = trees, layer, hidden
+        return hidden
+
+    def _go_on(self, trees: Sequence[TokenTree], width: int) -> Tensor:
+        """The rest of a pass that was begun, over what is left of its trees."""
+        assert self._begun is not None
+        whole, layer, hidden = self._begun
+        self._begun = None
+        places = [tree.places_in(full) for tree, full in zip(trees, whole, strict=True)]
+        self.cache.gather(places, range(layer))
+        rest = hidden.new_zeros((len(trees), width, hidden.shape[-1]))
+        for row, own in enumerate(places):
+            rest[row, : len(own)] = hidden[row, list(own)]
+        _, layout = self._plan(trees, width)
+        return self._target.finish(self.cache, rest, layout, layer, self._states)
+
+    def _pad(self, trees: Sequence[TokenTree]) -> int:
+        """The width of a pass over these trees."""
+        width = max(len(tree) for tree in trees)
+        if self._exactness is not None:
+            longest = max(self.cache.lengths)
+            width, certified = self._exactness.width(len(trees), width, longest, self.cache.capacity)
+            self._bits = [bits and certified for bits in self._bits]
+        return width
+
+    def _plan(self, trees: Sequence[TokenTree], width: int) -> tuple[Tensor, Layout]:
+        """The tokens of a pass and where they stand."""
+        device = self._target.model.device
+        self.cache.plan(width, device)
+        tokens = torch.tensor([[*tree.tokens, *[PADDING] * (width - len(tree))] for tree in trees], device=device)
+        layout = self._layout(trees, width)
+        self._shape = len(trees), width
+        self._exact_branches = layout.plan is not None and self._target.runtime.exact_branches
+        return tokens, layout
+
+    def tap(self, layers: Collection[int]) -> None:
+        count = len(self._target.layers)
+        if unknown := [layer for layer in layers if not 0 <= layer <= count]:
+            raise ValueError(f"cannot tap layer {unknown[0]} of a model of {count} layers")
+        self._states.update(dict.fromkeys(layers))
+
+    def states(self, layer: int) -> Tensor:
+        kept = self._states.get(layer)
+        if kept is None:
+            raise ValueError(f"layer {layer} was not tapped before the last pass")
+        return kept
+
+    @torch.inference_mode()
+    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
+        if rows is None or len(rows) == len(self._bits):
+            return self._branch(hidden, layer, adapter)
+        if len(rows) == 1 and not isinstance(self.cache, StaticCache):
+            return self._branch(hidden, layer, adapter, rows[0])
+        every = hidden.new_zeros((len(self._bits), *hidden.shape[1:]))
+        every[list(rows)] = hidden
+        return self._branch(every, layer, adapter)[list(rows)]
+
+    def _branch(self, hidden: Tensor, layer: int, adapter: Adapter, row: int | None = None) -> Tensor:
+        """Of every row, or of one."""
+        nodes = hidden.shape[1]
+        self.cache.plan(nodes, hidden.device, row)
+        layout = self._layout([TokenTree.chain([PADDING] * nodes)] * len(hidden), nodes, row)
+        with self._passing():
+            final = self._target.upper(self.cache, hidden, layout, layer, adapter)
+        # Not only for tidiness: a masked slot meets a weight of zero in a later pass, and zero times NaN is NaN.
+        self.cache.erase(range(layer, len(self._target.layers)), nodes)
+        return final
+
+    @torch.inference_mode()
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        for row, path in enumerate(paths):
+            if self._bits[row] and path[-1] != len(path) - 1:
+                # A branch's nodes were not scored at the slots plain decoding has them at: another order of
+                # summation, unless attention follows the paths.
+                self._bits[row] = self._exact_branches
+                self._branched[row].add((*self._shape, self.cache.capacity))
+        for text, tree, path in zip(self._texts, self._trees, paths, strict=False):
+            if text is not None:
+                text.extend(tree.tokens[node] for node in path)
+        self.cache.commit(paths)
+
+    def _branches_agree(self, rows: int, width: int, capacity: int) -> bool:
+        assert self._exactness is not None
+        with self._target.lock:  # it may run passes of its own
+            return self._exactness.branches(rows, width, capacity)
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        self.cache.rollback(lengths)
+        self._texts = [text and text[:length] for text, length in zip(self._texts, lengths, strict=True)]
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        self.cache.keep(rows)
+        self._bits = [self._bits[row] for row in rows]
+        self._branched = [self._branched[row] for row in rows]
+        self._texts = [self._texts[row] for row in rows]
+
+    @torch.inference_mode()
+    def join(self, other: HuggingFaceSession) -> None:
+        self.cache.join(other.cache)
+        self._bits.extend(other._bits)
+        self._branched.extend(other._branched)
+        self._texts.extend(other._texts)
+
+    def _read_anew(self, trees: Sequence[TokenTree]) -> None:
+        """Read the texts again that end where the model changes the rotations of all that it has read."""
+        turn = self._target.rereads_at
+        if turn is None:
+            return
+        self._trees = trees
+        for row, text in enumerate(self._texts):
+            if text is not None and len(text) >= turn:
+                self._texts[row] = None
+                self.cache.rollback([0 if each == row else length for each, length in enumerate(self.cache.lengths)])
+                for start in range(0, len(text), PREFILL_CHUNK):
+                    self._read(row, text[start : start + PREFILL_CHUNK], len(text) + 1)
+
+    def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
+        """Positions and visibility of every node; padding continues each row as a chain."""
+        committed = self.cache.lengths if row is None else [self.cache.lengths[row]]
+        plan = None if self._masked else self._target.runtime.plan(trees, width, committed)
+        if plan is not None:  # it says what a mask would say, and nobody would read the mask
+            return planned(plan)
+        if all(tree.is_chain for tree in trees):
+            return chain_layout(upload(committed, self.device), width, self.cache.reach)
+        return lay_out(upload(block_rows(trees, width, committed), self.device), width, self.cache.reach)[1]

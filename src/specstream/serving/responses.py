@@ -1,0 +1,163 @@
+"""The shapes of answers, as in OpenAI's API, with one field more: ``speculation``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from specstream.core.rows import Row
+from specstream.engine.text import TextStream
+from specstream.engine.tokens import TokenTexts
+from specstream.serving.jobs import Job, TokenChance
+
+LEAST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+class Shape:
+    """One request's answers.
+
+    Args:
+        chat: of which of the two endpoints.
+        model: as clients call it.
+        tokenizer: says what tokens are.
+        lossless: False under typical acceptance.
+        left_out: what could draft, or was asked to, and does not, and why.
+    """
+
+    def __init__(self, *, chat: bool, model: str, tokenizer: Any, lossless: bool, left_out: str | None = None) -> None:
+        self.chat, self._tokenizer, self._lossless, self._left_out = chat, tokenizer, lossless, left_out
+        self._kind = "chat.completion" if chat else "text_completion"
+        self._head = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._texts = TokenTexts(tokenizer)
+        self._told: dict[int, TextStream] = {}  # of each answer, the tokens whose chances were told
+
+    @property
+    def id(self) -> str:
+        return str(self._head["id"])
+
+    def whole(self, texts: Sequence[str], chances: Sequence[Sequence[TokenChance]], jobs: Sequence[Job]) -> Any:
+        """All of it at once.
+
+        Args:
+            texts: of every answer.
+            chances: of its tokens.
+            jobs: which have ended.
+        """
+        choices = []
+        for index, (text, own, job) in enumerate(zip(texts, chances, jobs, strict=True)):
+            logprobs = self._logprobs(index, own) if job.top_logprobs is not None else None
+            choice: dict[str, Any] = {"index": index, "finish_reason": job.outcome, "logprobs": logprobs}
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+            else:
+                choice["text"] = text
+            choices.append(choice)
+        return {
+            **self._head,
+            "object": self._kind,
+            "choices": choices,
+            "usage": usage(jobs),
+            "speculation": self.speculation(jobs),
+        }
+
+    def chunk(
+        self,
+        index: int,
+        text: str | None,
+        chances: Sequence[TokenChance] | None = None,
+        finish_reason: str | None = None,
+        **more: Any,
+    ) -> Any:
+        """A part of one answer; no text opens a chat's, or ends either's."""
+        logprobs = None if chances is None else self._logprobs(index, chances)
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": logprobs}
+        if not self.chat:
+            choice["text"] = text or ""
+        elif text is not None:
+            choice["delta"] = {"content": text}
+        else:
+            choice["delta"] = {"role": "assistant", "content": ""} if finish_reason is None else {}
+        return self.envelope([choice], **more)
+
+    def envelope(self, choices: list[Any], **more: Any) -> Any:
+        """A part of a stream."""
+        return {**self._head, "object": self._kind + (".chunk" if self.chat else ""), "choices": choices, **more}
+
+    def speculation(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """How the answers were decoded, all of them together."""
+        rows = _rows(jobs)
+        drafted, accepted = (sum(getattr(row.stats, name) for row in rows) for name in ("drafted", "accepted"))
+        passes, tokens = sum(row.stats.target_passes for row in rows), sum(row.stats.new_tokens for row in rows)
+        drafts: dict[str, int] = {}
+        for row in rows:
+            for drafter, count in row.stats.drafts.items():
+                drafts[drafter] = drafts.get(drafter, 0) + count
+        return {
+            "target_passes": passes,
+            "drafted_tokens": drafted,
+            "accepted_tokens": accepted,
+            "acceptance_rate": accepted / drafted if drafted else 0.0,
+            "mean_accepted_length": tokens / passes if passes else 0.0,
+            "drafts": drafts,
+            "exact": "bits" if all(row.exact == "bits" for row in rows) else "rounding",
+            "lossless": self._lossless or all(row.sampling.greedy for row in rows),
+            "left_out": self._left_out,
+        }
+
+    def _logprobs(self, index: int, chances: Sequence[TokenChance]) -> Any:
+        if not self.chat:
+            return self._old_logprobs(index, chances)
+        content = []
+        for each in chances:
+            first, _ = self._place(index, each.token)
+            top = [self._token(*other, first) for other in each.top]
+            content.append({**self._token(each.token, each.logprob, first), "top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _old_logprobs(self, index: int, chances: Sequence[TokenChance]) -> dict[str, list[Any]]:
+        """As completions have them: the sampled token is among the likeliest, one more than was asked for or not."""
+        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for each in chances:
+            first, offset = self._place(index, each.token)
+            likely = {
+                self._texts.say(token, first=first, mark="bytes:"): max(LEAST_LOGPROB, logprob)
+                for token, logprob in (*each.top, (each.token, each.logprob))
+            }
+            found["tokens"].append(self._texts.say(each.token, first=first, mark="bytes:"))
+            found["token_logprobs"].append(max(LEAST_LOGPROB, each.logprob))
+            found["top_logprobs"].append(likely)
+            found["text_offset"].append(offset)
+        return found
+
+    def _place(self, index: int, token: int) -> tuple[bool, int]:
+        """Whether a token is the first of its answer, and how many whole characters are before it."""
+        first, told = index not in self._told, self._told.setdefault(index, TextStream(self._tokenizer))
+        offset = len(told.text)
+        told.push([token])
+        new, own = told.text[offset:], self._texts.say(token, first=first)
+        # Bytes before it may have been no character at all, or whole ones that only now are known to be.
+        return first, offset + (len(new) - len(own) if new.endswith(own) else 0)
+
+    def _token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
+        raw = self._texts.bytes_of(token, first=first)
+        said = self._texts.say(token, first=first)
+        return {"token": said, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(raw)}
+
+
+def usage(jobs: Sequence[Job]) -> dict[str, int]:
+    """Tokens; a prompt with several answers is counted once."""
+    prompts = {id(job.prompt): len(job.prompt) for job in jobs}
+    answered = sum(row.stats.new_tokens for row in _rows(jobs))
+    read = sum(prompts.values())
+    return {"prompt_tokens": read, "completion_tokens": answered, "total_tokens": read + answered}
+
+
+def _rows(jobs: Sequence[Job]) -> list[Row]:
+    return [job.row for job in jobs if job.row is not None]

@@ -1,0 +1,150 @@
+"""A frozen target in training: what it computes at examples, and drafts from its states put to work on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specstream.core.decode import decode
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import Drafter
+from specstream.core.rows import start_rows
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
+from specstream.models.hub.load import load_model
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.training.config import TrainConfig
+from specstream.training.data import Batch, Examples, load_examples
+
+LIVE_NODES = 7
+"""Drafted nodes of the trees in live decoding."""
+
+RANKS = 8
+"""Candidates of a depth whose rates a head comes with."""
+
+
+def lengths_of(batch: Batch) -> list[int]:
+    """Tokens of each row without its padding: an example ends with what is to be predicted."""
+    places = torch.arange(1, batch.tokens.shape[1] + 1, device=batch.mask.device)
+    lengths: list[int] = (batch.mask * places).amax(1).tolist()
+    return lengths
+
+
+def prompts_of(batch: Batch) -> list[list[int]]:
+    """What stands before the tokens to be predicted, where anything does."""
+    starts = batch.mask.int().argmax(1).tolist()
+    return [batch.tokens[row, :start].tolist() for row, start in enumerate(starts) if start]
+
+
+def answer_counts(examples: Examples, size: int) -> Tensor:
+    """How often each of ``size`` tokens is to be predicted."""
+    counts = torch.zeros(size, dtype=torch.int64)
+    for each in (examples[index] for index in range(len(examples))):
+        counts += torch.bincount(torch.tensor(each.tokens[each.start :]), minlength=size)
+    return counts
+
+
+def frequent_tokens(counts: Tensor, size: int) -> Tensor:
+    """The ids of the most frequent tokens, in order; of equally frequent ones the lower ids, which BPE made first."""
+    return counts.argsort(descending=True, stable=True)[:size].sort().values
+
+
+class Live:
+    """Drafting as it will be: the target decodes held-out prompts with a drafter in every round.
+
+    Args:
+        model: the target.
+        tokenizer: its tokenizer.
+        prompts: how many; 0 measures nothing.
+        tokens: of each answer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, prompts: int, tokens: int) -> None:
+        self._target = HuggingFaceTarget(model, exact=False) if prompts else None
+        self._end = frozenset() if tokenizer.eos_token_id is None else frozenset({int(tokenizer.eos_token_id)})
+        self._count, self._tokens = prompts, tokens
+
+    def figures(self, drafter: Drafter, depth: int, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
+        """``live_accepted_length``: tokens for each pass of the target.
+
+        Args:
+            drafter: what drafts.
+            depth: the deepest tree.
+            prompts: of which some are taken, spread evenly.
+        """
+        if self._target is None or not prompts:
+            return {}
+        chosen = [prompts[at * len(prompts) // self._count] for at in range(min(self._count, len(prompts)))]
+        rows = start_rows(chosen, range(len(chosen)), self._target.context_length)
+        self._target.prepare(rows=len(chosen))
+        for _ in decode(
+            self._target,
+            drafter,
+            rows,
+            sampling=Sampling(),
+            stopping=Stopping(max_new_tokens=self._tokens, eos_token_ids=self._end),
+            speculation=Speculation(max_depth=depth),
+            timings=Timings(),
+        ):
+            pass
+        passes = sum(row.stats.target_passes for row in rows)
+        return {"live_accepted_length": sum(row.stats.new_tokens for row in rows) / max(1, passes)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A target that is not trained, and what is trained on.
+
+    Attributes:
+        model: the target.
+        tokenizer: its tokenizer.
+        examples: the data.
+        counts: how often each token is to be predicted.
+        live: decodes with what is trained.
+    """
+
+    model: Any
+    tokenizer: Any
+    examples: Examples
+    counts: Tensor
+    live: Live
+
+    def vocabulary(self, size: int | None) -> Tensor | None:
+        """The most frequent tokens, as many as wanted; None for all."""
+        return None if size is None else frequent_tokens(self.counts, size)
+
+
+def read_frozen(config: TrainConfig, device: str, live_prompts: int, live_tokens: int) -> Frozen:
+    """Load the target and read the data; random numbers begin at the seed."""
+    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
+    model.requires_grad_(False)
+    torch.manual_seed(config.training.seed)
+    examples, _ = load_examples(config.data, tokenizer, config.training.seed)
+    counts = answer_counts(examples, int(model.get_output_embeddings().weight.shape[0]))
+    live = Live(model, tokenizer, live_prompts, live_tokens)
+    return Frozen(model=model, tokenizer=tokenizer, examples=examples, counts=counts, live=live)
+
+
+def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[Tensor, list[list[int]]]:
+    """Of held-out batches: the ranks ``[positions, depth]`` of the true tokens in the drafts, and the prompts."""
+    found, prompts = list[Tensor](), list[list[int]]()
+    for batch in batches:
+        found.append(ranks(batch).cpu())
+        prompts += prompts_of(batch)
+    return torch.cat(found), prompts
+
+
+def provenance_of(config: TrainConfig, examples: Examples, counts: Tensor) -> dict[str, Any]:
+    """What a trained head says about its making: its data and its recipe."""
+    data = {
+        "files": [*config.data.files, *([config.data.dataset_name] if config.data.dataset_name else [])],
+        "examples": len(examples),
+        "answer_tokens": int(counts.sum()),
+        "sha256": examples.fingerprint,
+    }
+    return {"data": data, "recipe": config.model_dump(mode="json")}

@@ -1,0 +1,339 @@
+"""Low-rank adapters over PEFT: ``LoRAAdapter``, its training, and the recipe ``lora``. The result is a new model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specstream.environment import require
+from specstream.errors import UsageError
+from specstream.files.yaml_file import validated
+from specstream.models.architecture.families import require_model
+from specstream.models.hub.load import load_model
+from specstream.training.config import (
+    DataSection,
+    LoggingSection,
+    LoRASection,
+    LoRATrainingSection,
+    TrainConfig,
+    TrainingSection,
+)
+from specstream.training.data import Batch, Example, Examples, examples_of
+from specstream.training.loop import Loop, make_accelerator
+from specstream.training.run_log import Journal
+from specstream.training.trainee import Goal, Prepared, token_loss
+
+_NAMES = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules"}
+"""Our names and PEFT's, which are taken too."""
+
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+MODEL = "model"
+"""The folder of the merged model, beside the adapters."""
+
+_ATTENTION = (
+    ("q_proj", "v_proj", "o_proj"),  # Llama, Mistral, Qwen, Gemma and most others
+    ("q_proj", "v_proj", "out_proj"),  # OPT, GPT-Neo, GPT-J
+    ("q_proj", "v_proj", "dense"),  # Phi
+    ("qkv_proj", "o_proj"),  # Phi-3
+    ("qkv_proj", "out_proj"),  # CodeGen
+    ("Wqkv", "out_proj"),  # MPT
+    ("query_key_value", "dense"),  # BLOOM, Falcon, GPT-NeoX
+    ("c_attn", "attn.c_proj"),  # GPT-2, GPTBigCode
+)
+"""Queries, values and the output of attention, by family; the first that a model has whole is its default."""
+
+
+class LoRAAdapter:
+    """Low-rank adapters in the linear layers of a model.
+
+    Args:
+        base_model: a transformers causal language model. Adapters are put into it; its own weights never change.
+        lora_config: ``r``, ``alpha``, ``dropout`` and ``target_modules`` (ends of the names of linear layers; if not
+            given, those of the attention's queries, values and output, as the model's family calls them).
+        tokenizer: for training on texts; None takes the one that lies beside the base's weights.
+
+    Raises:
+        UsageError: an unknown key, a value out of range, or a target module that the model does not have.
+        UnsupportedModelError: ``base_model`` is no transformers model.
+        MissingPackageError: PEFT is not installed.
+    """
+
+    def __init__(self, base_model: Any, lora_config: Mapping[str, Any] | None = None, tokenizer: Any = None) -> None:
+        peft = require("peft", "train", "LoRAAdapter")
+        require_model(base_model)
+        self.config = _settings(lora_config or {})
+        self.config["target_modules"] = modules_for(base_model, self.config["target_modules"])
+        self._base, self._tokenizer = base_model, tokenizer
+        settings = {_NAMES[name]: value for name, value in self.config.items()}
+        # GPT-2's matrices are all turned, other families' none.
+        turned = any(is_turned(module) for module in base_model.modules())
+        made = peft.LoraConfig(**settings, fan_in_fan_out=turned, task_type="CAUSAL_LM")
+        try:
+            self._peft = peft.get_peft_model(base_model, made)
+        except ValueError as error:
+            raise UsageError(f"target_modules {self.config['target_modules']} do not fit this model: {error}") from None
+        base_model.eval()
+
+    def train(self, training_data: Sequence[Any], epochs: int = 3, **settings: Any) -> list[dict[str, float]]:
+        """Train the adapters on the next token.
+
+        Args:
+            training_data: texts; or records with a prompt and a completion, or with messages; or lists of token ids.
+            epochs: times that every example is seen.
+            **settings: ``batch_size`` (4), ``max_length`` (512), and any of ``TrainingSection``: ``learning_rate``,
+                ``seed``, ``warmup_steps``, ...
+
+        Returns:
+            A line for every step: ``step``, ``epoch``, ``loss``, ``learning_rate``, ``tokens``, ...
+
+        Raises:
+            UsageError: no data, or a setting out of range.
+            TrainingError: out of memory, or the loss is no number.
+        """
+        return _train(self, training_data, epochs, settings)
+
+    def save_weights(self, path: str | Path) -> None:
+        """Write the adapters' weights and configuration into a folder, in PEFT's format."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
+            self._peft.save_pretrained(partial, save_embedding_layers=False)
+            for name in (_WEIGHTS, _CONFIG):
+                os.replace(Path(partial, name), folder / name)
+
+    def save_merged(self, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+        """Write the new model whole, the adapters merged into its weights, and its tokenizer: a model like any other.
+
+        Args:
+            path: a folder.
+            dtype: of the weights on disk. They are merged before they are rounded.
+
+        Returns:
+            The merged model, as it was written.
+        """
+        merged = self.get_adapted_model(merge=True).to(dtype)
+        merged.save_pretrained(path)
+        # safetensors makes its file readable by the owner alone, which a shared models folder cannot use.
+        for weights in Path(path).glob("*.safetensors"):
+            shutil.copymode(Path(path) / "config.json", weights)
+        self.tokenizer.save_pretrained(path)
+        return merged
+
+    def load_weights(self, path: str | Path) -> None:
+        """Take the adapters' weights from a folder that ``save_weights`` or PEFT wrote.
+
+        Raises:
+            UsageError: no adapter there, or one of another shape.
+        """
+        peft = require("peft", "train", "LoRAAdapter")
+        from safetensors.torch import load_file
+
+        folder = Path(path)
+        try:
+            found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{str(path)!r} holds no LoRA weights: {error}; give a folder of save_weights") from None
+        for name, theirs in _NAMES.items():
+            ours, value = self.config[name], found.get(theirs)
+            if name != "dropout" and (sorted(value or []) != sorted(ours) if isinstance(ours, list) else value != ours):
+                raise UsageError(f"the weights in {str(path)!r} have {name} {value!r} and this adapter has {ours!r}")
+        wanted = peft.get_peft_model_state_dict(self._peft, save_embedding_layers=False)
+        if {name: each.shape for name, each in state.items()} != {name: each.shape for name, each in wanted.items()}:
+            raise UsageError(f"the weights in {str(path)!r} belong to another base model; give those trained for this")
+        peft.set_peft_model_state_dict(self._peft, state)
+
+    def get_adapted_model(self, merge: bool = False) -> Any:
+        """The model with the adapters at work: a transformers model, for ``generate`` or ``SpeculativeEngine``.
+
+        Args:
+            merge: return a copy whose own weights hold the adapters: as fast as the base.
+        """
+        if merge:
+            return copy.deepcopy(self._peft).merge_and_unload().eval()
+        return self._peft.get_base_model()
+
+    def get_parameter_stats(self) -> dict[str, float]:
+        """``trainable`` and ``total`` parameters, and the ``percent`` that the first are of the second."""
+        trainable = sum(each.numel() for each in self.trainable_parameters())
+        total = sum(each.numel() for each in self._peft.parameters())
+        return {"trainable": trainable, "total": total, "percent": 100 * trainable / total}
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """The adapters' weights, always in the same order."""
+        return [each for each in self._peft.parameters() if each.requires_grad]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            UsageError: none was given and none lies beside the base's weights.
+        """
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            name = self._base.config.name_or_path
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            except (OSError, ValueError):
+                raise UsageError(
+                    f"texts need a tokenizer and none is at {name!r}; give LoRAAdapter tokenizer="
+                ) from None
+        return self._tokenizer
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {theirs: name for name, theirs in _NAMES.items()}
+    settings = {ours.get(name, name): value for name, value in given.items()}
+    if isinstance(settings.get("target_modules"), (tuple, set)):
+        settings["target_modules"] = sorted(settings["target_modules"])
+    return validated(LoRASection, settings, "lora_config.").model_dump()
+
+
+def _train(
+    adapter: LoRAAdapter, training_data: Sequence[Any], epochs: int, settings: Mapping[str, Any]
+) -> list[dict[str, float]]:
+    """See ``LoRAAdapter.train``."""
+    given = dict(settings)
+    if epochs < 1:
+        raise UsageError(f"epochs is {epochs}; give 1 or more")
+    size = int(given.pop("batch_size", 4))
+    examples = _examples(adapter, training_data, int(given.pop("max_length", 512)))
+    size = min(size, len(examples))
+    per_epoch = len(examples) // size
+    config = validated(
+        TrainingSection,
+        {"num_train_steps": per_epoch * epochs, "per_device_batch_size": size, "logging_steps": 1, **given},
+    )
+    trainee = LoRATrainee(adapter)
+    device = adapter.get_adapted_model().device
+    accelerator = make_accelerator(config, cpu=device.type == "cpu")
+    with Journal(None, LoggingSection(), {}, quiet=True) as journal:
+        Loop(trainee, (examples, examples.first(0)), config, accelerator=accelerator, journal=journal).run()
+        return [{**row, "epoch": (row["step"] - 1) // per_epoch + 1} for row in journal.rows]
+
+
+def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Examples:
+    if isinstance(data, str | bytes | Mapping):
+        raise UsageError(f"training_data is one {type(data).__name__}; give a list of texts, records or token ids")
+    if not data:
+        raise UsageError("training_data is empty; give texts, records or token ids")
+    if all(isinstance(each, Sequence) and not isinstance(each, str) and isinstance(each[0], int) for each in data):
+        return Examples([Example(tokens=tuple(each[:max_length]), start=1) for each in data if len(each) > 1])
+    config = validated(DataSection, {"max_length": max_length})
+    records = [({"text": each} if isinstance(each, str) else each, f"item {at}") for at, each in enumerate(data)]
+    return examples_of(records, config, adapter.tokenizer)
+
+
+class LoRATrainee:
+    """An adapter that learns the next token.
+
+    Args:
+        adapter: around the base model.
+        merge: save the whole new model too.
+    """
+
+    goal = Goal(figure="loss", rises=False)
+
+    def __init__(self, adapter: LoRAAdapter, *, merge: bool = False) -> None:
+        self._adapter, self._merge = adapter, merge
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self._adapter.trainable_parameters()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        model = self._adapter.get_adapted_model()
+        model.train()
+        try:
+            return token_loss(model(input_ids=batch.tokens, use_cache=False).logits, batch), {}
+        finally:
+            model.eval()
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Loss and accuracy of the next token."""
+        model: Any = self._adapter.get_adapted_model()
+        totals = torch.zeros(3, dtype=torch.float64)
+        for batch in batches:
+            logits = model(input_ids=batch.tokens, use_cache=False).logits
+            wanted = batch.mask[:, 1:]
+            hits = (logits[:, :-1].argmax(-1) == batch.tokens[:, 1:]) & wanted
+            count = float(wanted.sum())
+            totals += torch.tensor([float(token_loss(logits, batch)) * count, float(hits.sum()), count])
+        return {"loss": float(totals[0] / totals[2]), "token_accuracy": float(totals[1] / totals[2])}
+
+    def save(self, folder: Path) -> None:
+        self._adapter.save_weights(folder)
+        if self._merge:
+            self._adapter.save_merged(folder / MODEL)
+
+
+def prepare(config: TrainConfig, device: str) -> Prepared:
+    """The target with a fresh adapter."""
+    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
+    torch.manual_seed(config.training.seed)
+    adapter = adapter_of(config.lora, model, tokenizer)
+    return Prepared(trainee=LoRATrainee(adapter, merge=config.lora.merge), tokenizer=tokenizer)
+
+
+def adapter_of(section: LoRATrainingSection, model: Any, tokenizer: Any) -> LoRAAdapter:
+    """A fresh adapter inside a model."""
+    return LoRAAdapter(model, section.model_dump(exclude={"merge"}), tokenizer=tokenizer)
+
+
+def modules_for(model: Any, wanted: Sequence[str] | None) -> list[str]:
+    """The names of layers as PEFT takes them, each of which the model has.
+
+    Args:
+        model: a transformers model.
+        wanted: ends of names; None for those of the model's family.
+
+    Raises:
+        UsageError: a name that no layer ends with, with those that would do.
+    """
+    names = [name for name, module in model.named_modules() if is_linear(module) and not _is_head(model, module)]
+    if wanted is None:
+        found = next((group for group in _ATTENTION if all(_matches(end, names) for end in group)), None)
+        if found is None:
+            raise UsageError(
+                f"target_modules is not given for a {model.config.model_type}; give some of {_ends(names)}"
+            )
+        return list(found)
+    for end in wanted:
+        if not _matches(end, names):
+            raise UsageError(f"target_modules has {end!r}, which this model has not; give some of {_ends(names)}")
+    return list(wanted)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether PEFT can adapt it: GPT-2 keeps its matrices the other way round, in a class of transformers."""
+    return isinstance(module, nn.Linear) or is_turned(module)
+
+
+def is_turned(module: nn.Module) -> bool:
+    """Whether its matrix is ``[in, out]``."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def _is_head(model: Any, module: nn.Module) -> bool:
+    return module is model.get_output_embeddings()
+
+
+def _matches(end: str, names: Sequence[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for name in names)
+
+
+def _ends(names: Sequence[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))

@@ -1,0 +1,146 @@
+"""The model is asked whether it follows a tree; here are some that do not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor
+
+from specstream.core.tree import TokenTree
+from specstream.errors import UnsupportedModelError
+from specstream.models.architecture.families import Family
+from specstream.models.invariance.tree_check import check_tree
+from specstream.models.runtime import native
+from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target.hf import HuggingFaceSession, HuggingFaceTarget
+from tests.lossless.families import CONFIGURATIONS, FAMILIES, VOCAB, build
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+NOT_FOLLOWED = "its attention does not follow a tree's mask and positions"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("runtime", ["auto", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_passes(family: str, runtime: RuntimeName, dtype: torch.dtype) -> None:
+    check_tree(HuggingFaceTarget(build(family, dtype), runtime=runtime))
+
+
+def random_model(configuration: Any, dtype: torch.dtype) -> Any:
+    model = hf.AutoModelForCausalLM.from_config(configuration).eval()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim > 1:
+                weights.copy_(torch.randn(weights.shape, generator=chance) * 0.25)
+    return model.to(dtype)
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    # ALiBi from the places in the cache, in a function of the module that nothing can be lent to.
+    "falcon": lambda: hf.FalconConfig(
+        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=True
+    ),
+    "mpt": lambda: hf.MptConfig(vocab_size=VOCAB, d_model=64, n_layers=2, n_heads=4),
+    # A window of its own, counted in places.
+    "gpt_neo": lambda: hf.GPTNeoConfig(
+        vocab_size=VOCAB, hidden_size=64, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_family_that_does_not_follow_is_refused_before_the_first_pass(name: str, dtype: torch.dtype) -> None:
+    target = HuggingFaceTarget(random_model(BROKEN[name](), dtype), runtime="eager")
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(UnsupportedModelError, match=f"^{name} cannot be a target: {NOT_FOLLOWED}: ") as refusal:
+            target.begin([[1, 2, 3]])
+        assert "\n" not in str(refusal.value)
+
+
+@contextlib.contextmanager
+def _no_hook(self: Family, positions: Tensor) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_bloom_without_its_hook_is_refused(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Family, "key_positions", _no_hook)
+    _refused("bloom", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_bloom_with_positions_taken_from_places_is_refused(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = Family.key_positions
+    in_line = lambda self, positions: hook(self, torch.arange(positions.shape[1]).expand_as(positions))  # noqa: E731
+    monkeypatch.setattr(Family, "key_positions", in_line)
+    _refused("bloom", dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layout_that_ignores_the_branches_is_refused(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every family notices a tree that is scored as if it were a chain."""
+    layout = HuggingFaceSession._layout
+    chains = lambda self, trees, *rest: layout(self, [TokenTree.chain(tree.tokens) for tree in trees], *rest)  # noqa: E731
+    monkeypatch.setattr(HuggingFaceSession, "_layout", chains)
+    _refused(family, dtype)
+
+
+def _refused(family: str, dtype: torch.dtype) -> None:
+    with pytest.raises(UnsupportedModelError, match=NOT_FOLLOWED):
+        check_tree(HuggingFaceTarget(build(family, dtype), runtime="eager"))
+
+
+@pytest.mark.parametrize(("runtime", "count"), [("eager", 3), ("packed", 3), ("native", 5)])
+def test_it_runs_once_and_in_few_passes(runtime: RuntimeName, count: int) -> None:
+    if runtime == "native" and not native.available():
+        pytest.skip("no C++ compiler on this machine")
+    model = build("llama")
+    passes = []
+    hook = model.register_forward_pre_hook(lambda module, arguments: passes.append(module))
+    try:
+        target = HuggingFaceTarget(model, runtime=runtime, exact=False)
+        target.prepare()
+        target.prepare()
+    finally:
+        hook.remove()
+    assert len(passes) == count
+
+
+def test_numbers_that_only_the_tree_lacks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    score = HuggingFaceSession.score
+    monkeypatch.setattr(HuggingFaceSession, "score", lambda self, trees: score(self, trees) * float("nan"))
+    _refused("llama", torch.float32)
+
+
+def test_logits_that_are_no_numbers_are_left_to_verification() -> None:
+    model = random_model(CONFIGURATIONS["llama"](), torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    check_tree(HuggingFaceTarget(model, runtime="eager"))
+
+
+@pytest.mark.parametrize("context", [1, 2, 4, 7, 30])
+def test_a_short_context_is_no_error(context: int) -> None:
+    configuration = hf.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=2, n_positions=context)
+    HuggingFaceTarget(random_model(configuration, torch.float32), runtime="eager").prepare()
+
+
+def test_a_model_out_of_memory_is_not_called_unsupported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def score(self: HuggingFaceSession, trees: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(HuggingFaceSession, "score", score)
+    with pytest.raises(torch.OutOfMemoryError):
+        check_tree(HuggingFaceTarget(build("llama"), runtime="eager"))
