@@ -152,9 +152,23 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert report["provenance"]["runtime"]
 
 
+def test_bench_heads_holds_thresholds_of_pruning_beside_each_other(run, folders, questions, tmp_path):
+    words = ["--streams", str(folders / "pruned"), "--drafter", "streams", "--fixed", "9"]
+    words += ["--pruning", "0.001", "--pruning", "0.9", "--per-category", "1", "-n", "16"]
+    code, _, err = run("bench-heads", "--prompts", str(questions), *words, "--output", str(tmp_path / "report.json"))
+    assert (code, err) == (0, "")
+    figures = {each["side"]: each for each in json.loads((tmp_path / "report.json").read_text())["all"]}
+    kinds = ("streams", "streams (pruned 0.001)", "streams (pruned 0.9)")
+    assert list(figures) == ["plain", *(name for kind in kinds for name in (kind, f"{kind} (fixed tree)"))]
+    whole, some, hardly = (figures[f"{kind} (fixed tree)"]["nodes"] for kind in kinds)
+    assert whole > some > hardly
+    assert all(each["equal"] == each["outputs"] == 2 for each in figures.values())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--drafter", "lookup", "--pruning", "0.1"], "pruning is 0.1 and --drafter names no streams; add"),
         (["--drafter", "medusa"], "drafter is 'medusa' and there is no --medusa; give one"),
         (["--drafter", "none"], "drafter is 'none', which is always measured; leave it out"),
         (["--drafter", "magic"], "drafter is 'magic'; give one of"),

@@ -32,6 +32,10 @@ _Fixed = Annotated[
     Optional[int],  # noqa: UP045  # typer reads it on Python 3.10
     typer.Option("--fixed", min=1, help="Streams and Medusa once more, with a tree of so many nodes in every round."),
 ]
+_Pruning = Annotated[
+    list[float],
+    typer.Option("--pruning", help="Streams once more, without drafts their early exit gives less; may be repeated."),
+]
 _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write every sample to this JSON file.")]
 
 
@@ -44,6 +48,7 @@ def bench_heads(
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
     per_category: _PerCategory = 20,
     fixed: _Fixed = None,
+    pruning: _Pruning = [],  # noqa: B006
     max_new_tokens: options.MaxNewTokens = 128,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -57,13 +62,15 @@ def bench_heads(
 
     given = {"streams": streams, "medusa": medusa, "draft": draft}
     _check(drafter, given)
+    if pruning and drafter and "streams" not in drafter:
+        raise UsageError(f"pruning is {pruning[0]} and --drafter names no streams; add --drafter streams")
     check_output(output)
     questions = read_questions(prompts, per_category)
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
-    sides = _sides(engine, names, given, settings, fixed)
+    sides = _sides(engine, names, given, settings, fixed, pruning)
     comparison = _compare(engine, sides, questions)
     arguments = {
         **settings,
@@ -73,6 +80,7 @@ def bench_heads(
         "prompts": prompts,
         "per_category": per_category,
         "fixed": fixed,
+        "pruning": pruning,
     }
     record = {**comparison.to_dict(), "provenance": engine.provenance(), "arguments": arguments}
     if output is not None:
@@ -103,7 +111,12 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
 
 
 def _sides(
-    engine: Any, names: list[str], given: dict[str, str | None], settings: dict[str, Any], fixed: int | None
+    engine: Any,
+    names: list[str],
+    given: dict[str, str | None],
+    settings: dict[str, Any],
+    fixed: int | None,
+    pruning: list[float],
 ) -> list[Side]:
     from specstream.config import engine_config
     from specstream.engine.build import build_parts
@@ -111,15 +124,17 @@ def _sides(
     from specstream.evaluation.heads import FIXED, PLAIN, Side
 
     sides = [Side(name=PLAIN, parts=engine.parts, parameters=0)]
-    for name in names:
+    wanted = [(name, each) for name in names for each in (None, *(pruning if name == "streams" else ()))]
+    for name, least in wanted:
         heads = given[name] if name in HEADS else None
         draft = given["draft"] if NEEDING.get(name) == "draft" else None
-        config = engine_config({**settings, "drafter": name, "heads": heads})  # type: ignore[typeddict-item]
+        config = engine_config({**settings, "drafter": name, "heads": heads, "pruning": least})  # type: ignore[typeddict-item]
         parts = build_parts(engine.target, engine.tokenizer, draft, config)
         parameters = extra_parameters(parts.drafter, engine.target)
-        sides.append(Side(name=name, parts=parts, parameters=parameters))
+        label = name if least is None else f"{name} (pruned {least:g})"
+        sides.append(Side(name=label, parts=parts, parameters=parameters))
         if fixed is not None and name in HEADS:
-            sides.append(Side(name=f"{name}{FIXED}", parts=with_fixed_tree(parts, fixed), parameters=parameters))
+            sides.append(Side(name=f"{label}{FIXED}", parts=with_fixed_tree(parts, fixed), parameters=parameters))
     return sides
 
 
@@ -139,6 +154,7 @@ def _print(comparison: Comparison, provenance: dict[str, Any], base: int) -> Non
     for each in comparison.figures():
         table.add_row(*_cells(each, base))
     console.print(table)
+    print(f"drafted tokens a pass: {', '.join(f'{each.side} {each.nodes:.2f}' for each in comparison.figures())}")
     table = Table("tokens/pass, x plain", *(side.name.replace(" (", "\n(") for side in comparison.sides))
     for category in comparison.categories:
         own = comparison.figures(category)

@@ -106,6 +106,7 @@ class Figures:
         side: whose.
         parameters: that it needs beyond the target's.
         mean_accepted_length: tokens per pass of the target, its own included; 1 for plain decoding.
+        nodes: drafted tokens that a pass scored, after any pruning.
         acceptance: the share of passes in which the first, second, ... drafted token was accepted. A pass that drafted
             nothing accepted nothing.
         tokens_per_second: of decoding.
@@ -118,6 +119,7 @@ class Figures:
     side: str
     parameters: int
     mean_accepted_length: float
+    nodes: float
     acceptance: tuple[float, ...]
     tokens_per_second: float
     ratio: float
@@ -244,6 +246,7 @@ def _figures(side: Side, samples: Sequence[Sample], plain: dict[int, Sample]) ->
         side=side.name,
         parameters=side.parameters,
         mean_accepted_length=sum(passes) / len(passes),
+        nodes=sum(each.drafted for each in samples) / len(passes),
         acceptance=tuple(sum(count > at for count in passes) / len(passes) for at in range(1, POSITIONS + 1)),
         tokens_per_second=own,
         ratio=own / base,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from specstream.errors import UnsupportedModelError
 from specstream.models.architecture import compat
+from specstream.models.cache import capacity_for
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
@@ -61,7 +62,7 @@ class Family:
         build = type(module).build_alibi_tensor
 
         def along_positions(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-            count = positions.shape[1]  # no slot's position is beyond its place
+            count = capacity_for(positions.shape[1])  # no slot's position is beyond its place
             if (count, dtype) not in self.alibi_lines:
                 line = torch.ones(1, count, device=positions.device)
                 self.alibi_lines[count, dtype] = build(module, line, num_heads, dtype)[:, 0]
