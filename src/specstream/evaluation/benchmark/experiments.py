@@ -11,8 +11,9 @@ from typing import Any
 
 from specstream.choices import SELF, check_choice
 from specstream.config import EngineConfig, GenerationConfig, engine_config, generation_config
+from specstream.contestants import PLAIN
 from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError
-from specstream.evaluation.benchmark.config import ARM, NAMED, PLAIN, TARGET, WORKLOAD, BenchmarkConfig, Experiment
+from specstream.evaluation.benchmark.config import ARM, NAMED, TARGET, WORKLOAD, BenchmarkConfig, Experiment
 from specstream.suggestion import listed
 from specstream.yaml_file import Document
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specstream.evaluation.benchmark.config import PLAIN
+from specstream.contestants import PLAIN
 from specstream.evaluation.report.words import FEW, arm_name
 from specstream.extras import require
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from specstream.evaluation.benchmark.config import PLAIN
+from specstream.contestants import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
 from specstream.evaluation.benchmark.summary import Place, amounts, as_array, paired, place_of, plain_of
 from specstream.evaluation.quality import Estimate
