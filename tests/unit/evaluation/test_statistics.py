@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from specstream.evaluation.statistics import holm, ratio_of_ratios, sign_flips, speed_ratio, student
+from specstream.evaluation.statistics import holm, ratio_of_ratios, sign_flips, speed_ratio
 
 
 def test_the_ratio_is_of_sums():
@@ -48,12 +48,6 @@ def test_intervals_cover(size):
         assert estimate is not None
         covered += estimate.low <= truth <= estimate.high
     assert 0.9 <= covered / 300 <= 0.99
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 5, 30, 400])
-def test_students_quantile(freedom):
-    for probability in (0.025, 0.5, 0.9, 0.975):
-        assert student(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-3, abs=1e-3)
 
 
 def test_sign_flips_are_counted():
