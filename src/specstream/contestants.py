@@ -175,3 +175,22 @@ def by_turn(entries: Iterable[Entry[Made]]) -> Iterator[Turn[Made]]:
     """Entries of one prompt and round together."""
     for (round_, index), own in groupby(entries, key=lambda each: (each.round, each.prompt)):
         yield Turn(round=round_, prompt=index, entries=list(own))
+
+
+def interleaved(passes: Mapping[str, Iterator[object]], behind: Callable[[str], float]) -> Iterator[str]:
+    """Let contestants make their passes as if they ran at the same time.
+
+    Args:
+        passes: of each contestant.
+        behind: how far each is, such as its seconds or its tokens; the one with the least goes on.
+
+    Yields:
+        Who has made a pass.
+    """
+    going = list(passes)
+    while going:
+        name = min(going, key=behind)
+        if next(passes[name], None) is None:
+            going.remove(name)
+        else:
+            yield name
