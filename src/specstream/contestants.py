@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, product
+from itertools import product
 from typing import Any, Generic, Literal, TypeVar
 
 Prompt = TypeVar("Prompt")
@@ -84,6 +84,7 @@ class Entry(Generic[Made]):
         contestant: its name.
         round: from 0.
         prompt: index.
+        last: whether all contestants have now had this prompt in this round.
         made: what its function returned; None if that failed.
         error: why it did.
     """
@@ -91,6 +92,7 @@ class Entry(Generic[Made]):
     contestant: str
     round: int
     prompt: int
+    last: bool
     made: Made | None = None
     error: Exception | None = None
 
@@ -155,7 +157,8 @@ def in_turn(
     warming = [(False, order[at % len(order)]) for at in range(warm_up)] if order else []
     going = dict(contestants)
     for counted, (round_, index) in [*warming, *((True, each) for each in order)]:
-        for name in rotated(list(going), round_ + index):
+        names = rotated(list(going), round_ + index)
+        for name in names:
             if counted:
                 on_run(name)
             made, failed = None, None
@@ -168,13 +171,18 @@ def in_turn(
                 if errors == "leave":
                     del going[name]
             if counted:
-                yield Entry(contestant=name, round=round_, prompt=index, made=made, error=failed)
+                last = name == names[-1]
+                yield Entry(contestant=name, round=round_, prompt=index, last=last, made=made, error=failed)
 
 
 def by_turn(entries: Iterable[Entry[Made]]) -> Iterator[Turn[Made]]:
-    """Entries of one prompt and round together."""
-    for (round_, index), own in groupby(entries, key=lambda each: (each.round, each.prompt)):
-        yield Turn(round=round_, prompt=index, entries=list(own))
+    """Entries of one prompt and round together, as soon as they are there."""
+    own: list[Entry[Made]] = []
+    for entry in entries:
+        own.append(entry)
+        if entry.last:
+            yield Turn(round=entry.round, prompt=entry.prompt, entries=own)
+            own = []
 
 
 def interleaved(passes: Mapping[str, Iterator[object]], behind: Callable[[str], float]) -> Iterator[str]:
@@ -187,10 +195,10 @@ def interleaved(passes: Mapping[str, Iterator[object]], behind: Callable[[str], 
     Yields:
         Who has made a pass.
     """
-    going = list(passes)
+    going, end = list(passes), object()
     while going:
         name = min(going, key=behind)
-        if next(passes[name], None) is None:
+        if next(passes[name], end) is end:
             going.remove(name)
         else:
             yield name

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from specstream.config import GenerationConfig, engine_config
-from specstream.contestants import Run, by_turn, in_turn
+from specstream.contestants import Run, by_turn, in_turn, interleaved
 from specstream.generation import Generation
 from specstream.models.hf import HuggingFaceTarget
 from specstream.parts import build_parts
@@ -63,6 +63,14 @@ def test_what_is_left_keeps_its_place_in_the_order() -> None:
     assert list(in_turn(nothing.contestants, PROMPTS, todo=[], warm_up=1)) == nothing.log == []
 
 
+def test_a_turn_is_there_before_the_next_begins() -> None:
+    field = Field()
+    turns = by_turn(in_turn(field.contestants, PROMPTS, warm_up=0))
+    for count, turn in enumerate(turns, 1):
+        assert len(field.log) == 3 * count
+        assert set(turn.values().values()) == set(field.log[-3:])
+
+
 def test_a_failure_ends_all() -> None:
     field = Field(("by",))
     with pytest.raises(RuntimeError, match="b broke on y"):
@@ -84,6 +92,19 @@ def test_a_contestant_that_failed_may_leave(warm_up: int) -> None:
     entries = list(in_turn(field.contestants, PROMPTS, errors="leave", warm_up=warm_up))
     assert [each for each in field.log if each.startswith("b")] == ["bx"]
     assert sum(each.error is not None for each in entries) == 1 - warm_up
+
+
+def test_who_is_behind_makes_the_next_pass() -> None:
+    seconds = {"fast": 0.0, "slow": 0.0}
+
+    def passes(name: str, count: int, cost: float) -> Iterator[None]:
+        for _ in range(count):
+            seconds[name] += cost
+            yield
+
+    moved = list(interleaved({"fast": passes("fast", 5, 1), "slow": passes("slow", 2, 3)}, seconds.__getitem__))
+    assert moved == ["fast", "slow", "fast", "fast", "fast", "slow", "fast"]
+    assert seconds == {"fast": 5, "slow": 6}
 
 
 def test_a_record_says_what_its_generations_did() -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,10 @@ def collect(
         sides = _sides(engine, config)
         ways = {name: partial(_generate, parts, section) for name, parts in sides.items()}
         left = [(run, index) for index in range(done, len(usable)) for run in range(section.runs)]
-        entries = in_turn(ways, [ids for _, ids in usable], todo=left, errors="keep")
-        for index, turns in groupby(by_turn(entries), key=lambda turn: turn.prompt):
+        turns = by_turn(in_turn(ways, [ids for _, ids in usable], todo=left, errors="keep"))
+        for index in range(done, len(usable)):
             question, ids = usable[index]
-            line = collected(question, ids, list(sides), turns)
+            line = collected(question, ids, list(sides), islice(turns, section.runs))
             failed += bool(line.error)
             file.append([line.to_line()])
             on_prompt(Progress(done=index + 1, total=len(usable), failed=failed))
@@ -156,7 +156,7 @@ def collected(question: Question, ids: list[int], names: list[str], turns: Itera
     """
     error = ""
     try:
-        made = [turn.values() for turn in turns]
+        made = [turn.values() for turn in list(turns)]  # all of them, whichever fails: the next prompt's come after
         runs = {name: [_run(each[name], each[NONE].rows[0].emitted) for each in made] for name in names}
     except Exception as problem:  # one prompt must not end hours of measuring
         runs, error = {}, reason_of(problem)
