@@ -143,6 +143,8 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert len(report["samples"]) == 4 * len(figures)
     plain = figures["plain"]
     assert (plain["mean_accepted_length"], plain["ratio"], plain["parameters"]) == (1, 1, 0)
+    for each in figures.values():
+        assert each["ratio_interval"]["low"] <= each["ratio"] <= each["ratio_interval"]["high"]
     assert plain["acceptance"] == [0, 0, 0, 0]
     assert all(each["equal"] == each["outputs"] == 4 for each in figures.values())
     assert figures["streams"]["parameters"] == 3 * 48 + 2 * (2 * 96 + 2 * 72 + 3 * 144)

@@ -115,12 +115,20 @@ def _compare(
 
 
 def _print(comparison: Comparison, questions: list[Question], base: int) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from specstream.evaluation.heads import by_category, parameter_ratio
 
     console = table_console()
-    columns = ("drafter", "extra parameters", "tokens/pass", "accepted at 1 to 4", "tokens/s", "x plain", "median")
+    columns = (
+        Column("drafter", no_wrap=True),
+        "extra parameters",
+        "tokens/pass",
+        "accepted at 1 to 4",
+        "tokens/s",
+        "x plain",
+        "median",
+    )
     table = Table(*columns, "equal")
     for each in comparison.figures():
         table.add_row(*_cells(each, base))
@@ -131,8 +139,9 @@ def _print(comparison: Comparison, questions: list[Question], base: int) -> None
         table.add_row(category, *(f"{each.mean_accepted_length:.2f} {each.speedup.value:.2f}x" for each in own))
     console.print(table)
     print(
-        "tokens/s of decoding, the prompt on neither side; x plain: over plain decoding of the same process, in turn; "
-        "median: of the prompts' own ratios; equal: outputs that are plain decoding's; fixed tree: no controller"
+        "tokens/s of decoding, the prompt on neither side; x plain: over plain decoding of the same process, in turn, "
+        "and its 95 % interval; median: of the prompts' own ratios; equal: outputs that are plain decoding's; "
+        "fixed tree: no controller"
     )
     if (ratio := parameter_ratio(comparison.contestants)) is not None:
         print(f"Medusa has {ratio:,.1f} times as many extra parameters as streams; the paper says about 10,000")
@@ -140,6 +149,9 @@ def _print(comparison: Comparison, questions: list[Question], base: int) -> None
 
 
 def _cells(figures: Figures, base: int) -> list[str]:
+    from specstream.evaluation.benchmark.summary import plain_estimate
+    from specstream.evaluation.report.words import interval
+
     extra = f"{figures.parameters:,} ({figures.parameters / base:.2%})" if figures.parameters else "0"
     return [
         figures.contestant,
@@ -147,7 +159,7 @@ def _cells(figures: Figures, base: int) -> list[str]:
         f"{figures.mean_accepted_length:.2f}",
         " ".join(f"{share:.2f}" for share in figures.acceptance),
         f"{figures.tokens_per_second:.1f}",
-        f"{figures.speedup.value:.2f}",
+        interval(plain_estimate(figures.speedup)).replace(" (", "\n("),
         f"{figures.median_speedup:.2f}",
         f"{figures.equal} of {figures.samples}",
     ]

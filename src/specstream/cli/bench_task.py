@@ -133,19 +133,21 @@ def _print(found: dict[str, Any], task: Task) -> None:
             console.print(f"failed: {failure['where']}: {failure['error']}", markup=False)
     print(
         "metrics of plain decoding's answers, 0 to 100, with 95 % intervals (bootstrap over examples); tokens/pass: "
-        "call reduction; tokens/s of decoding, x plain in the same process, in turn; median: of the "
-        "examples' own ratios; equal: answers that are plain decoding's"
+        "call reduction; tokens/s of decoding, x plain in the same process, in turn, and its 95 % interval; "
+        "median: of the examples' own ratios; equal: answers that are plain decoding's"
     )
     print(", ".join(str(runs[-1]["provenance"][key]) for key in ("dtype", "device", "runtime", "cpu")))
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
+    from specstream.evaluation.report.words import interval
+
     return [
         figures["side"],
         f"{figures['parameters']:,}",
         f"{figures['call_reduction']:.2f}",
         f"{figures['tokens_per_second']:.1f}",
-        f"{figures['speedup']:.2f}",
+        interval(figures["speedup_interval"]),
         f"{figures['middle_speedup']:.2f}",
         f"{figures['equal']} of {figures['answers']}",
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from specstream.config import engine_config
 from specstream.contestants import PLAIN
 from specstream.errors import UsageError
+from specstream.evaluation.benchmark.summary import plain_estimate
 from specstream.evaluation.compare import Comparison, Contestant, Figures, Sample
 from specstream.heads.folder import KINDS
 from specstream.inventory import extra_parameters, with_fixed_tree
@@ -120,6 +121,7 @@ def _plain_figures(figures: Figures) -> dict[str, Any]:
         "acceptance": figures.acceptance,
         "tokens_per_second": figures.tokens_per_second,
         "ratio": figures.speedup.value,
+        "ratio_interval": plain_estimate(figures.speedup),
         "middle_ratio": figures.median_speedup,
         "equal": figures.equal,
         "outputs": figures.samples,

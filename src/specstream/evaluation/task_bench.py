@@ -12,6 +12,7 @@ from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
 from specstream.contestants import PLAIN, Run
+from specstream.evaluation.benchmark.summary import plain_estimate
 from specstream.evaluation.compare import Comparison, Contestant, Sample, answer_text, compare
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.generation import Parts
@@ -100,6 +101,7 @@ def figures(run: Comparison, task: Task, examples: Sequence[TaskExample]) -> lis
                 "call_reduction": each.mean_accepted_length,
                 "tokens_per_second": each.tokens_per_second,
                 "speedup": each.speedup.value,
+                "speedup_interval": plain_estimate(each.speedup),
                 "middle_speedup": each.median_speedup,
                 "equal": each.equal,
                 "answers": each.samples,
