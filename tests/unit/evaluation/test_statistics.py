@@ -50,6 +50,15 @@ def test_intervals_cover(size):
     assert 0.9 <= covered / 300 <= 0.99
 
 
+def test_an_interval_of_small_gains_is_students():
+    gains = 1 + 0.01 * np.array([0.3, -1.1, 0.8, 1.9, -0.4, 0.2])
+    base = np.stack([np.full(6, 64.0), np.ones(6)], 1)
+    estimate = speed_ratio(base * np.stack([np.ones(6), 1 / gains], 1), base)
+    assert estimate is not None
+    reach = stats.t.ppf(0.975, 5) * gains.std(ddof=1) / math.sqrt(6)
+    assert math.log(estimate.high / estimate.value) == pytest.approx(reach, rel=0.05)
+
+
 def test_sign_flips_are_counted():
     assert sign_flips(np.array([1.0, 2.0, 3.0])) == 2 / 8, "all of one sign, either way"
     assert sign_flips(np.array([1.0, -1.0])) == 1
