@@ -63,14 +63,15 @@ def _register_verbs(app: typer.Typer) -> None:
         train,
         tune,
     )
+    from specstream.cli.renamed import renamed
 
     app.command()(generate.generate)
     app.command()(doctor.doctor)
     app.command()(compare.compare)
     app.command()(audit.audit)
-    app.command()(bench_heads.bench_heads)
-    app.command()(bench_task.bench_task)
-    app.command()(benchmark.benchmark)
+    app.command(hidden=True)(renamed(bench_heads.bench_heads, "benchmark heads"))
+    app.command(hidden=True)(renamed(bench_task.bench_task, "benchmark task"))
+    app.add_typer(benchmark.app, name="benchmark")
     app.command()(report.report)
     app.command()(evaluate.evaluate)
     app.command()(profile.profile)
