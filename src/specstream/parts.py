@@ -329,6 +329,11 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
     ours, theirs = _vocab_size(target), _vocab_size(draft)
     if tokenizer is not None and draft_tokenizer is not None:
         if tokenizer.get_vocab() == draft_tokenizer.get_vocab():
+            if theirs < min(ours, len(tokenizer)):  # no padding: it has no row for tokens that it is asked about
+                raise VocabularyMismatchError(
+                    f"the draft {model_name(draft)} has {theirs} rows of embeddings and its tokenizer {len(tokenizer)} "
+                    "tokens; give a draft that was saved with its own tokenizer, or drafter='lookup'"
+                )
             return
         ours, theirs = len(tokenizer), len(draft_tokenizer)
     elif ours == theirs:

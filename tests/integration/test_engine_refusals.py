@@ -12,7 +12,7 @@ import transformers as hf
 
 import specstream
 from specstream import SpeculativeEngine
-from specstream.errors import SpecStreamError, UnsupportedModelError, UsageError
+from specstream.errors import SpecStreamError, UnsupportedModelError, UsageError, VocabularyMismatchError
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -347,3 +347,13 @@ def test_dtype_is_of_the_draft_that_is_loaded_by_name(model, tokenizer, tmp_path
     engine = SpeculativeEngine(model, tokenizer, str(tmp_path), dtype="bfloat16")
     assert engine.parts.drafter.model.model.dtype == torch.bfloat16
     assert engine.model.dtype == torch.float32
+
+
+def test_a_draft_with_fewer_rows_than_its_tokenizer_has_tokens(model, tokenizer, tmp_path):
+    tiny_model(vocab_size=200).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(
+        VocabularyMismatchError, match="has 200 rows of embeddings and its tokenizer 300 tokens"
+    ) as error:
+        SpeculativeEngine(model, tokenizer, draft_model=str(tmp_path))
+    one_line(error)

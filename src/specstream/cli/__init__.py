@@ -23,6 +23,8 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 _FAILURE = 1
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
+_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO)
+"""Errors of a path that a user gave, or that lies in a folder of the user's."""
 
 
 def build_app() -> typer.Typer:
@@ -189,6 +191,9 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return f"error: no space left on the disk{where}: free some and run the command again", _FAILURE
+    if isinstance(error, OSError) and error.errno in _PLACES:
+        where = str(error.filename2 or error.filename)
+        return f"error: {where!r} cannot be used: {error.strerror}; give another path, or mend that one", _FAILURE
     return f"error: internal: {type(error).__name__}: {error} (re-run with --debug for the traceback)", _FAILURE
 
 

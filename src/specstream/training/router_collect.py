@@ -26,7 +26,7 @@ from specstream.provenance import provenance
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
 from specstream.text import asked, encode
-from specstream.training.answers import AnswerFile, file_sha256
+from specstream.training.answers import AnswerFile, check_place, file_sha256
 from specstream.training.held_out import HeldOut, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
 
@@ -101,9 +101,10 @@ def collect(
         UsageError: files that cannot be read, or an output of another collection.
         TrainingError: every prompt failed.
     """
+    section = config.collection
+    check_place(Path(section.output), "collection.output")
     questions = read_questions(config)
     engine = load_target(config.target)
-    section = config.collection
     usable = [
         (each, ids) for each in questions if len(ids := _encoded(engine, each, section)) <= section.max_prompt_tokens
     ]

@@ -164,3 +164,11 @@ def test_a_reader_that_has_gone_away_is_no_error() -> None:
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
     os.close(writer)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EROFS])
+def test_a_path_that_cannot_be_used_is_no_internal_error(monkeypatch, capsys, number):
+    failing_pull(monkeypatch, OSError(number, os.strerror(number), "/a/b"))
+    assert run("models", "pull", "smollm2-135m") == 1
+    line = f"error: '/a/b' cannot be used: {os.strerror(number)}; give another path, or mend that one\n"
+    assert capsys.readouterr().err == line
