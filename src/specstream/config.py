@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError
-from specstream.suggestion import listed
+from specstream.suggestion import listed, remedy
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
@@ -228,6 +228,7 @@ def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
             if name in EngineConfig.model_fields:
                 raise UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine") from None
             known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
+            if kind is EngineConfig:
+                known.add("draft_model")
             raise UsageError(f"unknown setting {name!r}; known are {listed(name, known)}") from None
-        remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
-        raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None
+        raise UsageError(f"{name} is {first['input']!r}; give {remedy(first['msg'])}") from None

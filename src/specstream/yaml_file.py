@@ -10,9 +10,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.files import why_unread
-from specstream.suggestion import listed
+from specstream.suggestion import listed, remedy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,10 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config {str(path)!r} cannot be read: {why_unread(error)}; give a YAML file") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"config {str(path)!r} is not YAML: {_malformed(error, text)}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"config {str(path)!r} holds no sections; see configs/ for examples")
+        kind = "nothing" if values is None else f"one {type(values).__name__}"
+        raise UsageError(f"config {str(path)!r} holds {kind}; give keys and values, as the files in configs/ do")
     lines: dict[tuple[str, ...], int] = {}
     for place, line in _places(node, ()):
         if place in lines:
@@ -108,8 +109,17 @@ def validated(
             raise UsageError(f"{where}unknown setting {name!r}; known are {known}") from None
         if first["type"] == "missing":
             raise UsageError(f"{where}{name} is missing; give it") from None
-        remedy = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
-        raise UsageError(f"{where}{name} is {first['input']!r}; give a value that is {remedy}") from None
+        raise UsageError(f"{where}{name} is {first['input']!r}; give {remedy(first['msg'])}") from None
+
+
+def _malformed(error: Any, text: str) -> str:
+    """What is wrong in a text that is no YAML, where, and what that line should be."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return " ".join(str(error).split()) + "; give a text file"
+    line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
+    why = "it is indented by a tab; give spaces" if "\t" in line[: mark.column + 1] else f"{error.problem}; mend it"
+    return f"line {mark.line + 1}, {shown(line.strip())}: {why}"
 
 
 def _places(node: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:

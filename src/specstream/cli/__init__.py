@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn, TextIO
 
 import typer
 
+from specstream.cli.usage import usage_message
 from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
 from specstream.errors import SpecStreamError
 
@@ -187,7 +188,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, SpecStreamError):
         return f"error: {error}", error.exit_code
     if isinstance(error, _CommandLineError):
-        return f"error: {_usage_message(error)}", getattr(error, "exit_code", 2)
+        return f"error: {usage_message(error)}", getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return f"error: no space left on the disk{where}: free some and run the command again", _FAILURE
@@ -195,9 +196,3 @@ def _describe(error: BaseException) -> tuple[str, int]:
         where = str(error.filename2 or error.filename)
         return f"error: {where!r} cannot be used: {error.strerror}; give another path, or mend that one", _FAILURE
     return f"error: internal: {type(error).__name__}: {error} (re-run with --debug for the traceback)", _FAILURE
-
-
-def _usage_message(error: Exception) -> str:
-    message = str(error.format_message()) if hasattr(error, "format_message") else str(error)
-    context = getattr(error, "ctx", None)
-    return f"{message} (see {context.command_path} --help)" if context is not None else message
