@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from specstream.cli import options
-from specstream.cli.loading import load_engine
+from specstream.cli.loading import in_options, load_engine
 from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
@@ -58,6 +58,9 @@ def bench_heads(
     given = {"streams": streams, "medusa": medusa, "draft": draft}
     _check(drafter, given)
     check_output(output)
+    drafter = list(dict.fromkeys(drafter))
+    if fixed is not None and drafter and not set(HEADS) & set(drafter):
+        raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
     questions = read_questions(prompts, per_category)
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
@@ -86,12 +89,12 @@ def bench_heads(
 def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     """Refuse drafters before anything is loaded for nothing; plain decoding is always there and not named."""
     for name in wanted:
-        options.check_drafter(name)
+        options.check_drafter(name, without="router")
         if name == "none":
-            raise UsageError("drafter is 'none', which is always measured; leave it out")
+            raise UsageError("--drafter is 'none', which is always measured; leave it out")
         needs = NEEDING.get(name)
         if needs not in (None, "streams") and given[needs] is None:
-            raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
+            raise UsageError(f"--drafter is {name!r} and there is no --{needs}; give one")
     from specstream.heads.folder import kind_of
     from specstream.models.catalog import check
 
@@ -115,7 +118,10 @@ def _sides(
         heads = given[name] if name in HEADS else None
         draft = given["draft"] if NEEDING.get(name) == "draft" else None
         config = engine_config({**settings, "drafter": name, "heads": heads})  # type: ignore[typeddict-item]
-        parts = build_parts(engine.target, engine.tokenizer, draft, config)
+        try:
+            parts = build_parts(engine.target, engine.tokenizer, draft, config)
+        except UsageError as error:
+            raise type(error)(in_options(str(error), settings).replace("heads=", f"--{name}")) from error
         parameters = extra_parameters(parts.drafter, engine.target)
         sides.append(Side(name=name, parts=parts, parameters=parameters))
         if fixed is not None and name in HEADS:

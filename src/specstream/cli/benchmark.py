@@ -10,12 +10,13 @@ import typer
 from specstream.cli import options
 from specstream.cli.progress import progress
 from specstream.cli.records import table_console
+from specstream.errors import UsageError
 
 if TYPE_CHECKING:
     pass
 
 _Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
-_Experiments = Annotated[str, typer.Option("--experiments", help="Only these, separated by commas.")]
+_Experiments = Annotated[options.Text, typer.Option("--experiments", help="Only these, separated by commas.")]
 _Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with the run in the folder (default), or set it aside.")
 ]
@@ -27,7 +28,7 @@ _Set = Annotated[
 
 def benchmark(
     config: _Config,
-    experiments: _Experiments = "",
+    experiments: _Experiments = None,
     set_: _Set = None,
     resume: _Resume = True,
     as_json: options.AsJson = False,
@@ -35,7 +36,9 @@ def benchmark(
     """Measure what speculation is worth on this machine. The same command goes on with a run that was stopped."""
     from specstream.evaluation.benchmark.config import read_config
 
-    names = [name.strip() for name in experiments.split(",") if name.strip()]
+    names = [name.strip() for name in (experiments or "").split(",") if name.strip()]
+    if experiments is not None and not names:
+        raise UsageError(f"--experiments is {experiments!r}; name some of the file's, or leave it out for all")
     settings, document = read_config(config, set_ or [], names)
     from specstream.cli.loading import quiet
     from specstream.evaluation.benchmark.experiments import make_plan

@@ -93,7 +93,7 @@ def _settings(config: str | None, overrides: list[str], given: dict[str, Any]) -
     values: dict[str, Any] = {
         "target": {"model": given["model"]} if given["model"] else {},
         "prompts": {"files": [{"path": given["prompts"]}]} if given["prompts"] else {},
-        "generation": {"max_new_tokens": given["max_new_tokens"] or 64},
+        "generation": {"max_new_tokens": 64 if given["max_new_tokens"] is None else given["max_new_tokens"]},
         "measure": {"output_dir": "runs/profile"},
         "experiments": {"profile": {"arms": {given["drafter"] or "auto": arm}}},
     }
@@ -105,7 +105,7 @@ def _folder(path: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"output_dir is {path!r}: {error.strerror}; give a folder that can be written to") from None
+        raise UsageError(f"--output-dir is {path!r}: {error.strerror}; give a folder that can be written to") from None
     return folder
 
 

@@ -1,0 +1,105 @@
+"""Mistakes of a command line: said before a model is loaded, by the command's own options, with the remedy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from specstream.cli import main
+from specstream.models import load
+from tests.tiny import tiny_model, tiny_tokenizer
+
+CONFIG = """\
+target: {model: target}
+prompts: {files: [{path: q.jsonl}]}
+measure: {output_dir: run}
+experiments: {one: {arms: {auto: {drafter: auto}}}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a target and prompts."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "target")
+    tiny_tokenizer().save_pretrained(tmp_path / "target")
+    questions = [{"category": "a", "turns": [text]} for text in ("one two", "three four")]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in questions))
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "b.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def no_model_is_loaded(monkeypatch):
+    def resolve(name):
+        raise AssertionError(f"{name} was asked for")
+
+    monkeypatch.setattr(load, "resolve", resolve)
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("compare --target-model target --draft-model self:int8 --input-str x --num-runs 0", "--num-runs is 0; give 1"),
+        ("compare --target-model target --draft-model self:int8 --input-str \udce9", "the prompt holds half a char"),
+        ("generate \udce9 --model target", "the prompt holds half a character"),
+        ("audit x --model target --temperature 0.7", "--temperature is 0.7; give 0"),
+        ("audit x --model target --batch-size 0", "--batch-size is 0; give 1 or more"),
+        ("audit x --model target --drafter router", "--drafter is 'router'; give one of auto, "),
+        ("audit x --model target --output target", "--output is 'target'; give the name of a file"),
+        ("bench-heads --prompts q.jsonl --model target --drafter router", "--drafter is 'router'; give one of auto, "),
+        ("bench-heads --prompts q.jsonl --model target --drafter lookup --fixed 7", "--fixed is 7 and --drafter is"),
+        ("benchmark --config b.yaml --experiments ,", "--experiments is ','; name some of the file's"),
+        ("profile --model target --prompts empty.txt", "'empty.txt' holds no prompt; give another"),
+        ("profile --model target --prompts q.jsonl -n 0", "max_new_tokens is 0; give a value that is greater"),
+        ("generate x --model target --drafter none -K 4", "--gamma is 4 and --drafter is 'none', which makes no use"),
+    ],
+)
+def test_a_mistake_is_said_before_a_model_is_loaded(here, no_model_is_loaded, capsys, command, message):
+    assert run(*command.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
+    draft = tiny_model(vocab_size=200)
+    draft.save_pretrained(here / "draft")
+    tiny_tokenizer().save_pretrained(here / "draft")
+    assert run("compare", "--target-model", "target", "--draft-model", "draft", "--input-str", "x") == 2
+    assert "drafter=" not in capsys.readouterr().err
+    assert run("bench-heads", "--prompts", "q.jsonl", "--model", "target", "--drafter", "streams") == 2
+    assert "give --streams, a folder of some" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (["q.jsonl"], "'q.jsonl' is a file, and its name is taken as the prompt; to read it: --prompt-file"),
+        (["smollm2-135m"], "'smollm2-135m' is a model, and its name is taken as the prompt; to use it: --model"),
+        (["x", "--top-p", "0.9", "--seed", "1"], "--top-p and --seed change nothing at temperature 0; give --temp"),
+    ],
+)
+def test_what_is_done_otherwise_than_somebody_may_think_is_noted(here, capsys, words, noted):
+    assert run("generate", *words, "--model", "target", "-n", "2") == 0
+    assert f"note: {noted}" in capsys.readouterr().err
+    assert run("generate", "x", "--temperature", "1", "--seed", "1", "--model", "target", "-n", "2") == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_changed_setting_of_an_evaluation_is_named(here, capsys):
+    (here / "e.yaml").write_text(
+        "target: {model: target}\nmeasure: {output_dir: run}\ndatasets: {wikisql: {path: w.jsonl}}\n"
+    )
+    text = "table: 1-1\ncolumns: a, b\nQ: what is a\nA: SELECT a FROM 1-1"
+    (here / "w.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=lookup") == 0
+    assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=none") == 2
+    assert "was written with settings.speculative.drafter 'lookup' and now it is 'none'" in capsys.readouterr().err
