@@ -58,7 +58,7 @@ def run(*words):
         ("bench-heads --prompts q.jsonl --model target --drafter router", "--drafter is 'router'; give one of auto, "),
         ("bench-heads --prompts q.jsonl --model target --drafter lookup --fixed 7", "--fixed is 7 and --drafter is"),
         ("benchmark --config b.yaml --experiments ,", "--experiments is ','; name some of the file's"),
-        ("profile --model target --prompts empty.txt", "'empty.txt' holds no prompt; give another"),
+        ("profile --model target --prompts empty.txt", "prompts 'empty.txt' holds no prompt; give another file"),
         ("profile --model target --prompts q.jsonl -n 0", "max_new_tokens is 0; give a value that is greater"),
         ("generate x --model target --drafter none -K 4", "--gamma is 4 and --drafter is 'none', which makes no use"),
     ],
@@ -102,4 +102,90 @@ def test_a_changed_setting_of_an_evaluation_is_named(here, capsys):
     (here / "w.jsonl").write_text(json.dumps({"text": text}) + "\n")
     assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=lookup") == 0
     assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=none") == 2
-    assert "was written with settings.speculative.drafter 'lookup' and now it is 'none'" in capsys.readouterr().err
+    assert 'was written with settings.speculative.drafter "lookup" and now it is "none"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"promt": "b"}', "'a.jsonl:1' has no prompt: its fields are promt; call one 'prompt'"),
+        ("a.csv", "id;prompt\n1;one", "its fields are id;prompt (is it cut by commas?); call one 'prompt'"),
+        ("a.json", '[{"prompt": "a"},]', "'a.json' is not JSON: line 1, "),
+        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "Extra data; a file with a record a line is called .jsonl"),
+        ("a.txt", "one".encode("utf-16"), "it is UTF-16, and becomes UTF-8 with: iconv -f utf-16 -t utf-8 FILE"),
+        ("a.txt", b"\x89PNG\x00\xff", "it is no text; give .txt"),
+        ("a.txt", "caf\u00e9".encode("latin-1"), "iconv -f latin1 -t utf-8 FILE"),
+    ],
+)
+def test_a_file_of_prompts_that_is_none_says_what_to_do(here, no_model_is_loaded, capsys, name, text, message):
+    (here / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert run("audit", "--prompts", name, "--model", "target") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def _without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def _renamed_type(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"model_type": "llama"', '"model_type": "lama"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "remedy"),
+    [
+        (_without("model.safetensors"), "its weights are missing: copy or download model.safetensors"),
+        (_without("tokenizer.json"), "its tokenizer is missing: copy tokenizer.json"),
+        (_cut("model.safetensors", 5000), "the file is damaged or cut short: copy or download it again"),
+        (_cut("model.safetensors", 3), "the file is damaged or cut short: copy or download it again"),
+        (_cut("config.json", 20), "the file is damaged or cut short: copy or download it again"),
+        (_renamed_type, "transformers has no such model_type: mend config.json"),
+    ],
+)
+def test_a_damaged_model_says_what_to_do(here, capsys, damage, remedy):
+    damage(here / "target")
+    assert run("generate", "x", "--model", "target") == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"{remedy}\n") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("target/config.json", "is a file: give the folder of a saved model, which has config.json"),
+        ("./q.jsonl", "is a file: give the folder"),
+        ("self", "is a draft made of its target: give self:int8 or self:int4 as such"),
+        ("Qwen/Qwen2.5-Coder-0.5B-Instruct", "; 'qwen2.5-coder-0.5b' is that model"),
+    ],
+)
+def test_what_is_no_model_says_what_to_give(here, monkeypatch, capsys, name, message):
+    from specstream.models import hub
+
+    def require(name):
+        raise hub.HubUnavailable("the hub cannot be reached")
+
+    monkeypatch.setattr(hub, "cached_snapshot", lambda name: None)
+    monkeypatch.setattr(hub, "require", require)
+    monkeypatch.setattr(hub, "fetch_snapshot", lambda name, progress: require(name))
+    assert run("generate", "x", "--model", name) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes", "q.jsonl", "smollm2", ""])
+def test_the_doctor_refuses_what_is_no_model(here, capsys, name):
+    (here / "notes").mkdir()
+    assert run("doctor", "--no-measure", "--model", name) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["SPECSTREAM_DEBUG", "SPECSTREAM_NO_SELFTEST_CACHE"])
+def test_a_switch_is_on_or_off(monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "maybe")
+    assert run("models", "list") == 2
+    assert f"{name} is 'maybe'; give 1 or 0, or unset it" in capsys.readouterr().err

@@ -142,6 +142,7 @@ def _check_variables() -> None:
     own = [name for name in os.environ if name.startswith(PREFIX)]
     for name in own:
         variable(name)
+    is_on("SPECSTREAM_NO_SELFTEST_CACHE")
     if set(own) - set(VARIABLES):
         from specstream.serving.deployment import check_variables  # takes a while to import, and is rarely needed
 

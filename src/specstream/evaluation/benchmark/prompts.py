@@ -67,9 +67,8 @@ def read_prompts(section: PromptsSection, document: Document) -> list[Prompt]:
         except UsageError as error:
             raise UsageError(f"{document.where(('prompts', 'files', number))}{error}") from None
         if not prompts:
-            raise UsageError(
-                f"{document.where(('prompts', 'files', number))}{file.path!r} holds no prompt; give another"
-            )
+            where = document.where(("prompts", "files", number))
+            raise UsageError(f"{where}prompts {file.path!r} holds no prompt; give another file")
         for prompt in prompts:
             found.setdefault(prompt.category, []).append(prompt)
     for number, name in enumerate(section.categories):
