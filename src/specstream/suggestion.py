@@ -33,7 +33,7 @@ _OURS = {
     # of servers
     "max_context": "max_model_len ctx_size n_ctx max_seq_len context_length context_size",
     "max_rows": "max_num_seqs parallel max_batch_size batch_size num_slots",
-    "max_tokens": "max_new_tokens max_length",
+    "max_tokens": "max_new_tokens max_length n_predict num_predict max_gen_len new_tokens",
     "api_key_file": "api_key",
     "port": "http_port",
     "host": "bind address",
