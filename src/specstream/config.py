@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -218,6 +218,9 @@ _Config = TypeVar("_Config", bound=BaseModel)
 
 
 def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
+    for name, value in values.items():  # pydantic takes True for 1
+        if isinstance(value, bool) and name in kind.model_fields and _is_number(kind.model_fields[name].annotation):
+            raise UsageError(f"{name} is {value}; give a number, or leave it out")
     try:
         return kind(**values)
     except ValidationError as error:
@@ -232,3 +235,7 @@ def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
                 known.add("draft_model")
             raise UsageError(f"unknown setting {name!r}; known are {listed(name, known)}") from None
         raise UsageError(f"{name} is {first['input']!r}; give {remedy(first['msg'])}") from None
+
+
+def _is_number(annotation: Any) -> bool:
+    return any(kind in (annotation, *get_args(annotation)) for kind in (int, float))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from typing_extensions import Unpack
 from specstream.call_arguments import check_call, check_length
 from specstream.callbacks import Columns, row_processor
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.generation import Generation, Parts
 from specstream.models.checkpoint import CheckpointRules
 from specstream.models.hf import HuggingFaceTarget
@@ -69,6 +70,8 @@ def create_backend(name: str, *, dtype: Any = "auto", device: str = "auto", runt
         UnsupportedModelError: it is no causal language model.
         UsageError: an unknown dtype, device or runtime.
     """
+    if not isinstance(name, str | PathLike):
+        raise UsageError(f"name is {shown(name)}; give the name of a model; one that is loaded needs no backend")
     config = engine_config({"dtype": dtype, "device": device, "runtime": runtime})  # type: ignore[typeddict-item]
     model, _ = load_model(name, dtype=config.dtype, device=config.device)
     return HuggingFaceTarget(model, runtime=config.runtime)

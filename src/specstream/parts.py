@@ -22,7 +22,7 @@ from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
-from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError
 from specstream.generation import Parts
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
@@ -30,6 +30,7 @@ from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.capabilities import Quantization
 from specstream.models.checkpoint import checkpoint_rules
+from specstream.models.compat import wrapper_of
 from specstream.models.families import require_model
 from specstream.models.hf import HuggingFaceTarget
 from specstream.models.load import check_place
@@ -296,7 +297,8 @@ def _draft_target(
     draft_tokenizer, part = None, None
     if named:
         draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
-    model_name(draft)
+    if (reason := wrapper_of(draft)) is not None:
+        raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(

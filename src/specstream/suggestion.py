@@ -30,6 +30,9 @@ _OURS = {
     "input_str": "prompt text input",
     "prompts": "prompt prompt_file dataset data input input_file",
     "prompt_file": "file input_file prompts",
+    "text": "generated_text output_text",
+    "token_ids": "sequences ids output_ids tokens",
+    "acceptance_rate": "acceptance",
     # of servers
     "max_context": "max_model_len ctx_size n_ctx max_seq_len context_length context_size",
     "max_rows": "max_num_seqs parallel max_batch_size batch_size num_slots",

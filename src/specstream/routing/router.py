@@ -59,6 +59,11 @@ class Router:
     """
 
     def __init__(self, model: RouterModel, config: RouterConfig, generator: torch.Generator) -> None:
+        if not isinstance(model, RouterModel) or not isinstance(config, RouterConfig):
+            raise UsageError(
+                f"a router is made of {type(model).__name__} and {type(config).__name__}; "
+                "give its folder: AdaptiveRouter.from_config({'router': FOLDER})"
+            )
         self.model, self.config = model, config
         self._generator = generator
         self._features: Features | None = None

@@ -107,6 +107,9 @@ class DeploymentConfig(BaseModel):
             except ValidationError as error:
                 raise UsageError(_complaint(error)) from None
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise UsageError(f"{name} cannot be set to {value!r} any more; give it when the configuration is made")
+
     @field_validator("vllm_args", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
