@@ -130,7 +130,7 @@ def _left_out(model: Any, draft: Any, config: EngineConfig) -> str | None:
     if config.drafter != "auto" or draft is not None or config.heads is not None:
         return None
     if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
-        return f"{Path(found).name} drafts only where adaptive is True, or with drafter='streams'"
+        return f"{Path(found).name} drafts only where the depth is not fixed (adaptive), or with drafter='streams'"
     return left_out(model, "streams")
 
 

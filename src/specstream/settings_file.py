@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from specstream.config import EngineConfig, GenerationConfig, engine_config
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.suggestion import listed
-from specstream.yaml_file import read_document
+from specstream.yaml_file import owner_of, read_document
 
 MODELS = ("model", "draft_model")
 """Keys that name models."""
@@ -32,12 +32,14 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     for key, value in document.values.items():
         where = document.where((str(key),))
         if key not in KNOWN:
-            raise UsageError(f"{where}unknown setting {key!r}; known are {listed(str(key), KNOWN)}")
+            owner = owner_of(document.values, KNOWN)
+            raise UsageError(f"{where}unknown setting {key!r}; known are {listed(str(key), KNOWN)}{owner}")
         if isinstance(value, str) and not value.strip() and key != "stop":
             raise UsageError(f"{where}{key} is {value!r}; give a value that is not empty, or leave it out")
         if key in MODELS:
             if value is not None and not isinstance(value, str):
-                raise UsageError(f"{where}{key} is {value!r}; give the name of a model")
+                owner = owner_of(document.values, KNOWN)
+                raise UsageError(f"{where}{key} is {shown(value)}; give the name of a model{owner}")
             continue
         try:
             engine_config({key: value})  # type: ignore[misc]

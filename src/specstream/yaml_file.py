@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -106,10 +106,36 @@ def validated(
         where = document.where(place) if document is not None else ""
         if first["type"] == "extra_forbidden":
             known = listed(place[-1], _known(kind, place[:-1]))
-            raise UsageError(f"{where}unknown setting {name!r}; known are {known}") from None
+            owner = owner_of(values, kind.model_fields)
+            raise UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}") from None
         if first["type"] == "missing":
-            raise UsageError(f"{where}{name} is missing; give it") from None
+            raise UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}") from None
         raise UsageError(f"{where}{name} is {first['input']!r}; give {remedy(first['msg'])}") from None
+
+
+_OWNERS = {
+    "serve": ("model_name", "model_path", "max_rows", "port", "api_key"),
+    "benchmark": ("experiments",),
+    "evaluate": ("datasets",),
+    "train": ("recipe", "training", "streams", "distillation"),
+    "router collect": ("collection",),
+    "router train": ("fit", "embedding"),
+    "generate": ("drafter", "max_new_tokens"),
+}
+"""Commands, and keys that only their files have."""
+
+
+def owner_of(values: Mapping[str, Any], known: Container[str]) -> str:
+    """The end of an error about a file that another command reads; empty for none.
+
+    Args:
+        values: what the file holds.
+        known: keys of the files that were expected.
+    """
+    for command, keys in _OWNERS.items():
+        if any(key in values and key not in known for key in keys):
+            return f"; the file looks like one for specstream {command}"
+    return ""
 
 
 def _malformed(error: Any, text: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from specstream.cli import main
 from specstream.models import load
 from tests.tiny import tiny_model, tiny_tokenizer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 CONFIG = """\
 target: {model: target}
@@ -189,3 +192,24 @@ def test_a_switch_is_on_or_off(monkeypatch, capsys, name):
     monkeypatch.setenv(name, "maybe")
     assert run("models", "list") == 2
     assert f"{name} is 'maybe'; give 1 or 0, or unset it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "owner"),
+    [
+        ("generate x", "deploy.yaml", "serve"),
+        ("generate x", "base.yaml", "train"),
+        ("serve", "base.yaml", "train"),
+        ("serve", "benchmark_smoke.yaml", "benchmark"),
+        ("train", "deploy.yaml", "serve"),
+        ("benchmark", "eval_full.yaml", "evaluate"),
+        ("evaluate", "benchmark_smoke.yaml", "benchmark"),
+        ("profile", "router_train.yaml", "router train"),
+        ("router train", "router_example.yaml", "router collect"),
+        ("router collect", "deploy.yaml", "serve"),
+    ],
+)
+def test_a_file_of_another_command_is_told_by_its_keys(no_model_is_loaded, capsys, command, file, owner):
+    assert run(*command.split(), "--config", str(CONFIGS / file)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith(f"; the file looks like one for specstream {owner}\n")

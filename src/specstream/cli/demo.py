@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from specstream.cli import options
+from specstream.errors import UsageError
 
 _Models = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -38,26 +39,28 @@ def demo(
 
     options.check_drafter(drafter)
     require("gradio", "demo", "specstream demo")
-    from specstream.cli.loading import quiet
+    from specstream.cli.loading import in_options, quiet
     from specstream.config import engine_config
     from specstream.demo import run
     from specstream.demo.offered import OfferedModels
     from specstream.demo.page import Settings, build_page
 
     shown: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    engine_config(shown)  # type: ignore[arg-type]
-    offered = OfferedModels(
-        model or ["smollm2-135m"],
-        draft,
-        drafter=drafter,
-        heads=heads,
-        router=router,
-        gamma=k,
-        max_speculation_depth=k,
-        dtype=dtype,
-        device=device,
-        runtime=runtime,
-    )
+    drafting: dict[str, Any] = {
+        "drafter": drafter,
+        "heads": heads,
+        "router": router,
+        "gamma": k,
+        "max_speculation_depth": k,
+        "dtype": dtype,
+        "device": device,
+        "runtime": runtime,
+    }
+    try:
+        engine_config(shown)  # type: ignore[arg-type]
+        offered = OfferedModels(model or ["smollm2-135m"], draft, **drafting)
+    except UsageError as error:
+        raise type(error)(in_options(str(error), [*shown, *drafting])) from error
     port = run.free_port(host, port)
     with quiet():
         page = build_page(offered, Settings(**shown))

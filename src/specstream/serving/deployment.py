@@ -18,7 +18,7 @@ from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError
 from specstream.suggestion import listed, remedy
-from specstream.yaml_file import Document, read_document
+from specstream.yaml_file import Document, owner_of, read_document
 
 GB = 1e9
 
@@ -195,7 +195,8 @@ class DeploymentConfig(BaseModel):
                 where = f"{key}: "
             else:
                 where = document.where((name,))
-            raise UsageError(f"{where}{error}") from None
+            owner = owner_of(document.values, cls.model_fields) if "unknown setting" in str(error) else ""
+            raise UsageError(f"{where}{error}{owner}") from None
 
 
 def check_variables(environment: Mapping[str, str]) -> None:
