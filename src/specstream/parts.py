@@ -297,8 +297,7 @@ def _draft_target(
     draft_tokenizer, part = None, None
     if named:
         draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
-    if (reason := wrapper_of(draft)) is not None:
-        raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
+    _require_draft(draft)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -312,6 +311,11 @@ def _draft_target(
     if named:  # nobody else has it
         drafting.release()
     return drafting, part
+
+
+def _require_draft(draft: Any) -> None:
+    if (reason := wrapper_of(draft)) is not None:
+        raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
 
 
 def _depth(config: EngineConfig, otherwise: int) -> int:

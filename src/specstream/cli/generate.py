@@ -70,9 +70,10 @@ def generate(
     }
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
+    engine = load_engine(model, draft, settings)
     unless_drawn = ("top_k", "top_p", "min_p", "seed", "acceptance_threshold")
     options.note_greedy(settings["temperature"], **{name: settings.get(name) for name in unless_drawn})
-    _answer(load_engine(model, draft, settings), text, chat, as_json)
+    _answer(engine, text, chat, as_json)
 
 
 def _answer(engine: Any, text: str, chat: bool | None, as_json: bool) -> None:

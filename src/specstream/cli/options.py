@@ -141,7 +141,7 @@ def note_greedy(temperature: object, **given: object) -> None:
     """Note options that change nothing where the likeliest token is taken."""
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if idle and temperature == 0:
-        note(f"{' and '.join(idle)} change nothing at temperature 0; give --temperature")
+        note(f"at temperature 0 nothing comes of {' and '.join(idle)}; give --temperature")
 
 
 def note(text: str) -> None:
