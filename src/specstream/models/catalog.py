@@ -213,10 +213,11 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
 
 
 def _not_on_hub(hub_id: str, reason: hub.HubUnavailable) -> ModelNotFoundError:
-    same = next((f"; {entry.name!r} is that model" for entry in _ENTRIES if entry.hub_id == hub_id), "")
+    known = ", ".join(_CATALOG)
+    known += next((f"; {entry.name!r} is that model" for entry in _ENTRIES if entry.hub_id == hub_id), "")
     return ModelNotFoundError(
         f"model {shown(hub_id)} is neither a local folder nor in the hub's cache, and {reason}; "
-        f"give a local folder or one of: {', '.join(_CATALOG)}{same}"
+        f"give a local folder or one of: {known}"
     )
 
 
