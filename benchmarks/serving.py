@@ -35,7 +35,7 @@ from benchmarks.servers import (
     vllm,
 )
 from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
-from specstream.engine.engine import contestants
+from specstream.engine import contestants
 from specstream.errors import UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)

@@ -54,6 +54,7 @@ def bench_heads(
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
     from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions, record
+    from specstream.heads.folder import KINDS
     from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "draft": draft}
@@ -61,6 +62,9 @@ def bench_heads(
     if pruning and drafter and "streams" not in drafter:
         raise UsageError(f"pruning is {pruning[0]} and --drafter names no streams; add --drafter streams")
     check_output(output)
+    drafter = list(dict.fromkeys(drafter))
+    if fixed is not None and drafter and not set(KINDS) & set(drafter):
+        raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
     questions = read_questions(prompts, per_category)
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
@@ -86,12 +90,12 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     from specstream.models.hub.catalog import check
 
     for name in wanted:
-        options.check_drafter(name)
+        options.check_drafter(name, without="router")
         if name == "none":
-            raise UsageError("drafter is 'none', which is always measured; leave it out")
+            raise UsageError("--drafter is 'none', which is always measured; leave it out")
         needs = NEEDING.get(name)
         if needs not in (None, "streams") and given[needs] is None:
-            raise UsageError(f"drafter is {name!r} and there is no --{needs}; give one")
+            raise UsageError(f"--drafter is {name!r} and there is no --{needs}; give one")
     for name in KINDS:
         if (folder := given[name]) is not None:
             kind_of(folder)

@@ -17,7 +17,7 @@ app.command("heads")(bench_heads.bench_heads)
 app.command("task")(bench_task.bench_task)
 
 _Config = Annotated[options.Text, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
-_Experiments = Annotated[str, typer.Option("--experiments", help="Only these, separated by commas.")]
+_Experiments = Annotated[options.Text, typer.Option("--experiments", help="Only these, separated by commas.")]
 _Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with the run in the folder (default), or set it aside.")
 ]
@@ -31,7 +31,7 @@ _Set = Annotated[
 def benchmark(
     context: typer.Context,
     config: _Config = None,
-    experiments: _Experiments = "",
+    experiments: _Experiments = None,
     set_: _Set = None,
     resume: _Resume = True,
     as_json: options.AsJson = False,
@@ -43,7 +43,9 @@ def benchmark(
         raise UsageError("there is no --config; give a YAML file (see configs/), or one of: heads, task")
     from specstream.evaluation.benchmark.config import read_config
 
-    names = [name.strip() for name in experiments.split(",") if name.strip()]
+    names = [name.strip() for name in (experiments or "").split(",") if name.strip()]
+    if experiments is not None and not names:
+        raise UsageError(f"--experiments is {experiments!r}; name some of the file's, or leave it out for all")
     settings, document = read_config(config, set_ or [], names)
     from specstream.cli.loading import quiet
     from specstream.evaluation.benchmark.experiments import make_plan

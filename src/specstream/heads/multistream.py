@@ -300,10 +300,11 @@ class MultiStreamAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, gamma: int) -> None:
         super().__init__()
-        if min(hidden_size, num_heads, gamma) < 1 or hidden_size % num_heads:
+        whole = all(isinstance(each, int) for each in (hidden_size, num_heads, gamma))
+        if not whole or min(hidden_size, num_heads, gamma) < 1 or hidden_size % num_heads:
             raise UsageError(
-                f"hidden_size is {hidden_size}, num_heads {num_heads} and gamma {gamma}; give numbers from 1 on, and "
-                "heads that divide the hidden size"
+                f"hidden_size is {hidden_size!r}, num_heads {num_heads!r} and gamma {gamma!r}; "
+                "give whole numbers from 1 on, and heads that divide the hidden size"
             )
         self.num_heads, self.gamma = num_heads, gamma
         projections = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))

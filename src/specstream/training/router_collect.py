@@ -28,7 +28,7 @@ from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, file_sha256
+from specstream.training.answers import AnswerFile, check_place, file_sha256
 from specstream.training.decontamination import HeldOut, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
 
@@ -103,9 +103,10 @@ def collect(
         UsageError: files that cannot be read, or an output of another collection.
         TrainingError: every prompt failed.
     """
+    section = config.collection
+    check_place(Path(section.output), "collection.output")
     questions = read_questions(config)
     engine = load_target(config.target)
-    section = config.collection
     usable = [
         (each, ids) for each in questions if len(ids := _encoded(engine, each, section)) <= section.max_prompt_tokens
     ]

@@ -93,7 +93,7 @@ def test_a_task_that_is_not_there_is_refused_with_the_configuration(file):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "is not YAML"), ("- 1", "holds no sections"), ("model: {}", "recipe is missing")],
+    [("a: [", "is not YAML"), ("- 1", "holds one list; give keys and values"), ("model: {}", "recipe is missing")],
 )
 def test_a_wrong_file_is_refused(tmp_path, text, message):
     path = tmp_path / "config.yaml"
