@@ -157,7 +157,9 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
 def test_bench_heads_holds_thresholds_of_pruning_beside_each_other(run, folders, questions, tmp_path):
     words = ["--streams", str(folders / "pruned"), "--drafter", "streams", "--fixed", "9"]
     words += ["--pruning", "0.001", "--pruning", "0.9", "--per-category", "1", "-n", "16"]
-    code, _, err = run("bench-heads", "--prompts", str(questions), *words, "--output", str(tmp_path / "report.json"))
+    code, _, err = run(
+        "benchmark", "heads", "--prompts", str(questions), *words, "--output", str(tmp_path / "report.json")
+    )
     assert (code, err) == (0, "")
     figures = {each["side"]: each for each in json.loads((tmp_path / "report.json").read_text())["all"]}
     kinds = ("streams", "streams (pruned 0.001)", "streams (pruned 0.9)")

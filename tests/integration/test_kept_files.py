@@ -46,7 +46,7 @@ def here(tmp_path, monkeypatch):
         ("make-draft --target target --layers 1 --output notes", "--output is"),
         ("make-draft --target target --layers 1 --output .", "--output is"),
         ("make-draft --target target --layers 1 --output q.jsonl", "--output is"),
-        ("export target --target target --output notes", "output is"),
+        ("export target --target target --output notes", "--output is"),
     ],
 )
 def test_a_place_that_holds_something_else_is_refused_before_a_model_is_loaded(here, capsys, command, setting):

@@ -58,12 +58,18 @@ def run(*words):
         ("audit x --model target --batch-size 0", "--batch-size is 0; give 1 or more"),
         ("audit x --model target --drafter router", "--drafter is 'router'; give one of auto, "),
         ("audit x --model target --output target", "--output is 'target'; give the name of a file"),
-        ("bench-heads --prompts q.jsonl --model target --drafter router", "--drafter is 'router'; give one of auto, "),
-        ("bench-heads --prompts q.jsonl --model target --drafter lookup --fixed 7", "--fixed is 7 and --drafter is"),
+        (
+            "benchmark heads --prompts q.jsonl --model target --drafter router",
+            "--drafter is 'router'; give one of auto, ",
+        ),
+        (
+            "benchmark heads --prompts q.jsonl --model target --drafter lookup --fixed 7",
+            "--fixed is 7 and --drafter is",
+        ),
         ("benchmark --config b.yaml --experiments ,", "--experiments is ','; name some of the file's"),
         ("profile --model target --prompts empty.txt", "prompts 'empty.txt' holds no prompt; give another file"),
-        ("profile --model target --prompts q.jsonl -n 0", "max_new_tokens is 0; give a value that is greater"),
-        ("generate x --model target --drafter none -K 4", "--gamma is 4 and --drafter is 'none', which makes no use"),
+        ("profile --model target --prompts q.jsonl -n 0", "-n is 0; give a value that is greater"),
+        ("generate x --model target --drafter none -K 4", "-K is 4 and --drafter is 'none', which makes no use"),
     ],
 )
 def test_a_mistake_is_said_before_a_model_is_loaded(here, no_model_is_loaded, capsys, command, message):
@@ -78,7 +84,7 @@ def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
     tiny_tokenizer().save_pretrained(here / "draft")
     assert run("compare", "--target-model", "target", "--draft-model", "draft", "--input-str", "x") == 2
     assert "drafter=" not in capsys.readouterr().err
-    assert run("bench-heads", "--prompts", "q.jsonl", "--model", "target", "--drafter", "streams") == 2
+    assert run("benchmark", "heads", "--prompts", "q.jsonl", "--model", "target", "--drafter", "streams") == 2
     assert "give --streams, a folder of some" in capsys.readouterr().err
 
 

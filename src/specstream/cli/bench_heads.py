@@ -70,7 +70,11 @@ def bench_heads(
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
-    contestants = drafters_beside(engine, names, given, settings, fixed=fixed, pruning=pruning)
+    try:
+        contestants = drafters_beside(engine, names, given, settings, fixed=fixed, pruning=pruning)
+    except UsageError as error:  # heads have an option for each kind here
+        kind = next((each for each in KINDS if f"'{each}'" in str(error)), "streams")
+        raise type(error)(str(error).replace("heads=", f"--{kind}")) from error
     comparison = _compare(engine, contestants, questions)
     arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts}
     arguments |= {"per_category": per_category, "fixed": fixed, "pruning": pruning}

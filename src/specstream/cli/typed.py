@@ -73,9 +73,11 @@ def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
 
 
 def with_typed_hint(message: str, root: Any, words: Sequence[str]) -> str:
-    """A message of click, which lists every form of an option, with the one that was typed."""
+    """A message of click, which lists every form of an option or names the first, with the one that was typed."""
     command, rest = _verb(root, words)
-    for option in () if command is None else _options(command, rest):
+    options = [] if command is None else list(_options(command, rest))
+    message = _as_typed(message, options)
+    for option in options:
         forms = [*option.parameter.opts, *option.parameter.secondary_opts]
         hint = " / ".join(f"'{form}'" for form in forms)
         if option.typed is not None and len(forms) > 1:
@@ -85,14 +87,14 @@ def with_typed_hint(message: str, root: Any, words: Sequence[str]) -> str:
 
 def _verb(root: Any, words: Sequence[str]) -> tuple[Any, Sequence[str]]:
     """The verb that the words begin with, and the words behind it."""
+    found, rest = None, words
     for at, word in enumerate(words):
-        inner = getattr(root, "commands", {}).get(word)
-        if inner is None and not word.startswith("-"):
+        inner = getattr(found or root, "commands", {}).get(word)
+        if inner is not None:
+            found, rest = inner, words[at + 1 :]
+        elif not word.startswith("-"):
             break
-        root = inner or root
-        if inner is not None and not hasattr(inner, "commands"):
-            return inner, words[at + 1 :]
-    return None, ()
+    return found, rest
 
 
 def _options(command: Any, words: Sequence[str]) -> Iterator[_Option]:
@@ -174,5 +176,7 @@ def _settings(message: str, by_name: Mapping[str, Sequence[_Option]], filed: boo
     given = rf"(?<![\w'./-])(?P<name>{names})=(?:'(?P<text>[^']*)'|(?P<word>[\w.]*))"
     message = re.sub(said, is_, message)
     if drafts := by_name.get("draft_model"):
-        message = re.sub(r"(?<![\w'./-])draft_model\b(?!['=]| is )", drafts[0].called("draft_model"), message)
+        message = re.sub(
+            r"(?<![\w'./-])(?<!, )(?<! of )draft_model\b(?!['=,]| is )", drafts[0].called("draft_model"), message
+        )
     return re.sub(given, give, message)

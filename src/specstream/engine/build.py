@@ -309,12 +309,7 @@ def _draft_target(
         if quantization == "none":
             return target, None
         return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
-    draft_tokenizer, part = None, None
-    if named:
-        draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
-    else:
-        check_draft_place(draft, target.model, config.dtype)
-    _require_draft(draft)
+    draft, draft_tokenizer, part = _draft_model(target, draft, config)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -330,9 +325,14 @@ def _draft_target(
     return drafting, part
 
 
-def _require_draft(draft: Any) -> None:
+def _draft_model(target: HuggingFaceTarget, draft: Any, config: EngineConfig) -> tuple[Any, Any, Tensor | None]:
+    """A draft by name, loaded, with its tokenizer and the tokens it says, if not all; or the one that is at hand."""
+    if isinstance(draft, str):
+        return load_draft(draft, dtype=config.dtype, device=str(target.model.device))
     if (reason := wrapper_of(draft)) is not None:
         raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
+    check_draft_place(draft, target.model, config.dtype)
+    return draft, None, None
 
 
 def _depth(config: EngineConfig, otherwise: int) -> int:

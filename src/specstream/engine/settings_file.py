@@ -31,9 +31,9 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     for key, value in document.values.items():
         where = document.where((str(key),))
         if key not in KNOWN:
-            if complaint := misplaced([str(key)], {"": KNOWN}, value):
-                raise UsageError(where + complaint)
             owner = owner_of(document.values, KNOWN)
+            if not owner and (complaint := misplaced([str(key)], {"": KNOWN}, value)):
+                raise UsageError(where + complaint)
             raise UsageError(f"{where}unknown setting {key!r}; known are {listed(str(key), KNOWN)}{owner}")
         if isinstance(value, str) and not value.strip() and key != "stop":
             raise UsageError(f"{where}{key} is {value!r}; give a value that is not empty, or leave it out")

@@ -161,10 +161,11 @@ def validated(
         name = prefix + ".".join(place)
         where = document.where(place) if document is not None else ""
         if first["type"] == "extra_forbidden":
-            if (complaint := misplaced(place, sections_of(kind) | dict(free), first["input"])) and not prefix:
+            owner = owner_of(values, kind.model_fields)
+            complaint = misplaced(place, sections_of(kind) | dict(free), first["input"])
+            if complaint and not owner and not prefix:
                 raise UsageError(where + complaint) from None
             known = listed(place[-1], _known(kind, place[:-1]))
-            owner = owner_of(values, kind.model_fields)
             raise UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}") from None
         if first["type"] == "missing":
             raise UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}") from None
@@ -190,7 +191,10 @@ def owner_of(values: Mapping[str, Any], known: Container[str]) -> str:
         values: what the file holds.
         known: keys of the files that were expected.
     """
+    sectioned = any(isinstance(value, dict) for value in values.values())
     for command, keys in _OWNERS.items():
+        if command == "generate" and sectioned:  # its files are flat: here these keys are only in the wrong section
+            continue
         if any(key in values and key not in known for key in keys):
             return f"; the file looks like one for specstream {command}"
     return ""

@@ -190,14 +190,14 @@ class DeploymentConfig(BaseModel):
         try:
             return cls(**values)
         except UsageError as error:
-            name = re.sub(r"^unknown setting '", "", str(error)).split("'")[0].split()[0].split(".")[0]
+            name = re.sub(r"^unknown (setting|section) '", "", str(error)).split("'")[0].split()[0].split(".")[0]
             if given.get(name) is not None:
                 where = ""
             elif (key := PREFIX + name.upper()) in environment:
                 where = f"{key}: "
             else:
                 where = document.where((name,))
-            owner = owner_of(document.values, cls.model_fields) if "unknown setting" in str(error) else ""
+            owner = owner_of(document.values, cls.model_fields) if "unknown s" in str(error) else ""  # setting, section
             raise UsageError(f"{where}{error}{owner}") from None
 
 

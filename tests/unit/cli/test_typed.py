@@ -86,7 +86,7 @@ def test_the_parser_names_what_was_typed(root, line, shown, capsys):
         main(shlex.split(line))
     error = capsys.readouterr().err
     assert (end.value.code, error.count("\n")) == (2, 1)
-    assert f"Invalid value for '{shown}': " in error
+    assert f"error: {shown} is '" in error
 
 
 def test_a_hint_of_what_was_not_typed_stays(root):
@@ -108,9 +108,9 @@ SAID = [
     ("distill-data --prompts nope -o a", "--prompts 'nope' is no file"),
     ("tune --prompts q.jsonl -o a.txt", "-o is 'a.txt'; give the name of a .yaml file"),
     ("tune --prompts q.jsonl -o a.yaml --N 0", "--N is 0; give"),
-    ("bench-heads --prompts q.jsonl -n 0", "-n is 0; give"),
+    ("benchmark heads --prompts q.jsonl -n 0", "-n is 0; give"),
     ("profile --prompts q.jsonl --N 0", "--N is 0; give"),
-    ("bench-task --task nope --data q.jsonl", "--task 'nope' cannot be read"),
+    ("benchmark task --task nope --data q.jsonl", "--task 'nope' cannot be read"),
     ("serve --K 0", "--K is 0; give"),
     ("serve --max-context 1", "--max-context is 1; give"),
     ("serve --drafter nope", "--drafter is 'nope'; give"),

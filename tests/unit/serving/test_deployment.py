@@ -51,7 +51,7 @@ def test_the_file_that_is_shipped_is_one() -> None:
         ("a: [", "is not YAML: line 1, 'a: [': expected the node content"),
         ("port: 1\nport: 2", "deploy.yaml:2: port is given in line 1 already; drop one"),
         ("host: ::1\n\tport: 2", "line 2, 'port: 2': it is indented by a tab; give spaces"),
-        ("port: 1\nserver: {}", "deploy.yaml:2: unknown setting 'server'"),
+        ("port: 1\nserver: {}", "deploy.yaml:2: unknown section 'server'"),
         ("port: 1\nmodel: gpt2", "did you mean 'model_name'?"),
         ("max_model_len: 100", "did you mean 'max_context'?"),
         ("port: 1\nmemory_gb: 2GB", "deploy.yaml:2: memory_gb is '2GB'; give a value that is a number"),
