@@ -309,7 +309,7 @@ def _draft_target(
         if quantization == "none":
             return target, None
         return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
-    draft, draft_tokenizer, part = _draft_model(target, draft, config)
+    draft, draft_tokenizer, part = _draft_given(target, draft, config)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -325,7 +325,7 @@ def _draft_target(
     return drafting, part
 
 
-def _draft_model(target: HuggingFaceTarget, draft: Any, config: EngineConfig) -> tuple[Any, Any, Tensor | None]:
+def _draft_given(target: HuggingFaceTarget, draft: Any, config: EngineConfig) -> tuple[Any, Any, Tensor | None]:
     """A draft by name, loaded, with its tokenizer and the tokens it says, if not all; or the one that is at hand."""
     if isinstance(draft, str):
         return load_draft(draft, dtype=config.dtype, device=str(target.model.device))
