@@ -9,7 +9,7 @@ LOCKED := PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 PROMPT ?= The future of artificial intelligence is
 
-.PHONY: run test test-v3 contract matrix check bench gpu docs lock wheel wheel-install clean
+.PHONY: run test test-fast coverage test-v3 contract matrix check bench gpu docs lock wheel wheel-install clean
 
 run: $(VENV)/.stamp-run
 	$(BIN)/specstream generate "$(PROMPT)" --max-new-tokens 100
@@ -18,6 +18,15 @@ run: $(VENV)/.stamp-run
 # What tests/contract selects is in the other folders too.
 test: check
 	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/contract
+
+# Before a commit: the units, and the first case of each losslessness test.
+FAST := -m pytest tests/unit tests/lossless --first-cases -n auto --dist worksteal
+test-fast: $(VENV)/.stamp-test
+	$(BIN)/python $(FAST)
+
+# Which lines of each module the same tests run.
+coverage: $(VENV)/.stamp-test
+	$(BIN)/python $(FAST) --cov --cov-report=term:skip-covered
 
 # Losslessness and bits as on a processor with AVX2 and no AVX512; docs/processors.md. Nothing to do on another architecture.
 V3 := SPECSTREAM_CPU=x86-64-v3 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
