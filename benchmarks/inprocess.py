@@ -166,8 +166,10 @@ class Spoiled:
         self._vocab_size = vocab_size
         self.name = f"{drafter.name}, drafts spoiled"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> SpoiledSession:
-        return SpoiledSession(self._drafter.begin(prompts, sampling, session), self._vocab_size)
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> SpoiledSession:
+        return SpoiledSession(self._drafter.begin(prompts, samplings, session), self._vocab_size)
 
 
 class SpoiledSession:

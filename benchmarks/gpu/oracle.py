@@ -27,7 +27,9 @@ class Oracle:
         }
         self.name = f"oracle {share}"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> OracleSession:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> OracleSession:
         return OracleSession([(len(prompt), self._drafts[tuple(prompt)]) for prompt in prompts])
 
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Adapter, Drafter, Target, TargetSession
 from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -161,13 +162,17 @@ def teach(streams: Streams) -> None:
 
 def run(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Row]:
     """Greedy decoding of a batch."""
-    rows = start_rows(prompts, [0] * len(prompts), target.context_length)
+    rows = start_rows(
+        prompts,
+        [0] * len(prompts),
+        target.context_length,
+        sampling=Sampling(),
+        stopping=Stopping(max_new_tokens=max_new_tokens),
+    )
     rounds = decode(
         target,
         drafter,
         rows,
-        sampling=Sampling(),
-        stopping=Stopping(max_new_tokens=max_new_tokens),
         speculation=Speculation(max_depth=GAMMA),
         timings=Timings(),
     )

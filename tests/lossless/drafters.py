@@ -21,7 +21,9 @@ class FunctionDrafter:
     tree: Callable[[DraftRequest], TokenTree]
     name: str = "function"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: object) -> FunctionDrafter:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: object
+    ) -> FunctionDrafter:
         return self
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -54,8 +56,10 @@ class Priced:
     beside: int = 0
     taken: int = 0
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> PricedSession:
-        return PricedSession(self, self.drafter.begin(prompts, sampling, session))
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> PricedSession:
+        return PricedSession(self, self.drafter.begin(prompts, samplings, session))
 
 
 @dataclass

@@ -275,12 +275,14 @@ class Drafter(Protocol):
     def name(self) -> str:
         """The name users choose it by."""
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
-        """Start on a batch of prompts that will be decoded with ``sampling``.
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> DraftSession:
+        """Start on a batch of prompts.
 
         Args:
             prompts: tokens of each row, the root of its first tree last.
-            sampling: how the target chooses tokens.
+            samplings: how the target chooses each row's tokens.
             session: the target at work on this batch, for a drafter that lives on the target's hidden states: it
                 taps it here. Scoring, committing and dropping rows are the loop's.
         """

@@ -95,18 +95,17 @@ class DraftModelDrafter:
         return [self._names[row] for row in rows]
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> DraftModelSession:
         limit = self.model.context_length
         # A prompt that the draft cannot hold is never drafted for, so the draft does not read it.
         prefixes = [prompt[:-1] if limit is None or len(prompt) < limit else [] for prompt in prompts]
         lengths = [len(prefix) for prefix in prefixes]
-        samplings = [sampling.without_processors()] * len(prompts)
         if self._begin_beside is None or session is None:
             own = self.model.begin_reading(prefixes)
         else:
             own = self._begin_beside(session, prefixes)
-        return DraftModelSession(self, own, lengths, samplings)
+        return DraftModelSession(self, own, lengths, [each.without_processors() for each in samplings])
 
 
 @dataclass(kw_only=True)

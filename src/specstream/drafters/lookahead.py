@@ -62,7 +62,7 @@ class LookaheadDrafter:
         return (self.window + self.guesses) * (self.ngram - 1)
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> LookaheadSession:
         return LookaheadSession([_Row(self, prompt) for prompt in prompts])
 

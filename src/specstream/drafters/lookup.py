@@ -33,7 +33,7 @@ class LookupDrafter:
         self.max_ngram, self.min_ngram, self.branches = max_ngram, min_ngram, branches
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> LookupSession:
         indexes = [SuffixIndex(self.min_ngram, self.max_ngram) for _ in prompts]
         return LookupSession(indexes, self.branches)

@@ -99,7 +99,9 @@ class MedusaDrafter:
         self._acceptance.observe(candidates, tokens)
         self._offers.clear()
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> MedusaSession:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> MedusaSession:
         session.tap([self.heads.layer])
         return MedusaSession(self, session, len(prompts))
 

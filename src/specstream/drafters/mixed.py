@@ -25,8 +25,10 @@ class MixedDrafter:
     def __init__(self, *drafters: Drafter, name: str = "mixed") -> None:
         self.drafters, self.name = drafters, name
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> MixedSession:
-        return MixedSession([drafter.begin(prompts, sampling, session) for drafter in self.drafters])
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> MixedSession:
+        return MixedSession([drafter.begin(prompts, samplings, session) for drafter in self.drafters])
 
 
 class MixedSession:

@@ -15,7 +15,7 @@ class NoDrafter:
     name = "none"
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> NoDrafter:
         return self
 

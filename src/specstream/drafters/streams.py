@@ -116,10 +116,12 @@ class StreamsDrafter:
         """Drafted nodes of the largest tree."""
         return max(self.sizes)
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> StreamsSession:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> StreamsSession:
         session.tap(self.head.taps)
-        acceptance = self._learned if sampling.greedy else self._fresh()
-        return StreamsSession(self, session, [acceptance] * len(prompts))
+        fresh = self._fresh()
+        return StreamsSession(self, session, [self._learned if each.greedy else fresh for each in samplings])
 
     def _fresh(self) -> RankAcceptance:
         if self.rates is not None:

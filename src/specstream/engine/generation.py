@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Reading, Rules, decode
+from specstream.core.decode import Reading, decode
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, Target
 from specstream.core.rows import Round, Row, start_rows
@@ -101,21 +101,27 @@ class Generation:
         self.parts = parts
         self.config = config
         self.prompts = prompts
-        self.check = check or stop_check(parts.tokenizer, config.stop_strings)
         self.timings = Timings()
         self.choice: Choice | None = None
         self.chats = [False] * len(prompts)
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
-        self.rows = start_rows(prompts, seeds, parts.target.context_length)
+        stopping = Stopping(
+            max_new_tokens=config.max_new_tokens,
+            eos_token_ids=self._ends(),
+            check=check or stop_check(parts.tokenizer, config.stop_strings),
+        )
+        self.rows = start_rows(
+            prompts, seeds, parts.target.context_length, sampling=parts.sampling(config), stopping=stopping
+        )
         for row in self.rows:
             # The depth of a tree decides how chance is spent, and a seed has to repeat.
             row.repeats = config.seed is not None and config.temperature > 0
 
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""
-        rules = self._rules()
-        return decode(self.parts.target, self._drafter(rules["sampling"]), self.rows, **rules)
+        parts = self.parts
+        return decode(parts.target, self._drafter(), self.rows, speculation=parts.speculation, timings=self.timings)
 
     def reading(self) -> Reading:
         """The same to be joined with others: to read the prompts is the caller's, and so are the rounds.
@@ -125,30 +131,19 @@ class Generation:
         """
         if isinstance(self.parts.drafter, RoutedDrafter):
             raise UsageError("drafter is 'router', which chooses for each prompt; rows that join need one drafter")
-        return Reading(self.parts.target, self.parts.drafter, self.rows, **self._rules())
-
-    def _rules(self) -> Rules:
-        return {
-            "sampling": self.parts.sampling(self.config),
-            "stopping": Stopping(
-                max_new_tokens=self.config.max_new_tokens,
-                eos_token_ids=self._ends(),
-                check=self.check,
-            ),
-            "speculation": self.parts.speculation,
-            "timings": self.timings,
-        }
+        parts = self.parts
+        return Reading(parts.target, parts.drafter, self.rows, speculation=parts.speculation, timings=self.timings)
 
     def _ends(self) -> frozenset[int]:
         ends = frozenset(self.config.stop_token_ids)
         return ends if self.config.ignore_eos else ends | self.parts.eos_token_ids
 
-    def _drafter(self, sampling: Sampling) -> Drafter:
+    def _drafter(self) -> Drafter:
         """What drafts; a router's choice is kept, and its time is time before the first pass."""
         drafter = self.parts.drafter
         if not isinstance(drafter, RoutedDrafter):
             return drafter
-        self.choice = drafter.route(self.prompts, sampling)
+        self.choice = drafter.route(self.prompts, [row.sampling for row in self.rows])
         self.timings.prefill += self.choice.seconds
         return drafter.drafters[self.choice.drafter]
 

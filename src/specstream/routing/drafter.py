@@ -27,14 +27,16 @@ class RoutedDrafter:
         check_drafters(drafters)
         self.drafters, self.router = dict(drafters), router
 
-    def route(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Choice:
+    def route(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Choice:
         """One drafter for a batch.
 
         Where tokens are drawn, the table alone decides: which drafter drafts decides how chance is spent, and a seed
         has to repeat.
         """
-        return self.router.choose_for(prompts, among=self.drafters, settled=not sampling.greedy)
+        return self.router.choose_for(prompts, among=self.drafters, settled=not all(each.greedy for each in samplings))
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
-        chosen = self.drafters[self.route(prompts, sampling).drafter]
-        return chosen.begin(prompts, sampling, session)
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> DraftSession:
+        chosen = self.drafters[self.route(prompts, samplings).drafter]
+        return chosen.begin(prompts, samplings, session)

@@ -296,19 +296,19 @@ def test_the_routed_drafter_begins_what_was_chosen(model):
     begun = []
 
     class Noting(LookupDrafter):
-        def begin(self, prompts, sampling, session=None):
+        def begin(self, prompts, samplings, session=None):
             begun.append("lookup")
-            return super().begin(prompts, sampling, session)
+            return super().begin(prompts, samplings, session)
 
     router = UnboundRouter(model, explore=0.0)
     drafter = RoutedDrafter({"none": NoDrafter(), "lookup": Noting()}, router)
     (_, sums), (_, words) = prompts(2, seed=2)
-    drafter.begin([sums], Sampling(), None)
+    drafter.begin([sums], [Sampling()], None)
     assert begun == ["lookup"]
-    drafter.begin([words], Sampling(), None)  # the draft is not there, and the look-up would harm
+    drafter.begin([words], [Sampling()], None)  # the draft is not there, and the look-up would harm
     assert begun == ["lookup"]
     live(router, prompts(60, seed=3), slow)
-    assert drafter.route([sums], Sampling()).drafter == "none"
-    assert drafter.route([sums], Sampling(temperature=1.0)).drafter == "lookup"  # the table alone: a seed repeats
+    assert drafter.route([sums], [Sampling()]).drafter == "none"
+    assert drafter.route([sums], [Sampling(temperature=1.0)]).drafter == "lookup"  # the table alone: a seed repeats
     with pytest.raises(UsageError, match="1 drafter to choose from"):
         RoutedDrafter({"none": NoDrafter()}, router)

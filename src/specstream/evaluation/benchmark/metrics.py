@@ -122,8 +122,10 @@ class Watched:
     def name(self) -> str:
         return self.drafter.name
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
-        return _WatchedSession(self, self.drafter.begin(prompts, sampling, session))
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> DraftSession:
+        return _WatchedSession(self, self.drafter.begin(prompts, samplings, session))
 
 
 class _WatchedSession:
