@@ -158,7 +158,7 @@ def _pairs(
     return pairs
 
 
-class Spoiled:
+class Spoiled(Drafter):
     """A drafter whose every draft is replaced by the next token of the vocabulary: all its work, nothing accepted."""
 
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:
@@ -172,13 +172,13 @@ class Spoiled:
         return SpoiledSession(self._drafter.begin(prompts, samplings, session), self._vocab_size)
 
 
-class SpoiledSession:
+class SpoiledSession(DraftSession):
     """See ``Spoiled``."""
 
     def __init__(self, session: DraftSession, vocab_size: int) -> None:
         self._session = session
         self._vocab_size = vocab_size
-        self.steady = getattr(session, "steady", False)
+        self.always_available = session.always_available
         self._own: dict[int, Offer] = {}  # the session's own offer, by the id of the spoiled one
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Adapter, Drafter, Target, TargetSession
+from specstream.core.ports import Drafter, HiddenStates, Target, TargetSession
 from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -182,7 +182,7 @@ def run(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_
 
 
 @dataclass
-class Recorded:
+class Recorded(Target):
     """A target that remembers, for every row, the logits after each token that it committed."""
 
     target: HuggingFaceTarget
@@ -196,7 +196,7 @@ class Recorded:
         return RecordedSession(self.target.begin(prefixes), list(self.logits))
 
 
-class RecordedSession:
+class RecordedSession(TargetSession):
     def __init__(self, session: TargetSession, logits: list[list[Tensor]]) -> None:
         self._session = session
         self._logits = logits
@@ -222,17 +222,13 @@ class RecordedSession:
         self._session.join(other._session)
         self._logits.extend(other._logits)
 
-    def tap(self, layers: Collection[int]) -> None:
-        self._session.tap(layers)
+    @property
+    def hidden_states(self) -> HiddenStates | None:
+        return self._session.hidden_states
 
-    def states(self, layer: int) -> Tensor:
-        return self._session.states(layer)
-
-    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
-        return self._session.descend(trees, layer)
-
-    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
-        return self._session.branch(hidden, layer, adapter, rows)
+    @property
+    def device(self) -> torch.device:
+        return self._session.device
 
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("the loop never rolls a target back")

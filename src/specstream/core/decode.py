@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict, read_prompts
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict
 from specstream.core.rows import Round, Row
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
@@ -51,22 +51,24 @@ class Batch:
         started = time.perf_counter()
         self.rows, self.timings, self._speculation = list(rows), timings, speculation
         self._context_length = target.context_length
-        self._turn: int | None = getattr(target, "rereads_at", None)
+        self._turn = target.rereads_at
         self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
         self._drafts = drafter.begin([row.tokens for row in rows], [row.sampling for row in rows], self._session)
         while session is None and self.read(sys.maxsize):
             pass
-        self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
+        self._ragged = self._session.ragged
+        for row in rows:
+            row.choice = self._drafts.choice
         self.closed = False
         if self._speculation.controller is not None:
             with self._speculation.lock:
                 self._speculation.controller.renew()
-        self._clock = Clock(self._session)
+        self._clock = Clock(self._session.device)
         self.timings.prefill += time.perf_counter() - started
 
     def read(self, most: int) -> bool:
         """Let a drafter with a model of its own read on in the prompts; whether something is left."""
-        return read_prompts(self._drafts, most)
+        return self._drafts.read(most)
 
     def join(self, newcomers: Batch) -> None:
         """Take in the rows of a batch of the same target and drafter.
@@ -100,11 +102,11 @@ class Batch:
     def _round(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
         asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
-        idle = self._steady and speculation.idle(rows)
+        idle = self._drafts.always_available and speculation.idle(rows)
         offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
         ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
-        requests = speculation.choose(rows, asked, offers, ending, packs=self._packs)
+        requests = speculation.choose(rows, asked, offers, ending, ragged=self._ragged)
         chosen = self._clock.mark()
         trees = self._drafts.propose(requests)
         proposed = self._clock.mark()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from specstream.core.ports import DrafterChoice
 from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats
 from specstream.core.stopping import Stopping
@@ -31,6 +32,7 @@ class Row:
         stopping: when it ends.
         repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
         watch: shown the logits of every emitted token; None for nobody.
+        choice: which drafter was chosen for its batch; None where there was no choice.
         finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
         error: what went wrong with this row alone.
     """
@@ -43,6 +45,7 @@ class Row:
     stopping: Stopping
     repeats: bool = False
     watch: Watcher | None = None
+    choice: DrafterChoice | None = None
     stats: RowStats = field(default_factory=RowStats)
     finish_reason: str | None = None
     error: Exception | None = None

@@ -28,13 +28,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 
 
-class LookaheadDrafter:
+class LookaheadDrafter(Drafter):
     """Drafts n-grams of the target's own making.
 
     Args:
@@ -67,10 +67,10 @@ class LookaheadDrafter:
         return LookaheadSession([_Row(self, prompt) for prompt in prompts])
 
 
-class LookaheadSession:
+class LookaheadSession(DraftSession):
     """A pool and a window for every row."""
 
-    steady = True
+    always_available = True
 
     def __init__(self, rows: list[_Row]) -> None:
         self._rows = rows

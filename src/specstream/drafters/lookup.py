@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Drafts by copying.
 
     Args:
@@ -39,7 +39,7 @@ class LookupDrafter:
         return LookupSession(indexes, self.branches)
 
 
-class LookupSession:
+class LookupSession(DraftSession):
     """One index per row."""
 
     def __init__(self, indexes: list[SuffixIndex], branches: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from specstream.core.decode import Batch, decode
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
+from specstream.core.ports import Target
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -32,7 +33,7 @@ def greedy(count):
     return {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=count)}
 
 
-class Watched:
+class Watched(Target):
     """The target, with its sessions at hand."""
 
     def __init__(self, model):
@@ -209,8 +210,8 @@ class TestDepth:
         list(decode(MODEL, Asked(), rows, speculation=speculation, timings=Timings()))
         assert max(asked) == deepest
 
-    @pytest.mark.parametrize("steady", [True, False])
-    def test_a_steady_drafter_is_not_asked_in_every_round_while_its_drafts_cannot_pay(self, steady):
+    @pytest.mark.parametrize("always_available", [True, False])
+    def test_an_available_drafter_is_not_asked_in_every_round_while_its_drafts_cannot_pay(self, always_available):
         asked = []
 
         class Wrong(FunctionDrafter):
@@ -223,18 +224,18 @@ class TestDepth:
             return TokenTree.chain([request.tokens[-1], (right + 1) % 8][: 1 + request.depth])
 
         drafter = Wrong(wrong)
-        drafter.steady = steady
+        drafter.always_available = always_available
         rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(48))
         speculation = Speculation(max_depth=5, controller=Controller())
         rounds = list(decode(MODEL, drafter, rows, speculation=speculation, timings=Timings()))
         assert rows[0].emitted == MODEL.favourites(PROMPT, 48)
         assert len(rounds) == 48
-        assert len(asked) < 30 if steady else len(asked) == 48
+        assert len(asked) < 30 if always_available else len(asked) == 48
 
     def test_is_told_how_much_context_a_round_looks_at(self, monkeypatch):
         told = []
 
-        def choose(self, offers, *context_and_ending, packs):
+        def choose(self, offers, *context_and_ending, ragged):
             told.append(context_and_ending)
             return [None] * 2
 

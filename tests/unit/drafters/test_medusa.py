@@ -40,6 +40,10 @@ class Session:
     def __init__(self):
         self.tapped = []
 
+    @property
+    def hidden_states(self):
+        return self
+
     def tap(self, layers):
         self.tapped += layers
 

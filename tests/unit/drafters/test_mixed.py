@@ -8,7 +8,7 @@ import torch
 from specstream.core.decode import decode
 from specstream.core.policy.plans import Taken
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import DraftRequest
+from specstream.core.ports import DraftRequest, DraftSession
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -67,7 +67,7 @@ class Fickle:
     def renew(self):
         pass
 
-    def choose(self, offers, context, ending, *, packs):
+    def choose(self, offers, context, ending, *, ragged):
         self.round += 1
         return [
             Taken(available[(self.round + row) % len(available)], 1 + self.round % 2) if available else None
@@ -78,7 +78,7 @@ class Fickle:
         pass
 
 
-class InStep(MixedDrafter):
+class InStep(MixedDrafter, DraftSession):
     """Compares every draft of the model with that of a model that starts from scratch."""
 
     def begin(self, prompts, samplings, session):
@@ -106,6 +106,9 @@ class InStep(MixedDrafter):
 
     def keep(self, rows):
         self.session.keep(rows)
+
+    def join(self, other):
+        self.session.join(other.session)
 
 
 @pytest.mark.parametrize("branches", [1, 2])

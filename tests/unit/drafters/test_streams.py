@@ -55,6 +55,10 @@ class Session:
     def __init__(self):
         self.tapped, self.descended = [], []
 
+    @property
+    def hidden_states(self):
+        return self
+
     def tap(self, layers):
         self.tapped.extend(layers)
 

@@ -13,7 +13,7 @@ from specstream import SpeculativeEngine
 from specstream.config import GenerationConfig
 from specstream.core import decode
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Target, Verdict
+from specstream.core.ports import Target, TargetSession, Verdict
 from specstream.core.tree import TokenTree
 from specstream.drafters.none import NoDrafter
 from specstream.engine.generation import Generation, Parts
@@ -106,7 +106,7 @@ class Letters:
 
 
 @dataclass(frozen=True)
-class TwoFaced:
+class TwoFaced(Target):
     """A target that is one model in passes of one node a row, another one in wider passes."""
 
     narrow: TableModel
@@ -118,7 +118,10 @@ class TwoFaced:
         return TwoFacedSession(self, prefixes)
 
 
-class TwoFacedSession:
+class TwoFacedSession(TargetSession):
+    device = torch.device("cpu")
+    exact = "rounding"
+
     def __init__(self, model: TwoFaced, prefixes: Sequence[Sequence[int]]) -> None:
         self.exact = model.exact
         self._sessions = [face.begin(prefixes) for face in (model.narrow, model.wide)]
@@ -233,7 +236,7 @@ def test_nan_logits_of_wide_passes_are_no_noise():
 
 
 @dataclass
-class Watched:
+class Watched(Target):
     """A target that notes what each session was asked to score."""
 
     target: Target

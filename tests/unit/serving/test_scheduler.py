@@ -12,6 +12,7 @@ import pytest
 from specstream.config import GenerationConfig
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
+from specstream.core.ports import Target
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
@@ -32,7 +33,7 @@ class Letters:
         return "".join("abcde"[token] for token in tokens)
 
 
-class Gate:
+class Gate(Target):
     """A target whose passes wait until they are let through, and fail when they are told to."""
 
     context_length = None
