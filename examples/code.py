@@ -14,7 +14,8 @@ def perimeter(width, height):
     return 2 * (width + height)
 '''
 
-engine = SpeculativeEngine(sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m", drafter="lookup")
+model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m"
+engine = SpeculativeEngine(model, drafter="lookup", measure_baseline=True)
 prompt = f"Repeat this code, with type hints added to each function:\n\n{CODE}"
 result = engine.generate([{"role": "user", "content": prompt}], max_new_tokens=96)
 print(result["text"])

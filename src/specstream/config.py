@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
-from specstream.errors import UsageError, listed
+from specstream.errors import UsageError, listed, shown
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
@@ -57,6 +57,7 @@ class EngineSettings(SamplingSettings, total=False):
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"]
     exact: Literal["bits", "rounding"]
     use_cache: bool
+    measure_baseline: bool
 
 
 def _all_for_zero(value: Any) -> Any:
@@ -65,8 +66,9 @@ def _all_for_zero(value: Any) -> Any:
 
 
 class GenerationConfig(BaseModel):
-    """How one generation goes. Names and defaults are those of transformers, but greedy by default.
+    """How one generation goes. Names are those of transformers, defaults are not: greedy, and all tokens are kept.
 
+    transformers' own ``top_k`` is 50, which here is so only where the checkpoint says it.
     What is not given of ``repetition_penalty``, ``top_k``, ``top_p`` and ``min_p`` is as the checkpoint's own
     generation configuration says, and tokens that it forbids stay forbidden. ``repetition_penalty=1.0`` is without.
 
@@ -145,12 +147,16 @@ class EngineConfig(BaseModel):
         router_state: the file in which a router keeps what it learns on; None keeps it in memory.
         pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
-        device: ``auto`` is the GPU if there is one. A model object stays where it is, and another device is refused.
+        device: ``auto`` is the GPU if there is one. A model object stays where it is, and another device is refused; so
+            is a draft object on another device than the target.
         dtype: of the models given by name; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it. A
-            model object stays what it is: where nothing is loaded, another dtype is refused.
+            model object, the draft too, stays what it is, and another dtype is refused. Without ``dtype`` a draft may
+            have another one than the target: no token changes.
         runtime: how passes run; ``auto`` takes the fastest that fits (``graphs`` on CUDA). ``static`` is for debugging.
         exact: ``bits`` pads passes to widths that are bit-equal; ``rounding`` pads nothing.
         use_cache: False recomputes the whole context in every pass, as in transformers: slow, for debugging.
+        measure_baseline: decode some tokens more without drafts, once for each batch size, so that ``speedup`` is
+            against a measurement. False takes what the policy knows of plain passes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
@@ -175,6 +181,7 @@ class EngineConfig(BaseModel):
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
     exact: Literal["bits", "rounding"] = "bits"
     use_cache: bool = True
+    measure_baseline: bool = False
 
 
 def engine_config(settings: EngineSettings) -> EngineConfig:
@@ -184,6 +191,7 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
         UsageError: an unknown name, or a value outside its range.
     """
     given: dict[str, Any] = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    _check_by_name(given)
     generation = {name: given.pop(name) for name in GenerationConfig.model_fields if name in given}
     if "torch_dtype" in given:  # transformers' older name
         older = given.pop("torch_dtype")
@@ -209,8 +217,17 @@ def generation_config(defaults: GenerationConfig, settings: SamplingSettings) ->
     Raises:
         UsageError: an unknown name, or a value outside its range.
     """
+    _check_by_name(settings)
     given = {name: getattr(defaults, name) for name in defaults.model_fields_set}  # the rest is the checkpoint's to say
     return _validated(GenerationConfig, {**given, **settings}) if settings else defaults
+
+
+def _check_by_name(settings: Mapping[str, Any]) -> None:
+    """Refuse the settings of a generation as one object: each has a name here."""
+    for name in ("generation", "generation_config"):
+        if name in settings:
+            value = shown(settings[name])
+            raise UsageError(f"{name} is {value}; give its settings by name, such as max_new_tokens=100")
 
 
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -229,4 +246,6 @@ def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
             known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
             raise UsageError(f"unknown setting {name!r}; known are {listed(name, known)}") from None
         remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
-        raise UsageError(f"{name} is {first['input']!r}; give a value that is {remedy}") from None
+        if name == "heads" and hasattr(first["input"], "save"):
+            remedy = "a folder: heads.save(FOLDER), then heads=FOLDER"
+        raise UsageError(f"{name} is {shown(first['input'])}; give a value that is {remedy}") from None

@@ -106,7 +106,7 @@ def test_drafting_nothing_is_said(run):
         (["x", "--prompts", "y"], "a prompt, 'x', and a file of prompts, 'y'"),
         (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt' cannot be read: No such file"),
         (["x", "--temperature", "0.7"], "temperature is 0.7; give 0"),
-        (["x", "--batch-size", "0"], "batch_size is 0"),
+        (["x", "--batch-size", "0"], "--batch-size is 0"),
         (["x", "--drafter", "magic"], "drafter is 'magic'"),
         (["x", "--exact", "mostly"], "exact is 'mostly'"),
         (["x", "--output", "no/such/folder/report.json"], "in a folder that exists"),

@@ -170,7 +170,7 @@ def test_compare_json_counts_rejections(capsys, tiny):
         (["generate"], "the prompt is empty"),
         (["generate", "x", "--prompt", "y"], "two prompts"),
         (["generate", "x", "--model", "no pe"], "unknown model 'no pe'"),
-        (["generate", "x", "-K", "-1"], "gamma is -1"),
+        (["generate", "x", "-K", "-1"], "-K is -1"),
         (["generate", "x", "--temperature", "-1"], "temperature is -1.0"),
         (["generate", "x", "--top-p", "-1"], "--top-p is -1.0"),
         (["generate", "x", "--top-p", "1.5"], "--top-p is 1.5"),

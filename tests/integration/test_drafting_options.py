@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 import specstream
 from specstream import SpeculativeEngine
+from specstream.cli import main
 from specstream.config import engine_config
 from specstream.engine.build import config_of
 from specstream.errors import UsageError
@@ -126,3 +129,55 @@ def test_the_drafters_of_a_router_take_of_the_common_options_what_they_use():
 def test_a_routers_drafter_without_a_draft_has_no_gamma_of_its_own():
     with pytest.raises(UsageError, match="gamma is 3 of the router's drafter 'lookup'"):
         config_of(DrafterSpec(drafter="lookup", gamma=3), engine_config({}))
+
+
+BEYOND = [
+    ("streams", "there are 4 streams, so 4 tokens"),
+    ("medusa", "there are 4 Medusa heads, so 4 tokens"),
+    ("mixed", "there are 4 streams, so 4 tokens"),
+    ("lookahead", "lookahead's window of 4 and n-grams of 4 tokens reach 5, so 5 tokens"),
+]
+
+
+@pytest.mark.parametrize("limit", ["gamma", "max_speculation_depth"])
+@pytest.mark.parametrize(("drafter", "reason"), BEYOND)
+def test_a_depth_that_nothing_reaches_is_said_and_carried(capsys, model, tokenizer, folders, drafter, reason, limit):
+    settings, draft = chosen(drafter, folders)
+    wanted = f"{limit} is 9 and {reason} deep is the most that they draft"
+    capsys.readouterr()
+    engine = SpeculativeEngine(model, tokenizer, draft, adaptive=False, **settings, **{limit: 9})
+    assert capsys.readouterr().err == f"specstream: {wanted}\n"
+    assert engine.generate(PROMPT, max_new_tokens=4).left_out == wanted
+    assert engine.provenance()["left_out"] == wanted
+    _, metrics = specstream.speculative_decode(model, draft, [[5, 6]], max_new_tokens=2, **settings, **{limit: 9})
+    assert metrics.left_out == wanted
+
+
+@pytest.mark.parametrize(("drafter", "reach"), [("streams", 4), ("medusa", 4), ("lookahead", 5)])
+def test_what_is_said_of_the_depth_is_so(monkeypatch, model, tokenizer, folders, drafter, reach):
+    settings, draft = chosen(drafter, folders)
+    engine = SpeculativeEngine(model, tokenizer, draft, adaptive=False, **settings, gamma=9)
+    if drafter == "streams":  # whose first tree has three nodes
+        engine.parts.drafter.sizes = (31,)
+    assert deepest(monkeypatch, engine) == reach
+    assert f"so {reach} tokens deep" in engine.parts.left_out
+
+
+@pytest.mark.parametrize("drafter", ["streams", "medusa", "mixed", "lookahead", "lookup", "draft_model"])
+def test_nothing_is_said_of_a_depth_that_is_reached(model, tokenizer, folders, drafter):
+    settings, draft = chosen(drafter, folders)
+    for gamma in (None, 1, 4):
+        assert SpeculativeEngine(model, tokenizer, draft, **settings, gamma=gamma).parts.left_out is None
+
+
+def test_the_command_line_says_it_too(capsys, model, tokenizer, folders, tmp_path):
+    model.save_pretrained(tmp_path / "target")
+    tokenizer.save_pretrained(tmp_path / "target")
+    words = ["--model", str(tmp_path / "target"), "--heads", str(folders / "streams"), "-K", "9", "-n", "2", "--json"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(["generate", "one two", *words])
+    out, err = capsys.readouterr()
+    assert end.value.code == 0, err
+    assert json.loads(out)["left_out"] in err
+    assert "gamma is 9 and there are 4 streams" in err

@@ -12,7 +12,8 @@ import transformers as hf
 
 import specstream
 from specstream import SpeculativeEngine
-from specstream.errors import SpecStreamError, UnsupportedModelError, UsageError
+from specstream.errors import SpecStreamError, UnsupportedModelError, UsageError, VocabularyMismatchError
+from specstream.heads.medusa import MedusaHeads
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -347,3 +348,116 @@ def test_dtype_is_of_the_draft_that_is_loaded_by_name(model, tokenizer, tmp_path
     engine = SpeculativeEngine(model, tokenizer, str(tmp_path), dtype="bfloat16")
     assert engine.parts.drafter.model.model.dtype == torch.bfloat16
     assert engine.model.dtype == torch.float32
+
+
+def calls_with_a_draft(model, tokenizer, draft, **settings):
+    ids = torch.tensor([[5, 6, 7]])
+    return [
+        lambda: SpeculativeEngine(model, tokenizer, draft, **settings),
+        lambda: SpeculativeEngine(model, tokenizer, draft, drafter="mixed", **settings),
+        lambda: specstream.speculative_decode(model, draft, ids, **settings),
+        lambda: model.generate(ids, max_new_tokens=4, custom_generate=specstream.custom_generate(draft, **settings)),
+    ]
+
+
+class Elsewhere(hf.LlamaForCausalLM):
+    """Says that it is on a GPU, which a machine of the tests may not have."""
+
+    @property
+    def device(self):
+        return torch.device("cuda:1")
+
+
+def test_a_draft_at_hand_that_is_on_another_device(model, tokenizer):
+    draft = tiny_model(seed=1)
+    draft.__class__ = Elsewhere
+    words = r"the draft is on cuda:1 and the target on cpu; move it: draft.to\('cpu'\)"
+    for call in calls_with_a_draft(model, tokenizer, draft):
+        with pytest.raises(UsageError, match=words) as error:
+            call()
+        one_line(error)
+
+
+def test_a_draft_at_hand_of_another_dtype_than_is_asked_for(model, tokenizer):
+    draft = tiny_model(seed=1).to(torch.bfloat16)
+    words = r"dtype is torch.float32 and the draft is torch.bfloat16; cast it: draft.to\(torch.float32\)"
+    for call in calls_with_a_draft(model, tokenizer, draft, dtype="float32"):
+        with pytest.raises(UsageError, match=words) as error:
+            call()
+        one_line(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_dtype_of_a_draft_at_hand_changes_no_token(model, tokenizer, dtype, temperature):
+    draft = tiny_model(noise=0.02).to(dtype)
+    settings = {"max_new_tokens": 16, "temperature": temperature, "seed": 3}
+    plain = SpeculativeEngine(model, tokenizer, drafter="none").generate("one two", **settings)
+    own = SpeculativeEngine(model, tokenizer, draft, adaptive=False, gamma=3).generate("one two", **settings)
+    assert own.drafts and own.lossless
+    assert temperature or own.token_ids == plain.token_ids
+
+
+def test_a_draft_at_hand_of_another_vocabulary(model, tokenizer):
+    for call in calls_with_a_draft(model, tokenizer, tiny_model(vocab_size=256)):
+        with pytest.raises(VocabularyMismatchError, match="another vocabulary") as error:
+            call()
+        one_line(error)
+
+
+def test_heads_at_hand_are_saved_first(model, tokenizer):
+    with pytest.raises(UsageError, match=r"heads is MedusaHeads.*heads.save\(FOLDER\), then heads=FOLDER") as error:
+        SpeculativeEngine(model, tokenizer, heads=MedusaHeads(model, num_heads=1))
+    one_line(error)
+
+
+@pytest.mark.parametrize("said", [[[1, 2]], "2", ["a"], 1.5, {"a": 1}], ids=repr)
+def test_an_end_of_sequence_that_is_no_token(tokenizer, said):
+    model = tiny_model()
+    model.generation_config.eos_token_id = said
+    engine = SpeculativeEngine(tiny_model(), tokenizer)
+    engine.model.generation_config.eos_token_id = said
+    for call in (
+        lambda: SpeculativeEngine(model, tokenizer),
+        lambda: specstream.speculative_decode(model, None, [[5, 6]], max_new_tokens=2),
+        lambda: engine.generate("one", max_new_tokens=2),
+    ):
+        with pytest.raises(
+            UsageError, match=r"the model's generation_config has eos_token_id .*give a token id"
+        ) as error:
+            call()
+        one_line(error)
+
+
+@pytest.mark.parametrize("said", [7, [7], (7,), torch.tensor([7]), torch.tensor(7)], ids=repr)
+def test_an_end_of_sequence_in_any_form(tokenizer, said):
+    model = tiny_model()
+    model.generation_config.eos_token_id = said
+    assert SpeculativeEngine(model, tokenizer).parts.eos_token_ids == {7}
+
+
+@pytest.mark.parametrize("window", ["x", -1, 2.5, [3]], ids=repr)
+def test_a_sliding_window_that_is_no_number(tokenizer, window):
+    model = tiny_model()
+    model.config.sliding_window = window
+    with pytest.raises(UnsupportedModelError, match=r"sliding_window .*; give a number of tokens") as error:
+        SpeculativeEngine(model, tokenizer)
+    one_line(error)
+
+
+@pytest.mark.parametrize("said", ["x", [[1, 2]], {"a": 1}], ids=repr)
+def test_padding_that_is_no_token(said):
+    target = tiny_model()
+    target.generation_config.pad_token_id = said
+    with pytest.raises(UsageError, match=r"the model's configuration has pad_token_id .*; give a token id") as error:
+        specstream.speculative_decode(target, None, [[5, 6]], max_new_tokens=2)
+    one_line(error)
+
+
+def test_a_checkpoint_whose_end_of_sequence_is_no_token(tokenizer, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [[1, 2]]}', encoding="utf-8")
+    with pytest.raises(UsageError, match=r"generation_config has eos_token_id \[\[1, 2\]\]") as error:
+        SpeculativeEngine(str(tmp_path))
+    one_line(error)

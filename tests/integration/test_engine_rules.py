@@ -186,7 +186,28 @@ class Cleans(hf.LogitsProcessor):
         return torch.where(torch.arange(scores.shape[-1]) == input_ids[0, -1] + 1, 1.0, 0.0)[None]
 
 
-def test_why_the_measurement_failed_is_one_line(engine, monkeypatch):
+def test_nothing_is_decoded_for_the_speedup_alone(engine, monkeypatch):
+    run, drafters = Generation.run, []
+    monkeypatch.setattr(Generation, "run", lambda self: (drafters.append(self.parts.drafter.name), run(self))[1])
+    result = engine.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
+    assert drafters == [engine.parts.drafter.name]
+    assert result.speedup > 0 and "price" in result.baseline["method"] and "tokens" not in result.baseline
+    engine.generate([PROMPT, "one"], max_new_tokens=20, ignore_eos=True)
+    assert len(drafters) == 2
+
+
+def test_a_speedup_that_is_not_known_is_none(tokenizer):
+    engine = SpeculativeEngine(tiny_model(), tokenizer, drafter="lookup", adaptive=False)
+    result = engine.generate(PROMPT, max_new_tokens=20)
+    assert result.speedup is None and "measure_baseline=True" in result.baseline["error"]
+    assert engine.get_metrics()["average_speedup"] == 0.0
+    plain = SpeculativeEngine(tiny_model(), tokenizer, drafter="none").generate(PROMPT, max_new_tokens=20)
+    assert plain.speedup == 1.0
+
+
+def test_why_the_measurement_failed_is_one_line(tokenizer, monkeypatch):
+    engine = SpeculativeEngine(tiny_model(), tokenizer, drafter="lookup", measure_baseline=True)
+    assert engine.generate(PROMPT, max_new_tokens=3).baseline["tokens"] == 16
     run = Generation.run
 
     def fails(generation):
@@ -204,13 +225,13 @@ def test_the_measurement_cannot_fail_the_call(tokenizer):
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
-    engine = SpeculativeEngine(model, tokenizer, drafter="lookup")
+    engine = SpeculativeEngine(model, tokenizer, drafter="lookup", measure_baseline=True)
     result = engine.generate("a", max_new_tokens=5, ignore_eos=True, logits_processor=[Cleans()])
     first = tokenizer("a")["input_ids"][-1]
     assert result.token_ids == [first + at for at in range(1, 6)]
     assert result.speedup is None and "NaN" in result.baseline["error"]
     assert engine.get_metrics()["average_speedup"] == 0.0
-    assert "could not be measured: NumericalError" in _summary(result)
+    assert "not known: NumericalError" in _summary(result)
     stream = engine.stream("a", max_new_tokens=5, ignore_eos=True, logits_processor=[Cleans()])
     assert "".join(stream) and stream.result.token_ids == result.token_ids
     with pytest.raises(NumericalError):

@@ -15,7 +15,7 @@ from specstream.core import decode
 from specstream.demo.figures import speculative_figures
 from specstream.demo.offered import OfferedModels, Question
 from specstream.errors import HeadMismatchError, UsageError
-from specstream.routing.config import NONE
+from specstream.routing.config import NONE, DrafterSpec
 from specstream.routing.records import Run, read_collected
 from specstream.training import router_collect
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -348,6 +348,15 @@ def test_route_and_decode(trained):
     output_ids, metrics = router.route_and_decode(target, [], ids, **settings)
     assert torch.equal(output_ids, expected)
     assert set(metrics["expected"]) == {"none", "lookup"}
+    assert metrics["left_out"] is None
+
+
+def test_route_and_decode_says_which_depth_is_not_reached(trained, monkeypatch):
+    router = AdaptiveRouter.from_config({"router": str(trained / "router"), "explore": 0})
+    own = {NONE: DrafterSpec(drafter=NONE), "lookup": DrafterSpec(drafter="lookahead")}
+    monkeypatch.setattr(AdaptiveRouter, "drafters", property(lambda self: own))
+    _, metrics = router.route_and_decode(tiny_model(), None, [[5, 6, 7]], gamma=9, max_new_tokens=4, runtime="eager")
+    assert metrics.left_out.startswith("gamma is 9 and lookahead's window of 4 and n-grams of 4 tokens reach 5")
 
 
 def test_what_route_and_decode_cannot_do_is_said(trained, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,6 +137,22 @@ class TestOfficialFields:
         texts = [complete(served, **wanted, top_k=k).json()["choices"][0]["text"] for k in (-1, 0, 1)]
         assert texts[0] == texts[1] != texts[2]
         assert complete(served, top_k=-2).status_code == 400
+
+    def test_a_top_p_of_0_is_off_as_on_the_command_line(self, served: Served) -> None:
+        wanted = {"temperature": 1.0, "seed": 3, "max_tokens": 12}
+        for ask in (chat, complete):
+            answers = [ask(served, **wanted, top_p=p).json()["choices"][0] for p in (0, 1, 0.01)]
+            texts = [each.get("text", each.get("message")) for each in answers]
+            assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("ask", [chat, complete])
+@pytest.mark.parametrize("reason", [None, "gamma is 9 and there are 4 streams"])
+def test_what_does_not_draft_is_said_in_every_answer(served: Served, monkeypatch: Any, ask: Any, reason: Any) -> None:
+    monkeypatch.setattr(served.server, "_left_out", reason)
+    assert ask(served).json()["speculation"]["left_out"] == reason
+    chunks = [json.loads(line[6:]) for line in ask(served, stream=True).text.splitlines() if line.startswith("data: {")]
+    assert [each["speculation"]["left_out"] for each in chunks if "speculation" in each] == [reason]
 
 
 class TestMostTokens:

@@ -56,13 +56,16 @@ def test_what_cannot_be_followed_is_refused_before_the_answer(served: Served, sc
     refused = ask(served, schema, stream=stream)
     assert refused.status_code == 400
     assert "the JSON schema cannot be followed" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == "response_format"
 
 
 def test_what_is_given_up_in_the_middle_is_an_error_and_not_a_stop(served: Served) -> None:
     whole = ask(served, ENDLESS)
     assert whole.status_code == 400, whole.text
     assert "the JSON schema cannot be followed beyond token" in whole.json()["error"]["message"]
+    assert whole.json()["error"]["param"] == "response_format"
     lines = [line for line in ask(served, ENDLESS, stream=True).text.splitlines() if line]
     assert "the JSON schema cannot be followed beyond token" in lines[-1]
+    assert '"param":"response_format"' in lines[-1]
     assert '"finish_reason":"stop"' not in "".join(lines)
     assert ask(served, {"enum": ["cat"]}).json()["choices"][0]["finish_reason"] == "stop"

@@ -28,6 +28,20 @@ def test_a_bad_setting_is_one_line_with_the_value_and_the_remedy(settings, words
         assert word in message
 
 
+@pytest.mark.parametrize("name", ["generation", "generation_config"])
+def test_settings_of_a_generation_are_given_by_name(name):
+    whole = GenerationConfig(max_new_tokens=5)
+    for call in (lambda: engine_config({name: whole}), lambda: generation_config(GenerationConfig(), {name: whole})):
+        with pytest.raises(UsageError, match=rf"^{name} is GenerationConfig.*; give its settings by name") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_given_keeps_all_tokens_as_the_class_says():
+    assert "all tokens are kept" in (GenerationConfig.__doc__ or "")
+    assert (GenerationConfig().top_k, GenerationConfig().top_p, GenerationConfig().temperature) == (0, 1.0, 0.0)
+
+
 def test_torch_dtype_is_dtype():
     assert engine_config({"torch_dtype": "float32"}).dtype == "float32"
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from specstream import DeploymentConfig
-from specstream.cli.loading import in_options
 from specstream.cli.options import check_drafter
 from specstream.config import GenerationConfig, engine_config, generation_config
 from specstream.engine.settings_file import read_settings
@@ -60,26 +59,3 @@ def test_a_wrong_deployment_is_one_line(settings):
 
 def test_a_path_is_taken_where_a_folder_is_named():
     assert engine_config({"heads": Path("a/b")}).heads == "a/b"
-
-
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        (
-            "drafter is 'medusa' and there are no heads; give heads=, a folder",
-            "--drafter is 'medusa' and there are no heads; give --heads, a folder",
-        ),
-        (
-            "drafter is 'lookup' and there is a draft_model; give drafter='draft_model' or no draft_model",
-            "--drafter is 'lookup' and there is a --draft; give --drafter draft_model or no --draft",
-        ),
-        (
-            "drafter is 'draft_model' and there is no draft_model; give one",
-            "--drafter is 'draft_model' and there is no --draft; give one",
-        ),
-        ("draft_quantization is 'int8' and it is unused", "--draft-quantization is 'int8' and it is unused"),
-        ("the model is on cpu", "the model is on cpu"),
-    ],
-)
-def test_the_command_line_names_its_options(message, shown):
-    assert in_options(message, ["drafter", "heads", "draft_quantization", "adaptive"]) == shown

@@ -10,12 +10,13 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from specstream.cli.typed import in_typed_words, with_typed_hint
 from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
-from specstream.errors import SpecStreamError
+from specstream.errors import SpecStreamError, UsageError
 
 # typer raises its usage errors from classes whose home moved between its releases; this base is reachable in all.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -106,15 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _make_writable()
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, debug = _take_debug(words)
+    command: Any = None
     try:
         debug = debug or is_on("SPECSTREAM_DEBUG")
         _check_variables()
         limit_libraries()  # before a verb imports torch
-        code = _invoke(words)
+        command = typer.main.get_command(build_app())
+        code = _invoke(command, words)
         # Inside the try, because a reader that has gone away is noticed only when the buffer is written out.
         sys.stdout.flush()
     except BaseException as error:
-        code = _report(error, debug)
+        code = _report(error, debug, command, words)
     sys.exit(code)
 
 
@@ -145,8 +148,7 @@ def _check_variables() -> None:
         check_variables(os.environ)
 
 
-def _invoke(words: list[str]) -> int:
-    command = typer.main.get_command(build_app())
+def _invoke(command: Any, words: list[str]) -> int:
     try:
         # Not command.main(): it would turn interrupts and broken pipes into its own messages and exit codes.
         with command.make_context("specstream", words) as context:
@@ -156,7 +158,7 @@ def _invoke(words: list[str]) -> int:
     return 0
 
 
-def _report(error: BaseException, debug: bool) -> int:
+def _report(error: BaseException, debug: bool, command: Any, words: list[str]) -> int:
     # Rich makes an exit of a pipe that broke.
     cause = error.__context__ if isinstance(error, SystemExit) else error
     if isinstance(cause, BrokenPipeError):
@@ -164,7 +166,7 @@ def _report(error: BaseException, debug: bool) -> int:
         return _BROKEN_PIPE
     if isinstance(error, SystemExit):
         raise error
-    message, code = _describe(error)
+    message, code = _describe(error, command, words)
     try:
         if debug:
             traceback.print_exception(error)
@@ -179,13 +181,16 @@ def _let_go(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _describe(error: BaseException) -> tuple[str, int]:
+def _describe(error: BaseException, command: Any, words: list[str]) -> tuple[str, int]:
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return "interrupted", _INTERRUPTED
+    if isinstance(error, UsageError):
+        return f"error: {in_typed_words(str(error), command, words)}", error.exit_code
     if isinstance(error, SpecStreamError):
         return f"error: {error}", error.exit_code
     if isinstance(error, _CommandLineError):
-        return f"error: {_usage_message(error)}", getattr(error, "exit_code", 2)
+        message = with_typed_hint(_usage_message(error), command, words)
+        return f"error: {message}", getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return f"error: no space left on the disk{where}: free some and run the command again", _FAILURE

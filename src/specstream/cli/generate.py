@@ -42,6 +42,7 @@ def generate(
     router_state: options.RouterState = None,
     pruning: options.Pruning = None,
     acceptance_threshold: options.AcceptanceThreshold = None,
+    measure_baseline: options.MeasureBaseline = False,
     config: options.EngineFile = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -67,6 +68,7 @@ def generate(
         "router_state": router_state,
         "pruning": pruning,
         "acceptance_threshold": acceptance_threshold,
+        "measure_baseline": measure_baseline,
     }
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
@@ -110,13 +112,10 @@ def _summary(result: Any) -> str:
         ", ".join(f"{name} drafted for {passes}" for name, passes in result.drafts.items()) or "none was drafted for"
     )
     lossless = "lossless" if result.lossless else "NOT lossless: acceptance_threshold is set"
-    faster, plain = "", f"could not be measured: {result.baseline.get('error')}"
+    faster, plain = "", f"not known: {result.baseline.get('error')}"
     if result.speedup is not None:
         faster = f", {result.speedup:.2f}x plain decoding without"
-        plain = (
-            f"{result.baseline['tokens_per_second']:.1f} tokens/s, "
-            f"{result.baseline['tokens']} tokens of the same model and runtime in this process"
-        )
+        plain = f"{result.baseline['tokens_per_second']:.1f} tokens/s; {result.baseline['method']}"
     return (
         f"\n{result.new_tokens} tokens in {result.seconds:.2f} s: {result.tokens_per_second:.1f} tokens/s with the "
         f"prompt{faster}\n"

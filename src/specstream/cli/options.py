@@ -98,6 +98,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 Runtime = Annotated[
     str, typer.Option("--runtime", help="How passes run: auto, graphs, native, packed, eager or static.")
 ]
+MeasureBaseline = Annotated[
+    bool,
+    typer.Option("--measure-baseline", help="Decode some tokens without drafts too, to measure the speedup against."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 

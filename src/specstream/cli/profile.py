@@ -93,7 +93,7 @@ def _settings(config: str | None, overrides: list[str], given: dict[str, Any]) -
     values: dict[str, Any] = {
         "target": {"model": given["model"]} if given["model"] else {},
         "prompts": {"files": [{"path": given["prompts"]}]} if given["prompts"] else {},
-        "generation": {"max_new_tokens": given["max_new_tokens"] or 64},
+        "generation": {"max_new_tokens": 64 if given["max_new_tokens"] is None else given["max_new_tokens"]},
         "measure": {"output_dir": "runs/profile"},
         "experiments": {"profile": {"arms": {given["drafter"] or "auto": arm}}},
     }
@@ -111,7 +111,7 @@ def _folder(path: str) -> Path:
 
 def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folder: Path) -> dict[str, Any]:
     from specstream.engine.build import build_parts
-    from specstream.engine.inventory import prepare
+    from specstream.engine.inventory import announce_left_out, prepare
     from specstream.evaluation.benchmark.prompts import make_items
     from specstream.evaluation.bottleneck import Memory, read_speed, sentence, weights_of_a_pass
     from specstream.evaluation.profile import cost_of_a_note
@@ -127,6 +127,7 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     for arm in group.arms:
         with quiet():
             parts = build_parts(engine.target, engine.tokenizer, arm.draft, arm.config)
+        announce_left_out(parts, arm.name)
         prepare(parts, 1)
         arms[arm.name if arm.value is None else f"{arm.name} {arm.value}"] = parts
     speeds: list[float] = []

@@ -396,6 +396,11 @@ class Drafter(Protocol):
         """What it drafts with beside the target."""
         return Components()
 
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Depths that it drafts no deeper than, whatever is asked of it, by what sets each of them, in words."""
+        return {}
+
     def fixed_tree(self, nodes: int) -> Drafter | None:
         """The same with one tree of so many drafted nodes in every round; None if it makes no trees of a given size."""
         return None

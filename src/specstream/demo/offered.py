@@ -20,7 +20,7 @@ from specstream.engine.build import SharedDrafts, build_parts
 from specstream.engine.choices import check_choice
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
-from specstream.engine.inventory import prepare
+from specstream.engine.inventory import announce_left_out, prepare
 from specstream.engine.text import asked, encode
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.heads.shipped import shipped_for
@@ -170,6 +170,7 @@ class OfferedModels:
                 same = self._draft == self._engine.model_name
                 draft = self._drafts.get(self._draft, config, target.model if same else None)
             parts = build_parts(target, self._engine.tokenizer, draft, config)
+            announce_left_out(parts, drafter)
             _warm_up(parts)
             self._parts[drafter] = parts
         return self._parts[drafter]

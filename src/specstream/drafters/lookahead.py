@@ -25,7 +25,7 @@ So the window is drafted like anything else. Unlike in the paper:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
@@ -55,6 +55,12 @@ class LookaheadDrafter(Drafter):
             if value < least:
                 raise UsageError(f"{name} is {value}; give {least} or more")
         self.window, self.ngram, self.guesses, self.from_text = window, ngram, guesses, from_text
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        # The depth of the window's last column, or of an n-gram's last token.
+        deepest = max(self.window + self.ngram - 3, self.ngram - 1)
+        return {f"lookahead's window of {self.window} and n-grams of {self.ngram} tokens reach {deepest}": deepest}
 
     @property
     def nodes(self) -> int:

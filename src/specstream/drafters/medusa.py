@@ -9,7 +9,7 @@ is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -88,6 +88,10 @@ class MedusaDrafter(Drafter):
     @property
     def components(self) -> Components:
         return Components(heads=(self.heads,))
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        return {f"there are {self.heads.depth} Medusa heads": self.heads.depth}
 
     def fixed_tree(self, nodes: int) -> MedusaDrafter:
         return MedusaDrafter(self.heads, nodes=nodes)

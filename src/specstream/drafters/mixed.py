@@ -6,7 +6,7 @@ profit (``core/controller.py``). Without a controller the first offer is taken: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from specstream.core.ports import Components, Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
@@ -32,6 +32,10 @@ class MixedDrafter(Drafter):
     @property
     def components(self) -> Components:
         return Components.union(each.components for each in self.drafters)
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        return {set_by: depth for each in self.drafters for set_by, depth in each.limits.items()}
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession

@@ -20,7 +20,7 @@ the exit reads the vocabulary's weights, which is more than what the dropped row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -122,6 +122,10 @@ class StreamsDrafter(Drafter):
     @property
     def components(self) -> Components:
         return Components(heads=(self.head,))
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        return {f"there are {self.head.gamma} streams": self.head.gamma}
 
     def fixed_tree(self, nodes: int) -> StreamsDrafter:
         return StreamsDrafter(self.head, sizes=(nodes,), rates=self.rates, pruning=self.pruning)

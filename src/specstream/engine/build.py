@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +23,15 @@ from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.engine.choices import SELF, check_choice, defaults_of, unused
 from specstream.engine.generation import Parts
-from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.engine.inventory import shallower
+from specstream.errors import UsageError, VocabularyMismatchError, shown
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.architecture.families import require_model
-from specstream.models.hub.load import check_place
+from specstream.models.hub.load import check_draft_place, check_place
 from specstream.models.hub.vocabulary import load_draft
 from specstream.models.runtime.capabilities import Quantization
 from specstream.models.runtime.runtime import draft_quantization, lend_kernels
@@ -87,15 +88,16 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
     loaded = isinstance(draft, str) and not draft.startswith(SELF)  # dtype is of the draft that is loaded then
     check_place(target.model, config.device, "auto" if loaded else config.dtype)
     heads = _heads_folder(target.model, draft, config)
+    drafter = _build_drafter(target, tokenizer, draft, heads, config)
     return Parts(
         target=target if config.use_cache else UncachedTarget(target),
-        drafter=_build_drafter(target, tokenizer, draft, heads, config),
+        drafter=drafter,
         heads=heads,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(target.model, tokenizer),
         checkpoint=checkpoint_rules(target.model),
         vocab_size=target.vocab_size,
-        left_out=_left_out(target.model, draft, config),
+        left_out=left_out_of(target.model, draft, drafter, config),
         speculation=Speculation(
             max_depth=_depth(config, DEEPEST),
             unmeasured_depth=_depth(config, UNMEASURED),
@@ -124,13 +126,26 @@ def _heads_folder(model: Any, draft: Any, config: EngineConfig) -> str | None:
     return shipped_for(model, "streams")
 
 
-def _left_out(model: Any, draft: Any, config: EngineConfig) -> str | None:
-    """Why streams that are shipped do not draft where nothing else is asked for."""
-    if config.drafter != "auto" or draft is not None or config.heads is not None:
-        return None
-    if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
-        return f"{Path(found).name} drafts only where adaptive is True, or with drafter='streams'"
-    return left_out(model, "streams")
+def left_out_of(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> str | None:
+    """What could draft, or was asked to, and does not, and why: shipped streams, and depths that nothing reaches.
+
+    Args:
+        model: the target's.
+        draft: as it was given.
+        drafter: that was made of it.
+        config: the rest.
+    """
+    return "; ".join(_left_out(model, draft, drafter, config)) or None
+
+
+def _left_out(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> Iterator[str]:
+    if config.drafter == "auto" and draft is None and config.heads is None:
+        if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
+            yield f"{Path(found).name} drafts only where adaptive is True, or with drafter='streams'"
+        elif (why := left_out(model, "streams")) is not None:
+            yield why
+    if (depth := _depth(config, 0)) > 0:
+        yield from shallower(drafter, "gamma" if depth == config.gamma else "max_speculation_depth", depth)
 
 
 def _build_drafter(
@@ -296,7 +311,8 @@ def _draft_target(
     draft_tokenizer, part = None, None
     if named:
         draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
-    model_name(draft)
+    else:
+        check_draft_place(draft, target.model, config.dtype)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -340,11 +356,19 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text: as the model's generation configuration says now, else the tokenizer's."""
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ids is None:
-        ids = getattr(tokenizer, "eos_token_id", None)
-    return frozenset([ids] if isinstance(ids, int) else ids or ())
+    """The tokens that end a text: as the model's generation configuration says now, else the tokenizer's.
+
+    Raises:
+        UsageError: what it says is neither a token id nor a list of some.
+    """
+    said, whose = getattr(getattr(model, "generation_config", None), "eos_token_id", None), "model's generation_config"
+    if said is None:
+        said, whose = getattr(tokenizer, "eos_token_id", None), "tokenizer"
+    ids = said.reshape(-1).tolist() if isinstance(said, Tensor) else said
+    ids = [ids] if isinstance(ids, int) else () if ids is None else ids
+    if not isinstance(ids, list | tuple | set | frozenset) or not all(isinstance(each, int) for each in ids):
+        raise UsageError(f"the {whose} has eos_token_id {shown(said)}; give a token id, or a list of some")
+    return frozenset(ids)
 
 
 def _vocab_size(model: Any) -> int:

@@ -17,7 +17,7 @@ from specstream.engine.callbacks import Columns, row_processor
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.prompt_forms import token_rows
 from specstream.engine.results import Metrics, Totals
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.models.architecture.checkpoint import CheckpointRules
 from specstream.models.hub.load import load_model
 from specstream.models.target.hf import HuggingFaceTarget
@@ -39,7 +39,8 @@ def speculative_decode(
     Returns:
         ``output_ids`` ``[rows, longest]`` int64, prompts included, padded on the right with the model's pad or
         end-of-sequence token; and metrics, as keys and as attributes: ``new_tokens`` (of all rows), ``seconds``,
-        ``tokens_per_second``, ``target_passes``, ``acceptance_rate``, ``mean_accepted_length``, ``exact``.
+        ``tokens_per_second``, ``target_passes``, ``acceptance_rate``, ``mean_accepted_length``, ``exact``,
+        ``left_out`` (as in ``GenerationResult``).
 
     Raises:
         UsageError: an empty prompt, one longer than the context, a setting out of range.
@@ -87,6 +88,7 @@ def output_of(generation: Generation, target: Any) -> tuple[Tensor, Metrics]:
             "acceptance_rate": totals.acceptance_rate,
             "mean_accepted_length": totals.mean_accepted_length,
             "exact": generation.rows[0].exact,
+            "left_out": generation.parts.left_out,
         }
     )
     return _padded([row.tokens for row in generation.rows], target, target.device), metrics
@@ -234,6 +236,8 @@ def _pad_token_id(model: Any, generation_config: Any) -> int:
             value = getattr(source, name, None)
             if isinstance(value, (list, tuple)):
                 value = value[0] if value else None
-            if value is not None:
+            if isinstance(value, int | Tensor):
                 return int(value)
+            if value is not None:
+                raise UsageError(f"the model's configuration has {name} {shown(value)}; give a token id")
     return 0

@@ -22,7 +22,7 @@ from specstream.errors import UsageError, reason_of
 from specstream.models.architecture.checkpoint import CheckpointRules
 
 CALIBRATION_TOKENS = 16
-"""Tokens of plain decoding, per row, that ``speedup`` is measured against."""
+"""Tokens of plain decoding, per row, that a measured ``speedup`` is against."""
 
 # A caller's processor may keep state and is shown the tokens of the output only.
 _CALIBRATION = {
@@ -46,7 +46,7 @@ class Parts:
         heads: the folder of the drafter's heads, if it has some.
         checkpoint: the rules of the model's own generation configuration.
         vocab_size: rows of the model's embedding; None if that is not known.
-        left_out: why a drafter that comes with the package is not among these, if one could be.
+        left_out: what could draft, or was asked to, and does not, and why; None if there is nothing of the kind.
     """
 
     target: Target
@@ -179,6 +179,22 @@ class Generation:
         return sum(row.stats.new_tokens for row in self.rows)
 
 
+def known_baseline(generation: Generation) -> dict[str, Any]:
+    """Plain decoding's speed as far as it is known without another pass: what ``speedup`` is against.
+
+    Returns:
+        ``method`` and ``tokens_per_second``; where the policy timed no plain pass, ``error`` in its place.
+    """
+    rows = len(generation.rows)
+    if isinstance(generation.parts.drafter, NoDrafter):
+        return {"method": "this was plain decoding itself", "tokens_per_second": generation.speed}
+    about = {"method": "the policy's price of a plain pass, same model, runtime, process and batch size"}
+    seconds = generation.parts.speculation.plain_seconds(rows)
+    if seconds is None:
+        return {**about, "error": f"no plain pass of {rows} rows was timed; measure_baseline=True measures some"}
+    return {**about, "tokens_per_second": rows / seconds}
+
+
 def plain_baseline(generation: Generation) -> dict[str, Any]:
     """Plain decoding of the same prompts with the same model, runtime and process: what ``speedup`` is against.
 
@@ -222,7 +238,7 @@ class TextPieces:
 
     @property
     def result(self) -> GenerationResult:
-        """The whole result. The first call may measure the baseline of ``speedup``.
+        """The whole result. With ``measure_baseline`` the first call may measure plain decoding.
 
         Raises:
             UsageError: the pieces were not read to the end.

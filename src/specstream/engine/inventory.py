@@ -7,6 +7,7 @@ from specstream.engine.generation import Parts
 from specstream.errors import UsageError
 from specstream.models.architecture.memory import held_bytes
 from specstream.models.target.hf import HuggingFaceTarget
+from specstream.reporting import announce
 
 
 def prepare(parts: Parts, rows: int) -> None:
@@ -14,9 +15,30 @@ def prepare(parts: Parts, rows: int) -> None:
     parts.target.prepare(rows=rows, nodes=most_nodes(parts) + 1)
 
 
+def announce_left_out(parts: Parts, name: str) -> None:
+    """Say on stderr what of a contestant does not draft, and why."""
+    if parts.left_out is not None:
+        announce(f"{name}: {parts.left_out}")
+
+
 def most_nodes(parts: Parts) -> int:
     """Drafted nodes of the largest tree, as far as that is known beforehand."""
     return max(parts.speculation.max_depth, parts.drafter.nodes, 0)
+
+
+def shallower(drafter: Drafter, name: str, depth: int) -> list[str]:
+    """What drafts less deep than it may, for want of streams, heads or a wider window, in words.
+
+    Args:
+        drafter: or those that it is made of.
+        name: of the setting that says how deep.
+        depth: that it says.
+    """
+    return [
+        f"{name} is {depth} and {there}, so {deepest} tokens deep is the most that they draft"
+        for there, deepest in drafter.limits.items()
+        if deepest < depth
+    ]
 
 
 def with_fixed_tree(parts: Parts, nodes: int) -> Parts:

@@ -25,16 +25,18 @@ class GenerationResult(Mapping[str, Any]):
         target_passes: passes of the target after the prefill.
         mean_accepted_length: tokens per pass, the target's own included; 1.0 for plain decoding.
         acceptance_rate: accepted over drafted tokens; 0.0 if nothing was drafted.
-        speedup: decoding speed over that of plain decoding, prefill on neither side; see ``baseline``. None where plain
-            decoding of the prompt without the caller's logits processors fails.
-        baseline: what ``speedup`` was measured against, or the ``error`` with which that failed.
+        speedup: decoding speed over that of plain decoding, prefill on neither side; see ``baseline``. None where that
+            is not known, or fails without the caller's logits processors.
+        baseline: what ``speedup`` is against: its ``method``, ``tokens_per_second``, and where plain decoding was
+            measured for it (``measure_baseline``) of how many ``tokens``; or the ``error`` that says why there is none.
         exact: ``bits`` if every pass had plain decoding's bits, else ``rounding``.
         lossless: False under typical acceptance.
         chat: whether the prompt went through the model's chat template: a list of turns does, and on the command line a
             text too; a text in Python does not.
         drafter: its name.
         drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
-        left_out: why a drafter that comes with the package did not draft, if one could; None elsewhere.
+        left_out: why a drafter that comes with the package did not draft, if one could, and why drafts were less deep
+            than ``gamma`` allows, if there are fewer streams or heads; None elsewhere.
         routing: where a router chose: the ``drafter`` that it took for the batch, the ``seconds`` that the choice cost
             (part of ``seconds``, and counted in ``speedup``), and what each was ``expected`` to be worth, as its speed
             over plain decoding's. None elsewhere.

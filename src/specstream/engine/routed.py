@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineSettings, GenerationConfig, engine_config
-from specstream.engine.build import build_drafters, build_parts
+from specstream.engine.build import build_drafters, build_parts, left_out_of
 from specstream.engine.functions import output_of
-from specstream.engine.generation import Generation, Parts, plain_baseline
+from specstream.engine.generation import Generation, Parts, known_baseline, plain_baseline
 from specstream.engine.inventory import prepare
 from specstream.engine.prompt_forms import token_rows
 from specstream.engine.results import Metrics
@@ -44,7 +45,7 @@ class AdaptiveRouter(Router):
 
         Returns:
             ``output_ids`` and metrics as ``speculative_decode`` gives them, and ``drafter``, ``routing_seconds`` (part
-            of ``seconds``), ``expected`` and ``speedup`` over plain decoding, measured once for each batch size.
+            of ``seconds``), ``expected`` and ``speedup`` over plain decoding (see ``measure_baseline``).
 
         Raises:
             UsageError: fewer than two drafters, or what ``speculative_decode`` refuses.
@@ -57,7 +58,10 @@ class AdaptiveRouter(Router):
         parts = self._parts_of(target, draft_models, settings)
         generation = Generation(parts, prompts, config.generation).run()
         rows = len(generation.rows)
-        plain = self._plain.get(rows) or plain_baseline(generation).get("tokens_per_second")
+        if config.measure_baseline:
+            plain = self._plain.get(rows) or plain_baseline(generation).get("tokens_per_second")
+        else:
+            plain = known_baseline(generation).get("tokens_per_second")
         if plain is not None:
             self._plain[rows] = plain
         generation.teach(plain)
@@ -83,7 +87,7 @@ class AdaptiveRouter(Router):
             model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
             parts = build_parts(model, self._tokenizer, None, config)
             routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
-            parts = parts.sharing(routed)
+            parts = replace(parts.sharing(routed), left_out=left_out_of(target, drafts, routed, config))
             prepare(parts, 1)
             self._made, self._plain = (target, key, model, parts), {}
         return self._made[3]

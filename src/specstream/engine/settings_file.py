@@ -8,7 +8,7 @@ from typing import Any
 
 from specstream.config import EngineConfig, GenerationConfig, engine_config
 from specstream.errors import UsageError, listed
-from specstream.files.yaml_file import read_document
+from specstream.files.yaml_file import misplaced, read_document
 
 MODELS = ("model", "draft_model")
 """Keys that name models."""
@@ -31,6 +31,8 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     for key, value in document.values.items():
         where = document.where((str(key),))
         if key not in KNOWN:
+            if complaint := misplaced([str(key)], {"": KNOWN}, value):
+                raise UsageError(where + complaint)
             raise UsageError(f"{where}unknown setting {key!r}; known are {listed(str(key), KNOWN)}")
         if isinstance(value, str) and not value.strip() and key != "stop":
             raise UsageError(f"{where}{key} is {value!r}; give a value that is not empty, or leave it out")

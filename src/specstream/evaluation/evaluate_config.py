@@ -16,7 +16,7 @@ from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experim
 from specstream.evaluation.benchmark.experiments import make_plan
 from specstream.evaluation.tasks.source import load_examples
 from specstream.evaluation.tasks.task import Task, TaskExample, read_task, spread, task_names
-from specstream.files.yaml_file import Document, read_document, validated
+from specstream.files.yaml_file import Document, misplaced, read_document, sections_of, validated
 
 
 class _Section(BaseModel):
@@ -96,10 +96,12 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Evalua
     """
     document = read_document(path, overrides, "measure.output_dir=runs/mine")
     values = {name: value for name, value in document.values.items() if value is not None}
-    config = validated(EvaluationConfig, values, document=document)
+    config = validated(EvaluationConfig, values, document=document, free={"speculative": ARM})
     for key in config.speculative:
         if key not in ARM:
             where = document.where(("speculative", key))
+            if complaint := misplaced(("speculative", str(key)), sections_of(EvaluationConfig)):
+                raise UsageError(where + complaint)
             raise UsageError(f"{where}unknown setting 'speculative.{key}'; known are {listed(str(key), ARM)}")
     try:
         check_speculation(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -80,29 +80,88 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
 
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
+NAME = "NAME"
+"""Stands for any name in the path of a section."""
+
+NOTHING: Mapping[str, Collection[str]] = {}
+
+
+def sections_of(kind: type[BaseModel], path: str = "") -> dict[str, set[str]]:
+    """The keys of every section of a file, by the section's path; that of the top is empty.
+
+    Args:
+        kind: the file's class.
+        path: of that class in the file.
+    """
+    found = {path: set(kind.model_fields)}
+    for name, field_ in kind.model_fields.items():
+        inner, named = _section_in(field_.annotation)
+        if inner is not None:
+            found |= sections_of(inner, ".".join(part for part in (path, name, NAME if named else "") if part))
+    return found
+
+
+def misplaced(place: Sequence[str], sections: Mapping[str, Collection[str]], value: Any = None) -> str | None:
+    """What is wrong with a key that is unknown where it stands: it belongs elsewhere in the file. None if nowhere.
+
+    Args:
+        place: the path of the key.
+        sections: the keys that sections have, by their paths.
+        value: of the key.
+    """
+    *own, key = place
+    homes = [path for path, keys in sections.items() if key in keys]
+    stands = f"in section {'.'.join(own)!r}" if own else "at the top of the file"
+    if homes:
+        inside = " or ".join(repr(home) for home in homes if home)
+        belongs = [f"in section {inside}"] * bool(inside) + ["at the top of the file"] * ("" in homes)
+        return f"unknown key {key!r} {stands}: it belongs {' or '.join(belongs)}"
+    if isinstance(value, Mapping) and len(sections) == 1:
+        return f"unknown section {key!r}: this file has no sections; give the keys at the top of the file"
+    return None
+
+
+def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """The class of a field's section, if it has one, and whether there are several of it by names of their own."""
+    named = False
+    while (origin := get_origin(annotation)) is not None:
+        inner = [each for each in get_args(annotation) if each is not type(None)]
+        annotation, named = inner[-1 if origin in (dict, Mapping) else 0], named or origin in (dict, Mapping)
+    found = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return found, named
+
 
 def validated(
-    kind: type[_Kind], values: Mapping[str, Any], prefix: str = "", document: Document | None = None
+    kind: type[_Kind],
+    values: Mapping[str, Any],
+    prefix: str = "",
+    document: Document | None = None,
+    free: Mapping[str, Collection[str]] = NOTHING,
 ) -> _Kind:
-    """An instance of a section.
+    """An instance of a section, or of a whole file.
 
     Args:
         kind: its class.
         values: its fields.
         prefix: of their names, in errors.
         document: the file that they are the values of, for the line.
+        free: keys of sections that the class does not describe, by the section; for errors.
 
     Raises:
-        UsageError: an unknown key, a missing one, a value outside its range.
+        UsageError: an unknown key, one that stands in the wrong section, a missing one, a value outside its range.
     """
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
+        errors = error.errors()
+        # What stands in the wrong section is missing in the right one, and that comes first.
+        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         place = [str(part) for part in first["loc"]]
         name = prefix + ".".join(place)
         where = document.where(place) if document is not None else ""
         if first["type"] == "extra_forbidden":
+            if (complaint := misplaced(place, sections_of(kind) | dict(free), first["input"])) and not prefix:
+                raise UsageError(where + complaint) from None
             known = listed(place[-1], _known(kind, place[:-1]))
             raise UsageError(f"{where}unknown setting {name!r}; known are {known}") from None
         if first["type"] == "missing":

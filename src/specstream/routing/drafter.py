@@ -38,6 +38,10 @@ class RoutedDrafter(Drafter):
     def components(self) -> Components:
         return Components.union(each.components for each in self.drafters.values())
 
+    @property
+    def limits(self) -> Mapping[str, int]:
+        return {set_by: depth for each in self.drafters.values() for set_by, depth in each.limits.items()}
+
     def route(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Choice:
         """One drafter for a batch.
 

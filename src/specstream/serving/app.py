@@ -63,6 +63,7 @@ class Server:
         )
         self.meters.watch(self.scheduler)
         self._lossless = engine.config.acceptance_threshold is None
+        self._left_out = engine.parts.left_out
         self._created = int(time.time())
         self.app = self._routes()
 
@@ -128,7 +129,9 @@ class Server:
     async def model(self, name: str) -> Response:
         """The same, by its name."""
         if name != self.config.model_name:
-            raise UnknownModelError(f"the model {name[:100]!r} is not served here; give {self.config.model_name!r}")
+            raise UnknownModelError(
+                f"the model {name[:100]!r} is not served here; give {self.config.model_name!r}", "model"
+            )
         return JsonResponse(self._card())
 
     async def health(self) -> Response:
@@ -157,7 +160,11 @@ class Server:
     async def _answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
         arrived, chat = time.monotonic(), isinstance(body, ChatBody)
         shape = Shape(
-            chat=chat, model=self.config.model_name, tokenizer=self.gateway.tokenizer, lossless=self._lossless
+            chat=chat,
+            model=self.config.model_name,
+            tokenizer=self.gateway.tokenizer,
+            lossless=self._lossless,
+            left_out=self._left_out,
         )
         self.scheduler.check(self.gateway.answers(body))
         # Apart from the event loop: a long prompt takes a while to encode.
@@ -278,7 +285,8 @@ def _refusal(error: BaseException) -> Response:
             message = str(error)
             if kind is MissingPackageError:  # which one, and how to install it, is for the log
                 message = "the server lacks a package for this; its log says which"
-            return refusal(status, message, kind=type_, code=code, headers=headers)
+            param = getattr(error, "param", None)
+            return refusal(status, message, kind=type_, code=code, param=param, headers=headers)
     return refusal(500, f"the answer failed ({type(error).__name__}); see the server's log", kind="server_error")
 
 

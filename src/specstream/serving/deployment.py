@@ -19,6 +19,7 @@ from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError, listed
 from specstream.files.atomic import why_unread
+from specstream.files.yaml_file import misplaced
 
 GB = 1e9
 
@@ -38,6 +39,8 @@ class DeploymentConfig(BaseModel):
         engine: ``local`` is this package's own; ``vllm`` starts vLLM with what it has of the rest (docs/scaling.md).
         draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype`` and ``runtime``.
         gamma: most tokens drafted per round; None for as many as pay.
+        acceptance_threshold: lossy: a number turns on typical acceptance, which changes what answers at a temperature
+            above 0 say; their ``speculation`` has ``lossless: false``. None is lossless. Not for ``vllm``.
         max_tokens: most new tokens of one answer, and how many it gets where the request does not say.
         temperature: of requests that do not say; 0 is greedy.
         memory_gb: memory that must be free, on the GPU if one is used; the weights, and the cache of ``max_rows``
@@ -74,6 +77,7 @@ class DeploymentConfig(BaseModel):
     drafter: DrafterName = "auto"
     heads: str | None = None
     gamma: int | None = Field(default=None, ge=1)
+    acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"
     dtype: str = "auto"
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
@@ -287,7 +291,9 @@ def _complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
+        return misplaced([name], {"": DeploymentConfig.model_fields}, first["input"]) or (
+            f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
+        )
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")

@@ -63,6 +63,7 @@ class Speculation(Said):
     drafts: dict[str, int]
     exact: Literal["bits", "rounding"]
     lossless: bool
+    left_out: str | None
 
 
 class Clamped(Said):

@@ -23,3 +23,16 @@ def fault(error: BaseException) -> str:
         return kind
     ours = next((place for place in reversed(places) if f"/{PACKAGE}/" in place), places[-1])
     return f"{kind} in {places[-1]}" + (f", from {ours}" if ours != places[-1] else "")
+
+
+class FieldError(UsageError):
+    """A value of a body that cannot be used.
+
+    Args:
+        message: what is wrong.
+        param: the field, such as ``prompt.0.3``.
+    """
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param

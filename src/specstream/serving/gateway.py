@@ -14,17 +14,18 @@ from specstream.engine.generation import check_tokens
 from specstream.engine.text import encode
 from specstream.errors import UsageError
 from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.faults import FieldError
 from specstream.serving.jobs import Done, Event, Failed, Job
 from specstream.serving.requests import Body, ChatBody, CompletionBody
 from specstream.serving.scheduler import Scheduler
 from specstream.serving.structured import Schemas
 
 
-class UnknownModelError(UsageError):
+class UnknownModelError(FieldError):
     """A model that is not served here."""
 
 
-class ContextError(UsageError):
+class ContextError(FieldError):
     """A prompt that is longer than what may be read."""
 
 
@@ -50,34 +51,48 @@ class Gateway:
         """How many answers a request asks for.
 
         Raises:
-            UsageError: another model, or more answers than there is ever room for.
+            FieldError: another model, or more answers than there is ever room for.
         """
         if body.model is not None and body.model != self._config.model_name:
             raise UnknownModelError(
-                f"the model {body.model[:100]!r} is not served here; give {self._config.model_name!r}"
+                f"the model {body.model[:100]!r} is not served here; give {self._config.model_name!r}", "model"
             )
         answers = (1 if isinstance(body, ChatBody) else len(body.prompts)) * (body.n or 1)
         if answers > self._most_answers:
-            raise UsageError(f"the request asks for {answers} answers; ask for {self._most_answers} at most")
+            many = "n" if (body.n or 1) > 1 else "prompt"
+            raise FieldError(f"the request asks for {answers} answers; ask for {self._most_answers} at most", many)
         return answers
 
     def prompts(self, body: ChatBody | CompletionBody) -> list[list[int]]:
         """Token ids of every prompt.
 
         Raises:
-            UsageError: a prompt that is empty or too long, a token that is none.
+            FieldError: a prompt that is empty or too long, a token that is none.
         """
-        for size in _sizes(body):
-            self._check_size(size)
-        if isinstance(body, ChatBody):
-            found = [self._chat(body)]
-        else:
-            found = [encode(self.tokenizer, each) if isinstance(each, str) else each for each in body.prompts]
-        check_tokens(self._engine.target.vocab_size, found, body.stop_token_ids or ())
+        field, size = _field(body), self._engine.target.vocab_size
+        for number in _sizes(body):
+            self._check_size(number, field)
+        for place, given in _token_lists(body):
+            for at, token in enumerate(given):
+                if not 0 <= token < size:
+                    what = "the prompt" if place.startswith("prompt") else place
+                    raise FieldError(
+                        f"{what} has the token {token}; the vocabulary is 0 to {size - 1}", f"{place}.{at}"
+                    )
+        try:
+            if isinstance(body, ChatBody):
+                found = [self._chat(body)]
+            else:
+                found = [encode(self.tokenizer, each) if isinstance(each, str) else each for each in body.prompts]
+            check_tokens(size, found, ())
+        except UsageError as error:
+            raise FieldError(str(error), field) from error
         for tokens in found:
             if self.context is not None and len(tokens) >= self.context:
                 raise ContextError(
-                    f"the prompt has {len(tokens)} tokens and {self.context} have to hold it and its answer; shorten it"
+                    f"the prompt has {len(tokens)} tokens and {self.context} have to hold it and its answer; "
+                    "shorten it",
+                    field,
                 )
         return found
 
@@ -89,7 +104,7 @@ class Gateway:
         What was done for the request since it arrived counts as its wait.
 
         Raises:
-            UsageError: a schema that cannot be followed.
+            FieldError: a schema that cannot be followed.
         """
         jobs: list[Job] = []
         mask = None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
@@ -115,12 +130,13 @@ class Gateway:
                 )
         return jobs
 
-    def _check_size(self, size: int) -> None:
+    def _check_size(self, size: int, field: str) -> None:
         """Refuse a text that no tokens of the vocabulary make short enough, before it is encoded."""
         if self.context is not None and size > self.context * self._longest:
             raise ContextError(
                 f"the prompt has {size} bytes, and {self.context} tokens, which have to hold it and its answer, "
-                f"hold {self.context * self._longest} at most; shorten it"
+                f"hold {self.context * self._longest} at most; shorten it",
+                field,
             )
 
     def clamped(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]]) -> dict[str, Any]:
@@ -184,6 +200,21 @@ class Answers:
         """Let go of what is not done."""
         if unfinished := [job for job in self.jobs if not job.outcome]:
             self._scheduler.cancel(unfinished)
+
+
+def _field(body: ChatBody | CompletionBody) -> str:
+    """What is read, as a field."""
+    return "messages" if isinstance(body, ChatBody) else "prompt"
+
+
+def _token_lists(body: ChatBody | CompletionBody) -> Iterator[tuple[str, Sequence[int]]]:
+    """The token ids that a client sends, by their field."""
+    if isinstance(body, CompletionBody):
+        several = isinstance(body.prompt, list) and not isinstance(body.prompt[0], int)
+        for number, prompt in enumerate(body.prompts):
+            if not isinstance(prompt, str):
+                yield f"prompt.{number}" if several else "prompt", prompt
+    yield "stop_token_ids", body.stop_token_ids or ()
 
 
 def _sizes(body: ChatBody | CompletionBody) -> Iterator[int]:

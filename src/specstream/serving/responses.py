@@ -24,10 +24,11 @@ class Shape:
         model: as clients call it.
         tokenizer: says what tokens are.
         lossless: False under typical acceptance.
+        left_out: what could draft, or was asked to, and does not, and why.
     """
 
-    def __init__(self, *, chat: bool, model: str, tokenizer: Any, lossless: bool) -> None:
-        self.chat, self._tokenizer, self._lossless = chat, tokenizer, lossless
+    def __init__(self, *, chat: bool, model: str, tokenizer: Any, lossless: bool, left_out: str | None = None) -> None:
+        self.chat, self._tokenizer, self._lossless, self._left_out = chat, tokenizer, lossless, left_out
         self._kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
@@ -107,6 +108,7 @@ class Shape:
             "drafts": drafts,
             "exact": "bits" if all(row.exact == "bits" for row in rows) else "rounding",
             "lossless": self._lossless or all(row.sampling.greedy for row in rows),
+            "left_out": self._left_out,
         }
 
     def _logprobs(self, index: int, chances: Sequence[TokenChance]) -> Any:

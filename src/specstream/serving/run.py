@@ -26,6 +26,11 @@ def check(config: DeploymentConfig) -> None:
     """
     if config.engine == "local" and config.vllm_args:
         raise UsageError(f"vllm_args are {shlex.join(config.vllm_args)!r} and the engine is local; give engine: vllm")
+    if config.engine == "vllm" and config.acceptance_threshold is not None:
+        raise UsageError(
+            f"acceptance_threshold is {config.acceptance_threshold} and the engine is vllm, which has no such rule; "
+            "leave it out"
+        )
     if config.engine == "local":
         most_connections(config)
     check_machine(config)
@@ -38,6 +43,7 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         "drafter": config.drafter,
         "heads": config.heads,
         "gamma": config.gamma,
+        "acceptance_threshold": config.acceptance_threshold,
         "device": config.device,
         "dtype": config.dtype,
         "runtime": config.runtime,
@@ -45,6 +51,10 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         "max_new_tokens": config.max_tokens,
     }
     begun = time.monotonic()
+    if config.acceptance_threshold is not None:
+        _log.warning(
+            "acceptance_threshold is %s: answers at a temperature above 0 are not lossless", config.acceptance_threshold
+        )
     _log.info("loading %s", config.source)
     engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **settings)
     model = engine.target.model

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from specstream.environment import require
-from specstream.errors import MissingPackageError, UsageError
+from specstream.errors import MissingPackageError
+from specstream.serving.faults import FieldError
+
+FIELD = "response_format"
+"""The field of a body that all of this is about."""
 
 
 class Schemas:
@@ -39,18 +43,19 @@ class Schemas:
         except MissingPackageError as error:
             self._refusal = error
         except ValueError:
-            self._refusal = UsageError(
-                f"response_format needs a fast tokenizer and this one is a {type(tokenizer).__name__}; leave it out"
+            self._refusal = FieldError(
+                f"response_format needs a fast tokenizer and this one is a {type(tokenizer).__name__}; leave it out",
+                FIELD,
             )
         if self._refusal is None and not self._ends:
-            self._refusal = UsageError("response_format needs an end-of-sequence token and this model has none")
+            self._refusal = FieldError("response_format needs an end-of-sequence token and this model has none", FIELD)
 
     def mask(self, schema: dict[str, Any] | bool, prompt_length: int) -> JsonMask:
         """A processor for one answer behind a prompt of so many tokens.
 
         Raises:
             MissingPackageError: llguidance is not installed.
-            UsageError: a schema that cannot be followed, as far as that is known before its first token.
+            FieldError: a schema that cannot be followed, as far as that is known before its first token.
         """
         if self._refusal is not None:
             raise self._refusal
@@ -67,7 +72,8 @@ class Schemas:
         except RecursionError:
             complaint = "it is nested too deeply"
         if complaint:
-            raise UsageError(f"the JSON schema cannot be followed: {' '.join(complaint.split())[:300]}; give another")
+            said = " ".join(complaint.split())[:300]
+            raise FieldError(f"the JSON schema cannot be followed: {said}; give another", FIELD)
         # Silent: what the library writes to stderr quotes the schema and the answer.
         mask = JsonMask(self._matching(self._tokens, grammar, log_level=0), prompt_length, self._ends)
         mask.follow()
@@ -95,7 +101,7 @@ class JsonMask:
         """Scores ``[1, vocab]`` with minus infinity for every token that may not follow.
 
         Raises:
-            UsageError: the schema cannot be followed from here.
+            FieldError: the schema cannot be followed from here.
         """
         news = input_ids[0, self._read :].tolist()
         if news:
@@ -116,7 +122,7 @@ class JsonMask:
         """Which of the library's tokens may come next, None where the answer is complete and only its end may.
 
         Raises:
-            UsageError: the schema cannot be followed from here.
+            FieldError: the schema cannot be followed from here.
         """
         known = None
         if not self._matcher.is_stopped():
@@ -126,8 +132,8 @@ class JsonMask:
             raise self._lost(self._matcher.stop_reason())
         return known
 
-    def _lost(self, reason: str) -> UsageError:
+    def _lost(self, reason: str) -> FieldError:
         """Without the library's own words: they quote the schema and the answer, and errors may be logged."""
         read = self._read - self._prompt_length
         where = f"beyond token {read}: llguidance stops with {reason}"
-        return UsageError(f"the JSON schema cannot be followed {where}; give a simpler one")
+        return FieldError(f"the JSON schema cannot be followed {where}; give a simpler one", FIELD)

@@ -227,7 +227,7 @@ def _given(choice: str, total: int, count: int) -> tuple[int, ...]:
         layers = ()
     if len(layers) != count or any(not 0 <= layer < total for layer in layers) or sorted(set(layers)) != list(layers):
         raise UsageError(
-            f"layer choice is {choice!r}; give auto, search, {', '.join(NAMED)}, "
+            f"layer_choice is {choice!r}; give auto, search, {', '.join(NAMED)}, "
             f"or {count} rising numbers below {total}"
         )
     return layers

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.engine.build import eos_token_ids
 from specstream.errors import UsageError
 from specstream.models.architecture.compat import text_config
 from specstream.models.hub.vocabulary import write_part
@@ -49,8 +50,7 @@ def frequent_part(model: Any, tokenizer: Any, examples: Examples, size: int) -> 
         )
     counts = answer_counts(examples, rows)
     counts[known:] = -1
-    ends = getattr(model.generation_config, "eos_token_id", None) or []
-    counts[[*tokenizer.all_special_ids, *([ends] if isinstance(ends, int) else ends)]] = torch.iinfo(torch.int64).max
+    counts[[*tokenizer.all_special_ids, *eos_token_ids(model, tokenizer)]] = torch.iinfo(torch.int64).max
     return frequent_tokens(counts, size)
 
 

@@ -44,9 +44,9 @@ def test_options_reach_the_page(built: list[Any], capsys: pytest.CaptureFixture[
     ("arguments", "words"),
     [
         (["--drafter", "nothing"], "--drafter is 'nothing'; give one of auto, "),
-        (["--drafter", "draft_model"], "drafter is 'draft_model' and there is no draft_model"),
-        (["--drafter", "router"], "drafter is 'router' and there is none"),
-        (["-n", "0"], "max_new_tokens is 0; give a value"),
+        (["--drafter", "draft_model"], "--drafter is 'draft_model' and there is no --draft"),
+        (["--drafter", "router"], "--drafter is 'router' and there is none"),
+        (["-n", "0"], "-n is 0; give a value"),
         (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1:7860"),
         (["--port", "70000"], "Invalid value for '--port'"),
     ],

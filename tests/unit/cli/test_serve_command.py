@@ -52,6 +52,18 @@ def test_every_setting_that_is_often_changed_has_an_option(tmp_path: Path, nothi
     assert config.api_key.get_secret_value() == "secret"
 
 
+def test_typical_acceptance_is_an_option_and_never_of_vllm(
+    nothing_is_loaded: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails("--acceptance-threshold", "0.3", "--port", "0") == 0
+    assert nothing_is_loaded[0].acceptance_threshold == 0.3
+    assert fails("--acceptance-threshold", "2") == 2
+    assert capsys.readouterr().err.startswith("error: --acceptance-threshold is 2.0; give a value that is less than 1")
+    assert fails("--acceptance-threshold", "0.3", "--engine", "vllm") == 2
+    said = "error: --acceptance-threshold is 0.3 and the engine is vllm, which has no such rule; leave it out\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
     file = tmp_path / "deploy.yaml"
     file.write_text("model_name: a\nmodel_path: /there\nport: 0\n")
@@ -64,10 +76,10 @@ def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothi
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "api_key_file '{file}' cannot be read (No such file or directory); give a file with the key in it"),
+        (None, "--api-key-file '{file}' cannot be read (No such file or directory); give a file with the key in it"),
         (b"", "api_key is ''; give a value that is not empty, or leave it out"),
         (b"a b\n", "api_key has white space"),
-        (b"\xff", "api_key_file '{file}' cannot be read (it is no text); give a file with the key in it"),
+        (b"\xff", "--api-key-file '{file}' cannot be read (it is no text); give a file with the key in it"),
     ],
 )
 def test_a_file_without_a_key_is_refused(
@@ -85,11 +97,11 @@ def test_a_file_without_a_key_is_refused(
     ("arguments", "words"),
     [
         (["--", "-tp", "2"], "vllm_args are '-tp 2' and the engine is local; give engine: vllm"),
-        (["--served-model-name", ""], "model_name is ''; give a value that is not empty, or leave it out"),
-        (["--log-level", "loud"], "log_level is 'loud'; give a value that is 'debug', 'info', 'warning' or 'error'"),
-        (["--engine", "other"], "engine is 'other'; give a value that is 'local' or 'vllm'"),
-        (["--host", "no.such.host.invalid"], "host is 'no.such.host.invalid', which has no address"),
-        (["--config", "nowhere.yaml"], "config 'nowhere.yaml' cannot be read"),
+        (["--served-model-name", ""], "--served-model-name is ''; give a value that is not empty, or leave it out"),
+        (["--log-level", "loud"], "--log-level is 'loud'; give a value that is 'debug', 'info', 'warning' or 'error'"),
+        (["--engine", "other"], "--engine is 'other'; give a value that is 'local' or 'vllm'"),
+        (["--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which has no address"),
+        (["--config", "nowhere.yaml"], "--config 'nowhere.yaml' cannot be read"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_anything_is_loaded(
@@ -121,7 +133,7 @@ def test_a_port_that_is_taken_is_found_before_the_model_is_loaded(
         port = str(other.getsockname()[1])
         assert fails("--host", host, "--port", port) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: port is {port} on {host}, which cannot be taken (Address already in use)")
+    assert error.startswith(f"error: --port is {port} on {host}, which cannot be taken (Address already in use)")
     assert error.count("\n") == 1
     assert nothing_is_loaded == []
 

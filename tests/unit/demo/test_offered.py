@@ -42,6 +42,13 @@ def test_drafters_are_those_that_the_model_has(offered: OfferedModels, folders: 
     alone.close()
 
 
+def test_a_depth_that_nothing_reaches_is_said(folders: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    alone = OfferedModels([folders[0]], drafter="lookahead", gamma=9, runtime="eager")
+    ask(alone, drafter="lookahead")
+    alone.close()
+    assert "specstream: lookahead: gamma is 9 and lookahead's window of 4" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("drafter", ["auto", "draft_model", "mixed"])
 @pytest.mark.parametrize("always", [False, True])
 def test_a_race_is_equal_with_every_drafter(offered: OfferedModels, drafter: str, always: bool) -> None:

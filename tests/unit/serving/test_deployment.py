@@ -44,7 +44,7 @@ def test_the_file_that_is_shipped_is_one() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("gama: 4", "unknown setting 'gama'; known are api_key, "),
+        ("gama: 4", "unknown setting 'gama'; known are acceptance_threshold, api_key, "),
         ("gamma: 0", "gamma is 0; give a value that is greater than or equal to 1"),
         ("- 1", "holds one list"),
         ("a: [", "cannot be read"),

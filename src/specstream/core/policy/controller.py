@@ -98,6 +98,10 @@ class Controller:
             self._idle = self._round + RESTS
         return plain
 
+    def plain_seconds(self, rows: int) -> float | None:
+        """What a plain pass of so many rows takes here; None until that is known."""
+        return self._planner.costs.plain(rows)
+
     @property
     def idle(self) -> bool:
         """Whether a drafter that has the same to offer in every round need not be asked for the next one."""

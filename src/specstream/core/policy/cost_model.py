@@ -138,6 +138,10 @@ class Costs:
         near = min(self._passes, key=partial(_distance, here), default=here)
         return self._plain_twice(near)
 
+    def plain(self, rows: int) -> float | None:
+        """Seconds of a plain pass of so many rows at the usual pace; None until two were timed."""
+        return self.passing(rows, 1) if self.knows_plain(rows) else None
+
     def _plain_twice(self, place: _Place) -> bool:
         plain = self._measured(place, 1)
         return plain is not None and plain.count > 1

@@ -47,6 +47,10 @@ class Speculation:
         """Whether the controller decides for all rows, and has nothing to decide on just now."""
         return self.controller is not None and self.controller.idle and all(map(self.measures, rows))
 
+    def plain_seconds(self, rows: int) -> float | None:
+        """What a plain pass of so many rows takes, by the controller's own measurements; None where it has none."""
+        return None if self.controller is None else self.controller.plain_seconds(rows)
+
     def choose(
         self,
         rows: Sequence[Row],

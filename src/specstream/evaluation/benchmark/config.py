@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from specstream.config import EngineConfig, GenerationConfig
 from specstream.errors import UsageError
-from specstream.files.yaml_file import Document, read_document, validated
+from specstream.files.yaml_file import NAME, Document, read_document, validated
 
 PLAIN = "plain"
 """The arm that every experiment has, and against which the others are measured."""
@@ -23,6 +23,9 @@ TARGET = {"dtype", "runtime", "exact"}
 
 ARM = {"draft_model", *EngineConfig.model_fields} - {"generation", "device", *TARGET}
 """Keys of an arm."""
+
+ARMS = f"experiments.{NAME}.arms.{NAME}"
+"""The path of an arm in the file."""
 
 NAMED = ("draft_model", "heads", "router")
 """Keys of an arm whose value may be a name of the section ``models``."""
@@ -148,7 +151,7 @@ def read_config(
     """
     document = read_document(path, overrides, "measure.repeats=1")
     values = {name: value for name, value in document.values.items() if value is not None}
-    config = validated(BenchmarkConfig, values, document=document)
+    config = validated(BenchmarkConfig, values, document=document, free={ARMS: ARM})
     if config.generation.logits_processor:
         raise UsageError(f"{document.where(('generation', 'logits_processor'))}a file cannot hold one; leave it out")
     if unknown := [name for name in experiments if name not in config.experiments]:

@@ -13,7 +13,7 @@ from specstream.config import EngineConfig, GenerationConfig, engine_config, gen
 from specstream.engine.choices import SELF, check_choice
 from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError, listed
 from specstream.evaluation.benchmark.config import ARM, NAMED, PLAIN, TARGET, WORKLOAD, BenchmarkConfig, Experiment
-from specstream.files.yaml_file import Document
+from specstream.files.yaml_file import Document, misplaced, sections_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,12 @@ def _arms(
             draft = settings.pop("draft_model", None)
             place = ("experiments", name, "arms", arm)
             if wrong := sorted(set(settings) - ARM):
+                complaint = misplaced((*place, wrong[0]), sections_of(BenchmarkConfig)) or (
+                    f"unknown setting {wrong[0]!r}; known are {listed(wrong[0], ARM)}"
+                )
                 raise UsageError(
-                    f"{document.where((*place, wrong[0]))}unknown setting {wrong[0]!r}; known are "
-                    f"{listed(wrong[0], ARM)}; what changes the work goes into generation, target or vary"
+                    f"{document.where((*place, wrong[0]))}{complaint}; what changes the work goes into generation, "
+                    "target or vary"
                 )
             try:
                 config = engine_config(settings)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Any
 from specstream.engine.build import SharedDrafts, build_parts
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Parts
-from specstream.engine.inventory import draft_bytes, extra_parameters, prepare
+from specstream.engine.inventory import announce_left_out, draft_bytes, extra_parameters, prepare
 from specstream.environment import provenance
 from specstream.errors import reason_of
 from specstream.evaluation.benchmark.config import BenchmarkConfig
@@ -126,6 +126,7 @@ class _Bench:
                 at_hand = engine.model if arm.draft == engine.model_name else None
                 draft = None if arm.draft is None else drafts.get(arm.draft, own, at_hand)
                 parts = build_parts(engine.target, engine.tokenizer, draft, own)
+                announce_left_out(parts, _name(arm))
             except Exception as error:  # one arm is not worth the others
                 failed[_name(arm)] = f"it cannot be built: {reason_of(error)[:500]}"
                 continue
@@ -144,6 +145,7 @@ class _Bench:
                     "context": group.context,
                     "generation": group.generation.model_dump(mode="json", exclude={"logits_processor"}),
                     "heads": parts.heads,
+                    "left_out": parts.left_out,
                     "provenance": {key: value for key, value in engine.provenance().items() if key in _ABOUT},
                 }
             )

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from specstream.errors import UsageError, listed
 from specstream.files.atomic import why_unread
 from specstream.files.prompts import read_records
+from specstream.files.yaml_file import misplaced, sections_of
 
 Metric = Literal["exact_match", "exact_answer", "rouge1", "rouge2", "rougeL", "bleu", "pass@1"]
 
@@ -322,9 +323,12 @@ def _fields(prompt: str) -> list[str]:
 
 
 def _wrong(error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
+        if complaint := misplaced(key.split("."), sections_of(Task)):
+            return complaint
         parts: dict[str, type[BaseModel]] = {"parse": Parse, "dataset": HubDataset}
         known = parts.get(key.rpartition(".")[0], Task)
         return f"unknown key {key!r}; known are {listed(key.rpartition('.')[2], known.model_fields)}"

@@ -152,7 +152,11 @@ def _layer_windows(config: Any, windows: dict[str | None, int | None]) -> tuple[
 
 def _windows(config: Any, name: str) -> dict[str | None, int | None]:
     """Mask kinds of a text configuration; see ``Family.windows``."""
-    window = getattr(config, "sliding_window", None) and int(config.sliding_window)
+    window = getattr(config, "sliding_window", None) or None
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
+        raise UnsupportedModelError(
+            f"{name} cannot be a target: its configuration has sliding_window {window!r}; give a number of tokens"
+        )
     kinds = set(getattr(config, "layer_types", None) or ())
     unknown = kinds - _ATTENTION_KINDS
     if unknown:

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError
 from specstream.models.architecture.compat import config_of, model_class, require_supported
+from specstream.models.architecture.families import require_model
 from specstream.models.hub.catalog import resolve
 from specstream.models.runtime.capabilities import capabilities
 from specstream.reporting import step
@@ -66,6 +67,30 @@ def check_place(model: Any, device: str, dtype: Any) -> None:
         raise UsageError(f"device is {device!r} and the model is on {own}; move it: model.to({device!r})")
     if wanted not in (None, model.dtype):
         raise UsageError(f"dtype is {wanted} and the model is {model.dtype}; cast it: model.to({wanted})")
+
+
+def check_draft_place(draft: Any, target: Any, dtype: Any) -> None:
+    """Refuse a draft that is an object and cannot be asked beside its target.
+
+    Its own dtype need not be the target's: what it says only has to be likely, and what is emitted is the target's.
+
+    Args:
+        draft: a transformers model.
+        target: likewise.
+        dtype: that is wanted of the models; ``auto`` is the draft's own.
+
+    Raises:
+        UnsupportedModelError: it is no transformers model.
+        UsageError: it is on another device, or of another dtype than is asked for.
+    """
+    require_model(draft)
+    wanted = pick_dtype(dtype)
+    if draft.device != target.device and draft.device.type != "meta":  # of which nothing can be moved
+        raise UsageError(
+            f"the draft is on {draft.device} and the target on {target.device}; move it: draft.to('{target.device}')"
+        )
+    if wanted not in (None, draft.dtype):
+        raise UsageError(f"dtype is {wanted} and the draft is {draft.dtype}; cast it: draft.to({wanted})")
 
 
 def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> tuple[Any, Any]:

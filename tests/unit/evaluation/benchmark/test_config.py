@@ -64,5 +64,8 @@ def test_a_key_of_the_work_does_not_go_into_an_arm():
     config, document = read_config(
         CONFIGS / "benchmark_smoke.yaml", ["experiments.methods.arms.lookup={drafter: lookup, temperature: 1.0}"]
     )
-    with pytest.raises(UsageError, match=r"unknown setting 'temperature'.*goes into generation, target or vary"):
+    with pytest.raises(
+        UsageError,
+        match=r"it belongs in section .generation.; what changes the work goes",
+    ):
         make_plan(config, document)

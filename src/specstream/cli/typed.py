@@ -1,0 +1,178 @@
+"""Errors in the words of the command line: an option is called what was typed, whatever Python calls it.
+
+Everything behind a verb speaks of arguments of Python, ``max_new_tokens is 0``. Here that becomes ``--N is 0`` for
+whoever typed that, for every verb, by its own options.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specstream.environment import PREFIX
+
+_ALSO = {
+    "draft": ("draft_model",),
+    "k": ("gamma", "max_speculation_depth"),
+    "gamma": ("max_speculation_depth",),
+    "served_model_name": ("model_name",),
+    "model": ("model_name", "model_path"),
+}
+"""What Python calls some options besides their own names."""
+
+_FROM_A_FILE = re.compile(r"(\S+:\d+|--set): ")
+"""The beginning of an error about a line of a file, or what replaces it: that is no option's fault."""
+
+_ARTICLES = "(?<!the )(?<!a )(?<!this )(?<!no )"
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One option of a verb.
+
+    Attributes:
+        parameter: of click.
+        typed: what it was called on the command line; None if it was not given.
+        values: that it was given.
+    """
+
+    parameter: Any
+    typed: str | None
+    values: tuple[str, ...]
+
+    def called(self, name: str) -> str:
+        """The form that is most like Python's name; ``_as_typed`` puts what was typed in its place."""
+        forms = [form for form in self.parameter.opts if form.startswith("--")] or self.parameter.opts
+        alike = [form for form in forms if _python(form) == name]
+        return str((alike or forms)[0])
+
+
+def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
+    """A message about arguments of Python as one about the options of the verb that was called.
+
+    Args:
+        message: of an error.
+        root: the whole command, of click.
+        words: the command line.
+    """
+    command, rest = _verb(root, words)
+    if command is None or _FROM_A_FILE.match(message):
+        return message
+    options = list(_options(command, rest))
+    by_name: dict[str, list[_Option]] = {}
+    for option in options:
+        for name in _names(option.parameter):
+            by_name.setdefault(name, []).append(option)
+    # What was not typed may come from a file or from the environment.
+    filed = any(option.parameter.name == "config" and option.typed for option in options)
+    message = _values(message, by_name)
+    return _as_typed(_settings(message, by_name, filed), options) if by_name else message
+
+
+def with_typed_hint(message: str, root: Any, words: Sequence[str]) -> str:
+    """A message of click, which lists every form of an option, with the one that was typed."""
+    command, rest = _verb(root, words)
+    for option in () if command is None else _options(command, rest):
+        forms = [*option.parameter.opts, *option.parameter.secondary_opts]
+        hint = " / ".join(f"'{form}'" for form in forms)
+        if option.typed is not None and len(forms) > 1:
+            message = message.replace(hint, f"'{option.typed}'")
+    return message
+
+
+def _verb(root: Any, words: Sequence[str]) -> tuple[Any, Sequence[str]]:
+    """The verb that the words begin with, and the words behind it."""
+    for at, word in enumerate(words):
+        inner = getattr(root, "commands", {}).get(word)
+        if inner is None and not word.startswith("-"):
+            break
+        root = inner or root
+        if inner is not None and not hasattr(inner, "commands"):
+            return inner, words[at + 1 :]
+    return None, ()
+
+
+def _options(command: Any, words: Sequence[str]) -> Iterator[_Option]:
+    """The options of a verb, those that were typed first."""
+    own = [each for each in command.params if each.param_type_name == "option"]
+    typed: dict[str, tuple[str, list[str]]] = {}
+    words = list(words[: words.index("--")] if "--" in words else words)
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        for parameter in own:
+            for form in (*parameter.opts, *parameter.secondary_opts):
+                if (value := _value(word, following, form)) is not None:
+                    typed.setdefault(parameter.name, (form, []))[1].append(value)
+    for parameter in sorted(own, key=lambda each: each.name not in typed):
+        form, values = typed.get(parameter.name, (None, []))
+        yield _Option(parameter, form, tuple(values))
+
+
+def _value(word: str, following: str, form: str) -> str | None:
+    """The value that a form of an option gets by a word; None if the word is another one."""
+    if word == form:
+        return following
+    if form.startswith("--"):
+        return word.removeprefix(f"{form}=") if word.startswith(f"{form}=") else None
+    short = word.startswith(form) and not word.startswith("--")
+    return word.removeprefix(form) if short else None
+
+
+def _python(form: str) -> str:
+    return form.lstrip("-").replace("-", "_")
+
+
+def _names(parameter: Any) -> list[str]:
+    """What Python calls an option; letters alone would be found in every sentence."""
+    forms = (_python(form) for form in parameter.opts)
+    names = [parameter.name, *forms, *_ALSO.get(parameter.name, ())]
+    return [name for name in dict.fromkeys(names) if len(name) > 1]
+
+
+def _values(message: str, by_name: Mapping[str, Sequence[_Option]]) -> str:
+    """``config 'x' cannot be read``, where that is what was given."""
+    found = re.match(r"(\w+) '([^']*)'", message)
+    for option in by_name.get(found[1], ()) if found else ():
+        if found and found[2] in option.values:
+            return f"{option.called(found[1])}{message[len(found[1]) :]}"
+    return message
+
+
+def _as_typed(message: str, options: Sequence[_Option]) -> str:
+    """Options that the message calls by another form than was typed."""
+    for option in options:
+        for form in option.parameter.opts if option.typed else ():
+            message = re.sub(rf"(?<!\S){form}(?![\w-])", str(option.typed), message)
+    return message
+
+
+def _settings(message: str, by_name: Mapping[str, Sequence[_Option]], filed: bool) -> str:
+    """``x is 3``, ``give x=`` and ``give x='y'``."""
+    names = "|".join(sorted(by_name, key=len, reverse=True))
+
+    def option_of(name: str, rest: str) -> _Option:
+        options = by_name[name]
+        return next((each for each in options if any(f" is {value!r}" in rest for value in each.values)), options[0])
+
+    def is_(match: re.Match[str]) -> str:
+        name = match["name"]
+        option = option_of(name, match.string[match.end() :])
+        if option.typed is None and (filed or PREFIX + name.upper() in os.environ):
+            return match[0]
+        return option.called(name)
+
+    def give(match: re.Match[str]) -> str:
+        option = by_name[match["name"]][0]
+        value = match["text"] if match["text"] is not None else match["word"] or ""
+        return f"{option.called(match['name'])} {value}".rstrip()
+
+    said = (
+        rf"{_ARTICLES}(?<![\w'./-])(?:\w+\.)*(?P<name>{names})(?= is (?:['\"\d\[{{(-]|given\b|None\b|True\b|False\b))"
+    )
+    given = rf"(?<![\w'./-])(?P<name>{names})=(?:'(?P<text>[^']*)'|(?P<word>[\w.]*))"
+    message = re.sub(said, is_, message)
+    if drafts := by_name.get("draft_model"):
+        message = re.sub(r"(?<![\w'./-])draft_model\b(?!['=]| is )", drafts[0].called("draft_model"), message)
+    return re.sub(given, give, message)
