@@ -182,10 +182,11 @@ def run(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_
 
 
 @dataclass
-class Recorded(Target):
+class Recorded:
     """A target that remembers, for every row, the logits after each token that it committed."""
 
     target: HuggingFaceTarget
+    rereads_at = None
 
     @property
     def context_length(self) -> int | None:
@@ -196,7 +197,9 @@ class Recorded(Target):
         return RecordedSession(self.target.begin(prefixes), list(self.logits))
 
 
-class RecordedSession(TargetSession):
+class RecordedSession:
+    ragged = False
+
     def __init__(self, session: TargetSession, logits: list[list[Tensor]]) -> None:
         self._session = session
         self._logits = logits

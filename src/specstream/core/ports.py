@@ -110,6 +110,7 @@ class TargetSession(Protocol):
     """
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where passes run."""
 
@@ -123,6 +124,7 @@ class TargetSession(Protocol):
         """What goes into the layers during its passes; None if this target does not show that."""
         return None
 
+    @abstractmethod
     def read(self, most: int) -> bool:
         """Read on in the prompts of a session from ``begin_reading``: one pass of up to ``most`` tokens.
 
@@ -130,21 +132,26 @@ class TargetSession(Protocol):
             Whether something is left; until then nothing can be scored.
         """
 
+    @abstractmethod
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         """Logits ``[rows, width, vocab]`` after every node of every row's tree, in one forward pass.
 
         ``width`` is at least the size of the largest tree; what lies beyond a row's own tree is meaningless.
         """
 
+    @abstractmethod
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep each row's path of the trees just scored (the root first) and forget their other nodes."""
 
+    @abstractmethod
     def rollback(self, lengths: Sequence[int]) -> None:
         """Keep only the first ``lengths[row]`` tokens of each row."""
 
+    @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
         """Drop every row that is not named."""
 
+    @abstractmethod
     def join(self, other: Self) -> None:
         """Take in the rows of another session of the same target, behind these. The other is of no use afterwards.
 
@@ -153,17 +160,20 @@ class TargetSession(Protocol):
         """
 
     @property
+    @abstractmethod
     def exact(self) -> str:
         """``"bits"`` if every row committed so far is bit-equal to plain decoding's, else ``"rounding"``."""
 
+    @abstractmethod
     def exact_of(self, row: int) -> str:
         """The same of one row, which others that joined it do not make worse."""
 
 
 class Target(Protocol):
-    """A causal language model."""
+    """A causal language model; one that is written anew may inherit what it does not say."""
 
     @property
+    @abstractmethod
     def context_length(self) -> int | None:
         """The most tokens a sequence may have, None if the model sets no limit."""
 
@@ -180,9 +190,11 @@ class Target(Protocol):
             nodes: tokens of its largest tree.
         """
 
+    @abstractmethod
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """Start a batch whose rows have these tokens committed (a prefix may be empty)."""
 
+    @abstractmethod
     def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """The same, where ``TargetSession.read`` reads them."""
 

@@ -10,7 +10,6 @@ import torch
 from specstream.core.decode import Batch, decode
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Target
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -33,8 +32,10 @@ def greedy(count):
     return {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=count)}
 
 
-class Watched(Target):
+class Watched:
     """The target, with its sessions at hand."""
+
+    rereads_at = None
 
     def __init__(self, model):
         self.model = model

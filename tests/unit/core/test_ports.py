@@ -3,10 +3,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from specstream.core.ports import Components, DraftSession, TargetSession, hidden_states_of
+from specstream.core.ports import Components, DraftSession, hidden_states_of
+from specstream.core.sampling import Sampling
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookahead import LookaheadDrafter
+from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
+from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError
 from tests.lossless.table_model import TableHeads, TableModel, TableStreams
@@ -14,10 +18,10 @@ from tests.lossless.table_model import TableHeads, TableModel, TableStreams
 MODEL = TableModel.random(3)
 
 
-class Bare(TargetSession):
+class Bare:
     """A session that shows no hidden states."""
 
-    device = torch.device("cpu")
+    hidden_states = None
 
 
 @pytest.mark.parametrize("drafter", [MedusaDrafter(TableHeads(MODEL)), StreamsDrafter(TableStreams(MODEL))])
@@ -29,6 +33,16 @@ def test_a_target_without_hidden_states_is_refused_by_name(drafter):
 def test_hidden_states_are_the_sessions_own():
     session = MODEL.begin([[1]])
     assert hidden_states_of(session, "any") is session
+
+
+@pytest.mark.parametrize(
+    ("drafter", "available"),
+    [(NoDrafter(), False), (LookupDrafter(), False), (LookaheadDrafter(), True), (DraftModelDrafter(MODEL), True)],
+    ids=lambda each: getattr(each, "name", str(each)),
+)
+def test_a_drafter_that_waits_for_its_chance_is_asked_in_every_round(drafter, available):
+    session = drafter.begin([[1, 2]], [Sampling()], MODEL.begin([[1]]))
+    assert session.always_available is available
 
 
 def test_components_that_several_drafters_share_count_once():

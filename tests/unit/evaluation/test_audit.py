@@ -13,7 +13,7 @@ from specstream import SpeculativeEngine
 from specstream.config import GenerationConfig
 from specstream.core import decode
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Target, TargetSession, Verdict
+from specstream.core.ports import Target, Verdict
 from specstream.core.tree import TokenTree
 from specstream.drafters.none import NoDrafter
 from specstream.engine.generation import Generation, Parts
@@ -106,21 +106,23 @@ class Letters:
 
 
 @dataclass(frozen=True)
-class TwoFaced(Target):
+class TwoFaced:
     """A target that is one model in passes of one node a row, another one in wider passes."""
 
     narrow: TableModel
     wide: TableModel
     exact: str = "rounding"
     context_length: int | None = None
+    rereads_at = None
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TwoFacedSession:
         return TwoFacedSession(self, prefixes)
 
 
-class TwoFacedSession(TargetSession):
+class TwoFacedSession:
     device = torch.device("cpu")
-    exact = "rounding"
+    ragged = False
+    hidden_states = None
 
     def __init__(self, model: TwoFaced, prefixes: Sequence[Sequence[int]]) -> None:
         self.exact = model.exact
@@ -236,11 +238,12 @@ def test_nan_logits_of_wide_passes_are_no_noise():
 
 
 @dataclass
-class Watched(Target):
+class Watched:
     """A target that notes what each session was asked to score."""
 
     target: Target
     context_length: int | None = None
+    rereads_at = None
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> object:
         session, passes = self.target.begin(prefixes), [list(map(tuple, prefixes))]

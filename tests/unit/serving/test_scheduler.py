@@ -12,7 +12,6 @@ import pytest
 from specstream.config import GenerationConfig
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Target
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
@@ -33,10 +32,11 @@ class Letters:
         return "".join("abcde"[token] for token in tokens)
 
 
-class Gate(Target):
+class Gate:
     """A target whose passes wait until they are let through, and fail when they are told to."""
 
     context_length = None
+    rereads_at = None
 
     def __init__(self) -> None:
         self.passes = threading.Semaphore(0)
