@@ -50,7 +50,7 @@ def matching(pairs: Sequence[Pair]) -> tuple[float, str]:
     """The median ratio where lookup matches (0 if it matches nowhere), and the table of all prompts."""
     cells, counted = [["prompt", "decoding min median max", "whole call", "passes that match", "tokens", "equal"]], []
     for name, own in _by_item(pairs).items():
-        ratio, share = Spread.of([pair.ratio for pair in own]), median(pair.own.matching_passes for pair in own)
+        ratio, share = Spread.of([pair.ratio for pair in own]), median(pair.matching_passes for pair in own)
         if share >= MATCHING:
             counted.append(ratio.middle)
         whole = median(pair.whole_ratio for pair in own)
@@ -136,7 +136,7 @@ def long_context(settings: Settings) -> Outcome:
         pairs = alternate(engine.parts, [item], _amount(settings, ignore_eos=True))
         all_pairs += pairs
         per_token = [
-            median(1000 * run.decode / len(run.tokens) for run in runs)
+            median(1000 * run.decode / run.new_tokens for run in runs)
             for runs in ([pair.plain for pair in pairs], [pair.own for pair in pairs])
         ]
         read = median(pair.plain.total - pair.plain.decode for pair in pairs)
@@ -169,7 +169,7 @@ def _by_item(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
 
 
 def _tokens(pairs: Sequence[Pair]) -> int:
-    return sum(len(pair.own.tokens) for pair in pairs)
+    return sum(pair.own.new_tokens for pair in pairs)
 
 
 def _equal(pairs: Sequence[Pair]) -> str:

@@ -1,4 +1,4 @@
-"""Figures of ours against ours, in one process: pairs of runs whose order is swapped each round.
+"""Figures of ours against ours, in one process: pairs of runs in turn (``specstream.engine.engine.contestants``).
 
 Both runs of a pair take the same target, runtime and prompt. Speeds here are of decoding, the prompt on neither side,
 because both sides read it alike; the reports show the whole call as well.
@@ -11,6 +11,8 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -20,39 +22,12 @@ from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, Ta
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.drafters.none import NoDrafter
+from specstream.engine.contestants import Run, by_turn, in_turn, interleaved, rotated
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError
 from specstream.models.architecture.checkpoint import CheckpointRules
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One generation of one prompt, in seconds and tokens.
-
-    Attributes:
-        tokens: emitted.
-        decode: seconds of decoding.
-        total: seconds of the whole call.
-        emitted: tokens of each pass.
-        drafted: tokens that were scored.
-        accepted: of those.
-        exact: ``bits`` or ``rounding``.
-    """
-
-    tokens: list[int]
-    decode: float
-    total: float
-    emitted: list[int]
-    drafted: int
-    accepted: int
-    exact: str
-
-    @property
-    def matching_passes(self) -> float:
-        """The share of passes in which a draft was accepted."""
-        return sum(count > 1 for count in self.emitted) / len(self.emitted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +42,17 @@ class Pair:
     @property
     def ratio(self) -> float:
         """Decoding speed over plain decoding speed."""
-        return len(self.own.tokens) / self.own.decode / (len(self.plain.tokens) / self.plain.decode)
+        return self.own.new_tokens / self.own.decode / (self.plain.new_tokens / self.plain.decode)
 
     @property
     def whole_ratio(self) -> float:
         """The same of the whole call."""
-        return len(self.own.tokens) / self.own.total / (len(self.plain.tokens) / self.plain.total)
+        return self.own.new_tokens / self.own.total / (self.plain.new_tokens / self.plain.total)
+
+    @property
+    def matching_passes(self) -> float:
+        """The share of passes in which a draft was accepted."""
+        return sum(count > 1 for count in self.own.passes) / len(self.own.passes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +64,16 @@ class Amount:
     ignore_eos: bool = False
 
 
-def generate(parts: Parts, item: Item, amount: Amount) -> Run:
+def generate(parts: Parts, amount: Amount, item: Item) -> Run:
     """Generate for an item of one prompt."""
-    generation = _begin(parts, item, amount)
-    generation.run()
-    return _run(generation, generation.timings.total)
+    return Run.of(_begin(parts, amount, item).run())
 
 
 def alternate(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
     """Pairs of every item in every round; one pair warms up and is not counted."""
-
-    def both(sides: Sequence[Parts], item: Item) -> list[Run]:
-        return [generate(side, item, amount) for side in sides]
-
-    return _pairs(parts, items, amount, both)
+    ways = {name: partial(generate, side, amount) for name, side in _sides(parts).items()}
+    turns = by_turn(in_turn(ways, items, rounds=amount.rounds))
+    return [Pair(item=items[turn.prompt].name, round=turn.round, **turn.values()) for turn in turns]
 
 
 def in_step(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
@@ -106,56 +82,33 @@ def in_step(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
     A second in which the machine has other work then meets both. It is for small differences; the two take each other's
     place in the processor's caches.
     """
+    sides = _sides(parts)
 
-    def both(sides: Sequence[Parts], item: Item) -> list[Run]:
-        running = [_begin(side, item, amount) for side in sides]
-        rounds, totals = [generation.rounds() for generation in running], [0.0, 0.0]
-        going = {0, 1}
-        while going:
-            turn = min(going, key=lambda each: (running[each].new_tokens, each))
-            started = time.perf_counter()
-            if next(rounds[turn], None) is None:
-                going.remove(turn)
-            totals[turn] += time.perf_counter() - started
-        return [_run(generation, total) for generation, total in zip(running, totals, strict=True)]
+    def both(item: Item, names: Sequence[str]) -> dict[str, Run]:
+        running = {name: _begin(sides[name], amount, item) for name in names}
+        rounds = {name: generation.rounds() for name, generation in running.items()}
+        for _ in interleaved(rounds, lambda name: running[name].new_tokens):
+            pass
+        return {name: Run.of(generation) for name, generation in running.items()}
 
-    return _pairs(parts, items, amount, both)
+    both(items[0], list(sides))
+    order = product(range(amount.rounds), range(len(items)))
+    return [
+        Pair(item=items[at].name, round=round_, **both(items[at], rotated(list(sides), round_ + at)))
+        for round_, at in order
+    ]
 
 
-def _begin(parts: Parts, item: Item, amount: Amount) -> Generation:
+def _sides(parts: Parts) -> dict[str, Parts]:
+    sides = {"own": parts, "plain": parts.with_drafter(NoDrafter())}
+    for side in sides.values():
+        prepare(side, 1)
+    return sides
+
+
+def _begin(parts: Parts, amount: Amount, item: Item) -> Generation:
     parts = replace(parts, checkpoint=CheckpointRules())  # the other systems follow none of them either
     return Generation(parts, item.prompts, GenerationConfig(max_new_tokens=amount.limit, ignore_eos=amount.ignore_eos))
-
-
-def _run(generation: Generation, total: float) -> Run:
-    (row,) = generation.rows
-    return Run(
-        tokens=row.emitted,
-        decode=generation.timings.decode,
-        total=total,
-        emitted=list(row.stats.emitted),
-        drafted=row.stats.drafted,
-        accepted=row.stats.accepted,
-        exact=row.exact,
-    )
-
-
-def _pairs(
-    parts: Parts, items: Sequence[Item], amount: Amount, both: Callable[[Sequence[Parts], Item], list[Run]]
-) -> list[Pair]:
-    plain = parts.with_drafter(NoDrafter())
-    for side in (parts, plain):
-        prepare(side, 1)
-        generate(side, items[0], amount)
-    pairs = []
-    for round_ in range(amount.rounds):
-        for index, item in enumerate(items):
-            if (round_ + index) % 2:
-                reference, own = both([plain, parts], item)
-            else:
-                own, reference = both([parts, plain], item)
-            pairs.append(Pair(item=item.name, round=round_, own=own, plain=reference))
-    return pairs
 
 
 class Spoiled(Drafter):
@@ -312,14 +265,14 @@ def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int 
     drafter.model = sides["draft"]
     target: Any = sides["target"]
     parts = replace(engine.parts, target=target, drafter=drafter)
-    first = generate(parts, item, amount)
-    context = [*item.prompts[0], *first.tokens[: len(first.tokens) // 2]]
+    first = generate(parts, amount, item)
+    context = [*item.prompts[0], *first.tokens[0][: first.new_tokens // 2]]
     runs: list[tuple[float, dict[str, list[int]]]] = []
     _price(costs, sides, context, repeats)
     for _ in range(amount.rounds):
         for side in sides.values():
             side.widths.clear()
-        run = generate(parts, item, amount)
+        run = generate(parts, amount, item)
         widths = {name: list(side.widths) for name, side in sides.items()}
         if run.drafted and not widths["draft"]:
             raise SpecStreamError("drafts were made without a pass that could be seen; measure them another way")

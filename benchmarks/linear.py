@@ -10,6 +10,7 @@ from statistics import median
 import torch
 
 from benchmarks.beside import Outcome, Settings
+from specstream.engine.contestants import by_turn, in_turn
 from specstream.models.runtime import native
 
 OUTPUTS, INPUTS = 8960, 1536
@@ -67,13 +68,14 @@ def _weights() -> list[torch.Tensor]:
 
 def _in_turn(contestants: Sequence[Sequence[Callable[[], object]]]) -> list[float]:
     """The median seconds of each contestant's calls; in every round each makes one on each of its matrices."""
-    seconds: list[list[float]] = [[] for _ in contestants]
+
+    def timed(calls: Sequence[Callable[[], object]]) -> float:
+        started = time.perf_counter()
+        for call in calls:
+            call()
+        return (time.perf_counter() - started) / len(calls)
+
+    ways = {str(at): lambda _, calls=calls: timed(calls) for at, calls in enumerate(contestants)}
     with torch.inference_mode():
-        for number in range(ROUNDS + 1):  # the first warms up
-            for calls, found in zip(contestants, seconds, strict=True):
-                started = time.perf_counter()
-                for call in calls:
-                    call()
-                if number:
-                    found.append((time.perf_counter() - started) / len(calls))
-    return [median(found) for found in seconds]
+        turns = [turn.values() for turn in by_turn(in_turn(ways, [None], rounds=ROUNDS))]
+    return [median(turn[name] for turn in turns) for name in ways]

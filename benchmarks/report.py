@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import typer
 
 from benchmarks.rounds import Measured, Sample
 from specstream.errors import SpecStreamError
+from specstream.files.atomic import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,17 +154,9 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
-    """Write all of it or nothing: under a temporary name first."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """All of it or nothing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(Path(path), json.dumps(values, indent=1))
 
 
 def setting(arguments: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""Rounds: every system generates for every prompt, one after the other, in an order that turns with each round."""
+"""Rounds: every system generates for every prompt, in turn (``specstream.engine.engine.contestants``)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.prompts import Item
 from benchmarks.systems import System
 from benchmarks.workers import Models, NotInstalledError, Reply, WorkerError, WorkerProcess
+from specstream.engine.contestants import in_turn
 from specstream.errors import UsageError
 
 WARM_UP_TOKENS = 16
@@ -110,13 +112,6 @@ def groups(plan: Plan) -> list[list[System]]:
     return [[reference, *others[start : start + size]] for start in range(0, max(len(others), 1), size)]
 
 
-def order(systems: Sequence[WorkerProcess], turn: int) -> list[WorkerProcess]:
-    """The systems from another one on each turn, and backwards every second time."""
-    start = turn // 2 % len(systems)
-    turned = [*systems[start:], *systems[:start]]
-    return turned[::-1] if turn % 2 else turned
-
-
 def measure(plan: Plan, say: Say, start: Callable[..., WorkerProcess] = WorkerProcess) -> Measured:
     """Carry out a plan.
 
@@ -175,11 +170,13 @@ def _start(
 
 
 def _rounds(number: int, workers: list[WorkerProcess], plan: Plan, measured: Measured, say: Say) -> None:
-    for round_ in range(plan.rounds):
-        for index, item in enumerate(plan.items):
-            for worker in order(workers, round_ + index):
-                time.sleep(plan.settle)
-                reply = worker.generate(item, plan.limit, plan.ignore_eos)
-                sample = Sample(group=number, round=round_, item=item.name, system=worker.system.name, **vars(reply))
-                measured.samples.append(sample)
-        say(f"round {round_ + 1} of {plan.rounds} done: {', '.join(worker.system.name for worker in workers)}")
+    def rested(worker: WorkerProcess, item: Item) -> Reply:
+        time.sleep(plan.settle)
+        return worker.generate(item, plan.limit, plan.ignore_eos)
+
+    ways = {worker.system.name: partial(rested, worker) for worker in workers}
+    for entry in in_turn(ways, plan.items, rounds=plan.rounds, warm_up=0):
+        place: dict[str, Any] = {"group": number, "round": entry.round, "item": plan.items[entry.prompt].name}
+        measured.samples.append(Sample(**place, system=entry.contestant, **vars(entry.value)))
+        if entry.last and entry.prompt == len(plan.items) - 1:
+            say(f"round {entry.round + 1} of {plan.rounds} done: {', '.join(ways)}")

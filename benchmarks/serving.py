@@ -35,6 +35,7 @@ from benchmarks.servers import (
     vllm,
 )
 from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
+from specstream.engine import contestants
 from specstream.errors import UsageError
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -309,13 +310,12 @@ def side(crowd: Crowd, count: int, clients: int, seed: int) -> Side:
 def in_turn(sides: dict[str, Side], rounds: int) -> dict[str, list[float]]:
     """Tokens per second of every side in every round; only one is asked at a time, and a first round does not count."""
     speeds: dict[str, list[float]] = {name: [] for name in sides}
-    names = list(sides)
-    for number in range(rounds + 1):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds, tokens = sides[name]()
-            say(f"round {number}: {name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} a second")
-            if number:
-                speeds[name].append(tokens / seconds)
+    ways = {name: lambda _, ask=ask: ask() for name, ask in sides.items()}
+    for entry in contestants.in_turn(ways, [None], rounds=rounds + 1, warm_up=0):
+        seconds, tokens = entry.value
+        name, speed = entry.contestant, tokens / seconds
+        say(f"round {entry.round}: {name}: {tokens} tokens in {seconds:.1f} s, {speed:.1f} a second")
+        speeds[name].extend([speed] if entry.round else [])
     return speeds
 
 

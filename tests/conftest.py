@@ -28,7 +28,32 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(cores, memory // WORKER_BYTES, MOST_WORKERS))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--first-cases", action="store_true", help="Of each losslessness test, run only the first of its cases."
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    refuse_unsteady_names(items)
+    if config.getoption("--first-cases"):
+        later = later_cases(items)
+        config.hook.pytest_deselected(items=later)
+        items[:] = [item for item in items if item not in set(later)]
+
+
+def later_cases(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Of the tests of losslessness, all cases but the first of each function."""
+    seen, later = set[str](), []
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        if function.startswith("tests/lossless/") and function in seen:
+            later.append(item)
+        seen.add(function)
+    return later
+
+
+def refuse_unsteady_names(items: list[pytest.Item]) -> None:
     """A test's name is the same in every process: pytest-xdist ends where its workers' lists differ.
 
     A set is shown in the order of its hashes, another one in each process; many objects are shown by their address.

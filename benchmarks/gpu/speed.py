@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,6 +24,7 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
+from specstream.engine.contestants import by_turn, in_turn
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
@@ -61,7 +63,11 @@ class _Contestant:
     counts: dict[str, Any] = field(default_factory=dict)
     failed: str = ""
 
-    def go(self, options: Options, *, counted: bool = True) -> None:
+    def go(self, options: Options, records: Records, rows: int) -> None:
+        """Generate once, unless it has failed; the first call warms up."""
+        if self.failed or (not self.first and records.late):
+            self.failed = self.failed or "out of time"
+            return
         options.wait()
         started = time.perf_counter()
         try:
@@ -73,7 +79,7 @@ class _Contestant:
             return
         options.wait()
         seconds = time.perf_counter() - started
-        if counted:
+        if self.first:
             self.seconds.append(seconds)
         else:
             self.first = seconds
@@ -86,16 +92,8 @@ def _group(records: Records, options: Options, name: str, runtime: str, rows: in
 
     def measured() -> dict[str, Any]:
         contestants.update(_contestants(name, runtime, rows, count, options))
-        for each in contestants.values():
-            if records.late:
-                each.failed = "out of time"
-            else:
-                each.go(options, counted=False)
-        for turn in range(ROUNDS):
-            order = list(contestants.values())
-            for each in order[:: -1 if turn % 2 else 1]:
-                if not each.failed:
-                    each.go(options)
+        ways = {each: partial(one.go, options, records) for each, one in contestants.items()}
+        for _ in by_turn(in_turn(ways, [rows], rounds=ROUNDS)):
             if records.late:
                 break
         fields = {"model": name, "runtime": runtime, "rows": rows, "new_tokens": count, "prompt": PROMPT}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
-from specstream.errors import UsageError, listed, shown
+from specstream.errors import UsageError, listed, remedy, shown
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
@@ -234,6 +234,9 @@ _Config = TypeVar("_Config", bound=BaseModel)
 
 
 def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
+    for name, value in values.items():  # pydantic takes True for 1
+        if isinstance(value, bool) and name in kind.model_fields and _is_number(kind.model_fields[name].annotation):
+            raise UsageError(f"{name} is {value}; give a number, or leave it out")
     try:
         return kind(**values)
     except ValidationError as error:
@@ -244,8 +247,14 @@ def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
             if name in EngineConfig.model_fields:
                 raise UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine") from None
             known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
+            if kind is EngineConfig:
+                known.add("draft_model")
             raise UsageError(f"unknown setting {name!r}; known are {listed(name, known)}") from None
-        remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
+        wanted = remedy(first["msg"])
         if name == "heads" and hasattr(first["input"], "save"):
-            remedy = "a folder: heads.save(FOLDER), then heads=FOLDER"
-        raise UsageError(f"{name} is {shown(first['input'])}; give a value that is {remedy}") from None
+            wanted = "a value that is a folder: heads.save(FOLDER), then heads=FOLDER"
+        raise UsageError(f"{name} is {shown(first['input'])}; give {wanted}") from None
+
+
+def _is_number(annotation: Any) -> bool:
+    return any(kind in (annotation, *get_args(annotation)) for kind in (int, float))

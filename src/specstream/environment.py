@@ -200,8 +200,15 @@ def variable(name: str, environment: Mapping[str, str] | None = None) -> str | N
 
 
 def is_on(name: str) -> bool:
-    """Whether a variable that is a switch is set, and not to 0."""
-    return variable(name) not in (None, "0")
+    """Whether a variable that is a switch is set, and not to 0.
+
+    Raises:
+        UsageError: it is no word for yes or no.
+    """
+    value = variable(name) or "0"
+    if (word := value.lower()) not in ("0", "1", "true", "false", "yes", "no", "on", "off"):
+        raise UsageError(f"{name} is {value!r}; give 1 or 0, or unset it")
+    return word in ("1", "true", "yes", "on")
 
 
 def installed(package: str) -> str | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 
 
 class SpecStreamError(Exception):
@@ -65,13 +66,112 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+_OURS = {
+    # of generation and of engines: transformers, vLLM, llama.cpp
+    "max_new_tokens": "max_tokens max_length n_predict num_predict max_gen_len new_tokens",
+    "temperature": "temp do_sample sampling",
+    "repetition_penalty": "repeat_penalty frequency_penalty presence_penalty",
+    "stop": "stop_strings stop_sequences stop_words reverse_prompt",
+    "stop_token_ids": "eos_token_id eos stop_tokens",
+    "gamma": "k n num_assistant_tokens num_speculative_tokens num_draft_tokens draft_max draft_tokens depth "
+    "prompt_lookup_num_tokens speculation_depth lookahead",
+    "draft_model": "draft assistant_model assistant speculative_model model_draft drafter_model",
+    "draft": "draft_model assistant_model assistant speculative_model model_draft drafter_model",
+    "draft_quantization": "load_in_8bit load_in_4bit quantization_config quantization quantize bits",
+    "model": "model_name_or_path model_id pretrained model_path model_name target target_model hf_repo",
+    "target_model": "model target model_name_or_path base_model",
+    "target": "model target_model",
+    "model_name": "model model_id served_model_name",
+    "dtype": "torch_dtype precision",
+    "device": "device_map gpu cuda main_gpu",
+    "seed": "random_seed manual_seed",
+    "acceptance_threshold": "typical_p posterior_threshold typical",
+    "heads": "medusa eagle streams medusa_heads",
+    "input_str": "prompt text input",
+    "prompts": "prompt prompt_file dataset data input input_file",
+    "prompt_file": "file input_file prompts",
+    "text": "generated_text output_text",
+    "token_ids": "sequences ids output_ids tokens",
+    "acceptance_rate": "acceptance",
+    # of servers
+    "max_context": "max_model_len ctx_size n_ctx max_seq_len context_length context_size",
+    "max_rows": "max_num_seqs parallel max_batch_size batch_size num_slots",
+    "max_tokens": "max_new_tokens max_length n_predict num_predict max_gen_len new_tokens",
+    "api_key_file": "api_key",
+    "port": "http_port",
+    "host": "bind address",
+    # of measuring and of training
+    "num_runs": "runs repeats iterations trials num_repeats",
+    "limit": "num_samples max_samples num_prompts n_samples",
+    "num_prompts": "num_samples limit",
+    "num_samples": "num_prompts limit",
+    "per_category": "num_samples limit num_prompts",
+    "dataset": "task tasks benchmark",
+    "task": "tasks dataset",
+    "output": "out output_file out_file output_dir save_to",
+    "output_dir": "output out out_dir save_dir",
+    "learning_rate": "lr",
+    "num_train_steps": "steps max_steps epochs num_train_epochs num_epochs",
+    "per_device_batch_size": "batch_size per_device_train_batch_size train_batch_size",
+    "r": "rank lora_r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "target_modules": "modules lora_target_modules",
+    "set": "override overrides",
+    # commands
+    "generate": "run chat complete infer prompt",
+    "evaluate": "eval lm_eval",
+    "benchmark": "bench",
+    "train": "finetune fine_tune distill",
+    "list": "ls",
+    "pull": "download get",
+}
+
+ELSEWHERE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {name: tuple(ours for ours in _OURS if name in _OURS[ours].split()) for name in " ".join(_OURS.values()).split()}
+)
+"""Names that transformers, vLLM, llama.cpp and others have for ours, each with those of ours it may stand for."""
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like a misspelt one, if one is."""
     return next(iter(get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)), None)
 
 
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """The known name that one which is not known stands for: ours for that of another library, else the closest.
+
+    Args:
+        name: a key or an option; hyphens are as good as underscores.
+        known: likewise; what is returned is one of them.
+    """
+    names = {_plain(each): each for each in known}
+    for ours in ELSEWHERE.get(_plain(name), ()):
+        if ours in names:
+            return names[ours]
+    like = closest(_plain(name), names)
+    return None if like is None else names[like]
+
+
 def listed(name: str, known: Iterable[str]) -> str:
     """The known names for the error about another one, with the one that may be meant."""
     names = sorted(known)
-    meant = closest(name, names)
-    return ", ".join(names) + ("" if meant is None else f"; did you mean {meant!r}?")
+    like = meant(name, names)
+    return ", ".join(names) + ("" if like is None else f"; did you mean {like!r}?")
+
+
+def remedy(message: str) -> str:
+    """What a value has to be, of pydantic's message about it."""
+    text = message.removeprefix("Value error, ").split(", unable to ")[0].split(", got a ")[0]
+    text = text.split(" after validation")[0].split(" or instance of ")[0]
+    if " should have " in text:
+        return "a value that has " + text.split(" should have ", 1)[1]
+    known = {"valid integer": "whole number", "valid number": "number", "valid list": "list, such as [a, b]"}
+    text = text.removeprefix("Input ").removeprefix("should be ")
+    for theirs, ours in {**known, "valid dictionary": "mapping of keys to values"}.items():
+        text = text.replace(f"a {theirs}", f"a {ours}")
+    return f"a value that is {text}"
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()

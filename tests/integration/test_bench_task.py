@@ -46,7 +46,7 @@ def run(capsys, folders):
     def command(*words):
         with pytest.raises(SystemExit) as exit_:
             files = ["--task", str(folders / "task.yaml"), "--data", str(folders / "data.jsonl")]
-            main(["bench-task", *files, "--dtype", "float32", *words])
+            main(["benchmark", "task", *files, "--dtype", "float32", *words])
         return exit_.value.code, *capsys.readouterr()
 
     return command

@@ -246,3 +246,10 @@ def test_a_wrong_line_of_the_file_is_named(run, root, monkeypatch):
     code, _, err = run("benchmark", "--experiments", "chess")
     assert code == 2
     assert "there is no experiment 'chess' in" in err
+
+
+def test_without_a_file_the_experiments_that_need_none_are_named(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["benchmark"])
+    assert exit_.value.code == 2
+    assert "there is no --config; give a YAML file (see configs/), or one of: heads, task" in capsys.readouterr().err

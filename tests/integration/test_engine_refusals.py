@@ -461,3 +461,72 @@ def test_a_checkpoint_whose_end_of_sequence_is_no_token(tokenizer, tmp_path):
     with pytest.raises(UsageError, match=r"generation_config has eos_token_id \[\[1, 2\]\]") as error:
         SpeculativeEngine(str(tmp_path))
     one_line(error)
+
+
+def test_a_draft_with_fewer_rows_than_its_tokenizer_has_tokens(model, tokenizer, tmp_path):
+    tiny_model(vocab_size=200).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(
+        VocabularyMismatchError, match="has 200 rows of embeddings and its tokenizer 300 tokens"
+    ) as error:
+        SpeculativeEngine(model, tokenizer, draft_model=str(tmp_path))
+    one_line(error)
+
+
+@pytest.mark.parametrize("settings", [{"gamma": True}, {"max_new_tokens": True}, {"seed": False}])
+def test_yes_and_no_are_no_numbers(model, tokenizer, settings):
+    with pytest.raises(UsageError, match=f"{next(iter(settings))} is (True|False); give a number, or leave it out"):
+        SpeculativeEngine(model, tokenizer, **settings)
+
+
+@pytest.mark.parametrize(
+    ("draft", "words"),
+    [
+        (3, "draft_model is a int: it is no transformers model"),
+        (tiny_tokenizer(), "draft_model is a .*: it is no transformers model"),
+    ],
+)
+def test_a_draft_that_is_no_model_is_called_one(model, tokenizer, draft, words):
+    with pytest.raises(UnsupportedModelError, match=words) as error:
+        SpeculativeEngine(model, tokenizer, draft_model=draft)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: specstream.speculative_decode("gpt2", None, [1, 2]),
+        lambda model: specstream.LoRAAdapter("gpt2"),
+        lambda model: specstream.LoRAAdapter(model, 8),
+        lambda model: specstream.LoRAAdapter(model, "adapter.yaml"),
+        lambda model: specstream.create_backend(model),
+        lambda model: specstream.AdaptiveRouter(model, {}, None),
+        lambda model: specstream.MultiStreamAttention("64", 4, 4),
+        lambda model: specstream.MultiStreamAttention(64, 4, 4.5),
+        lambda model: setattr(specstream.DeploymentConfig(), "port", 9),
+    ],
+)
+def test_a_thing_of_another_kind(model, call):
+    with pytest.raises(SpecStreamError, match=r"; (give|load) ") as error:
+        call(model)
+    one_line(error)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks for it
+def test_a_second_adapter_on_the_same_model():
+    model = tiny_model()
+    specstream.LoRAAdapter(model, {"r": 2})
+    with pytest.raises(UsageError, match="has adapters in it already; give one without"):
+        specstream.LoRAAdapter(model, {"r": 2})
+
+
+def test_what_a_result_does_not_have(engine):
+    result = engine.generate("one", max_new_tokens=1)
+    with pytest.raises(AttributeError, match=r"a result has no 'sequences'; .*did you mean 'token_ids'"):
+        _ = result.sequences
+    with pytest.raises(KeyError, match="did you mean 'text'"):
+        result["generated_text"]
+    with pytest.raises(KeyError, match=r"there is no figure 'acceptance'; .*did you mean 'acceptance_rate'"):
+        engine.get_metrics()["acceptance"]
+    assert copy.deepcopy(result) == result
+    assert pickle.loads(pickle.dumps(result)) == result

@@ -133,7 +133,7 @@ def questions(tmp_path_factory):
 def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, questions, tmp_path):
     heads = ["--streams", str(folders / "streams"), "--medusa", str(folders / "medusa"), "--draft", "self:int8"]
     amount = ["--per-category", "2", "-n", "10", "--output", str(tmp_path / "report.json")]
-    code, out, err = run("bench-heads", "--prompts", str(questions), *heads, *amount)
+    code, out, err = run("benchmark", "heads", "--prompts", str(questions), *heads, *amount)
     assert (code, err) == (0, "")
     for word in ("streams", "medusa", "lookup", "lookahead", "draft_model", "mixed", "plain", "writing", "coding"):
         assert word in out
@@ -143,6 +143,8 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert len(report["samples"]) == 4 * len(figures)
     plain = figures["plain"]
     assert (plain["mean_accepted_length"], plain["ratio"], plain["parameters"]) == (1, 1, 0)
+    for each in figures.values():
+        assert each["ratio_interval"]["low"] <= each["ratio"] <= each["ratio_interval"]["high"]
     assert plain["acceptance"] == [0, 0, 0, 0]
     assert all(each["equal"] == each["outputs"] == 4 for each in figures.values())
     assert figures["streams"]["parameters"] == 3 * 48 + 2 * (2 * 96 + 2 * 72 + 3 * 144)
@@ -152,9 +154,23 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert report["provenance"]["runtime"]
 
 
+def test_bench_heads_holds_thresholds_of_pruning_beside_each_other(run, folders, questions, tmp_path):
+    words = ["--streams", str(folders / "pruned"), "--drafter", "streams", "--fixed", "9"]
+    words += ["--pruning", "0.001", "--pruning", "0.9", "--per-category", "1", "-n", "16"]
+    code, _, err = run("bench-heads", "--prompts", str(questions), *words, "--output", str(tmp_path / "report.json"))
+    assert (code, err) == (0, "")
+    figures = {each["side"]: each for each in json.loads((tmp_path / "report.json").read_text())["all"]}
+    kinds = ("streams", "streams (pruned 0.001)", "streams (pruned 0.9)")
+    assert list(figures) == ["plain", *(name for kind in kinds for name in (kind, f"{kind} (fixed tree)"))]
+    whole, some, hardly = (figures[f"{kind} (fixed tree)"]["nodes"] for kind in kinds)
+    assert whole > some > hardly
+    assert all(each["equal"] == each["outputs"] == 2 for each in figures.values())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--drafter", "lookup", "--pruning", "0.1"], "pruning is 0.1 and --drafter names no streams; add"),
         (["--drafter", "medusa"], "drafter is 'medusa' and there is no --medusa; give one"),
         (["--drafter", "none"], "drafter is 'none', which is always measured; leave it out"),
         (["--drafter", "magic"], "drafter is 'magic'; give one of"),
@@ -163,14 +179,14 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     ],
 )
 def test_bench_heads_refuses_before_a_model_is_loaded(run, questions, words, message):
-    code, out, err = run("bench-heads", "--prompts", str(questions), *words)
+    code, out, err = run("benchmark", "heads", "--prompts", str(questions), *words)
     assert (code, out) == (2, "")
     assert message in err
 
 
 def test_prompts_without_a_category_are_refused_by_number(run, tmp_path):
     (tmp_path / "some.jsonl").write_text('{"category": "a", "turns": ["b"]}\n{"turns": ["c"]}\n', encoding="utf-8")
-    code, _, err = run("bench-heads", "--prompts", str(tmp_path / "some.jsonl"))
+    code, _, err = run("benchmark", "heads", "--prompts", str(tmp_path / "some.jsonl"))
     assert code == 2
     assert "record 2 of" in err
     assert "some.jsonl' has no 'category' and 'turns'" in err
@@ -179,7 +195,9 @@ def test_prompts_without_a_category_are_refused_by_number(run, tmp_path):
 def test_bench_heads_tells_what_heads_are_worth_by_themselves(run, folders, questions, tmp_path):
     heads = ["--streams", str(folders / "streams"), "--medusa", str(folders / "medusa"), "--fixed", "7"]
     only = ["--drafter", "streams", "--drafter", "medusa", "--per-category", "1", "-n", "16"]
-    code, out, err = run("bench-heads", "--prompts", str(questions), *heads, *only, "-o", str(tmp_path / "report.json"))
+    code, out, err = run(
+        "benchmark", "heads", "--prompts", str(questions), *heads, *only, "-o", str(tmp_path / "report.json")
+    )
     assert (code, err) == (0, "")
     assert "streams (fixed tree)" in out
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -192,3 +210,19 @@ def test_bench_heads_tells_what_heads_are_worth_by_themselves(run, folders, ques
     ratio = 3 * (48 * 48 + 300 * 48) / (3 * 48 + 2 * (2 * 96 + 2 * 72 + 3 * 144))
     assert report["parameter_ratio"] == pytest.approx(ratio)
     assert f"Medusa has {ratio:.1f} times as many extra parameters as streams" in out
+
+
+def test_the_old_name_does_the_same_and_says_what_the_new_one_is(run, folders, questions):
+    words = ["--prompts", str(questions), "--drafter", "lookup", "--per-category", "1", "-n", "6", "--json"]
+    code, out, err = run("bench-heads", *words)
+    assert code == 0
+    assert (
+        err
+        == "note: specstream bench-heads is deprecated and goes with the next release; use specstream benchmark heads\n"
+    )
+    again = json.loads(run("benchmark", "heads", *words)[1])
+    old = json.loads(out)
+    assert set(old) == set(again)
+    assert [each["emitted"] for each in old["samples"] if each["side"] == "plain"] == [
+        each["emitted"] for each in again["samples"] if each["side"] == "plain"
+    ]

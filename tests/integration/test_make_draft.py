@@ -148,7 +148,7 @@ def test_a_model_in_the_way_is_kept(make, texts, target, tmp_path):
     (tmp_path / "draft" / "config.json").write_text("{}")
     code, _, err = make("--layers", "2", "--texts", texts)
     assert code == 2
-    assert "holds a model that make-draft did not write" in err
+    assert "is something else that would be lost; give a new folder" in err
 
 
 def test_a_spoiled_list_of_tokens_is_one_line(make, texts, target, tmp_path):

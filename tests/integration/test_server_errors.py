@@ -40,6 +40,8 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**TEXT, "prompt": None}, "prompt", "prompt: Field required"),
         ({**TEXT, "seed": "a"}, "seed", "seed: Input should be a valid integer"),
         ({**TEXT, "gamma": 1}, "gamma", "gamma: the field is not known; leave it out"),
+        ({**TEXT, "n_predict": 1}, "n_predict", "n_predict: the field is not known; did you mean 'max_tokens'?"),
+        (b'{"messages": []}', "prompt", "prompt: Field required; what is sent goes to /v1/chat/"),
         ({**TEXT, "tools": [1]}, "tools", "tools is not supported; leave it out"),
         ({**TEXT, "stream_options": {}}, "stream_options", "stream_options is only for streams; give stream: true"),
         ({**CHAT, "top_logprobs": 2}, "top_logprobs", "top_logprobs is given without logprobs; give logprobs: true"),
@@ -53,7 +55,12 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
             "messages.0.content",
             "messages.0.content: Input should",
         ),
-        ({**CHAT, "messages": [{"role": "user"}, 5]}, "messages.1", "messages.1: Input should be"),
+        (
+            {**CHAT, "messages": [{"role": "user"}]},
+            "messages.0.content",
+            "messages.0.content is missing, and the role is user; give a text",
+        ),
+        ({**CHAT, "messages": [*CHAT["messages"], 5]}, "messages.1", "messages.1: Input should be"),
         (
             {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}]},
             "messages.0.content.1.type",

@@ -11,9 +11,11 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -352,6 +354,26 @@ class TestProcess:
         finally:
             second.terminate()
             assert second.wait(PATIENCE) == -signal.SIGTERM
+
+
+def test_a_second_interrupt_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "specstream.cli", "serve", "--model", str(tmp_path), "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in what runs in the background
+    )
+    assert process.stderr is not None
+    with process.stderr as log:
+        next(line for line in log if " serving " in line)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)  # two signals of one moment are one
+        process.send_signal(signal.SIGINT)
+        assert log.read() == ""
+    assert process.wait(PATIENCE) == 0
 
 
 def test_the_scheduler_of_a_pass_that_never_ends_is_left_behind(

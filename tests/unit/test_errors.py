@@ -10,7 +10,7 @@ from specstream import DeploymentConfig
 from specstream.cli.options import check_drafter
 from specstream.config import GenerationConfig, engine_config, generation_config
 from specstream.engine.settings_file import read_settings
-from specstream.errors import UsageError, closest, listed
+from specstream.errors import ELSEWHERE, UsageError, closest, listed
 from specstream.training.config import train_config
 
 
@@ -59,3 +59,22 @@ def test_a_wrong_deployment_is_one_line(settings):
 
 def test_a_path_is_taken_where_a_folder_is_named():
     assert engine_config({"heads": Path("a/b")}).heads == "a/b"
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("assistant_model", "draft_model"), ("draft", "draft_model"), ("num_assistant_tokens", "gamma"), ("K", "gamma")],
+)
+def test_what_others_call_a_setting_of_the_engine(name, ours):
+    with pytest.raises(UsageError, match=f"did you mean '{ours}'"):
+        engine_config({name: 4})
+
+
+@pytest.mark.parametrize(("name", "ours"), [("do_sample", "temperature"), ("max_length", "max_new_tokens")])
+def test_what_others_call_a_setting_of_a_generation(name, ours):
+    with pytest.raises(UsageError, match=f"did you mean '{ours}'"):
+        generation_config(GenerationConfig(), {name: 4})
+
+
+def test_every_name_of_others_stands_for_another_one():
+    assert all(name not in ours for name, ours in ELSEWHERE.items())

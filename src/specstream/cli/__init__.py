@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from specstream.cli.typed import in_typed_words, with_typed_hint
+from specstream.cli.usage import usage_message
 from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
 from specstream.errors import SpecStreamError, UsageError
 
@@ -24,6 +25,8 @@ _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
 _FAILURE = 1
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
+_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO)
+"""Errors of a path that a user gave, or that lies in a folder of the user's."""
 
 
 def build_app() -> typer.Typer:
@@ -63,14 +66,15 @@ def _register_verbs(app: typer.Typer) -> None:
         train,
         tune,
     )
+    from specstream.cli.renamed import renamed
 
     app.command()(generate.generate)
     app.command()(doctor.doctor)
     app.command()(compare.compare)
     app.command()(audit.audit)
-    app.command()(bench_heads.bench_heads)
-    app.command()(bench_task.bench_task)
-    app.command()(benchmark.benchmark)
+    app.command(hidden=True)(renamed(bench_heads.bench_heads, "benchmark heads"))
+    app.command(hidden=True)(renamed(bench_task.bench_task, "benchmark task"))
+    app.add_typer(benchmark.app, name="benchmark")
     app.command()(report.report)
     app.command()(evaluate.evaluate)
     app.command()(profile.profile)
@@ -142,6 +146,7 @@ def _check_variables() -> None:
     own = [name for name in os.environ if name.startswith(PREFIX)]
     for name in own:
         variable(name)
+    is_on("SPECSTREAM_NO_SELFTEST_CACHE")
     if set(own) - set(VARIABLES):
         from specstream.serving.deployment import check_variables  # takes a while to import, and is rarely needed
 
@@ -189,15 +194,12 @@ def _describe(error: BaseException, command: Any, words: list[str]) -> tuple[str
     if isinstance(error, SpecStreamError):
         return f"error: {error}", error.exit_code
     if isinstance(error, _CommandLineError):
-        message = with_typed_hint(_usage_message(error), command, words)
+        message = with_typed_hint(usage_message(error), command, words)
         return f"error: {message}", getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""
         return f"error: no space left on the disk{where}: free some and run the command again", _FAILURE
+    if isinstance(error, OSError) and error.errno in _PLACES:
+        where = str(error.filename2 or error.filename)
+        return f"error: {where!r} cannot be used: {error.strerror}; give another path, or mend that one", _FAILURE
     return f"error: internal: {type(error).__name__}: {error} (re-run with --debug for the traceback)", _FAILURE
-
-
-def _usage_message(error: Exception) -> str:
-    message = str(error.format_message()) if hasattr(error, "format_message") else str(error)
-    context = getattr(error, "ctx", None)
-    return f"{message} (see {context.command_path} --help)" if context is not None else message

@@ -60,13 +60,12 @@ def audit(
 ) -> None:
     """Check that speculation is lossless: decode again one token a pass, and list every divergence. Fails with 1."""
     texts = _texts(words, prompts)
-    options.check_drafter(drafter)
+    options.check_drafter(drafter, without="router")
     _check_call(temperature, batch_size)
     check_output(output)
     settings = {
         "drafter": drafter,
-        "gamma": k,
-        "max_speculation_depth": k,
+        **({} if drafter == "none" else {"gamma": k, "max_speculation_depth": k}),
         "adaptive": False,  # drafts are to be judged, whether they pay or not
         "max_new_tokens": max_new_tokens,
         **options.given(repetition_penalty=repetition_penalty),
@@ -102,8 +101,8 @@ def audit(
 def _texts(words: str | None, prompts: str | None) -> list[Any]:
     if words is not None and prompts is not None:
         raise UsageError(f"a prompt, {words!r}, and a file of prompts, {prompts!r}, were given; give one of them")
-    if words is not None and not words:
-        raise UsageError("the prompt is empty; give one, or none to audit the built-in prompts")
+    if words is not None:
+        options.check_text(words)
     if prompts is not None:
         return read_prompts(prompts)
     return list(PROMPTS) if words is None else [words]
@@ -112,9 +111,9 @@ def _texts(words: str | None, prompts: str | None) -> list[Any]:
 def _check_call(temperature: float, batch_size: int) -> None:
     """Refuse before a model is loaded what would be refused after it."""
     if temperature != 0:
-        raise UsageError(f"temperature is {temperature}; give 0: sampled tokens have no single right choice")
+        raise UsageError(f"--temperature is {temperature}; give 0: sampled tokens have no single right choice")
     if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}; give 1 or more")
+        raise UsageError(f"--batch-size is {batch_size}; give 1 or more")
 
 
 def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) -> AuditReport:

@@ -1,4 +1,4 @@
-"""`specstream bench-task`: a fine-tuned model beside a shared-mode one with its streams, on examples of a task."""
+"""`specstream benchmark task`: a fine-tuned model beside a shared-mode one with its streams, on examples of a task."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
-    from specstream.evaluation.quality import Estimate
-    from specstream.evaluation.task_bench import ModelRun, SideFigures
+    from specstream.evaluation.compare import Comparison
     from specstream.evaluation.tasks.task import Task, TaskExample
 
 _Task = Annotated[str, typer.Option("--task", help="A task's name, or its YAML file.")]
@@ -48,7 +47,7 @@ def bench_task(
 ) -> None:
     """Quality of two models of one task, and how many passes and how much time streams save."""
     from specstream.evaluation.quality import counted
-    from specstream.evaluation.task_bench import compared
+    from specstream.evaluation.task_bench import differences, record
     from specstream.evaluation.tasks.task import read_examples, read_task, spread
 
     check_output(output)
@@ -59,21 +58,21 @@ def bench_task(
     settings = {"device": device, "dtype": dtype, "runtime": runtime}
     sizes = tuple(nodes or (7, 15))
     runs = [_run(*each, sizes, settings, chosen, examples) for each in _models(model, shared, heads)]
-    differences = compared(chosen, examples, runs[1], runs[0]) if len(runs) > 1 else {}
-    record = {
+    apart = differences(chosen, examples, runs[1], runs[0]) if len(runs) > 1 else {}
+    found = {
         "task": chosen.model_dump(),
         "examples": [each.where for each in examples],
-        "runs": [run.to_dict(chosen, examples) for run in runs],
-        "difference": {metric: vars(each) for metric, each in differences.items()},
+        "runs": [record(run, chosen, examples) for run in runs],
+        "difference": {metric: vars(each) for metric, each in apart.items()},
         "arguments": {**settings, "task": task, "data": data, "model": model, "shared": shared, "heads": heads}
         | {"nodes": sizes, "limit": limit},
     }
     if output is not None:
-        write_record(output, record)
+        write_record(output, found)
     if as_json:
-        print(json.dumps(record))
+        print(json.dumps(found))
     else:
-        _print(runs, differences, chosen, examples)
+        _print(found, chosen)
 
 
 def _models(model: str, shared: str | None, heads: str | None) -> list[tuple[str, str | None]]:
@@ -102,56 +101,57 @@ def _run(
     settings: dict[str, Any],
     task: Task,
     examples: list[TaskExample],
-) -> ModelRun:
-    from specstream.evaluation.task_bench import answer_all, sides_of
+) -> Comparison:
+    from specstream.evaluation.task_bench import answer_all, streams_beside
 
     engine = load_engine(model, None, {**settings, "drafter": "none"})
-    sides = sides_of(engine, heads, nodes)
+    contestants = streams_beside(engine, heads, nodes)
     with progress(f"{model}: examples", len(examples)) as tell:
-        return answer_all(engine, sides, task, examples, on_example=tell)
+        return answer_all(engine, contestants, task, examples, on_example=tell)
 
 
-def _print(runs: list[ModelRun], differences: dict[str, Estimate], task: Task, examples: list[TaskExample]) -> None:
+def _print(found: dict[str, Any], task: Task) -> None:
     from rich.table import Table
 
-    from specstream.evaluation.heads import PLAIN
+    from specstream.engine.contestants import PLAIN
 
-    console = table_console()
+    console, runs = table_console(), found["runs"]
     quality = Table("model", *task.metrics)
     speed = Table("model", "drafter", "extra parameters", "tokens/pass", "tokens/s", "x plain", "median", "equal")
     for number, run in enumerate(runs):
-        name = ("fine-tuned", "shared")[number] if len(runs) > 1 else Path(run.name).name
-        for figures in run.figures(task, examples):
+        name = ("fine-tuned", "shared")[number] if len(runs) > 1 else Path(run["model"]).name
+        for figures in run["figures"]:
             speed.add_row(name, *_cells(figures))
-            if figures.side == PLAIN:
-                quality.add_row(name, *(_shown(each, ".1f") for each in figures.quality.values()))
+            if figures["side"] == PLAIN:
+                quality.add_row(name, *(_shown(each, ".1f") for each in figures["quality"].values()))
     console.print(quality)
     console.print(speed)
-    for metric, each in differences.items():
+    for metric, each in found["difference"].items():
         console.print(f"{metric}, shared minus fine-tuned, in pairs: {_shown(each, '+.1f')}")
     for run in runs:
-        for failure in run.failures:
-            console.print(f"failed: {failure.where}: {failure.error}", markup=False)
+        for failure in run["failures"]:
+            console.print(f"failed: {failure['where']}: {failure['error']}", markup=False)
     print(
         "metrics of plain decoding's answers, 0 to 100, with 95 % intervals (bootstrap over examples); tokens/pass: "
-        "call reduction; tokens/s of decoding, x plain in the same process, in turn; median: of the "
-        "examples' own ratios; equal: answers that are plain decoding's"
+        "call reduction; tokens/s of decoding, x plain in the same process, in turn, and its 95 % interval; "
+        "median: of the examples' own ratios; equal: answers that are plain decoding's"
     )
-    provenance = runs[-1].provenance
-    print(", ".join(str(provenance[key]) for key in ("dtype", "device", "runtime", "cpu")))
+    print(", ".join(str(runs[-1]["provenance"][key]) for key in ("dtype", "device", "runtime", "cpu")))
 
 
-def _cells(figures: SideFigures) -> list[str]:
+def _cells(figures: dict[str, Any]) -> list[str]:
+    from specstream.evaluation.report.words import interval
+
     return [
-        figures.side,
-        f"{figures.parameters:,}",
-        f"{figures.call_reduction:.2f}",
-        f"{figures.tokens_per_second:.1f}",
-        f"{figures.speedup:.2f}",
-        f"{figures.middle_speedup:.2f}",
-        f"{figures.equal} of {figures.answers}",
+        figures["side"],
+        f"{figures['parameters']:,}",
+        f"{figures['call_reduction']:.2f}",
+        f"{figures['tokens_per_second']:.1f}",
+        interval(figures["speedup_interval"]),
+        f"{figures['middle_speedup']:.2f}",
+        f"{figures['equal']} of {figures['answers']}",
     ]
 
 
-def _shown(estimate: Estimate, form: str) -> str:
-    return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
+def _shown(estimate: dict[str, float], form: str) -> str:
+    return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}})"

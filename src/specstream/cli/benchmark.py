@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from specstream.cli import options
+from specstream.cli import bench_heads, bench_task, options
 from specstream.cli.progress import progress
 from specstream.cli.records import table_console
+from specstream.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
+app = typer.Typer(help="Measure what speculation is worth on this machine.")
+app.command("heads")(bench_heads.bench_heads)
+app.command("task")(bench_task.bench_task)
 
-_Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
-_Experiments = Annotated[str, typer.Option("--experiments", help="Only these, separated by commas.")]
+_Config = Annotated[options.Text, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
+_Experiments = Annotated[options.Text, typer.Option("--experiments", help="Only these, separated by commas.")]
 _Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with the run in the folder (default), or set it aside.")
 ]
@@ -25,17 +27,25 @@ _Set = Annotated[
 ]
 
 
+@app.callback(invoke_without_command=True)
 def benchmark(
-    config: _Config,
-    experiments: _Experiments = "",
+    context: typer.Context,
+    config: _Config = None,
+    experiments: _Experiments = None,
     set_: _Set = None,
     resume: _Resume = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure what speculation is worth on this machine. The same command goes on with a run that was stopped."""
+    if context.invoked_subcommand is not None:
+        return
+    if config is None:
+        raise UsageError("there is no --config; give a YAML file (see configs/), or one of: heads, task")
     from specstream.evaluation.benchmark.config import read_config
 
-    names = [name.strip() for name in experiments.split(",") if name.strip()]
+    names = [name.strip() for name in (experiments or "").split(",") if name.strip()]
+    if experiments is not None and not names:
+        raise UsageError(f"--experiments is {experiments!r}; name some of the file's, or leave it out for all")
     settings, document = read_config(config, set_ or [], names)
     from specstream.cli.loading import quiet
     from specstream.evaluation.benchmark.experiments import make_plan

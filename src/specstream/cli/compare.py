@@ -11,6 +11,10 @@ import typer
 from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.cli.progress import progress
+from specstream.errors import UsageError
+
+_NO_DRAFT = ", or drafter='lookup'"
+"""Advice that this command cannot follow."""
 
 
 def compare(
@@ -47,7 +51,14 @@ def compare(
         "runtime": runtime,
         "draft_quantization": draft_quantization,
     }
-    engine = load_engine(target_model, draft_model, settings)
+    if num_runs < 1:
+        raise UsageError(f"--num-runs is {num_runs}; give 1 or more")
+    options.check_text(input_str)
+    try:
+        engine = load_engine(target_model, draft_model, settings)
+    except UsageError as error:
+        raise type(error)(str(error).replace("--draft is", "--draft-model is").replace(_NO_DRAFT, "")) from error
+    options.note_greedy(temperature, top_k=top_k, top_p=top_p)
     with progress("runs", num_runs + 1) as tell:  # one warms up
         report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell), n)
     report["arguments"] = {**settings, "input_str": input_str, "N": n, "K": k, "num_runs": num_runs}

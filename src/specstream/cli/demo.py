@@ -45,19 +45,18 @@ def demo(
     from specstream.demo.page import Settings, build_page
 
     shown: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    drafting: dict[str, Any] = {
+        "drafter": drafter,
+        "heads": heads,
+        "router": router,
+        "gamma": k,
+        "max_speculation_depth": k,
+        "dtype": dtype,
+        "device": device,
+        "runtime": runtime,
+    }
     engine_config(shown)  # type: ignore[arg-type]
-    offered = OfferedModels(
-        model or ["smollm2-135m"],
-        draft,
-        drafter=drafter,
-        heads=heads,
-        router=router,
-        gamma=k,
-        max_speculation_depth=k,
-        dtype=dtype,
-        device=device,
-        runtime=runtime,
-    )
+    offered = OfferedModels(model or ["smollm2-135m"], draft, **drafting)
     port = run.free_port(host, port)
     with quiet():
         page = build_page(offered, Settings(**shown))

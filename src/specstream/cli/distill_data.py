@@ -12,6 +12,7 @@ from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.cli.progress import progress
 from specstream.errors import UsageError
+from specstream.files.prompts import read_prompts
 
 if TYPE_CHECKING:
     from specstream.training.answers import AnswerSettings
@@ -57,10 +58,8 @@ def distill_data(
 ) -> None:
     """Write a model's own answers to prompts: what drafts for it are trained on."""
     if drafter not in ("none", "lookup"):
-        raise UsageError(f"drafter is {drafter!r}; give none or lookup")
-    for file in [*prompts, *(exclude or [])]:
-        if not Path(file).is_file():
-            raise UsageError(f"prompts {file!r} is no file; give a .jsonl, .json or .csv file")
+        raise UsageError(f"--drafter is {drafter!r}; give none or lookup")
+    _check_files(prompts, exclude or [], Path(output))
     decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     engine = load_engine(
         model, None, {**decoding, "drafter": drafter, "dtype": dtype, "device": device, "runtime": runtime}
@@ -87,6 +86,18 @@ def distill_data(
         print(json.dumps({"output": output, **record}))
     else:
         print(f"{output}: {record['prompts']} answers of {model}; left out: {left_out}")
+
+
+def _check_files(prompts: list[str], exclude: list[str], output: Path) -> None:
+    """Refuse before a model is loaded what cannot be read, or written afterwards."""
+    for file in [*prompts, *exclude]:
+        if not Path(file).is_file():
+            raise UsageError(f"prompts {file!r} is no file; give a .txt, .jsonl, .json or .csv file")
+    for file in prompts:
+        read_prompts(file)
+    from specstream.training.answers import check_place
+
+    check_place(output, "--output")
 
 
 def _run(engine: Any, settings: AnswerSettings, output: Path, limit: int | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.records import WIDTH
-from specstream.models.hub.catalog import DEFAULT_MODEL
+from specstream.models.hub.catalog import DEFAULT_MODEL, on_disk
 
 if TYPE_CHECKING:
     from specstream.evaluation.doctor import Report
@@ -45,6 +45,8 @@ def doctor(model: _Model = DEFAULT_MODEL, measure: _Measure = True, as_json: opt
 
     # On a terminal only: elsewhere rich shows no status, and the step says so where it takes longer.
     with Console(stderr=True).status("looking, some ten seconds" if measure else "looking"), step("looking"):
+        if model != "none":
+            on_disk(model)  # refuses what is no model
         report = examine(None if model == "none" else model, measure=measure, hush=quiet)
     if as_json:
         print(json.dumps(report.to_dict()))

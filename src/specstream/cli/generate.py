@@ -72,7 +72,10 @@ def generate(
     }
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
-    _answer(load_engine(model, draft, settings), text, chat, as_json)
+    engine = load_engine(model, draft, settings)
+    unless_drawn = ("top_k", "top_p", "min_p", "seed", "acceptance_threshold")
+    options.note_greedy(settings["temperature"], **{name: settings.get(name) for name in unless_drawn})
+    _answer(engine, text, chat, as_json)
 
 
 def _answer(engine: Any, text: str, chat: bool | None, as_json: bool) -> None:
@@ -143,8 +146,7 @@ def _one_prompt(words: str | None, prompt: str | None, file: str | None) -> str:
     if file is None and given == ["-"]:
         file = "-"
     text = _read(file) if file is not None else "".join(given)
-    if not text:
-        raise UsageError('the prompt is empty; give one, such as: specstream generate "The sea is"')
+    options.check_text(text)
     return text
 
 

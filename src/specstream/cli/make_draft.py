@@ -68,9 +68,9 @@ def make_draft(
 ) -> None:
     """Make a small draft of some of the target's layers, and say why of those."""
     from specstream.training.cards import MADE
+    from specstream.training.checkpoints import check_replaceable
 
-    if (Path(output) / "config.json").exists() and not (Path(output) / MADE).exists():
-        raise UsageError(f"output {output!r} holds a model that make-draft did not write; give another folder")
+    check_replaceable(Path(output).absolute(), MADE, "--output")
     for file in [*(texts or ()), *(prompts or ())]:
         if not Path(file).is_file():
             raise UsageError(f"there is no file {file!r}; give one of texts or prompts")
@@ -98,7 +98,7 @@ def make_draft(
             compared, change = choose_layers(model, looked_at, part, layers, layer_choice)
         made = making.record(target, compared, where, change is not None, vocabulary)
         plan = making.Plan(layers=compared[0].layers, change=change, part=part, made=made)
-        making.write_draft(Path(output), model, tokenizer, plan)
+        making.write_draft(Path(output).absolute(), model, tokenizer, plan)
     if as_json:
         print(json.dumps({"output": output, **made}))
     else:

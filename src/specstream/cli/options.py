@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated, Optional, get_args
 
 import typer
@@ -110,13 +112,44 @@ def given(**settings: object) -> dict[str, object]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def check_drafter(name: str) -> None:
-    """Refuse an unknown drafter before anything is loaded."""
+def check_drafter(name: str, without: str = "") -> None:
+    """Refuse an unknown drafter before anything is loaded, and one that a command has no options for."""
     from specstream.config import DrafterName
 
-    known = get_args(DrafterName)
+    known = [each for each in get_args(DrafterName) if each != without]
     if name not in known:
         raise UsageError(f"--drafter is {name!r}; give one of {listed(name, known)}")
+
+
+def check_text(text: str) -> None:
+    """Refuse a prompt that is no text before anything is loaded, and note one that looks like something else.
+
+    Raises:
+        UsageError: it is empty, or holds bytes of another encoding than UTF-8.
+    """
+    from specstream.engine.text import valid
+    from specstream.models.hub.catalog import catalog
+
+    if not text:
+        raise UsageError('the prompt is empty; give one, such as: "The sea is"')
+    valid(text)
+    short = len(text) < 256 and "\0" not in text
+    if short and os.path.isfile(text):
+        note(f"{text!r} is a file, and its name is taken as the prompt; to read it: --prompt-file or --prompts FILE")
+    elif text in catalog():
+        note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {text}")
+
+
+def note_greedy(temperature: object, **given: object) -> None:
+    """Note options that change nothing where the likeliest token is taken."""
+    idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if idle and temperature == 0:
+        note(f"at temperature 0 nothing comes of {' and '.join(idle)}; give --temperature")
+
+
+def note(text: str) -> None:
+    """Say on stderr what is done otherwise than somebody may think."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def open_to_others(host: str) -> bool:

@@ -59,6 +59,8 @@ def profile(
     from specstream.evaluation.benchmark.prompts import read_prompts
 
     given = {"model": model, "draft": draft, "drafter": drafter, "prompts": prompts, "max_new_tokens": max_new_tokens}
+    if drafter is not None:
+        options.check_drafter(drafter)
     settings, document = _settings(config, set_ or [], given)
     texts = read_prompts(settings.prompts, document)
     texts = [texts[at * len(texts) // num_samples] for at in range(min(num_samples, len(texts)))]
@@ -105,7 +107,7 @@ def _folder(path: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"output_dir is {path!r}: {error.strerror}; give a folder that can be written to") from None
+        raise UsageError(f"--output-dir is {path!r}: {error.strerror}; give a folder that can be written to") from None
     return folder
 
 

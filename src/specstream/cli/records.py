@@ -32,7 +32,9 @@ def check_output(output: str | None) -> None:
         UsageError: a folder, or a place that cannot be written to.
     """
     if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
-        raise UsageError(f"output is {output!r}; give the name of a file in a folder that exists and can be written to")
+        raise UsageError(
+            f"--output is {output!r}; give the name of a file in a folder that exists and can be written to"
+        )
 
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:

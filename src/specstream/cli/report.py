@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from specstream.cli import options
+from specstream.errors import UsageError
 
 _Runs = Annotated[
     list[str],
@@ -20,11 +22,16 @@ _Output = Annotated[
 
 def report(run_dirs: _Runs, output: _Output = None) -> None:
     """Write a self-contained HTML page, Markdown and charts about benchmark runs."""
-    from pathlib import Path
-
     from specstream.evaluation.benchmark.folder import RunFolder
     from specstream.evaluation.report.page import write_report
 
+    twice = next((each for at, each in enumerate(run_dirs) if Path(each).resolve() in _places(run_dirs[:at])), None)
+    if twice is not None:
+        raise UsageError(f"{twice!r} is given twice; give another run to compare with, or one alone")
     folders = [RunFolder.existing(each) for each in run_dirs]
     for file in write_report(folders, output or Path(run_dirs[0]) / "report"):
         print(file)
+
+
+def _places(folders: list[str]) -> set[Path]:
+    return {Path(each).resolve() for each in folders}

@@ -95,6 +95,8 @@ def serve(
         log_level=log_level,
         vllm_args=vllm_args or None,
     )
+    if vllm_args and settings.engine == "local" and not vllm_args[0].startswith("-"):
+        raise UsageError(f"{vllm_args[0]!r} stands alone; give --model {vllm_args[0]}")
     if served_model_name is not None:
         settings = settings.called(served_model_name)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from specstream.core.rows import Round, Row
+from specstream.engine.contestants import PLAIN, interleaved
 from specstream.engine.generation import Generation
 from specstream.engine.text import TextStream
 from specstream.engine.tokens import TokenTexts
@@ -70,7 +71,6 @@ class Side:
         self.rounds: list[ShownRound] = []
         self._texts = TokenTexts(generation.parts.tokenizer)
         self._stream = TextStream(generation.parts.tokenizer)
-        self._passes = generation.rounds()
 
     @property
     def row(self) -> Row:
@@ -90,20 +90,21 @@ class Side:
         """Tokens per second so far, the prompt not counted; 0 before the first."""
         return self.generation.speed if self.row.emitted else 0.0
 
-    def step(self) -> None:
-        """One pass; the first reads the prompt too.
+    def steps(self) -> Iterator[None]:
+        """One pass a step; the first reads the prompt too.
 
         Raises:
             NumericalError: the model's logits are NaN or infinite.
         """
-        (passed,) = next(self._passes)
-        shown = self._shown(passed)
-        self.rounds.append(shown)
-        for at, token in enumerate(passed.tokens):
-            drafter = (passed.drafter or "drafted") if at < len(shown.accepted) else None
-            self.pieces.append(Piece(text=self._stream.push([token]), drafter=drafter, round=shown.number))
-        if self.finished and self.pieces and (rest := self._stream.finish(self.generation.text(self.row))):
-            self.pieces.append(Piece(text=rest, drafter=self.pieces[-1].drafter, round=shown.number))
+        for (passed,) in self.generation.rounds():
+            shown = self._shown(passed)
+            self.rounds.append(shown)
+            for at, token in enumerate(passed.tokens):
+                drafter = (passed.drafter or "drafted") if at < len(shown.accepted) else None
+                self.pieces.append(Piece(text=self._stream.push([token]), drafter=drafter, round=shown.number))
+            if self.finished and self.pieces and (rest := self._stream.finish(self.generation.text(self.row))):
+                self.pieces.append(Piece(text=rest, drafter=self.pieces[-1].drafter, round=shown.number))
+            yield
 
     def _shown(self, passed: Round) -> ShownRound:
         accepted = passed.path[1 : len(passed.tokens) + 1]
@@ -160,10 +161,8 @@ class Race:
 
     def run(self, every: float) -> Iterator[Race]:
         """Go on to the end, yielding this race at most once in so many seconds, and at the end."""
-        sides = (self.plain, self.speculative)
-        shown = time.monotonic()
-        while running := [side for side in sides if not side.finished]:
-            min(running, key=lambda side: side.seconds).step()
+        sides, shown = {PLAIN: self.plain, "speculative": self.speculative}, time.monotonic()
+        for _ in interleaved({name: side.steps() for name, side in sides.items()}, lambda name: sides[name].seconds):
             if time.monotonic() - shown >= every and not self.finished:
                 yield self
                 shown = time.monotonic()

@@ -24,12 +24,13 @@ from specstream.drafters.streams import StreamsDrafter
 from specstream.engine.choices import SELF, check_choice, defaults_of, unused
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import shallower
-from specstream.errors import UsageError, VocabularyMismatchError, shown
+from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError, shown
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.architecture.checkpoint import checkpoint_rules
+from specstream.models.architecture.compat import wrapper_of
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.load import check_draft_place, check_place
 from specstream.models.hub.vocabulary import load_draft
@@ -141,7 +142,7 @@ def left_out_of(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) 
 def _left_out(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> Iterator[str]:
     if config.drafter == "auto" and draft is None and config.heads is None:
         if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
-            yield f"{Path(found).name} drafts only where adaptive is True, or with drafter='streams'"
+            yield f"{Path(found).name} drafts only where the depth is not fixed (adaptive), or with drafter='streams'"
         elif (why := left_out(model, "streams")) is not None:
             yield why
     if (depth := _depth(config, 0)) > 0:
@@ -313,6 +314,7 @@ def _draft_target(
         draft, draft_tokenizer, part = load_draft(draft, dtype=config.dtype, device=str(target.model.device))
     else:
         check_draft_place(draft, target.model, config.dtype)
+    _require_draft(draft)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -326,6 +328,11 @@ def _draft_target(
     if named:  # nobody else has it
         drafting.release()
     return drafting, part
+
+
+def _require_draft(draft: Any) -> None:
+    if (reason := wrapper_of(draft)) is not None:
+        raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
 
 
 def _depth(config: EngineConfig, otherwise: int) -> int:
@@ -345,6 +352,11 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
     ours, theirs = _vocab_size(target), _vocab_size(draft)
     if tokenizer is not None and draft_tokenizer is not None:
         if tokenizer.get_vocab() == draft_tokenizer.get_vocab():
+            if theirs < min(ours, len(tokenizer)):  # no padding: it has no row for tokens that it is asked about
+                raise VocabularyMismatchError(
+                    f"the draft {model_name(draft)} has {theirs} rows of embeddings and its tokenizer {len(tokenizer)} "
+                    "tokens; give a draft that was saved with its own tokenizer, or drafter='lookup'"
+                )
             return
         ours, theirs = len(tokenizer), len(draft_tokenizer)
     elif ours == theirs:

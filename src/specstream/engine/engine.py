@@ -24,6 +24,7 @@ from specstream.core.rows import Row
 from specstream.drafters.none import NoDrafter
 from specstream.engine.build import build_parts, eos_token_ids, model_name, renewed
 from specstream.engine.choices import SELF, check_choice
+from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Generation, TextPieces, known_baseline, plain_baseline
 from specstream.engine.inventory import draft_bytes, prepare
 from specstream.engine.prompt_forms import prompts_in
@@ -182,19 +183,19 @@ class SpeculativeEngine:
         if num_runs < 1 or not prompts:
             raise UsageError(f"num_runs is {num_runs} with {len(prompts)} prompts; give at least one of each")
         encoded = self._encoded(prompts)  # all of them before the first pass
-        sides, runs = {"plain": NoDrafter(), "speculative": None}, list[dict[str, float]]()
+        sides = {
+            "plain": lambda prompt: self._start([prompt], config, NoDrafter()).run(),
+            "speculative": lambda prompt: self._start([prompt], config).run(),
+        }
+        rounds = [{side: Totals() for side in sides} for _ in range(num_runs + 1)]
         totals = {side: Totals() for side in sides}
-        for number in range(num_runs + 1):
-            counted = {side: Totals() for side in sides}
-            for prompt in encoded:
-                for side, drafter in sides.items():
-                    generation = self._start([prompt], config, drafter).run()
-                    counted[side].add(generation.rows, generation.timings.total)
-                    if number:
-                        totals[side].add(generation.rows, generation.timings.total)
-            if number:
-                runs.append({f"{side}_tokens_per_second": counted[side].tokens_per_second for side in sides})
-            on_run(number + 1)
+        for turn in by_turn(in_turn(sides, encoded, rounds=num_runs + 1, warm_up=0)):
+            for side, each in turn.values().items():
+                for counted in (rounds[turn.round][side], totals[side])[: 1 + bool(turn.round)]:
+                    counted.add(each.rows, each.timings.total)
+            if turn.prompt == len(encoded) - 1:
+                on_run(turn.round + 1)
+        runs = [{f"{side}_tokens_per_second": each[side].tokens_per_second for side in sides} for each in rounds[1:]]
         speculative = totals["speculative"]
         speedups = [run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs]
         return Metrics(

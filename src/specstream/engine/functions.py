@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any, cast
 
 import torch
@@ -70,6 +71,8 @@ def create_backend(name: str, *, dtype: Any = "auto", device: str = "auto", runt
         UnsupportedModelError: it is no causal language model.
         UsageError: an unknown dtype, device or runtime.
     """
+    if not isinstance(name, str | PathLike):
+        raise UsageError(f"name is {shown(name)}; give the name of a model; one that is loaded needs no backend")
     config = engine_config({"dtype": dtype, "device": device, "runtime": runtime})  # type: ignore[typeddict-item]
     model, _ = load_model(name, dtype=config.dtype, device=config.device)
     return HuggingFaceTarget(model, runtime=config.runtime)

@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from specstream.core.rows import Row
+from specstream.errors import listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,15 @@ class GenerationResult(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if key not in self._names():
-            raise KeyError(key)
+            raise KeyError(self._missing(key))
         return getattr(self, key)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(self._missing(name))
+
+    @classmethod
+    def _missing(cls, name: object) -> str:
+        return f"a result has no {name!r}; it has {listed(str(name), cls._names())}"
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
@@ -94,8 +102,11 @@ class Metrics(dict[str, Any]):
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
-        except KeyError:
-            raise AttributeError(f"there is no figure {name!r}; there are {', '.join(self)}") from None
+        except KeyError as error:
+            raise AttributeError(error.args[0]) from None
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"there is no figure {name!r}; there are {listed(str(name), self)}")
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from specstream.config import EngineConfig, GenerationConfig, engine_config
-from specstream.errors import UsageError, listed
-from specstream.files.yaml_file import misplaced, read_document
+from specstream.errors import UsageError, listed, shown
+from specstream.files.yaml_file import misplaced, owner_of, read_document
 
 MODELS = ("model", "draft_model")
 """Keys that name models."""
@@ -33,12 +33,14 @@ def read_settings(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
         if key not in KNOWN:
             if complaint := misplaced([str(key)], {"": KNOWN}, value):
                 raise UsageError(where + complaint)
-            raise UsageError(f"{where}unknown setting {key!r}; known are {listed(str(key), KNOWN)}")
+            owner = owner_of(document.values, KNOWN)
+            raise UsageError(f"{where}unknown setting {key!r}; known are {listed(str(key), KNOWN)}{owner}")
         if isinstance(value, str) and not value.strip() and key != "stop":
             raise UsageError(f"{where}{key} is {value!r}; give a value that is not empty, or leave it out")
         if key in MODELS:
             if value is not None and not isinstance(value, str):
-                raise UsageError(f"{where}{key} is {value!r}; give the name of a model")
+                owner = owner_of(document.values, KNOWN)
+                raise UsageError(f"{where}{key} is {shown(value)}; give the name of a model{owner}")
             continue
         try:
             engine_config({key: value})  # type: ignore[misc]

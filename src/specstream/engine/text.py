@@ -29,7 +29,7 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
             template refuses.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(_valid(prompt))["input_ids"] if prompt else []
+        ids = tokenizer(valid(prompt))["input_ids"] if prompt else []
     elif are_tokens(prompt):
         ids = list(map(int, prompt))
     elif _is_list(prompt):
@@ -66,7 +66,7 @@ def _rendered(tokenizer: Any, chat: Chat) -> str:
     except Exception as error:  # a template may refuse in its own words
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
-    return _valid(text)
+    return valid(text)
 
 
 def _turn(turn: Any) -> dict[str, Any]:
@@ -89,7 +89,12 @@ def _part(part: Any) -> str:
     raise UsageError(f"the content of a turn has a part of the type {unread}; only text is read")
 
 
-def _valid(text: str) -> str:
+def valid(text: str) -> str:
+    """The text, as Unicode.
+
+    Raises:
+        UsageError: it holds bytes of another encoding, or half a character.
+    """
     try:
         # Bytes of a command line that the locale did not know arrive as lone surrogates; of UTF-8 they are its text.
         return text.encode("utf-8", "surrogateescape").decode("utf-8")

@@ -59,12 +59,23 @@ class Answers:
             self.records = {int(record["example"]): record for record in lines}
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{str(self.path)!r} holds no answers of ours; give another output_dir") from None
-        for key in sorted({*known, *run}):
-            if known.get(key) != run.get(key):
-                raise UsageError(
-                    f"{str(self.path)!r} was written with {key} {_short(known.get(key))} and now it is "
-                    f"{_short(run.get(key))}; give --no-resume, or another measure.output_dir"
-                )
+        if (changed := _difference(known, run)) is not None:
+            key, before, now = changed
+            raise UsageError(
+                f"{str(self.path)!r} was written with {key} {_short(before)} and now it is {_short(now)}; "
+                "give --no-resume, or another measure.output_dir"
+            )
+
+
+def _difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that two runs differ in: its name, and both values."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return None if before == now else (place, before, now)
+    for key in sorted({*before, *now}):
+        inner = f"{place}.{key}" if place else str(key)
+        if (found := _difference(before.get(key), now.get(key), inner)) is not None:
+            return found
+    return None
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Plain and speculative decoding on a task: are the answers as good, the same, and how much sooner are they there?
 
-One process, one target, one loop, greedy. Both sides answer each example in turn, the first of them changing from
-example to example, so that a machine that slows down slows both. Answers are judged once all are there.
+Both sides answer each example in turn, greedily (``contestants.py``). Answers are judged once all are there.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ import numpy as np
 
 from specstream.config import GenerationConfig
 from specstream.drafters.none import NoDrafter
-from specstream.engine.generation import Generation, Parts
+from specstream.engine.contestants import Run, Turn, by_turn, in_turn
 from specstream.engine.inventory import prepare
-from specstream.engine.text import asked, encode
 from specstream.errors import reason_of
 from specstream.evaluation.answers import Answers
+from specstream.evaluation.compare import answer_text
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Limits, Outcome, run_program
 from specstream.evaluation.quality import Values, counted, difference, estimate
 from specstream.evaluation.statistics import speed_ratio
-from specstream.evaluation.tasks.task import Metric, Task, TaskExample, program_of
+from specstream.evaluation.tasks.task import Metric, TaskExample, program_of
 
 SIDES = ("plain", "speculative")
 
@@ -60,16 +59,19 @@ def answer_all(engine: Any, loaded: Loaded, answers: Answers, *, warmup: int, on
         warmup: generations of each side that are not counted.
         on_example: is told of progress.
     """
-    sides = {"plain": engine.parts.with_drafter(NoDrafter()), "speculative": engine.parts}
-    config = GenerationConfig(max_new_tokens=loaded.task.max_new_tokens, stop=list(loaded.task.stop))
+    task = loaded.task
+    config = GenerationConfig(max_new_tokens=task.max_new_tokens, stop=list(task.stop))
     todo = [index for index in range(len(loaded.examples)) if "error" in answers.records.get(index, {"error": ""})]
     if todo:
         prepare(engine.parts, 1)
-    for _ in range(warmup if todo else 0):
-        _record(sides, loaded, todo[0], config)
     done = len(loaded.examples) - len(todo)
-    for index in todo:
-        answers.add(_record(sides, loaded, index, config))
+    sides = {
+        name: lambda example, parts=parts: answer_text(parts, example.prompt, config, task.chat, example.later)
+        for name, parts in zip(SIDES, (engine.parts.with_drafter(NoDrafter()), engine.parts), strict=True)
+    }
+    left = [(0, index) for index in todo]
+    for turn in by_turn(in_turn(sides, loaded.examples, todo=left, warm_up=warmup, errors="keep")):
+        answers.add(_record(loaded.examples[turn.prompt], turn))
         done += 1
         on_example(done)
 
@@ -136,42 +138,26 @@ def _answered(answers: Answers) -> dict[int, dict[str, Any]]:
     return {index: answers.records[index] for index in sorted(answers.records) if "error" not in answers.records[index]}
 
 
-def _record(sides: Mapping[str, Parts], loaded: Loaded, index: int, config: GenerationConfig) -> dict[str, Any]:
-    example = loaded.examples[index]
-    about = {"example": index, "where": example.where, "category": example.category}
-    order = SIDES if index % 2 == 0 else SIDES[::-1]
+def _record(example: TaskExample, turn: Turn[Run]) -> dict[str, Any]:
+    about = {"example": turn.prompt, "where": example.where, "category": example.category}
     try:
-        runs = {side: _converse(sides[side], loaded.task, example, config) for side in order}
+        runs = turn.values()
     except Exception as error:  # one example is not worth the others
         return {**about, "error": reason_of(error)[:500]}
-    tokens = {side: [run.rows[0].emitted for run in runs[side]] for side in SIDES}
-    return {**about, "equal": tokens["plain"] == tokens["speculative"]} | {side: _said(runs[side]) for side in SIDES}
+    equal = runs["plain"].tokens == runs["speculative"].tokens
+    return {**about, "equal": equal} | {side: _said(runs[side]) for side in SIDES}
 
 
-def _converse(parts: Parts, task: Task, example: TaskExample, config: GenerationConfig) -> list[Generation]:
-    """The answers of one side to the turns of an example; later turns need a chat template."""
-    prompt = asked(parts.tokenizer, example.prompt, task.chat)
-    runs = [Generation(parts, [encode(parts.tokenizer, prompt)], config).run()]
-    if isinstance(prompt, str):
-        return runs
-    chat = list(prompt)
-    for turn in example.later:
-        chat += [{"role": "assistant", "content": runs[-1].text(runs[-1].rows[0])}, {"role": "user", "content": turn}]
-        runs.append(Generation(parts, [encode(parts.tokenizer, chat)], config).run())
-    return runs
-
-
-def _said(runs: Sequence[Generation]) -> dict[str, Any]:
-    rows = [run.rows[0] for run in runs]
+def _said(run: Run) -> dict[str, Any]:
     return {
-        "texts": [run.text(row) for run, row in zip(runs, rows, strict=True)],
-        "tokens": sum(row.stats.new_tokens for row in rows),
-        "passes": sum(row.stats.target_passes for row in rows),
-        "drafted": sum(row.stats.drafted for row in rows),
-        "accepted": sum(row.stats.accepted for row in rows),
-        "seconds": sum(run.timings.decode for run in runs),
-        "total_seconds": sum(run.timings.total for run in runs),
-        "exact": "bits" if all(row.exact == "bits" for row in rows) else "rounding",
+        "texts": run.texts,
+        "tokens": run.new_tokens,
+        "passes": len(run.passes),
+        "drafted": run.drafted,
+        "accepted": run.accepted,
+        "seconds": run.decode,
+        "total_seconds": run.total,
+        "exact": run.exact,
     }
 
 

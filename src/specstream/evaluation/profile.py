@@ -20,6 +20,7 @@ import torch
 from specstream.config import GenerationConfig
 from specstream.core import decode as loop
 from specstream.core import verify as rules
+from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Generation, Parts
 
 DRAFT, TARGET, VERIFY, SAMPLE, CACHE, CONTROLLER, OTHER = (
@@ -330,7 +331,7 @@ def profile(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     device: torch.device | None = None,
-    on_prompt: Callable[[int], None] | None = None,
+    on_prompt: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Profile]:
     """Every arm generates from each prompt in turn; the first prompt warms up each of them and is not counted then.
 
@@ -344,15 +345,13 @@ def profile(
     found = {name: Profile(name=parts.drafter.name) for name, parts in arms.items()}
     for parts in arms.values():
         Generation(parts, [prompts[0]], config).run()
-    names = list(arms)
-    for turn, prompt in enumerate(prompts):
-        if on_prompt is not None:
-            on_prompt(turn)
-        first = turn % len(names)
-        for name in (*names[first:], *names[:first]):
-            add(found[name], arms[name], prompt, config, device)
-    if on_prompt is not None:
-        on_prompt(len(prompts))
+
+    def noted(name: str) -> Callable[[Sequence[int]], None]:
+        return lambda prompt: add(found[name], arms[name], prompt, config, device)
+
+    on_prompt(0)
+    for turn in by_turn(in_turn({name: noted(name) for name in arms}, prompts, warm_up=0)):
+        on_prompt(turn.prompt + 1)
     return found
 
 

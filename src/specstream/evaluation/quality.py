@@ -20,6 +20,7 @@ from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import Metric
 
 Values = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 RESAMPLES = 2000
 """Of a bootstrap."""
@@ -75,7 +76,7 @@ def estimate(metric: Metric, numbers: Values, seed: int = 0) -> Estimate:
         seed: of the resamples.
     """
     figure, size = _judge(metric).figure, len(numbers)
-    return _estimate(float(figure(numbers.sum(0), size)), figure(_resampled(numbers, seed), size))
+    return _estimate(lambda drawn, axis=-1: figure(numbers[drawn].sum(-2), size), size, seed)
 
 
 def difference(metric: Metric, numbers: Values, others: Values, seed: int = 0) -> Estimate:
@@ -88,8 +89,24 @@ def difference(metric: Metric, numbers: Values, others: Values, seed: int = 0) -
         seed: of the resamples.
     """
     figure, size = _judge(metric).figure, len(numbers)
-    value = float(figure(numbers.sum(0), size) - figure(others.sum(0), size))
-    return _estimate(value, figure(_resampled(numbers, seed), size) - figure(_resampled(others, seed), size))
+    return _estimate(
+        lambda drawn, axis=-1: figure(numbers[drawn].sum(-2), size) - figure(others[drawn].sum(-2), size), size, seed
+    )
+
+
+def resampled(figure: Callable[..., Values], size: int, seed: int) -> Any:
+    """A figure over resamples, by scipy's bootstrap.
+
+    Args:
+        figure: ``(drawn, axis) -> figures [...]``, of the indices ``drawn``, ``[..., size]`` int64.
+        size: how many there are, at least 2.
+        seed: of the draws, which are the same for the same seed and size.
+    """
+    from scipy import stats  # type: ignore[import-untyped]  # here: it takes a second to import
+
+    return stats.bootstrap(
+        (np.arange(size),), figure, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", rng=seed
+    )
 
 
 def final_number(text: str) -> Decimal | None:
@@ -109,14 +126,11 @@ def normalised(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip().removesuffix(";").strip().lower()
 
 
-def _resampled(numbers: Values, seed: int) -> Values:
-    """Sums over examples drawn with replacement: ``[RESAMPLES, n]``; the same draws for the same seed and size."""
-    drawn = np.random.default_rng(seed).integers(len(numbers), size=(RESAMPLES, len(numbers)))
-    return np.stack([numbers[each].sum(0) for each in drawn])
-
-
-def _estimate(value: float, resampled: Values) -> Estimate:
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _estimate(figure: Callable[..., Values], size: int, seed: int) -> Estimate:
+    value = float(figure(np.arange(size)))
+    if size == 1:  # every resample is that example
+        return Estimate(value=value, low=value, high=value)
+    low, high = resampled(figure, size, seed).confidence_interval
     return Estimate(value=value, low=float(low), high=float(high))
 
 

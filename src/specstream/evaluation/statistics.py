@@ -6,21 +6,14 @@ Prompts are what is drawn by chance, so prompts are resampled, each with both of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from math import exp, sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
-from specstream.evaluation.quality import LEVEL, RESAMPLES, Estimate
+from specstream.evaluation.quality import LEVEL, Estimate, Indices, Values, resampled
 
-Values = NDArray[np.float64]
-
-EXACT = 12
-"""Up to so many prompts all sign flips are looked at, beyond a random part of them."""
-
-FLIPS = 20_000
-"""How many of those."""
+FLIPS = 9_999
+"""Sign flips that are looked at: all of them where there are no more, else a random part."""
 
 
 def speed_ratio(own: Values, base: Values, seed: int = 0) -> Estimate | None:
@@ -42,18 +35,21 @@ def ratio_of_ratios(sides: Sequence[tuple[Values, Values]], seed: int = 0) -> Es
     size = len(sides[0][0])
     if not size:
         return None
-    drawn = np.random.default_rng(seed).integers(size, size=(RESAMPLES, size))
 
-    def figure(weights: Values | None) -> Values:
-        logs = [_log_speed(own, weights) - _log_speed(base, weights) for own, base in sides]
-        total: Values = np.exp(logs[0] - sum(logs[1:]))
-        return total
+    def figure(drawn: Indices, axis: int = -1) -> Values:
+        """The logarithm of the ratio over some of the prompts."""
+        logs = [_log_speed(own[drawn]) - _log_speed(base[drawn]) for own, base in sides]
+        return logs[0] - sum(logs[1:])
 
-    value = float(figure(None))
+    value = exp(float(figure(np.arange(size))))
     if size == 1:
         return Estimate(value=value, low=0.0, high=float("inf"))
-    weights = np.stack([np.bincount(each, minlength=size) for each in drawn]).astype(np.float64)
-    reach = _quantile(size) * float(np.std(np.log(figure(weights))))
+    from scipy import stats  # type: ignore[import-untyped]
+
+    # Few values, resampled, scatter less than they should, by sqrt((n-1)/n), and how much is badly known from them,
+    # which is what Student's t is for. Quantiles of the resamples could not lie outside of what the few prompts show.
+    scatter = resampled(figure, size, seed).standard_error * sqrt(size / (size - 1))
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, size - 1) * scatter)
     return Estimate(value=value, low=value * exp(-reach), high=value * exp(reach))
 
 
@@ -64,15 +60,14 @@ def sign_flips(values: Values, seed: int = 0) -> float:
         values: one of each prompt, such as the logarithm of a ratio.
         seed: of the flips, where not all are looked at.
     """
-    size = len(values)
-    if not size:
+    if len(values) < 2:
         return 1.0
-    reached = abs(values.sum()) * (1 - 1e-12)
-    if size <= EXACT:
-        signs = np.array(list(product((1.0, -1.0), repeat=size)))
-        return float(np.mean(abs(signs @ values) >= reached))
-    signs = np.random.default_rng(seed).choice((1.0, -1.0), size=(FLIPS, size))
-    return float((1 + np.sum(abs(signs @ values) >= reached)) / (1 + FLIPS))
+    from scipy import stats
+
+    test = stats.permutation_test(
+        (values,), np.sum, vectorized=True, permutation_type="samples", n_resamples=FLIPS, rng=seed
+    )
+    return float(test.pvalue)
 
 
 def holm(probabilities: Sequence[float]) -> list[float]:
@@ -85,23 +80,6 @@ def holm(probabilities: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def student(probability: float, freedom: int) -> float:
-    """The quantile of Student's t: its density is cos^(n-1) of an angle whose tangent is t / sqrt(n)."""
-    angles = np.linspace(-np.pi / 2, np.pi / 2, 200_001)
-    density = np.cos(angles) ** (freedom - 1)
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(np.tan(np.interp(probability, below / below[-1], angles)) * sqrt(freedom))
-
-
-def _quantile(size: int) -> float:
-    """What to multiply a standard deviation over resamples with.
-
-    Few values, resampled, scatter less than they should, by sqrt((n-1)/n), and how much is badly known from them, which
-    is what Student's t is for. Quantiles of the resamples could not lie outside of what the few prompts show.
-    """
-    return sqrt(size / (size - 1)) * student((1 + LEVEL) / 2, size - 1)
-
-
-def _log_speed(amounts: Values, weights: Values | None) -> Values:
-    sums = amounts.sum(0) if weights is None else weights @ amounts
+def _log_speed(amounts: Values) -> Values:
+    sums = amounts.sum(-2)
     return np.asarray(np.log(sums[..., 0]) - np.log(sums[..., 1]))

@@ -1,6 +1,6 @@
 """Successive halving: many candidates on few prompts, then the faster half of them on more (arXiv 1502.07943).
 
-Everything of a stage runs in turn, prompt by prompt, the base with it, and speeds are compared in pairs. Who comes out
+The candidates of a stage and the base run in turn (``contestants.py``), and speeds are compared in pairs. Who comes out
 fastest of many owes some of that to luck, so the last stage runs the finalists afresh, and only that is reported.
 """
 
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
+from specstream.engine.contestants import in_turn
 from specstream.errors import reason_of
 from specstream.evaluation.quality import Estimate, Values
 from specstream.evaluation.statistics import speed_ratio
@@ -19,8 +22,7 @@ FINALISTS = 2
 """Candidates of the last stage, besides the base."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Timed(NamedTuple):
     """One generation.
 
     Attributes:
@@ -69,7 +71,7 @@ class Found:
         return self.ratio is not None and self.ratio.low > 1
 
 
-Measure = Callable[[str, int], Run]
+Measure = Callable[[str, int], Timed]
 """candidate, prompt -> a run of it; raises what is wrong with the candidate."""
 
 
@@ -81,7 +83,7 @@ def search(
     *,
     first: int = 2,
     repeats: int = 2,
-    on_run: Callable[[str], None] | None = None,
+    on_run: Callable[[str], None] = lambda name: None,
 ) -> Found:
     """Find the fastest candidate.
 
@@ -97,11 +99,11 @@ def search(
     stages: list[Stage] = []
     left, count = list(names), min(first, prompts)
     while len(left) > FINALISTS:
-        stage = _stage(base, left, range(count), measure, on_run)
+        stage, _ = _stage(base, left, count, measure, 1, on_run)
         stages.append(stage)
         stay, count = _next_stage(len(left), count, prompts)
         left = stage.left[:stay]
-    stage, sums = _stage_with_runs(base, left, [*range(prompts)] * repeats, measure, on_run)
+    stage, sums = _stage(base, left, prompts, measure, repeats, on_run)
     stages.append(stage)
     if not stage.left:
         return Found(best=None, ratio=None, stages=tuple(stages))
@@ -124,34 +126,25 @@ def _next_stage(candidates: int, count: int, prompts: int) -> tuple[int, int]:
 
 
 def _stage(
-    base: str, names: Sequence[str], order: Sequence[int], measure: Measure, on_run: Callable[[str], None] | None
-) -> Stage:
-    return _stage_with_runs(base, names, order, measure, on_run)[0]
-
-
-def _stage_with_runs(
-    base: str, names: Sequence[str], order: Sequence[int], measure: Measure, on_run: Callable[[str], None] | None
+    base: str,
+    names: Sequence[str],
+    prompts: int,
+    measure: Measure,
+    rounds: int,
+    on_run: Callable[[str], None],
 ) -> tuple[Stage, dict[str, Values]]:
     """A stage, and tokens and seconds of every candidate and prompt, ``[prompts, 2]``."""
-    sums: dict[str, Values] = {name: np.zeros((max(order) + 1, 2)) for name in (base, *names)}
+    sums: dict[str, Values] = {name: np.zeros((prompts, 2)) for name in (base, *names)}
     out: dict[str, str] = {}
-    for turn, prompt in enumerate(order):
-        running = [name for name in (base, *names) if name not in out]
-        for place in range(len(running)):
-            name = running[(place + turn) % len(running)]
-            if on_run is not None:
-                on_run(name)
-            try:
-                run = measure(name, prompt)
-            except Exception as error:
-                if name == base:
-                    raise
-                out[name] = reason_of(error)[:300]
-            else:
-                sums[name][prompt] += run.tokens, run.seconds
+    ways = {name: partial(measure, name) for name in sums}
+    for entry in in_turn(ways, range(prompts), rounds=rounds, warm_up=0, errors="leave", on_run=on_run):
+        if entry.error is None or entry.contestant == base:
+            sums[entry.contestant][entry.prompt] += entry.value
+        else:
+            out[entry.contestant] = reason_of(entry.error)[:300]
     ratios = {name: _speed(sums[name]) / _speed(sums[base]) for name in names if name not in out}
     left = sorted(ratios, key=ratios.__getitem__, reverse=True)
-    return Stage(prompts=len(set(order)), ratios=ratios, left=left, out=out), sums
+    return Stage(prompts=prompts, ratios=ratios, left=left, out=out), sums
 
 
 def _speed(runs: Values) -> float:

@@ -13,16 +13,14 @@ from typing import Any, cast
 from specstream.config import EngineConfig, GenerationConfig, engine_config
 from specstream.engine.build import SharedDrafts, build_parts
 from specstream.engine.choices import SELF
+from specstream.engine.contestants import PLAIN
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError, reason_of
-from specstream.evaluation.successive_halving import Found, Run, runs_of, search
+from specstream.evaluation.successive_halving import Found, Timed, runs_of, search
 from specstream.heads.shipped import shipped_for
 from specstream.models.runtime.capabilities import RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
-
-PLAIN = "plain"
-"""Plain decoding, which everything is compared with."""
 
 RUNTIMES: dict[str, tuple[RuntimeName, ...]] = {"cpu": ("native", "packed", "eager"), "cuda": ("graphs", "eager")}
 """What is tried on a device; for others, what ``auto`` says."""
@@ -172,7 +170,7 @@ class Bench:
         for prompt in range(len(self._prompts)) if not self._plain else [0]:
             self.measure(name, prompt)
 
-    def measure(self, name: str, prompt: int) -> Run:
+    def measure(self, name: str, prompt: int) -> Timed:
         """A generation.
 
         Raises:
@@ -183,7 +181,7 @@ class Bench:
         plain, exact = self._plain.setdefault(prompt, (row.emitted, row.exact))
         if exact == row.exact == "bits" and row.emitted != plain:
             raise DifferentOutputError(f"{name} wrote other tokens than plain decoding for prompt {prompt}")
-        return Run(tokens=row.stats.new_tokens, seconds=generation.timings.decode)
+        return Timed(tokens=row.stats.new_tokens, seconds=generation.timings.decode)
 
 
 def tune(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def is_meant_as_path(name: str) -> bool:
 def why_unread(error: Exception) -> str:
     """Why a text file could not be read, in one line, with the remedy where its encoding is the reason."""
     if isinstance(error, UnicodeDecodeError):
+        if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "it is UTF-16, and becomes UTF-8 with: iconv -f utf-16 -t utf-8 FILE"
+        if b"\0" in error.object:
+            return "it is no text"
         return "it is not UTF-8, and becomes so with: iconv -f latin1 -t utf-8 FILE"
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 

@@ -58,6 +58,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"the ending is {file.suffix!r}")
     except UsageError:
         raise
+    except json.JSONDecodeError as error:
+        lines = "; a file with a record a line is called .jsonl" if error.msg == "Extra data" else "; mend it"
+        raise UsageError(f"prompts {str(file)!r} is not JSON: line {error.lineno}, {error.msg}{lines}") from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UsageError(
             f"prompts {str(file)!r} cannot be read: {why_unread(error)}; give .txt, .jsonl, .json or .csv"
@@ -123,7 +126,10 @@ def prompt_of(record: Mapping[str, Any], where: str, field: str = "") -> str:
     """
     key = field or next((name for name in FIELDS if record.get(name)), "")
     if not record.get(key):
-        raise UsageError(f"a record of {where!r} has no {key or 'prompt'}: its fields are {', '.join(record)}")
+        fields = ", ".join(map(str, record))
+        cut = " (is it cut by commas?)" if ";" in fields or "\t" in fields else ""
+        wanted = key or "prompt"
+        raise UsageError(f"a record of {where!r} has no {wanted}: its fields are {fields}{cut}; call one {wanted!r}")
     text = _first(record[key])
     extra = "context" if key == "question" else "input"
     more = record.get(extra) or (_instance(record).get("input") if key == "instruction" else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from specstream.errors import UsageError, listed
+from specstream.errors import UsageError, listed, remedy, shown
 from specstream.files.atomic import why_unread
 
 
@@ -58,9 +58,10 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config {str(path)!r} cannot be read: {why_unread(error)}; give a YAML file") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"config {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"config {str(path)!r} is not YAML: {_malformed(error, text)}") from None
     if not isinstance(values, dict):
-        raise UsageError(f"config {str(path)!r} holds no sections; see configs/ for examples")
+        kind = "nothing" if values is None else f"one {type(values).__name__}"
+        raise UsageError(f"config {str(path)!r} holds {kind}; give keys and values, as the files in configs/ do")
     lines: dict[tuple[str, ...], int] = {}
     for place, line in _places(node, ()):
         if place in lines:
@@ -163,11 +164,46 @@ def validated(
             if (complaint := misplaced(place, sections_of(kind) | dict(free), first["input"])) and not prefix:
                 raise UsageError(where + complaint) from None
             known = listed(place[-1], _known(kind, place[:-1]))
-            raise UsageError(f"{where}unknown setting {name!r}; known are {known}") from None
+            owner = owner_of(values, kind.model_fields)
+            raise UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}") from None
         if first["type"] == "missing":
-            raise UsageError(f"{where}{name} is missing; give it") from None
-        remedy = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
-        raise UsageError(f"{where}{name} is {first['input']!r}; give a value that is {remedy}") from None
+            raise UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}") from None
+        raise UsageError(f"{where}{name} is {first['input']!r}; give {remedy(first['msg'])}") from None
+
+
+_OWNERS = {
+    "serve": ("model_name", "model_path", "max_rows", "port", "api_key"),
+    "benchmark": ("experiments",),
+    "evaluate": ("datasets",),
+    "train": ("recipe", "training", "streams", "distillation"),
+    "router collect": ("collection",),
+    "router train": ("fit", "embedding"),
+    "generate": ("drafter", "max_new_tokens"),
+}
+"""Commands, and keys that only their files have."""
+
+
+def owner_of(values: Mapping[str, Any], known: Container[str]) -> str:
+    """The end of an error about a file that another command reads; empty for none.
+
+    Args:
+        values: what the file holds.
+        known: keys of the files that were expected.
+    """
+    for command, keys in _OWNERS.items():
+        if any(key in values and key not in known for key in keys):
+            return f"; the file looks like one for specstream {command}"
+    return ""
+
+
+def _malformed(error: Any, text: str) -> str:
+    """What is wrong in a text that is no YAML, where, and what that line should be."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return " ".join(str(error).split()) + "; give a text file"
+    line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
+    why = "it is indented by a tab; give spaces" if "\t" in line[: mark.column + 1] else f"{error.problem}; mend it"
+    return f"line {mark.line + 1}, {shown(line.strip())}: {why}"
 
 
 def _places(node: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], int]]:

@@ -28,6 +28,10 @@ from specstream.models.architecture.compat import Cache
 from specstream.models.architecture.families import Family
 from specstream.models.architecture.hidden_states import States, decoder_layers, tapped
 from specstream.models.architecture.partial_forward import Swaps, run_upper, swapped
+from specstream.models.target.layout import Layout, masks
+
+MASKED_AT_ONCE = 64
+"""Positions whose streams run in one pass where a mask says what they see."""
 
 _ATTENTION = "specstream_streams"  # the name of our attention in transformers' registry
 
@@ -125,37 +129,78 @@ def run_streams(
     Returns:
         ``[rows, count, gamma, hidden]``.
     """
+    run = _by_attention if _exchangeable(model) else _by_mask
+    with swapped(swaps):
+        return run(model, family, layers, main, hidden, positions)
+
+
+def _by_attention(
+    model: Any, family: Family, layers: Sequence[nn.Module], main: MainStream, hidden: Tensor, positions: Tensor
+) -> Tensor:
+    """With an attention of ours: no score is computed that no stream may use."""
     rows, count, gamma, _ = hidden.shape
-    ahead = torch.arange(1, gamma + 1, device=positions.device)
-    standing = (positions[:, :, None] + ahead).flatten(1)
     arguments: dict[str, Any] = {"attention_mask": None, "use_cache": False}
-    if family.takes_positions:
-        limit = family.context_length
-        arguments["position_ids"] = standing if limit is None else standing.clamp(max=limit - 1)
+    arguments |= _where(family, _standing(positions, gamma))
     capped = compat.attention_of(model) == "eager"
     streaming = _Streaming(main, positions, gamma, family.layer_windows, capped)
-    first = min(main.keys)
-    with _attending(model, streaming), swapped(swaps):
-        final = run_upper(model, layers, first, hidden.flatten(1, 2), **arguments)
+    with _attending(model, streaming):
+        final = run_upper(model, layers, min(main.keys), hidden.flatten(1, 2), **arguments)
     return final.view(rows, count, gamma, -1)
 
 
-def check_streamable(model: Any) -> None:
-    """Refuse a model whose attention cannot be exchanged.
+def _by_mask(
+    model: Any, family: Family, layers: Sequence[nn.Module], main: MainStream, hidden: Tensor, positions: Tensor
+) -> Tensor:
+    """With the model's own attention, as passes of a target run: the streams' keys stand behind the main stream's.
 
-    Raises:
-        UnsupportedModelError: it does not go through transformers' attention interface, or has sinks or ALiBi.
+    A mask says which a stream sees, so each is scored against every stream of its pass: a pass is of few.
     """
+    _, count, gamma, _ = hidden.shape
+    parts = []
+    for start in range(0, count, MASKED_AT_ONCE):
+        at, states = positions[:, start : start + MASKED_AT_ONCE], hidden[:, start : start + MASKED_AT_ONCE]
+        layout = _masked_layout(at, gamma, main.states.shape[1])
+        arguments = {
+            "attention_mask": masks(layout, family.windows, hidden.dtype),
+            family.cache_argument: _Beside(main),
+            "use_cache": True,
+            **_where(family, layout.positions),
+        }
+        with family.key_positions(layout.key_positions):
+            final = run_upper(model, layers, min(main.keys), states.flatten(1, 2), **arguments)
+        parts.append(final.view_as(states))
+    return torch.cat(parts, 1)
+
+
+def _masked_layout(positions: Tensor, gamma: int, length: int) -> Layout:
+    """Of the streams of some positions ``[rows, count]`` behind ``length`` keys of the main stream."""
+    standing = _standing(positions, gamma)
+    stream = torch.arange(standing.shape[1], device=positions.device)
+    earlier = (stream[:, None] // gamma == stream // gamma) & (stream <= stream[:, None])
+    keys = torch.arange(length, device=positions.device)
+    below = keys <= positions.repeat_interleave(gamma, 1)[..., None]
+    visible = torch.cat([below, earlier.expand(len(positions), -1, -1)], -1)
+    return Layout(standing, torch.cat([keys.expand(len(positions), -1), standing], 1), visible, None)
+
+
+def _standing(positions: Tensor, gamma: int) -> Tensor:
+    """Where the streams of positions ``[rows, count]`` stand: ``[rows, count * gamma]``."""
+    return (positions[:, :, None] + torch.arange(1, gamma + 1, device=positions.device)).flatten(1)
+
+
+def _where(family: Family, standing: Tensor) -> dict[str, Tensor]:
+    """The argument that says it, where the model has one."""
+    if not family.takes_positions:
+        return {}
+    limit = family.context_length
+    return {"position_ids": standing if limit is None else standing.clamp(max=limit - 1)}
+
+
+def _exchangeable(model: Any) -> bool:
+    """Whether another attention can be put in: it comes from transformers' registry and adds nothing to the scores."""
     sinks = any("sink" in name for name, _ in model.named_parameters())
-    if (
-        sinks
-        or compat.alibi_of(model) is not None
-        or not compat.exchanges_attention(model)
-        or not compat.attention_configs(model)
-    ):
-        raise UnsupportedModelError(
-            f"{model.config.model_type} cannot carry streams: its attention is not one that other keys can be added to"
-        )
+    adds = sinks or compat.alibi_of(model) is not None
+    return not adds and compat.exchanges_attention(model) and bool(compat.attention_configs(model))
 
 
 @contextmanager
@@ -255,10 +300,11 @@ class MultiStreamAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, gamma: int) -> None:
         super().__init__()
-        if min(hidden_size, num_heads, gamma) < 1 or hidden_size % num_heads:
+        whole = all(isinstance(each, int) for each in (hidden_size, num_heads, gamma))
+        if not whole or min(hidden_size, num_heads, gamma) < 1 or hidden_size % num_heads:
             raise UsageError(
-                f"hidden_size is {hidden_size}, num_heads {num_heads} and gamma {gamma}; give numbers from 1 on, and "
-                "heads that divide the hidden size"
+                f"hidden_size is {hidden_size!r}, num_heads {num_heads!r} and gamma {gamma!r}; "
+                "give whole numbers from 1 on, and heads that divide the hidden size"
             )
         self.num_heads, self.gamma = num_heads, gamma
         projections = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
@@ -290,6 +336,26 @@ class MultiStreamAttention(nn.Module):
     def _joined(self, seen: Tensor) -> Tensor:
         states: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
         return states
+
+
+class _Beside(Cache):
+    """The keys and values of the main stream, and behind them those of the pass that runs; it keeps nothing."""
+
+    def __init__(self, main: MainStream) -> None:
+        super().__init__(layers=[])
+        self._main = main
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        keys, values = self._main.keys[layer_idx], self._main.values[layer_idx]
+        return torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._main.states.shape[1]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self._main.states.shape[1] + query_length, 0
 
 
 class _Keeping(Cache):

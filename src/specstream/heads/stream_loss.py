@@ -75,15 +75,46 @@ def stream_loss(
     for j in range(1, streams.gamma + 1):
         teacher = _states_at(main.final, wanted.positions + j).detach() if soften else None
         parts[f"stream_{j}"] = _mean(streams, final[:, :, j - 1], wanted.targets[:, :, j - 1], teacher, soften)
-    if streams.config.pruning_rank:
-        following = _following(tokens, mask, wanted.positions + 1)
-        early = streams.early_states(main, wanted.positions)
-        parts["early"] = _mean(streams, early, _in_part(streams, following))
+    if streams.early_exit is not None:
+        parts["early"] = _early_loss(streams, main, wanted.positions, (tokens, mask), soften)
     total = streams.config.weight * torch.stack(list(parts.values())).sum()
     if streams.config.mode == "shared":
         parts["next"] = _next_loss(streams, main.final, tokens, mask)
         total = total + parts["next"]
     return total, {name: part.detach() for name, part in parts.items()}
+
+
+def early_exit_loss(
+    streams: Streams, tokens: Tensor, mask: Tensor, *, main: MainStream | None = None, soften: float = 0.0
+) -> Tensor:
+    """The early exit's loss alone, a scalar with its graph: no stream runs. Arguments as of ``stream_loss``."""
+    main = streams.read(tokens) if main is None else main
+    return _early_loss(streams, main, _but_the_last(tokens), (tokens, mask), soften)
+
+
+@torch.no_grad()
+def early_exit_chances(streams: Streams, tokens: Tensor, mask: Tensor, main: MainStream | None = None) -> Tensor:
+    """What the early exit gives the true tokens; arguments as of ``stream_ranks``.
+
+    Returns:
+        ``[positions]`` float32, probabilities among the tokens that streams draft; of no others.
+    """
+    assert streams.early_exit is not None
+    main = streams.read(tokens) if main is None else main
+    targets = _in_part(streams, _following(tokens, mask, _but_the_last(tokens) + 1))
+    there = targets >= 0
+    states, wanted = streams.early_exit(main.states[:, :-1])[there], targets[there]
+    weight, bias = streams.head()
+    chances = [states.new_zeros(0, dtype=torch.float32)]
+    for rows, aims, _ in _chunks(states, wanted, weight):
+        shares = functional.linear(rows, weight, bias).float().softmax(-1)
+        chances.append(shares.gather(1, aims[:, None])[:, 0])
+    return torch.cat(chances)
+
+
+def _but_the_last(tokens: Tensor) -> Tensor:
+    """All positions ``[rows, length - 1]`` with a token behind them."""
+    return torch.arange(tokens.shape[1] - 1, device=tokens.device).expand(len(tokens), -1)
 
 
 @torch.no_grad()
@@ -112,6 +143,16 @@ def stream_ranks(streams: Streams, tokens: Tensor, mask: Tensor, main: MainStrea
         own = logits.gather(1, wished.clamp_min(0)[:, None])
         ranks.append((logits > own).sum(1).masked_fill(wished < 0, len(weight)))
     return torch.cat(ranks).view(-1, streams.gamma) if ranks else targets
+
+
+def _early_loss(
+    streams: Streams, main: MainStream, positions: Tensor, given: tuple[Tensor, Tensor], soften: float
+) -> Tensor:
+    """Of the token behind each of the positions ``[rows, count]``; the model itself says it at that very place."""
+    assert streams.early_exit is not None
+    targets = _in_part(streams, _following(*given, positions + 1))
+    teacher = _states_at(main.final, positions).detach() if soften else None
+    return _mean(streams, streams.early_exit(_states_at(main.states, positions)), targets, teacher, soften)
 
 
 def _wanted(streams: Streams, tokens: Tensor, mask: Tensor, share: float, generator: torch.Generator | None) -> _Wanted:

@@ -36,8 +36,9 @@ from specstream.core.ports import Adapter, HiddenStates
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError
+from specstream.heads.early_exit import EarlyExit
 from specstream.heads.folder import describe_base, load_head, save_head
-from specstream.heads.multistream import MainStream, check_streamable, read_main, run_streams
+from specstream.heads.multistream import MainStream, read_main, run_streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, Pulls
 from specstream.models.architecture.families import describe
@@ -76,7 +77,7 @@ class Streams(nn.Module):
         vocabulary: ids of the tokens that streams predict, in any order; None for all.
 
     Raises:
-        UnsupportedModelError: a base that cannot carry streams.
+        UnsupportedModelError: a base that cannot be a target, or whose layers cannot be found.
         UsageError: more layers than the base has, or targets that it does not have.
     """
 
@@ -87,7 +88,6 @@ class Streams(nn.Module):
         self, model: Any, config: StreamsConfig | None = None, vocabulary: Sequence[int] | Tensor | None = None
     ) -> None:
         super().__init__()
-        check_streamable(model)
         self.config = config = config or StreamsConfig()
         if config.mode == "lossless":
             model.requires_grad_(False)
@@ -108,9 +108,7 @@ class Streams(nn.Module):
             inputs, outputs = sizes(linear)
             self.down[_key(name)] = nn.Parameter(torch.randn(config.rank, inputs, device=device) / inputs**0.5)
             self.up[_key(name)] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
-        if config.pruning_rank:
-            self.prune_down = nn.Parameter(torch.randn(config.pruning_rank, hidden, device=device) / hidden**0.5)
-            self.prune_up = nn.Parameter(torch.zeros(hidden, config.pruning_rank, device=device))
+        self.early_exit: EarlyExit | None = None
         self.chain: Chain | None = None
         part = None if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.int64, device=device)
         self.register_buffer("vocabulary", part)
@@ -118,7 +116,8 @@ class Streams(nn.Module):
         self._changing = list(self.parameters())  # a list: parameter dictionaries are slow to read
         self._frozen: _Frozen | None = None
         self._drafting: tuple[Tensor, Any] | None = None
-        self._norm = FinalNorm(model)
+        if config.pruning_rank:
+            self.add_early_exit(config.pruning_rank)
         if config.chain_rank:
             self.add_chain(config.chain_rank)
 
@@ -176,6 +175,13 @@ class Streams(nn.Module):
         self.chain = Chain(self.embeddings.shape[1], rank).to(self.embeddings.device)
         self._changing = list(self.parameters())
 
+    def add_early_exit(self, rank: int) -> None:
+        """Let drafts be pruned before the upper layers run; at first by the model's own head on the state as it is."""
+        self.config = replace(self.config, pruning_rank=rank)
+        device, hidden = self.embeddings.device, self.embeddings.shape[1]
+        self.early_exit = EarlyExit(hidden, rank, FinalNorm(self.model)).to(device)
+        self._changing = list(self.parameters())
+
     @torch.no_grad()
     def add_streams(self, gamma: int) -> None:
         """Go on with more streams than there are: each new one begins as the last of the old, a place further on."""
@@ -196,10 +202,6 @@ class Streams(nn.Module):
             before: for the streams behind the first, what the one before them drafts: ``[rows, count, gamma - 1]``.
         """
         return final if self.chain is None else self.chain(final, self.token_states(before))
-
-    def early_states(self, main: MainStream, positions: Tensor) -> Tensor:
-        """What the early exit gives to the head, ``[rows, count, hidden]``: through its adapter and the final norm."""
-        return self._leave(main.states.gather(1, positions[..., None].expand(-1, -1, main.states.shape[-1])))
 
     def read(self, tokens: Tensor) -> MainStream:
         """The base's own pass over ``[rows, length]`` int64; with gradients only in the shared mode."""
@@ -261,7 +263,8 @@ class Streams(nn.Module):
         Returns:
             For every row and node a probability; 1 for the root.
         """
-        shares = self._logits(self._leave(hidden)).float().softmax(-1)
+        assert self.early_exit is not None
+        shares = self._logits(self.early_exit(hidden)).float().softmax(-1)
         found = []
         for own, tree in zip(shares, trees, strict=True):
             at = torch.tensor([max(0, parent) for parent in tree.parents], device=own.device)
@@ -357,11 +360,6 @@ class Streams(nn.Module):
 
     def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
         return list(self.adapter().changes.items())
-
-    def _leave(self, hidden: Tensor) -> Tensor:
-        """Through the early exit's adapter and the final norm."""
-        down, up = self.prune_down.to(hidden.dtype), self.prune_up.to(hidden.dtype)
-        return self._norm(hidden + functional.linear(functional.linear(hidden, down), up))
 
     def _places(self, tokens: Tensor) -> Tensor:
         """Where tokens stand in the streams' vocabulary, 0 if they do not."""

@@ -64,7 +64,12 @@ class Router:
         generator: the source of chance.
     """
 
-    def __init__(self, model: RouterModel, config: RouterConfig, generator: torch.Generator) -> None:
+    def __init__(self, model: Any, config: Any, generator: torch.Generator) -> None:
+        if not isinstance(model, RouterModel) or not isinstance(config, RouterConfig):
+            raise UsageError(
+                f"a router is made of {type(model).__name__} and {type(config).__name__}; "
+                "give its folder: AdaptiveRouter.from_config({'router': FOLDER})"
+            )
         self.model, self.config = model, config
         self._generator = generator
         self._features: Features | None = None

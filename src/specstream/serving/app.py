@@ -259,7 +259,7 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 
 _WORDS = {
     400: "the body cannot be read; send JSON in UTF-8, not compressed and not nested deeply",
-    404: "nothing is served at this path; /openapi.json lists what is",
+    404: "nothing is served at this path; send to /v1/chat/completions, or as /openapi.json lists",
     405: "the method is not one of this path's; send {Allow}",
 }
 """What the web framework refuses by itself, before anything of ours is asked."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
+from specstream.errors import meant
 from specstream.serving.middleware import refusal
+from specstream.serving.requests import ChatBody, CompletionBody
 
 _LONGEST_NAME = 100
 _SHOULD = "Input should be "
+
+_PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
+"""The field that a body of each path must have."""
+
+_FIELDS = tuple({**ChatBody.model_fields, **CompletionBody.model_fields})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,11 @@ def _complaint(error: Any, body: Any) -> _Complaint:
     if kind == "field":  # of the object, and about one of its fields
         place, words = (*place, context["name"]), context["words"]
     elif kind == "extra_forbidden":
-        words = "the field is not known; leave it out"
+        like = meant(str(place[-1]), _FIELDS) if len(place) == 1 else None
+        words = f"the field is not known; {'leave it out' if like is None else f'did you mean {like!r}?'}"
+    elif kind == "missing" and len(place) == 1 and isinstance(body, Mapping):
+        other = next((path for field, path in _PATHS.items() if field != place[0] and field in body), None)
+        words += "" if other is None else f"; what is sent goes to {other}"
     return _Complaint(place=place, words=words)
 
 

@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
-from specstream.errors import UsageError, listed
-from specstream.files.atomic import why_unread
-from specstream.files.yaml_file import misplaced
+from specstream.errors import UsageError, listed, remedy
+from specstream.files.yaml_file import Document, misplaced, owner_of, read_document
 
 GB = 1e9
 
@@ -111,6 +109,9 @@ class DeploymentConfig(BaseModel):
             except ValidationError as error:
                 raise UsageError(_complaint(error)) from None
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise UsageError(f"{name} cannot be set to {value!r} any more; give it when the configuration is made")
+
     @field_validator("vllm_args", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
@@ -181,11 +182,23 @@ class DeploymentConfig(BaseModel):
             UsageError: a file that cannot be read, an unknown key or variable, a value out of range.
         """
         environment = os.environ if environment is None else environment
-        values = {} if path is None else _file(path)
+        document = Document(source="", values={}) if path is None else _file(path)
+        values = dict(document.values)
         check_variables(environment)
         values |= {name: environment[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environment}
         values |= {name: value for name, value in given.items() if value is not None}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UsageError as error:
+            name = re.sub(r"^unknown setting '", "", str(error)).split("'")[0].split()[0].split(".")[0]
+            if given.get(name) is not None:
+                where = ""
+            elif (key := PREFIX + name.upper()) in environment:
+                where = f"{key}: "
+            else:
+                where = document.where((name,))
+            owner = owner_of(document.values, cls.model_fields) if "unknown setting" in str(error) else ""
+            raise UsageError(f"{where}{error}{owner}") from None
 
 
 def check_variables(environment: Mapping[str, str]) -> None:
@@ -199,7 +212,7 @@ def check_variables(environment: Mapping[str, str]) -> None:
         if not name.startswith(PREFIX):
             continue
         if name not in known:
-            raise UsageError(f"{name} is no variable of this program; unset it, or give one of {', '.join(known)}")
+            raise UsageError(f"{name} is no variable of this program; unset it, or give one of {listed(name, known)}")
         variable(name, environment)
 
 
@@ -275,16 +288,14 @@ def free_memory(root: Path = Path("/")) -> int:
     return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _file(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"config {path!r} cannot be read: {why_unread(error)}; give a YAML file") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UsageError(f"config {path!r} holds one {type(values).__name__}; give keys such as model_name: gpt2")
-    return values
+def _file(path: str) -> Document:
+    document = read_document(path, (), "port=8001")
+    for key, value in document.values.items():
+        if not isinstance(key, str):
+            raise UsageError(f"{document.where((key,))}{key!r} is no name; give keys such as model_name: gpt2")
+        if key == "api_key" and value is None:  # a template that nobody filled in must not let everyone in
+            raise UsageError(f"{document.where((key,))}{key} is empty; give a key, or leave the line out")
+    return document
 
 
 def _complaint(error: ValidationError) -> str:
@@ -296,9 +307,8 @@ def _complaint(error: ValidationError) -> str:
         )
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
-    remedy = first["msg"].removeprefix("Input ").removeprefix("should be ")
     value = "not shown" if name == "api_key" else repr(first["input"])
-    return f"{name} is {value}; give a value that is {remedy}"
+    return f"{name} is {value}; give {remedy(first['msg'])}"
 
 
 def _text(file: Path) -> str:

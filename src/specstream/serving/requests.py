@@ -164,6 +164,12 @@ class Message(Given):
     refusal: str | None = None
     tool_call_id: str | None = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise _about("content", f"is missing, and the role is {self.role}; give a text")
+        return self
+
     @property
     def text(self) -> str:
         if isinstance(self.content, list):

@@ -60,6 +60,10 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
     model = engine.target.model
     what = f"{str(model.dtype).removeprefix('torch.')} on {model.device}, drafter {engine.parts.drafter.name}"
     _log.info("loaded in %.1f s: %s", time.monotonic() - begun, what)
+    if (own := engine.target.context_length) is not None and own < (config.max_context or 0):
+        _log.warning(
+            "max_context is %s and the model's context holds %s tokens, which is the limit", config.max_context, own
+        )
     _log.info("testing which passes have equal bits")
     prepare(engine.parts, 1)
     _log.info("tested, %.1f s after the start", time.monotonic() - begun)

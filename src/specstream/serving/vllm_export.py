@@ -24,7 +24,7 @@ from specstream.models.architecture.compat import config_of, text_config
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.load import reason
 from specstream.models.hub.vocabulary import read_part
-from specstream.training.checkpoints import replace_folder, write_json
+from specstream.training.checkpoints import check_replaceable, replace_folder, write_json
 
 RECORD = "vllm_export.json"
 """What an exported folder came from; a folder with it may be written again."""
@@ -68,8 +68,7 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
         VocabularyMismatchError: a draft of another vocabulary than the target's.
     """
     folder = Path(output).absolute()
-    if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"output {output!r} is there and no export; give another folder")
+    check_replaceable(folder, RECORD, "output")
     place = resolve(source)
     settings = read_settings(place, "model")
     if settings.get("kind") == "streams":

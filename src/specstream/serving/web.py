@@ -74,6 +74,7 @@ class Web(uvicorn.Server):
         await super().shutdown(sockets)
         if self.force_exit:
             await asyncio.to_thread(self._scheduler.stop, 0)
+            await self.lifespan.shutdown()  # uvicorn leaves it out, and its task would end in a traceback
         await stopping
 
 

@@ -107,6 +107,30 @@ def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Quest
     return sorted(questions, key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
 
 
+def check_place(path: Path, setting: str) -> None:
+    """Refuse a place for an ``AnswerFile`` before anything is loaded for it, and make its folder.
+
+    Args:
+        path: the file.
+        setting: how the path is given, for the error.
+
+    Raises:
+        UsageError: a folder, a place that cannot be written to, or a file that no such run wrote: it would be lost.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{setting} is {str(path)!r}: {error.strerror}; give a file in another folder") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{setting} is {str(path)!r}; give the name of a file in a folder that can be written to")
+    if not _record_of(path).exists() and path.is_file() and path.stat().st_size:
+        raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(path.name + ".meta.json")
+
+
 class AnswerFile:
     """The JSON lines that are written, under another name until they are whole, and the record of where they come from.
 
@@ -116,17 +140,17 @@ class AnswerFile:
         what: what the lines hold, and ``setting`` how the path is given, for the error.
 
     Raises:
-        UsageError: there are answers of another identity.
+        UsageError: there are answers of another identity, or as for ``check_place``.
     """
 
     def __init__(
         self, path: Path, identity: dict[str, Any], *, what: str = "answers", setting: str = "--output"
     ) -> None:
+        check_place(path, setting)
         self.path, self.partial = path, path.with_name(path.name + ".partial")
-        self.record = path.with_name(path.name + ".meta.json")
+        self.record = _record_of(path)
         self._identity = identity
         if not self.record.exists():
-            self.record.parent.mkdir(parents=True, exist_ok=True)
             return
         before = json.loads(self.record.read_text(encoding="utf-8")).get("identity", {})
         for name in identity:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from specstream.errors import TrainingError
+from specstream.errors import TrainingError, UsageError
 from specstream.files.atomic import write_whole
 from specstream.training.cards import CARD, training_card
 
@@ -91,6 +91,27 @@ def _write_product(folder: Path, record: dict[str, Any], product: Callable[[Path
     product(folder)
     write_json(folder / _RECORD, record)
     (folder / CARD).write_text(training_card(record), encoding="utf-8")
+
+
+def check_replaceable(folder: Path, mark: str, setting: str) -> None:
+    """Refuse to replace what no such run wrote, before anything is computed for it.
+
+    Args:
+        folder: that ``replace_folder`` is to write.
+        mark: a file that such a run leaves in it.
+        setting: how the folder is given, for the error.
+
+    Raises:
+        UsageError: a file, a folder that holds something else, or a place that cannot be written to.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{setting} is {str(folder)!r}: {error.strerror}; give a folder elsewhere") from None
+    if not os.access(folder.parent, os.W_OK):
+        raise UsageError(f"{setting} is {str(folder)!r}, which cannot be written; give a folder elsewhere")
+    if folder.exists() and not (folder / mark).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{setting} is {str(folder)!r}, which is something else that would be lost; give a new folder")
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -171,6 +171,7 @@ class StreamsSection(_Section):
     """The recipe ``streams``: speculative streams of a frozen target; in ``shared`` it is fine-tuned with them.
 
     Attributes:
+        train: ``all`` of it, or the ``early_exit`` alone, on top of the streams of ``start_from``.
         gamma: streams of a position.
         layers: at the top of the target, that they run through.
         rank: of their changes to linear layers.
@@ -183,14 +184,16 @@ class StreamsSection(_Section):
         vocabulary: streams draft this many tokens, the most frequent ones of the data; None for all.
         soften: how much of a stream's target is the base's distribution, the rest is the token.
         fit_examples: of the data, that the linear start is fitted to.
-        start_from: a folder of streams to go on from with other data; None for new ones. A ``gamma`` beside it may
-            ask for more streams than it has.
+        start_from: a folder of streams to go on from with other data, or ``shipped``: those that come with the
+            package; None for new ones. A ``gamma`` beside it may ask for more streams than it has, a ``chain_rank`` or
+            ``pruning_rank`` for a chain or an early exit that it lacks.
         weight: of each stream's loss beside the next token's, where both are learned.
         live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none. Not in
             ``shared``, whose model changes all the time.
         live_tokens: of each answer to them.
     """
 
+    train: Literal["all", "early_exit"] = "all"
     gamma: int = Field(default=4, ge=1)
     layers: int = Field(default=6, ge=1)
     rank: int = Field(default=16, ge=0)
@@ -317,9 +320,27 @@ def train_config(values: dict[str, Any], document: Document | None = None) -> Tr
     config = validated(TrainConfig, values, document=document)
     if config.draft.goal == "live_accepted_length" and not config.draft.live_prompts:
         raise UsageError("draft.goal is 'live_accepted_length' and draft.live_prompts is 0; give some prompts")
+    _check_early_exit(config)
     others = set().union(*SECTIONS.values()) - SECTIONS[config.recipe]
     if strange := sorted(others & set(values)):
         raise UsageError(f"section {strange[0]!r} is given and recipe is {config.recipe!r}; leave one of them out")
     if config.data.task is not None:
         read_task(config.data.task)  # before a model is loaded for nothing
     return config
+
+
+def _check_early_exit(config: TrainConfig) -> None:
+    """Refuse to train an early exit alone where there would be no streams below it, or no exit."""
+    section = config.streams
+    if section.train != "early_exit":
+        return
+    if config.recipe != "streams":
+        raise UsageError(f"streams.train is 'early_exit' and recipe is {config.recipe!r}; give recipe: streams")
+    if section.start_from is None:
+        raise UsageError("streams.train is 'early_exit' and streams.start_from is missing; give 'shipped' or a folder")
+    if not section.pruning_rank:
+        raise UsageError("streams.train is 'early_exit' and streams.pruning_rank is 0; give a rank, such as 8")
+    used = {"train", "start_from", "pruning_rank", "soften", "live_prompts", "live_tokens"}
+    given, usual = section.model_dump(exclude=used), StreamsSection().model_dump(exclude=used)
+    if idle := [name for name, value in given.items() if value != usual[name]]:
+        raise UsageError(f"streams.train is 'early_exit' and streams.{idle[0]} is given; leave it out: streams stay")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.environment import require
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.files.yaml_file import validated
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.load import load_model
@@ -71,6 +71,8 @@ class LoRAAdapter:
     def __init__(self, base_model: Any, lora_config: Mapping[str, Any] | None = None, tokenizer: Any = None) -> None:
         peft = require("peft", "train", "LoRAAdapter")
         require_model(base_model)
+        if any(hasattr(module, "base_layer") for module in base_model.modules()):
+            raise UsageError("base_model has adapters in it already; give one without, or with those merged")
         self.config = _settings(lora_config or {})
         self.config["target_modules"] = modules_for(base_model, self.config["target_modules"])
         self._base, self._tokenizer = base_model, tokenizer
@@ -194,6 +196,8 @@ class LoRAAdapter:
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise UsageError(f"lora_config is {shown(given)}; give a mapping, such as {{'r': 8, 'alpha': 16}}")
     ours = {theirs: name for name, theirs in _NAMES.items()}
     settings = {ours.get(name, name): value for name, value in given.items()}
     if isinstance(settings.get("target_modules"), (tuple, set)):

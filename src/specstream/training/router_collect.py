@@ -1,21 +1,23 @@
 """Every drafter on every prompt, in turn, in one process: what a router is fitted to.
 
-All drafters share one target and one controller, as they do where a router chooses among them. For each prompt they
-generate in turn, the order turning from prompt to prompt, so that a machine that slows down slows all of them. A prompt
-that fails is recorded with the reason; an interrupted run goes on where it was.
+All drafters share one target and one controller, as they do where a router chooses among them. A prompt that fails is
+recorded with the reason; an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from specstream.config import GenerationConfig
 from specstream.engine.build import build_drafters
+from specstream.engine.contestants import Turn, by_turn, in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
@@ -26,7 +28,7 @@ from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, file_sha256
+from specstream.training.answers import AnswerFile, check_place, file_sha256
 from specstream.training.decontamination import HeldOut, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
 
@@ -101,9 +103,10 @@ def collect(
         UsageError: files that cannot be read, or an output of another collection.
         TrainingError: every prompt failed.
     """
+    section = config.collection
+    check_place(Path(section.output), "collection.output")
     questions = read_questions(config)
     engine = load_target(config.target)
-    section = config.collection
     usable = [
         (each, ids) for each in questions if len(ids := _encoded(engine, each, section)) <= section.max_prompt_tokens
     ]
@@ -118,15 +121,18 @@ def collect(
     file = AnswerFile(Path(section.output), _identity(config, engine), what="prompts", setting="collection.output")
     done = file.begin(record, 1, len(usable))
     failed = 0
+    on_prompt(Progress(done=done, total=len(usable), failed=failed))
     if done < len(usable):
         sides = _sides(engine, config)
-        _warm_up(sides, usable[0][1], section)
+        ways = {name: partial(_generate, parts, section) for name, parts in sides.items()}
+        left = [(run, index) for index in range(done, len(usable)) for run in range(section.runs)]
+        turns = by_turn(in_turn(ways, [ids for _, ids in usable], todo=left, errors="keep"))
         for index in range(done, len(usable)):
-            on_prompt(Progress(done=index, total=len(usable), failed=failed))
-            line = measure(sides, *usable[index], section, index)
+            question, ids = usable[index]
+            line = collected(question, ids, list(sides), islice(turns, section.runs))
             failed += bool(line.error)
             file.append([line.to_line()])
-    on_prompt(Progress(done=len(usable), total=len(usable), failed=failed))
+            on_prompt(Progress(done=index + 1, total=len(usable), failed=failed))
     record["failed"] = _failed(file.partial, len(usable))
     if record["failed"] == len(usable):
         raise TrainingError(f"all {len(usable)} prompts failed, as {file.partial} says; mend that, and remove it")
@@ -140,24 +146,19 @@ def _failed(path: Path, count: int) -> int:
     return sum(bool(json.loads(line)["error"]) for line in lines)
 
 
-def measure(
-    sides: Mapping[str, Parts], question: Question, ids: list[int], section: CollectionSection, first: int
-) -> Collected:
-    """Every drafter on one prompt; whatever goes wrong is in the line.
+def collected(question: Question, ids: list[int], names: list[str], turns: Iterable[Turn[Generation]]) -> Collected:
+    """What every drafter did on one prompt; whatever went wrong is in the line.
 
     Args:
-        sides: the drafters.
         question: the prompt.
         ids: its tokens.
-        section: how.
-        first: which drafter begins.
+        names: of the drafters.
+        turns: one for each run.
     """
-    runs: dict[str, list[Run]] = {name: [] for name in sides}
     error = ""
     try:
-        for number in range(section.runs):
-            for name, generation in _in_turn(sides, ids, section, first + number).items():
-                runs[name].append(generation)
+        made = [turn.values() for turn in list(turns)]  # all of them, whichever fails: the next prompt's come after
+        runs = {name: [_run(each[name], each[NONE].rows[0].emitted) for each in made] for name in names}
     except Exception as problem:  # one prompt must not end hours of measuring
         runs, error = {}, reason_of(problem)
     return Collected(
@@ -170,15 +171,7 @@ def measure(
     )
 
 
-def _in_turn(sides: Mapping[str, Parts], ids: list[int], section: CollectionSection, first: int) -> dict[str, Run]:
-    names = list(sides)
-    first %= len(names)
-    generations = {name: _generate(sides[name], ids, section) for name in [*names[first:], *names[:first]]}
-    plain = generations[NONE].rows[0].emitted
-    return {name: _run(generations[name], plain) for name in names}
-
-
-def _generate(parts: Parts, ids: list[int], section: CollectionSection) -> Generation:
+def _generate(parts: Parts, section: CollectionSection, ids: list[int]) -> Generation:
     return Generation(parts, [ids], GenerationConfig(max_new_tokens=section.max_new_tokens)).run()
 
 
@@ -201,11 +194,6 @@ def _sides(engine: SpeculativeEngine, config: CollectConfig) -> dict[str, Parts]
     for side in sides.values():
         prepare(side, 1)
     return sides
-
-
-def _warm_up(sides: Mapping[str, Parts], ids: list[int], section: CollectionSection) -> None:
-    """The first generation of each measures the prices of its passes; it is not counted, and may fail."""
-    measure(sides, Question(text="", domain="", source=""), ids, section, 0)
 
 
 def _encoded(engine: SpeculativeEngine, question: Question, section: CollectionSection) -> list[int]:

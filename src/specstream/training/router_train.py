@@ -26,8 +26,11 @@ from specstream.routing.model import RouterModel
 from specstream.routing.records import Collected, read_collected
 from specstream.routing.router import Router
 from specstream.training.answers import file_sha256
-from specstream.training.checkpoints import replace_folder
+from specstream.training.checkpoints import check_replaceable, replace_folder
 from specstream.training.router_config import DataSection, RouterTrainConfig, TargetSection
+
+_FIGURES = "figures.json"
+"""What a training leaves beside the router: a folder without it holds something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,8 @@ def train_router(config: RouterTrainConfig) -> Trained:
         UsageError: collections that cannot be read or do not go together, or too few prompts.
         HeadMismatchError: they are of another target.
     """
+    output = Path(config.output_dir).absolute()
+    check_replaceable(output, _FIGURES, "output_dir")
     training, held_out, failed = _split(config)
     metas = [_meta(file) for file in (*config.data.files, *config.data.held_out_files)]
     drafters = _drafters(metas, config.data)
@@ -88,9 +93,9 @@ def train_router(config: RouterTrainConfig) -> Trained:
 
     def fill(folder: Path) -> None:
         router.save(folder)
-        (folder / "figures.json").write_text(json.dumps(trained.to_dict(), indent=2) + "\n", encoding="utf-8")
+        (folder / _FIGURES).write_text(json.dumps(trained.to_dict(), indent=2) + "\n", encoding="utf-8")
 
-    replace_folder(Path(config.output_dir), fill)
+    replace_folder(output, fill)
     return trained
 
 

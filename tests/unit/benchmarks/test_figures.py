@@ -14,10 +14,11 @@ from benchmarks import figures as commands
 from benchmarks.alone import MATCHING, drafters, matching
 from benchmarks.beside import Outcome, Settings, smallest_ratio
 from benchmarks.goals import GOALS, Goal
-from benchmarks.inprocess import Pair, Run
+from benchmarks.inprocess import Pair
 from benchmarks.peers import conditions, default_reference, default_systems, peers
 from benchmarks.rounds import Measured, Sample
 from benchmarks.systems import parse_system
+from specstream.engine.contestants import Run
 from specstream.errors import UsageError
 
 OUTCOME = Outcome(value=1.0, text="a table", details={"samples": []})
@@ -133,18 +134,16 @@ def test_the_best_of_the_others_counts() -> None:
 
 
 def pair(item: str, seconds: float, emitted: list[int], round_: int = 0) -> Pair:
-    tokens = list(range(sum(emitted)))
-
     def run(decode: float, passes: list[int]) -> Run:
-        total = decode + 1.0
-        return Run(tokens=tokens, decode=decode, total=total, emitted=passes, drafted=0, accepted=0, exact="bits")
+        counts: Any = {"drafted": 0, "accepted": 0, "rejected": 0, "exact": "bits", "texts": [""]}
+        return Run(tokens=[list(range(sum(passes)))], emitted=[passes], prefill=1.0, decode=decode, **counts)
 
-    return Pair(item=item, round=round_, own=run(seconds, emitted), plain=run(4.0, [1] * len(tokens)))
+    return Pair(item=item, round=round_, own=run(seconds, emitted), plain=run(4.0, [1] * sum(emitted)))
 
 
 def test_lookup_is_judged_where_it_matches() -> None:
     matches, none = [3, 1, 1, 1], [1] * 6
-    assert pair("a", 1.0, matches).own.matching_passes == 0.25 >= MATCHING
+    assert pair("a", 1.0, matches).matching_passes == 0.25 >= MATCHING
     pairs = [pair("a", 2.0, matches), pair("a", 1.0, matches, 1), pair("b", 8.0, none), pair("c", 1.0, matches)]
     value, text = matching(pairs)
     assert value == 3.5  # of 3, the median of prompt a, and 4

@@ -48,7 +48,7 @@ def test_options_reach_the_page(built: list[Any], capsys: pytest.CaptureFixture[
         (["--drafter", "router"], "--drafter is 'router' and there is none"),
         (["-n", "0"], "-n is 0; give a value"),
         (["--host", "203.0.113.1"], "cannot listen on 203.0.113.1:7860"),
-        (["--port", "70000"], "Invalid value for '--port'"),
+        (["--port", "70000"], "--port is '70000'; give a value"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_before_anything_is_loaded(

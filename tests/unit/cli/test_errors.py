@@ -164,3 +164,36 @@ def test_a_reader_that_has_gone_away_is_no_error() -> None:
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False)
     os.close(writer)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EROFS])
+def test_a_path_that_cannot_be_used_is_no_internal_error(monkeypatch, capsys, number):
+    failing_pull(monkeypatch, OSError(number, os.strerror(number), "/a/b"))
+    assert run("models", "pull", "smollm2-135m") == 1
+    line = f"error: '/a/b' cannot be used: {os.strerror(number)}; give another path, or mend that one\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("generate x -n 4.5", "--max-new-tokens is '4.5'; give a value that is a whole number"),
+        ("generate x -t 0,7", "--temperature is '0,7'; give a value that is a number"),
+        ("bench-task --task a --data b --nodes 0", "--nodes is '0'; give a value that is greater than or equal to 1"),
+        ("generate x --n-predict 4", "No such option: --n-predict; did you mean --max-new-tokens?"),
+        ("generate x --num-speculative-tokens 4", "No such option: --num-speculative-tokens; did you mean --gamma?"),
+        ("generate x --assistant-model a", "No such option: --assistant-model; did you mean --draft?"),
+        ("generate x --torch_dtype a", "No such option: --torch_dtype; did you mean --dtype?"),
+        ("serve --max-model-len 4", "No such option: --max-model-len; did you mean --max-context?"),
+        ("compare --prompt x", "No such option: --prompt; did you mean --input-str?"),
+        ("generate Hello world", "(world); put quotes around what belongs together"),
+        ("generate x \u2013n 4", "; it begins with a long dash: give -, or -- before a whole word"),
+        ("run x", "No such command 'run'. Did you mean 'generate'?"),
+        ("models ls", "No such command 'ls'. Did you mean 'list'?"),
+        ("serve gpt2", "'gpt2' stands alone; give --model gpt2"),
+    ],
+)
+def test_a_wrong_word_is_one_line_with_the_value_and_the_remedy(capsys, words, line):
+    assert run(*words.split()) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.startswith("error: ") and error.count("\n") == 1

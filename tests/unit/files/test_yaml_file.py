@@ -44,7 +44,7 @@ def read(tmp_path, text=TEXT, overrides=()):
         (TEXT, r"file.yaml:6: unknown setting 'parts.two.colour'; known are size"),
         (
             TEXT.replace("    colour: red\n", ""),
-            r"file.yaml:8: sides.1.size is 'x'; give a value that is a valid integer",
+            r"file.yaml:8: sides.1.size is 'x'; give a value that is a whole number",
         ),
         ("nam: a", r"file.yaml:1: unknown setting 'nam'; known are name, own, parts, sides|name is missing; give it"),
         ("name: a\nown: {length: 1}", r"file.yaml:2: unknown setting 'own.length'; known are size"),

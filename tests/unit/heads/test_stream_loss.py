@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specstream.heads.stream_loss import stream_loss, stream_ranks
+from specstream.heads.stream_loss import early_exit_chances, early_exit_loss, stream_loss, stream_ranks
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.models.architecture.fingerprint import fingerprint
@@ -167,12 +167,26 @@ def test_the_early_exit_learns_the_next_token():
     streams = made(pruning_rank=4)
     with torch.no_grad():
         main = streams.read(BATCH)
-        at = torch.tensor([[4]] * 2)
-        early = streams.early_states(main, at)
         norm = streams.model.model.norm
-        torch.testing.assert_close(early[:, 0], norm(main.states[:, 4]))
+        torch.testing.assert_close(streams.early_exit(main.states)[:, 4], norm(main.states[:, 4]))
     _, parts = stream_loss(streams, BATCH, torch.ones_like(BATCH, dtype=torch.bool))
     assert list(parts) == ["stream_1", "stream_2", "stream_3", "early"]
+    logits = (norm(main.states[:, :-1]) @ streams.head()[0].T).log_softmax(-1)
+    losses = -logits.gather(2, BATCH[:, 1:, None])[..., 0]
+    whole = torch.ones_like(BATCH, dtype=torch.bool)
+    torch.testing.assert_close(early_exit_loss(streams, BATCH, whole), losses.mean(), rtol=1e-4, atol=1e-4)
+    some = whole.clone()
+    some[:, :9] = False
+    chances = early_exit_chances(streams, BATCH, some)
+    torch.testing.assert_close(chances, (-losses[:, 8:]).exp().flatten(), rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        said = model_says(streams)[:, :-1]
+    softened = early_exit_loss(streams, BATCH, whole, soften=1.0)
+    torch.testing.assert_close(softened, -(said * logits).sum(-1).mean(), rtol=1e-4, atol=1e-4)
+
+
+def model_says(streams):
+    return streams.model(BATCH).logits.softmax(-1)
 
 
 def test_ranks_are_those_of_the_true_tokens():

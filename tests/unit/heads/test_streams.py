@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor
 
 from specstream.core.tree import TokenTree
-from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError, UsageError
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UsageError
 from specstream.heads.multistream import run_streams
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.models.architecture.fingerprint import fingerprint
-from specstream.models.architecture.partial_forward import merged, upper_linears
+from specstream.models.architecture.partial_forward import FinalNorm, merged, upper_linears
 from specstream.models.runtime import native, quantized
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.uncached import UncachedTarget
-from tests.lossless.families import FAMILIES, build, prompt
+from tests.lossless.families import FAMILIES, VOCAB, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENS = prompt(30)
 FOLLOWING = 77
-STREAMED = tuple(family for family in FAMILIES if family != "bloom")
 
 
 def shaken(family: str, dtype: torch.dtype = torch.float32, **settings) -> Streams:
@@ -51,7 +51,7 @@ def of_a_round(streams: Streams, session, node: int) -> Tensor:
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
-@pytest.mark.parametrize(("family", "start"), [*((family, "identity") for family in STREAMED), ("llama", "linear")])
+@pytest.mark.parametrize(("family", "start"), [*((family, "identity") for family in FAMILIES), ("llama", "linear")])
 def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtime):
     """Of a node on a branch that is not the tree's first, and of what is scored after it."""
     streams = shaken(family, start=start)
@@ -66,6 +66,84 @@ def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtim
         expected, got = whole(streams, TOKENS[:committed]), of_a_round(streams, session, path[-1])
         # Fused layers read their weights from bytes: to round a draft costs acceptance, never the output.
         assert (got - expected).norm() <= (0.05 if fused else 1e-3) * expected.norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def test_a_mask_says_what_our_attention_says(family, monkeypatch):
+    """Of many positions of two rows, in passes of three of them; bloom has the mask alone, so one by one."""
+    streams, tokens = shaken(family, layers=2), torch.tensor([TOKENS[:20], TOKENS[5:25]])
+    positions, following = torch.tensor([[0, 4, 5, 11, 19], [2, 3, 9, 10, 18]]), torch.full((2, 5), FOLLOWING)
+    with torch.no_grad():
+        main = streams.read(tokens)
+        if family == "bloom":
+            each = [streams.final_states(main, positions[:, at, None], following[:, :1]) for at in range(5)]
+            expected = torch.cat(each, 1)
+        else:
+            expected = streams.final_states(main, positions, following)
+        monkeypatch.setattr("specstream.heads.multistream._exchangeable", lambda model: False)
+        monkeypatch.setattr("specstream.heads.multistream.MASKED_AT_ONCE", 3)
+        got = streams.final_states(main, positions, following)
+    assert got.shape == (2, 5, 3, 64)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+OTHERS = {
+    "gptj": lambda: hf.GPTJConfig(
+        vocab_size=VOCAB, n_embd=64, n_layer=3, n_head=4, rotary_dim=8, bos_token_id=None, eos_token_id=None
+    ),
+    "falcon": lambda: hf.FalconConfig(
+        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, bos_token_id=1, eos_token_id=1
+    ),
+    "bloom": lambda: hf.BloomConfig(
+        vocab_size=VOCAB, hidden_size=64, n_layer=6, n_head=4
+    ),  # enough to take a row of a row
+    "bloom of one layer": lambda: hf.BloomConfig(vocab_size=VOCAB, hidden_size=64, n_layer=1, n_head=4),
+    "sinks": lambda: hf.GptOssConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        attn_implementation="eager",
+    ),
+}
+"""Models whose attention cannot be exchanged, and whose layers return tensors, or tuples."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_models_whose_attention_cannot_be_exchanged_carry_streams(name):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = hf.AutoModelForCausalLM.from_config(OTHERS[name]()).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+        streams = Streams(model, StreamsConfig(gamma=3, layers=1, rank=4, pruning_rank=2))
+        for parameter in streams.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    session = HuggingFaceTarget(model, runtime="eager").begin([TOKENS[:20]])
+    session.tap(streams.taps)
+    tree = TokenTree.merge(TOKENS[20], [TOKENS[10:13], TOKENS[21:24]])
+    logits = session.score([tree])[:, : len(tree)]  # what is behind is padding
+    if streams.first:
+        session.descend([tree], streams.first)
+        torch.testing.assert_close(session.score([tree])[:, : len(tree)], logits)
+    session.commit([[0, 4, 5]])
+    expected, got = whole(streams, TOKENS[: session.cache.lengths[0]]), of_a_round(streams, session, 5)
+    assert (got - expected).norm() <= 1e-3 * expected.norm()
+    last: list[Tensor] = []
+    streams._layers[-1].register_forward_hook(lambda *given: last.append(states_in(given[2])))
+    with torch.no_grad():
+        final = model.base_model(torch.tensor([TOKENS]), use_cache=False).last_hidden_state
+        assert torch.equal(FinalNorm(model)(last[0]), final)
+
+
+def states_in(output):
+    return output[0] if isinstance(output, tuple) else output
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
@@ -109,7 +187,7 @@ def rounded(linear, weight):
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "bloom"])
 def test_a_branch_leaves_nothing_behind(family, runtime):
     """The cache is what it was, and what is scored next has the bits that it has without streams."""
     streams = shaken(family)
@@ -336,5 +414,3 @@ def test_what_cannot_be_is_refused():
         StreamsConfig(gamma=0)
     with pytest.raises(UsageError, match="targets has 'c_attn'"):
         Streams(build("llama"), StreamsConfig(layers=1, targets=("q_proj", "c_attn")))
-    with pytest.raises(UnsupportedModelError, match="bloom cannot carry streams"):
-        Streams(build("bloom"), StreamsConfig(layers=1))

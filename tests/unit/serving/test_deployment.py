@@ -47,7 +47,15 @@ def test_the_file_that_is_shipped_is_one() -> None:
         ("gama: 4", "unknown setting 'gama'; known are acceptance_threshold, api_key, "),
         ("gamma: 0", "gamma is 0; give a value that is greater than or equal to 1"),
         ("- 1", "holds one list"),
-        ("a: [", "cannot be read"),
+        ("", "holds nothing; give keys and values"),
+        ("a: [", "is not YAML: line 1, 'a: [': expected the node content"),
+        ("port: 1\nport: 2", "deploy.yaml:2: port is given in line 1 already; drop one"),
+        ("host: ::1\n\tport: 2", "line 2, 'port: 2': it is indented by a tab; give spaces"),
+        ("port: 1\nserver: {}", "deploy.yaml:2: unknown setting 'server'"),
+        ("port: 1\nmodel: gpt2", "did you mean 'model_name'?"),
+        ("max_model_len: 100", "did you mean 'max_context'?"),
+        ("port: 1\nmemory_gb: 2GB", "deploy.yaml:2: memory_gb is '2GB'; give a value that is a number"),
+        ("port: 1\napi_key:", "deploy.yaml:2: api_key is empty; give a key, or leave the line out"),
     ],
 )
 def test_a_bad_file_is_named(text: str, words: str, tmp_path: Path) -> None:
@@ -167,3 +175,15 @@ def test_free_memory_obeys_the_control_group(tmp_path: Path) -> None:
     (groups / "memory.max").write_text("3000\n")
     assert free_memory(tmp_path) == 2000
     assert free_memory(tmp_path / "nowhere") > 0
+
+
+def test_a_wrong_variable_is_named_and_not_one_that_is_replaced() -> None:
+    environment = {"SPECSTREAM_PORT": "tcp://10.0.0.1:80"}
+    with pytest.raises(
+        UsageError, match=r"^SPECSTREAM_PORT: port is 'tcp://10.0.0.1:80'; give a value that is a whole"
+    ):
+        DeploymentConfig.read(None, environment)
+    with pytest.raises(UsageError, match=r"^port is 99999; give "):
+        DeploymentConfig.read(None, environment, port=99999)
+    with pytest.raises(UsageError, match="did you mean 'SPECSTREAM_MODEL_NAME'"):
+        DeploymentConfig.read(None, {"SPECSTREAM_MODEL_NAM": "gpt2"})

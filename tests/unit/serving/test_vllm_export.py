@@ -199,7 +199,7 @@ class TestCommand:
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
         code, _, err = self.run(capsys, str(tmp_path), "--to", "vllm", "--output", str(tmp_path / "out"))
         assert (code, (tmp_path / "out" / "thesis.txt").read_text()) == (2, "years of work")
-        assert "is there and no export; give another folder" in err
+        assert "is something else that would be lost; give a new folder" in err
 
     def test_another_system_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, _, err = self.run(capsys, str(tmp_path), "--to", "other", "--output", str(tmp_path / "out"))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from specstream.errors import UsageError
-from specstream.training.config import read_config
+from specstream.training.config import read_config, train_config
 
 TEXT = """
 recipe: lora
@@ -67,6 +67,24 @@ def test_the_shared_recipe_has_two_sections_and_one_can_be_left_out(file):
     assert read_config(file, [*sections, "streams=null"]).recipe == "lora"
 
 
+EXIT = {"train": "early_exit", "start_from": "shipped", "pruning_rank": 8}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ("shared", {}, "streams.train is 'early_exit' and recipe is 'shared'; give recipe: streams"),
+        ("streams", {"start_from": None}, "streams.start_from is missing; give 'shipped' or a folder"),
+        ("streams", {"pruning_rank": 0}, "streams.pruning_rank is 0; give a rank, such as 8"),
+        ("streams", {"gamma": 3}, "streams.gamma is given; leave it out"),
+    ],
+)
+def test_an_early_exit_alone_needs_streams_that_stay(recipe, changes, message):
+    assert train_config({"recipe": "streams", "streams": EXIT}).streams.start_from == "shipped"
+    with pytest.raises(UsageError, match=message):
+        train_config({"recipe": recipe, "streams": {**EXIT, **changes}})
+
+
 def test_a_task_that_is_not_there_is_refused_with_the_configuration(file):
     assert read_config(file, ["data.task=wikisql"]).data.task == "wikisql"
     with pytest.raises(UsageError, match="task 'chess' cannot be read"):
@@ -75,7 +93,7 @@ def test_a_task_that_is_not_there_is_refused_with_the_configuration(file):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [", "is not YAML"), ("- 1", "holds no sections"), ("model: {}", "recipe is missing")],
+    [("a: [", "is not YAML"), ("- 1", "holds one list; give keys and values"), ("model: {}", "recipe is missing")],
 )
 def test_a_wrong_file_is_refused(tmp_path, text, message):
     path = tmp_path / "config.yaml"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specstream.errors import UsageError
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.training.config import train_config
@@ -158,6 +159,65 @@ def test_going_on_keeps_the_streams_there_are_unless_more_are_asked_for(config, 
         values["streams"] |= {"start_from": folder, **section}
         streams = recipe.prepare(train_config(values), "cpu").trainee._streams
         assert streams.gamma == len(streams.embeddings) == expected
+
+
+@pytest.fixture
+def early_exit(config, tmp_path):
+    """A configuration that trains an exit alone on top of streams, and their folder."""
+    train(config("streams", num_train_steps=1, output_dir=str(tmp_path / "streams")), quiet=True)
+    folder = tmp_path / "streams" / "best"
+
+    def build(section=None, model=None, **training):
+        values = config("streams", None, model, **training).model_dump(exclude_unset=True)
+        alone = {"train": "early_exit", "start_from": str(folder), "pruning_rank": 2, "live_tokens": 8}
+        return train_config({**values, "streams": {**alone, "soften": 0.5, "live_prompts": 2, **(section or {})}})
+
+    return build, folder
+
+
+def test_an_early_exit_learns_and_its_streams_stay(early_exit, tmp_path):
+    build, folder = early_exit
+    outcome = train(build({"pruning_rank": 32}, num_train_steps=40, learning_rate=0.03), quiet=True)
+    log = rows(tmp_path / "run")
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    evaluations = [row for row in log if "eval/early_loss" in row]
+    assert [row["step"] for row in evaluations] == [0, 8, 16, 24, 32, 40]
+    assert outcome.progress.best == min(row["eval/early_loss"] for row in evaluations)
+    assert all(row["eval/kept_0.2"] <= row["eval/kept_0.1"] <= row["eval/kept_0.05"] for row in evaluations)
+    before, after = weights(folder), weights(tmp_path / "run" / "best")
+    assert set(after) - set(before) == {"early_exit.down", "early_exit.up"}
+    last = weights(next((tmp_path / "run" / "checkpoints").glob("*40")))
+    assert all(torch.equal(tensor, each[name]) for name, tensor in before.items() for each in (after, last))
+    assert last["early_exit.up"].any()
+
+    streams, was = (Streams.from_pretrained(each, tiny_model()) for each in (tmp_path / "run" / "best", folder))
+    assert streams.config.pruning_rank == 32
+    assert {name: streams.details[name] for name in was.details} == was.details, "what streams were trained on"
+    assert streams.details["early_exit"]["figures"]["early_loss"] == pytest.approx(outcome.progress.best)
+    assert streams.details["early_exit"]["data"]["examples"] == 34
+
+
+def test_an_early_exit_that_was_stopped_ends_in_the_same_bits(early_exit, tmp_path):
+    build, _ = early_exit
+    train(build(output_dir=str(tmp_path / "whole")), quiet=True)
+    for _ in range(8):
+        outcome = train(build(max_seconds=1e-9), quiet=True)
+    assert outcome.finished
+    expected, got = (weights(next((tmp_path / name / "checkpoints").glob("*8"))) for name in ("whole", "run"))
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
+
+
+def test_an_exit_is_added_to_streams_that_lack_it_and_shipped_ones_have_to_fit(early_exit):
+    build, folder = early_exit
+    values = build().model_dump(exclude_unset=True)
+    values["streams"] = {"start_from": str(folder), "pruning_rank": 3}
+    trainee = recipe.prepare(train_config(values), "cpu").trainee
+    assert trainee._streams.config.pruning_rank == 3
+    assert sum(1 for _ in trainee.parameters()) == len(list(trainee._streams.parameters()))
+    with pytest.raises(UsageError, match=r"is .shipped.: none come with the package for .*; give a folder"):
+        recipe.prepare(build({"start_from": "shipped"}), "cpu")
 
 
 def test_a_linear_start_is_close_to_the_states_to_come(config, made, tmp_path):

@@ -12,9 +12,6 @@ from specstream.config import EngineConfig, GenerationConfig
 from specstream.errors import UsageError
 from specstream.files.yaml_file import NAME, Document, read_document, validated
 
-PLAIN = "plain"
-"""The arm that every experiment has, and against which the others are measured."""
-
 WORKLOAD = {"batch", "context", *GenerationConfig.model_fields} - {"logits_processor"}
 """Keys that change the work, so that plain decoding is measured anew for every value of them."""
 

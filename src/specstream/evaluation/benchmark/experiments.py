@@ -11,8 +11,9 @@ from typing import Any
 
 from specstream.config import EngineConfig, GenerationConfig, engine_config, generation_config
 from specstream.engine.choices import SELF, check_choice
+from specstream.engine.contestants import PLAIN
 from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError, listed
-from specstream.evaluation.benchmark.config import ARM, NAMED, PLAIN, TARGET, WORKLOAD, BenchmarkConfig, Experiment
+from specstream.evaluation.benchmark.config import ARM, NAMED, TARGET, WORKLOAD, BenchmarkConfig, Experiment
 from specstream.files.yaml_file import Document, misplaced, sections_of
 
 

@@ -66,6 +66,9 @@ def read_prompts(section: PromptsSection, document: Document) -> list[Prompt]:
             prompts = _read(file, section.chat)
         except UsageError as error:
             raise UsageError(f"{document.where(('prompts', 'files', number))}{error}") from None
+        if not prompts:
+            where = document.where(("prompts", "files", number))
+            raise UsageError(f"{where}prompts {file.path!r} holds no prompt; give another file")
         for prompt in prompts:
             found.setdefault(prompt.category, []).append(prompt)
     for number, name in enumerate(section.categories):

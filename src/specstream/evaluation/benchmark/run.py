@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from specstream.engine.build import SharedDrafts, build_parts
+from specstream.engine.contestants import in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import announce_left_out, draft_bytes, extra_parameters, prepare
@@ -97,15 +99,14 @@ class _Bench:
         parts, failed = self._build(group, engine)
         for each in parts.values():
             prepare(each, group.batch)
-            for item in items[: self._config.measure.warmup]:
-                self._generate(each, item, group)
-        for repeat, index in turns:
-            first = (repeat * len(items) + index) % len(group.arms)
-            for arm in (*group.arms[first:], *group.arms[:first]):
-                self._say(f"{_title(group)}, {arm.name}")
-                own = parts.get(_name(arm))
-                sample = {"error": failed[_name(arm)]} if own is None else self._generate(own, items[index], group)
-                self._add(group, arm, items[index], repeat, sample)
+        arms = {_name(arm): arm for arm in group.arms}
+        ways = {name: partial(self._generate, group, parts.get(name), failed.get(name)) for name in arms}
+        warm_up, title = self._config.measure.warmup, _title(group)
+        entries = in_turn(
+            ways, items, todo=turns, warm_up=warm_up, on_run=lambda name: self._say(f"{title}, {arms[name].name}")
+        )
+        for entry in entries:
+            self._add(group, arms[entry.contestant], items[entry.prompt], entry.round, entry.value)
 
     def _load(self, group: Group) -> SpeculativeEngine:
         if self._engine is None or self._target != group.target:
@@ -151,9 +152,11 @@ class _Bench:
             )
         return built, failed
 
-    def _generate(self, parts: Parts, item: Item, group: Group) -> dict[str, Any]:
+    def _generate(self, group: Group, parts: Parts | None, failed: str | None, item: Item) -> dict[str, Any]:
         """One generation, or why there is none."""
         assert self._engine is not None
+        if parts is None:
+            return {"error": failed}
         try:
             reading = generate(parts, item.rows, group.generation, self._engine.model.device)
         except Exception as error:  # one prompt is not worth the others

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specstream.evaluation.benchmark.config import PLAIN
+from specstream.engine.contestants import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
 from specstream.evaluation.quality import Estimate
 from specstream.evaluation.statistics import speed_ratio

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specstream.engine.contestants import PLAIN
 from specstream.environment import require
-from specstream.evaluation.benchmark.config import PLAIN
 from specstream.evaluation.report.words import FEW, arm_name
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from specstream.evaluation.benchmark.config import PLAIN
+from specstream.engine.contestants import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
 from specstream.evaluation.benchmark.summary import Place, amounts, as_array, paired, place_of, plain_of
-from specstream.evaluation.quality import Estimate
-from specstream.evaluation.statistics import Values, holm, ratio_of_ratios, sign_flips
+from specstream.evaluation.quality import Estimate, Values
+from specstream.evaluation.statistics import holm, ratio_of_ratios, sign_flips
 
 SURE = 0.05
 """Below this p-value, corrected for the number of arms, a difference is seen."""

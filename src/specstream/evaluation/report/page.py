@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specstream.engine.contestants import PLAIN
 from specstream.environment import require
 from specstream.errors import UsageError
-from specstream.evaluation.benchmark.config import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
 from specstream.evaluation.benchmark.summary import COUNTED, summarise
 from specstream.evaluation.report.blocks import Block, Figure, Heading, Items, Table, Text, as_html, as_markdown

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specstream.evaluation.benchmark.config import PLAIN
+from specstream.engine.contestants import PLAIN
 
 UNKNOWN = "-"
 

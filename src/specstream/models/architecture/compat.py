@@ -98,6 +98,8 @@ def text_config(model: Any) -> Any:
 
 def wrapper_of(model: Any) -> str | None:
     """Why an object is not itself a transformers model, as the second half of a sentence; None if it is one."""
+    if isinstance(model, str | os.PathLike):
+        return "it is a name, no transformers model; load it: specstream.create_backend(name).model"
     if hasattr(model, "get_base_model"):
         return "it is PEFT's wrapper; give model.get_base_model(), which has the adapter in it"
     if hasattr(model, "_orig_mod"):

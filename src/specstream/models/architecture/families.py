@@ -18,6 +18,9 @@ from torch import Tensor
 from specstream.errors import UnsupportedModelError
 from specstream.models.architecture import compat
 
+ALIBI_STEP = 512
+"""ALiBi's bias is kept for multiples of so many positions: for every length alone, training would keep thousands."""
+
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -61,7 +64,7 @@ class Family:
         build = type(module).build_alibi_tensor
 
         def along_positions(attention_mask: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
-            count = positions.shape[1]  # no slot's position is beyond its place
+            count = -(-positions.shape[1] // ALIBI_STEP) * ALIBI_STEP  # no slot's position is beyond its place
             if (count, dtype) not in self.alibi_lines:
                 line = torch.ones(1, count, device=positions.device)
                 self.alibi_lines[count, dtype] = build(module, line, num_heads, dtype)[:, 0]

@@ -2,9 +2,10 @@
 
 Nothing of a modelling file is copied: the model's own ``forward`` turns positions into rotations or biases, runs
 through its layers and normalises at the end; only while such a pass runs, the layers below pass on what they get, and
-the first of the upper ones gets other hidden states than that. So it is one code for all families whose layers take and
-return a tensor (the Llama kind, GPT-2, OPT, Phi, ...). What differs: families with learned positions (GPT-2, OPT) add
-them to the embeddings, below the upper layers, so there a position given to such a pass has no effect.
+the first of the upper ones gets other hidden states than that. So it is one code for all families, whether a layer
+returns a tensor (the Llama kind, GPT-2, OPT, Phi, ...) or a tuple that begins with one (BLOOM). What differs: families
+with learned positions (GPT-2, OPT) add them to the embeddings, below the upper layers, so there a position given to
+such a pass has no effect.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def entering(layers: Sequence[nn.Module], first: int, hidden: Tensor) -> Iterato
     """Inside, the model's forward goes on at layer ``first`` with ``hidden``, whatever tokens it is given."""
     below: list[tuple[nn.Module, Forward]] = [(layer, _pass_on) for layer in layers[: min(first, len(layers) - 1)]]
     if first == len(layers):
-        entry: tuple[nn.Module, Forward] = layers[-1], lambda *given, **named: hidden
+        entry: tuple[nn.Module, Forward] = layers[-1], _leaving(layers[-1].forward, hidden, len(below))
     else:
         entry = layers[first], _entering(layers[first].forward, hidden)
     with swapped([*below, entry]):
@@ -157,7 +158,20 @@ def merged(linears: Mapping[str, Any], adapter: Adapter) -> dict[nn.Module, Tens
 
 
 def _pass_on(hidden_states: Tensor, *given: Any, **named: Any) -> Tensor:
-    return hidden_states
+    """Three dimensions for the next module, nothing more: where layers return tuples, the model takes the first row."""
+    return hidden_states if hidden_states.dim() > 2 else hidden_states[None]
+
+
+def _leaving(forward: Forward, hidden: Tensor, below: int) -> Forward:
+    """Instead of the last layer: ``hidden``, in the form in which layers return their states."""
+
+    def leave(hidden_states: Tensor, *given: Any, **named: Any) -> Any:
+        if below:
+            return hidden if hidden_states.dim() > 2 else (hidden,)
+        own = forward(hidden_states, *given, **named)
+        return (hidden, *own[1:]) if isinstance(own, tuple) else hidden
+
+    return leave
 
 
 def _entering(forward: Forward, hidden: Tensor) -> Forward:

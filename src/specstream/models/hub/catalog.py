@@ -157,6 +157,10 @@ def on_disk(name_or_path: str) -> Path | None:
         return cached_folder(name_or_path)
     if name_or_path and os.path.isdir(folder):
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
+    if name_or_path.startswith("self"):
+        raise ModelNotFoundError(f"{name_or_path!r} is a draft made of its target: give self:int8 or self:int4 as such")
+    if name_or_path and os.path.isfile(folder):
+        raise ModelNotFoundError(f"{name_or_path!r} is a file: give the folder of a saved model, which has config.json")
     if not _HUB_ID.fullmatch(name_or_path):
         raise _unknown(name_or_path)
     found = snapshots.cached_snapshot(name_or_path)
@@ -177,9 +181,11 @@ def _from_hub(hub_id: str, progress: bool) -> Path:
 
 
 def _not_on_hub(hub_id: str, reason: snapshots.HubUnavailable) -> ModelNotFoundError:
+    known = ", ".join(_CATALOG)
+    known += next((f"; {entry.name!r} is that model" for entry in _ENTRIES if entry.hub_id == hub_id), "")
     return ModelNotFoundError(
         f"model {shown(hub_id)} is neither a local folder nor in the hub's cache, and {reason}; "
-        f"give a local folder or one of: {', '.join(_CATALOG)}"
+        f"give a local folder or one of: {known}"
     )
 
 

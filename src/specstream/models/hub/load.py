@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pickle import UnpicklingError
 from typing import Any
 
@@ -135,6 +136,23 @@ def _load(name: str, folder: str, wanted: torch.dtype | None, place: torch.devic
     return model, tokenizer
 
 
+_DAMAGED = "the file is damaged or cut short: copy or download it again"
+_REMEDIES = (
+    (r"no file named .*(safetensors|pytorch_model)", "its weights are missing: copy or download model.safetensors"),
+    (r"deserializing header|HeaderTooLarge|MetadataIncomplete|incomplete metadata", f"model.safetensors: {_DAMAGED}"),
+    (r"not a valid JSON file", f"config.json is no JSON: {_DAMAGED}"),
+    (
+        r"backend tokenizer|vocab_file|load the tokenizer|tokenizer\.json",
+        "its tokenizer is missing: copy tokenizer.json",
+    ),
+    (
+        r"model type `.*?` but|Unrecognized model",
+        "transformers has no such model_type: mend config.json",
+    ),
+)
+"""What is to be done about a folder that transformers cannot load, by what it says."""
+
+
 def reason(error: Exception) -> str:
     """Why a folder cannot be loaded, in one line and without advice that would run what is in it."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -142,4 +160,7 @@ def reason(error: Exception) -> str:
         return "its weights are a pickle that holds more than tensors; give a folder with model.safetensors"
     if "trust_remote_code" in text:
         return "it needs code of its own, which is not run; load it with transformers and give model and tokenizer"
+    for words, remedy in _REMEDIES:
+        if re.search(words, text):
+            return f"{text[:120]}; {remedy}"
     return text[:300]

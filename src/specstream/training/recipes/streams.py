@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.streams import StreamsDrafter
+from specstream.errors import UsageError
 from specstream.heads.multistream import MainStream
-from specstream.heads.stream_loss import stream_loss, stream_ranks
-from specstream.heads.streams import Streams, unit
+from specstream.heads.shipped import left_out, shipped_for
+from specstream.heads.stream_loss import early_exit_chances, early_exit_loss, stream_loss, stream_ranks
+from specstream.heads.streams import KIND, Streams, unit
 from specstream.heads.streams_config import StreamsConfig
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
@@ -21,6 +23,12 @@ from specstream.training.data import Batch, Examples
 from specstream.training.hidden_state_cache import KeptStates
 from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
 from specstream.training.trainee import Goal, Prepared, drafted_figures
+
+THRESHOLDS = (0.05, 0.1, 0.2)
+"""Of pruning, that an early exit is judged at."""
+
+LIVE_PRUNING = 0.1
+"""Of live decoding with an early exit in training."""
 
 NOISE = 0.1
 """Size of fresh stream embeddings, against that of the states they are added to."""
@@ -133,6 +141,52 @@ class StreamsTrainee:
         return stream_ranks(self._streams, batch.tokens, batch.mask, self._states.read(batch))
 
 
+class EarlyExitTrainee:
+    """The early exit of streams that stay as they are.
+
+    Args:
+        streams: theirs.
+        states: what the target computes.
+        section: how it learns.
+        live: decodes with them, pruned at ``LIVE_PRUNING``.
+    """
+
+    goal = Goal(figure="early_loss", rises=False)
+
+    def __init__(self, streams: Streams, states: MainStates, section: StreamsSection, live: Live) -> None:
+        assert streams.early_exit is not None
+        self._streams, self._states, self._section, self._live = streams, states, section, live
+        self._exit = streams.early_exit.requires_grad_(True)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self._exit.parameters()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        main, soften = self._states.read(batch), self._section.soften
+        loss = early_exit_loss(self._streams, batch.tokens, batch.mask, main=main, soften=soften)
+        return loss, {"early": loss.detach()}
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """On the target's answers: its loss, and the share of their tokens that it would keep at some thresholds."""
+        chances, prompts = judged(batches, self._chances)
+        drafter = StreamsDrafter(
+            self._streams, sizes=(LIVE_NODES,), rates=self._streams.details.get("rates"), pruning=LIVE_PRUNING
+        )
+        figures = {
+            "early_loss": -float(chances.log().mean()),
+            **{f"kept_{least}": float((chances >= least).double().mean()) for least in THRESHOLDS},
+            **self._live.figures(drafter, self._streams.gamma, prompts),
+        }
+        self._streams.details["early_exit"]["figures"] = figures
+        return figures
+
+    def save(self, folder: Path) -> None:
+        self._streams.save(folder)
+
+    def _chances(self, batch: Batch) -> Tensor:
+        return early_exit_chances(self._streams, batch.tokens, batch.mask, self._states.read(batch))
+
+
 def prepare(config: TrainConfig, device: str) -> Prepared:
     """Fresh streams of the target, or those of a folder."""
     section = config.streams
@@ -142,15 +196,31 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
         states = MainStates(streams, config.model.states_dir)
         begin(streams, states, frozen.examples, section.fit_examples)
     else:
-        streams = Streams.from_pretrained(section.start_from, frozen.model)
+        streams = Streams.from_pretrained(_folder(section.start_from, frozen.model), frozen.model)
         if section.chain_rank and not streams.config.chain_rank:
             streams.add_chain(section.chain_rank)
-        if "gamma" in section.model_fields_set:
+        if "gamma" in section.model_fields_set and section.train == "all":
             streams.add_streams(section.gamma)
-        streams.requires_grad_(True)
+        if section.pruning_rank and streams.early_exit is None:
+            streams.add_early_exit(section.pruning_rank)
         states = MainStates(streams, config.model.states_dir)
-    streams.details.update(provenance_of(config, frozen.examples, frozen.counts))
+    provenance = provenance_of(config, frozen.examples, frozen.counts)
+    if section.train == "early_exit":
+        streams.details["early_exit"] = provenance
+        return Prepared(trainee=EarlyExitTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
+    streams.requires_grad_(True)
+    streams.details.update(provenance)
     return Prepared(trainee=StreamsTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
+
+
+def _folder(start_from: str, model: Any) -> str:
+    """Where the streams to go on from are."""
+    if start_from != "shipped":
+        return start_from
+    if (folder := shipped_for(model, KIND)) is None:
+        why = left_out(model, KIND) or f"none come with the package for {model.config.model_type} of this size"
+        raise UsageError(f"streams.start_from is 'shipped': {why}; give a folder")
+    return folder
 
 
 def shape_of(section: StreamsSection, mode: Literal["lossless", "shared"] = "lossless") -> StreamsConfig:

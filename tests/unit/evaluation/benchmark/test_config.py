@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from specstream.engine.contestants import PLAIN
 from specstream.errors import UsageError
-from specstream.evaluation.benchmark.config import PLAIN, read_config
+from specstream.evaluation.benchmark.config import read_config
 from specstream.evaluation.benchmark.experiments import make_plan
 from specstream.evaluation.benchmark.prompts import read_prompts
 

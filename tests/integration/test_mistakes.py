@@ -1,0 +1,215 @@
+"""Mistakes of a command line: said before a model is loaded, by the command's own options, with the remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from specstream.cli import main
+from specstream.models.hub import load
+from tests.tiny import tiny_model, tiny_tokenizer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+CONFIG = """\
+target: {model: target}
+prompts: {files: [{path: q.jsonl}]}
+measure: {output_dir: run}
+experiments: {one: {arms: {auto: {drafter: auto}}}}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a target and prompts."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "target")
+    tiny_tokenizer().save_pretrained(tmp_path / "target")
+    questions = [{"category": "a", "turns": [text]} for text in ("one two", "three four")]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(each) + "\n" for each in questions))
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "b.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def no_model_is_loaded(monkeypatch):
+    def resolve(name):
+        raise AssertionError(f"{name} was asked for")
+
+    monkeypatch.setattr(load, "resolve", resolve)
+
+
+def run(*words):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("compare --target-model target --draft-model self:int8 --input-str x --num-runs 0", "--num-runs is 0; give 1"),
+        ("compare --target-model target --draft-model self:int8 --input-str \udce9", "the prompt holds half a char"),
+        ("generate \udce9 --model target", "the prompt holds half a character"),
+        ("audit x --model target --temperature 0.7", "--temperature is 0.7; give 0"),
+        ("audit x --model target --batch-size 0", "--batch-size is 0; give 1 or more"),
+        ("audit x --model target --drafter router", "--drafter is 'router'; give one of auto, "),
+        ("audit x --model target --output target", "--output is 'target'; give the name of a file"),
+        ("bench-heads --prompts q.jsonl --model target --drafter router", "--drafter is 'router'; give one of auto, "),
+        ("bench-heads --prompts q.jsonl --model target --drafter lookup --fixed 7", "--fixed is 7 and --drafter is"),
+        ("benchmark --config b.yaml --experiments ,", "--experiments is ','; name some of the file's"),
+        ("profile --model target --prompts empty.txt", "prompts 'empty.txt' holds no prompt; give another file"),
+        ("profile --model target --prompts q.jsonl -n 0", "max_new_tokens is 0; give a value that is greater"),
+        ("generate x --model target --drafter none -K 4", "--gamma is 4 and --drafter is 'none', which makes no use"),
+    ],
+)
+def test_a_mistake_is_said_before_a_model_is_loaded(here, no_model_is_loaded, capsys, command, message):
+    assert run(*command.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
+    draft = tiny_model(vocab_size=200)
+    draft.save_pretrained(here / "draft")
+    tiny_tokenizer().save_pretrained(here / "draft")
+    assert run("compare", "--target-model", "target", "--draft-model", "draft", "--input-str", "x") == 2
+    assert "drafter=" not in capsys.readouterr().err
+    assert run("bench-heads", "--prompts", "q.jsonl", "--model", "target", "--drafter", "streams") == 2
+    assert "give --streams, a folder of some" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (["q.jsonl"], "'q.jsonl' is a file, and its name is taken as the prompt; to read it: --prompt-file"),
+        (["smollm2-135m"], "'smollm2-135m' is a model, and its name is taken as the prompt; to use it: --model"),
+        (["x", "--top-p", "0.9", "--seed", "1"], "at temperature 0 nothing comes of --top-p and --seed; give --temp"),
+    ],
+)
+def test_what_is_done_otherwise_than_somebody_may_think_is_noted(here, capsys, words, noted):
+    assert run("generate", *words, "--model", "target", "-n", "2") == 0
+    assert f"note: {noted}" in capsys.readouterr().err
+    assert run("generate", "x", "--temperature", "1", "--seed", "1", "--model", "target", "-n", "2") == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_changed_setting_of_an_evaluation_is_named(here, capsys):
+    (here / "e.yaml").write_text(
+        "target: {model: target}\nmeasure: {output_dir: run}\ndatasets: {wikisql: {path: w.jsonl}}\n"
+    )
+    text = "table: 1-1\ncolumns: a, b\nQ: what is a\nA: SELECT a FROM 1-1"
+    (here / "w.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=lookup") == 0
+    assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=none") == 2
+    assert 'was written with settings.speculative.drafter "lookup" and now it is "none"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.jsonl", '{"promt": "b"}', "'a.jsonl:1' has no prompt: its fields are promt; call one 'prompt'"),
+        ("a.csv", "id;prompt\n1;one", "its fields are id;prompt (is it cut by commas?); call one 'prompt'"),
+        ("a.json", '[{"prompt": "a"},]', "'a.json' is not JSON: line 1, "),
+        ("a.json", '{"prompt": "a"}\n{"prompt": "b"}', "Extra data; a file with a record a line is called .jsonl"),
+        ("a.txt", "one".encode("utf-16"), "it is UTF-16, and becomes UTF-8 with: iconv -f utf-16 -t utf-8 FILE"),
+        ("a.txt", b"\x89PNG\x00\xff", "it is no text; give .txt"),
+        ("a.txt", "caf\u00e9".encode("latin-1"), "iconv -f latin1 -t utf-8 FILE"),
+    ],
+)
+def test_a_file_of_prompts_that_is_none_says_what_to_do(here, no_model_is_loaded, capsys, name, text, message):
+    (here / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert run("audit", "--prompts", name, "--model", "target") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def _without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def _cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def _renamed_type(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"model_type": "llama"', '"model_type": "lama"'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "remedy"),
+    [
+        (_without("model.safetensors"), "its weights are missing: copy or download model.safetensors"),
+        (_without("tokenizer.json"), "its tokenizer is missing: copy tokenizer.json"),
+        (_cut("model.safetensors", 5000), "the file is damaged or cut short: copy or download it again"),
+        (_cut("model.safetensors", 3), "the file is damaged or cut short: copy or download it again"),
+        (_cut("config.json", 20), "the file is damaged or cut short: copy or download it again"),
+        (_renamed_type, "transformers has no such model_type: mend config.json"),
+    ],
+)
+def test_a_damaged_model_says_what_to_do(here, capsys, damage, remedy):
+    damage(here / "target")
+    assert run("generate", "x", "--model", "target") == 2
+    error = capsys.readouterr().err
+    assert error.endswith(f"{remedy}\n") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("target/config.json", "is a file: give the folder of a saved model, which has config.json"),
+        ("./q.jsonl", "is a file: give the folder"),
+        ("self", "is a draft made of its target: give self:int8 or self:int4 as such"),
+        ("Qwen/Qwen2.5-Coder-0.5B-Instruct", "; 'qwen2.5-coder-0.5b' is that model"),
+    ],
+)
+def test_what_is_no_model_says_what_to_give(here, monkeypatch, capsys, name, message):
+    from specstream.models.hub import snapshots
+
+    def require(name):
+        raise snapshots.HubUnavailable("the hub cannot be reached")
+
+    monkeypatch.setattr(snapshots, "cached_snapshot", lambda name: None)
+    monkeypatch.setattr(snapshots, "require", require)
+    monkeypatch.setattr(snapshots, "fetch_snapshot", lambda name, progress: require(name))
+    assert run("generate", "x", "--model", name) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes", "q.jsonl", "smollm2", ""])
+def test_the_doctor_refuses_what_is_no_model(here, capsys, name):
+    (here / "notes").mkdir()
+    assert run("doctor", "--no-measure", "--model", name) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("name", ["SPECSTREAM_DEBUG", "SPECSTREAM_NO_SELFTEST_CACHE"])
+def test_a_switch_is_on_or_off(monkeypatch, capsys, name):
+    monkeypatch.setenv(name, "maybe")
+    assert run("models", "list") == 2
+    assert f"{name} is 'maybe'; give 1 or 0, or unset it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "file", "owner"),
+    [
+        ("generate x", "deploy.yaml", "serve"),
+        ("generate x", "base.yaml", "train"),
+        ("serve", "base.yaml", "train"),
+        ("serve", "benchmark_smoke.yaml", "benchmark"),
+        ("train", "deploy.yaml", "serve"),
+        ("benchmark", "eval_full.yaml", "evaluate"),
+        ("evaluate", "benchmark_smoke.yaml", "benchmark"),
+        ("profile", "router_train.yaml", "router train"),
+        ("router train", "router_example.yaml", "router collect"),
+        ("router collect", "deploy.yaml", "serve"),
+    ],
+)
+def test_a_file_of_another_command_is_told_by_its_keys(no_model_is_loaded, capsys, command, file, owner):
+    assert run(*command.split(), "--config", str(CONFIGS / file)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.endswith(f"; the file looks like one for specstream {owner}\n")
