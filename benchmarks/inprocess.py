@@ -111,7 +111,7 @@ def _begin(parts: Parts, amount: Amount, item: Item) -> Generation:
     return Generation(parts, item.prompts, GenerationConfig(max_new_tokens=amount.limit, ignore_eos=amount.ignore_eos))
 
 
-class Spoiled:
+class Spoiled(Drafter):
     """A drafter whose every draft is replaced by the next token of the vocabulary: all its work, nothing accepted."""
 
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:
@@ -119,17 +119,19 @@ class Spoiled:
         self._vocab_size = vocab_size
         self.name = f"{drafter.name}, drafts spoiled"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> SpoiledSession:
-        return SpoiledSession(self._drafter.begin(prompts, sampling, session), self._vocab_size)
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> SpoiledSession:
+        return SpoiledSession(self._drafter.begin(prompts, samplings, session), self._vocab_size)
 
 
-class SpoiledSession:
+class SpoiledSession(DraftSession):
     """See ``Spoiled``."""
 
     def __init__(self, session: DraftSession, vocab_size: int) -> None:
         self._session = session
         self._vocab_size = vocab_size
-        self.steady = getattr(session, "steady", False)
+        self.always_available = session.always_available
         self._own: dict[int, Offer] = {}  # the session's own offer, by the id of the spoiled one
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:

@@ -129,10 +129,9 @@ def begin(
     target: HuggingFaceTarget, drafter: Drafter, prompts: list[list[int]], count: int, speculation: Speculation
 ) -> tuple[list[Row], Timings, Iterator[Any]]:
     """Greedy decoding of a batch to ``count`` tokens each: its rows, its times, and its rounds to come."""
-    rows, timings = start_rows(prompts, range(len(prompts)), target.context_length), Timings()
-    stopping = Stopping(max_new_tokens=count)
-    rules: dict[str, Any] = {"sampling": Sampling(), "stopping": stopping, "speculation": speculation}
-    return rows, timings, decode(target, drafter, rows, **rules, timings=timings)
+    seeds, stopping, timings = range(len(prompts)), Stopping(max_new_tokens=count), Timings()
+    rows = start_rows(prompts, seeds, target.context_length, sampling=Sampling(), stopping=stopping)
+    return rows, timings, decode(target, drafter, rows, speculation=speculation, timings=timings)
 
 
 def generate(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 
 
-class Oracle:
+class Oracle(Drafter):
     """Drafts a known output, at no cost.
 
     Args:
@@ -27,11 +27,13 @@ class Oracle:
         }
         self.name = f"oracle {share}"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> OracleSession:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> OracleSession:
         return OracleSession([(len(prompt), self._drafts[tuple(prompt)]) for prompt in prompts])
 
 
-class OracleSession:
+class OracleSession(DraftSession):
     """See ``Oracle``."""
 
     def __init__(self, rows: list[tuple[int, list[int]]]) -> None:

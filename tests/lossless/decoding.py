@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Adapter, Drafter, Target, TargetSession
+from specstream.core.ports import Drafter, HiddenStates, Target, TargetSession
 from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -157,13 +158,17 @@ def teach(streams: Streams) -> None:
 
 def run(target: Target, drafter: Drafter, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Row]:
     """Greedy decoding of a batch."""
-    rows = start_rows(prompts, [0] * len(prompts), target.context_length)
+    rows = start_rows(
+        prompts,
+        [0] * len(prompts),
+        target.context_length,
+        sampling=Sampling(),
+        stopping=Stopping(max_new_tokens=max_new_tokens),
+    )
     rounds = decode(
         target,
         drafter,
         rows,
-        sampling=Sampling(),
-        stopping=Stopping(max_new_tokens=max_new_tokens),
         speculation=Speculation(max_depth=GAMMA),
         timings=Timings(),
     )
@@ -177,6 +182,7 @@ class Recorded:
     """A target that remembers, for every row, the logits after each token that it committed."""
 
     target: HuggingFaceTarget
+    rereads_at = None
 
     @property
     def context_length(self) -> int | None:
@@ -188,6 +194,8 @@ class Recorded:
 
 
 class RecordedSession:
+    ragged = False
+
     def __init__(self, session: TargetSession, logits: list[list[Tensor]]) -> None:
         self._session = session
         self._logits = logits
@@ -213,17 +221,13 @@ class RecordedSession:
         self._session.join(other._session)
         self._logits.extend(other._logits)
 
-    def tap(self, layers: Collection[int]) -> None:
-        self._session.tap(layers)
+    @property
+    def hidden_states(self) -> HiddenStates | None:
+        return self._session.hidden_states
 
-    def states(self, layer: int) -> Tensor:
-        return self._session.states(layer)
-
-    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
-        return self._session.descend(trees, layer)
-
-    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
-        return self._session.branch(hidden, layer, adapter, rows)
+    @property
+    def device(self) -> torch.device:
+        return self._session.device
 
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("the loop never rolls a target back")

@@ -8,20 +8,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict, read_prompts
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from tests.lossless.table_model import TableModel
 
 
 @dataclass
-class FunctionDrafter:
+class FunctionDrafter(Drafter, DraftSession):
     """A tree for every request, by a function of that request alone."""
 
     tree: Callable[[DraftRequest], TokenTree]
     name: str = "function"
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: object) -> FunctionDrafter:
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: object
+    ) -> FunctionDrafter:
         return self
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -41,7 +43,7 @@ class FunctionDrafter:
 
 
 @dataclass
-class Priced:
+class Priced(Drafter):
     """Another drafter on a machine where nodes cost next to nothing: it proposes whatever it saw on its way.
 
     Attributes:
@@ -54,22 +56,24 @@ class Priced:
     beside: int = 0
     taken: int = 0
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> PricedSession:
-        return PricedSession(self, self.drafter.begin(prompts, sampling, session))
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> PricedSession:
+        return PricedSession(self, self.drafter.begin(prompts, samplings, session))
 
 
 @dataclass
-class PricedSession:
+class PricedSession(DraftSession):
     priced: Priced
     session: DraftSession
-    steady: bool = True
+    always_available: bool = True
     chains: list[int] = field(default_factory=list)  # nodes of each row's chain, which come first
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return self.session.offers(requests)
 
     def read(self, most: int) -> bool:
-        return read_prompts(self.session, most)
+        return self.session.read(most)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         trees = self.session.propose([replace(each, least=1e-6, prices=(1e-6,) * 15) for each in requests])

@@ -14,13 +14,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from specstream.core.ports import Target, TargetSession
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates, Ranked
 
 
 @dataclass(frozen=True, eq=False)
-class TableModel:
-    """A Target.
+class TableModel(Target):
+    """A target.
 
     Attributes:
         table: logits ``[(vocab + 1) ** memory, vocab]``; the row is the number that the last ``memory`` tokens
@@ -88,10 +89,11 @@ class TableModel:
         return session
 
 
-class TableSession:
+class TableSession(TargetSession):
     """A batch at work; ``committed`` is what a real model would hold keys and values of."""
 
     exact = "bits"
+    device = torch.device("cpu")
 
     def __init__(self, model: TableModel, prefixes: Sequence[Sequence[int]]) -> None:
         self.model = model
@@ -127,6 +129,10 @@ class TableSession:
         self.passes += 1
         self.nodes += sum(map(len, trees))
         return logits
+
+    @property
+    def hidden_states(self) -> TableSession:
+        return self
 
     def tap(self, layers: Collection[int]) -> None:
         self._require(set(layers) == {TableHeads.layer}, f"there is no layer of {layers} here")
@@ -198,7 +204,7 @@ class TableSession:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(Target):
     """A draft that reads every token and whose logits are of some of them only.
 
     Attributes:

@@ -15,13 +15,14 @@ import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
 from specstream.core import verify as rules
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.device import deferred, verification
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
 from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling, draw
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -67,13 +68,17 @@ def generate(case: Case) -> list[Row]:
     finished: list[Row] = []
     for start in range(0, len(prompts), case.batch):
         batch = prompts[start : start + case.batch]
-        rows = start_rows(batch, range(start, start + len(batch)), case.target.context_length)
+        rows = start_rows(
+            batch,
+            range(start, start + len(batch)),
+            case.target.context_length,
+            sampling=case.sampling,
+            stopping=Stopping(max_new_tokens=case.length, eos_token_ids=case.ends),
+        )
         for _ in decode(
             case.target,
             case.drafter,
             rows,
-            sampling=case.sampling,
-            stopping=Stopping(max_new_tokens=case.length, eos_token_ids=case.ends),
             speculation=Speculation(max_depth=5, acceptance_threshold=case.threshold),
             timings=Timings(),
         ):

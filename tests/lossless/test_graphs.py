@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.device import deferred
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, DraftRequest
 from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -56,13 +57,17 @@ def run(
     sampling: Sampling | None = None,
     new_tokens: int = NEW_TOKENS,
 ) -> list[Row]:
-    rows = start_rows(prompts, range(len(prompts)), target.context_length)
+    rows = start_rows(
+        prompts,
+        range(len(prompts)),
+        target.context_length,
+        sampling=sampling or Sampling(),
+        stopping=Stopping(max_new_tokens=new_tokens),
+    )
     for _ in decode(
         target,
         drafter,
         rows,
-        sampling=sampling or Sampling(),
-        stopping=Stopping(max_new_tokens=new_tokens),
         speculation=Speculation(max_depth=GAMMA),
         timings=Timings(),
     ):
@@ -113,13 +118,13 @@ def test_a_row_is_sampled_as_it_would_be_alone() -> None:
     target, drafter = taped("llama"), DraftModelDrafter(taped("llama", noise=0.01), gamma=GAMMA)
     together = run(target, drafter, prompts, sampling=SAMPLED)
     for index, row in enumerate(together):
-        (alone,) = start_rows([prompts[index]], [index], None)
+        (alone,) = start_rows(
+            [prompts[index]], [index], None, sampling=SAMPLED, stopping=Stopping(max_new_tokens=NEW_TOKENS)
+        )
         for _ in decode(
             target,
             drafter,
             [alone],
-            sampling=SAMPLED,
-            stopping=Stopping(max_new_tokens=NEW_TOKENS),
             speculation=Speculation(max_depth=GAMMA),
             timings=Timings(),
         ):
@@ -163,7 +168,7 @@ def test_a_draft_says_that_it_ends_early_only_where_it_does(
     monkeypatch.setattr(deferred, "asynchronous", lambda device: asynchronous)
     drafter = DraftModelDrafter(taped("llama", noise=0.01), gamma=GAMMA)
     request = DraftRequest(tokens=PROMPTS[0], depth=GAMMA, generator=torch.Generator(), least=1.0)
-    ((offer,),) = (session := drafter.begin([PROMPTS[0]], Sampling())).offers([request])
+    ((offer,),) = (session := drafter.begin([PROMPTS[0]], [Sampling()])).offers([request])
     (tree,) = session.propose([request])
     assert offer.cuts == (tree.drafted < GAMMA) == (not asynchronous)
 
@@ -270,13 +275,11 @@ class TestOnTheGpu:
                 return tolist(tensor)
 
         monkeypatch.setattr(torch.Tensor, "tolist", allowed)
-        (row,) = start_rows(PROMPTS[:1], [0], None)
+        (row,) = start_rows(PROMPTS[:1], [0], None, sampling=sampling, stopping=Stopping(max_new_tokens=NEW_TOKENS))
         rounds = decode(
             target,
             drafter,
             [row],
-            sampling=sampling,
-            stopping=Stopping(max_new_tokens=NEW_TOKENS),
             speculation=Speculation(max_depth=GAMMA),
             timings=Timings(),
         )
@@ -321,14 +324,12 @@ class TestOnTheGpu:
 
     def test_times_add_up(self) -> None:
         timings = Timings()
-        rows = start_rows(PROMPTS, [0, 1, 2], None)
+        rows = start_rows(PROMPTS, [0, 1, 2], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=NEW_TOKENS))
         target, draft = self.target(exact=False), self.target(noise=0.01, exact=False)
         for _ in decode(
             target,
             DraftModelDrafter(draft, gamma=GAMMA),
             rows,
-            sampling=Sampling(),
-            stopping=Stopping(max_new_tokens=NEW_TOKENS),
             speculation=Speculation(max_depth=GAMMA),
             timings=timings,
         ):

@@ -8,12 +8,13 @@ import pytest
 import torch
 from transformers import NoRepeatNGramLogitsProcessor
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.device import deferred
 from specstream.core.policy.policy import Speculation
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -75,13 +76,11 @@ def by_definition(sampling, prompt, length):
 
 
 def generate(drafter, prompts, sampling):
-    rows = start_rows(prompts, range(len(prompts)), None)
+    rows = start_rows(prompts, range(len(prompts)), None, sampling=sampling, stopping=Stopping(max_new_tokens=LENGTH))
     rounds = decode(
         TARGET,
         drafter,
         rows,
-        sampling=sampling,
-        stopping=Stopping(max_new_tokens=LENGTH),
         speculation=Speculation(max_depth=5),
         timings=Timings(),
     )

@@ -54,15 +54,19 @@ class Arrival:
 
 
 def batch_of(arrival: Arrival, target: Any, drafter: Any, speculation: Speculation) -> Batch:
-    (row,) = start_rows([arrival.prompt], [arrival.seed], target.context_length)
     sampling = SAMPLINGS[arrival.sampling]()
+    (row,) = start_rows(
+        [arrival.prompt],
+        [arrival.seed],
+        target.context_length,
+        sampling=sampling,
+        stopping=Stopping(max_new_tokens=arrival.length, eos_token_ids=arrival.ends),
+    )
     row.repeats = not sampling.greedy
     return Batch(
         target,
         drafter,
         [row],
-        sampling=sampling,
-        stopping=Stopping(max_new_tokens=arrival.length, eos_token_ids=arrival.ends),
         speculation=speculation,
         timings=Timings(),
     )
@@ -232,11 +236,11 @@ def test_a_row_whose_numbers_are_none_harms_no_other() -> None:
     (row,) = batch.rows
     bad = []
     for processors in ((broken,), (nan,), ()):
-        (own,) = start_rows([[3, 1, 2]], [0], None)
+        rules = {"sampling": Sampling(processors=processors), "stopping": Stopping(max_new_tokens=20)}
+        (own,) = start_rows([[3, 1, 2]], [0], None, **rules)
         own.watch = None if processors else fails
         bad.append(own)
-        rules = {"stopping": Stopping(max_new_tokens=20), "speculation": speculation, "timings": Timings()}
-        batch.join(Batch(TARGET, drafter, [own], sampling=Sampling(processors=processors), **rules))
+        batch.join(Batch(TARGET, drafter, [own], speculation=speculation, timings=Timings()))
     while batch.rows:
         batch.step()
     assert row.emitted == TARGET.favourites([0, 1, 2], 20)

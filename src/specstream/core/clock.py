@@ -25,12 +25,11 @@ class Clock:
     """Marks moments of one batch; it begins when the device has done what it was given.
 
     Args:
-        session: its ``device`` is where passes run; a session without one runs on the host.
+        device: where passes run.
     """
 
-    def __init__(self, session: object) -> None:
-        device = getattr(session, "device", None)
-        self._device: torch.device | None = device if device is not None and device.type == "cuda" else None
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
         if self._device is not None:
             torch.cuda.synchronize(self._device)
 

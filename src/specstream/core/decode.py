@@ -10,33 +10,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict
 
 from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict, read_prompts
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict
 from specstream.core.rows import Round, Row
-from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
-from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.core.verify import verify_each
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-
-class Rules(TypedDict):
-    """What a batch is begun with; see ``Batch``."""
-
-    sampling: Sampling
-    stopping: Stopping
-    speculation: Speculation
-    timings: Timings
 
 
 class Batch:
@@ -49,8 +33,6 @@ class Batch:
         target: the model whose output this is.
         drafter: where drafts come from; it cannot change the output, only its speed.
         rows: from ``start_rows``, at least one; they are advanced in place, each at its own pace.
-        sampling: how the target chooses tokens.
-        stopping: when a row is finished.
         speculation: bounds of the trees and the acceptance rule.
         timings: added to in place.
         session: one that has read the rows' prompts; None to read them now.
@@ -62,33 +44,34 @@ class Batch:
         drafter: Drafter,
         rows: Sequence[Row],
         *,
+        speculation: Speculation,
+        timings: Timings,
         session: TargetSession | None = None,
-        **rules: Unpack[Rules],
     ) -> None:
         started = time.perf_counter()
-        self.rows, self.timings, self._speculation = list(rows), rules["timings"], rules["speculation"]
-        for row in rows:
-            row.sampling, row.stopping = _own_rules(row, rules["sampling"], rules["stopping"])
+        self.rows, self.timings, self._speculation = list(rows), timings, speculation
         self._context_length = target.context_length
-        self._turn: int | None = getattr(target, "rereads_at", None)
+        self._turn = target.rereads_at
         self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
-        self._drafts = drafter.begin([row.tokens for row in rows], rules["sampling"], self._session)
+        self._drafts = drafter.begin([row.tokens for row in rows], [row.sampling for row in rows], self._session)
         while session is None and self.read(sys.maxsize):
             pass
-        self._steady, self._packs = getattr(self._drafts, "steady", False), getattr(self._session, "packs", False)
+        self._ragged = self._session.ragged
+        for row in rows:
+            row.choice = self._drafts.choice
         self.closed = False
         if self._speculation.controller is not None:
             with self._speculation.lock:
                 self._speculation.controller.renew()
-        self._clock = Clock(self._session)
+        self._clock = Clock(self._session.device)
         self.timings.prefill += time.perf_counter() - started
 
     def read(self, most: int) -> bool:
         """Let a drafter with a model of its own read on in the prompts; whether something is left."""
-        return read_prompts(self._drafts, most)
+        return self._drafts.read(most)
 
     def join(self, newcomers: Batch) -> None:
-        """Take in the rows of a batch of the same target and drafter, with sampling and stopping of their own.
+        """Take in the rows of a batch of the same target and drafter.
 
         Its prompts have been read by itself: if that fails, this one does not notice.
         """
@@ -119,11 +102,11 @@ class Batch:
     def _round(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
         asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
-        idle = self._steady and speculation.idle(rows)
+        idle = self._drafts.always_available and speculation.idle(rows)
         offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
         ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
-        requests = speculation.choose(rows, asked, offers, ending, packs=self._packs)
+        requests = speculation.choose(rows, asked, offers, ending, ragged=self._ragged)
         chosen = self._clock.mark()
         trees = self._drafts.propose(requests)
         proposed = self._clock.mark()
@@ -152,10 +135,14 @@ class Reading:
     The arguments are ``Batch``'s. If ``step`` raises, it is of no use any more.
     """
 
-    def __init__(self, target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> None:
-        self._timings = rules["timings"]
+    def __init__(
+        self, target: Target, drafter: Drafter, rows: Sequence[Row], *, speculation: Speculation, timings: Timings
+    ) -> None:
+        self._timings = timings
         self._session = target.begin_reading([row.tokens[:-1] for row in rows])
-        self._begin = partial(Batch, target, drafter, rows, session=self._session, **rules)
+        self._begin = partial(
+            Batch, target, drafter, rows, speculation=speculation, timings=timings, session=self._session
+        )
         self._batch: Batch | None = None
 
     def step(self, most: int) -> Batch | None:
@@ -173,7 +160,9 @@ class Reading:
         return left
 
 
-def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpack[Rules]) -> Iterator[list[Round]]:
+def decode(
+    target: Target, drafter: Drafter, rows: Sequence[Row], *, speculation: Speculation, timings: Timings
+) -> Iterator[list[Round]]:
     """Decode every row to its end, yielding after each pass what the rows emitted. The arguments are ``Batch``'s.
 
     Raises:
@@ -181,7 +170,7 @@ def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpac
     """
     if not rows:
         return
-    batch = Batch(target, drafter, rows, **rules)
+    batch = Batch(target, drafter, rows, speculation=speculation, timings=timings)
     batch.closed = True
     while batch.rows:
         rounds = batch.step()
@@ -189,12 +178,6 @@ def decode(target: Target, drafter: Drafter, rows: Sequence[Row], **rules: Unpac
             if each.row.error is not None:
                 raise each.row.error
         yield rounds
-
-
-def _own_rules(row: Row, sampling: Sampling, stopping: Stopping) -> tuple[Sampling, Stopping]:
-    if row.processors:
-        sampling = replace(sampling, processors=row.processors)
-    return sampling, stopping if row.check is None else replace(stopping, check=row.check)
 
 
 def _request(row: Row, depth: int, context_length: int | None, turn: int | None) -> DraftRequest:

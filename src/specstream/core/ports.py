@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
+from specstream.errors import UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -54,40 +56,8 @@ class Adapter:
     changes: Mapping[str, tuple[Tensor, Tensor]]
 
 
-class TargetSession(Protocol):
-    """One batch being decoded: the keys and values of each row's committed tokens.
-
-    Rows are numbered 0..n-1; after ``keep`` they are numbered anew in the order kept. One whose passes cost by the
-    nodes of all rows together, not by those of the largest tree for every row, may say so: ``packs = True``.
-    """
-
-    def read(self, most: int) -> bool:
-        """Read on in the prompts of a session from ``begin_reading``: one pass of up to ``most`` tokens.
-
-        Returns:
-            Whether something is left; until then nothing can be scored.
-        """
-
-    def score(self, trees: Sequence[TokenTree]) -> Tensor:
-        """Logits ``[rows, width, vocab]`` after every node of every row's tree, in one forward pass.
-
-        ``width`` is at least the size of the largest tree; what lies beyond a row's own tree is meaningless.
-        """
-
-    def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        """Keep each row's path of the trees just scored (the root first) and forget their other nodes."""
-
-    def rollback(self, lengths: Sequence[int]) -> None:
-        """Keep only the first ``lengths[row]`` tokens of each row."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drop every row that is not named."""
-
-    def join(self, other: Self) -> None:
-        """Take in the rows of another session of the same target, behind these. The other is of no use afterwards.
-
-        The states of the last pass, and who may be asked for them, stay as they are: the newcomers were not in it.
-        """
+class HiddenStates(Protocol):
+    """What goes into the layers of a target during the passes of one session, for drafters that live on it."""
 
     def tap(self, layers: Collection[int]) -> None:
         """From the next pass on, keep what goes into these decoder layers besides those asked for before.
@@ -132,30 +102,150 @@ class TargetSession(Protocol):
             The final, normed states, those that go into the language-model head, ``[rows, nodes, hidden]``.
         """
 
+
+class TargetSession(Protocol):
+    """One batch being decoded: the keys and values of each row's committed tokens.
+
+    Rows are numbered 0..n-1; after ``keep`` they are numbered anew in the order kept.
+    """
+
     @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where passes run."""
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a pass costs by the nodes of all rows together, not by those of the largest tree for every row."""
+        return False
+
+    @property
+    def hidden_states(self) -> HiddenStates | None:
+        """What goes into the layers during its passes; None if this target does not show that."""
+        return None
+
+    @abstractmethod
+    def read(self, most: int) -> bool:
+        """Read on in the prompts of a session from ``begin_reading``: one pass of up to ``most`` tokens.
+
+        Returns:
+            Whether something is left; until then nothing can be scored.
+        """
+
+    @abstractmethod
+    def score(self, trees: Sequence[TokenTree]) -> Tensor:
+        """Logits ``[rows, width, vocab]`` after every node of every row's tree, in one forward pass.
+
+        ``width`` is at least the size of the largest tree; what lies beyond a row's own tree is meaningless.
+        """
+
+    @abstractmethod
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep each row's path of the trees just scored (the root first) and forget their other nodes."""
+
+    @abstractmethod
+    def rollback(self, lengths: Sequence[int]) -> None:
+        """Keep only the first ``lengths[row]`` tokens of each row."""
+
+    @abstractmethod
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop every row that is not named."""
+
+    @abstractmethod
+    def join(self, other: Self) -> None:
+        """Take in the rows of another session of the same target, behind these. The other is of no use afterwards.
+
+        The hidden states of the last pass, and who may be asked for them, stay as they are: the newcomers were not in
+        it.
+        """
+
+    @property
+    @abstractmethod
     def exact(self) -> str:
         """``"bits"`` if every row committed so far is bit-equal to plain decoding's, else ``"rounding"``."""
 
+    @abstractmethod
     def exact_of(self, row: int) -> str:
         """The same of one row, which others that joined it do not make worse."""
 
 
 class Target(Protocol):
-    """A causal language model.
-
-    One that reads a text anew when it gets longer than some length, which no tree may then reach across, says so:
-    ``rereads_at = LENGTH``.
-    """
+    """A causal language model; one that is written anew may inherit what it does not say."""
 
     @property
+    @abstractmethod
     def context_length(self) -> int | None:
         """The most tokens a sequence may have, None if the model sets no limit."""
 
+    @property
+    def rereads_at(self) -> int | None:
+        """The length behind which the model reads a text anew, so that no tree may reach across; None for never."""
+        return None
+
+    def prepare(self, rows: int = 1, nodes: int = 0) -> None:
+        """Test itself before anything is timed, where it has to be tested at all.
+
+        Args:
+            rows: sequences of the batch to come.
+            nodes: tokens of its largest tree.
+        """
+
+    @abstractmethod
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """Start a batch whose rows have these tokens committed (a prefix may be empty)."""
 
+    @abstractmethod
     def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """The same, where ``TargetSession.read`` reads them."""
+
+
+class DraftModel(Target, Protocol):
+    """A target that drafts for another one."""
+
+    @property
+    def model(self) -> Any:
+        """The model; it is the other's own where that drafts for itself."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that its passes read."""
+
+
+class TrainedHeads(Protocol):
+    """What draft heads state of themselves."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their weights."""
+
+    @property
+    def extra_parameters(self) -> int:
+        """How many parameters there are beside the target's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """What a drafter drafts with beside the target, each once.
+
+    Attributes:
+        heads: trained modules on the target's hidden states.
+        models: draft models.
+    """
+
+    heads: tuple[TrainedHeads, ...] = ()
+    models: tuple[DraftModel, ...] = ()
+
+    @classmethod
+    def union(cls, several: Iterable[Components]) -> Components:
+        """Those of several drafters, which may share some."""
+        listed = list(several)
+        heads = {id(each): each for own in listed for each in own.heads}
+        models = {id(each): each for own in listed for each in own.models}
+        return cls(heads=tuple(heads.values()), models=tuple(models.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,26 +325,61 @@ class DraftRequest:
     prices: tuple[float, ...] = ()
 
 
-class DraftSession(Protocol):
-    """A drafter at work on one batch. Rows are numbered as in the target's session.
+class DrafterChoice(Protocol):
+    """Which drafter was chosen for a batch, where a drafter chooses among others."""
 
-    One that has as good an offer in every round may say so with an attribute ``steady = True``: while nothing it offers
-    can pay it is asked in some of the rounds only. One that waits for its chance, as a lookup does, is always asked.
-    One that reads the prompts by itself, with a model, has a method ``read`` as ``TargetSession`` has.
+    @property
+    def drafter(self) -> str:
+        """Its name."""
+
+    @property
+    def expected(self) -> Mapping[str, float]:
+        """What each drafter was expected to be worth, as its speed over plain decoding's."""
+
+    @property
+    def seconds(self) -> float:
+        """That the choice took."""
+
+    def learn(self, tokens_per_second: float, *, plain: float) -> None:
+        """Take note of what came of it: the speed of decoding, and that of plain decoding in the same process."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a result."""
+
+
+class DraftSession(Protocol):
+    """A drafter at work on one batch, to inherit from. Rows are numbered as in the target's session.
+
+    Attributes:
+        always_available: whether it has as good an offer in every round. While nothing it offers can pay it is then
+            asked in some of the rounds only; one that waits for its chance, as a lookup does, is always asked.
+        choice: which drafter was chosen for this batch; None where there was no choice.
     """
 
+    always_available: bool = False
+    choice: DrafterChoice | None = None
+
+    def read(self, most: int) -> bool:
+        """Read on in the prompts, for a drafter with a model of its own; see ``TargetSession.read``."""
+        return False
+
+    @abstractmethod
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         """What could be drafted for each row, no deeper than it asks for; the one to prefer unseen comes first."""
 
+    @abstractmethod
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """A tree for every row; its root is the row's last token."""
 
+    @abstractmethod
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         """Learn what became of the trees just proposed."""
 
+    @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
         """Drop every row that is not named."""
 
+    @abstractmethod
     def join(self, other: Self) -> None:
         """Take in the rows of another session of the same drafter, behind these, when its target's session has joined.
 
@@ -262,25 +387,59 @@ class DraftSession(Protocol):
         """
 
 
-def read_prompts(session: DraftSession, most: int) -> bool:
-    """Let a drafter that reads prompts read on; whether something is left."""
-    read = getattr(session, "read", None)
-    return False if read is None else bool(read(most))
-
-
 class Drafter(Protocol):
-    """A source of drafts."""
+    """A source of drafts, to inherit from.
+
+    Attributes:
+        name: what users choose it by.
+        joinable: whether rows that began in another batch may join.
+    """
+
+    name: str
+    joinable: bool = True
 
     @property
-    def name(self) -> str:
-        """The name users choose it by."""
+    def nodes(self) -> int:
+        """Drafted nodes of the largest tree, where the depth alone does not say it; else 0."""
+        return 0
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
-        """Start on a batch of prompts that will be decoded with ``sampling``.
+    @property
+    def components(self) -> Components:
+        """What it drafts with beside the target."""
+        return Components()
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Depths that it drafts no deeper than, whatever is asked of it, by what sets each of them, in words."""
+        return {}
+
+    def fixed_tree(self, nodes: int) -> Drafter | None:
+        """The same with one tree of so many drafted nodes in every round; None if it makes no trees of a given size."""
+        return None
+
+    @abstractmethod
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> DraftSession:
+        """Start on a batch of prompts.
 
         Args:
             prompts: tokens of each row, the root of its first tree last.
-            sampling: how the target chooses tokens.
-            session: the target at work on this batch, for a drafter that lives on the target's hidden states: it
-                taps it here. Scoring, committing and dropping rows are the loop's.
+            samplings: how the target chooses each row's tokens.
+            session: the target at work on this batch; ``hidden_states_of`` gives a drafter that lives on the target's
+                hidden states what it taps. Scoring, committing and dropping rows are the loop's.
         """
+
+
+def hidden_states_of(session: TargetSession, drafter: str) -> HiddenStates:
+    """The hidden states that the drafter of this name needs.
+
+    Raises:
+        UsageError: the target does not show them.
+    """
+    if session.hidden_states is None:
+        raise UsageError(
+            f"drafter is {drafter!r}, which needs the target's hidden states, and this target shows none; "
+            "give one that needs none, such as 'lookup'"
+        )
+    return session.hidden_states

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specstream.core.sampling import LogitsProcessor, Sampling
+from specstream.core.ports import DrafterChoice
+from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats
-from specstream.core.stopping import StopCheck, Stopping
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 
@@ -27,10 +28,11 @@ class Row:
         tokens: the prompt and what was emitted.
         prompt_length: tokens of the prompt.
         generator: its own source of chance, on the CPU.
+        sampling: how its tokens are chosen.
+        stopping: when it ends.
         repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
         watch: shown the logits of every emitted token; None for nobody.
-        processors: logits processors of its own, and ``check``, a stopping rule of its own, in place of its batch's.
-        sampling: how its tokens are chosen, and ``stopping``, when it ends: set by the batch that takes it.
+        choice: which drafter was chosen for its batch; None where there was no choice.
         finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
         error: what went wrong with this row alone.
     """
@@ -39,12 +41,11 @@ class Row:
     tokens: list[int]
     prompt_length: int
     generator: torch.Generator
+    sampling: Sampling
+    stopping: Stopping
     repeats: bool = False
     watch: Watcher | None = None
-    processors: tuple[LogitsProcessor, ...] = ()
-    check: StopCheck | None = None
-    sampling: Sampling = field(init=False)
-    stopping: Stopping = field(init=False)
+    choice: DrafterChoice | None = None
     stats: RowStats = field(default_factory=RowStats)
     finish_reason: str | None = None
     error: Exception | None = None
@@ -79,8 +80,22 @@ class Round:
     drafter: str | None
 
 
-def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_length: int | None) -> list[Row]:
+def start_rows(
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    context_length: int | None,
+    *,
+    sampling: Sampling,
+    stopping: Stopping,
+) -> list[Row]:
     """Rows ready to decode, each with a generator of its own.
+
+    Args:
+        prompts: tokens of each.
+        seeds: of each row's generator.
+        context_length: the most tokens that a sequence of the target may have, None for no limit.
+        sampling: how tokens of all rows are chosen. A row may be given another before it is decoded.
+        stopping: when rows end; the same holds for it.
 
     Raises:
         UsageError: an empty prompt, or one that leaves no room in the model's context.
@@ -93,6 +108,14 @@ def start_rows(prompts: Sequence[Sequence[int]], seeds: Sequence[int], context_l
             raise UsageError(
                 f"prompt {index} has {len(prompt)} tokens and the model's context holds {context_length}; shorten it"
             )
-        generator = torch.Generator().manual_seed(seed)
-        rows.append(Row(index=index, tokens=list(prompt), prompt_length=len(prompt), generator=generator))
+        rows.append(
+            Row(
+                index=index,
+                tokens=list(prompt),
+                prompt_length=len(prompt),
+                generator=torch.Generator().manual_seed(seed),
+                sampling=sampling,
+                stopping=stopping,
+            )
+        )
     return rows

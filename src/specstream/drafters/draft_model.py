@@ -32,7 +32,16 @@ from torch.nn.functional import pad
 from specstream.core.device import deferred
 from specstream.core.device.deferred import DeferredChain, Drafted, upload
 from specstream.core.policy.acceptance import Trust
-from specstream.core.ports import DraftRequest, Offer, Target, TargetSession, Verdict
+from specstream.core.ports import (
+    Components,
+    Drafter,
+    DraftModel,
+    DraftRequest,
+    DraftSession,
+    Offer,
+    TargetSession,
+    Verdict,
+)
 from specstream.core.sampling import Sampling, distributions, draw, draw_each, largest, probabilities, process
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
@@ -48,11 +57,11 @@ FAR_BEHIND = 128
 to read everything before it is tried again would cost more than such a trial may (docs/controller.md)."""
 
 
-BeginBeside = Callable[[TargetSession, Sequence[Sequence[int]]], TargetSession]
+FromCache = Callable[[TargetSession, Sequence[Sequence[int]]], TargetSession]
 """(the target's session, its prefixes) -> the draft's session."""
 
 
-class DraftModelDrafter:
+class DraftModelDrafter(Drafter):
     """Drafts with another model.
 
     Args:
@@ -62,20 +71,20 @@ class DraftModelDrafter:
         vocab_size: the target's, where it may differ from the draft's by padding; None if they are equal.
         part: the tokens that the draft's logits are of, ``[size]`` int64, rising, where they are not of all; it reads
             every token all the same, and ``vocab_size`` has to be given.
-        begin_beside: begins a session of the draft with what the target's has read, where the two are one model; None
-            where the draft reads prompts by itself.
+        from_cache: begins a session of the draft from the target's KV cache, where the two are one model; None where
+            the draft reads prompts by itself.
         name: to be known by, where there are several.
     """
 
     def __init__(
         self,
-        model: Target,
+        model: DraftModel,
         *,
         gamma: int = 4,
         branches: int = 1,
         vocab_size: int | None = None,
         part: Tensor | None = None,
-        begin_beside: BeginBeside | None = None,
+        from_cache: FromCache | None = None,
         name: str = "draft_model",
     ) -> None:
         if gamma < 1:
@@ -86,27 +95,30 @@ class DraftModelDrafter:
         if part is not None and vocab_size is None:
             raise UsageError("part is given and vocab_size is not; give the size of the target's vocabulary")
         self.vocab_size, self.part, self.name = vocab_size, part, name
-        self._begin_beside = begin_beside
+        self._from_cache = from_cache
         self.doubts = Trust()  # tokens that were wrong, over the probability that the draft left for that
         self._names: list[int] = [] if part is None else part.tolist()
+
+    @property
+    def components(self) -> Components:
+        return Components(models=(self.model,))
 
     def named(self, rows: list[int]) -> list[int]:
         """The tokens that rows of the draft's head stand for."""
         return [self._names[row] for row in rows]
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> DraftModelSession:
         limit = self.model.context_length
         # A prompt that the draft cannot hold is never drafted for, so the draft does not read it.
         prefixes = [prompt[:-1] if limit is None or len(prompt) < limit else [] for prompt in prompts]
         lengths = [len(prefix) for prefix in prefixes]
-        samplings = [sampling.without_processors()] * len(prompts)
-        if self._begin_beside is None or session is None:
+        if self._from_cache is None or session is None:
             own = self.model.begin_reading(prefixes)
         else:
-            own = self._begin_beside(session, prefixes)
-        return DraftModelSession(self, own, lengths, samplings)
+            own = self._from_cache(session, prefixes)
+        return DraftModelSession(self, own, lengths, [each.without_processors() for each in samplings])
 
 
 @dataclass(kw_only=True)
@@ -153,10 +165,10 @@ class _Growing:
         )
 
 
-class DraftModelSession:
+class DraftModelSession(DraftSession):
     """The draft's own cache, kept in step with each row."""
 
-    steady = True
+    always_available = True
 
     def __init__(
         self, drafter: DraftModelDrafter, session: TargetSession, lengths: list[int], samplings: list[Sampling]
@@ -233,9 +245,8 @@ class DraftModelSession:
         if not depth:
             return []
         unread = READ_AT_ONCE if unread > FAR_BEHIND else unread
-        device = getattr(self._session, "device", None)
         # A chain that stays on the device takes every step: nobody looks at how likely it still is.
-        cuts = self._samplings[row].greedy and not (device is not None and self._simple(device))
+        cuts = self._samplings[row].greedy and not self._simple(self._session.device)
         return [
             Offer(source=self._drafter.name, depth=depth, branches=self._drafter.branches, unread=unread, cuts=cuts)
         ]

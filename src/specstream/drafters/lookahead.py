@@ -25,16 +25,16 @@ So the window is drafted like anything else. Unlike in the paper:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 
 
-class LookaheadDrafter:
+class LookaheadDrafter(Drafter):
     """Drafts n-grams of the target's own making.
 
     Args:
@@ -57,9 +57,10 @@ class LookaheadDrafter:
         self.window, self.ngram, self.guesses, self.from_text = window, ngram, guesses, from_text
 
     @property
-    def deepest(self) -> int:
-        """Of the window's last column, or of an n-gram's last token."""
-        return max(self.window + self.ngram - 3, self.ngram - 1)
+    def limits(self) -> Mapping[str, int]:
+        # The depth of the window's last column, or of an n-gram's last token.
+        deepest = max(self.window + self.ngram - 3, self.ngram - 1)
+        return {f"lookahead's window of {self.window} and n-grams of {self.ngram} tokens reach {deepest}": deepest}
 
     @property
     def nodes(self) -> int:
@@ -67,15 +68,15 @@ class LookaheadDrafter:
         return (self.window + self.guesses) * (self.ngram - 1)
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> LookaheadSession:
         return LookaheadSession([_Row(self, prompt) for prompt in prompts])
 
 
-class LookaheadSession:
+class LookaheadSession(DraftSession):
     """A pool and a window for every row."""
 
-    steady = True
+    always_available = True
 
     def __init__(self, rows: list[_Row]) -> None:
         self._rows = rows

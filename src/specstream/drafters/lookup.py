@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Drafts by copying.
 
     Args:
@@ -33,13 +33,13 @@ class LookupDrafter:
         self.max_ngram, self.min_ngram, self.branches = max_ngram, min_ngram, branches
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> LookupSession:
         indexes = [SuffixIndex(self.min_ngram, self.max_ngram) for _ in prompts]
         return LookupSession(indexes, self.branches)
 
 
-class LookupSession:
+class LookupSession(DraftSession):
     """One index per row."""
 
     def __init__(self, indexes: list[SuffixIndex], branches: int) -> None:

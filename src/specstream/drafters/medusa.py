@@ -9,7 +9,7 @@ is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -17,7 +17,18 @@ import torch
 from torch import Tensor
 
 from specstream.core.device.deferred import upload
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import (
+    Components,
+    Drafter,
+    DraftRequest,
+    DraftSession,
+    HiddenStates,
+    Offer,
+    TargetSession,
+    TrainedHeads,
+    Verdict,
+    hidden_states_of,
+)
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates, RankAcceptance, size_of
@@ -30,20 +41,12 @@ RANKS = 8
 """Candidates of each head."""
 
 
-class Heads(Protocol):
+class Heads(TrainedHeads, Protocol):
     """What is needed of ``heads/medusa.py``."""
 
     @property
     def depth(self) -> int:
         """How many heads there are."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of their weights."""
-
-    @property
-    def extra_parameters(self) -> int:
-        """How many parameters there are beside the base's."""
 
     layer: int
     rates: list[list[float]]
@@ -52,7 +55,7 @@ class Heads(Protocol):
         """Tokens ``[n, depth, ranks]`` from the states ``[n, hidden]``, the likeliest first, and how likely each is."""
 
 
-class MedusaDrafter:
+class MedusaDrafter(Drafter):
     """Drafts with heads.
 
     Args:
@@ -82,6 +85,17 @@ class MedusaDrafter:
         """Drafted nodes of the largest tree."""
         return max(self._sizes)
 
+    @property
+    def components(self) -> Components:
+        return Components(heads=(self.heads,))
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        return {f"there are {self.heads.depth} Medusa heads": self.heads.depth}
+
+    def fixed_tree(self, nodes: int) -> MedusaDrafter:
+        return MedusaDrafter(self.heads, nodes=nodes)
+
     def offers(self, depth: int) -> list[Offer]:
         """Trees of several sizes, no deeper than ``depth``; the preferred one first, as deep as it may be."""
         depth = min(depth, self.heads.depth)
@@ -99,16 +113,19 @@ class MedusaDrafter:
         self._acceptance.observe(candidates, tokens)
         self._offers.clear()
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> MedusaSession:
-        session.tap([self.heads.layer])
-        return MedusaSession(self, session, len(prompts))
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> MedusaSession:
+        states = hidden_states_of(session, self.name)
+        states.tap([self.heads.layer])
+        return MedusaSession(self, states, len(prompts))
 
 
-class MedusaSession:
+class MedusaSession(DraftSession):
     """The last accepted node's state of every row. A row's first pass drafts nothing: there is none yet."""
 
-    def __init__(self, drafter: MedusaDrafter, session: TargetSession, rows: int) -> None:
-        self._drafter, self._session = drafter, session
+    def __init__(self, drafter: MedusaDrafter, target: HiddenStates, rows: int) -> None:
+        self._drafter, self._target = drafter, target
         self._states: Tensor | None = None  # [rows, hidden]
         self._known = [False] * rows  # whether a row has one
         self._drafted: list[Candidates | None] = [None] * rows  # of the trees just proposed
@@ -142,7 +159,7 @@ class MedusaSession:
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         """Keep the states that the next trees are drafted from, and learn which ranks were right."""
-        states = self._session.states(self._drafter.heads.layer)
+        states = self._target.states(self._drafter.heads.layer)
         last = upload([verdict.path[-1] for verdict in verdicts], states.device)
         self._states = states[torch.arange(len(verdicts), device=states.device), last]
         self._known = [True] * len(verdicts)

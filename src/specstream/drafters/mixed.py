@@ -6,15 +6,15 @@ profit (``core/controller.py``). Without a controller the first offer is taken: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict, read_prompts
+from specstream.core.ports import Components, Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 
 
-class MixedDrafter:
+class MixedDrafter(Drafter):
     """Drafts with one drafter or another, row by row.
 
     Args:
@@ -25,11 +25,25 @@ class MixedDrafter:
     def __init__(self, *drafters: Drafter, name: str = "mixed") -> None:
         self.drafters, self.name = drafters, name
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> MixedSession:
-        return MixedSession([drafter.begin(prompts, sampling, session) for drafter in self.drafters])
+    @property
+    def nodes(self) -> int:
+        return max(each.nodes for each in self.drafters)
+
+    @property
+    def components(self) -> Components:
+        return Components.union(each.components for each in self.drafters)
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        return {set_by: depth for each in self.drafters for set_by, depth in each.limits.items()}
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> MixedSession:
+        return MixedSession([drafter.begin(prompts, samplings, session) for drafter in self.drafters])
 
 
-class MixedSession:
+class MixedSession(DraftSession):
     """All at work on one batch. Those that do not draft for a row are told what became of it all the same."""
 
     def __init__(self, sessions: Sequence[DraftSession]) -> None:
@@ -41,7 +55,7 @@ class MixedSession:
         return [[offer for own in offered for offer in own] for offered in zip(*self._offered, strict=True)]
 
     def read(self, most: int) -> bool:
-        return any([read_prompts(session, most) for session in self._sessions])
+        return any([session.read(most) for session in self._sessions])
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         chosen = [self._whose(row, request) for row, request in enumerate(requests)]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 
 
-class NoDrafter:
+class NoDrafter(Drafter, DraftSession):
     """Proposes the root alone, so that every pass emits one token."""
 
     name = "none"
 
     def begin(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession | None = None
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> NoDrafter:
         return self
 

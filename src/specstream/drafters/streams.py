@@ -20,13 +20,24 @@ the exit reads the vocabulary's weights, which is more than what the dropped row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
-from specstream.core.ports import DraftRequest, Offer, TargetSession, Verdict
+from specstream.core.ports import (
+    Components,
+    Drafter,
+    DraftRequest,
+    DraftSession,
+    HiddenStates,
+    Offer,
+    TargetSession,
+    TrainedHeads,
+    Verdict,
+    hidden_states_of,
+)
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates, RankAcceptance, size_of
@@ -39,20 +50,12 @@ RANKS = 8
 """Candidates of each stream."""
 
 
-class StreamHead(Protocol):
+class StreamHead(TrainedHeads, Protocol):
     """What drafts: ``heads.streams.Streams``."""
 
     @property
     def gamma(self) -> int:
         """The deepest draft."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its weights."""
-
-    @property
-    def extra_parameters(self) -> int:
-        """How many parameters there are beside the base's."""
 
     @property
     def taps(self) -> Sequence[int]:
@@ -64,7 +67,7 @@ class StreamHead(Protocol):
 
     def candidates(
         self,
-        session: TargetSession,
+        target: HiddenStates,
         places: Sequence[tuple[int, int]],
         following: Sequence[int],
         count: int,
@@ -76,7 +79,7 @@ class StreamHead(Protocol):
         """How likely every node's token is after its parent, from what goes into ``first``."""
 
 
-class StreamsDrafter:
+class StreamsDrafter(Drafter):
     """Drafts with the target's own streams.
 
     Args:
@@ -116,10 +119,24 @@ class StreamsDrafter:
         """Drafted nodes of the largest tree."""
         return max(self.sizes)
 
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> StreamsSession:
-        session.tap(self.head.taps)
-        acceptance = self._learned if sampling.greedy else self._fresh()
-        return StreamsSession(self, session, [acceptance] * len(prompts))
+    @property
+    def components(self) -> Components:
+        return Components(heads=(self.head,))
+
+    @property
+    def limits(self) -> Mapping[str, int]:
+        return {f"there are {self.head.gamma} streams": self.head.gamma}
+
+    def fixed_tree(self, nodes: int) -> StreamsDrafter:
+        return StreamsDrafter(self.head, sizes=(nodes,), rates=self.rates, pruning=self.pruning)
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> StreamsSession:
+        states = hidden_states_of(session, self.name)
+        states.tap(self.head.taps)
+        fresh = self._fresh()
+        return StreamsSession(self, states, [self._learned if each.greedy else fresh for each in samplings])
 
     def _fresh(self) -> RankAcceptance:
         if self.rates is not None:
@@ -127,11 +144,11 @@ class StreamsDrafter:
         return RankAcceptance.unknown(self.head.gamma, self.ranks)
 
 
-class StreamsSession:
+class StreamsSession(DraftSession):
     """One batch at work. A row drafts from the node that was committed last, so not before its first pass."""
 
-    def __init__(self, drafter: StreamsDrafter, session: TargetSession, acceptances: list[RankAcceptance]) -> None:
-        self._drafter, self._session, self._acceptances = drafter, session, acceptances
+    def __init__(self, drafter: StreamsDrafter, target: HiddenStates, acceptances: list[RankAcceptance]) -> None:
+        self._drafter, self._target, self._acceptances = drafter, target, acceptances
         # Of the last committed nodes: pass row, node.
         self._places: list[tuple[int, int] | None] = [None] * len(acceptances)
         self._grown: dict[tuple[RankAcceptance, int], list[Offer]] = {}  # and depth; until more is learned
@@ -152,7 +169,7 @@ class StreamsSession:
             return trees
         places = [place for row in asking if (place := self._places[row])]
         roots = [requests[row].tokens[-1] for row in asking]
-        drafted = self._drafter.head.candidates(self._session, places, roots, self._drafter.ranks, asking)
+        drafted = self._drafter.head.candidates(self._target, places, roots, self._drafter.ranks, asking)
         self._drafted = dict(zip(asking, drafted, strict=True))
         for row, root, candidates in zip(asking, roots, drafted, strict=True):
             trees[row] = candidates.tree(root, sizes[row], requests[row].depth)
@@ -161,7 +178,7 @@ class StreamsSession:
     def _pruned(self, trees: list[TokenTree]) -> list[TokenTree]:
         """The trees without what the early exit drops; their pass has begun."""
         head, least = self._drafter.head, self._drafter.pruning or 0.0
-        likelihoods = head.likelihoods(self._session.descend(trees, head.first), trees)
+        likelihoods = head.likelihoods(self._target.descend(trees, head.first), trees)
         return [
             tree.kept([node for node, likelihood in enumerate(own) if likelihood >= least])
             for tree, own in zip(trees, likelihoods, strict=True)

@@ -286,7 +286,7 @@ def _draft_model(
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
         part=part,
-        begin_beside=drafting.begin_beside if drafting.model is target.model else None,
+        from_cache=drafting.begin_from_cache if drafting.model is target.model else None,
         name=name,
     )
 

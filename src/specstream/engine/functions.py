@@ -176,8 +176,9 @@ class _CustomGenerate:
         for row, prompt in zip(generation.rows, prompts, strict=True):
             if logits_processor:
                 padding = input_ids[row.index, : input_ids.shape[1] - len(prompt)]
-                row.processors = (row_processor(logits_processor, row.index, len(prompts), padding),)
-            row.check = columns.check(row.index)
+                own = row_processor(logits_processor, row.index, len(prompts), padding)
+                row.sampling = replace(row.sampling, processors=(own,))
+            row.stopping = replace(row.stopping, check=columns.check(row.index))
         self._run(generation, columns)
         if not generation_config.return_dict_in_generate:
             return columns.ids

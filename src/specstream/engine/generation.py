@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specstream.config import GenerationConfig
-from specstream.core.decode import Reading, Rules, decode
+from specstream.core.decode import Reading, decode
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Drafter, Target
+from specstream.core.ports import Drafter, DrafterChoice, Target
 from specstream.core.rows import Round, Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -20,8 +20,6 @@ from specstream.engine.results import GenerationResult
 from specstream.engine.text import TextStream, final_text, stop_check
 from specstream.errors import UsageError, reason_of
 from specstream.models.architecture.checkpoint import CheckpointRules
-from specstream.routing.drafter import RoutedDrafter
-from specstream.routing.router import Choice
 
 CALIBRATION_TOKENS = 16
 """Tokens of plain decoding, per row, that a measured ``speedup`` is against."""
@@ -101,76 +99,66 @@ class Generation:
         self.parts = parts
         self.config = config
         self.prompts = prompts
-        self.check = check or stop_check(parts.tokenizer, config.stop_strings)
         self.timings = Timings()
-        self.choice: Choice | None = None
         self.chats = [False] * len(prompts)
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
-        self.rows = start_rows(prompts, seeds, parts.target.context_length)
+        stopping = Stopping(
+            max_new_tokens=config.max_new_tokens,
+            eos_token_ids=self._ends(),
+            check=check or stop_check(parts.tokenizer, config.stop_strings),
+        )
+        self.rows = start_rows(
+            prompts, seeds, parts.target.context_length, sampling=parts.sampling(config), stopping=stopping
+        )
         for row in self.rows:
             # The depth of a tree decides how chance is spent, and a seed has to repeat.
             row.repeats = config.seed is not None and config.temperature > 0
 
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""
-        rules = self._rules()
-        return decode(self.parts.target, self._drafter(rules["sampling"]), self.rows, **rules)
+        parts = self.parts
+        return decode(parts.target, parts.drafter, self.rows, speculation=parts.speculation, timings=self.timings)
 
     def reading(self) -> Reading:
         """The same to be joined with others: to read the prompts is the caller's, and so are the rounds.
 
         Raises:
-            UsageError: a router drafts; rows of one batch have one drafter, and it would choose for each.
+            UsageError: a drafter that chooses for each prompt, such as the router: rows of one batch have one drafter.
         """
-        if isinstance(self.parts.drafter, RoutedDrafter):
-            raise UsageError("drafter is 'router', which chooses for each prompt; rows that join need one drafter")
-        return Reading(self.parts.target, self.parts.drafter, self.rows, **self._rules())
-
-    def _rules(self) -> Rules:
-        return {
-            "sampling": self.parts.sampling(self.config),
-            "stopping": Stopping(
-                max_new_tokens=self.config.max_new_tokens,
-                eos_token_ids=self._ends(),
-                check=self.check,
-            ),
-            "speculation": self.parts.speculation,
-            "timings": self.timings,
-        }
+        parts = self.parts
+        if not parts.drafter.joinable:
+            raise UsageError(
+                f"drafter is {parts.drafter.name!r}, which chooses for each prompt; rows that join need one drafter"
+            )
+        return Reading(parts.target, parts.drafter, self.rows, speculation=parts.speculation, timings=self.timings)
 
     def _ends(self) -> frozenset[int]:
         ends = frozenset(self.config.stop_token_ids)
         return ends if self.config.ignore_eos else ends | self.parts.eos_token_ids
 
-    def _drafter(self, sampling: Sampling) -> Drafter:
-        """What drafts; a router's choice is kept, and its time is time before the first pass."""
-        drafter = self.parts.drafter
-        if not isinstance(drafter, RoutedDrafter):
-            return drafter
-        self.choice = drafter.route(self.prompts, sampling)
-        self.timings.prefill += self.choice.seconds
-        return drafter.drafters[self.choice.drafter]
+    @property
+    def choice(self) -> DrafterChoice | None:
+        """Which drafter was chosen, once decoding has begun; None where there was no choice."""
+        return next((row.choice for row in self.rows), None)
 
     @property
     def speed(self) -> float:
-        """Tokens per second, the prompt not counted and a router's choice counted."""
+        """Tokens per second, the prompt not counted and the choice of a drafter counted."""
         return self.new_tokens / (self.timings.decode + (self.choice.seconds if self.choice else 0.0))
 
     def teach(self, plain: float | None) -> None:
-        """Tell the router what became of its choice.
+        """Tell a router what became of its choice.
 
         It learns of what its table is about: the greedy continuation of one prompt, long enough to be measured.
 
         Args:
             plain: tokens per second of plain decoding in this process, None if that could not be measured.
         """
-        drafter = self.parts.drafter
-        if not isinstance(drafter, RoutedDrafter) or self.choice is None or plain is None:
+        if self.choice is None or plain is None:
             return
         if len(self.rows) == 1 and self.config.temperature == 0 and self.new_tokens >= LEAST_TOKENS:
-            speed = self.new_tokens / self.timings.decode
-            drafter.router.observe(self.choice.features, self.choice.drafter, speed, plain=plain)
+            self.choice.learn(self.new_tokens / self.timings.decode, plain=plain)
 
     def run(self) -> Generation:
         """Decode to the end."""

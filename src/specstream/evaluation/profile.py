@@ -136,7 +136,13 @@ class Instrument:
             "rollback": CACHE,
             "keep": CACHE,
         }
-        return self.around(target, {"begin": PREFILL}, {"begin": lambda made: self.around(made, session, {})})
+        return self.around(target, {"begin": PREFILL}, {"begin": lambda made: self._session(made, session)})
+
+    def _session(self, made: Any, parts: Mapping[str, str]) -> Any:
+        """A stand-in for a target's session, which shows the hidden states too."""
+        session = self.around(made, parts, {})
+        session.hidden_states = session
+        return session
 
     def drafter(self, drafter: Any) -> Any:
         """A stand-in for a drafter."""

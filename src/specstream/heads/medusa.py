@@ -61,7 +61,7 @@ class MedusaHeads(nn.Module):
         dtype: of the heads; float32 to train them.
 
     Attributes:
-        layer: what the heads read, as ``TargetSession.tap`` counts: what goes into the language-model head.
+        layer: what the heads read, as ``HiddenStates.tap`` counts: what goes into the language-model head.
         rates: ``rates[k - 1][rank]``: how often head k's candidate of that rank was right; empty if nobody measured.
         record: data, recipe and figures, as saved; plain values.
     """

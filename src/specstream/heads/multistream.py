@@ -7,7 +7,7 @@ Bhendawade et al., "Speculative Streaming" (arXiv 2402.11131), section 3.1.1: ab
 
 The main stream is the model's own, run by the model's own forward, which leaves its keys and values here. The streams
 then run through the same layers with an attention of their own: the scores of both kinds of keys share one softmax.
-A decoding round computes the same for the one node whose streams it needs (``TargetSession.branch``).
+A decoding round computes the same for the one node whose streams it needs (``HiddenStates.branch``).
 """
 
 from __future__ import annotations

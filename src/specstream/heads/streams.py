@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specstream.core.ports import Adapter, TargetSession
+from specstream.core.ports import Adapter, HiddenStates
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError
@@ -219,7 +219,7 @@ class Streams(nn.Module):
     @torch.inference_mode()
     def candidates(
         self,
-        session: TargetSession,
+        target: HiddenStates,
         places: Sequence[tuple[int, int]],
         following: Sequence[int],
         count: int,
@@ -228,22 +228,22 @@ class Streams(nn.Module):
         """What the streams of some nodes draft.
 
         Args:
-            session: whose last pass scored the nodes and has been committed; tapped at ``taps``.
+            target: whose last pass scored the nodes and has been committed; tapped at ``taps``.
             places: for each of the rows, the row in that pass and its node there, the last one committed.
             following: the token of each that was emitted behind that node.
             count: candidates of each stream.
-            rows: of the session, in increasing order; None for all.
+            rows: of its session, in increasing order; None for all.
 
         Returns:
             For each of the rows what its streams draft, with the probabilities they give it.
         """
-        states = session.states(self.first)
+        states = target.states(self.first)
         at, nodes = zip(*places, strict=True)
         # In the precision of the weights: to round those takes longer than the sums.
         chosen = states[list(at), list(nodes)].float()
         frozen = self._freeze()
         hidden = frozen.start(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
-        final = session.branch(hidden, self.first, frozen.adapter, rows)
+        final = target.branch(hidden, self.first, frozen.adapter, rows)
         most = count if frozen.pulls is None else count * CHAINED_FROM
         best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]

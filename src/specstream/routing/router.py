@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,18 @@ class Choice:
         expected: what each drafter was expected to be worth, as its speed over plain decoding's.
         seconds: that the choice took, features included.
         features: of the prompts, ``[rows, features]``.
+        router: that chose, and learns of it.
     """
 
     drafter: str
     expected: dict[str, float]
     seconds: float
     features: Tensor
+    router: Router = field(repr=False)
+
+    def learn(self, tokens_per_second: float, *, plain: float) -> None:
+        """Tell the router what the drafter was worth on these prompts; see ``Router.observe``."""
+        self.router.observe(self.features, self.drafter, tokens_per_second, plain=plain)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a result."""
@@ -156,7 +162,8 @@ class Router:
             drawn = expected + deviations * chance
         best = max(allowed, key=lambda name: float(drawn[names.index(name)]))
         worth = {name: float(value.exp()) for name, value in zip(names, expected, strict=True) if name in allowed}
-        return Choice(drafter=best, expected=worth, seconds=time.perf_counter() - started, features=features)
+        seconds = time.perf_counter() - started
+        return Choice(drafter=best, expected=worth, seconds=seconds, features=features, router=self)
 
     def observe(self, features: Tensor, drafter: str, tokens_per_second: float, *, plain: float | None = None) -> None:
         """Learn what a drafter was worth on a prompt, and save it where the configuration says, if that can be done.

@@ -80,17 +80,15 @@ class Live:
         if self._target is None or not prompts:
             return {}
         chosen = [prompts[at * len(prompts) // self._count] for at in range(min(self._count, len(prompts)))]
-        rows = start_rows(chosen, range(len(chosen)), self._target.context_length)
-        self._target.prepare(rows=len(chosen))
-        for _ in decode(
-            self._target,
-            drafter,
-            rows,
+        rows = start_rows(
+            chosen,
+            range(len(chosen)),
+            self._target.context_length,
             sampling=Sampling(),
             stopping=Stopping(max_new_tokens=self._tokens, eos_token_ids=self._end),
-            speculation=Speculation(max_depth=depth),
-            timings=Timings(),
-        ):
+        )
+        self._target.prepare(rows=len(chosen))
+        for _ in decode(self._target, drafter, rows, speculation=Speculation(max_depth=depth), timings=Timings()):
             pass
         passes = sum(row.stats.target_passes for row in rows)
         return {"live_accepted_length": sum(row.stats.new_tokens for row in rows) / max(1, passes)}

@@ -37,7 +37,7 @@ class Machine:
             ends drafts by that, and ``model`` does not matter. None for a model that does not.
         noisy: whether other work disturbs measurements: the first of a kind takes six times as long, one in eight of
             the others up to three times.
-        packs: whether a pass needs no padding; ``price`` is then of the nodes of all rows together.
+        ragged: whether a pass needs no padding; ``price`` is then of the nodes of all rows together.
         spells: mean passes of a slow spell and of the time between two; None for no spells. In one, all takes one and
             a half to four times as long, but ``seconds`` has what it would have taken.
         log: for every round, what each row took: "m2" is two tokens of the model's, "l3" three of the lookup's, "-"
@@ -51,7 +51,7 @@ class Machine:
         self.sure: float | None = None
         self.noisy, self._done, self._disturbance = False, set[object](), random.Random(seed + 1)
         self.spells: tuple[float, float] | None = None
-        self.packs = False
+        self.ragged = False
         self._slow, self._until = 1.0, 0
         self.seconds, self.tokens = 0.0, 0
         self.unread = [1] * rows
@@ -75,7 +75,7 @@ class Machine:
         depth = min(self.depth, left - 1)
         matches = [self._copied(depth) for _ in range(self.rows)]
         offers = [self._offers(row, depth, matches[row]) for row in range(self.rows)]
-        choices = controller.choose(offers, packs=self.packs)
+        choices = controller.choose(offers, ragged=self.ragged)
         requests, trees, verdicts, done = [], [], [], []
         steps = 0
         for row, choice in enumerate(choices):
@@ -111,7 +111,7 @@ class Machine:
             )
 
     def _nodes(self, sizes: list[int]) -> int:
-        return sum(sizes) if self.packs else max(sizes)
+        return sum(sizes) if self.ragged else max(sizes)
 
     def _measured(self, kind: object, seconds: float) -> float:
         if not self.noisy or not seconds:

@@ -7,12 +7,13 @@ import itertools
 import pytest
 import torch
 
-from specstream.core.decode import Batch, Stopping, decode
+from specstream.core.decode import Batch, decode
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.none import NoDrafter
@@ -26,8 +27,15 @@ CHAIN = MODEL.favourites(PROMPT, 60)
 SAMPLED = Sampling(temperature=1.0)
 
 
+def greedy(count):
+    """How rows are sampled and when they end."""
+    return {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=count)}
+
+
 class Watched:
     """The target, with its sessions at hand."""
+
+    rereads_at = None
 
     def __init__(self, model):
         self.model = model
@@ -45,14 +53,18 @@ class Watched:
 def run(drafter, prompts=(PROMPT,), *, model=MODEL, sampling=None, depth=5, threshold=None, **stopping):
     """Rows at their end, and every round of each row."""
     target, timings = Watched(model), Timings()
-    rows = start_rows(prompts, range(len(prompts)), model.context_length)
+    rows = start_rows(
+        prompts,
+        range(len(prompts)),
+        model.context_length,
+        sampling=sampling or Sampling(),
+        stopping=Stopping(**{"max_new_tokens": 12, **stopping}),
+    )
     rounds = [[] for _ in rows]
     for passed in decode(
         target,
         drafter,
         rows,
-        sampling=sampling or Sampling(),
-        stopping=Stopping(**{"max_new_tokens": 12, **stopping}),
         speculation=Speculation(max_depth=depth, acceptance_threshold=threshold),
         timings=timings,
     ):
@@ -195,13 +207,12 @@ class TestDepth:
                 asked.extend(request.depth for request in requests)
                 return super().offers(requests)
 
-        rows = start_rows([PROMPT], [0], MODEL.context_length)
-        settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=12), "timings": Timings()}
-        list(decode(MODEL, Asked(), rows, speculation=speculation, **settings))
+        rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(12))
+        list(decode(MODEL, Asked(), rows, speculation=speculation, timings=Timings()))
         assert max(asked) == deepest
 
-    @pytest.mark.parametrize("steady", [True, False])
-    def test_a_steady_drafter_is_not_asked_in_every_round_while_its_drafts_cannot_pay(self, steady):
+    @pytest.mark.parametrize("always_available", [True, False])
+    def test_an_available_drafter_is_not_asked_in_every_round_while_its_drafts_cannot_pay(self, always_available):
         asked = []
 
         class Wrong(FunctionDrafter):
@@ -214,30 +225,28 @@ class TestDepth:
             return TokenTree.chain([request.tokens[-1], (right + 1) % 8][: 1 + request.depth])
 
         drafter = Wrong(wrong)
-        drafter.steady = steady
-        rows = start_rows([PROMPT], [0], MODEL.context_length)
-        settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=48), "timings": Timings()}
+        drafter.always_available = always_available
+        rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(48))
         speculation = Speculation(max_depth=5, controller=Controller())
-        rounds = list(decode(MODEL, drafter, rows, speculation=speculation, **settings))
+        rounds = list(decode(MODEL, drafter, rows, speculation=speculation, timings=Timings()))
         assert rows[0].emitted == MODEL.favourites(PROMPT, 48)
         assert len(rounds) == 48
-        assert len(asked) < 30 if steady else len(asked) == 48
+        assert len(asked) < 30 if always_available else len(asked) == 48
 
     def test_is_told_how_much_context_a_round_looks_at(self, monkeypatch):
         told = []
 
-        def choose(self, offers, *context_and_ending, packs):
+        def choose(self, offers, *context_and_ending, ragged):
             told.append(context_and_ending)
             return [None] * 2
 
         monkeypatch.setattr(Controller, "choose", choose)
-        rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length)
-        settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=3), "timings": Timings()}
-        settings["speculation"] = Speculation(max_depth=5, controller=Controller())
+        rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
+        settings = {"timings": Timings(), "speculation": Speculation(max_depth=5, controller=Controller())}
         list(decode(MODEL, NoDrafter(), rows, **settings))  # nobody can join, so the ends are known
         assert told == [(12, [3, 3]), (13, [2, 2]), (14, [1, 1])]
         told.clear()
-        rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length)
+        rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
         Batch(MODEL, NoDrafter(), rows, **settings).step()
         assert told == [(12, None)]
 
@@ -246,9 +255,8 @@ class TestDepth:
         monkeypatch.setattr(Controller, "renew", lambda self: told.append(self))
         speculation = Speculation(max_depth=5, controller=Controller())
         for _ in range(2):
-            rows = start_rows([PROMPT], [0], MODEL.context_length)
-            settings = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=4), "timings": Timings()}
-            list(decode(MODEL, NoDrafter(), rows, speculation=speculation, **settings))
+            rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(4))
+            list(decode(MODEL, NoDrafter(), rows, speculation=speculation, timings=Timings()))
         assert told == [speculation.controller] * 2
 
 
@@ -272,13 +280,17 @@ class TestRows:
         drafter = DraftModelDrafter(MODEL.disturbed(1, 1.0), branches=branches)
         rows, _, _ = run(drafter, self.PROMPTS, sampling=SAMPLED, eos_token_ids=frozenset({6}), max_new_tokens=20)
         for row in rows:
-            (alone,) = start_rows([row.tokens[: row.prompt_length]], [row.index], None)
+            (alone,) = start_rows(
+                [row.tokens[: row.prompt_length]],
+                [row.index],
+                None,
+                sampling=SAMPLED,
+                stopping=Stopping(max_new_tokens=20, eos_token_ids=frozenset({6})),
+            )
             for _ in decode(
                 MODEL,
                 drafter,
                 [alone],
-                sampling=SAMPLED,
-                stopping=Stopping(max_new_tokens=20, eos_token_ids=frozenset({6})),
                 speculation=Speculation(max_depth=5),
                 timings=Timings(),
             ):
@@ -295,12 +307,12 @@ class TestRows:
 
     def test_an_empty_prompt_is_named(self):
         with pytest.raises(UsageError, match="prompt 1 is empty"):
-            start_rows([[1], []], [0, 1], None)
+            start_rows([[1], []], [0, 1], None, **greedy(12))
 
     @pytest.mark.parametrize("length", [4, 5])
     def test_a_prompt_without_room_is_named(self, length):
         with pytest.raises(UsageError, match=rf"prompt 0 has {length} tokens .* holds 4; shorten it"):
-            start_rows([[1] * length], [0], 4)
+            start_rows([[1] * length], [0], 4, **greedy(12))
 
     def test_no_rows_are_no_passes(self):
         rows, rounds, _ = run(NoDrafter(), [])
@@ -373,9 +385,10 @@ class TestRounds:
     """What a round says of itself."""
 
     def passes(self, drafter):
-        rows = start_rows([PROMPT], [0], MODEL.context_length)
-        rules = {"sampling": Sampling(), "stopping": Stopping(max_new_tokens=12), "timings": Timings()}
-        return [each for (each,) in decode(MODEL, drafter, rows, speculation=Speculation(max_depth=5), **rules)]
+        rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(12))
+        return [
+            each for (each,) in decode(MODEL, drafter, rows, speculation=Speculation(max_depth=5), timings=Timings())
+        ]
 
     def test_who_drafted_what_and_what_became_of_it(self):
         def tree(request):
@@ -451,13 +464,11 @@ def test_whether_it_was_exact_is_the_sessions_word():
 
 
 def test_a_caller_may_leave_in_the_middle():
-    rows = start_rows([PROMPT], [0], None)
+    rows = start_rows([PROMPT], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=30))
     rounds = decode(
         MODEL,
         oracle(MODEL),
         rows,
-        sampling=Sampling(),
-        stopping=Stopping(max_new_tokens=30),
         speculation=Speculation(max_depth=3),
         timings=Timings(),
     )

@@ -25,12 +25,15 @@ STEPS = {1: 6, 4: 2, 6: 1, 100: 1}
 
 def reading(target: Any, drafter: Any, timings: Timings) -> Reading:
     rules: Any = {
-        "sampling": Sampling(),
-        "stopping": Stopping(max_new_tokens=9),
         "speculation": Speculation(max_depth=3),
         "timings": timings,
     }
-    return Reading(target, drafter, start_rows([PROMPT], [0], None), **rules)
+    return Reading(
+        target,
+        drafter,
+        start_rows([PROMPT], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=9)),
+        **rules,
+    )
 
 
 @pytest.mark.parametrize("most", STEPS)

@@ -12,13 +12,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.device import deferred
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import DraftRequest, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Verdict
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling, probabilities
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.drafters.draft_model import FAR_BEHIND, HARDLY, READ_AT_ONCE, DraftModelDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
@@ -47,7 +48,7 @@ CUTS = {True: Sampling(), False: SAMPLED}
 """Whether drafts of such a sampling may end early."""
 
 
-class InStep:
+class InStep(Drafter, DraftSession):
     """A DraftModelDrafter that is compared, round by round, with one restarted from scratch."""
 
     name = "in step"
@@ -58,9 +59,9 @@ class InStep:
         self.rounds = 0
         self.depths: list[list[int]] = []
 
-    def begin(self, prompts, sampling, session=None):
-        self.sampling = sampling
-        self.session = self.drafter.begin(prompts, sampling)
+    def begin(self, prompts, samplings, session=None):
+        self.sampling = samplings[0]
+        self.session = self.drafter.begin(prompts, samplings)
         return self
 
     def offers(self, requests):
@@ -71,7 +72,7 @@ class InStep:
         requests = [replace(request, least=self.least, prices=self.prices) for request in requests]
         again = [replace(request, generator=copied(request.generator)) for request in requests]
         trees = self.session.propose(requests)
-        expected = self.drafter.begin(tokens, self.sampling).propose(again)
+        expected = self.drafter.begin(tokens, [self.sampling] * len(tokens)).propose(again)
         for tree, fresh in zip(trees, expected, strict=True):
             assert (tree.tokens, tree.parents) == (fresh.tokens, fresh.parents)
             assert tree.proposals.keys() == fresh.proposals.keys()
@@ -88,15 +89,22 @@ class InStep:
     def keep(self, rows):
         self.session.keep(rows)
 
+    def join(self, other):
+        self.session.join(other.session)
+
 
 def run(drafter, prompts=PROMPTS, *, sampling=SAMPLED, target=TARGET, **stopping):
-    rows = start_rows(prompts, range(len(prompts)), target.context_length)
+    rows = start_rows(
+        prompts,
+        range(len(prompts)),
+        target.context_length,
+        sampling=sampling,
+        stopping=Stopping(**{"max_new_tokens": 30, **stopping}),
+    )
     for _ in decode(
         target,
         drafter,
         rows,
-        sampling=sampling,
-        stopping=Stopping(**{"max_new_tokens": 30, **stopping}),
         speculation=Speculation(max_depth=5),
         timings=Timings(),
     ):
@@ -109,7 +117,7 @@ def run(drafter, prompts=PROMPTS, *, sampling=SAMPLED, target=TARGET, **stopping
 
 def propose(drafter, tokens, *, depth=5, sampling=None, seed=0, **asked):
     generator = torch.Generator().manual_seed(seed)
-    session = drafter.begin([tokens], sampling or Sampling())
+    session = drafter.begin([tokens], [sampling or Sampling()])
     (tree,) = session.propose([DraftRequest(tokens=tokens, depth=depth, generator=generator, **asked)])
     return tree
 
@@ -136,13 +144,14 @@ class TestDraftsThatEndEarly:
         on_the_device = place == "device" and branches == 1  # where nobody looks at a token until the chain is done
         assert max(tree.depths) == (6 if on_the_device else expected)
 
-    def test_never_where_tokens_are_drawn(self):
+    def test_never_where_tokens_are_drawn(self, place):
         """To look at a drawn token only if it is a likely one would change how often it is emitted."""
         drafter = DraftModelDrafter(DRAFT, gamma=4)
         assert propose(drafter, [0, 1, 2], sampling=SAMPLED, least=0.99).drafted == 4
         request = DraftRequest(tokens=[0, 1, 2], depth=4, generator=torch.Generator())
-        offers = {cut: drafter.begin([[0, 1, 2]], each).offers([request]) for cut, each in CUTS.items()}
-        assert all(offer.cuts is cut for cut, ((offer,),) in offers.items())
+        offers = {cut: drafter.begin([[0, 1, 2]], [each]).offers([request]) for cut, each in CUTS.items()}
+        # On the device nobody looks at a token until the chain is done.
+        assert all(offer.cuts is (cut and place == "host") for cut, ((offer,),) in offers.items())
 
     def test_rows_end_each_for_itself_and_stay_in_step(self, place):
         drafter = InStep(DraftModelDrafter(DRAFT, gamma=5), least=0.4)
@@ -359,7 +368,7 @@ class TestCache:
         assert any(0 in depths and max(depths) > 0 for depths in watched.depths)
 
     def test_a_row_that_sat_out_a_round_drafts_on_as_if_it_had_not(self):
-        watched = InStep(DraftModelDrafter(DRAFT, gamma=4)).begin(PROMPTS[:2], Sampling())
+        watched = InStep(DraftModelDrafter(DRAFT, gamma=4)).begin(PROMPTS[:2], [Sampling()] * 2)
         rows = [list(prompt) for prompt in PROMPTS[:2]]
         for depths in ([3, 3], [4, 0], [4, 0], [2, 4], [1, 3]):
             requests = [
@@ -396,7 +405,7 @@ class TestFallingBehind:
     """Rounds that another drafter drafts for, or nobody, are not read until the draft is asked again."""
 
     def begin(self, *lengths):
-        return DraftModelDrafter(DRAFT).begin([TEXT[:length] for length in lengths], Sampling())
+        return DraftModelDrafter(DRAFT).begin([TEXT[:length] for length in lengths], [Sampling()] * len(lengths))
 
     def ask(self, session, *ends, depths=None):
         requests = [
@@ -445,7 +454,9 @@ class TestFallingBehind:
 
     def test_which_tokens_it_can_read_is_known_before_it_reads_the_outputs(self):
         """A token that only the target has comes in before the draft has made any pass."""
-        session = DraftModelDrafter(TableModel.random(41, vocab=5, memory=3), vocab_size=7).begin([[0, 1]], Sampling())
+        session = DraftModelDrafter(TableModel.random(41, vocab=5, memory=3), vocab_size=7).begin(
+            [[0, 1]], [Sampling()]
+        )
         (tree,) = session.propose([DraftRequest(tokens=[0, 1, 6, 5, 2], depth=2, generator=torch.Generator())])
         assert tree.drafted == 2
 

@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import DraftRequest, Verdict
 from specstream.core.rows import start_rows
 from specstream.core.sampling import NO_CHOICE, Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.drafters.lookahead import LookaheadDrafter, Pool
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
@@ -29,7 +30,7 @@ def request(tokens, depth=5, offer=None):
 
 def start(prompt=PROMPT, **options):
     drafter = LookaheadDrafter(**{"window": 3, "ngram": 3, "from_text": False, **options})
-    return drafter.begin([prompt], Sampling())
+    return drafter.begin([prompt], [Sampling()])
 
 
 def paths(tree):
@@ -146,7 +147,7 @@ def test_logits_without_a_choice_make_no_ngram():
 
 
 def test_rows_that_leave_take_their_windows_along():
-    session = LookaheadDrafter(window=3, ngram=3).begin([PROMPT, PROMPT[::-1], PROMPT[3:]], Sampling())
+    session = LookaheadDrafter(window=3, ngram=3).begin([PROMPT, PROMPT[::-1], PROMPT[3:]], [Sampling()] * 3)
     rows = list(session._rows)
     session.keep([2, 0])
     assert session._rows == [rows[2], rows[0]]
@@ -182,14 +183,12 @@ MODEL = TableModel.random(3, vocab=12, memory=1, scale=3.0)
 
 
 def generate(drafter, controller=None, tokens=60):
-    rows = start_rows([[1, 2]], [0], None)
+    rows = start_rows([[1, 2]], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=tokens))
     speculation = Speculation(max_depth=5, controller=controller)
     for _ in decode(
         MODEL,
         drafter,
         rows,
-        sampling=Sampling(),
-        stopping=Stopping(max_new_tokens=tokens),
         speculation=speculation,
         timings=Timings(),
     ):

@@ -17,7 +17,7 @@ def request(tokens, depth):
 
 
 def propose(tokens, depth=4, **options):
-    (tree,) = LookupDrafter(**options).begin([tokens], Sampling()).propose([request(tokens, depth)])
+    (tree,) = LookupDrafter(**options).begin([tokens], [Sampling()]).propose([request(tokens, depth)])
     return tree
 
 
@@ -75,7 +75,7 @@ def test_a_repetition_goes_on_beyond_its_own_end():
 
 def test_the_output_is_searched_as_it_grows():
     prompt = [1, 2]
-    session = LookupDrafter().begin([prompt], Sampling())
+    session = LookupDrafter().begin([prompt], [Sampling()])
     tokens = list(prompt)
     found = []
     for token in (3, 4, 9, 3, 4, 9):
@@ -87,7 +87,7 @@ def test_the_output_is_searched_as_it_grows():
 
 
 def test_tokens_that_come_several_at_a_time_are_all_found():
-    session = LookupDrafter().begin([[1, 2]], Sampling())
+    session = LookupDrafter().begin([[1, 2]], [Sampling()])
     session.propose([request([1, 2], 2)])
     (tree,) = session.propose([request([1, 2, 7, 8, 6, 5, 7, 8], 2)])
     assert tree.tokens == (8, 6, 5)
@@ -119,7 +119,7 @@ def test_the_first_path_takes_the_first_nodes():
 
 def test_rows_are_searched_each_in_itself_and_leave():
     rows = [[1, 2, 3, 1, 2], [1, 2, 4, 1, 2], [1, 2]]
-    session = LookupDrafter().begin(rows, Sampling())
+    session = LookupDrafter().begin(rows, [Sampling()] * len(rows))
     trees = session.propose([request(row, 1) for row in rows])
     assert [tree.tokens for tree in trees] == [(2, 3), (2, 4), (2,)]
     session.keep([1, 2])
@@ -128,9 +128,9 @@ def test_rows_are_searched_each_in_itself_and_leave():
 
 
 def test_an_offer_is_the_tree_and_how_long_its_match_was():
-    session = LookupDrafter(max_ngram=4).begin([[1]], Sampling())
+    session = LookupDrafter(max_ngram=4).begin([[1]], [Sampling()])
     for tokens, source in (([1, 2, 3, 1, 2], 2), ([1, 2, 3, 1, 2, 3], 3), ([1, 2, 3, 4, 5, 6, 9, 1, 2, 3, 4, 5, 6], 4)):
-        session = LookupDrafter(max_ngram=4).begin([tokens], Sampling())
+        session = LookupDrafter(max_ngram=4).begin([tokens], [Sampling()])
         ((offer,),) = session.offers([request(tokens, 3)])
         assert offer.source == f"lookup/{source}"
         (whole,) = session.propose([request(tokens, 3)])
@@ -141,7 +141,7 @@ def test_an_offer_is_the_tree_and_how_long_its_match_was():
 
 @pytest.mark.parametrize(("tokens", "depth"), [([1, 2, 3], 3), ([1, 2, 1, 2], 0)])
 def test_where_nothing_can_be_copied_nothing_is_offered(tokens, depth):
-    assert LookupDrafter().begin([tokens], Sampling()).offers([request(tokens, depth)]) == [[]]
+    assert LookupDrafter().begin([tokens], [Sampling()]).offers([request(tokens, depth)]) == [[]]
 
 
 @pytest.mark.parametrize("options", [{"min_ngram": 0}, {"min_ngram": 3, "max_ngram": 2}, {"branches": 0}])
@@ -180,7 +180,7 @@ def test_every_proposal_is_the_brute_force_ones(tokens, cuts, depth, ngrams, bra
     """However many tokens arrive between two proposals."""
     smallest, more = ngrams
     options = {"min_ngram": smallest, "max_ngram": smallest + more, "branches": branches}
-    session = LookupDrafter(**options).begin([tokens[:1]], Sampling())
+    session = LookupDrafter(**options).begin([tokens[:1]], [Sampling()])
     for end in sorted({min(cut, len(tokens)) for cut in [*cuts, len(tokens)]}):
         (tree,) = session.propose([request(tokens[:end], depth)])
         expected = brute_force(tokens[:end], depth, **options)

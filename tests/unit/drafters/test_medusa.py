@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import DraftRequest, Verdict
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.drafters.medusa import SIZES, MedusaDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
@@ -39,6 +40,10 @@ class Session:
     def __init__(self):
         self.tapped = []
 
+    @property
+    def hidden_states(self):
+        return self
+
     def tap(self, layers):
         self.tapped += layers
 
@@ -56,7 +61,7 @@ def verdict(*path):
 
 def started(rows=1, paths=((0,),), heads=None, **options):
     drafter = MedusaDrafter(heads or Heads(), **options)
-    session = drafter.begin([[0, 1]] * rows, Sampling(), Session())
+    session = drafter.begin([[0, 1]] * rows, [Sampling()] * rows, Session())
     session.propose([request(depth=0)] * rows)
     session.observe([verdict(*path) for path in paths])
     return session
@@ -68,7 +73,7 @@ def drafts(tree):
 
 def test_the_first_pass_of_a_batch_drafts_nothing_and_taps_the_session():
     drafter, target = MedusaDrafter(Heads()), Session()
-    session = drafter.begin([[0, 1]], Sampling(), target)
+    session = drafter.begin([[0, 1]], [Sampling()], target)
     assert target.tapped == [5]
     assert session.offers([request()]) == [[]]
     assert [len(tree) for tree in session.propose([request()])] == [1]
@@ -143,13 +148,17 @@ def test_a_setting_out_of_range_is_refused(name, value):
 
 
 def generate(drafter, controller=None, tokens=120, model=MODEL, seed=0, sampling=None):
-    rows = start_rows([[1, 2], [3]], [seed, seed + 1], model.context_length)
+    rows = start_rows(
+        [[1, 2], [3]],
+        [seed, seed + 1],
+        model.context_length,
+        sampling=sampling or Sampling(),
+        stopping=Stopping(max_new_tokens=tokens),
+    )
     for _ in decode(
         model,
         drafter,
         rows,
-        sampling=sampling or Sampling(),
-        stopping=Stopping(max_new_tokens=tokens),
         speculation=Speculation(max_depth=5, controller=controller),
         timings=Timings(),
     ):

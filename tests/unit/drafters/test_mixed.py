@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.policy.plans import Taken
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import DraftRequest
+from specstream.core.ports import DraftRequest, DraftSession
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
@@ -27,7 +28,9 @@ def request(tokens, depth=4, offer=None):
 
 
 def begin(prompts, sampling=None):
-    return MixedDrafter(LookupDrafter(), DraftModelDrafter(DRAFT)).begin(prompts, sampling or Sampling(), None)
+    return MixedDrafter(LookupDrafter(), DraftModelDrafter(DRAFT)).begin(
+        prompts, [sampling or Sampling()] * len(prompts), None
+    )
 
 
 def test_the_lookup_comes_first_where_it_matches():
@@ -64,7 +67,7 @@ class Fickle:
     def renew(self):
         pass
 
-    def choose(self, offers, context, ending, *, packs):
+    def choose(self, offers, context, ending, *, ragged):
         self.round += 1
         return [
             Taken(available[(self.round + row) % len(available)], 1 + self.round % 2) if available else None
@@ -75,12 +78,12 @@ class Fickle:
         pass
 
 
-class InStep(MixedDrafter):
+class InStep(MixedDrafter, DraftSession):
     """Compares every draft of the model with that of a model that starts from scratch."""
 
-    def begin(self, prompts, sampling, session):
-        self.sampling, self.taken = sampling, []
-        self.session = super().begin(prompts, sampling, session)
+    def begin(self, prompts, samplings, session):
+        self.sampling, self.taken = samplings[0], []
+        self.session = super().begin(prompts, samplings, session)
         return self
 
     def offers(self, requests):
@@ -94,7 +97,7 @@ class InStep(MixedDrafter):
         for each, fresh, tree in zip(requests, again, trees, strict=True):
             self.taken.append(each.offer.source.partition("/")[0] if each.offer else None)
             if self.taken[-1] == "draft_model":
-                (expected,) = self.drafters[1].begin([fresh.tokens], self.sampling).propose([fresh])
+                (expected,) = self.drafters[1].begin([fresh.tokens], [self.sampling]).propose([fresh])
                 assert (tree.tokens, tree.parents) == (expected.tokens, expected.parents)
         return trees
 
@@ -104,21 +107,28 @@ class InStep(MixedDrafter):
     def keep(self, rows):
         self.session.keep(rows)
 
+    def join(self, other):
+        self.session.join(other.session)
+
 
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0)])
 def test_the_models_drafts_are_those_of_one_from_scratch_whoever_drafted_before(sampling, branches):
     drafter = InStep(LookupDrafter(min_ngram=1), DraftModelDrafter(DRAFT, branches=branches))
     prompts = [REPEATS, NEW, [2], REPEATS * 3]
-    rows = start_rows(prompts, range(4), None)
-    for _ in decode(
-        TARGET,
-        drafter,
-        rows,
+    rows = start_rows(
+        prompts,
+        range(4),
+        None,
         sampling=sampling,
         stopping=Stopping(
             max_new_tokens=40, check=lambda emitted, new: 20 if len(emitted) > 19 and emitted[0] else None
         ),
+    )
+    for _ in decode(
+        TARGET,
+        drafter,
+        rows,
         speculation=Speculation(max_depth=5, controller=Fickle()),
         timings=Timings(),
     ):

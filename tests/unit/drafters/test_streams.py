@@ -7,13 +7,14 @@ import time
 import pytest
 import torch
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import DraftRequest, Verdict
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree_shapes import Candidates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError
@@ -54,6 +55,10 @@ class Session:
     def __init__(self):
         self.tapped, self.descended = [], []
 
+    @property
+    def hidden_states(self):
+        return self
+
     def tap(self, layers):
         self.tapped.extend(layers)
 
@@ -68,7 +73,7 @@ def request(depth=5, token=5, offer=None):
 
 def begun(rows=1, **options):
     drafter, session = StreamsDrafter(Head(), **options), Session()
-    return drafter, session, drafter.begin([[1, 2]] * rows, Sampling(), session)
+    return drafter, session, drafter.begin([[1, 2]] * rows, [Sampling()] * rows, session)
 
 
 def verdict(*path, tokens=(9,)):
@@ -145,7 +150,7 @@ def test_a_generation_that_samples_is_judged_by_itself():
         drafts.propose([request()])
     expected = {}
     for name, sampling in (("sampled", Sampling(temperature=1.0)), ("greedy", Sampling())):
-        other = drafter.begin([[1, 2]], sampling, session)
+        other = drafter.begin([[1, 2]], [sampling], session)
         other.observe([verdict(0)])
         ((offer,),) = other.offers([request()])
         expected[name] = offer.expected[-1]
@@ -234,13 +239,15 @@ def test_text_on_which_streams_are_of_no_use_hardly_pays_for_them(monkeypatch):
             session.score = timed
             return session
 
-    drafter, rows, timings = StreamsDrafter(Never()), start_rows([[1, 2]], [0], None), Timings()
+    drafter, rows, timings = (
+        StreamsDrafter(Never()),
+        start_rows([[1, 2]], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=300)),
+        Timings(),
+    )
     for _ in decode(
         Target(table, 1),
         drafter,
         rows,
-        sampling=Sampling(),
-        stopping=Stopping(max_new_tokens=300),
         speculation=Speculation(max_depth=3, controller=Controller()),
         timings=timings,
     ):

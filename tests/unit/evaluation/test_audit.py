@@ -113,12 +113,17 @@ class TwoFaced:
     wide: TableModel
     exact: str = "rounding"
     context_length: int | None = None
+    rereads_at = None
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> TwoFacedSession:
         return TwoFacedSession(self, prefixes)
 
 
 class TwoFacedSession:
+    device = torch.device("cpu")
+    ragged = False
+    hidden_states = None
+
     def __init__(self, model: TwoFaced, prefixes: Sequence[Sequence[int]]) -> None:
         self.exact = model.exact
         self._sessions = [face.begin(prefixes) for face in (model.narrow, model.wide)]
@@ -238,6 +243,7 @@ class Watched:
 
     target: Target
     context_length: int | None = None
+    rereads_at = None
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> object:
         session, passes = self.target.begin(prefixes), [list(map(tuple, prefixes))]

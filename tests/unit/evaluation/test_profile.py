@@ -92,6 +92,8 @@ def test_a_draft_model_and_streams_draft_through_stand_ins(target):
         assert plain.rows[0].emitted == again.rows[0].emitted
         assert found.of("draft") > 0
         assert max(found.widths) > 1
+        # Passes on the target's hidden states are drafting, and noted as that.
+        assert any(span.name == "branch" for span in found.spans) is (parts is headed)
 
 
 def test_the_controller_is_noted(target):

@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 
-from specstream.core.decode import Stopping, decode
+from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.medusa import MedusaDrafter
@@ -232,13 +233,11 @@ def test_heads_of_a_tiny_model_learn_in_a_few_seconds():
     assert loss.item() < before / 3
     heads.rates = rank_rates(heads.ranks(states, tokens, mask), 4)
     assert min(rates[0] for rates in heads.rates) > 0.6
-    rows = start_rows(prompts[:4].tolist(), range(4), None)
+    rows = start_rows(prompts[:4].tolist(), range(4), None, sampling=Sampling(), stopping=Stopping(max_new_tokens=24))
     for _ in decode(
         HuggingFaceTarget(model),
         MedusaDrafter(heads),
         rows,
-        sampling=Sampling(),
-        stopping=Stopping(max_new_tokens=24),
         speculation=Speculation(max_depth=5),
         timings=Timings(),
     ):

@@ -11,13 +11,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from specstream.core.decode import decode
+from specstream.core.policy.policy import Speculation
+from specstream.core.ports import Components, DraftRequest
+from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
 from specstream.routing.config import router_config
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.router import Router
+from tests.lossless.table_model import TableModel
 from tests.unit.routing.synthetic import UnboundRouter, prompts, trained, worth
 
 PLAIN = 10.0
@@ -296,19 +303,53 @@ def test_the_routed_drafter_begins_what_was_chosen(model):
     begun = []
 
     class Noting(LookupDrafter):
-        def begin(self, prompts, sampling, session=None):
+        def begin(self, prompts, samplings, session=None):
             begun.append("lookup")
-            return super().begin(prompts, sampling, session)
+            return super().begin(prompts, samplings, session)
 
     router = UnboundRouter(model, explore=0.0)
     drafter = RoutedDrafter({"none": NoDrafter(), "lookup": Noting()}, router)
     (_, sums), (_, words) = prompts(2, seed=2)
-    drafter.begin([sums], Sampling(), None)
+    drafter.begin([sums], [Sampling()], None)
     assert begun == ["lookup"]
-    drafter.begin([words], Sampling(), None)  # the draft is not there, and the look-up would harm
+    drafter.begin([words], [Sampling()], None)  # the draft is not there, and the look-up would harm
     assert begun == ["lookup"]
     live(router, prompts(60, seed=3), slow)
-    assert drafter.route([sums], Sampling()).drafter == "none"
-    assert drafter.route([sums], Sampling(temperature=1.0)).drafter == "lookup"  # the table alone: a seed repeats
+    assert drafter.route([sums], [Sampling()]).drafter == "none"
+    assert drafter.route([sums], [Sampling(temperature=1.0)]).drafter == "lookup"  # the table alone: a seed repeats
     with pytest.raises(UsageError, match="1 drafter to choose from"):
         RoutedDrafter({"none": NoDrafter()}, router)
+
+
+def test_a_routed_session_is_the_chosen_one_and_says_so(model):
+    class Always(NoDrafter):
+        always_available = True
+
+    class Big(LookupDrafter):
+        @property
+        def nodes(self):
+            return 9
+
+        @property
+        def components(self):
+            return Components(heads=(self,))
+
+    router = UnboundRouter(model, explore=0.0)
+    drafter = RoutedDrafter({"none": Always(), "lookup": Big()}, router)
+    assert (drafter.nodes, drafter.components.heads, drafter.joinable) == (9, (drafter.drafters["lookup"],), False)
+    (_, sums), (_, words) = prompts(2, seed=2)
+    table = TableModel.random(1, vocab=max(*sums, *words) + 1, memory=1)
+    first, other = (drafter.begin([prompt], [Sampling()], None) for prompt in (sums, words))
+    assert (first.choice.drafter, other.choice.drafter) == ("lookup", "none")
+    assert (first.always_available, other.always_available) == (False, True)
+    with pytest.raises(UsageError, match="the router chose 'none' for rows that join a batch of 'lookup'"):
+        first.join(other)
+    first.join(drafter.begin([sums], [Sampling()], None))
+    assert len(first.offers([request(sums), request(sums)])) == 2
+    rows = start_rows([sums], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=2))
+    list(decode(table, drafter, rows, speculation=Speculation(max_depth=2), timings=Timings()))
+    assert rows[0].choice.drafter == "lookup"
+
+
+def request(tokens):
+    return DraftRequest(tokens=tokens, depth=2, generator=torch.Generator())

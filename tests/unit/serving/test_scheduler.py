@@ -36,6 +36,7 @@ class Gate:
     """A target whose passes wait until they are let through, and fail when they are told to."""
 
     context_length = None
+    rereads_at = None
 
     def __init__(self) -> None:
         self.passes = threading.Semaphore(0)

@@ -63,7 +63,7 @@ class Controller:
         context: int = 0,
         ending: Sequence[float] | None = None,
         *,
-        packs: bool = False,
+        ragged: bool = False,
     ) -> list[Choice]:
         """What to take of each row's offers.
 
@@ -71,12 +71,12 @@ class Controller:
             offers: of every row.
             context: tokens that the longest row has.
             ending: in a batch that nobody joins, passes after which each row is expected to end.
-            packs: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
+            ragged: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows, planner = len(offers), self._planner
         self._round, self._trial = self._round + 1, None
         planner.costs.look_back(context)
-        planner.begin(rows, ending, packs=packs)
+        planner.begin(rows, ending, ragged=ragged)
         plain: list[Choice] = [None] * rows
         if (
             not any(offers)
@@ -175,10 +175,10 @@ class Controller:
         rows, planner = len(plan.choices), self._planner
         if choice is None or not choice.offer.cuts or plan.width < 2:
             return choice
-        own = plans.size_of(choice) if planner.packs else plan.width
+        own = plans.size_of(choice) if planner.ragged else plan.width
         others = sum(map(plans.size_of, plan.choices)) - own
         sizes = range(1, 1 + max(own, 1 + plans.BESIDE))
-        widths = [plans.evenly(others + size, rows) if planner.packs else size for size in sizes]
+        widths = [plans.evenly(others + size, rows) if planner.ragged else size for size in sizes]
         passes = [planner.costs.passing(rows, width) for width in widths]
         kind = plans.kind_of(choice.offer)
         step = planner.costs.steps(plans.steps_of(plan.choices)[kind].rows, kind, 1)
@@ -220,7 +220,7 @@ class Controller:
         Where rows pay for their own nodes alone, one row tries for all: the one of which a token is worth most.
         """
         found = [next((each for each in available if plans.kind_of(each) == kind), None) for available in offers]
-        if not (kind and self._planner.packs):
+        if not (kind and self._planner.ragged):
             return found
         worths = self._planner.worth
         first = max((row for row, offer in enumerate(found) if offer), key=worths.__getitem__)

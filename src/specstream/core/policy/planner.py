@@ -21,19 +21,19 @@ class Planner:
     Attributes:
         costs: what passes and steps take.
         beliefs: what drafts bring.
-        packs: whether a pass of the round costs by the nodes of all rows together, not by the largest tree for every
+        ragged: whether a pass of the round costs by the nodes of all rows together, not by the largest tree for every
             row.
     """
 
     def __init__(self) -> None:
-        self.costs, self.beliefs, self.packs = Costs(), Beliefs(), False
+        self.costs, self.beliefs, self.ragged = Costs(), Beliefs(), False
         self._rows = 0
         self._ending: Sequence[float] | None = None
         self._worth: list[float] | None = None
 
-    def begin(self, rows: int, ending: Sequence[float] | None, *, packs: bool) -> None:
+    def begin(self, rows: int, ending: Sequence[float] | None, *, ragged: bool) -> None:
         """Another round; the arguments are those of ``Controller.choose``."""
-        self.packs, self._rows, self._ending, self._worth = packs, rows, ending, None
+        self.ragged, self._rows, self._ending, self._worth = ragged, rows, ending, None
 
     @property
     def worth(self) -> list[float]:
@@ -53,7 +53,7 @@ class Planner:
 
     def nodes(self, sizes: Sequence[float]) -> float:
         """Nodes a row by which a pass over trees of these sizes is priced."""
-        return plans.evenly(sum(sizes), len(sizes)) if self.packs else max(sizes)
+        return plans.evenly(sum(sizes), len(sizes)) if self.ragged else max(sizes)
 
     def emitted(self, expected: Sequence[float]) -> float:
         """Tokens of all rows, each counted by what it is worth."""
@@ -127,7 +127,7 @@ class Planner:
         """Where rows pay for their own nodes alone: without what brings less than those cost, at so many a second."""
         sizes = [plans.size_of(choice) for choice, _ in picked]
         rows, drafted = len(sizes), sum(sizes) - len(sizes)
-        if rows == 1 or not self.packs or not drafted:
+        if rows == 1 or not self.ragged or not drafted:
             return picked
         node = (self.costs.passing(rows, self.nodes(sizes)) - self.costs.passing(rows, 1)) / drafted * rate
         gains = [worth * (each[1] - 1) for worth, each in zip(self.worth, picked, strict=True)]

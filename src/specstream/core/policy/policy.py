@@ -58,7 +58,7 @@ class Speculation:
         offers: Sequence[Sequence[Offer]],
         ending: Sequence[float] | None = None,
         *,
-        packs: bool = False,
+        ragged: bool = False,
     ) -> list[DraftRequest]:
         """The requests as they shall be met: with the offer taken, and its depth.
 
@@ -67,14 +67,14 @@ class Speculation:
             requests: what they may ask for.
             offers: what there is for them.
             ending: in a batch that nobody joins, passes after which each row is expected to end.
-            packs: whether the target's passes need no padding.
+            ragged: whether the target's passes need no padding.
         """
         measured = [self.measures(row) for row in rows]
         choices = [None if own else self._first(available) for own, available in zip(measured, offers, strict=True)]
         if self.controller is not None and any(measured):
             judged = [available if own else () for own, available in zip(measured, offers, strict=True)]
             context = max(len(row.tokens) for row in rows)
-            taken = self.controller.choose(judged, context, ending, packs=packs)
+            taken = self.controller.choose(judged, context, ending, ragged=ragged)
             choices = [mine if own else first for own, mine, first in zip(measured, taken, choices, strict=True)]
         return [
             replace(request, offer=choice.offer, depth=choice.depth, least=choice.least, prices=choice.prices)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from specstream.config import GenerationConfig
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict, read_prompts
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.engine.generation import Generation, Parts
@@ -105,7 +105,7 @@ def _rounded(seconds: float) -> float:
     return round(seconds, 6)
 
 
-class Watched:
+class Watched(Drafter):
     """A drafter whose trees are looked at on their way. It keeps numbers only: trees may hold distributions.
 
     Attributes:
@@ -114,19 +114,17 @@ class Watched:
     """
 
     def __init__(self, drafter: Drafter) -> None:
-        self.drafter = drafter
+        self.drafter, self.name = drafter, drafter.name
         self.width = 0
         self.judged: list[tuple[int, int, int]] = []
 
-    @property
-    def name(self) -> str:
-        return self.drafter.name
-
-    def begin(self, prompts: Sequence[Sequence[int]], sampling: Sampling, session: TargetSession) -> DraftSession:
-        return _WatchedSession(self, self.drafter.begin(prompts, sampling, session))
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> DraftSession:
+        return _WatchedSession(self, self.drafter.begin(prompts, samplings, session))
 
 
-class _WatchedSession:
+class _WatchedSession(DraftSession):
     def __init__(self, watched: Watched, session: DraftSession) -> None:
         self._watched, self._session = watched, session
         self._depths: list[int] = []
@@ -135,7 +133,7 @@ class _WatchedSession:
         return self._session.offers(requests)
 
     def read(self, most: int) -> bool:
-        return read_prompts(self._session, most)
+        return self._session.read(most)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         trees = self._session.propose(requests)

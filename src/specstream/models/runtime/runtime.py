@@ -166,7 +166,7 @@ class Runtime:
         return None if plan is None else self._whole
 
     @property
-    def packs(self) -> bool:
+    def ragged(self) -> bool:
         """Whether a pass may hold the nodes of all rows one after another and no padding: only our own stack can."""
         return self._whole is not None
 

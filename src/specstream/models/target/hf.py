@@ -122,6 +122,16 @@ class HuggingFaceTarget:
     def context_length(self) -> int | None:
         return self.family.context_length
 
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the model."""
+        return int(self.model.num_parameters())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that its passes read."""
+        return self.runtime.nbytes
+
     def prepare(self, rows: int = 1, nodes: int = 0) -> None:
         """Run the self-tests, if they have not run yet; ``begin`` does so too.
 
@@ -138,7 +148,7 @@ class HuggingFaceTarget:
                 self.exactness.calibrate(nodes)
                 branched = self.runtime.exact_branches
                 self.exactness.certify(rows, nodes, branched=branched)
-                if rows > 1 and self.runtime.packs:  # such a pass is of one row, with the nodes of all
+                if rows > 1 and self.runtime.ragged:  # such a pass is of one row, with the nodes of all
                     self.exactness.certify(1, rows * nodes, branched=branched)
 
     def _check(self) -> None:
@@ -176,8 +186,8 @@ class HuggingFaceTarget:
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness, unread=True)
 
-    def begin_beside(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
-        """The same, with a copy of what a session over these prefixes holds, if that runs this very model.
+    def begin_from_cache(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+        """The same, with a copy of the KV cache of a session over these prefixes, if that runs this very model.
 
         A copy in fewer bits that drafts for its model need not read prompts anew: the model's own keys and values are
         what its own come near to.
@@ -222,7 +232,7 @@ class HuggingFaceTarget:
         return logits
 
     def upper(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, adapter: Adapter) -> Tensor:
-        """A pass that begins at ``layer``; see ``TargetSession.branch``."""
+        """A pass that begins at ``layer``; see ``HiddenStates.branch``."""
         arguments = self._arguments(cache, layout)
         top = None if layout.plan is None else self.runtime.top(layer, adapter)
         if top is not None and layout.plan is not None:

@@ -1,7 +1,7 @@
 """Passes without padding: the trees of all rows one after another, whatever their sizes.
 
 A batch in which one row has much to verify and the others have little would otherwise pay for as many nodes of every
-row. Only our own stack of layers can do without (``Runtime.packs``); its rows have the same bits either way.
+row. Only our own stack of layers can do without (``Runtime.ragged``); its rows have the same bits either way.
 """
 
 from __future__ import annotations

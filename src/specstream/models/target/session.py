@@ -183,15 +183,20 @@ class HuggingFaceSession:
         return self._target.forward(self.cache, tokens, layout, self._states)
 
     @property
-    def packs(self) -> bool:
+    def hidden_states(self) -> HuggingFaceSession:
         """See ``TargetSession``."""
-        return self._target.runtime.packs and not self._masked
+        return self
+
+    @property
+    def ragged(self) -> bool:
+        """See ``TargetSession``."""
+        return self._target.runtime.ragged and not self._masked
 
     def _packed(self, trees: Sequence[TokenTree]) -> list[int] | None:
         """How many nodes of each row a packed pass has; None where it would save nothing, or other bits would come."""
         sizes = [len(tree) for tree in trees]
         total, certified = sum(sizes), True
-        if total == max(sizes) * len(sizes) or self._begun is not None or not self.packs:
+        if total == max(sizes) * len(sizes) or self._begun is not None or not self.ragged:
             return None
         if self._exactness is not None:
             longest = max(self.cache.lengths)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor
 
-from specstream.core.ports import Adapter, Target, TargetSession
+from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
+from specstream.models.target.hf import HuggingFaceTarget
+from specstream.models.target.session import HuggingFaceSession
 
 
 class UncachedTarget:
     """A target that keeps tokens instead of keys and values."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: HuggingFaceTarget) -> None:
         self._target = target
 
     @property
@@ -23,9 +26,12 @@ class UncachedTarget:
     @property
     def rereads_at(self) -> int | None:
         """See ``HuggingFaceTarget``: here every pass reads all of a text anew."""
-        return getattr(self._target, "long_after", None)
+        return self._target.long_after
 
-    def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
+    def prepare(self, rows: int = 1, nodes: int = 0) -> None:
+        """Without a cache there is nothing to test."""
+
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> UncachedSession:
         return UncachedSession(self._target, prefixes)
 
     begin_reading = begin
@@ -35,14 +41,26 @@ class UncachedSession:
     """The committed tokens of each row; every pass starts from them anew."""
 
     exact = "rounding"  # a prompt pass of another length may run another kernel
+    ragged = False
 
-    def __init__(self, target: Target, prefixes: Sequence[Sequence[int]]) -> None:
+    def __init__(self, target: HuggingFaceTarget, prefixes: Sequence[Sequence[int]]) -> None:
         self._target = target
         self._tokens = [list(prefix) for prefix in prefixes]
         self._trees: Sequence[TokenTree] = ()
         self._tapped: set[int] = set()
-        self._pass: TargetSession | None = None
+        self._pass: HuggingFaceSession | None = None
         self._begun = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where passes run."""
+        device: torch.device = self._target.model.device
+        return device
+
+    @property
+    def hidden_states(self) -> UncachedSession:
+        """See ``TargetSession``."""
+        return self
 
     def read(self, most: int) -> bool:
         return False  # every pass reads it all
@@ -77,7 +95,7 @@ class UncachedSession:
         self._begun = True
         return self._fresh().descend(trees, layer)
 
-    def _fresh(self) -> TargetSession:
+    def _fresh(self) -> HuggingFaceSession:
         self._pass = self._target.begin(self._tokens)
         self._pass.tap(self._tapped)
         return self._pass

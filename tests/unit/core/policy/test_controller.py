@@ -25,7 +25,7 @@ DRAFTERS = {"lookup": {"lookup": (0.5, 0.0)}, "model": {"model": 0.0}, "mixed": 
 class Always(Controller):
     """Takes what is offered, to its full depth."""
 
-    def choose(self, offers, *, packs=False):
+    def choose(self, offers, *, ragged=False):
         return [Taken(available[0], available[0].depth) for available in offers]
 
 
@@ -593,41 +593,41 @@ class TestPassesWithoutPadding:
     """Of four rows, on a machine on which eight nodes cost no more than one, and each further one a fifth of that."""
 
     @staticmethod
-    def machine(*, packs: bool, right: float, rows: int = 4) -> Machine:
+    def machine(*, ragged: bool, right: float, rows: int = 4) -> Machine:
         def price(nodes: int) -> float:
-            return 10 + 2 * max(0, (nodes if packs else rows * nodes) - 8)
+            return 10 + 2 * max(0, (nodes if ragged else rows * nodes) - 8)
 
         machine = Machine(price, lookup=(0.15, right), rows=rows, depth=7)
-        machine.packs = packs
+        machine.ragged = ragged
         return machine
 
     def test_a_row_may_have_much_to_verify_where_the_others_have_nothing(self):
-        packed, padded = (self.machine(packs=packs, right=0.97).run(Controller(), 512) for packs in (True, False))
+        packed, padded = (self.machine(ragged=ragged, right=0.97).run(Controller(), 512) for ragged in (True, False))
         assert packed > 1.2
         assert packed > padded + 0.1
 
     def test_rows_that_do_not_pay_for_their_nodes_are_left_out(self):
         controller = Controller()
-        machine = self.machine(packs=True, right=0.97)
+        machine = self.machine(ragged=True, right=0.97)
         machine.run(controller, 128)
         good, poor = (
             Offer(source=source, depth=7, tree=TokenTree.chain([9, *[1] * 7])) for source in ("lookup/3", "poor")
         )
         for _ in range(8):
             controller._planner.beliefs._of(poor).judge(1, 0)
-        first, *others = controller.choose([[good], [poor], [poor], [poor]], packs=True)
+        first, *others = controller.choose([[good], [poor], [poor], [poor]], ragged=True)
         assert first is not None
         assert others == [None, None, None]
 
-    @pytest.mark.parametrize("packs", [True, False])
-    def test_one_row_tries_a_drafter_for_all(self, packs):
+    @pytest.mark.parametrize("ragged", [True, False])
+    def test_one_row_tries_a_drafter_for_all(self, ragged):
         machine, controller = Machine(lambda nodes: 10 + nodes / 9, step=4, model=0.0, rows=4), Controller()
-        machine.packs = packs
+        machine.ragged = ragged
         machine.run(controller, 400)
         trials = [[choice != "-" for choice in row].count(True) for row in machine.log if set(row) != {"-"}]
-        assert max(trials[2:]) == (1 if packs else 4)
+        assert max(trials[2:]) == (1 if ragged else 4)
 
     @pytest.mark.parametrize("rows", [2, 4, 7])
     def test_never_slower(self, rows):
-        machine = self.machine(packs=True, right=0.0, rows=rows)
+        machine = self.machine(ragged=True, right=0.0, rows=rows)
         assert machine.run(Controller(), 256) > 0.97

@@ -87,7 +87,7 @@ def test_a_model_that_was_once_asked_for_hidden_states_keeps_our_kernel():
     assert any(module._forward_hooks for module in model.modules())
     assert fused_layers(model) == len(model.model.layers)
     target = HuggingFaceTarget(model, runtime="native")
-    assert target.runtime.packs
+    assert target.runtime.ragged
 
 
 @pytest.mark.parametrize("hooked", ["mlp", "self_attn"])

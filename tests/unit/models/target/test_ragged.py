@@ -56,7 +56,7 @@ def begin(family: str, dtype: torch.dtype, *, exact: bool) -> HuggingFaceSession
 def test_every_node_has_the_bits_of_a_pass_with_padding(family, dtype, exact, monkeypatch):
     packed, padded = begin(family, dtype, exact=exact), begin(family, dtype, exact=exact)
     monkeypatch.setattr(padded, "_packed", lambda trees: None)
-    assert packed.packs
+    assert packed.ragged
     counts = packed._packed(TREES)
     assert counts is not None
     assert sum(counts) < len(TREES) * max(map(len, TREES)), "or it shows nothing"
@@ -84,6 +84,6 @@ def test_rows_of_one_size_need_no_packing():
 def test_a_watched_model_is_run_as_it_is():
     target = begin("llama", torch.float32, exact=True)._target
     hook = target.model.base_model.register_forward_hook(lambda *_: None)
-    assert not target.begin([[1, 2]]).packs
+    assert not target.begin([[1, 2]]).ragged
     hook.remove()
-    assert target.begin([[1, 2]]).packs
+    assert target.begin([[1, 2]]).ragged
