@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 MOST_WORDS = 25  # of a sentence, on average over a page
 
-# What was only ever said here, with what the field says. Names of YAML keys and output fields stand in code, which is not read.
+# What was only said here, with what the field says. Names of YAML keys and output fields stand in code: not read.
 OURS = {
     r"stak(?:e|es|ed)": "regret budget",
     r"(?:the|an|own|separate) account": "regret budget, or estimate",
@@ -70,13 +70,16 @@ def test_the_sentences_of_a_page_are_short(page: Path) -> None:
 def test_a_page_has_the_words_of_the_field(page: Path) -> None:
     text = "\n".join(prose(page.read_text(encoding="utf-8")))
     found = {
-        match[0]: better for ours, better in OURS.items() for match in re.finditer(rf"\b(?:{ours})\b", text, re.IGNORECASE)
+        match[0]: better
+        for ours, better in OURS.items()
+        for match in re.finditer(rf"\b(?:{ours})\b", text, re.IGNORECASE)
     }
     assert found == {}, f"{page.name}: left what it says, right what the field says"
 
 
 def test_what_is_read_is_prose() -> None:
-    page = "# A title\n\nOne [two](three four). `five six` seven.\n\n    code here\n\n| a | b |\n\n- Eight.\n- Nine ten\n  ten.\n"
+    code = "\n\n    code here\n\n```\nmore code\n```\n\n| a | b |\n\n"
+    page = f"# A title\n\nOne [two](three four). `five six` seven.{code}- Eight.\n- Nine ten\n  ten."
     assert prose(page) == ["One two. X seven.", "Eight.", "Nine ten ten."]
     assert [words(each) for each in sentences(page)] == [2, 2, 1, 3]
     assert average("One two et al. three four.\n") == 6
