@@ -69,7 +69,6 @@ def run(*words):
         ("benchmark --config b.yaml --experiments ,", "--experiments is ','; name some of the file's"),
         ("profile --model target --prompts empty.txt", "prompts 'empty.txt' holds no prompt; give another file"),
         ("profile --model target --prompts q.jsonl -n 0", "-n is 0; give a value that is greater"),
-        ("generate x --model target --drafter none -K 4", "-K is 4 and --drafter is 'none', which makes no use"),
     ],
 )
 def test_a_mistake_is_said_before_a_model_is_loaded(here, no_model_is_loaded, capsys, command, message):

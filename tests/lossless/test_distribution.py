@@ -6,7 +6,7 @@ the bounds. Rules that are wrong on purpose must fail the same comparison.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -51,7 +51,7 @@ PLAIN = Sampling(temperature=1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    drafter: Drafter
+    drafter: Callable[[], Drafter]  # made anew for each judgement: some keep what they learned
     target: TableModel = TARGET
     sampling: Sampling = PLAIN
     prompts: Sequence[list[int]] = PROMPTS[:1]
@@ -64,7 +64,7 @@ class Case:
 
 def generate(case: Case) -> list[Row]:
     """``runs`` rows of every prompt, in batches that mix the prompts."""
-    prompts = list(case.prompts) * case.runs
+    prompts, drafter = list(case.prompts) * case.runs, case.drafter()
     finished: list[Row] = []
     for start in range(0, len(prompts), case.batch):
         batch = prompts[start : start + case.batch]
@@ -77,7 +77,7 @@ def generate(case: Case) -> list[Row]:
         )
         for _ in decode(
             case.target,
-            case.drafter,
+            drafter,
             rows,
             speculation=Speculation(max_depth=5, acceptance_threshold=case.threshold),
             timings=Timings(),
@@ -124,101 +124,108 @@ def tree(model: TableModel, branches: int, depth: int = 2, **options) -> Functio
 LOOKUP_PROMPT = [0, 1, 2, 0, 3, 2, 0, 1, 1, 0]
 
 LOSSLESS = {
-    "plain": Case(drafter=NoDrafter()),
-    "chain, near": Case(drafter=draft(NEAR)),
-    "chain, four tokens": Case(drafter=draft(NEAR), length=4),
-    "chain, wrong": Case(drafter=draft(WRONG)),
-    "chain, peaked": Case(drafter=draft(PEAKED)),
-    "chain, zero where the target is not": Case(drafter=draft(TRUNCATED)),
-    "chain, target zero where the draft is not": Case(drafter=draft(WRONG), target=GAPPED),
-    "tree of 2, wrong": Case(drafter=draft(WRONG, 2)),
-    "tree of 2, zero where the target is not": Case(drafter=draft(TRUNCATED, 2)),
-    "tree of 3, near": Case(drafter=draft(NEAR, 3)),
-    "tree of 3, peaked": Case(drafter=draft(PEAKED, 3)),
-    "tree of 3, fewer candidates than branches": Case(drafter=draft(TRUNCATED, 3), target=GAPPED),
+    "plain": Case(drafter=lambda: NoDrafter()),
+    "chain, near": Case(drafter=lambda: draft(NEAR)),
+    "chain, four tokens": Case(drafter=lambda: draft(NEAR), length=4),
+    "chain, wrong": Case(drafter=lambda: draft(WRONG)),
+    "chain, peaked": Case(drafter=lambda: draft(PEAKED)),
+    "chain, zero where the target is not": Case(drafter=lambda: draft(TRUNCATED)),
+    "chain, target zero where the draft is not": Case(drafter=lambda: draft(WRONG), target=GAPPED),
+    "tree of 2, wrong": Case(drafter=lambda: draft(WRONG, 2)),
+    "tree of 2, zero where the target is not": Case(drafter=lambda: draft(TRUNCATED, 2)),
+    "tree of 3, near": Case(drafter=lambda: draft(NEAR, 3)),
+    "tree of 3, peaked": Case(drafter=lambda: draft(PEAKED, 3)),
+    "tree of 3, fewer candidates than branches": Case(drafter=lambda: draft(TRUNCATED, 3), target=GAPPED),
     "chain, a draft of fewer tokens": Case(
-        drafter=DraftModelDrafter(TableModel.random(6, vocab=VOCAB - 1), gamma=3, vocab_size=VOCAB)
+        drafter=lambda: DraftModelDrafter(TableModel.random(6, vocab=VOCAB - 1), gamma=3, vocab_size=VOCAB)
     ),
-    "chain, a draft that says some tokens": Case(drafter=part(NEAR, (0, 2, 3)), prompts=PROMPTS, runs=600),
+    "chain, a draft that says some tokens": Case(drafter=lambda: part(NEAR, (0, 2, 3)), prompts=PROMPTS, runs=600),
     "tree of 2, a draft that says some tokens, penalty": Case(
-        drafter=part(WRONG, (1, 2, 3), 2), sampling=Sampling(temperature=1.0, repetition_penalty=1.4)
+        drafter=lambda: part(WRONG, (1, 2, 3), 2), sampling=Sampling(temperature=1.0, repetition_penalty=1.4)
     ),
     "tree of 3, a draft that says two tokens, top-p": Case(
-        drafter=part(NEAR, (1, 2), 3), sampling=Sampling(temperature=1.2, top_p=0.9)
+        drafter=lambda: part(NEAR, (1, 2), 3), sampling=Sampling(temperature=1.2, top_p=0.9)
     ),
-    "tree of 2, rows that end early": Case(drafter=draft(NEAR, 2), ends=frozenset({1}), length=4),
-    "lookup chain": Case(drafter=lookup(), prompts=[LOOKUP_PROMPT]),
-    "lookup branches": Case(drafter=lookup(3), prompts=[LOOKUP_PROMPT]),
-    "lookahead": Case(drafter=LookaheadDrafter(window=3, ngram=3), prompts=PROMPTS, runs=600, length=4),
+    "tree of 2, rows that end early": Case(drafter=lambda: draft(NEAR, 2), ends=frozenset({1}), length=4),
+    "lookup chain": Case(drafter=lambda: lookup(), prompts=[LOOKUP_PROMPT]),
+    "lookup branches": Case(drafter=lambda: lookup(3), prompts=[LOOKUP_PROMPT]),
+    "lookahead": Case(drafter=lambda: LookaheadDrafter(window=3, ngram=3), prompts=PROMPTS, runs=600, length=4),
     "lookahead, the window alone, top-k": Case(
-        drafter=LookaheadDrafter(window=2, ngram=2, from_text=False),
+        drafter=lambda: LookaheadDrafter(window=2, ngram=2, from_text=False),
         prompts=PROMPTS[2:],
         sampling=Sampling(temperature=1.2, top_k=3),
         length=4,
     ),
-    "medusa": Case(drafter=MedusaDrafter(TableHeads(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
+    "medusa": Case(drafter=lambda: MedusaDrafter(TableHeads(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
     "medusa, wrong heads, top-p, rows that end early": Case(
-        drafter=MedusaDrafter(TableHeads(WRONG), nodes=9),
+        drafter=lambda: MedusaDrafter(TableHeads(WRONG), nodes=9),
         sampling=Sampling(temperature=1.2, top_p=0.9),
         ends=frozenset({1}),
         length=4,
     ),
     "medusa, penalty": Case(
-        drafter=MedusaDrafter(TableHeads(NEAR), nodes=4, ranks=2),
+        drafter=lambda: MedusaDrafter(TableHeads(NEAR), nodes=4, ranks=2),
         prompts=PROMPTS[2:],
         sampling=Sampling(temperature=1.0, repetition_penalty=1.5),
         length=4,
     ),
-    "streams": Case(drafter=StreamsDrafter(TableStreams(NEAR), sizes=(6,)), prompts=PROMPTS, runs=600, length=4),
+    "streams": Case(
+        drafter=lambda: StreamsDrafter(TableStreams(NEAR), sizes=(6,)), prompts=PROMPTS, runs=600, length=4
+    ),
     "streams that know the token before": Case(
-        drafter=StreamsDrafter(TableStreams(NEAR, chained=True), sizes=(6,)), prompts=PROMPTS, runs=600, length=4
+        drafter=lambda: StreamsDrafter(TableStreams(NEAR, chained=True), sizes=(6,)),
+        prompts=PROMPTS,
+        runs=600,
+        length=4,
     ),
     "streams, wrong, top-p, rows that end early": Case(
-        drafter=StreamsDrafter(TableStreams(WRONG), sizes=(9,)),
+        drafter=lambda: StreamsDrafter(TableStreams(WRONG), sizes=(9,)),
         sampling=Sampling(temperature=1.2, top_p=0.9),
         ends=frozenset({1}),
         length=4,
     ),
     "streams, pruned by the target's own favourites": Case(
-        drafter=StreamsDrafter(TableStreams(WRONG, exit=TARGET), sizes=(9,), pruning=0.3), length=4
+        drafter=lambda: StreamsDrafter(TableStreams(WRONG, exit=TARGET), sizes=(9,), pruning=0.3), length=4
     ),
     "streams, pruned by others, in batches of 3": Case(
-        drafter=StreamsDrafter(TableStreams(NEAR, exit=WRONG), sizes=(9,), pruning=0.2),
+        drafter=lambda: StreamsDrafter(TableStreams(NEAR, exit=WRONG), sizes=(9,), pruning=0.2),
         prompts=PROMPTS,
         runs=600,
         batch=3,
         length=4,
     ),
     "mixed with streams": Case(
-        drafter=MixedDrafter(lookup(), StreamsDrafter(TableStreams(NEAR), sizes=(6,))),
+        drafter=lambda: MixedDrafter(lookup(), StreamsDrafter(TableStreams(NEAR), sizes=(6,))),
         prompts=[LOOKUP_PROMPT, [2]],
         runs=600,
         length=4,
     ),
-    "mixed chain": Case(drafter=mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
+    "mixed chain": Case(drafter=lambda: mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
     "mixed tree in batches of 3": Case(
-        drafter=mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=600, batch=3
+        drafter=lambda: mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=600, batch=3
     ),
     "mixed chain, penalty and top-k": Case(
-        drafter=mixed(NEAR),
+        drafter=lambda: mixed(NEAR),
         prompts=PROMPTS,
         runs=500,
         sampling=Sampling(temperature=1.0, top_k=3, repetition_penalty=1.4),
     ),
-    "full tree of 2, wrong": Case(drafter=tree(WRONG, 2)),
-    "full tree of 3, near": Case(drafter=tree(NEAR, 3), target=GAPPED),
-    "full tree, drawn then chosen": Case(drafter=tree(WRONG, 2, drawn_to=1)),
-    "full tree, chosen": Case(drafter=tree(WRONG, 3, drawn_to=0)),
-    "temperature": Case(drafter=draft(NEAR, 2), sampling=Sampling(temperature=0.6)),
-    "top-k, chain": Case(drafter=draft(WRONG), sampling=Sampling(temperature=1.0, top_k=2)),
-    "top-p, tree": Case(drafter=draft(WRONG, 2), sampling=Sampling(temperature=1.0, top_p=0.8)),
-    "min-p, full tree": Case(drafter=tree(WRONG, 2), sampling=Sampling(temperature=1.3, min_p=0.15)),
-    "repetition penalty, chain": Case(drafter=draft(NEAR), sampling=Sampling(temperature=1.0, repetition_penalty=1.8)),
+    "full tree of 2, wrong": Case(drafter=lambda: tree(WRONG, 2)),
+    "full tree of 3, near": Case(drafter=lambda: tree(NEAR, 3), target=GAPPED),
+    "full tree, drawn then chosen": Case(drafter=lambda: tree(WRONG, 2, drawn_to=1)),
+    "full tree, chosen": Case(drafter=lambda: tree(WRONG, 3, drawn_to=0)),
+    "temperature": Case(drafter=lambda: draft(NEAR, 2), sampling=Sampling(temperature=0.6)),
+    "top-k, chain": Case(drafter=lambda: draft(WRONG), sampling=Sampling(temperature=1.0, top_k=2)),
+    "top-p, tree": Case(drafter=lambda: draft(WRONG, 2), sampling=Sampling(temperature=1.0, top_p=0.8)),
+    "min-p, full tree": Case(drafter=lambda: tree(WRONG, 2), sampling=Sampling(temperature=1.3, min_p=0.15)),
+    "repetition penalty, chain": Case(
+        drafter=lambda: draft(NEAR), sampling=Sampling(temperature=1.0, repetition_penalty=1.8)
+    ),
     "repetition penalty, lookup branches": Case(
-        drafter=lookup(2), prompts=[LOOKUP_PROMPT], sampling=Sampling(temperature=1.0, repetition_penalty=0.6)
+        drafter=lambda: lookup(2), prompts=[LOOKUP_PROMPT], sampling=Sampling(temperature=1.0, repetition_penalty=0.6)
     ),
     "everything at once, tree": Case(
-        drafter=draft(WRONG, 2),
+        drafter=lambda: draft(WRONG, 2),
         sampling=Sampling(
             temperature=1.4,
             top_k=3,
@@ -228,8 +235,8 @@ LOSSLESS = {
             processors=(NoRepeatNGramLogitsProcessor(2),),
         ),
     ),
-    "three prompts in batches of 3, tree": Case(drafter=draft(NEAR, 2), prompts=PROMPTS, runs=600, batch=3),
-    "three prompts, lookup": Case(drafter=lookup(2), prompts=PROMPTS, runs=700, batch=300),
+    "three prompts in batches of 3, tree": Case(drafter=lambda: draft(NEAR, 2), prompts=PROMPTS, runs=600, batch=3),
+    "three prompts, lookup": Case(drafter=lambda: lookup(2), prompts=PROMPTS, runs=700, batch=300),
 }
 
 
@@ -241,7 +248,7 @@ def test_the_distribution_is_the_models_own(case):
         assert comparison.cells >= 6, "too few cells to say anything"
     accepted, drafted = sum(row.stats.accepted for row in rows), sum(row.stats.drafted for row in rows)
     # A drafter that is always right, or never, would prove nothing.
-    assert drafted == 0 if isinstance(case.drafter, NoDrafter) else 0.05 < accepted / drafted < 0.95
+    assert drafted == 0 if isinstance(case.drafter(), NoDrafter) else 0.05 < accepted / drafted < 0.95
 
 
 ON_THE_DEVICE = [
@@ -263,12 +270,12 @@ ON_THE_DEVICE = [
     "chain, short context",
 ]
 CHAINS = {
-    "temperature, chain": Case(drafter=draft(NEAR), sampling=Sampling(temperature=0.6)),
-    "top-p, chain": Case(drafter=draft(WRONG), sampling=Sampling(temperature=1.0, top_p=0.8)),
-    "min-p, chain": Case(drafter=draft(WRONG), sampling=Sampling(temperature=1.3, min_p=0.15)),
-    "chain, rows that end early": Case(drafter=draft(NEAR), ends=frozenset({1}), length=4),
-    "three prompts in batches of 3, chain": Case(drafter=draft(NEAR), prompts=PROMPTS, runs=600, batch=3),
-    "chain, short context": Case(drafter=draft(NEAR.limited(6)), prompts=PROMPTS, runs=600, batch=3, length=4),
+    "temperature, chain": Case(drafter=lambda: draft(NEAR), sampling=Sampling(temperature=0.6)),
+    "top-p, chain": Case(drafter=lambda: draft(WRONG), sampling=Sampling(temperature=1.0, top_p=0.8)),
+    "min-p, chain": Case(drafter=lambda: draft(WRONG), sampling=Sampling(temperature=1.3, min_p=0.15)),
+    "chain, rows that end early": Case(drafter=lambda: draft(NEAR), ends=frozenset({1}), length=4),
+    "three prompts in batches of 3, chain": Case(drafter=lambda: draft(NEAR), prompts=PROMPTS, runs=600, batch=3),
+    "chain, short context": Case(drafter=lambda: draft(NEAR.limited(6)), prompts=PROMPTS, runs=600, batch=3, length=4),
 }
 
 
@@ -365,7 +372,7 @@ WRONG_RULES = {
 @pytest.mark.parametrize(("rule", "drafter"), WRONG_RULES.values(), ids=WRONG_RULES)
 def test_a_wrong_rule_is_noticed(monkeypatch, rule, drafter):
     monkeypatch.setattr(rules, "_choose_child", rule)
-    (comparison,) = judge(Case(drafter=drafter, runs=1500))
+    (comparison,) = judge(Case(drafter=lambda: drafter, runs=1500))
     assert not comparison.matches, comparison
 
 
@@ -393,14 +400,14 @@ WRONG_ON_THE_DEVICE = {
 @pytest.mark.parametrize("name", WRONG_ON_THE_DEVICE)
 def test_a_wrong_rule_on_the_device_is_noticed(monkeypatch, on_the_device, name):
     monkeypatch.setattr(verification, *WRONG_ON_THE_DEVICE[name])
-    (comparison,) = judge(Case(drafter=draft(WRONG), runs=1500))
+    (comparison,) = judge(Case(drafter=lambda: draft(WRONG), runs=1500))
     assert not comparison.matches, comparison
 
 
 def test_the_rule_that_wrong_ones_are_made_from_is_right(monkeypatch):
     """Nothing else about the wrong rules makes them fail."""
     monkeypatch.setattr(rules, "_choose_child", siblings)
-    (comparison,) = judge(Case(drafter=tree(WRONG, 3)))
+    (comparison,) = judge(Case(drafter=lambda: tree(WRONG, 3)))
     assert comparison.matches, comparison
 
 
@@ -413,13 +420,13 @@ def test_another_lossless_rule_passes(monkeypatch):
         return child, torch.nn.functional.one_hot(torch.tensor(token), VOCAB).double()
 
     monkeypatch.setattr(rules, "_choose_child", draw_first)
-    (comparison,) = judge(Case(drafter=draft(WRONG, 2)))
+    (comparison,) = judge(Case(drafter=lambda: draft(WRONG, 2)))
     assert comparison.matches, comparison
 
 
 @pytest.mark.parametrize("drafter", [draft(NEAR), draft(WRONG, 3), lookup(2)], ids=["chain", "tree", "lookup"])
 def test_typical_acceptance_is_lossy(drafter):
-    (comparison,) = judge(Case(drafter=drafter, threshold=0.1, prompts=[LOOKUP_PROMPT]))
+    (comparison,) = judge(Case(drafter=lambda: drafter, threshold=0.1, prompts=[LOOKUP_PROMPT]))
     assert not comparison.matches, comparison
 
 
@@ -439,7 +446,7 @@ def test_a_drafter_that_declares_the_wrong_distribution_is_noticed(branching):
         q = WRONG.logits(request.tokens).softmax(-1)
         return TokenTree(honest.tokens, honest.parents, {0: q} if honest.drafted else {})
 
-    (comparison,) = judge(Case(drafter=FunctionDrafter(lie)))
+    (comparison,) = judge(Case(drafter=lambda: FunctionDrafter(lie)))
     assert not comparison.matches, comparison
 
 

@@ -34,31 +34,32 @@ PROMPTS = [[0, 1, 2, 3, 4], [4], [2, 2, 1, 0, 3, 2, 2, 1]]
 LENGTH = 40
 
 # Of a table's favourites few are new: after some tokens they repeat, which lookup lives on.
+# Made anew for each test: some keep what they learned.
 DRAFTERS = {
-    "none": NoDrafter(),
-    "lookup chain": LookupDrafter(min_ngram=1, max_ngram=4),
-    "lookup tree": LookupDrafter(min_ngram=1, max_ngram=4, branches=3),
-    "lookahead": LookaheadDrafter(),
-    "lookahead, the window alone": LookaheadDrafter(window=3, ngram=3, from_text=False),
-    "medusa": MedusaDrafter(TableHeads(NEAR)),
-    "medusa, heads that are wrong": MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
-    "streams": StreamsDrafter(TableStreams(NEAR)),
-    "streams that know the token before": StreamsDrafter(TableStreams(NEAR, chained=True)),
-    "streams that are wrong": StreamsDrafter(TableStreams(TARGET.disturbed(15, 3.0)), sizes=(6,), ranks=2),
-    "streams, pruned": StreamsDrafter(TableStreams(NEAR, exit=NEAR), sizes=(15,), pruning=0.2),
-    "draft chain, near": DraftModelDrafter(NEAR),
-    "draft chain, wrong": DraftModelDrafter(WRONG, gamma=2),
-    "draft chain, never says some tokens": DraftModelDrafter(TARGET.without(14, 2)),
-    "draft chain, short context": DraftModelDrafter(NEAR.limited(20)),
-    "draft tree of 2, near": DraftModelDrafter(NEAR, branches=2),
-    "draft tree of 3, wrong": DraftModelDrafter(WRONG, gamma=3, branches=3),
-    "mixed chain, near": MixedDrafter(LookupDrafter(min_ngram=2), DraftModelDrafter(NEAR)),
-    "mixed chain, short context": MixedDrafter(LookupDrafter(min_ngram=3), DraftModelDrafter(NEAR.limited(20))),
-    "mixed tree, wrong": MixedDrafter(LookupDrafter(branches=2), DraftModelDrafter(WRONG, gamma=3, branches=2)),
-    "mixed with streams": MixedDrafter(LookupDrafter(min_ngram=2), StreamsDrafter(TableStreams(NEAR))),
-    "full tree, chosen": FunctionDrafter(Branching(NEAR, 2, 3, drawn_to=0)),
-    "full tree, drawn": FunctionDrafter(Branching(NEAR, 2, 3)),
-    "oracle": oracle(TARGET),
+    "none": lambda: NoDrafter(),
+    "lookup chain": lambda: LookupDrafter(min_ngram=1, max_ngram=4),
+    "lookup tree": lambda: LookupDrafter(min_ngram=1, max_ngram=4, branches=3),
+    "lookahead": lambda: LookaheadDrafter(),
+    "lookahead, the window alone": lambda: LookaheadDrafter(window=3, ngram=3, from_text=False),
+    "medusa": lambda: MedusaDrafter(TableHeads(NEAR)),
+    "medusa, heads that are wrong": lambda: MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
+    "streams": lambda: StreamsDrafter(TableStreams(NEAR)),
+    "streams that know the token before": lambda: StreamsDrafter(TableStreams(NEAR, chained=True)),
+    "streams that are wrong": lambda: StreamsDrafter(TableStreams(TARGET.disturbed(15, 3.0)), sizes=(6,), ranks=2),
+    "streams, pruned": lambda: StreamsDrafter(TableStreams(NEAR, exit=NEAR), sizes=(15,), pruning=0.2),
+    "draft chain, near": lambda: DraftModelDrafter(NEAR),
+    "draft chain, wrong": lambda: DraftModelDrafter(WRONG, gamma=2),
+    "draft chain, never says some tokens": lambda: DraftModelDrafter(TARGET.without(14, 2)),
+    "draft chain, short context": lambda: DraftModelDrafter(NEAR.limited(20)),
+    "draft tree of 2, near": lambda: DraftModelDrafter(NEAR, branches=2),
+    "draft tree of 3, wrong": lambda: DraftModelDrafter(WRONG, gamma=3, branches=3),
+    "mixed chain, near": lambda: MixedDrafter(LookupDrafter(min_ngram=2), DraftModelDrafter(NEAR)),
+    "mixed chain, short context": lambda: MixedDrafter(LookupDrafter(min_ngram=3), DraftModelDrafter(NEAR.limited(20))),
+    "mixed tree, wrong": lambda: MixedDrafter(LookupDrafter(branches=2), DraftModelDrafter(WRONG, gamma=3, branches=2)),
+    "mixed with streams": lambda: MixedDrafter(LookupDrafter(min_ngram=2), StreamsDrafter(TableStreams(NEAR))),
+    "full tree, chosen": lambda: FunctionDrafter(Branching(NEAR, 2, 3, drawn_to=0)),
+    "full tree, drawn": lambda: FunctionDrafter(Branching(NEAR, 2, 3)),
+    "oracle": lambda: oracle(TARGET),
 }
 
 SAMPLINGS = {
@@ -100,19 +101,19 @@ def place(request, monkeypatch):
 @pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["batch 1", "batch 3"])
 @pytest.mark.parametrize("drafter", DRAFTERS.values(), ids=DRAFTERS)
 def test_the_tokens_are_the_models_own(drafter, prompts, sampling):
-    rows = generate(drafter, prompts, sampling)
+    rows = generate(drafter(), prompts, sampling)
     for row, prompt in zip(rows, prompts, strict=True):
         assert row.emitted == by_definition(sampling, prompt, LENGTH)
 
 
 @pytest.mark.parametrize("name", [name for name in DRAFTERS if name not in ("none", "oracle")])
 def test_the_prompts_force_rejections_and_acceptances(name):
-    rows = generate(DRAFTERS[name], PROMPTS, Sampling())
+    rows = generate(DRAFTERS[name](), PROMPTS, Sampling())
     assert 0 < sum(row.stats.accepted for row in rows) < sum(row.stats.drafted for row in rows)
     assert len({len(row.stats.emitted) for row in rows}) > 1, "rows advance each at their own pace"
 
 
 def test_nothing_of_the_oracle_is_rejected():
-    for row in generate(DRAFTERS["oracle"], PROMPTS, Sampling()):
+    for row in generate(DRAFTERS["oracle"](), PROMPTS, Sampling()):
         assert row.stats.acceptance_rate == 1.0
         assert row.stats.emitted == [6] * 6 + [4]

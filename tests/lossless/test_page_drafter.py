@@ -37,7 +37,7 @@ APPENDED = "proposals.append(distribution)"
 
 
 def sampled(code=DRAFTER):
-    return judge(Case(drafter=page_drafter(code)["BigramDrafter"](TEXTS, 4)))[0]
+    return judge(Case(drafter=lambda: page_drafter(code)["BigramDrafter"](TEXTS, 4)))[0]
 
 
 @pytest.mark.parametrize("code", [DRAFTER, DRAFTER.replace(APPENDED, "pass")], ids=["as it is", "without proposals"])

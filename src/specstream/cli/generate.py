@@ -15,6 +15,9 @@ from specstream.environment import cores
 from specstream.errors import UsageError
 from specstream.files.prompts import text_of
 
+DRAWN = ("top_k", "top_p", "min_p", "seed", "acceptance_threshold")
+"""Options of which nothing comes at temperature 0."""
+
 
 def generate(
     context: typer.Context,
@@ -53,8 +56,7 @@ def generate(
     options.check_drafter(drafter)
     settings: dict[str, Any] = {
         "drafter": drafter,
-        "gamma": k,
-        "max_speculation_depth": k,
+        **dict.fromkeys(("gamma", "max_speculation_depth"), k),
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         **options.given(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty),
@@ -75,8 +77,7 @@ def generate(
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
     engine = load_engine(model, draft, settings)
-    unless_drawn = ("top_k", "top_p", "min_p", "seed", "acceptance_threshold")
-    options.note_greedy(settings["temperature"], **{name: settings.get(name) for name in unless_drawn})
+    options.note_greedy(settings["temperature"], **{name: settings.get(name) for name in DRAWN})
     _answer(engine, text, chat, as_json)
 
 

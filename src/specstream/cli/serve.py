@@ -101,10 +101,7 @@ def serve(
         settings = settings.called(served_model_name)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("specstream").setLevel(settings.log_level.upper())
-    if settings.engine == "vllm":
-        _serve_with_vllm(settings)
-    else:
-        _serve_ours(settings)
+    (_serve_with_vllm if settings.engine == "vllm" else _serve_ours)(settings)
 
 
 def _key(file: str) -> str:

@@ -68,8 +68,6 @@ def unused(config: EngineConfig, draft: Any) -> list[str]:
     name = config.drafter
     branching = name in ("lookup", "draft_model", "mixed", "router") or (name == "auto" and config.heads is None)
     used = {
-        "gamma": name != "none",
-        "max_speculation_depth": name != "none",
         "branches": branching,
         "lookahead_window": name in ("lookahead", "router"),
         "lookahead_ngram": name in ("lookahead", "router"),

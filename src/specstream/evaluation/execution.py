@@ -22,7 +22,7 @@ from typing import Any
 
 from specstream.errors import UsageError
 
-WARDEN = Path(__file__).with_name("warden.py")
+SANDBOX = Path(__file__).with_name("sandbox.py")
 """What runs in that process: the standard library alone, so that it starts quickly."""
 
 MOST_REPORT = 1 << 16
@@ -82,13 +82,13 @@ def run_program(source: str, limits: Limits | None = None) -> Outcome:
     """
     check_platform()
     limits = limits or Limits()
-    # The warden says it once the last line was reached: an exit code of 0 is had by leaving early, too.
+    # The sandbox says it once the last line was reached: an exit code of 0 is had by leaving early, too.
     proof = secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="specstream-", ignore_cleanup_errors=True) as folder:
         reading, writing = os.pipe()
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-B", str(WARDEN), str(writing)],
+                [sys.executable, "-I", "-B", str(SANDBOX), str(writing)],
                 cwd=folder,
                 env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"},
                 stdin=subprocess.PIPE,

@@ -40,7 +40,7 @@ from specstream.heads.early_exit import EarlyExit
 from specstream.heads.folder import describe_base, load_head, save_head
 from specstream.heads.multistream import MainStream, read_main, run_streams
 from specstream.heads.streams_config import StreamsConfig
-from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, Pulls
+from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
 from specstream.models.architecture.families import describe
 from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears
@@ -58,13 +58,13 @@ class _Frozen:
         version: of the weights.
         adapter: the changes to linear layers, detached; the target's session prepares it once.
         start: ``Streams.start_of``.
-        pulls: of the tokens that streams draft on each other; None without a chain.
+        token_map: of the tokens that streams draft on each other; None without a chain.
     """
 
     version: int
     adapter: Adapter
     start: Callable[[Tensor, Tensor], Tensor]
-    pulls: Pulls | None
+    token_map: TokenMap | None
 
 
 class Streams(nn.Module):
@@ -244,13 +244,13 @@ class Streams(nn.Module):
         frozen = self._freeze()
         hidden = frozen.start(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
         final = target.branch(hidden, self.first, frozen.adapter, rows)
-        most = count if frozen.pulls is None else count * CHAINED_FROM
+        most = count if frozen.token_map is None else count * CHAINED_FROM
         best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
         found = zip(tokens.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
-        if (pulls := frozen.pulls) is None:
+        if (token_map := frozen.token_map) is None:
             return [Candidates(own, chances) for own, chances, _ in found]
-        return [Chained(own, chances, at, pulls, count) for own, chances, at in found]
+        return [Chained(own, chances, at, token_map, count) for own, chances, at in found]
 
     @torch.inference_mode()
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
@@ -332,15 +332,15 @@ class Streams(nn.Module):
         version = sum(parameter._version for parameter in self._changing)
         if self._frozen is None or self._frozen.version != version:
             adapter = Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
-            self._frozen = _Frozen(version, adapter, self._quick_start(), self._pulls())
+            self._frozen = _Frozen(version, adapter, self._quick_start(), self._token_map())
         return self._frozen
 
-    def _pulls(self) -> Pulls | None:
+    def _token_map(self) -> TokenMap | None:
         if self.chain is None:
             return None
         weight, _ = self.head()
         drafted = torch.arange(len(weight), device=weight.device) if self.vocabulary is None else self.vocabulary
-        return self.chain.pulls(weight, self.token_states(drafted))
+        return self.chain.token_map(weight, self.token_states(drafted))
 
     def _quick_start(self) -> Callable[[Tensor, Tensor], Tensor]:
         """``start_of`` for a few rows; on our kernels the maps are read in bytes, and in one product."""

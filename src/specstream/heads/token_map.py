@@ -25,7 +25,7 @@ CHAINED_FROM = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Pulls:
+class TokenMap:
     """Vectors of the tokens that streams draft, by their place in the streams' vocabulary, float32.
 
     Attributes:
@@ -56,10 +56,10 @@ class Chain(nn.Module):
         return torch.cat([final[..., :1, :], final[..., 1:, :] + pull.to(final.dtype)], -2)
 
     @torch.no_grad()
-    def pulls(self, head: Tensor, tokens: Tensor) -> Pulls:
+    def token_map(self, head: Tensor, tokens: Tensor) -> TokenMap:
         """Of tokens with these rows of the head and these embeddings at unit size, both ``[size, hidden]``."""
         pulling, pulled = functional.linear(tokens, self.down), head.float() @ self.up
-        return Pulls(pulling.cpu().numpy(), pulled.cpu().numpy())
+        return TokenMap(pulling.cpu().numpy(), pulled.cpu().numpy())
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +68,12 @@ class Chained(Candidates):
 
     Attributes:
         places: of the tokens, in the streams' vocabulary.
-        pulls: of that vocabulary's tokens.
+        token_map: of that vocabulary's tokens.
         count: candidates behind each token.
     """
 
     places: Sequence[Sequence[int]]
-    pulls: Pulls
+    token_map: TokenMap
     count: int
     _weighed: dict[int, tuple[Any, Any, float]] = field(default_factory=dict)
 
@@ -83,9 +83,9 @@ class Chained(Candidates):
         if at not in self._weighed:
             chances = np.asarray(self.chances[at], np.float32)
             # The tokens whose changes nobody counts are taken to keep their chances.
-            self._weighed[at] = self.pulls.pulled[self.places[at]], chances, max(0.0, 1 - float(chances.sum()))
+            self._weighed[at] = self.token_map.pulled[self.places[at]], chances, max(0.0, 1 - float(chances.sum()))
         pulled, chances, rest = self._weighed[at]
-        lifted = chances * np.exp(pulled @ self.pulls.pulling[self.places[at - 1][rank]])
+        lifted = chances * np.exp(pulled @ self.token_map.pulling[self.places[at - 1][rank]])
         order = lifted.argsort()[::-1][: self.count]
         best = lifted[order] / (lifted.sum() + rest)
         return list(zip(best.tolist(), order.tolist(), strict=True))

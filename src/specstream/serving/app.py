@@ -26,7 +26,7 @@ from specstream.serving.description import Card, Cards, ChatCompletion, Completi
 from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
-from specstream.serving.metrics import Meters
+from specstream.serving.metrics import ServerMetrics
 from specstream.serving.middleware import PROBES, Guard, JsonResponse, refusal
 from specstream.serving.requests import ChatBody, CompletionBody
 from specstream.serving.responses import Shape, usage
@@ -52,7 +52,7 @@ class Server:
     """
 
     def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig) -> None:
-        self.config, self.meters = config, Meters()
+        self.config, self.meters = config, ServerMetrics()
         self.gateway = Gateway(engine, config)
         self.scheduler = Scheduler(
             engine.parts,

@@ -19,7 +19,7 @@ from specstream.errors import UsageError
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
 from specstream.training.checkpoints import write_json
-from specstream.training.decontamination import HeldOut, same
+from specstream.training.decontamination import Decontamination, same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class AnswerSettings:
     Attributes:
         model: whose answers; a catalog name, a folder or a hub id.
         prompts: files of prompts.
-        exclude: files whose prompts must not be among them; see ``HeldOut``.
+        exclude: files whose prompts must not be among them; see ``Decontamination``.
         batch_size: prompts answered at once.
         max_new_tokens: of an answer.
         max_prompt_tokens: longer prompts are left out.
@@ -79,7 +79,7 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
     Raises:
         UsageError: a file that cannot be read, or nothing left.
     """
-    excluded = HeldOut.of_files(settings.exclude)
+    excluded = Decontamination.of_files(settings.exclude)
     seen: set[tuple[str, ...]] = set()
     left_out = {"repeated": 0, "excluded": 0}
     questions: list[Question] = []

@@ -20,7 +20,7 @@ from specstream.evaluation.tasks.task import Task, read_examples, read_task, tra
 from specstream.files.atomic import is_meant_as_path, why_unread
 from specstream.files.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
 from specstream.training.config import DataSection
-from specstream.training.decontamination import HeldOut
+from specstream.training.decontamination import Decontamination
 
 WINDOW = 64
 """Batches among which examples are sorted by length, so that the examples of one batch need little padding."""
@@ -226,10 +226,10 @@ def _asked(record: Mapping[str, Any]) -> list[str]:
     return [prompt_of(record, "")] if any(record.get(field) for field in FIELDS) else []
 
 
-def _held_out(files: Sequence[str], task: Task | None) -> HeldOut:
+def _held_out(files: Sequence[str], task: Task | None) -> Decontamination:
     if task is None:
-        return HeldOut.of_files(files)
-    return HeldOut(example.prompt for file in files for example in read_examples(task, file))
+        return Decontamination.of_files(files)
+    return Decontamination(example.prompt for file in files for example in read_examples(task, file))
 
 
 def _of_files(files: Sequence[str], task: Task | None) -> list[_Record]:

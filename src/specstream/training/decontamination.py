@@ -11,7 +11,7 @@ GRAM = 13
 """Words in a row that two prompts may not share, as in the usual checks for contamination."""
 
 
-class HeldOut:
+class Decontamination:
     """Prompts that must not be trained on.
 
     Args:
@@ -27,7 +27,7 @@ class HeldOut:
             self._grams.update(_grams(words))
 
     @classmethod
-    def of_files(cls, files: Iterable[str]) -> HeldOut:
+    def of_files(cls, files: Iterable[str]) -> Decontamination:
         """Everything that is asked in the records of some files.
 
         Raises:

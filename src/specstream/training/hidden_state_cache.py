@@ -22,7 +22,7 @@ Read = Callable[[Tensor], dict[str, Tensor]]
 """Tokens ``[1, length]`` -> tensors by name, ``[1, ..., length, width]`` each."""
 
 
-class KeptStates:
+class HiddenStateCache:
     """Tensors of examples in a folder, in bfloat16 but for integers.
 
     Args:

@@ -23,7 +23,7 @@ from specstream.errors import TrainingError, UsageError
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import TrainingSection
 from specstream.training.data import Batch, Examples, Order
-from specstream.training.run_log import Journal
+from specstream.training.run_log import RunLog
 from specstream.training.trainee import Trainee
 
 
@@ -69,7 +69,7 @@ class Loop:
         data: the examples to train on, and those held out.
         config: how.
         accelerator: accelerate's: devices, processes, mixed precision.
-        journal: the log.
+        run_log: the log.
         checkpoints: where to save; None saves nothing.
         record: what is written with every checkpoint, besides the figures.
     """
@@ -81,14 +81,14 @@ class Loop:
         config: TrainingSection,
         *,
         accelerator: Any,
-        journal: Journal,
+        run_log: RunLog,
         checkpoints: Checkpoints | None = None,
         record: dict[str, Any] | None = None,
     ) -> None:
         self.trainee, self.config, self.progress = trainee, config, Progress()
         self._examples, self._held_out = data
         self._order = Order(self._examples.lengths, config.per_device_batch_size, config.seed)
-        self._journal, self._checkpoints, self._record = journal, checkpoints, record or {}
+        self._journal, self._checkpoints, self._record = run_log, checkpoints, record or {}
         self._parameters = list(trainee.parameters())
         optimizer = torch.optim.AdamW(
             self._parameters,

@@ -29,7 +29,7 @@ from specstream.training.config import (
 )
 from specstream.training.data import Batch, Example, Examples, examples_of
 from specstream.training.loop import Loop, make_accelerator
-from specstream.training.run_log import Journal
+from specstream.training.run_log import RunLog
 from specstream.training.trainee import Goal, Prepared, token_loss
 
 _NAMES = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules"}
@@ -223,9 +223,9 @@ def _train(
     trainee = LoRATrainee(adapter)
     device = adapter.get_adapted_model().device
     accelerator = make_accelerator(config, cpu=device.type == "cpu")
-    with Journal(None, LoggingSection(), {}, quiet=True) as journal:
-        Loop(trainee, (examples, examples.first(0)), config, accelerator=accelerator, journal=journal).run()
-        return [{**row, "epoch": (row["step"] - 1) // per_epoch + 1} for row in journal.rows]
+    with RunLog(None, LoggingSection(), {}, quiet=True) as run_log:
+        Loop(trainee, (examples, examples.first(0)), config, accelerator=accelerator, run_log=run_log).run()
+        return [{**row, "epoch": (row["step"] - 1) // per_epoch + 1} for row in run_log.rows]
 
 
 def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Examples:

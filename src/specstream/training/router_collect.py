@@ -29,7 +29,7 @@ from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
 from specstream.training.answers import AnswerFile, check_place, file_sha256
-from specstream.training.decontamination import HeldOut, same
+from specstream.training.decontamination import Decontamination, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
 
 
@@ -57,7 +57,7 @@ def read_questions(config: CollectConfig) -> list[Question]:
     Raises:
         UsageError: a file that cannot be read, or nothing left.
     """
-    excluded = HeldOut.of_files(tuple(config.collection.exclude))
+    excluded = Decontamination.of_files(tuple(config.collection.exclude))
     questions: dict[tuple[str, ...], Question] = {}
     for section in config.prompts:
         for question in _of_section(section):

@@ -15,7 +15,7 @@ from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples, read_file
 from specstream.training.loop import Loop, Outcome, make_accelerator
-from specstream.training.run_log import Journal
+from specstream.training.run_log import RunLog
 from specstream.training.trainee import Prepared
 
 RECIPES: Mapping[str, str] = {
@@ -70,7 +70,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
             set_aside(root)
     accelerator.wait_for_everyone()
     main = bool(accelerator.is_main_process)
-    with Journal(root if main else None, config.logging, settings, quiet=quiet or not main) as journal:
+    with RunLog(root if main else None, config.logging, settings, quiet=quiet or not main) as run_log:
         prepared = _prepare(config, str(accelerator.device))
         data = load_examples(config.data, prepared.tokenizer, config.training.seed)
         loop = Loop(
@@ -78,14 +78,14 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
             data,
             config.training,
             accelerator=accelerator,
-            journal=journal,
+            run_log=run_log,
             checkpoints=checkpoints,
             record={"config": settings, "provenance": provenance(str(accelerator.device), config.model.dtype)},
         )
-        journal.say(f"{config.recipe}: {len(data[0])} examples to train on, {len(data[1])} held out, in {root}")
+        run_log.say(f"{config.recipe}: {len(data[0])} examples to train on, {len(data[1])} held out, in {root}")
         outcome = loop.run()
         if main:
-            journal.plot()
+            run_log.plot()
     return outcome
 
 

@@ -21,7 +21,7 @@ Row = dict[str, float]
 """``step`` and figures; those of an evaluation begin with ``eval/``."""
 
 
-class Journal:
+class RunLog:
     """The log of a run; a context in which the progress bar is shown.
 
     Args:
@@ -45,7 +45,7 @@ class Journal:
         self._task = self._progress.add_task("", total=None, note="")
         self._tracker = self._start_tracker(settings) if config.use_wandb else None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> RunLog:
         self._progress.start()
         return self
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.data import Batch
-from specstream.training.hidden_state_cache import KeptStates
+from specstream.training.hidden_state_cache import HiddenStateCache
 from specstream.training.live_evaluation import lengths_of
 
 
@@ -49,7 +49,7 @@ class Teacher:
         self._model, self._temperature = model, temperature
         self._top_k = min(top_k, int(model.get_output_embeddings().weight.shape[0]))
         identity = f"{fingerprint(model)}/{model.dtype}/top {self._top_k} at {temperature}"
-        self._kept = None if folder is None else KeptStates(folder, identity)
+        self._kept = None if folder is None else HiddenStateCache(folder, identity)
 
     def says(self, batch: Batch) -> Said:
         """Its distributions wherever the batch has a token to be predicted."""

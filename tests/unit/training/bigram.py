@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from specstream.training.config import LoggingSection, TrainingSection
 from specstream.training.data import Batch, Example, Examples
 from specstream.training.loop import Loop, make_accelerator
-from specstream.training.run_log import Journal
+from specstream.training.run_log import RunLog
 from specstream.training.trainee import Goal, token_loss
 
 VOCAB = 12
@@ -52,7 +52,7 @@ def counting(count: int, start: int = 0) -> Examples:
     )
 
 
-def loop(trainee: Bigram, checkpoints=None, journal=None, **settings) -> Loop:
+def loop(trainee: Bigram, checkpoints=None, run_log=None, **settings) -> Loop:
     values = {"num_train_steps": 24, "per_device_batch_size": 3, "learning_rate": 0.1, "warmup_steps": 2, **settings}
     config = TrainingSection(**values)
     return Loop(
@@ -60,6 +60,6 @@ def loop(trainee: Bigram, checkpoints=None, journal=None, **settings) -> Loop:
         (counting(20), counting(4, start=3)),
         config,
         accelerator=make_accelerator(config, cpu=True),
-        journal=journal or Journal(None, LoggingSection(), {}, quiet=True),
+        run_log=run_log or RunLog(None, LoggingSection(), {}, quiet=True),
         checkpoints=checkpoints,
     )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from specstream.training.decontamination import HeldOut
+from specstream.training.decontamination import Decontamination
 
 LONG = "a farmer has seventeen sheep and all but nine of them run away how many sheep are left on his farm"
 
@@ -22,4 +22,4 @@ LONG = "a farmer has seventeen sheep and all but nine of them run away how many 
     ],
 )
 def test_prompts_that_are_held_out_are_known_again(text, inside):
-    assert (text in HeldOut(["What is 2+2?", LONG, "!?"])) is inside
+    assert (text in Decontamination(["What is 2+2?", LONG, "!?"])) is inside

@@ -6,7 +6,7 @@ import torch
 
 from specstream.core.tree_shapes import rank_rates
 from specstream.training.data import Batch
-from specstream.training.hidden_state_cache import KeptStates
+from specstream.training.hidden_state_cache import HiddenStateCache
 from specstream.training.live_evaluation import frequent_tokens, lengths_of, prompts_of
 
 ROWS = [[4, 9, 9, 3, 7], [8, 2, 5]]
@@ -32,8 +32,8 @@ class Read:
 
 def test_a_batch_is_its_rows_and_each_is_read_once(tmp_path):
     read = Read()
-    first = KeptStates(tmp_path, "base").batch(BATCH, lengths_of(BATCH), read)
-    again = KeptStates(tmp_path, "base").batch(BATCH, lengths_of(BATCH), read)
+    first = HiddenStateCache(tmp_path, "base").batch(BATCH, lengths_of(BATCH), read)
+    again = HiddenStateCache(tmp_path, "base").batch(BATCH, lengths_of(BATCH), read)
     assert read.asked == ROWS
     assert first["states"].shape == (2, 5, 2)
     assert first["keys"].shape == (2, 2, 5, 2)
@@ -47,12 +47,12 @@ def test_a_batch_is_its_rows_and_each_is_read_once(tmp_path):
 def test_another_base_keeps_apart_and_what_a_crash_cut_short_is_read_again(tmp_path):
     read = Read()
     row = torch.tensor(ROWS[0])
-    KeptStates(tmp_path, "base").row(row, read)
-    KeptStates(tmp_path, "another").row(row, read)
+    HiddenStateCache(tmp_path, "base").row(row, read)
+    HiddenStateCache(tmp_path, "another").row(row, read)
     assert len(read.asked) == len(list(tmp_path.iterdir())) == 2
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:40])
-    assert KeptStates(tmp_path, "base").row(row, read)["states"][0, 1, 1] == -9
+    assert HiddenStateCache(tmp_path, "base").row(row, read)["states"][0, 1, 1] == -9
     assert len(read.asked) == 3
 
 

@@ -11,7 +11,7 @@ from specstream.errors import TrainingError, UsageError
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import LoggingSection, TrainingSection
 from specstream.training.loop import learning_rate
-from specstream.training.run_log import Journal
+from specstream.training.run_log import RunLog
 from specstream.training.trainee import token_loss
 from tests.unit.training.bigram import Bigram, counting, loop
 
@@ -31,13 +31,13 @@ def uninterrupted() -> bytes:
 
 def test_the_loss_falls():
     trainee = Bigram()
-    with Journal(None, LoggingSection(), {}, quiet=True) as journal:
-        outcome = loop(trainee, journal=journal, num_train_steps=60, logging_steps=1).run()
-    losses = [row["loss"] for row in journal.rows if "loss" in row]
+    with RunLog(None, LoggingSection(), {}, quiet=True) as run_log:
+        outcome = loop(trainee, run_log=run_log, num_train_steps=60, logging_steps=1).run()
+    losses = [row["loss"] for row in run_log.rows if "loss" in row]
     assert outcome.finished
     assert outcome.progress.step == len(losses) == 60
     assert losses[-1] < 0.5 * losses[0]
-    evaluations = [row["eval/loss"] for row in journal.rows if "eval/loss" in row]
+    evaluations = [row["eval/loss"] for row in run_log.rows if "eval/loss" in row]
     assert evaluations[-1] < 0.5 * evaluations[0]
     assert outcome.progress.best == min(evaluations)
 
@@ -120,12 +120,12 @@ def test_the_log_is_whole_after_an_interrupt(tmp_path):
             return super().loss(batch)
 
     checkpoints = Checkpoints(tmp_path, keep=1)
-    with pytest.raises(SystemExit), Journal(tmp_path, LoggingSection(), {}, quiet=True) as journal:
-        loop(Killed(), checkpoints, journal, **SAVING).run()
+    with pytest.raises(SystemExit), RunLog(tmp_path, LoggingSection(), {}, quiet=True) as run_log:
+        loop(Killed(), checkpoints, run_log, **SAVING).run()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 12, "los')
-    with Journal(tmp_path, LoggingSection(), {}, quiet=True) as journal:
-        loop(Bigram(), checkpoints, journal, **SAVING).run()
+    with RunLog(tmp_path, LoggingSection(), {}, quiet=True) as run_log:
+        loop(Bigram(), checkpoints, run_log, **SAVING).run()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(2, 25, 2))
     assert [row["step"] for row in rows if "eval/loss" in row] == [0, 6, 12, 18, 24]

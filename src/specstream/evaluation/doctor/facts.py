@@ -301,13 +301,13 @@ def widths(model: str, hush: Callable[[], AbstractContextManager[None]]) -> Widt
 def _tested(name: str, hush: Callable[[], AbstractContextManager[None]]) -> Widths:
     from specstream.evaluation.bottleneck import weights_of_a_pass
     from specstream.models.hub.load import load_model
-    from specstream.models.invariance.selftest_cache import verdicts_of
+    from specstream.models.invariance.selftest_cache import cache_of
     from specstream.models.target.hf import HuggingFaceTarget
 
     with hush():
         model, _ = load_model(name)
     target = HuggingFaceTarget(model)
-    before = verdicts_of(model, target.runtime.name)
+    before = cache_of(model, target.runtime.name)
     target.prepare(nodes=MOST_NODES)
     read = weights_of_a_pass(target)
     exact, found = _certified(target)

@@ -31,7 +31,7 @@ LIBRARIES = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "MKL_", "ONEDNN_", "TORCH_")
 """Environment variables that may choose kernels begin with one of these."""
 
 
-class Verdicts:
+class SelfTestCache:
     """Answers by name, in one file. A file that cannot be read or written is as good as none.
 
     Args:
@@ -65,15 +65,15 @@ class Verdicts:
         return {str(name): answer for name, answer in found.items() if isinstance(answer, int)}
 
 
-def once(verdicts: Verdicts | None, name: str, test: Callable[[], None]) -> None:
+def once(cache: SelfTestCache | None, name: str, test: Callable[[], None]) -> None:
     """Run a test that raises if it fails, unless it is known to have passed."""
-    if verdicts is None or not verdicts.get(name):
+    if cache is None or not cache.get(name):
         test()
-        if verdicts is not None:
-            verdicts.keep(name, True)
+        if cache is not None:
+            cache.keep(name, True)
 
 
-def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
+def cache_of(model: Any, runtime: str) -> SelfTestCache | None:
     """Those of a model on this machine; None where they are not to be kept, or the model's code is not known.
 
     Args:
@@ -92,7 +92,7 @@ def verdicts_of(model: Any, runtime: str) -> Verdicts | None:
         *(fingerprint(model), model.config.to_json_string(), attention_of(model), code),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-    return Verdicts(cache_folder() / f"{name}.json")
+    return SelfTestCache(cache_folder() / f"{name}.json")
 
 
 def cache_folder() -> Path:

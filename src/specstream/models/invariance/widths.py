@@ -20,7 +20,7 @@ from torch import Tensor
 from specstream.core.ports import TargetSession
 from specstream.core.tree import TokenTree
 from specstream.models.cache import PADDING, STEP, capacity_for
-from specstream.models.invariance.selftest_cache import Verdicts
+from specstream.models.invariance.selftest_cache import SelfTestCache
 from specstream.reporting import step
 
 WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -80,7 +80,7 @@ class Exactness:
         one_width: where no class of widths is found, take a single width for all passes: on a GPU it costs little, and
             passes of one width run one kernel. Larger trees are then lossless up to rounding. Shapes are then tried in
             a nearly empty cache too, through the mask of which other kernels are seen to part.
-        verdicts: opens what was found before, where what is found is kept too; asked once, when the tests begin.
+        cache: opens what was found before, where what is found is kept too; asked once, when the tests begin.
     """
 
     def __init__(  # noqa: PLR0913
@@ -94,7 +94,7 @@ class Exactness:
         simple: Callable[[int, int], bool] = lambda rows, width: False,
         alike: Callable[[int, int], bool] = lambda rows, width: True,
         one_width: bool = False,
-        verdicts: Callable[[], Verdicts | None] = lambda: None,
+        cache: Callable[[], SelfTestCache | None] = lambda: None,
     ) -> None:
         self._begin = begin
         self._vocab_size = vocab_size
@@ -106,8 +106,8 @@ class Exactness:
         narrowest = 1 if wanted <= WIDTHS[-1] else SAFE_WIDTH
         self._widths = [width for width in WIDTHS if width >= narrowest]
         self._simple, self._one_width = simple, one_width
-        self._open_verdicts = verdicts
-        self._verdicts: Verdicts | None = None
+        self._open_cache = cache
+        self._selftest_cache: SelfTestCache | None = None
         self._alike = alike if dtype.itemsize < 4 else lambda rows, width: True
         self._base: int | None = None
         self._calibrated = False
@@ -135,9 +135,9 @@ class Exactness:
         if self._calibrated:
             return
         self._calibrated = True
-        self._verdicts = self._open_verdicts()
+        self._selftest_cache = self._open_cache()
         asked = f"base for {nodes}" if self._one_width else "base"  # kept below zero if it is the only width
-        if (known := self._verdicts and self._verdicts.get(asked)) is None:
+        if (known := self._selftest_cache and self._selftest_cache.get(asked)) is None:
             with step("testing which passes are batch-invariant here, once for this model"):
                 self._find(nodes)
             found = self._base or 0
@@ -147,8 +147,8 @@ class Exactness:
             self._widths = [self._base] if known < 0 else self._widths
 
     def _keep(self, name: str, answer: int) -> None:
-        if self._verdicts is not None:
-            self._verdicts.keep(name, answer)
+        if self._selftest_cache is not None:
+            self._selftest_cache.keep(name, answer)
 
     def _begin_probe(self) -> None:
         """Read what comes before the probe tokens; once."""
@@ -239,7 +239,7 @@ class Exactness:
         """Whether passes of a shape agree, by what is known of it, else by trying."""
         rows, width, blocks = key
         name = f"{'branches' if branched else 'chains'} {rows}x{width} in {blocks}"
-        if (known := self._verdicts and self._verdicts.get(name)) is not None:
+        if (known := self._selftest_cache and self._selftest_cache.get(name)) is not None:
             return bool(known)
         # On an H200, passes of 16 had the bits of narrower ones behind 440 tokens, and behind 72 only up to the 97th.
         ends = [*_ends(blocks), *([FRONT] if self._one_width else [])]

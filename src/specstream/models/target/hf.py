@@ -19,7 +19,7 @@ from specstream.models.architecture.partial_forward import entering, run_lower, 
 from specstream.models.architecture.rotary import require_own_lengths, rotate_by_own_length
 from specstream.models.architecture.view import Stamp, view_of
 from specstream.models.cache import TreeCache
-from specstream.models.invariance.selftest_cache import Verdicts, once, verdicts_of
+from specstream.models.invariance.selftest_cache import SelfTestCache, cache_of, once
 from specstream.models.invariance.tree_check import check_tree
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime.capabilities import Quantization, RuntimeName
@@ -72,7 +72,7 @@ class HuggingFaceTarget:
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp: Stamp | None = stamp
         self.view, self.family, self.runtime = view, family, runtime
-        self._forget("layers", "_verdicts")
+        self._forget("layers", "_selftest_cache")
         weight = view.get_input_embeddings().weight
         self.vocab_size, self._embedding = int(weight.shape[0]), _kind(weight)
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
@@ -155,7 +155,7 @@ class HuggingFaceTarget:
         """Whether the model follows a tree: asked once."""
         if not self._checked:
             try:
-                once(self._verdicts, "tree", lambda: check_tree(self))
+                once(self._selftest_cache, "tree", lambda: check_tree(self))
             except UnsupportedModelError:
                 if not self._may_change or self.runtime.name == "eager":
                     raise
@@ -170,8 +170,8 @@ class HuggingFaceTarget:
         """
         name, self.runtime = self.runtime.name, Runtime(self.view, "eager", self.family.layer_windows)
         self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
-        self._forget("_verdicts")
-        once(self._verdicts, "tree", lambda: check_tree(self))
+        self._forget("_selftest_cache")
+        once(self._selftest_cache, "tree", lambda: check_tree(self))
         compat.warn_once(f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly")
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
@@ -298,9 +298,9 @@ class HuggingFaceTarget:
         return StaticPasses(self.forward, self.model.device, capture, self.runtime.uncaptured)
 
     @cached_property
-    def _verdicts(self) -> Verdicts | None:
+    def _selftest_cache(self) -> SelfTestCache | None:
         """What earlier self-tests found, opened with the first. Quantised, what tells the model from others is gone."""
-        return None if self.runtime.quantized else verdicts_of(self.model, self.runtime.name)
+        return None if self.runtime.quantized else cache_of(self.model, self.runtime.name)
 
     def _exactness(self) -> Exactness:
         text = self.model.config.get_text_config(decoder=True)
@@ -313,7 +313,7 @@ class HuggingFaceTarget:
             simple=self.runtime.own_attention,
             alike=self.runtime.alike,
             one_width=self.runtime.static,
-            verdicts=lambda: self._verdicts,
+            cache=lambda: self._selftest_cache,
         )
 
 

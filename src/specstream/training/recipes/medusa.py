@@ -13,7 +13,7 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
-from specstream.training.hidden_state_cache import KeptStates
+from specstream.training.hidden_state_cache import HiddenStateCache
 from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
 from specstream.training.trainee import Goal, Prepared, drafted_figures
 
@@ -29,7 +29,7 @@ class MedusaTrainee:
 
     goal = Goal(figure="accepted_length")
 
-    def __init__(self, heads: MedusaHeads, kept: KeptStates | None, live: Live) -> None:
+    def __init__(self, heads: MedusaHeads, kept: HiddenStateCache | None, live: Live) -> None:
         self._heads, self._kept, self._live = heads, kept, live
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -68,5 +68,5 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
     heads = MedusaHeads(model, num_heads=section.num_heads, num_layers=section.num_layers, token_map=vocabulary)
     heads.record.update(provenance_of(config, frozen.examples, frozen.counts))
     folder = config.model.states_dir
-    kept = None if folder is None else KeptStates(folder, f"{fingerprint(model)}/{model.dtype}/final")
+    kept = None if folder is None else HiddenStateCache(folder, f"{fingerprint(model)}/{model.dtype}/final")
     return Prepared(trainee=MedusaTrainee(heads, kept, frozen.live), tokenizer=frozen.tokenizer)

@@ -20,7 +20,7 @@ from specstream.heads.streams_config import StreamsConfig
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
-from specstream.training.hidden_state_cache import KeptStates
+from specstream.training.hidden_state_cache import HiddenStateCache
 from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
 from specstream.training.trainee import Goal, Prepared, drafted_figures
 
@@ -53,8 +53,8 @@ class MainStates:
             None
             if folder is None
             else (
-                KeptStates(folder, f"{base}/from {streams.first}"),
-                KeptStates(folder, f"{base}/final"),
+                HiddenStateCache(folder, f"{base}/from {streams.first}"),
+                HiddenStateCache(folder, f"{base}/final"),
             )
         )
         self._last: tuple[Tensor, MainStream] | None = None

@@ -14,7 +14,7 @@ from specstream.environment import GENERIC
 from specstream.errors import UnsupportedModelError
 from specstream.models.cache import STEP
 from specstream.models.invariance import selftest_cache
-from specstream.models.invariance.selftest_cache import Verdicts, verdicts_of
+from specstream.models.invariance.selftest_cache import SelfTestCache, cache_of
 from specstream.models.invariance.widths import Exactness
 from specstream.models.target import hf
 from specstream.models.target.hf import HuggingFaceTarget
@@ -31,7 +31,7 @@ def exactness(path, kernel: Kernel, *, one_width: bool = False) -> tuple[Exactne
         dtype=torch.bfloat16,
         activations=LARGE,
         one_width=one_width,
-        verdicts=lambda: Verdicts(path),
+        cache=lambda: SelfTestCache(path),
     )
     found.calibrate()
     return found, model
@@ -65,16 +65,16 @@ def test_what_is_not_known_is_still_tried(tmp_path):
 
 
 def test_two_processes_keep_what_both_found(tmp_path):
-    one, other = Verdicts(tmp_path / "known.json"), Verdicts(tmp_path / "known.json")
+    one, other = SelfTestCache(tmp_path / "known.json"), SelfTestCache(tmp_path / "known.json")
     one.keep("a", 4)
     other.keep("b", True)
-    assert (Verdicts(tmp_path / "known.json").get("a"), Verdicts(tmp_path / "known.json").get("b")) == (4, 1)
+    assert (SelfTestCache(tmp_path / "known.json").get("a"), SelfTestCache(tmp_path / "known.json").get("b")) == (4, 1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", json.dumps({"base": "four"})])
 def test_a_damaged_file_is_as_good_as_none(tmp_path, text):
     (tmp_path / "known.json").write_text(text)
-    assert Verdicts(tmp_path / "known.json").get("base") is None
+    assert SelfTestCache(tmp_path / "known.json").get("base") is None
 
 
 def test_where_nothing_can_be_written_all_goes_on(tmp_path):
@@ -84,7 +84,7 @@ def test_where_nothing_can_be_written_all_goes_on(tmp_path):
 
 
 def file_of(model, runtime="eager"):
-    found = verdicts_of(model, runtime)
+    found = cache_of(model, runtime)
     assert found is not None
     return found._path
 
@@ -149,7 +149,7 @@ def test_the_file_is_named_by_the_code_of_the_forward(tmp_path, monkeypatch):
     hook.remove()
     assert len(set(found)) == len(found)
     hook = model.model.norm.register_forward_hook(Watcher())
-    assert verdicts_of(model, "eager") is None, "what it does may stand in its attributes"
+    assert cache_of(model, "eager") is None, "what it does may stand in its attributes"
     hook.remove()
     model(torch.tensor([[1]]), output_hidden_states=True)
     assert file_of(model) == own, "what transformers hooks by itself is no patch"
@@ -204,4 +204,4 @@ def test_a_target_remembers(tmp_path, monkeypatch):
     again.prepare(nodes=4)
     assert again.exactness.base == first.exactness.base
     monkeypatch.setenv(selftest_cache.SWITCH, "1")
-    assert verdicts_of(model, "eager") is None
+    assert cache_of(model, "eager") is None
