@@ -63,7 +63,7 @@ def test_it_says_why_of_these_layers_and_transformers_loads_them(make, texts, ta
     code, out, err = make("--layers", "2", "--texts", texts)
     assert (code, err) == (0, "")
     assert "layers 0, 4 (" in out
-    assert "most of it would be accepted" in out
+    assert "the highest acceptance" in out
     made = json.loads((tmp_path / "draft" / "draft.json").read_text())
     acceptances = [each["acceptance"] for each in made["compared"]]
     assert acceptances == sorted(acceptances, reverse=True)
@@ -93,7 +93,7 @@ def test_layers_may_be_searched_or_given(make, texts, tmp_path):
 def test_a_draft_of_a_part_of_the_vocabulary_drafts_and_changes_nothing(make, texts, target, tmp_path):
     code, out, err = make("--layers", "3", "--vocab", "120", "--texts", texts)
     assert (code, err) == (0, "")
-    assert "it says 120 tokens (the most frequent of texts.jsonl), which cover" in out
+    assert "its head has 120 tokens (the most frequent of texts.jsonl), which cover" in out
     part = json.loads((tmp_path / "draft" / "draft_vocabulary.json").read_text())["target_ids"]
     assert len(part) == 120
     assert {0, 1} <= set(part), "special tokens are always in it"

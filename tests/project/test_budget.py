@@ -11,6 +11,7 @@ SOURCE = ROOT / "src" / "specstream"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FUNCTION_LINES = 60
+README_LINES = 100
 NAMES_THAT_SAY_NOTHING = {"utils", "helpers", "common"}
 
 
@@ -27,6 +28,11 @@ def test_functions_stay_small(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     lengths = {node.name: (node.end_lineno or node.lineno) - node.lineno + 1 for node in _functions(ast.parse(text))}
     assert {name: length for name, length in lengths.items() if length > FUNCTION_LINES} == {}
+
+
+def test_the_readme_is_read_in_one_go() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= README_LINES
 
 
 def test_modules_are_named_for_what_they_hold() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -14,6 +15,8 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
+    from specstream.engine.contestants import Run
+    from specstream.engine.generation import Parts
     from specstream.evaluation.compare import Comparison, Contestant, Figures
     from specstream.evaluation.heads import Question
 
@@ -110,15 +113,16 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
 def _compare(engine: Any, contestants: list[Contestant], questions: list[Question]) -> Comparison:
     from specstream.evaluation.compare import answer_text, compare
 
-    config, machine = engine.config.generation, engine.provenance()
-    with progress("prompts", len(questions)) as tell:
-        return compare(
-            contestants,
-            [question.text for question in questions],
-            lambda parts, text: answer_text(parts, text, config),
-            machine=machine,
-            on_prompt=tell,
-        )
+    config, machine, answered = engine.config.generation, engine.provenance(), count(1)
+    # Answers, not prompts: with all drafters a prompt may take a minute. The first one warms up and comes again.
+    with progress("answers", (len(questions) + 1) * len(contestants)) as tell:
+
+        def answer(parts: Parts, text: str) -> Run:
+            run = answer_text(parts, text, config)
+            tell(next(answered))
+            return run
+
+        return compare(contestants, [question.text for question in questions], answer, machine=machine)
 
 
 def _print(comparison: Comparison, questions: list[Question], base: int) -> None:

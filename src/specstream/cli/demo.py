@@ -39,10 +39,13 @@ def demo(
     options.check_drafter(drafter)
     require("gradio", "demo", "specstream demo")
     from specstream.cli.loading import quiet
-    from specstream.config import engine_config
-    from specstream.demo import run
-    from specstream.demo.offered import OfferedModels
-    from specstream.demo.page import Settings, build_page
+    from specstream.reporting import step
+
+    with step("starting the page"):  # Gradio and torch take ten seconds to import
+        from specstream.config import engine_config
+        from specstream.demo import run
+        from specstream.demo.offered import OfferedModels
+        from specstream.demo.page import Settings, build_page
 
     shown: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     drafting: dict[str, Any] = {

@@ -43,8 +43,9 @@ def doctor(model: _Model = DEFAULT_MODEL, measure: _Measure = True, as_json: opt
     from specstream.evaluation.doctor import examine
     from specstream.reporting import step
 
+    doing = "examining this machine"
     # On a terminal only: elsewhere rich shows no status, and the step says so where it takes longer.
-    with Console(stderr=True).status("looking, some ten seconds" if measure else "looking"), step("looking"):
+    with Console(stderr=True).status(f"{doing}, some ten seconds" if measure else doing), step(doing):
         if model != "none":
             on_disk(model)  # refuses what is no model
         report = examine(None if model == "none" else model, measure=measure, hush=quiet)
@@ -187,7 +188,7 @@ def _costs(found: dict[str, Any]) -> list[str]:
 
 def _advice(break_even: float) -> str:
     if break_even >= DRAFTED:
-        return f"{DRAFTED} drafted tokens do not pay; fewer may"
+        return f"{DRAFTED} drafted tokens do not pay even if all are accepted; fewer may"
     if break_even < SMALL:
         return "speculation pays wherever drafted tokens are accepted at all"
     return f"speculation pays where more than {break_even:.1f} of {DRAFTED} drafted tokens are accepted on average"

@@ -41,4 +41,13 @@ def export(
     for line in made.changed:
         print(line)
     setting = shlex.quote(json.dumps(made.speculative_config))
-    print(f"{made.folder}: vllm serve {target or 'TARGET'} --speculative-config {setting}")
+    print(f"{made.folder}: vllm serve {_served(target)} --speculative-config {setting}")
+
+
+def _served(target: str | None) -> str:
+    """What vLLM finds the target by: it does not know the catalog's names."""
+    from specstream.models.hub.catalog import cached_folder, catalog
+
+    if target is None:
+        return "TARGET"
+    return str(cached_folder(target) or target) if target in catalog() else target

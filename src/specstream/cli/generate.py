@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.loading import load_engine
+from specstream.environment import cores
 from specstream.errors import UsageError
 from specstream.files.prompts import text_of
 
@@ -107,28 +109,36 @@ def _show(pieces: Any) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
     print(flush=True)
-    print(_summary(pieces.result), file=sys.stderr)
+    print(_summary(pieces.result) + _busy(), file=sys.stderr)
 
 
 def _summary(result: Any) -> str:
     """How it went, and what the speedup was measured against."""
     drafts = (
-        ", ".join(f"{name} drafted for {passes}" for name, passes in result.drafts.items()) or "none was drafted for"
+        ", ".join(f"{passes} with drafts of {name}" for name, passes in result.drafts.items()) or "none with drafts"
     )
     lossless = "lossless" if result.lossless else "NOT lossless: acceptance_threshold is set"
     faster, plain = "", f"not known: {result.baseline.get('error')}"
     if result.speedup is not None:
-        faster = f", {result.speedup:.2f}x plain decoding without"
-        plain = f"{result.baseline['tokens_per_second']:.1f} tokens/s; {result.baseline['method']}"
+        faster = f"; without it {result.speedup:.2f}x plain decoding"
+        plain = f"{result.baseline['tokens_per_second']:.1f} tokens/s: {result.baseline['method']}"
     return (
-        f"\n{result.new_tokens} tokens in {result.seconds:.2f} s: {result.tokens_per_second:.1f} tokens/s with the "
-        f"prompt{faster}\n"
+        f"\n{result.new_tokens} tokens in {result.seconds:.2f} s: {result.tokens_per_second:.1f} tokens/s, "
+        f"prompt included{faster}\n"
         f"  plain decoding: {plain}\n"
         f"  {result.drafter}: {result.mean_accepted_length:.2f} tokens per pass, "
         f"{result.acceptance_rate:.0%} of drafted tokens accepted\n"
-        f"  of {result.target_passes} passes {drafts}\n"
+        f"  {result.target_passes} passes: {drafts}\n"
         f"{_routing(result.routing)}"
         f"  {result.model}, {result.dtype}, {result.device}, {result.runtime}; {lossless}, exact: {result.exact}"
+    )
+
+
+def _busy() -> str:
+    """A line where more wants to run than there are cores: times of one text then differ severalfold."""
+    load, there = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, cores().logical
+    return (
+        f"\n  the machine is busy (load {load:.1f} on {there} cores), so these times say little" if load > there else ""
     )
 
 

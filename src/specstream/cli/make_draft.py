@@ -165,9 +165,9 @@ def _say(output: str, compared: list[Judged], made: dict[str, Any]) -> None:
         table.add_row(each.name, ", ".join(map(str, each.layers)), *figures)
     Console().print(table)
     most = max(compared, key=lambda each: each.acceptance)
-    why = "most of it would be accepted" if compared[0] is most else "as it was asked for"
+    why = "the highest acceptance" if compared[0] is most else "as it was asked for"
     numbers = ", ".join(map(str, compared[0].layers))
     print(f"{output}: layers {numbers} ({compared[0].name}: {why}), {made['parameters'] / 1e6:.1f} M parameters")
     if (vocabulary := made["vocabulary"]) is not None:
-        said = f"it says {vocabulary['size']} tokens ({vocabulary['ranked_by']})"
+        said = f"its head has {vocabulary['size']} tokens ({vocabulary['ranked_by']})"
         print(f"{said}, which cover {vocabulary['coverage']:.1%} of what it was compared on")

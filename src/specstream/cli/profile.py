@@ -139,6 +139,7 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
             speeds.append(read_speed(device))
             update(done)
 
+        update(0, note="the first prompt warms up each arm")
         profiles = measure(arms, prompts, group.generation, device, on_prompt)
     memory = Memory(speeds=tuple(speeds), weights=weights_of_a_pass(engine.target))
     note = cost_of_a_note()

@@ -42,7 +42,7 @@ def progress(what: str, total: int = 0, done: int = 0) -> Iterator[Tell]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    notes = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    notes = (TimeRemainingColumn(), TextColumn("left"), TextColumn("{task.fields[note]}"))
     with Progress(*columns, *notes, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(what, total=total or None, completed=done, note="")
 

@@ -28,7 +28,7 @@ SEED_DIGITS = 18
 TITLE = "SpecStream"
 INTRODUCTION = (
     '<header class="introduction"><h1>SpecStream</h1><p>The same model twice: alone, one token a pass, and with a '
-    "drafter that proposes tokens which the model checks all in one pass. They take turns pass by pass, each timed by "
+    "drafter, whose tokens the model checks in one pass. They take turns pass by pass, each timed by "
     "itself.</p></header>"
 )
 PROMPTS = [

@@ -142,7 +142,7 @@ def left_out_of(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) 
 def _left_out(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> Iterator[str]:
     if config.drafter == "auto" and draft is None and config.heads is None:
         if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
-            yield f"{Path(found).name} drafts only where the depth is not fixed (adaptive), or with drafter='streams'"
+            yield f"{Path(found).name} is not used at a fixed draft depth; drafter='streams' takes it"
         elif (why := left_out(model, "streams")) is not None:
             yield why
     if (depth := _depth(config, 0)) > 0:

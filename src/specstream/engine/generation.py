@@ -188,10 +188,11 @@ def known_baseline(generation: Generation) -> dict[str, Any]:
     rows = len(generation.rows)
     if isinstance(generation.parts.drafter, NoDrafter):
         return {"method": "this was plain decoding itself", "tokens_per_second": generation.speed}
-    about = {"method": "the policy's cost of a plain pass, same model, runtime, process and batch size"}
+    about = {"method": "estimated from what a plain pass costs; same model, runtime, process and batch size"}
     seconds = generation.parts.speculation.plain_seconds(rows)
     if seconds is None:
-        return {**about, "error": f"no plain pass of {rows} rows was timed; measure_baseline=True measures some"}
+        reason = f"fewer than two plain passes of batch size {rows} were timed"
+        return {**about, "error": f"{reason}; measure_baseline=True measures some"}
     return {**about, "tokens_per_second": rows / seconds}
 
 

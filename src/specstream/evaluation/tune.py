@@ -212,6 +212,7 @@ def tune(
     target, runtimes = _fastest_runtime(engine, prompts, config, left_out, count)
     count.done = runs[0]
     bench = Bench(prompts, config)
+    count.note("plain decoding: warming up")
     bench.add(PLAIN, build_parts(target, engine.tokenizer, None, EngineConfig(drafter="none")))
     tried: dict[str, Candidate] = {}
     drafts = SharedDrafts(target, engine.tokenizer)
@@ -235,9 +236,13 @@ class _Count:
         self._total, self._tell, self.done = total, tell, 0
 
     def __call__(self, name: str) -> None:
-        if self._tell is not None:
-            self._tell(self.done, self._total, name)
+        self.note(name)
         self.done += 1
+
+    def note(self, text: str) -> None:
+        """Tell what is being done without counting it as a run."""
+        if self._tell is not None:
+            self._tell(self.done, self._total, text)
 
 
 def _other_runtimes(engine: Any) -> list[RuntimeName]:
@@ -250,14 +255,16 @@ def _fastest_runtime(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     left_out: dict[str, str],
-    on_run: Callable[[str], None],
+    on_run: _Count,
 ) -> tuple[HuggingFaceTarget, Found | None]:
     """The target under the runtime that decodes plainly the fastest; the one of ``auto`` if none is surely faster."""
     own = cast(HuggingFaceTarget, engine.target)
     others = _other_runtimes(engine)
     targets: dict[str, HuggingFaceTarget] = {}
+    on_run.note(f"runtime {own.runtime.name}: warming up")
     benches = {own.runtime.name: _plain_bench(own, engine.tokenizer, prompts, config)}
     for name in others:
+        on_run.note(f"runtime {name}: warming up")
         try:
             targets[name] = HuggingFaceTarget(engine.model, runtime=name)
             benches[name] = _plain_bench(targets[name], engine.tokenizer, prompts, config)

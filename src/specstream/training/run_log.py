@@ -38,7 +38,7 @@ class RunLog:
         self.rows: list[Row] = []
         self._held_out = ""
         self._console = Console(stderr=True, quiet=quiet)
-        columns = ("step", MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), "left", TimeRemainingColumn())
+        columns = ("step", MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(), "left")
         self._progress = Progress(
             *columns, TextColumn("{task.fields[note]}"), console=self._console, disable=not self._console.is_terminal
         )

@@ -109,7 +109,10 @@ def test_a_finding_is_1_and_stands_before_the_last_line(pretend: Any, capsys: py
             "x86-64-v3 of x86-64-v4, with A=b",
         ),
         ({"pass_costs": {**COSTS, "break_even": 0.0}}, "speculation pays wherever drafted tokens are accepted at all"),
-        ({"pass_costs": {**COSTS, "break_even": 7.0}}, "7 drafted tokens do not pay; fewer may"),
+        (
+            {"pass_costs": {**COSTS, "break_even": 7.0}},
+            "7 drafted tokens do not pay even if all are accepted; fewer may",
+        ),
         (dict.fromkeys(KEYS - {"findings", "notes"}), "nothing to mend"),
     ],
 )

@@ -188,6 +188,15 @@ class TestCommand:
         assert json.loads(out)["speculative_config"]["num_speculative_tokens"] == 3
         assert json.loads((tmp_path / "out" / RECORD).read_text())["source"] == "heads"
 
+    def test_a_target_of_the_catalog_is_named_by_its_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from specstream.cli.export import _served
+        from specstream.models.hub import catalog
+
+        folder = Path("/models/smollm2-135m")
+        monkeypatch.setattr(catalog, "cached_folder", {"smollm2-135m": folder}.get)
+        assert _served("smollm2-135m") == str(folder)
+        assert (_served("org/name"), _served(None)) == ("org/name", "TARGET")
+
     def test_what_vllm_cannot_run_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "config.json").write_text('{"kind": "streams"}')
         code, _, err = self.run(capsys, str(tmp_path), "--to", "vllm", "--output", str(tmp_path / "out"))

@@ -243,7 +243,9 @@ class Exactness:
             return bool(known)
         # On an H200, passes of 16 had the bits of narrower ones behind 440 tokens, and behind 72 only up to the 97th.
         ends = [*_ends(blocks), *([FRONT] if self._one_width else [])]
-        with step(f"testing whether passes of {rows} x {width} tokens are batch-invariant here, once for this model"):
+        with step(
+            f"testing passes of {rows} x {width} tokens (rows x width) for batch invariance, once for this model"
+        ):
             agree = all(self._agrees(rows, width, end, blocks, branched=branched) for end in ends)
         self._keep(name, agree)
         return agree
