@@ -13,6 +13,9 @@ from specstream.engine.inventory import draft_bytes
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.architecture.memory import held_bytes
+from specstream.models.cache import capacity_for, token_bytes
+from specstream.models.target.hf import HuggingFaceTarget
+from tests.lossless.families import FAMILIES, build
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = "one two three four five one two three four five one two three"
@@ -39,6 +42,29 @@ def grown(model, **settings):
     return engine, live_bytes() - before
 
 
+def cache_of(target, tokens=13):
+    """Bytes of the keys and values of a session over so many tokens."""
+    kept = target.begin([list(range(1, tokens + 1))]).cache
+    return sum(each.nbytes for each in (*kept._keys.values(), *kept._values.values()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_of_a_family_takes_what_is_said(family):
+    target = HuggingFaceTarget(build(family), runtime="eager", exact=False)
+    assert token_bytes(target.model.config, target.model.dtype) * capacity_for(13) == cache_of(target)
+
+
+def test_a_drafts_cache_counts():
+    model, draft = tiny_model(), tiny_model(seed=1)
+    engine = SpeculativeEngine(model, tiny_tokenizer(), draft, adaptive=False)
+    report = engine.benchmark([PROMPT], num_runs=1, max_new_tokens=8)
+    assert report["memory_overhead"] == pytest.approx(1.0)  # as large as the target, in weights and in cache
+    own = SpeculativeEngine(model, tiny_tokenizer(), "self:int8", adaptive=False)
+    counted = draft_bytes(own.parts.drafter, own.target) + cache_of(own.target)
+    report = own.benchmark([PROMPT], num_runs=1, max_new_tokens=8)
+    assert report["memory_overhead"] == pytest.approx(counted / (own.target.nbytes + cache_of(own.target)))
+
+
 @pytest.mark.parametrize("kind", ["streams", "medusa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_heads_count_with_the_copies_that_they_draft_with(kind, dtype, tmp_path):
@@ -54,9 +80,9 @@ def test_heads_count_with_the_copies_that_they_draft_with(kind, dtype, tmp_path)
     counted = draft_bytes(engine.parts.drafter, engine.target)
     assert plain.parts.drafter.name == "none"
     assert counted == pytest.approx(with_heads - without, rel=0.1)  # states of the last pass
-    assert engine.benchmark([PROMPT], num_runs=1, max_new_tokens=8)["memory_overhead"] == pytest.approx(
-        counted / engine.target.runtime.nbytes, rel=0.05
-    )
+    report = engine.benchmark([PROMPT], num_runs=1, max_new_tokens=8)
+    whole = engine.target.nbytes + cache_of(engine.target)
+    assert report["memory_overhead"] == pytest.approx(counted / whole, rel=0.05)
 
 
 def test_the_weights_that_the_model_has_anyway_do_not_count():

@@ -26,7 +26,7 @@ from specstream.engine.build import build_parts, eos_token_ids, model_name, rene
 from specstream.engine.choices import SELF, check_choice
 from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Generation, TextPieces, known_baseline, plain_baseline
-from specstream.engine.inventory import draft_bytes, prepare
+from specstream.engine.inventory import memory_overhead, prepare
 from specstream.engine.prompt_forms import prompts_in
 from specstream.engine.results import GenerationResult, Metrics, Totals
 from specstream.engine.settings_file import read_settings
@@ -173,7 +173,8 @@ class SpeculativeEngine:
         Returns:
             ``average_speedup`` (median over the runs of speculative / plain tokens per second),
             ``tokens_per_second``, ``plain_tokens_per_second``, ``speculation_accuracy`` (accepted over drafted
-            tokens), ``memory_overhead`` (bytes of the draft's weights, copies included, over the target's),
+            tokens), ``memory_overhead`` (what drafting adds in memory over what the target takes: weights with their
+            copies, and KV caches of the longest text),
             ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (their figures), ``provenance``.
         """
         config = generation_config(self.config.generation, settings)
@@ -183,6 +184,7 @@ class SpeculativeEngine:
         if num_runs < 1 or not prompts:
             raise UsageError(f"num_runs is {num_runs} with {len(prompts)} prompts; give at least one of each")
         encoded = self._encoded(prompts)  # all of them before the first pass
+        longest = max(map(len, encoded)) + config.max_new_tokens
         sides = {
             "plain": lambda prompt: self._start([prompt], config, NoDrafter()).run(),
             "speculative": lambda prompt: self._start([prompt], config).run(),
@@ -204,7 +206,7 @@ class SpeculativeEngine:
                 "tokens_per_second": speculative.tokens_per_second,
                 "plain_tokens_per_second": totals["plain"].tokens_per_second,
                 "speculation_accuracy": speculative.acceptance_rate,
-                "memory_overhead": draft_bytes(self.parts.drafter, self.target) / self.target.runtime.nbytes,
+                "memory_overhead": memory_overhead(self.parts.drafter, self.target, longest),
                 "mean_accepted_length": speculative.mean_accepted_length,
                 "drafted": speculative.drafted,
                 "rejected": speculative.rejected,

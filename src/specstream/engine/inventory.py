@@ -6,6 +6,7 @@ from specstream.core.ports import Drafter
 from specstream.engine.generation import Parts
 from specstream.errors import UsageError
 from specstream.models.architecture.memory import held_bytes
+from specstream.models.cache import capacity_for, token_bytes
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.reporting import announce
 
@@ -60,11 +61,23 @@ def extra_parameters(drafter: Drafter, target: HuggingFaceTarget) -> int:
     return heads + sum(each.num_parameters for each in components.models if each.model is not target.model)
 
 
+def memory_overhead(drafter: Drafter, target: HuggingFaceTarget, tokens: int) -> float:
+    """What drafting adds in memory, over what the target alone takes: weights with their copies, and KV caches.
+
+    Args:
+        drafter: with its draft models and heads.
+        target: that it drafts for.
+        tokens: of the text whose keys and values are cached.
+    """
+    models = [each.model for each in drafter.components.models if each is not target]
+    own, *drafts = (token_bytes(each.config, each.dtype) * capacity_for(tokens) for each in (target.model, *models))
+    return (draft_bytes(drafter, target) + sum(drafts)) / (target.nbytes + own)
+
+
 def draft_bytes(drafter: Drafter, target: HuggingFaceTarget) -> int:
     """Bytes of weights that are there to draft with, merged and quantised copies among them.
 
-    Of a draft in the target's place, ``self:int8``, the copy alone counts. What a generation holds while it runs, the
-    caches of keys and values, does not.
+    Of a draft in the target's place, ``self:int8``, the copy alone counts.
     """
     heads, drafts = drafter.components.heads, [each for each in drafter.components.models if each is not target]
     weights = sum(each.nbytes - (target.nbytes if each.model is target.model else 0) for each in drafts)

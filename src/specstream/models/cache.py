@@ -29,6 +29,19 @@ def capacity_for(needed: int) -> int:
     return max(1, -(-needed // STEP)) * STEP
 
 
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes of a token's keys and values in all layers.
+
+    Args:
+        config: of a transformers model.
+        dtype: of its passes.
+    """
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * head * dtype.itemsize)
+
+
 def blank(like: Tensor, rows: int, capacity: int) -> Tensor:
     """A layer's keys or values ``[rows, heads, capacity, head_dim]`` before anything is written, like ``like``.
 

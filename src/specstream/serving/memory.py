@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from specstream.engine.choices import SELF
 from specstream.errors import SpecStreamError, UsageError
 from specstream.models.architecture.compat import model_class
-from specstream.models.cache import STEP, capacity_for
+from specstream.models.cache import STEP, capacity_for, token_bytes
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.load import pick_device, pick_dtype
 from specstream.models.runtime.capabilities import capabilities
@@ -144,12 +144,10 @@ def size_of(model: str, config: DeploymentConfig) -> Size:
     if getattr(own, "quantization_config", None) is not None:  # in the bits that they are stored in
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     text = own.get_text_config(decoder=True)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Size(
         parameters=parameters,
         weights=weights,
-        token=2 * text.num_hidden_layers * heads * head * dtype.itemsize,
+        token=token_bytes(own, dtype),
         context=getattr(text, "max_position_embeddings", None),
         dtype=str(dtype).removeprefix("torch."),
     )

@@ -12,7 +12,7 @@ from specstream.engine.build import SharedDrafts, build_parts
 from specstream.engine.contestants import in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Parts
-from specstream.engine.inventory import announce_left_out, draft_bytes, extra_parameters, prepare
+from specstream.engine.inventory import announce_left_out, draft_bytes, extra_parameters, memory_overhead, prepare
 from specstream.environment import provenance
 from specstream.errors import reason_of
 from specstream.evaluation.benchmark.config import BenchmarkConfig
@@ -96,7 +96,8 @@ class _Bench:
         self._say(f"loading for {_title(group)}")
         engine = self._load(group)
         items = make_items(engine.tokenizer, self._prompts, batch=group.batch, context=group.context)
-        parts, failed = self._build(group, engine)
+        longest = max(len(row) for item in items for row in item.rows) + group.generation.max_new_tokens
+        parts, failed = self._build(group, engine, group.batch * longest)
         for each in parts.values():
             prepare(each, group.batch)
         arms = {_name(arm): arm for arm in group.arms}
@@ -116,8 +117,8 @@ class _Bench:
             self._target = group.target
         return self._engine
 
-    def _build(self, group: Group, engine: SpeculativeEngine) -> tuple[dict[str, Parts], dict[str, str]]:
-        """What the arms generate with, and why some cannot."""
+    def _build(self, group: Group, engine: SpeculativeEngine, cached: int) -> tuple[dict[str, Parts], dict[str, str]]:
+        """What the arms generate with, and why some cannot. The KV caches hold so many tokens."""
         built: dict[str, Parts] = {}
         failed: dict[str, str] = {}
         drafts = SharedDrafts(engine.target, engine.tokenizer)
@@ -141,6 +142,7 @@ class _Bench:
                     "drafter": parts.drafter.name,
                     "weights_bytes": engine.target.runtime.nbytes,
                     "draft_bytes": draft_bytes(parts.drafter, engine.target),
+                    "memory_overhead": memory_overhead(parts.drafter, engine.target, cached),
                     "draft_parameters": extra_parameters(parts.drafter, engine.target),
                     "batch": group.batch,
                     "context": group.context,

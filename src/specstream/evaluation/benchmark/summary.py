@@ -45,7 +45,7 @@ COUNTED = {
     "efficiency": "speedup over theory",
     "peak_bytes": "the most memory of the process (of the allocator on a GPU), all that is loaded included",
     "grown_bytes": "of that, what was not there before the generation",
-    "memory_overhead": "bytes of the draft's weights, copies included, over the target's",
+    "memory_overhead": "what drafting adds in memory over what the target takes: weights with their copies, KV caches",
     "joules_per_token": "of the processor's packages, all that runs on the machine included",
 }
 """What the figures mean."""
@@ -113,12 +113,11 @@ def _arm(
     def figures(wanted: Callable[[Sample], bool]) -> dict[str, Any]:
         return _figures(list(filter(wanted, samples)), list(filter(wanted, plain)), costs, greedy)
 
-    weights = facts.get("weights_bytes")
     return {
         **{key: samples[0][key] for key in _KEYS},
         "vary": folder.run["settings"]["experiments"].get(place[0], {}).get("vary"),
         "facts": {key: value for key, value in facts.items() if key not in ("kind", *_KEYS)},
-        "memory_overhead": facts["draft_bytes"] / weights if weights else None,
+        "memory_overhead": facts.get("memory_overhead"),
         "all": figures(lambda _: True),
         "categories": {name: figures(lambda each, name=name: each["category"] == name) for name in categories},  # type: ignore[misc]
     }

@@ -71,7 +71,7 @@ def make_run(
         place = {"experiment": made.experiment, "value": made.value, "arm": made.arm, "arm_value": made.arm_value}
         temperature = made.value if made.experiment == "ablation_temperature" else 0.0
         about = {"cpu": "a processor", "threads": 2, "dtype": "bfloat16", "runtime": "native"}
-        weights = {"weights_bytes": 1000, "draft_bytes": int(made.step * 10_000)}
+        weights = {"weights_bytes": 1000, "draft_bytes": int(made.step * 10_000), "memory_overhead": made.step * 10}
         work = {"generation": {"temperature": temperature}, "batch": 1, "context": None}
         folder.append({"kind": "arm", **place, **weights, **work, "provenance": about})
         for item in range(prompts):

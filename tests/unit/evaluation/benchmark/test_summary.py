@@ -45,7 +45,7 @@ def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.begin({"experiments": {"e": {}}}, {}, {"left_out": {}, "prompts": []})
     for arm in ("plain", "draft"):
-        facts = {"weights_bytes": 200, "draft_bytes": 50, "generation": {"temperature": 0.0}}
+        facts = {"weights_bytes": 200, "draft_bytes": 50, "memory_overhead": 0.2, "generation": {"temperature": 0.0}}
         folder.append({"kind": "arm", **PLACE, "arm": arm, **facts})
     return folder
 
@@ -61,7 +61,7 @@ def test_figures_are_those_one_can_count_by_hand(folder):
         folder.append(sample("draft", item, *DRAFTED))
     own = arm(folder, "draft")
     figures = own["all"]
-    assert own["memory_overhead"] == 0.25
+    assert own["memory_overhead"] == 0.2
     assert figures["tokens_per_second"] == pytest.approx(4 / 6)
     assert figures["prefill_tokens_per_second"] == 20
     assert figures["first_token_seconds"] == pytest.approx(1 + 3)
