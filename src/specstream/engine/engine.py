@@ -201,19 +201,17 @@ class SpeculativeEngine:
         speculative = totals["speculative"]
         speedups = [run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs]
         return Metrics(
-            {
-                "average_speedup": median(speedups),
-                "tokens_per_second": speculative.tokens_per_second,
-                "plain_tokens_per_second": totals["plain"].tokens_per_second,
-                "speculation_accuracy": speculative.acceptance_rate,
-                "memory_overhead": memory_overhead(self.parts.drafter, self.target, longest),
-                "mean_accepted_length": speculative.mean_accepted_length,
-                "drafted": speculative.drafted,
-                "rejected": speculative.rejected,
-                "num_runs": num_runs,
-                "runs": runs,
-                "provenance": self.provenance(),
-            }
+            average_speedup=median(speedups),
+            tokens_per_second=speculative.tokens_per_second,
+            plain_tokens_per_second=totals["plain"].tokens_per_second,
+            speculation_accuracy=speculative.acceptance_rate,
+            memory_overhead=memory_overhead(self.parts.drafter, self.target, longest),
+            mean_accepted_length=speculative.mean_accepted_length,
+            drafted=speculative.drafted,
+            rejected=speculative.rejected,
+            num_runs=num_runs,
+            runs=runs,
+            provenance=self.provenance(),
         )
 
     def get_metrics(self) -> Metrics:
