@@ -9,6 +9,7 @@ import transformers as hf
 import specstream
 from specstream import SpeculativeEngine
 from specstream.cli.generate import _summary
+from specstream.core.policy.policy import Speculation
 from specstream.engine.generation import Generation
 from specstream.errors import NumericalError, UsageError
 from specstream.models.architecture import compat
@@ -189,11 +190,23 @@ class Cleans(hf.LogitsProcessor):
 def test_nothing_is_decoded_for_the_speedup_alone(engine, monkeypatch):
     run, drafters = Generation.run, []
     monkeypatch.setattr(Generation, "run", lambda self: (drafters.append(self.parts.drafter.name), run(self))[1])
+    monkeypatch.setattr(Speculation, "plain_seconds", lambda self, rows: 1e-9)  # the machine may be in a slow spell
     result = engine.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     assert drafters == [engine.parts.drafter.name]
     assert result.speedup > 0 and "estimated" in result.baseline["method"] and "tokens" not in result.baseline
     engine.generate([PROMPT, "one"], max_new_tokens=20, ignore_eos=True)
     assert len(drafters) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_speedup_beyond_the_tokens_per_pass_is_none(engine, monkeypatch, rows):
+    """Plain passes were timed in a slow spell of the machine: the figure would not add up."""
+    monkeypatch.setattr(Speculation, "plain_seconds", lambda self, rows: 1e3)
+    for result in engine.generate([PROMPT] * rows, max_new_tokens=20, ignore_eos=True):
+        assert result.speedup is None and "was slower; measure_baseline=True" in result.baseline["error"]
+    monkeypatch.setattr(Speculation, "plain_seconds", lambda self, rows: 1e-9)
+    for result in engine.generate([PROMPT] * rows, max_new_tokens=20, ignore_eos=True):
+        assert 0 < result.speedup < result.mean_accepted_length
 
 
 def test_a_speedup_that_is_not_known_is_none(tokenizer):
