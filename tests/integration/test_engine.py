@@ -9,6 +9,7 @@ import torch
 from transformers import LogitsProcessor
 
 from specstream import SpeculativeEngine
+from specstream.engine.inventory import draft_bytes
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
 from specstream.models.target.hf import HuggingFaceSession
 from tests.tiny import tiny_model
@@ -281,7 +282,7 @@ def test_a_draft_given_by_name_gives_its_weights_back_once_they_are_quantised(mo
     for quantization in ("none", "int8"):
         engine = SpeculativeEngine(model, tokenizer, str(tmp_path), draft_quantization=quantization, adaptive=False)
         report = engine.benchmark(PROMPTS[:1], num_runs=1, max_new_tokens=20)
-        overhead[quantization] = report["memory_overhead"]
+        overhead[quantization] = draft_bytes(engine.parts.drafter, engine.target) / engine.target.nbytes
         assert report["provenance"]["draft_quantization"] == quantization
         assert engine.generate(PROMPTS[0], max_new_tokens=20).token_ids == reference(model, tokenizer, PROMPTS[0], 20)
     assert overhead["none"] == pytest.approx(1.0)

@@ -34,7 +34,7 @@ def models(tmp_path_factory):
     [
         ("compare --target-model target --draft-model draft --input-str one --num-runs 2 --N 4", "runs: 3 of 3"),
         ("audit --prompts prompts.txt --model target -n 4 --no-chat", "audited prompts: 2 of 2"),
-        ("benchmark heads --prompts question.jsonl --model target --drafter lookup -n 4", "prompts: 2 of 2"),
+        ("benchmark heads --prompts question.jsonl --model target --drafter lookup -n 4", "answers: 6 of 6"),
     ],
 )
 def test_how_far_a_command_is(monkeypatch, capsys, models, command, last):

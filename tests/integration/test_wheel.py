@@ -93,7 +93,7 @@ def test_it_runs_natively_where_there_is_no_compiler(wheel: Path, tmp_path: Path
     assert "compil" not in done.stderr
     assert not (tmp_path / "cache" / "specstream" / "kernels").exists()
     where = subprocess.run(
-        [python, "-c", "from specstream.models import native; print(native.kernels().state, native.__file__)"],
+        [python, "-c", "from specstream.models.runtime import native; print(native.kernels().state, native.__file__)"],
         env=environ,
         capture_output=True,
         text=True,

@@ -149,7 +149,7 @@ def test_streams_of_other_weights_are_left_out_with_a_line_that_results_carry(sh
 
 def test_streams_are_left_out_of_drafting_at_a_fixed_depth_and_that_is_said(ships, tokenizer, capsys):
     engine = SpeculativeEngine(tiny_model(), tokenizer, adaptive=False)
-    assert engine.parts.left_out is not None and "adaptive" in engine.parts.left_out
+    assert engine.parts.left_out is not None and "fixed draft depth" in engine.parts.left_out
     assert capsys.readouterr().err.count("\n") == 1
 
 

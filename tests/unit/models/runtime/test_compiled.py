@@ -254,7 +254,8 @@ def test_who_is_interrupted_leaves_no_half_library_and_the_next_run_works(folder
     program = (
         # A test that runs in the background of a shell is born with this signal ignored.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from pathlib import Path; from specstream.environment import level; from specstream.models import compiled; "
+        "from pathlib import Path; from specstream.environment import level; "
+        "from specstream.models.runtime import compiled; "
         f"compiled.SOURCES = (Path({str(compiled.SOURCES[0])!r}),); compiled.load(level())"
     )
     environ = {**os.environ, "CXX": slow, "TMPDIR": str(tmp_path)}
@@ -326,7 +327,7 @@ def test_an_openmp_under_another_name_is_found_too(folder, compiler, tmp_path):
     shutil.copy(own, renamed)
     program = (
         "import ctypes; from pathlib import Path; from specstream.environment import level; "
-        f"ctypes.CDLL({str(renamed)!r}); from specstream.models import compiled; "
+        f"ctypes.CDLL({str(renamed)!r}); from specstream.models.runtime import compiled; "
         f"library = compiled._open(Path({str(folder / f'{found.name}.so')!r}), level()); print(library.threads()); "
         "print({line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'libomp' in line})"
     )
