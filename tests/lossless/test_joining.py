@@ -129,9 +129,10 @@ def test_whoever_comes_and_goes(name: str, adaptive: bool, arrivals: list[Arriva
         return Speculation(max_depth=5, controller=Controller() if adaptive else None)
 
     shared = speculation()
-    together = serve(arrivals, lambda each: batch_of(each, TARGET, DRAFTERS[name], shared))
+    drafter = DRAFTERS[name]()
+    together = serve(arrivals, lambda each: batch_of(each, TARGET, drafter, shared))
     for arrival, row in zip(arrivals, together, strict=True):
-        expected = alone(arrival, lambda each: batch_of(each, TARGET, DRAFTERS[name], speculation()))
+        expected = alone(arrival, lambda each: batch_of(each, TARGET, DRAFTERS[name](), speculation()))
         if row.finish_reason is None:
             assert arrival.leaves is not None
             assert row.emitted == expected.emitted[: len(row.emitted)]
@@ -230,7 +231,7 @@ def test_a_row_whose_numbers_are_none_harms_no_other() -> None:
     def fails(logits: torch.Tensor, tokens: Sequence[int]) -> None:
         raise KeyError("nobody looks")
 
-    drafter, speculation = DRAFTERS["mixed chain, near"], Speculation(max_depth=4, controller=Controller())
+    drafter, speculation = DRAFTERS["mixed chain, near"](), Speculation(max_depth=4, controller=Controller())
     healthy = Arrival(at=0, prompt=(0, 1, 2), length=20)
     batch = batch_of(healthy, TARGET, drafter, speculation)
     (row,) = batch.rows
