@@ -164,6 +164,8 @@ def remedy(message: str) -> str:
     """What a value has to be, of pydantic's message about it."""
     text = message.removeprefix("Value error, ").split(", unable to ")[0].split(", got a ")[0]
     text = text.split(" after validation")[0].split(" or instance of ")[0]
+    if " is not one of " in text:
+        return "one of " + text.split(" is not one of ", 1)[1].rstrip(".")
     if " should have " in text:
         return "a value that has " + text.split(" should have ", 1)[1]
     known = {"valid integer": "whole number", "valid number": "number", "valid list": "list, such as [a, b]"}

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -161,6 +162,21 @@ def test_compare_json_counts_rejections(capsys, tiny):
     assert 0 < report["rejected"] < report["drafted"]
     assert report["methods"]["plain"]["speedup"] == 1.0
     assert report["arguments"]["N"] == 20
+
+
+def test_compare_says_what_was_measured_where_the_context_ends_first(capsys, tiny):
+    words = ["compare", "--target-model", str(tiny / "target"), "--draft-model", "self:int8", "--input-str", "one"]
+    started = time.perf_counter()
+    code, out, _ = run(capsys, *words, "--num-runs", "1", "--N", "100000", "--json")
+    whole, report = time.perf_counter() - started, json.loads(out)
+    assert code == 0
+    for method in ("plain", "speculative"):
+        assert 0 < report["methods"][method]["time"] < whole
+        assert 0 < report["methods"][method]["new_tokens"] < 1000
+    assert (
+        f"run of {report['methods']['plain']['new_tokens']} tokens"
+        in run(capsys, *words, "--num-runs", "1", "-n", "100000")[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from specstream import SpeculativeEngine
 from specstream.cli import main
+from specstream.errors import UsageError
 from specstream.models.hub import load
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -218,3 +221,25 @@ def test_a_file_of_another_command_is_told_by_its_keys(no_model_is_loaded, capsy
     assert run(*command.split(), "--config", str(CONFIGS / file)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.endswith(f"; the file looks like one for specstream {owner}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("generate x --model target --device cpu:1", "--device is 'cpu:1', and there is one CPU; give cpu"),
+        ("export target --to VLLM --output out", "--to is 'VLLM'; give one of 'vllm'"),
+        ("demo --model target --host ''", "--host is ''; give 127.0.0.1, or 0.0.0.0 for every machine"),
+    ],
+)
+def test_what_a_second_stranger_met(here, capsys, words, told):
+    with pytest.raises(SystemExit) as end:
+        main(shlex.split(words))
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_runs", ["many", 1.5, None, 0])
+def test_a_number_of_runs_that_is_none(num_runs):
+    engine = SpeculativeEngine(tiny_model(), tiny_tokenizer())
+    with pytest.raises(UsageError, match=f"num_runs is {num_runs!r} with 1 prompts; give at least one of each"):
+        engine.benchmark(["x"], num_runs=num_runs)

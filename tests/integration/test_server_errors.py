@@ -91,6 +91,11 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**TEXT, "prompt": "one " * 900}, "prompt", "the prompt has"),
         ({**CHAT, "messages": [{"role": "user", "content": "one " * 900}]}, "messages", "the prompt has"),
         ({**TEXT, "prompt": "a\ud800"}, "prompt", "the prompt"),
+        (
+            {**CHAT, "max_tokens": 4, "max_completion_tokens": 8},
+            "max_tokens",
+            "max_tokens is 4 and max_completion_tokens 8; give one",
+        ),
         ({**TEXT, "top_p": -0.1}, "top_p", "top_p: Input should be greater than or equal to 0"),
         (b'{"model": 1,, "prompt"}', None, "JSON decode error at character 12: "),
         (b"", None, "the body is empty or null; send a JSON object"),

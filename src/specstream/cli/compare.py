@@ -60,7 +60,7 @@ def compare(
         raise type(error)(str(error).replace("--draft is", "--draft-model is").replace(_NO_DRAFT, "")) from error
     options.note_greedy(temperature, top_k=top_k, top_p=top_p)
     with progress("runs", num_runs + 1) as tell:  # one warms up
-        report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell), n)
+        report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell))
     report["arguments"] = {**settings, "input_str": input_str, "N": n, "K": k, "num_runs": num_runs}
     if as_json:
         print(json.dumps(report))
@@ -68,12 +68,13 @@ def compare(
         _print(report)
 
 
-def _report(benchmark: dict[str, Any], n: int) -> dict[str, Any]:
+def _report(benchmark: dict[str, Any]) -> dict[str, Any]:
     methods = {}
     for method in ("plain", "speculative"):
-        times = [n / run[f"{method}_tokens_per_second"] for run in benchmark["runs"]]
+        times = [run[f"{method}_seconds"] for run in benchmark["runs"]]
         methods[method] = {
             "num_runs": len(times),
+            "new_tokens": int(benchmark["runs"][0][f"{method}_new_tokens"]),
             "time": mean(times),
             "median_time": median(times),
             "std": stdev(times) if len(times) > 1 else 0.0,
@@ -103,5 +104,6 @@ def _print(report: dict[str, Any]) -> None:
     print(
         f"Rejected: {rejected} of {report['drafted']} drafted tokens; "
         f"{report['mean_accepted_length']:.2f} tokens per target pass. "
-        "Times are per run, prefill included on both sides; speedup is the median over the pairs of runs."
+        f"Times are per run of {report['methods']['plain']['new_tokens']} tokens, prefill included on both sides; "
+        "speedup is the median over the pairs of runs."
     )

@@ -17,6 +17,8 @@ def free_port(host: str, port: int) -> int:
     Raises:
         UsageError: somebody listens there, or there is no such host here.
     """
+    if not host.strip():  # to sockets it is every address of this machine
+        raise UsageError(f"--host is {host!r}; give 127.0.0.1, or 0.0.0.0 for every machine")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -28,7 +28,7 @@ from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Generation, TextPieces, known_baseline, plain_baseline
 from specstream.engine.inventory import memory_overhead, prepare
 from specstream.engine.prompt_forms import prompts_in
-from specstream.engine.results import GenerationResult, Metrics, Totals
+from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
 from specstream.engine.settings_file import read_settings
 from specstream.engine.text import Chat, Prompt, are_tokens, encode, kind_of
 from specstream.environment import level, provenance
@@ -181,8 +181,8 @@ class SpeculativeEngine:
         prompts, several = prompts_in(test_prompts, "test_prompts")
         if not several:
             raise UsageError(f"test_prompts is {kind_of(test_prompts)}; give a list of prompts")
-        if num_runs < 1 or not prompts:
-            raise UsageError(f"num_runs is {num_runs} with {len(prompts)} prompts; give at least one of each")
+        if not hasattr(num_runs, "__index__") or num_runs < 1 or not prompts:
+            raise UsageError(f"num_runs is {num_runs!r} with {len(prompts)} prompts; give at least one of each")
         encoded = self._encoded(prompts)  # all of them before the first pass
         longest = max(map(len, encoded)) + config.max_new_tokens
         sides = {
@@ -197,7 +197,7 @@ class SpeculativeEngine:
                     counted.add(each.rows, each.timings.total)
             if turn.prompt == len(encoded) - 1:
                 on_run(turn.round + 1)
-        runs = [{f"{side}_tokens_per_second": each[side].tokens_per_second for side in sides} for each in rounds[1:]]
+        runs = [figures_of(each) for each in rounds[1:]]
         speculative = totals["speculative"]
         speedups = [run["speculative_tokens_per_second"] / run["plain_tokens_per_second"] for run in runs]
         return Metrics(

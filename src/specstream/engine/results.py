@@ -109,6 +109,12 @@ class Metrics(dict[str, Any]):
         raise KeyError(f"there is no figure {name!r}; there are {listed(str(name), self)}")
 
 
+def figures_of(sides: Mapping[str, Totals]) -> dict[str, float]:
+    """The figures of one round, of each side by its name."""
+    names = ("tokens_per_second", "seconds", "new_tokens")
+    return {f"{side}_{name}": getattr(own, name) for side, own in sides.items() for name in names}
+
+
 @dataclass
 class Totals:
     """Everything an engine has generated, for ``get_metrics``."""

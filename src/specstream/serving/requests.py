@@ -223,6 +223,14 @@ class ChatBody(Body):
             raise _about("top_logprobs", "is given without logprobs; give logprobs: true")
         return self
 
+    @model_validator(mode="after")
+    def _has_one_limit(self) -> ChatBody:
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise _about(
+                "max_tokens", f"is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}; give one"
+            )
+        return self
+
     @property
     def schema_to_follow(self) -> dict[str, Any] | bool | None:
         return self.response_format.schema_to_follow if self.response_format else None
