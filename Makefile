@@ -19,8 +19,8 @@ run: $(VENV)/.stamp-run
 test: check
 	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/contract
 
-# Before a commit: the units, and the first case of each losslessness test.
-FAST := -m pytest tests/unit tests/lossless --first-cases -n auto --dist worksteal
+# Before a commit: the units of the package, and the first case of each losslessness test.
+FAST := -m pytest tests/unit tests/lossless --ignore tests/unit/benchmarks --first-cases -n auto --dist worksteal
 test-fast: $(VENV)/.stamp-test
 	$(BIN)/python $(FAST)
 
