@@ -57,13 +57,18 @@ class TrainingError(SpecStreamError):
 
 def shown(value: object) -> str:
     """A value in a message: one line, and not all of a long one."""
-    text = " ".join(repr(value).split())
+    text = one_line(repr(value))
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def reason_of(error: Exception) -> str:
     """What went wrong, in one line: for records of what failed and was not fatal."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def one_line(value: object) -> str:
+    """A text of any number of lines, such as another library's error, as one."""
+    return " ".join(str(value).split())
 
 
 _OURS = {

@@ -25,7 +25,7 @@ from specstream.drafters.none import NoDrafter
 from specstream.engine.build import build_parts, eos_token_ids, model_name, renewed
 from specstream.engine.choices import SELF, check_choice
 from specstream.engine.contestants import by_turn, in_turn
-from specstream.engine.generation import Generation, TextPieces, known_baseline, plain_baseline
+from specstream.engine.generation import Baselines, Generation, TextPieces
 from specstream.engine.inventory import memory_overhead, prepare
 from specstream.engine.prompt_forms import prompts_in
 from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
@@ -85,7 +85,7 @@ class SpeculativeEngine:
         self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
         if self.parts.left_out is not None:
             announce(self.parts.left_out)
-        self._baselines: dict[tuple[int, bool], dict[str, Any]] = {}
+        self._baselines = Baselines()
         self._totals = Totals()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -271,7 +271,7 @@ class SpeculativeEngine:
         self.parts = replace(self.parts, eos_token_ids=ends, checkpoint=rules)
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
-        baseline = self._baseline(generation)
+        baseline = self._baselines.of(generation, measure=self.config.measure_baseline)
         plain = baseline.get("tokens_per_second")
         speedup = None if plain is None else generation.speed / plain
         generation.teach(plain)
@@ -310,16 +310,6 @@ class SpeculativeEngine:
             runtime=self.target.runtime.name,
             cpu_level=level().name,
         )
-
-    def _baseline(self, generation: Generation) -> dict[str, Any]:
-        """What ``speedup`` is against; where it is to be measured, once per batch size."""
-        if not self.config.measure_baseline:
-            return known_baseline(generation)
-        key = (len(generation.rows), generation.config.temperature == 0)
-        baseline = self._baselines.get(key) or plain_baseline(generation)
-        if "error" not in baseline:
-            self._baselines[key] = baseline
-        return baseline
 
 
 def _check_names(config: EngineConfig, draft: Any) -> None:

@@ -225,6 +225,27 @@ def plain_baseline(generation: Generation) -> dict[str, Any]:
     return {**about, "tokens": plain.new_tokens, "tokens_per_second": plain.new_tokens / plain.timings.decode}
 
 
+class Baselines:
+    """What speedups are against: what the policy knows, or plain decoding measured once for each batch size."""
+
+    def __init__(self) -> None:
+        self._measured: dict[tuple[int, bool], dict[str, Any]] = {}
+
+    def of(self, generation: Generation, *, measure: bool) -> dict[str, Any]:
+        """The baseline of a generation that has run; greedy ones and others are measured apart."""
+        if not measure:
+            return known_baseline(generation)
+        key = (len(generation.rows), generation.config.temperature == 0)
+        baseline = self._measured.get(key) or plain_baseline(generation)
+        if "error" not in baseline:
+            self._measured[key] = baseline
+        return baseline
+
+    def clear(self) -> None:
+        """Forget what was measured of a model that has changed since."""
+        self._measured.clear()
+
+
 class TextPieces:
     """The pieces of one streamed text, in order; ``result`` once they are exhausted.
 

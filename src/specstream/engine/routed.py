@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from specstream.config import EngineSettings, GenerationConfig, engine_config
 from specstream.engine.build import build_drafters, build_parts, left_out_of
 from specstream.engine.functions import output_of
-from specstream.engine.generation import Generation, Parts, known_baseline, plain_baseline
+from specstream.engine.generation import Baselines, Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.engine.prompt_forms import token_rows
 from specstream.engine.results import Metrics
@@ -27,7 +27,7 @@ class AdaptiveRouter(Router):
     """Chooses the drafter for each prompt, and goes on learning. ``from_config`` makes one (see ``RouterConfig``)."""
 
     _made: tuple[Any, Any, HuggingFaceTarget, Parts] | None = None
-    _plain: dict[int, float]
+    _baselines: Baselines
 
     def route_and_decode(
         self, target: Any, draft_models: Any, input_ids: Any, **settings: Unpack[EngineSettings]
@@ -57,13 +57,7 @@ class AdaptiveRouter(Router):
         prompts = token_rows(input_ids)
         parts = self._parts_of(target, draft_models, settings)
         generation = Generation(parts, prompts, config.generation).run()
-        rows = len(generation.rows)
-        if config.measure_baseline:
-            plain = self._plain.get(rows) or plain_baseline(generation).get("tokens_per_second")
-        else:
-            plain = known_baseline(generation).get("tokens_per_second")
-        if plain is not None:
-            self._plain[rows] = plain
+        plain = self._baselines.of(generation, measure=config.measure_baseline).get("tokens_per_second")
         generation.teach(plain)
         output_ids, metrics = output_of(generation, target)
         assert generation.choice is not None
@@ -89,7 +83,7 @@ class AdaptiveRouter(Router):
             routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
             parts = replace(parts.sharing(routed), left_out=left_out_of(target, drafts, routed, config))
             prepare(parts, 1)
-            self._made, self._plain = (target, key, model, parts), {}
+            self._made, self._baselines = (target, key, model, parts), Baselines()
         return self._made[3]
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from typing_extensions import TypeIs
 
 from specstream.core.stopping import StopCheck
-from specstream.errors import UsageError, shown
+from specstream.errors import UsageError, one_line, shown
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat | Sequence[int]
@@ -64,7 +64,7 @@ def _rendered(tokenizer: Any, chat: Chat) -> str:
     try:
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template may refuse in its own words
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
     return valid(text)
 

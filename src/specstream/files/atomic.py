@@ -6,6 +6,8 @@ import codecs
 import os
 from pathlib import Path
 
+from specstream.errors import one_line
+
 
 def user_cache() -> Path:
     """`$XDG_CACHE_HOME`, else `~/.cache`."""
@@ -32,7 +34,7 @@ def why_unread(error: Exception) -> str:
         if b"\0" in error.object:
             return "it is no text"
         return "it is not UTF-8, and becomes so with: iconv -f latin1 -t utf-8 FILE"
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
+    return one_line(getattr(error, "strerror", None) or error)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from specstream.errors import UsageError, listed, remedy, shown
+from specstream.errors import UsageError, listed, one_line, remedy, shown
 from specstream.files.atomic import why_unread
 
 
@@ -204,7 +204,7 @@ def _malformed(error: Any, text: str) -> str:
     """What is wrong in a text that is no YAML, where, and what that line should be."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
-        return " ".join(str(error).split()) + "; give a text file"
+        return one_line(error) + "; give a text file"
     line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
     why = "it is indented by a tab; give spaces" if "\t" in line[: mark.column + 1] else f"{error.problem}; mend it"
     return f"line {mark.line + 1}, {shown(line.strip())}: {why}"

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specstream.errors import HeadMismatchError, UsageError
+from specstream.errors import HeadMismatchError, UsageError, one_line
 from specstream.heads.folder import describe_base, save_head
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -247,7 +247,7 @@ class MedusaHeads(nn.Module):
             heads.load_state_dict(tensors, strict=False)
             missing = set(dict(heads.named_parameters())) ^ set(tensors)
         except (KeyError, IndexError, RuntimeError) as error:
-            raise UsageError(f"{folder} holds no Medusa heads for {own['name']}: {_line(error)}") from error
+            raise UsageError(f"{folder} holds no Medusa heads for {own['name']}: {one_line(error)}") from error
         if missing:
             raise UsageError(f"{folder} holds other weights than its config says: {min(missing)}; fetch it again")
         heads.rates, heads.record = ours.get("rates", []), ours.get("record", {})
@@ -279,11 +279,9 @@ def read_heads(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
         config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(f"heads in {str(folder)!r} cannot be read ({_line(error)}); give a folder of heads") from error
+        raise UsageError(
+            f"heads in {str(folder)!r} cannot be read ({one_line(error)}); give a folder of heads"
+        ) from error
     if config.get("model_type") != "medusa":
         raise UsageError(f"heads in {str(folder)!r} are {config.get('model_type')!r}, not 'medusa'; give Medusa heads")
     return config, tensors
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, SpecStreamError
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, SpecStreamError, one_line
 from specstream.files.yaml_file import validated
 from specstream.heads.folder import describe_base, read_settings, save_head
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
@@ -176,7 +176,7 @@ class RouterModel:
         except SpecStreamError:
             raise
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise ModelNotFoundError(
                 f"the router in {str(folder)!r} cannot be read: {type(error).__name__}: {reason}; train it again"
             ) from error

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specstream.errors import UsageError
+from specstream.errors import UsageError, one_line
 
 FARTHEST = 3.0
 """Deviations of what is believed that one measurement may be off and still be believed as it is."""
@@ -177,7 +177,7 @@ def load_beliefs(beliefs: Beliefs, path: str | Path, router: str) -> None:
                 raise ValueError(f"its {name} is {metadata.get(name)!r} and the router's {own!r}")
         beliefs.restore(tensors)
     except (OSError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UsageError(
             f"router_state {str(path)!r} is not this router's: {reason}; remove it to begin anew, or give another file"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from specstream.environment import require
-from specstream.errors import UsageError
+from specstream.errors import UsageError, one_line
 from specstream.evaluation.tasks.task import HubDataset, Task, TaskExample, examples_of, read_examples
 
 
@@ -35,7 +35,7 @@ def _from_hub(name: str, task: Task, dataset: HubDataset) -> list[TaskExample]:
     try:
         rows = datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, revision=dataset.revision)
     except Exception as error:  # of the network, the hub and the data set, each library with its own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UsageError(
             f"data set {dataset.name!r} of the task {name!r} cannot be loaded: {reason}; give a file, --data FILE"
         ) from None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError
+from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError, one_line
 from specstream.models.architecture.compat import config_of, model_class, require_supported
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.catalog import resolve
@@ -157,7 +157,7 @@ _REMEDIES = (
 
 def reason(error: Exception) -> str:
     """Why a folder cannot be loaded, in one line and without advice that would run what is in it."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     if isinstance(error, UnpicklingError):
         return "its weights are a pickle that holds more than tensors; give a folder with model.safetensors"
     if "trust_remote_code" in text:
