@@ -157,7 +157,10 @@ def test_what_does_not_draft_is_said_in_every_answer(served: Served, monkeypatch
 
 class TestMostTokens:
     def test_more_than_the_limit_is_lowered_to_it_and_said(self, served: Served) -> None:
-        for ask, more in ((complete, {"max_tokens": 9999}), (chat, {"max_tokens": None, "max_completion_tokens": 9999})):
+        for ask, more in (
+            (complete, {"max_tokens": 9999}),
+            (chat, {"max_tokens": None, "max_completion_tokens": 9999}),
+        ):
             answer = ask(served, **more).json()
             assert answer["clamped"] == {"max_tokens": 20}
             assert answer["usage"]["completion_tokens"] == 20
