@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, Target, TargetSession, Verdict
 from specstream.core.rows import Round, Row
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
@@ -102,8 +102,7 @@ class Batch:
     def _round(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
         asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
-        idle = self._drafts.always_available and speculation.idle(rows)
-        offers: list[list[Offer]] = [[] for _ in rows] if idle else self._drafts.offers(asked)
+        offers = self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
         ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
         requests = speculation.choose(rows, asked, offers, ending, ragged=self._ragged)
@@ -119,7 +118,8 @@ class Batch:
         self._drafts.observe(verdicts)
         sound = not any(verdict.error for verdict in verdicts)
         if speculation.controller is not None and sound and any(map(speculation.measures, rows)):
-            speculation.controller.observe(offers, requests, trees, verdicts, split(chosen, proposed))
+            seconds = split(chosen, proposed)
+            speculation.controller.observe(offers, requests, trees, verdicts, seconds, ragged=self._ragged)
         rounds = []
         for at, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
             row.exact = self._session.exact_of(at)

@@ -256,15 +256,14 @@ class Offer:
         source: whose drafts these are and, behind a slash, how far they are to be trusted where that is known: drafts
             of one source are accepted alike.
         depth: the deepest tree, at least 1.
-        branches: most nodes at each depth.
-        tree: the tree itself, if it is known without drafting; None if each token of depth takes a step of the drafter.
+        branches: nodes at each depth, where neither ``tree`` nor ``ranked`` says it.
+        tree: the tree itself, if it is known without drafting; None if it takes the drafter time.
         unread: tokens of the row that such a drafter has to read before its first step.
-        widths: nodes of the pass that takes it to depth 0, 1, ..., ``depth``: 1 at depth 0, and never fewer than at the
-            depth before. Empty where they are those of the tree, cut there; a drafter that has more scored says so.
-        expected: tokens that it emits if taken to depth 0, 1, ..., ``depth``, the target's own included, by what the
-            drafter measured itself; empty where the controller is to measure.
-        at_once: whether one step of the drafter drafts the whole tree, however deep.
-        cuts: whether it ends a draft where that has become too unlikely; see ``DraftRequest.least``.
+        counts: nodes of the tree at depth 1, 2, ..., ``depth``. Empty where they are those of ``tree``, or ``branches``.
+        beside: nodes that the pass has besides those, however deep it is taken.
+        ranked: of a drafter that estimates by itself: depth, and how likely it is accepted, of every node that its best
+            trees are extended by, in that order. Empty where the policy is to estimate.
+        cuts: whether it ends a draft where that has become too unlikely; see ``DraftRequest.threshold``.
     """
 
     source: str
@@ -272,9 +271,9 @@ class Offer:
     branches: int = 1
     tree: TokenTree | None = None
     unread: int = 0
-    widths: tuple[int, ...] = ()
-    expected: tuple[float, ...] = ()
-    at_once: bool = False
+    counts: tuple[int, ...] = ()
+    beside: int = 0
+    ranked: tuple[tuple[int, float], ...] = ()
     cuts: bool = False
 
     @property
@@ -282,24 +281,15 @@ class Offer:
         """The drafter that made it, by the name that begins ``source``."""
         return self.source.partition("/")[0]
 
-    def steps(self, depth: int) -> int:
-        """Steps of the drafter that it takes to draft so deep."""
-        if self.tree is not None:
-            return 0
-        return min(depth, 1) if self.at_once else depth
-
-    def width(self, depth: int) -> int:
-        """Nodes of its tree, cut at ``depth``; the root is one of them."""
-        return self.nodes[depth]
-
     @cached_property
-    def nodes(self) -> tuple[int, ...]:
-        """``width`` of depth 0, 1, ..., ``depth``."""
-        if self.widths:
-            return self.widths
-        if self.tree is None:
-            return tuple(1 + depth * self.branches for depth in range(self.depth + 1))
-        return tuple(sum(deep <= depth for deep in self.tree.depths) for depth in range(self.depth + 1))
+    def per_depth(self) -> tuple[int, ...]:
+        """Nodes that its tree has at depth 1, 2, ..., ``depth``; not of one that is ``ranked``."""
+        if self.counts or self.tree is None:
+            return self.counts or (self.branches,) * self.depth
+        found = [0] * self.depth
+        for deep in self.tree.depths[1:]:
+            found[deep - 1] += 1
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,8 +301,9 @@ class DraftRequest:
         depth: the deepest tree worth drafting; 0 asks for the root alone.
         generator: the row's own source of chance, on the CPU.
         offer: the one of the session's offers that is taken; None before that, and where there is no choice.
-        least: a drafter that cuts ends the draft before a token with which it would be accepted less often than this,
-            by its own reckoning.
+        nodes: most drafted nodes of a tree that its drafter ranks; 0 for as many as it prefers.
+        threshold: a drafter that cuts ends the draft before a token with which it would be accepted less often than
+            this, by its own estimate: the confidence threshold.
         prices: what a node more costs a pass of 1, 2, ... nodes, in tokens: it may then propose whatever else it has
             seen on the way, as long as that is accepted more often. Nothing where they end.
     """
@@ -321,7 +312,8 @@ class DraftRequest:
     depth: int
     generator: torch.Generator
     offer: Offer | None = None
-    least: float = 0.0
+    nodes: int = 0
+    threshold: float = 0.0
     prices: tuple[float, ...] = ()
 
 
@@ -351,12 +343,9 @@ class DraftSession(Protocol):
     """A drafter at work on one batch, to inherit from. Rows are numbered as in the target's session.
 
     Attributes:
-        always_available: whether it has as good an offer in every round. While nothing it offers can pay it is then
-            asked in some of the rounds only; one that waits for its chance, as a lookup does, is always asked.
         choice: which drafter was chosen for this batch; None where there was no choice.
     """
 
-    always_available: bool = False
     choice: DrafterChoice | None = None
 
     def read(self, most: int) -> bool:

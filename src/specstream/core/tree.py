@@ -33,6 +33,7 @@ class TokenTree:
     parents: tuple[int, ...]
     proposals: Mapping[int, Tensor] = field(default_factory=dict)
     steps: int | None = None
+    survival: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.tokens or len(self.tokens) != len(self.parents) or self.parents[0] != -1:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specstream.core.ports import DraftRequest, Offer
+from specstream.core.ports import Offer
 from specstream.core.tree import TokenTree
 
 MEMORY = 64
@@ -59,32 +59,10 @@ class Shape:
         """The deepest node's."""
         return max(map(len, self.paths), default=0)
 
-    def widths(self) -> tuple[int, ...]:
-        """Nodes of the tree, the root included, cut at depth 0, 1, ..."""
-        return tuple(1 + sum(len(path) <= depth for path in self.paths) for depth in range(self.depth + 1))
-
-    def expected(self) -> tuple[float, ...]:
-        """Tokens emitted, the target's own included, if it is cut at depth 0, 1, ..."""
-        rated = list(zip(self.paths, self.shares, strict=True))
-        return tuple(1 + sum(share for path, share in rated if len(path) <= depth) for depth in range(self.depth + 1))
-
-    def offer(self, source: str, *, depth: int = 0, at_once: bool = False) -> Offer:
-        """The offer of a tree of such a size, which takes its shape when it is drafted.
-
-        Args:
-            source: as in ``Offer``.
-            depth: the least that it may be deep.
-            at_once: as in ``Offer``.
-        """
-        depth = max(depth, self.depth)
-        more = depth - self.depth
-        return Offer(
-            source=source,
-            depth=depth,
-            widths=(*self.widths(), *self.widths()[-1:] * more),
-            expected=(*self.expected(), *self.expected()[-1:] * more),
-            at_once=at_once,
-        )
+    def offer(self, source: str, depth: int = 0) -> Offer:
+        """The offer of trees that grow in this order, no deeper than ``depth``, or as deep as they are."""
+        ranked = tuple((len(path), share) for path, share in zip(self.paths, self.shares, strict=True))
+        return Offer(source=source, depth=depth or self.depth, ranked=ranked)
 
 
 Ranked = Sequence[tuple[float, int]]
@@ -205,14 +183,6 @@ def grow(follow: Callable[[tuple[int, ...]], Ranked], nodes: int) -> Shape:
             children[path] = follow(path)
             wait(path, -share, 0)
     return Shape(tuple(paths), tuple(shares))
-
-
-def size_of(request: DraftRequest, offers: Callable[[], Sequence[Offer]]) -> int:
-    """Nodes to draft besides the root: as the request's offer has it, else as the first of the offers has."""
-    if request.depth < 1:
-        return 0
-    offer = request.offer or offers()[0]
-    return offer.width(min(request.depth, offer.depth)) - 1
 
 
 def _ranked(chances: Sequence[float]) -> Ranked:

@@ -1,7 +1,7 @@
 """A smaller model of the same vocabulary drafts token by token (Leviathan et al., arXiv 2211.17192).
 
 A greedy draft ends where the draft model is no longer sure enough of the path to pay for another step (as the
-controller says: ``DraftRequest.least``). How sure it is says its probability of each token, its doubts multiplied by
+controller says: ``DraftRequest.threshold``). How sure it is says its probability of each token, its doubts multiplied by
 what came of the last ones. The token at which a draft ends is held against the target's own as well, or a draft that
 never dares would never learn. Sampled drafts do not end early: which tokens are drawn must not decide whether they are
 looked at.
@@ -31,7 +31,7 @@ from torch.nn.functional import pad
 
 from specstream.core.device import deferred
 from specstream.core.device.deferred import DeferredChain, Drafted, upload
-from specstream.core.policy.acceptance import Trust
+from specstream.core.policy.acceptance import Calibration
 from specstream.core.ports import (
     Components,
     Drafter,
@@ -96,7 +96,7 @@ class DraftModelDrafter(Drafter):
             raise UsageError("part is given and vocab_size is not; give the size of the target's vocabulary")
         self.vocab_size, self.part, self.name = vocab_size, part, name
         self._from_cache = from_cache
-        self.doubts = Trust()  # tokens that were wrong, over the probability that the draft left for that
+        self.doubts = Calibration()  # tokens that were wrong, over the probability that the draft left for that
         self._names: list[int] = [] if part is None else part.tolist()
 
     @property
@@ -167,8 +167,6 @@ class _Growing:
 
 class DraftModelSession(DraftSession):
     """The draft's own cache, kept in step with each row."""
-
-    always_available = True
 
     def __init__(
         self, drafter: DraftModelDrafter, session: TargetSession, lengths: list[int], samplings: list[Sampling]
@@ -371,7 +369,7 @@ class DraftModelSession(DraftSession):
             best = int(largest(scores))
             chosen = [best] if branches == 1 else scores.topk(branches).indices.tolist()
             chosen = self._drafter.named(chosen) if short else chosen
-            if row.request.least:
+            if row.request.threshold:
                 self._doubt(row, scores, best, chosen[0], short)
             if not row.ended:
                 row.steps.append(chosen)
@@ -392,7 +390,7 @@ class DraftModelSession(DraftSession):
         doubt = 1 - 1 / total
         row.said.append((token, doubt))
         row.likelihood = before * max(0.0, 1 - doubt * ratio)
-        row.ended = row.likelihood < row.request.least
+        row.ended = row.likelihood < row.request.threshold
         if row.ended:
             row.beside.append((row.likelihood, at, token))
         if self._drafter.branches == 1 and row.request.prices and before * doubt * ratio > HARDLY:

@@ -26,7 +26,6 @@ So the window is drafted like anything else. Unlike in the paper:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 
 from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
@@ -75,8 +74,6 @@ class LookaheadDrafter(Drafter):
 
 class LookaheadSession(DraftSession):
     """A pool and a window for every row."""
-
-    always_available = True
 
     def __init__(self, rows: list[_Row]) -> None:
         self._rows = rows
@@ -160,8 +157,9 @@ class _Row:
         at_depth = [0] * (deepest + 1)  # nodes of the candidates alone
         for node, depth in enumerate(tree.depths):
             at_depth[depth] += node not in window
-        widths = [count + len(window) for count in accumulate(at_depth)]
-        return [Offer(source="lookahead", depth=deepest, tree=tree, widths=(1, *widths[1:]))]
+        return [
+            Offer(source="lookahead", depth=deepest, tree=tree, counts=tuple(at_depth[1:]), beside=len(window))
+        ]
 
     def propose(self, request: DraftRequest) -> TokenTree:
         self._root, self._scored = request.tokens[-1], {}

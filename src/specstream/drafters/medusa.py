@@ -10,7 +10,6 @@ is asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -31,11 +30,11 @@ from specstream.core.ports import (
 )
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.tree_shapes import Candidates, RankAcceptance, size_of
+from specstream.core.tree_shapes import Candidates, RankAcceptance
 from specstream.errors import UsageError
 
-SIZES = (3, 7, 15, 31)
-"""Drafted nodes of the trees on offer: with the root they fill passes of the usual widths."""
+MOST = 31
+"""Drafted nodes of the largest tree that is offered."""
 
 RANKS = 8
 """Candidates of each head."""
@@ -77,13 +76,13 @@ class MedusaDrafter(Drafter):
         rates = [each[:ranks] for each in heads.rates]
         self._acceptance = RankAcceptance(rates) if rates else RankAcceptance.unknown(heads.depth, ranks)
         self.ranks = max(map(len, self._acceptance.rates))
-        self._sizes = (nodes, *SIZES)
-        self._offers: dict[int, list[Offer]] = {}
+        self.preferred, self.most = nodes, max(nodes, MOST)
+        self._offers: dict[int, Offer] = {}
 
     @property
     def nodes(self) -> int:
         """Drafted nodes of the largest tree."""
-        return max(self._sizes)
+        return self.most
 
     @property
     def components(self) -> Components:
@@ -96,16 +95,11 @@ class MedusaDrafter(Drafter):
     def fixed_tree(self, nodes: int) -> MedusaDrafter:
         return MedusaDrafter(self.heads, nodes=nodes)
 
-    def offers(self, depth: int) -> list[Offer]:
-        """Trees of several sizes, no deeper than ``depth``; the preferred one first, as deep as it may be."""
+    def offer(self, depth: int) -> Offer:
+        """Trees that grow node by node, no deeper than ``depth``."""
         depth = min(depth, self.heads.depth)
         if depth not in self._offers:
-            largest = self._acceptance.grow(max(self._sizes), depth)
-            preferred, *others = (largest.first(nodes) for nodes in self._sizes)
-            self._offers[depth] = [
-                preferred.offer("medusa", depth=depth),
-                *(shape.offer("medusa") for shape in others),
-            ]
+            self._offers[depth] = self._acceptance.grow(self.most, depth).offer("medusa", depth)
         return self._offers[depth]
 
     def learn(self, candidates: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
@@ -131,15 +125,15 @@ class MedusaSession(DraftSession):
         self._drafted: list[Candidates | None] = [None] * rows  # of the trees just proposed
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        """Trees of several sizes for each row; a step of the drafter is one head, asked for all rows."""
+        """One for each row that has been in a pass."""
         return [
-            [*self._drafter.offers(request.depth)] if known and request.depth > 0 else []
+            [self._drafter.offer(request.depth)] if known and request.depth > 0 else []
             for known, request in zip(self._known, requests, strict=True)
         ]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         sizes = [
-            size_of(request, partial(self._drafter.offers, request.depth)) if known else 0
+            (request.nodes or self._drafter.preferred) if known and request.depth > 0 else 0
             for known, request in zip(self._known, requests, strict=True)
         ]
         asked = [row for row, size in enumerate(sizes) if size]

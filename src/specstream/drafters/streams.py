@@ -21,7 +21,6 @@ the exit reads the vocabulary's weights, which is more than what the dropped row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -40,11 +39,11 @@ from specstream.core.ports import (
 )
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.tree_shapes import Candidates, RankAcceptance, size_of
+from specstream.core.tree_shapes import Candidates, RankAcceptance
 from specstream.errors import UsageError
 
-SIZES = (3, 7, 15)
-"""Drafted nodes of the trees that are offered: passes of 4, 8 and 16 tokens."""
+PREFERRED, MOST = 3, 15
+"""Drafted nodes of a tree where nobody says how many pay, and of the largest: passes of 4 and 16 tokens."""
 
 RANKS = 8
 """Candidates of each stream."""
@@ -84,7 +83,8 @@ class StreamsDrafter(Drafter):
 
     Args:
         head: the streams, trained for the target.
-        sizes: drafted nodes of the trees to offer. Without a controller the first is taken.
+        nodes: drafted nodes of the tree that is preferred unseen.
+        most: of the largest.
         ranks: candidates of each stream.
         rates: how often the candidate of each rank is right at each depth, as far as known: ``rates[depth - 1][rank]``.
         pruning: drop drafts that an early exit finds less likely than this, where the head has one; None drops nothing.
@@ -99,25 +99,26 @@ class StreamsDrafter(Drafter):
         self,
         head: StreamHead,
         *,
-        sizes: Sequence[int] = SIZES,
+        nodes: int = PREFERRED,
+        most: int = MOST,
         ranks: int = RANKS,
         rates: Sequence[Sequence[float]] | None = None,
         pruning: float | None = None,
     ) -> None:
-        if not sizes or min(sizes) < 1:
-            raise UsageError(f"sizes is {list(sizes)}; give at least one, each 1 or more")
-        if ranks < 1:
-            raise UsageError(f"ranks is {ranks}; give 1 or more")
+        for name, value in (("nodes", nodes), ("ranks", ranks)):
+            if value < 1:
+                raise UsageError(f"{name} is {value}; give 1 or more")
         if pruning is not None and not 0 < pruning < 1:
             raise UsageError(f"pruning is {pruning}; give a probability between 0 and 1, or None")
-        self.head, self.sizes, self.ranks, self.pruning = head, tuple(sizes), ranks, pruning
+        self.head, self.ranks, self.pruning = head, ranks, pruning
+        self.preferred, self.most = nodes, max(nodes, most)
         self.rates = rates
         self._learned = self._fresh()
 
     @property
     def nodes(self) -> int:
         """Drafted nodes of the largest tree."""
-        return max(self.sizes)
+        return self.most
 
     @property
     def components(self) -> Components:
@@ -128,7 +129,7 @@ class StreamsDrafter(Drafter):
         return {f"there are {self.head.gamma} streams": self.head.gamma}
 
     def fixed_tree(self, nodes: int) -> StreamsDrafter:
-        return StreamsDrafter(self.head, sizes=(nodes,), rates=self.rates, pruning=self.pruning)
+        return StreamsDrafter(self.head, nodes=nodes, most=nodes, rates=self.rates, pruning=self.pruning)
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
@@ -151,17 +152,17 @@ class StreamsSession(DraftSession):
         self._drafter, self._target, self._acceptances = drafter, target, acceptances
         # Of the last committed nodes: pass row, node.
         self._places: list[tuple[int, int] | None] = [None] * len(acceptances)
-        self._grown: dict[tuple[RankAcceptance, int], list[Offer]] = {}  # and depth; until more is learned
+        self._grown: dict[tuple[RankAcceptance, int], Offer] = {}  # and depth; until more is learned
         self._drafted: dict[int, Candidates] = {}  # of the rows that asked in this round
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        return [[*self._grow(row, request)] for row, request in enumerate(requests)]
+        return [self._offers(row, request) for row, request in enumerate(requests)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         self._drafted = {}
         sizes = [
-            size_of(request, partial(self._grow, row, request)) if self._places[row] else 0
-            for row, request in enumerate(requests)
+            (request.nodes or self._drafter.preferred) if place and request.depth > 0 else 0
+            for place, request in zip(self._places, requests, strict=True)
         ]
         trees = [TokenTree.chain(request.tokens[-1:]) for request in requests]
         asking = [row for row, size in enumerate(sizes) if size]
@@ -201,14 +202,12 @@ class StreamsSession(DraftSession):
         self._places.extend(other._places)
         self._acceptances.extend(other._acceptances)
 
-    def _grow(self, row: int, request: DraftRequest) -> list[Offer]:
-        """Trees of every size, no deeper than asked for; none before the row's first pass."""
+    def _offers(self, row: int, request: DraftRequest) -> list[Offer]:
+        """Trees that grow node by node, no deeper than asked for; none before the row's first pass."""
         depth = min(request.depth, self._drafter.head.gamma) if self._places[row] else 0
         if depth < 1:
             return []
-        acceptance, sizes = self._acceptances[row], self._drafter.sizes
+        acceptance = self._acceptances[row]
         if (acceptance, depth) not in self._grown:
-            largest = acceptance.grow(max(sizes), depth)
-            offers = [largest.first(size).offer(f"streams/{size}", depth=depth, at_once=True) for size in sizes]
-            self._grown[acceptance, depth] = offers
-        return self._grown[acceptance, depth]
+            self._grown[acceptance, depth] = acceptance.grow(self._drafter.most, depth).offer("streams", depth)
+        return [self._grown[acceptance, depth]]

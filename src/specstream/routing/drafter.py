@@ -63,7 +63,6 @@ class RoutedSession(DraftSession):
 
     def __init__(self, session: DraftSession, choice: Choice) -> None:
         self._session, self._drafter, self.choice = session, choice.drafter, choice
-        self.always_available = session.always_available
 
     def read(self, most: int) -> bool:
         return self._session.read(most)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import torch
 
 from specstream.core.policy.controller import Controller
-from specstream.core.policy.plans import Choice
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
 
@@ -75,37 +75,36 @@ class Machine:
         depth = min(self.depth, left - 1)
         matches = [self._copied(depth) for _ in range(self.rows)]
         offers = [self._offers(row, depth, matches[row]) for row in range(self.rows)]
-        choices = controller.choose(offers, ragged=self.ragged)
-        requests, trees, verdicts, done = [], [], [], []
+        asked = [DraftRequest(tokens=[9], depth=depth, generator=CHANCE) for _ in range(self.rows)]
+        requests = controller.choose(asked, offers, ragged=self.ragged)
+        trees, verdicts, done = [], [], []
         steps = 0
-        for row, choice in enumerate(choices):
-            asked = choice.depth if choice else 0
-            likelihoods = self._likelihoods(choice)
-            least = choice.least if choice else 0.0
-            drafted = choice and choice._replace(depth=sum(each >= least for each in accumulate(likelihoods, mul)))
-            if choice is not None and choice.offer.tree is None:
-                steps = max(steps, min(asked, drafted.depth + 1))
-            accepted, truth = self._accepted(drafted, matches[row], likelihoods)
+        for row, request in enumerate(requests):
+            likelihoods = self._likelihoods(request)
+            drafted = sum(each >= request.threshold for each in accumulate(likelihoods, mul))
+            if request.offer is not None and request.offer.tree is None:
+                steps = max(steps, min(request.depth, drafted + 1))
+            accepted, truth = self._accepted(request, drafted, matches[row], likelihoods)
             path = tuple(range(accepted + 1))
-            requests.append(
-                DraftRequest(tokens=[9], depth=asked, generator=CHANCE, offer=offer_of(choice), least=least)
-            )
             done.append(drafted)
-            trees.append(self._tree(drafted, min(asked, drafted.depth + 1) if drafted else 0))
+            trees.append(self._tree(request, drafted, min(request.depth, drafted + 1)))
             verdicts.append(Verdict(path=path, tokens=tuple(RIGHT if at < truth else WRONG for at in range(len(path)))))
             self.tokens += len(path)
-        drafting = [choice for choice in choices if choice and choice[0].tree is None]
-        unread = max((each.unread - 2 for each, *_ in drafting if each.unread > 2), default=0)
+        drafting = [each.offer for each in requests if each.offer and each.offer.tree is None]
+        unread = max((each.unread - 2 for each in drafting if each.unread > 2), default=0)
         proposing = steps * self.step + unread * self.read
         nodes = self._nodes([len(tree) for tree in trees])
         scoring = self.price(nodes)
         proposing, scoring = self._measured("step", proposing), self._measured(nodes, scoring)
         slow = self._slowness()
-        controller.observe(offers, requests, trees, verdicts, (slow * proposing, slow * scoring))
+        seconds = (slow * proposing, slow * scoring)
+        controller.observe(offers, requests, trees, verdicts, seconds, ragged=self.ragged)
         self.seconds += proposing + scoring
-        self.log.append([f"{own.offer.source[0]}{own.depth}" if own else "-" for own in done])
-        for row, (choice, verdict) in enumerate(zip(choices, verdicts, strict=True)):
-            own = choice is not None and choice[0].tree is None
+        self.log.append(
+            [f"{own.offer.source[0]}{deep}" if own.offer else "-" for own, deep in zip(requests, done, strict=True)]
+        )
+        for row, (request, verdict) in enumerate(zip(requests, verdicts, strict=True)):
+            own = request.offer is not None and request.offer.tree is None
             self.unread[row] = (
                 1 + (verdict.accepted == trees[row].drafted) if own else self.unread[row] + len(verdict.tokens)
             )
@@ -143,26 +142,28 @@ class Machine:
             offers.append(Offer(source="model", depth=depth, branches=self.branches, unread=unread, cuts=cuts))
         return offers
 
-    def _likelihoods(self, choice: Choice) -> list[float]:
+    def _likelihoods(self, request: DraftRequest) -> list[float]:
         """Of each token that the model would draft."""
-        if choice is None or self.sure is None or choice.offer.tree is not None:
-            return [1.0] * (choice.depth if choice else 0)
-        return [0.99 if self.chance.random() < self.sure else 0.5 for _ in range(choice.depth)]
+        if request.offer is None or self.sure is None or request.offer.tree is not None:
+            return [1.0] * (request.depth if request.offer else 0)
+        return [0.99 if self.chance.random() < self.sure else 0.5 for _ in range(request.depth)]
 
-    def _accepted(self, choice: Choice, match: int | None, likelihoods: list[float]) -> tuple[int, int]:
+    def _accepted(
+        self, request: DraftRequest, drafted: int, match: int | None, likelihoods: list[float]
+    ) -> tuple[int, int]:
         """Of what was drafted; and how many of the emitted tokens are those of the match."""
-        if choice is None:
+        if request.offer is None:
             return 0, match or 0
-        if choice[0].tree is not None:
-            return min(match or 0, choice[1]), match or 0
-        rates = [self.model] * choice.depth if self.sure is None else likelihoods[: choice.depth]
-        accepted = next((at for at, rate in enumerate(rates) if self.chance.random() >= rate), choice.depth)
+        if request.offer.tree is not None:
+            return min(match or 0, drafted), match or 0
+        rates = [self.model] * drafted if self.sure is None else likelihoods[:drafted]
+        accepted = next((at for at, rate in enumerate(rates) if self.chance.random() >= rate), drafted)
         return accepted, match or 0
 
-    def _tree(self, choice: Choice, steps: int) -> TokenTree:
-        if choice is None:
+    def _tree(self, request: DraftRequest, depth: int, steps: int) -> TokenTree:
+        offer = request.offer
+        if offer is None:
             return TokenTree.chain([9])
-        offer, depth, *_ = choice
         if offer.tree is not None:
             return offer.tree.pruned(depth)
         leaves = [(at, leaf) for at in range(depth) for leaf in range(1, offer.branches)]
@@ -173,5 +174,12 @@ class Machine:
         )
 
 
-def offer_of(choice: Choice) -> Offer | None:
-    return choice[0] if choice else None
+def ask(controller: Controller, offers: Sequence[Sequence[Offer]], *, context: int = 1, ragged: bool = False):
+    """What the controller takes of offers for rows with so many tokens: an offer and a depth, or None."""
+    asked = [DraftRequest(tokens=[9] * context, depth=64, generator=CHANCE) for _ in offers]
+    return controller.choose(asked, offers, ragged=ragged)
+
+
+def taken(controller: Controller, offers: Sequence[Sequence[Offer]], **settings: Any) -> list[tuple[Offer, int] | None]:
+    """The same: an offer and a depth, or None."""
+    return [(each.offer, each.depth) if each.offer else None for each in ask(controller, offers, **settings)]

@@ -1,141 +1,182 @@
-"""How often the drafts of one source are accepted, by depth, and when what was known of it is no longer true."""
+"""How likely drafts are to be accepted: estimated by source and depth, calibrated online."""
 
 from __future__ import annotations
 
-import math
 import operator
+from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
+
+from specstream.core.ports import Offer, Verdict
+from specstream.core.tree import TokenTree
 
 FADE = 0.05
 """Weight of the newest judgement of a draft, once there were 20: enough to follow a text, too little to follow luck."""
 
-PRIOR_ACCEPTANCE = 0.8
-"""Hopeful, so that drafts are tried at all. A depth that was never reached is taken to be like the one before."""
-
-PRIOR_WEIGHT = 2
-"""Judgements that the prior counts for."""
-
-TRUST, TRUST_FADE = 4.0, 1 / 64
-"""What somebody's own word counts for at first, in what they said, and the weight of the newest of it after that."""
+PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.8, 2
+"""Before a depth was judged it is taken to be like the one before, the first like this, for so many judgements."""
 
 SURPRISE = 0.001
 """A run of acceptances, or of rejections, that is less likely than this means that the text has changed."""
 
+CALIBRATION_WEIGHT, CALIBRATION_FADE = 4.0, 1 / 64
+"""Accepted tokens that a drafter's own estimate counts for at first, and the weight of the newest after that."""
 
-class Acceptance:
-    """Of one source.
+
+class Level(NamedTuple):
+    """Nodes that a tree is extended by at once: those of one depth, or one node.
 
     Attributes:
-        expected: tokens that a draft of depth 0, 1, ... emits, the target's own included, as deep as ``reach``.
+        depth: in the tree.
+        nodes: how many are expected to be drafted there.
+        survival: how many of them are expected to be accepted.
     """
 
+    depth: int
+    nodes: float
+    survival: float
+
+
+class Acceptance:
+    """Of one source: how often a draft of each depth is accepted where the one before it was."""
+
     def __init__(self) -> None:
-        self._rates: list[float] = []  # of depth 1, 2, ..., as deep as was judged
+        self.rates: list[float] = []  # of depth 1, 2, ..., as deep as was judged
         self._judged: list[float] = []  # how many judgements each of them still stands for
         self._runs: list[int] = []  # the newest that were alike: so many acceptances, or minus so many rejections
-        self.expected = self._curve()
+        self._kept: list[float] = []  # how often a draft that may end early has a token there, where it had the last
 
     @property
     def reach(self) -> int:
         """The deepest to go: twice as deep as was ever judged, so that a first trial is a cheap one."""
-        return max(1, 2 * len(self._rates))
+        return max(1, 2 * len(self.rates))
 
-    @property
-    def hopeful(self) -> float:
-        """Tokens that a draft of one token might emit, for all that is known."""
-        if not self._rates or self._runs[0] > 0:
-            return 2.0
-        rate = self._rates[0]
-        return 1 + min(1.0, rate + math.sqrt(rate * (1 - rate) / (PRIOR_WEIGHT + self._judged[0])))
-
-    def _curve(self) -> list[float]:
-        expected, reached, rate = [1.0], 1.0, PRIOR_ACCEPTANCE
-        for at in range(self.reach):
-            if at < len(self._rates):  # the fewer judgements, the more like the depth before
+    def survivals(self, depth: int) -> list[float]:
+        """How likely a token of depth 1, 2, ... is accepted."""
+        found, reached, rate = [], 1.0, PRIOR_ACCEPTANCE
+        for at in range(depth):
+            if at < len(self.rates):  # the fewer judgements, the more like the depth before
                 known = self._judged[at]
                 prior = PRIOR_WEIGHT * (1 - FADE * known)
-                rate = (known * self._rates[at] + prior * rate) / (known + prior)
+                rate = (known * self.rates[at] + prior * rate) / (known + prior)
             reached *= rate
-            expected.append(expected[-1] + reached)
-        return expected
+            found.append(reached)
+        return found
+
+    def going(self, depth: int) -> list[float]:
+        """How likely there is a token at depth 1, 2, ..., where a draft may end before."""
+        last = self._kept[-1] if self._kept else 1.0
+        return list(accumulate([*self._kept[:depth], *[last] * (depth - len(self._kept))], operator.mul))
 
     def judge(self, judged: int, accepted: int) -> None:
         """The first ``judged`` depths were looked at, the first ``accepted`` of them accepted."""
         for at in range(judged):
-            if at == len(self._rates):
-                self._rates.append(0.0)
+            if at == len(self.rates):
+                self.rates.append(0.0)
                 self._judged.append(0)
                 self._runs.append(0)
             self._learn(at, at < accepted)
         if accepted >= judged:  # what might have been looked at too, and was not, is known less and less
             self._judged[judged:] = [(1 - FADE) * known for known in self._judged[judged:]]
-        self.expected = self._curve()
+
+    def judge_length(self, asked: int, drafted: int) -> None:
+        """A draft of ``asked`` tokens was asked for, and ended after ``drafted``."""
+        for at in range(min(asked, drafted + 1)):
+            if at == len(self._kept):
+                self._kept.append(1.0)
+            self._kept[at] += FADE * ((at < drafted) - self._kept[at])
 
     def _learn(self, at: int, accepted: bool) -> None:
-        run, rate = self._runs[at], self._rates[at]
+        run, rate = self._runs[at], self.rates[at]
         run = self._runs[at] = max(run, 0) + 1 if accepted else min(run, 0) - 1
         likelihood = min(max(rate if accepted else 1 - rate, 0.02), 0.98)
         if self._judged[at] > abs(run) and likelihood ** abs(run) < SURPRISE:
             # Another text: what was known of the last one is forgotten.
-            self._rates[at], self._judged[at] = float(accepted), abs(run)
+            self.rates[at], self._judged[at] = float(accepted), abs(run)
             return
         self._judged[at] = min(self._judged[at] + 1, 1 / FADE)
-        self._rates[at] += (accepted - rate) / self._judged[at]
+        self.rates[at] += (accepted - rate) / self._judged[at]
 
 
-class Trust:
-    """How what happens compares with what somebody said of themselves.
-
-    Heads may be mistaken of their trees: shares of paths are multiplied as if depths knew nothing of each other, and
-    what they were told of their candidates need not be what was scored. A draft model's probabilities are about the
-    text, and the target need not doubt where they do: a copy of it in fewer bits agrees with it at any of them.
+class Calibration:
+    """What happened over what a drafter expected of its own drafts.
 
     Attributes:
-        ratio: what happened over what was expected.
+        ratio: the two, as far as there were drafts; 1 at first.
     """
 
     def __init__(self) -> None:
-        self._expected = self._happened = TRUST
+        self._expected = self._happened = CALIBRATION_WEIGHT
         self.ratio = 1.0
 
     def renew(self) -> None:
-        """Another text: what was seen of the last ones weighs little, and is half as far from the word given."""
-        self._expected, self._happened = TRUST, TRUST * (1 + self.ratio) / 2
+        """Another text: what was seen of the last ones weighs little, and is half as far from the drafter's word."""
+        self._expected, self._happened = CALIBRATION_WEIGHT, CALIBRATION_WEIGHT * (1 + self.ratio) / 2
         self.ratio = self._happened / self._expected
 
-    def judge(self, expected: float, happened: int) -> None:
-        """So much was expected, of tokens for example, and so much it was."""
-        self._expected += expected - TRUST_FADE * self._expected
-        self._happened += happened - TRUST_FADE * self._happened
+    def judge(self, expected: float, happened: float) -> None:
+        """So many tokens were expected, for example, and so many it were."""
+        self._expected += expected - CALIBRATION_FADE * self._expected
+        self._happened += happened - CALIBRATION_FADE * self._happened
         self.ratio = self._happened / self._expected
 
 
-class Reach:
-    """How far drafts of one source get that end where they become unlikely."""
+class Estimates:
+    """What is estimated of every source, and the calibration of every drafter that estimates by itself."""
 
     def __init__(self) -> None:
-        self._kept: list[float] = []  # how often there was a token at depth 1, 2, ... where there was one before it
-        self._judged: list[int] = []
-        self.beside = 0.0  # nodes that came with them on the way
+        self._sources: dict[str, Acceptance] = {}
+        self._calibrations: dict[str, Calibration] = {}
 
-    def judge(self, asked: int, drafted: int, beside: int = 0) -> None:
-        """A draft of ``asked`` tokens was asked for, and ended after ``drafted``, with other nodes beside them."""
-        self.beside += FADE * (beside - self.beside)
-        for at in range(min(asked, drafted + 1)):
-            if at == len(self._kept):
-                self._kept.append(1.0)
-                self._judged.append(0)
-            self._judged[at] = min(self._judged[at] + 1, round(1 / FADE))
-            self._kept[at] += ((at < drafted) - self._kept[at]) / (self._judged[at] + 1)
+    def renew(self) -> None:
+        """Another text begins, in which drafters may be worth more than in the last one, or less."""
+        for calibration in self._calibrations.values():
+            calibration.renew()
 
-    def tokens(self, depth: int) -> float:
-        """Expected of a draft for which so many are asked."""
-        return math.fsum(accumulate(self._shares(depth), operator.mul))
+    def of(self, offer: Offer) -> Acceptance:
+        return self._sources.setdefault(offer.source, Acceptance())
 
-    def going(self, depth: int) -> list[float]:
-        """How likely step 1, 2, ... is made for it: a draft ends after the step that finds out that it has to."""
-        return list(accumulate((1.0, *self._shares(depth)[:-1]), operator.mul)) if depth else []
+    def calibration(self, offer: Offer) -> Calibration:
+        return self._calibrations.setdefault(offer.drafter, Calibration())
 
-    def _shares(self, depth: int) -> list[float]:
-        last = self._kept[-1] if self._kept else 1.0
-        return [*self._kept[:depth], *[last] * (depth - len(self._kept))]
+    def levels(self, offer: Offer) -> list[Level]:
+        """What an offer's tree is extended by, in that order, as deep as it may be taken."""
+        if offer.ranked:
+            ratio = self.calibration(offer).ratio
+            return [Level(depth, 1.0, min(1.0, ratio * survival)) for depth, survival in offer.ranked]
+        source = self.of(offer)
+        depth = min(offer.depth, source.reach)
+        ratio = min(1.0, self.calibration(offer).ratio) if offer.cuts else 1.0
+        counts = [float(count) for count in offer.per_depth[:depth]]
+        if offer.cuts:
+            counts = [count * going for count, going in zip(counts, source.going(depth), strict=True)]
+        survivals = [ratio * each for each in source.survivals(depth)]
+        return [Level(at, *each) for at, each in enumerate(zip(counts, survivals, strict=True), 1)]
+
+    def judge(
+        self, offers: Sequence[Offer], taken: Offer | None, asked: int, tree: TokenTree, verdict: Verdict
+    ) -> None:
+        """Learn from a row's round.
+
+        Every tree that was known is judged by what was emitted, whether it was taken or not; others if taken. Depth
+        ``accepted + 1`` was judged and turned down, unless an end was accepted: nothing lies behind it.
+        """
+        emitted = len(verdict.tokens)
+        for offer in offers:
+            if offer.tree is not None and not offer.tree.proposals:
+                matched = offer.tree.matched(verdict.tokens)
+                self.of(offer).judge(min(offer.depth, emitted, matched + 1), matched)
+        if taken is None or taken.tree is not None or not asked:
+            return
+        if taken.ranked:
+            expected = sum(tree.survival[1:]) or sum(each for _, each in taken.ranked[: tree.drafted])
+            self.calibration(taken).judge(expected, verdict.accepted)
+            return
+        source, drafted = self.of(taken), max(tree.depths)
+        steps = drafted if tree.steps is None else tree.steps
+        if taken.cuts:
+            # What is known of each depth is of the drafts that got there, of which the drafter was sure.
+            self.calibration(taken).judge(sum(source.survivals(asked)), verdict.accepted)
+            # A draft that ended found out by a step more, whose token it may have proposed all the same.
+            source.judge_length(asked, steps - (steps < asked or drafted < steps))
+        source.judge(min(steps, emitted, verdict.accepted + 1), verdict.accepted)

@@ -1,290 +1,231 @@
-"""What a pass of each width and a step of each drafter cost here: measured in the running process, as it runs.
+"""What passes and drafts cost here, in seconds: measured once at start, and scaled by what runs since then.
 
-A machine with other work has slow spells. What a pass of one width took before such a spell and one of another width
-within it say nothing of each other, so prices are kept at the usual pace: of use is only how they compare.
+A pass costs by the nodes of all its rows, by the number of rows, and by the context that each of them attends to. The
+start-up self-test measures some of each (``prices.py``); between them costs are piecewise linear. A machine with other
+work has slow spells, in which everything takes longer. So a measurement is divided by the pace of the passes around it
+before it corrects a cost: what decides is only how costs compare.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple, TypeVar
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
-from specstream.core.policy.running_costs import Curve, Newest
+from specstream.core.policy.prices import PriceList
 
 NODE_SHARE = 0.05
-"""Before any wider pass was measured, each further node is taken to cost this share of a plain pass."""
+"""Plain passes that a further node is taken to cost where nothing was measured."""
 
-UNKNOWN: Mapping[float, float] = {1: 1.0, 2: 1 + NODE_SHARE, 3: 1 + 2 * NODE_SHARE}
-"""So, in plain passes."""
-
-READ_ANYWAY = 2
-"""Tokens that the first step of a round reads at no extra price: the last draft and the bonus."""
+STEP_SHARE = 0.1
+"""Plain passes that a step of a drafter is taken to cost where nothing was measured."""
 
 READ_SHARE = 0.1
-"""Before any was measured, reading one token more is taken to cost a drafter this share of a step."""
+"""Steps that a draft model takes to read a token, beyond the two that every first step reads."""
 
-MUCH_READ = 4
-"""Tokens read beyond those from which on a round tells what reading costs, and with fewer what a step does."""
+NEWEST = 9
+"""Measurements of a kind that count; their lower median is believed, as disturbances add to them."""
+
+VOTES = 2
+"""Measurements that the start-up self-test counts for: a pass that was disturbed changes nothing."""
 
 PACE = 3
-"""Passes whose median tells how slow the machine is just now. Every measurement is divided by it, so that prices which
-were not paid at the same time can be held against each other."""
+"""Passes whose median tells how slow the machine is just now."""
 
-FIRST_LIMIT = 1.25
-"""The first pass of a width may pay for what the others find done: until there is a second, it counts at most so many
-times what was expected. If two widths in a row are dearer than that, the second is believed: passes are dear here."""
-
-FIRST_STEP_LIMIT = 0.25
-"""So does the first step of a drafter: at most so many plain passes."""
-
-CONTEXT = 512
-"""Tokens before a pass in steps of which passes have prices of their own: attention looks at them for every node."""
+LIFETIME = 128
+"""Passes after which a correction is forgotten: what looks dear by accident is not run, and so not measured again."""
 
 
-_Place = tuple[int, int]
-"""Rows of a pass, and its step of context."""
+class Line:
+    """Seconds by nodes: piecewise linear, never falling.
 
-_Kind = TypeVar("_Kind")
-
-
-class _Drafting:
-    """What a drafter takes for so many steps, and for a token that it has to read first.
-
-    The first step may be dearer than the others, so each number of steps has a price of its own; what was not measured
-    lies along a line, beyond the deepest half as steep, as for passes. No step is dearer than those before it were:
-    what says otherwise was disturbed.
+    Args:
+        points: seconds by nodes, at least one.
     """
 
+    def __init__(self, points: Mapping[float, float]) -> None:
+        self.at = sorted(points)
+        self.seconds = list(accumulate((points[each] for each in self.at), max))
+
+    def of(self, nodes: float) -> float:
+        place = min(max(bisect_right(self.at, nodes), 1), len(self.at) - 1)
+        if not place:
+            return self.seconds[0]
+        low, start = self.at[place - 1], self.seconds[place - 1]
+        slope = (self.seconds[place] - start) / (self.at[place] - low)
+        seconds = start + (nodes - low) * slope
+        return max(seconds, start * nodes / low) if nodes < low else seconds  # no pass costs more than one by one
+
+
+class Corrections:
+    """Of each kind the newest measurements over what was expected, and their lower median."""
+
     def __init__(self) -> None:
-        self._steps: dict[int, Newest] = {}
-        self._prices = Curve({0: 0.0})
-        self._read: Newest | None = None
+        self._newest: dict[tuple[object, ...], tuple[list[float], int]] = {}
 
-    def taking(self, steps: float) -> float:
-        return self._prices.of(steps)
+    def add(self, kind: tuple[object, ...], ratio: float, votes: int, now: int) -> None:
+        """``votes`` measurements that were as expected count beside a first one."""
+        known, _ = self._newest.get(kind, ([1.0] * votes, 0))
+        self._newest[kind] = [*known[1 - NEWEST :], ratio], now
 
-    @property
-    def reading(self) -> float:
-        return self.taking(1) * READ_SHARE if self._read is None else self._read.typical
+    def of(self, kind: tuple[object, ...], now: int) -> float | None:
+        """None where nothing was measured, or not for long."""
+        known, at = self._newest.get(kind, ([], 0))
+        return sorted(known)[(len(known) - 1) // 2] if known and now - at <= LIFETIME else None
 
-    def first(self, steps: int, behind: int, seconds: float, limit: float) -> None:
-        self._steps[steps] = Newest(seconds * steps / (steps + behind * READ_SHARE), steps * limit)
-        self._price()
-
-    def add(self, steps: int, behind: int, seconds: float) -> None:
-        rest = seconds - self.taking(steps)
-        if behind < MUCH_READ:
-            self._add(steps, max(0.0, seconds - behind * self.reading))
-        elif rest <= 0:  # then steps cannot cost what they were thought to
-            self._add(steps, seconds * steps / (steps + behind * READ_SHARE))
-        elif self._read is None:
-            self._read = Newest(rest / behind)
-        else:
-            self._read.add(rest / behind)
-
-    def _add(self, steps: int, seconds: float) -> None:
-        if steps in self._steps:
-            self._steps[steps].add(seconds)
-        else:
-            self._steps[steps] = Newest(seconds)
-        self._price()
-
-    def _price(self) -> None:
-        prices, most = dict[float, float]({0: 0.0}), math.inf
-        for steps in sorted(self._steps):
-            prices[steps] = min(self._steps[steps].typical, most * steps)
-            if not self._steps[steps].limited:
-                most = prices[steps] / steps
-        self._prices = Curve(prices)
+    def count(self, kind: tuple[object, ...]) -> int:
+        return len(self._newest.get(kind, ((), 0))[0])
 
 
-class Costs:
-    """Seconds at the usual pace, for each number of rows in a batch, and of passes for each step of context.
+class _Pass(NamedTuple):
+    kind: tuple[int, int]
+    ratio: float
 
-    What was not measured takes the nearest that was.
+
+class CostModel:
+    """Costs at the context of the round that is planned.
+
+    Attributes:
+        prices: of the start-up self-test; empty where there was none, and shares of a plain pass stand in.
     """
 
-    def __init__(self) -> None:
-        self._step = 0  # of context, where passes are just now
-        self._passes: dict[_Place, dict[float, Newest]] = {}  # by width, seconds
-        self._drafts: dict[str, dict[int, _Drafting]] = {}  # source -> rows -> seconds
-        # What was answered since the last pass: of (rows, width), of a place, and for rows.
-        self._known: dict[tuple[int, float], float] = {}
-        self._curves: dict[_Place, Curve | None] = {}
-        self._shapes: dict[int, _Shape] = {}
-        self._forgiving = True
-        self._now = 0
-        # Of the newest passes, their rows and width, and how many times the price they took.
-        self._recent: list[tuple[tuple[_Place, float], float]] = []
+    def __init__(self, prices: PriceList | None = None) -> None:
+        self.prices = PriceList()
+        self._tables: dict[int, dict[int, Line]] = {}  # context -> rows -> seconds by nodes
+        self._steps: dict[str, dict[int, Line]] = {}  # drafter -> rows -> seconds by depth
+        self.know(prices or PriceList())
+        self._context = 0
+        self._passes, self._drafts = Corrections(), Corrections()
+        self._recent: list[_Pass] = []  # the newest passes, and how many times the cost they took
         self._pace = 1.0
+        self._now = 0
+        self._plain: dict[int, int] = {}  # rows -> plain passes that were timed
+        self._lines: dict[tuple[int, int], Line] = {}  # by rows and context, since the last pass
 
-    def look_back(self, context: int) -> None:
-        """Passes come behind so many tokens from here on."""
-        if (step := context // CONTEXT) != self._step:
-            self._step = step
-            self._forget()
+    def know(self, prices: PriceList) -> None:
+        """What the start-up self-test found, beside what it found before."""
+        self.prices = self.prices.merged(prices)
+        passes = dict[int, dict[int, dict[float, float]]]()
+        for (rows, nodes, context), seconds in self.prices.passes.items():
+            passes.setdefault(context, {}).setdefault(rows, {})[nodes] = seconds
+        self._tables = {at: {rows: Line(each) for rows, each in sorted(own.items())} for at, own in sorted(passes.items())}
+        steps = dict[str, dict[int, dict[float, float]]]()
+        for drafter, own in self.prices.drafts.items():
+            for (rows, depth), seconds in own.items():
+                steps.setdefault(drafter, {}).setdefault(rows, {0: 0.0})[depth] = seconds
+        self._steps = {drafter: {rows: Line(each) for rows, each in own.items()} for drafter, own in steps.items()}
+        self._lines = {}
 
-    def knows_plain(self, rows: int) -> bool:
-        """Whether it can be said what a plain pass of so many rows takes here.
+    def look_at(self, context: int) -> None:
+        """Rows of the round to come have so many tokens."""
+        self._context = context
 
-        Made once, it may have been disturbed, or paid for memory: all others are held against it. Where none was made
-        of so many rows, the nearest are asked.
-        """
-        here = rows, self._step
-        if any(other == rows for other, _ in self._passes):
-            return self._plain_twice(here)
-        near = min(self._passes, key=partial(_distance, here), default=here)
-        return self._plain_twice(near)
+    def knows(self, rows: int) -> bool:
+        """Whether it can be said what a plain pass of so many rows takes: measured at start, or twice since."""
+        near = min(self._plain, key=lambda count: abs(count - rows), default=rows)
+        return bool(self._tables) or self._plain.get(near, 0) > 1
 
-    def plain(self, rows: int) -> float | None:
-        """Seconds of a plain pass of so many rows at the usual pace; None until two were timed."""
-        return self.passing(rows, 1) if self.knows_plain(rows) else None
+    def line(self, rows: int) -> Line:
+        """Seconds of a pass over so many rows, by the nodes of all of them."""
+        key = (rows, self._context)
+        if key not in self._lines:
+            self._lines[key] = self._line(rows)
+        return self._lines[key]
 
-    def _plain_twice(self, place: _Place) -> bool:
-        plain = self._measured(place, 1)
-        return plain is not None and plain.count > 1
+    def passing(self, rows: int, nodes: float) -> float:
+        """Seconds of a pass over so many rows, and nodes of all of them together."""
+        return self.line(rows).of(nodes)
 
-    def _measured(self, place: _Place, width: float) -> Newest | None:
-        return self._passes.get(place, {}).get(width)
+    def drafting(self, drafter: str, rows: int, depth: float, unread: int = 0) -> float:
+        """Seconds that a drafter takes for so many rows, so deep, behind tokens that it has to read first."""
+        if not depth or not rows:
+            return 0.0
+        ratio = self._drafts.of((drafter, _rung(rows)), 0)
+        base = self._draft_base(drafter, rows, depth) * (1.0 if ratio is None else ratio)
+        step = base / depth
+        return (base + max(0, unread - 2) * READ_SHARE * step) * self._pace
 
-    def knows_well(self, rows: int, width: float) -> bool:
-        """Whether passes of this width were measured often here."""
-        known = self._measured((rows, self._step), width)
-        return known is not None and known.known_well
-
-    def observe_pass(self, rows: int, width: float, seconds: float) -> float:
-        """A pass over ``width`` nodes a row, on average where it needs no padding, took ``seconds``, with verification.
+    def observe_pass(self, rows: int, nodes: float, seconds: float) -> float:
+        """A pass took so long, with verification and commit.
 
         Returns:
-            What it is to be charged with: the price of such a pass, or what it took where that is forgiven, both at
-            the usual pace.
+            How many times what was expected that is, at the pace of the passes before.
         """
-        place = rows, self._step
-        table, forgiven = self._passes.get(place, {}), False
-        if width in table:
-            self._add((place, width), seconds)
-        else:
-            seconds /= self._pace
-            limit = FIRST_LIMIT * self.passing(rows, width) if self._passes and self._forgiving else math.inf
-            self._passes.setdefault(place, {})[width] = Newest(seconds, limit, self._now)
-            forgiven = seconds > limit
-            self._forgiving = not forgiven
+        kind = rows, _rung(nodes)
+        expected = self._base(rows, nodes)
+        known = self._near(rows, nodes)
+        if not self._recent and not self._tables:
+            self._pace = seconds / expected  # nothing was measured at start: the first pass says what a second is
+        others = [each.ratio for each in self._recent if each.kind != kind]
+        if len(others) > 1 or self._passes.count(kind) < NEWEST // 2:
+            pace = _median(others) if others else self._pace
+            votes = VOTES if self._tables else 0
+            self._passes.add(kind, seconds / (expected * pace), votes, self._now)
+        ratio = seconds / (expected * known)
+        surprise = ratio / self._pace
+        self._recent = [*self._recent[1 - PACE :], _Pass(kind, ratio)]
+        self._pace = _median([each.ratio for each in self._recent])
+        self._plain[rows] = self._plain.get(rows, 0) + (nodes <= rows)
         self._now += 1
-        self._forget()
-        return seconds if forgiven else self.passing(rows, width)
+        self._lines.clear()
+        return surprise
 
-    def _add(self, kind: tuple[_Place, float], seconds: float) -> None:
-        """One more measurement of what was measured before: at the pace of the others, or it would say nothing."""
-        known = self._passes[kind[0]][kind[1]]
-        others = [ratio for other, ratio in self._recent if other != kind]
-        if len(others) > 1 or not known.known_well:
-            known.add(seconds / (_upper_median(others) if others else self._pace), self._now)
-        else:
-            known.seen(self._now)
-        if kind[1] == 1 or known.known_well:
-            self._recent = [*self._recent[1 - PACE :], (kind, seconds / known.typical)]
-            self._pace = _upper_median([ratio for _, ratio in self._recent])
+    def observe_drafting(self, drafter: str, rows: int, depth: int, unread: int, seconds: float) -> None:
+        """A drafter took so long."""
+        base = self._draft_base(drafter, rows, depth) * (1 + max(0, unread - 2) * READ_SHARE / depth)
+        votes = VOTES if drafter in self._steps else 0
+        self._drafts.add((drafter, _rung(rows)), seconds / (base * self._pace), votes, 0)
 
-    def observe_draft(self, rows: int, source: str, steps: int, unread: int, seconds: float) -> None:
-        """A drafter took ``seconds`` for so many steps of rows that asked, before which it read ``unread`` tokens."""
-        table, behind = self._drafts.setdefault(source, {}), max(0, unread - READ_ANYWAY)
-        seconds /= self._pace
-        if rows in table:
-            table[rows].add(steps, behind, seconds)
-        else:
-            limit = FIRST_STEP_LIMIT * self.passing(rows, 1) if self._passes else math.inf
-            table[rows] = _Drafting()
-            table[rows].first(steps, behind, seconds, limit)
+    def _line(self, rows: int) -> Line:
+        sizes = [rows, *(_size(rung) for rung in range(_rung(rows) + 1, _rung(16 * rows) + 1))]
+        return Line({nodes: self._base(rows, nodes) * self._near(rows, nodes) * self._pace for nodes in sizes})
 
-    def steps(self, rows: int, source: str, steps: float) -> float:
-        """Of drafting ``steps`` tokens deep for ``rows`` that ask; 0 for a drafter that was never tried."""
-        known = self._drafting(rows, source)
-        return known.taking(steps) if known else 0.0
+    def _near(self, rows: int, nodes: float) -> float:
+        """The correction of such passes, else of the next smaller ones, else of the next larger."""
+        rung = _rung(nodes)
+        for each in (*range(rung, _rung(rows), -1), *range(rung + 1, rung + 8)) if rung > _rung(rows) else ():
+            if (ratio := self._passes.of((rows, each), self._now)) is not None:
+                return ratio
+        return self._passes.of((rows, _rung(rows)), 0) or 1.0  # plain passes are never forgotten
 
-    def reading(self, rows: int, source: str, unread: int) -> float:
-        """Of what a drafter reads before its first step, beyond what it reads in any round."""
-        known = self._drafting(rows, source)
-        return max(0, unread - READ_ANYWAY) * known.reading if known else 0.0
+    def _base(self, rows: int, nodes: float) -> float:
+        """By the self-test, else in plain passes."""
+        if not self._tables:
+            return 1 + NODE_SHARE * (nodes / rows - 1)
+        (low, near), *more = self._tables.items()
+        seconds = _between(near, rows, nodes)
+        if not more:
+            return seconds
+        high, far = more[-1]
+        return seconds + max(0.0, (self._context - low) / (high - low)) * (_between(far, rows, nodes) - seconds)
 
-    def _drafting(self, rows: int, source: str) -> _Drafting | None:
-        return _nearest(self._drafts.get(source, {}), lambda other: abs(other - rows))
-
-    def passing(self, rows: int, width: float) -> float:
-        """Of a pass; between and beyond the measured widths along a line, and never less than a narrower one."""
-        if (rows, width) not in self._known:
-            self._known[rows, width] = self._passing(rows, width)
-        return self._known[rows, width]
-
-    def at_most(self, rows: int, width: float) -> float:
-        """Of a pass, if what is no longer believed was right after all: what a trial may cost.
-
-        More than twice as wide as any that was measured it may cost as much as several of those together: what lies so
-        far along a line is a hope.
-        """
-        expected = self.passing(rows, width)
-        if known := self._measured((rows, self._step), width):
-            return max(expected, known.typical)
-        shape, share, _ = self._shaped(rows)
-        widths = [each / share for each in shape.widths]
-        if width <= 2 * widths[-1]:
-            return expected
-        return min(self.passing(rows, each) * width / each for each in widths)
-
-    def _forget(self) -> None:
-        for answers in (self._known, self._curves, self._shapes):
-            answers.clear()
-
-    def _passing(self, rows: int, width: float) -> float:
-        shape, share, price = self._shaped(rows)
-        return price * shape.of(width * share)
-
-    def _shaped(self, rows: int) -> _Shape:
-        """By what such passes are priced: their own curve, or another's."""
-        if rows not in self._shapes:
-            own = self._curve((rows, self._step))
-            self._shapes[rows] = _Shape(own, 1.0, 1.0) if own is not None and len(own) > 1 else self._borrow(rows)
-        return self._shapes[rows]
-
-    def _borrow(self, rows: int) -> _Shape:
-        """From the nearest place for a place where fewer than two widths were measured."""
-        here = rows, self._step
-        distance = partial(_distance, here)
-        curves = {each: curve for each in self._passes if (curve := self._curve(each))}
-        base = here if here in curves else min(curves, key=distance, default=here)
-        near = min((each for each, curve in curves.items() if len(curve) > 1), key=distance, default=None)
-        # A pass costs by its nodes: w of each of n rows are to n nodes what wider ones of fewer rows are there.
-        shape, nodes = (curves[near], 1 / near[0]) if near else (Curve(UNKNOWN), 1.0)
-        known, seconds = curves[base].least if base in curves else (1, 1.0)
-        return _Shape(shape, rows * nodes, seconds / shape.of(known * base[0] * nodes))
-
-    def _curve(self, place: _Place) -> Curve | None:
-        """Of the widths that were measured there and whose price is still believed."""
-        if place not in self._curves:
-            known = self._passes.get(place, {}).items()
-            table = {width: each.typical for width, each in known if width == 1 or each.holds(self._now)}
-            self._curves[place] = Curve(table) if table else None
-        return self._curves[place]
+    def _draft_base(self, drafter: str, rows: int, depth: float) -> float:
+        if drafter not in self._steps:
+            return STEP_SHARE * depth * self._base(1, 1)
+        return _between(self._steps[drafter], rows, depth)
 
 
-class _Shape(NamedTuple):
-    """A curve, what a width counts there, and what its seconds are to be multiplied by: 1 and 1 of the place's own."""
-
-    curve: Curve
-    share: float
-    price: float
-
-
-def _distance(here: _Place, other: _Place) -> tuple[int, int]:
-    """Between two places; rows change a price by more than context does."""
-    return abs(other[0] - here[0]), abs(other[1] - here[1])
+def _between(lines: Mapping[int, Line], rows: int, at: float) -> float:
+    """Between the numbers of rows that were measured; beyond them those that are nearest."""
+    low = max((each for each in lines if each <= rows), default=min(lines))
+    high = min((each for each in lines if each >= rows), default=max(lines))
+    seconds = lines[low].of(at)
+    return seconds if low == high else seconds + (rows - low) / (high - low) * (lines[high].of(at) - seconds)
 
 
-def _upper_median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def _rung(count: float) -> int:
+    """What counts as one kind: sizes up to a power of two, or to the middle between two."""
+    share, exponent = math.frexp(count)
+    return 2 * exponent + (share > 0.5) + (share > 0.75)
 
 
-def _nearest(table: Mapping[int, _Kind], distance: Callable[[int], int]) -> _Kind | None:
-    near = min(table, key=distance, default=None)
-    return None if near is None else table[near]
+def _size(rung: int) -> int:
+    """The largest of its kind."""
+    return round(math.ldexp(0.75 if rung % 2 else 0.5, rung // 2))
+
+
+def _median(values: Iterable[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2]

@@ -9,7 +9,6 @@ from threading import RLock
 from typing import Any
 
 from specstream.core.policy.controller import Controller
-from specstream.core.policy.plans import Taken
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.rows import Row
 
@@ -43,10 +42,6 @@ class Speculation:
         """The deepest tree to ask for."""
         return self.max_depth if self.measures(row) else self.unmeasured_depth or self.max_depth
 
-    def idle(self, rows: Sequence[Row]) -> bool:
-        """Whether the controller decides for all rows, and has nothing to decide on just now."""
-        return self.controller is not None and self.controller.idle and all(map(self.measures, rows))
-
     def plain_seconds(self, rows: int) -> float | None:
         """What a plain pass of so many rows takes, by the controller's own measurements; None where it has none."""
         return None if self.controller is None else self.controller.plain_seconds(rows)
@@ -60,7 +55,7 @@ class Speculation:
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
-        """The requests as they shall be met: with the offer taken, and its depth.
+        """The requests as they are to be met: with the offer taken, and its depth.
 
         Args:
             rows: of the round.
@@ -70,20 +65,15 @@ class Speculation:
             ragged: whether the target's passes need no padding.
         """
         measured = [self.measures(row) for row in rows]
-        choices = [None if own else self._first(available) for own, available in zip(measured, offers, strict=True)]
-        if self.controller is not None and any(measured):
-            judged = [available if own else () for own, available in zip(measured, offers, strict=True)]
-            context = max(len(row.tokens) for row in rows)
-            taken = self.controller.choose(judged, context, ending, ragged=ragged)
-            choices = [mine if own else first for own, mine, first in zip(measured, taken, choices, strict=True)]
-        return [
-            replace(request, offer=choice.offer, depth=choice.depth, least=choice.least, prices=choice.prices)
-            if choice
-            else replace(request, depth=0)
-            for request, choice in zip(requests, choices, strict=True)
-        ]
+        first = [self._first(request, own) for request, own in zip(requests, offers, strict=True)]
+        if self.controller is None or not any(measured):
+            return first
+        judged = [own if each else () for each, own in zip(measured, offers, strict=True)]
+        chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
+        return [mine if each else unseen for each, mine, unseen in zip(measured, chosen, first, strict=True)]
 
-    def _first(self, available: Sequence[Offer]) -> Taken | None:
-        """What is taken unseen."""
-        allowed = (offer for offer in available if self.unmeasured_steps or offer.steps(offer.depth) == 0)
-        return next((Taken(offer, offer.depth) for offer in allowed), None)
+    def _first(self, request: DraftRequest, available: Sequence[Offer]) -> DraftRequest:
+        """With what is taken unseen."""
+        allowed = (offer for offer in available if self.unmeasured_steps or offer.tree is not None)
+        offer = next(allowed, None)
+        return replace(request, offer=offer, depth=offer.depth if offer else 0)

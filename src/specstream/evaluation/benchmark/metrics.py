@@ -127,8 +127,7 @@ class Watched(Drafter):
 class _WatchedSession(DraftSession):
     def __init__(self, watched: Watched, session: DraftSession) -> None:
         self._watched, self._session = watched, session
-        # The loop asks for these: watched, a drafter is asked as often as it is unwatched.
-        self.always_available, self.choice = session.always_available, session.choice
+        self.choice = session.choice
         self._depths: list[int] = []
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:

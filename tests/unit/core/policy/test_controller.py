@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from specstream.core.policy.controller import ACCOUNT, ALLOWANCE, LONGEST_WAIT, RESTS, TRIAL_AFTER, Controller
-from specstream.core.policy.plans import Taken
+from specstream.core.policy.controller import BUDGET, LONGEST_WAIT, PLAIN_AFTER, REFILL, TRIAL_AFTER, Controller
+from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
-from tests.unit.core.machine import CHANCE, Machine, offer_of, widths
+from tests.unit.core.machine import CHANCE, Machine, ask, taken, widths
 
 SMALL = {"price": widths(31, 40, 43, 45, 48, 50), "step": 12, "read": 1.2}
 """Milliseconds of a small model whose draft is hardly smaller: speculation pays little."""
@@ -25,8 +26,9 @@ DRAFTERS = {"lookup": {"lookup": (0.5, 0.0)}, "model": {"model": 0.0}, "mixed": 
 class Always(Controller):
     """Takes what is offered, to its full depth."""
 
-    def choose(self, offers, *, ragged=False):
-        return [Taken(available[0], available[0].depth) for available in offers]
+    def choose(self, requests, offers, ending=None, *, ragged=False):
+        pairs = zip(requests, offers, strict=True)
+        return [replace(request, offer=own[0], depth=own[0].depth) for request, own in pairs]
 
 
 def speed(machine, controller, tokens, repeats):
@@ -59,7 +61,7 @@ class TestWhereNothingIsAccepted:
         machine, controller = Machine(SMALL["price"], step=step, read=step / 10, model=0.0), Controller()
         machine.run(controller, 5000)
         lost = machine.seconds / 31 - machine.tokens
-        assert lost < ACCOUNT + ALLOWANCE * 5000 + 2 * step / 31
+        assert lost < BUDGET + REFILL * 5000 + 2 * step / 31
 
     def test_passes_that_are_dear_at_every_new_width_are_paid_for(self):
         """Each may be forgiven its price, as a first one; what it took is gone all the same."""
@@ -90,16 +92,13 @@ class TestWhereNothingIsAccepted:
         assert min(later - earlier for earlier, later in pairwise(trials)) >= TRIAL_AFTER
 
     def test_a_known_tree_that_pays_is_taken_at_once(self):
+        """It is judged in every round, whatever was declined before."""
         machine, controller = Machine(**SMALL, model=0.0), Controller()
         machine.run(controller, 100)
-        sure = Offer(source="lookup/6", depth=2, tree=TokenTree.chain([1, 2, 3]), expected=(1.0, 2.0, 3.0))
-        step, declined = Offer(source="model", depth=4), 0
-        for _ in range(TRIAL_AFTER):
-            machine.round(controller)
-            if machine.log[-1] == ["-"]:
-                declined += 1
-                assert controller.choose([[step, sure]]) == [Taken(sure, 2)]
-        assert declined > RESTS
+        sure, step = Offer(source="lookup/6", depth=2, tree=TokenTree.chain([1, 2, 3])), Offer(source="model", depth=4)
+        for _ in range(4):
+            controller.estimates.of(sure).judge(2, 2)
+        assert taken(controller, [[step, sure]]) == [(sure, 2)]
 
 
 class TestWhereMuchIs:
@@ -147,13 +146,16 @@ class TestWhereMuchIs:
         assert machine.run(controller, 1500) > 0.97
 
     def test_it_does_so_on_a_disturbed_machine(self):
-        """A first wide pass and a first step that took six times as long must not keep it from ever trying again."""
-        undisturbed = [Machine(**PAIR, model=0.88, seed=seed).run(Controller(), 300) for seed in range(20)]
+        """What was measured at start is not given up for single passes that took six times as long."""
+        prices = PriceList(
+            {(1, nodes, 64): PAIR["price"](nodes) for nodes in range(1, 7)}, {"model": {(1, 1): 30, (1, 4): 120}}
+        )
+        undisturbed = [Machine(**PAIR, model=0.88, seed=seed).run(Controller(prices), 300) for seed in range(20)]
         disturbed = []
         for seed in range(20):
             machine = Machine(**PAIR, model=0.88, seed=seed)
             machine.noisy = True
-            disturbed.append(machine.run(Controller(), 300))
+            disturbed.append(machine.run(Controller(prices), 300))
         usual = 1 + 1 / 8  # what the disturbances alone cost, on average
         assert min(disturbed) > 0.5 * sum(undisturbed) / 20
         assert sum(disturbed) * usual > 0.7 * sum(undisturbed)
@@ -222,8 +224,8 @@ class TestMixed:
         for _ in range(30):
             for offer, emitted in ((good, (1, 1, 0)), (bad, (0,))):
                 learn(controller, offer, 2 if offer is good else 0, emitted)
-        assert controller.choose([[good]]) == [Taken(good, 2)]
-        assert controller.choose([[bad]]) == [None]
+        assert taken(controller, [[good]]) == [(good, 2)]
+        assert taken(controller, [[bad]]) == [None]
 
     def test_rows_take_what_suits_each(self):
         """A model drafts for the rows that find nothing, and the pass is then wide for the others too."""
@@ -232,42 +234,39 @@ class TestMixed:
         kinds = [{choice[0] for choice in row} for row in machine.log[-60:]]
         assert {"l", "m"} in kinds
 
-    def test_behind_another_context_the_first_round_is_plain_and_then_its_prices_count(self):
-        controller, right = Controller(), TokenTree.chain([9, 1, 1, 1])
+    def test_behind_another_context_other_costs_count(self):
+        passes = {(1, 1, 64): 20, (1, 4, 64): 23, (1, 1, 4096): 20, (1, 4, 4096): 120}
+        controller, right = Controller(PriceList(passes)), TokenTree.chain([9, 1, 1, 1])
         offers = [[Offer(source="lookup/6", depth=3, tree=right)]]
 
         def rounds(count, context, prices):
-            taken = []
+            depths = []
             for _ in range(count):
-                (choice,) = controller.choose(offers, context)
-                depth = choice.depth if choice else 0
-                tree = TokenTree.chain(right.tokens[: depth + 1])
-                request = DraftRequest(tokens=[9], depth=depth, generator=CHANCE, offer=offer_of(choice))
-                verdict = Verdict(path=tuple(range(depth + 1)), tokens=(1,) * (depth + 1))
-                controller.observe(offers, [request], [tree], [verdict], (0.0, prices[depth]))
-                taken.append(depth)
-            return taken
+                (request,) = ask(controller, offers, context=context)
+                tree = TokenTree.chain(right.tokens[: request.depth + 1])
+                verdict = Verdict(path=tuple(range(request.depth + 1)), tokens=(1,) * (request.depth + 1))
+                controller.observe(offers, [request], [tree], [verdict], (0.0, prices[request.depth]))
+                depths.append(request.depth)
+            return depths
 
         assert rounds(40, 100, [20, 21, 22, 23])[-10:] == [3] * 10
         far = rounds(60, 5000, [20, 60, 90, 120])  # there three tokens more cost five passes
-        assert far[0] == 0
         assert sum(far[-20:]) < 5
         assert rounds(10, 110, [20, 21, 22, 23])[-8:] == [3] * 8
 
     def test_a_round_without_drafts_is_plain(self):
         machine, controller = Machine(**PAIR, lookup=(0.3, 1.0)), Controller()
         machine.run(controller, 200)
-        assert controller.choose([[]]) == [None]
-        assert controller.choose([[], []]) == [None, None]
+        assert taken(controller, [[]]) == [None]
+        assert taken(controller, [[], []]) == [None, None]
 
     def test_a_model_far_behind_has_to_earn_its_reading(self):
         controller = Controller()
         Machine(**PAIR, model=0.6).run(controller, 400)
         near, far = (Offer(source="model", depth=5, unread=unread) for unread in (2, 100))
-        ((taken, *_),) = controller.choose([[near]])
-        assert taken is near
-        controller._balance = 0.5
-        assert all(choice is None or choice[1] == 1 for choice in controller.choose([[far]]))
+        assert taken(controller, [[near]])[0][0] is near
+        controller._budget = 0.1
+        assert taken(controller, [[far]]) in ([None], [(far, 1)])
 
 
 class TestBatches:
@@ -330,17 +329,15 @@ class TestCosts:
         controller = Controller()
         Machine(**PAIR, model=1.0).run(controller, 100)
         for tokens, changed in (((1,), False), ((1, 1), True)):  # ended by the draft; by the next token
-            before = controller._planner.beliefs._acceptance["model"].expected[2]
+            before = controller.estimates._sources["model"].survivals(2)[1]
             teach(controller, PAIR["price"], depth=5, accepted=1, step=30, tokens=tokens)
-            assert (controller._planner.beliefs._acceptance["model"].expected[2] < before) == changed
+            assert (controller.estimates._sources["model"].survivals(2)[1] < before) == changed
 
 
 def machine_depth(controller):
     """How deep a model that is in step would draft."""
-    ((_, depth, *_),) = [
-        choice or (None, 0) for choice in controller.choose([[Offer(source="model", depth=5, unread=2)]])
-    ]
-    return depth
+    (found,) = taken(controller, [[Offer(source="model", depth=5, unread=2)]])
+    return found[1] if found else 0
 
 
 def teach(controller, price, *, depth, accepted, step, tokens=None):
@@ -356,38 +353,34 @@ def learn(controller, offer, depth, emitted):
     """A round in which a known tree was there, taken to some depth or not at all."""
     request = DraftRequest(tokens=[9], depth=depth, generator=CHANCE, offer=offer if depth else None)
     verdict = Verdict(path=tuple(range(len(emitted))), tokens=emitted)
-    controller.choose([[offer]])
+    ask(controller, [[offer]])
     controller.observe([[offer]], [request], [offer.tree.pruned(depth)], [verdict], (0.0, 1.0 + 0.05 * depth))
 
 
-class TestOffersThatSayWhatTheyExpect:
-    """A drafter of many shapes measures for itself; one step for each token of depth, a pass as wide as it says."""
+class TestOffersThatAreRanked:
+    """A drafter that estimates by itself says how likely each node of its best tree is."""
 
     @staticmethod
-    def offers(rate):
-        return [
-            Offer(source="heads", depth=2, widths=(1, 2, 3), expected=(1, 1 + rate, 1 + rate + rate**2)),
-            Offer(
-                source="heads", depth=2, widths=(1, 4, 9), expected=(1, 1 + 1.2 * rate, 1 + 1.2 * rate + 2 * rate**2)
-            ),
-        ]
+    def nodes(rate, price):
+        """How many of them are taken, of a tree whose nodes are accepted ever less often."""
+        controller = Controller(PriceList({(1, nodes, 64): price(nodes) for nodes in (1, 4, 8)}))
+        controller._tried["heads"] = 1  # not a trial
+        offer = Offer(source="heads", depth=2, ranked=((1, rate), (2, rate**2), (1, rate**3), (2, rate**4)))
+        (request,) = ask(controller, [[offer]])
+        return request.nodes
 
-    def taken(self, rate, price):
-        controller, offers = Controller(), [self.offers(rate)]
-        for width in (1, 1, 3, 9, 3, 9):
-            controller.choose(offers)
-            request = DraftRequest(tokens=[9], depth=0, generator=CHANCE)
-            tree = TokenTree((9, *range(width - 1)), (-1, *[0] * (width - 1)))
-            controller.observe(offers, [request], [tree], [Verdict(path=(0,), tokens=(77,))], (0.0, price(width)))
-        (choice,) = controller.choose(offers)
-        return choice and (choice[0].widths, choice[1])
-
-    def test_the_shape_is_taken_that_pays_most(self):
-        assert self.taken(0.6, lambda width: 100 + width) == ((1, 4, 9), 2)
-        assert self.taken(0.6, lambda width: 100 + 12 * width) == ((1, 2, 3), 2)
+    def test_as_many_are_taken_as_pay(self):
+        found = [self.nodes(0.6, lambda nodes, slope=slope: 100 + slope * nodes) for slope in (1, 15, 25, 400)]
+        assert found == sorted(found, reverse=True)
+        assert found[0] == 4
+        assert 0 < found[2] < 4
+        assert found[3] == 0
 
     def test_nothing_is_taken_that_is_not_expected_to_pay(self):
-        assert self.taken(0.02, lambda width: 100 + 12 * width) is None
+        controller = Controller(PriceList({(1, nodes, 64): 100 + 12 * nodes for nodes in (1, 4, 8)}))
+        controller._tried["heads"] = 1
+        offer = Offer(source="heads", depth=1, ranked=((1, 0.02),))
+        assert taken(controller, [[offer]]) == [None]
 
 
 class TestDraftersThatAreMistakenOfThemselves:
@@ -396,7 +389,7 @@ class TestDraftersThatAreMistakenOfThemselves:
     One round in five there is a lookup besides, each of whose tokens is right with probability 0.8.
     """
 
-    HEADS = Offer(source="heads/3", depth=2, widths=(1, 3, 4), expected=(1.0, 1.6, 1.7), at_once=True)
+    HEADS = Offer(source="heads", depth=2, ranked=((1, 0.4), (1, 0.2), (2, 0.1)))
 
     def decode(self, controller, right, tokens, lookups=0.2):
         """The speed over plain decoding, and how often the heads drafted, whose first token is right so often."""
@@ -405,19 +398,15 @@ class TestDraftersThatAreMistakenOfThemselves:
         while emitted < tokens:
             match = self.match(chance) if chance.random() < lookups else None
             offers = [[*([match[0]] if match else []), self.HEADS]]
-            (choice,) = controller.choose(offers)
-            tree, accepted = TokenTree.chain([9]), 0
-            if choice and choice.offer is self.HEADS:
-                nodes = self.HEADS.width(choice.depth) - 1
-                tree = TokenTree((9, *range(nodes)), (-1, *([0, 0, 1][:nodes])))
+            (request,) = ask(controller, offers)
+            offer, tree, accepted = request.offer, TokenTree.chain([9]), 0
+            if offer is self.HEADS:
+                tree = TokenTree((9, *range(request.nodes)), (-1, *([0, 0, 1][: request.nodes])))
                 accepted, drafted = int(chance.random() < right), drafted + 1
-            elif choice:
-                tree = TokenTree.chain(choice.offer.tree.tokens[: choice.depth + 1])
-                accepted = min(match[1], choice.depth)
-            spent = (2.0 if choice and choice.offer is self.HEADS else 0.0, 20.0 + 7 / 3 * (len(tree) - 1))
-            request = DraftRequest(
-                tokens=[9], depth=choice.depth if choice else 0, generator=CHANCE, offer=offer_of(choice)
-            )
+            elif offer:
+                tree = TokenTree.chain(offer.tree.tokens[: request.depth + 1])
+                accepted = min(match[1], request.depth)
+            spent = (2.0 if offer is self.HEADS else 0.0, 20.0 + 7 / 3 * (len(tree) - 1))
             emission = tuple(1 if match and at < match[1] else 77 for at in range(accepted + 1))
             verdict = Verdict(path=tuple(range(accepted + 1)), tokens=emission)
             controller.observe(offers, [request], [tree], [verdict], spent)
@@ -478,115 +467,36 @@ class TestDraftersThatAreMistakenOfThemselves:
         assert drafted > 270
 
 
-class TestOffersThatWereDeclined:
-    """What does not pay, and is the same again, is not weighed in every round; what changed is, at once."""
-
-    @staticmethod
-    def poor(rate=0.02):
-        return [Offer(source="heads/3", depth=1, widths=(1, 4), expected=(1.0, 1 + rate), at_once=True)]
-
-    @staticmethod
-    def rounds(controller, offers, count):
-        """How often the offers were weighed."""
-        weighed = []
-        weigh = controller._planner.hopeless
-        controller._planner.hopeless = lambda given: (any(given) and weighed.append(given)) or weigh(given)
-        for _ in range(count):
-            (choice,) = controller.choose([list(offers)])
-            nodes = choice.offer.width(choice.depth) - 1 if choice else 0
-            request = DraftRequest(tokens=[9], depth=nodes and 1, generator=CHANCE, offer=offer_of(choice))
-            tree = TokenTree((9, *range(nodes)), (-1, *[0] * nodes))
-            seconds = (12.0 if choice else 0.0, 20.0 + 3 * nodes)
-            controller.observe([list(offers)], [request], [tree], [Verdict(path=(0,), tokens=(77,))], seconds)
-        controller._planner.hopeless = weigh
-        return len(weighed)
-
-    def test_they_are_not_weighed_again_for_some_rounds(self):
-        controller, offers = Controller(), self.poor()
-        self.rounds(controller, offers, 50)
-        assert self.rounds(controller, offers, 160) <= 160 / RESTS + 160 / TRIAL_AFTER
-
-    def tried(self, controller, offers, count):
-        """In which of so many rounds they were tried."""
-        found = []
+class TestTrials:
+    def tried(self, controller, count):
+        """In which of so many rounds heads were tried, of which nothing is ever accepted."""
+        offers, found = [[Offer(source="heads", depth=1, ranked=((1, 0.02),))]], []
         for at in range(count):
-            before = controller._tried.get("heads")
-            self.rounds(controller, offers, 1)
-            found += [at] if controller._tried.get("heads") != before else []
+            (request,) = ask(controller, offers)
+            tree = TokenTree.chain([9, 1][: 1 + request.depth])
+            seconds = (2.0 * request.depth, 20.0 + 3 * request.depth)
+            controller.observe(offers, [request], [tree], [Verdict(path=(0,), tokens=(77,))], seconds)
+            found += [at] if request.depth else []
         return found
 
-    def test_they_are_tried_all_the_same_and_ever_more_rarely(self):
-        controller, offers = Controller(), self.poor()
-        waits = [later - earlier for earlier, later in pairwise(self.tried(controller, offers, 500))]
+    def test_they_become_ever_rarer(self):
+        waits = [later - earlier for earlier, later in pairwise(self.tried(Controller(), 500))]
         assert waits == sorted(waits)
-        assert waits[0] <= 2 * TRIAL_AFTER < waits[-1] <= LONGEST_WAIT + RESTS
+        assert waits[0] <= 2 * TRIAL_AFTER < waits[-1] <= LONGEST_WAIT + 1
 
-    def test_in_other_texts_they_are_tried_sooner_again(self):
-        controller, offers = Controller(), self.poor()
-        self.rounds(controller, offers, 500)
+    def test_in_other_texts_they_come_sooner_again(self):
+        controller = Controller()
+        self.tried(controller, 500)
         for _ in range(4):
             controller.renew()
-        assert self.tried(controller, offers, 2 * TRIAL_AFTER)
+        assert self.tried(controller, 2 * TRIAL_AFTER)
 
-    def test_better_ones_are_weighed_at_once(self):
-        controller = Controller()
-        self.rounds(controller, self.poor(), 60)
-        better = self.poor(rate=3.0)
-        controller._balance = ACCOUNT
-        assert controller.choose([better]) == [Taken(better[0], 1)]
-
-    def test_known_trees_are_weighed_in_every_round(self):
-        """Each round judges them, whether they are taken or not."""
-        controller = Controller()
-        offers = [Offer(source="lookup/3", depth=2, tree=TokenTree.chain([9, 1, 1]))]
-        self.rounds(controller, offers, 20)
-        assert self.rounds(controller, offers, 30) == 30
-
-    def test_where_a_known_tree_comes_beside_them_it_alone_is_weighed(self):
-        controller, offers = Controller(), self.poor()
-        known = Offer(source="lookup/3", depth=2, tree=TokenTree.chain([9, 1, 1]))
-        self.rounds(controller, offers, 50)
-        controller._rested = controller._round + RESTS
-        weighed = []
-        controller._planner.hopeless = lambda given: weighed.append(given) or True
-        controller.choose([[known, *offers]])
-        assert [[option.offer for option in own] for (own,) in weighed] == [[known]]
-
-    def test_where_none_can_pay_a_steady_drafter_need_not_be_asked_for_some_rounds(self):
-        controller, offers = Controller(), self.poor()
-        self.rounds(controller, offers, 50)
-        idle = []
-        for _ in range(4 * RESTS):
-            idle.append(controller.idle)
-            self.rounds(controller, [] if controller.idle else offers, 1)
-        assert idle.count(True) == pytest.approx(4 * (RESTS - 1), abs=1)
-        assert idle.count(False) == pytest.approx(4, abs=1)
-
-    def test_while_something_pays_it_is_asked_in_every_round(self):
-        machine, controller = Machine(**SMALL, model=0.9), Controller()
-        machine.run(controller, 100)
-        for _ in range(50):
-            machine.round(controller)
-            assert not controller.idle
-
-
-@pytest.mark.parametrize(("node", "given"), [(0.01, True), (1.0, False)], ids=["cheap", "dear"])
-def test_nodes_are_given_away_now_and_then_where_they_should_cost_little(node, given):
-    machine = Machine(lambda width: 1 + node * (width - 1), step=0.01, model=0.8)
-    machine.sure = 0.9
-    controller, asked = Controller(), []
-    choose = controller.choose
-
-    def watched(offers, **settings):
-        found = choose(offers, **settings)
-        asked.extend(choice.prices for choice in found if choice and choice.prices)
-        return found
-
-    controller.choose = watched
-    for _ in range(300):
-        machine.round(controller)
-    free = sum(prices[0] == 0 for prices in asked)
-    assert asked and (free > 3) is given and free <= 300 / 16 + 1
+    def test_a_plain_pass_is_made_now_and_then(self):
+        machine, controller = Machine(**SMALL, model=0.95), Controller()
+        machine.run(controller, 4000)
+        plain = [at for at, row in enumerate(machine.log) if row == ["-"]]
+        assert len(plain) > 4
+        assert max(later - earlier for earlier, later in pairwise(plain[2:])) <= PLAIN_AFTER + 1
 
 
 class TestPassesWithoutPadding:
@@ -614,8 +524,8 @@ class TestPassesWithoutPadding:
             Offer(source=source, depth=7, tree=TokenTree.chain([9, *[1] * 7])) for source in ("lookup/3", "poor")
         )
         for _ in range(8):
-            controller._planner.beliefs._of(poor).judge(1, 0)
-        first, *others = controller.choose([[good], [poor], [poor], [poor]], ragged=True)
+            controller.estimates.of(poor).judge(1, 0)
+        first, *others = taken(controller, [[good], [poor], [poor], [poor]], ragged=True)
         assert first is not None
         assert others == [None, None, None]
 

@@ -1,0 +1,290 @@
+"""One budget of nodes for all rows of a round: the likeliest nodes are drafted and verified, as many as pay.
+
+Every node that a row may be given has a survival probability: how likely it is accepted, the product of what is
+estimated along its path. A round of n rows that drafts for D seconds and verifies B nodes is expected to emit
+
+    rate(B) = (n + sum of the B largest survivals) / (D + c(n, n + B))      tokens a second,
+
+with c(n, m) the seconds of a pass over n rows and m nodes. A tree stays a tree, because survival falls along a path.
+Where no B > 0 is faster than n / c(n, n), nothing is drafted (Leviathan et al., arXiv 2211.17192, theorem 3.8, with
+measured costs in place of a ratio, for many rows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+from specstream.core.policy.acceptance import Estimates, Level
+from specstream.core.policy.cost_model import CostModel, Line
+from specstream.core.ports import DraftRequest, Offer
+
+DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
+
+SURE = 0.9
+"""A draft that is likelier than this to be accepted is never ended."""
+
+BESIDE = 15
+"""Drafted nodes up to which one that takes no step of its own may be added."""
+
+
+class Share(NamedTuple):
+    """What a row takes of an offer: so many levels and nodes of it, to a depth."""
+
+    offer: Offer
+    depth: int
+    nodes: float
+    most: int
+    survival: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One way to run the next round.
+
+    Attributes:
+        shares: of every row, None for nothing.
+        tokens: expected, of all rows, each counted by its worth.
+        nodes: by which the pass is priced, of all rows, if no draft ends early.
+        drafting: seconds of the drafter.
+        seconds: of drafting and of the pass.
+        stake: the same if no draft ends early.
+    """
+
+    shares: Sequence[Share | None]
+    tokens: float
+    nodes: float
+    drafting: float
+    seconds: float
+    stake: float
+
+    @property
+    def rate(self) -> float:
+        """Expected tokens per second."""
+        return self.tokens / self.seconds
+
+
+@dataclass(kw_only=True)
+class Planner:
+    """Weighs what the rows of one round may take.
+
+    Attributes:
+        costs: what passes and drafts cost.
+        estimates: how likely drafts are accepted.
+        rows: how many there are.
+        ragged: whether a pass costs by the nodes of all rows together, not by the largest tree for every row.
+        worth: of a token of each row, 1 on average.
+    """
+
+    costs: CostModel
+    estimates: Estimates
+    rows: int
+    ragged: bool
+    worth: Sequence[float]
+    line: Line = field(init=False)
+    plain: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.line = self.costs.line(self.rows)
+        self.plain = self.line.of(self.rows)
+
+    def best(self, offers: Sequence[Sequence[Offer]], affordable: Callable[[float], bool]) -> Plan | None:
+        """The fastest plan that is expected to be faster than plain decoding, of those that can be paid for.
+
+        Args:
+            offers: of every row.
+            affordable: whether seconds may be spent though nothing may come of them.
+        """
+        found: Plan | None = None
+        ladders = dict[int, list[Level]]()  # of each offer, by its identity: rows may be offered the same
+        for offer in (offer for own in offers for offer in own):
+            if id(offer) not in ladders:
+                ladders[id(offer)] = list(_falling(self.estimates.levels(offer), offer.beside))
+        for drafter, deepest in self._ways(offers, ladders):
+            taken = [self._pick(own, ladders, drafter, deepest) for own in offers]
+            if not any(taken):
+                continue
+            plan = self._filled(taken, drafter, deepest, affordable, found.rate if found else self.rows / self.plain)
+            found = plan or found
+        return found
+
+    def _ways(
+        self, offers: Sequence[Sequence[Offer]], ladders: dict[int, list[Level]]
+    ) -> Iterator[tuple[str | None, int]]:
+        """Which drafter may draft, and how deep; first nobody."""
+        yield None, 0
+        deepest = dict[str, int]()
+        for offer in (offer for own in offers for offer in own if offer.tree is None and ladders[id(offer)]):
+            depth = max(level.depth for level in ladders[id(offer)])
+            deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
+        for drafter, most in deepest.items():
+            yield from ((drafter, depth) for depth in sorted({min(depth, most) for depth in DEPTHS}))
+
+    def _pick(
+        self, own: Sequence[Offer], ladders: dict[int, list[Level]], drafter: str | None, deepest: int
+    ) -> tuple[Offer, list[Level]] | None:
+        """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
+        node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
+        best, most = None, 0.0
+        for offer in own:
+            if offer.tree is None and offer.drafter != drafter:
+                continue
+            levels = ladders[id(offer)]
+            if offer.tree is None:
+                levels = [level for level in levels if level.depth <= deepest]
+            gain = sum(max(0.0, level.survival - node * level.nodes) for level in levels)
+            if gain > most:
+                best, most = (offer, levels), gain
+        return best
+
+    def _filled(
+        self,
+        taken: Sequence[tuple[Offer, list[Level]] | None],
+        drafter: str | None,
+        deepest: int,
+        affordable: Callable[[float], bool],
+        rate: float,
+    ) -> Plan | None:
+        """With as many nodes as make it fastest, if that is faster than ``rate``."""
+        drafting, full = self._drafting(taken, drafter, deepest)
+        items = list[tuple[float, int, int, float, float]]()  # order, row, level, nodes, tokens
+        for row, own in enumerate(taken):
+            size = 0.0
+            for at, level in enumerate(own[1] if own else ()):
+                size += level.nodes
+                gain = self.worth[row] * level.survival
+                order = -gain / level.nodes if self.ragged else size
+                items.append((order, row, at, level.nodes, gain))
+        items.sort()
+        tokens, nodes, widest = sum(self.worth), float(self.rows), 1.0
+        chosen, best = 0, rate
+        for count, (order, _, _, more, gain) in enumerate(items, 1):
+            tokens, nodes = tokens + gain, nodes + more
+            widest = max(widest, 1 + order)
+            seconds = drafting + self.line.of(nodes if self.ragged else self.rows * widest)
+            if tokens > best * seconds and (count == 1 or affordable(seconds - drafting + full)):
+                chosen, best = count, tokens / seconds
+        if not chosen:
+            return None
+        depths = [0] * self.rows  # levels of each row
+        for _, row, at, _, _ in items[:chosen]:
+            depths[row] = at + 1
+        return self.plan([_share(own, count) for own, count in zip(taken, depths, strict=True)], drafting, full)
+
+    def plan(self, shares: Sequence[Share | None], drafting: float, full: float) -> Plan:
+        """What they are expected to bring and to cost, with so many seconds of drafting; ``full`` if none ends early."""
+        tokens = sum(
+            worth * (1 + (share.survival if share else 0.0)) for worth, share in zip(self.worth, shares, strict=True)
+        )
+        nodes = self.nodes([1 + (share.nodes if share else 0.0) for share in shares])
+        most = self.nodes([1 + (share.most if share else 0) for share in shares])
+        seconds, stake = drafting + self.line.of(nodes), full + self.line.of(most)
+        return Plan(shares=shares, tokens=tokens, nodes=most, drafting=drafting, seconds=seconds, stake=stake)
+
+    def nodes(self, sizes: Sequence[float]) -> float:
+        """Nodes by which a pass over trees of these sizes is priced, of all rows together."""
+        return sum(sizes) if self.ragged else self.rows * max(sizes)
+
+    def trial(self, offers: Sequence[Sequence[Offer]], drafter: str) -> Plan:
+        """One token of a drafter: for the row of which a token is worth most, or for all where they share the width."""
+        found = [next((each for each in own if each.tree is None and each.drafter == drafter), None) for own in offers]
+        if self.ragged:
+            first = max((row for row, offer in enumerate(found) if offer), key=self.worth.__getitem__)
+            found = [offer if row == first else None for row, offer in enumerate(found)]
+        taken = [(offer, self.estimates.levels(offer)[:1]) if offer else None for offer in found]
+        drafting, full = self._drafting(taken, drafter, 1)
+        return self.plan([_share(each, 1) for each in taken], drafting, full)
+
+    def requests(self, requests: Sequence[DraftRequest], plan: Plan) -> list[DraftRequest]:
+        """The rows' requests as they are to be met."""
+        return [
+            replace(request, depth=0) if share is None else self._request(request, share, plan, worth)
+            for request, share, worth in zip(requests, plan.shares, self.worth, strict=True)
+        ]
+
+    def _request(self, request: DraftRequest, share: Share, plan: Plan, worth: float) -> DraftRequest:
+        offer = share.offer
+        asked = replace(request, offer=offer, depth=share.depth, nodes=round(share.nodes) if offer.ranked else 0)
+        if not offer.cuts:
+            return asked
+        scale = 1 if self.ragged else self.rows
+        others = plan.nodes - scale * (1 + share.most)
+        sizes = range(1, 1 + max(1 + share.most, 1 + BESIDE))
+        passes = [self.line.of(others + scale * size) for size in sizes]
+        rate = plan.rate / self.rows / max(worth, 1e-9)
+        rows = sum(each is not None and each.offer.drafter == offer.drafter for each in plan.shares)
+        step = self.costs.drafting(offer.drafter, rows, 1)
+        node = (passes[share.most] - passes[0]) / share.most
+        threshold = min(SURE, (step + offer.branches * node) * rate)
+        return replace(asked, threshold=threshold, prices=tuple((b - a) * rate for a, b in pairwise(passes)))
+
+    def _drafting(
+        self, taken: Sequence[tuple[Offer, list[Level]] | None], drafter: str | None, deepest: int
+    ) -> tuple[float, float]:
+        """Seconds of drafting, and those if no draft ends early."""
+        asking = [own for own in taken if own and own[0].tree is None]
+        if drafter is None or not asking:
+            return 0.0, 0.0
+        unread = max(offer.unread for offer, _ in asking)
+        depth = min(deepest, max((level.depth for _, levels in asking for level in levels), default=1))
+        full = steps = self.costs.drafting(drafter, len(asking), depth, unread)
+        if any(offer.cuts for offer, _ in asking):
+            going = [self.estimates.of(offer).going(depth) for offer, _ in asking]
+            # A draft goes on until the last row has ended, and ends after the step that finds out that it has to.
+            expected = 1 + sum(1 - math.prod(1 - own[at] for own in going) for at in range(depth - 1))
+            steps = self.costs.drafting(drafter, len(asking), expected, unread)
+        return steps, full
+
+
+def _share(own: tuple[Offer, list[Level]] | None, count: int) -> Share | None:
+    """The first levels of an offer."""
+    if own is None or not count:
+        return None
+    offer, levels = own[0], own[1][:count]
+    depth, nodes = max(level.depth for level in levels), sum(level.nodes for level in levels)
+    most = round(nodes) if offer.ranked else offer.beside + sum(offer.per_depth[:depth])
+    return Share(offer, depth, nodes, most, sum(level.survival for level in levels))
+
+
+def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
+    """Levels of which none brings more a node than the one before; those that do are taken together with it."""
+    found = list[Level]()
+    for at, level in enumerate(levels):
+        level = level._replace(nodes=level.nodes + (0 if at else beside))
+        while found and level.survival * found[-1].nodes > found[-1].survival * level.nodes:
+            last = found.pop()
+            level = Level(max(level.depth, last.depth), last.nodes + level.nodes, last.survival + level.survival)
+        found.append(level)
+    return (level for level in found if level.nodes)
+
+
+CHANCE = 2.0
+"""How far apart two rows must be expected to end for their order to be certain, in roots of the passes left."""
+
+
+def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]:
+    """What a token more of each row is worth in a batch that nobody joins; 1 on average.
+
+    Of the row that ends k-th of n, a pass less saves c(n - k + 1) - c(n - k), with c(j) the cost of a plain pass over
+    j rows: where rows cost little only the last one's passes count, and those of the others are made anyway. Rows whose
+    order is still open share what they save.
+
+    Args:
+        ending: passes after which each row is expected to end. What chance does to that grows with its root.
+        price: of a plain pass over so many rows.
+    """
+    rows = len(ending)
+    prices = [0.0, *accumulate((price(count) for count in range(1, rows + 1)), max)]
+    order = sorted(range(rows), key=ending.__getitem__)
+    saved = [prices[rows - place] - prices[rows - place - 1] for place in range(rows)]
+    found, begin = [0.0] * rows, 0
+    for place in range(1, rows + 1):
+        if place == rows or ending[order[place]] - ending[order[place - 1]] > CHANCE * math.sqrt(ending[order[place]]):
+            for row in order[begin:place]:
+                found[row] = sum(saved[begin:place]) / (place - begin) * rows / prices[rows]
+            begin = place
+    return found
