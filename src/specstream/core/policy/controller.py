@@ -89,6 +89,13 @@ class Controller:
         self._plan = planner, plan
         return planner.requests(requests, plan) if plan else plain
 
+    def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
+        """What of the trees just drafted is worth a pass, where their drafters say how likely each node is."""
+        if self._plan is None or self._plan[1] is None or self._trial is not None:
+            return list(trees)
+        planner, plan = self._plan
+        return planner.cut(trees, plan)
+
     def observe(
         self,
         offers: Sequence[Sequence[Offer]],

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from specstream.core.policy.acceptance import Estimates, Level
 from specstream.core.policy.cost_model import CostModel, Line
 from specstream.core.ports import DraftRequest, Offer
+from specstream.core.tree import TokenTree
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
@@ -30,6 +31,10 @@ SURE = 0.9
 
 BESIDE = 15
 """Drafted nodes up to which one that takes no step of its own may be added."""
+
+
+SPARE = 2
+"""Times as many nodes as were planned are drafted where the drafter says of each how likely it is: the best are kept."""
 
 
 class Share(NamedTuple):
@@ -208,7 +213,8 @@ class Planner:
 
     def _request(self, request: DraftRequest, share: Share, plan: Plan, worth: float) -> DraftRequest:
         offer = share.offer
-        asked = replace(request, offer=offer, depth=share.depth, nodes=round(share.nodes) if offer.ranked else 0)
+        nodes = SPARE * round(share.nodes) if offer.ranked else 0
+        asked = replace(request, offer=offer, depth=share.depth, nodes=min(nodes, len(offer.ranked)))
         if not offer.cuts:
             return asked
         scale = 1 if self.ragged else self.rows
@@ -221,6 +227,40 @@ class Planner:
         node = (passes[share.most] - passes[0]) / share.most
         threshold = min(SURE, (step + offer.branches * node) * rate)
         return replace(asked, threshold=threshold, prices=tuple((b - a) * rate for a, b in pairwise(passes)))
+
+    def cut(self, trees: Sequence[TokenTree], plan: Plan) -> list[TokenTree]:
+        """What is worth a pass of what was drafted, now that drafters have said how likely each node is."""
+        items = list[tuple[float, int, int, float]]()  # order, row, node, tokens
+        sizes = [1] * self.rows
+        for row, (tree, share) in enumerate(zip(trees, plan.shares, strict=True)):
+            if share is None or not tree.survival or tree.proposals:
+                sizes[row] = len(tree)
+                continue
+            scale = self.worth[row] * self.estimates.calibration(share.offer).ratio
+            likely = sorted(range(1, len(tree)), key=lambda node, tree=tree: (-tree.survival[node], node))
+            for rank, node in enumerate(likely, 2):
+                gain = scale * tree.survival[node]
+                items.append((-gain if self.ragged else rank, row, node, gain))
+        if not items:
+            return list(trees)
+        items.sort()
+        others = [share.survival for tree, share in zip(trees, plan.shares, strict=True) if share and not tree.survival]
+        tokens, nodes, widest = sum(self.worth) + sum(others), sum(sizes), max(sizes)
+        kept, best = 0, tokens / (plan.drafting + self.line.of(self.nodes(sizes)))
+        for count, (order, _, _, gain) in enumerate(items, 1):
+            tokens, nodes, widest = tokens + gain, nodes + 1, max(widest, int(order))
+            rate = tokens / (plan.drafting + self.line.of(nodes if self.ragged else self.rows * widest))
+            if rate > best:
+                kept, best = count, rate
+        if kept == len(items):
+            return list(trees)
+        stay = [set[int]() for _ in trees]
+        for _, row, node, _ in items[:kept]:
+            stay[row].add(node)
+        return [
+            tree.kept(own) if len(own) < tree.drafted and sizes[row] == 1 else tree
+            for row, (tree, own) in enumerate(zip(trees, stay, strict=True))
+        ]
 
     def _drafting(
         self, taken: Sequence[tuple[Offer, list[Level]] | None], drafter: str | None, deepest: int

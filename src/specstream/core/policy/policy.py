@@ -11,6 +11,7 @@ from typing import Any
 from specstream.core.policy.controller import Controller
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.rows import Row
+from specstream.core.tree import TokenTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,10 @@ class Speculation:
         judged = [own if each else () for each, own in zip(measured, offers, strict=True)]
         chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
         return [mine if each else unseen for each, mine, unseen in zip(measured, chosen, first, strict=True)]
+
+    def cut(self, trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
+        """What is worth a pass of what was drafted."""
+        return trees if self.controller is None else self.controller.cut(trees)
 
     def _first(self, request: DraftRequest, available: Sequence[Offer]) -> DraftRequest:
         """With what is taken unseen."""
