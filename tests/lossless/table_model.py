@@ -300,10 +300,12 @@ class TableStreams:
         following: Sequence[int],
         count: int,
         rows: Sequence[int] | None = None,
+        *,
+        depth: int | None = None,
     ) -> list[Candidates]:
         at, nodes = zip(*places, strict=True)
         states = session.states(0)[list(at), list(nodes)]
-        drafted = TableHeads(self.model).draft(states, self.gamma, count)
+        drafted = TableHeads(self.model).draft(states, min(depth or self.gamma, self.gamma), count)
         each = zip(*(part.tolist() for part in drafted), strict=True)
         if not self.chained:
             return [Candidates(*own) for own in each]

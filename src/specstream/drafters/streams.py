@@ -71,8 +71,13 @@ class StreamHead(TrainedHeads, Protocol):
         following: Sequence[int],
         count: int,
         rows: Sequence[int] | None = None,
+        *,
+        depth: int | None = None,
     ) -> list[Candidates]:
-        """For each of the session's rows, or of some, from a node of it and the token emitted behind that."""
+        """For each of the session's rows, or of some, from a node of it and the token emitted behind that.
+
+        ``depth``: only so many streams run and draft, the first ones; None, or more than there are, for all.
+        """
 
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
         """How likely every node's token is after its parent, from what goes into ``first``."""
@@ -170,7 +175,10 @@ class StreamsSession(DraftSession):
             return trees
         places = [place for row in asking if (place := self._places[row])]
         roots = [requests[row].tokens[-1] for row in asking]
-        drafted = self._drafter.head.candidates(self._target, places, roots, self._drafter.ranks, asking)
+        deepest = max(requests[row].depth for row in asking)
+        drafted = self._drafter.head.candidates(
+            self._target, places, roots, self._drafter.ranks, asking, depth=min(deepest, self._drafter.head.gamma)
+        )
         self._drafted = dict(zip(asking, drafted, strict=True))
         for row, root, candidates in zip(asking, roots, drafted, strict=True):
             trees[row] = candidates.tree(root, sizes[row], requests[row].depth)

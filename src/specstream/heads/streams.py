@@ -224,6 +224,8 @@ class Streams(nn.Module):
         following: Sequence[int],
         count: int,
         rows: Sequence[int] | None = None,
+        *,
+        depth: int | None = None,
     ) -> list[Candidates]:
         """What the streams of some nodes draft.
 
@@ -233,6 +235,8 @@ class Streams(nn.Module):
             following: the token of each that was emitted behind that node.
             count: candidates of each stream.
             rows: of its session, in increasing order; None for all.
+            depth: streams to run, the first ones, 1 or more: they see none of the later ones. None, or more than there
+                are, for all.
 
         Returns:
             For each of the rows what its streams draft, with the probabilities they give it.
@@ -242,7 +246,8 @@ class Streams(nn.Module):
         # In the precision of the weights: to round those takes longer than the sums.
         chosen = states[list(at), list(nodes)].float()
         frozen = self._freeze()
-        hidden = frozen.start(chosen, torch.tensor(following, device=states.device)).to(states.dtype)
+        started = frozen.start(chosen, torch.tensor(following, device=states.device))[:, :depth]
+        hidden = started.to(states.dtype).contiguous()
         final = target.branch(hidden, self.first, frozen.adapter, rows)
         most = count if frozen.token_map is None else count * CHAINED_FROM
         best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)

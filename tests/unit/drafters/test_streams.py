@@ -29,18 +29,19 @@ class Head:
     gamma, taps, first, nbytes = GAMMA, (7,), 7, 0
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.depths = [], []
         self.chances = [[0.5 / 2**rank for rank in range(8)]] * GAMMA
 
-    def candidates(self, session, places, following, count, rows=None):
+    def candidates(self, session, places, following, count, rows=None, *, depth=None):
         self.asked.append((list(places), rows))
+        self.depths.append(depth)
         return [
             Candidates(
                 [
                     [1000 * row + 100 * node + 10 * depth + rank for rank in range(count)]
-                    for depth in range(1, GAMMA + 1)
+                    for depth in range(1, depth + 1)
                 ],
-                [own[:count] for own in self.chances],
+                [own[:count] for own in self.chances[:depth]],
             )
             for row, node in places
         ]
@@ -129,6 +130,15 @@ def test_rows_that_take_nothing_pay_nothing_and_rows_that_leave_take_their_place
     assert len(drafter.head.asked) == 1
 
 
+def test_no_more_streams_run_than_the_deepest_tree_of_the_round_needs():
+    drafter, _, drafts = begun(rows=3, sizes=(6,))
+    drafts.observe([verdict(0)] * 3)
+    for depths in ((1, 1, 1), (1, 2, 0), (0, 0, 9)):
+        trees = drafts.propose([request(depth=depth) for depth in depths])
+        assert [max(tree.depths) for tree in trees] == [min(depth, GAMMA) for depth in depths]
+    assert drafter.head.depths == [1, 2, GAMMA]
+
+
 def test_all_candidates_are_judged_whether_the_tree_held_them_or_not():
     drafter, _, drafts = begun(sizes=(2,), ranks=4)
     for _ in range(60):
@@ -204,7 +214,7 @@ def test_values_out_of_range_are_refused(options, message):
 class Never(Head):
     """Streams whose candidates are never right: they are beyond the vocabulary's used part."""
 
-    def candidates(self, session, places, following, count, rows=None):
+    def candidates(self, session, places, following, count, rows=None, *, depth=None):
         self.asked.append((list(places), rows))
         session.clock.seconds += 0.2
         return [Candidates([[4, 3][:count]] * GAMMA, [[0.6, 0.3][:count]] * GAMMA) for _ in places]

@@ -162,6 +162,27 @@ def test_some_rows_of_a_batch_have_the_streams_they_have_with_the_others(rows, r
     assert streams.candidates(session, *asked, 4)[1].tokens == every[1].tokens, "and what was there is there"
 
 
+@pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
+@pytest.mark.parametrize("settings", [{}, {"start": "linear", "chain_rank": 4}], ids=["plain", "chained"])
+def test_the_first_streams_draft_the_same_without_the_later_ones(settings, runtime):
+    streams, branched = shaken("llama", **settings), []
+    session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20], TOKENS[3:9]])
+    branch = session.branch
+    session.branch = lambda hidden, *rest: branched.append(hidden.shape[1]) or branch(hidden, *rest)
+    session.tap(streams.taps)
+    session.score([TokenTree.chain(TOKENS[20:23]), TokenTree.chain(TOKENS[9:11])])
+    session.commit([[0, 1], [0, 1]])
+    asked = [(0, 1), (1, 1)], [FOLLOWING, FOLLOWING + 1], 4
+    every = streams.candidates(session, *asked)
+    exact = runtime == "auto" and native.available()
+    for depth in (1, 2, 3, 9):
+        for all_streams, own in zip(every, streams.candidates(session, *asked, depth=depth), strict=True):
+            assert own.tokens == all_streams.tokens[:depth]
+            for ours, theirs in zip(own.chances, all_streams.chances[:depth], strict=True):
+                assert ours == (theirs if exact else pytest.approx(theirs, rel=1e-3))
+    assert branched == [3, 1, 2, 3, 3], "later streams are not run"
+
+
 @pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
