@@ -24,9 +24,12 @@ class TokenTree:
             they were drawn from, in the order of their indices and without replacement. A node that is
             missing here had its children chosen deterministically (a top-k list, a lookup).
         steps: that the drafter took for it; None for as many as it is deep.
+        survival: how likely each node is accepted by the drafter's own reckoning, 1 for the root, never above its
+            parent's; empty where the drafter does not say.
 
     Raises:
-        ValueError: a malformed tree: no root, a parent after its child, or two siblings with one token.
+        ValueError: a malformed tree: no root, a parent after its child, two siblings with one token, or a survival for
+            other than every node.
     """
 
     tokens: tuple[int, ...]
@@ -43,6 +46,8 @@ class TokenTree:
         siblings = list(zip(self.parents, self.tokens, strict=True))
         if len(set(siblings)) != len(siblings):
             raise ValueError(f"siblings must differ in their token, got {siblings}")
+        if self.survival and len(self.survival) != len(self.tokens):
+            raise ValueError(f"survival must have one value per token or none, got {self.survival}")
 
     @classmethod
     def chain(cls, tokens: Sequence[int], proposals: Sequence[Tensor] = ()) -> TokenTree:
@@ -110,6 +115,7 @@ class TokenTree:
             tuple(self.tokens[node] for node in kept),
             tuple(index.get(self.parents[node], -1) for node in kept),
             {index[node]: drawn for node, drawn in self.proposals.items() if self.depths[node] < depth},
+            survival=self._survival_of(kept),
         )
 
     def places_in(self, other: TokenTree) -> tuple[int, ...]:
@@ -138,7 +144,12 @@ class TokenTree:
             tuple(self.tokens[node] for node in index),
             tuple(index.get(self.parents[node], -1) for node in index),
             {index[node]: drawn for node, drawn in self.proposals.items() if node in index},
+            survival=self._survival_of(index),
         )
+
+    def _survival_of(self, nodes: Collection[int]) -> tuple[float, ...]:
+        """Of a tree of these nodes."""
+        return tuple(self.survival[node] for node in nodes) if self.survival else ()
 
     def matched(self, tokens: Sequence[int]) -> int:
         """How many of the tokens that followed the root lie on one path below it."""

@@ -86,7 +86,10 @@ class Candidates:
         return _ranked(self.chances[at])
 
     def tree(self, root: int, nodes: int, depth: int) -> TokenTree:
-        """The one that is expected to emit most, of at most so many nodes besides the root and no deeper."""
+        """The one that is expected to emit most, of at most so many nodes besides the root and no deeper.
+
+        Its ``survival`` is the product of the chances on the way to each node.
+        """
         known: dict[tuple[int, ...], Ranked] = {}
 
         def follow(path: tuple[int, ...]) -> Ranked:
@@ -98,8 +101,15 @@ class Candidates:
         def token(path: tuple[int, ...]) -> int:
             return self.tokens[len(path) - 1][known[path[:-1]][path[-1]][1]]
 
-        paths = sorted(grow(follow, nodes).paths)  # so the first is the likeliest all the way down
-        return TokenTree.merge(root, [[token(path[: at + 1]) for at in range(len(path))] for path in paths])
+        shape = grow(follow, nodes)
+        shares = dict(zip(shape.paths, shape.shares, strict=True))
+        paths = sorted(shares)  # so the first is the likeliest all the way down
+        index = {path: node for node, path in enumerate([(), *paths])}
+        return TokenTree(
+            (root, *map(token, paths)),
+            (-1, *(index[path[:-1]] for path in paths)),
+            survival=(1.0, *(shares[path] for path in paths)),
+        )
 
     def judged(self, emitted: Sequence[int]) -> list[list[int]]:
         """Tokens of each depth, the likeliest first behind what was emitted before it."""

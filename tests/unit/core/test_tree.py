@@ -45,6 +45,13 @@ def test_malformed_trees_are_refused(tokens, parents, words):
         TokenTree(tokens, parents)
 
 
+def test_survival_says_something_of_every_node_or_of_none():
+    assert TokenTree((1, 2), (-1, 0)).survival == ()
+    assert TokenTree((1, 2), (-1, 0), survival=(1.0, 0.5)).survival == (1.0, 0.5)
+    with pytest.raises(ValueError, match=r"one value per token or none, got \(1.0,\)"):
+        TokenTree((1, 2), (-1, 0), survival=(1.0,))
+
+
 def test_cousins_may_share_a_token():
     assert TREE.children == ((1, 2), (3,), (4, 6), (), (5,), (), ())
 
@@ -116,6 +123,13 @@ def test_pruning_keeps_whole_levels_and_what_they_were_drawn_from():
     assert (pruned.tokens, pruned.parents) == ((9, 1, 3), (-1, 0, 0))
     assert pruned.proposals.keys() == {0}
     assert tree.pruned(0).tokens == (9,)
+
+
+def test_nodes_that_stay_keep_their_survival():
+    tree = TokenTree((9, 1, 2, 3, 4), (-1, 0, 1, 0, 3), survival=(1.0, 0.6, 0.5, 0.3, 0.1))
+    assert tree.pruned(1).survival == (1.0, 0.6, 0.3)
+    assert tree.kept([2, 3, 4]).survival == (1.0, 0.3, 0.1), "node 2 has lost its parent"
+    assert TokenTree((9, 1, 2), (-1, 0, 1)).pruned(1).survival == ()
 
 
 @pytest.mark.parametrize(

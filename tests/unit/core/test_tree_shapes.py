@@ -66,6 +66,13 @@ def test_a_tree_is_no_deeper_than_its_candidates_or_than_asked_for():
     assert max(DRAFTED.tree(9, 12, 2).depths) == 2
 
 
+def test_a_tree_carries_how_likely_each_node_is_to_survive():
+    tree = Candidates([[10, 11], [20, 21]], [[0.5, 0.25], [0.5, 0.125]]).tree(9, 5, 2)
+    assert tree.tokens == (9, 10, 20, 21, 11, 20)
+    assert tree.parents == (-1, 0, 1, 1, 0, 4)
+    assert tree.survival == (1.0, 0.5, 0.25, 0.0625, 0.25, 0.125)
+
+
 class Swayed(Candidates):
     """Behind rank 1 the order is another than behind rank 0."""
 
