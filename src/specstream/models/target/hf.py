@@ -18,7 +18,7 @@ from specstream.models.architecture.hidden_states import States, decoder_layers,
 from specstream.models.architecture.partial_forward import entering, run_lower, run_upper
 from specstream.models.architecture.rotary import require_own_lengths, rotate_by_own_length
 from specstream.models.architecture.view import Stamp, view_of
-from specstream.models.cache import TreeCache
+from specstream.models.cache import PADDING, TreeCache, capacity_for
 from specstream.models.invariance.selftest_cache import SelfTestCache, cache_of, once
 from specstream.models.invariance.tree_check import check_tree
 from specstream.models.invariance.widths import Exactness
@@ -185,6 +185,18 @@ class HuggingFaceTarget:
         self.refresh()
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness, unread=True)
+
+    def begin_idle(self, rows: int, length: int) -> HuggingFaceSession:
+        """See ``Target.begin_idle``: one token is read, and its keys and values are repeated.
+
+        Raises:
+            ValueError: more tokens than the model's context holds.
+        """
+        if length < 1:
+            return self.begin([[]] * rows)
+        if self.context_length is not None and length > self.context_length:
+            raise ValueError(f"length is {length} and the model's context holds {self.context_length}; give fewer")
+        return self.begin([[PADDING]]).fork(rows, length, capacity_for(length))
 
     def begin_from_cache(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """The same, with a copy of the KV cache of a session over these prefixes, if that runs this very model.
