@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from specstream.core.policy import plans
 from specstream.core.policy.planner import Planner
 from specstream.core.policy.plans import Choice, Plan, Taken
+from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
 
@@ -39,6 +40,7 @@ class Controller:
 
     def __init__(self) -> None:
         self._planner = Planner()
+        self._prices = PriceList()
         self._balance = ACCOUNT
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
@@ -48,6 +50,10 @@ class Controller:
         self._poor: dict[str, int] = {}  # what is tried as one -> until which round the account cannot pay for it
         self._declined: list[Offer] = []  # until round `_rested` the answer to them is no
         self._rested = self._idle = self._given = 0
+
+    def know(self, prices: PriceList) -> None:
+        """Take what passes and drafts cost here, as it was measured before the first answer."""
+        self._prices = prices
 
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""

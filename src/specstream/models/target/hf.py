@@ -72,7 +72,7 @@ class HuggingFaceTarget:
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp: Stamp | None = stamp
         self.view, self.family, self.runtime = view, family, runtime
-        self._forget("layers", "_selftest_cache")
+        self._forget("layers", "_selftest_cache", "measured")
         weight = view.get_input_embeddings().weight
         self.vocab_size, self._embedding = int(weight.shape[0]), _kind(weight)
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
@@ -170,7 +170,7 @@ class HuggingFaceTarget:
         """
         name, self.runtime = self.runtime.name, Runtime(self.view, "eager", self.family.layer_windows)
         self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
-        self._forget("_selftest_cache")
+        self._forget("_selftest_cache", "measured")
         once(self._selftest_cache, "tree", lambda: check_tree(self))
         compat.warn_once(f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly")
 
@@ -313,6 +313,11 @@ class HuggingFaceTarget:
     def _selftest_cache(self) -> SelfTestCache | None:
         """What earlier self-tests found, opened with the first. Quantised, what tells the model from others is gone."""
         return None if self.runtime.quantized else cache_of(self.model, self.runtime.name)
+
+    @cached_property
+    def measured(self) -> SelfTestCache:
+        """What was measured of this model's passes and of drafts for it: kept where self-tests are, else in memory."""
+        return self._selftest_cache or SelfTestCache(None)
 
     def _exactness(self) -> Exactness:
         text = self.model.config.get_text_config(decoder=True)
