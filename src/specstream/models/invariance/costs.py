@@ -223,7 +223,7 @@ def _shapes(limit: int | None, rows: int, nodes: int) -> list[tuple[int, int, in
     most = min(nodes, MOST_NODES // rows, TREES[-1] if rows == 1 else ROW_NODES)
     trees = [each for each in TREES if each <= most]
     far = min(FAR, MOST_TOKENS // rows)
-    far = far if limit is None else min(far, limit - most)
+    far = far if limit is None else min(far, limit - TREES[-1])
     near = min(NEAR, far)
     contexts = {near: 1, far: 4} if far >= 2 * near else {near: 1}
     places = [(each * later, each, context) for context, later in contexts.items() for each in trees if context > 0]

@@ -108,7 +108,7 @@ def test_no_tree_is_larger_than_what_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("limit", "contexts"), [(5000, {64, 1024}), (200, {64, 192}), (100, {64}), (20, {12}), (8, set())]
+    ("limit", "contexts"), [(5000, {64, 1024}), (200, {64, 168}), (100, {64}), (50, {18}), (32, set())]
 )
 def test_the_context_of_the_model_is_kept_to(limit, contexts):
     target = timed(context_length=limit)
