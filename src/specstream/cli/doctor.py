@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,9 +27,9 @@ SMALL = 0.05
 """Accepted tokens that a table of one decimal does not show."""
 
 _Model = Annotated[
-    str, typer.Option("--model", "-m", help="Whose batch-invariant widths to show; none leaves them out.")
+    str, typer.Option("--model", "-m", help="Whose batch-invariant widths and costs to show; none leaves them out.")
 ]
-_Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Measure memory and arithmetic, 5 seconds.")]
+_Measure = Annotated[bool, typer.Option("--measure/--no-measure", help="Measure speed and costs, some 7 seconds.")]
 
 
 def doctor(model: _Model = DEFAULT_MODEL, measure: _Measure = True, as_json: options.AsJson = False) -> None:
@@ -70,7 +70,7 @@ def _lines(report: Report) -> Iterator[str]:
     if report.gpus:
         yield from _section("gpu", _gpus(report.gpus))
     if report.widths:
-        yield from _section("widths", _widths(report.widths))
+        yield from _model(report.widths)
     if report.caches:
         yield from _section("caches", _caches(report.caches))
     if report.speed and report.pass_costs:
@@ -82,6 +82,12 @@ def _lines(report: Report) -> Iterator[str]:
         yield from _section("to mend", [str(finding)])
     count = len(report.findings)
     yield f"{count} thing{'' if count == 1 else 's'} to mend" if count else "nothing to mend"
+
+
+def _model(found: Widths) -> Iterator[str]:
+    yield from _section("widths", _widths(found))
+    if found.passes:
+        yield from _section("costs", _measured(found))
 
 
 def _section(name: str, lines: list[str]) -> Iterator[str]:
@@ -156,6 +162,36 @@ def _widths(found: Widths) -> list[str]:
         f"{found.model}: batch-invariant at {widths}, exact: {found.exact}, {source}",
         f"({found.runtime}, {found.dtype})",
     ]
+
+
+def _measured(found: Widths) -> list[str]:
+    """Two tables: passes by rows, context and nodes; drafts by drafter, rows and depth."""
+    passes = {(each.rows, each.context): dict[int, float]() for each in found.passes}
+    for each in found.passes:
+        passes[each.rows, each.context][each.nodes] = each.seconds
+    drafts = {(draft.drafter, draft.rows): dict[int, float]() for draft in found.drafts}
+    for draft in found.drafts:
+        drafts[draft.drafter, draft.rows][draft.depth] = draft.seconds
+    return [
+        "ms of a pass over so many nodes of all rows, behind so many tokens of each row, as real rounds take:",
+        *_table("rows  context", {f"{rows:>4} {context:>8}": table for (rows, context), table in passes.items()}),
+        *(["ms of a draft so many tokens deep:"] if drafts else []),
+        *_table("drafter rows", {f"{name} {rows}": table for (name, rows), table in drafts.items()}),
+    ]
+
+
+def _table(corner: str, rows: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """Milliseconds by row and column; what was not measured is a dash."""
+    if not rows:
+        return []
+    columns = sorted({column for table in rows.values() for column in table})
+    first = max(map(len, (corner, *rows)))
+    cells = {
+        name: [f"{table[column] * 1000:.1f}" if column in table else "-" for column in columns]
+        for name, table in rows.items()
+    }
+    lines = {corner: [str(column) for column in columns], **cells}
+    return [name.ljust(first) + "".join(f"{cell:>8}" for cell in line) for name, line in lines.items()]
 
 
 def _caches(found: Caches) -> list[str]:

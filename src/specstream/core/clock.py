@@ -30,8 +30,7 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device if device.type == "cuda" else None
-        if self._device is not None:
-            torch.cuda.synchronize(self._device)
+        settle(device)
 
     def mark(self) -> Mark:
         if self._device is None:
@@ -40,6 +39,12 @@ class Clock:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
         return Mark(time.perf_counter(), event)
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def between(start: Mark, end: Mark) -> float:

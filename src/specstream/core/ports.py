@@ -198,6 +198,13 @@ class Target(Protocol):
     def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """The same, where ``TargetSession.read`` reads them."""
 
+    def begin_idle(self, rows: int, length: int) -> TargetSession:
+        """A session to time passes in: rows whose first ``length`` tokens count as committed, whatever they are.
+
+        Nobody need have read them: their keys and values may be anything finite.
+        """
+        return self.begin([[0] * length] * rows)
+
 
 class DraftModel(Target, Protocol):
     """A target that drafts for another one."""
@@ -401,6 +408,11 @@ class Drafter(Protocol):
     def limits(self) -> Mapping[str, int]:
         """Depths that it drafts no deeper than, whatever is asked of it, by what sets each of them, in words."""
         return {}
+
+    @property
+    def members(self) -> tuple[Drafter, ...]:
+        """The drafters that it is made of; itself where it is made of none."""
+        return (self,)
 
     def fixed_tree(self, nodes: int) -> Drafter | None:
         """The same with one tree of so many drafted nodes in every round; None if it makes no trees of a given size."""

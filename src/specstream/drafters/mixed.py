@@ -26,6 +26,10 @@ class MixedDrafter(Drafter):
         self.drafters, self.name = drafters, name
 
     @property
+    def members(self) -> tuple[Drafter, ...]:
+        return tuple(member for each in self.drafters for member in each.members)
+
+    @property
     def nodes(self) -> int:
         return max(each.nodes for each in self.drafters)
 

@@ -16,6 +16,7 @@ from specstream.engine.build import build_parts, renewed
 from specstream.engine.call_arguments import check_call, check_length
 from specstream.engine.callbacks import Columns, row_processor
 from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
 from specstream.engine.prompt_forms import token_rows
 from specstream.engine.results import Metrics, Totals
 from specstream.errors import UsageError, shown
@@ -53,8 +54,9 @@ def speculative_decode(
     prompts = token_rows(input_ids)
     model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
     parts = build_parts(model, None, draft, config)
-    generation = Generation(parts, prompts, config.generation).run()
-    return output_of(generation, target)
+    generation = Generation(parts, prompts, config.generation)
+    prepare(parts, len(prompts))
+    return output_of(generation.run(), target)
 
 
 def create_backend(name: str, *, dtype: Any = "auto", device: str = "auto", runtime: str = "auto") -> HuggingFaceTarget:
@@ -173,6 +175,7 @@ class _CustomGenerate:
         # generate() has made processors of the checkpoint's rules, too.
         parts = replace(parts, eos_token_ids=columns.eos_token_ids, checkpoint=CheckpointRules())
         generation = Generation(parts, prompts, settings)
+        prepare(parts, len(prompts))
         for row, prompt in zip(generation.rows, prompts, strict=True):
             if logits_processor:
                 padding = input_ids[row.index, : input_ids.shape[1] - len(prompt)]

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from specstream.core.ports import Drafter
+from specstream.drafters.none import NoDrafter
 from specstream.engine.generation import Parts
 from specstream.errors import UsageError
 from specstream.models.architecture.memory import held_bytes
 from specstream.models.cache import capacity_for, token_bytes
+from specstream.models.invariance.costs import prices_of, rungs
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.reporting import announce
 
 
 def prepare(parts: Parts, rows: int) -> None:
-    """Let the target test itself for batches of so many rows before anything is timed."""
+    """Let the target test itself for batches of so many rows, and the policy know their costs, before any answer."""
     parts.target.prepare(rows=rows, nodes=most_nodes(parts) + 1)
+    _tell_costs(parts, [rows])
+
+
+def prepare_up_to(parts: Parts, rows: int) -> None:
+    """The same where a batch may grow to so many rows while it runs, when nothing may be measured any more."""
+    parts.target.prepare(nodes=most_nodes(parts) + 1)
+    _tell_costs(parts, rungs(rows))
+
+
+def _tell_costs(parts: Parts, rows: Iterable[int]) -> None:
+    """Tell the policy what passes and drafts of so many rows cost, where it decides anything by that."""
+    controller, target = parts.speculation.controller, parts.target
+    # Without a cache a pass costs by the text before it, which no list says.
+    if controller is None or isinstance(parts.drafter, NoDrafter) or not isinstance(target, HuggingFaceTarget):
+        return
+    target.refresh()  # of the model as it is now
+    for each in rows:
+        prices = prices_of(target, parts.drafter, each, most_nodes(parts) + 1)
+        with parts.speculation.lock:
+            controller.know(prices)
 
 
 def announce_left_out(parts: Parts, name: str) -> None:

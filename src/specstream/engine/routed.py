@@ -56,7 +56,9 @@ class AdaptiveRouter(Router):
             raise UsageError("stop strings need a tokenizer; take SpeculativeEngine(drafter='router') for them")
         prompts = token_rows(input_ids)
         parts = self._parts_of(target, draft_models, settings)
-        generation = Generation(parts, prompts, config.generation).run()
+        generation = Generation(parts, prompts, config.generation)
+        prepare(parts, len(prompts))
+        generation.run()
         plain = self._baselines.of(generation, measure=config.measure_baseline).get("tokens_per_second")
         generation.teach(plain)
         output_ids, metrics = output_of(generation, target)
@@ -82,7 +84,6 @@ class AdaptiveRouter(Router):
             parts = build_parts(model, self._tokenizer, None, config)
             routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
             parts = replace(parts.sharing(routed), left_out=left_out_of(target, drafts, routed, config))
-            prepare(parts, 1)
             self._made, self._baselines = (target, key, model, parts), Baselines()
         return self._made[3]
 

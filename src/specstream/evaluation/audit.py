@@ -27,6 +27,7 @@ from specstream.core.sampling import Sampling, process
 from specstream.core.tree import TokenTree
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
 from specstream.engine.results import Totals
 from specstream.engine.text import Prompt, encode
 from specstream.engine.tokens import TokenTexts
@@ -237,7 +238,9 @@ def audit_tokens(
     found = _Findings(parts, parts.sampling(config))
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        found.judge(Generation(parts, batch, config).run())
+        generation = Generation(parts, batch, config)
+        prepare(parts, len(batch))
+        found.judge(generation.run())
         if on_batch is not None:
             on_batch(start + len(batch))
     return found.report()

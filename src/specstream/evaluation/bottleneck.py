@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from specstream.core.clock import settle
 from specstream.evaluation.profile import CACHE, CONTROLLER, DRAFT, OTHER, PARTS, SAMPLE, TARGET, VERIFY, Profile
 
 BUFFER = 1 << 28
@@ -61,10 +62,10 @@ def read_speed(device: torch.device, times: int = 3) -> float:
     buffer = torch.ones(BUFFER // 4, dtype=torch.float32, device=device)
     best = 0.0
     for _ in range(times + 1):
-        _settle(device)
+        settle(device)
         started = time.perf_counter()
         buffer.sum()
-        _settle(device)
+        settle(device)
         best = max(best, BUFFER / (time.perf_counter() - started))
     return best
 
@@ -111,8 +112,3 @@ def sentence(profile: Profile, memory: Memory) -> str:
     if speed >= BOUND * memory.best:
         return f"memory bandwidth of the target's weights: {passes}, {reading}"
     return f"arithmetic and overhead of the target's passes, not memory bandwidth: {passes}, {reading}"
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

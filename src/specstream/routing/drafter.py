@@ -31,6 +31,10 @@ class RoutedDrafter(Drafter):
         self.drafters, self.router = dict(drafters), router
 
     @property
+    def members(self) -> tuple[Drafter, ...]:
+        return tuple(member for each in self.drafters.values() for member in each.members)
+
+    @property
     def nodes(self) -> int:
         return max(each.nodes for each in self.drafters.values())
 

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from specstream.engine.engine import SpeculativeEngine
-from specstream.engine.inventory import prepare
+from specstream.engine.inventory import prepare_up_to
 from specstream.errors import UsageError
 from specstream.serving.deployment import DeploymentConfig, check_machine, most_connections
 from specstream.serving.memory import check_fit
@@ -38,7 +38,7 @@ def check(config: DeploymentConfig) -> None:
 
 
 def load(config: DeploymentConfig) -> SpeculativeEngine:
-    """The engine, warm: its self-tests have run."""
+    """The engine, warm: its self-tests have run, and what its batches cost was measured."""
     settings: dict[str, Any] = {
         "drafter": config.drafter,
         "heads": config.heads,
@@ -64,8 +64,8 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         _log.warning(
             "max_context is %s and the model's context holds %s tokens, which is the limit", config.max_context, own
         )
-    _log.info("testing which passes have equal bits")
-    prepare(engine.parts, 1)
+    _log.info("testing which passes have equal bits, and measuring what they cost")
+    prepare_up_to(engine.parts, config.max_rows)
     _log.info("tested, %.1f s after the start", time.monotonic() - begun)
     return engine
 

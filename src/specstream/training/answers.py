@@ -13,6 +13,7 @@ from typing import Any
 from specstream.config import GenerationConfig
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation
+from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
@@ -245,7 +246,7 @@ def _answer(engine: SpeculativeEngine, prompts: list[list[int]], settings: Answe
         top_p=settings.top_p,
         seed=settings.seed + start,  # of the first row; the next ones count up
     )
-    engine.target.prepare(rows=len(prompts), nodes=engine.parts.speculation.max_depth + 1)
+    prepare(engine.parts, len(prompts))
     return Generation(engine.parts, prompts, config).run()
 
 

@@ -9,7 +9,7 @@ import pytest
 from specstream.cli import main
 from specstream.evaluation import doctor
 from specstream.evaluation.doctor import Report
-from specstream.evaluation.doctor.facts import Caches
+from specstream.evaluation.doctor.facts import Caches, DraftCost, PassCost
 from specstream.evaluation.doctor.findings import Finding
 from specstream.models.hub import snapshots
 from specstream.models.hub.catalog import DEFAULT_MODEL
@@ -121,6 +121,35 @@ def test_other_machines_are_described(
 ) -> None:
     pretend(replace(REPORT, **changed))
     assert words in run(capsys)[1]
+
+
+def test_costs_are_two_tables(pretend: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    passes = tuple(
+        PassCost(rows=rows, nodes=nodes, context=context, seconds=nodes / 1000)
+        for rows, nodes, context in [(1, 1, 64), (1, 2, 64), (1, 1, 1024), (4, 4, 64)]
+    )
+    drafts = (
+        DraftCost(drafter="draft_model", rows=1, depth=2, seconds=0.0061),
+        DraftCost(drafter="streams", rows=1, depth=1, seconds=0.002),
+    )
+    measured = replace(REPORT, widths=replace(WIDTHS, passes=passes, drafts=drafts))
+    pretend(measured)
+    lines = run(capsys)[1].splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("costs"))
+    assert [line[11:] for line in lines[at + 1 : at + 9]] == [
+        "rows  context       1       2       4",
+        "   1       64     1.0     2.0       -",
+        "   1     1024     1.0       -       -",
+        "   4       64       -       -     4.0",
+        "ms of a draft so many tokens deep:",
+        "drafter rows        1       2",
+        "draft_model 1       -     6.1",
+        "streams 1         2.0       -",
+    ]
+    pretend(measured)
+    kept = json.loads(run(capsys, "--json")[1])["widths"]
+    assert kept["passes"][1] == {"rows": 1, "nodes": 2, "context": 64, "seconds": 0.002}
+    assert kept["drafts"][0] == {"drafter": "draft_model", "rows": 1, "depth": 2, "seconds": 0.0061}
 
 
 def test_json_is_one_object(pretend: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -242,7 +242,13 @@ def test_the_widths_of_a_model_are_tested_once_and_kept(tmp_path: Path, monkeypa
     assert (first.state, first.dtype, first.routed) == ("tested", "float32", False)
     assert first.exact in ("bits", "rounding")
     assert first.parameters == first.bytes // 4
+    assert {(each.rows, each.context) for each in first.passes} == {(1, 64), (1, 480)}
+    assert first.drafts == (), "without heads nothing takes a step"
     assert facts.widths(str(model), nullcontext) == replace(first, state="kept")
+    assert facts.widths(str(model), nullcontext, measure=False) == replace(first, state="kept")
+    monkeypatch.setenv(selftest_cache.SWITCH, "1")
+    assert facts.widths(str(model), nullcontext, measure=False).passes == ()
+    monkeypatch.delenv(selftest_cache.SWITCH)
     (model / "config.json").write_text("{", encoding="utf-8")
     refused = facts.widths(str(model), nullcontext)
     assert refused.state == "refused" and "cannot be loaded" in refused.problem

@@ -1,4 +1,4 @@
-"""What the start-up self-test measured: seconds of passes and of drafts."""
+"""What passes and drafts cost on this machine, as measured before the first answer (``models/invariance/costs.py``)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class PriceList:
-    """Seconds on this machine, of one target and of what drafts for it.
+    """Seconds, as far as they were measured.
 
     Attributes:
-        passes: of scoring, verifying and committing, by (rows, nodes of all rows together, tokens of context of each
-            row).
-        drafts: of proposing, by the drafter's name, and by (rows that ask, depth).
+        passes: of the score, verification and commit of one round, by ``(rows, nodes of all rows together, tokens of
+            context of each row)``.
+        drafts: of ``propose()``, with the offers before it, by the drafter's name (``Offer.drafter``) and ``(rows that
+            ask, depth)``.
     """
 
     passes: Mapping[tuple[int, int, int], float] = field(default_factory=dict)
     drafts: Mapping[str, Mapping[tuple[int, int], float]] = field(default_factory=dict)
 
     def merged(self, other: PriceList) -> PriceList:
-        """Those of both; the other's where both have one."""
-        names = [*self.drafts, *(name for name in other.drafts if name not in self.drafts)]
+        """All of both; where both know, what the other says."""
+        names = {**self.drafts, **other.drafts}
         drafts = {name: {**self.drafts.get(name, {}), **other.drafts.get(name, {})} for name in names}
         return PriceList({**self.passes, **other.passes}, drafts)

@@ -77,8 +77,8 @@ def examine(
     """Look at everything.
 
     Args:
-        model: whose batch-invariant widths are wanted; None for none. It is never downloaded.
-        measure: take five seconds to measure memory and arithmetic.
+        model: whose batch-invariant widths and costs are wanted; None for none. It is never downloaded.
+        measure: take five seconds to measure memory and arithmetic, and measure costs that are not kept.
         hush: silences libraries while the model is loaded.
 
     Raises:
@@ -91,7 +91,7 @@ def examine(
     processor = sections.examine("processor", facts.processor)
     passes = sections.examine("passes", facts.passes)
     gpus = sections.examine("gpu", facts.gpus)
-    widths = None if model is None else sections.examine("widths", lambda: facts.widths(model, hush))
+    widths = None if model is None else sections.examine("widths", lambda: facts.widths(model, hush, measure=measure))
     caches = sections.examine("caches", facts.caches)
     speed, costs = (sections.examine("speed", lambda: _measured(widths)) if measure else None) or (None, None)
     found = [

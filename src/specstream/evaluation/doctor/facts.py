@@ -154,6 +154,26 @@ class Caches:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassCost:
+    """Seconds of the score, verification and commit of a round over ``nodes`` of all rows together."""
+
+    rows: int
+    nodes: int
+    context: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftCost:
+    """Seconds of drafting ``depth`` tokens for each of ``rows``."""
+
+    drafter: str
+    rows: int
+    depth: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Widths:
     """What the self-test of a model found, or why there is nothing to ask.
 
@@ -165,6 +185,8 @@ class Widths:
         parameters: that a pass reads; None where the model was not asked, or depends on the tokens.
         bytes: likewise.
         problem: why it was refused.
+        passes: what they cost, as it was measured before the first answer; one row now, more rows where they were met.
+        drafts: what those of the default drafter cost, likewise.
     """
 
     model: str
@@ -177,6 +199,8 @@ class Widths:
     parameters: int | None = None
     bytes: int | None = None
     problem: str = ""
+    passes: tuple[PassCost, ...] = ()
+    drafts: tuple[DraftCost, ...] = ()
 
 
 def versions() -> tuple[Version, ...]:
@@ -275,12 +299,13 @@ def caches() -> Caches:
     return Caches(folders=folders, keeps_self_tests=not selftest_cache.switched_off())
 
 
-def widths(model: str, hush: Callable[[], AbstractContextManager[None]]) -> Widths:
-    """The widths of a model that is on this machine: those that are kept, else those of a self-test now.
+def widths(model: str, hush: Callable[[], AbstractContextManager[None]], *, measure: bool = True) -> Widths:
+    """The widths of a model that is on this machine, and its costs: those that are kept, else measured now.
 
     Args:
         model: the model argument.
         hush: silences libraries while the model is loaded.
+        measure: costs that are not kept.
 
     Raises:
         ModelNotFoundError: nothing answers to the name.
@@ -293,12 +318,12 @@ def widths(model: str, hush: Callable[[], AbstractContextManager[None]]) -> Widt
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say is in the report
-            return _tested(model, hush)
+            return _tested(model, hush, measure)
     except SpecStreamError as error:
         return Widths(model=model, state="refused", problem=str(error))
 
 
-def _tested(name: str, hush: Callable[[], AbstractContextManager[None]]) -> Widths:
+def _tested(name: str, hush: Callable[[], AbstractContextManager[None]], measure: bool) -> Widths:
     from specstream.evaluation.bottleneck import weights_of_a_pass
     from specstream.models.hub.load import load_model
     from specstream.models.invariance.selftest_cache import cache_of
@@ -311,6 +336,7 @@ def _tested(name: str, hush: Callable[[], AbstractContextManager[None]]) -> Widt
     target.prepare(nodes=MOST_NODES)
     read = weights_of_a_pass(target)
     exact, found = _certified(target)
+    passes, drafts = _costs(target, measure)
     return Widths(
         model=name,
         state="kept" if before is not None and before.get("tree") else "tested",
@@ -321,6 +347,31 @@ def _tested(name: str, hush: Callable[[], AbstractContextManager[None]]) -> Widt
         routed=target.family.routed,
         parameters=None if read is None else read // model.dtype.itemsize,
         bytes=read,
+        passes=passes,
+        drafts=drafts,
+    )
+
+
+def _costs(target: Any, measure: bool) -> tuple[tuple[PassCost, ...], tuple[DraftCost, ...]]:
+    """What passes and the default drafter's drafts cost, ordered."""
+    from specstream.config import EngineConfig
+    from specstream.engine.build import build_parts
+    from specstream.engine.inventory import most_nodes
+    from specstream.models.invariance.costs import known_prices, prices_of
+
+    parts = build_parts(target, None, None, EngineConfig())
+    drafter, nodes = parts.drafter, most_nodes(parts) + 1
+    found = prices_of(target, drafter, 1, nodes) if measure else known_prices(target, drafter)
+    return (
+        tuple(
+            PassCost(rows=rows, nodes=nodes, context=context, seconds=seconds)
+            for (rows, nodes, context), seconds in sorted(found.passes.items())
+        ),
+        tuple(
+            DraftCost(drafter=name, rows=rows, depth=depth, seconds=seconds)
+            for name, table in sorted(found.drafts.items())
+            for (rows, depth), seconds in sorted(table.items())
+        ),
     )
 
 

@@ -1,8 +1,9 @@
-"""What the self-test of widths found, kept on disk: a program that starts again need not ask again.
+"""What the self-test of widths found and what passes cost, kept on disk: a program that starts again asks for nothing.
 
-Which kernel a pass runs, and so its bits, depends on the model, its dtype, the code of its forward, the runtime, the
-number of threads, the processor and its level, the libraries and our own code. All of that is in the name of the file:
-whatever changes, the answers of before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps and reads nothing.
+Which kernel a pass runs, and so its bits and its seconds, depends on the model, its dtype, the code of its forward, the
+runtime, the number of threads, the processor and its level, the libraries and our own code. All of that is in the name
+of the file: whatever changes, the answers of before are not found. ``SPECSTREAM_NO_SELFTEST_CACHE=1`` keeps and reads
+nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,39 +32,59 @@ SWITCH = "SPECSTREAM_NO_SELFTEST_CACHE"
 LIBRARIES = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "MKL_", "ONEDNN_", "TORCH_")
 """Environment variables that may choose kernels begin with one of these."""
 
+_Of = TypeVar("_Of", bound=tuple[int, ...])
+
 
 class SelfTestCache:
-    """Answers by name, in one file. A file that cannot be read or written is as good as none.
+    """Answers by name, in one file: whole numbers, and seconds. A file that cannot be used is as good as none.
 
     Args:
-        path: of the file.
+        path: of the file; None remembers as long as the object lives.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | Path | None) -> None:
+        self._path = None if path is None else Path(path)
         self._known = self._read()
 
     def get(self, name: str) -> int | None:
-        """The answer, None if there is none yet."""
-        return self._known.get(name)
+        """The whole number, None if there is none yet."""
+        answer = self._known.get(name)
+        return answer if isinstance(answer, int) else None
+
+    def seconds(self, name: str) -> dict[tuple[int, ...], float]:
+        """What was measured under this name, by what it was measured for."""
+        start = f"{name}: "
+        measured = ((each, answer) for each, answer in self._known.items() if each.startswith(start))
+        return {tuple(map(int, each.removeprefix(start).split())): answer for each, answer in measured}
 
     def keep(self, name: str, answer: int) -> None:
         """Remember an answer, now and on disk, beside what other processes have found meanwhile."""
-        self._known = {**self._read(), **self._known, name: int(answer)}
+        self._keep({name: int(answer)})
+
+    def keep_seconds(self, name: str, measured: Mapping[_Of, float]) -> None:
+        """Remember what was measured, beside what is known under this name."""
+        self._keep({f"{name}: {' '.join(map(str, each))}": float(took) for each, took in measured.items()})
+
+    def _keep(self, answers: Mapping[str, int | float]) -> None:
+        self._known = {**self._read(), **self._known, **answers}
+        if self._path is None:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, json.dumps(self._known, indent=0, sort_keys=True))
         except OSError:
             pass
 
-    def _read(self) -> dict[str, int]:
+    def _read(self) -> dict[str, int | float]:
+        if self._path is None:
+            return {}
         try:
             found = json.loads(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         if not isinstance(found, dict):
             return {}
-        return {str(name): answer for name, answer in found.items() if isinstance(answer, int)}
+        return {name: answer for name, answer in found.items() if isinstance(answer, int | float) and isfinite(answer)}
 
 
 def once(cache: SelfTestCache | None, name: str, test: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from specstream.models.architecture.hidden_states import States, decoder_layers,
 from specstream.models.architecture.partial_forward import entering, run_lower, run_upper
 from specstream.models.architecture.rotary import require_own_lengths, rotate_by_own_length
 from specstream.models.architecture.view import Stamp, view_of
-from specstream.models.cache import TreeCache
+from specstream.models.cache import PADDING, TreeCache, capacity_for
 from specstream.models.invariance.selftest_cache import SelfTestCache, cache_of, once
 from specstream.models.invariance.tree_check import check_tree
 from specstream.models.invariance.widths import Exactness
@@ -72,7 +72,7 @@ class HuggingFaceTarget:
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp: Stamp | None = stamp
         self.view, self.family, self.runtime = view, family, runtime
-        self._forget("layers", "_selftest_cache")
+        self._forget("layers", "_selftest_cache", "measured")
         weight = view.get_input_embeddings().weight
         self.vocab_size, self._embedding = int(weight.shape[0]), _kind(weight)
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
@@ -170,7 +170,7 @@ class HuggingFaceTarget:
         """
         name, self.runtime = self.runtime.name, Runtime(self.view, "eager", self.family.layer_windows)
         self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
-        self._forget("_selftest_cache")
+        self._forget("_selftest_cache", "measured")
         once(self._selftest_cache, "tree", lambda: check_tree(self))
         compat.warn_once(f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly")
 
@@ -185,6 +185,18 @@ class HuggingFaceTarget:
         self.refresh()
         self.prepare()
         return HuggingFaceSession(self, prefixes, self.exactness, unread=True)
+
+    def begin_idle(self, rows: int, length: int) -> HuggingFaceSession:
+        """See ``Target.begin_idle``: one token is read, and its keys and values are repeated.
+
+        Raises:
+            ValueError: more tokens than the model's context holds.
+        """
+        if length < 1:
+            return self.begin([[]] * rows)
+        if self.context_length is not None and length > self.context_length:
+            raise ValueError(f"length is {length} and the model's context holds {self.context_length}; give fewer")
+        return self.begin([[PADDING]]).fork(rows, length, capacity_for(length))
 
     def begin_from_cache(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """The same, with a copy of the KV cache of a session over these prefixes, if that runs this very model.
@@ -301,6 +313,11 @@ class HuggingFaceTarget:
     def _selftest_cache(self) -> SelfTestCache | None:
         """What earlier self-tests found, opened with the first. Quantised, what tells the model from others is gone."""
         return None if self.runtime.quantized else cache_of(self.model, self.runtime.name)
+
+    @cached_property
+    def measured(self) -> SelfTestCache:
+        """What was measured of this model's passes and of drafts for it: kept where self-tests are, else in memory."""
+        return self._selftest_cache or SelfTestCache(None)
 
     def _exactness(self) -> Exactness:
         text = self.model.config.get_text_config(decoder=True)

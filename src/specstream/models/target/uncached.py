@@ -9,6 +9,7 @@ from torch import Tensor
 
 from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
+from specstream.models.cache import PADDING
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.session import HuggingFaceSession
 
@@ -35,6 +36,9 @@ class UncachedTarget:
         return UncachedSession(self._target, prefixes)
 
     begin_reading = begin
+
+    def begin_idle(self, rows: int, length: int) -> UncachedSession:
+        return self.begin([[PADDING] * length] * rows)
 
 
 class UncachedSession:

@@ -116,6 +116,38 @@ def test_a_second_branch_can_only_be_exact_through_attention_in_path_order(
     assert session.exact == exact
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "bloom", "opt", "phi3-64"])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 600), (3, 64)])
+def test_an_idle_session_stands_behind_tokens_that_nobody_read(family: str, rows: int, length: int) -> None:
+    own = target(family)
+    own.prepare()
+    read: list[int] = []
+    count = own.view.register_forward_pre_hook(
+        lambda module, given, named: read.append(named["input_ids"].numel()), with_kwargs=True
+    )
+    session = own.begin_idle(rows, length)
+    count.remove()
+    assert sum(read) <= 1
+    trees = [TokenTree.merge(3, [[4, 5], [6]])] * rows
+    for _ in range(2):
+        before = list(session.cache.lengths)
+        logits = session.score(trees)
+        assert logits.shape[0] == rows and logits.shape[1] >= 4 and bool(torch.isfinite(logits[:, :4]).all())
+        session.commit([[0]] * rows)
+        assert session.cache.lengths == [length + 1 for length in before]
+    assert before == [length + 1] * rows
+    session.rollback([length] * rows)
+    torch.testing.assert_close(session.score(trees)[:, :4], own.begin_idle(rows, length).score(trees)[:, :4])
+
+
+def test_an_idle_session_ends_where_the_context_does() -> None:
+    own = target("llama")
+    assert own.begin_idle(2, 0).cache.lengths == [0, 0]
+    assert own.begin_idle(1, 2048).cache.lengths == [2048]
+    with pytest.raises(ValueError, match="length is 2049 and the model's context holds 2048"):
+        own.begin_idle(1, 2049)
+
+
 def test_a_mixture_of_experts_claims_no_bits() -> None:
     configuration = MixtralConfig(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
