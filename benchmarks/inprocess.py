@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from statistics import median
 from typing import Any
 
 from benchmarks.prompts import Item
@@ -27,6 +25,7 @@ from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError
+from specstream.evaluation.predicted import PassCosts
 from specstream.models.architecture.checkpoint import CheckpointRules
 
 
@@ -197,44 +196,6 @@ class RecordedSession:
         return self._session.score(trees)
 
 
-class PassCosts:
-    """What passes over a target cost at one context, measured in turn.
-
-    Args:
-        target: whose passes.
-        clock: seconds.
-    """
-
-    def __init__(self, target: Any, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._target = target
-        self._clock = clock
-        self._seconds: dict[int, list[float]] = {}
-
-    def measure(self, context: Sequence[int], widths: Sequence[int], repeats: int) -> None:
-        """Time a pass of each width, ``repeats`` times, after one that is not counted."""
-        session = self._target.begin([list(context)])
-        for repeat in range(repeats + 1):
-            for width in widths:
-                chain = TokenTree.chain([context[-1 - at % len(context)] for at in range(width)])
-                started = self._clock()
-                session.score([chain])
-                seconds = self._clock() - started
-                session.commit([(0,)])
-                session.rollback([len(context)])
-                if repeat:
-                    self._seconds.setdefault(width, []).append(seconds)
-
-    def median(self, width: int) -> float:
-        return median(self._seconds[width])
-
-    def total(self, widths: Sequence[int]) -> float:
-        """Seconds that passes of these widths should take."""
-        return sum(self.median(width) for width in widths)
-
-    def as_json(self) -> dict[str, float]:
-        return {str(width): self.median(width) for width in sorted(self._seconds)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """Runs of one prompt, and what they should have taken.
@@ -278,7 +239,7 @@ def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int 
             raise SpecStreamError("drafts were made without a pass that could be seen; measure them another way")
         runs.append((run.decode, widths))
         _price(costs, sides, context, repeats)
-    predicted = [sum(costs[name].total(seen[name]) for name in costs) for _, seen in runs]
+    predicted = [sum(costs[name].total([(width,) for width in seen[name]]) for name in costs) for _, seen in runs]
     return Prediction(
         item=item.name,
         ratios=[total / measured for total, (measured, _) in zip(predicted, runs, strict=True)],
@@ -289,7 +250,7 @@ def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int 
 
 def _price(costs: dict[str, PassCosts], sides: dict[str, Recorded], context: list[int], repeats: int) -> None:
     for name, side in sides.items():
-        costs[name].measure(context, sorted(set(side.widths)), repeats)
+        costs[name].measure([context], {1: sorted(set(side.widths))}, repeats)
 
 
 def _counted(widths: Sequence[int]) -> dict[str, int]:

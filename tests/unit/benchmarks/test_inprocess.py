@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from benchmarks.inprocess import Amount, PassCosts, Recorded, alternate, in_step, predict, spoiled
+from benchmarks.inprocess import Amount, Recorded, alternate, in_step, predict, spoiled
 from benchmarks.prompts import Item
 from specstream import SpeculativeEngine
+from specstream.evaluation.predicted import PassCosts
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ITEMS = [Item(name="a", prompts=[[5, 6, 7, 5, 6, 7, 5, 6]]), Item(name="b", prompts=[[9, 10, 11, 12]])]
@@ -44,25 +44,10 @@ def test_a_spoiled_drafter_has_a_controller_of_its_own() -> None:
     assert spoiled(engine).speculation.controller is not controller
 
 
-def test_the_cost_of_a_pass_is_a_median_and_adds_up(engine: SpeculativeEngine) -> None:
-    def ticks() -> Iterator[float]:
-        now = 0.0
-        for seconds in (9, 9, 1, 2, 3, 4, 2, 9):  # widths 1 and 4 in turn; the first two warm up
-            yield now
-            now += seconds
-            yield now
-
-    clock = ticks()
-    costs = PassCosts(engine.target, lambda: next(clock))
-    costs.measure([5, 6, 7], [1, 4], repeats=3)
-    assert costs.as_json() == {"1": 2.0, "4": 4.0}
-    assert costs.total([4, 4, 1]) == 10.0
-
-
 def test_the_widths_of_passes_are_noted(engine: SpeculativeEngine) -> None:
     recorded = Recorded(engine.target)
     assert recorded.context_length == engine.target.context_length
-    PassCosts(recorded).measure([5, 6, 7], [1, 4], repeats=1)
+    PassCosts(recorded).measure([[5, 6, 7]], {1: [1, 4]}, repeats=1)
     assert recorded.widths == [1, 4, 1, 4]
 
 
