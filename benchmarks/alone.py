@@ -9,16 +9,18 @@ from typing import Any, get_args
 
 from benchmarks import options
 from benchmarks.beside import Outcome, Settings
-from benchmarks.inprocess import Amount, Pair, alternate, in_step, predict, spoiled
+from benchmarks.inprocess import Amount, Pair, adversarial, alternate, in_step, predict, unlearned
 from benchmarks.prompts import CODE_EDITS, Item, encoded, long_text, random_prompts
 from benchmarks.report import Spread, aligned, say
 from specstream.cli.loading import load_engine
 from specstream.config import DrafterName
 from specstream.engine.engine import SpeculativeEngine
-from specstream.engine.generation import Parts
 from specstream.errors import NumericalError
+from specstream.evaluation.quality import Estimate
+from specstream.evaluation.statistics import median_of
 from specstream.files.prompts import load_prompts
 from specstream.heads.folder import KINDS, kind_of
+from specstream.heads.shipped import shipped_for
 
 MATCHING = 0.2
 """A prompt counts as one where lookup matches if so large a share of its passes had an accepted draft."""
@@ -60,31 +62,41 @@ def matching(pairs: Sequence[Pair]) -> tuple[float, str]:
 
 
 def never_slower(settings: Settings) -> Outcome:
-    """Every drafter over plain decoding on prompts of random tokens; the worst drafter's median is the figure.
+    """Every drafter over plain decoding on prompts of random tokens; the worst median is the figure.
 
     What a model writes after random tokens may repeat itself, and then drafts are accepted after all. So each drafter
-    is measured a second time with its drafts spoiled, which does all its work and has nothing accepted. Both sides of a
+    is measured a second time with adversarial drafts: it does all its work and has nothing accepted. Both sides of a
     pair generate pass by pass in turn: the worst of many medians is soon only the machine's worst moment.
     """
-    ratios: dict[str, Spread] = {}
+    found: dict[str, Estimate] = {}
     details: dict[str, Any] = {}
-    cells = [["drafter", "decoding min median max", "whole call", "drafted", "accepted", "equal"]]
-    for drafter in drafters(settings.draft, settings.heads):
-        say(f"drafter {drafter}")
+    cells = [
+        ["drafter", "at once", "decoding min median max", "95 % from", "whole call", "drafted", "accepted", "equal"]
+    ]
+    for drafter in settings.drafters or drafters(settings.draft, settings.heads):
         engine = _engine(settings, settings.target, drafter)
-        amount = _amount(settings, ignore_eos=True)
-        items = random_prompts(len(engine.tokenizer), count=settings.limit, length=RANDOM_LENGTH, seed=1)
-        sides: dict[str, Parts] = {drafter: engine.parts, f"{drafter}, drafts spoiled": spoiled(engine)}
-        for name, parts in sides.items():
-            pairs = in_step(parts, items, amount)
-            ratios[name] = Spread.of([pair.ratio for pair in pairs])
-            whole = median(pair.whole_ratio for pair in pairs)
+        sides = {drafter: engine.parts, f"{drafter}, adversarial": adversarial(engine)}
+        sizes = settings.batch_sizes or (1, 4)
+        ways = [(size, name, unlearned(parts)) for size in sizes for name, parts in sides.items()]
+        for size, name, parts in ways:
+            say(f"{name}, {size} at once")
+            items = random_prompts(
+                len(engine.tokenizer), count=settings.limit * size, length=RANDOM_LENGTH, seed=1, at_once=size
+            )
+            pairs = in_step(parts, items, _amount(settings, ignore_eos=True))
+            found[f"{name} @{size}"] = ratio = median_of([pair.ratio for pair in pairs])
+            spread, whole = Spread.of([pair.ratio for pair in pairs]), median(pair.whole_ratio for pair in pairs)
             drafted, accepted = (sum(getattr(pair.own, key) for pair in pairs) for key in ("drafted", "accepted"))
             counts = [f"{whole:.2f}", str(drafted), str(accepted), _equal(pairs)]
-            cells.append([name, ratios[name].ratio(), *counts])
-            details[name] = _details(engine, {"pairs": pairs})
-        del engine, sides
-    return Outcome(value=min(each.middle for each in ratios.values()), text=aligned(cells), details=details)
+            cells.append([name, str(size), spread.ratio(3), f"{ratio.low:.3f}", *counts])
+            details[f"{name} @{size}"] = {**_details(engine, {"pairs": pairs}), "median": asdict(ratio)}
+        del engine, sides, ways, parts
+    return Outcome(value=min(each.value for each in found.values()), text=aligned(cells), details=details)
+
+
+def _shipped(settings: Settings) -> str:
+    """The folder of the streams that come with the package for the target, ``""`` if there are none."""
+    return shipped_for(_engine(settings, settings.target, "none").model, "streams") or ""
 
 
 def drafters(draft: str, heads: str) -> list[str]:
@@ -173,7 +185,8 @@ def _tokens(pairs: Sequence[Pair]) -> int:
 
 
 def _equal(pairs: Sequence[Pair]) -> str:
-    return f"{sum(pair.own.tokens == pair.plain.tokens for pair in pairs)} of {len(pairs)}"
+    outputs = [each for pair in pairs for each in zip(pair.own.tokens, pair.plain.tokens, strict=True)]
+    return f"{sum(own == plain for own, plain in outputs)} of {len(outputs)}"
 
 
 def _details(engine: SpeculativeEngine, results: dict[str, Sequence[Any]]) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Settings:
         dtype: of every system.
         pythons: interpreters of peers.
         alive: most systems in memory at once.
+        drafters: only these; empty for all that there are.
+        batch_sizes: prompts decoded at once; empty for the figure's own.
     """
 
     target: str
@@ -55,6 +57,8 @@ class Settings:
     dtype: str = "bfloat16"
     pythons: dict[str, str] = field(default_factory=dict)
     alive: int = 2
+    drafters: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
 
     def with_draft(self) -> str:
         """The draft.

@@ -11,18 +11,21 @@ from typing import Annotated
 
 import typer
 
-from benchmarks import beside, options
+from benchmarks import beside, cold_start, options, serving
 from benchmarks.beside import Outcome, Settings
 from benchmarks.goals import GOALS
 from benchmarks.report import exit_codes, setting, write_json
+from specstream.cli.options import check_drafter
+from specstream.engine.choices import SELF
 from specstream.errors import UsageError
 
 MET, MISSED = 0, 1
+ABOUT_SMOLLM2 = ("plain-smollm2", "long-context", "deciding", "cold-start-smollm2", "server-load")
 
 
 def measurements() -> dict[str, Callable[[Settings], Outcome]]:
     """What measures each figure."""
-    from benchmarks import alone, linear  # they load torch, which the figures beside others do not need
+    from benchmarks import alone, deciding, linear  # they load torch, which the figures beside others do not need
 
     return {
         "plain-1.5b": beside.plain_target,
@@ -33,6 +36,10 @@ def measurements() -> dict[str, Callable[[Settings], Outcome]]:
         "lookup": alone.lookup,
         "never-slower": alone.never_slower,
         "predicted": alone.predicted,
+        "deciding": deciding.deciding,
+        "cold-start-smollm2": cold_start.of_smollm2,
+        "cold-start-1.5b": cold_start.of_target,
+        "server-load": serving.server_load,
         "batch": beside.batch,
         "memory": beside.memory,
         "linear-read": linear.read_time,
@@ -49,6 +56,10 @@ def figures(
     smollm2: Annotated[str, typer.Option("--smollm2", help="SmolLM2-135M, where a figure is about it.")] = "",
     data: Annotated[str, typer.Option("--data", help="A folder with humaneval/ and summarization-t0/.")] = "",
     ours: Annotated[str, typer.Option("--ours", help="Our system, such as specstream:mixed@5+int8.")] = "",
+    drafter: Annotated[list[str], typer.Option("--drafter", help="Only these; may be repeated.")] = [],  # noqa: B006
+    batch_size: Annotated[
+        list[int], typer.Option("--batch-size", "-b", min=1, help="Prompts decoded at once; may be repeated.")
+    ] = [],  # noqa: B006
     rounds: options.Rounds = 3,
     max_new_tokens: options.MaxNewTokens = 64,
     limit: options.Limit = 4,
@@ -66,10 +77,12 @@ def figures(
             raise typer.Exit(run_all(sys.argv[1:]))
         if name not in GOALS:
             raise UsageError(f"there is no figure {name!r}; give one of {', '.join(GOALS)}, or all")
-        about_smollm2 = name in ("plain-smollm2", "long-context")
+        for each in drafter:
+            check_drafter(each, without="none")
+        about_smollm2 = name in ABOUT_SMOLLM2
         settings = Settings(
             target="" if about_smollm2 or name in ("linear-read", "linear-rows") else options.model_folder(target),
-            draft=draft and options.model_folder(draft),
+            draft=draft if draft.startswith(SELF) else draft and options.model_folder(draft),
             heads=heads,
             smollm2=options.model_folder(smollm2 or "smollm2-135m") if about_smollm2 else "",
             data=data,
@@ -80,6 +93,8 @@ def figures(
             dtype=dtype,
             pythons=options.pythons(python),
             alive=alive,
+            drafters=tuple(drafter),
+            batch_sizes=tuple(batch_size),
         )
         outcome = measurements()[name](settings)
         raise typer.Exit(report(name, outcome, {**arguments, **asdict(settings)}, output))

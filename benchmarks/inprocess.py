@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from statistics import median
 from typing import Any
 
 from benchmarks.prompts import Item
@@ -27,6 +25,7 @@ from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError
+from specstream.evaluation.predicted import PassCosts
 from specstream.models.architecture.checkpoint import CheckpointRules
 
 
@@ -65,13 +64,13 @@ class Amount:
 
 
 def generate(parts: Parts, amount: Amount, item: Item) -> Run:
-    """Generate for an item of one prompt."""
+    """Generate for an item."""
     return Run.of(_begin(parts, amount, item).run())
 
 
 def alternate(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
     """Pairs of every item in every round; one pair warms up and is not counted."""
-    ways = {name: partial(generate, side, amount) for name, side in _sides(parts).items()}
+    ways = {name: partial(generate, side, amount) for name, side in _sides(parts, items).items()}
     turns = by_turn(in_turn(ways, items, rounds=amount.rounds))
     return [Pair(item=items[turn.prompt].name, round=turn.round, **turn.values()) for turn in turns]
 
@@ -82,7 +81,7 @@ def in_step(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
     A second in which the machine has other work then meets both. It is for small differences; the two take each other's
     place in the processor's caches.
     """
-    sides = _sides(parts)
+    sides = _sides(parts, items)
 
     def both(item: Item, names: Sequence[str]) -> dict[str, Run]:
         running = {name: _begin(sides[name], amount, item) for name in names}
@@ -99,10 +98,10 @@ def in_step(parts: Parts, items: Sequence[Item], amount: Amount) -> list[Pair]:
     ]
 
 
-def _sides(parts: Parts) -> dict[str, Parts]:
+def _sides(parts: Parts, items: Sequence[Item]) -> dict[str, Parts]:
     sides = {"own": parts, "plain": parts.with_drafter(NoDrafter())}
     for side in sides.values():
-        prepare(side, 1)
+        prepare(side, max(len(item.prompts) for item in items))
     return sides
 
 
@@ -111,39 +110,39 @@ def _begin(parts: Parts, amount: Amount, item: Item) -> Generation:
     return Generation(parts, item.prompts, GenerationConfig(max_new_tokens=amount.limit, ignore_eos=amount.ignore_eos))
 
 
-class Spoiled(Drafter):
+class Adversarial(Drafter):
     """A drafter whose every draft is replaced by the next token of the vocabulary: all its work, nothing accepted."""
 
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:
         self._drafter = drafter
         self._vocab_size = vocab_size
-        self.name = f"{drafter.name}, drafts spoiled"
+        self.name = f"{drafter.name}, adversarial drafts"
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
-    ) -> SpoiledSession:
-        return SpoiledSession(self._drafter.begin(prompts, samplings, session), self._vocab_size)
+    ) -> AdversarialSession:
+        return AdversarialSession(self._drafter.begin(prompts, samplings, session), self._vocab_size)
 
 
-class SpoiledSession(DraftSession):
-    """See ``Spoiled``."""
+class AdversarialSession(DraftSession):
+    """See ``Adversarial``."""
 
     def __init__(self, session: DraftSession, vocab_size: int) -> None:
         self._session = session
         self._vocab_size = vocab_size
         self.always_available = session.always_available
-        self._own: dict[int, Offer] = {}  # the session's own offer, by the id of the spoiled one
+        self._own: dict[int, Offer] = {}  # the session's own offer, by the id of the other one
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         own = self._session.offers(requests)
-        given = [[replace(each, tree=each.tree and self._spoiled(each.tree)) for each in offers] for offers in own]
+        given = [[replace(each, tree=each.tree and self._replaced(each.tree)) for each in offers] for offers in own]
         pairs = zip(itertools.chain(*given), itertools.chain(*own), strict=True)
-        self._own = {id(spoiled): offer for spoiled, offer in pairs}
+        self._own = {id(other): offer for other, offer in pairs}
         return given
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         own = [replace(each, offer=self._own.get(id(each.offer))) for each in requests]
-        return [self._spoiled(tree) for tree in self._session.propose(own)]
+        return [self._replaced(tree) for tree in self._session.propose(own)]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         self._session.observe(verdicts)
@@ -151,18 +150,23 @@ class SpoiledSession(DraftSession):
     def keep(self, rows: Sequence[int]) -> None:
         self._session.keep(rows)
 
-    def join(self, other: SpoiledSession) -> None:
+    def join(self, other: AdversarialSession) -> None:
         self._session.join(other._session)
 
-    def _spoiled(self, tree: TokenTree) -> TokenTree:
+    def _replaced(self, tree: TokenTree) -> TokenTree:
         return TokenTree((tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:])), tree.parents)
 
 
-def spoiled(engine: SpeculativeEngine) -> Parts:
-    """The engine's parts with its drafter spoiled, and a controller that has learned nothing from the other."""
+def adversarial(engine: SpeculativeEngine) -> Parts:
+    """The engine's parts with adversarial drafts in place of its drafter's."""
     parts = engine.parts
-    speculation = replace(parts.speculation, controller=copy.deepcopy(parts.speculation.controller))
-    return replace(parts, drafter=Spoiled(parts.drafter, engine.target.vocab_size), speculation=speculation)
+    return replace(parts, drafter=Adversarial(parts.drafter, engine.target.vocab_size))
+
+
+def unlearned(parts: Parts) -> Parts:
+    """The same parts with a controller of their own, which knows what theirs knows now."""
+    speculation = parts.speculation
+    return replace(parts, speculation=replace(speculation, controller=copy.deepcopy(speculation.controller)))
 
 
 class Recorded:
@@ -195,44 +199,6 @@ class RecordedSession:
     def score(self, trees: Sequence[TokenTree]) -> Any:
         self._widths.append(max(map(len, trees)))
         return self._session.score(trees)
-
-
-class PassCosts:
-    """What passes over a target cost at one context, measured in turn.
-
-    Args:
-        target: whose passes.
-        clock: seconds.
-    """
-
-    def __init__(self, target: Any, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._target = target
-        self._clock = clock
-        self._seconds: dict[int, list[float]] = {}
-
-    def measure(self, context: Sequence[int], widths: Sequence[int], repeats: int) -> None:
-        """Time a pass of each width, ``repeats`` times, after one that is not counted."""
-        session = self._target.begin([list(context)])
-        for repeat in range(repeats + 1):
-            for width in widths:
-                chain = TokenTree.chain([context[-1 - at % len(context)] for at in range(width)])
-                started = self._clock()
-                session.score([chain])
-                seconds = self._clock() - started
-                session.commit([(0,)])
-                session.rollback([len(context)])
-                if repeat:
-                    self._seconds.setdefault(width, []).append(seconds)
-
-    def median(self, width: int) -> float:
-        return median(self._seconds[width])
-
-    def total(self, widths: Sequence[int]) -> float:
-        """Seconds that passes of these widths should take."""
-        return sum(self.median(width) for width in widths)
-
-    def as_json(self) -> dict[str, float]:
-        return {str(width): self.median(width) for width in sorted(self._seconds)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +244,7 @@ def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int 
             raise SpecStreamError("drafts were made without a pass that could be seen; measure them another way")
         runs.append((run.decode, widths))
         _price(costs, sides, context, repeats)
-    predicted = [sum(costs[name].total(seen[name]) for name in costs) for _, seen in runs]
+    predicted = [sum(costs[name].total([(width,) for width in seen[name]]) for name in costs) for _, seen in runs]
     return Prediction(
         item=item.name,
         ratios=[total / measured for total, (measured, _) in zip(predicted, runs, strict=True)],
@@ -289,7 +255,7 @@ def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int 
 
 def _price(costs: dict[str, PassCosts], sides: dict[str, Recorded], context: list[int], repeats: int) -> None:
     for name, side in sides.items():
-        costs[name].measure(context, sorted(set(side.widths)), repeats)
+        costs[name].measure([context], {1: sorted(set(side.widths))}, repeats)
 
 
 def _counted(widths: Sequence[int]) -> dict[str, int]:

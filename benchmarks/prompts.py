@@ -135,13 +135,11 @@ def batches(items: Sequence[Item], size: int) -> list[Item]:
     return [Item(name=f"batch {start // size}", prompts=prompts[start : start + size]) for start in starts]
 
 
-def random_prompts(vocab_size: int, *, count: int, length: int, seed: int) -> list[Item]:
-    """Prompts of tokens drawn at random, the same for the same seed."""
+def random_prompts(vocab_size: int, *, count: int, length: int, seed: int, at_once: int = 1) -> list[Item]:
+    """Prompts of tokens drawn at random, the same for the same seed, ``at_once`` of them in each item."""
     chance = random.Random(seed)
-    return [
-        Item(name=f"random {index}", prompts=[[chance.randrange(vocab_size) for _ in range(length)]])
-        for index in range(count)
-    ]
+    prompts = [[chance.randrange(vocab_size) for _ in range(length)] for _ in range(count)]
+    return [Item(name=f"random {at // at_once}", prompts=prompts[at : at + at_once]) for at in range(0, count, at_once)]
 
 
 def long_text(words: int, seed: int = 0) -> str:

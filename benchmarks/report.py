@@ -32,8 +32,8 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(low=min(values), middle=median(values), high=max(values))
 
-    def ratio(self) -> str:
-        return f"{self.low:.2f} {self.middle:.2f} {self.high:.2f}"
+    def ratio(self, digits: int = 2) -> str:
+        return f"{self.low:.{digits}f} {self.middle:.{digits}f} {self.high:.{digits}f}"
 
 
 @dataclass(frozen=True, kw_only=True)

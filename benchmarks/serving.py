@@ -10,9 +10,10 @@ import gc
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 from typing import Annotated, Any
 
@@ -20,6 +21,8 @@ import httpx
 import typer
 
 from benchmarks import options
+from benchmarks.beside import Outcome as Figure
+from benchmarks.beside import Settings
 from benchmarks.report import Spread, aligned, exit_codes, say, setting, write_json
 from benchmarks.servers import (
     NAME,
@@ -37,6 +40,7 @@ from benchmarks.servers import (
 from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
 from specstream.engine import contestants
 from specstream.errors import UsageError
+from specstream.evaluation.statistics import median_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -48,6 +52,9 @@ Rows = Annotated[int, typer.Option("--rows", min=1, help="Answers that a server 
 Context = Annotated[int, typer.Option("--context", min=2, help="Most tokens of a prompt and its answer.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of what is asked, in which order, and who leaves.")]
 Set = Annotated[list[str], typer.Option("--set", help="KEY=VALUE of our server's configuration; may be repeated.")]
+
+CLIENTS = 16
+"""Of the figure ``server-load``."""
 
 FLAT = 0.02
 """Memory is flat if the last quarter's median is at most this share above the first quarter's."""
@@ -267,7 +274,7 @@ def throughput(
 ) -> None:
     """Tokens per second of the same load: one client against many, our server against vLLM's (--python vllm=...)."""
     arguments = dict(locals())
-    with exit_codes(), ExitStack() as servers:
+    with exit_codes():
         pythons = options.pythons(python)
         folder = options.model_folder(target)
         served = Served(target=folder, dtype=dtype, rows=rows, queue=4 * clients, most=longest, context=context)
@@ -278,20 +285,68 @@ def throughput(
         elif pythons:
             raise UsageError(f"--python is for {', '.join(pythons)}; the servers are ours and vllm's")
         asked = questions(count, longest=longest, seed=seed)
-        sides: dict[str, Side] = {}
-        for name, command in commands.items():
-            port = free_port()
-            url = servers.enter_context(ServerProcess(name, *command(port), port)).url
-            say(f"{name} listens")
-            for at_once in (1, clients) if alone else (clients,):
-                sides[f"{name} @{at_once}"] = side(Crowd(url, NAME, asked), count, at_once, seed)
-        speeds = in_turn(sides, rounds)
+        speeds = speeds_of(commands, asked, (1, clients) if alone else (clients,), rounds, seed)
     many = f"specstream @{clients}"
     found = ratios(speeds, many)
     print(throughput_table(speeds, found, many))
     if output:
         write_json(output, {**setting(arguments, dtype), "of": many, "speeds": speeds, "ratios": found})
         say(f"every sample is in {output}")
+
+
+def speeds_of(
+    commands: Mapping[str, Callable[[int], Command]],
+    asked: Sequence[Question],
+    clients: Sequence[int],
+    rounds: int,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Start servers and ask everything of each of them, in turn: tokens per second of every round, by ``NAME @N``.
+
+    Args:
+        commands: of each server, what to run, given its port.
+        asked: the questions, each asked once.
+        clients: how many ask at the same time; each number is a side of its own.
+        rounds: that count.
+        seed: of the order.
+    """
+    with ExitStack() as servers:
+        sides: dict[str, Side] = {}
+        for name, command in commands.items():
+            port = free_port()
+            url = servers.enter_context(ServerProcess(name, *command(port), port)).url
+            say(f"{name} listens")
+            for at_once in clients:
+                sides[f"{name} @{at_once}"] = side(Crowd(url, NAME, asked), len(asked), at_once, seed)
+        return in_turn(sides, rounds)
+
+
+def server_load(settings: Settings) -> Figure:
+    """Our server beside the same server without speculation: tokens a second of a mixed load of ``CLIENTS`` clients."""
+    served = Served(
+        target=settings.smollm2,
+        dtype=settings.dtype,
+        rows=CLIENTS,
+        queue=4 * CLIENTS,
+        most=settings.max_new_tokens,
+        context=2048,
+    )
+    commands = {
+        drafter: partial(ours, served, options=[f"drafter={drafter}"])
+        for drafter in (*(settings.drafters or ("auto",)), "none")
+    }
+    asked = questions(3 * CLIENTS, longest=settings.max_new_tokens, seed=0)
+    speeds = speeds_of(commands, asked, [CLIENTS], settings.rounds)
+    plain = f"none @{CLIENTS}"
+    found = {name: [1 / each for each in values] for name, values in ratios(speeds, plain).items()}
+    estimates = {name: median_of(values) for name, values in found.items()}
+    cells = [["drafter @clients", "tokens/s median (min-max)", "over none: min median max", "95 % from"]]
+    for name, values in speeds.items():
+        speed = Spread.of(values)
+        over = [Spread.of(found[name]).ratio(), f"{estimates[name].low:.3f}"] if name in found else ["", ""]
+        cells.append([name, f"{speed.middle:.1f} ({speed.low:.1f}-{speed.high:.1f})", *over])
+    details = {"speeds": speeds, "ratios": found, "medians": {name: asdict(each) for name, each in estimates.items()}}
+    return Figure(value=min(each.value for each in estimates.values()), text=aligned(cells), details=details)
 
 
 def side(crowd: Crowd, count: int, clients: int, seed: int) -> Side:

@@ -150,8 +150,34 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert figures["streams"]["parameters"] == 3 * 48 + 2 * (2 * 96 + 2 * 72 + 3 * 144)
     assert figures["medusa"]["parameters"] == 3 * (48 * 48 + 300 * 48)
     assert figures["draft_model"]["parameters"] == 0, "the target drafts for itself"
+    assert all(each["measured_over_predicted"] > 0 for each in figures.values())
+    assert (report["batch_size"], report["left_out"]) == (1, 0)
     assert report["arguments"]["per_category"] == 2
     assert report["provenance"]["runtime"]
+
+
+def test_bench_heads_decodes_several_prompts_at_once(run, questions, tmp_path):
+    words = ["--drafter", "lookup", "-b", "2", "-b", "3", "-n", "12", "--output", str(tmp_path / "report.json")]
+    code, out, err = run("benchmark", "heads", "--prompts", str(questions), *words)
+    assert (code, err) == (0, "")
+    assert "2 groups of 2 prompts in the file's order, decoded at once; the last 1 are left out" in out
+    assert "1 groups of 3 prompts in the file's order, decoded at once; the last 2 are left out" in out
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    pairs, threes = report["batches"]
+    assert [(each["batch_size"], each["left_out"], each["categories"]) for each in (pairs, threes)] == [
+        (2, 1, {}),
+        (3, 2, {}),
+    ]
+    for each, outputs, groups in ((pairs, 4, 2), (threes, 3, 1)):
+        assert [(own["side"], own["equal"], own["outputs"]) for own in each["all"]] == [
+            ("plain", outputs, outputs),
+            ("lookup", outputs, outputs),
+        ]
+        assert len(each["samples"]) == 2 * groups
+    assert pairs["all"][1]["ratio_interval"]["low"] > 0
+    assert threes["all"][1]["ratio_interval"]["low"] is None, "one group says nothing of others"
+    assert [each["category"] for each in pairs["samples"][::2]] == ["writing", "writing, coding"]
+    assert report["arguments"]["batch_size"] == [2, 3]
 
 
 def test_bench_heads_holds_thresholds_of_pruning_beside_each_other(run, folders, questions, tmp_path):
@@ -177,6 +203,8 @@ def test_bench_heads_holds_thresholds_of_pruning_beside_each_other(run, folders,
         (["--drafter", "none"], "drafter is 'none', which is always measured; leave it out"),
         (["--drafter", "magic"], "drafter is 'magic'; give one of"),
         (["--prompts", "nowhere.jsonl"], "prompts 'nowhere.jsonl' cannot be read"),
+        (["--batch-size", "0"], "--batch-size is '0'; give a value"),
+        (["--batch-size", "6"], "batch-size is 6 and there are 5 prompts; give more, or a smaller one"),
         (["--output", "/nowhere/report.json"], "give the name of a file in a folder that exists"),
     ],
 )

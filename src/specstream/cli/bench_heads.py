@@ -15,10 +15,8 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
-    from specstream.engine.contestants import Run
-    from specstream.engine.generation import Parts
     from specstream.evaluation.compare import Comparison, Contestant, Figures
-    from specstream.evaluation.heads import Question
+    from specstream.evaluation.heads import Groups
 
 _Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, or lines like its own.")]
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
@@ -35,6 +33,12 @@ _Pruning = Annotated[
     list[float],
     typer.Option("--pruning", help="Streams once more, without drafts their early exit gives less; may be repeated."),
 ]
+_BatchSize = Annotated[
+    list[int],
+    typer.Option(
+        "--batch-size", "-b", min=1, help="Prompts decoded at once, in the file's order; may be repeated. Default: 1."
+    ),
+]
 _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write every sample to this JSON file.")]
 
 
@@ -48,6 +52,7 @@ def bench_heads(
     per_category: _PerCategory = 20,
     fixed: _Fixed = None,
     pruning: _Pruning = [],  # noqa: B006
+    batch_size: _BatchSize = [],  # noqa: B006
     max_new_tokens: options.MaxNewTokens = 128,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -56,7 +61,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions, record
+    from specstream.evaluation.heads import NEEDING, Groups, read_questions, record
     from specstream.heads.folder import KINDS
     from specstream.heads.shipped import shipped_for
 
@@ -69,25 +74,26 @@ def bench_heads(
     if fixed is not None and drafter and not set(KINDS) & set(drafter):
         raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
     questions = read_questions(prompts, per_category)
+    dealt = [Groups.of(questions, size) for size in dict.fromkeys(batch_size or [1])]
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
-    try:
-        contestants = drafters_beside(engine, names, given, settings, fixed=fixed, pruning=pruning)
-    except UsageError as error:  # heads have an option for each kind here
-        kind = next((each for each in KINDS if f"'{each}'" in str(error)), "streams")
-        raise type(error)(str(error).replace("heads=", f"--{kind}")) from error
-    comparison = _compare(engine, contestants, questions)
-    arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts}
+    records = []
+    for groups in dealt:
+        contestants = _contestants(engine, names, given, settings, fixed=fixed, pruning=pruning)
+        comparison, predicted = _measure(engine, contestants, groups)
+        records.append(record(comparison, groups, predicted))
+        if not as_json:
+            _print(comparison, groups, predicted, engine.model.num_parameters())
+    arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts, "batch_size": batch_size}
     arguments |= {"per_category": per_category, "fixed": fixed, "pruning": pruning}
-    found = {**record(comparison, questions), "provenance": comparison.machine, "arguments": arguments}
+    found = records[0] if len(records) == 1 else {"batches": records}
+    found = {**found, "provenance": engine.provenance(), "arguments": arguments}
     if output is not None:
         write_record(output, found)
     if as_json:
         print(json.dumps(found))
-    else:
-        _print(comparison, questions, engine.model.num_parameters())
 
 
 def _check(wanted: list[str], given: dict[str, str | None]) -> None:
@@ -110,27 +116,36 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
         check(draft)
 
 
-def _compare(engine: Any, contestants: list[Contestant], questions: list[Question]) -> Comparison:
-    from specstream.evaluation.compare import answer_text, compare
+def _contestants(engine: Any, names: list[str], given: dict[str, str | None], *rest: Any, **more: Any) -> Any:
+    """New ones for each size of batch: what a policy learned from one is not to help it with the next."""
+    from specstream.evaluation.heads import drafters_beside
+    from specstream.heads.folder import KINDS
 
-    config, machine, answered = engine.config.generation, engine.provenance(), count(1)
+    try:
+        return drafters_beside(engine, names, given, *rest, **more)
+    except UsageError as error:  # heads have an option for each kind here
+        kind = next((each for each in KINDS if f"'{each}'" in str(error)), "streams")
+        raise type(error)(str(error).replace("heads=", f"--{kind}")) from error
+
+
+def _measure(engine: Any, contestants: list[Contestant], groups: Groups) -> tuple[Comparison, dict[str, float]]:
+    from specstream.evaluation.heads import measure
+
     # Answers, not prompts: with all drafters a prompt may take a minute. The first one warms up and comes again.
-    with progress("answers", (len(questions) + 1) * len(contestants)) as tell:
-
-        def answer(parts: Parts, text: str) -> Run:
-            run = answer_text(parts, text, config)
-            tell(next(answered))
-            return run
-
-        return compare(contestants, [question.text for question in questions], answer, machine=machine)
+    answered = count(1)
+    with progress("answers", (len(groups.questions) + 1) * len(contestants)) as tell:
+        return measure(engine, contestants, groups, lambda: tell(next(answered)))
 
 
-def _print(comparison: Comparison, questions: list[Question], base: int) -> None:
+def _print(comparison: Comparison, groups: Groups, predicted: dict[str, float], base: int) -> None:
     from rich.table import Column, Table
 
-    from specstream.evaluation.heads import by_category, parameter_ratio
+    from specstream.evaluation.heads import parameter_ratio
 
     console = table_console()
+    if groups.size > 1:
+        left_out = f"; the last {groups.left_out} are left out" if groups.left_out else ""
+        print(f"{len(groups.questions)} groups of {groups.size} prompts in the file's order, decoded at once{left_out}")
     columns = (
         Column("drafter", no_wrap=True),
         "extra parameters",
@@ -145,15 +160,17 @@ def _print(comparison: Comparison, questions: list[Question], base: int) -> None
         table.add_row(*_cells(each, base))
     console.print(table)
     print(f"drafted tokens a pass: {', '.join(f'{each.contestant} {each.nodes:.2f}' for each in comparison.figures())}")
+    print(f"measured over predicted speed: {', '.join(f'{name} {ratio:.2f}' for name, ratio in predicted.items())}")
     table = Table("tokens/pass, x plain", *(each.name.replace(" (", "\n(") for each in comparison.contestants))
-    for category, prompts in by_category(questions).items():
+    for category, prompts in groups.categories.items():
         own = comparison.figures(prompts)
         table.add_row(category, *(f"{each.mean_accepted_length:.2f} {each.speedup.value:.2f}x" for each in own))
-    console.print(table)
+    if groups.categories:
+        console.print(table)
     print(
         "tokens/s of decoding, the prompt on neither side; x plain: over plain decoding of the same process, in turn, "
-        "and its 95 % interval; median: of the prompts' own ratios; equal: outputs that are plain decoding's; "
-        "fixed tree: no controller"
+        "and its 95 % interval over prompts, or over groups of them; median: of their own ratios; equal: outputs that "
+        "are plain decoding's; fixed tree: no controller; predicted: passes timed alone, and drafting"
     )
     if (ratio := parameter_ratio(comparison.contestants)) is not None:
         print(f"Medusa has {ratio:,.1f} times as many extra parameters as streams; the paper says about 10,000")
@@ -173,5 +190,5 @@ def _cells(figures: Figures, base: int) -> list[str]:
         f"{figures.tokens_per_second:.1f}",
         interval(plain_estimate(figures.speedup)).replace(" (", "\n("),
         f"{figures.median_speedup:.2f}",
-        f"{figures.equal} of {figures.samples}",
+        f"{figures.equal} of {figures.outputs}",
     ]

@@ -6,9 +6,10 @@ and it counts for none of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import eq
 from statistics import median
 from typing import Any, TypeVar
 
@@ -50,17 +51,17 @@ class Sample:
 
     Attributes:
         contestant: whose.
-        prompt: index.
+        prompt: index; of a group of prompts, if several are decoded at once.
         round: from 0.
         run: what was generated, and how fast.
-        equal: whether the tokens are plain decoding's.
+        equal: outputs of it whose tokens are plain decoding's.
     """
 
     contestant: str
     prompt: int
     round: int
     run: Run
-    equal: bool
+    equal: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,8 @@ class Figures:
         tokens_per_second: of decoding.
         speedup: of that over plain decoding's, all prompts together; 95 % interval by resampling prompts.
         median_speedup: of the samples' own.
-        equal: samples whose tokens are plain decoding's.
-        samples: how many there are.
+        equal: outputs whose tokens are plain decoding's.
+        outputs: how many there are.
     """
 
     contestant: str
@@ -90,7 +91,7 @@ class Figures:
     speedup: Estimate
     median_speedup: float
     equal: int
-    samples: int
+    outputs: int
 
 
 @dataclass(kw_only=True)
@@ -128,6 +129,7 @@ def compare(
     tolerant: bool = False,
     machine: dict[str, Any] | None = None,
     on_prompt: Callable[[int], None] | None = None,
+    on_turn: Callable[[int, Mapping[str, Run]], None] | None = None,
 ) -> Comparison:
     """Every contestant on every prompt; the first prompt warms up and is counted when it comes again.
 
@@ -138,6 +140,7 @@ def compare(
         tolerant: a prompt that fails is noted, and the others go on.
         machine: what it is measured with and on.
         on_prompt: called with the number of prompts done.
+        on_turn: called with a prompt's index and what all contestants made of it.
     """
     comparison = Comparison(contestants=contestants, machine=machine or {})
     for each in contestants:
@@ -150,9 +153,11 @@ def compare(
             comparison.failures[turn.prompt] = reason_of(error)
         else:
             for name in ways:
-                equal = runs[name].tokens == runs[PLAIN].tokens
+                equal = sum(map(eq, runs[name].tokens, runs[PLAIN].tokens))
                 made = Sample(contestant=name, prompt=turn.prompt, round=turn.round, run=runs[name], equal=equal)
                 comparison.samples.append(made)
+            if on_turn is not None:
+                on_turn(turn.prompt, runs)
         if on_prompt is not None:
             on_prompt(turn.prompt + 1)
     return comparison
@@ -181,6 +186,18 @@ def answer_text(
     return Run.of(*made)
 
 
+def answer_texts(parts: Parts, texts: Sequence[str], config: GenerationConfig) -> Run:
+    """Generate from several texts at once, through the chat template if there is one, and note every pass.
+
+    Args:
+        parts: with which.
+        texts: one for each row.
+        config: how much and by which rule.
+    """
+    prompts = [encode(parts.tokenizer, asked(parts.tokenizer, text)) for text in texts]
+    return Run.watched(Generation(parts, prompts, config))
+
+
 def speed(runs: Iterable[Run]) -> float:
     """Tokens per second of decoding, all of them together."""
     listed = list(runs)
@@ -202,7 +219,7 @@ def _figures(contestant: Contestant, samples: Sequence[Sample], plain: Sequence[
         speedup=speedup,
         median_speedup=median(speed([own]) / speed([other]) for own, other in zip(runs, base, strict=True)),
         equal=sum(each.equal for each in samples),
-        samples=len(samples),
+        outputs=sum(len(run.tokens) for run in runs),
     )
 
 

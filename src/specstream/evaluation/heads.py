@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specstream.config import engine_config
 from specstream.engine.build import build_parts
-from specstream.engine.contestants import PLAIN
-from specstream.engine.inventory import extra_parameters, with_fixed_tree
+from specstream.engine.contestants import PLAIN, Run
+from specstream.engine.generation import Parts
+from specstream.engine.inventory import extra_parameters, prepare, with_fixed_tree
+from specstream.engine.text import asked, encode
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.summary import plain_estimate
-from specstream.evaluation.compare import Comparison, Contestant, Figures, Sample
+from specstream.evaluation.compare import Comparison, Contestant, Figures, Sample, answer_texts, compare
+from specstream.evaluation.predicted import Predictions
 from specstream.files.prompts import read_records
 from specstream.heads.folder import KINDS
 
@@ -109,16 +112,92 @@ def by_category(questions: Sequence[Question]) -> dict[str, list[int]]:
     return found
 
 
-def record(comparison: Comparison, questions: Sequence[Question]) -> dict[str, Any]:
-    """Plain values that JSON can hold."""
-    categories = by_category(questions)
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Questions that are decoded together, so many at once.
+
+    Attributes:
+        size: questions of each group.
+        questions: of every group, in the order in which they were read: category by category.
+        left_out: the last questions, too few for a group.
+    """
+
+    size: int
+    questions: list[list[Question]]
+    left_out: int
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], size: int) -> Groups:
+        """Deal questions into groups.
+
+        Raises:
+            UsageError: fewer questions than one group.
+        """
+        count = len(questions) // size
+        if not count:
+            raise UsageError(
+                f"batch-size is {size} and there are {len(questions)} prompts; give more, or a smaller one"
+            )
+        groups = [list(questions[at * size : (at + 1) * size]) for at in range(count)]
+        return cls(size=size, questions=groups, left_out=len(questions) - count * size)
+
+    @property
+    def categories(self) -> dict[str, list[int]]:
+        """Groups of each category; none where groups may mix them."""
+        return by_category([each for (each,) in self.questions]) if self.size == 1 else {}
+
+
+def measure(
+    engine: Any, contestants: Sequence[Contestant], groups: Groups, tell: Callable[[], None]
+) -> tuple[Comparison, dict[str, float]]:
+    """Every contestant on every group, in turn.
+
+    Args:
+        engine: whose target and settings all of them share.
+        contestants: one of them is plain decoding.
+        groups: what is asked.
+        tell: called after every answer.
+
+    Returns:
+        All samples, and the measured over the predicted speed of each contestant.
+    """
+    config, predictions = engine.config.generation, Predictions(engine.target)
+
+    def answer(parts: Parts, group: Sequence[Question]) -> Run:
+        run = answer_texts(parts, [each.text for each in group], config)
+        tell()
+        return run
+
+    def price(index: int, runs: Mapping[str, Run]) -> None:
+        texts = [each.text for each in groups.questions[index]]
+        predictions.add([encode(engine.tokenizer, asked(engine.tokenizer, text)) for text in texts], runs)
+
+    for each in contestants:
+        prepare(each.parts, groups.size)
+    comparison = compare(contestants, groups.questions, answer, machine=engine.provenance(), on_turn=price)
+    return comparison, {each.name: predictions.ratio(each.name) for each in contestants}
+
+
+def record(comparison: Comparison, groups: Groups, predicted: Mapping[str, float]) -> dict[str, Any]:
+    """Plain values that JSON can hold.
+
+    Args:
+        comparison: all samples.
+        groups: what was asked.
+        predicted: the measured over the predicted speed of each contestant.
+    """
+
+    def figures(own: Collection[int] | None = None) -> list[dict[str, Any]]:
+        return [_plain_figures(each) for each in comparison.figures(own)]
+
+    whole = [{**each, "measured_over_predicted": predicted[each["side"]]} for each in figures()]
     return {
+        "batch_size": groups.size,
+        "left_out": groups.left_out,
         "parameter_ratio": parameter_ratio(comparison.contestants),
-        "all": [_plain_figures(each) for each in comparison.figures()],
-        "categories": {
-            name: [_plain_figures(each) for each in comparison.figures(own)] for name, own in categories.items()
-        },
-        "samples": [_plain_sample(each, questions[each.prompt]) for each in comparison.samples],
+        "all": whole,
+        "categories": {name: figures(own) for name, own in groups.categories.items()},
+        "samples": [_plain_sample(each, groups) for each in comparison.samples],
     }
 
 
@@ -134,21 +213,21 @@ def _plain_figures(figures: Figures) -> dict[str, Any]:
         "ratio_interval": plain_estimate(figures.speedup),
         "middle_ratio": figures.median_speedup,
         "equal": figures.equal,
-        "outputs": figures.samples,
+        "outputs": figures.outputs,
     }
 
 
-def _plain_sample(sample: Sample, question: Question) -> dict[str, Any]:
-    run = sample.run
+def _plain_sample(sample: Sample, groups: Groups) -> dict[str, Any]:
+    run, first = sample.run, sample.prompt * groups.size
     return {
         "side": sample.contestant,
-        "question": sample.prompt,
-        "category": question.category,
+        "question": first,
+        "category": ", ".join(dict.fromkeys(each.category for each in groups.questions[sample.prompt])),
         "emitted": run.passes,
         "drafted": run.drafted,
         "accepted": run.accepted,
         "seconds": run.decode,
         "total": run.total,
         "exact": run.exact,
-        "equal": sample.equal,
+        "equal": sample.equal == len(run.tokens),
     }

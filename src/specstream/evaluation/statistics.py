@@ -53,6 +53,28 @@ def ratio_of_ratios(sides: Sequence[tuple[Values, Values]], seed: int = 0) -> Es
     return Estimate(value=value, low=value * exp(-reach), high=value * exp(reach))
 
 
+def median_of(values: Sequence[float], seed: int = 0) -> Estimate:
+    """The median of some values, at least one, with a percentile interval by resampling them.
+
+    Args:
+        values: such as the ratios of pairs.
+        seed: of the resamples.
+
+    Returns:
+        With a single value the interval is unknown, and is said to be from 0 to infinity.
+    """
+    table = np.array(values, np.float64)
+    value = float(np.median(table))
+    if len(table) == 1:
+        return Estimate(value=value, low=0.0, high=float("inf"))
+
+    def figure(drawn: Indices, axis: int = -1) -> Values:
+        return np.asarray(np.median(table[drawn], axis=-1))
+
+    low, high = resampled(figure, len(table), seed).confidence_interval
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
 def sign_flips(values: Values, seed: int = 0) -> float:
     """How often flipping the signs of some values gives a sum as far from 0: the p-value of "they scatter around 0".
 

@@ -104,7 +104,7 @@ def figures(run: Comparison, task: Task, examples: Sequence[TaskExample]) -> lis
                 "speedup_interval": plain_estimate(each.speedup),
                 "middle_speedup": each.median_speedup,
                 "equal": each.equal,
-                "answers": each.samples,
+                "answers": each.outputs,
             }
         )
     return found
@@ -135,5 +135,5 @@ def _plain_answer(sample: Sample) -> dict[str, Any]:
         "passes": len(sample.run.passes),
         "seconds": sample.run.decode,
         "exact": sample.run.exact,
-        "equal": sample.equal,
+        "equal": bool(sample.equal),
     }

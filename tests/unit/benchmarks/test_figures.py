@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,23 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from benchmarks import cold_start, serving
 from benchmarks import figures as commands
-from benchmarks.alone import MATCHING, drafters, matching
+from benchmarks.alone import MATCHING, drafters, matching, never_slower
 from benchmarks.beside import Outcome, Settings, smallest_ratio
+from benchmarks.cold_start import COLD, Start, start
+from benchmarks.deciding import spent
 from benchmarks.goals import GOALS, Goal
 from benchmarks.inprocess import Pair
 from benchmarks.peers import conditions, default_reference, default_systems, peers
+from benchmarks.prompts import Item
 from benchmarks.rounds import Measured, Sample
 from benchmarks.systems import parse_system
+from specstream import SpeculativeEngine
+from specstream.core.policy.controller import Controller
 from specstream.engine.contestants import Run
-from specstream.errors import UsageError
+from specstream.errors import SpecStreamError, UsageError
+from tests.tiny import tiny_model, tiny_tokenizer
 
 OUTCOME = Outcome(value=1.0, text="a table", details={"samples": []})
 
@@ -76,6 +85,8 @@ def test_a_figure_is_printed_and_written_and_a_missed_one_fails(
         (["draft-humaneval"], "give --draft"),
         (["draft-humaneval", "--draft", "MODEL"], "give --data"),
         (["lookup", "--data", "/nowhere"], "give --data"),
+        (["never-slower", "--drafter", "magic"], "--drafter is 'magic'; give one of"),
+        (["never-slower", "-b", "0"], "batch-size"),
     ],
 )
 def test_a_wrong_call_is_code_2(words: list[str], part: str, model: str) -> None:
@@ -169,3 +180,77 @@ def test_what_a_figure_needs_is_asked_for() -> None:
         Settings(target="a").data_file("humaneval")
     assert drafters("", "") == ["lookup", "lookahead"]
     assert drafters("d", "") == ["lookup", "lookahead", "draft_model", "mixed"]
+
+
+def test_never_slower_measures_real_and_adversarial_drafts_at_every_size(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    amount = {"rounds": 2, "max_new_tokens": 8, "limit": 2, "dtype": "float32"}
+    settings = Settings(target=str(tmp_path), drafters=("lookup",), batch_sizes=(1, 3), **amount)  # type: ignore[arg-type]
+    outcome = never_slower(settings)
+    names = ["lookup @1", "lookup, adversarial @1", "lookup @3", "lookup, adversarial @3"]
+    assert list(outcome.details) == names
+    for name, own in outcome.details.items():
+        size = int(name[-1])
+        assert [len(each["own"]["tokens"]) for each in own["pairs"]] == [size] * 4
+        assert 0 < own["median"]["low"] <= own["median"]["value"] <= own["median"]["high"]
+    assert outcome.value == min(own["median"]["value"] for own in outcome.details.values())
+    assert outcome.text.count("12 of 12") == 2 and outcome.text.count("4 of 4") == 2, "outputs, not groups"
+
+
+def test_the_policys_time_is_part_of_that_of_its_rounds() -> None:
+    class Slow(Controller):
+        def choose(self, *arguments: Any, **named: Any) -> Any:
+            time.sleep(0.002)
+            return super().choose(*arguments, **named)
+
+        def observe(self, *arguments: Any, **named: Any) -> None:
+            time.sleep(0.001)
+            super().observe(*arguments, **named)
+
+    parts = SpeculativeEngine(tiny_model(), tiny_tokenizer(), drafter="lookup").parts
+    parts = replace(parts, speculation=replace(parts.speculation, controller=Slow()))
+    found = spent(parts, Item(name="two", prompts=[[5, 6, 7], [8, 9]]), 8)
+    assert 1 < found.rounds <= 8
+    assert found.choosing >= found.rounds * 0.002 and found.learning >= found.rounds * 0.001
+    assert found.choosing + found.learning < found.decode
+
+
+def test_a_start_is_a_process_that_keeps_nothing_where_it_is_told_so(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    found = start([str(tmp_path / "model"), "float32", "4"], COLD)
+    assert min(found.loading, found.first, found.again) > 0
+    assert found.beyond == found.first - found.again
+    with pytest.raises(SpecStreamError, match=r"a start ended with code 1: .*nowhere"):
+        start(["nowhere", "float32", "4"], COLD)
+
+
+def test_cold_and_warm_starts_are_made_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+
+    def begin(words: list[str], variables: dict[str, str]) -> Start:
+        made.append(variables == COLD)
+        return Start(loading=1.0, first=5.0 + len(made) if variables else 2.0, again=1.0)
+
+    monkeypatch.setattr(cold_start, "start", begin)
+    outcome = cold_start.cold_start(Settings(target="t", rounds=3), "m")
+    assert made == [True, False, True, False, False, True, True, False]
+    assert outcome.value == 5.0 + 6 - 1
+    assert [each["first"] for each in outcome.details["warm"]] == [2.0] * 3
+
+
+def test_a_servers_load_is_over_the_same_without_speculation(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"auto @16": [30.0, 22.0, 24.0], "none @16": [20.0, 20.0, 20.0]}
+    commands: list[list[str]] = []
+
+    def measured(ways: Any, asked: Any, clients: list[int], rounds: int) -> dict[str, list[float]]:
+        commands.extend(way(1)[1]["SPECSTREAM_DRAFTER"] for way in ways.values())
+        assert (clients, rounds, len(asked)) == ([16], 3, 48)
+        return speeds
+
+    monkeypatch.setattr(serving, "speeds_of", measured)
+    outcome = serving.server_load(Settings(target="", smollm2="m"))
+    assert commands == ["auto", "none"]
+    assert outcome.value == pytest.approx(1.2)
+    assert outcome.details["medians"]["auto @16"]["low"] == pytest.approx(1.1)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from benchmarks.inprocess import Amount, PassCosts, Recorded, alternate, in_step, predict, spoiled
+from benchmarks.inprocess import Amount, Recorded, adversarial, alternate, in_step, predict, unlearned
 from benchmarks.prompts import Item
 from specstream import SpeculativeEngine
+from specstream.evaluation.predicted import PassCosts
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ITEMS = [Item(name="a", prompts=[[5, 6, 7, 5, 6, 7, 5, 6]]), Item(name="b", prompts=[[9, 10, 11, 12]])]
@@ -31,38 +31,30 @@ def test_pairs_are_of_one_prompt_and_give_the_same_tokens(engine: SpeculativeEng
     assert any(pair.matching_passes > 0 for pair in pairs)
 
 
-def test_a_spoiled_drafter_drafts_and_has_nothing_accepted(engine: SpeculativeEngine) -> None:
-    for pair in alternate(spoiled(engine), ITEMS, Amount(rounds=1, limit=12, ignore_eos=True)):
+def test_an_adversarial_drafter_drafts_and_has_nothing_accepted(engine: SpeculativeEngine) -> None:
+    for pair in alternate(adversarial(engine), ITEMS, Amount(rounds=1, limit=12, ignore_eos=True)):
         assert pair.own.drafted > 0 and pair.own.accepted == 0
         assert pair.own.tokens == pair.plain.tokens
 
 
-def test_a_spoiled_drafter_has_a_controller_of_its_own() -> None:
-    engine = SpeculativeEngine(tiny_model(), tiny_tokenizer())
-    controller = engine.parts.speculation.controller
-    assert controller is not None
-    assert spoiled(engine).speculation.controller is not controller
+def test_every_side_learns_by_itself() -> None:
+    parts = SpeculativeEngine(tiny_model(), tiny_tokenizer()).parts
+    assert parts.speculation.controller is not None
+    assert unlearned(parts).speculation.controller is not parts.speculation.controller
 
 
-def test_the_cost_of_a_pass_is_a_median_and_adds_up(engine: SpeculativeEngine) -> None:
-    def ticks() -> Iterator[float]:
-        now = 0.0
-        for seconds in (9, 9, 1, 2, 3, 4, 2, 9):  # widths 1 and 4 in turn; the first two warm up
-            yield now
-            now += seconds
-            yield now
-
-    clock = ticks()
-    costs = PassCosts(engine.target, lambda: next(clock))
-    costs.measure([5, 6, 7], [1, 4], repeats=3)
-    assert costs.as_json() == {"1": 2.0, "4": 4.0}
-    assert costs.total([4, 4, 1]) == 10.0
+def test_several_prompts_are_decoded_at_once(engine: SpeculativeEngine) -> None:
+    both = [Item(name="both", prompts=[prompt for item in ITEMS for prompt in item.prompts])]
+    for measure in (alternate, in_step):
+        (pair,) = measure(engine.parts, both, Amount(rounds=1, limit=12, ignore_eos=True))
+        assert [len(row) for row in pair.plain.tokens] == [12, 12]
+        assert pair.own.tokens == pair.plain.tokens and pair.own.drafted > 0
 
 
 def test_the_widths_of_passes_are_noted(engine: SpeculativeEngine) -> None:
     recorded = Recorded(engine.target)
     assert recorded.context_length == engine.target.context_length
-    PassCosts(recorded).measure([5, 6, 7], [1, 4], repeats=1)
+    PassCosts(recorded).measure([[5, 6, 7]], {1: [1, 4]}, repeats=1)
     assert recorded.widths == [1, 4, 1, 4]
 
 

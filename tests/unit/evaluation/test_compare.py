@@ -31,7 +31,7 @@ def run(passes: list[int], seconds: float, token: int = 1) -> Run:
     )
 
 
-def sample(contestant: str, prompt: int, what: Run, equal: bool = True) -> Sample:
+def sample(contestant: str, prompt: int, what: Run, equal: int = 1) -> Sample:
     return Sample(contestant=contestant, prompt=prompt, round=0, run=what, equal=equal)
 
 
@@ -39,10 +39,10 @@ def test_figures_are_of_all_samples_and_the_median_of_each_pair() -> None:
     comparison = Comparison(contestants=CONTESTANTS)
     for prompt, (plain, own) in enumerate([(4.0, 1.0), (8.0, 4.0), (4.0, 4.0)]):
         comparison.samples += [sample(PLAIN, prompt, run([1] * 4, plain))]
-        comparison.samples += [sample("own", prompt, run([3, 1], own), equal=prompt > 0)]
+        comparison.samples += [sample("own", prompt, run([3, 1], own), equal=int(prompt > 0))]
     plain, own = comparison.figures()
     assert (plain.speedup.value, plain.median_speedup, plain.mean_accepted_length) == (1, 1, 1)
-    assert (own.parameters, own.samples, own.equal) == (7, 3, 2)
+    assert (own.parameters, own.outputs, own.equal) == (7, 3, 2)
     assert own.tokens_per_second == pytest.approx(12 / 9)
     assert own.speedup.value == pytest.approx(16 / 9)
     assert own.speedup.low < 1 < own.speedup.high, "three prompts that disagree"
@@ -72,8 +72,8 @@ def test_a_prompt_that_fails_is_noted_or_ends_all(monkeypatch: pytest.MonkeyPatc
     assert done == [1, 2, 3]
     assert found.failures == {1: "UsageError: too long"}
     assert [(each.contestant, each.prompt, each.equal) for each in found.samples] == [
-        *[(PLAIN, 0, True), ("own", 0, True)],
-        *[(PLAIN, 2, True), ("own", 2, False)],
+        *[(PLAIN, 0, 1), ("own", 0, 1)],
+        *[(PLAIN, 2, 1), ("own", 2, 0)],
     ]
     assert found.machine == {"cpu": "x"}
 
