@@ -118,6 +118,11 @@ class Adversarial(Drafter):
         self._vocab_size = vocab_size
         self.name = f"{drafter.name}, adversarial drafts"
 
+    @property
+    def members(self) -> tuple[Drafter, ...]:
+        """As costly as its own."""
+        return tuple(self._drafter.members)
+
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
     ) -> AdversarialSession:
@@ -130,7 +135,6 @@ class AdversarialSession(DraftSession):
     def __init__(self, session: DraftSession, vocab_size: int) -> None:
         self._session = session
         self._vocab_size = vocab_size
-        self.always_available = session.always_available
         self._own: dict[int, Offer] = {}  # the session's own offer, by the id of the other one
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -154,7 +158,7 @@ class AdversarialSession(DraftSession):
         self._session.join(other._session)
 
     def _replaced(self, tree: TokenTree) -> TokenTree:
-        return TokenTree((tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:])), tree.parents)
+        return replace(tree, tokens=(tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:])))
 
 
 def adversarial(engine: SpeculativeEngine) -> Parts:

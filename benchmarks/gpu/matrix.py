@@ -44,7 +44,7 @@ DRAFTERS: dict[str, Callable[[HuggingFaceTarget, HuggingFaceTarget], Drafter]] =
     "lookahead": lambda target, draft: LookaheadDrafter(window=3, ngram=3, guesses=3),
     "medusa": lambda target, draft: MedusaDrafter(MedusaHeads(target.model, num_heads=GAMMA)),
     "mixed": lambda target, draft: MixedDrafter(LookupDrafter(min_ngram=2), DraftModelDrafter(draft, gamma=GAMMA)),
-    "streams": lambda target, draft: StreamsDrafter(_streams(target.model), sizes=(6,), ranks=4),
+    "streams": lambda target, draft: StreamsDrafter(_streams(target.model), nodes=6, most=6, ranks=4),
 }
 
 FEW = ("none", "lookup-tree", "draft_model", "mixed")

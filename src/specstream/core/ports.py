@@ -266,7 +266,7 @@ class Offer:
         branches: nodes at each depth, where neither ``tree`` nor ``ranked`` says it.
         tree: the tree itself, if it is known without drafting; None if it takes the drafter time.
         unread: tokens of the row that such a drafter has to read before its first step.
-        counts: nodes of the tree at depth 1, 2, ..., ``depth``. Empty where they are those of ``tree``, or ``branches``.
+        counts: nodes of the tree at depth 1, 2, ..., ``depth``; empty where ``tree`` or ``branches`` says them.
         beside: nodes that the pass has besides those, however deep it is taken.
         ranked: of a drafter that estimates by itself: depth, and how likely it is accepted, of every node that its best
             trees are extended by, in that order. Empty where the policy is to estimate.

@@ -1,7 +1,7 @@
 """A smaller model of the same vocabulary drafts token by token (Leviathan et al., arXiv 2211.17192).
 
-A greedy draft ends where the draft model is no longer sure enough of the path to pay for another step (as the
-controller says: ``DraftRequest.threshold``). How sure it is says its probability of each token, its doubts multiplied by
+A greedy draft ends where the draft model is no longer sure enough of the path to pay for another step: below the
+confidence threshold that the policy sets. How sure it is says its probability of each token, its doubts multiplied by
 what came of the last ones. The token at which a draft ends is held against the target's own as well, or a draft that
 never dares would never learn. Sampled drafts do not end early: which tokens are drawn must not decide whether they are
 looked at.

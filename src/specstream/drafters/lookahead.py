@@ -157,9 +157,7 @@ class _Row:
         at_depth = [0] * (deepest + 1)  # nodes of the candidates alone
         for node, depth in enumerate(tree.depths):
             at_depth[depth] += node not in window
-        return [
-            Offer(source="lookahead", depth=deepest, tree=tree, counts=tuple(at_depth[1:]), beside=len(window))
-        ]
+        return [Offer(source="lookahead", depth=deepest, tree=tree, counts=tuple(at_depth[1:]), beside=len(window))]
 
     def propose(self, request: DraftRequest) -> TokenTree:
         self._root, self._scored = request.tokens[-1], {}

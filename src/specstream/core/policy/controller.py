@@ -22,7 +22,7 @@ BUDGET, REFILL, REFILL_OF_A_TEXT = 3.0, 0.01, 0.3
 """The regret budget in plain passes: its start and cap, what every round adds, and every new text."""
 
 TRIAL_AFTER, LONGEST_WAIT = 16, 128
-"""Rounds after which a drafter that does not pay is tried again; they double with every trial in vain, up to the latter."""
+"""Rounds after which a drafter that does not pay is tried again; they double with every trial in vain."""
 
 PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
@@ -43,7 +43,8 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._plan: tuple[Planner, Plan | None] | None = None  # of this round
+        self._planner: Planner | None = None  # of this round
+        self._plan: Plan | None = None
 
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test measured."""
@@ -76,7 +77,7 @@ class Controller:
             ragged: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows = len(requests)
-        self._round, self._trial, self._plan = self._round + 1, None, None
+        self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
         self.costs.look_at(max(len(request.tokens) for request in requests))
         plain = [request if not request.depth else _nothing(request) for request in requests]
         last = self._plain.setdefault(rows, self._round)
@@ -85,16 +86,14 @@ class Controller:
         worth = plans.worth(ending, lambda count: self.costs.passing(count, count)) if ending else [1.0] * rows
         planner = Planner(costs=self.costs, estimates=self.estimates, rows=rows, ragged=ragged, worth=worth)
         spare = (1 + self._budget) * planner.plain
-        plan = planner.best(offers, lambda seconds: seconds <= spare) or self._due(planner, offers)
-        self._plan = planner, plan
-        return planner.requests(requests, plan) if plan else plain
+        self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
+        return planner.requests(requests, self._plan) if self._plan else plain
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """What of the trees just drafted is worth a pass, where their drafters say how likely each node is."""
-        if self._plan is None or self._plan[1] is None or self._trial is not None:
+        if self._planner is None or self._plan is None or self._trial is not None:
             return list(trees)
-        planner, plan = self._plan
-        return planner.cut(trees, plan)
+        return self._planner.cut(trees, self._plan)
 
     def observe(
         self,
@@ -155,14 +154,15 @@ class Controller:
     ) -> None:
         """Plain passes that a round saved are added to the budget, and those that it lost taken from it."""
         gain, rows = 0.0, len(verdicts)
-        if any(request.depth for request in requests) and self._plan is not None:
-            planner, _ = self._plan
+        if any(request.depth for request in requests) and self._planner is not None:
             spent = self.costs.passing(rows, nodes)
             for drafter, asked in drafted.items():
                 depth = max(steps for _, steps in asked)
                 unread = max(request.offer.unread for request, _ in asked if request.offer)
                 spent += self.costs.drafting(drafter, len(asked), depth, unread)
-            emitted = sum(each * len(verdict.tokens) for each, verdict in zip(planner.worth, verdicts, strict=True))
+            emitted = sum(
+                each * len(verdict.tokens) for each, verdict in zip(self._planner.worth, verdicts, strict=True)
+            )
             gain = emitted / rows - spent / self.costs.passing(rows, rows)
         self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
 

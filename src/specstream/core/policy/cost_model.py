@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -108,9 +108,11 @@ class CostModel:
         """What the start-up self-test found, beside what it found before."""
         self.prices = self.prices.merged(prices)
         passes = dict[int, dict[int, dict[float, float]]]()
-        for (rows, nodes, context), seconds in self.prices.passes.items():
-            passes.setdefault(context, {}).setdefault(rows, {})[nodes] = seconds
-        self._tables = {at: {rows: Line(each) for rows, each in sorted(own.items())} for at, own in sorted(passes.items())}
+        for (rows, nodes, context), seconds in sorted(self.prices.passes.items()):
+            passes.setdefault(context, {}).setdefault(rows, {nodes * 2: seconds * (1 + NODE_SHARE)})[nodes] = seconds
+        self._tables = {
+            at: {rows: Line(each) for rows, each in sorted(own.items())} for at, own in sorted(passes.items())
+        }
         steps = dict[str, dict[int, dict[float, float]]]()
         for drafter, own in self.prices.drafts.items():
             for (rows, depth), seconds in own.items():

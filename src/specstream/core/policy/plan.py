@@ -34,7 +34,7 @@ BESIDE = 15
 
 
 SPARE = 2
-"""Times as many nodes as were planned are drafted where the drafter says of each how likely it is: the best are kept."""
+"""Times as many nodes as were planned are drafted where the drafter says how likely each is: the best are kept."""
 
 
 class Share(NamedTuple):
@@ -45,6 +45,16 @@ class Share(NamedTuple):
     nodes: float
     most: int
     survival: float
+
+
+class _Item(NamedTuple):
+    """Nodes that a round may be extended by, in this order: its row, which they are, how many, and their tokens."""
+
+    order: float
+    row: int
+    at: int
+    nodes: float
+    gain: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,37 +107,57 @@ class Planner:
         self.line = self.costs.line(self.rows)
         self.plain = self.line.of(self.rows)
 
-    def best(self, offers: Sequence[Sequence[Offer]], affordable: Callable[[float], bool]) -> Plan | None:
-        """The fastest plan that is expected to be faster than plain decoding, of those that can be paid for.
+    def best(self, offers: Sequence[Sequence[Offer]], spare: float) -> Plan | None:
+        """The fastest plan that is expected to be faster than plain decoding.
 
         Args:
             offers: of every row.
-            affordable: whether seconds may be spent though nothing may come of them.
+            spare: seconds that may be spent on more than one node though nothing may come of them.
         """
         found: Plan | None = None
-        ladders = dict[int, list[Level]]()  # of each offer, by its identity: rows may be offered the same
-        for offer in (offer for own in offers for offer in own):
-            if id(offer) not in ladders:
-                ladders[id(offer)] = list(_falling(self.estimates.levels(offer), offer.beside))
-        for drafter, deepest in self._ways(offers, ladders):
-            taken = [self._pick(own, ladders, drafter, deepest) for own in offers]
-            if not any(taken):
-                continue
-            plan = self._filled(taken, drafter, deepest, affordable, found.rate if found else self.rows / self.plain)
-            found = plan or found
+        ladders = {
+            id(offer): list(_falling(self.estimates.levels(offer), offer.beside)) for own in offers for offer in own
+        }
+        deepest = dict[str, int]()
+        for offer in (offer for own in offers for offer in own if offer.tree is None):
+            depth = max((level.depth for level in ladders[id(offer)]), default=0)
+            deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
+        depths = ((name, depth) for name, most in deepest.items() for depth in sorted({min(d, most) for d in DEPTHS}))
+        for drafter, depth in [(None, 0), *depths]:
+            taken = [self._pick(own, ladders, drafter, depth) for own in offers]
+            drafting, full = self._drafting(taken, depth)
+            items = list[_Item]()
+            for row, own in enumerate(taken):
+                size = 1.0
+                for at, level in enumerate(own[1] if own else ()):
+                    size, gain = size + level.nodes, self.worth[row] * level.survival
+                    items.append(_Item(-gain / level.nodes if self.ragged else size, row, at, level.nodes, gain))
+            items.sort()
+            rate = found.rate if found else self.rows / self.plain
+            if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare - full + drafting):
+                levels = [0] * self.rows
+                for item in items[:count]:
+                    levels[item.row] = item.at + 1
+                found = self.plan([_share(*each) for each in zip(taken, levels, strict=True)], drafting, full)
         return found
 
-    def _ways(
-        self, offers: Sequence[Sequence[Offer]], ladders: dict[int, list[Level]]
-    ) -> Iterator[tuple[str | None, int]]:
-        """Which drafter may draft, and how deep; first nobody."""
-        yield None, 0
-        deepest = dict[str, int]()
-        for offer in (offer for own in offers for offer in own if offer.tree is None and ladders[id(offer)]):
-            depth = max(level.depth for level in ladders[id(offer)])
-            deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
-        for drafter, most in deepest.items():
-            yield from ((drafter, depth) for depth in sorted({min(depth, most) for depth in DEPTHS}))
+    def _fill(
+        self,
+        items: Sequence[_Item],
+        tokens: float,
+        sizes: Sequence[int],
+        drafting: float,
+        rate: float,
+        spare: float = math.inf,
+    ) -> int:
+        """How many of the items make the round fastest, if that is faster than ``rate``; else 0."""
+        nodes, widest, best = float(sum(sizes)), float(max(sizes)), 0
+        for count, (order, _, _, more, gain) in enumerate(items, 1):
+            tokens, nodes, widest = tokens + gain, nodes + more, max(widest, order)
+            seconds = drafting + self.line.of(nodes if self.ragged else self.rows * widest)
+            if tokens > rate * seconds and (count == 1 or seconds <= spare):
+                best, rate = count, tokens / seconds
+        return best
 
     def _pick(
         self, own: Sequence[Offer], ladders: dict[int, list[Level]], drafter: str | None, deepest: int
@@ -138,50 +168,14 @@ class Planner:
         for offer in own:
             if offer.tree is None and offer.drafter != drafter:
                 continue
-            levels = ladders[id(offer)]
-            if offer.tree is None:
-                levels = [level for level in levels if level.depth <= deepest]
+            levels = [level for level in ladders[id(offer)] if offer.tree is not None or level.depth <= deepest]
             gain = sum(max(0.0, level.survival - node * level.nodes) for level in levels)
             if gain > most:
                 best, most = (offer, levels), gain
         return best
 
-    def _filled(
-        self,
-        taken: Sequence[tuple[Offer, list[Level]] | None],
-        drafter: str | None,
-        deepest: int,
-        affordable: Callable[[float], bool],
-        rate: float,
-    ) -> Plan | None:
-        """With as many nodes as make it fastest, if that is faster than ``rate``."""
-        drafting, full = self._drafting(taken, drafter, deepest)
-        items = list[tuple[float, int, int, float, float]]()  # order, row, level, nodes, tokens
-        for row, own in enumerate(taken):
-            size = 0.0
-            for at, level in enumerate(own[1] if own else ()):
-                size += level.nodes
-                gain = self.worth[row] * level.survival
-                order = -gain / level.nodes if self.ragged else size
-                items.append((order, row, at, level.nodes, gain))
-        items.sort()
-        tokens, nodes, widest = sum(self.worth), float(self.rows), 1.0
-        chosen, best = 0, rate
-        for count, (order, _, _, more, gain) in enumerate(items, 1):
-            tokens, nodes = tokens + gain, nodes + more
-            widest = max(widest, 1 + order)
-            seconds = drafting + self.line.of(nodes if self.ragged else self.rows * widest)
-            if tokens > best * seconds and (count == 1 or affordable(seconds - drafting + full)):
-                chosen, best = count, tokens / seconds
-        if not chosen:
-            return None
-        depths = [0] * self.rows  # levels of each row
-        for _, row, at, _, _ in items[:chosen]:
-            depths[row] = at + 1
-        return self.plan([_share(own, count) for own, count in zip(taken, depths, strict=True)], drafting, full)
-
     def plan(self, shares: Sequence[Share | None], drafting: float, full: float) -> Plan:
-        """What they are expected to bring and to cost, with so many seconds of drafting; ``full`` if none ends early."""
+        """What they bring and cost, with so many seconds of drafting; ``full`` if no draft ends early."""
         tokens = sum(
             worth * (1 + (share.survival if share else 0.0)) for worth, share in zip(self.worth, shares, strict=True)
         )
@@ -201,7 +195,7 @@ class Planner:
             first = max((row for row, offer in enumerate(found) if offer), key=self.worth.__getitem__)
             found = [offer if row == first else None for row, offer in enumerate(found)]
         taken = [(offer, self.estimates.levels(offer)[:1]) if offer else None for offer in found]
-        drafting, full = self._drafting(taken, drafter, 1)
+        drafting, full = self._drafting(taken, 1)
         return self.plan([_share(each, 1) for each in taken], drafting, full)
 
     def requests(self, requests: Sequence[DraftRequest], plan: Plan) -> list[DraftRequest]:
@@ -230,47 +224,36 @@ class Planner:
 
     def cut(self, trees: Sequence[TokenTree], plan: Plan) -> list[TokenTree]:
         """What is worth a pass of what was drafted, now that drafters have said how likely each node is."""
-        items = list[tuple[float, int, int, float]]()  # order, row, node, tokens
+        items = list[_Item]()
         sizes = [1] * self.rows
         for row, (tree, share) in enumerate(zip(trees, plan.shares, strict=True)):
             if share is None or not tree.survival or tree.proposals:
                 sizes[row] = len(tree)
                 continue
             scale = self.worth[row] * self.estimates.calibration(share.offer).ratio
-            likely = sorted(range(1, len(tree)), key=lambda node, tree=tree: (-tree.survival[node], node))
-            for rank, node in enumerate(likely, 2):
-                gain = scale * tree.survival[node]
-                items.append((-gain if self.ragged else rank, row, node, gain))
+            likely = sorted((-survival, node) for node, survival in enumerate(tree.survival))
+            for rank, (least, node) in enumerate(likely[1:], 2):
+                gain = -scale * least
+                items.append(_Item(-gain if self.ragged else rank, row, node, 1.0, gain))
         if not items:
             return list(trees)
         items.sort()
-        others = [share.survival for tree, share in zip(trees, plan.shares, strict=True) if share and not tree.survival]
-        tokens, nodes, widest = sum(self.worth) + sum(others), sum(sizes), max(sizes)
-        kept, best = 0, tokens / (plan.drafting + self.line.of(self.nodes(sizes)))
-        for count, (order, _, _, gain) in enumerate(items, 1):
-            tokens, nodes, widest = tokens + gain, nodes + 1, max(widest, int(order))
-            rate = tokens / (plan.drafting + self.line.of(nodes if self.ragged else self.rows * widest))
-            if rate > best:
-                kept, best = count, rate
-        if kept == len(items):
-            return list(trees)
+        pairs = zip(trees, plan.shares, strict=True)
+        tokens = sum(self.worth) + sum(share.survival for tree, share in pairs if share and not tree.survival)
+        rate = tokens / (plan.drafting + self.line.of(self.nodes(sizes)))
         stay = [set[int]() for _ in trees]
-        for _, row, node, _ in items[:kept]:
-            stay[row].add(node)
-        return [
-            tree.kept(own) if len(own) < tree.drafted and sizes[row] == 1 else tree
-            for row, (tree, own) in enumerate(zip(trees, stay, strict=True))
-        ]
+        for item in items[: self._fill(items, tokens, sizes, plan.drafting, rate)]:
+            stay[item.row].add(item.at)
+        judged = {item.row for item in items}
+        return [tree.kept(stay[row]) if row in judged else tree for row, tree in enumerate(trees)]
 
-    def _drafting(
-        self, taken: Sequence[tuple[Offer, list[Level]] | None], drafter: str | None, deepest: int
-    ) -> tuple[float, float]:
+    def _drafting(self, taken: Sequence[tuple[Offer, list[Level]] | None], deepest: int) -> tuple[float, float]:
         """Seconds of drafting, and those if no draft ends early."""
         asking = [own for own in taken if own and own[0].tree is None]
-        if drafter is None or not asking:
+        if not asking:
             return 0.0, 0.0
-        unread = max(offer.unread for offer, _ in asking)
-        depth = min(deepest, max((level.depth for _, levels in asking for level in levels), default=1))
+        drafter, unread = asking[0][0].drafter, max(offer.unread for offer, _ in asking)
+        depth = min(deepest, max(level.depth for _, levels in asking for level in levels))
         full = steps = self.costs.drafting(drafter, len(asking), depth, unread)
         if any(offer.cuts for offer, _ in asking):
             going = [self.estimates.of(offer).going(depth) for offer, _ in asking]

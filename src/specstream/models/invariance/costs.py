@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from statistics import median
 from typing import Protocol, TypeVar
 
@@ -51,6 +52,10 @@ REPEATS = 3
 
 PASS_SECONDS, DRAFT_SECONDS = 3.0, 1.5
 """What the timing of passes, and of drafts, of one number of rows may take. What does not fit is left out."""
+
+DISTURBED = 0.7
+"""Where a larger pass, or a deeper draft, seems to take less than this share of a smaller one's time, other work came
+between: such a list is forgotten at the end of the process."""
 
 TOKEN = 0
 """What all the trees and prompts are made of."""
@@ -202,8 +207,18 @@ class _Kept:
                 self._keep(name, rows, nodes, found.get(member.name, {}))
 
     def _keep(self, name: str, rows: int, nodes: int, found: Mapping[_Of, float]) -> None:
-        self._cache.keep_seconds(name, found)
-        self._cache.keep(f"{name}, rows {rows}", min(nodes, TREES[-1]))
+        done = f"{name}, rows {rows}"
+        self._cache.keep_seconds(name, found, done, min(nodes, TREES[-1]), on_disk=_sound(found))
+
+
+def _sound(found: Mapping[_Of, float]) -> bool:
+    """Whether what was measured is to outlive the process: nothing took much less than what is smaller than it.
+
+    Other work that disturbed some of it would otherwise be believed at every start to come.
+    """
+    rising = sorted(found.items(), key=lambda each: each[0][::-1])
+    same = [(a, b) for (one, a), (other, b) in pairwise(rising) if one[2:] == other[2:]]
+    return all(later > DISTURBED * earlier for earlier, later in same) and len(found) != 1
 
 
 def _identity(drafter: Drafter) -> str:

@@ -129,7 +129,7 @@ class StreamsTrainee:
         """How the streams' drafts fare: on the target's answers, and in decoding itself."""
         ranks, prompts = judged(batches, self._ranks)
         rates = rank_rates(ranks, RANKS)
-        drafter = StreamsDrafter(self._streams, sizes=(LIVE_NODES,), rates=rates)
+        drafter = StreamsDrafter(self._streams, nodes=LIVE_NODES, most=LIVE_NODES, rates=rates)
         figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._streams.gamma, prompts)}
         self._streams.details.update(rates=rates, figures=figures)
         return figures
@@ -170,7 +170,11 @@ class EarlyExitTrainee:
         """On the target's answers: its loss, and the share of their tokens that it would keep at some thresholds."""
         chances, prompts = judged(batches, self._chances)
         drafter = StreamsDrafter(
-            self._streams, sizes=(LIVE_NODES,), rates=self._streams.details.get("rates"), pruning=LIVE_PRUNING
+            self._streams,
+            nodes=LIVE_NODES,
+            most=LIVE_NODES,
+            rates=self._streams.details.get("rates"),
+            pruning=LIVE_PRUNING,
         )
         figures = {
             "early_loss": -float(chances.log().mean()),

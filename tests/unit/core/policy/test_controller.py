@@ -401,7 +401,9 @@ class TestDraftersThatAreMistakenOfThemselves:
             (request,) = ask(controller, offers)
             offer, tree, accepted = request.offer, TokenTree.chain([9]), 0
             if offer is self.HEADS:
-                tree = TokenTree((9, *range(request.nodes)), (-1, *([0, 0, 1][: request.nodes])))
+                survival = (1.0, *(each for _, each in self.HEADS.ranked[: request.nodes]))
+                tree = TokenTree((9, *range(request.nodes)), (-1, *([0, 0, 1][: request.nodes])), survival=survival)
+                (tree,) = controller.cut([tree])
                 accepted, drafted = int(chance.random() < right), drafted + 1
             elif offer:
                 tree = TokenTree.chain(offer.tree.tokens[: request.depth + 1])
