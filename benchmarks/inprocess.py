@@ -158,7 +158,8 @@ class AdversarialSession(DraftSession):
         self._session.join(other._session)
 
     def _replaced(self, tree: TokenTree) -> TokenTree:
-        return replace(tree, tokens=(tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:])))
+        tokens = (tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:]))
+        return TokenTree(tokens, tree.parents, survival=tree.survival)
 
 
 def adversarial(engine: SpeculativeEngine) -> Parts:
