@@ -217,6 +217,8 @@ def audit(
     """
     config = generation_config(engine.config.generation, settings)
     tokens = [encode(engine.tokenizer, prompt) for prompt in prompts]
+    if tokens and batch_size > 0:
+        prepare(engine.parts, min(batch_size, len(tokens)))
     return audit_tokens(engine.parts, tokens, config, batch_size=batch_size, on_batch=on_batch)
 
 
@@ -238,9 +240,7 @@ def audit_tokens(
     found = _Findings(parts, parts.sampling(config))
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        generation = Generation(parts, batch, config)
-        prepare(parts, len(batch))
-        found.judge(generation.run())
+        found.judge(Generation(parts, batch, config).run())
         if on_batch is not None:
             on_batch(start + len(batch))
     return found.report()
