@@ -84,7 +84,7 @@ def test_a_draft_model_and_streams_draft_through_stand_ins(target):
     from specstream.drafters.streams import StreamsDrafter
 
     headed = parts_of(target, drafter="none", adaptive=True)
-    headed = headed.with_drafter(StreamsDrafter(streams, sizes=(3,)))
+    headed = headed.with_drafter(StreamsDrafter(streams, nodes=3, most=3))
     for parts in (parts_of(target, tiny_model(noise=0.02), adaptive=False), headed):
         (found,) = profile({"it": parts}, PROMPTS, config).values()
         plain = Generation(parts_of(target, drafter="none"), [PROMPTS[1]], config).run()
