@@ -26,7 +26,7 @@ def engine(**settings: Any) -> SpeculativeEngine:
 def told(engine: SpeculativeEngine) -> PriceList:
     controller = engine.parts.speculation.controller
     assert controller is not None
-    return controller.costs.prices
+    return controller._prices
 
 
 def rows_of(prices: PriceList) -> set[int]:
@@ -92,7 +92,7 @@ def test_a_warm_start_measures_nothing(
 ) -> None:
     monkeypatch.delenv(selftest_cache.SWITCH)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(costs, "_sound", lambda found: True)  # on a busy machine too
+    monkeypatch.setattr(costs, "UNEVEN", 1e9)  # however busy this machine is
     first = engine(draft_model=tiny_model(noise=0.1))
     first.generate(PROMPT)
     nothing_is_measured()
