@@ -82,13 +82,13 @@ def deciding(settings: Settings) -> Outcome:
 def spent(parts: Parts, item: Item, limit: int) -> Spent:
     """Generate with the policy's two steps timed."""
     controller = Stopwatch(parts.speculation.controller, "observe")
-    speculation: Any = Stopwatch(replace(parts.speculation, controller=controller), "choose")  # type: ignore[arg-type]
+    speculation: Any = Stopwatch(replace(parts.speculation, controller=controller), "choose", "cut")  # type: ignore[arg-type]
     generation = Generation(
         replace(parts, speculation=speculation), item.prompts, GenerationConfig(max_new_tokens=limit, ignore_eos=True)
     )
     rounds = sum(1 for _ in generation.rounds())
     return Spent(
-        choosing=speculation.seconds["choose"],
+        choosing=speculation.seconds["choose"] + speculation.seconds["cut"],
         learning=controller.seconds["observe"],
         decode=generation.timings.decode,
         rounds=rounds,

@@ -139,7 +139,7 @@ def streams_drafter(which: str, family: str, **model: Any) -> Drafter:
     if which == "learned":
         teach(streams)
     # Random models are rarely sure: every exit's threshold is near what a token gets by chance.
-    return StreamsDrafter(streams, sizes=(6,), ranks=4, pruning=1 / 160 if which == "pruned" else None)
+    return StreamsDrafter(streams, nodes=6, most=6, ranks=4, pruning=1 / 160 if which == "pruned" else None)
 
 
 def teach(streams: Streams) -> None:

@@ -66,7 +66,6 @@ class Priced(Drafter):
 class PricedSession(DraftSession):
     priced: Priced
     session: DraftSession
-    always_available: bool = True
     chains: list[int] = field(default_factory=list)  # nodes of each row's chain, which come first
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
@@ -76,7 +75,7 @@ class PricedSession(DraftSession):
         return self.session.read(most)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        trees = self.session.propose([replace(each, least=1e-6, prices=(1e-6,) * 15) for each in requests])
+        trees = self.session.propose([replace(each, threshold=1e-6, prices=(1e-6,) * 15) for each in requests])
         self.chains = [sum(at - 1 == parent for at, parent in enumerate(each.parents)) for each in trees]
         self.priced.beside += sum(map(len, trees)) - sum(self.chains)
         return trees

@@ -170,32 +170,32 @@ LOSSLESS = {
         length=4,
     ),
     "streams": Case(
-        drafter=lambda: StreamsDrafter(TableStreams(NEAR), sizes=(6,)), prompts=PROMPTS, runs=600, length=4
+        drafter=lambda: StreamsDrafter(TableStreams(NEAR), nodes=6, most=6), prompts=PROMPTS, runs=600, length=4
     ),
     "streams that know the token before": Case(
-        drafter=lambda: StreamsDrafter(TableStreams(NEAR, chained=True), sizes=(6,)),
+        drafter=lambda: StreamsDrafter(TableStreams(NEAR, chained=True), nodes=6, most=6),
         prompts=PROMPTS,
         runs=600,
         length=4,
     ),
     "streams, wrong, top-p, rows that end early": Case(
-        drafter=lambda: StreamsDrafter(TableStreams(WRONG), sizes=(9,)),
+        drafter=lambda: StreamsDrafter(TableStreams(WRONG), nodes=9, most=9),
         sampling=Sampling(temperature=1.2, top_p=0.9),
         ends=frozenset({1}),
         length=4,
     ),
     "streams, pruned by the target's own favourites": Case(
-        drafter=lambda: StreamsDrafter(TableStreams(WRONG, exit=TARGET), sizes=(9,), pruning=0.3), length=4
+        drafter=lambda: StreamsDrafter(TableStreams(WRONG, exit=TARGET), nodes=9, most=9, pruning=0.3), length=4
     ),
     "streams, pruned by others, in batches of 3": Case(
-        drafter=lambda: StreamsDrafter(TableStreams(NEAR, exit=WRONG), sizes=(9,), pruning=0.2),
+        drafter=lambda: StreamsDrafter(TableStreams(NEAR, exit=WRONG), nodes=9, most=9, pruning=0.2),
         prompts=PROMPTS,
         runs=600,
         batch=3,
         length=4,
     ),
     "mixed with streams": Case(
-        drafter=lambda: MixedDrafter(lookup(), StreamsDrafter(TableStreams(NEAR), sizes=(6,))),
+        drafter=lambda: MixedDrafter(lookup(), StreamsDrafter(TableStreams(NEAR), nodes=6, most=6)),
         prompts=[LOOKUP_PROMPT, [2]],
         runs=600,
         length=4,

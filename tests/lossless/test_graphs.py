@@ -167,7 +167,7 @@ def test_a_draft_says_that_it_ends_early_only_where_it_does(
     """A chain that is drafted on the device takes all its steps, and the controller has to price them."""
     monkeypatch.setattr(deferred, "asynchronous", lambda device: asynchronous)
     drafter = DraftModelDrafter(taped("llama", noise=0.01), gamma=GAMMA)
-    request = DraftRequest(tokens=PROMPTS[0], depth=GAMMA, generator=torch.Generator(), least=1.0)
+    request = DraftRequest(tokens=PROMPTS[0], depth=GAMMA, generator=torch.Generator(), threshold=1.0)
     ((offer,),) = (session := drafter.begin([PROMPTS[0]], [Sampling()])).offers([request])
     (tree,) = session.propose([request])
     assert offer.cuts == (tree.drafted < GAMMA) == (not asynchronous)

@@ -107,7 +107,7 @@ class Batch:
         ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
         requests = speculation.choose(rows, asked, offers, ending, ragged=self._ragged)
         chosen = self._clock.mark()
-        trees = speculation.cut(self._drafts.propose(requests))
+        trees = speculation.cut(rows, self._drafts.propose(requests))
         proposed = self._clock.mark()
         logits = self._session.score(trees)
         scored = self._clock.mark()

@@ -153,7 +153,7 @@ class Instrument:
         """What an engine generates with, behind stand-ins."""
         speculation = parts.speculation
         if speculation.controller is not None:
-            noted = {"choose": CONTROLLER, "observe": CONTROLLER}
+            noted = dict.fromkeys(("choose", "cut", "observe"), CONTROLLER)
             controller = cast(Any, self.around(speculation.controller, noted, {}))
             speculation = replace(speculation, controller=controller)
         return replace(

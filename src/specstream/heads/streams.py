@@ -252,10 +252,11 @@ class Streams(nn.Module):
         most = count if frozen.token_map is None else count * CHAINED_FROM
         best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
-        found = zip(tokens.tolist(), best.values.tolist(), best.indices.tolist(), strict=True)
+        found = zip(tokens.tolist(), best.values.tolist(), strict=True)
         if (token_map := frozen.token_map) is None:
-            return [Candidates(own, chances) for own, chances, _ in found]
-        return [Chained(own, chances, at, token_map, count) for own, chances, at in found]
+            return [Candidates(own, chances) for own, chances in found]
+        chained = token_map.behind(best.indices.cpu().numpy(), best.values.cpu().numpy())
+        return [Chained(own, chances, behind, count) for (own, chances), behind in zip(found, chained, strict=True)]
 
     @torch.inference_mode()
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:

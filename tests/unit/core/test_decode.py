@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -211,44 +212,49 @@ class TestDepth:
         list(decode(MODEL, Asked(), rows, speculation=speculation, timings=Timings()))
         assert max(asked) == deepest
 
-    @pytest.mark.parametrize("always_available", [True, False])
-    def test_an_available_drafter_is_not_asked_in_every_round_while_its_drafts_cannot_pay(self, always_available):
-        asked = []
-
-        class Wrong(FunctionDrafter):
-            def offers(self, requests):
-                asked.append(requests)
-                return super().offers(requests)
-
-        def wrong(request):
-            (right,) = MODEL.favourites(request.tokens, 1)
-            return TokenTree.chain([request.tokens[-1], (right + 1) % 8][: 1 + request.depth])
-
-        drafter = Wrong(wrong)
-        drafter.always_available = always_available
-        rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(48))
-        speculation = Speculation(max_depth=5, controller=Controller())
-        rounds = list(decode(MODEL, drafter, rows, speculation=speculation, timings=Timings()))
-        assert rows[0].emitted == MODEL.favourites(PROMPT, 48)
-        assert len(rounds) == 48
-        assert len(asked) < 30 if always_available else len(asked) == 48
-
-    def test_is_told_how_much_context_a_round_looks_at(self, monkeypatch):
+    def test_is_told_the_texts_and_when_they_end(self, monkeypatch):
         told = []
 
-        def choose(self, offers, *context_and_ending, ragged):
-            told.append(context_and_ending)
-            return [None] * 2
+        def choose(self, requests, offers, ending=None, *, ragged):
+            told.append(([len(request.tokens) for request in requests], ending))
+            return [replace(request, depth=0) for request in requests]
 
         monkeypatch.setattr(Controller, "choose", choose)
         rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
         settings = {"timings": Timings(), "speculation": Speculation(max_depth=5, controller=Controller())}
         list(decode(MODEL, NoDrafter(), rows, **settings))  # nobody can join, so the ends are known
-        assert told == [(12, [3, 3]), (13, [2, 2]), (14, [1, 1])]
+        assert told == [([3, 12], [3, 3]), ([4, 13], [2, 2]), ([5, 14], [1, 1])]
         told.clear()
         rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
         Batch(MODEL, NoDrafter(), rows, **settings).step()
-        assert told == [(12, None)]
+        assert told == [([3, 12], None)]
+
+    def test_what_was_drafted_is_cut_before_it_is_scored_and_judged_as_it_was_cut(self, monkeypatch):
+        """The drafts are right: what was cut away is not accepted, and comes again."""
+        judged = []
+        observe = Controller.observe
+
+        def choose(self, requests, offers, ending=None, *, ragged):
+            return [replace(each, offer=own[0] if own else None) for each, own in zip(requests, offers, strict=True)]
+
+        def noted(self, offers, requests, trees, *rest, **named):
+            judged.append([len(tree) for tree in trees])
+            observe(self, offers, requests, trees, *rest, **named)
+
+        monkeypatch.setattr(Controller, "choose", choose)
+        monkeypatch.setattr(Controller, "observe", noted)
+        monkeypatch.setattr(Controller, "cut", lambda self, trees: [tree.pruned(2) for tree in trees])
+        rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(9))
+        speculation = Speculation(max_depth=5, controller=Controller())
+        rounds = list(decode(MODEL, oracle(MODEL), rows, speculation=speculation, timings=Timings()))
+        assert rows[0].emitted == CHAIN[:9]
+        assert [each.tokens for (each,) in rounds] == [tuple(CHAIN[at : at + 3]) for at in (0, 3, 6)]
+        assert judged == [[3]] * 3
+        assert (rows[0].stats.drafted, rows[0].stats.accepted) == (6, 6)
+
+    def test_without_a_controller_nothing_is_cut(self):
+        row, rounds = first(oracle(MODEL), max_new_tokens=6)
+        assert (row.emitted, len(rounds)) == (CHAIN[:6], 1)
 
     def test_is_told_of_every_new_text(self, monkeypatch):
         told = []

@@ -4,13 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from specstream.core.ports import Components, DraftSession, hidden_states_of
-from specstream.core.sampling import Sampling
-from specstream.drafters.draft_model import DraftModelDrafter
-from specstream.drafters.lookahead import LookaheadDrafter
-from specstream.drafters.lookup import LookupDrafter
+from specstream.core.ports import Components, DraftSession, Offer, hidden_states_of
+from specstream.core.tree import TokenTree
 from specstream.drafters.medusa import MedusaDrafter
-from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError
 from tests.lossless.table_model import TableHeads, TableModel, TableStreams
@@ -36,13 +32,16 @@ def test_hidden_states_are_the_sessions_own():
 
 
 @pytest.mark.parametrize(
-    ("drafter", "available"),
-    [(NoDrafter(), False), (LookupDrafter(), False), (LookaheadDrafter(), True), (DraftModelDrafter(MODEL), True)],
-    ids=lambda each: getattr(each, "name", str(each)),
+    ("offer", "per_depth"),
+    [
+        (Offer(source="a", depth=3), (1, 1, 1)),
+        (Offer(source="a", depth=2, branches=3), (3, 3)),
+        (Offer(source="a", depth=3, tree=TokenTree((9, 1, 2, 3, 4), (-1, 0, 0, 1, 3))), (2, 1, 1)),
+        (Offer(source="a", depth=2, tree=TokenTree.chain([9, 1, 2, 3]), counts=(4, 2), beside=1), (4, 2)),
+    ],
 )
-def test_a_drafter_that_waits_for_its_chance_is_asked_in_every_round(drafter, available):
-    session = drafter.begin([[1, 2]], [Sampling()], MODEL.begin([[1]]))
-    assert session.always_available is available
+def test_an_offer_says_how_many_nodes_there_are_at_each_depth(offer, per_depth):
+    assert offer.per_depth == per_depth
 
 
 def test_components_that_several_drafters_share_count_once():

@@ -24,7 +24,7 @@ def test_the_shape_of_each_size_is_the_best_of_all_trees():
     for nodes in range(1, 6):
         trees = [tree for tree in combinations(every, nodes) if all(p[:-1] in tree or len(p) == 1 for p in tree)]
         best = max(sum(map(share, tree)) for tree in trees)
-        assert acceptance.grow(nodes, 3).expected()[-1] == pytest.approx(1 + best)
+        assert sum(acceptance.grow(nodes, 3).shares) == pytest.approx(best)
 
 
 def test_what_is_first_of_a_large_tree_is_the_best_small_one():
@@ -44,14 +44,19 @@ def test_no_deeper_than_asked_for_and_no_wider_than_there_are_ranks():
     acceptance = RankAcceptance(RATES)
     assert acceptance.grow(9, 1).paths == ((0,), (1,), (2,))
     assert acceptance.grow(0, 3) == acceptance.grow(9, 0) == Shape((), ())
-    assert acceptance.grow(0, 3).widths() == (1,)
+    assert acceptance.grow(0, 3).depth == 0
 
 
-def test_widths_and_expectations_are_those_of_the_tree_cut_there():
-    shape, tree = RankAcceptance(RATES).grow(7, 3), DRAFTED.tree(9, 7, 3)
-    assert shape.widths() == tuple(len(tree.pruned(depth)) for depth in range(4))
-    assert shape.expected()[0] == 1
-    assert shape.expected()[-1] == pytest.approx(1 + sum(shape.shares))
+def test_an_offer_ranks_the_nodes_that_a_tree_grows_by():
+    shape = RankAcceptance(RATES).grow(7, 3)
+    offer = shape.offer("medusa")
+    assert (offer.source, offer.depth, offer.tree) == ("medusa", shape.depth, None)
+    assert [depth for depth, _ in offer.ranked] == [len(path) for path in shape.paths]
+    assert [survival for _, survival in offer.ranked] == sorted(shape.shares, reverse=True)
+    for nodes in range(1, 8):
+        depths = DRAFTED.tree(9, nodes, 3).depths[1:]
+        assert sorted(depths) == sorted(depth for depth, _ in offer.ranked[:nodes])
+    assert shape.offer("streams", 5).depth == 5, "a tree that is deeper than asked for may come of other chances"
 
 
 def test_the_first_path_is_the_likeliest_all_the_way_down():

@@ -53,8 +53,8 @@ class InStep(Drafter, DraftSession):
 
     name = "in step"
 
-    def __init__(self, drafter: DraftModelDrafter, least: float = 0.0, prices: tuple[float, ...] = ()) -> None:
-        self.drafter, self.least, self.prices = drafter, least, prices
+    def __init__(self, drafter: DraftModelDrafter, threshold: float = 0.0, prices: tuple[float, ...] = ()) -> None:
+        self.drafter, self.threshold, self.prices = drafter, threshold, prices
         self.aside = 0
         self.rounds = 0
         self.depths: list[list[int]] = []
@@ -69,7 +69,7 @@ class InStep(Drafter, DraftSession):
 
     def propose(self, requests):
         tokens = [list(request.tokens) for request in requests]
-        requests = [replace(request, least=self.least, prices=self.prices) for request in requests]
+        requests = [replace(request, threshold=self.threshold, prices=self.prices) for request in requests]
         again = [replace(request, generator=copied(request.generator)) for request in requests]
         trees = self.session.propose(requests)
         expected = self.drafter.begin(tokens, [self.sampling] * len(tokens)).propose(again)
@@ -132,29 +132,29 @@ def paths(tree):
 
 class TestDraftsThatEndEarly:
     @pytest.mark.parametrize("branches", [1, 2])
-    @pytest.mark.parametrize("least", [0.999, 0.7, 0.5, 0.3, 0.1, 0.01])
-    def test_before_the_token_that_makes_the_path_too_unlikely(self, least, branches, place):
+    @pytest.mark.parametrize("threshold", [0.999, 0.7, 0.5, 0.3, 0.1, 0.01])
+    def test_before_the_token_that_makes_the_path_too_unlikely(self, threshold, branches, place):
         chain, likelihood, expected = DRAFT.favourites([0, 1, 2], 6), 1.0, 0
         for at in range(6):
             likelihood *= float(DRAFT.logits([0, 1, 2, *chain[:at]]).softmax(-1).max())
-            if likelihood < least:
+            if likelihood < threshold:
                 break
             expected += 1
-        tree = propose(DraftModelDrafter(DRAFT, gamma=6, branches=branches), [0, 1, 2], depth=6, least=least)
+        tree = propose(DraftModelDrafter(DRAFT, gamma=6, branches=branches), [0, 1, 2], depth=6, threshold=threshold)
         on_the_device = place == "device" and branches == 1  # where nobody looks at a token until the chain is done
         assert max(tree.depths) == (6 if on_the_device else expected)
 
     def test_never_where_tokens_are_drawn(self, place):
         """To look at a drawn token only if it is a likely one would change how often it is emitted."""
         drafter = DraftModelDrafter(DRAFT, gamma=4)
-        assert propose(drafter, [0, 1, 2], sampling=SAMPLED, least=0.99).drafted == 4
+        assert propose(drafter, [0, 1, 2], sampling=SAMPLED, threshold=0.99).drafted == 4
         request = DraftRequest(tokens=[0, 1, 2], depth=4, generator=torch.Generator())
         offers = {cut: drafter.begin([[0, 1, 2]], [each]).offers([request]) for cut, each in CUTS.items()}
         # On the device nobody looks at a token until the chain is done.
         assert all(offer.cuts is (cut and place == "host") for cut, ((offer,),) in offers.items())
 
     def test_rows_end_each_for_itself_and_stay_in_step(self, place):
-        drafter = InStep(DraftModelDrafter(DRAFT, gamma=5), least=0.4)
+        drafter = InStep(DraftModelDrafter(DRAFT, gamma=5), threshold=0.4)
         rows = run(drafter, sampling=Sampling())
         plain = run(NoDrafter(), sampling=Sampling())
         assert [row.emitted for row in rows] == [row.emitted for row in plain]
@@ -171,22 +171,22 @@ class TestNodesBesideTheChain:
             pytest.skip("there nobody looks at a token until the chain is done")
 
     @staticmethod
-    def seen(least, depth):
+    def seen(threshold, depth):
         """The chain that is kept, steps, and likelihoods of all that was seen besides, by path."""
         chain, likelihood, beside, steps = (), 1.0, {}, 0
         while steps < depth:
             shares = DRAFT.logits([0, 1, 2, *chain]).softmax(-1).double()
             best, steps = int(shares.argmax()), steps + 1
             beside |= {(*chain, token): likelihood * float(shares[token]) for token in range(5) if token != best}
-            if likelihood * float(shares[best]) < least:
+            if likelihood * float(shares[best]) < threshold:
                 return chain, steps, beside | {(*chain, best): likelihood * float(shares[best])}
             chain, likelihood = (*chain, best), likelihood * float(shares[best])
         return chain, steps, beside
 
-    @pytest.mark.parametrize("least", [0.7, 0.3, 0.01])
+    @pytest.mark.parametrize("threshold", [0.7, 0.3, 0.01])
     @pytest.mark.parametrize("prices", [(0.1,) * 15, (0.02,) * 15, (0.01,) * 5, tuple(0.01 * at for at in range(15))])
-    def test_are_the_likeliest_that_are_worth_their_price(self, least, prices):
-        chain, steps, beside = self.seen(least, 4)
+    def test_are_the_likeliest_that_are_worth_their_price(self, threshold, prices):
+        chain, steps, beside = self.seen(threshold, 4)
         expected = {chain[: at + 1] for at in range(len(chain))}
         for price, (path, likelihood) in zip(
             prices[len(chain) :], sorted(beside.items(), key=lambda each: -each[1]), strict=False
@@ -194,20 +194,22 @@ class TestNodesBesideTheChain:
             if likelihood <= max(price, HARDLY):
                 break
             expected.add(path)
-        tree = propose(DraftModelDrafter(DRAFT, gamma=4), [0, 1, 2], depth=4, least=least, prices=prices)
+        tree = propose(DraftModelDrafter(DRAFT, gamma=4), [0, 1, 2], depth=4, threshold=threshold, prices=prices)
         assert set(paths(tree)) == expected and len(tree) == 1 + len(expected)
         assert tree.steps == steps
 
     def test_may_be_accepted_and_the_cache_stays_in_step(self):
-        drafter = InStep(DraftModelDrafter(DRAFT, gamma=5), least=0.4, prices=(0.02,) * 15)
+        drafter = InStep(DraftModelDrafter(DRAFT, gamma=5), threshold=0.4, prices=(0.02,) * 15)
         rows = run(drafter, sampling=Sampling())
         assert [row.emitted for row in rows] == [row.emitted for row in run(NoDrafter(), sampling=Sampling())]
         assert drafter.aside > 3
-        alone = run(InStep(DraftModelDrafter(DRAFT, gamma=5), least=0.4), sampling=Sampling())
+        alone = run(InStep(DraftModelDrafter(DRAFT, gamma=5), threshold=0.4), sampling=Sampling())
         assert sum(row.stats.target_passes for row in rows) < sum(row.stats.target_passes for row in alone)
 
     def test_are_none_where_tokens_are_drawn(self):
-        tree = propose(DraftModelDrafter(DRAFT, gamma=4), [0, 1, 2], sampling=SAMPLED, least=0.5, prices=(0.0,) * 15)
+        tree = propose(
+            DraftModelDrafter(DRAFT, gamma=4), [0, 1, 2], sampling=SAMPLED, threshold=0.5, prices=(0.0,) * 15
+        )
         assert tree.drafted == 4
 
 
@@ -221,8 +223,8 @@ class TestDoubts:
 
     def test_of_one_who_is_always_right_are_soon_not_believed(self):
         unsure = TARGET.sharpened(0.2)
-        assert propose(DraftModelDrafter(unsure, gamma=4), [0, 1, 2], least=0.6).drafted == 0
-        drafter = InStep(DraftModelDrafter(unsure, gamma=4), least=0.6)
+        assert propose(DraftModelDrafter(unsure, gamma=4), [0, 1, 2], threshold=0.6).drafted == 0
+        drafter = InStep(DraftModelDrafter(unsure, gamma=4), threshold=0.6)
         rows = run(drafter, [[0, 1, 2]], sampling=Sampling(), max_new_tokens=60)
         assert [row.emitted for row in rows] == [
             row.emitted for row in run(NoDrafter(), [[0, 1, 2]], sampling=Sampling(), max_new_tokens=60)
@@ -234,10 +236,10 @@ class TestDoubts:
     def test_of_one_who_is_wrong_more_often_than_it_says_grow(self):
         boaster = TARGET.disturbed(31, 3)
         drafter = DraftModelDrafter(boaster, gamma=4)
-        run(InStep(drafter, least=0.5), sampling=Sampling(), max_new_tokens=60)
+        run(InStep(drafter, threshold=0.5), sampling=Sampling(), max_new_tokens=60)
         assert drafter.doubts.ratio > 1.5
         drafted = [
-            sum(propose(each, tokens, least=0.5).drafted for tokens in PROMPTS)
+            sum(propose(each, tokens, threshold=0.5).drafted for tokens in PROMPTS)
             for each in (DraftModelDrafter(boaster, gamma=4), drafter)
         ]
         assert drafted[1] < drafted[0]

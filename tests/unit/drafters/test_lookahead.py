@@ -119,10 +119,9 @@ def test_the_offer_is_the_window_at_any_depth_and_the_candidates_as_deep_as_take
     ((offer,),) = session.offers([request(tokens)])
     for depth in range(1, offer.depth + 1):
         (tree,) = session.propose([request(tokens, depth, offer)])
-        assert len(tree) == offer.width(depth)
+        assert tree.drafted == offer.beside + sum(offer.per_depth[:depth])
         assert set(session._rows[0]._scored) == {0, 1, 2}
     assert paths(tree) == paths(offer.tree)
-    assert offer.width(0) == 1
 
 
 def test_nothing_is_offered_that_could_not_be_emitted():
@@ -168,7 +167,7 @@ def test_any_window_fits_any_depth(prompt, window, ngram, depth):
         ((*offers,),) = session.offers([request(tokens, depth)])
         tree = iterate(session, tokens, lambda path, step=step: (path[-1] + step) % 4, depth)
         assert max(tree.depths) <= depth
-        assert all(len(tree) == offer.width(offer.depth) for offer in offers)
+        assert all(tree.drafted == offer.beside + sum(offer.per_depth) for offer in offers)
         tokens.append(step)
 
 
@@ -207,8 +206,8 @@ def test_it_can_be_turned_down(monkeypatch):
     controller = Controller()
     observe = controller.observe
 
-    def priced(offers, requests, trees, verdicts, seconds):
-        observe(offers, requests, trees, verdicts, (0.0, float(max(map(len, trees)))))
+    def priced(offers, requests, trees, verdicts, seconds, *, ragged):
+        observe(offers, requests, trees, verdicts, (0.0, float(max(map(len, trees)))), ragged=ragged)
 
     monkeypatch.setattr(controller, "observe", priced)
     row = generate(LookaheadDrafter(), controller, tokens=100)

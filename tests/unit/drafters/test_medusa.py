@@ -11,7 +11,7 @@ from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
-from specstream.drafters.medusa import SIZES, MedusaDrafter
+from specstream.drafters.medusa import MOST, MedusaDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.errors import UsageError
 from tests.lossless.table_model import TableHeads, TableModel
@@ -51,8 +51,8 @@ class Session:
         return (100 * torch.arange(1, 4)[:, None] + torch.arange(8))[..., None].float()
 
 
-def request(token=1, depth=5, offer=None):
-    return DraftRequest(tokens=[0, token], depth=depth, generator=torch.Generator(), offer=offer)
+def request(token=1, depth=5, nodes=0):
+    return DraftRequest(tokens=[0, token], depth=depth, generator=torch.Generator(), nodes=nodes)
 
 
 def verdict(*path):
@@ -103,17 +103,25 @@ def test_rows_that_are_not_drafted_for_cost_nothing():
     assert len(session._drafter.heads.asked) == 1
 
 
-def test_offers_are_the_best_trees_of_several_sizes():
+def test_the_offer_ranks_the_nodes_of_its_trees_by_what_was_learnt():
     rates = [[0.6, 0.2], [0.3, 0.1], [0.1, 0.05]]
     session = started(heads=Heads(rates), nodes=5)
-    (offers,) = session.offers([request()])
-    assert [offer.width(offer.depth) - 1 for offer in offers] == [5, 3, 7, 14, 14]  # two ranks make 14 nodes, not 31
-    assert [offer.expected[-1] for offer in offers[1:]] == sorted(offer.expected[-1] for offer in offers[1:])
-    for offer in offers:
-        for depth in range(1, offer.depth + 1):
-            (tree,) = session.propose([request(depth=depth, offer=offer)])
-            assert len(tree) == offer.width(depth)
-            assert max(tree.depths) == depth
+    ((offer,),) = session.offers([request()])
+    assert (offer.source, offer.depth, offer.tree) == ("medusa", 3, None)
+    assert len(offer.ranked) == 14, "two ranks make 14 nodes, not 31"
+    assert offer.ranked[:4] == ((1, 0.6), (1, 0.2), (2, pytest.approx(0.18)), (2, pytest.approx(0.06)))
+    for depth in (1, 2, 3):
+        ((offer,),) = session.offers([request(depth=depth)])
+        assert (offer.depth, max(deep for deep, _ in offer.ranked)) == (depth, depth)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 5, 30])
+def test_a_tree_has_as_many_nodes_as_asked_for_and_as_preferred_where_nobody_says(nodes):
+    session = started(heads=Heads(), nodes=5)
+    (tree,) = session.propose([request(nodes=nodes)])
+    assert tree.drafted == nodes
+    (tree,) = session.propose([request()])
+    assert tree.drafted == 5
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
@@ -131,14 +139,15 @@ def test_what_was_right_is_what_the_next_trees_are_offered_for():
     for _ in range(200):  # rank 4 of the first head is always right, the second head never
         session.propose([request()])
         session.observe([Verdict(path=(0,), tokens=(114, 999))])
-    preferred, small, *_ = session.offers([request()])[0]
-    assert preferred.depth == 3, "a seed has to repeat"
-    assert small.expected[-1] > 1.9
+    ((offer,),) = session.offers([request()])
+    assert offer.depth == 3, "a seed has to repeat"
+    first, *others = offer.ranked
+    assert (first[0], first[1] > 0.9, max(survival for _, survival in others) < 0.2) == (1, True, True)
 
 
 def test_the_largest_tree_is_known_beforehand():
     assert MedusaDrafter(Heads(), nodes=40, ranks=8).nodes == 40
-    assert MedusaDrafter(Heads(), nodes=4).nodes == SIZES[-1]
+    assert MedusaDrafter(Heads(), nodes=4).nodes == MOST
 
 
 @pytest.mark.parametrize(("name", "value"), [("nodes", 0), ("ranks", 0)])
@@ -188,8 +197,8 @@ def priced(monkeypatch, price):
     controller = Controller()
     observe = controller.observe
 
-    def observe_priced(offers, requests, trees, verdicts, seconds):
-        observe(offers, requests, trees, verdicts, (0.0, float(price(max(map(len, trees))))))
+    def observe_priced(offers, requests, trees, verdicts, seconds, *, ragged):
+        observe(offers, requests, trees, verdicts, (0.0, float(price(max(map(len, trees))))), ragged=ragged)
 
     monkeypatch.setattr(controller, "observe", observe_priced)
     return controller

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from specstream.core.decode import decode
-from specstream.core.policy.plans import Taken
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import DraftRequest, DraftSession
 from specstream.core.rows import start_rows
@@ -67,14 +68,21 @@ class Fickle:
     def renew(self):
         pass
 
-    def choose(self, offers, context, ending, *, ragged):
+    def choose(self, requests, offers, ending=None, *, ragged):
         self.round += 1
         return [
-            Taken(available[(self.round + row) % len(available)], 1 + self.round % 2) if available else None
-            for row, available in enumerate(offers)
+            replace(asked, offer=own[(self.round + row) % len(own)] if own else None, depth=self.depth if own else 0)
+            for row, (asked, own) in enumerate(zip(requests, offers, strict=True))
         ]
 
-    def observe(self, *of_the_round):
+    @property
+    def depth(self):
+        return 1 + self.round % 2
+
+    def cut(self, trees):
+        return trees
+
+    def observe(self, *of_the_round, ragged):
         pass
 
 

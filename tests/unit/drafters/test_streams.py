@@ -68,13 +68,18 @@ class Session:
         return torch.zeros(len(trees), max(map(len, trees)), 1)
 
 
-def request(depth=5, token=5, offer=None):
-    return DraftRequest(tokens=[1, token], depth=depth, generator=torch.Generator(), offer=offer)
+def request(depth=5, token=5, nodes=0):
+    return DraftRequest(tokens=[1, token], depth=depth, generator=torch.Generator(), nodes=nodes)
 
 
 def begun(rows=1, **options):
     drafter, session = StreamsDrafter(Head(), **options), Session()
     return drafter, session, drafter.begin([[1, 2]] * rows, [Sampling()] * rows, session)
+
+
+def emitted(offer, nodes=2):
+    """Tokens that the best tree of so many nodes is expected to emit."""
+    return 1 + sum(survival for _, survival in offer.ranked[:nodes])
 
 
 def verdict(*path, tokens=(9,)):
@@ -91,28 +96,44 @@ def test_nothing_is_drafted_before_there_is_a_node_to_draft_from():
 
 
 def test_trees_grow_from_the_last_accepted_node():
-    drafter, _, drafts = begun(sizes=(3, 6))
+    drafter, _, drafts = begun(nodes=3, most=6)
     drafts.observe([verdict(0, 2, 4)])
-    (offers,) = drafts.offers([request()])
-    assert [offer.source for offer in offers] == ["streams/3", "streams/6"]
-    assert [offer.width(offer.depth) for offer in offers] == [4, 7]
-    assert all(offer.at_once and offer.tree is None for offer in offers)
+    ((offer,),) = drafts.offers([request()])
+    assert (offer.source, offer.depth, offer.tree, len(offer.ranked)) == ("streams", GAMMA, None, 6)
     assert drafter.head.asked == [], "an offer costs next to nothing"
-    (tree,) = drafts.propose([request(depth=offers[1].depth, offer=offers[1])])
+    (tree,) = drafts.propose([request(depth=offer.depth, nodes=6)])
     assert drafter.head.asked == [([(0, 4)], [0])]
-    assert len(tree) == 7
+    assert tree.drafted == 6
     assert set(tree.tokens[1:]) <= {400 + 10 * depth + rank for depth in (1, 2, 3) for rank in range(8)}
     assert tree.tokens[:3] == (5, 410, 420)
 
 
-def test_a_tree_is_no_deeper_than_asked_for():
-    _, _, drafts = begun(sizes=(15,))
+def test_a_tree_has_as_many_nodes_as_asked_for_and_as_preferred_where_nobody_says():
+    drafter, _, drafts = begun(nodes=3, most=6)
     drafts.observe([verdict(0)])
-    (offers,) = drafts.offers([request(depth=2)])
-    assert offers[0].depth == 2
-    (tree,) = drafts.propose([request(depth=1, offer=offers[0])])
+    for nodes in (1, 2, 6):
+        (tree,) = drafts.propose([request(nodes=nodes)])
+        assert tree.drafted == nodes
+    (tree,) = drafts.propose([request()])
+    assert (tree.drafted, drafter.nodes, drafter.fixed_tree(9).nodes) == (3, 6, 9)
+
+
+def test_a_tree_says_how_likely_the_streams_hold_each_node():
+    _, _, drafts = begun(nodes=4)
+    drafts.observe([verdict(0)])
+    (tree,) = drafts.propose([request()])
+    assert tree.survival == (1.0, 0.5, 0.25, 0.125, 0.25)
+    assert tree.tokens == (5, 10, 20, 30, 11)
+
+
+def test_a_tree_is_no_deeper_than_asked_for():
+    _, _, drafts = begun(nodes=15)
+    drafts.observe([verdict(0)])
+    ((offer,),) = drafts.offers([request(depth=2)])
+    assert (offer.depth, max(depth for depth, _ in offer.ranked)) == (2, 2)
+    (tree,) = drafts.propose([request(depth=1)])
     assert max(tree.depths) == 1
-    (tree,) = drafts.propose([request(depth=0, offer=offers[0])])
+    (tree,) = drafts.propose([request(depth=0)])
     assert tree.tokens == (5,)
 
 
@@ -120,8 +141,7 @@ def test_rows_that_take_nothing_pay_nothing_and_rows_that_leave_take_their_place
     drafter, _, drafts = begun(rows=3)
     drafts.observe([verdict(0), verdict(0, 1), verdict(0, 1, 2)])
     drafts.keep([2, 0])
-    offers = drafts.offers([request(), request()])
-    trees = drafts.propose([request(depth=0), request(depth=1, offer=offers[1][0])])
+    trees = drafts.propose([request(depth=0), request(depth=1)])
     assert len(trees[0]) == 1
     assert set(trees[1].tokens[1:]) <= set(range(10, 18))
     assert drafter.head.asked == [([(0, 0)], [1])], "the place as the pass numbered it, the row as it is now"
@@ -131,7 +151,7 @@ def test_rows_that_take_nothing_pay_nothing_and_rows_that_leave_take_their_place
 
 
 def test_no_more_streams_run_than_the_deepest_tree_of_the_round_needs():
-    drafter, _, drafts = begun(rows=3, sizes=(6,))
+    drafter, _, drafts = begun(rows=3, nodes=6)
     drafts.observe([verdict(0)] * 3)
     for depths in ((1, 1, 1), (1, 2, 0), (0, 0, 9)):
         trees = drafts.propose([request(depth=depth) for depth in depths])
@@ -140,7 +160,7 @@ def test_no_more_streams_run_than_the_deepest_tree_of_the_round_needs():
 
 
 def test_all_candidates_are_judged_whether_the_tree_held_them_or_not():
-    drafter, _, drafts = begun(sizes=(2,), ranks=4)
+    drafter, _, drafts = begun(nodes=2, ranks=4)
     for _ in range(60):
         drafts.observe([verdict(0, tokens=(13, 20, 7))])
         drafts.propose([request()])
@@ -150,11 +170,11 @@ def test_all_candidates_are_judged_whether_the_tree_held_them_or_not():
     assert max(rates[2]) < 0.1
     drafts.observe([verdict(0)])
     ((offer,),) = drafts.offers([request()])
-    assert offer.expected[-1] > 2.8
+    assert emitted(offer) > 2.8
 
 
 def test_a_generation_that_samples_is_judged_by_itself():
-    drafter, session, drafts = begun(sizes=(2,), ranks=4)
+    drafter, session, drafts = begun(nodes=2, ranks=4)
     for _ in range(60):
         drafts.observe([verdict(0, tokens=(13, 20, 7))])
         drafts.propose([request()])
@@ -163,32 +183,30 @@ def test_a_generation_that_samples_is_judged_by_itself():
         other = drafter.begin([[1, 2]], [sampling], session)
         other.observe([verdict(0)])
         ((offer,),) = other.offers([request()])
-        expected[name] = offer.expected[-1]
+        expected[name] = emitted(offer)
     assert expected["sampled"] < 2 < 2.8 < expected["greedy"]
 
 
 def test_where_the_streams_are_sure_the_tree_is_deep_and_where_they_doubt_it_is_wide():
-    drafter, _, drafts = begun(sizes=(3,), rates=[[0.5, 0.2], [0.4, 0.2], [0.3, 0.2]])
+    drafter, _, drafts = begun(nodes=3, rates=[[0.5, 0.2], [0.4, 0.2], [0.3, 0.2]])
     drafts.observe([verdict(0)])
-    (offers,) = drafts.offers([request()])
-    assert (offers[0].depth, offers[0].width(offers[0].depth)) == (GAMMA, 4)
     drafter.head.chances = [[0.9, 0.1]] * GAMMA
-    (tree,) = drafts.propose([request(depth=GAMMA, offer=offers[0])])
+    (tree,) = drafts.propose([request(depth=GAMMA)])
     assert tree.tokens == (5, 10, 20, 30)
     drafter.head.chances = [[0.3, 0.28, 0.26]] * GAMMA
-    (tree,) = drafts.propose([request(depth=GAMMA, offer=offers[0])])
+    (tree,) = drafts.propose([request(depth=GAMMA)])
     assert (tree.tokens, max(tree.depths)) == ((5, 10, 11, 12), 1)
 
 
 def test_a_head_may_come_with_rates():
-    _, _, drafts = begun(sizes=(2,), rates=[[0.1, 0.8], [0.2, 0.7], [0.5, 0.1]])
+    _, _, drafts = begun(nodes=2, rates=[[0.1, 0.8], [0.2, 0.7], [0.5, 0.1]])
     drafts.observe([verdict(0)])
     ((offer,),) = drafts.offers([request()])
-    assert offer.expected == pytest.approx((1, 1.8, 1.8 + 0.8 * 0.7, 1.8 + 0.8 * 0.7))
+    assert offer.ranked[:3] == ((1, 0.8), (2, pytest.approx(0.8 * 0.7)), (3, pytest.approx(0.8 * 0.7 * 0.5)))
 
 
 def test_what_the_early_exit_doubts_is_dropped_with_all_below_it():
-    _, session, drafts = begun(rows=2, sizes=(8,), pruning=0.5)
+    _, session, drafts = begun(rows=2, nodes=8, pruning=0.5)
     drafts.observe([verdict(0), verdict(0)])
     trees = drafts.propose([request(), request(depth=0)])
     assert trees[0].tokens == (5, 10, 20, 30)
@@ -200,8 +218,7 @@ def test_what_the_early_exit_doubts_is_dropped_with_all_below_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": ()}, "sizes is"),
-        ({"sizes": (0,)}, "sizes is"),
+        ({"nodes": 0}, "nodes is 0"),
         ({"ranks": 0}, "ranks is 0"),
         ({"pruning": 1.0}, "pruning is 1.0"),
     ],

@@ -84,7 +84,7 @@ def test_a_draft_model_and_streams_draft_through_stand_ins(target):
     from specstream.drafters.streams import StreamsDrafter
 
     headed = parts_of(target, drafter="none", adaptive=True)
-    headed = headed.with_drafter(StreamsDrafter(streams, sizes=(3,)))
+    headed = headed.with_drafter(StreamsDrafter(streams, nodes=3, most=3))
     for parts in (parts_of(target, tiny_model(noise=0.02), adaptive=False), headed):
         (found,) = profile({"it": parts}, PROMPTS, config).values()
         plain = Generation(parts_of(target, drafter="none"), [PROMPTS[1]], config).run()
@@ -100,7 +100,7 @@ def test_the_controller_is_noted(target):
     config = GenerationConfig(max_new_tokens=8, ignore_eos=True)
     (found,) = profile({"it": parts_of(target, drafter="lookup")}, PROMPTS, config).values()
     assert found.of("controller") > 0
-    assert {span.name for span in found.spans if span.part == "controller"} == {"choose", "observe"}
+    assert {span.name for span in found.spans if span.part == "controller"} == {"choose", "cut", "observe"}
 
 
 def test_the_trace_holds_every_round_and_every_note_in_order(target):

@@ -16,6 +16,7 @@ from specstream.heads.streams_config import StreamsConfig
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.architecture.partial_forward import FinalNorm, merged, upper_linears
 from specstream.models.runtime import native, quantized
+from specstream.models.runtime.fused import FusedTop
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.uncached import UncachedTarget
 from tests.lossless.families import FAMILIES, VOCAB, build, prompt
@@ -157,9 +158,30 @@ def test_some_rows_of_a_batch_have_the_streams_they_have_with_the_others(rows, r
     asked = [(0, 1), (1, 1), (2, 0)], [FOLLOWING, FOLLOWING + 1, FOLLOWING + 2]
     every = streams.candidates(session, *asked, 4)
     some = streams.candidates(session, *([given[row] for row in rows] for given in asked), 4, rows)
+    exact = runtime == "auto" and native.available()
     for row, own in zip(rows, some, strict=True):
         assert own.tokens == every[row].tokens
+        assert not exact or own.chances == every[row].chances
     assert streams.candidates(session, *asked, 4)[1].tokens == every[1].tokens, "and what was there is there"
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+def test_rows_that_do_not_ask_have_no_nodes_in_our_kernels_pass(monkeypatch):
+    streams, widths = shaken("llama"), []
+    session = HuggingFaceTarget(streams.model).begin([TOKENS[:20], TOKENS[3:9], TOKENS[5:18]])
+    session.tap(streams.taps)
+    session.score([TokenTree.chain([5])] * 3)
+    session.commit([[0]] * 3)
+    run = FusedTop.__call__
+
+    def counting(top, hidden, *rest):
+        widths.append(hidden.shape[:2])
+        return run(top, hidden, *rest)
+
+    monkeypatch.setattr(FusedTop, "__call__", counting)
+    for rows in ([0, 2], [1], [0, 1, 2]):
+        streams.candidates(session, [(row, 0) for row in rows], [FOLLOWING] * len(rows), 4, rows)
+    assert widths == [(1, 6), (1, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
@@ -222,6 +244,7 @@ def test_a_branch_leaves_nothing_behind(family, runtime):
         session.commit([[0, 3, 4], [0, 1]])
         if streaming:
             streams.candidates(session, [(0, 4), (1, 1)], [5, 5], 3)
+            streams.candidates(session, [(1, 1)], [5], 3, [1])
         scored.append(session.score([TokenTree.chain([5])] * 2))
         session.commit([[0]] * 2)
         caches.append([layer[:, :, :24].clone() for layer in session.cache._keys.values()])

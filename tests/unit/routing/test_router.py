@@ -322,9 +322,6 @@ def test_the_routed_drafter_begins_what_was_chosen(model):
 
 
 def test_a_routed_session_is_the_chosen_one_and_says_so(model):
-    class Always(NoDrafter):
-        always_available = True
-
     class Big(LookupDrafter):
         @property
         def nodes(self):
@@ -335,13 +332,13 @@ def test_a_routed_session_is_the_chosen_one_and_says_so(model):
             return Components(heads=(self,))
 
     router = UnboundRouter(model, explore=0.0)
-    drafter = RoutedDrafter({"none": Always(), "lookup": Big()}, router)
+    drafter = RoutedDrafter({"none": NoDrafter(), "lookup": Big()}, router)
+    assert drafter.members == (drafter.drafters["none"], drafter.drafters["lookup"])
     assert (drafter.nodes, drafter.components.heads, drafter.joinable) == (9, (drafter.drafters["lookup"],), False)
     (_, sums), (_, words) = prompts(2, seed=2)
     table = TableModel.random(1, vocab=max(*sums, *words) + 1, memory=1)
     first, other = (drafter.begin([prompt], [Sampling()], None) for prompt in (sums, words))
     assert (first.choice.drafter, other.choice.drafter) == ("lookup", "none")
-    assert (first.always_available, other.always_available) == (False, True)
     with pytest.raises(UsageError, match="the router chose 'none' for rows that join a batch of 'lookup'"):
         first.join(other)
     first.join(drafter.begin([sums], [Sampling()], None))

@@ -73,9 +73,9 @@ class Speculation:
         chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
         return [mine if each else unseen for each, mine, unseen in zip(measured, chosen, first, strict=True)]
 
-    def cut(self, trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
-        """What is worth a pass of what was drafted."""
-        return trees if self.controller is None else self.controller.cut(trees)
+    def cut(self, rows: Sequence[Row], trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
+        """What is worth a pass of what was drafted; all of it where the controller has not chosen."""
+        return self.controller.cut(trees) if self.controller and any(map(self.measures, rows)) else trees
 
     def _first(self, request: DraftRequest, available: Sequence[Offer]) -> DraftRequest:
         """With what is taken unseen."""

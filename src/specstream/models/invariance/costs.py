@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from statistics import median
 from typing import Protocol, TypeVar
 
@@ -53,9 +53,9 @@ REPEATS = 3
 PASS_SECONDS, DRAFT_SECONDS = 3.0, 1.5
 """What the timing of passes, and of drafts, of one number of rows may take. What does not fit is left out."""
 
-DISTURBED = 0.7
-"""Where a larger pass, or a deeper draft, seems to take less than this share of a smaller one's time, other work came
-between: such a list is forgotten at the end of the process."""
+UNEVEN = 1.5
+"""Times its fastest run that the slowest of most shapes takes where other work disturbed it. That is not written to
+disk: the next start measures again."""
 
 TOKEN = 0
 """What all the trees and prompts are made of."""
@@ -110,6 +110,7 @@ def measure_passes(
     known: Collection[tuple[int, int, int]] = (),
     nodes: int = TREES[-1],
     now: Callable[[], float] = time.perf_counter,
+    disturbed: Callable[[], None] = lambda: None,
 ) -> dict[tuple[int, int, int], float]:
     """Seconds of the score, verification and commit of rounds of so many rows.
 
@@ -119,6 +120,7 @@ def measure_passes(
         known: what need not be measured again.
         nodes: of each row's largest tree, the root among them.
         now: the clock, in seconds.
+        disturbed: called if other work of the machine was in the way.
 
     Returns:
         By rows, nodes of all rows together, and tokens of context of each.
@@ -132,7 +134,7 @@ def measure_passes(
         return _pass(sessions[context], rows, total // rows, context, now)
 
     shapes = [shape for shape in _shapes(target.context_length, rows, nodes) if shape not in known]
-    return _medians(shapes, run, PASS_SECONDS, now)
+    return _medians(shapes, run, PASS_SECONDS, now, disturbed)
 
 
 def measure_drafting(
@@ -143,6 +145,7 @@ def measure_drafting(
     known: Mapping[str, Collection[tuple[int, int]]] | None = None,
     deepest: int = DEPTHS[-1],
     now: Callable[[], float] = time.perf_counter,
+    disturbed: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[tuple[int, int], float]]:
     """Seconds of ``propose``, with the offers before it, where all of so many rows ask.
 
@@ -153,6 +156,7 @@ def measure_drafting(
         known: what need not be measured again.
         deepest: depth that is ever asked for.
         now: the clock, in seconds.
+        disturbed: called if other work of the machine was in the way.
 
     Returns:
         By the drafter's name, and the rows that ask and the depth.
@@ -161,7 +165,7 @@ def measure_drafting(
     for member in drafter.members:
         measured = (known or {}).get(member.name, ())
         depths = [depth for depth in DEPTHS if depth <= deepest and (rows, depth) not in measured]
-        if depths and (table := _drafting(target, member, rows, depths, now)):
+        if depths and (table := _drafting(target, member, rows, depths, now, disturbed)):
             found[member.name] = {(rows, depth): took for depth, took in table.items()}
     return found
 
@@ -199,26 +203,22 @@ class _Kept:
         """Measure what is missing, and keep it."""
         known = self.prices
         if self._lacks(self.passes, rows, nodes):
-            self._keep(self.passes, rows, nodes, measure_passes(target, rows, known=known.passes, nodes=nodes))
+            noise = list[bool]()
+            passes = measure_passes(
+                target, rows, known=known.passes, nodes=nodes, disturbed=partial(noise.append, True)
+            )
+            self._keep(self.passes, rows, nodes, passes, lasting=not noise)
         for member in self._drafter.members:
-            name = self._drafts[member.name]
+            name, noise = self._drafts[member.name], []
             if self._lacks(name, rows, nodes):
-                found = measure_drafting(target, member, rows, known=known.drafts, deepest=nodes - 1)
-                self._keep(name, rows, nodes, found.get(member.name, {}))
+                found = measure_drafting(
+                    target, member, rows, known=known.drafts, deepest=nodes - 1, disturbed=partial(noise.append, True)
+                )
+                self._keep(name, rows, nodes, found.get(member.name, {}), lasting=not noise)
 
-    def _keep(self, name: str, rows: int, nodes: int, found: Mapping[_Of, float]) -> None:
-        done = f"{name}, rows {rows}"
-        self._cache.keep_seconds(name, found, done, min(nodes, TREES[-1]), on_disk=_sound(found))
-
-
-def _sound(found: Mapping[_Of, float]) -> bool:
-    """Whether what was measured is to outlive the process: nothing took much less than what is smaller than it.
-
-    Other work that disturbed some of it would otherwise be believed at every start to come.
-    """
-    rising = sorted(found.items(), key=lambda each: each[0][::-1])
-    same = [(a, b) for (one, a), (other, b) in pairwise(rising) if one[2:] == other[2:]]
-    return all(later > DISTURBED * earlier for earlier, later in same) and len(found) != 1
+    def _keep(self, name: str, rows: int, nodes: int, found: Mapping[_Of, float], *, lasting: bool) -> None:
+        self._cache.keep_seconds(name, found, lasting=lasting)
+        self._cache.keep(f"{name}, rows {rows}", min(nodes, TREES[-1]), lasting=lasting)
 
 
 def _identity(drafter: Drafter) -> str:
@@ -267,7 +267,12 @@ def _scored(session: TargetSession, trees: Sequence[TokenTree]) -> list[Verdict]
 
 
 def _drafting(
-    target: Target, drafter: Drafter, rows: int, depths: Sequence[int], now: Callable[[], float]
+    target: Target,
+    drafter: Drafter,
+    rows: int,
+    depths: Sequence[int],
+    now: Callable[[], float],
+    disturbed: Callable[[], None],
 ) -> dict[int, float]:
     """Seconds of drafting so deep, as far as one drafter offers it."""
     limit = target.context_length
@@ -289,7 +294,7 @@ def _drafting(
         settle(session.device)
         return now() - started
 
-    return _medians(offered, run, DRAFT_SECONDS, now)
+    return _medians(offered, run, DRAFT_SECONDS, now, disturbed)
 
 
 def _plain_round(session: TargetSession, drafts: DraftSession, prompts: list[list[int]]) -> list[list[int]]:
@@ -318,7 +323,11 @@ def _offered(drafts: DraftSession, requests: Sequence[DraftRequest]) -> list[Off
 
 
 def _medians(
-    shapes: Sequence[_Shape], run: Callable[[_Shape], float], most: float, now: Callable[[], float]
+    shapes: Sequence[_Shape],
+    run: Callable[[_Shape], float],
+    most: float,
+    now: Callable[[], float],
+    disturbed: Callable[[], None],
 ) -> dict[_Shape, float]:
     """The seconds of each shape, as far as so many seconds suffice.
 
@@ -338,4 +347,6 @@ def _medians(
             break
         for shape, own in runs.items():
             own.append(run(shape))
+    if 2 * sum(max(own) > UNEVEN * min(own) for own in runs.values()) > len(runs):
+        disturbed()
     return {shape: median(own) for shape, own in runs.items()}

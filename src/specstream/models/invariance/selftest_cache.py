@@ -45,45 +45,36 @@ class SelfTestCache:
     def __init__(self, path: str | Path | None) -> None:
         self._path = None if path is None else Path(path)
         self._known = self._read()
-        self._passing: set[str] = set()  # names that are not for the disk
+        self._passing = dict[str, int | float]()  # answers that are not written down
 
     def get(self, name: str) -> int | None:
         """The whole number, None if there is none yet."""
-        answer = self._known.get(name)
+        answer = {**self._known, **self._passing}.get(name)
         return answer if isinstance(answer, int) else None
 
     def seconds(self, name: str) -> dict[tuple[int, ...], float]:
         """What was measured under this name, by what it was measured for."""
         start = f"{name}: "
-        measured = ((each, answer) for each, answer in self._known.items() if each.startswith(start))
+        known = {**self._known, **self._passing}.items()
+        measured = ((each, answer) for each, answer in known if each.startswith(start))
         return {tuple(map(int, each.removeprefix(start).split())): answer for each, answer in measured}
 
-    def keep(self, name: str, answer: int) -> None:
-        """Remember an answer, now and on disk, beside what other processes have found meanwhile."""
-        self._keep({name: int(answer)})
+    def keep(self, name: str, answer: int, *, lasting: bool = True) -> None:
+        """Remember an answer, now and, if it is ``lasting``, on disk, beside what other processes have found."""
+        self._keep({name: int(answer)}, lasting)
 
-    def keep_seconds(self, name: str, measured: Mapping[_Of, float], done: str, nodes: int, *, on_disk: bool) -> None:
-        """Remember what was measured, beside what is known under this name.
+    def keep_seconds(self, name: str, measured: Mapping[_Of, float], *, lasting: bool = True) -> None:
+        """Remember what was measured, beside what is known under this name."""
+        self._keep({f"{name}: {' '.join(map(str, each))}": float(took) for each, took in measured.items()}, lasting)
 
-        Args:
-            name: of what was measured.
-            measured: by what it was measured for.
-            done: the name under which the next is remembered.
-            nodes: up to how many it was measured.
-            on_disk: not only as long as the object lives.
-        """
-        answers = {f"{name}: {' '.join(map(str, each))}": float(took) for each, took in measured.items()}
-        self._keep({**answers, done: nodes}, on_disk=on_disk)
-
-    def _keep(self, answers: Mapping[str, int | float], *, on_disk: bool = True) -> None:
-        self._passing = self._passing - answers.keys() if on_disk else self._passing | answers.keys()
-        self._known = {**self._read(), **self._known, **answers}
-        if self._path is None or not on_disk:
+    def _keep(self, answers: Mapping[str, int | float], lasting: bool) -> None:
+        if not lasting or self._path is None:
+            self._passing.update(answers)
             return
+        self._known = {**self._read(), **self._known, **answers}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            kept = {name: answer for name, answer in self._known.items() if name not in self._passing}
-            write_whole(self._path, json.dumps(kept, indent=0, sort_keys=True))
+            write_whole(self._path, json.dumps(self._known, indent=0, sort_keys=True))
         except OSError:
             pass
 

@@ -139,13 +139,16 @@ class TreePlan:
 
     @property
     def places(self) -> Tensor:
-        """Where each row's nodes stand in a packed pass, ``[rows, nodes]`` int64; beyond its own the row's last."""
+        """Where each row's nodes stand in a packed pass, ``[rows, nodes]`` int64; beyond its own the row's last.
+
+        Every row needs a node.
+        """
         assert self.starts is not None
         nodes = torch.arange(self.depths.shape[1])
         return torch.minimum(self.starts[:-1, None] + nodes, self.starts[1:, None] - 1)
 
     def packed(self, counts: Sequence[int]) -> TreePlan:
-        """The same pass with so many nodes of each row, at least one, and none of them padding."""
+        """The same pass with so many nodes of each row, none of them padding."""
         starts = torch.tensor([0, *accumulate(counts)], dtype=torch.int64)
         return replace(self, starts=starts)
 

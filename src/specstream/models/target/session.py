@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -271,6 +272,8 @@ class HuggingFaceSession:
     def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
         if rows is None or len(rows) == len(self._bits):
             return self._branch(hidden, layer, adapter)
+        if self._branches_ragged(hidden, layer, adapter):
+            return self._branch_ragged(hidden, layer, adapter, rows)
         if len(rows) == 1 and not isinstance(self.cache, StaticCache):
             return self._branch(hidden, layer, adapter, rows[0])
         every = hidden.new_zeros((len(self._bits), *hidden.shape[1:]))
@@ -287,6 +290,24 @@ class HuggingFaceSession:
         # Not only for tidiness: a masked slot meets a weight of zero in a later pass, and zero times NaN is NaN.
         self.cache.erase(range(layer, len(self._target.layers)), nodes)
         return final
+
+    def _branches_ragged(self, hidden: Tensor, layer: int, adapter: Adapter) -> bool:
+        """Whether a branch of these nodes may leave out the other rows."""
+        runtime, total = self._target.runtime, hidden.shape[0] * hidden.shape[1]
+        return self.ragged and runtime.own_attention(1, total) and runtime.top(layer, adapter) is not None
+
+    def _branch_ragged(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int]) -> Tensor:
+        """Of some rows; the others have no node in the pass."""
+        asked, nodes = list(rows), hidden.shape[1]
+        counts = [nodes if row in rows else 0 for row in range(len(self._bits))]
+        self.cache.plan(nodes, hidden.device)
+        chains = [TokenTree.chain([PADDING] * nodes)] * len(counts)
+        layout = planned(tree_plan(chains, nodes, self.cache.lengths).packed(counts))
+        layout = replace(layout, positions=layout.positions[asked].view(1, -1))
+        with self._passing():
+            final = self._target.upper(self.cache, hidden.reshape(1, -1, hidden.shape[-1]), layout, layer, adapter)
+        self.cache.erase(range(layer, len(self._target.layers)), nodes)
+        return final.view_as(hidden)
 
     @torch.inference_mode()
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

@@ -243,6 +243,24 @@ def test_who_starts_again_has_the_same_list_without_a_pass(tmp_path, stopped):
     assert not (passes_of(draft) or [each for each in passes_of(again) if each[1] > 1])
 
 
+@pytest.mark.parametrize(("slower", "kept"), [(1.3, True), (2.0, False)])
+def test_what_other_work_disturbed_is_measured_again_by_the_next_start(slower, kept, tmp_path, stopped):
+    path, seen = tmp_path / "known.json", []
+
+    def disturbed(*shape):
+        seen.append(shape)
+        return linear(*shape) * (slower if seen.count(shape) == 3 else 1)
+
+    first = timed(disturbed, clock=stopped, measured=SelfTestCache(path))
+    found = prices_of(first, NoDrafter(), 1, 9)
+    assert found.passes == {shape: pytest.approx(linear(*shape)) for shape in found.passes}
+    passes_of(first)
+    assert prices_of(first, NoDrafter(), 1, 9) == found and not passes_of(first)
+    again = timed(clock=stopped, measured=SelfTestCache(path))
+    assert prices_of(again, NoDrafter(), 1, 9).passes.keys() == found.passes.keys()
+    assert bool([shape for shape in passes_of(again) if shape[1] > 1]) == (not kept)
+
+
 def test_only_what_is_missing_is_measured(stopped):
     target = timed(clock=stopped)
     prices_of(target, NoDrafter(), 1, 5)

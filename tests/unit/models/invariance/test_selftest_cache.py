@@ -75,9 +75,9 @@ def test_seconds_are_kept_as_they_were_measured(tmp_path):
     path = tmp_path / "known.json"
     measured = {(1, 8, 64): 0.1 + 0.2, (4, 32, 1024): 2.0, (1, 1, 64): 1e-7}
     first = SelfTestCache(path)
-    first.keep_seconds("passes", measured, "done", 1, on_disk=True)
+    first.keep_seconds("passes", measured)
     first.keep("passes of rows", 5)
-    first.keep_seconds("passes", {(1, 1, 64): 0.5}, "done", 1, on_disk=True)
+    first.keep_seconds("passes", {(1, 1, 64): 0.5})
     again = SelfTestCache(path)
     assert again.seconds("passes") == {**measured, (1, 1, 64): 0.5} == first.seconds("passes")
     assert (again.get("passes of rows"), again.seconds("passes of")) == (5, {})
@@ -88,7 +88,7 @@ def test_without_a_file_answers_live_as_long_as_the_object(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     found = SelfTestCache(None)
     found.keep("base", 4)
-    found.keep_seconds("passes", {(1,): 0.5}, "done", 1, on_disk=True)
+    found.keep_seconds("passes", {(1,): 0.5})
     assert (found.get("base"), found.seconds("passes")) == (4, {(1,): 0.5})
     assert not list(tmp_path.iterdir())
     assert SelfTestCache(None).get("base") is None

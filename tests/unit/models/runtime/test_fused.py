@@ -100,7 +100,7 @@ def test_a_hook_that_comes_between_costs_speed_and_no_tokens(hooked):
     with torch.random.fork_rng():
         torch.manual_seed(7)
         streams = Streams(model, StreamsConfig(gamma=2, layers=1, rank=4))
-    (row,) = run(target, StreamsDrafter(streams, sizes=(4,), ranks=2), [TOKENS[:12]], 8)
+    (row,) = run(target, StreamsDrafter(streams, nodes=4, most=4, ranks=2), [TOKENS[:12]], 8)
     assert row.emitted == expected
     assert seen
 

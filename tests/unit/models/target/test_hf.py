@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from specstream.core.tree import TokenTree
 from specstream.models.cache import STEP
+from specstream.models.invariance.costs import measure_passes
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import RuntimeName
@@ -138,6 +139,14 @@ def test_an_idle_session_stands_behind_tokens_that_nobody_read(family: str, rows
     assert before == [length + 1] * rows
     session.rollback([length] * rows)
     torch.testing.assert_close(session.score(trees)[:, :4], own.begin_idle(rows, length).score(trees)[:, :4])
+
+
+@pytest.mark.parametrize("runtime", ["eager", "static", "packed"])
+def test_every_runtime_passes_in_an_idle_session(runtime: RuntimeName) -> None:
+    own = HuggingFaceTarget(build("llama"), runtime=runtime, exact=False)
+    found = measure_passes(own, 2, nodes=4)
+    assert {(rows, nodes) for rows, nodes, _ in found} == {(2, 2), (2, 4), (2, 8)}
+    assert {context for *_, context in found} == {64, 1024}
 
 
 def test_an_idle_session_ends_where_the_context_does() -> None:
