@@ -182,9 +182,8 @@ class TestCorrections:
 
     def test_that_of_plain_passes_never_is(self):
         costs = known()
-        decode(costs, [2, 4] * 10)
-        for _ in range(12):
-            decode(costs, [2, 4, 1, 2, 4], dear={1: 1.5})
+        for _ in range(10):
+            decode(costs, [2, 4, 2, 4, 2, 4, 1], dear={1: 1.5})
         decode(costs, [2, 4] * LIFETIME)
         assert costs.passing(1, 1) == pytest.approx(1.5 * expected(1))
         assert costs.passing(1, 2) == pytest.approx(1.5 * expected(1)), "a wider pass is not cheaper"
@@ -247,9 +246,9 @@ class TestWithoutPrices:
         costs = CostModel()
         for _ in range(6):
             costs.observe_pass(1, 1, 30.0)
-        assert costs.passing(1, 1) == pytest.approx(30)
-        assert costs.passing(1, 3) == pytest.approx(30 * (1 + 2 * NODE_SHARE))
-        assert costs.drafting("model", 1, 2) == pytest.approx(2 * STEP_SHARE * 30)
+            assert costs.passing(1, 1) == pytest.approx(30)
+            assert costs.passing(1, 3) == pytest.approx(30 * (1 + 2 * NODE_SHARE))
+            assert costs.drafting("model", 1, 2) == pytest.approx(2 * STEP_SHARE * 30)
 
     def test_a_first_pass_that_was_disturbed_is_corrected_by_the_next_ones(self):
         costs = CostModel()
