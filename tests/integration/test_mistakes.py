@@ -171,7 +171,7 @@ def test_a_damaged_model_says_what_to_do(here, capsys, damage, remedy):
     [
         ("target/config.json", "is a file: give the folder of a saved model, which has config.json"),
         ("./q.jsonl", "is a file: give the folder"),
-        ("self", "is a draft made of its target: give self:int8 or self:int4 as such"),
+        ("self", "is a draft made of its target, not a model: give it as --draft, self:int8"),
         ("Qwen/Qwen2.5-Coder-0.5B-Instruct", "; 'qwen2.5-coder-0.5b' is that model"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_file_of_another_command_is_told_by_its_keys(no_model_is_loaded, capsy
     [
         ("generate x --model target --device cpu:1", "--device is 'cpu:1', and there is one CPU; give cpu"),
         ("export target --to VLLM --output out", "--to is 'VLLM'; give one of 'vllm'"),
-        ("demo --model target --host ''", "--host is ''; give 127.0.0.1, or 0.0.0.0 for every machine"),
+        ("demo --model target --host ''", "--host is ''; give a value that is not empty, or leave it out"),
     ],
 )
 def test_what_a_second_stranger_met(here, capsys, words, told):

@@ -54,6 +54,9 @@ def generate(
     """Generate text. It is the model's own text; the drafter only makes it arrive sooner."""
     text = _one_prompt(words, prompt, prompt_file)
     options.check_drafter(drafter)
+    for each in stop or ():
+        if "\\n" in each:
+            options.note(f"--stop is {each}, a backslash and a letter; for a line break: --stop $'\\n'")
     settings: dict[str, Any] = {
         "drafter": drafter,
         **dict.fromkeys(("gamma", "max_speculation_depth"), k),

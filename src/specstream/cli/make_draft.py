@@ -71,9 +71,7 @@ def make_draft(
     from specstream.training.checkpoints import check_replaceable
 
     check_replaceable(Path(output).absolute(), MADE, "--output")
-    for file in [*(texts or ()), *(prompts or ())]:
-        if not Path(file).is_file():
-            raise UsageError(f"there is no file {file!r}; give one of texts or prompts")
+    options.check_files(*(texts or ()), *(prompts or ()))
     from specstream.cli.loading import quiet
 
     with quiet():
@@ -81,6 +79,7 @@ def make_draft(
         from specstream.training import make_draft as making
         from specstream.training.layer_choice import choose_layers
 
+        _check_choice(target, layers, layer_choice)
         model, tokenizer = load_model(target, dtype=dtype, device=device)
         ranking = _examples(texts, tokenizer)
         looked_at, where = _to_look_at(model, tokenizer, ranking, texts, prompts)
@@ -103,6 +102,20 @@ def make_draft(
         print(json.dumps({"output": output, **made}))
     else:
         _say(output, compared, made)
+
+
+def _check_choice(target: str, layers: int, choice: str) -> None:
+    """Refuse layers that there are not before the target is read."""
+    from specstream.models.architecture.compat import config_of
+    from specstream.models.hub.catalog import resolve
+    from specstream.models.hub.load import reason
+    from specstream.training.layer_choice import choices_of
+
+    try:
+        total = int(config_of(resolve(target)).get_text_config(decoder=True).num_hidden_layers)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"target {target!r} cannot be loaded: {reason(error)}") from None
+    choices_of(choice, total, layers)
 
 
 def _examples(texts: list[str] | None, tokenizer: Any) -> Examples | None:

@@ -120,7 +120,8 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     from specstream.evaluation.profile import profile as measure
 
     target = settings.target
-    own = {"drafter": "none", **target.model_dump(include={"dtype", "device", "runtime", "exact"}), **group.target}
+    own = {"drafter": "none", "max_new_tokens": group.generation.max_new_tokens}
+    own |= {**target.model_dump(include={"dtype", "device", "runtime", "exact"}), **group.target}
     engine = load_engine(target.model, None, own)
     items = make_items(engine.tokenizer, texts, context=group.context)
     prompts = [item.rows[0] for item in items]

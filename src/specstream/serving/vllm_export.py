@@ -71,10 +71,10 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
     check_replaceable(folder, RECORD, "output")
     place = resolve(source)
     settings = read_settings(place, "model")
-    if settings.get("kind") == "streams":
+    if (own := settings.get("kind")) is not None:
         raise UsageError(
-            f"{source!r} holds streams, which vLLM cannot run; serve them with engine: local, or export Medusa heads "
-            "or a draft model"
+            f"{source!r} holds {own}, which vLLM cannot run; serve it with engine: local, or export Medusa heads or a "
+            "draft model"
         )
     heads = settings.get("model_type") == "medusa"
     kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))

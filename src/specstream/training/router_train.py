@@ -18,6 +18,7 @@ from specstream.errors import HeadMismatchError, UsageError
 from specstream.files.yaml_file import validated
 from specstream.heads.folder import describe_base
 from specstream.models.hub.load import load_model
+from specstream.reporting import announce
 from specstream.routing.config import NONE, DrafterSpec, RouterConfig, check_drafters
 from specstream.routing.features import Features, make_embedding, token_table
 from specstream.routing.figures import RouterTable, router_table, speed
@@ -73,6 +74,8 @@ def train_router(config: RouterTrainConfig) -> Trained:
     table = token_table(tokenizer, int(target.get_input_embeddings().num_embeddings))
     embedding = make_embedding(config.embedding.name, config.embedding.model, target, tokenizer)
     outputs = [name for name in drafters if name != NONE]
+    if config.fit.folds > len(training):
+        announce(f"fit.folds is {config.fit.folds} and there are {len(training)} prompts, so each is a fold")
     fitted = fit(_samples(training, Features(table, embedding), outputs), config.fit)
     router = RouterModel(
         network=fitted.network,

@@ -162,11 +162,11 @@ def _arms(
                 config = engine_config(settings)  # type: ignore[arg-type]
                 check_choice(config, draft)
             except SpecStreamError as error:
-                raise type(error)(f"{document.where((*place, _culprit(settings)))}{error}") from None
+                raise type(error)(f"{document.where((*place, culprit(settings)))}{error}") from None
             yield Arm(name=arm, value=value, draft=draft, config=config)
 
 
-def _culprit(settings: Mapping[str, Any]) -> str:
+def culprit(settings: Mapping[str, Any]) -> str:
     """The first setting that is wrong by itself; none if it takes several."""
     for key, value in settings.items():
         try:
