@@ -98,8 +98,8 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
         own, form = option.parameter, option.typed
         if given.count(own) > 1 and not own.multiple:
             values = "" if own.is_flag else f", {' and '.join(map(repr, option.values))}"
-            forms = " or ".join((str(form), *(each for each in own.secondary_opts if each != form)))
-            raise UsageError(f"{form} is given twice{values}; give {forms} once")
+            forms = f"{' or '.join([*own.opts[:1], *own.secondary_opts])}, " if own.secondary_opts else "it "
+            raise UsageError(f"{form} is given twice{values}; give {forms}once")
         if own in given and not own.is_flag and "" in option.values:
             rest = "" if own.required else ", or leave it out"
             raise UsageError(f"{form} is ''; give a value that is not empty{rest}")
@@ -182,7 +182,7 @@ def _values(message: str, by_name: Mapping[str, Sequence[_Option]]) -> str:
 def _as_typed(message: str, options: Sequence[_Option]) -> str:
     """Options that the message calls by another form than was typed."""
     for option in options:
-        for form in option.parameter.opts if option.typed else ():
+        for form in option.parameter.opts if option.typed in option.parameter.opts else ():
             message = re.sub(rf"(?<!\S){form}(?![\w-])", str(option.typed), message)
     return message
 
