@@ -429,6 +429,18 @@ def test_a_folder_that_holds_no_model_is_told_by_what_it_holds(here, capsys, wor
     assert "'rr' holds" in error and "router" in error and "mend config.json" not in error
 
 
+def test_a_server_says_that_answers_end_with_the_context(here, monkeypatch, caplog):
+    pytest.importorskip("uvicorn")
+    from specstream.serving import run as server
+
+    monkeypatch.setattr(server, "listen", lambda *args: None)
+    assert run("serve", "-m", "target", "--port", "0", "--max-tokens", "600") == 0
+    assert "max_tokens is 600 and a prompt with its answer has 512 tokens at most" in caplog.text
+    caplog.clear()
+    assert run("serve", "-m", "target", "--port", "0", "--max-tokens", "20") == 0
+    assert "max_tokens" not in caplog.text
+
+
 def test_the_doctor_leaves_the_model_out_however_none_is_written(here, capsys):
     run("doctor", "--no-measure", "--model", "None")
     assert "None" not in capsys.readouterr().out

@@ -94,6 +94,13 @@ def test_a_run_leaves_a_best_checkpoint_and_its_log(train, tmp_path):
         assert (run / "curves.png").stat().st_size > 1000
 
 
+def test_a_warm_up_that_does_not_end_is_noted(train):
+    code, _, err = train("--set", "training.warmup_steps=12")
+    assert code == 0
+    assert "training.warmup_steps is 12 and training.num_train_steps is 12: the learning rate never reaches" in err
+    assert "warmup_steps" not in train("--no-resume", "--set", "training.warmup_steps=3")[2]
+
+
 def test_a_stopped_run_goes_on_to_the_same_bits(train, tmp_path):
     assert train("--set", f"training.output_dir={tmp_path / 'whole'}")[0] == 0
     code, out, _ = train("--set", "training.max_seconds=0.0001", "--json")

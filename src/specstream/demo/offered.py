@@ -75,11 +75,8 @@ class OfferedModels:
         if not models:
             raise UsageError("there is no model; give at least one")
         self.models = list(dict.fromkeys(models))
-        for name in ("heads", "router"):
-            if len(self.models) > 1 and settings.get(name) is not None:
-                raise UsageError(
-                    f"{name} is {settings[name]!r}, of one model, and there are {len(self.models)}; give one"
-                )
+        if len(self.models) > 1 and (heads := settings.get("heads")) is not None:
+            raise UsageError(f"heads is {heads!r}, of one model, and there are {len(self.models)}; give one")
         self._draft, self._settings = draft, settings
         self.drafter = self._config(settings.get("drafter", "auto")).drafter
         self._engine: SpeculativeEngine | None = None

@@ -295,8 +295,7 @@ def check_tokens(
     for name, tokens in (*(("the prompt", prompt) for prompt in prompts), ("stop_token_ids", stops)):
         strange = [token for token in tokens if size is not None and not 0 <= token < size]
         if strange:
-            foreign = hasattr(tokenizer, "__len__") and 0 <= strange[0] < len(tokenizer)
-            whose = f", and the tokenizer has {len(tokenizer)} tokens: it is another model's, give this one's own"
-            raise UsageError(
-                f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}{whose if foreign else ''}"
-            )
+            known = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+            whose = f", and the tokenizer has {known} tokens: it is another model's, give this one's own"
+            foreign = whose if 0 <= strange[0] < known else ""
+            raise UsageError(f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}{foreign}")
