@@ -135,7 +135,7 @@ def test_so_many_prompts_of_each_file(run, files):
         (("-n", "8"), "holds answers with max_new_tokens 9 and now it is 8; give another -o"),
         (("--exclude", "HELD"), "holds answers with exclude {}"),
         (("--drafter", "medusa"), "drafter is 'medusa'; give none or lookup"),
-        (("--prompts", "nowhere.jsonl"), "file 'nowhere.jsonl' is no file"),
+        (("--prompts", "nowhere.jsonl"), "--prompts 'nowhere.jsonl' is no file"),
         (("--limit", "0"), "limit"),
     ],
 )

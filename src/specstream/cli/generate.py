@@ -54,9 +54,6 @@ def generate(
     """Generate text. It is the model's own text; the drafter only makes it arrive sooner."""
     text = _one_prompt(words, prompt, prompt_file)
     options.check_drafter(drafter)
-    for each in stop or ():
-        if "\\n" in each:
-            options.note(f"--stop is {each}, a backslash and a letter; for a line break: --stop $'\\n'")
     settings: dict[str, Any] = {
         "drafter": drafter,
         **dict.fromkeys(("gamma", "max_speculation_depth"), k),
@@ -64,7 +61,7 @@ def generate(
         "temperature": temperature,
         **options.given(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty),
         "seed": seed,
-        "stop": stop or [],
+        "stop": options.stops(stop),
         "stop_token_ids": stop_token_ids or [],
         "device": device,
         "dtype": dtype,

@@ -153,6 +153,14 @@ def check_text(text: str) -> None:
         note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {text}")
 
 
+def stops(given: list[str] | None) -> list[str]:
+    """Stop strings as they were given; a line break that no shell has made one is noted."""
+    for each in given or ():
+        if "\\n" in each:
+            note(f"--stop is {each}, a backslash and a letter; for a line break: --stop $'\\n'")
+    return given or []
+
+
 def note_greedy(temperature: object, **given: object) -> None:
     """Note options that change nothing where the likeliest token is taken."""
     idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
