@@ -93,7 +93,7 @@ def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
 @pytest.mark.parametrize(
     ("words", "noted"),
     [
-        (["q.jsonl"], "'q.jsonl' is a file, and its name is taken as the prompt; to read it: --prompt-file"),
+        (["q.jsonl"], "'q.jsonl' is a file, its name is the prompt; to read it: --prompt-file"),
         (["smollm2-135m"], "'smollm2-135m' is a model, and its name is taken as the prompt; to use it: --model"),
         (["x", "--top-p", "0.9", "--seed", "1"], "at temperature 0 nothing comes of --top-p and --seed; give --temp"),
     ],
@@ -265,8 +265,15 @@ def test_a_number_of_runs_that_is_none(num_runs):
         ("benchmark task --task a --data b --limit 1 --nodes 7 15", "--nodes has '7': give --nodes before each"),
         ("export a b -o c", "(b); give one MODEL_OR_HEAD a call"),
         ("generate x -m target --stop-token-ids -1", "--stop-token-ids is -1; give a value that is greater than"),
-        ("models pull ./target", "'./target': the catalog has qwen2.5-coder-0.5b, "),
-        ("models pull ./target", "a folder or a hub id needs no pull: give it as --model"),
+        ("models pull ./target", "'./target': a folder or a hub id needs no pull, give it as --model; the catalog"),
+        ("audit x --exact", "--exact is given without a value; give one behind it"),
+        ("benchmark -c b.yaml --set target.model target", "--set has 'target.model': give --set before each"),
+        ("train -c t.yaml training.seed=1", "give --set training.seed=1"),
+        ("benchmark -c b.yaml --set measure.warmup=1 --set measure.warmup=2", "--set measure.warmup is given twice"),
+        ("make-draft --layers 1 -o q.jsonl", "-o is 'q.jsonl', which is something else that would be lost"),
+        ("export target -o target", "-o is 'target', which is something else that would be lost"),
+        ("profile -m target --prompts q.jsonl --drafter medusa", "give heads in a --config file, a folder of heads"),
+        ("generate x -m target --heads run", "give 'run/best'"),
         ("distill-data --prompts q.jsonl -o a.csv", "-o is 'a.csv' and JSON lines are written; give a name that"),
         ("make-draft --layers 1 -o out --prompts target", "--prompts 'target' is no file; give a .txt, "),
         ("benchmark task --task wikisql --data a,b", "--data 'a,b' is no file; give one that ends in .jsonl"),
@@ -280,8 +287,9 @@ def test_a_number_of_runs_that_is_none(num_runs):
 def test_what_click_takes_or_words_badly(here, no_model_is_loaded, capsys, words, told):
     if words.startswith("demo"):
         pytest.importorskip("gradio")
-        (here / "q").mkdir()
-        (here / "q" / "config.json").write_text('{"kind": "streams"}')
+    for folder in ("q", "run/best"):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "config.json").write_text('{"kind": "streams"}')
     assert run(*shlex.split(words)) == 2
     error = capsys.readouterr().err
     assert told in error and error.startswith("error: ") and error.count("\n") == 1
@@ -300,9 +308,12 @@ def test_a_value_that_was_set_is_not_blamed_on_a_line_of_the_file(here, no_model
     assert run("evaluate", "-c", "e.yaml", "--set", "speculative.drafter=medusa") == 2
     assert capsys.readouterr().err.startswith("error: e.yaml:2, with --set: drafter is 'medusa' and there are no heads")
     assert run("evaluate", "-c", "e.yaml", "--set", "datasets.mine.limit=3") == 2
-    assert "there is no data set 'mine'; give one of cnn_dailymail, " in capsys.readouterr().err
+    assert "there is no data set 'mine'; give a task's YAML file, or one of cnn_dailymail, " in capsys.readouterr().err
     assert run("benchmark", "-c", "b.yaml", "--set", "experiments.one.values=[0]") == 2
     assert capsys.readouterr().err.startswith("error: --set: batch is 0; give 1 or more")
+    words = ("--set", "experiments.one.vary=gamma", "--set", "experiments.one.values=[1, two]")
+    assert run("benchmark", "-c", "b.yaml", *words) == 2
+    assert capsys.readouterr().err.startswith("error: --set: gamma is 'two'; give")
     assert run("benchmark", "-c", "b.yaml", "--set", 'measure.output_dir=""') == 2
     assert capsys.readouterr().err.startswith("error: --set: measure.output_dir is empty; give a value")
 
@@ -387,6 +398,8 @@ def test_layers_that_there_are_not_are_said_before_the_model_is_read(here, monke
     assert f"--layer-choice is '{choice}'; give auto, search, " in capsys.readouterr().err
     assert run("make-draft", "-m", "target", "--layers", "2", "-o", "out") == 2
     assert "--layers is 2 and the target has 2; give 1 to 1" in capsys.readouterr().err
+    assert run("make-draft", "-m", "target", "--layers", "1", "-o", "out", "--vocab", "301") == 2
+    assert "--vocab is 301; give 300 or fewer, or leave it out for all" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -419,7 +432,16 @@ def test_the_demo_opens_no_page_for_what_it_cannot_use(here, monkeypatch, capsys
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["export rr -o out", "generate x -m rr", "train -c t.yaml"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "export rr -o out",
+        "export target --target rr -o out",
+        "generate x -m rr",
+        "train -c t.yaml",
+        "make-draft --layers 1 -m rr -o a",
+    ],
+)
 def test_a_folder_that_holds_no_model_is_told_by_what_it_holds(here, capsys, words):
     (here / "rr").mkdir()
     (here / "rr" / "config.json").write_text('{"kind": "router"}')
@@ -427,6 +449,17 @@ def test_a_folder_that_holds_no_model_is_told_by_what_it_holds(here, capsys, wor
     assert run(*words.split()) == 2
     error = capsys.readouterr().err
     assert "'rr' holds" in error and "router" in error and "mend config.json" not in error
+
+
+def test_a_token_to_stop_at_is_called_as_it_was_typed(here, capsys):
+    assert run("generate", "x", "-m", "target", "-n", "2", "--stop-token-ids", "999") == 2
+    assert "error: --stop-token-ids has the token 999; the vocabulary is 0 to 299" in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_among_other_files(here, capsys):
+    words = ("--set", "measure.output_dir=target", "--set", "generation.max_new_tokens=2")
+    assert run("benchmark", "-c", "b.yaml", *words) == 2
+    assert "output_dir is 'target', which holds something else; give a new folder" in capsys.readouterr().err
 
 
 def test_a_server_says_that_answers_end_with_the_context(here, monkeypatch, caplog):

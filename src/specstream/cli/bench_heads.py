@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from specstream.cli import options
-from specstream.cli.loading import load_engine
+from specstream.cli.loading import load_engine, quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
@@ -74,7 +74,8 @@ def bench_heads(
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
     try:
-        contestants = drafters_beside(engine, names, given, settings, fixed=fixed, pruning=pruning)
+        with quiet():
+            contestants = drafters_beside(engine, names, given, settings, fixed=fixed, pruning=pruning)
     except UsageError as error:  # heads have an option for each kind here
         kind = next((each for each in KINDS if f"'{each}'" in str(error)), "streams")
         raise type(error)(str(error).replace("heads=", f"--{kind}")) from error

@@ -70,7 +70,7 @@ def make_draft(
     from specstream.training.cards import MADE
     from specstream.training.checkpoints import check_replaceable
 
-    check_replaceable(Path(output).absolute(), MADE, "--output")
+    check_replaceable(Path(output), MADE, "--output")
     options.check_files(*(texts or ()), *(prompts or ()))
     from specstream.cli.loading import quiet
 
@@ -79,7 +79,7 @@ def make_draft(
         from specstream.training import make_draft as making
         from specstream.training.layer_choice import choose_layers
 
-        _check_choice(target, layers, layer_choice)
+        _check_size(target, layers, layer_choice, vocab)
         model, tokenizer = load_model(target, dtype=dtype, device=device)
         ranking = _examples(texts, tokenizer)
         looked_at, where = _to_look_at(model, tokenizer, ranking, texts, prompts)
@@ -104,18 +104,16 @@ def make_draft(
         _say(output, compared, made)
 
 
-def _check_choice(target: str, layers: int, choice: str) -> None:
-    """Refuse layers that there are not before the target is read."""
-    from specstream.models.architecture.compat import config_of
+def _check_size(target: str, layers: int, choice: str, vocab: int | None) -> None:
+    """Refuse layers and tokens that there are not before the target is read."""
     from specstream.models.hub.catalog import resolve
-    from specstream.models.hub.load import reason
+    from specstream.models.hub.load import config_in
     from specstream.training.layer_choice import choices_of
 
-    try:
-        total = int(config_of(resolve(target)).get_text_config(decoder=True).num_hidden_layers)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"target {target!r} cannot be loaded: {reason(error)}") from None
-    choices_of(choice, total, layers)
+    config = config_in(resolve(target), target).get_text_config(decoder=True)
+    choices_of(choice, config.num_hidden_layers, layers)
+    if vocab is not None and vocab > config.vocab_size:
+        raise UsageError(f"vocab is {vocab}; give {config.vocab_size} or fewer, or leave it out for all")
 
 
 def _examples(texts: list[str] | None, tokenizer: Any) -> Examples | None:

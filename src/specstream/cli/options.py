@@ -148,7 +148,7 @@ def check_text(text: str) -> None:
         note(f"the prompt is {text!r}, which is blank")
     short = len(text) < 256 and "\0" not in text
     if short and os.path.isfile(text):
-        note(f"{text!r} is a file, and its name is taken as the prompt; to read it: --prompt-file or --prompts FILE")
+        note(f"{text!r} is a file, its name is the prompt; to read it: --prompt-file of generate, --prompts elsewhere")
     elif text in catalog():
         note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {text}")
 

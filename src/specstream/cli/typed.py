@@ -30,6 +30,9 @@ _FROM_A_FILE = re.compile(r"(\S+:\d+(, with --set)?|--set): ")
 _UNTYPED = re.compile(r",? or (drafter|heads|pruning|dtype)='[^']*'")
 """Advice that is of no option of the verb."""
 
+_ARGUMENT = re.compile(r"\b(\w+)=,")
+"""An argument of Python that is an option of no verb, or stands in a file."""
+
 _ARTICLES = "(?<!the )(?<!a )(?<!this )(?<!no )"
 
 
@@ -64,7 +67,7 @@ def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
     """
     command, rest = verb_of(root, words)
     if command is None or _FROM_A_FILE.match(message):
-        return message
+        return _ARGUMENT.sub(r"\1,", message)
     options = list(_options(command, rest))
     by_name: dict[str, list[_Option]] = {}
     for option in options:
@@ -74,7 +77,8 @@ def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
     filed = any(option.parameter.name == "config" and option.typed for option in options)
     message = _values(message, by_name)
     message = _as_typed(_settings(message, by_name, filed), options) if by_name else message
-    return _UNTYPED.sub("", message)
+    where = " in a --config file," if any(option.parameter.name == "config" for option in options) else ","
+    return _ARGUMENT.sub(rf"\1{where}", _UNTYPED.sub("", message))
 
 
 def refuse_useless(root: Any, words: Sequence[str]) -> None:
@@ -209,7 +213,7 @@ def _settings(message: str, by_name: Mapping[str, Sequence[_Option]], filed: boo
 
     said = (
         rf"{_ARTICLES}(?<![\w'./-])(?:\w+\.)*(?P<name>{names})(?:\.\d+)?"
-        r"(?= is (?:['\"\d\[{(-]|given\b|None\b|True\b|False\b))"
+        r"(?= has the token | is (?:['\"\d\[{(-]|given\b|None\b|True\b|False\b))"
     )
     given = rf"(?<![\w'./-])(?P<name>{names})=(?:'(?P<text>[^']*)'|(?P<word>[\w.]*))"
     message = re.sub(said, is_, message)

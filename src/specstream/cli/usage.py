@@ -30,9 +30,13 @@ def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str
     if (name := getattr(error, "option_name", None)) is not None and message.startswith("No such option"):
         return f"No such option: {name}{_suggested(name, _options(command))}"
     if (unknown := re.match(r"No such command '(.*?)'", message)) is not None:
+        if told := _of_option(unknown[1], command, words):
+            return f"No such command {unknown[1]!r}; {told}"
         known = getattr(command, "commands", {})
         told = f". Did you mean {like!r}?" if (like := meant(unknown[1], known)) else "."
         return f"No such command {unknown[1]!r}{told}"
+    if (short := re.match(r"Option '(--?\S+)' requires an argument", message)) is not None:
+        return f"{short[1]} is given without a value; give one behind it"
     if (extra := re.match(r"Got unexpected extra arguments? ?(?:\(s\))? \((.*)\)", message)) is not None:
         return _of_extra(extra[1], command, words)
     if (switch := re.match(r"Option '(--?\S+)' does not take a value", message)) is not None:
@@ -48,19 +52,28 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
     message = f"Got unexpected extra argument(s) ({extra})"
     if extra[0] in _DASHES:
         return f"{message}; it begins with a long dash: give -, or -- before a whole word"
-    before = _before(extra, words)
-    for each in getattr(command, "params", ()):
-        forms = _forms(each)
-        if getattr(each, "is_flag", False) and before[-1] in forms:
-            return _of_switch(before[-1], command)
-        if len(before) > 1 and before[-2] in forms and not getattr(each, "is_flag", False):
-            again = f"give {before[-2]} before each" if each.multiple else "it is given once, with one value"
-            return f"{message}; {before[-2]} has {before[-1]!r}: {again}; quotes keep words together"
+    if told := _of_option(extra, command, words):
+        return told if told.endswith("alone") else f"{message}; {told}"
     arguments = [each for each in getattr(command, "params", ()) if not _options_of(each)]
     if arguments:
         name = arguments[0].metavar or str(arguments[0].name).upper()
         return f"{message}; give one {name} a call, in quotes if it has spaces"
     return f"{message}; give what it is for as an option"
+
+
+def _of_option(extra: str, command: Any, words: Sequence[str]) -> str:
+    """What to do with a word too many that stands behind an option or is the value of one; empty for neither."""
+    before, own = _before(extra, words), getattr(command, "params", ())
+    if "=" in extra and any("--set" in _forms(each) for each in own):
+        return f"give --set {extra}"
+    for each in own:
+        forms, is_flag = _forms(each), getattr(each, "is_flag", False)
+        if is_flag and before[-1] in forms:
+            return _of_switch(before[-1], command)
+        if len(before) > 1 and before[-2] in forms and not is_flag:
+            again = f"give {before[-2]} before each" if each.multiple else "it is given once, with one value"
+            return f"{before[-2]} has {before[-1]!r}: {again}; quotes keep words together"
+    return ""
 
 
 def _before(extra: str, words: Sequence[str]) -> Sequence[str]:

@@ -177,7 +177,7 @@ def _check_name(name: str, sections: Mapping[str, DatasetSection | None], docume
     if (section is None or section.task is None) and name not in task_names() and not name.endswith((".yaml", ".yml")):
         known = listed(name, {*task_names(), *sections} - {name})
         where = document.where(("datasets", name)) if name in sections else ""
-        raise UsageError(f"{where}there is no data set {name!r}; give one of {known}, or a task's YAML file")
+        raise UsageError(f"{where}there is no data set {name!r}; give a task's YAML file, or one of {known}")
 
 
 def _load(

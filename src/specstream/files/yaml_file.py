@@ -77,6 +77,8 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
         except yaml.YAMLError:
             raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
         place = tuple(name.split("."))
+        if lines.get(place) == 0:
+            raise UsageError(f"--set {name} is given twice; give it once")
         lines = {each: line for each, line in lines.items() if each[: len(place)] != place} | {place: 0}
     return Document(source=str(path), values=values, lines=lines)
 

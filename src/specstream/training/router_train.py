@@ -64,7 +64,7 @@ def train_router(config: RouterTrainConfig) -> Trained:
         HeadMismatchError: they are of another target.
     """
     output = Path(config.output_dir).absolute()
-    check_replaceable(output, _FIGURES, "output_dir")
+    check_replaceable(Path(config.output_dir), _FIGURES, "output_dir")
     training, held_out, failed = _split(config)
     metas = [_meta(file) for file in (*config.data.files, *config.data.held_out_files)]
     drafters = _drafters(metas, config.data)
@@ -175,7 +175,8 @@ def _split(config: RouterTrainConfig) -> tuple[list[Collected], list[Collected],
         training = [each for each in collected if each.prompt not in taken]
     if len(training) < 2 or not held_out:
         raise UsageError(
-            f"{len(training)} prompts are left to fit to and {len(held_out)} are held out; collect more of them"
+            f"{len(training)} prompts are left to fit to and {len(held_out)} are held out; "
+            "give another data.held_out, or collect more of them"
         )
     return training, held_out, failed
 

@@ -194,8 +194,8 @@ def _not_on_hub(hub_id: str, reason: snapshots.HubUnavailable) -> ModelNotFoundE
 def _entry(name: str) -> CatalogEntry:
     if name not in _CATALOG:
         raise ModelNotFoundError(
-            f"unknown model {shown(name)}: the catalog has {listed(name, _CATALOG)}; what is a folder or a hub id "
-            "needs no pull: give it as --model"
+            f"unknown model {shown(name)}: a folder or a hub id needs no pull, give it as --model; the catalog has "
+            f"{listed(name, _CATALOG)}"
         )
     return _CATALOG[name]
 

@@ -133,10 +133,8 @@ def load_model(
 def _load(
     name: str, folder: str, wanted: torch.dtype | None, place: torch.device, check: Callable[[Any], None]
 ) -> tuple[Any, Any]:
-    if (kind := own_kind(folder)) is not None:
-        raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give the folder of a saved model")
+    config = config_in(folder, name)
     try:
-        config = config_of(folder)
         if config.is_encoder_decoder:
             raise UnsupportedModelError(
                 f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
@@ -152,6 +150,24 @@ def _load(
     except Exception as error:  # of transformers, torch, safetensors or a missing package: the folder's fault each time
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
     return model, tokenizer
+
+
+def config_in(folder: str, name: str) -> Any:
+    """The configuration of a model, without its weights.
+
+    Args:
+        folder: that ``resolve`` gives.
+        name: that it gave it for.
+
+    Raises:
+        ModelNotFoundError: it holds something else, or its configuration cannot be read.
+    """
+    if (kind := own_kind(folder)) is not None:
+        raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give the folder of a saved model")
+    try:
+        return config_of(folder)
+    except Exception as error:  # of transformers: the folder's fault each time
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
 
 
 def own_kind(folder: str | os.PathLike[str]) -> str | None:
