@@ -460,6 +460,8 @@ def test_a_run_is_not_written_among_other_files(here, capsys):
     words = ("--set", "measure.output_dir=target", "--set", "generation.max_new_tokens=2")
     assert run("benchmark", "-c", "b.yaml", *words) == 2
     assert "output_dir is 'target', which holds something else; give a new folder" in capsys.readouterr().err
+    assert run("profile", "-m", "target", "--prompts", "q.jsonl", "-n", "2", "-o", "target") == 2
+    assert "-o is 'target', which holds something else; give a new folder" in capsys.readouterr().err
 
 
 def test_a_server_says_that_answers_end_with_the_context(here, monkeypatch, caplog):

@@ -104,6 +104,8 @@ def _settings(config: str | None, overrides: list[str], given: dict[str, Any]) -
 
 def _folder(path: str) -> Path:
     folder = Path(path)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "profile.json").exists():
+        raise UsageError(f"--output-dir is {path!r}, which holds something else; give a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
