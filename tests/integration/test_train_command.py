@@ -187,7 +187,7 @@ def test_two_processes_train_as_one(train, config, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
     assert len([row for row in rows if "loss" in row]) == 4
     alone = ["--set", "training.gradient_accumulation_steps=2", "--set", f"training.output_dir={tmp_path / 'one'}"]
-    assert train(*words, *alone)[0] == 0
+    assert train(*words[:-2], *alone)[0] == 0
     one, two = (adapter(tmp_path / run / "checkpoints" / "step-00000012") for run in ("one", "two"))
     for name, each in one.items():
         torch.testing.assert_close(two[name], each, rtol=1e-3, atol=1e-5)
