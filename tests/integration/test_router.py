@@ -12,7 +12,9 @@ import yaml
 from specstream import AdaptiveRouter, SpeculativeEngine
 from specstream.cli import main
 from specstream.core import decode
+from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
+from specstream.core.policy.prices import PriceList
 from specstream.demo.figures import speculative_figures
 from specstream.demo.offered import OfferedModels, Question
 from specstream.errors import HeadMismatchError, UsageError
@@ -25,6 +27,11 @@ WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
 SUMS = [{"question": f"{at} + {at} = ? {at} + {at} = ?", "kind": "sum"} for at in range(10)]
 CHATS = [{"prompt": f"{first} the cat"} for first in WORDS]
 FAST = {"maths": "lookup", "chat": "draft"}
+CHEAP_DRAFTS = PriceList(
+    {(1, nodes, 64): 0.01 + 1e-5 * nodes for nodes in (1, 2, 4, 8, 16)},
+    {"draft_model": {(1, depth): 1e-3 * depth for depth in (1, 2, 4)}},
+)
+"""Of a draft as large as its target, whose drafts do not pay here: they are to be tried all the same."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +119,8 @@ def trained(root, tmp_path_factory):
     return folder
 
 
-def test_every_drafter_is_measured_on_every_prompt(run, root, tmp_path):
+def test_every_drafter_is_measured_on_every_prompt(run, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(Controller, "know", lambda controller, prices: controller.costs.know(CHEAP_DRAFTS))
     collect, _ = configs(root, tmp_path)
     code, out, err = run("router", "collect", "--config", collect, "--set", "collection.runs=2")
     assert (code, err) == (0, "")
