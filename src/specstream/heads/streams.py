@@ -249,11 +249,12 @@ class Streams(nn.Module):
         started = frozen.start(chosen, torch.tensor(following, device=states.device))[:, :depth]
         hidden = started.to(states.dtype).contiguous()
         final = target.branch(hidden, self.first, frozen.adapter, rows)
-        most = count if frozen.token_map is None else count * CHAINED_FROM
+        token_map = frozen.token_map if hidden.shape[1] > 1 else None  # the first stream is behind no other's token
+        most = count if token_map is None else count * CHAINED_FROM
         best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
         found = zip(tokens.tolist(), best.values.tolist(), strict=True)
-        if (token_map := frozen.token_map) is None:
+        if token_map is None:
             return [Candidates(own, chances) for own, chances in found]
         chained = token_map.behind(best.indices.cpu().numpy(), best.values.cpu().numpy())
         return [Chained(own, chances, behind, count) for (own, chances), behind in zip(found, chained, strict=True)]

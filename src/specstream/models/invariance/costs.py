@@ -50,7 +50,7 @@ DEPTHS = (1, 2, 4)
 REPEATS = 3
 """Timed rounds of a shape, of which the median counts. One more before them pays for what is done once."""
 
-PASS_SECONDS, DRAFT_SECONDS = 3.0, 1.5
+PASS_SECONDS, DRAFT_SECONDS = 4.0, 1.5
 """What the timing of passes, and of drafts, of one number of rows may take. What does not fit is left out."""
 
 UNEVEN = 1.5

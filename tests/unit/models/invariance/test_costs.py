@@ -143,7 +143,7 @@ def test_passes_that_take_too_long_are_left_out(seconds):
     found = measure_passes(target, 1, now=target.clock)
     assert (1, 1, NEAR) in found, "a plain pass is always known"
     assert len(found) < len(costs._shapes(None, 1, 32))
-    assert target.clock.seconds < costs.PASS_SECONDS + 4 * seconds
+    assert target.clock.seconds < costs.PASS_SECONDS + 4 * seconds + 1e-6
 
 
 def test_what_the_device_has_no_room_for_is_left_out():
