@@ -5,7 +5,10 @@ Start one with `specstream serve`, then run `python examples/serving_client.py [
 
 import sys
 
-import openai
+try:
+    import openai
+except ImportError:
+    sys.exit("error: OpenAI's client is not installed: pip install openai")
 
 SCHEMA = {
     "type": "object",

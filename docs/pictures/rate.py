@@ -28,7 +28,7 @@ DRAFTS = {"heads": {(1, 1): 0.003, (1, 4): 0.003, (4, 1): 0.004, (4, 4): 0.004}}
 
 MOST, DEPTH = 24, 4
 LEFT, RIGHT, TOP, BOTTOM = 84, 524, 48, 310  # of the axes, in pixels
-LOW, HIGH = 0.6, 1.8  # times plain decoding, at BOTTOM and TOP
+LOW, HIGH = 0.6, 2.0  # times plain decoding, at BOTTOM and TOP
 
 
 class Case(NamedTuple):
@@ -68,10 +68,12 @@ def curve(rows: Sequence[float]) -> tuple[list[float], list[int]]:
 
 
 def across(nodes: float) -> float:
+    """Pixels of a number of nodes."""
     return LEFT + (RIGHT - LEFT) * nodes / MOST
 
 
 def up(speed: float) -> float:
+    """Pixels of a speed."""
     return BOTTOM - (BOTTOM - TOP) * (speed - LOW) / (HIGH - LOW)
 
 
@@ -81,7 +83,7 @@ def axes() -> list[str]:
     for tenths in range(round(10 * LOW), round(10 * HIGH) + 1, 2):
         y, faint = up(tenths / 10), "" if tenths == 10 else ' stroke-opacity="0.35"'
         lines.append(f'<path d="M{LEFT} {y:.1f}H{RIGHT}" class="line"{faint}/>')
-        lines.append(f'<text x="{LEFT - 10}" y="{y + 5:.1f}" class="soft end">{tenths / 10:.1f}×</text>')
+        lines.append(f'<text x="{LEFT - 10}" y="{y + 5:.1f}" class="soft end">{tenths / 10:.1f}&#215;</text>')
     for nodes in range(0, MOST + 1, 4):
         lines.append(f'<text x="{across(nodes):.1f}" y="{BOTTOM + 20}" class="soft middle">{nodes}</text>')
     middle = (LEFT + RIGHT) / 2

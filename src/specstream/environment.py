@@ -310,6 +310,14 @@ def _text(path: str) -> str:
         return ""
 
 
+def address_remedy(host: str) -> str:
+    """What to give in place of a host that has no address: without what belongs elsewhere, if that is the reason."""
+    found = re.fullmatch(r"(?:\w+://)?([\w.-]+)(?::(\d+))?/?", host)
+    if found is None or found[1] == host:
+        return "give 127.0.0.1, or 0.0.0.0 for every machine"
+    return f"give host={found[1]!r}" + (f" and port={found[2]}" if found[2] else " alone")
+
+
 def require(package: str, extra: str, purpose: str) -> Any:
     """The imported package.
 

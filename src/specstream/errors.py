@@ -169,6 +169,7 @@ def remedy(message: str) -> str:
     """What a value has to be, of pydantic's message about it."""
     text = message.removeprefix("Value error, ").split(", unable to ")[0].split(", got a ")[0]
     text = text.split(" after validation")[0].split(" or instance of ")[0]
+    text = text.removesuffix(" or object to extract fields from")
     if " is not one of " in text:
         return "one of " + text.split(" is not one of ", 1)[1].rstrip(".")
     if " should have " in text:

@@ -11,6 +11,7 @@ from specstream.cli import main
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.words import in_place_of
 
 pytest.importorskip("rouge_score")
 pytest.importorskip("sacrebleu")
@@ -46,7 +47,7 @@ def run(capsys, folders):
     def command(*words):
         with pytest.raises(SystemExit) as exit_:
             files = ["--task", str(folders / "task.yaml"), "--data", str(folders / "data.jsonl")]
-            main(["benchmark", "task", *files, "--dtype", "float32", *words])
+            main(["benchmark", "task", *in_place_of([*files, "--dtype", "float32"], words)])
         return exit_.value.code, *capsys.readouterr()
 
     return command
@@ -105,8 +106,9 @@ def test_one_model_alone_and_fewer_examples(run, folders):
     [
         (["--shared", "nowhere"], "shared is 'nowhere' and holds no streams; give --heads"),
         (["--output", "/nowhere/record.json"], "give the name of a file in a folder that exists"),
-        (["--task", "chess"], "task 'chess' cannot be read"),
-        (["--data", "data.csv"], "does not end in .jsonl"),
+        (["--task", "chess"], "--task 'chess' cannot be read"),
+        (["--data", "data.csv"], "--data 'data.csv' is no file; give one that ends in .jsonl"),
+        (["--data", __file__], "test_bench_task.py' does not end in .jsonl, which this task reads; give such a file"),
     ],
 )
 def test_it_is_refused_before_a_model_is_loaded(run, words, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -146,6 +147,9 @@ def test_everything_is_measured_reported_and_compared(run, root):
     assert run("benchmark", "--set", f"measure.output_dir={root}/again", "--experiments", "methods")[0] == 0
     code, out, err = run("report", root / "run", root / "again", "-o", root / "report")
     assert (code, err) == (0, "")
+    for line, name in zip(out.splitlines(), ("run", "again"), strict=False):
+        assert re.match(rf"{root}/{name}: .*(pays? here|was measured|can be said)", line)
+    assert out.splitlines()[-1].startswith(f"written to {root}/report/report.html and ")
     html = (root / "report" / "report.html").read_text(encoding="utf-8")
     assert "no difference seen" in html
     assert "Left out: methods, medusa" in html
@@ -206,7 +210,7 @@ def test_an_arm_that_cannot_be_built_is_told_and_the_others_are_measured(run, ro
     [
         ("measure.repeat=1", "--set: unknown setting 'measure.repeat'; known are output_dir, repeats, warmup"),
         ("measure.repeats=0", "measure.repeats is 0; give a value that is greater than or equal to 1"),
-        ("prompts.files=[{path: none.jsonl}]", "prompts 'none.jsonl' cannot be read: No such file"),
+        ("prompts.files=[{path: none.jsonl}]", "--set: file 'none.jsonl' cannot be read: No such file"),
         ("prompts.categories=[chess]", "no prompt is of the category 'chess'; give some of talk, count"),
         ("experiments.methods.arms.lookup={drafter: lookpu}", "drafter is 'lookpu'; give a value that is 'auto'"),
         ("experiments.methods.arms.lookup={depth: 3}", "unknown setting 'depth'; known are acceptance_threshold"),

@@ -9,6 +9,7 @@ import pytest
 from specstream.cli import main
 from specstream.core import decode
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.words import in_place_of
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 PROMPTS = [{"instruction": f"{first} {second}", "output": "x"} for first in WORDS for second in WORDS[:2]]
@@ -37,7 +38,7 @@ def run(capsys, model, files):
         fixed = ("-m", str(model), "-n", "9", "--dtype", "float32", "--batch-size", batch)
         named = ("--prompts", str(files / "a.json"), "--prompts", str(files / "b.jsonl"), "-o", str(files / output))
         with pytest.raises(SystemExit) as exit_:
-            main(["distill-data", *named, *fixed, *words])
+            main(["distill-data", *named, *in_place_of(fixed, words)])
         out, err = capsys.readouterr()
         return exit_.value.code, out, err
 
@@ -134,7 +135,7 @@ def test_so_many_prompts_of_each_file(run, files):
         (("-n", "8"), "holds answers with max_new_tokens 9 and now it is 8; give another -o"),
         (("--exclude", "HELD"), "holds answers with exclude {}"),
         (("--drafter", "medusa"), "drafter is 'medusa'; give none or lookup"),
-        (("--prompts", "nowhere.jsonl"), "prompts 'nowhere.jsonl' is no file"),
+        (("--prompts", "nowhere.jsonl"), "--prompts 'nowhere.jsonl' is no file"),
         (("--limit", "0"), "limit"),
     ],
 )

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from specstream.cli import evaluate as command
 from specstream.cli import main
+from specstream.cli.progress import progress
 from specstream.evaluation.evaluate_config import read_config
 from specstream.evaluation.tasks.task import task_names
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -117,11 +119,14 @@ def test_a_run_that_was_stopped_goes_on(run, folder, tmp_path):
     assert "was written with settings" in err
 
 
-def test_programs_are_run_only_if_asked_for(run, folder, tmp_path):
+def test_programs_are_run_only_if_asked_for(run, folder, tmp_path, monkeypatch):
     pytest.importorskip("resource")
     words = ["--dataset", "code", "--set", f"measure.output_dir={tmp_path}"]
+    bars = []
+    monkeypatch.setattr(command, "progress", lambda what, *rest: (bars.append(what), progress(what, *rest))[1])
     code, out, _ = run(*words)
     assert code == 0
+    assert bars == ["code"], "no bar of programs"
     assert "no code was run, so there is no pass@1; give --execute-code" in out
     code, out, _ = run(*words, "--execute-code")
     assert code == 0
@@ -153,7 +158,7 @@ def test_an_example_or_two_of_a_task(run, tmp_path, folder):
         (["--set", "datasets.text.path=nowhere.jsonl"], "--set: data 'nowhere.jsonl' of the task 'text' is no file"),
         (["--set", "datasets.text.task=chess"], "task 'chess' cannot be read"),
         (["--dataset", "chess"], "there is no data set 'chess'; give one of"),
-        (["--dataset", "spider"], "task 'spider' names no data set of the hub; give a .jsonl file"),
+        (["--dataset", "spider"], "'spider' names no data set of the hub; give a .jsonl file"),
         (["--data", "x.jsonl"], "data is 'x.jsonl' and there are 2 data sets; give --dataset"),
     ],
 )
@@ -181,9 +186,11 @@ def test_the_configuration_that_comes_along_names_every_task():
     assert sorted(config.datasets) == task_names()
 
 
-def test_an_unknown_key_names_its_line(run, folder, tmp_path):
+def test_an_unknown_key_names_its_line(capsys, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("target:\n  model: x\nmeasure:\n  outputdir: y\n", encoding="utf-8")
-    code, _, err = run("--config", str(path))
-    assert code == 2
+    with pytest.raises(SystemExit) as exit_:
+        main(["evaluate", "--config", str(path)])
+    assert exit_.value.code == 2
+    err = capsys.readouterr().err
     assert f"{path}:4: unknown setting 'measure.outputdir'" in err

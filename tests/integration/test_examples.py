@@ -46,6 +46,12 @@ def test_the_client_of_a_server_runs_and_says_what_it_got(monkeypatch, capsys):
     assert city["rivers"] <= 9
 
 
+def test_the_client_without_its_package_says_which(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(SystemExit, match="OpenAI's client is not installed: pip install openai"):
+        runpy.run_path(str(CLIENT), run_name="__main__")
+
+
 def test_drafters_agree_and_training_lowers_the_loss(folder, tmp_path, monkeypatch, capsys):
     for name in ("basic_usage", "lora_finetuning"):
         monkeypatch.setattr(sys, "argv", [name, str(folder), str(tmp_path / "out")])

@@ -14,6 +14,7 @@ from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
 from tests.tiny import tiny_model
+from tests.words import in_place_of
 
 PROMPTS = ["the cat sat on the", "one two three one two three one"]
 
@@ -202,14 +203,14 @@ def test_bench_heads_holds_thresholds_of_pruning_beside_each_other(run, folders,
         (["--drafter", "medusa"], "drafter is 'medusa' and there is no --medusa; give one"),
         (["--drafter", "none"], "drafter is 'none', which is always measured; leave it out"),
         (["--drafter", "magic"], "drafter is 'magic'; give one of"),
-        (["--prompts", "nowhere.jsonl"], "prompts 'nowhere.jsonl' cannot be read"),
+        (["--prompts", "nowhere.jsonl"], "--prompts 'nowhere.jsonl' cannot be read"),
         (["--batch-size", "0"], "--batch-size is '0'; give a value"),
         (["--batch-size", "6"], "batch-size is 6 and there are 5 prompts; give more, or a smaller one"),
         (["--output", "/nowhere/report.json"], "give the name of a file in a folder that exists"),
     ],
 )
 def test_bench_heads_refuses_before_a_model_is_loaded(run, questions, words, message):
-    code, out, err = run("benchmark", "heads", "--prompts", str(questions), *words)
+    code, out, err = run("benchmark", "heads", *in_place_of(["--prompts", str(questions)], words))
     assert (code, out) == (2, "")
     assert message in err
 
@@ -219,7 +220,7 @@ def test_prompts_without_a_category_are_refused_by_number(run, tmp_path):
     code, _, err = run("benchmark", "heads", "--prompts", str(tmp_path / "some.jsonl"))
     assert code == 2
     assert "record 2 of" in err
-    assert "some.jsonl' has no 'category' and 'turns'" in err
+    assert "some.jsonl' has no 'category'; give" in err
 
 
 def test_bench_heads_tells_what_heads_are_worth_by_themselves(run, folders, questions, tmp_path):

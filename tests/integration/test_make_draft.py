@@ -130,7 +130,7 @@ def test_without_texts_the_target_is_asked(make, tmp_path):
     ("words", "message"),
     [
         (("--layers", "5"), "layers is 5 and the target has 5; give 1 to 4"),
-        (("--layers", "2", "--vocab", "301"), "vocab is 301; give 3 to 300"),
+        (("--layers", "2", "--vocab", "301"), "vocab is 301; give 300 or fewer"),
         (("--layers", "2", "--layer-choice", "best"), "--layer-choice is 'best'; give auto, search"),
         (("--layers", "2", "--layer-choice", "3,1"), "2 rising numbers below 5"),
     ],

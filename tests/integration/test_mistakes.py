@@ -93,7 +93,7 @@ def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
 @pytest.mark.parametrize(
     ("words", "noted"),
     [
-        (["q.jsonl"], "'q.jsonl' is a file, and its name is taken as the prompt; to read it: --prompt-file"),
+        (["q.jsonl"], "'q.jsonl' is a file, its name is the prompt; to read it: --prompt-file"),
         (["smollm2-135m"], "'smollm2-135m' is a model, and its name is taken as the prompt; to use it: --model"),
         (["x", "--top-p", "0.9", "--seed", "1"], "at temperature 0 nothing comes of --top-p and --seed; give --temp"),
     ],
@@ -171,7 +171,7 @@ def test_a_damaged_model_says_what_to_do(here, capsys, damage, remedy):
     [
         ("target/config.json", "is a file: give the folder of a saved model, which has config.json"),
         ("./q.jsonl", "is a file: give the folder"),
-        ("self", "is a draft made of its target: give self:int8 or self:int4 as such"),
+        ("self", "is a draft made of its target, not a model: give it as --draft, self:int8"),
         ("Qwen/Qwen2.5-Coder-0.5B-Instruct", "; 'qwen2.5-coder-0.5b' is that model"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_file_of_another_command_is_told_by_its_keys(no_model_is_loaded, capsy
     [
         ("generate x --model target --device cpu:1", "--device is 'cpu:1', and there is one CPU; give cpu"),
         ("export target --to VLLM --output out", "--to is 'VLLM'; give one of 'vllm'"),
-        ("demo --model target --host ''", "--host is ''; give 127.0.0.1, or 0.0.0.0 for every machine"),
+        ("demo --model target --host ''", "--host is ''; give a value that is not empty, or leave it out"),
     ],
 )
 def test_what_a_second_stranger_met(here, capsys, words, told):
@@ -243,3 +243,241 @@ def test_a_number_of_runs_that_is_none(num_runs):
     engine = SpeculativeEngine(tiny_model(), tiny_tokenizer())
     with pytest.raises(UsageError, match=f"num_runs is {num_runs!r} with 1 prompts; give at least one of each"):
         engine.benchmark(["x"], num_runs=num_runs)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("generate x -m a -m b", "-m is given twice, 'a' and 'b'; give it once"),
+        ("generate x -m a --model b", "-m is given twice, 'a' and 'b'; give it once"),
+        ("generate x --chat --no-chat", "--chat is given twice; give --chat or --no-chat, once"),
+        ("benchmark -c b.yaml -c b.yaml", "-c is given twice, 'b.yaml' and 'b.yaml'; give it once"),
+        ("benchmark task --task a --data b --task c", "--task is given twice, 'a' and 'c'; give it once"),
+        ("router evaluate --router a --data b --router c", "--router is given twice, 'a' and 'c'; give it once"),
+        ("report run -o ''", "-o is ''; give a value that is not empty, or leave it out"),
+        ("profile -m target --prompts q.jsonl -o ''", "-o is ''; give a value that is not empty, or leave it out"),
+        ("make-draft -o ''", "-o is ''; give a value that is not empty"),
+        ("router evaluate --router a --data=", "--data is ''; give a value that is not empty"),
+        ("benchmark -c b.yaml --resume=false", "--resume takes no value; give --resume or --no-resume alone"),
+        ("evaluate -c e.yaml --resume yes", "--resume takes no value; give --resume or --no-resume alone"),
+        ("doctor --no-measure no", "--no-measure takes no value; give --measure or --no-measure alone"),
+        ("compare --target-model a --draft-model b --input-str one two", "--input-str has 'one': it is given once"),
+        ("benchmark task --task a --data b --limit 1 --nodes 7 15", "--nodes has '7': give --nodes before each"),
+        ("export a b -o c", "(b); give one MODEL_OR_HEAD a call"),
+        ("generate x -m target --stop-token-ids -1", "--stop-token-ids is -1; give a value that is greater than"),
+        ("models pull ./target", "'./target': a folder or a hub id needs no pull, give it as --model; the catalog"),
+        ("audit x --exact", "--exact is given without a value; give one behind it"),
+        ("benchmark -c b.yaml --set target.model target", "--set has 'target.model': give --set before each"),
+        ("train -c t.yaml training.seed=1", "give --set training.seed=1"),
+        ("benchmark -c b.yaml --set measure.warmup=1 --set measure.warmup=2", "--set measure.warmup is given twice"),
+        ("make-draft --layers 1 -o q.jsonl", "-o is 'q.jsonl', which is something else that would be lost"),
+        ("export target -o target", "-o is 'target', which is something else that would be lost"),
+        ("profile -m target --prompts q.jsonl --drafter medusa", "give heads in a --config file, a folder of heads"),
+        ("generate x -m target --heads run", "give 'run/best'"),
+        ("distill-data --prompts q.jsonl -o a.csv", "-o is 'a.csv' and JSON lines are written; give a name that"),
+        ("make-draft --layers 1 -o out --prompts target", "--prompts 'target' is no file; give a .txt, "),
+        ("benchmark task --task wikisql --data a,b", "--data 'a,b' is no file; give one that ends in .jsonl"),
+        ("serve -m target --host localhost:80", "has no address"),
+        ("serve -m target --host localhost:80", "; give --host localhost and --port 80"),
+        ("serve -m target --host http://127.0.0.1/", "; give --host 127.0.0.1 alone"),
+        ("demo -m target --host localhost:80", "; give --host localhost and --port 80"),
+        ("demo -m target -m other --heads q", "of one model, and there are 2; give one"),
+    ],
+)
+def test_what_click_takes_or_words_badly(here, no_model_is_loaded, capsys, words, told):
+    if words.startswith("demo"):
+        pytest.importorskip("gradio")
+    for folder in ("q", "run/best"):
+        (here / folder).mkdir(parents=True)
+        (here / folder / "config.json").write_text('{"kind": "streams"}')
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_options_that_may_be_repeated_are(here, capsys):
+    words = ("generate", "x", "-m", "target", "-n", "2", "--stop", "a", "--stop", "-m", "--stop-token-ids", "1")
+    assert run(*words, "--stop-token-ids", "2") == 0
+
+
+def test_a_value_that_was_set_is_not_blamed_on_a_line_of_the_file(here, no_model_is_loaded, capsys):
+    (here / "e.yaml").write_text("target: {model: target}\nspeculative:\n  drafter: auto\n  gamma: 2\n")
+    (here / "b.yaml").write_text("experiments:\n  one:\n    arms: {a: {}}\n    vary: batch\n    values: [1]\n")
+    assert run("evaluate", "-c", "e.yaml", "--set", "speculative.gamma=0") == 2
+    assert capsys.readouterr().err.startswith("error: --set: gamma is 0; give")
+    assert run("evaluate", "-c", "e.yaml", "--set", "speculative.drafter=medusa") == 2
+    assert capsys.readouterr().err.startswith("error: e.yaml:2, with --set: drafter is 'medusa' and there are no heads")
+    assert run("evaluate", "-c", "e.yaml", "--set", "datasets.mine.limit=3") == 2
+    assert "there is no data set 'mine'; give a task's YAML file, or one of cnn_dailymail, " in capsys.readouterr().err
+    assert run("benchmark", "-c", "b.yaml", "--set", "experiments.one.values=[0]") == 2
+    assert capsys.readouterr().err.startswith("error: --set: batch is 0; give 1 or more")
+    words = ("--set", "experiments.one.vary=gamma", "--set", "experiments.one.values=[1, two]")
+    assert run("benchmark", "-c", "b.yaml", *words) == 2
+    assert capsys.readouterr().err.startswith("error: --set: gamma is 'two'; give")
+    assert run("benchmark", "-c", "b.yaml", "--set", 'measure.output_dir=""') == 2
+    assert capsys.readouterr().err.startswith("error: --set: measure.output_dir is empty; give a value")
+
+
+@pytest.mark.parametrize(
+    ("turns", "told"),
+    [
+        ({"category": "a", "turns": "one"}, "record 1 of 'q.jsonl' has turns 'one'; give a list of texts"),
+        ({"category": "a", "turns": []}, "record 1 of 'q.jsonl' has turns []; give a list of texts"),
+        ({"turns": ["one"]}, "record 1 of 'q.jsonl' has no 'category'; give Spec-Bench's question.jsonl"),
+    ],
+)
+def test_a_record_of_another_form_is_told_what_it_lacks(here, no_model_is_loaded, capsys, turns, told):
+    (here / "q.jsonl").write_text(json.dumps(turns) + "\n")
+    assert run("benchmark", "heads", "--prompts", "q.jsonl", "--model", "target") == 2
+    assert told in capsys.readouterr().err
+    assert run("benchmark", "task", "--task", "wikisql", "--data", "q.jsonl", "--model", "target") == 2
+    assert "; give records with question and sql, or the task that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        ("generate x -m target -n 600", "max_new_tokens is 600 and the context holds 48, prompt included: texts end"),
+        ("audit x -m target -n 600", "max_new_tokens is 600 and the context holds 48, prompt included"),
+        ("profile -m target --prompts q.jsonl -n 48 --num-samples 1", "max_new_tokens is 48 and the context holds"),
+        ("generate '  ' -m target -n 2", "note: the prompt is '  ', which is blank"),
+        (r"generate x -m target -n 2 --stop '\n'", "note: --stop is \\n, a backslash and a letter; for a line break"),
+    ],
+)
+def test_what_was_silent_is_noted(here, capsys, words, noted):
+    tiny_model(context=48).save_pretrained(here / "target")
+    capsys.readouterr()
+    assert run(*shlex.split(words)) == 0
+    assert noted in capsys.readouterr().err
+    assert run("generate", "x", "-m", "target", "-n", "2") == 0
+    error = capsys.readouterr().err
+    assert "note:" not in error and "specstream:" not in error
+
+
+@pytest.mark.parametrize("command", ["generate x", "audit x", "distill-data --prompts q.jsonl -o a.jsonl"])
+def test_a_chat_without_a_template_is_refused(here, capsys, command):
+    (here / "target" / "chat_template.jinja").unlink()
+    assert run(*command.split(), "-m", "target", "-n", "2", "--chat") == 2
+    assert "--chat is True and this model has no chat template; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("draft", "told"), [("self:int3", "--draft is 'self:int3'"), ("draft", "another vocabulary")])
+def test_tune_tries_nothing_before_the_draft_is_one(here, monkeypatch, capsys, draft, told):
+    from specstream.evaluation import tune
+
+    monkeypatch.setattr(tune, "search", lambda *args, **kwargs: pytest.fail("something was tried"))
+    tiny_model().save_pretrained(here / "draft")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(here / "draft")
+    assert run("tune", "-m", "target", "--prompts", "q.jsonl", "-o", "a.yaml", "-n", "2", "--draft", draft) == 2
+    error = capsys.readouterr().err
+    assert told in error and "drafter" not in error
+
+
+def test_a_draft_of_another_vocabulary_is_refused_by_its_tokenizer(here, capsys):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    tiny_model().config.save_pretrained(here / "draft")  # without weights, which would be missed
+    tokenizer.save_pretrained(here / "draft")
+    assert run("generate", "x", "-m", "target", "--draft", "draft") == 2
+    assert "the draft draft has another vocabulary (301 tokens) than target (300 tokens)" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_another_model_is_blamed_not_the_prompt(here, capsys):
+    tiny_model(vocab_size=200).save_pretrained(here / "target")
+    assert run("generate", "the cat sat", "-m", "target", "-n", "2") == 2
+    error = capsys.readouterr().err
+    assert "; the vocabulary is 0 to 199, and the tokenizer has 300 tokens: it is another model's, give" in error
+
+
+@pytest.mark.parametrize("choice", ["0-1", "frist", "0,1", "5"])
+def test_layers_that_there_are_not_are_said_before_the_model_is_read(here, monkeypatch, capsys, choice):
+    monkeypatch.setattr(load, "_load", lambda *args: pytest.fail("it was read"))
+    assert run("make-draft", "-m", "target", "--layers", "1", "-o", "out", "--layer-choice", choice) == 2
+    assert f"--layer-choice is '{choice}'; give auto, search, " in capsys.readouterr().err
+    assert run("make-draft", "-m", "target", "--layers", "2", "-o", "out") == 2
+    assert "--layers is 2 and the target has 2; give 1 to 1" in capsys.readouterr().err
+    assert run("make-draft", "-m", "target", "--layers", "1", "-o", "out", "--vocab", "301") == 2
+    assert "--vocab is 301; give 300 or fewer, or leave it out for all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("-m target -m nosuch", "'nosuch' is neither a local folder nor in the hub's cache"),
+        ("-m target --drafter router --router nofolder", "no router in 'nofolder'"),
+        ("-m target --heads other", "give that model, or heads that were trained for this one"),
+        ("-m target --draft draft", "another vocabulary"),
+    ],
+)
+def test_the_demo_opens_no_page_for_what_it_cannot_use(here, monkeypatch, capsys, words, told):
+    pytest.importorskip("gradio")
+    from specstream.demo import run as page
+    from specstream.heads.streams import Streams
+    from specstream.heads.streams_config import StreamsConfig
+    from specstream.models.hub import snapshots
+
+    def require(name):
+        raise snapshots.HubUnavailable("the hub cannot be reached")
+
+    monkeypatch.setattr(snapshots, "require", require)
+    monkeypatch.setattr(page, "listen", lambda *args: pytest.fail("the page is open"))
+    Streams(tiny_model(seed=1), StreamsConfig(gamma=1, layers=1)).save(here / "other")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    tiny_model().save_pretrained(here / "draft")
+    tokenizer.save_pretrained(here / "draft")
+    assert run("demo", "--port", "0", *words.split()) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "export rr -o out",
+        "export target --target rr -o out",
+        "generate x -m rr",
+        "train -c t.yaml",
+        "make-draft --layers 1 -m rr -o a",
+    ],
+)
+def test_a_folder_that_holds_no_model_is_told_by_what_it_holds(here, capsys, words):
+    (here / "rr").mkdir()
+    (here / "rr" / "config.json").write_text('{"kind": "router"}')
+    (here / "t.yaml").write_text("recipe: streams\nmodel: {target_model: rr}\ndata: {files: [q.jsonl]}\n")
+    assert run(*words.split()) == 2
+    error = capsys.readouterr().err
+    assert "'rr' holds" in error and "router" in error and "mend config.json" not in error
+
+
+def test_a_token_to_stop_at_is_called_as_it_was_typed(here, capsys):
+    assert run("generate", "x", "-m", "target", "-n", "2", "--stop-token-ids", "999") == 2
+    assert "error: --stop-token-ids has the token 999; the vocabulary is 0 to 299" in capsys.readouterr().err
+
+
+def test_a_run_is_not_written_among_other_files(here, capsys):
+    words = ("--set", "measure.output_dir=target", "--set", "generation.max_new_tokens=2")
+    assert run("benchmark", "-c", "b.yaml", *words) == 2
+    assert "output_dir is 'target', which holds something else; give a new folder" in capsys.readouterr().err
+    assert run("profile", "-m", "target", "--prompts", "q.jsonl", "-n", "2", "-o", "target") == 2
+    assert "-o is 'target', which holds something else; give a new folder" in capsys.readouterr().err
+
+
+def test_a_server_says_that_answers_end_with_the_context(here, monkeypatch, caplog):
+    pytest.importorskip("uvicorn")
+    from specstream.serving import run as server
+
+    monkeypatch.setattr(server, "listen", lambda *args: None)
+    assert run("serve", "-m", "target", "--port", "0", "--max-tokens", "600") == 0
+    assert "max_tokens is 600 and a prompt with its answer has 512 tokens at most" in caplog.text
+    caplog.clear()
+    assert run("serve", "-m", "target", "--port", "0", "--max-tokens", "20") == 0
+    assert "max_tokens" not in caplog.text
+
+
+def test_the_doctor_leaves_the_model_out_however_none_is_written(here, capsys):
+    run("doctor", "--no-measure", "--model", "None")
+    assert "None" not in capsys.readouterr().out
+    assert run("doctor", "--no-measure", "--model", "self:int8") == 2
+    assert "not a model: give it as --draft" in capsys.readouterr().err

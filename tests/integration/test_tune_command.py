@@ -18,6 +18,7 @@ from specstream.evaluation import tune as tuning
 from specstream.evaluation.tune import PLAIN, Bench, DifferentOutputError, candidates
 from specstream.models.target.hf import HuggingFaceTarget
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.words import in_place_of
 
 
 @pytest.fixture(scope="module")
@@ -166,15 +167,15 @@ def test_the_answer_may_be_not_to_speculate(monkeypatch, folder, speed, pays):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--output", "best.json"], "output is 'best.json'; give the name of a .yaml file"),
+        (["--output", "best.json"], "--output is 'best.json'; give the name of a .yaml file"),
         (["--output", "/nowhere/best.yaml"], "give the name of a file in a folder that exists"),
-        (["--prompts", "nowhere.txt"], "prompts 'nowhere.txt' cannot be read"),
+        (["--prompts", "nowhere.txt"], "--prompts 'nowhere.txt' cannot be read"),
         (["--heads", "nowhere"], "nowhere"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(run, folder, tmp_path, monkeypatch, words, message):
     monkeypatch.setattr("specstream.cli.tune.load_engine", None)
     files = ["--prompts", str(folder / "prompts.txt"), "--output", str(tmp_path / "best.yaml")]
-    code, out, err = run("tune", *files, *words)
+    code, out, err = run("tune", *in_place_of(files, words))
     assert (code, out) == (2, "")
     assert message in err

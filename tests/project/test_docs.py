@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -56,6 +57,14 @@ def test_a_picture_is_sound_and_shown(picture):
     root = ElementTree.parse(picture).getroot()
     assert root.attrib["class"] == "picture" and "width" not in root.attrib
     assert any(f"pictures/{picture.name}" in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+def test_the_picture_of_the_rate_is_the_policys_own():
+    drawn = runpy.run_path(str(DOCS / "pictures" / "rate.py"))
+    assert (DOCS / "pictures" / "rate.svg").read_text(encoding="utf-8") == drawn["picture"]()
+    for case in drawn["CASES"]:
+        speeds, shares = drawn["curve"](case.rows)
+        assert speeds[sum(shares)] == max(speeds), case.label
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from specstream.cli.typed import in_typed_words, with_typed_hint
+from specstream.cli.typed import in_typed_words, refuse_useless, with_typed_hint
 from specstream.cli.usage import usage_message
 from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
 from specstream.errors import SpecStreamError, UsageError
@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _check_variables()
         limit_libraries()  # before a verb imports torch
         command = typer.main.get_command(build_app())
+        refuse_useless(command, words)
         code = _invoke(command, words)
         # Inside the try, because a reader that has gone away is noticed only when the buffer is written out.
         sys.stdout.flush()
@@ -194,7 +195,7 @@ def _describe(error: BaseException, command: Any, words: list[str]) -> tuple[str
     if isinstance(error, SpecStreamError):
         return f"error: {error}", error.exit_code
     if isinstance(error, _CommandLineError):
-        message = with_typed_hint(usage_message(error), command, words)
+        message = with_typed_hint(usage_message(error, command, words), command, words)
         return f"error: {message}", getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" for {error.filename}" if error.filename else ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from specstream.cli import options
-from specstream.cli.loading import load_engine
+from specstream.cli.loading import load_engine, quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
@@ -81,7 +81,8 @@ def bench_heads(
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
     records = []
     for groups in dealt:
-        contestants = _contestants(engine, names, given, settings, fixed=fixed, pruning=pruning)
+        with quiet():
+            contestants = _contestants(engine, names, given, settings, fixed=fixed, pruning=pruning)
         comparison, predicted = _measure(engine, contestants, groups)
         records.append(record(comparison, groups, predicted))
         if not as_json:

@@ -13,9 +13,6 @@ from specstream.cli.loading import load_engine
 from specstream.cli.progress import progress
 from specstream.errors import UsageError
 
-_NO_DRAFT = ", or drafter='lookup'"
-"""Advice that this command cannot follow."""
-
 
 def compare(
     target_model: Annotated[str, typer.Option("--target-model", help="The model whose output it is.")],
@@ -54,10 +51,7 @@ def compare(
     if num_runs < 1:
         raise UsageError(f"--num-runs is {num_runs}; give 1 or more")
     options.check_text(input_str)
-    try:
-        engine = load_engine(target_model, draft_model, settings)
-    except UsageError as error:
-        raise type(error)(str(error).replace("--draft is", "--draft-model is").replace(_NO_DRAFT, "")) from error
+    engine = load_engine(target_model, draft_model, settings)
     options.note_greedy(temperature, top_k=top_k, top_p=top_p)
     with progress("runs", num_runs + 1) as tell:  # one warms up
         report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell))

@@ -90,9 +90,7 @@ def distill_data(
 
 def _check_files(prompts: list[str], exclude: list[str], output: Path) -> None:
     """Refuse before a model is loaded what cannot be read, or written afterwards."""
-    for file in [*prompts, *exclude]:
-        if not Path(file).is_file():
-            raise UsageError(f"prompts {file!r} is no file; give a .txt, .jsonl, .json or .csv file")
+    options.check_files(*prompts, *exclude)
     for file in prompts:
         read_prompts(file)
     from specstream.training.answers import check_place

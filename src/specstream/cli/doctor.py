@@ -45,10 +45,11 @@ def doctor(model: _Model = DEFAULT_MODEL, measure: _Measure = True, as_json: opt
 
     doing = "examining this machine"
     # On a terminal only: elsewhere rich shows no status, and the step says so where it takes longer.
+    named = model.lower() != "none"
     with Console(stderr=True).status(f"{doing}, some ten seconds" if measure else doing), step(doing):
-        if model != "none":
+        if named:
             on_disk(model)  # refuses what is no model
-        report = examine(None if model == "none" else model, measure=measure, hush=quiet)
+        report = examine(model if named else None, measure=measure, hush=quiet)
     if as_json:
         print(json.dumps(report.to_dict()))
     else:

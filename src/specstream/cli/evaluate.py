@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -88,7 +89,9 @@ def _evaluate(config: EvaluationConfig, loaded: list[Loaded], execute: bool, res
         done = sum("error" not in record for record in answers.records.values())
         with progress(each.name, len(each.examples), done) as update:
             answer_all(engine, each, answers, warmup=config.measure.warmup, on_example=update)
-        with progress(f"{each.name}: programs", len(answers.records)) as update:
+        programs = len(answers.records) if execute and each.task.program is not None else 0
+        # No bar of programs where none is run.
+        with progress(f"{each.name}: programs", programs) if programs else nullcontext(lambda done: None) as update:
             outcomes = judge(each, answers, execute=execute, on_example=update)
         record = {
             **results(each, answers, outcomes),

@@ -61,7 +61,7 @@ def generate(
         "temperature": temperature,
         **options.given(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty),
         "seed": seed,
-        "stop": stop or [],
+        "stop": options.stops(stop),
         "stop_token_ids": stop_token_ids or [],
         "device": device,
         "dtype": dtype,

@@ -15,7 +15,11 @@ def load_engine(model: str, draft: str | None, settings: dict[str, Any]) -> Any:
     with quiet():
         from specstream.engine.engine import SpeculativeEngine
 
-        return SpeculativeEngine(model, draft_model=draft, **settings)
+        engine = SpeculativeEngine(model, draft_model=draft, **settings)
+        from specstream.engine.inventory import announce_short_context
+
+    announce_short_context(engine.target, engine.config.generation.max_new_tokens)
+    return engine
 
 
 @contextmanager

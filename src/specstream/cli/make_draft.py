@@ -70,10 +70,8 @@ def make_draft(
     from specstream.training.cards import MADE
     from specstream.training.checkpoints import check_replaceable
 
-    check_replaceable(Path(output).absolute(), MADE, "--output")
-    for file in [*(texts or ()), *(prompts or ())]:
-        if not Path(file).is_file():
-            raise UsageError(f"there is no file {file!r}; give one of texts or prompts")
+    check_replaceable(Path(output), MADE, "--output")
+    options.check_files(*(texts or ()), *(prompts or ()))
     from specstream.cli.loading import quiet
 
     with quiet():
@@ -81,6 +79,7 @@ def make_draft(
         from specstream.training import make_draft as making
         from specstream.training.layer_choice import choose_layers
 
+        _check_size(target, layers, layer_choice, vocab)
         model, tokenizer = load_model(target, dtype=dtype, device=device)
         ranking = _examples(texts, tokenizer)
         looked_at, where = _to_look_at(model, tokenizer, ranking, texts, prompts)
@@ -103,6 +102,18 @@ def make_draft(
         print(json.dumps({"output": output, **made}))
     else:
         _say(output, compared, made)
+
+
+def _check_size(target: str, layers: int, choice: str, vocab: int | None) -> None:
+    """Refuse layers and tokens that there are not before the target is read."""
+    from specstream.models.hub.catalog import resolve
+    from specstream.models.hub.load import config_in
+    from specstream.training.layer_choice import choices_of
+
+    config = config_in(resolve(target), target).get_text_config(decoder=True)
+    choices_of(choice, config.num_hidden_layers, layers)
+    if vocab is not None and vocab > config.vocab_size:
+        raise UsageError(f"vocab is {vocab}; give {config.vocab_size} or fewer, or leave it out for all")
 
 
 def _examples(texts: list[str] | None, tokenizer: Any) -> Examples | None:

@@ -121,6 +121,17 @@ def check_drafter(name: str, without: str = "") -> None:
         raise UsageError(f"--drafter is {name!r}; give one of {listed(name, known)}")
 
 
+def check_files(*files: str) -> None:
+    """Refuse before a model is loaded what is no file.
+
+    Raises:
+        UsageError: the first.
+    """
+    for file in files:
+        if not os.path.isfile(file):
+            raise UsageError(f"file {file!r} is no file; give a .txt, .jsonl, .json or .csv file")
+
+
 def check_text(text: str) -> None:
     """Refuse a prompt that is no text before anything is loaded, and note one that looks like something else.
 
@@ -133,11 +144,21 @@ def check_text(text: str) -> None:
     if not text:
         raise UsageError('the prompt is empty; give one, such as: "The sea is"')
     valid(text)
+    if not text.strip():
+        note(f"the prompt is {text!r}, which is blank")
     short = len(text) < 256 and "\0" not in text
     if short and os.path.isfile(text):
-        note(f"{text!r} is a file, and its name is taken as the prompt; to read it: --prompt-file or --prompts FILE")
+        note(f"{text!r} is a file, its name is the prompt; to read it: --prompt-file of generate, --prompts elsewhere")
     elif text in catalog():
         note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {text}")
+
+
+def stops(given: list[str] | None) -> list[str]:
+    """Stop strings as they were given; a line break that no shell has made one is noted."""
+    for each in given or ():
+        if "\\n" in each:
+            note(f"--stop is {each}, a backslash and a letter; for a line break: --stop $'\\n'")
+    return given or []
 
 
 def note_greedy(temperature: object, **given: object) -> None:

@@ -104,6 +104,8 @@ def _settings(config: str | None, overrides: list[str], given: dict[str, Any]) -
 
 def _folder(path: str) -> Path:
     folder = Path(path)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "profile.json").exists():
+        raise UsageError(f"--output-dir is {path!r}, which holds something else; give a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,7 +122,8 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     from specstream.evaluation.profile import profile as measure
 
     target = settings.target
-    own = {"drafter": "none", **target.model_dump(include={"dtype", "device", "runtime", "exact"}), **group.target}
+    own = {"drafter": "none", "max_new_tokens": group.generation.max_new_tokens}
+    own |= {**target.model_dump(include={"dtype", "device", "runtime", "exact"}), **group.target}
     engine = load_engine(target.model, None, own)
     items = make_items(engine.tokenizer, texts, context=group.context)
     prompts = [item.rows[0] for item in items]

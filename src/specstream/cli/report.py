@@ -23,14 +23,17 @@ _Output = Annotated[
 def report(run_dirs: _Runs, output: _Output = None) -> None:
     """Write a self-contained HTML page, Markdown and charts about benchmark runs."""
     from specstream.evaluation.benchmark.folder import RunFolder
-    from specstream.evaluation.report.page import write_report
+    from specstream.evaluation.benchmark.summary import summarise
+    from specstream.evaluation.report.page import verdict, write_report
 
     twice = next((each for at, each in enumerate(run_dirs) if Path(each).resolve() in _places(run_dirs[:at])), None)
     if twice is not None:
         raise UsageError(f"{twice!r} is given twice; give another run to compare with, or one alone")
     folders = [RunFolder.existing(each) for each in run_dirs]
-    for file in write_report(folders, output or Path(run_dirs[0]) / "report"):
-        print(file)
+    files = write_report(folders, output or Path(run_dirs[0]) / "report")
+    for folder in folders:
+        print(f"{folder.root}: {verdict(summarise(folder)['arms'])}")
+    print(f"written to {' and '.join(map(str, files))}")
 
 
 def _places(folders: list[str]) -> set[Path]:

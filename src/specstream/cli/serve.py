@@ -134,8 +134,8 @@ def _serve_ours(settings: DeploymentConfig) -> None:
     from specstream.serving import run, web
 
     run.check(settings)
-    _warn_of_open_host(settings)
     with web.bound(settings) as sockets:  # before the model is loaded: a port that is taken is found at once
+        _warn_of_open_host(settings)
         with quiet():
             loaded = run.load(settings)
         run.listen(loaded, settings, sockets)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specstream.environment import PREFIX
+from specstream.errors import UsageError
 
 _ALSO = {
     "draft": ("draft_model",),
@@ -23,8 +24,14 @@ _ALSO = {
 }
 """What Python calls some options besides their own names."""
 
-_FROM_A_FILE = re.compile(r"(\S+:\d+|--set): ")
+_FROM_A_FILE = re.compile(r"(\S+:\d+(, with --set)?|--set): ")
 """The beginning of an error about a line of a file, or what replaces it: that is no option's fault."""
+
+_UNTYPED = re.compile(r",? or (drafter|heads|pruning|dtype)='[^']*'")
+"""Advice that is of no option of the verb."""
+
+_ARGUMENT = re.compile(r"\b(\w+)=,")
+"""An argument of Python that is an option of no verb, or stands in a file."""
 
 _ARTICLES = "(?<!the )(?<!a )(?<!this )(?<!no )"
 
@@ -58,9 +65,9 @@ def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
         root: the whole command, of click.
         words: the command line.
     """
-    command, rest = _verb(root, words)
+    command, rest = verb_of(root, words)
     if command is None or _FROM_A_FILE.match(message):
-        return message
+        return _ARGUMENT.sub(r"\1,", message)
     options = list(_options(command, rest))
     by_name: dict[str, list[_Option]] = {}
     for option in options:
@@ -69,12 +76,42 @@ def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
     # What was not typed may come from a file or from the environment.
     filed = any(option.parameter.name == "config" and option.typed for option in options)
     message = _values(message, by_name)
-    return _as_typed(_settings(message, by_name, filed), options) if by_name else message
+    message = _as_typed(_settings(message, by_name, filed), options) if by_name else message
+    where = " in a --config file," if any(option.parameter.name == "config" for option in options) else ","
+    return _ARGUMENT.sub(rf"\1{where}", _UNTYPED.sub("", message))
+
+
+def refuse_useless(root: Any, words: Sequence[str]) -> None:
+    """Refuse what click takes and nobody means: an option that is given twice and may not be, and one that is empty.
+
+    Args:
+        root: the whole command, of click.
+        words: the command line.
+
+    Raises:
+        UsageError: so it is. Whatever else is wrong with the line is left to click.
+    """
+    command, rest = verb_of(root, words)
+    if command is None:
+        return
+    try:
+        _, _, given = command.make_parser(command.context_class(command)).parse_args(args=list(rest))
+    except Exception:  # click's own errors, whose home moved between releases of typer, come when it reads the line
+        return
+    for option in _options(command, rest):
+        own, form = option.parameter, option.typed
+        if given.count(own) > 1 and not own.multiple:
+            values = "" if own.is_flag else f", {' and '.join(map(repr, option.values))}"
+            forms = f"{' or '.join([*own.opts[:1], *own.secondary_opts])}, " if own.secondary_opts else "it "
+            raise UsageError(f"{form} is given twice{values}; give {forms}once")
+        if own in given and not own.is_flag and "" in option.values:
+            rest = "" if own.required else ", or leave it out"
+            raise UsageError(f"{form} is ''; give a value that is not empty{rest}")
 
 
 def with_typed_hint(message: str, root: Any, words: Sequence[str]) -> str:
     """A message of click, which lists every form of an option or names the first, with the one that was typed."""
-    command, rest = _verb(root, words)
+    command, rest = verb_of(root, words)
     options = [] if command is None else list(_options(command, rest))
     message = _as_typed(message, options)
     for option in options:
@@ -85,7 +122,7 @@ def with_typed_hint(message: str, root: Any, words: Sequence[str]) -> str:
     return message
 
 
-def _verb(root: Any, words: Sequence[str]) -> tuple[Any, Sequence[str]]:
+def verb_of(root: Any, words: Sequence[str]) -> tuple[Any, Sequence[str]]:
     """The verb that the words begin with, and the words behind it."""
     found, rest = None, words
     for at, word in enumerate(words):
@@ -136,16 +173,20 @@ def _names(parameter: Any) -> list[str]:
 def _values(message: str, by_name: Mapping[str, Sequence[_Option]]) -> str:
     """``config 'x' cannot be read``, where that is what was given."""
     found = re.match(r"(\w+) '([^']*)'", message)
-    for option in by_name.get(found[1], ()) if found else ():
-        if found and found[2] in option.values:
-            return f"{option.called(found[1])}{message[len(found[1]) :]}"
+    if found is None:
+        return message
+    named = [option for option in by_name.get(found[1], ()) if found[2] in option.values]
+    every = {id(option): option for options in by_name.values() for option in options if found[2] in option.values}
+    # By another noun than an option's name it is the one option that has the value, if there is one.
+    for option in named or (every.values() if len(every) == 1 else ()):
+        return f"{option.called(found[1])}{message[len(found[1]) :]}"
     return message
 
 
 def _as_typed(message: str, options: Sequence[_Option]) -> str:
     """Options that the message calls by another form than was typed."""
     for option in options:
-        for form in option.parameter.opts if option.typed else ():
+        for form in option.parameter.opts if option.typed in option.parameter.opts else ():
             message = re.sub(rf"(?<!\S){form}(?![\w-])", str(option.typed), message)
     return message
 
@@ -171,7 +212,8 @@ def _settings(message: str, by_name: Mapping[str, Sequence[_Option]], filed: boo
         return f"{option.called(match['name'])} {value}".rstrip()
 
     said = (
-        rf"{_ARTICLES}(?<![\w'./-])(?:\w+\.)*(?P<name>{names})(?= is (?:['\"\d\[{{(-]|given\b|None\b|True\b|False\b))"
+        rf"{_ARTICLES}(?<![\w'./-])(?:\w+\.)*(?P<name>{names})(?:\.\d+)?"
+        r"(?= has the token | is (?:['\"\d\[{(-]|given\b|None\b|True\b|False\b))"
     )
     given = rf"(?<![\w'./-])(?P<name>{names})=(?:'(?P<text>[^']*)'|(?P<word>[\w.]*))"
     message = re.sub(said, is_, message)

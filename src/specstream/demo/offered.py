@@ -24,6 +24,7 @@ from specstream.engine.inventory import announce_left_out, prepare
 from specstream.engine.text import asked, encode
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.heads.shipped import shipped_for
+from specstream.models.hub.catalog import check
 from specstream.routing.router import Router
 
 WARM_UP = "The sea is"
@@ -74,6 +75,8 @@ class OfferedModels:
         if not models:
             raise UsageError("there is no model; give at least one")
         self.models = list(dict.fromkeys(models))
+        if len(self.models) > 1 and (heads := settings.get("heads")) is not None:
+            raise UsageError(f"heads is {heads!r}, of one model, and there are {len(self.models)}; give one")
         self._draft, self._settings = draft, settings
         self.drafter = self._config(settings.get("drafter", "auto")).drafter
         self._engine: SpeculativeEngine | None = None
@@ -82,6 +85,24 @@ class OfferedModels:
         self._drafters: list[str] = []  # that the model in memory has
         # Threads of a parallel region belong to the thread that opened it: with one, they are there once.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="demo")
+
+    def begin(self) -> list[str]:
+        """Have the first model ready, with what is drafted with to begin with.
+
+        Returns:
+            Its drafters.
+
+        Raises:
+            SpecStreamError: one of the models is not there, or the first cannot be loaded or drafted for like this.
+        """
+        return self._thread.submit(self._begin).result()
+
+    def _begin(self) -> list[str]:
+        for model in self.models:
+            check(model)
+        drafters = self._load(self.models[0])
+        self._drafting(self.drafter)  # what is wrong with it is said now, not when the page is used
+        return drafters
 
     def load(self, model: str) -> list[str]:
         """Have a model ready.

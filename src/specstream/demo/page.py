@@ -94,7 +94,7 @@ def build_page(offered: OfferedModels, settings: Settings) -> Any:
         SpecStreamError: it cannot be loaded.
     """
     gradio = require("gradio", "demo", "specstream demo")
-    drafters = offered.load(offered.models[0])
+    drafters = offered.begin()
     if offered.drafter not in drafters:
         raise UsageError(f"drafter is {offered.drafter!r}; {offered.models[0]} has {', '.join(drafters)}")
     with gradio.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 from specstream.demo.page import style
-from specstream.environment import require
+from specstream.environment import address_remedy, require
 from specstream.errors import UsageError
 
 
@@ -19,6 +19,8 @@ def free_port(host: str, port: int) -> int:
     """
     if not host.strip():  # to sockets it is every address of this machine
         raise UsageError(f"--host is {host!r}; give 127.0.0.1, or 0.0.0.0 for every machine")
+    if address_remedy(host).startswith("give host="):
+        raise UsageError(f"host is {host!r}, which has no address; {address_remedy(host)}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -54,7 +54,7 @@ RUNNERS_UP, HARDLY = 4, 0.005
 
 FAR_BEHIND = 128
 """Unread tokens beyond which a draft starts afresh with the last ``READ_AT_ONCE``: it was of no use for that long, and
-to read everything before it is tried again would cost more than such a trial may (docs/controller.md)."""
+to read everything before it is tried again would cost more than such a trial may (docs/policy.md)."""
 
 
 FromCache = Callable[[TargetSession, Sequence[Sequence[int]]], TargetSession]

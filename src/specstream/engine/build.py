@@ -309,7 +309,7 @@ def _draft_target(
         if quantization == "none":
             return target, None
         return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
-    draft, draft_tokenizer, part = _draft_given(target, draft, config)
+    draft, draft_tokenizer, part = _draft_given(target, tokenizer, draft, config)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(
@@ -325,10 +325,17 @@ def _draft_target(
     return drafting, part
 
 
-def _draft_given(target: HuggingFaceTarget, draft: Any, config: EngineConfig) -> tuple[Any, Any, Tensor | None]:
+def _draft_given(
+    target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig
+) -> tuple[Any, Any, Tensor | None]:
     """A draft by name, loaded, with its tokenizer and the tokens it says, if not all; or the one that is at hand."""
     if isinstance(draft, str):
-        return load_draft(draft, dtype=config.dtype, device=str(target.model.device))
+
+        def check(theirs: Any) -> None:
+            if tokenizer is not None and tokenizer.get_vocab() != theirs.get_vocab():
+                raise _another_vocabulary(draft, len(theirs), target.model, len(tokenizer))
+
+        return load_draft(draft, dtype=config.dtype, device=str(target.model.device), check=check)
     if (reason := wrapper_of(draft)) is not None:
         raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
     check_draft_place(draft, target.model, config.dtype)
@@ -361,8 +368,12 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
         ours, theirs = len(tokenizer), len(draft_tokenizer)
     elif ours == theirs:
         return
-    raise VocabularyMismatchError(
-        f"the draft {model_name(draft)} has another vocabulary ({theirs} tokens) than {model_name(target)} "
+    raise _another_vocabulary(model_name(draft), theirs, target, ours)
+
+
+def _another_vocabulary(draft: str, theirs: int, target: Any, ours: int) -> VocabularyMismatchError:
+    return VocabularyMismatchError(
+        f"the draft {draft} has another vocabulary ({theirs} tokens) than {model_name(target)} "
         f"({ours} tokens); give a draft of the same tokenizer, or drafter='lookup'"
     )
 

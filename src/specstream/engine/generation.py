@@ -95,7 +95,7 @@ class Generation:
         config: GenerationConfig,
         check: StopCheck | None = None,
     ) -> None:
-        check_tokens(parts.vocab_size, prompts, config.stop_token_ids)
+        check_tokens(parts.vocab_size, prompts, config.stop_token_ids, parts.tokenizer)
         self.parts = parts
         self.config = config
         self.prompts = prompts
@@ -284,7 +284,9 @@ class TextPieces:
         return self._result
 
 
-def check_tokens(size: int | None, prompts: Sequence[Sequence[int]], stops: Sequence[int]) -> None:
+def check_tokens(
+    size: int | None, prompts: Sequence[Sequence[int]], stops: Sequence[int], tokenizer: Any = None
+) -> None:
     """Refuse ids that the model's embedding has no row for.
 
     Raises:
@@ -293,4 +295,7 @@ def check_tokens(size: int | None, prompts: Sequence[Sequence[int]], stops: Sequ
     for name, tokens in (*(("the prompt", prompt) for prompt in prompts), ("stop_token_ids", stops)):
         strange = [token for token in tokens if size is not None and not 0 <= token < size]
         if strange:
-            raise UsageError(f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}")
+            known = len(tokenizer) if hasattr(tokenizer, "__len__") else 0
+            whose = f", and the tokenizer has {known} tokens: it is another model's, give this one's own"
+            foreign = whose if 0 <= strange[0] < known else ""
+            raise UsageError(f"{name} has the token {strange[0]}; the vocabulary is 0 to {(size or 0) - 1}{foreign}")

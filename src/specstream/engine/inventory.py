@@ -46,6 +46,13 @@ def announce_left_out(parts: Parts, name: str) -> None:
         announce(f"{name}: {parts.left_out}")
 
 
+def announce_short_context(target: HuggingFaceTarget, max_new_tokens: int) -> None:
+    """Say on stderr that texts end before they have as many tokens as were asked for."""
+    limit = target.context_length
+    if limit is not None and max_new_tokens >= limit:
+        announce(f"max_new_tokens is {max_new_tokens} and the context holds {limit}, prompt included: texts end there")
+
+
 def most_nodes(parts: Parts) -> int:
     """Drafted nodes of the largest tree, as far as that is known beforehand."""
     return max(parts.speculation.max_depth, parts.drafter.nodes, 0)

@@ -107,8 +107,15 @@ def valid(text: str) -> str:
 
 
 def as_chat(tokenizer: Any, chat: bool | None) -> bool:
-    """Whether prompts go through the chat template: as it was said, and where nothing was, if there is one."""
-    return getattr(tokenizer, "chat_template", None) is not None if chat is None else chat
+    """Whether prompts go through the chat template: as it was said, and where nothing was, if there is one.
+
+    Raises:
+        UsageError: it was said, and there is none.
+    """
+    there = getattr(tokenizer, "chat_template", None) is not None
+    if chat and not there:
+        raise UsageError("chat is True and this model has no chat template; leave it out")
+    return there if chat is None else chat
 
 
 def asked(tokenizer: Any, prompt: str | Chat, chat: bool | None = None) -> str | Chat:

@@ -13,7 +13,7 @@ from specstream.config import engine_config
 from specstream.engine.choices import check_choice
 from specstream.errors import SpecStreamError, UsageError, listed
 from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experiment, TargetSection
-from specstream.evaluation.benchmark.experiments import make_plan
+from specstream.evaluation.benchmark.experiments import culprit, make_plan
 from specstream.evaluation.tasks.source import load_examples
 from specstream.evaluation.tasks.task import Task, TaskExample, read_task, spread, task_names
 from specstream.files.yaml_file import Document, misplaced, read_document, sections_of, validated
@@ -106,7 +106,9 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Evalua
     try:
         check_speculation(config)
     except UsageError as error:
-        raise UsageError(f"{document.where(('speculative',))}{error}") from None
+        raise UsageError(f"{document.where(('speculative', culprit(config.speculative)))}{error}") from None
+    for name in config.datasets:
+        _check_name(name, config.datasets, document)
     return config, document
 
 
@@ -169,13 +171,21 @@ def load_all(
     return [_load(name, config.datasets, document, update) for name in chosen]
 
 
+def _check_name(name: str, sections: Mapping[str, DatasetSection | None], document: Document) -> None:
+    """Refuse a data set that says no task and is none."""
+    section = sections.get(name)
+    if (section is None or section.task is None) and name not in task_names() and not name.endswith((".yaml", ".yml")):
+        known = listed(name, {*task_names(), *sections} - {name})
+        where = document.where(("datasets", name)) if name in sections else ""
+        raise UsageError(f"{where}there is no data set {name!r}; give a task's YAML file, or one of {known}")
+
+
 def _load(
     name: str, sections: Mapping[str, DatasetSection | None], document: Document, update: Mapping[str, Any]
 ) -> Loaded:
     section = (sections.get(name) or DatasetSection()).model_copy(update=dict(update))
-    known = sorted({*sections, *task_names()})
-    if name not in sections and name not in task_names() and not name.endswith((".yaml", ".yml")):
-        raise UsageError(f"there is no data set {name!r}; give one of {', '.join(known)}, or a task's YAML file")
+    if name not in sections:
+        _check_name(name, sections, document)
     own = ("path",) if section.path is not None else ()
     try:
         task = read_task(section.task or name)

@@ -13,7 +13,7 @@ from specstream.engine.contestants import PLAIN, Run
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import extra_parameters, prepare, with_fixed_tree
 from specstream.engine.text import asked, encode
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.evaluation.benchmark.summary import plain_estimate
 from specstream.evaluation.compare import Comparison, Contestant, Figures, Sample, answer_texts, compare
 from specstream.evaluation.predicted import Predictions
@@ -57,9 +57,12 @@ def read_questions(path: str | Path, per_category: int) -> list[Question]:
 
 
 def _question(record: Mapping[str, Any], where: str) -> Question:
-    turns = record.get("turns")
-    if "category" not in record or not isinstance(turns, list) or not turns:
-        raise UsageError(f"{where} has no 'category' and 'turns'; give Spec-Bench's question.jsonl")
+    missing = [name for name in ("category", "turns") if name not in record]
+    if missing:
+        raise UsageError(f"{where} has no {' and '.join(map(repr, missing))}; give Spec-Bench's question.jsonl")
+    turns = record["turns"]
+    if not isinstance(turns, list) or not turns:
+        raise UsageError(f'{where} has turns {shown(turns)}; give a list of texts, such as ["The sea is"]')
     return Question(category=str(record["category"]), text=str(turns[0]))
 
 

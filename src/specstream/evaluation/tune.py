@@ -204,9 +204,15 @@ def tune(
         heads: a folder of heads to try.
         repeats: of the last stage.
         on_run: called with the runs that are done, those there are in all, and what comes next.
+
+    Raises:
+        UsageError: a draft or heads that do not go with the model, before anything is tried.
     """
     left_out: dict[str, str] = {}
     settings = candidates(engine.model, draft, heads)
+    given = {each.settings.get("heads") or (draft if each.draft == draft else None): each for each in settings}
+    for each in (each for what, each in given.items() if what is not None):
+        _build(each, engine.target, engine.tokenizer, SharedDrafts(engine.target, engine.tokenizer))
     runs = runs_of(len(_other_runtimes(engine)), len(prompts)), runs_of(len(settings), len(prompts), repeats=repeats)
     count = _Count(sum(runs) + len(settings), on_run)
     target, runtimes = _fastest_runtime(engine, prompts, config, left_out, count)

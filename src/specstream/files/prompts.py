@@ -60,13 +60,13 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         raise
     except json.JSONDecodeError as error:
         lines = "; a file with a record a line is called .jsonl" if error.msg == "Extra data" else "; mend it"
-        raise UsageError(f"prompts {str(file)!r} is not JSON: line {error.lineno}, {error.msg}{lines}") from None
+        raise UsageError(f"file {str(file)!r} is not JSON: line {error.lineno}, {error.msg}{lines}") from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UsageError(
-            f"prompts {str(file)!r} cannot be read: {why_unread(error)}; give .txt, .jsonl, .json or .csv"
+            f"file {str(file)!r} cannot be read: {why_unread(error)}; give .txt, .jsonl, .json or .csv"
         ) from None
     if not isinstance(records, list):
-        raise UsageError(f"prompts {str(file)!r} holds one {type(records).__name__}; give a list of records")
+        raise UsageError(f"file {str(file)!r} holds one {type(records).__name__}; give a list of records")
     return [_record(value, f"{file}:{number}") for number, value in enumerate(records, 1)]
 
 
@@ -94,7 +94,7 @@ def load_prompts(path: str | Path, field: str = "", where: Mapping[str, str] | N
     """
     records = [each for each in read_records(path) if all(str(each.get(k)) == v for k, v in (where or {}).items())]
     if not records:
-        raise UsageError(f"prompts {str(path)!r} has no record{f' with {dict(where)}' if where else ''}; give another")
+        raise UsageError(f"file {str(path)!r} has no record{f' with {dict(where)}' if where else ''}; give another")
     return [prompt_of(record, str(path), field) for record in records]
 
 
@@ -109,7 +109,7 @@ def read_prompts(path: str) -> list[Any]:
         for number, record in enumerate(read_records(path), 1)
     ]
     if not prompts:
-        raise UsageError(f"prompts {path!r} is empty; give one prompt a line")
+        raise UsageError(f"file {path!r} is empty; give one prompt a line")
     return prompts
 
 

@@ -34,7 +34,8 @@ class Document:
         for end in range(len(path), 0, -1):
             if path[:end] in self.lines:
                 line = self.lines[path[:end]]
-                return f"{self.source}:{line}: " if line else "--set: "
+                changed = any(key[:end] == path[:end] and not at for key, at in self.lines.items())
+                return "--set: " if not line else f"{self.source}:{line}{', with --set' if changed else ''}: "
         return ""
 
 
@@ -75,7 +76,10 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
             _set(values, name, yaml.safe_load(value))
         except yaml.YAMLError:
             raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
-        lines[tuple(name.split("."))] = 0
+        place = tuple(name.split("."))
+        if lines.get(place) == 0:
+            raise UsageError(f"--set {name} is given twice; give it once")
+        lines = {each: line for each, line in lines.items() if each[: len(place)] != place} | {place: 0}
     return Document(source=str(path), values=values, lines=lines)
 
 
@@ -152,7 +156,7 @@ def validated(
         UsageError: an unknown key, one that stands in the wrong section, a missing one, a value outside its range.
     """
     try:
-        return kind(**values)
+        made = kind(**values)
     except ValidationError as error:
         errors = error.errors()
         # What stands in the wrong section is missing in the right one, and that comes first.
@@ -169,7 +173,21 @@ def validated(
             raise UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}") from None
         if first["type"] == "missing":
             raise UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}") from None
-        raise UsageError(f"{where}{name} is {first['input']!r}; give {remedy(first['msg'])}") from None
+        raise UsageError(f"{where}{name} is {shown(first['input'])}; give {remedy(first['msg'])}") from None
+    for empty in _blank(made):
+        where = document.where(empty) if document is not None else ""
+        raise UsageError(f"{where}{prefix}{'.'.join(empty)} is empty; give a value, or leave it out")
+    return made
+
+
+def _blank(section: BaseModel) -> Iterator[tuple[str, ...]]:
+    """The settings that were given as an empty text where that is no default: a path would be the folder one is in."""
+    for name in section.model_fields_set:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from ((name, *inner) for inner in _blank(value))
+        elif isinstance(value, str) and not value.strip() and value != type(section).model_fields[name].default:
+            yield (name,)
 
 
 _OWNERS = {

@@ -52,9 +52,9 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelNotFoundError(
-            f"no {what} in {str(folder)!r} ({error}); give a folder that training wrote"
-        ) from error
+        best = Path(folder) / "best"
+        given = repr(str(best)) if (best / SETTINGS).is_file() else "a folder that training wrote"
+        raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({error}); give {given}") from error
     return settings
 
 

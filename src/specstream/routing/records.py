@@ -102,11 +102,14 @@ def read_collected(paths: Sequence[str | Path]) -> tuple[list[Collected], list[C
 
 def _lines(path: str | Path) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").split("\n")[:-1]  # not splitlines: texts hold U+2028
+        *lines, rest = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: texts hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"data {str(path)!r} cannot be read: {why_unread(error)}; give what specstream router collect wrote"
         ) from None
+    if rest:
+        raise UsageError(f"{path}:{len(lines) + 1} is cut off; drop it, or run specstream router collect again")
+    return lines
 
 
 def _collected(line: str, where: str) -> Collected:

@@ -1,4 +1,4 @@
-"""What is wrong with a body: the field that it is about, and a sentence, without what was in it."""
+"""What is wrong with a body: the field that it is about, and a sentence with the value, not all of a long one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
 
-from specstream.errors import meant
+from specstream.errors import meant, remedy, shown
 from specstream.serving.middleware import refusal
 from specstream.serving.requests import ChatBody, CompletionBody
 
 _LONGEST_NAME = 100
 _SHOULD = "Input should be "
+_MAPPING = "a mapping of keys to values"
+"""An object, in the words for YAML."""
 
 _PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
 """The field that a body of each path must have."""
@@ -48,9 +50,10 @@ def malformed(error: RequestValidationError, content_type: str) -> Response:
         return refusal(400, f"the Content-Type {said}; send Content-Type: application/json", code="invalid_body")
     if error.body is None:
         return refusal(400, "the body is empty or null; send a JSON object", code="invalid_body")
-    place, words = _most_precise([_complaint(each, error.body) for each in error.errors()])
+    place, words = _most_precise([_complaint(each, error.body) for each in error.errors()], error.body)
     name = ".".join(str(part)[:_LONGEST_NAME] + ".." * (len(str(part)) > _LONGEST_NAME) for part in place)
-    message = f"{name} {words}" if words.startswith("is ") else f"{name}: {words}" if name else words
+    whole = f"{name}: {words}" if name else words
+    message = f"{name or 'the body'} {words}" if words.startswith("is ") else whole
     return refusal(400, message, code="invalid_body", param=name or None)
 
 
@@ -88,12 +91,17 @@ def _place(location: Sequence[str | int], body: Any, *, missing: bool) -> tuple[
     return tuple(found)
 
 
-def _most_precise(complaints: Sequence[_Complaint]) -> tuple[tuple[str | int, ...], str]:
+def _most_precise(complaints: Sequence[_Complaint], body: Any) -> tuple[tuple[str | int, ...], str]:
     """Of the first field that is wrong what is wrong deepest inside: a union complains about each of its branches."""
     first = complaints[0].place
     inside = [each for each in complaints if each.place[: len(first)] == first]
     place = max((each.place for each in inside), key=len)
     words = list(dict.fromkeys(each.words for each in inside if each.place == place))
     if all(each.startswith(_SHOULD) for each in words):
-        return place, _SHOULD + " or ".join(each.removeprefix(_SHOULD) for each in words)
+        words = [_SHOULD + " or ".join(each.removeprefix(_SHOULD) for each in words)]
+    if _SHOULD in words[0] or " should have " in words[0]:
+        value = body
+        for part in place:
+            value = value[part]
+        return place, f"is {shown(value)}; give {remedy(words[0]).replace(_MAPPING, 'an object')}"
     return place, words[0]

@@ -64,6 +64,13 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         _log.warning(
             "max_context is %s and the model's context holds %s tokens, which is the limit", config.max_context, own
         )
+    limits = [limit for limit in (own, config.max_context) if limit is not None]
+    if limits and config.max_tokens >= min(limits):
+        _log.warning(
+            "max_tokens is %s and a prompt with its answer has %s tokens at most: answers end there",
+            config.max_tokens,
+            min(limits),
+        )
     _log.info("testing which passes have equal bits, and measuring what they cost")
     prepare_up_to(engine.parts, config.max_rows)
     _log.info("tested, %.1f s after the start", time.monotonic() - begun)

@@ -22,7 +22,7 @@ from specstream.heads import medusa
 from specstream.heads.folder import read_settings, save_head
 from specstream.models.architecture.compat import config_of, text_config
 from specstream.models.hub.catalog import resolve
-from specstream.models.hub.load import reason
+from specstream.models.hub.load import config_in, reason
 from specstream.models.hub.vocabulary import read_part
 from specstream.training.checkpoints import check_replaceable, replace_folder, write_json
 
@@ -68,13 +68,13 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
         VocabularyMismatchError: a draft of another vocabulary than the target's.
     """
     folder = Path(output).absolute()
-    check_replaceable(folder, RECORD, "output")
+    check_replaceable(Path(output), RECORD, "output")
     place = resolve(source)
     settings = read_settings(place, "model")
-    if settings.get("kind") == "streams":
+    if (own := settings.get("kind")) is not None:
         raise UsageError(
-            f"{source!r} holds streams, which vLLM cannot run; serve them with engine: local, or export Medusa heads "
-            "or a draft model"
+            f"{source!r} holds {own}, which vLLM cannot run; serve it with engine: local, or export Medusa heads or a "
+            "draft model"
         )
     heads = settings.get("model_type") == "medusa"
     kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))
@@ -189,11 +189,10 @@ def _fit(model: Any, tokenizer: Any, target: str) -> str | None:
     Raises:
         VocabularyMismatchError: their tokenizers differ.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     place = resolve(target)
-    theirs_config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-    wanted = int(theirs_config.get_text_config(decoder=True).vocab_size)
+    wanted = int(config_in(place, target).get_text_config(decoder=True).vocab_size)
     has = int(text_config(model).vocab_size)
     theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=False).get_vocab()
     if tokenizer.get_vocab() != theirs:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from specstream.environment import address_remedy
 from specstream.errors import SpecStreamError, UsageError
 from specstream.serving.app import Server
 from specstream.serving.connections import Limits, connection_type
@@ -89,7 +90,7 @@ def bound(config: DeploymentConfig) -> Iterator[list[socket.socket]]:
         places = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"host is {config.host!r}, which has no address ({error}); give 127.0.0.1 or 0.0.0.0"
+            f"host is {config.host!r}, which has no address ({error}); {address_remedy(config.host)}"
         ) from None
     with contextlib.ExitStack() as stack:
         sockets: list[socket.socket] = []

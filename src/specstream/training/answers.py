@@ -118,6 +118,8 @@ def check_place(path: Path, setting: str) -> None:
     Raises:
         UsageError: a folder, a place that cannot be written to, or a file that no such run wrote: it would be lost.
     """
+    if path.suffix not in ("", ".jsonl"):  # by its ending it would be read as something else
+        raise UsageError(f"{setting} is {str(path)!r} and JSON lines are written; give a name that ends in .jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -104,14 +104,15 @@ def check_replaceable(folder: Path, mark: str, setting: str) -> None:
     Raises:
         UsageError: a file, a folder that holds something else, or a place that cannot be written to.
     """
+    given, folder = str(folder), folder.absolute()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{setting} is {str(folder)!r}: {error.strerror}; give a folder elsewhere") from None
+        raise UsageError(f"{setting} is {given!r}: {error.strerror}; give a folder elsewhere") from None
     if not os.access(folder.parent, os.W_OK):
-        raise UsageError(f"{setting} is {str(folder)!r}, which cannot be written; give a folder elsewhere")
+        raise UsageError(f"{setting} is {given!r}, which cannot be written; give a folder elsewhere")
     if folder.exists() and not (folder / mark).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{setting} is {str(folder)!r}, which is something else that would be lost; give a new folder")
+        raise UsageError(f"{setting} is {given!r}, which is something else that would be lost; give a new folder")
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -19,6 +19,7 @@ from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import Task, read_examples, read_task, training_records
 from specstream.files.atomic import is_meant_as_path, why_unread
 from specstream.files.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
+from specstream.models.hub.data_sets import load_dataset
 from specstream.training.config import DataSection
 from specstream.training.decontamination import Decontamination
 
@@ -263,7 +264,7 @@ def _of_dataset(name: str, split: str, streaming: bool) -> Iterator[_Record]:
         raise UsageError(f"data.dataset_name {name!r} is no file here, and not taken for a hub id; give a file")
     datasets = require("datasets", "train", f"data.dataset_name {name!r}, which is no local file,")
     try:
-        rows = datasets.load_dataset(name, split=split, streaming=streaming)
+        rows = load_dataset(datasets, name, split=split, streaming=streaming)
         yield from ((dict(record), f"{name}:{number}") for number, record in enumerate(rows))
     except Exception as error:  # whatever the hub, the network or a loading script raise
         raise UsageError(f"data.dataset_name {name!r} cannot be loaded: {error}; give a local file") from error

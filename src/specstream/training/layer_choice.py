@@ -189,6 +189,23 @@ def _some(examples: Examples, positions: int) -> list[Example]:
     return chosen
 
 
+def choices_of(choice: str, total: int, count: int) -> dict[str, tuple[int, ...]]:
+    """The usual choices, before them the one that is ``given`` by its numbers.
+
+    Args:
+        choice: as for ``choose_layers``.
+        total: layers of the target.
+        count: to take.
+
+    Raises:
+        UsageError: an unknown choice, or layers that there are not.
+    """
+    choices = named_choices(total, count)
+    if choice in ("auto", "search", *choices):
+        return choices
+    return {"given": _given(choice, total, count), **choices}
+
+
 def choose_layers(
     model: Any, texts: Texts, part: Tensor | None, count: int, choice: str
 ) -> tuple[list[Judged], Tensor | None]:
@@ -206,9 +223,7 @@ def choose_layers(
         UsageError: an unknown choice, or layers that there are not.
     """
     total = len(decoder_layers(model))
-    choices = named_choices(total, count)
-    if choice not in ("auto", "search", *choices):
-        choices = {"given": _given(choice, total, count), **choices}
+    choices = choices_of(choice, total, count)
     judge = Judge(model, texts, part)
     compared = sorted((judge.judge(*each) for each in choices.items()), key=lambda each: -each.acceptance)
     if choice == "search":

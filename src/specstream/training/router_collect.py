@@ -20,7 +20,7 @@ from specstream.engine.build import build_drafters
 from specstream.engine.contestants import Turn, by_turn, in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
-from specstream.engine.inventory import prepare
+from specstream.engine.inventory import announce_short_context, prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import TrainingError, UsageError, reason_of
@@ -118,6 +118,7 @@ def collect(
         "drafters": {name: spec.model_dump(exclude_defaults=True) for name, spec in config.drafters.items()},
         "provenance": engine.provenance(),
     }
+    announce_short_context(engine.target, section.max_new_tokens)
     file = AnswerFile(Path(section.output), _identity(config, engine), what="prompts", setting="collection.output")
     done = file.begin(record, 1, len(usable))
     failed = 0

@@ -18,6 +18,7 @@ from specstream.errors import HeadMismatchError, UsageError
 from specstream.files.yaml_file import validated
 from specstream.heads.folder import describe_base
 from specstream.models.hub.load import load_model
+from specstream.reporting import announce
 from specstream.routing.config import NONE, DrafterSpec, RouterConfig, check_drafters
 from specstream.routing.features import Features, make_embedding, token_table
 from specstream.routing.figures import RouterTable, router_table, speed
@@ -63,7 +64,7 @@ def train_router(config: RouterTrainConfig) -> Trained:
         HeadMismatchError: they are of another target.
     """
     output = Path(config.output_dir).absolute()
-    check_replaceable(output, _FIGURES, "output_dir")
+    check_replaceable(Path(config.output_dir), _FIGURES, "output_dir")
     training, held_out, failed = _split(config)
     metas = [_meta(file) for file in (*config.data.files, *config.data.held_out_files)]
     drafters = _drafters(metas, config.data)
@@ -73,6 +74,8 @@ def train_router(config: RouterTrainConfig) -> Trained:
     table = token_table(tokenizer, int(target.get_input_embeddings().num_embeddings))
     embedding = make_embedding(config.embedding.name, config.embedding.model, target, tokenizer)
     outputs = [name for name in drafters if name != NONE]
+    if config.fit.folds > len(training):
+        announce(f"fit.folds is {config.fit.folds} and there are {len(training)} prompts, so each is a fold")
     fitted = fit(_samples(training, Features(table, embedding), outputs), config.fit)
     router = RouterModel(
         network=fitted.network,
@@ -172,7 +175,8 @@ def _split(config: RouterTrainConfig) -> tuple[list[Collected], list[Collected],
         training = [each for each in collected if each.prompt not in taken]
     if len(training) < 2 or not held_out:
         raise UsageError(
-            f"{len(training)} prompts are left to fit to and {len(held_out)} are held out; collect more of them"
+            f"{len(training)} prompts are left to fit to and {len(held_out)} are held out; "
+            "give another data.held_out, or collect more of them"
         )
     return training, held_out, failed
 

@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 from specstream.environment import provenance
 from specstream.errors import UsageError
 from specstream.models.hub.catalog import check
+from specstream.reporting import announce
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples, read_file
@@ -69,6 +70,11 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         else:
             set_aside(root)
     accelerator.wait_for_everyone()
+    if (warmup := config.training.warmup_steps) >= config.training.num_train_steps and not quiet:
+        announce(
+            f"training.warmup_steps is {warmup} and training.num_train_steps is {config.training.num_train_steps}: "
+            "the learning rate never reaches its peak; give fewer steps of warm-up"
+        )
     main = bool(accelerator.is_main_process)
     with RunLog(root if main else None, config.logging, settings, quiet=quiet or not main) as run_log:
         prepared = _prepare(config, str(accelerator.device))

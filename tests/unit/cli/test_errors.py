@@ -186,7 +186,7 @@ def test_a_path_that_cannot_be_used_is_no_internal_error(monkeypatch, capsys, nu
         ("generate x --torch_dtype a", "No such option: --torch_dtype; did you mean --dtype?"),
         ("serve --max-model-len 4", "No such option: --max-model-len; did you mean --max-context?"),
         ("compare --prompt x", "No such option: --prompt; did you mean --input-str?"),
-        ("generate Hello world", "(world); put quotes around what belongs together"),
+        ("generate Hello world", "(world); give one PROMPT a call, in quotes if it has spaces"),
         ("generate x \u2013n 4", "; it begins with a long dash: give -, or -- before a whole word"),
         ("run x", "No such command 'run'. Did you mean 'generate'?"),
         ("models ls", "No such command 'ls'. Did you mean 'list'?"),

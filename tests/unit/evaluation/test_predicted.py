@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -39,10 +40,23 @@ def test_the_cost_of_a_pass_is_a_median_lies_on_a_line_and_adds_up(engine: Specu
     assert costs.total([[4], [4], [1]]) == 10.0
 
 
-def test_passes_of_fewer_rows_have_costs_of_their_own(engine: SpeculativeEngine) -> None:
+def test_passes_of_fewer_rows_have_costs_of_their_own(
+    engine: SpeculativeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[list[int]] = []
+    begin = engine.target.begin
+
+    def watched(prefixes: Any) -> Any:
+        session = begin(prefixes)
+        score = session.score
+        monkeypatch.setattr(session, "score", lambda trees: scored.append(list(map(len, trees))) or score(trees))
+        return session
+
+    monkeypatch.setattr(engine.target, "begin", watched)
     ticks = clock(9, 9, 6, 8, 9, 1)  # two rows of widths 1 and 3, then one row
     costs = PassCosts(engine.target, lambda: next(ticks))
     costs.measure([[5, 6, 7], [8, 9]], {1: [1], 2: [1, 3]}, repeats=1)
+    assert scored == [[1, 1], [3, 3], [1, 1], [3, 3], [1], [1]]
     assert (costs.of([1]), costs.of([1, 1]), costs.of([3, 3])) == (1, 6, 8)
     assert costs.of([1, 3]) == (7 if engine.target.begin([[1]]).ragged else 8), "by all nodes, or by the largest tree"
 

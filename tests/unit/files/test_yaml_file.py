@@ -60,7 +60,10 @@ def test_what_replaces_the_file_is_not_blamed_on_a_line(tmp_path):
     document = read(tmp_path, "name: a\nparts: {one: {size: 1}}", ["parts.one.size=x"])
     with pytest.raises(UsageError, match=r"^--set: parts\.one.size is 'x'"):
         validated(Whole, document.values, document=document)
-    assert document.where(("parts", "one")).endswith("file.yaml:2: ")
+    assert document.where(("parts", "one")).endswith("file.yaml:2, with --set: ")
+    assert document.where(("name",)).endswith("file.yaml:1: ")
+    document = read(tmp_path, "parts:\n  one:\n    - a: 1", ["parts.one=[{a: 2}]"])
+    assert document.where(("parts", "one", "0", "a")) == "--set: "
     assert document.where(("elsewhere",)) == ""
 
 

@@ -114,3 +114,7 @@ def test_collections_that_do_not_go_together_are_refused(tmp_path):
         read_collected([written(tmp_path / "b.jsonl")])
     with pytest.raises(UsageError, match="cannot be read"):
         read_collected([str(tmp_path / "nowhere.jsonl")])
+    cut = tmp_path / "a.jsonl"
+    cut.write_text(cut.read_text()[:-1])
+    with pytest.raises(UsageError, match=r"a.jsonl:2 is cut off; drop it, or run specstream router collect again"):
+        read_collected([cut])

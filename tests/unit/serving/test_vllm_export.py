@@ -201,7 +201,7 @@ class TestCommand:
         (tmp_path / "config.json").write_text('{"kind": "streams"}')
         code, _, err = self.run(capsys, str(tmp_path), "--to", "vllm", "--output", str(tmp_path / "out"))
         assert (code, err.count("\n")) == (2, 1)
-        assert "holds streams, which vLLM cannot run; serve them with engine: local" in err
+        assert "holds streams, which vLLM cannot run; serve it with engine: local" in err
 
     def test_a_folder_of_others_is_not_replaced(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "out").mkdir()

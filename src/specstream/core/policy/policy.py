@@ -74,8 +74,10 @@ class Speculation:
         return [mine if each else unseen for each, mine, unseen in zip(measured, chosen, first, strict=True)]
 
     def cut(self, rows: Sequence[Row], trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
-        """What is worth a pass of what was drafted; all of it where the controller has not chosen."""
-        return self.controller.cut(trees) if self.controller and any(map(self.measures, rows)) else trees
+        """What is worth a pass of what was drafted for them."""
+        if self.controller is None or not any(map(self.measures, rows)):
+            return trees
+        return self.controller.cut(trees)
 
     def _first(self, request: DraftRequest, available: Sequence[Offer]) -> DraftRequest:
         """With what is taken unseen."""

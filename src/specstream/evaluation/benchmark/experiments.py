@@ -146,7 +146,7 @@ def _arms(
 ) -> Iterator[Arm]:
     key = experiment.vary
     for arm, given in arms.items():
-        for value in experiment.values if key in ARM else [None]:
+        for number, value in enumerate(experiment.values if key in ARM else [None]):
             settings = {**given, key: value} if key is not None and value is not None else dict(given)
             draft = settings.pop("draft_model", None)
             place = ("experiments", name, "arms", arm)
@@ -162,11 +162,13 @@ def _arms(
                 config = engine_config(settings)  # type: ignore[arg-type]
                 check_choice(config, draft)
             except SpecStreamError as error:
-                raise type(error)(f"{document.where((*place, _culprit(settings)))}{error}") from None
+                wrong_key = culprit(settings)
+                where = ("experiments", name, "values", number) if wrong_key == key else (*place, wrong_key)
+                raise type(error)(f"{document.where(where)}{error}") from None
             yield Arm(name=arm, value=value, draft=draft, config=config)
 
 
-def _culprit(settings: Mapping[str, Any]) -> str:
+def culprit(settings: Mapping[str, Any]) -> str:
     """The first setting that is wrong by itself; none if it takes several."""
     for key, value in settings.items():
         try:

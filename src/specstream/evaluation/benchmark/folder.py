@@ -89,6 +89,8 @@ class RunFolder:
         Raises:
             UsageError: the run here is of other settings or another machine, or the folder cannot be written to.
         """
+        if not self.run and self.root.is_dir() and any(self.root.iterdir()):
+            raise UsageError(f"output_dir is {str(self.root)!r}, which holds something else; give a new folder")
         before = self.run.get("settings", {}).get("experiments", {})
         every = {**before, **settings["experiments"]}  # others than before may be added
         same = {**settings, "experiments": {name: every[name] for name in before}}

@@ -12,7 +12,14 @@ from specstream.engine.build import SharedDrafts, build_parts
 from specstream.engine.contestants import in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Parts
-from specstream.engine.inventory import announce_left_out, draft_bytes, extra_parameters, memory_overhead, prepare
+from specstream.engine.inventory import (
+    announce_left_out,
+    announce_short_context,
+    draft_bytes,
+    extra_parameters,
+    memory_overhead,
+    prepare,
+)
 from specstream.environment import provenance
 from specstream.errors import reason_of
 from specstream.evaluation.benchmark.config import BenchmarkConfig
@@ -114,6 +121,7 @@ class _Bench:
             self._engine = None  # before the next is there: both may not fit
             section = self._config.target
             self._engine = SpeculativeEngine(section.model, drafter="none", device=section.device, **group.target)
+            announce_short_context(self._engine.target, group.generation.max_new_tokens)
             self._target = group.target
         return self._engine
 

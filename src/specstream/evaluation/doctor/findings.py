@@ -134,7 +134,7 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
             said.append("OMP_WAIT_POLICY is passive: right beside other work, up to twice as slow on a quiet machine")
         said += [f"{name} is not the level's, so torch's libraries may use others" for name in processor.unheld]
     if widths is not None and widths.state == "not downloaded":
-        said.append(f"{widths.model} is not downloaded yet: run specstream generate --model {widths.model}")
+        said.append(f"{widths.model} is not here; to fetch it: specstream generate --model {widths.model}")
     if widths is not None and widths.routed:
         said.append(f"{widths.model} is a mixture of experts: exact up to rounding on every machine")
     return said

@@ -7,6 +7,7 @@ from pathlib import Path
 from specstream.environment import require
 from specstream.errors import UsageError, one_line
 from specstream.evaluation.tasks.task import HubDataset, Task, TaskExample, examples_of, read_examples
+from specstream.models.hub.data_sets import load_dataset
 
 
 def load_examples(name: str, task: Task, path: str | None = None) -> list[TaskExample]:
@@ -33,7 +34,7 @@ def load_examples(name: str, task: Task, path: str | None = None) -> list[TaskEx
 def _from_hub(name: str, task: Task, dataset: HubDataset) -> list[TaskExample]:
     datasets = require("datasets", "eval", f"the data of the task {name!r}")
     try:
-        rows = datasets.load_dataset(dataset.name, dataset.config, split=dataset.split, revision=dataset.revision)
+        rows = load_dataset(datasets, dataset.name, dataset.config, split=dataset.split, revision=dataset.revision)
     except Exception as error:  # of the network, the hub and the data set, each library with its own
         reason = one_line(error)[:200]
         raise UsageError(

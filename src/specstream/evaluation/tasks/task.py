@@ -201,6 +201,8 @@ def read_examples(task: Task, path: str | Path) -> list[TaskExample]:
         UsageError: a file of another format or that cannot be read; a record without what the task needs, by number.
     """
     file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"data {str(path)!r} is no file; give one that ends in .{task.format}")
     if file.suffix != f".{task.format}":
         raise UsageError(f"data {str(path)!r} does not end in .{task.format}, which this task reads; give such a file")
     numbered = ((record, f"{path}:{number}") for number, record in enumerate(read_records(file), 1))
@@ -266,7 +268,10 @@ def _example(task: Task, record: Mapping[str, Any], where: str) -> TaskExample |
     if task.program is not None:
         missing.extend(name for name in _fields(task.program) if fields.get(name) is None and name != ANSWER)
     if missing:
-        raise UsageError(f"{where} has no {missing[0]!r}: its fields are {', '.join(map(str, fields))}")
+        raise UsageError(
+            f"{where} has no {missing[0]!r}: its fields are {', '.join(map(str, fields))}; give records with "
+            f"{' and '.join(dict.fromkeys([*names, *missing]))}, or the task that this file is of"
+        )
     return TaskExample(
         prompt=task.prompt.format_map({**fields, **{name: said[0] for name, said in turns.items()}}),
         references=tuple(references),

@@ -158,7 +158,9 @@ def on_disk(name_or_path: str) -> Path | None:
     if name_or_path and os.path.isdir(folder):
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
     if name_or_path.startswith("self"):
-        raise ModelNotFoundError(f"{name_or_path!r} is a draft made of its target: give self:int8 or self:int4 as such")
+        raise ModelNotFoundError(
+            f"{name_or_path!r} is a draft made of its target, not a model: give it as --draft, self:int8 or self:int4"
+        )
     if name_or_path and os.path.isfile(folder):
         raise ModelNotFoundError(f"{name_or_path!r} is a file: give the folder of a saved model, which has config.json")
     if not _HUB_ID.fullmatch(name_or_path):
@@ -191,7 +193,10 @@ def _not_on_hub(hub_id: str, reason: snapshots.HubUnavailable) -> ModelNotFoundE
 
 def _entry(name: str) -> CatalogEntry:
     if name not in _CATALOG:
-        raise _unknown(name)
+        raise ModelNotFoundError(
+            f"unknown model {shown(name)}: a folder or a hub id needs no pull, give it as --model; the catalog has "
+            f"{listed(name, _CATALOG)}"
+        )
     return _CATALOG[name]
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -96,13 +100,20 @@ def check_draft_place(draft: Any, target: Any, dtype: Any) -> None:
         raise UsageError(f"dtype is {wanted} and the draft is {draft.dtype}; cast it: draft.to({wanted})")
 
 
-def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> tuple[Any, Any]:
+def load_model(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    check: Callable[[Any], None] = lambda tokenizer: None,
+) -> tuple[Any, Any]:
     """The model and the tokenizer of a catalog name, a local folder or a hub id.
 
     Args:
         name: the model argument.
         dtype: ``auto`` is the checkpoint's own, but float32 on a CPU that would emulate it.
         device: where the model goes.
+        check: is shown the tokenizer before the weights are read, and may refuse it.
 
     Raises:
         ModelNotFoundError: nothing answers to the name, or the folder cannot be read.
@@ -113,15 +124,17 @@ def load_model(name: str, *, dtype: str | torch.dtype = "auto", device: str = "a
     place, wanted = pick_device(device), pick_dtype(dtype)
     folder = resolve(name)
     with step(f"loading {name}"):
-        model, tokenizer = _load(name, folder, wanted, place)
+        model, tokenizer = _load(name, folder, wanted, place, check)
         model.to(place)
     model.eval()
     return model, tokenizer
 
 
-def _load(name: str, folder: str, wanted: torch.dtype | None, place: torch.device) -> tuple[Any, Any]:
+def _load(
+    name: str, folder: str, wanted: torch.dtype | None, place: torch.device, check: Callable[[Any], None]
+) -> tuple[Any, Any]:
+    config = config_in(folder, name)
     try:
-        config = config_of(folder)
         if config.is_encoder_decoder:
             raise UnsupportedModelError(
                 f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
@@ -129,13 +142,41 @@ def _load(name: str, folder: str, wanted: torch.dtype | None, place: torch.devic
             )
         own = config.dtype or torch.float32
         kind, chosen = model_class(config), wanted or capabilities(place, own).dtype.value
-        model = kind.from_pretrained(folder, config=config, dtype=chosen, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        check(tokenizer)
+        model = kind.from_pretrained(folder, config=config, dtype=chosen, trust_remote_code=False)
     except SpecStreamError:
         raise
     except Exception as error:  # of transformers, torch, safetensors or a missing package: the folder's fault each time
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
     return model, tokenizer
+
+
+def config_in(folder: str, name: str) -> Any:
+    """The configuration of a model, without its weights.
+
+    Args:
+        folder: that ``resolve`` gives.
+        name: that it gave it for.
+
+    Raises:
+        ModelNotFoundError: it holds something else, or its configuration cannot be read.
+    """
+    if (kind := own_kind(folder)) is not None:
+        raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give the folder of a saved model")
+    try:
+        return config_of(folder)
+    except Exception as error:  # of transformers: the folder's fault each time
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+
+
+def own_kind(folder: str | os.PathLike[str]) -> str | None:
+    """What else this program wrote into a folder, such as streams or a router; None where it is not known to be."""
+    try:
+        kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return kind if isinstance(kind, str) else None
 
 
 _DAMAGED = "the file is damaged or cut short: copy or download it again"

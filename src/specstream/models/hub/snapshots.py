@@ -15,7 +15,7 @@ from specstream.models.hub.disk import is_disk_full
 _WANTED = ["*.json", "*.jinja", "*.txt", "*.model"]
 _UNWANTED = ["*/*"]
 
-_PROBE_SECONDS = 5.0
+PROBE_SECONDS = 5.0
 
 
 class HubUnavailable(Exception):
@@ -43,7 +43,7 @@ def require(hub_id: str) -> None:
     from huggingface_hub import HfApi
 
     with _reached(hub_id):
-        HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
+        HfApi().model_info(hub_id, timeout=PROBE_SECONDS)
 
 
 def fetch_snapshot(hub_id: str, *, progress: bool) -> Path:
@@ -57,7 +57,7 @@ def fetch_snapshot(hub_id: str, *, progress: bool) -> Path:
 
     with _reached(hub_id):
         # Asked first because it takes a timeout: a download would retry an unreachable hub for minutes.
-        info = HfApi().model_info(hub_id, timeout=_PROBE_SECONDS)
+        info = HfApi().model_info(hub_id, timeout=PROBE_SECONDS)
         weights = _weight_pattern({file.rfilename for file in info.siblings or ()})
         with _progress_bars(progress and sys.stderr.isatty()):
             folder = snapshot_download(hub_id, allow_patterns=[*_WANTED, weights], ignore_patterns=_UNWANTED)

@@ -9,6 +9,7 @@ target's, over the whole vocabulary: a token outside the part is one that the dr
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,19 @@ def cut_head(model: Any, part: Tensor) -> nn.Linear:
     return whole  # type: ignore[no-any-return]
 
 
-def load_draft(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto") -> tuple[Any, Any, Tensor | None]:
+def load_draft(
+    name: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    check: Callable[[Any], None] = lambda tokenizer: None,
+) -> tuple[Any, Any, Tensor | None]:
     """A draft, its tokenizer, and the tokens that it says, to which its head is cut; None for all of them.
 
     Raises:
         SpecStreamError: as ``load_model``, which explains the arguments; or a part that does not fit.
     """
-    model, tokenizer = load_model(name, dtype=dtype, device=device)
+    model, tokenizer = load_model(name, dtype=dtype, device=device, check=check)
     part = read_part(model.config.name_or_path)
     if part is not None:
         cut_head(model, part)

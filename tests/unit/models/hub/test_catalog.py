@@ -432,7 +432,7 @@ def test_resolve_refuses_a_folder_without_a_config(root: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("ask", [catalog.pull, catalog.is_cached, catalog.cached_folder])
 def test_an_unknown_name_lists_the_known(ask: Callable[[str], object], root: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="or one of: tiny"):
+    with pytest.raises(ModelNotFoundError, match="needs no pull, give it as --model; the catalog has tiny"):
         ask("nope")
 
 
