@@ -1,20 +1,48 @@
-"""The running estimate of how often drafts are accepted."""
+"""The running estimate of how often drafts are accepted, and what that makes of offers."""
 
 import pytest
+import torch
 
-from specstream.core.policy.acceptance import FADE, PRIOR_ACCEPTANCE, Acceptance
+from specstream.core.policy.acceptance import (
+    CALIBRATION_WEIGHT,
+    FADE,
+    PRIOR_ACCEPTANCE,
+    PRIOR_WEIGHT,
+    Acceptance,
+    Calibration,
+    Estimates,
+    Level,
+)
+from specstream.core.ports import Offer, Verdict
+from specstream.core.tree import TokenTree
 
 
 def emitted(acceptance, depth):
     """What depth ``depth`` alone adds."""
-    return acceptance.expected[depth] - acceptance.expected[depth - 1]
+    return acceptance.survivals(depth)[depth - 1]
 
 
 def test_before_anything_was_judged_it_is_hopeful_and_shallow():
     acceptance = Acceptance()
     assert acceptance.reach == 1
-    assert acceptance.expected == [1, 1 + PRIOR_ACCEPTANCE]
-    assert acceptance.hopeful == 2
+    assert acceptance.survivals(3) == pytest.approx([PRIOR_ACCEPTANCE, PRIOR_ACCEPTANCE**2, PRIOR_ACCEPTANCE**3])
+    assert acceptance.survivals(0) == []
+
+
+def test_the_first_judgements_weigh_as_much_as_the_prior_does():
+    acceptance = Acceptance()
+    acceptance.judge(1, 0)
+    prior = PRIOR_WEIGHT * (1 - FADE)
+    assert acceptance.survivals(1) == [pytest.approx(prior * PRIOR_ACCEPTANCE / (1 + prior))]
+
+
+def test_survival_falls_along_a_path_whatever_was_judged():
+    acceptance = Acceptance()
+    for round_ in range(50):
+        acceptance.judge(3, (0, 3, 1)[round_ % 3])
+        found = acceptance.survivals(6)
+        assert found == sorted(found, reverse=True)
+        assert all(0 <= each <= 1 for each in found)
 
 
 def test_the_reach_doubles_with_what_was_judged():
@@ -76,3 +104,181 @@ def test_a_depth_that_a_rejection_hid_does_not():
     before = list(acceptance._judged)
     acceptance.judge(1, 0)
     assert acceptance._judged[1] == before[1]
+
+
+class TestWhereDraftsEnd:
+    def test_nobody_knows_at_first_so_they_are_expected_to_go_on(self):
+        assert Acceptance().going(3) == [1, 1, 1]
+
+    def test_how_often_they_got_to_each_depth(self):
+        acceptance = Acceptance()
+        for round_ in range(600):
+            acceptance.judge_length(3, (1, 3)[round_ % 2])
+        assert acceptance.going(3) == pytest.approx([1, 0.5, 0.5], abs=2 * FADE)
+
+    def test_beyond_what_was_asked_for_as_at_the_last_depth(self):
+        acceptance = Acceptance()
+        for round_ in range(600):
+            acceptance.judge_length(2, 1 + round_ % 2)
+        one, two, three, four = acceptance.going(4)
+        assert (one, two / one) == (pytest.approx(1), pytest.approx(0.5, abs=2 * FADE))
+        assert (three / two, four / three) == (pytest.approx(two / one), pytest.approx(two / one))
+
+    def test_a_draft_that_was_not_asked_to_go_on_did_not_end(self):
+        acceptance = Acceptance()
+        for _ in range(100):
+            acceptance.judge_length(2, 2)
+        assert acceptance.going(4) == [1, 1, 1, 1]
+
+
+class TestCalibration:
+    def test_it_comes_to_what_happened_over_what_was_expected(self):
+        calibration = Calibration()
+        assert calibration.ratio == 1
+        for _ in range(1000):
+            calibration.judge(2.0, 0.5)
+        assert calibration.ratio == pytest.approx(0.25, rel=0.05)
+
+    def test_the_first_judgements_count_as_much_as_a_few_tokens_of_its_word(self):
+        calibration = Calibration()
+        calibration.judge(CALIBRATION_WEIGHT, 0.0)
+        assert calibration.ratio == pytest.approx(0.5, rel=0.02)
+
+    def test_another_text_takes_half_of_it_back(self):
+        calibration = Calibration()
+        for _ in range(1000):
+            calibration.judge(2.0, 0.5)
+        before = calibration.ratio
+        calibration.renew()
+        assert calibration.ratio == pytest.approx((1 + before) / 2)
+        calibration.judge(CALIBRATION_WEIGHT, CALIBRATION_WEIGHT)
+        assert calibration.ratio > 0.8, "and what is new weighs more"
+
+
+def verdict(accepted, tokens=None):
+    return Verdict(path=tuple(range(accepted + 1)), tokens=tuple(tokens or [1] * (accepted + 1)))
+
+
+HEADS = Offer(source="medusa", depth=2, ranked=((1, 0.8), (1, 0.4), (2, 0.3)))
+CUTS = Offer(source="model", depth=4, cuts=True)
+
+
+class TestLevels:
+    def test_of_a_drafter_that_says_nothing_by_depth_no_deeper_than_it_reaches(self):
+        estimates, offer = Estimates(), Offer(source="model", depth=5, branches=3)
+        assert estimates.levels(offer) == [Level(1, 3.0, PRIOR_ACCEPTANCE)]
+        for _ in range(50):
+            estimates.of(offer).judge(2, 1)
+        first, second, third, fourth = estimates.levels(offer)
+        assert (first.survival, second.survival) == (pytest.approx(1, abs=0.01), pytest.approx(0, abs=0.01))
+        assert [each.depth for each in (first, second, third, fourth)] == [1, 2, 3, 4]
+
+    def test_of_a_known_tree_by_its_nodes_at_each_depth(self):
+        estimates = Estimates()
+        offer = Offer(source="lookup/3", depth=2, tree=TokenTree((9, 1, 2, 3), (-1, 0, 0, 1)))
+        estimates.of(offer).judge(1, 1)
+        assert [(each.depth, each.nodes) for each in estimates.levels(offer)] == [(1, 2.0), (2, 1.0)]
+
+    def test_kinds_of_drafts_are_told_apart_and_drafters_calibrated_as_one(self):
+        estimates = Estimates()
+        long, short = (Offer(source=f"lookup/{length}", depth=3) for length in (6, 2))
+        assert estimates.of(long) is not estimates.of(short)
+        assert estimates.calibration(long) is estimates.calibration(short)
+
+    def test_of_ranked_nodes_each_by_itself_calibrated(self):
+        estimates = Estimates()
+        assert estimates.levels(HEADS) == [Level(1, 1.0, 0.8), Level(1, 1.0, 0.4), Level(2, 1.0, 0.3)]
+        for _ in range(1000):
+            estimates.calibration(HEADS).judge(1.0, 0.5)
+        assert [each.survival for each in estimates.levels(HEADS)] == pytest.approx([0.4, 0.2, 0.15], rel=0.05)
+        for _ in range(3000):
+            estimates.calibration(HEADS).judge(1.0, 3.0)
+        assert estimates.levels(HEADS)[0].survival == 1.0, "no more than certain"
+
+    def test_a_draft_that_may_end_has_fewer_nodes_and_tokens(self):
+        estimates = Estimates()
+        for _ in range(300):
+            estimates.of(CUTS).judge(4, 4)
+            estimates.of(CUTS).judge_length(4, 1)
+        first, second, *_ = estimates.levels(CUTS)
+        assert (first.nodes, second.nodes) == (pytest.approx(1, abs=0.01), pytest.approx(0, abs=0.01))
+        assert first.survival == pytest.approx(1, abs=0.01)
+        for _ in range(1000):
+            estimates.calibration(CUTS).judge(1.0, 0.25)
+        assert estimates.levels(CUTS)[0].survival == pytest.approx(0.25, abs=0.02)
+        for _ in range(1000):
+            estimates.calibration(CUTS).judge(1.0, 2.0)
+        assert estimates.levels(CUTS)[0].survival <= 1, "it may be right to have ended, but adds nothing by that"
+
+
+class TestWhatARoundTeaches:
+    def test_known_trees_are_judged_whether_they_were_taken_or_not(self):
+        estimates = Estimates()
+        right = Offer(source="lookup/6", depth=2, tree=TokenTree.chain([9, 1, 2]))
+        wrong = Offer(source="lookup/2", depth=2, tree=TokenTree.chain([9, 1, 3]))
+        for _ in range(40):
+            estimates.judge([right, wrong], None, 0, TokenTree.chain([9]), verdict(0, [1]))
+            estimates.judge([right, wrong], right, 2, right.tree, verdict(2, [1, 2, 5]))
+        assert emitted(estimates.of(right), 2) == pytest.approx(1, abs=0.02)
+        assert emitted(estimates.of(wrong), 1) == pytest.approx(1, abs=0.02)
+        assert emitted(estimates.of(wrong), 2) == pytest.approx(0, abs=0.02)
+
+    def test_depths_behind_the_last_emitted_token_are_not_judged(self):
+        estimates = Estimates()
+        offer = Offer(source="lookup/6", depth=3, tree=TokenTree.chain([9, 1, 2, 3]))
+        estimates.judge([offer], None, 0, TokenTree.chain([9]), verdict(0, [1]))
+        assert estimates.of(offer).rates == [1.0]
+
+    def test_drawn_trees_are_not_judged_by_what_was_emitted(self):
+        """That depends on chance too."""
+        estimates = Estimates()
+        drawn = TokenTree((9, 1), (-1, 0), {0: torch.full((4,), 0.25)})
+        offer = Offer(source="lookup/6", depth=1, tree=drawn)
+        estimates.judge([offer], None, 0, TokenTree.chain([9]), verdict(0, [2]))
+        assert estimates.of(offer).rates == []
+
+    def test_what_was_drafted_is_judged_as_far_as_it_was_looked_at(self):
+        estimates, offer = Estimates(), Offer(source="model", depth=4)
+        estimates.judge([offer], offer, 4, TokenTree.chain([9, 1, 2, 3, 4]), verdict(1))
+        assert estimates.of(offer).rates == [1.0, 0.0], "behind the rejected one nothing was"
+        estimates.judge([offer], None, 0, TokenTree.chain([9]), verdict(0))
+        assert estimates.of(offer).rates == [1.0, 0.0], "a row that took nothing says nothing of drafts"
+
+    def test_ranked_drafts_calibrate_what_their_drafter_says_of_them(self):
+        """By what it said of this very tree, where it did, as it was cut."""
+        estimates = Estimates()
+        sure = TokenTree((9, 1, 2), (-1, 0, 1), survival=(1.0, 0.9, 0.7))
+        for _ in range(2000):
+            estimates.judge([HEADS], HEADS, 2, sure, verdict(1))
+        assert estimates.calibration(HEADS).ratio == pytest.approx(1 / 1.6, rel=0.05)
+        silent = TokenTree((9, 1, 2), (-1, 0, 0))
+        for _ in range(2000):
+            estimates.judge([HEADS], HEADS, 2, silent, verdict(1))
+        assert estimates.calibration(HEADS).ratio == pytest.approx(1 / 1.2, rel=0.05)
+        assert estimates.of(HEADS).rates == [], "its own estimate stands"
+
+    def test_a_draft_that_ended_teaches_where_drafts_end(self):
+        """Its last step found out that it had to end, and was no token of it."""
+        estimates = Estimates()
+        ended = TokenTree((9, 1), (-1, 0), steps=2)
+        for _ in range(100):
+            estimates.judge([CUTS], CUTS, 4, ended, verdict(1))
+        assert estimates.of(CUTS).going(2) == [pytest.approx(1), pytest.approx(0, abs=0.01)]
+        assert estimates.of(CUTS).rates[0] == 1.0
+
+    def test_what_drafts_that_may_end_are_expected_to_bring_comes_to_what_they_bring(self):
+        """Some end after a token; of those that do not all is accepted. Both are asked to draft four."""
+        estimates = Estimates()
+        whole, ended = TokenTree.chain([9, 1, 2, 3, 4]), TokenTree((9, 1), (-1, 0), steps=2)
+        for _ in range(300):
+            estimates.judge([CUTS], CUTS, 4, whole, verdict(4))
+            estimates.judge([CUTS], CUTS, 4, ended, verdict(1))
+        assert sum(level.survival for level in estimates.levels(CUTS)) == pytest.approx(2.5, abs=0.2)
+        assert sum(level.nodes for level in estimates.levels(CUTS)) == pytest.approx(2.5, abs=0.2)
+
+    def test_a_new_text_renews_every_calibration(self):
+        estimates = Estimates()
+        for _ in range(1000):
+            estimates.calibration(HEADS).judge(1.0, 0.0)
+        estimates.renew()
+        assert estimates.calibration(HEADS).ratio == pytest.approx(0.5, abs=0.01)

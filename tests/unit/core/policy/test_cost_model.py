@@ -1,244 +1,267 @@
-"""What passes and drafts are taken to cost between, beyond and before what was measured."""
+"""What passes and drafts are taken to cost: between what was measured, and after what was seen since."""
 
 import pytest
 
-from specstream.core.policy.cost_model import CONTEXT, NODE_SHARE, READ_SHARE, Costs
+from specstream.core.policy.cost_model import (
+    LIFETIME,
+    NODE_SHARE,
+    PACE,
+    READ_SHARE,
+    STEP_SHARE,
+    VOTES,
+    CostModel,
+    Line,
+)
+from specstream.core.policy.prices import PriceList
+
+ROWS, SIZES, CONTEXTS = (1, 4), (1, 2, 4, 8, 16), (64, 480)
 
 
-def measured(passes, rows=1):
-    costs = Costs()
-    for width, seconds in [*passes.items()] * 2:
-        costs.observe_pass(rows, width, seconds)
+def seconds(rows, nodes, context):
+    """Of a machine whose costs are straight lines."""
+    return 10 + 0.5 * rows + 0.4 * nodes + 0.001 * nodes * context
+
+
+PRICES = PriceList(
+    {
+        (rows, rows * size, context): seconds(rows, rows * size, context)
+        for rows in ROWS
+        for size in SIZES
+        for context in CONTEXTS
+    },
+    {"model": {(1, 1): 2.0, (1, 4): 8.0, (4, 1): 5.0, (4, 4): 14.0}},
+)
+
+
+def known(context=64):
+    costs = CostModel(PRICES)
+    costs.look_at(context)
     return costs
 
 
-def test_between_two_widths_along_a_line():
-    costs = measured({1: 30.0, 5: 50.0})
-    assert [costs.passing(1, width) for width in (1, 2, 3, 5)] == [30, 35, 40, 50]
+def expected(nodes):
+    return seconds(1, nodes, 64)
 
 
-def test_beyond_the_widest_half_as_steep():
-    assert measured({1: 30.0, 2: 40.0}).passing(1, 4) == 50
+def decode(costs, passes, *, slow=1.0, dear=None):
+    """Passes of one row at their price, or times so much; ``dear`` is by nodes how many times theirs some take."""
+    for nodes in passes:
+        costs.observe_pass(1, nodes, slow * (dear or {}).get(nodes, 1.0) * expected(nodes))
 
 
-def test_a_wider_pass_is_never_cheaper():
-    costs = measured({1: 30.0, 2: 45.0, 4: 40.0})
-    assert [costs.passing(1, width) for width in (2, 3, 4, 8)] == [45, 45, 45, 45]
+class TestPasses:
+    @pytest.mark.parametrize("nodes", [1, 2, 3, 5, 7, 11, 16])
+    @pytest.mark.parametrize("context", [64, 200, 480])
+    def test_between_nodes_and_contexts_along_lines(self, nodes, context):
+        assert known(context).passing(1, nodes) == pytest.approx(seconds(1, nodes, context))
+        assert known(context).passing(4, 4 * nodes) == pytest.approx(seconds(4, 4 * nodes, context))
+
+    @pytest.mark.parametrize("rows", [2, 3])
+    def test_between_numbers_of_rows_too(self, rows):
+        for nodes in (4, 7, 16):
+            assert known().passing(rows, nodes) == pytest.approx(seconds(rows, nodes, 64))
+
+    def test_beyond_what_was_measured_the_lines_go_on_but_for_rows(self):
+        assert known().passing(1, 30) == pytest.approx(seconds(1, 30, 64))
+        assert known(5000).passing(1, 8) == pytest.approx(seconds(1, 8, 5000))
+        assert known().passing(9, 40) == pytest.approx(seconds(4, 40, 64)), "as of the most rows"
+
+    def test_a_shorter_context_costs_what_the_shortest_measured_costs(self):
+        assert known(1).passing(1, 8) == pytest.approx(seconds(1, 8, 64))
+
+    def test_a_pass_of_more_nodes_is_never_cheaper(self):
+        line = Line({1: 10.0, 2: 14.0, 4: 12.0, 8: 15.0})
+        assert [line.of(nodes) for nodes in (1, 2, 3, 4, 6, 8)] == [10, 14, 14, 14, 14.5, 15]
+
+    def test_behind_more_context_it_is_never_cheaper(self):
+        costs = CostModel(PriceList({(1, 1, 64): 10.0, (1, 1, 480): 8.0, (1, 4, 64): 12.0, (1, 4, 480): 14.0}))
+        costs.look_at(480)
+        assert (costs.passing(1, 1), costs.passing(1, 4)) == (8, 14), "what was measured there"
+        costs.look_at(900)
+        assert costs.passing(1, 4) == pytest.approx(16.019, abs=0.01)
+
+    def test_where_only_plain_passes_were_measured_a_node_is_a_share_of_them(self):
+        costs = CostModel(PriceList({(2, 2, 64): 10.0}))
+        assert costs.passing(2, 4) == pytest.approx(10 * (1 + NODE_SHARE))
+
+    def test_what_is_measured_later_is_known_beside_what_was(self):
+        costs = CostModel(PriceList({(1, 1, 64): 10.0, (1, 2, 64): 11.0}))
+        costs.know(PriceList({(1, 2, 64): 15.0, (1, 4, 64): 20.0}, {"model": {(1, 1): 1.0}}))
+        assert [costs.passing(1, nodes) for nodes in (1, 2, 4)] == [10, 15, 20]
+        assert costs.drafting("model", 1, 1) == 1
+        assert costs.prices.passes[1, 1, 64] == 10
 
 
-def test_before_any_wide_pass_a_little_is_added_for_each_node():
-    costs = measured({1: 30.0})
-    assert costs.passing(1, 2) == pytest.approx(30 * (1 + NODE_SHARE))
-    assert costs.passing(1, 2) < costs.passing(1, 4) < 40
+class TestDrafting:
+    def test_by_depth_and_rows_along_lines(self):
+        costs = known()
+        assert [costs.drafting("model", 1, depth) for depth in (0, 1, 2, 4, 6)] == pytest.approx([0, 2, 4, 8, 12])
+        assert [costs.drafting("model", rows, 1) for rows in (0, 1, 2, 3, 4, 9)] == pytest.approx([0, 2, 3, 4, 5, 5])
+        assert costs.drafting("model", 2, 2) == pytest.approx(4 + (8 - 4) / 3)
+
+    def test_a_fraction_of_a_step_is_expected_where_drafts_may_end(self):
+        assert known().drafting("model", 1, 2.5) == pytest.approx(5)
+
+    def test_tokens_that_have_to_be_read_first_cost_shares_of_a_step(self):
+        costs = known()
+        assert costs.drafting("model", 1, 2, 2) == costs.drafting("model", 1, 2)
+        assert costs.drafting("model", 1, 2, 32) == pytest.approx(4 + 30 * READ_SHARE * 2)
+
+    def test_a_drafter_that_nobody_measured_costs_shares_of_a_plain_pass(self):
+        assert known().drafting("unknown", 1, 3) == pytest.approx(3 * STEP_SHARE * expected(1))
+
+    def test_measurements_correct_it_at_every_depth_but_not_the_first(self):
+        costs = known()
+        for count in range(1, VOTES + 2):
+            costs.observe_drafting("model", 1, 2, 1, 12.0)
+            assert costs.drafting("model", 1, 4) == pytest.approx(24 if count > VOTES else 8)
+        assert costs.drafting("model", 4, 1) == pytest.approx(5), "four rows were not seen"
+
+    def test_of_one_that_nobody_measured_the_first_measurement_is_believed(self):
+        costs = known()
+        costs.observe_drafting("unknown", 1, 2, 1, 7.0)
+        assert costs.drafting("unknown", 1, 2) == pytest.approx(7)
+
+    def test_the_reading_is_not_taken_for_steps(self):
+        costs = known()
+        for _ in range(9):
+            costs.observe_drafting("model", 1, 2, 32, 4 + 30 * READ_SHARE * 2)
+        assert costs.drafting("model", 1, 2) == pytest.approx(4)
+
+    def test_a_slow_spell_makes_it_dear_and_is_no_fault_of_its_own(self):
+        costs = known()
+        decode(costs, [1, 2, 1, 2, 1], slow=3.0)
+        for _ in range(5):
+            costs.observe_drafting("model", 1, 2, 1, 12.0)
+        assert costs.drafting("model", 1, 2) == pytest.approx(12)
+        decode(costs, [1, 2, 1, 2, 1])
+        assert costs.drafting("model", 1, 2) == pytest.approx(4)
 
 
-def test_another_number_of_rows_lends_its_shape_by_nodes():
-    costs = measured({1: 30.0, 3: 60.0}, rows=4)  # 4 nodes, 12 nodes
-    assert costs.passing(3, 3) == 48.75, "9 nodes"
-    assert costs.passing(3, 1) == 26.25
-    costs.observe_pass(3, 1, 20.0)
-    assert costs.passing(3, 3) == pytest.approx(20 * 48.75 / 26.25)
-    assert costs.passing(9, 3) == pytest.approx(60 + 15 / 2 * 3.75), "27 nodes, beyond the widest"
+class TestCorrections:
+    def test_what_is_as_expected_changes_nothing(self):
+        costs = known()
+        decode(costs, [1, 4, 2, 16] * 10)
+        assert [costs.passing(1, nodes) for nodes in (1, 4, 16)] == pytest.approx([*map(expected, (1, 4, 16))])
+
+    def test_dear_passes_are_believed_when_they_outvote_the_self_test(self):
+        costs = known()
+        for count in range(1, VOTES + 2):
+            decode(costs, [1, 2, 1, 4], dear={4: 2.0})
+            decode(costs, [1, 2, 1])  # so that the pace is that of others
+            times = costs.passing(1, 4) / expected(4)
+            assert times == pytest.approx(2 if count > VOTES else 1)
+
+    def test_one_that_was_disturbed_changes_nothing(self):
+        costs = known()
+        for nodes in (1, 4, 16, 2):
+            decode(costs, [1, 2, 4, 16, 1, 2, 4, 16, 1, 2])
+            decode(costs, [nodes], slow=40.0)
+        decode(costs, [1, 2, 4, 1])
+        assert [costs.passing(1, nodes) for nodes in (1, 2, 4, 16)] == pytest.approx([*map(expected, (1, 2, 4, 16))])
+
+    def test_a_correction_is_that_of_sizes_near_it(self):
+        """Of the next smaller size that was seen; plain passes say nothing of wider ones that were."""
+        costs = known()
+        for _ in range(6):
+            decode(costs, [1, 2, 1, 8, 1, 2, 1], dear={8: 2.0})
+        assert costs.passing(1, 16) == pytest.approx(2 * expected(16))
+        assert costs.passing(1, 8) == pytest.approx(2 * expected(8))
+        assert costs.passing(1, 4) == pytest.approx(expected(4)), "two nodes are as expected, so four are"
+        assert costs.passing(1, 6) < costs.passing(1, 7) < costs.passing(1, 8), "in between along a line"
+
+    def test_it_is_forgotten_when_it_was_not_seen_for_long(self):
+        """Or what looked dear once would never be run, and so never be measured, again."""
+        costs = known()
+        for _ in range(6):
+            decode(costs, [1, 2, 1, 8, 1, 2, 1], dear={8: 2.0})
+        decode(costs, [1, 2] * (LIFETIME // 2 - 4))
+        assert costs.passing(1, 8) == pytest.approx(2 * expected(8))
+        decode(costs, [1, 2] * 4)
+        assert costs.passing(1, 8) == pytest.approx(expected(8))
+
+    def test_that_of_plain_passes_never_is(self):
+        costs = known()
+        for _ in range(10):
+            decode(costs, [2, 4, 2, 4, 2, 4, 1], dear={1: 1.5})
+        decode(costs, [2, 4] * LIFETIME)
+        assert costs.passing(1, 1) == pytest.approx(1.5 * expected(1))
+        assert costs.passing(1, 2) == pytest.approx(1.5 * expected(1)), "a wider pass is not cheaper"
+
+    def test_each_number_of_rows_has_its_own(self):
+        costs = known()
+        for _ in range(6):
+            decode(costs, [1, 2, 1, 8, 1, 2, 1], dear={8: 2.0})
+        more = costs.passing(4, 8) / costs.passing(4, 4)
+        assert more == pytest.approx(seconds(4, 8, 64) / seconds(4, 4, 64))
 
 
-def test_a_wide_pass_of_many_rows_is_not_priced_like_one_of_a_few():
-    costs = measured({1: 13.0, 8: 14.0, 16: 23.0})
-    costs.observe_pass(2, 1, 13.5)
-    assert costs.passing(2, 8) > 1.5 * costs.passing(2, 1), "16 nodes"
-    assert costs.passing(2, 4) < 1.1 * costs.passing(2, 1), "8 nodes"
+class TestThePace:
+    def test_a_slow_spell_makes_everything_slow_and_nothing_dear(self):
+        costs = known()
+        decode(costs, [1, 4] * 10)
+        decode(costs, [1, 4] * 10, slow=3.0)
+        for nodes in (1, 2, 4, 16):
+            assert costs.passing(1, nodes) == pytest.approx(3 * expected(nodes))
+        decode(costs, [1, 4] * 2)
+        for nodes in (1, 2, 4, 16):
+            assert costs.passing(1, nodes) == pytest.approx(expected(nodes))
+
+    def test_nor_does_one_in_which_only_plain_passes_run(self):
+        costs = known()
+        decode(costs, [1, 4] * 10)
+        decode(costs, [1] * 40, slow=3.0)
+        assert costs.passing(1, 4) / costs.passing(1, 1) == pytest.approx(expected(4) / expected(1))
+
+    def test_it_is_the_median_of_a_few_passes(self):
+        costs = known()
+        decode(costs, [1] * PACE)
+        decode(costs, [1], slow=50.0)
+        assert costs.passing(1, 1) == pytest.approx(expected(1))
+
+    def test_how_much_longer_a_pass_took_than_expected_is_returned(self):
+        costs = known()
+        assert costs.observe_pass(1, 1, expected(1)) == pytest.approx(1)
+        assert costs.observe_pass(1, 1, 2 * expected(1)) == pytest.approx(2)
+        decode(costs, [1] * 5, slow=3.0)
+        assert costs.observe_pass(1, 1, 3 * expected(1)) == pytest.approx(1), "at the pace of those before"
 
 
-def ratio(costs, width=2):
-    return costs.passing(1, width) / costs.passing(1, 1)
+class TestWithoutPrices:
+    def test_nothing_is_known_before_two_plain_passes_as_the_first_may_be_disturbed(self):
+        costs = CostModel()
+        assert not costs.knows(1)
+        costs.observe_pass(1, 1, 30.0)
+        assert not costs.knows(1)
+        costs.observe_pass(1, 3, 30.0)
+        assert not costs.knows(1), "that one was not plain"
+        costs.observe_pass(1, 1, 30.0)
+        assert costs.knows(1)
+        assert costs.knows(4), "from the nearest number of rows"
+        costs.observe_pass(4, 4, 40.0)
+        assert not costs.knows(4), "which it is itself now"
+        assert CostModel(PRICES).knows(7)
 
-
-def test_a_slow_start_and_hiccups_move_nothing():
-    costs = Costs()
-    for seconds in (3000, 30, 30):
-        costs.observe_pass(1, 1, seconds)
-    for _ in range(2):
-        costs.observe_pass(1, 2, 40.0)
-    assert ratio(costs) == pytest.approx(4 / 3)
-    for hiccup in ((1, 900.0), (2, 700.0), (1, 60.0)):
-        costs.observe_pass(1, *hiccup)
-        for _ in range(3):
+    def test_the_first_passes_say_what_a_second_is(self):
+        costs = CostModel()
+        for _ in range(6):
             costs.observe_pass(1, 1, 30.0)
-        assert ratio(costs) == pytest.approx(4 / 3)
+            assert costs.passing(1, 1) == pytest.approx(30)
+            assert costs.passing(1, 3) == pytest.approx(30 * (1 + 2 * NODE_SHARE))
+            assert costs.drafting("model", 1, 2) == pytest.approx(2 * STEP_SHARE * 30)
 
+    def test_a_first_pass_that_was_disturbed_is_corrected_by_the_next_ones(self):
+        costs = CostModel()
+        for took in (3000.0, 30.0, 30.0):
+            costs.observe_pass(1, 1, took)
+        assert costs.passing(1, 1) == pytest.approx(30)
+        assert costs.passing(1, 3) == pytest.approx(30 * (1 + 2 * NODE_SHARE))
 
-def test_a_slow_spell_makes_nothing_look_cheap_or_dear():
-    costs = measured({1: 30.0, 2: 40.0, 4: 60.0})
-    for _ in range(20):
-        costs.observe_pass(1, 1, 90.0)
-    assert ratio(costs) == pytest.approx(4 / 3), "wider passes would have been slower too"
-    costs.observe_pass(1, 4, 180.0)
-    costs.observe_draft(1, "draft", 1, 1, 36.0)
-    for _ in range(4):
-        costs.observe_pass(1, 1, 30.0)
-    assert ratio(costs, 4) == pytest.approx(2)
-    assert costs.steps(1, "draft", 1) / costs.passing(1, 1) <= 0.25
-    costs.observe_draft(1, "draft", 1, 1, 12.0)
-    costs.observe_draft(1, "draft", 1, 1, 12.0)
-    assert costs.steps(1, "draft", 1) / costs.passing(1, 1) == pytest.approx(0.4)
-
-
-def test_what_one_width_costs_beside_another_is_learnt_anew():
-    costs = measured({1: 30.0, 2: 40.0})
-    for _ in range(12):
-        costs.observe_pass(1, 1, 30.0)
-        costs.observe_pass(1, 1, 30.0)
-        costs.observe_pass(1, 2, 75.0)
-    assert ratio(costs) == pytest.approx(2.5)
-
-
-def test_the_first_pass_of_a_width_may_be_slow_too():
-    costs = measured({1: 30.0})
-    costs.observe_pass(1, 2, 3000.0)
-    assert costs.passing(1, 2) < 40
-    costs.observe_pass(1, 2, 31.0)
-    assert costs.passing(1, 2) == 31
-    costs.observe_pass(1, 3, 3000.0)
-    costs.observe_pass(1, 3, 90.0)
-    assert costs.passing(1, 3) == 90, "what is dear twice is dear"
-
-
-def test_so_may_the_first_step_of_a_drafter():
-    costs = Costs()
-    costs.observe_draft(1, "draft", 1, 3, 330.0)
-    costs.observe_draft(1, "draft", 1, 1, 30.0)
-    assert costs.steps(1, "draft", 1) == 30
-    costs.observe_draft(1, "draft", 1, 22, 90.0)
-    assert costs.steps(1, "draft", 1) == 30
-    assert costs.reading(1, "draft", 22) == 60
-
-
-def test_what_a_first_step_was_limited_to_bounds_no_others():
-    costs = Costs()
-    costs.observe_pass(2, 1, 12.0)
-    costs.observe_draft(2, "draft", 1, 1, 300.0)
-    assert costs.steps(2, "draft", 1) == 3
-    for _ in range(3):
-        costs.observe_draft(2, "draft", 3, 2, 25.0)
-    assert costs.steps(2, "draft", 3) == 25
-
-
-def test_a_step_cannot_cost_more_than_steps_and_reading_together():
-    costs = Costs()
-    costs.observe_draft(1, "draft", 1, 1, 300.0)
-    costs.observe_draft(1, "draft", 1, 12, 60.0)
-    assert costs.steps(1, "draft", 1) == 30
-
-
-def test_steps_and_reading_are_told_apart():
-    costs = Costs()
-    assert (costs.steps(1, "draft", 3), costs.reading(1, "draft", 50)) == (0, 0)
-    costs.observe_draft(1, "draft", 4, 2, 48.0)
-    assert costs.steps(1, "draft", 2) == 24
-    assert costs.reading(1, "draft", 2) == 0
-    assert costs.reading(1, "draft", 12) == pytest.approx(10 * READ_SHARE * 12)
-    for round_ in range(200):
-        steps, unread = 1 + round_ % 4, (2, 30, 9, 100)[round_ % 3]
-        costs.observe_draft(1, "draft", steps, unread, 20 * steps + 3 * (unread - 2))
-    assert costs.steps(1, "draft", 1) == pytest.approx(20, rel=0.1)
-    assert costs.reading(1, "draft", 102) == pytest.approx(300, rel=0.1)
-
-
-def test_a_first_step_that_is_dearer_than_the_others_does_not_price_them():
-    costs = Costs()
-    for _ in range(3):
-        costs.observe_draft(1, "draft", 1, 2, 13.0)
-    assert costs.steps(1, "draft", 5) == 13 + 4 * 13 / 2, "hopeful, until it is known"
-    for _ in range(3):
-        costs.observe_draft(1, "draft", 5, 2, 41.0)
-    assert [costs.steps(1, "draft", count) for count in (1, 3, 5)] == [13, 27, 41]
-    assert costs.steps(1, "draft", 6) == 41 + 7 / 2
-
-
-def test_a_disturbed_deep_draft_costs_no_more_than_its_first_steps_would():
-    costs = Costs()
-    costs.observe_draft(1, "draft", 1, 2, 13.0)
-    costs.observe_draft(1, "draft", 3, 2, 400.0)
-    assert costs.steps(1, "draft", 3) == 39
-
-
-def test_each_source_and_number_of_rows_has_its_own_price():
-    costs = Costs()
-    costs.observe_draft(1, "a", 1, 1, 10.0)
-    costs.observe_draft(8, "a", 1, 1, 40.0)
-    costs.observe_draft(1, "b", 1, 1, 70.0)
-    assert [costs.steps(*which, 1) for which in ((1, "a"), (2, "a"), (7, "a"), (5, "b"))] == [10, 10, 40, 70]
-
-
-def test_a_wide_price_that_grew_old_is_taken_from_the_narrower_ones_again():
-    costs = measured({1: 30.0, 2: 33.0, 6: 600.0})
-    assert costs.passing(1, 6) == 600
-    for _ in range(200):
-        costs.observe_pass(1, 1, 30.0)
-        costs.observe_pass(1, 2, 33.0)
-    assert costs.passing(1, 6) < 60
-    assert costs.at_most(1, 6) == 600, "what it may cost is not forgotten"
-
-
-def test_rows_of_which_only_old_wide_passes_are_known_borrow_from_others():
-    costs = measured({4: 70.0}, rows=3)
-    for _ in range(50):
-        costs.observe_pass(1, 1, 30.0)
-        costs.observe_pass(1, 2, 33.0)
-    assert 30 <= costs.passing(3, 4) <= 70
-
-
-def test_passes_behind_much_context_have_prices_of_their_own():
-    costs = Costs()
-    for _ in range(6):
-        costs.observe_pass(1, 1, 20.0)
-        costs.observe_pass(1, 8, 22.0)
-    costs.look_back(CONTEXT * 2 + 10)
-    assert not costs.knows_plain(1)
-    assert (costs.passing(1, 1), costs.passing(1, 8)) == (20.0, 22.0), "the nearest, until there is one"
-    for _ in range(6):
-        costs.observe_pass(1, 1, 21.0)
-        costs.observe_pass(1, 8, 35.0)
-    assert costs.knows_plain(1)
-    assert costs.passing(1, 8) / costs.passing(1, 1) == pytest.approx(35 / 21, rel=0.1)
-    costs.look_back(CONTEXT - 1)
-    assert costs.knows_plain(1)
-    assert costs.passing(1, 8) / costs.passing(1, 1) == pytest.approx(22 / 20, rel=0.1)
-    costs.look_back(CONTEXT * 3)
-    assert costs.passing(1, 8) > 30, "the nearest is the one behind most"
-
-
-def test_of_more_rows_the_nearest_rows_are_asked_before_the_nearest_context():
-    costs = Costs()
-    for width, seconds in ((1, 20.0), (4, 24.0), (1, 20.0)):
-        costs.observe_pass(1, width, seconds)
-    costs.look_back(5 * CONTEXT)
-    assert costs.knows_plain(4), "where no pass of so many rows was made, none is missing"
-    for width, seconds in ((1, 40.0), (4, 90.0)) * 3:
-        costs.observe_pass(4, width, seconds)
-    costs.look_back(0)
-    assert costs.passing(4, 4) / costs.passing(4, 1) == pytest.approx(90 / 40, rel=0.1)
-    assert costs.passing(1, 4) / costs.passing(1, 1) == pytest.approx(24 / 20)
-
-
-def test_a_plain_pass_that_was_made_once_may_have_been_disturbed():
-    costs = Costs()
-    costs.observe_pass(4, 1, 45.0)
-    assert not costs.knows_plain(4)
-    assert not costs.knows_plain(3), "it would be priced by the other"
-    costs.observe_pass(4, 1, 15.0)
-    assert costs.knows_plain(4)
-    assert costs.knows_plain(3)
-    assert costs.passing(4, 1) == pytest.approx(15.0)
-    costs.observe_pass(3, 1, 30.0)
-    assert not costs.knows_plain(3)
-
-
-def test_what_was_never_measured_may_cost_as_much_as_several_passes_that_were():
-    costs = Costs()
-    for width, seconds in ((1, 14.0), (2, 18.0), (4, 25.0)) * 2:
-        costs.observe_pass(4, width, seconds)
-    assert costs.at_most(4, 3) == costs.passing(4, 3)
-    assert costs.at_most(4, 4) == 25.0
-    assert costs.passing(4, 12) < 60, "on a line, half as steep"
-    assert costs.at_most(4, 12) == pytest.approx(75.0)
-    assert costs.at_most(2, 24) == pytest.approx(75.0 * costs.passing(2, 2) / costs.passing(4, 1), rel=0.3), "by nodes"
+    def test_what_wider_passes_and_drafts_cost_is_learnt(self):
+        costs = CostModel()
+        for _ in range(6):
+            for nodes, took in ((1, 30.0), (2, 33.0), (4, 60.0), (1, 30.0)):
+                costs.observe_pass(1, nodes, took)
+            costs.observe_drafting("model", 1, 2, 1, 24.0)
+        assert costs.passing(1, 4) / costs.passing(1, 1) == pytest.approx(2, rel=0.1)
+        assert costs.drafting("model", 1, 4) / costs.passing(1, 1) == pytest.approx(1.6, rel=0.1)

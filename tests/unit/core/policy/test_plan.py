@@ -203,8 +203,24 @@ class TestTheBudget:
             own.estimates.of(offer).judge_length(4, 1)
         plan = own.best([[offer]], PATIENT)
         (share,) = plan.shares
-        assert share.nodes < share.most == share.depth
-        assert plan.seconds < plan.stake
+        assert share.nodes < share.most == share.depth == 4
+        one, two, four = (costs.drafting("heads", 1, depth) for depth in (1, 2, 4))
+        assert two < plan.drafting < 1.1 * two + 0.1 * one, "the second step finds out that it has to end"
+        assert (plan.seconds, plan.stake) == (
+            pytest.approx(plan.drafting + own.line.of(1 + share.nodes)),
+            pytest.approx(four + own.line.of(5)),
+        )
+
+    def test_drafts_that_may_end_early_go_on_until_the_last_row_has_ended(self):
+        costs, offers = machine(0.1, step=0.1), [Offer(source=f"heads/{row}", depth=4, cuts=True) for row in range(2)]
+        own = planner(costs, 2)
+        for offer, length in zip(offers, (1, 4), strict=True):
+            for _ in range(60):
+                own.estimates.of(offer).judge(4, 4)
+                own.estimates.of(offer).judge_length(4, length)
+        plan = own.best([[offer] for offer in offers], PATIENT)
+        assert [share.depth for share in plan.shares] == [4, 4]
+        assert plan.drafting == pytest.approx(costs.drafting("heads", 2, 4))
 
 
 class TestRequests:
