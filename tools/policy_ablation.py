@@ -120,9 +120,7 @@ def _sizes(rows: int) -> list[int]:
 
 def speeds() -> dict[str, float]:
     """Of every scenario, the geometric mean over seeds."""
-    return {
-        name: math.exp(sum(math.log(run(seed)) for seed in range(SEEDS)) / SEEDS) for name, run in scenarios()
-    }
+    return {name: math.exp(sum(math.log(run(seed)) for seed in range(SEEDS)) / SEEDS) for name, run in scenarios()}
 
 
 def main(names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ class TokenTree:
             they were drawn from, in the order of their indices and without replacement. A node that is
             missing here had its children chosen deterministically (a top-k list, a lookup).
         steps: that the drafter took for it; None for as many as it is deep.
-        survival: how likely each node is accepted by the drafter's own reckoning, 1 for the root, never above its
+        survival: how likely each node is accepted by the drafter's own estimate, 1 for the root, never above its
             parent's; empty where the drafter does not say.
 
     Raises:

@@ -2,9 +2,9 @@
 
 The state comes out of the pass that verified the last tree, so a round is one pass of the target and one look of the
 heads at one vector. Cai et al. (arXiv 2401.10774) take one tree of 64 nodes, made by hand or from a calibration set;
-here trees of several sizes are offered, what a pass of each width costs decides, and the tree grows by the heads' own
-probabilities (``core/candidates.py``). They verify with typical acceptance; here verification is lossless unless that
-is asked for.
+here the offer lists the nodes that a tree grows by, the policy says how many pay, and the tree is grown by the heads'
+own probabilities (``core/tree_shapes.py``). They verify with typical acceptance; here verification is lossless unless
+that is asked for.
 """
 
 from __future__ import annotations

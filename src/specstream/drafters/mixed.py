@@ -1,7 +1,7 @@
 """Several drafters in one: what is cheap to look up, where it is found, and a model's or its heads' drafts beside it.
 
-Which of them a row takes, and how deep, is not decided here: all make their offers, and the loop takes by expected
-profit (``core/policy/plan.py``). Without a controller the first offer is taken: the look-up wherever it matches.
+Which of them a row takes, and how deep, is not decided here: all make their offers, and the policy takes the plan with
+most tokens a second (``core/policy/plan.py``). Without one the first offer is taken: the look-up wherever it matches.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 The streams of the last accepted node draft the tree below the token that was emitted behind it. Stream j's candidates
 are the same below every node of depth j - 1, or weighed anew by the token there (``heads/chained.py``), and the tree
-holds the paths that are most likely to be accepted, by the streams' own probabilities (``core/candidates.py``). Trees
-of several sizes are offered, with what they will emit by how often the candidate of each rank was right at each depth;
-which one pays, or none, is the controller's choice. The streams run only when an offer is taken, after the pass that
-wrote what they see: text on which they are of no use is not slowed down by them.
+holds the paths that are most likely to be accepted, by the streams' own probabilities (``core/tree_shapes.py``). The
+offer lists the nodes that such a tree grows by, each with its survival, by how often the candidate of each rank was
+right at each depth; how many of them pay, if any, is the policy's choice. The streams run only when an offer is taken,
+after the pass that wrote what they see: text on which they are of no use is not slowed down by them.
 
 Sampling is lossless by the rule for candidates that were chosen without chance: which tokens a node's children are
 depends on the text before it alone, never on the token that the target is about to draw. The shape of a tree decides
