@@ -1,9 +1,9 @@
 """What each constant of the policy gains on simulated machines: run from the root of a checkout.
 
-    python -m tools.policy_ablation [NAME ..]
+    python -m tests.unit.core.ablation [NAME ..]
 
-Every scenario is a machine with given costs and a text with given acceptance (``tests/unit/core/machine.py``); its figure
-is the speed over plain decoding. A constant is changed, each scenario is run again with the same seeds, and the table says
+Every scenario is a machine with given costs and a text with given acceptance (``machine.py``); its figure
+is the speed over plain decoding. A constant is changed, each scenario runs again with the same seeds, and the table says
 by how much the geometric mean over all scenarios and the slowest scenario change, in percent: positive where the
 constant as it is does better.
 """
@@ -79,7 +79,7 @@ def scenarios() -> Iterator[tuple[str, Callable[[int], float]]]:
             yield f"{name}, {noise}", _case(costs=costs, models=(0.7,), lookups=(0.5,), noise=noise)
 
 
-def _case(  # noqa: PLR0913
+def _case(
     *,
     costs: dict[str, Any],
     rows: int = 1,
@@ -123,11 +123,11 @@ def speeds() -> dict[str, float]:
     return {name: math.exp(sum(math.log(run(seed)) for seed in range(SEEDS)) / SEEDS) for name, run in scenarios()}
 
 
-def main(names: Sequence[str]) -> None:
-    """Print the table."""
+def table(names: Sequence[str]) -> Iterator[str]:
+    """Its lines."""
     base = speeds()
-    print(f"{len(base)} scenarios: mean {_mean(base):.4f}, slowest {min(base.values()):.4f}")
-    print(f"{'constant':<20} {'is':>10} {'tried':>10} {'mean %':>8} {'slowest %':>10}  most changed")
+    yield f"{len(base)} scenarios: mean {_mean(base):.4f}, slowest {min(base.values()):.4f}"
+    yield f"{'constant':<20} {'is':>10} {'tried':>10} {'mean %':>8} {'slowest %':>10}  most changed"
     for name in names or CHANGES:
         module, tried = CHANGES[name]
         kept = getattr(module, name)
@@ -135,12 +135,12 @@ def main(names: Sequence[str]) -> None:
             setattr(module, name, value)
             found = speeds()
             setattr(module, name, kept)
-            most = max(base, key=lambda each: abs(math.log(base[each] / found[each])))
-            print(
-                f"{name:<20} {_short(kept):>10} {_short(value):>10} {100 * (_mean(base) / _mean(found) - 1):>8.2f} "
-                f"{100 * (min(base.values()) / min(found.values()) - 1):>10.2f}  "
-                f"{most}: {base[most]:.3f} to {found[most]:.3f}",
-                flush=True,
+            changed = {each: abs(math.log(base[each] / found[each])) for each in base}
+            most = max(changed, key=changed.__getitem__)
+            mean, slowest = _mean(base) / _mean(found) - 1, min(base.values()) / min(found.values()) - 1
+            yield (
+                f"{name:<20} {_short(kept):>10} {_short(value):>10} {100 * mean:>8.2f} {100 * slowest:>10.2f}  "
+                f"{most}: {base[most]:.3f} to {found[most]:.3f}"
             )
 
 
@@ -154,4 +154,6 @@ def _short(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    for line in table(sys.argv[1:]):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
