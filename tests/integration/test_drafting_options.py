@@ -158,7 +158,7 @@ def test_what_is_said_of_the_depth_is_so(monkeypatch, model, tokenizer, folders,
     settings, draft = chosen(drafter, folders)
     engine = SpeculativeEngine(model, tokenizer, draft, adaptive=False, **settings, gamma=9)
     if drafter == "streams":  # whose first tree has three nodes
-        engine.parts.drafter.sizes = (31,)
+        engine.parts.drafter.preferred = 31
     assert deepest(monkeypatch, engine) == reach
     assert f"so {reach} tokens deep" in engine.parts.left_out
 
