@@ -111,7 +111,10 @@ def _begin(parts: Parts, amount: Amount, item: Item) -> Generation:
 
 
 class Adversarial(Drafter):
-    """A drafter whose every draft is replaced by the next token of the vocabulary: all its work, nothing accepted."""
+    """A drafter whose drafts are replaced by tokens half the vocabulary away: all its work, nothing accepted.
+
+    The next token of the vocabulary would not do: it is often the next digit, and a list's numbers were accepted.
+    """
 
     def __init__(self, drafter: Drafter, vocab_size: int) -> None:
         self._drafter = drafter
@@ -158,8 +161,8 @@ class AdversarialSession(DraftSession):
         self._session.join(other._session)
 
     def _replaced(self, tree: TokenTree) -> TokenTree:
-        tokens = (tree.tokens[0], *((token + 1) % self._vocab_size for token in tree.tokens[1:]))
-        return TokenTree(tokens, tree.parents, survival=tree.survival)
+        drafted = ((token + self._vocab_size // 2) % self._vocab_size for token in tree.tokens[1:])
+        return TokenTree((tree.tokens[0], *drafted), tree.parents, survival=tree.survival)
 
 
 def adversarial(engine: SpeculativeEngine) -> Parts:

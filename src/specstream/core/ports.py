@@ -309,6 +309,7 @@ class DraftRequest:
         generator: the row's own source of chance, on the CPU.
         offer: the one of the session's offers that is taken; None before that, and where there is no choice.
         nodes: most drafted nodes of a tree that its drafter ranks; 0 for as many as it prefers.
+        planned: how many of those are expected to be verified.
         threshold: a drafter that cuts ends the draft before a token with which it would be accepted less often than
             this, by its own estimate: the confidence threshold.
         prices: what a node more costs a pass of 1, 2, ... nodes, in tokens: it may then propose whatever else it has
@@ -320,6 +321,7 @@ class DraftRequest:
     generator: torch.Generator
     offer: Offer | None = None
     nodes: int = 0
+    planned: int = 0
     threshold: float = 0.0
     prices: tuple[float, ...] = ()
 

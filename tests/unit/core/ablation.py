@@ -3,7 +3,7 @@
     python -m tests.unit.core.ablation [NAME ..]
 
 Every scenario is a machine with given costs and a text with given acceptance (``machine.py``); its figure
-is the speed over plain decoding. A constant is changed, each scenario runs again with the same seeds, and the table says
+is the speed over plain decoding. A constant is changed, each scenario runs again with the same seeds, and a table says
 by how much the geometric mean over all scenarios and the slowest scenario change, in percent: positive where the
 constant as it is does better.
 """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from specstream.core.ports import Offer, Verdict
+from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
 
 FADE = 0.05
@@ -126,7 +126,7 @@ class Estimates:
 
     def __init__(self) -> None:
         self._sources: dict[str, Acceptance] = {}
-        self._calibrations: dict[str, Calibration] = {}
+        self._calibrations: dict[tuple[str, bool], Calibration] = {}  # and whether of what was drafted
 
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
@@ -136,8 +136,9 @@ class Estimates:
     def of(self, offer: Offer) -> Acceptance:
         return self._sources.setdefault(offer.source, Acceptance())
 
-    def calibration(self, offer: Offer) -> Calibration:
-        return self._calibrations.setdefault(offer.drafter, Calibration())
+    def calibration(self, offer: Offer, *, drafted: bool = False) -> Calibration:
+        """Of what its drafter expects, before it drafts or of what was ``drafted``."""
+        return self._calibrations.setdefault((offer.drafter, drafted), Calibration())
 
     def levels(self, offer: Offer) -> list[Level]:
         """What an offer's tree is extended by, in that order, as deep as it may be taken."""
@@ -153,15 +154,13 @@ class Estimates:
         survivals = [ratio * each for each in source.survivals(depth)]
         return [Level(at, *each) for at, each in enumerate(zip(counts, survivals, strict=True), 1)]
 
-    def judge(
-        self, offers: Sequence[Offer], taken: Offer | None, asked: int, tree: TokenTree, verdict: Verdict
-    ) -> None:
+    def judge(self, offers: Sequence[Offer], request: DraftRequest, tree: TokenTree, verdict: Verdict) -> None:
         """Learn from a row's round.
 
         Every tree that was known is judged by what was emitted, whether it was taken or not; others if taken. Depth
         ``accepted + 1`` was judged and turned down, unless an end was accepted: nothing lies behind it.
         """
-        emitted = len(verdict.tokens)
+        emitted, taken, asked = len(verdict.tokens), request.offer, request.depth
         for offer in offers:
             if offer.tree is not None and not offer.tree.proposals:
                 matched = offer.tree.matched(verdict.tokens)
@@ -169,8 +168,10 @@ class Estimates:
         if taken is None or taken.tree is not None or not asked:
             return
         if taken.ranked:
-            expected = sum(tree.survival[1:]) or sum(each for _, each in taken.ranked[: tree.drafted])
-            self.calibration(taken).judge(expected, verdict.accepted)
+            planned = [survival for depth, survival in taken.ranked if depth <= asked][: request.planned or None]
+            self.calibration(taken).judge(sum(planned), verdict.accepted)
+            if tree.survival:
+                self.calibration(taken, drafted=True).judge(sum(tree.survival[1:]), verdict.accepted)
             return
         source, drafted = self.of(taken), max(tree.depths)
         steps = drafted if tree.steps is None else tree.steps

@@ -83,7 +83,7 @@ class Controller:
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
             return plain
-        worth = plans.worth(ending, lambda count: self.costs.passing(count, count)) if ending else [1.0] * rows
+        worth = plans.worth(ending, self.costs.plain) if ending else [1.0] * rows
         planner = Planner(costs=self.costs, estimates=self.estimates, rows=rows, ragged=ragged, worth=worth)
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
@@ -124,17 +124,19 @@ class Controller:
         accepted = dict[str, int]()
         for request, tree, verdict in zip(requests, trees, verdicts, strict=True):
             steps = max(tree.depths) if tree.steps is None else tree.steps
+            if request.offer and request.offer.ranked:  # paid for, however much of it was cut
+                steps = request.depth
             if request.offer and request.offer.tree is None and request.depth and steps:
                 drafter = request.offer.drafter
                 drafted.setdefault(drafter, []).append((request, steps))
                 accepted[drafter] = accepted.get(drafter, 0) + verdict.accepted
         if len(drafted) == 1:  # of several drafters nobody knows who took how long
             ((drafter, asked),) = drafted.items()
-            deepest = max(request.depth if request.offer.ranked else steps for request, steps in asked)  # type: ignore[union-attr]
+            deepest = max(steps for _, steps in asked)
             unread = max(request.offer.unread for request, _ in asked)  # type: ignore[union-attr]
             self.costs.observe_drafting(drafter, len(asked), deepest, unread, seconds[0])
         for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
-            self.estimates.judge(own, request.offer, request.depth, tree, verdict)
+            self.estimates.judge(own, request, tree, verdict)
         self._remember(accepted)
         self._settle(nodes, drafted, requests, verdicts)
 
@@ -155,7 +157,7 @@ class Controller:
         """Plain passes that a round saved are added to the budget, and those that it lost taken from it."""
         gain, rows = 0.0, len(verdicts)
         if any(request.depth for request in requests) and self._planner is not None:
-            spent = self.costs.passing(rows, nodes)
+            spent = self.costs.line(rows).of(nodes)
             for drafter, asked in drafted.items():
                 depth = max(steps for _, steps in asked)
                 unread = max(request.offer.unread for request, _ in asked if request.offer)
@@ -163,7 +165,7 @@ class Controller:
             emitted = sum(
                 each * len(verdict.tokens) for each, verdict in zip(self._planner.worth, verdicts, strict=True)
             )
-            gain = emitted / rows - spent / self.costs.passing(rows, rows)
+            gain = emitted / rows - spent / self.costs.plain(rows)
         self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
 
     def _due(self, planner: Planner, offers: Sequence[Sequence[Offer]]) -> Plan | None:

@@ -38,6 +38,10 @@ LIFETIME = 128
 """Passes after which a correction is forgotten: what looks dear by accident is not run, and so not measured again."""
 
 
+CONTEXT_STEP = 64
+"""Tokens of context for which costs are the same."""
+
+
 class Line:
     """Seconds by nodes: piecewise linear, never falling.
 
@@ -63,20 +67,22 @@ class Corrections:
     """Of each kind the newest measurements over what was expected, and their lower median."""
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[object, ...], tuple[list[float], int]] = {}
+        self._newest: dict[tuple[object, ...], list[float]] = {}
+        self._typical: dict[tuple[object, ...], tuple[float, int]] = {}  # and when it was last measured
 
     def add(self, kind: tuple[object, ...], ratio: float, votes: int, now: int) -> None:
         """``votes`` measurements that were as expected count beside a first one."""
-        known, _ = self._newest.get(kind, ([1.0] * votes, 0))
-        self._newest[kind] = [*known[1 - NEWEST :], ratio], now
+        known = self._newest[kind] = [*self._newest.get(kind, [1.0] * votes)[1 - NEWEST :], ratio]
+        self._typical[kind] = sorted(known)[(len(known) - 1) // 2], now
 
     def of(self, kind: tuple[object, ...], now: int) -> float | None:
         """None where nothing was measured, or not for long."""
-        known, at = self._newest.get(kind, ([], 0))
-        return sorted(known)[(len(known) - 1) // 2] if known and now - at <= LIFETIME else None
+        typical, at = self._typical.get(kind, (None, 0))
+        return typical if now - at <= LIFETIME else None
 
     def count(self, kind: tuple[object, ...]) -> int:
-        return len(self._newest.get(kind, ((), 0))[0])
+        """Measurements that count."""
+        return len(self._newest.get(kind, ()))
 
 
 class _Pass(NamedTuple):
@@ -102,14 +108,18 @@ class CostModel:
         self._pace = 1.0
         self._now = 0
         self._plain: dict[int, int] = {}  # rows -> plain passes that were timed
-        self._lines: dict[tuple[int, int], Line] = {}  # by rows and context, since the last pass
+        self._bases: dict[tuple[int, int], dict[float, float]] = {}  # of rows behind a context: seconds by nodes
+        self._lines: dict[int, Line] = {}  # by rows, since the last pass
 
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test found, beside what it found before."""
         self.prices = self.prices.merged(prices)
         passes = dict[int, dict[int, dict[float, float]]]()
         for (rows, nodes, context), seconds in sorted(self.prices.passes.items()):
-            passes.setdefault(context, {}).setdefault(rows, {nodes * 2: seconds * (1 + NODE_SHARE)})[nodes] = seconds
+            passes.setdefault(context, {}).setdefault(rows, {})[nodes] = seconds
+        for table in (table for own in passes.values() for table in own.values()):
+            if len(table) == 1:  # too slow a machine for more
+                table.update({nodes * 2: seconds * (1 + NODE_SHARE) for nodes, seconds in table.items()})
         self._tables = {
             at: {rows: Line(each) for rows, each in sorted(own.items())} for at, own in sorted(passes.items())
         }
@@ -118,10 +128,12 @@ class CostModel:
             for (rows, depth), seconds in own.items():
                 steps.setdefault(drafter, {}).setdefault(rows, {0: 0.0})[depth] = seconds
         self._steps = {drafter: {rows: Line(each) for rows, each in own.items()} for drafter, own in steps.items()}
-        self._lines = {}
+        self._bases, self._lines = {}, {}
 
     def look_at(self, context: int) -> None:
         """Rows of the round to come have so many tokens."""
+        if context // CONTEXT_STEP != self._context // CONTEXT_STEP:
+            self._lines.clear()
         self._context = context
 
     def knows(self, rows: int) -> bool:
@@ -130,24 +142,28 @@ class CostModel:
         return bool(self._tables) or self._plain.get(near, 0) > 1
 
     def line(self, rows: int) -> Line:
-        """Seconds of a pass over so many rows, by the nodes of all of them."""
-        key = (rows, self._context)
-        if key not in self._lines:
-            self._lines[key] = self._line(rows)
-        return self._lines[key]
+        """Seconds of a pass over so many rows, by the nodes of all of them, at the usual pace."""
+        if rows not in self._lines:
+            table = self._base_table(rows)
+            self._lines[rows] = Line({nodes: base * self._near(rows, nodes) for nodes, base in table.items()})
+        return self._lines[rows]
+
+    def plain(self, rows: int) -> float:
+        """Seconds of a plain pass over so many rows, at the usual pace."""
+        return self._base_table(rows)[rows] * self._near(rows, rows)
 
     def passing(self, rows: int, nodes: float) -> float:
-        """Seconds of a pass over so many rows, and nodes of all of them together."""
-        return self.line(rows).of(nodes)
+        """Seconds of a pass over so many rows and nodes just now."""
+        return self.line(rows).of(nodes) * self._pace
 
     def drafting(self, drafter: str, rows: int, depth: float, unread: int = 0) -> float:
-        """Seconds that a drafter takes for so many rows, so deep, behind tokens that it has to read first."""
+        """Seconds that a drafter takes for so many rows, so deep, behind tokens to read first, at the usual pace."""
         if not depth or not rows:
             return 0.0
         ratio = self._drafts.of((drafter, _rung(rows)), 0)
         base = self._draft_base(drafter, rows, depth) * (1.0 if ratio is None else ratio)
         step = base / depth
-        return (base + max(0, unread - 2) * READ_SHARE * step) * self._pace
+        return base + max(0, unread - 2) * READ_SHARE * step
 
     def observe_pass(self, rows: int, nodes: float, seconds: float) -> float:
         """A pass took so long, with verification and commit.
@@ -180,9 +196,13 @@ class CostModel:
         votes = VOTES if drafter in self._steps else 0
         self._drafts.add((drafter, _rung(rows)), seconds / (base * self._pace), votes, 0)
 
-    def _line(self, rows: int) -> Line:
-        sizes = [rows, *(_size(rung) for rung in range(_rung(rows) + 1, _rung(16 * rows) + 1))]
-        return Line({nodes: self._base(rows, nodes) * self._near(rows, nodes) * self._pace for nodes in sizes})
+    def _base_table(self, rows: int) -> dict[float, float]:
+        """What was measured at start, or is taken for it, at sizes of every kind."""
+        key = rows, self._context // CONTEXT_STEP
+        if key not in self._bases:
+            sizes = [rows, *(_size(rung) for rung in range(_rung(rows) + 1, _rung(16 * rows) + 1))]
+            self._bases[key] = {nodes: self._base(rows, nodes) for nodes in sizes}
+        return self._bases[key]
 
     def _near(self, rows: int, nodes: float) -> float:
         """The correction of such passes, else of the next smaller ones, else of the next larger."""

@@ -105,7 +105,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.line = self.costs.line(self.rows)
-        self.plain = self.line.of(self.rows)
+        self.plain = self.costs.plain(self.rows)
 
     def best(self, offers: Sequence[Sequence[Offer]], spare: float) -> Plan | None:
         """The fastest plan that is expected to be faster than plain decoding.
@@ -124,7 +124,7 @@ class Planner:
             deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
         depths = ((name, depth) for name, most in deepest.items() for depth in sorted({min(d, most) for d in DEPTHS}))
         for drafter, depth in [(None, 0), *depths]:
-            taken = [self._pick(own, ladders, drafter, depth) for own in offers]
+            taken = [self._pick(*own, ladders, drafter, depth) for own in zip(offers, self.worth, strict=True)]
             drafting, full = self._drafting(taken, depth)
             items = list[_Item]()
             for row, own in enumerate(taken):
@@ -160,7 +160,7 @@ class Planner:
         return best
 
     def _pick(
-        self, own: Sequence[Offer], ladders: dict[int, list[Level]], drafter: str | None, deepest: int
+        self, own: Sequence[Offer], worth: float, ladders: dict[int, list[Level]], drafter: str | None, deepest: int
     ) -> tuple[Offer, list[Level]] | None:
         """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
         node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
@@ -169,7 +169,7 @@ class Planner:
             if offer.tree is None and offer.drafter != drafter:
                 continue
             levels = [level for level in ladders[id(offer)] if offer.tree is not None or level.depth <= deepest]
-            gain = sum(max(0.0, level.survival - node * level.nodes) for level in levels)
+            gain = sum(max(0.0, worth * level.survival - node * level.nodes) for level in levels)
             if gain > most:
                 best, most = (offer, levels), gain
         return best
@@ -207,8 +207,9 @@ class Planner:
 
     def _request(self, request: DraftRequest, share: Share, plan: Plan, worth: float) -> DraftRequest:
         offer = share.offer
-        nodes = SPARE * round(share.nodes) if offer.ranked else 0
-        asked = replace(request, offer=offer, depth=share.depth, nodes=min(nodes, len(offer.ranked)))
+        planned = share.most if offer.ranked else 0
+        nodes = min(SPARE * planned, len(offer.ranked))
+        asked = replace(request, offer=offer, depth=share.depth, nodes=nodes, planned=planned)
         if not offer.cuts:
             return asked
         scale = 1 if self.ragged else self.rows
@@ -230,7 +231,7 @@ class Planner:
             if share is None or not tree.survival or tree.proposals:
                 sizes[row] = len(tree)
                 continue
-            scale = self.worth[row] * self.estimates.calibration(share.offer).ratio
+            scale = self.worth[row] * self.estimates.calibration(share.offer, drafted=True).ratio
             likely = sorted((-survival, node) for node, survival in enumerate(tree.survival))
             for rank, (least, node) in enumerate(likely[1:], 2):
                 gain = -scale * least

@@ -29,7 +29,7 @@ def interval(estimate: Mapping[str, float | None] | None) -> str:
     if estimate is None:
         return UNKNOWN
     if estimate["low"] is None or estimate["high"] is None:
-        return f"{estimate['value']:.2f} (one prompt)"
+        return f"{estimate['value']:.2f} (no interval)"
     if estimate["low"] == estimate["high"]:  # plain decoding over itself
         return f"{estimate['value']:.2f}"
     return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"

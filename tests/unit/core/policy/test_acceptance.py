@@ -13,8 +13,9 @@ from specstream.core.policy.acceptance import (
     Estimates,
     Level,
 )
-from specstream.core.ports import Offer, Verdict
+from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
+from tests.unit.core.machine import CHANCE
 
 
 def emitted(acceptance, depth):
@@ -211,14 +212,19 @@ class TestLevels:
         assert estimates.levels(CUTS)[0].survival <= 1, "it may be right to have ended, but adds nothing by that"
 
 
+def judge(estimates, offers, taken, depth, tree, result):
+    request = DraftRequest(tokens=[9], depth=depth, generator=CHANCE, offer=taken)
+    estimates.judge(offers, request, tree, result)
+
+
 class TestWhatARoundTeaches:
     def test_known_trees_are_judged_whether_they_were_taken_or_not(self):
         estimates = Estimates()
         right = Offer(source="lookup/6", depth=2, tree=TokenTree.chain([9, 1, 2]))
         wrong = Offer(source="lookup/2", depth=2, tree=TokenTree.chain([9, 1, 3]))
         for _ in range(40):
-            estimates.judge([right, wrong], None, 0, TokenTree.chain([9]), verdict(0, [1]))
-            estimates.judge([right, wrong], right, 2, right.tree, verdict(2, [1, 2, 5]))
+            judge(estimates, [right, wrong], None, 0, TokenTree.chain([9]), verdict(0, [1]))
+            judge(estimates, [right, wrong], right, 2, right.tree, verdict(2, [1, 2, 5]))
         assert emitted(estimates.of(right), 2) == pytest.approx(1, abs=0.02)
         assert emitted(estimates.of(wrong), 1) == pytest.approx(1, abs=0.02)
         assert emitted(estimates.of(wrong), 2) == pytest.approx(0, abs=0.02)
@@ -226,7 +232,7 @@ class TestWhatARoundTeaches:
     def test_depths_behind_the_last_emitted_token_are_not_judged(self):
         estimates = Estimates()
         offer = Offer(source="lookup/6", depth=3, tree=TokenTree.chain([9, 1, 2, 3]))
-        estimates.judge([offer], None, 0, TokenTree.chain([9]), verdict(0, [1]))
+        judge(estimates, [offer], None, 0, TokenTree.chain([9]), verdict(0, [1]))
         assert estimates.of(offer).rates == [1.0]
 
     def test_drawn_trees_are_not_judged_by_what_was_emitted(self):
@@ -234,14 +240,14 @@ class TestWhatARoundTeaches:
         estimates = Estimates()
         drawn = TokenTree((9, 1), (-1, 0), {0: torch.full((4,), 0.25)})
         offer = Offer(source="lookup/6", depth=1, tree=drawn)
-        estimates.judge([offer], None, 0, TokenTree.chain([9]), verdict(0, [2]))
+        judge(estimates, [offer], None, 0, TokenTree.chain([9]), verdict(0, [2]))
         assert estimates.of(offer).rates == []
 
     def test_what_was_drafted_is_judged_as_far_as_it_was_looked_at(self):
         estimates, offer = Estimates(), Offer(source="model", depth=4)
-        estimates.judge([offer], offer, 4, TokenTree.chain([9, 1, 2, 3, 4]), verdict(1))
+        judge(estimates, [offer], offer, 4, TokenTree.chain([9, 1, 2, 3, 4]), verdict(1))
         assert estimates.of(offer).rates == [1.0, 0.0], "behind the rejected one nothing was"
-        estimates.judge([offer], None, 0, TokenTree.chain([9]), verdict(0))
+        judge(estimates, [offer], None, 0, TokenTree.chain([9]), verdict(0))
         assert estimates.of(offer).rates == [1.0, 0.0], "a row that took nothing says nothing of drafts"
 
     def test_ranked_drafts_calibrate_what_their_drafter_says_of_them(self):
@@ -249,20 +255,28 @@ class TestWhatARoundTeaches:
         estimates = Estimates()
         sure = TokenTree((9, 1, 2), (-1, 0, 1), survival=(1.0, 0.9, 0.7))
         for _ in range(2000):
-            estimates.judge([HEADS], HEADS, 2, sure, verdict(1))
-        assert estimates.calibration(HEADS).ratio == pytest.approx(1 / 1.6, rel=0.05)
+            judge(estimates, [HEADS], HEADS, 2, sure, verdict(1))
+        assert estimates.calibration(HEADS, drafted=True).ratio == pytest.approx(1 / 1.6, rel=0.05)
         silent = TokenTree((9, 1, 2), (-1, 0, 0))
         for _ in range(2000):
-            estimates.judge([HEADS], HEADS, 2, silent, verdict(1))
+            judge(estimates, [HEADS], HEADS, 2, silent, verdict(1))
         assert estimates.calibration(HEADS).ratio == pytest.approx(1 / 1.2, rel=0.05)
+        assert estimates.calibration(HEADS, drafted=True).ratio == pytest.approx(1 / 1.6, rel=0.05)
         assert estimates.of(HEADS).rates == [], "its own estimate stands"
+
+    def test_what_was_cut_to_its_root_was_expected_to_bring_something(self):
+        estimates = Estimates()
+        for _ in range(2000):
+            judge(estimates, [HEADS], HEADS, 2, TokenTree((9,), (-1,), survival=(1.0,)), verdict(0))
+        assert estimates.calibration(HEADS).ratio < 0.01
+        assert estimates.calibration(HEADS, drafted=True).ratio == 1, "nothing was expected of that"
 
     def test_a_draft_that_ended_teaches_where_drafts_end(self):
         """Its last step found out that it had to end, and was no token of it."""
         estimates = Estimates()
         ended = TokenTree((9, 1), (-1, 0), steps=2)
         for _ in range(100):
-            estimates.judge([CUTS], CUTS, 4, ended, verdict(1))
+            judge(estimates, [CUTS], CUTS, 4, ended, verdict(1))
         assert estimates.of(CUTS).going(2) == [pytest.approx(1), pytest.approx(0, abs=0.01)]
         assert estimates.of(CUTS).rates[0] == 1.0
 
@@ -271,8 +285,8 @@ class TestWhatARoundTeaches:
         estimates = Estimates()
         whole, ended = TokenTree.chain([9, 1, 2, 3, 4]), TokenTree((9, 1), (-1, 0), steps=2)
         for _ in range(300):
-            estimates.judge([CUTS], CUTS, 4, whole, verdict(4))
-            estimates.judge([CUTS], CUTS, 4, ended, verdict(1))
+            judge(estimates, [CUTS], CUTS, 4, whole, verdict(4))
+            judge(estimates, [CUTS], CUTS, 4, ended, verdict(1))
         assert sum(level.survival for level in estimates.levels(CUTS)) == pytest.approx(2.5, abs=0.2)
         assert sum(level.nodes for level in estimates.levels(CUTS)) == pytest.approx(2.5, abs=0.2)
 
