@@ -28,6 +28,10 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
+REST = 4
+"""Rounds after one in which nothing paid until drafts that take their drafter time are weighed again: weighing takes
+longer than it brings."""
+
 AGREES = 0.25
 """How far what a plain pass takes may be from that, as a natural logarithm."""
 
@@ -43,6 +47,7 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
+        self._rested = 0  # until this round only known trees are weighed
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
 
@@ -53,6 +58,7 @@ class Controller:
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
         self.estimates.renew()
+        self._rested = 0
         self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
@@ -79,6 +85,8 @@ class Controller:
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
         self.costs.look_at(max(len(request.tokens) for request in requests))
+        if self._round < self._rested:
+            offers = [[offer for offer in own if offer.tree is not None] for own in offers]
         plain = [request if not request.depth else _nothing(request) for request in requests]
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
@@ -87,7 +95,11 @@ class Controller:
         planner = Planner(costs=self.costs, estimates=self.estimates, rows=rows, ragged=ragged, worth=worth)
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
-        return planner.requests(requests, self._plan) if self._plan else plain
+        if self._plan is None:
+            if self._round >= self._rested:
+                self._rested = self._round + REST
+            return plain
+        return planner.requests(requests, self._plan)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """What of the trees just drafted is worth a pass, where their drafters say how likely each node is."""

@@ -9,7 +9,7 @@ before it corrects a cost: what decides is only how costs compare.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
@@ -63,6 +63,14 @@ class Line:
         return max(seconds, start * nodes / low) if nodes < low else seconds  # no pass costs more than one by one
 
 
+class Steps(Line):
+    """The same where what lies between two sizes costs as the larger: passes are padded to it."""
+
+    def of(self, nodes: float) -> float:
+        place = bisect_left(self.at, nodes)
+        return self.seconds[place] if place < len(self.at) else super().of(nodes)
+
+
 class Corrections:
     """Of each kind the newest measurements over what was expected, and their lower median."""
 
@@ -109,7 +117,7 @@ class CostModel:
         self._now = 0
         self._plain: dict[int, int] = {}  # rows -> plain passes that were timed
         self._bases: dict[tuple[int, int], dict[float, float]] = {}  # of rows behind a context: seconds by nodes
-        self._lines: dict[int, Line] = {}  # by rows, since the last pass
+        self._lines: dict[int, Steps] = {}  # by rows, since the last pass
 
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test found, beside what it found before."""
@@ -141,11 +149,11 @@ class CostModel:
         near = min(self._plain, key=lambda count: abs(count - rows), default=rows)
         return bool(self._tables) or self._plain.get(near, 0) > 1
 
-    def line(self, rows: int) -> Line:
+    def line(self, rows: int) -> Steps:
         """Seconds of a pass over so many rows, by the nodes of all of them, at the usual pace."""
         if rows not in self._lines:
             table = self._base_table(rows)
-            self._lines[rows] = Line({nodes: base * self._near(rows, nodes) for nodes, base in table.items()})
+            self._lines[rows] = Steps({nodes: base * self._near(rows, nodes) for nodes, base in table.items()})
         return self._lines[rows]
 
     def plain(self, rows: int) -> float:

@@ -19,7 +19,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from specstream.core.policy.acceptance import Estimates, Level
-from specstream.core.policy.cost_model import CostModel, Line
+from specstream.core.policy.cost_model import CostModel, Steps
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 
@@ -100,7 +100,7 @@ class Planner:
     rows: int
     ragged: bool
     worth: Sequence[float]
-    line: Line = field(init=False)
+    line: Steps = field(init=False)
     plain: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,8 +168,14 @@ class Planner:
         for offer in own:
             if offer.tree is None and offer.drafter != drafter:
                 continue
-            levels = [level for level in ladders[id(offer)] if offer.tree is not None or level.depth <= deepest]
-            gain = sum(max(0.0, worth * level.survival - node * level.nodes) for level in levels)
+            levels = ladders[id(offer)]
+            if offer.tree is None:
+                levels = [level for level in levels if level.depth <= deepest]
+            gain = 0.0
+            for level in levels:
+                if (more := worth * level.survival - node * level.nodes) <= 0:
+                    break
+                gain += more
             if gain > most:
                 best, most = (offer, levels), gain
         return best
@@ -276,6 +282,8 @@ def _share(own: tuple[Offer, list[Level]] | None, count: int) -> Share | None:
 
 def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
     """Levels of which none brings more a node than the one before; those that do are taken together with it."""
+    if not beside and all(b.survival * a.nodes <= a.survival * b.nodes for a, b in pairwise(levels)):
+        return (level for level in levels if level.nodes)
     found = list[Level]()
     for at, level in enumerate(levels):
         level = level._replace(nodes=level.nodes + (0 if at else beside))

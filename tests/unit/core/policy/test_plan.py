@@ -282,7 +282,7 @@ class TestTheCut:
         plan, tree = own.best([[offer]], PATIENT), TokenTree((9, 1, 2), (-1, 0, 1), survival=(1.0, 0.6, 0.5))
         assert [len(each) for each in own.cut([tree], plan)] == [3]
         for _ in range(200):
-            own.estimates.calibration(offer).judge(2.0, 0.2)
+            own.estimates.calibration(offer, drafted=True).judge(2.0, 0.2)
         assert [len(each) for each in own.cut([tree], plan)] == [1]
 
     @pytest.mark.parametrize("ragged", [True, False])

@@ -6,7 +6,7 @@ import torch
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.policy.prices import PriceList
-from specstream.core.ports import DraftRequest, Offer
+from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stopping import Stopping
@@ -63,3 +63,18 @@ def test_trees_of_rows_that_have_to_repeat_are_not_cut_by_the_plan_of_another_ba
     own = rows(count, repeats=True)
     speculation.choose(own, requests(count), [[HEADS]] * count)
     assert list(speculation.cut(own, [DOUBTED] * count)) == [DOUBTED] * count
+
+
+def test_drafting_is_paid_for_though_all_of_it_was_cut():
+    """A drafter that doubts all that it drafts costs its time in every round, and speculation ends."""
+    controller = Controller(PriceList(PRICES.passes, {"medusa": {(1, 1): 3.0}}))
+    speculation, own = Speculation(max_depth=5, controller=controller), rows()
+    doubted = TokenTree((9, 1, 2, 3), (-1, 0, 1, 0), survival=(1.0, 0.01, 0.001, 0.001))
+    drafted = 0
+    for _ in range(64):
+        asked = speculation.choose(own, requests(), [[HEADS]])
+        trees = speculation.cut(own, [doubted] if asked[0].depth else [TokenTree.chain([9])])
+        seconds = (3.0 if asked[0].depth else 0.0, 10 + 0.1 * len(trees[0]))
+        drafted += bool(asked[0].depth)
+        controller.observe([[HEADS]], asked, trees, [Verdict(path=(0,), tokens=(5,))], seconds)
+    assert 1 <= drafted < 20
