@@ -164,7 +164,7 @@ class Planner:
     ) -> tuple[Offer, list[Level]] | None:
         """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
         node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
-        best, most = None, 0.0
+        best, most = None, -1.0  # nodes that do not pay by themselves may be free beside others, up to a padded size
         for offer in own:
             if offer.tree is None and offer.drafter != drafter:
                 continue
@@ -176,7 +176,7 @@ class Planner:
                 if (more := worth * level.survival - node * level.nodes) <= 0:
                     break
                 gain += more
-            if gain > most:
+            if levels and gain > most:
                 best, most = (offer, levels), gain
         return best
 
@@ -283,7 +283,8 @@ def _share(own: tuple[Offer, list[Level]] | None, count: int) -> Share | None:
 def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
     """Levels of which none brings more a node than the one before; those that do are taken together with it."""
     if not beside and all(b.survival * a.nodes <= a.survival * b.nodes for a, b in pairwise(levels)):
-        return (level for level in levels if level.nodes)
+        if all(level.nodes for level in levels):
+            return iter(levels)
     found = list[Level]()
     for at, level in enumerate(levels):
         level = level._replace(nodes=level.nodes + (0 if at else beside))
