@@ -282,9 +282,9 @@ def _share(own: tuple[Offer, list[Level]] | None, count: int) -> Share | None:
 
 def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
     """Levels of which none brings more a node than the one before; those that do are taken together with it."""
-    if not beside and all(b.survival * a.nodes <= a.survival * b.nodes for a, b in pairwise(levels)):
-        if all(level.nodes for level in levels):
-            return iter(levels)
+    falls = all(b.survival * a.nodes <= a.survival * b.nodes for a, b in pairwise(levels))
+    if falls and not beside and all(level.nodes for level in levels):
+        return iter(levels)
     found = list[Level]()
     for at, level in enumerate(levels):
         level = level._replace(nodes=level.nodes + (0 if at else beside))
