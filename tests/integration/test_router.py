@@ -12,7 +12,6 @@ import yaml
 from specstream import AdaptiveRouter, SpeculativeEngine
 from specstream.cli import main
 from specstream.core import decode
-from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.policy.prices import PriceList
 from specstream.demo.figures import speculative_figures
@@ -22,6 +21,7 @@ from specstream.routing.config import NONE, DrafterSpec
 from specstream.routing.records import Run, read_collected
 from specstream.training import router_collect
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.unit.core.machine import fix_costs
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 SUMS = [{"question": f"{at} + {at} = ? {at} + {at} = ?", "kind": "sum"} for at in range(10)]
@@ -120,7 +120,7 @@ def trained(root, tmp_path_factory):
 
 
 def test_every_drafter_is_measured_on_every_prompt(run, root, tmp_path, monkeypatch):
-    monkeypatch.setattr(Controller, "know", lambda controller, prices: controller.costs.know(CHEAP_DRAFTS))
+    fix_costs(monkeypatch, CHEAP_DRAFTS)
     collect, _ = configs(root, tmp_path)
     code, out, err = run("router", "collect", "--config", collect, "--set", "collection.runs=2")
     assert (code, err) == (0, "")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from specstream.core.policy.controller import Controller
 from specstream.core.policy.prices import PriceList
 from specstream.core.sampling import Sampling
 from tests.lossless.test_distribution import Case, judge
 from tests.lossless.test_greedy import PROMPTS, by_definition, generate
 from tests.lossless.test_greedy import TARGET as GREEDY_TARGET
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.unit.core.machine import fix_costs
 
 PAGE = Path(__file__).parents[2] / "docs" / "add_a_drafter.md"
 DRAFTER, AT_WORK = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -64,7 +64,7 @@ def test_the_rule_is_needed(right, wrong):
 def test_it_works_in_an_engine_and_passes_the_audit(tmp_path, capsys, monkeypatch):
     # The tiny model's passes are as cheap as a draft: it is told another machine's costs, or little would be drafted.
     prices = PriceList({(1, nodes, 64): 0.01 + 1e-5 * nodes for nodes in (1, 2, 4, 8, 16)}, {"bigram": {(1, 1): 1e-4}})
-    monkeypatch.setattr(Controller, "know", lambda controller, measured: controller.costs.know(prices))
+    fix_costs(monkeypatch, prices)
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     names = page_drafter()

@@ -8,9 +8,12 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
+import pytest
 import torch
 
 from specstream.core.policy.controller import Controller
+from specstream.core.policy.cost_model import CostModel
+from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
 
@@ -183,3 +186,10 @@ def ask(controller: Controller, offers: Sequence[Sequence[Offer]], *, context: i
 def taken(controller: Controller, offers: Sequence[Sequence[Offer]], **settings: Any) -> list[tuple[Offer, int] | None]:
     """The same: an offer and a depth, or None."""
     return [(each.offer, each.depth) if each.offer else None for each in ask(controller, offers, **settings)]
+
+
+def fix_costs(monkeypatch: pytest.MonkeyPatch, prices: PriceList) -> None:
+    """Let every policy know these costs and no others: whatever other work makes of passes here."""
+    monkeypatch.setattr(Controller, "know", lambda controller, measured: controller.costs.know(prices))
+    for learned in ("observe_pass", "observe_drafting"):
+        monkeypatch.setattr(CostModel, learned, lambda *of: 1.0)
