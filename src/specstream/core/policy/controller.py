@@ -28,9 +28,9 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
-REST = 4
-"""Rounds after one in which nothing paid until drafts that take their drafter time are weighed again: weighing takes
-longer than it brings."""
+REST, LONGEST_REST = 2, 32
+"""Rounds after one in which nothing paid until drafts that take their drafter time are weighed again, as weighing takes
+longer than it brings; they double each time, up to the latter."""
 
 AGREES = 0.25
 """How far what a plain pass takes may be from that, as a natural logarithm."""
@@ -47,7 +47,7 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._rested = 0  # until this round only known trees are weighed
+        self._rest, self._rested = REST, 0  # how long, and until which round, only known trees are weighed
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
 
@@ -58,7 +58,7 @@ class Controller:
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
         self.estimates.renew()
-        self._rested = 0
+        self._rest, self._rested = REST, 0
         self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
@@ -97,7 +97,8 @@ class Controller:
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
         if self._plan is None:
             if self._round >= self._rested:
-                self._rested = self._round + REST
+                self._rested = self._round + self._rest
+                self._rest = min(2 * self._rest, LONGEST_REST)
             return plain
         return planner.requests(requests, self._plan)
 
@@ -155,6 +156,8 @@ class Controller:
     def _remember(self, accepted: dict[str, int]) -> None:
         """What was tried or taken in this round; where something was accepted it may be tried again at once."""
         for drafter, tokens in accepted.items():
+            if drafter != self._trial:
+                self._rest = REST
             in_vain = drafter == self._trial and not tokens
             longer = min(LONGEST_WAIT, max(TRIAL_AFTER, 2 * self._waits.get(drafter, TRIAL_AFTER)))
             self._tried[drafter], self._waits[drafter] = self._round, longer if in_vain else 1
@@ -188,7 +191,9 @@ class Controller:
             if waited < self._waits.get(drafter, TRIAL_AFTER):
                 continue
             plan = planner.trial(offers, drafter)
-            if plan.stake / planner.plain - 1 <= self._budget:
+            if plan is None:
+                self._tried[drafter] = self._round
+            elif plan.stake / planner.plain - 1 <= self._budget:
                 self._trial = drafter
                 return plan
         return None

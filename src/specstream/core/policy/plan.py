@@ -26,6 +26,13 @@ from specstream.core.tree import TokenTree
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
 
+UNLIKELY = 0.02
+"""What is less likely to be accepted is not weighed: it brings less than weighing takes."""
+
+HOPE = 0.5
+"""How much nearer to certain than it is known to be a first token may be hoped to be accepted: a drafter that would not
+pay then is not tried."""
+
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
 
@@ -47,14 +54,9 @@ class Share(NamedTuple):
     survival: float
 
 
-class _Item(NamedTuple):
-    """Nodes that a round may be extended by, in this order: its row, which they are, how many, and their tokens."""
-
-    order: float
-    row: int
-    at: int
-    nodes: float
-    gain: float
+_Item = tuple[float, int, int, float, float]
+"""Nodes that a round may be extended by: their place in the order, their row, which they are, how many, their tokens.
+A plain tuple, as there are many of them in every round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +117,7 @@ class Planner:
             spare: seconds that may be spent on more than one node though nothing may come of them.
         """
         found: Plan | None = None
-        ladders = {
-            id(offer): list(_falling(self.estimates.levels(offer), offer.beside)) for own in offers for offer in own
-        }
+        ladders = {id(offer): self._ladder(offer) for own in offers for offer in own}
         deepest = dict[str, int]()
         for offer in (offer for own in offers for offer in own if offer.tree is None):
             depth = max((level.depth for level in ladders[id(offer)]), default=0)
@@ -131,15 +131,19 @@ class Planner:
                 size = 1.0
                 for at, level in enumerate(own[1] if own else ()):
                     size, gain = size + level.nodes, self.worth[row] * level.survival
-                    items.append(_Item(-gain / level.nodes if self.ragged else size, row, at, level.nodes, gain))
+                    items.append((-gain / level.nodes if self.ragged else size, row, at, level.nodes, gain))
             items.sort()
             rate = found.rate if found else self.rows / self.plain
             if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare - full + drafting):
                 levels = [0] * self.rows
-                for item in items[:count]:
-                    levels[item.row] = item.at + 1
+                for _, row, at, _, _ in items[:count]:
+                    levels[row] = at + 1
                 found = self.plan([_share(*each) for each in zip(taken, levels, strict=True)], drafting, full)
         return found
+
+    def _ladder(self, offer: Offer) -> list[Level]:
+        likely = [level for level in self.estimates.levels(offer) if level.survival >= UNLIKELY]
+        return list(_falling(likely, offer.beside))
 
     def _fill(
         self,
@@ -194,13 +198,27 @@ class Planner:
         """Nodes by which a pass over trees of these sizes is priced, of all rows together."""
         return sum(sizes) if self.ragged else self.rows * max(sizes)
 
-    def trial(self, offers: Sequence[Sequence[Offer]], drafter: str) -> Plan:
-        """One token of a drafter: for the row of which a token is worth most, or for all where they share the width."""
+    def trial(self, offers: Sequence[Sequence[Offer]], drafter: str) -> Plan | None:
+        """One token of a drafter: for the row of which a token is worth most, or for all where they share the width.
+
+        None if it would not pay for all even if it were accepted as often as may be hoped.
+        """
         found = [next((each for each in own if each.tree is None and each.drafter == drafter), None) for own in offers]
+        caught_up = [replace(each, unread=0) if each else None for each in found]  # what it reads now it reads once
+        hoped = self._one(caught_up, HOPE)
+        if hoped.rate <= self.rows / self.plain:
+            return None
         if self.ragged:
             first = max((row for row, offer in enumerate(found) if offer), key=self.worth.__getitem__)
             found = [offer if row == first else None for row, offer in enumerate(found)]
-        taken = [(offer, self.estimates.levels(offer)[:1]) if offer else None for offer in found]
+        return self._one(found)
+
+    def _one(self, offers: Sequence[Offer | None], hope: float = 0.0) -> Plan:
+        taken: list[tuple[Offer, list[Level]] | None] = []
+        for offer in offers:
+            levels = self.estimates.levels(offer)[:1] if offer else []
+            levels = [level._replace(survival=level.survival + hope * (1 - level.survival)) for level in levels]
+            taken.append((offer, levels) if offer else None)
         drafting, full = self._drafting(taken, 1)
         return self.plan([_share(each, 1) for each in taken], drafting, full)
 
@@ -241,7 +259,7 @@ class Planner:
             likely = sorted((-survival, node) for node, survival in enumerate(tree.survival))
             for rank, (least, node) in enumerate(likely[1:], 2):
                 gain = -scale * least
-                items.append(_Item(-gain if self.ragged else rank, row, node, 1.0, gain))
+                items.append((-gain if self.ragged else rank, row, node, 1.0, gain))
         if not items:
             return list(trees)
         items.sort()
@@ -249,9 +267,9 @@ class Planner:
         tokens = sum(self.worth) + sum(share.survival for tree, share in pairs if share and not tree.survival)
         rate = tokens / (plan.drafting + self.line.of(self.nodes(sizes)))
         stay = [set[int]() for _ in trees]
-        for item in items[: self._fill(items, tokens, sizes, plan.drafting, rate)]:
-            stay[item.row].add(item.at)
-        judged = {item.row for item in items}
+        for _, row, node, _, _ in items[: self._fill(items, tokens, sizes, plan.drafting, rate)]:
+            stay[row].add(node)
+        judged = {item[1] for item in items}
         return [tree.kept(stay[row]) if row in judged else tree for row, tree in enumerate(trees)]
 
     def _drafting(self, taken: Sequence[tuple[Offer, list[Level]] | None], deepest: int) -> tuple[float, float]:
@@ -260,7 +278,7 @@ class Planner:
         if not asking:
             return 0.0, 0.0
         drafter, unread = asking[0][0].drafter, max(offer.unread for offer, _ in asking)
-        depth = min(deepest, max(level.depth for _, levels in asking for level in levels))
+        depth = min(deepest, max((level.depth for _, levels in asking for level in levels), default=deepest))
         full = steps = self.costs.drafting(drafter, len(asking), depth, unread)
         if any(offer.cuts for offer, _ in asking):
             going = [self.estimates.of(offer).going(depth) for offer, _ in asking]
