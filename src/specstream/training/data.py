@@ -48,15 +48,25 @@ class Batch:
         tokens: ``[rows, width]`` int64, padded on the right.
         mask: ``[rows, width]`` bool, true where the token is to be predicted: not in prompts, not in padding. Padding
             is on the right, where under causal attention no real token sees it.
-        examples: which examples the rows are, for a trainee that keeps something of each on disk; empty for held-out
-            ones.
         size: tokens, padding not counted.
     """
 
     tokens: Tensor
     mask: Tensor
-    examples: tuple[int, ...]
     size: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row without its padding: an example ends with what is to be predicted."""
+        places = torch.arange(1, self.tokens.shape[1] + 1, device=self.mask.device)
+        lengths: list[int] = (self.mask * places).amax(1).tolist()
+        return lengths
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """What stands before the tokens to be predicted, where anything does."""
+        starts = self.mask.int().argmax(1).tolist()
+        return [self.tokens[row, :start].tolist() for row, start in enumerate(starts) if start]
 
     def to(self, device: torch.device) -> Batch:
         return replace(self, tokens=self.tokens.to(device), mask=self.mask.to(device))
@@ -107,13 +117,13 @@ class Examples:
             tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
             mask[row, example.start : len(example.tokens)] = True
         size = sum(len(example.tokens) for example in chosen)
-        return Batch(tokens=tokens, mask=mask, examples=tuple(indices), size=size)
+        return Batch(tokens=tokens, mask=mask, size=size)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All of them once, longest first."""
         order = sorted(range(len(self)), key=lambda index: -len(self._examples[index].tokens))
         for start in range(0, len(order), size):
-            yield replace(self.batch(order[start : start + size]), examples=())
+            yield self.batch(order[start : start + size])
 
     def split(self, held_out: int, seed: int) -> tuple[Examples, Examples]:
         """The examples without some drawn by the seed, and those."""

@@ -28,19 +28,6 @@ RANKS = 8
 """Candidates of a depth whose rates a head comes with."""
 
 
-def lengths_of(batch: Batch) -> list[int]:
-    """Tokens of each row without its padding: an example ends with what is to be predicted."""
-    places = torch.arange(1, batch.tokens.shape[1] + 1, device=batch.mask.device)
-    lengths: list[int] = (batch.mask * places).amax(1).tolist()
-    return lengths
-
-
-def prompts_of(batch: Batch) -> list[list[int]]:
-    """What stands before the tokens to be predicted, where anything does."""
-    starts = batch.mask.int().argmax(1).tolist()
-    return [batch.tokens[row, :start].tolist() for row, start in enumerate(starts) if start]
-
-
 def answer_counts(examples: Examples, size: int) -> Tensor:
     """How often each of ``size`` tokens is to be predicted."""
     counts = torch.zeros(size, dtype=torch.int64)
@@ -133,7 +120,7 @@ def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[
     found, prompts = list[Tensor](), list[list[int]]()
     for batch in batches:
         found.append(ranks(batch).cpu())
-        prompts += prompts_of(batch)
+        prompts += batch.prompts
     return torch.cat(found), prompts
 
 

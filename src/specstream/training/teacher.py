@@ -15,7 +15,6 @@ from torch import Tensor
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import lengths_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +48,14 @@ class Teacher:
         self._model, self._temperature = model, temperature
         self._top_k = min(top_k, int(model.get_output_embeddings().weight.shape[0]))
         identity = f"{fingerprint(model)}/{model.dtype}/top {self._top_k} at {temperature}"
-        self._kept = None if folder is None else HiddenStateCache(folder, identity)
+        self._kept = HiddenStateCache(folder, identity)
 
     def says(self, batch: Batch) -> Said:
         """Its distributions wherever the batch has a token to be predicted."""
         parts: dict[str, list[Tensor]] = {"tokens": [], "logs": [], "sums": []}
-        for row, length in enumerate(lengths_of(batch)):
+        for row, length in enumerate(batch.lengths):
             tokens, wanted = batch.tokens[row, :length], batch.mask[row, 1:length]
-            found = self._read(tokens[None]) if self._kept is None else self._kept.row(tokens, self._read)
+            found = self._kept.row(tokens, self._read)
             for name, part in parts.items():
                 part.append(found[name][0, :-1][wanted])
         tokens, logs, sums = (torch.cat(part) for part in parts.values())

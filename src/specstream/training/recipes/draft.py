@@ -21,7 +21,7 @@ from specstream.training.cards import MADE
 from specstream.training.config import DistillationSection, DraftSection, TrainConfig
 from specstream.training.data import Batch
 from specstream.training.distillation import distance
-from specstream.training.live_evaluation import Live, prompts_of
+from specstream.training.live_evaluation import Live
 from specstream.training.teacher import Teacher
 from specstream.training.trainee import Goal, Prepared
 
@@ -157,7 +157,7 @@ class DraftTrainee:
             entropy = _cross_entropy(logits, following) * len(logits)
             sums += torch.stack([accepted.sum(), hits.sum(), entropy]).double().cpu()
             count += len(logits)
-            prompts += prompts_of(batch)
+            prompts += batch.prompts
         acceptance, agreement, loss = (sums / max(1, count)).tolist()
         figures = {"acceptance": acceptance, "agreement": agreement, "loss": loss}
         return {**figures, **self._live.figures(self._drafter, self._section.live_depth, prompts)}

@@ -14,7 +14,7 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, provenance_of, read_frozen
 from specstream.training.trainee import Goal, Prepared, drafted_figures
 
 
@@ -23,13 +23,13 @@ class MedusaTrainee:
 
     Args:
         heads: them.
-        kept: what the target computes; None computes it each time.
+        kept: what the target computes.
         live: decodes with them.
     """
 
     goal = Goal(figure="accepted_length")
 
-    def __init__(self, heads: MedusaHeads, kept: HiddenStateCache | None, live: Live) -> None:
+    def __init__(self, heads: MedusaHeads, kept: HiddenStateCache, live: Live) -> None:
         self._heads, self._kept, self._live = heads, kept, live
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -54,9 +54,7 @@ class MedusaTrainee:
         return self._heads.ranks(self._states(batch), batch.tokens, batch.mask)
 
     def _states(self, batch: Batch) -> Tensor:
-        if self._kept is None:
-            return self._heads.states_of(batch.tokens)
-        states = self._kept.batch(batch, lengths_of(batch), lambda tokens: {"final": self._heads.states_of(tokens)})
+        states = self._kept.batch(batch, lambda tokens: {"final": self._heads.states_of(tokens)})
         return states["final"].to(next(iter(self._heads.parameters())).dtype)
 
 
@@ -67,6 +65,5 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
     vocabulary, model = frozen.vocabulary(section.vocabulary), frozen.model
     heads = MedusaHeads(model, num_heads=section.num_heads, num_layers=section.num_layers, token_map=vocabulary)
     heads.record.update(provenance_of(config, frozen.examples, frozen.counts))
-    folder = config.model.states_dir
-    kept = None if folder is None else HiddenStateCache(folder, f"{fingerprint(model)}/{model.dtype}/final")
+    kept = HiddenStateCache(config.model.states_dir, f"{fingerprint(model)}/{model.dtype}/final")
     return Prepared(trainee=MedusaTrainee(heads, kept, frozen.live), tokenizer=frozen.tokenizer)

@@ -21,7 +21,7 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, provenance_of, read_frozen
 from specstream.training.trainee import Goal, Prepared, drafted_figures
 
 THRESHOLDS = (0.05, 0.1, 0.2)
@@ -61,18 +61,13 @@ class MainStates:
 
     def of(self, tokens: Tensor) -> MainStream:
         """Of one example ``[length]``."""
-        return self.read(
-            Batch(tokens=tokens[None], mask=torch.ones_like(tokens[None], dtype=torch.bool), examples=(), size=0)
-        )
+        return self.read(Batch(tokens=tokens[None], mask=torch.ones_like(tokens[None], dtype=torch.bool), size=0))
 
     def read(self, batch: Batch) -> MainStream:
         """Of a batch; in the target's dtype."""
         if self._kept is None:
             return self._streams.read(batch.tokens)
-        lengths = lengths_of(batch)
-        upper, final = (
-            kept.batch(batch, lengths, read) for kept, read in zip(self._kept, (self._below, self._above), strict=True)
-        )
+        upper, final = self._kept[0].batch(batch, self._below), self._kept[1].batch(batch, self._above)
         dtype = self._streams.model.dtype
         self._last = None
         return MainStream(
