@@ -90,6 +90,7 @@ class Frozen:
         tokenizer: its tokenizer.
         examples: the data.
         counts: how often each token is to be predicted.
+        record: what a trained head says about its making: its data and its recipe.
         live: decodes with what is trained.
     """
 
@@ -97,6 +98,7 @@ class Frozen:
     tokenizer: Any
     examples: Examples
     counts: Tensor
+    record: dict[str, Any]
     live: Live
 
     def vocabulary(self, size: int | None) -> Tensor | None:
@@ -112,7 +114,14 @@ def read_frozen(config: TrainConfig, device: str, live_prompts: int, live_tokens
     examples, _ = load_examples(config.data, tokenizer, config.training.seed)
     counts = answer_counts(examples, int(model.get_output_embeddings().weight.shape[0]))
     live = Live(model, tokenizer, live_prompts, live_tokens)
-    return Frozen(model=model, tokenizer=tokenizer, examples=examples, counts=counts, live=live)
+    data = {
+        "files": [*config.data.files, *([config.data.dataset_name] if config.data.dataset_name else [])],
+        "examples": len(examples),
+        "answer_tokens": int(counts.sum()),
+        "sha256": examples.fingerprint,
+    }
+    record = {"data": data, "recipe": config.model_dump(mode="json")}
+    return Frozen(model=model, tokenizer=tokenizer, examples=examples, counts=counts, record=record, live=live)
 
 
 def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[Tensor, list[list[int]]]:
@@ -122,14 +131,3 @@ def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[
         found.append(ranks(batch).cpu())
         prompts += batch.prompts
     return torch.cat(found), prompts
-
-
-def provenance_of(config: TrainConfig, examples: Examples, counts: Tensor) -> dict[str, Any]:
-    """What a trained head says about its making: its data and its recipe."""
-    data = {
-        "files": [*config.data.files, *([config.data.dataset_name] if config.data.dataset_name else [])],
-        "examples": len(examples),
-        "answer_tokens": int(counts.sum()),
-        "sha256": examples.fingerprint,
-    }
-    return {"data": data, "recipe": config.model_dump(mode="json")}

@@ -30,7 +30,7 @@ from specstream.training.config import (
 from specstream.training.data import Batch, Example, Examples, examples_of
 from specstream.training.loop import Loop, make_accelerator
 from specstream.training.run_log import RunLog
-from specstream.training.trainee import Goal, Prepared, token_loss
+from specstream.training.trainee import Goal, token_loss
 
 _NAMES = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules"}
 """Our names and PEFT's, which are taken too."""
@@ -282,12 +282,11 @@ class LoRATrainee:
             self._adapter.save_merged(folder / MODEL)
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[LoRATrainee, Any]:
     """The target with a fresh adapter."""
     model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
     torch.manual_seed(config.training.seed)
-    adapter = adapter_of(config.lora, model, tokenizer)
-    return Prepared(trainee=LoRATrainee(adapter, merge=config.lora.merge), tokenizer=tokenizer)
+    return LoRATrainee(adapter_of(config.lora, model, tokenizer), merge=config.lora.merge), tokenizer
 
 
 def adapter_of(section: LoRATrainingSection, model: Any, tokenizer: Any) -> LoRAAdapter:

@@ -17,13 +17,13 @@ from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples, read_file
 from specstream.training.loop import Loop, Outcome, make_accelerator
 from specstream.training.run_log import RunLog
-from specstream.training.trainee import Prepared
+from specstream.training.trainee import Trainee
 
 RECIPES: Mapping[str, str] = {
     **{name: f"specstream.training.recipes.{name}" for name in get_args(Recipe)},
     "lora": "specstream.training.lora",
 }
-"""Modules with a ``prepare(config, device)`` that returns a ``Prepared``."""
+"""Modules with a ``prepare(config, device)`` that returns a ``Trainee`` and its tokenizer."""
 
 _MAY_CHANGE = {
     "training": {
@@ -77,10 +77,10 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         )
     main = bool(accelerator.is_main_process)
     with RunLog(root if main else None, config.logging, settings, quiet=quiet or not main) as run_log:
-        prepared = _prepare(config, str(accelerator.device))
-        data = load_examples(config.data, prepared.tokenizer, config.training.seed)
+        trainee, tokenizer = _prepare(config, str(accelerator.device))
+        data = load_examples(config.data, tokenizer, config.training.seed)
         loop = Loop(
-            prepared.trainee,
+            trainee,
             data,
             config.training,
             accelerator=accelerator,
@@ -115,8 +115,8 @@ def _check_names(config: TrainConfig) -> None:
             read_file(file)  # whose error says what there is instead
 
 
-def _prepare(config: TrainConfig, device: str) -> Prepared:
-    return cast(Prepared, import_module(RECIPES[config.recipe]).prepare(config, device))
+def _prepare(config: TrainConfig, device: str) -> tuple[Trainee, Any]:
+    return cast(tuple[Trainee, Any], import_module(RECIPES[config.recipe]).prepare(config, device))
 
 
 def _check_same(checkpoints: Checkpoints, settings: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from specstream.training.data import Batch
 from specstream.training.distillation import distance
 from specstream.training.live_evaluation import Live
 from specstream.training.teacher import Teacher
-from specstream.training.trainee import Goal, Prepared
+from specstream.training.trainee import Goal
 
 
 class TrainedDraft:
@@ -166,7 +166,7 @@ class DraftTrainee:
         self._draft.save(folder)
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[DraftTrainee, Any]:
     """The draft that is named, beside its target."""
     section, distillation = config.draft, config.distillation
     if config.model.draft_model is None:
@@ -191,8 +191,7 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
     )
     live = Live(target, tokenizer, section.live_prompts, section.live_tokens)
     size = int(target.get_input_embeddings().num_embeddings)
-    trainee = DraftTrainee(draft, teacher, (section, distillation), live, size)
-    return Prepared(trainee=trainee, tokenizer=tokenizer)
+    return DraftTrainee(draft, teacher, (section, distillation), live, size), tokenizer
 
 
 def _cross_entropy(logits: Tensor, rows: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,8 +15,8 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, provenance_of, read_frozen
-from specstream.training.trainee import Goal, Prepared, drafted_figures
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
+from specstream.training.trainee import Goal, drafted_figures
 
 
 class MedusaTrainee:
@@ -58,12 +59,12 @@ class MedusaTrainee:
         return states["final"].to(next(iter(self._heads.parameters())).dtype)
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[MedusaTrainee, Any]:
     """Fresh heads of the target."""
     section = config.medusa
     frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
     vocabulary, model = frozen.vocabulary(section.vocabulary), frozen.model
     heads = MedusaHeads(model, num_heads=section.num_heads, num_layers=section.num_layers, token_map=vocabulary)
-    heads.record.update(provenance_of(config, frozen.examples, frozen.counts))
+    heads.record.update(frozen.record)
     kept = HiddenStateCache(config.model.states_dir, f"{fingerprint(model)}/{model.dtype}/final")
-    return Prepared(trainee=MedusaTrainee(heads, kept, frozen.live), tokenizer=frozen.tokenizer)
+    return MedusaTrainee(heads, kept, frozen.live), frozen.tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,8 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, provenance_of, read_frozen
-from specstream.training.trainee import Goal, Prepared, drafted_figures
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
+from specstream.training.trainee import Goal, drafted_figures
 
 THRESHOLDS = (0.05, 0.1, 0.2)
 """Of pruning, that an early exit is judged at."""
@@ -136,21 +137,14 @@ class StreamsTrainee:
         return stream_ranks(self._streams, batch.tokens, batch.mask, self._states.read(batch))
 
 
-class EarlyExitTrainee:
-    """The early exit of streams that stay as they are.
-
-    Args:
-        streams: theirs.
-        states: what the target computes.
-        section: how it learns.
-        live: decodes with them, pruned at ``LIVE_PRUNING``.
-    """
+class EarlyExitTrainee(StreamsTrainee):
+    """The early exit of streams that stay as they are; live decoding is pruned at ``LIVE_PRUNING``."""
 
     goal = Goal(figure="early_loss", rises=False)
 
     def __init__(self, streams: Streams, states: MainStates, section: StreamsSection, live: Live) -> None:
+        super().__init__(streams, states, section, live)
         assert streams.early_exit is not None
-        self._streams, self._states, self._section, self._live = streams, states, section, live
         self._exit = streams.early_exit.requires_grad_(True)
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -179,14 +173,11 @@ class EarlyExitTrainee:
         self._streams.details["early_exit"]["figures"] = figures
         return figures
 
-    def save(self, folder: Path) -> None:
-        self._streams.save(folder)
-
     def _chances(self, batch: Batch) -> Tensor:
         return early_exit_chances(self._streams, batch.tokens, batch.mask, self._states.read(batch))
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[StreamsTrainee, Any]:
     """Fresh streams of the target, or those of a folder."""
     section = config.streams
     frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
@@ -203,13 +194,12 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
         if section.pruning_rank and streams.early_exit is None:
             streams.add_early_exit(section.pruning_rank)
         states = MainStates(streams, config.model.states_dir)
-    provenance = provenance_of(config, frozen.examples, frozen.counts)
     if section.train == "early_exit":
-        streams.details["early_exit"] = provenance
-        return Prepared(trainee=EarlyExitTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
+        streams.details["early_exit"] = frozen.record
+        return EarlyExitTrainee(streams, states, section, frozen.live), frozen.tokenizer
     streams.requires_grad_(True)
-    streams.details.update(provenance)
-    return Prepared(trainee=StreamsTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
+    streams.details.update(frozen.record)
+    return StreamsTrainee(streams, states, section, frozen.live), frozen.tokenizer
 
 
 def _folder(start_from: str, model: Any) -> str:
@@ -224,18 +214,8 @@ def _folder(start_from: str, model: Any) -> str:
 
 def shape_of(section: StreamsSection, mode: Literal["lossless", "shared"] = "lossless") -> StreamsConfig:
     """What a section says streams are made of."""
-    return StreamsConfig(
-        gamma=section.gamma,
-        layers=section.layers,
-        rank=section.rank,
-        alpha=section.alpha,
-        targets=tuple(section.targets),
-        pruning_rank=section.pruning_rank,
-        chain_rank=section.chain_rank,
-        start=section.start,
-        weight=section.weight,
-        mode=mode,
-    )
+    own = section.model_dump(include={field.name for field in fields(StreamsConfig)})
+    return StreamsConfig(**{**own, "targets": tuple(section.targets), "mode": mode})
 
 
 @torch.no_grad()
