@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -13,9 +13,6 @@ from specstream.cli.loading import load_engine
 from specstream.cli.progress import progress
 from specstream.errors import UsageError
 from specstream.files.prompts import read_prompts
-
-if TYPE_CHECKING:
-    from specstream.training.answers import AnswerSettings
 
 _Prompts = Annotated[list[str], typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file; may be repeated.")]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The JSON lines to write. An interrupted run goes on.")]
@@ -64,7 +61,7 @@ def distill_data(
     engine = load_engine(
         model, None, {**decoding, "drafter": drafter, "dtype": dtype, "device": device, "runtime": runtime}
     )
-    from specstream.training.answers import AnswerSettings
+    from specstream.training.answers import AnswerSettings, distill
 
     settings = AnswerSettings(
         model=model,
@@ -80,7 +77,8 @@ def distill_data(
         chat=chat,
         shuffle=shuffle,
     )
-    record = _run(engine, settings, Path(output), limit)
+    with progress("answers") as tell:
+        record = distill(engine, settings, Path(output), limit, tell)
     left_out = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in record["left_out"].items())
     if as_json:
         print(json.dumps({"output": output, **record}))
@@ -96,18 +94,3 @@ def _check_files(prompts: list[str], exclude: list[str], output: Path) -> None:
     from specstream.training.answers import check_place
 
     check_place(output, "--output")
-
-
-def _run(engine: Any, settings: AnswerSettings, output: Path, limit: int | None) -> dict[str, Any]:
-    from specstream.training.answers import Advance, distill
-
-    with progress("answers") as tell:
-
-        def show(advance: Advance) -> None:
-            tell(
-                advance.done,
-                advance.total,
-                f"{advance.tokens / advance.seconds:.0f} tokens/s" if advance.seconds else "",
-            )
-
-        return distill(engine, settings, output, limit, show)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -43,11 +44,7 @@ def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: o
     from specstream.training.router_collect import collect as run
 
     with quiet(), progress("prompts") as tell:
-
-        def show(advance: Any) -> None:
-            tell(advance.done, advance.total, f"{advance.failed} failed" if advance.failed else "")
-
-        record = run(settings, limit, show)
+        record = run(settings, limit, tell)
     output = settings.collection.output
     if as_json:
         print(json.dumps({"output": output, **record}))
@@ -68,7 +65,7 @@ def train(config: _Config, set_: _Set = None, as_json: options.AsJson = False) -
     with quiet(), step("fitting the router"):
         trained = train_router(settings)
     if as_json:
-        print(json.dumps({"output_dir": settings.output_dir, **trained.to_dict()}))
+        print(json.dumps({"output_dir": settings.output_dir, **asdict(trained)}))
         return
     _print(trained.table)
     counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in trained.prompts.items())
@@ -98,7 +95,7 @@ def evaluate(
     with quiet(), step("asking the router about every prompt"):
         table = evaluate_router(router, data, target, learn=learn)
     arguments = {"router": router, "data": data, "model": target.model, "learn": learn}
-    record = {**table.to_dict(), "arguments": arguments, "provenance": provenance()}
+    record = {**asdict(table), "arguments": arguments, "provenance": provenance()}
     if output is not None:
         write_record(output, record)
     if as_json:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from specstream.errors import one_line
 
@@ -37,11 +41,23 @@ def why_unread(error: Exception) -> str:
     return one_line(getattr(error, "strerror", None) or error)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Under a temporary name first."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Inside, a temporary name beside a file to write it under; it takes the file's place if nothing fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Under a temporary name first."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As JSON, under a temporary name first."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")

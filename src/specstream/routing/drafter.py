@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specstream.core.ports import Components, Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
+from specstream.core.ports import Components, Drafter, DraftSession, TargetSession
 from specstream.core.sampling import Sampling
-from specstream.core.tree import TokenTree
-from specstream.errors import UsageError
 from specstream.routing.config import check_drafters
 from specstream.routing.router import Choice, Router
 
@@ -57,41 +55,9 @@ class RoutedDrafter(Drafter):
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
-    ) -> RoutedSession:
+    ) -> DraftSession:
+        """The session of the chosen drafter, with the choice."""
         choice = self.route(prompts, samplings)
-        return RoutedSession(self.drafters[choice.drafter].begin(prompts, samplings, session), choice)
-
-
-class RoutedSession(DraftSession):
-    """The chosen drafter at work."""
-
-    def __init__(self, session: DraftSession, choice: Choice) -> None:
-        self._session, self._drafter, self.choice = session, choice.drafter, choice
-
-    def read(self, most: int) -> bool:
-        return self._session.read(most)
-
-    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        return self._session.offers(requests)
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return self._session.propose(requests)
-
-    def observe(self, verdicts: Sequence[Verdict]) -> None:
-        self._session.observe(verdicts)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._session.keep(rows)
-
-    def join(self, other: RoutedSession) -> None:
-        """Take in rows for which the same drafter was chosen.
-
-        Raises:
-            UsageError: another drafter was chosen for them.
-        """
-        if other._drafter != self._drafter:
-            raise UsageError(
-                f"the router chose {other._drafter!r} for rows that join a batch of {self._drafter!r}; "
-                "decode them in a batch of their own"
-            )
-        self._session.join(other._session)
+        drafting = self.drafters[choice.drafter].begin(prompts, samplings, session)
+        drafting.choice = choice
+        return drafting

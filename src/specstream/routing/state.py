@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specstream.errors import UsageError, one_line
+from specstream.files.atomic import whole
 
 FARTHEST = 3.0
 """Deviations of what is believed that one measurement may be off and still be believed as it is."""
@@ -147,19 +147,14 @@ def save_beliefs(beliefs: Beliefs, path: str | Path, router: str) -> None:
     Raises:
         UsageError: the file cannot be written.
     """
-    file = Path(path)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(beliefs.tensors(), partial, metadata=_metadata(beliefs, router))
-        os.replace(partial, file)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(Path(path)) as partial:
+            save_file(beliefs.tensors(), partial, metadata=_metadata(beliefs, router))
     except (OSError, SafetensorError) as error:
         raise UsageError(
             f"router_state {str(path)!r} cannot be written: {error}; give another file, or none"
         ) from error
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def load_beliefs(beliefs: Beliefs, path: str | Path, router: str) -> None:

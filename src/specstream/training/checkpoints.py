@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import TrainingError, UsageError
-from specstream.files.atomic import write_whole
+from specstream.files.atomic import write_json
 from specstream.training.cards import CARD, training_card
 
 _STEP = re.compile(r"step-(\d{8})")
@@ -132,8 +132,3 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             os.rename(old, folder)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As JSON, under a temporary name first."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import read_task
-from specstream.files.yaml_file import Document, read_document, validated
+from specstream.files.yaml_file import Document, Section, read_document, validated
 
 Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
 
@@ -24,11 +24,7 @@ SECTIONS = {
 """The sections of each recipe, besides those that all have."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """The models.
 
     Attributes:
@@ -47,7 +43,7 @@ class ModelSection(_Section):
     states_dir: str | None = None
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """What is trained on.
 
     Attributes:
@@ -80,7 +76,7 @@ class DataSection(_Section):
     chat: bool | None = None
 
 
-class TrainingSection(_Section):
+class TrainingSection(Section):
     """How it is trained. Names are those of transformers' ``TrainingArguments``.
 
     Attributes:
@@ -126,7 +122,7 @@ class TrainingSection(_Section):
     logging_steps: int = Field(default=10, ge=1)
 
 
-class LoggingSection(_Section):
+class LoggingSection(Section):
     """Where figures go besides the files in ``output_dir``.
 
     Attributes:
@@ -140,7 +136,7 @@ class LoggingSection(_Section):
     plot: bool = True
 
 
-class LoRASection(_Section):
+class LoRASection(Section):
     """Low-rank adapters inside the target, which make it a new model.
 
     Attributes:
@@ -167,7 +163,7 @@ class LoRATrainingSection(LoRASection):
     merge: bool = False
 
 
-class StreamsSection(_Section):
+class StreamsSection(Section):
     """The recipe ``streams``: speculative streams of a frozen target; in ``shared`` it is fine-tuned with them.
 
     Attributes:
@@ -211,7 +207,7 @@ class StreamsSection(_Section):
     live_tokens: int = Field(default=48, ge=1)
 
 
-class MedusaSection(_Section):
+class MedusaSection(Section):
     """The recipe ``medusa``: Medusa-1 heads of a frozen target.
 
     Attributes:
@@ -229,7 +225,7 @@ class MedusaSection(_Section):
     live_tokens: int = Field(default=48, ge=1)
 
 
-class DraftSection(_Section):
+class DraftSection(Section):
     """The recipe ``draft``: a draft model for a target, on text or by ``distillation``.
 
     Attributes:
@@ -248,7 +244,7 @@ class DraftSection(_Section):
     live_depth: int = Field(default=4, ge=1)
 
 
-class DistillationSection(_Section):
+class DistillationSection(Section):
     """Of the recipe ``draft``: learning from the target's distribution.
 
     Attributes:
@@ -266,7 +262,7 @@ class DistillationSection(_Section):
     top_k: int = Field(default=64, ge=1)
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """One run: which recipe, and its sections. Left out, the recipe is the one whose sections are given."""
 
     recipe: Recipe

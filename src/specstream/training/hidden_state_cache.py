@@ -7,7 +7,6 @@ that goes on from a checkpoint meets the same bits.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from specstream.files.atomic import whole
 from specstream.training.data import Batch
 
 Read = Callable[[Tensor], dict[str, Tensor]]
@@ -69,9 +69,8 @@ class HiddenStateCache:
         except (FileNotFoundError, SafetensorError):
             pass  # not there, or a crash cut it short
         made = {name: _rounded(tensor.detach()) for name, tensor in read(tokens[None]).items()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in made.items()}, partial)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in made.items()}, partial)
         return made
 
 

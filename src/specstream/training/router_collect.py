@@ -6,10 +6,9 @@ recorded with the reason; an interrupted run goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,9 +27,9 @@ from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, check_place, file_sha256
+from specstream.training.answers import AnswerFile, Tell, check_place, drawn, file_sha256
 from specstream.training.decontamination import Decontamination, same
-from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
+from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +39,6 @@ class Question:
     text: str
     domain: str
     source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a collection is."""
-
-    done: int
-    total: int
-    failed: int
 
 
 def read_questions(config: CollectConfig) -> list[Question]:
@@ -65,8 +55,7 @@ def read_questions(config: CollectConfig) -> list[Question]:
                 questions.setdefault(same(question.text), question)
     if not questions:
         raise UsageError("no prompt is left; give prompts that collection.exclude does not hold")
-    seed = config.collection.seed
-    return sorted(questions.values(), key=lambda each: hashlib.sha256(f"{seed}/{each.text}".encode()).digest())
+    return sorted(questions.values(), key=lambda each: drawn(config.collection.seed, each.text))
 
 
 def _of_section(section: PromptsSection) -> list[Question]:
@@ -79,22 +68,15 @@ def _of_section(section: PromptsSection) -> list[Question]:
     ]
 
 
-def load_target(section: TargetSection) -> SpeculativeEngine:
-    """The target with plain decoding."""
-    return SpeculativeEngine(
-        section.model, drafter="none", dtype=section.dtype, device=section.device, runtime=section.runtime
-    )
-
-
 def collect(
-    config: CollectConfig, limit: int | None = None, on_prompt: Callable[[Progress], None] = lambda progress: None
+    config: CollectConfig, limit: int | None = None, tell: Tell = lambda done, total, note: None
 ) -> dict[str, Any]:
     """Measure the prompts into ``collection.output``; what is there already of the same collection is kept.
 
     Args:
         config: what to measure.
         limit: prompts to measure at most. A later run with a larger one goes on.
-        on_prompt: told how far it is.
+        tell: is told after each prompt; the note counts those that failed.
 
     Returns:
         The record that ``.meta.json`` holds.
@@ -106,10 +88,13 @@ def collect(
     section = config.collection
     check_place(Path(section.output), "collection.output")
     questions = read_questions(config)
-    engine = load_target(config.target)
-    usable = [
-        (each, ids) for each in questions if len(ids := _encoded(engine, each, section)) <= section.max_prompt_tokens
-    ]
+    target = config.target
+    engine = SpeculativeEngine(
+        target.model, drafter="none", dtype=target.dtype, device=target.device, runtime=target.runtime
+    )
+    tokenizer = engine.tokenizer
+    prompts = [(each, encode(tokenizer, asked(tokenizer, each.text, section.chat))) for each in questions]
+    usable = [each for each in prompts if len(each[1]) <= section.max_prompt_tokens]
     left_out, usable = len(questions) - len(usable), usable[:limit]
     record: dict[str, Any] = {
         "prompts": len(usable),
@@ -122,7 +107,7 @@ def collect(
     file = AnswerFile(Path(section.output), _identity(config, engine), what="prompts", setting="collection.output")
     done = file.begin(record, 1, len(usable))
     failed = 0
-    on_prompt(Progress(done=done, total=len(usable), failed=failed))
+    tell(done, len(usable), "")
     if done < len(usable):
         sides = _sides(engine, config)
         ways = {name: partial(_generate, parts, section) for name, parts in sides.items()}
@@ -132,8 +117,8 @@ def collect(
             question, ids = usable[index]
             line = collected(question, ids, list(sides), islice(turns, section.runs))
             failed += bool(line.error)
-            file.append([line.to_line()])
-            on_prompt(Progress(done=index + 1, total=len(usable), failed=failed))
+            file.append([asdict(line)])
+            tell(index + 1, len(usable), f"{failed} failed" if failed else "")
     record["failed"] = _failed(file.partial, len(usable))
     if record["failed"] == len(usable):
         raise TrainingError(f"all {len(usable)} prompts failed, as {file.partial} says; mend that, and remove it")
@@ -195,10 +180,6 @@ def _sides(engine: SpeculativeEngine, config: CollectConfig) -> dict[str, Parts]
     for side in sides.values():
         prepare(side, 1)
     return sides
-
-
-def _encoded(engine: SpeculativeEngine, question: Question, section: CollectionSection) -> list[int]:
-    return encode(engine.tokenizer, asked(engine.tokenizer, question.text, section.chat))
 
 
 def _identity(config: CollectConfig, engine: SpeculativeEngine) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Components, DraftRequest
+from specstream.core.ports import Components
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -339,14 +339,6 @@ def test_a_routed_session_is_the_chosen_one_and_says_so(model):
     table = TableModel.random(1, vocab=max(*sums, *words) + 1, memory=1)
     first, other = (drafter.begin([prompt], [Sampling()], None) for prompt in (sums, words))
     assert (first.choice.drafter, other.choice.drafter) == ("lookup", "none")
-    with pytest.raises(UsageError, match="the router chose 'none' for rows that join a batch of 'lookup'"):
-        first.join(other)
-    first.join(drafter.begin([sums], [Sampling()], None))
-    assert len(first.offers([request(sums), request(sums)])) == 2
     rows = start_rows([sums], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=2))
     list(decode(table, drafter, rows, speculation=Speculation(max_depth=2), timings=Timings()))
     assert rows[0].choice.drafter == "lookup"
-
-
-def request(tokens):
-    return DraftRequest(tokens=tokens, depth=2, generator=torch.Generator())
