@@ -179,7 +179,7 @@ class OfferedModels:
             {"max_new_tokens": question.max_new_tokens, "temperature": question.temperature, "seed": question.seed},
         )
         prompt = encode(tokenizer, asked(tokenizer, question.prompt) if question.prompt.strip() else "")
-        return Race(_batch(self._engine.parts, prompt, config), _batch(parts, prompt, config))
+        return Race(*(Generation(each, [prompt], config) for each in (self._engine.parts, parts)))
 
     def _drafting(self, drafter: str) -> Parts:
         """What drafts like this, made once."""
@@ -197,12 +197,8 @@ class OfferedModels:
         return self._parts[drafter]
 
 
-def _batch(parts: Parts, prompt: Sequence[int], config: GenerationConfig) -> Generation:
-    return Generation(parts, [prompt], config)
-
-
 def _warm_up(parts: Parts) -> None:
     """Let everything happen that happens once, before a race is timed with it."""
     prepare(parts, 1)
     config = GenerationConfig(max_new_tokens=WARM_UP_TOKENS, ignore_eos=True)
-    _batch(parts, encode(parts.tokenizer, WARM_UP), config).run()
+    Generation(parts, [encode(parts.tokenizer, WARM_UP)], config).run()
