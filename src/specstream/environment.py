@@ -79,6 +79,14 @@ class Level:
     libraries: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+def _libraries(instructions: str, onednn: str) -> dict[str, str]:
+    return {
+        "ATEN_CPU_CAPABILITY": instructions,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "MKL_ENABLE_INSTRUCTIONS": instructions.upper(),
+    }
+
+
 _V3 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
@@ -88,29 +96,21 @@ LEVELS = (
         machine="x86_64",
         needs=_V3,
         options=("-march=x86-64-v3",),
-        libraries={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        libraries=_libraries("avx2", "AVX2"),
     ),
     Level(
         name="x86-64-v4",
         machine="x86_64",
         needs=_V4,
         options=("-march=x86-64-v4",),
-        libraries={
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        },
+        libraries=_libraries("avx512", "AVX512_CORE"),
     ),
     Level(
         name="x86-64-v4-vnni",
         machine="x86_64",
         needs=_V4 | {"avx512_vnni"},
         options=("-march=x86-64-v4", "-mavx512vnni"),
-        libraries={
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        },
+        libraries=_libraries("avx512", "AVX512_CORE_VNNI"),
     ),
     Level(
         name="x86-64-v4-bf16",
@@ -118,11 +118,7 @@ LEVELS = (
         needs=_V4 | {"avx512_vnni", "avx512_bf16"},
         options=("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
         bf16=True,
-        libraries={
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        },
+        libraries=_libraries("avx512", "AVX512_CORE_BF16"),
     ),
     Level(
         name="aarch64",
