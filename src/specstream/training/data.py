@@ -90,6 +90,9 @@ class Examples:
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
 
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self._examples)
+
     def first(self, count: int) -> Examples:
         """The first so many of them."""
         return Examples(self._examples[:count], self._pad)

@@ -31,7 +31,7 @@ RANKS = 8
 def answer_counts(examples: Examples, size: int) -> Tensor:
     """How often each of ``size`` tokens is to be predicted."""
     counts = torch.zeros(size, dtype=torch.int64)
-    for each in (examples[index] for index in range(len(examples))):
+    for each in examples:
         counts += torch.bincount(torch.tensor(each.tokens[each.start :]), minlength=size)
     return counts
 

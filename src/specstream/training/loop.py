@@ -108,10 +108,10 @@ class Loop:
             KeyboardInterrupt: the process was told to stop; a checkpoint of the last whole step is written first.
             TrainingError: out of memory, or the loss is no number.
         """
-        config, started = self.config, time.perf_counter()
+        config, device, started = self.config, self._accelerator.device, time.perf_counter()
         self._resume()
         self._journal.begin(self.progress.step, config.num_train_steps)
-        with torch.random.fork_rng(devices=_cuda_devices(self._accelerator.device)), _interrupts() as told:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _interrupts() as told:
             if self.progress.step == 0:
                 self._evaluate()
             while self.progress.step < config.num_train_steps:
@@ -302,18 +302,13 @@ def _seed(seed: int, step: int, process: int) -> int:
 
 
 def _memory_error(error: BaseException) -> TrainingError | None:
-    text = str(error)
     known = ("out of memory", "not enough memory", "can't allocate memory")
-    if not isinstance(error, MemoryError) and not any(words in text for words in known):
+    if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
         return None
     return TrainingError(
         "out of memory in a training step: lower training.per_device_batch_size (and raise "
         "training.gradient_accumulation_steps by the same factor), or lower data.max_length"
     )
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
 
 
 @contextmanager
