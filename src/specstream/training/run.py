@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from specstream.environment import provenance
 from specstream.errors import UsageError
@@ -17,7 +17,6 @@ from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples, read_file
 from specstream.training.loop import Loop, Outcome, make_accelerator
 from specstream.training.run_log import RunLog
-from specstream.training.trainee import Trainee
 
 RECIPES: Mapping[str, str] = {
     **{name: f"specstream.training.recipes.{name}" for name in get_args(Recipe)},
@@ -77,7 +76,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         )
     main = bool(accelerator.is_main_process)
     with RunLog(root if main else None, config.logging, settings, quiet=quiet or not main) as run_log:
-        trainee, tokenizer = _prepare(config, str(accelerator.device))
+        trainee, tokenizer = import_module(RECIPES[config.recipe]).prepare(config, str(accelerator.device))
         data = load_examples(config.data, tokenizer, config.training.seed)
         loop = Loop(
             trainee,
@@ -115,10 +114,6 @@ def _check_names(config: TrainConfig) -> None:
             read_file(file)  # whose error says what there is instead
 
 
-def _prepare(config: TrainConfig, device: str) -> tuple[Trainee, Any]:
-    return cast(tuple[Trainee, Any], import_module(RECIPES[config.recipe]).prepare(config, device))
-
-
 def _check_same(checkpoints: Checkpoints, settings: Mapping[str, Any]) -> None:
     """A run goes on only with the settings it began with."""
     steps = checkpoints.steps()
@@ -128,17 +123,13 @@ def _check_same(checkpoints: Checkpoints, settings: Mapping[str, Any]) -> None:
     before = record.get("config", {})
     for section, values in settings.items():
         old = before.get(section)
-        if not isinstance(values, Mapping) or not isinstance(old, Mapping):
-            if values != old:
-                raise _other(checkpoints.root, section, old, values)
-            continue
-        for key, value in values.items():
-            if key not in _MAY_CHANGE.get(section, ()) and value != old.get(key, value):
-                raise _other(checkpoints.root, f"{section}.{key}", old.get(key), value)
-
-
-def _other(root: Path, name: str, old: Any, new: Any) -> UsageError:
-    return UsageError(
-        f"{root} holds a run with {name} {old!r} and now it is {new!r}; give the old value, another "
-        "training.output_dir, or --no-resume to set that run aside"
-    )
+        pairs = {section: (old, values)}
+        if isinstance(values, Mapping) and isinstance(old, Mapping):
+            fixed = values.keys() - _MAY_CHANGE.get(section, set())
+            pairs = {f"{section}.{key}": (old.get(key, values[key]), values[key]) for key in values if key in fixed}
+        for name, (was, now) in pairs.items():
+            if was != now:
+                raise UsageError(
+                    f"{checkpoints.root} holds a run with {name} {was!r} and now it is {now!r}; give the old value, "
+                    "another training.output_dir, or --no-resume to set that run aside"
+                )

@@ -20,9 +20,8 @@ from specstream.models.target.hf import HuggingFaceTarget
 from specstream.training.cards import MADE
 from specstream.training.config import DistillationSection, DraftSection, TrainConfig
 from specstream.training.data import Batch
-from specstream.training.distillation import distance
+from specstream.training.distillation import Teacher, distance
 from specstream.training.live_evaluation import Live
-from specstream.training.teacher import Teacher
 from specstream.training.trainee import Goal
 
 
