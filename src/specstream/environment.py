@@ -180,11 +180,7 @@ def limit_libraries() -> None:
 
 
 def variable(name: str, environment: Mapping[str, str] | None = None) -> str | None:
-    """What an environment variable says; None where it is not set.
-
-    Args:
-        name: of the variable.
-        environment: None for this process's.
+    """What a variable of an environment says, by default this process's; None where it is not set.
 
     Raises:
         UsageError: it is empty. A template that was not filled in looks so, and is not the same as no variable.
@@ -315,12 +311,7 @@ def address_remedy(host: str) -> str:
 
 
 def require(package: str, extra: str, purpose: str) -> Any:
-    """The imported package.
-
-    Args:
-        package: to import.
-        extra: the extra of this project that installs it.
-        purpose: what needs it, for the error.
+    """The imported package, which an extra of this project installs.
 
     Raises:
         MissingPackageError: it is not installed, with the line that installs it.
@@ -344,6 +335,7 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
     """
     import torch
 
+    on_gpu = device is not None and device.startswith("cuda") and torch.cuda.is_available()
     return {
         "specstream": VERSION,
         "torch": torch.__version__,
@@ -354,14 +346,6 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
         "cpu_level": level().name,
         "threads": torch.get_num_threads(),
         "device": device,
-        "accelerator": _accelerator(device),
+        "accelerator": torch.cuda.get_device_name(device) if on_gpu else None,
         "dtype": dtype,
     }
-
-
-def _accelerator(device: str | None) -> str | None:
-    import torch
-
-    if device is None or not device.startswith("cuda") or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_name(device)

@@ -95,13 +95,11 @@ class OfferedModels:
         Raises:
             SpecStreamError: one of the models is not there, or the first cannot be loaded or drafted for like this.
         """
-        return self._thread.submit(self._begin).result()
-
-    def _begin(self) -> list[str]:
         for model in self.models:
             check(model)
-        drafters = self._load(self.models[0])
-        self._drafting(self.drafter)  # what is wrong with it is said now, not when the page is used
+        drafters = self.load(self.models[0])
+        # What is wrong with it is said now, not when the page is used.
+        self._thread.submit(self._drafting, self.drafter).result()
         return drafters
 
     def load(self, model: str) -> list[str]:

@@ -169,13 +169,7 @@ def _connect(
 
 
 def answers(gradio: Any, offered: OfferedModels, values: dict[str, Any]) -> Iterator[list[Any]]:
-    """What the views show, again and again while a race goes on, and its rounds behind them.
-
-    Args:
-        gradio: the package.
-        offered: what decodes.
-        values: of the fields, by name.
-    """
+    """What the views show, again and again while a race goes on, and its rounds behind them."""
     untouched = [gradio.skip()] * VIEWS
     yield [figures.line("Reading the prompt …", "running"), *untouched]
     try:

@@ -11,11 +11,7 @@ from specstream.routing.router import Choice, Router
 
 
 class RoutedDrafter(Drafter):
-    """Several drafters of one target, of which a router chooses.
-
-    Args:
-        drafters: by the names that the router knows them by.
-        router: bound to the target.
+    """Several drafters of one target, by the names that a router knows them by, of which it chooses.
 
     Raises:
         UsageError: fewer than two drafters.

@@ -47,12 +47,8 @@ SPREAD = 256
 def token_table(tokenizer: Any, size: int) -> Tensor:
     """Characters of each token, and of each kind among them.
 
-    Args:
-        tokenizer: decodes them one by one.
-        size: of the vocabulary; tokens that the tokenizer does not know hold nothing.
-
     Returns:
-        ``[size, 1 + len(CLASSES)]`` uint8.
+        ``[size, 1 + len(CLASSES)]`` uint8; tokens that the tokenizer does not know hold nothing.
     """
     known = range(min(size, len(tokenizer)))
     texts = tokenizer.batch_decode([[token] for token in known], skip_special_tokens=True)
@@ -150,12 +146,7 @@ def make_embedding(name: str, model: str | None, target: Any, tokenizer: Any) ->
 
 
 class Features:
-    """All features of a prompt.
-
-    Args:
-        table: of the vocabulary, from ``token_table``.
-        embedding: what they end with.
-    """
+    """All features of a prompt, by the vocabulary's ``token_table``; they end with the embedding."""
 
     def __init__(self, table: Tensor, embedding: Embedding) -> None:
         self._table, self._embedding = table, embedding

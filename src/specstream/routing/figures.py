@@ -70,13 +70,7 @@ class RouterTable:
 
 
 def router_table(collected: Sequence[Collected], chosen: Sequence[str], seconds: Sequence[float]) -> RouterTable:
-    """The table of a router.
-
-    Args:
-        collected: prompts that were measured.
-        chosen: the router's drafter for each.
-        seconds: that the choice took.
-    """
+    """The table of a router on prompts that were measured, by its drafter for each and the seconds of each choice."""
     routed = list(zip(collected, chosen, seconds, strict=True))
     every = _figures(routed)
     fixed = {each.name: each.tokens_per_second for each in every if each.name not in (ROUTER, ORACLE)}

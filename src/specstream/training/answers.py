@@ -58,10 +58,11 @@ class AnswerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt and the file and record it stands in."""
+    """A prompt, the file and record it stands in, and what kind it is, where that is known."""
 
     prompt: str
     source: str
+    domain: str = ""
 
 
 Tell = Callable[[int, int, str], None]
@@ -88,7 +89,7 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
                 left_out["repeated"] += 1
             else:
                 seen.add(same(prompt))
-                own.append(Question(prompt=prompt, source=f"{Path(file).parent.name}/{Path(file).name}:{number}"))
+                own.append(Question(prompt=prompt, source=f"{short_name(file)}:{number}"))
         questions += _shuffled(own, settings)[: settings.per_file]
     if not questions:
         raise UsageError("no prompt is left; give --prompts a file of prompts that --exclude does not hold")
@@ -99,6 +100,11 @@ def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Quest
     return sorted(questions, key=lambda each: drawn(settings.seed, each.prompt)) if settings.shuffle else questions
 
 
+def short_name(path: str) -> str:
+    """A file by its name and its folder's: the rest says nothing elsewhere."""
+    return f"{Path(path).parent.name}/{Path(path).name}"
+
+
 def drawn(seed: int, text: str) -> bytes:
     """What to sort texts by for an order of chance: that of some does not depend on which others are there."""
     return hashlib.sha256(f"{seed}/{text}".encode()).digest()
@@ -106,10 +112,6 @@ def drawn(seed: int, text: str) -> bytes:
 
 def check_place(path: Path, setting: str) -> None:
     """Refuse a place for an ``AnswerFile`` before anything is loaded for it, and make its folder.
-
-    Args:
-        path: the file.
-        setting: how the path is given, for the error.
 
     Raises:
         UsageError: a folder, a place that cannot be written to, or a file that no such run wrote: it would be lost.
@@ -208,10 +210,8 @@ def distill(
         UsageError: files that cannot be read, or an output of other settings.
     """
     questions, left_out = read_questions(settings)
-    tokenizer = engine.tokenizer
-    prompts = [(each, encode(tokenizer, asked(tokenizer, each.prompt, settings.chat))) for each in questions]
-    usable = [each for each in prompts if len(each[1]) <= settings.max_prompt_tokens]
-    left_out["too_long"] = len(prompts) - len(usable)
+    usable = encoded(engine.tokenizer, questions, settings.chat, settings.max_prompt_tokens)
+    left_out["too_long"] = len(questions) - len(usable)
     usable = usable[:limit]
     record: dict[str, Any] = {
         "prompts": len(usable),
@@ -229,6 +229,14 @@ def distill(
         tell(start + len(batch), len(usable), f"{generation.new_tokens / generation.timings.total:.0f} tokens/s")
     file.finish(record, len(usable))
     return record
+
+
+def encoded(
+    tokenizer: Any, questions: Sequence[Question], chat: bool | None, most: int
+) -> list[tuple[Question, list[int]]]:
+    """Prompts with their tokens, but for those that have more than ``most``."""
+    pairs = [(each, encode(tokenizer, asked(tokenizer, each.prompt, chat))) for each in questions]
+    return [pair for pair in pairs if len(pair[1]) <= most]
 
 
 def _answer(engine: SpeculativeEngine, prompts: list[list[int]], settings: AnswerSettings, start: int) -> Generation:

@@ -163,7 +163,19 @@ class LoRATrainingSection(LoRASection):
     merge: bool = False
 
 
-class StreamsSection(Section):
+class LiveSection(Section):
+    """Decoding with what is trained, in every evaluation.
+
+    Attributes:
+        live_prompts: held-out prompts that are decoded, 0 for none; not in ``shared``, whose model never stays the same.
+        live_tokens: of each answer to them.
+    """
+
+    live_prompts: int = Field(default=8, ge=0)
+    live_tokens: int = Field(default=48, ge=1)
+
+
+class StreamsSection(LiveSection):
     """The recipe ``streams``: speculative streams of a frozen target; in ``shared`` it is fine-tuned with them.
 
     Attributes:
@@ -184,9 +196,6 @@ class StreamsSection(Section):
             package; None for new ones. A ``gamma`` beside it may ask for more streams than it has, a ``chain_rank`` or
             ``pruning_rank`` for a chain or an early exit that it lacks.
         weight: of each stream's loss beside the next token's, where both are learned.
-        live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none. Not in
-            ``shared``, whose model changes all the time.
-        live_tokens: of each answer to them.
     """
 
     train: Literal["all", "early_exit"] = "all"
@@ -203,44 +212,34 @@ class StreamsSection(Section):
     fit_examples: int = Field(default=100, ge=1)
     start_from: str | None = None
     weight: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    live_prompts: int = Field(default=8, ge=0)
-    live_tokens: int = Field(default=48, ge=1)
 
 
-class MedusaSection(Section):
+class MedusaSection(LiveSection):
     """The recipe ``medusa``: Medusa-1 heads of a frozen target.
 
     Attributes:
         num_heads: tokens drafted beyond the next.
         num_layers: of each residual block.
         vocabulary: heads draft this many tokens, the most frequent ones of the data; None for all.
-        live_prompts: held-out prompts that every evaluation decodes with the heads at work; 0 for none.
-        live_tokens: of each answer to them.
     """
 
     num_heads: int = Field(default=4, ge=1)
     num_layers: int = Field(default=1, ge=1)
     vocabulary: int | None = Field(default=None, ge=1)
-    live_prompts: int = Field(default=8, ge=0)
-    live_tokens: int = Field(default=48, ge=1)
 
 
-class DraftSection(Section):
+class DraftSection(LiveSection):
     """The recipe ``draft``: a draft model for a target, on text or by ``distillation``.
 
     Attributes:
         train: ``all`` of it, or its ``layers``, while the embeddings and the head stay as they are.
         goal: the held-out figure of the best checkpoint: the ``acceptance`` of sampled drafts, the ``agreement`` of
             greedy ones, or ``live_accepted_length``.
-        live_prompts: held-out prompts that every evaluation decodes with the draft at work; 0 for none.
-        live_tokens: of each answer to them.
         live_depth: tokens drafted a round there.
     """
 
     train: Literal["all", "layers"] = "all"
     goal: Literal["acceptance", "agreement", "live_accepted_length"] = "acceptance"
-    live_prompts: int = Field(default=8, ge=0)
-    live_tokens: int = Field(default=48, ge=1)
     live_depth: int = Field(default=4, ge=1)
 
 

@@ -140,11 +140,6 @@ class Examples:
 class Order:
     """Which examples the batch at a position has. Every epoch has an order of its own and full batches only.
 
-    Args:
-        lengths: of the examples, in tokens.
-        batch_size: examples of a batch.
-        seed: of the order.
-
     Raises:
         UsageError: fewer examples than one batch.
     """
@@ -180,12 +175,7 @@ class Order:
 
 
 def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examples, Examples]:
-    """The examples to train on and those held out.
-
-    Args:
-        config: which files, and how they are read.
-        tokenizer: the target's.
-        seed: of the choice of held-out examples, where no files of them are given.
+    """The examples to train on and those held out, which the seed chooses where no files of them are given.
 
     Raises:
         UsageError: no data, a file that cannot be read, a record without anything to learn.
@@ -216,11 +206,6 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
 
 def examples_of(records: Sequence[_Record], config: DataSection, tokenizer: Any) -> Examples:
     """Records as examples; plain texts are put behind one another in blocks of the full length.
-
-    Args:
-        records: and where each of them stands, for errors.
-        config: how they are read.
-        tokenizer: the target's.
 
     Raises:
         UsageError: a record without anything to learn.

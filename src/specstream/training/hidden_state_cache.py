@@ -38,10 +38,6 @@ class HiddenStateCache:
     def batch(self, batch: Batch, read: Read) -> dict[str, Tensor]:
         """What there is of every row of a batch, or is computed now.
 
-        Args:
-            batch: whose rows.
-            read: computes what is not there.
-
         Returns:
             The tensors of ``read`` with a row for each of the batch's, padded with zeros to its width.
         """

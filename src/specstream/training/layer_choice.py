@@ -56,12 +56,7 @@ def choices_of(choice: str, total: int, count: int) -> dict[str, tuple[int, ...]
     """The usual choices of ``count`` of ``total`` layers, before them the one that is ``given`` by its numbers.
 
     The ``first`` ones are an early exit. Of evenly ``spaced`` ones the first and the last layer are two. Half of them
-    may stand at both ``ends``, or all but one at the start and the ``last-only`` behind.
-
-    Args:
-        choice: as for ``choose_layers``.
-        total: layers of the target.
-        count: to take.
+    may stand at both ``ends``, or all but one at the start and the ``last-only`` behind. See ``choose_layers``.
 
     Raises:
         UsageError: an unknown choice, or layers that there are not.

@@ -42,13 +42,9 @@ def frequent_tokens(counts: Tensor, size: int) -> Tensor:
 
 
 class Live:
-    """Drafting as it will be: the target decodes held-out prompts with a drafter in every round.
+    """Drafting as it will be: the target decodes so many held-out prompts with a drafter in every round.
 
-    Args:
-        model: the target.
-        tokenizer: its tokenizer.
-        prompts: how many; 0 measures nothing.
-        tokens: of each answer.
+    Answers have so many tokens at most. With 0 prompts nothing is measured.
     """
 
     def __init__(self, model: Any, tokenizer: Any, prompts: int, tokens: int) -> None:
@@ -57,13 +53,7 @@ class Live:
         self._count, self._tokens = prompts, tokens
 
     def figures(self, drafter: Drafter, depth: int, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
-        """``live_accepted_length``: tokens for each pass of the target.
-
-        Args:
-            drafter: what drafts.
-            depth: the deepest tree.
-            prompts: of which some are taken, spread evenly.
-        """
+        """``live_accepted_length``: tokens for each pass of the target, of some prompts, spread evenly."""
         if self._target is None or not prompts:
             return {}
         chosen = [prompts[at * len(prompts) // self._count] for at in range(min(self._count, len(prompts)))]

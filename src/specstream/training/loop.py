@@ -62,16 +62,9 @@ class Outcome:
 
 
 class Loop:
-    """Trains one trainee.
+    """Trains one trainee on the first of two sets of examples, and judges it on the second.
 
-    Args:
-        trainee: what is trained.
-        data: the examples to train on, and those held out.
-        config: how.
-        accelerator: accelerate's: devices, processes, mixed precision.
-        run_log: the log.
-        checkpoints: where to save; None saves nothing.
-        record: what is written with every checkpoint, besides the figures.
+    Where there are no ``checkpoints`` nothing is saved; ``record`` is written with each, besides the figures.
     """
 
     def __init__(
@@ -265,9 +258,7 @@ class Loop:
 class _Step(nn.Module):
     """The trainee's loss as a module's ``forward``, where data-parallel training and autocast expect it.
 
-    Args:
-        trainee: whose loss; it is no submodule, as its frozen parts are nobody's to synchronise.
-        parameters: what is trained.
+    The trainee is no submodule, as its frozen parts are nobody's to synchronise.
     """
 
     def __init__(self, trainee: Trainee, parameters: list[nn.Parameter]) -> None:

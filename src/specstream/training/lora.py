@@ -230,12 +230,7 @@ def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Exa
 
 
 class LoRATrainee:
-    """An adapter that learns the next token.
-
-    Args:
-        adapter: around the base model.
-        merge: save the whole new model too.
-    """
+    """An adapter that learns the next token; with ``merge`` the whole new model is saved too."""
 
     goal = Goal(figure="loss", rises=False)
 

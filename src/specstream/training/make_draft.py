@@ -30,12 +30,6 @@ from specstream.training.live_evaluation import answer_counts, frequent_tokens
 def frequent_part(model: Any, tokenizer: Any, examples: Examples, size: int) -> Tensor:
     """The tokens for a draft to say: those that end a text or are special, and the most frequent ones of the examples.
 
-    Args:
-        model: the target.
-        tokenizer: its tokenizer.
-        examples: whose tokens are counted; of equally frequent ones the lower ids are taken, which BPE made first.
-        size: how many.
-
     Returns:
         ``[size]`` int64, rising.
 
@@ -63,11 +57,11 @@ def coverage(examples: Examples, part: Tensor) -> float:
 def write_draft(
     folder: Path, model: Any, tokenizer: Any, change: Tensor | None, part: Tensor | None, made: dict[str, Any]
 ) -> None:
-    """Write the draft as a plain Hugging Face folder, with what it was made of.
+    """Write the draft as a plain Hugging Face folder, in place of one that is there; the model is as it was afterwards.
 
     Args:
-        folder: put there whole; one that is there is replaced.
-        model: the target; as it was afterwards.
+        folder: put there whole.
+        model: the target.
         tokenizer: its tokenizer.
         change: ``[hidden, hidden]`` that the head is multiplied with, None to leave it.
         part: the tokens that the draft says; None for all.

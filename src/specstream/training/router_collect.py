@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,25 +20,15 @@ from specstream.engine.contestants import Turn, by_turn, in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_short_context, prepare
-from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import TrainingError, UsageError, reason_of
 from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, Tell, check_place, drawn, file_sha256
+from specstream.training.answers import AnswerFile, Question, Tell, check_place, drawn, encoded, file_sha256, short_name
 from specstream.training.decontamination import Decontamination, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt, its kind, and the file and place it stands in."""
-
-    text: str
-    domain: str
-    source: str
 
 
 def read_questions(config: CollectConfig) -> list[Question]:
@@ -51,19 +41,19 @@ def read_questions(config: CollectConfig) -> list[Question]:
     questions: dict[tuple[str, ...], Question] = {}
     for section in config.prompts:
         for question in _of_section(section):
-            if question.text not in excluded:
-                questions.setdefault(same(question.text), question)
+            if question.prompt not in excluded:
+                questions.setdefault(same(question.prompt), question)
     if not questions:
         raise UsageError("no prompt is left; give prompts that collection.exclude does not hold")
-    return sorted(questions.values(), key=lambda each: drawn(config.collection.seed, each.text))
+    return sorted(questions.values(), key=lambda each: drawn(config.collection.seed, each.prompt))
 
 
 def _of_section(section: PromptsSection) -> list[Question]:
     texts = load_prompts(section.file, section.field, section.where)
     end = None if section.limit is None else section.skip + section.limit
-    name = _last(section.file)
+    name = short_name(section.file)
     return [
-        Question(text=section.template.replace("{prompt}", text), domain=section.domain, source=f"{name}:{number}")
+        Question(prompt=section.template.replace("{prompt}", text), domain=section.domain, source=f"{name}:{number}")
         for number, text in list(enumerate(texts, 1))[section.skip : end]
     ]
 
@@ -92,9 +82,7 @@ def collect(
     engine = SpeculativeEngine(
         target.model, drafter="none", dtype=target.dtype, device=target.device, runtime=target.runtime
     )
-    tokenizer = engine.tokenizer
-    prompts = [(each, encode(tokenizer, asked(tokenizer, each.text, section.chat))) for each in questions]
-    usable = [each for each in prompts if len(each[1]) <= section.max_prompt_tokens]
+    usable = encoded(engine.tokenizer, questions, section.chat, section.max_prompt_tokens)
     left_out, usable = len(questions) - len(usable), usable[:limit]
     record: dict[str, Any] = {
         "prompts": len(usable),
@@ -133,14 +121,7 @@ def _failed(path: Path, count: int) -> int:
 
 
 def collected(question: Question, ids: list[int], names: list[str], turns: Iterable[Turn[Generation]]) -> Collected:
-    """What every drafter did on one prompt; whatever went wrong is in the line.
-
-    Args:
-        question: the prompt.
-        ids: its tokens.
-        names: of the drafters.
-        turns: one for each run.
-    """
+    """What every drafter did on one prompt, by a turn for each run; whatever went wrong is in the line."""
     error = ""
     try:
         made = [turn.values() for turn in list(turns)]  # all of them, whichever fails: the next prompt's come after
@@ -148,7 +129,7 @@ def collected(question: Question, ids: list[int], names: list[str], turns: Itera
     except Exception as problem:  # one prompt must not end hours of measuring
         runs, error = {}, reason_of(problem)
     return Collected(
-        prompt=question.text,
+        prompt=question.prompt,
         token_ids=ids,
         domain=question.domain,
         source=question.source,
@@ -190,12 +171,7 @@ def _identity(config: CollectConfig, engine: SpeculativeEngine) -> dict[str, Any
         **section,
         "target": {**config.target.model_dump(), **describe_base(engine.model)},
         "drafters": {name: spec.model_dump() for name, spec in config.drafters.items()},
-        "prompt_sections": [{**each.model_dump(), "file": _last(each.file)} for each in config.prompts],
-        "files": {_last(file): file_sha256(Path(file)) for file in files},
+        "prompt_sections": [{**each.model_dump(), "file": short_name(each.file)} for each in config.prompts],
+        "files": {short_name(file): file_sha256(Path(file)) for file in files},
         **{name: versions[name] for name in ("specstream", "torch", "transformers", "cpu", "threads")},
     }
-
-
-def _last(path: str) -> str:
-    """A file by its name and its folder's: the rest says nothing elsewhere."""
-    return f"{Path(path).parent.name}/{Path(path).name}"

@@ -98,13 +98,7 @@ def train_router(config: RouterTrainConfig) -> Trained:
 
 
 def evaluate_router(folder: str, files: Sequence[str], target: TargetSection, *, learn: bool = False) -> RouterTable:
-    """The table of a router on collections that it was not fitted to.
-
-    Args:
-        folder: of the router.
-        files: collections of its drafters, and of others if need be.
-        target: the router's.
-        learn: whether it learns from each prompt before the next, as it does in use.
+    """The table of a router on collections, of its drafters at least, that it was not fitted to; see ``judge``.
 
     Raises:
         UsageError: collections that cannot be read, or in which a drafter of the router is missing.
@@ -126,12 +120,8 @@ def judge(
 ) -> RouterTable:
     """What a router chooses for prompts that were measured, and what the choices cost here.
 
-    Args:
-        model: the router.
-        collected: the prompts.
-        target: the transformers model.
-        tokenizer: its tokenizer.
-        learn: draw by what is believed and learn from each choice; otherwise the table alone decides, at the same cost.
+    With ``learn`` it draws by what is believed and learns from each choice; otherwise the table alone decides, at the
+    same cost.
     """
     config = RouterConfig(router="", learn=learn, explore=1.0 if learn else 0.0)
     router = Router(model, config, torch.Generator().manual_seed(config.seed))

@@ -26,13 +26,7 @@ from specstream.training.trainee import Goal
 
 
 class TrainedDraft:
-    """A draft model in float32, with its head cut where it says some tokens only.
-
-    Args:
-        name: a folder, a catalog name or a hub id.
-        train: ``all`` of it, or its ``layers`` with the embeddings and the head staying as they are.
-        device: where it goes.
-    """
+    """A draft model in float32, by its name, with its head cut where it says some tokens only."""
 
     def __init__(self, name: str, train: str, device: str) -> None:
         self.model, self.tokenizer = load_model(name, dtype="float32", device=device)
@@ -99,15 +93,7 @@ class TrainedDraft:
 
 
 class DraftTrainee:
-    """A draft that learns to be accepted.
-
-    Args:
-        draft: it.
-        teacher: the target, which is learnt from, where that is asked for, and judges.
-        settings: the recipe's own, and how to distil.
-        live: decodes with it.
-        vocab_size: the target's.
-    """
+    """A draft that learns to be accepted; the teacher judges it, and is learnt from where that is asked for."""
 
     def __init__(
         self,

@@ -20,13 +20,7 @@ from specstream.training.trainee import Goal, drafted_figures
 
 
 class MedusaTrainee:
-    """Heads that learn what the target says.
-
-    Args:
-        heads: them.
-        kept: what the target computes.
-        live: decodes with them.
-    """
+    """Heads that learn what the target says."""
 
     goal = Goal(figure="accepted_length")
 

@@ -30,13 +30,7 @@ STREAMS = "streams"
 
 
 class SharedTrainee:
-    """A base and its streams that learn together.
-
-    Args:
-        adapter: around the base.
-        streams: of that base, in the shared mode.
-        name: of the new model, for people.
-    """
+    """A base and its streams, in the shared mode, that learn together; ``name`` is the new model's, for people."""
 
     goal = Goal(figure="loss", rises=False)
 

@@ -100,14 +100,7 @@ class MainStates:
 
 
 class StreamsTrainee:
-    """Streams that learn what the target says.
-
-    Args:
-        streams: them.
-        states: what the target computes.
-        section: how they learn.
-        live: decodes with them.
-    """
+    """Streams that learn what the target says."""
 
     goal = Goal(figure="accepted_length")
 
@@ -225,12 +218,7 @@ def begin(streams: Streams, states: MainStates, examples: Examples, count: int) 
     A linear start begins as the best guess, by least squares, at the state that the main stream will have at the next
     token, from the state at this one and the next token: stream 1 then starts as the main stream will at its place.
     Further streams start with as much of that guess, dimension by dimension, as tells something about their places.
-
-    Args:
-        streams: fresh ones.
-        states: the target's.
-        examples: to look at.
-        count: the first so many of them.
+    The first ``count`` of the examples are looked at.
     """
     linear = streams.config.start == "linear"
     chosen = [examples[index].tokens for index in range(min(count if linear else 1, len(examples)))]
