@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
+from specstream.files.atomic import set_aside
 
 FILE = "answers.jsonl"
 """In the folder of a data set."""
@@ -32,7 +33,7 @@ class Answers:
         self.records: dict[int, dict[str, Any]] = {}
         run = json.loads(json.dumps(run))
         if self.path.exists() and not resume:
-            _set_aside(self.path)
+            set_aside(self.path)
         if self.path.exists() and b"\n" in self.path.read_bytes():
             self._read(run)
         else:
@@ -81,10 +82,3 @@ def _difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] 
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _set_aside(path: Path) -> None:
-    number = 1
-    while (other := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    os.replace(path, other)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ def write_whole(path: Path, text: str) -> None:
     """Under a temporary name first."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file or a folder to a name that is free, so that another can begin there and nothing is lost."""
+    ending = path.suffix if path.is_file() else ""
+    names = (path.with_name(f"{path.name.removesuffix(ending)}.{number}{ending}") for number in count(1))
+    os.rename(path, next(each for each in names if not each.exists()))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -167,7 +167,7 @@ class LiveSection(Section):
     """Decoding with what is trained, in every evaluation.
 
     Attributes:
-        live_prompts: held-out prompts that are decoded, 0 for none; not in ``shared``, whose model never stays the same.
+        live_prompts: held-out prompts that are decoded, 0 for none; not in ``shared``, whose model always changes.
         live_tokens: of each answer to them.
     """
 

@@ -277,7 +277,7 @@ class _Reader:
         end = tokenizer.eos_token_id
         self._end = [] if end is None else [int(end)]
         self._last = max(tokenizer.get_vocab().values())
-        self.pad = next((int(each) for each in (tokenizer.pad_token_id, end) if each is not None), 0)
+        self._pad = next((int(each) for each in (tokenizer.pad_token_id, end) if each is not None), 0)
 
     def examples(self, records: Sequence[_Record]) -> Examples:
         examples: list[Example] = []
@@ -288,17 +288,15 @@ class _Reader:
                 stream += [*self._ids(text), *self._end]
             elif (example := self._example(record, where)) is not None:
                 examples.append(example)
-        return Examples([*examples, *self._packed(stream)], self.pad)
+        # Plain texts stand behind one another in blocks of the full length; the rest is a shorter one.
+        size = self._config.max_length
+        blocks = (stream[start : start + size] for start in range(0, len(stream), size))
+        examples += [Example(tokens=tuple(block), start=1) for block in blocks if len(block) > 1]
+        return Examples(examples, self._pad)
 
     def _plain(self, record: Mapping[str, Any]) -> str | None:
         text = record.get("text", record.get("content"))
         return text if isinstance(text, str) and answer_of(record) is None else None
-
-    def _packed(self, stream: Sequence[int]) -> list[Example]:
-        """Plain text in blocks of the full length, texts behind one another; the rest is a shorter block."""
-        size = self._config.max_length
-        blocks = (stream[start : start + size] for start in range(0, len(stream), size))
-        return [Example(tokens=tuple(block), start=1) for block in blocks if len(block) > 1]
 
     def _example(self, record: Mapping[str, Any], where: str) -> Example | None:
         """None where there is nothing of an answer: left empty, as a few are in most data sets, or too far behind."""
@@ -315,18 +313,15 @@ class _Reader:
         if "answer_token_ids" in record:
             return list(record["prompt_token_ids"]), list(record["answer_token_ids"])
         turns = _turns(record)
-        if turns:
-            return self._prompt(turns[:-1], where), [*self._ids(turns[-1]["content"]), *self._end]
-        answer = answer_of(record)
-        if answer is None:
-            raise UsageError(f"{where} has no answer and no text; run specstream distill-data on it first")
-        prompt = [{"role": "user", "content": prompt_of(record, where)}]
-        return self._prompt(prompt, where), [*self._ids(answer), *self._end]
-
-    def _prompt(self, turns: list[dict[str, str]], where: str) -> list[int]:
-        if self._chat:
-            return encode(self._tokenizer, turns)
-        return encode(self._tokenizer, "\n".join(turn["content"] for turn in turns))
+        if not turns:
+            answer = answer_of(record)
+            if answer is None:
+                raise UsageError(f"{where} has no answer and no text; run specstream distill-data on it first")
+            contents = {"user": prompt_of(record, where), "assistant": answer}
+            turns = [{"role": role, "content": content} for role, content in contents.items()]
+        *asked, last = turns
+        prompt = encode(self._tokenizer, asked if self._chat else "\n".join(turn["content"] for turn in asked))
+        return prompt, [*self._ids(last["content"]), *self._end]
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

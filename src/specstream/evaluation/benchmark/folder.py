@@ -7,7 +7,6 @@ is compared was always measured together; of two samples of the same thing the l
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timezone
@@ -16,7 +15,7 @@ from typing import Any
 
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Arm, Group
-from specstream.files.atomic import write_whole
+from specstream.files.atomic import set_aside, write_whole
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
 
@@ -132,10 +131,7 @@ class RunFolder:
         """Rename the run that is here, so that another can begin and nothing is lost."""
         if not self.run:
             return self
-        number = 1
-        while (aside := self.root.with_name(f"{self.root.name}.{number}")).exists():
-            number += 1
-        os.rename(self.root, aside)
+        set_aside(self.root)
         return RunFolder(self.root)
 
     def _lines(self) -> Iterable[dict[str, Any]]:
