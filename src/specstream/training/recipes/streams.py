@@ -39,25 +39,15 @@ RIDGE = 1e-3
 
 
 class MainStates:
-    """The target's own pass over examples, kept where a folder is given.
-
-    Args:
-        streams: whose target, and from which layer on.
-        folder: None keeps nothing.
-    """
+    """The target's own pass over examples, from the streams' first layer on, kept where a folder is given."""
 
     def __init__(self, streams: Streams, folder: str | None) -> None:
         self._streams = streams
         self._upper = range(streams.first, streams.first + streams.config.layers)
         base = f"{fingerprint(streams.model)}/{streams.model.dtype}"
-        self._kept = (
-            None
-            if folder is None
-            else (
-                HiddenStateCache(folder, f"{base}/from {streams.first}"),
-                HiddenStateCache(folder, f"{base}/final"),
-            )
-        )
+        self._kept = folder is not None
+        parts = (f"from {streams.first}", "final")
+        self._below_kept, self._above_kept = (HiddenStateCache(folder, f"{base}/{part}") for part in parts)
         self._last: tuple[Tensor, MainStream] | None = None
 
     def of(self, tokens: Tensor) -> MainStream:
@@ -66,9 +56,9 @@ class MainStates:
 
     def read(self, batch: Batch) -> MainStream:
         """Of a batch; in the target's dtype."""
-        if self._kept is None:
+        if not self._kept:
             return self._streams.read(batch.tokens)
-        upper, final = self._kept[0].batch(batch, self._below), self._kept[1].batch(batch, self._above)
+        upper, final = self._below_kept.batch(batch, self._below), self._above_kept.batch(batch, self._above)
         dtype = self._streams.model.dtype
         self._last = None
         return MainStream(
@@ -80,8 +70,7 @@ class MainStates:
 
     def _below(self, tokens: Tensor) -> dict[str, Tensor]:
         main = self._pass(tokens)
-        assert self._kept is not None
-        self._kept[1].row(tokens[0], self._above)
+        self._above_kept.row(tokens[0], self._above)
         return {
             "states": main.states,
             **{f"keys.{layer}": main.keys[layer] for layer in self._upper},
