@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from specstream.core.ports import Components, Drafter, DraftSession, TargetSession
 from specstream.core.sampling import Sampling
 from specstream.routing.config import check_drafters
-from specstream.routing.router import Choice, Router
+from specstream.routing.router import Router
 
 
 class RoutedDrafter(Drafter):
@@ -40,20 +40,16 @@ class RoutedDrafter(Drafter):
     def limits(self) -> Mapping[str, int]:
         return {set_by: depth for each in self.drafters.values() for set_by, depth in each.limits.items()}
 
-    def route(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Choice:
-        """One drafter for a batch.
+    def begin(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+    ) -> DraftSession:
+        """The session of the chosen drafter, with the choice.
 
         Where tokens are drawn, the table alone decides: which drafter drafts decides how chance is spent, and a seed
         has to repeat.
         """
         settled = not all(each.greedy for each in samplings)
-        return self.router.choose_for(prompts, among=self.drafters, settled=settled)
-
-    def begin(
-        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
-    ) -> DraftSession:
-        """The session of the chosen drafter, with the choice."""
-        choice = self.route(prompts, samplings)
+        choice = self.router.choose_for(prompts, among=self.drafters, settled=settled)
         drafting = self.drafters[choice.drafter].begin(prompts, samplings, session)
         drafting.choice = choice
         return drafting

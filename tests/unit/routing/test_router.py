@@ -315,8 +315,9 @@ def test_the_routed_drafter_begins_what_was_chosen(model):
     drafter.begin([words], [Sampling()], None)  # the draft is not there, and the look-up would harm
     assert begun == ["lookup"]
     live(router, prompts(60, seed=3), slow)
-    assert drafter.route([sums], [Sampling()]).drafter == "none"
-    assert drafter.route([sums], [Sampling(temperature=1.0)]).drafter == "lookup"  # the table alone: a seed repeats
+    assert drafter.begin([sums], [Sampling()], None).choice.drafter == "none"
+    drawing = drafter.begin([sums], [Sampling(temperature=1.0)], None)
+    assert drawing.choice.drafter == "lookup"  # the table alone: a seed repeats
     with pytest.raises(UsageError, match="1 drafter to choose from"):
         RoutedDrafter({"none": NoDrafter()}, router)
 
