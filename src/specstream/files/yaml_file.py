@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -256,8 +257,13 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 
 def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
     """The keys of the section at a place."""
-    sections, path = sections_of(kind), ""
-    for part in place:  # the members of a list are of its own section, the values of a dict of ``NAME``
-        inner = (".".join(filter(None, (path, name))) for name in (part, NAME))
-        path = next((each for each in inner if each in sections), path)
-    return sorted(sections[path])
+    annotation: Any = kind
+    for part in place:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[part].annotation
+        else:  # the values of a dict, the members of a list
+            annotation = get_args(annotation)[-1]
+        if get_origin(annotation) in (Union, UnionType):
+            annotation = get_args(annotation)[0]
+    section: type[BaseModel] = annotation
+    return sorted(section.model_fields)
