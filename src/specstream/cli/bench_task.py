@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,10 +24,10 @@ _Shared = Annotated[
     options.Text, typer.Option("--shared", help="The folder of a shared-mode run, or its model with --heads.")
 ]
 _Nodes = Annotated[
-    Optional[list[int]],  # noqa: UP045
+    options.Integers,
     typer.Option("--nodes", min=1, help="Drafted nodes of fixed trees; may be repeated. Default: 7 and 15."),
 ]
-_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="So many examples, spread over the file.")]  # noqa: UP045
+_Limit = Annotated[options.Integer, typer.Option("--limit", min=1, help="So many examples, spread over the file.")]
 _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write every answer to this JSON file.")]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,15 +19,11 @@ if TYPE_CHECKING:
 
 _Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/eval_full.yaml.")]
 _Dataset = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    options.Texts,
     typer.Option("--dataset", help="A data set of the configuration, or a task; may be repeated. Default: all."),
 ]
 _Data = Annotated[options.Text, typer.Option("--data", help="The file of the one data set; without: the hub's.")]
-_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="So many examples, spread over the file.")]  # noqa: UP045
-_Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
-]
+_Limit = Annotated[options.Integer, typer.Option("--limit", min=1, help="So many examples, spread over the file.")]
 _Execute = Annotated[
     bool, typer.Option("--execute-code", help="Run programs that the model wrote, for pass@1: held down, see the docs.")
 ]
@@ -39,7 +35,7 @@ def evaluate(
     dataset: _Dataset = None,
     data: _Data = None,
     limit: _Limit = None,
-    set_: _Set = None,
+    set_: options.Set = None,
     execute_code: _Execute = False,
     resume: _Resume = True,
     as_json: options.AsJson = False,
