@@ -6,7 +6,6 @@ Both sides answer each example in turn, greedily (``contestants.py``). Answers a
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from specstream.evaluation.compare import answer_text
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Limits, Outcome, run_program
 from specstream.evaluation.quality import Values, counted, difference, estimate
-from specstream.evaluation.statistics import speed_ratio
+from specstream.evaluation.statistics import plain_estimate, speed_ratio
 from specstream.evaluation.tasks.task import Metric, TaskExample, program_of
 
 SIDES = ("plain", "speculative")
@@ -223,16 +222,13 @@ def _quality(
     }
 
 
-def _speedup(records: Sequence[Mapping[str, Any]], seconds: str) -> dict[str, float | None]:
+def _speedup(records: Sequence[Mapping[str, Any]], seconds: str) -> dict[str, Any] | None:
     """With its interval; of a single example that is not known, and None."""
     own, base = (
         np.array([[record[side]["tokens"], record[side][seconds]] for record in records], np.float64)
         for side in ("speculative", "plain")
     )
-    found = speed_ratio(own, base)
-    assert found is not None
-    known = math.isfinite(found.high)
-    return {"value": found.value, "low": found.low if known else None, "high": found.high if known else None}
+    return plain_estimate(speed_ratio(own, base))
 
 
 def _rate(said: Sequence[Mapping[str, Any]]) -> float:

@@ -15,13 +15,25 @@ from specstream.engine.build import build_parts
 from specstream.engine.contestants import PLAIN, Run
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import extra_parameters, with_fixed_tree
-from specstream.evaluation.benchmark.summary import plain_estimate
 from specstream.evaluation.compare import Comparison, Contestant, Sample, answer_text, compare
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.evaluation.tasks.task import Task, TaskExample
 
 CONTROLLED = "streams, controller"
 """The contestant for which the controller decides how far to draft."""
+
+_FIGURES = {
+    "side": "side",
+    "parameters": "parameters",
+    "call_reduction": "mean_accepted_length",
+    "tokens_per_second": "tokens_per_second",
+    "speedup": "ratio",
+    "speedup_interval": "ratio_interval",
+    "middle_speedup": "middle_ratio",
+    "equal": "equal",
+    "answers": "outputs",
+}
+"""What records call the figures of a comparison."""
 
 
 def streams_beside(engine: Any, heads: str | None, nodes: Sequence[int]) -> list[Contestant]:
@@ -89,24 +101,11 @@ def figures(run: Comparison, task: Task, examples: Sequence[TaskExample]) -> lis
     """Of every contestant; none if nothing was answered. ``quality`` is every metric of the task, from 0 to 100."""
     found = []
     for each in run.figures():
-        answers = run.of(each.contestant)
+        answers = run.of(each["side"])
         references = [examples[answer.prompt].references for answer in answers]
         texts = [_text(answer) for answer in answers]
         quality = {metric: vars(estimate(metric, counted(metric, texts, references))) for metric in task.metrics}
-        found.append(
-            {
-                "side": each.contestant,
-                "parameters": each.parameters,
-                "quality": quality,
-                "call_reduction": each.mean_accepted_length,
-                "tokens_per_second": each.tokens_per_second,
-                "speedup": each.speedup.value,
-                "speedup_interval": plain_estimate(each.speedup),
-                "middle_speedup": each.median_speedup,
-                "equal": each.equal,
-                "answers": each.outputs,
-            }
-        )
+        found.append({"quality": quality, **{name: each[of] for name, of in _FIGURES.items()}})
     return found
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -15,8 +13,7 @@ from numpy.typing import NDArray
 
 from specstream.engine.contestants import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
-from specstream.evaluation.quality import Estimate
-from specstream.evaluation.statistics import speed_ratio
+from specstream.evaluation.statistics import plain_estimate, speed_ratio
 
 Sample = Mapping[str, Any]
 Place = tuple[str, str, str, str]
@@ -168,13 +165,6 @@ def _speedup(own: Sequence[Sample], base: Sequence[Sample], *, prefill: bool = F
     ours, theirs = amounts(own, prefill=prefill), amounts(base, prefill=prefill)
     estimate = speed_ratio(as_array(ours.values()), as_array(theirs[name] for name in ours))
     return plain_estimate(estimate)
-
-
-def plain_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    """An estimate as JSON holds it; an interval that is not known is null."""
-    if estimate is None:
-        return None
-    return asdict(estimate) if math.isfinite(estimate.high) else {"value": estimate.value, "low": None, "high": None}
 
 
 def as_array(rows: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
