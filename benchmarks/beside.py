@@ -97,14 +97,9 @@ class Outcome:
     details: dict[str, Any]
 
 
-def plain_target(settings: Settings) -> Outcome:
+def plain(settings: Settings, model: str) -> Outcome:
     """Plain decoding against ``generate`` in its faster dtype: whole calls, median of the paired ratios."""
-    return _against(settings, settings.target, "specstream:none", FASTER, _chats(settings, settings.target))
-
-
-def plain_smollm2(settings: Settings) -> Outcome:
-    """The same with SmolLM2."""
-    return _against(settings, settings.smollm2, "specstream:none", FASTER, _chats(settings, settings.smollm2))
+    return _against(settings, model, "specstream:none", FASTER, _chats(settings, model))
 
 
 def draft_humaneval(settings: Settings) -> Outcome:

@@ -28,8 +28,8 @@ def measurements() -> dict[str, Callable[[Settings], Outcome]]:
     from benchmarks import alone, deciding, linear  # they load torch, which the figures beside others do not need
 
     return {
-        "plain-1.5b": beside.plain_target,
-        "plain-smollm2": beside.plain_smollm2,
+        "plain-1.5b": lambda settings: beside.plain(settings, settings.target),
+        "plain-smollm2": lambda settings: beside.plain(settings, settings.smollm2),
         "draft-humaneval": beside.draft_humaneval,
         "draft-vs-assisted": beside.draft_vs_assisted,
         "draft-vs-vllm": beside.draft_vs_vllm,
@@ -37,8 +37,8 @@ def measurements() -> dict[str, Callable[[Settings], Outcome]]:
         "never-slower": alone.never_slower,
         "predicted": alone.predicted,
         "deciding": deciding.deciding,
-        "cold-start-smollm2": cold_start.of_smollm2,
-        "cold-start-1.5b": cold_start.of_target,
+        "cold-start-smollm2": lambda settings: cold_start.cold_start(settings, settings.smollm2),
+        "cold-start-1.5b": lambda settings: cold_start.cold_start(settings, settings.target),
         "server-load": serving.server_load,
         "batch": beside.batch,
         "memory": beside.memory,
