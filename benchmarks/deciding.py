@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, cycle
@@ -54,14 +54,14 @@ def deciding(settings: Settings) -> Outcome:
 def spent(parts: Parts, item: Item, limit: int) -> Spent:
     """Generate with the policy's two steps timed."""
     instrument, config = Instrument(), GenerationConfig(max_new_tokens=limit, ignore_eos=True)
-    controller: Any = instrument.around(parts.speculation.controller, {"observe": LEARNING}, {})
+    controller: Any = instrument.around(parts.speculation.controller, {"observe": LEARNING})
     steps = dict.fromkeys(("choose", "cut"), CHOOSING)
-    speculation: Any = instrument.around(replace(parts.speculation, controller=controller), steps, {})
+    speculation: Any = instrument.around(replace(parts.speculation, controller=controller), steps)
     generation = Generation(replace(parts, speculation=speculation), item.prompts, config)
     rounds = sum(1 for _ in generation.rounds())
-    seconds = Counter[str]()
+    seconds: dict[str, float] = defaultdict(float)
     for span in instrument.spans:
-        seconds[span.part] += span.end - span.start  # type: ignore[assignment]  # seconds count too
+        seconds[span.part] += span.end - span.start
     return Spent(
         choosing=seconds[CHOOSING], learning=seconds[LEARNING], decode=generation.timings.decode, rounds=rounds
     )

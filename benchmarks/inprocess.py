@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -26,6 +26,7 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError
 from specstream.evaluation.predicted import PassCosts
+from specstream.evaluation.profile import StandIn
 from specstream.models.architecture.checkpoint import CheckpointRules
 
 
@@ -177,17 +178,6 @@ def unlearned(parts: Parts) -> Parts:
     return replace(parts, speculation=replace(speculation, controller=copy.deepcopy(speculation.controller)))
 
 
-class _Replaced:
-    """Something some of whose methods are others; all else of it is its own."""
-
-    def __init__(self, own: Any, **methods: Callable[..., Any]) -> None:
-        self._own = own
-        self.__dict__.update(methods)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
-
-
 def recorded(target: Any, widths: list[int]) -> Any:
     """A target that adds the width of every pass over it to a list."""
 
@@ -196,9 +186,9 @@ def recorded(target: Any, widths: list[int]) -> Any:
             widths.append(max(map(len, trees)))
             return session.score(trees)
 
-        return _Replaced(session, score=score)
+        return StandIn(session, score=score)
 
-    return _Replaced(
+    return StandIn(
         target,
         begin=lambda prefixes: noted(target.begin(prefixes)),
         begin_reading=lambda prefixes: noted(target.begin_reading(prefixes)),

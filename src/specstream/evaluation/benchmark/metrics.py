@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from specstream.config import GenerationConfig
 from specstream.core.rows import Round
+from specstream.engine.contestants import Run
 from specstream.engine.generation import Generation, Parts
 
 _POWER = Path("/sys/class/powercap")
@@ -18,45 +18,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK = "5"  # what makes Linux forget the peak of resident memory
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """One generation, of one prompt or of several at once.
-
-    Attributes:
-        tokens: that each row emitted.
-        prompt_tokens: of all rows.
-        drafted: drafted tokens that were scored.
-        accepted: of those.
-        rejected: of those; the others were never judged.
-        prefill: seconds before the first pass.
-        decode: seconds of all passes, drafting included.
-        passes: of each pass: its width in tokens, the seconds of proposing, of scoring, and of the whole round.
-        depths: of each pass, for every row: how deep its tree was, how many of its depths were judged, how many were
-            accepted, and how many tokens it emitted.
-        exact: ``bits`` or ``rounding``.
-        peak_bytes: the most memory there was meanwhile, everything that is loaded included; None where unknown.
-        grown_bytes: how much more that is than there was before.
-        joules: energy, None where the platform does not give it.
-    """
-
-    tokens: list[list[int]]
-    prompt_tokens: int
-    drafted: int
-    accepted: int
-    rejected: int
-    prefill: float
-    decode: float
-    passes: list[tuple[int, float, float, float]]
-    depths: list[list[tuple[int, int, int, int]]]
-    exact: str
-    peak_bytes: int | None
-    grown_bytes: int | None
-    joules: float | None
-
-
 def generate(
     parts: Parts, rows: Sequence[Sequence[int]], config: GenerationConfig, device: torch.device | None = None
-) -> Reading:
+) -> dict[str, Any]:
     """Generate once and read everything off it.
 
     Args:
@@ -64,6 +28,16 @@ def generate(
         rows: token ids of each prompt.
         config: how much and by which rule.
         device: whose memory counts; None for the process's.
+
+    Returns:
+        ``tokens``: that each row emitted. ``prompt_tokens``: of all rows. ``drafted``: drafted tokens that were scored;
+        ``accepted`` and ``rejected`` of those, the others were never judged. ``prefill``: seconds before the first
+        pass. ``decode``: seconds of all passes, drafting included. ``passes``: of each pass, its width in tokens, the
+        seconds of proposing, of scoring, and of the whole round. ``depths``: of each pass, for every row: how deep its
+        tree was, how many of its depths were judged, how many were accepted, and how many tokens it emitted.
+        ``exact``: ``bits`` or ``rounding``. ``peak_bytes``: the most memory there was meanwhile, everything that is
+        loaded included; ``grown_bytes``: how much more that is than there was before; None where unknown. ``joules``:
+        energy, None where the platform does not give it.
     """
     generation = Generation(parts, rows, config)
     timings = generation.timings
@@ -78,22 +52,22 @@ def generate(
         depths.append(list(map(_judged, rounds)))
         before = now
     joules, (peak, grown) = energy.joules(), memory.read()
-    stats = [row.stats for row in generation.rows]
-    return Reading(
-        tokens=[row.emitted for row in generation.rows],
-        prompt_tokens=sum(map(len, rows)),
-        drafted=sum(each.drafted for each in stats),
-        accepted=sum(each.accepted for each in stats),
-        rejected=sum(each.rejected for each in stats),
-        prefill=_rounded(timings.prefill),
-        decode=_rounded(timings.decode),
-        passes=passes,
-        depths=depths,
-        exact="bits" if all(row.exact == "bits" for row in generation.rows) else "rounding",
-        peak_bytes=peak,
-        grown_bytes=grown,
-        joules=joules,
-    )
+    run = Run.of(generation)
+    return {
+        "tokens": run.tokens,
+        "prompt_tokens": sum(map(len, rows)),
+        "drafted": run.drafted,
+        "accepted": run.accepted,
+        "rejected": run.rejected,
+        "prefill": _rounded(run.prefill),
+        "decode": _rounded(run.decode),
+        "passes": passes,
+        "depths": depths,
+        "exact": run.exact,
+        "peak_bytes": peak,
+        "grown_bytes": grown,
+        "joules": joules,
+    }
 
 
 def _rounded(seconds: float) -> float:
@@ -102,7 +76,7 @@ def _rounded(seconds: float) -> float:
 
 
 def _judged(share: Round) -> tuple[int, int, int, int]:
-    """Of a row in a pass: see ``depths`` of ``Reading``.
+    """Of a row in a pass: see ``depths`` of ``generate``.
 
     Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree.
     """

@@ -171,7 +171,7 @@ class _Bench:
             reading = generate(parts, item.rows, group.generation, self._engine.model.device)
         except Exception as error:  # one prompt is not worth the others
             return {"error": reason_of(error)[:500]}
-        return {**asdict(reading), "error": None}
+        return {**reading, "error": None}
 
     def _add(self, group: Group, arm: Arm, item: Item, repeat: int, sample: Mapping[str, Any]) -> None:
         place = {"kind": "sample", **_place(group, arm), "item": item.index, "repeat": repeat}

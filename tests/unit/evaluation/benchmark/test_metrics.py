@@ -26,18 +26,18 @@ def test_a_reading_is_the_generation_pass_by_pass(engine):
     config = engine.config.generation.model_copy(update={"max_new_tokens": 20})
     reading = generate(engine.parts, rows, config)
     expected = engine.generate(prompts, max_new_tokens=20)
-    assert reading.tokens == [each.token_ids for each in expected]
-    assert len(reading.passes) == len(reading.depths) == max(each.target_passes for each in expected)
+    assert reading["tokens"] == [each.token_ids for each in expected]
+    assert len(reading["passes"]) == len(reading["depths"]) == max(each.target_passes for each in expected)
     for row, result in enumerate(expected):
-        assert sum(len(rows) > row for rows in reading.depths) >= 1
-        assert len(reading.tokens[row]) == result.new_tokens
-    assert sum(row[3] for rows in reading.depths for row in rows) == sum(map(len, reading.tokens))
-    assert sum(row[2] for rows in reading.depths for row in rows) >= reading.accepted > 0
-    for (width, *seconds), judged in zip(reading.passes, reading.depths, strict=True):
+        assert sum(len(rows) > row for rows in reading["depths"]) >= 1
+        assert len(reading["tokens"][row]) == result.new_tokens
+    assert sum(row[3] for rows in reading["depths"] for row in rows) == sum(map(len, reading["tokens"]))
+    assert sum(row[2] for rows in reading["depths"] for row in rows) >= reading["accepted"] > 0
+    for (width, *seconds), judged in zip(reading["passes"], reading["depths"], strict=True):
         assert width == 1 + max(row[0] for row in judged), "chains"
         assert all(each >= 0 for each in seconds)
         assert all(accepted <= seen <= depth for depth, seen, accepted, _ in judged)
-    assert reading.decode == pytest.approx(sum(each[3] for each in reading.passes), abs=1e-4)
+    assert reading["decode"] == pytest.approx(sum(each[3] for each in reading["passes"]), abs=1e-4)
 
 
 @pytest.mark.parametrize(("path", "seen"), [((0,), 1), ((0, 1), 2), ((0, 1, 2), 2), ((0, 1, 2, 3), 3)])
