@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from specstream.config import engine_config
 from specstream.engine.choices import check_choice
@@ -16,14 +16,10 @@ from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experim
 from specstream.evaluation.benchmark.experiments import culprit, make_plan
 from specstream.evaluation.tasks.source import load_examples
 from specstream.evaluation.tasks.task import Task, TaskExample, read_task, spread, task_names
-from specstream.files.yaml_file import Document, misplaced, read_document, sections_of, validated
+from specstream.files.yaml_file import Document, Section, misplaced, read_document, sections_of, validated
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetSection(_Section):
+class DatasetSection(Section):
     """One data set.
 
     Attributes:
@@ -39,7 +35,7 @@ class DatasetSection(_Section):
     max_new_tokens: int | None = Field(default=None, ge=1)
 
 
-class MeasureSection(_Section):
+class MeasureSection(Section):
     """How it is measured.
 
     Attributes:
@@ -51,7 +47,7 @@ class MeasureSection(_Section):
     output_dir: str = "runs/evaluate"
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """One evaluation.
 
     Attributes:

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specstream.errors import UsageError, listed
 from specstream.files.atomic import why_unread
 from specstream.files.prompts import read_records
-from specstream.files.yaml_file import misplaced, sections_of
+from specstream.files.yaml_file import Section, misplaced, sections_of
 
 Metric = Literal["exact_match", "exact_answer", "rouge1", "rouge2", "rougeL", "bleu", "pass@1"]
 
@@ -29,11 +29,7 @@ FOLDER = Path(__file__).parent
 """Where the named tasks are."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Parse(_Part):
+class Parse(Section):
     """Fields that stand inside a field.
 
     Attributes:
@@ -56,7 +52,7 @@ class Parse(_Part):
         return pattern
 
 
-class HubDataset(_Part):
+class HubDataset(Section):
     """Where the data of a task is on the hub.
 
     Attributes:
@@ -72,7 +68,7 @@ class HubDataset(_Part):
     revision: str | None = None
 
 
-class Task(_Part):
+class Task(Section):
     """What a task's file says.
 
     Attributes:
@@ -334,7 +330,7 @@ def _wrong(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         if complaint := misplaced(key.split("."), sections_of(Task)):
             return complaint
-        parts: dict[str, type[BaseModel]] = {"parse": Parse, "dataset": HubDataset}
+        parts: dict[str, type[Section]] = {"parse": Parse, "dataset": HubDataset}
         known = parts.get(key.rpartition(".")[0], Task)
         return f"unknown key {key!r}; known are {listed(key.rpartition('.')[2], known.model_fields)}"
     remedy = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
