@@ -15,6 +15,7 @@ from benchmarks import beside, cold_start, options, serving
 from benchmarks.beside import Outcome, Settings
 from benchmarks.goals import GOALS
 from benchmarks.report import exit_codes, setting, write_json
+from benchmarks.systems import parse_pythons
 from specstream.cli.options import check_drafter
 from specstream.engine.choices import SELF
 from specstream.errors import UsageError
@@ -91,7 +92,7 @@ def figures(
             max_new_tokens=max_new_tokens,
             limit=limit,
             dtype=dtype,
-            pythons=options.pythons(python),
+            pythons=parse_pythons(python),
             alive=alive,
             drafters=tuple(drafter),
             batch_sizes=tuple(batch_size),

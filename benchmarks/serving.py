@@ -37,6 +37,7 @@ from benchmarks.servers import (
     ours,
     vllm,
 )
+from benchmarks.systems import parse_pythons
 from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
 from specstream.engine import contestants
 from specstream.errors import UsageError
@@ -275,7 +276,7 @@ def throughput(
     """Tokens per second of the same load: one client against many, our server against vLLM's (--python vllm=...)."""
     arguments = dict(locals())
     with exit_codes():
-        pythons = options.pythons(python)
+        pythons = parse_pythons(python)
         folder = options.model_folder(target)
         served = Served(target=folder, dtype=dtype, rows=rows, queue=4 * clients, most=longest, context=context)
         commands: dict[str, Callable[[int], Command]] = {"specstream": lambda port: ours(served, port, option)}
