@@ -58,11 +58,11 @@ def bench_task(
     settings = {"device": device, "dtype": dtype, "runtime": runtime}
     sizes = tuple(nodes or (7, 15))
     runs = [_run(*each, sizes, settings, chosen, examples) for each in _models(model, shared, heads)]
-    apart = differences(chosen, examples, runs[1], runs[0]) if len(runs) > 1 else {}
+    apart = differences(chosen, examples, runs[1][0], runs[0][0]) if len(runs) > 1 else {}
     found = {
         "task": chosen.model_dump(),
         "examples": [each.where for each in examples],
-        "runs": [record(run, chosen, examples) for run in runs],
+        "runs": [record(run, chosen, examples, provenance) for run, provenance in runs],
         "difference": {metric: vars(each) for metric, each in apart.items()},
         "arguments": {**settings, "task": task, "data": data, "model": model, "shared": shared, "heads": heads}
         | {"nodes": sizes, "limit": limit},
@@ -101,13 +101,13 @@ def _run(
     settings: dict[str, Any],
     task: Task,
     examples: list[TaskExample],
-) -> Comparison:
+) -> tuple[Comparison, dict[str, Any]]:
     from specstream.evaluation.task_bench import answer_all, streams_beside
 
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     contestants = streams_beside(engine, heads, nodes)
     with progress(f"{model}: examples", len(examples)) as tell:
-        return answer_all(engine, contestants, task, examples, on_example=tell)
+        return answer_all(contestants, task, examples, on_example=tell), engine.provenance()
 
 
 def _print(found: dict[str, Any], task: Task) -> None:

@@ -72,13 +72,11 @@ class Comparison:
         contestants: one of them is ``PLAIN``.
         samples: of the prompts that every contestant answered.
         failures: why the others could not be answered, by prompt.
-        machine: what it was measured with and on.
     """
 
     contestants: Sequence[Contestant]
     samples: list[Sample] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
 
     def of(self, contestant: str, prompts: Collection[int] | None = None) -> list[Sample]:
         """The samples of a contestant, on some prompts or on all."""
@@ -105,7 +103,6 @@ def compare(
     answer: Callable[[Parts, Prompt], Run],
     *,
     tolerant: bool = False,
-    machine: dict[str, Any] | None = None,
     on_prompt: Callable[[int], None] | None = None,
     on_turn: Callable[[int, Mapping[str, Run]], None] | None = None,
 ) -> Comparison:
@@ -116,11 +113,10 @@ def compare(
         prompts: whatever ``answer`` takes.
         answer: generates from a prompt.
         tolerant: a prompt that fails is noted, and the others go on.
-        machine: what it is measured with and on.
         on_prompt: called with the number of prompts done.
         on_turn: called with a prompt's index and what all contestants made of it.
     """
-    comparison = Comparison(contestants=contestants, machine=machine or {})
+    comparison = Comparison(contestants=contestants)
     for each in contestants:
         prepare(each.parts, 1)
     ways = {each.name: partial(answer, each.parts) for each in contestants}

@@ -130,7 +130,7 @@ def measure(
 
     for each in contestants:
         prepare(each.parts, len(groups[0]))
-    comparison = compare(contestants, groups, answer, machine=engine.provenance(), on_turn=price)
+    comparison = compare(contestants, groups, answer, on_turn=price)
     return comparison, {each.name: predictions.ratio(each.name) for each in contestants}
 
 

@@ -7,7 +7,6 @@ model, where plain decoding and its streams generate each example in turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
@@ -59,7 +58,6 @@ def streams_beside(engine: Any, heads: str | None, nodes: Sequence[int]) -> list
 
 
 def answer_all(
-    engine: Any,
     contestants: Sequence[Contestant],
     task: Task,
     examples: Sequence[TaskExample],
@@ -68,32 +66,29 @@ def answer_all(
     """Every contestant answers every example, greedily; an example that fails is noted.
 
     Args:
-        engine: of the model.
         contestants: from ``streams_beside``.
         task: how prompts are put and where answers end.
         examples: what is asked.
         on_example: called with the number of examples done.
     """
     config = GenerationConfig(max_new_tokens=task.max_new_tokens, stop=list(task.stop))
-    answer = partial(_answer, task=task, config=config)
-    machine = engine.provenance()
-    return compare(contestants, examples, answer, tolerant=True, machine=machine, on_prompt=on_example)
+
+    def answer(parts: Parts, example: TaskExample) -> Run:
+        return answer_text(parts, example.prompt, config, task.chat)
+
+    return compare(contestants, examples, answer, tolerant=True, on_prompt=on_example)
 
 
-def _answer(parts: Parts, example: TaskExample, *, task: Task, config: GenerationConfig) -> Run:
-    return answer_text(parts, example.prompt, config, task.chat)
-
-
-def record(run: Comparison, task: Task, examples: Sequence[TaskExample]) -> dict[str, Any]:
+def record(run: Comparison, task: Task, examples: Sequence[TaskExample], provenance: dict[str, Any]) -> dict[str, Any]:
     """What one model did, as plain values that JSON can hold."""
     return {
-        "model": run.machine["model"],
+        "model": provenance["model"],
         "figures": figures(run, task, examples),
         "answers": [_plain_answer(each) for each in run.samples],
         "failures": [
             {"example": index, "where": examples[index].where, "error": error} for index, error in run.failures.items()
         ],
-        "provenance": run.machine,
+        "provenance": provenance,
     }
 
 
