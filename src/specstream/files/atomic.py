@@ -1,10 +1,12 @@
-"""Files that are whole or not there, why one cannot be read, and where a user's cache is."""
+"""Files that are whole or not there, runs that begin anew, why a file cannot be read, and where a user's cache is."""
 
 from __future__ import annotations
 
 import codecs
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from specstream.errors import one_line
 
@@ -45,3 +47,20 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def set_aside(path: Path, ending: str = "") -> None:
+    """Rename what is there to the first of ``NAME.1ENDING``, ``NAME.2ENDING``, ... that is free; nothing is lost."""
+    number, name = 1, path.name.removesuffix(ending)
+    while (aside := path.with_name(f"{name}.{number}{ending}")).exists():
+        number += 1
+    os.rename(path, aside)
+
+
+def difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that two runs differ in: its name with those of its sections, and both values."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return None if before == now else (place, before, now)
+    keys = {key: f"{place}.{key}" if place else str(key) for key in {**before, **now}}
+    found = (difference(before.get(key), now.get(key), inner) for key, inner in keys.items())
+    return next((each for each in found if each is not None), None)

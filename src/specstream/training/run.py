@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, cast, get_args
 
 from specstream.environment import provenance
 from specstream.errors import UsageError
+from specstream.files.atomic import set_aside
 from specstream.models.hub.catalog import check
 from specstream.reporting import announce
 from specstream.training.checkpoints import Checkpoints
@@ -67,7 +67,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
     if accelerator.is_main_process:
         if config.training.resume:
             _check_same(checkpoints, settings)
-        else:
+        elif any((root / name).exists() for name in ("checkpoints", "best")):
             set_aside(root)
     accelerator.wait_for_everyone()
     if (warmup := config.training.warmup_steps) >= config.training.num_train_steps and not quiet:
@@ -93,16 +93,6 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         if main:
             run_log.plot()
     return outcome
-
-
-def set_aside(root: Path) -> None:
-    """Rename a folder that holds a run, so that another can begin there and nothing is lost."""
-    if not (root / "checkpoints").exists() and not (root / "best").exists():
-        return
-    number = 1
-    while (aside := root.with_name(f"{root.name}.{number}")).exists():
-        number += 1
-    os.rename(root, aside)
 
 
 def _check_names(config: TrainConfig) -> None:
