@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -31,9 +32,9 @@ def measurements() -> dict[str, Callable[[Settings], Outcome]]:
     return {
         "plain-1.5b": lambda settings: beside.plain(settings, settings.target),
         "plain-smollm2": lambda settings: beside.plain(settings, settings.smollm2),
-        "draft-humaneval": beside.draft_humaneval,
-        "draft-vs-assisted": beside.draft_vs_assisted,
-        "draft-vs-vllm": beside.draft_vs_vllm,
+        "draft-humaneval": partial(beside.with_draft, others=beside.FASTER),
+        "draft-vs-assisted": partial(beside.with_draft, others=[beside.ASSISTED]),
+        "draft-vs-vllm": partial(beside.with_draft, others=beside.VLLM),
         "lookup": alone.lookup,
         "never-slower": alone.never_slower,
         "predicted": alone.predicted,
