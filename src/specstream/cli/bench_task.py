@@ -114,6 +114,7 @@ def _print(found: dict[str, Any], task: Task) -> None:
     from rich.table import Table
 
     from specstream.engine.contestants import PLAIN
+    from specstream.evaluation.report.words import with_interval
 
     console, runs = table_console(), found["runs"]
     quality = Table("model", *task.metrics)
@@ -123,11 +124,11 @@ def _print(found: dict[str, Any], task: Task) -> None:
         for figures in run["figures"]:
             speed.add_row(name, *_cells(figures))
             if figures["side"] == PLAIN:
-                quality.add_row(name, *(_shown(each, ".1f") for each in figures["quality"].values()))
+                quality.add_row(name, *(with_interval(each, ".1f") for each in figures["quality"].values()))
     console.print(quality)
     console.print(speed)
     for metric, each in found["difference"].items():
-        console.print(f"{metric}, shared minus fine-tuned, in pairs: {_shown(each, '+.1f')}")
+        console.print(f"{metric}, shared minus fine-tuned, in pairs: {with_interval(each, '+.1f')}")
     for run in runs:
         for failure in run["failures"]:
             console.print(f"failed: {failure['where']}: {failure['error']}", markup=False)
@@ -151,7 +152,3 @@ def _cells(figures: dict[str, Any]) -> list[str]:
         f"{figures['middle_speedup']:.2f}",
         f"{figures['equal']} of {figures['answers']}",
     ]
-
-
-def _shown(estimate: dict[str, float], form: str) -> str:
-    return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}})"

@@ -103,6 +103,8 @@ def _evaluate(config: EvaluationConfig, loaded: list[Loaded], execute: bool, res
 def _print(records: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
+    from specstream.evaluation.report.words import with_interval
+
     console = table_console()
     quality = Table("data set", "metric", "examples", "plain", "speculative", "difference, in pairs")
     speed = Table(
@@ -114,7 +116,7 @@ def _print(records: list[dict[str, Any]]) -> None:
             if own is None:
                 continue
             for metric, each in own["quality"].items():
-                figures = (_shown(each[key], form) for key, form in _QUALITY)
+                figures = (with_interval(each[key], form) for key, form in _QUALITY)
                 quality.add_row(name, metric, str(each["examples"]), *figures)
             speed.add_row(name, *_cells(own))
     if quality.row_count:
@@ -146,6 +148,8 @@ def _print_rest(record: dict[str, Any]) -> None:
 
 
 def _cells(own: dict[str, Any]) -> list[str]:
+    from specstream.evaluation.report.words import with_interval
+
     return [
         str(own["answers"]),
         str(own["equal"]),
@@ -153,12 +157,6 @@ def _cells(own: dict[str, Any]) -> list[str]:
         f"{own['mean_accepted_length']:.2f}",
         f"{own['tokens_per_second']['plain']:.1f}",
         f"{own['tokens_per_second']['speculative']:.1f}",
-        _shown(own["speedup"], ".2f"),
-        _shown(own["speedup_with_prompt"], ".2f"),
+        with_interval(own["speedup"], ".2f"),
+        with_interval(own["speedup_with_prompt"], ".2f"),
     ]
-
-
-def _shown(estimate: dict[str, Any], form: str) -> str:
-    if estimate["low"] is None:
-        return f"{estimate['value']:{form}}"
-    return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}})"
