@@ -14,8 +14,7 @@ from specstream.engine.choices import check_choice
 from specstream.errors import SpecStreamError, UsageError, listed
 from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experiment, TargetSection
 from specstream.evaluation.benchmark.experiments import culprit, make_plan
-from specstream.evaluation.tasks.source import load_examples
-from specstream.evaluation.tasks.task import Task, TaskExample, read_task, spread, task_names
+from specstream.evaluation.tasks.task import Task, TaskExample, load_examples, read_task, spread, task_names
 from specstream.files.yaml_file import Document, Section, misplaced, read_document, sections_of, validated
 
 
