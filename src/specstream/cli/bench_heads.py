@@ -101,7 +101,6 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     """Refuse drafters before anything is loaded for nothing; plain decoding is always there and not named."""
     from specstream.evaluation.heads import NEEDING
     from specstream.heads.folder import KINDS, kind_of
-    from specstream.models.hub.catalog import check
 
     for name in wanted:
         options.check_drafter(name, without="router")
@@ -113,8 +112,7 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     for name in KINDS:
         if (folder := given[name]) is not None:
             kind_of(folder)
-    if (draft := given["draft"]) is not None and not draft.startswith("self:"):
-        check(draft)
+    options.check_draft(given["draft"])
 
 
 def _contestants(engine: Any, names: list[str], given: dict[str, str | None], *rest: Any, **more: Any) -> Any:

@@ -120,6 +120,18 @@ def check_files(*files: str) -> None:
             raise UsageError(f"file {file!r} is no file; give a .txt, .jsonl, .json or .csv file")
 
 
+def check_draft(draft: str | None) -> None:
+    """Refuse a draft model that is not there before the target is loaded.
+
+    Raises:
+        ModelNotFoundError: nothing answers to the name.
+    """
+    from specstream.models.hub.catalog import check
+
+    if draft is not None and not draft.startswith("self:"):
+        check(draft)
+
+
 def check_text(text: str) -> None:
     """Refuse a prompt that is no text before anything is loaded, and note one that looks like something else.
 

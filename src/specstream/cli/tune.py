@@ -54,10 +54,7 @@ def tune(
         from specstream.heads.folder import kind_of
 
         kind_of(heads)  # refuses a folder without heads before a model is loaded
-    if draft is not None and not draft.startswith("self:"):
-        from specstream.models.hub.catalog import check
-
-        check(draft)
+    options.check_draft(draft)
     settings = {"drafter": "none", "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device}
     engine = load_engine(model, None, settings)
     found = _tune(engine, texts, chat, draft, heads, repeats)
