@@ -21,7 +21,7 @@ Place = tuple[str, str, str, str]
 
 PERCENTILES = (50, 90, 99)
 
-_KEYS = ("experiment", "value", "arm", "arm_value")
+KEYS = ("experiment", "value", "arm", "arm_value")
 
 COUNTED = {
     "tokens_per_second": "of decoding: the tokens of all passes over the seconds of all passes, drafting included",
@@ -54,9 +54,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     Args:
         folder: of the run; it may be unfinished.
     """
-    arms: dict[Place, list[Sample]] = defaultdict(list)
-    for sample in folder.samples:
-        arms[place_of(sample)].append(sample)
+    arms = by_arm(folder)
     return {
         "provenance": folder.run["provenance"],
         "sessions": folder.run["sessions"],
@@ -64,12 +62,20 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "counted": COUNTED,
         "arms": [_arm(place, samples, arms, folder) for place, samples in arms.items()],
         "failures": [
-            {key: sample[key] for key in (*_KEYS, "item", "repeat", "error")}
+            {key: sample[key] for key in (*KEYS, "item", "repeat", "error")}
             for samples in arms.values()
             for sample in sorted(samples, key=lambda each: (each["item"], each["repeat"]))
             if sample["error"] is not None
         ],
     }
+
+
+def by_arm(folder: RunFolder) -> dict[Place, list[Sample]]:
+    """The samples of each arm."""
+    arms: dict[Place, list[Sample]] = {}
+    for sample in folder.samples:
+        arms.setdefault(place_of(sample), []).append(sample)
+    return arms
 
 
 def place_of(sample: Sample) -> Place:
@@ -111,9 +117,9 @@ def _arm(
         return _figures(list(filter(wanted, samples)), list(filter(wanted, plain)), costs, greedy)
 
     return {
-        **{key: samples[0][key] for key in _KEYS},
+        **{key: samples[0][key] for key in KEYS},
         "vary": folder.run["settings"]["experiments"].get(place[0], {}).get("vary"),
-        "facts": {key: value for key, value in facts.items() if key not in ("kind", *_KEYS)},
+        "facts": {key: value for key, value in facts.items() if key not in ("kind", *KEYS)},
         "memory_overhead": facts.get("memory_overhead"),
         "all": figures(lambda _: True),
         "categories": {name: figures(lambda each, name=name: each["category"] == name) for name in categories},  # type: ignore[misc]
