@@ -95,10 +95,10 @@ class RunFolder:
         same = {**settings, "experiments": {name: every[name] for name in before}}
         for name, now in (("settings", same), ("provenance", provenance)):
             if self.run and (changed := difference(self.run[name], now)):
-                place, known, given = changed
+                change = "{} {!r} and now it is {!r}".format(*changed)
                 raise UsageError(
-                    f"{str(self.root)!r} holds a run with {place} {known!r} and now it is {given!r}; give the same, "
-                    "another measure.output_dir, or --no-resume to set that run aside"
+                    f"{str(self.root)!r} holds a run with {change}; give the same, another measure.output_dir, "
+                    "or --no-resume to set that run aside"
                 )
         session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv}
         sessions = [*self.run.get("sessions", []), session]
