@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from specstream.evaluation.doctor.facts import dtype_name
 from specstream.models.runtime import native
 
 SECONDS = 5.0
@@ -78,7 +79,7 @@ def speed(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) ->
     rows = _fastest(product, device, started + seconds * 0.75)
     matrix = torch.ones(square, square, dtype=torch.float32, device=device)
     whole = _fastest(partial(torch.matmul, matrix, matrix), device, started + seconds)
-    whose = f"our kernel in {_name(dtype)}" if own else f"torch in {_name(dtype)}"
+    whose = f"our kernel in {dtype_name(dtype)}" if own else f"torch in {dtype_name(dtype)}"
     return Speed(
         device=str(device),
         threads=torch.get_num_threads(),
@@ -122,7 +123,3 @@ def _fastest(run: Callable[[], torch.Tensor], device: torch.device, deadline: fl
             torch.cuda.synchronize(device)
         best, calls = min(best, time.perf_counter() - started), calls + 1
     return best
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
