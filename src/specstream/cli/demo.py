@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from specstream.cli import options
 
 _Models = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--model", "-m", help="As in generate; may be repeated, and the page lets choose."),
+    options.Texts, typer.Option("--model", "-m", help="As in generate; may be repeated, and the page lets choose.")
 ]
 _Host = Annotated[str, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
 _Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Likewise; 0 takes a free one.")]

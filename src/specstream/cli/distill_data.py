@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -17,11 +17,10 @@ from specstream.files.prompts import read_prompts
 _Prompts = Annotated[list[str], typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file; may be repeated.")]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The JSON lines to write. An interrupted run goes on.")]
 _Exclude = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--exclude", help="A file of held-out prompts to leave out; may be repeated."),
+    options.Texts, typer.Option("--exclude", help="A file of held-out prompts to leave out; may be repeated.")
 ]
-_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="Most prompts to answer.")]  # noqa: UP045
-_PerFile = Annotated[Optional[int], typer.Option("--per-file", min=1, help="Most prompts of each file.")]  # noqa: UP045
+_Limit = Annotated[options.Integer, typer.Option("--limit", min=1, help="Most prompts to answer.")]
+_PerFile = Annotated[options.Integer, typer.Option("--per-file", min=1, help="Most prompts of each file.")]
 _BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Prompts answered at once.")]
 _MaxPrompt = Annotated[int, typer.Option("--max-prompt-tokens", min=1, help="Leave longer prompts out.")]
 _Shuffle = Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the files, so that a limit takes of all.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ _Target = Annotated[str, typer.Option("--target", "-m", help="A catalog name, a 
 _Output = Annotated[str, typer.Option("--output", "-o", help="The folder to write.")]
 _Layers = Annotated[int, typer.Option("--layers", min=1, help="How many of the target's layers to take.")]
 _Vocab = Annotated[
-    Optional[int],  # noqa: UP045
+    options.Integer,
     typer.Option("--vocab", min=2, help="Let the draft say only so many tokens, the most frequent of the texts."),
 ]
 _Choice = Annotated[
@@ -43,13 +43,13 @@ _Choice = Annotated[
     ),
 ]
 _Texts = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    options.Texts,
     typer.Option(
         "--texts", help="Answers or texts: to rank the vocabulary, fit the head and compare layers. May be repeated."
     ),
 ]
 _Prompts = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    options.Texts,
     typer.Option("--prompts", help="Held-out prompts: layers are compared on the target's own answers to them."),
 ]
 

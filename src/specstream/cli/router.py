@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,13 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Collect what each drafter is worth on prompts, train a router, evaluate it.")
 
 _Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
-_Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
-]
 _Limit = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--limit", min=1, help="Prompts at most; a later run with more goes on."),
+    options.Integer, typer.Option("--limit", min=1, help="Prompts at most; a later run with more goes on.")
 ]
 _Folder = Annotated[str, typer.Option("--router", help="The folder of a trained router.")]
 _Data = Annotated[list[str], typer.Option("--data", help="A collection; may be repeated.")]
@@ -36,7 +31,7 @@ _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write the
 
 
 @app.command()
-def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: options.AsJson = False) -> None:
+def collect(config: _Config, set_: options.Set = None, limit: _Limit = None, as_json: options.AsJson = False) -> None:
     """Measure every drafter on every prompt. The same command goes on with a run that was interrupted."""
     from specstream.training.router_config import read_collect_config
 
@@ -55,7 +50,7 @@ def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: o
 
 
 @app.command()
-def train(config: _Config, set_: _Set = None, as_json: options.AsJson = False) -> None:
+def train(config: _Config, set_: options.Set = None, as_json: options.AsJson = False) -> None:
     """Fit a router to collections, and show what it is worth on prompts held out."""
     from specstream.training.router_config import read_router_config
 

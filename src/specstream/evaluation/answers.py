@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
-from specstream.files.atomic import set_aside
+from specstream.files.atomic import difference, set_aside
 
 FILE = "answers.jsonl"
 """In the folder of a data set."""
@@ -60,23 +60,12 @@ class Answers:
             self.records = {int(record["example"]): record for record in lines}
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{str(self.path)!r} holds no answers of ours; give another output_dir") from None
-        if (changed := _difference(known, run)) is not None:
+        if (changed := difference(known, run)) is not None:
             key, before, now = changed
             raise UsageError(
                 f"{str(self.path)!r} was written with {key} {_short(before)} and now it is {_short(now)}; "
                 "give --no-resume, or another measure.output_dir"
             )
-
-
-def _difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] | None:
-    """The first setting that two runs differ in: its name, and both values."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return None if before == now else (place, before, now)
-    for key in sorted({*before, *now}):
-        inner = f"{place}.{key}" if place else str(key)
-        if (found := _difference(before.get(key), now.get(key), inner)) is not None:
-            return found
-    return None
 
 
 def _short(value: Any) -> str:

@@ -1,11 +1,11 @@
-"""Files that are whole or not there, why one cannot be read, and where a user's cache is."""
+"""Files that are whole or not there, runs that begin anew, why a file cannot be read, and where a user's cache is."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -69,3 +69,12 @@ def set_aside(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As JSON, under a temporary name first."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that two runs differ in: its name with those of its sections, and both values."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return None if before == now else (place, before, now)
+    keys = {key: f"{place}.{key}" if place else str(key) for key in {**before, **now}}
+    found = (difference(before.get(key), now.get(key), inner) for key, inner in keys.items())
+    return next((each for each in found if each is not None), None)
