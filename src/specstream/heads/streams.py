@@ -12,7 +12,7 @@ Left open by the paper, and decided here:
   when streams draft, the token behind the node is known. The paper's f is the identity in its experiments.
 - ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
 - A stream does not see what the streams before it say. With ``chain_rank``, its final state is changed by a low-rank
-  map of the token drafted before (``heads/chained.py``; after Hydra's heads, Ankner et al., arXiv 2402.05109).
+  map of the token drafted before (``heads/token_map.py``; after Hydra's heads, Ankner et al., arXiv 2402.05109).
 - The streams may predict a part of the vocabulary only, such as its most frequent tokens: a token they never draft
   costs acceptance, never the output.
 - A round needs the streams of the last accepted node and of no other, and that node is known when its tree has been
