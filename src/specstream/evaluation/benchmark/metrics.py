@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from specstream.config import GenerationConfig
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
-from specstream.core.sampling import Sampling
-from specstream.core.tree import TokenTree
+from specstream.core.rows import Round
 from specstream.engine.generation import Generation, Parts
 
 _POWER = Path("/sys/class/powercap")
@@ -67,8 +65,7 @@ def generate(
         config: how much and by which rule.
         device: whose memory counts; None for the process's.
     """
-    watched = Watched(parts.drafter)
-    generation = Generation(replace(parts, drafter=watched), rows, config)
+    generation = Generation(parts, rows, config)
     timings = generation.timings
     passes: list[tuple[int, float, float, float]] = []
     depths: list[list[tuple[int, int, int, int]]] = []
@@ -77,9 +74,8 @@ def generate(
     for rounds in generation.rounds():
         now = (timings.propose, timings.score, timings.decode)
         proposing, scoring, whole = (_rounded(end - start) for start, end in zip(before, now, strict=True))
-        passes.append((watched.width, proposing, scoring, whole))
-        judged = zip(watched.judged, rounds, strict=True)
-        depths.append([(*own, len(each.tokens)) for own, each in judged])
+        passes.append((max(len(each.tree) for each in rounds), proposing, scoring, whole))
+        depths.append(list(map(_judged, rounds)))
         before = now
     joules, (peak, grown) = energy.joules(), memory.read()
     stats = [row.stats for row in generation.rows]
@@ -105,58 +101,14 @@ def _rounded(seconds: float) -> float:
     return round(seconds, 6)
 
 
-class Watched(Drafter):
-    """A drafter whose trees are looked at on their way. It keeps numbers only: trees may hold distributions.
+def _judged(round_: Round) -> tuple[int, int, int, int]:
+    """A row's share of a pass, as in ``Reading.depths``.
 
-    Attributes:
-        width: tokens of the last pass.
-        judged: of its rows: how deep the tree was, how many depths were judged, how many were accepted.
+    Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree.
     """
-
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter, self.name = drafter, drafter.name
-        self.width = 0
-        self.judged: list[tuple[int, int, int]] = []
-
-    def begin(
-        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
-    ) -> DraftSession:
-        return _WatchedSession(self, self.drafter.begin(prompts, samplings, session))
-
-
-class _WatchedSession(DraftSession):
-    def __init__(self, watched: Watched, session: DraftSession) -> None:
-        self._watched, self._session = watched, session
-        self.choice = session.choice
-        self._depths: list[int] = []
-
-    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        return self._session.offers(requests)
-
-    def read(self, most: int) -> bool:
-        return self._session.read(most)
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        trees = self._session.propose(requests)
-        self._watched.width = max(map(len, trees))
-        self._depths = [max(tree.depths) for tree in trees]
-        return trees
-
-    def observe(self, verdicts: Sequence[Verdict]) -> None:
-        self._watched.judged = [_judged(*each) for each in zip(self._depths, verdicts, strict=True)]
-        self._session.observe(verdicts)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._session.keep(rows)
-
-    def join(self, other: _WatchedSession) -> None:
-        self._session.join(other._session)
-
-
-def _judged(depth: int, verdict: Verdict) -> tuple[int, int, int]:
-    """Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree."""
-    ended = len(verdict.tokens) == verdict.accepted
-    return depth, verdict.accepted if ended else min(depth, verdict.accepted + 1), verdict.accepted
+    depth, accepted = max(round_.tree.depths), len(round_.path) - 1
+    ended = accepted and round_.tree.tokens[round_.path[-1]] in round_.row.stopping.eos_token_ids
+    return depth, accepted if ended else min(depth, accepted + 1), accepted, len(round_.tokens)
 
 
 class Memory:

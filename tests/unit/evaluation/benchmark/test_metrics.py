@@ -5,9 +5,7 @@ import gc
 import pytest
 
 from specstream import SpeculativeEngine
-from specstream.core.ports import DraftSession
-from specstream.core.sampling import Sampling
-from specstream.evaluation.benchmark.metrics import Energy, Memory, Watched, generate
+from specstream.evaluation.benchmark.metrics import Energy, Memory, generate
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -35,23 +33,6 @@ def test_a_reading_is_the_generation_pass_by_pass(engine):
         assert all(each >= 0 for each in seconds)
         assert all(accepted <= seen <= depth for depth, seen, accepted, _ in judged)
     assert reading.decode == pytest.approx(sum(each[3] for each in reading.passes), abs=1e-4)
-
-
-@pytest.mark.parametrize("name", DraftSession.__annotations__)
-def test_a_watched_drafter_states_what_it_states_unwatched(engine, name):
-    prompts = [[1, 2, 3]]
-    session = engine.target.begin([[1, 2]])
-    drafts = engine.parts.drafter.begin(prompts, [Sampling()], session)
-    assert drafts.choice is None
-    setattr(drafts, name, stated := object())
-
-    class Stub:
-        name = "stub"
-
-        def begin(self, *given):
-            return drafts
-
-    assert getattr(Watched(Stub()).begin(prompts, [Sampling()], session), name) is stated
 
 
 def test_energy_is_the_packages_and_counters_wrap(tmp_path):
