@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,10 +86,14 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         VocabularyMismatchError: a draft of another vocabulary.
     """
     check_choice(config, draft)
+    revision = target.revision
     loaded = isinstance(draft, str) and not draft.startswith(SELF)  # dtype is of the draft that is loaded then
     check_place(target.model, config.device, "auto" if loaded else config.dtype)
     heads = _heads_folder(target.model, draft, config)
-    drafter = _build_drafter(target, tokenizer, draft, heads, config)
+    if config.drafter == "router":
+        drafter: Drafter = _routed(target, tokenizer, draft, config)
+    else:
+        drafter = _combined(_Sources(target, tokenizer), draft, heads, config)
     return Parts(
         target=target if config.use_cache else UncachedTarget(target),
         drafter=drafter,
@@ -99,6 +103,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         checkpoint=checkpoint_rules(target.model),
         vocab_size=target.vocab_size,
         left_out=left_out_of(target.model, draft, drafter, config),
+        revision=revision,
         speculation=Speculation(
             max_depth=_depth(config, DEEPEST),
             unmeasured_depth=_depth(config, UNMEASURED),
@@ -110,12 +115,14 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
 
 
 def renewed(parts: Parts, target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
-    """What to go on with after the target's model has become another one: heads are of a model, the rest is not.
+    """The same parts, or others where the target's model has become another one: heads are of a model, the rest is not.
 
     The arguments and the errors are those of ``build_parts``.
     """
-    if parts.heads is None and config.drafter != "router":
+    if (revision := target.refresh()) == parts.revision:
         return parts
+    if parts.heads is None and config.drafter != "router":
+        return replace(parts, revision=revision)
     return build_parts(target, tokenizer, draft, config)
 
 
@@ -136,25 +143,15 @@ def left_out_of(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) 
         drafter: that was made of it.
         config: the rest.
     """
-    return "; ".join(_left_out(model, draft, drafter, config)) or None
-
-
-def _left_out(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> Iterator[str]:
+    found = list[str]()
     if config.drafter == "auto" and draft is None and config.heads is None:
-        if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
-            yield f"{Path(found).name} is not used at a fixed draft depth; drafter='streams' takes it"
+        if not config.adaptive and (unused_heads := shipped_for(model, "streams")) is not None:
+            found.append(f"{Path(unused_heads).name} is not used at a fixed draft depth; drafter='streams' takes it")
         elif (why := left_out(model, "streams")) is not None:
-            yield why
+            found.append(why)
     if (depth := _depth(config, 0)) > 0:
-        yield from shallower(drafter, "gamma" if depth == config.gamma else "max_speculation_depth", depth)
-
-
-def _build_drafter(
-    target: HuggingFaceTarget, tokenizer: Any, draft: Any, heads: str | None, config: EngineConfig
-) -> Drafter:
-    if config.drafter == "router":
-        return _routed(target, tokenizer, draft, config)
-    return _combined(_Sources(target, tokenizer), draft, heads, config)
+        found += shallower(drafter, "gamma" if depth == config.gamma else "max_speculation_depth", depth)
+    return "; ".join(found) or None
 
 
 def _routed(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> RoutedDrafter:

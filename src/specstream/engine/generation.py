@@ -47,6 +47,7 @@ class Parts:
         checkpoint: the rules of the model's own generation configuration.
         vocab_size: rows of the model's embedding; None if that is not known.
         left_out: what could draft, or was asked to, and does not, and why; None if there is nothing of the kind.
+        revision: of the target's model, as ``HuggingFaceTarget.refresh`` counts.
     """
 
     target: Target
@@ -58,6 +59,7 @@ class Parts:
     checkpoint: CheckpointRules = field(default_factory=CheckpointRules)
     vocab_size: int | None = None
     left_out: str | None = None
+    revision: int = 0
 
     def sampling(self, config: GenerationConfig) -> Sampling:
         """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""

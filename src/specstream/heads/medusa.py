@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from specstream.errors import HeadMismatchError, UsageError, one_line
 from specstream.heads.folder import describe_base, save_head
+from specstream.models.architecture.compat import text_config
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -93,7 +94,7 @@ class MedusaHeads(nn.Module):
             for head in self.lm_heads:
                 head.weight.copy_(weight)  # type: ignore[operator]
         self.to(device=model.device, dtype=dtype)
-        self.layer = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+        self.layer = int(text_config(model).num_hidden_layers)
         self.rates: list[list[float]] = []
         self.record: dict[str, Any] = {}
 

@@ -41,6 +41,7 @@ from specstream.heads.folder import describe_base, load_head, save_head
 from specstream.heads.multistream import MainStream, read_main, run_streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
+from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.families import describe
 from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears
@@ -96,7 +97,7 @@ class Streams(nn.Module):
         if config.layers > len(self._layers):
             raise UsageError(f"layers is {config.layers} and the model has {len(self._layers)}; give at most that many")
         self.first = len(self._layers) - config.layers
-        hidden, device = int(model.config.get_text_config(decoder=True).hidden_size), model.device
+        hidden, device = int(text_config(model).hidden_size), model.device
         self.embeddings = nn.Parameter(torch.randn(config.gamma, hidden, device=device) * 0.02)
         if config.start == "linear":
             self.from_state = nn.Parameter(torch.eye(hidden, device=device))
