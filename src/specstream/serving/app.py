@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 
 from specstream.engine.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
-from specstream.serving.access import Access
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
@@ -27,7 +26,7 @@ from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.metrics import ServerMetrics
-from specstream.serving.middleware import PROBES, Guard, JsonResponse, refusal
+from specstream.serving.middleware import PROBES, Access, Guard, JsonResponse, refusal
 from specstream.serving.requests import ChatBody, CompletionBody
 from specstream.serving.responses import Shape, usage
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
@@ -38,13 +37,8 @@ CLIENT_GONE = 499
 """nginx's status for a client that did not wait; nobody reads it."""
 
 
-def build_app(engine: SpeculativeEngine, config: DeploymentConfig) -> FastAPI:
-    """The server, whose scheduler runs while the application does."""
-    return Server(engine, config).app
-
-
 class Server:
-    """One engine behind HTTP.
+    """One engine behind HTTP; its scheduler runs while ``app``, the application, does.
 
     Args:
         engine: what answers; from the start of the application on its scheduler's alone.

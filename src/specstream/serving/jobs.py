@@ -42,11 +42,9 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A job's end: ``row`` has the counts, ``text`` is the whole answer."""
+    """A job's end; ``text`` is the whole answer."""
 
-    row: Row
     text: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,7 @@ class Job:
         text = self._generation.text(row)  # the last tokens may hold a stop string
         self.deliver(Piece(text=self._stream.finish(text), tokens=round_.tokens, chances=chances))
         self.outcome = row.finish_reason
-        self.deliver(Done(row=row, text=text, reason=row.finish_reason))
+        self.deliver(Done(text=text))
 
     def _watch(self, logits: Tensor, tokens: Sequence[int]) -> None:
         shares = logits.float().log_softmax(-1)
