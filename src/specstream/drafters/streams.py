@@ -68,7 +68,7 @@ class StreamsDrafter(HeadDrafter):
         return StreamsDrafter(self.head, nodes=nodes, most=nodes, rates=self.rates, pruning=self.pruning)
 
     def tap(self, target: HiddenStates) -> None:
-        target.tap(self.head.taps)
+        target.tap([self.head.first])
 
     def acceptances(self, samplings: Sequence[Sampling]) -> list[RankAcceptance]:
         fresh = self.unlearned()

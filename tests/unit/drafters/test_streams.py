@@ -26,7 +26,7 @@ GAMMA = 3
 class Head:
     """Candidates that say where they come from: pass row, node, depth and rank."""
 
-    gamma, taps, first, nbytes = GAMMA, (7,), 7, 0
+    gamma, first, nbytes = GAMMA, 7, 0
 
     def __init__(self):
         self.asked, self.depths = [], []
