@@ -267,7 +267,7 @@ def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig)
 def _warm_up(streams: Streams, target: HuggingFaceTarget) -> None:
     """Draft once: our kernels copy weights for it, and the first generation would be timed with that."""
     session = target.begin_unpadded([[0]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     session.score([TokenTree.chain([0])])
     session.commit([(0,)])
     streams.candidates(session, [(0, 0)], [0], 1)

@@ -261,10 +261,7 @@ class SpeculativeEngine:
         self.parts = replace(parts, eos_token_ids=ends, checkpoint=rules)
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
-        baseline = self._baselines.of(generation, measure=self.config.measure_baseline)
-        plain = baseline.get("tokens_per_second")
-        speedup = None if plain is None else generation.speed / plain
-        generation.teach(plain)
+        speedup, baseline = self._baselines.speedup(generation, measure=self.config.measure_baseline)
         self._totals.add(generation.rows, generation.timings.total)
         if speedup is not None:
             self._totals.speedups.append(speedup)

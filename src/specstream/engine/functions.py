@@ -159,7 +159,7 @@ class _CustomGenerate:
             temperature=1.0 if generation_config.do_sample else 0.0,
             seed=int(torch.randint(2**62, ())),
         )
-        prompts = _unpadded(input_ids, model_kwargs.get("attention_mask"))
+        prompts = token_rows({"input_ids": input_ids, "attention_mask": model_kwargs.get("attention_mask")})
         check_length(prompts, settings.max_new_tokens, parts.target.context_length)
         # generate() has made processors of the checkpoint's rules, too.
         parts = replace(parts, eos_token_ids=columns.eos_token_ids, checkpoint=CheckpointRules())
@@ -207,12 +207,6 @@ class _CustomGenerate:
                 sent = columns.ids.shape[1]
         finally:
             self._streamer.end()  # whoever reads on another thread would wait for ever
-
-
-def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    if mask is None:
-        return token_rows(input_ids)
-    return [row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)]
 
 
 def _padded(rows: Sequence[list[int]], model: Any, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from specstream.core.ports import Drafter, DrafterChoice, Target
 from specstream.core.rows import Round, Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
-from specstream.core.stopping import StopCheck, Stopping
+from specstream.core.stopping import Stopping
 from specstream.drafters.none import NoDrafter
 from specstream.engine.results import GenerationResult
 from specstream.engine.text import TextStream, final_text, stop_check
@@ -69,10 +69,6 @@ class Parts:
         """The same with another drafter, whose rounds teach this one's controller nothing."""
         return replace(self, drafter=drafter, speculation=replace(self.speculation, controller=None))
 
-    def sharing(self, drafter: Drafter) -> Parts:
-        """The same with another drafter, and one controller of both."""
-        return replace(self, drafter=drafter)
-
 
 class Generation:
     """One batch.
@@ -81,7 +77,6 @@ class Generation:
         parts: what to generate with.
         prompts: token ids of each.
         config: how.
-        check: a stopping rule besides those of ``config``.
 
     Attributes:
         chats: of each prompt, whether it went through the chat template; for the report.
@@ -90,13 +85,7 @@ class Generation:
         UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        prompts: Sequence[Sequence[int]],
-        config: GenerationConfig,
-        check: StopCheck | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
         check_tokens(parts.vocab_size, prompts, config.stop_token_ids, parts.tokenizer)
         self.parts = parts
         self.config = config
@@ -108,7 +97,7 @@ class Generation:
         stopping = Stopping(
             max_new_tokens=config.max_new_tokens,
             eos_token_ids=self._ends(),
-            check=check or stop_check(parts.tokenizer, config.stop_strings),
+            check=stop_check(parts.tokenizer, config.stop_strings),
         )
         self.rows = start_rows(
             prompts, seeds, parts.target.context_length, sampling=parts.sampling(config), stopping=stopping
@@ -232,6 +221,13 @@ class Baselines:
 
     def __init__(self) -> None:
         self._measured: dict[tuple[int, bool], dict[str, Any]] = {}
+
+    def speedup(self, generation: Generation, *, measure: bool) -> tuple[float | None, dict[str, Any]]:
+        """The speed of a generation that has run over its baseline, None where that is unknown; and tell a router."""
+        baseline = self.of(generation, measure=measure)
+        plain = baseline.get("tokens_per_second")
+        generation.teach(plain)
+        return None if plain is None else generation.speed / plain, baseline
 
     def of(self, generation: Generation, *, measure: bool) -> dict[str, Any]:
         """The baseline of a generation that has run; greedy ones and others are measured apart."""
