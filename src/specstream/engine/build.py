@@ -53,7 +53,7 @@ class LoadedDraft:
     """
 
     target: HuggingFaceTarget
-    part: Tensor | None
+    part: Tensor | None = None
 
 
 class SharedDrafts:
@@ -67,8 +67,8 @@ class SharedDrafts:
         """The draft of that name; ``model`` if it is at hand. The errors are those of ``build_parts``."""
         key = (name, config.draft_quantization)
         if key not in self._loaded:
-            target, part = _draft_target(self._target, self._tokenizer, name if model is None else model, config)
-            self._loaded[key] = LoadedDraft(target=target, part=part)
+            draft = name if model is None else model
+            self._loaded[key] = _loaded(self._target, self._tokenizer, draft, config)
         return self._loaded[key]
 
 
@@ -276,27 +276,22 @@ def _warm_up(streams: Streams, target: HuggingFaceTarget) -> None:
 def _draft_model(
     target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig, name: str
 ) -> DraftModelDrafter:
-    drafting, part = _draft_target(target, tokenizer, draft, config)
+    loaded = _loaded(target, tokenizer, draft, config)
     return DraftModelDrafter(
-        drafting,
+        loaded.target,
         gamma=_depth(config, DEEPEST),
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
-        part=part,
-        from_cache=drafting.begin_from_cache if drafting.model is target.model else None,
+        part=loaded.part,
+        from_cache=loaded.target.begin_from_cache if loaded.target.model is target.model else None,
         name=name,
     )
 
 
-def _draft_target(
-    target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig
-) -> tuple[HuggingFaceTarget, Tensor | None]:
-    """The draft as a target of its own, and the tokens it says, if not all.
-
-    A model that drafts for itself shares everything, the bits too.
-    """
+def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> LoadedDraft:
+    """The draft as a target of its own. A model that drafts for itself shares everything, the bits too."""
     if isinstance(draft, LoadedDraft):
-        return draft.target, draft.part
+        return draft
     quantization, named = config.draft_quantization, isinstance(draft, str)
     if named and draft.startswith(SELF):
         draft, quantization, named = target.model, _self_quantization(draft), False
@@ -304,8 +299,9 @@ def _draft_target(
         if quantization == "auto":
             quantization = "none"
         if quantization == "none":
-            return target, None
-        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
+            return LoadedDraft(target=target)
+        own = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
+        return LoadedDraft(target=own)
     draft, draft_tokenizer, part = _draft_given(target, tokenizer, draft, config)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
@@ -319,7 +315,7 @@ def _draft_target(
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
         drafting.release()
-    return drafting, part
+    return LoadedDraft(target=drafting, part=part)
 
 
 def _draft_given(

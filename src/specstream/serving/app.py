@@ -43,9 +43,10 @@ class Server:
     Args:
         engine: what answers; from the start of the application on its scheduler's alone.
         config: the limits, and what the model is called.
+        replica: the name that every answer says, where there are several servers.
     """
 
-    def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig) -> None:
+    def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig, replica: str | None = None) -> None:
         self.config, self.meters = config, ServerMetrics()
         self.gateway = Gateway(engine, config)
         self.scheduler = Scheduler(
@@ -59,9 +60,9 @@ class Server:
         self._lossless = engine.config.acceptance_threshold is None
         self._left_out = engine.parts.left_out
         self._created = int(time.time())
-        self.app = self._routes()
+        self.app = self._routes(replica)
 
-    def _routes(self) -> FastAPI:
+    def _routes(self, replica: str | None) -> FastAPI:
         # A redirect would name the host that the client sent.
         app = FastAPI(
             title="SpecStream", lifespan=self._lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
@@ -82,7 +83,7 @@ class Server:
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             )
-        app.add_middleware(Access)
+        app.add_middleware(Access, replica=replica)
         app.add_exception_handler(RequestValidationError, self._malformed)  # type: ignore[arg-type]
         kinds: list[type[Exception]] = [HTTPException, *_KINDS]
         for kind in kinds:

@@ -157,16 +157,18 @@ class Guard:
 
 
 class Access:
-    """Takes the client's ``X-Request-Id``, or makes one, sends it back and logs it.
+    """Takes the client's ``X-Request-Id``, or makes one, sends it back and logs it; says which replica answers.
 
     What else the line says is what the application left in the request's state, as ``note``.
 
     Args:
         app: what answers.
+        replica: its name, where there are several.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, replica: str | None = None) -> None:
         self._app = app
+        self._own = [] if replica is None else [(b"x-specstream-replica", replica.encode())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -180,7 +182,7 @@ class Access:
             nonlocal status, whole
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name), *self._own]
             elif not message.get("more_body", False):
                 whole = True
             await send(message)
