@@ -75,7 +75,7 @@ def generate(
         now = (timings.propose, timings.score, timings.decode)
         proposing, scoring, whole = (_rounded(end - start) for start, end in zip(before, now, strict=True))
         passes.append((max(len(each.tree) for each in rounds), proposing, scoring, whole))
-        depths.append(list(map(_judged, rounds)))
+        depths.append(list(map(judged_of, rounds)))
         before = now
     joules, (peak, grown) = energy.joules(), memory.read()
     stats = [row.stats for row in generation.rows]
@@ -101,7 +101,7 @@ def _rounded(seconds: float) -> float:
     return round(seconds, 6)
 
 
-def _judged(round_: Round) -> tuple[int, int, int, int]:
+def judged_of(round_: Round) -> tuple[int, int, int, int]:
     """A row's share of a pass, as in ``Reading.depths``.
 
     Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree.

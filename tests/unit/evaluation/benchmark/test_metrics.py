@@ -5,8 +5,14 @@ import gc
 import pytest
 
 from specstream import SpeculativeEngine
-from specstream.evaluation.benchmark.metrics import Energy, Memory, generate
+from specstream.core.rows import Round, start_rows
+from specstream.core.sampling import Sampling
+from specstream.core.stopping import Stopping
+from specstream.core.tree import TokenTree
+from specstream.evaluation.benchmark.metrics import Energy, Memory, generate, judged_of
 from tests.tiny import tiny_model, tiny_tokenizer
+
+END = 6
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,22 @@ def test_a_reading_is_the_generation_pass_by_pass(engine):
         assert all(each >= 0 for each in seconds)
         assert all(accepted <= seen <= depth for depth, seen, accepted, _ in judged)
     assert reading.decode == pytest.approx(sum(each[3] for each in reading.passes), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "tokens", "expected"),
+    [
+        ((0,), (9,), (3, 1, 0, 1)),
+        ((0, 1), (5, 9), (3, 2, 1, 2)),
+        ((0, 1, 2), (5, END), (3, 2, 2, 2)),
+        ((0, 1, 2, 3), (5, 8, 7, 9), (3, 3, 3, 4)),
+    ],
+)
+def test_one_depth_more_than_was_accepted_is_judged_unless_the_text_or_the_tree_ends(path, tokens, expected):
+    stopping, drafts = Stopping(max_new_tokens=9, eos_token_ids=frozenset([END])), (5, tokens[1] if END in tokens else 8, 7)
+    (row,) = start_rows([[1]], [0], None, sampling=Sampling(), stopping=stopping)
+    round_ = Round(row=row, tokens=tokens, tree=TokenTree.chain([1, *drafts]), path=path, drafter=None)
+    assert judged_of(round_) == expected
 
 
 def test_energy_is_the_packages_and_counters_wrap(tmp_path):
