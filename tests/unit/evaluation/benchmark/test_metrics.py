@@ -51,7 +51,10 @@ def test_a_reading_is_the_generation_pass_by_pass(engine):
     ],
 )
 def test_one_depth_more_than_was_accepted_is_judged_unless_the_text_or_the_tree_ends(path, tokens, expected):
-    stopping, drafts = Stopping(max_new_tokens=9, eos_token_ids=frozenset([END])), (5, tokens[1] if END in tokens else 8, 7)
+    stopping, drafts = (
+        Stopping(max_new_tokens=9, eos_token_ids=frozenset([END])),
+        (5, tokens[1] if END in tokens else 8, 7),
+    )
     (row,) = start_rows([[1]], [0], None, sampling=Sampling(), stopping=stopping)
     round_ = Round(row=row, tokens=tokens, tree=TokenTree.chain([1, *drafts]), path=path, drafter=None)
     assert judged_of(round_) == expected
