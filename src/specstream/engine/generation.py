@@ -92,6 +92,7 @@ class Generation:
         self.prompts = prompts
         self.timings = Timings()
         self.chats = [False] * len(prompts)
+        self._streams: dict[int, TextStream] = {}  # of the rows whose pieces somebody wants
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
         stopping = Stopping(
@@ -164,6 +165,17 @@ class Generation:
             # The same token may complete a stop string, which is more than the token.
             texts.append(final_text(self.parts.tokenizer, row.emitted[:-1], self.config.stop_strings))
         return min(texts, key=len)
+
+    def piece(self, round_: Round) -> str:
+        """The text that a round of a row completes, where it is given all of them, in order."""
+        row = round_.row
+        if row.index not in self._streams:
+            hold = max(map(len, self.config.stop_strings), default=0)
+            self._streams[row.index] = TextStream(self.parts.tokenizer, hold=hold)
+        if row.finish_reason is None:
+            return self._streams[row.index].push(round_.tokens)
+        # The last tokens may hold a stop string: what is left of them comes with the whole text.
+        return self._streams[row.index].finish(self.text(row))
 
     @property
     def tokens_per_pass(self) -> float:
@@ -258,15 +270,9 @@ class TextPieces:
         self._result: GenerationResult | None = None
 
     def __iter__(self) -> Iterator[str]:
-        generation = self._generation
-        stops = generation.config.stop_strings
-        stream = TextStream(generation.parts.tokenizer, hold=max(map(len, stops), default=0))
-        for (round_,) in generation.rounds():
-            # The last tokens may hold a stop string: what is left of them comes with the whole text.
-            if piece := stream.push(round_.tokens if round_.row.finish_reason is None else ()):
+        for (round_,) in self._generation.rounds():
+            if piece := self._generation.piece(round_):
                 yield piece
-        if piece := stream.finish(generation.text(generation.rows[0])):
-            yield piece
 
     @property
     def result(self) -> GenerationResult:
