@@ -98,25 +98,17 @@ def kind_of(folder: str | Path) -> str:
     return str(kind)
 
 
-def check_base(
-    whose: str, base: Mapping[str, str], model: Any, instead: str = "heads that were trained for this one"
-) -> None:
-    """Refuse what belongs to another base than this model.
-
-    Args:
-        whose: what it is, in words: ``the streams in 'folder' belong to``.
-        base: of it, as ``describe_base`` says it.
-        model: a transformers model.
-        instead: what to give for this model.
+def check_base(kind: str, folder: str | Path, base: Mapping[str, str], model: Any) -> None:
+    """Refuse heads of another base than this model.
 
     Raises:
-        HeadMismatchError: it does; the message names both.
+        HeadMismatchError: they are; the message names both.
     """
     own = describe_base(model)
     if base["fingerprint"] != own["fingerprint"]:
         raise HeadMismatchError(
-            f"{whose} {base['name']} ({base['fingerprint']}) and the model is {own['name']} ({own['fingerprint']}); "
-            f"give that model, or {instead}"
+            f"the {kind} in {str(folder)!r} belong to {base['name']} ({base['fingerprint']}) and the model is "
+            f"{own['name']} ({own['fingerprint']}); give that model, or heads that were trained for this one"
         )
 
 
@@ -131,7 +123,7 @@ def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tens
     if (found := kind_of(folder)) != kind:
         raise ModelNotFoundError(f"{str(folder)!r} holds {found!r}; give a folder with {kind!r}")
     settings = read_settings(folder)
-    check_base(f"the {kind} in {str(folder)!r} belong to", settings["base"], model)
+    check_base(kind, folder, settings["base"], model)
     try:
         tensors = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:

@@ -211,7 +211,7 @@ class MedusaHeads(TrainedHead):
         config, tensors = read_heads(Path(folder))
         ours = config.get("specstream", {})
         if (base := ours.get("base")) is not None:  # heads of other makers do not say
-            check_base(f"the Medusa heads in {str(folder)!r} belong to", base, model)
+            check_base("Medusa heads", folder, base, model)
         try:
             heads = cls(
                 model,

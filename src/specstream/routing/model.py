@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from specstream.errors import ModelNotFoundError, NumericalError, SpecStreamError, one_line
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, SpecStreamError, one_line
 from specstream.files.yaml_file import validated
-from specstream.heads.folder import check_base, read_settings, save_head
+from specstream.heads.folder import describe_base, read_settings, save_head
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
 from specstream.routing.features import HINTS, Features, make_embedding
 
@@ -120,7 +120,12 @@ class RouterModel:
         Raises:
             HeadMismatchError: the router was trained for another target.
         """
-        check_base("the router belongs to", self.base, target, "train a router for this one")
+        own = describe_base(target)
+        if own["fingerprint"] != self.base["fingerprint"]:
+            raise HeadMismatchError(
+                f"the router belongs to {self.base['name']} ({self.base['fingerprint']}) and the model is "
+                f"{own['name']} ({own['fingerprint']}); give that model, or train a router for this one"
+            )
         embedding = make_embedding(self.embedding["name"], self.embedding.get("model"), target, tokenizer)
         return Features(self.table, embedding)
 
