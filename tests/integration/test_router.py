@@ -317,7 +317,7 @@ def test_two_drafters_of_one_draft_share_it(root, trained):
     engine = SpeculativeEngine(
         str(root / "target"), drafter="router", router=str(trained / "router"), dtype="float32", runtime="eager"
     )
-    drafters = engine.parts.drafter.drafters
+    drafters = engine.parts.drafter.by_name
     assert drafters["mixed"].drafters[1] is drafters["draft"]
     assert drafters["draft"].name == "draft"
     report = engine.benchmark(["one two three"], num_runs=1, max_new_tokens=8)

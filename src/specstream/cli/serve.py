@@ -135,7 +135,7 @@ def _serve_ours(settings: DeploymentConfig) -> None:
         _warn_of_open_host(settings)
         with quiet():
             loaded = run.load(settings)
-        run.listen(loaded, settings, sockets)
+        web.listen(loaded, settings, sockets)
 
 
 def _warn_of_open_host(settings: DeploymentConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -157,7 +157,7 @@ def _run(generation: Generation, plain: list[int]) -> Run:
 
 def _sides(engine: SpeculativeEngine, config: CollectConfig) -> dict[str, Parts]:
     drafters = build_drafters(engine.target, engine.tokenizer, config.drafters, engine.config)
-    sides = {name: engine.parts.sharing(drafter) for name, drafter in drafters.items()}
+    sides = {name: replace(engine.parts, drafter=drafter) for name, drafter in drafters.items()}
     for side in sides.values():
         prepare(side, 1)
     return sides

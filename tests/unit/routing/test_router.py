@@ -334,12 +334,14 @@ def test_a_routed_session_is_the_chosen_one_and_says_so(model):
 
     router = UnboundRouter(model, explore=0.0)
     drafter = RoutedDrafter({"none": NoDrafter(), "lookup": Big()}, router)
-    assert drafter.members == (drafter.drafters["none"], drafter.drafters["lookup"])
-    assert (drafter.nodes, drafter.components.heads, drafter.joinable) == (9, (drafter.drafters["lookup"],), False)
+    assert drafter.members == (drafter.by_name["none"], drafter.by_name["lookup"])
+    assert (drafter.nodes, drafter.components.heads, drafter.joinable) == (9, (drafter.by_name["lookup"],), False)
     (_, sums), (_, words) = prompts(2, seed=2)
     table = TableModel.random(1, vocab=max(*sums, *words) + 1, memory=1)
     first, other = (drafter.begin([prompt], [Sampling()], None) for prompt in (sums, words))
     assert (first.choice.drafter, other.choice.drafter) == ("lookup", "none")
+    first.join(drafter.begin([sums], [Sampling()], None))
+    assert first.choice.drafter == "lookup", "the other one's choice is its own"
     rows = start_rows([sums], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=2))
     list(decode(table, drafter, rows, speculation=Speculation(max_depth=2), timings=Timings()))
     assert rows[0].choice.drafter == "lookup"

@@ -320,7 +320,7 @@ class HuggingFaceTarget:
         return self._selftest_cache or SelfTestCache(None)
 
     def _exactness(self) -> Exactness:
-        text = self.model.config.get_text_config(decoder=True)
+        text = compat.text_config(self.model)
         return Exactness(
             self.begin_unpadded,
             self.vocab_size,

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.models.architecture.compat import text_config
 from specstream.models.hub.load import load_model
 from specstream.models.hub.vocabulary import cut_head, read_part, write_part
 from specstream.models.target.hf import HuggingFaceTarget
@@ -39,7 +40,7 @@ class TrainedDraft:
             self._whole = cut_head(self.model, part)
             if train == "all":  # its head goes its own way from here
                 self._whole.weight = nn.Parameter(self._whole.weight.detach().clone(), requires_grad=False)
-                self.model.config.get_text_config(decoder=True).tie_word_embeddings = False
+                text_config(self.model).tie_word_embeddings = False
         if train == "layers":
             for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
                 module.requires_grad_(False)
