@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,13 +67,7 @@ class Sampling:
 
     def without_processors(self) -> Sampling:
         """The same, for a draft: processors may keep state and are only shown the tokens of the output."""
-        return Sampling(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-        )
+        return replace(self, processors=())
 
 
 def process(logits: Tensor, sampling: Sampling, context: Sequence[int]) -> Tensor:
