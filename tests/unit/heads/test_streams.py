@@ -247,7 +247,7 @@ def test_a_branch_leaves_nothing_behind(family, runtime):
             streams.candidates(session, [(1, 1)], [5], 3, [1])
         scored.append(session.score([TokenTree.chain([5])] * 2))
         session.commit([[0]] * 2)
-        caches.append([layer[:, :, :24].clone() for layer in session.cache._keys.values()])
+        caches.append([layer[:, :, :24].clone() for layer in session.cache._buffers.values()])
         logits.append(scored)
     for ours, theirs in zip(*logits, strict=True):
         assert torch.equal(ours, theirs)
