@@ -204,18 +204,7 @@ def distributions(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """
     scores = logits.float() / sampling.temperature
     sound = torch.isfinite(scores.amax(-1))
-    if 0 < sampling.top_k < scores.shape[-1]:
-        kth = scores.topk(sampling.top_k, -1).values[..., -1:]
-        scores = scores.masked_fill(scores < kth, -math.inf)
-    if sampling.top_p < 1:
-        ascending, order = scores.sort(-1)
-        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        dropped[..., -1] = False
-        scores = scores.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
-    if sampling.min_p > 0:
-        likelihood = scores.softmax(-1)
-        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.amax(-1, keepdim=True), -math.inf)
-    return scores.softmax(-1), sound
+    return _truncate(scores, sampling).softmax(-1), sound
 
 
 def draw_each(weights: Tensor, points: Tensor) -> Tensor:
@@ -229,16 +218,23 @@ def draw_each(weights: Tensor, points: Tensor) -> Tensor:
 
 
 def _truncate(scores: Tensor, sampling: Sampling) -> Tensor:
-    if 0 < sampling.top_k < len(scores):
-        kth = scores.topk(sampling.top_k).values[-1]
+    """Scores ``[..., vocab]`` without the tokens that top-k, top-p and min-p leave out, which get minus infinity."""
+    if 0 < sampling.top_k < scores.shape[-1]:
+        kth = scores.topk(sampling.top_k, -1).values[..., -1:]
         scores = scores.masked_fill(scores < kth, -math.inf)
-    if sampling.top_p < 1:
+    if sampling.top_p < 1 and scores.dim() == 1:  # of one position, what top-k has left is found and sorted alone
         kept = torch.isfinite(scores).nonzero()[:, 0]
-        ascending, order = scores[kept].sort()
-        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        dropped[-1] = False
-        scores = scores.index_fill(0, kept[order[dropped]], -math.inf)
+        scores = scores.index_copy(0, kept, _nucleus(scores[kept], sampling.top_p))
+    elif sampling.top_p < 1:
+        scores = _nucleus(scores, sampling.top_p)
     if sampling.min_p > 0:
         likelihood = scores.softmax(-1)
-        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.max(), -math.inf)
+        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.amax(-1, keepdim=True), -math.inf)
     return scores
+
+
+def _nucleus(scores: Tensor, top_p: float) -> Tensor:
+    ascending, order = scores.sort(-1)
+    dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped[..., -1] = False
+    return scores.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
