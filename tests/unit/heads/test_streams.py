@@ -19,6 +19,7 @@ from specstream.models.runtime import native, quantized
 from specstream.models.runtime.fused import FusedTop
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.uncached import UncachedTarget
+from tests.dequantized import restored
 from tests.lossless.families import FAMILIES, VOCAB, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -225,8 +226,8 @@ def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
 
 
 def rounded(linear, weight):
-    restored = quantized.quantize(weight).restored()
-    return lambda x: torch.nn.functional.linear(x, restored, linear.bias)
+    rounded = restored(quantized.quantize(weight))
+    return lambda x: torch.nn.functional.linear(x, rounded, linear.bias)
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
