@@ -146,7 +146,8 @@ class HuggingFaceTarget(ModelPasses):
         self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
         self._forget("_selftest_cache", "measured")
         once(self._selftest_cache, "tree", lambda: check_tree(self))
-        compat.warn_once(f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly")
+        problem = f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly"
+        compat.warn_once(problem + compat.advice_if_untested())
 
     def ready(self) -> HuggingFaceTarget:
         """Itself, of the model as it is now and tested."""

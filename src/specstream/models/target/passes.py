@@ -82,9 +82,8 @@ class ModelPasses:
 
         The pass leaves in ``states`` what went into the layers that are its keys.
         """
-        whole = None if last_only else self.runtime.whole(layout.plan)
-        if whole is not None and layout.plan is not None:
-            return whole(tokens, self._positions(layout), cache, layout.plan, states)
+        if self.runtime.whole is not None and layout.plan is not None and not last_only:
+            return self.runtime.whole(tokens, self._positions(layout), cache, layout.plan, states)
         arguments = self._arguments(cache, layout)
         if last_only and self.family.takes_logits_to_keep:
             arguments["logits_to_keep"] = 1

@@ -61,19 +61,15 @@ def check_tree(target: ModelPasses) -> None:
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{_advice()}") from error
+        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{compat.advice_if_untested()}") from error
     wrong = [error for error in off if not error <= tolerance(own.dtype)]
     if wrong:
         reason = f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}"
-        raise UnsupportedModelError(reason + _advice())
+        raise UnsupportedModelError(reason + compat.advice_if_untested())
 
 
 def _refusal(target: ModelPasses) -> str:
     return f"{target.family.name} cannot be a target: its attention does not follow a tree's mask and positions"
-
-
-def _advice() -> str:
-    return "" if compat.is_tested() else f"; {compat.advice()}"
 
 
 def _first_line(error: Exception) -> str:
