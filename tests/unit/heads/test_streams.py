@@ -19,6 +19,7 @@ from specstream.models.runtime import native, quantized
 from specstream.models.runtime.fused import FusedTop
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.uncached import UncachedTarget
+from tests.dequantized import restored
 from tests.lossless.families import FAMILIES, VOCAB, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -225,8 +226,8 @@ def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
 
 
 def rounded(linear, weight):
-    restored = quantized.quantize(weight).restored()
-    return lambda x: torch.nn.functional.linear(x, restored, linear.bias)
+    rounded = restored(quantized.quantize(weight))
+    return lambda x: torch.nn.functional.linear(x, rounded, linear.bias)
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
@@ -247,7 +248,7 @@ def test_a_branch_leaves_nothing_behind(family, runtime):
             streams.candidates(session, [(1, 1)], [5], 3, [1])
         scored.append(session.score([TokenTree.chain([5])] * 2))
         session.commit([[0]] * 2)
-        caches.append([layer[:, :, :24].clone() for layer in session.cache._keys.values()])
+        caches.append([layer[:, :, :24].clone() for layer in session.cache._buffers.values()])
         logits.append(scored)
     for ours, theirs in zip(*logits, strict=True):
         assert torch.equal(ours, theirs)
