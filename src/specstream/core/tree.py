@@ -150,7 +150,9 @@ class TokenTree:
     def matched(self, tokens: Sequence[int]) -> int:
         """How many of the tokens that followed the root lie on one path below it."""
         if self.is_chain:
-            return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens[1:], tokens, strict=False)))
+            return sum(
+                1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens[1:], tokens, strict=False))
+            )
         node = 0
         for depth, token in enumerate(tokens):
             node = next((child for child in self.children[node] if self.tokens[child] == token), 0)

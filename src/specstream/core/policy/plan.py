@@ -19,15 +19,15 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from specstream.core.policy.acceptance import Estimates, Level
-from specstream.core.policy.cost_model import CostModel, Steps
+from specstream.core.policy.cost_model import NODE_SHARE, CostModel, Steps
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
 
-UNLIKELY = 0.02
-"""What is less likely to be accepted is not weighed: it brings less than weighing takes."""
+UNLIKELY = 0.25
+"""Nodes that bring a smaller share of what they cost are not weighed, though one of them may be free in a padded pass."""
 
 HOPE = 0.5
 """How much nearer to certain than it is known to be a first token may be hoped to be accepted: a drafter that would not
@@ -95,6 +95,9 @@ class Planner:
         rows: how many there are.
         ragged: whether a pass costs by the nodes of all rows together, not by the largest tree for every row.
         worth: of a token of each row, 1 on average.
+        line: seconds of a pass by nodes.
+        plain: of a plain pass.
+        node: what a node more for every row costs, in plain passes.
     """
 
     costs: CostModel
@@ -104,10 +107,12 @@ class Planner:
     worth: Sequence[float]
     line: Steps = field(init=False)
     plain: float = field(init=False)
+    node: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.line = self.costs.line(self.rows)
         self.plain = self.costs.plain(self.rows)
+        self.node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
 
     def best(self, offers: Sequence[Sequence[Offer]], spare: float) -> Plan | None:
         """The fastest plan that is expected to be faster than plain decoding.
@@ -142,7 +147,8 @@ class Planner:
         return found
 
     def _ladder(self, offer: Offer) -> list[Level]:
-        likely = [level for level in self.estimates.levels(offer) if level.survival >= UNLIKELY]
+        least = UNLIKELY * max(self.node, NODE_SHARE)
+        likely = [level for level in self.estimates.levels(offer) if level.survival >= least * level.nodes]
         return list(_falling(likely, offer.beside))
 
     def _fill(
@@ -167,7 +173,6 @@ class Planner:
         self, own: Sequence[Offer], worth: float, ladders: dict[int, list[Level]], drafter: str | None, deepest: int
     ) -> tuple[Offer, list[Level]] | None:
         """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
-        node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
         best, most = None, -1.0  # nodes that do not pay by themselves may be free beside others, up to a padded size
         for offer in own:
             if offer.tree is None and offer.drafter != drafter:
@@ -177,7 +182,7 @@ class Planner:
                 levels = [level for level in levels if level.depth <= deepest]
             gain = 0.0
             for level in levels:
-                if (more := worth * level.survival - node * level.nodes) <= 0:
+                if (more := worth * level.survival - self.node * level.nodes) <= 0:
                     break
                 gain += more
             if levels and gain > most:
