@@ -27,7 +27,7 @@ DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
 
 UNLIKELY = 0.25
-"""Nodes that bring a smaller share of what they cost are not weighed, though one of them may be free in a padded pass."""
+"""Nodes that bring a smaller share of what they cost are not weighed, though some may be free in a padded pass."""
 
 HOPE = 0.5
 """How much nearer to certain than it is known to be a first token may be hoped to be accepted: a drafter that would not
