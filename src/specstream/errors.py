@@ -81,7 +81,7 @@ def must_be(fits: bool, name: str, value: object, wanted: str) -> None:
         raise UsageError(f"{name} is {said}; give {wanted}")
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
+def count_of(name: str, value: Any, least: int = 1) -> int:
     """A count that was given.
 
     Raises:
@@ -95,6 +95,11 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 def reason_of(error: Exception) -> str:
     """What went wrong, in one line: for records of what failed and was not fatal."""
     return f"{type(error).__name__}: {one_line(error)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 token``, ``2 tokens``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def one_line(value: object) -> str:

@@ -45,12 +45,12 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         (
             {**TEXT, "response_format": {}},
             "response_format",
-            "response_format: the field is one of /v1/chat/completions",
+            "response_format: the field is one of /v1/chat/",
         ),
         (
             {**TEXT, "top_logprobs": 2},
             "top_logprobs",
-            "top_logprobs: the field is one of /v1/chat/completions; send it",
+            "top_logprobs: the field is one of /v1/chat/",
         ),
         ({**TEXT, "max_completion_tokens": 2}, "max_completion_tokens", "max_completion_tokens: the field is one of"),
         ({**TEXT, "messages": []}, "messages", "messages: the field is one of /v1/chat/completions; send it there"),

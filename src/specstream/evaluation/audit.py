@@ -32,7 +32,7 @@ from specstream.engine.prompt_forms import several_prompts
 from specstream.engine.results import Totals
 from specstream.engine.text import Prompt, encode
 from specstream.engine.tokens import TokenTexts
-from specstream.errors import NumericalError, UsageError, must_be, whole
+from specstream.errors import NumericalError, UsageError, count_of, must_be
 
 CANDIDATES = 16
 """Likeliest tokens of a position whose scores are compared: a token that rounding can choose is among them."""
@@ -174,23 +174,17 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; None stands for an infinite gap or noise."""
-        divergences = [{**asdict(each), "fails": self.fails(each)} for each in self.divergences]
+        noise = {**asdict(self.noise), "plausible": self.noise.plausible, "candidates": CANDIDATES}
         return {
+            **asdict(self),
             "passed": self.passed,
             "problems": list(self.problems),
             "rule": self.rule,
             "exact": self.exact,
-            "prompts": self.prompts,
-            "tokens": self.tokens,
-            "bits_tokens": self.bits_tokens,
-            "drafted": self.drafted,
-            "accepted": self.accepted,
             "failures": len(self.failures),
-            "largest_gap": _finite(self.largest_gap),
-            "noise": _finite_values(
-                {**asdict(self.noise), "plausible": self.noise.plausible, "candidates": CANDIDATES}
-            ),
-            "divergences": [_finite_values(each) for each in divergences],
+            "largest_gap": None if math.isinf(self.largest_gap) else self.largest_gap,
+            "noise": _finite(noise),
+            "divergences": [_finite({**asdict(each), "fails": self.fails(each)}) for each in self.divergences],
         }
 
 
@@ -217,7 +211,7 @@ def audit(
         NumericalError: the model's logits are NaN or infinite.
     """
     must_be(isinstance(engine, SpeculativeEngine), "engine", engine, "a SpeculativeEngine")
-    config, batch_size = generation_config(engine.config.generation, settings), whole("batch_size", batch_size)
+    config, batch_size = generation_config(engine.config.generation, settings), count_of("batch_size", batch_size)
     must_be(on_batch is None or callable(on_batch), "on_batch", on_batch, "a function of the number of prompts")
     tokens = [encode(engine.tokenizer, prompt) for prompt in several_prompts(prompts, "prompts")]
     prepare(engine.parts, min(batch_size, len(tokens)))
@@ -385,10 +379,6 @@ def _redecode(target: Target, rows: Sequence[Row], width: int) -> Iterator[tuple
         active = [active[index] for index in alive]
 
 
-def _finite(value: Any) -> Any:
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
     """JSON knows no infinity."""
-    return None if isinstance(value, float) and math.isinf(value) else value
-
-
-def _finite_values(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: _finite(value) for key, value in values.items()}
+    return {key: None if isinstance(each, float) and math.isinf(each) else each for key, each in values.items()}

@@ -25,7 +25,7 @@ from specstream.models.architecture.families import require_model
 from specstream.routing.config import DrafterSpec, RouterConfig, check_drafters, router_config
 from specstream.routing.features import HINTS, Features
 from specstream.routing.model import RouterModel
-from specstream.routing.state import Beliefs, load_beliefs, save_beliefs
+from specstream.routing.state import Beliefs
 
 _log = logging.getLogger("specstream.routing")
 
@@ -78,6 +78,7 @@ class Router:
         self._tokenizer: Any = None
         self._beliefs = Beliefs(
             names=model.names,
+            router=model.fingerprint,
             hidden=model.network.hidden.out_features,
             noise=[model.noise[name] for name in model.names[1:]],
             doubt=config.doubt,
@@ -85,7 +86,7 @@ class Router:
             plain=model.plain_tokens_per_second,
         )
         if config.state is not None and Path(config.state).exists():
-            load_beliefs(self._beliefs, config.state, model.fingerprint)
+            self._beliefs.load(config.state)
 
     @classmethod
     def from_config(cls, config: RouterConfig | Mapping[str, Any] | str | Path) -> Self:
@@ -203,7 +204,7 @@ class Router:
     def save_state(self, path: str | Path) -> None:
         """Write what was learned since training into a file, which is whole or as it was."""
         path_of("path", path, "a file")
-        save_beliefs(self._beliefs, path, self.model.fingerprint)
+        self._beliefs.save(path)
 
     def load_state(self, path: str | Path) -> None:
         """Go on from what ``save_state`` wrote.
@@ -213,4 +214,4 @@ class Router:
         """
         if not path_of("path", path, "a file of save_state").is_file():
             raise UsageError(f"path is {str(path)!r}, where no file is; give one that save_state wrote")
-        load_beliefs(self._beliefs, path, self.model.fingerprint)
+        self._beliefs.load(path)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
@@ -34,14 +33,8 @@ _INSTEAD = {
 """Fields of other servers and clients, and what does it here."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Complaint:
-    """One of pydantic's errors.
-
-    Attributes:
-        place: keys and indices that lead to what it is about.
-        words: what is wrong there.
-    """
+class _Complaint(NamedTuple):
+    """One of pydantic's errors: the keys and indices that lead to what it is about, and what is wrong there."""
 
     place: tuple[str | int, ...]
     words: str

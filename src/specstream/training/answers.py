@@ -17,9 +17,9 @@ from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
+from specstream.files.atomic import write_json
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
-from specstream.training.checkpoints import write_json
 from specstream.training.decontamination import Decontamination, same
 
 
@@ -58,20 +58,15 @@ class AnswerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt and the file and record it stands in."""
+    """A prompt, the file and record it stands in, and what kind it is, where that is known."""
 
     prompt: str
     source: str
+    domain: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Advance:
-    """How far a run is: prompts done and to do, and the tokens and seconds of the last batch."""
-
-    done: int
-    total: int
-    tokens: int = 0
-    seconds: float = 0.0
+Tell = Callable[[int, int, str], None]
+"""Told how far a run is: prompts done, prompts in all, and a note."""
 
 
 def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, int]]:
@@ -94,7 +89,7 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
                 left_out["repeated"] += 1
             else:
                 seen.add(same(prompt))
-                own.append(Question(prompt=prompt, source=f"{Path(file).parent.name}/{Path(file).name}:{number}"))
+                own.append(Question(prompt=prompt, source=f"{short_name(file)}:{number}"))
         questions += _shuffled(own, settings)[: settings.per_file]
     if not questions:
         raise UsageError("no prompt is left; give --prompts a file of prompts that --exclude does not hold")
@@ -102,18 +97,21 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
 
 
 def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Question]:
-    """By a hash, so that the order of some does not depend on which others are there."""
-    if not settings.shuffle:
-        return questions
-    return sorted(questions, key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
+    return sorted(questions, key=lambda each: drawn(settings.seed, each.prompt)) if settings.shuffle else questions
+
+
+def short_name(path: str) -> str:
+    """A file by its name and its folder's: the rest says nothing elsewhere."""
+    return f"{Path(path).parent.name}/{Path(path).name}"
+
+
+def drawn(seed: int, text: str) -> bytes:
+    """What to sort texts by for an order of chance: that of some does not depend on which others are there."""
+    return hashlib.sha256(f"{seed}/{text}".encode()).digest()
 
 
 def check_place(path: Path, setting: str) -> None:
     """Refuse a place for an ``AnswerFile`` before anything is loaded for it, and make its folder.
-
-    Args:
-        path: the file.
-        setting: how the path is given, for the error.
 
     Raises:
         UsageError: a folder, a place that cannot be written to, or a file that no such run wrote: it would be lost.
@@ -193,7 +191,7 @@ def distill(
     settings: AnswerSettings,
     output: Path,
     limit: int | None = None,
-    on_batch: Callable[[Advance], None] = lambda advance: None,
+    tell: Tell = lambda done, total, note: None,
 ) -> dict[str, Any]:
     """Answer the prompts of ``settings`` into ``output``; what is there already of the same run is kept.
 
@@ -203,7 +201,7 @@ def distill(
         output: JSON lines with ``prompt``, ``prompt_token_ids``, ``answer``, ``answer_token_ids``, ``finish_reason``
             and ``source``; beside it ``.meta.json`` says where they come from.
         limit: prompts to answer at most. A later run with a larger one goes on.
-        on_batch: told how far it is.
+        tell: is told after each batch; the note is its tokens per second.
 
     Returns:
         The record that ``.meta.json`` holds.
@@ -212,9 +210,8 @@ def distill(
         UsageError: files that cannot be read, or an output of other settings.
     """
     questions, left_out = read_questions(settings)
-    prompts = [(question, _encoded(engine.tokenizer, question.prompt, settings.chat)) for question in questions]
-    usable = [each for each in prompts if len(each[1]) <= settings.max_prompt_tokens]
-    left_out["too_long"] = len(prompts) - len(usable)
+    usable = encoded(engine.tokenizer, questions, settings.chat, settings.max_prompt_tokens)
+    left_out["too_long"] = len(questions) - len(usable)
     usable = usable[:limit]
     record: dict[str, Any] = {
         "prompts": len(usable),
@@ -224,21 +221,22 @@ def distill(
     }
     file = AnswerFile(output, _identity(settings, engine))
     done = file.begin(record, settings.batch_size, len(usable))
-    on_batch(Advance(done=min(done, len(usable)), total=len(usable)))
+    tell(min(done, len(usable)), len(usable), "")
     for start in range(done, len(usable), settings.batch_size):
         batch = usable[start : start + settings.batch_size]
         generation = _answer(engine, [ids for _, ids in batch], settings, start)
         file.append([_line(generation, at, *each) for at, each in enumerate(batch)])
-        on_batch(
-            Advance(
-                done=start + len(batch),
-                total=len(usable),
-                tokens=generation.new_tokens,
-                seconds=generation.timings.total,
-            )
-        )
+        tell(start + len(batch), len(usable), f"{generation.new_tokens / generation.timings.total:.0f} tokens/s")
     file.finish(record, len(usable))
     return record
+
+
+def encoded(
+    tokenizer: Any, questions: Sequence[Question], chat: bool | None, most: int
+) -> list[tuple[Question, list[int]]]:
+    """Prompts with their tokens, but for those that have more than ``most``."""
+    pairs = [(each, encode(tokenizer, asked(tokenizer, each.prompt, chat))) for each in questions]
+    return [pair for pair in pairs if len(pair[1]) <= most]
 
 
 def _answer(engine: SpeculativeEngine, prompts: list[list[int]], settings: AnswerSettings, start: int) -> Generation:
@@ -264,10 +262,6 @@ def _line(generation: Generation, at: int, question: Question, prompt_ids: list[
     }
 
 
-def _encoded(tokenizer: Any, text: str, chat: bool | None) -> list[int]:
-    return encode(tokenizer, asked(tokenizer, text, chat))
-
-
 def _identity(settings: AnswerSettings, engine: SpeculativeEngine) -> dict[str, Any]:
     versions = provenance()
     files = {"prompts": settings.prompts, "exclude": settings.exclude}
@@ -289,12 +283,8 @@ def weights_sha256(model: str) -> str | None:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

@@ -306,9 +306,7 @@ def test_a_root_that_cannot_be_made_is_named(root: Path, tmp_path: Path, monkeyp
         catalog.pull("tiny", progress=False)
     monkeypatch.delenv("SPECSTREAM_MODELS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(
-        DownloadError, match=r"cannot hold tiny .*: point SPECSTREAM_MODELS or XDG_CACHE_HOME elsewhere"
-    ):
+    with pytest.raises(DownloadError, match="SPECSTREAM_MODELS or XDG_CACHE_HOME elsewhere"):
         catalog.pull("tiny", progress=False)
 
 
