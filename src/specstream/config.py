@@ -14,15 +14,11 @@ from specstream.errors import UsageError, listed, remedy, shown
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
 
-def no_truth_values(kind: type[BaseModel], values: Mapping[str, Any]) -> None:
-    """Refuse True and False where a number is wanted: pydantic takes them for 1 and 0.
-
-    Raises:
-        UsageError: the first of them.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) and name in kind.model_fields and _is_number(kind.model_fields[name].annotation):
-            raise UsageError(f"{name} is {value}; give a number, or leave it out")
+def truth_value(kind: type[BaseModel], values: Mapping[str, Any]) -> str | None:
+    """The first field that is True or False where a number is wanted, which pydantic takes for 1 and 0."""
+    fields = kind.model_fields
+    given = (name for name, value in values.items() if isinstance(value, bool) and name in fields)
+    return next((name for name in given if _is_number(fields[name].annotation)), None)
 
 
 def _no_classes(processors: Any) -> None:
@@ -43,7 +39,8 @@ class _Settings(BaseModel):
     if not TYPE_CHECKING:  # for whom the fields are the arguments
 
         def __init__(self, **values: Any) -> None:
-            no_truth_values(type(self), values)
+            if (name := truth_value(type(self), values)) is not None:
+                raise UsageError(f"{name} is {values[name]}; give a number, or leave it out")
             _no_classes(values.get("logits_processor"))
             try:
                 super().__init__(**values)

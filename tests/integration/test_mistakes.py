@@ -394,7 +394,7 @@ def test_a_tokenizer_of_another_model_is_blamed_not_the_prompt(here, capsys):
     tiny_model(vocab_size=200).save_pretrained(here / "target")
     assert run("generate", "the cat sat", "-m", "target", "-n", "2") == 2
     error = capsys.readouterr().err
-    assert "; the vocabulary is 0 to 199, and the tokenizer has 300 tokens: it is another model's, give" in error
+    assert "the tokenizer has 300 tokens and the model's vocabulary is 0 to 199: it is another model's, give" in error
 
 
 @pytest.mark.parametrize("choice", ["0-1", "frist", "0,1", "5"])
@@ -472,7 +472,7 @@ def test_a_run_is_not_written_among_other_files(here, capsys):
 
 def test_a_server_says_that_answers_end_with_the_context(here, monkeypatch, caplog):
     pytest.importorskip("uvicorn")
-    from specstream.serving import run as server
+    from specstream.serving import web as server
 
     monkeypatch.setattr(server, "listen", lambda *args: None)
     assert run("serve", "-m", "target", "--port", "0", "--max-tokens", "600") == 0

@@ -50,10 +50,9 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         (
             {**TEXT, "top_logprobs": 2},
             "top_logprobs",
-            "top_logprobs: the field is one of /v1/chat/",
+            "top_logprobs: the field is not known; did you mean 'logprobs'?",
         ),
         ({**TEXT, "max_completion_tokens": 2}, "max_completion_tokens", "max_completion_tokens: the field is one of"),
-        ({**TEXT, "messages": []}, "messages", "messages: the field is one of /v1/chat/completions; send it there"),
         ({**CHAT, "prompt": "x"}, "prompt", "prompt: the field is one of /v1/completions; send it there, or leave"),
         ({**TEXT, "prompt_logprobs": 1}, "prompt_logprobs", "prompt_logprobs: the field is not known; leave it out"),
         ({**CHAT, "min_tokens": 4}, "min_tokens", "min_tokens: the field is not known; leave it out"),

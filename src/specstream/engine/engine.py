@@ -105,7 +105,7 @@ class SpeculativeEngine:
         own = vars(self)
         made, free = "_totals" in own, name.startswith("_") or hasattr(type(self), name)
         if name == "parts":
-            must_be(isinstance(value, Parts), name, value, "engine.parts.sharing(drafter)")
+            must_be(isinstance(value, Parts), name, value, "dataclasses.replace(engine.parts, drafter=drafter)")
         elif made and not free and (name in own or name in _SETTINGS or type(self) is SpeculativeEngine):
             whom = "generate or SpeculativeEngine" if name in GenerationConfig.model_fields else "SpeculativeEngine"
             fixed = name in own or name in _SETTINGS

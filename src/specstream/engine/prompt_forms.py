@@ -30,12 +30,12 @@ def prompts_in(given: Any, name: str = "the prompt") -> tuple[list[Prompt], bool
     Raises:
         UsageError: it is nothing of that kind.
     """
-    rows = _rows(given) if isinstance(given, Mapping) else _ids(given)
+    rows = _rows(given) if isinstance(given, Mapping) else _ids(given, name)
     if isinstance(rows, str) or _is_chat(rows) or (are_tokens(rows) and rows):
         return [rows], False
     if not isinstance(rows, list | tuple):
         raise UsageError(f"{name} is {kind_of(given)}; {_FORMS}")
-    prompts = [_ids(row) for row in rows]
+    prompts = [_ids(row, name) for row in rows]
     for prompt in prompts:
         if not (isinstance(prompt, str) or _is_chat(prompt) or are_tokens(prompt)):
             raise UsageError(f"{name} is {kind_of(given)} with {kind_of(prompt)} in it; {_FORMS}")
@@ -62,10 +62,10 @@ def token_rows(input_ids: Any) -> list[list[int]]:
     Raises:
         UsageError: it is something else.
     """
-    rows = _rows(input_ids) if isinstance(input_ids, Mapping) else _ids(input_ids)
+    rows = _rows(input_ids) if isinstance(input_ids, Mapping) else _ids(input_ids, "input_ids")
     if are_tokens(rows):
         return [list(rows)]
-    listed = [_ids(row) for row in rows] if isinstance(rows, list | tuple) else []
+    listed = [_ids(row, "input_ids") for row in rows] if isinstance(rows, list | tuple) else []
     if not listed or not all(map(are_tokens, listed)):
         text = " ".join(repr(input_ids).split())[:80]
         raise UsageError(f"input_ids is {text}; give token ids: [n] or [rows, n] int64, or a list of rows")
@@ -78,7 +78,7 @@ def _rows(encoding: Mapping[str, Any]) -> Any:
         raise UsageError(f"the prompt is {kind_of(encoding)} without input_ids; {_FORMS}")
     if strange := sorted(set(encoding) - _WITHOUT_EFFECT - {"input_ids"}):
         raise UsageError(f"the prompt holds {strange[0]!r}, and only token ids are read; leave it out")
-    ids, mask = _ids(encoding["input_ids"]), _listed(encoding.get("attention_mask"))
+    ids, mask = _ids(encoding["input_ids"], "input_ids"), _listed(encoding.get("attention_mask"))
     if mask is None:
         return ids
     single = are_tokens(ids)
@@ -119,7 +119,7 @@ def _listed(value: Any) -> Any:
     return value.tolist()
 
 
-def _ids(value: Any) -> Any:
+def _ids(value: Any, name: str) -> Any:
     """The same of what is to be token ids.
 
     Raises:
@@ -128,7 +128,7 @@ def _ids(value: Any) -> Any:
     listed = _listed(value)
     shape, dtype = tuple(getattr(value, "shape", ())), str(getattr(value, "dtype", "")).removeprefix("torch.")
     if listed is not value and 0 not in shape and (len(shape) not in (1, 2) or re.match("b?float|bool|complex", dtype)):
-        raise UsageError(f"the prompt is a {type(value).__name__} {list(shape)} of {dtype}; {_IDS}")
+        raise UsageError(f"{name} is a {type(value).__name__} {list(shape)} of {dtype}; {_IDS}")
     return listed
 
 

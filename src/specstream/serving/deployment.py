@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from specstream.config import DrafterName, no_truth_values
+from specstream.config import DrafterName, truth_value
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError, listed, must_be, remedy
 from specstream.files.yaml_file import Document, misplaced, owner_of, read_document
@@ -105,7 +105,8 @@ class DeploymentConfig(BaseModel):
     if not TYPE_CHECKING:  # for whom the fields are the arguments
 
         def __init__(self, **values: Any) -> None:
-            no_truth_values(type(self), values)
+            if (name := truth_value(type(self), values)) is not None:
+                raise FieldError(f"{name} is {values[name]}; give a number, or leave it out", name)
             try:
                 super().__init__(**values)
             except ValidationError as error:

@@ -36,8 +36,6 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device is {device!r}, which is not available here; give auto or cpu") from error
-    if picked.type == "meta":
-        raise UsageError(f"device is {device!r}, which holds no values; give auto or cpu")
     if picked.type == "cpu" and picked.index:
         raise UsageError(f"device is {device!r}, and there is one CPU; give cpu")
     return picked
