@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from specstream.cli import main
-from specstream.serving import web
+from specstream.serving import run, web
 
 
 def fails(*arguments: str) -> int:
