@@ -107,10 +107,13 @@ def serve(
 def _key(file: str) -> str:
     """What a file says, without the line break at its end."""
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+        key = Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"api_key_file {file!r} cannot be read ({reason}); give a file with the key in it") from None
+    if not key:
+        raise UsageError(f"api_key_file {file!r} is empty; write the key into it, or leave it out")
+    return key
 
 
 def _serve_with_vllm(settings: DeploymentConfig) -> None:

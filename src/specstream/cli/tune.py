@@ -30,6 +30,10 @@ _Repeats = Annotated[
 _Draft = Annotated[Optional[str], typer.Option("--draft", "-d", help="A draft model to try.")]  # noqa: UP045
 
 
+_FIRST = "# The fastest lossless setting that `specstream tune` found"
+"""How a file of this command begins."""
+
+
 def tune(
     prompts: _Prompts,
     output: _Output,
@@ -58,6 +62,10 @@ def tune(
         from specstream.models.hub.catalog import check
 
         check(draft)
+        from specstream.evaluation.benchmark.experiments import check_tokenizers
+
+        with quiet():
+            check_tokenizers(model, draft)
     settings = {"drafter": "none", "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device}
     engine = load_engine(model, None, settings)
     found = _tune(engine, texts, chat, draft, heads, repeats)
@@ -77,7 +85,7 @@ def tune(
 def _check_output(output: str) -> None:
     if not output.endswith((".yaml", ".yml")):
         raise UsageError(f"output is {output!r}; give the name of a .yaml file")
-    check_output(output)
+    check_output(output, lambda path: path.read_bytes().startswith(_FIRST.encode()))
 
 
 def _tune(
@@ -113,7 +121,7 @@ def _file(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {provenance[key]}" for key in ("specstream", "torch", "transformers"))
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     lines = (
-        "The fastest lossless setting that `specstream tune` found, for: specstream generate --config FILE",
+        f"{_FIRST.removeprefix('# ')}, for: specstream generate --config FILE",
         f"{when}: {record['verdict']}",
         about,
         f"{machine}, {provenance['threads']} threads; {versions}",

@@ -17,8 +17,10 @@ from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
+from specstream.files.atomic import check_new
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
+from specstream.reporting import announce
 from specstream.training.checkpoints import write_json
 from specstream.training.decontamination import Decontamination, same
 
@@ -108,6 +110,16 @@ def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Quest
     return sorted(questions, key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
 
 
+def check_lengths(usable: int, prompts: int, most: int) -> None:
+    """Refuse to write a file without a line.
+
+    Raises:
+        UsageError: all prompts have more tokens than they may have.
+    """
+    if not usable:
+        raise UsageError(f"max_prompt_tokens is {most} and all {prompts} prompts are longer; give more")
+
+
 def check_place(path: Path, setting: str) -> None:
     """Refuse a place for an ``AnswerFile`` before anything is loaded for it, and make its folder.
 
@@ -126,8 +138,7 @@ def check_place(path: Path, setting: str) -> None:
         raise UsageError(f"{setting} is {str(path)!r}: {error.strerror}; give a file in another folder") from None
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{setting} is {str(path)!r}; give the name of a file in a folder that can be written to")
-    if not _record_of(path).exists() and path.is_file() and path.stat().st_size:
-        raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
+    check_new(path, setting, lambda path: _record_of(path).exists())
 
 
 def _record_of(path: Path) -> Path:
@@ -152,7 +163,7 @@ class AnswerFile:
         check_place(path, setting)
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.record = _record_of(path)
-        self._identity = identity
+        self._identity, self._what = identity, what
         if not self.record.exists():
             return
         before = json.loads(self.record.read_text(encoding="utf-8")).get("identity", {})
@@ -162,6 +173,15 @@ class AnswerFile:
                     f"{path} holds {what} with {name} {before.get(name)!r} and now it is {identity[name]!r}; "
                     f"give another {setting}, or remove it"
                 )
+
+    def at_least(self, limit: int | None) -> int | None:
+        """A limit, or what is there already if that is more: what was measured is never dropped. None is no limit."""
+        there = next((each for each in (self.partial, self.path) if self.record.exists() and each.exists()), None)
+        whole = 0 if there is None else there.read_bytes().count(b"\n")
+        if limit is None or whole <= limit:
+            return limit
+        announce(f"{self.path} holds {whole} {self._what}, more than the limit of {limit}; all are kept")
+        return whole
 
     def begin(self, record: dict[str, Any], unit: int, total: int) -> int:
         """Write the record, keep the lines of whole batches of ``unit``, and say how many of ``total`` are there."""
@@ -202,7 +222,7 @@ def distill(
         settings: what is asked.
         output: JSON lines with ``prompt``, ``prompt_token_ids``, ``answer``, ``answer_token_ids``, ``finish_reason``
             and ``source``; beside it ``.meta.json`` says where they come from.
-        limit: prompts to answer at most. A later run with a larger one goes on.
+        limit: prompts to answer at most, and no fewer than are there. A later run with a larger one goes on.
         on_batch: told how far it is.
 
     Returns:
@@ -215,14 +235,15 @@ def distill(
     prompts = [(question, _encoded(engine.tokenizer, question.prompt, settings.chat)) for question in questions]
     usable = [each for each in prompts if len(each[1]) <= settings.max_prompt_tokens]
     left_out["too_long"] = len(prompts) - len(usable)
-    usable = usable[:limit]
+    check_lengths(len(usable), len(prompts), settings.max_prompt_tokens)
+    file = AnswerFile(output, _identity(settings, engine))
+    usable = usable[: file.at_least(limit)]
     record: dict[str, Any] = {
         "prompts": len(usable),
         "left_out": left_out,
         "model": settings.model,
         "provenance": engine.provenance(),
     }
-    file = AnswerFile(output, _identity(settings, engine))
     done = file.begin(record, settings.batch_size, len(usable))
     on_batch(Advance(done=min(done, len(usable)), total=len(usable)))
     for start in range(done, len(usable), settings.batch_size):

@@ -28,7 +28,7 @@ from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, check_place, file_sha256
+from specstream.training.answers import AnswerFile, check_lengths, check_place, file_sha256
 from specstream.training.decontamination import Decontamination, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
 
@@ -93,7 +93,7 @@ def collect(
 
     Args:
         config: what to measure.
-        limit: prompts to measure at most. A later run with a larger one goes on.
+        limit: prompts to measure at most, and no fewer than are there. A later run with a larger one goes on.
         on_prompt: told how far it is.
 
     Returns:
@@ -110,7 +110,9 @@ def collect(
     usable = [
         (each, ids) for each in questions if len(ids := _encoded(engine, each, section)) <= section.max_prompt_tokens
     ]
-    left_out, usable = len(questions) - len(usable), usable[:limit]
+    check_lengths(len(usable), len(questions), section.max_prompt_tokens)
+    file = AnswerFile(Path(section.output), _identity(config, engine), what="prompts", setting="collection.output")
+    left_out, usable = len(questions) - len(usable), usable[: file.at_least(limit)]
     record: dict[str, Any] = {
         "prompts": len(usable),
         "too_long": left_out,
@@ -119,7 +121,6 @@ def collect(
         "provenance": engine.provenance(),
     }
     announce_short_context(engine.target, section.max_new_tokens)
-    file = AnswerFile(Path(section.output), _identity(config, engine), what="prompts", setting="collection.output")
     done = file.begin(record, 1, len(usable))
     failed = 0
     on_prompt(Progress(done=done, total=len(usable), failed=failed))
