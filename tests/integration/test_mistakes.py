@@ -337,9 +337,9 @@ def test_a_record_of_another_form_is_told_what_it_lacks(here, no_model_is_loaded
 @pytest.mark.parametrize(
     ("words", "noted"),
     [
-        ("generate x -m target -n 600", "max_new_tokens is 600 and the context holds 48, prompt included: texts end"),
-        ("audit x -m target -n 600", "max_new_tokens is 600 and the context holds 48, prompt included"),
-        ("profile -m target --prompts q.jsonl -n 48 --num-samples 1", "max_new_tokens is 48 and the context holds"),
+        ("generate x -m target -n 600", "-n is 600 and the context holds 48, prompt included: texts end"),
+        ("audit x -m target -n 600", "-n is 600 and the context holds 48, prompt included"),
+        ("profile -m target --prompts q.jsonl -n 48 --num-samples 1", "-n is 48 and the context holds"),
         ("generate '  ' -m target -n 2", "note: the prompt is '  ', which is blank"),
         (r"generate x -m target -n 2 --stop '\n'", "note: --stop is \\n, a backslash and a letter; for a line break"),
     ],

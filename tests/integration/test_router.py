@@ -336,7 +336,7 @@ def test_generate_on_the_command_line(run, root, trained):
     assert "drafter is 'router' and there is none; give --router" in err
     code, _, err = run(*words[:-1], "lookup", "--router", trained / "router")
     assert code == 2
-    assert "drafter is 'lookup' and --router is given" in err
+    assert "--router is given and --drafter is 'lookup'; give --drafter router" in err
 
 
 def test_a_router_of_another_model_is_refused(trained):

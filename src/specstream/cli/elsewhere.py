@@ -40,7 +40,7 @@ def advice(option: str, verb: str) -> str:
     if verb == "serve":
         return f"what vLLM gets stands behind --: --engine vllm -- {option}"
     if verb in _FILES and (setting := _setting(name.replace("-", "_"), verb)):
-        return f"give --set {setting}=VALUE"
+        return f"give --set {setting}={'[FILE]' if setting.endswith('.files') else 'VALUE'}"
     return ""
 
 

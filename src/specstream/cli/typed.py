@@ -94,6 +94,8 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
     """
     _refuse_before_verb(root, words)
     command, rest = verb_of(root, words)
+    if command is None:
+        return
     _, given = _parsed(command, rest)
     for option in _options(command, rest):
         own, form = option.parameter, option.typed
@@ -124,7 +126,7 @@ def _refuse_before_verb(root: Any, words: Sequence[str]) -> None:
         return
     form = next(_options(group, words[1 : len(words) - len(left)])).typed
     behind = any(form in option.opts for option in inner[left[0]].params)
-    remedy = f"give it behind {left[0]}" if behind else f"leave it out, or {left[0]}"
+    remedy = f"give it behind {left[0]}" if behind else f"leave {form} or {left[0]} out"
     raise UsageError(f"{form} is given before {left[0]}, which does not read it there; {remedy}")
 
 

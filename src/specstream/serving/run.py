@@ -25,7 +25,7 @@ def check(config: DeploymentConfig) -> None:
         UsageError: what the machine cannot give, models that do not fit, or arguments for vLLM without it.
     """
     if config.engine == "local" and config.vllm_args:
-        raise UsageError(f"vllm_args are {shlex.join(config.vllm_args)!r} and the engine is local; give engine='vllm'")
+        raise UsageError(f"vllm_args are {shlex.join(config.vllm_args)!r} and the engine is local; give engine: vllm")
     if config.engine == "vllm" and config.acceptance_threshold is not None:
         raise UsageError(
             f"acceptance_threshold is {config.acceptance_threshold} and the engine is vllm, which has no such rule; "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.engine.choices import SELF
 from specstream.environment import provenance
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
 from specstream.heads import medusa
@@ -74,9 +75,7 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
     settings = read_settings(place, "model")
     if (own := settings.get("kind")) is not None:
         here = "serve it with engine: local, or " if own in KINDS else ""
-        raise UsageError(
-            f"{source!r} holds {own}, which vLLM cannot run; {here}export Medusa heads or a draft model"
-        )
+        raise UsageError(f"{source!r} holds {own}, which vLLM cannot run; {here}export Medusa heads or a draft model")
     heads = settings.get("model_type") == "medusa"
     kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))
     report: dict[str, Any] = {}
@@ -95,7 +94,7 @@ def _check_source(source: str) -> None:
     """Refuse what is a draft or a run of training and no folder of weights."""
     if source.startswith(SELF):
         raise UsageError(
-            f"{source!r} is a draft made of its target, and vLLM makes none; give a draft model or a folder of Medusa heads"
+            f"{source!r} is a draft made of its target, and vLLM makes none; give a draft model or Medusa heads"
         )
     folder = Path(source).expanduser()
     for inner in ("best", "best/model"):

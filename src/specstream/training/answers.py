@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,14 +110,14 @@ def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Quest
     return sorted(questions, key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
 
 
-def check_lengths(usable: int, prompts: int, most: int) -> None:
+def check_lengths(usable: int, prompts: int, most: int, setting: str = "max_prompt_tokens") -> None:
     """Refuse to write a file without a line.
 
     Raises:
         UsageError: all prompts have more tokens than they may have.
     """
     if not usable:
-        raise UsageError(f"max_prompt_tokens is {most} and all {prompts} prompts are longer; give more")
+        raise UsageError(f"{setting} is {most} and all {prompts} prompts are longer; give more")
 
 
 def check_place(path: Path, setting: str) -> None:
@@ -139,6 +139,37 @@ def check_place(path: Path, setting: str) -> None:
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{setting} is {str(path)!r}; give the name of a file in a folder that can be written to")
     check_new(path, setting, lambda path: _record_of(path).exists())
+
+
+def check_same(
+    path: Path, identity: Mapping[str, Any], *, what: str, setting: str, later: Collection[str] = ()
+) -> None:
+    """Refuse a file that holds lines of another identity.
+
+    Args:
+        path: of an ``AnswerFile``, which may not be there.
+        identity: as for that.
+        what: as for that.
+        setting: as for that.
+        later: keys inside one of the identity's that are not known yet.
+
+    Raises:
+        UsageError: it does, with the first key that differs.
+    """
+    if not (record := _record_of(path)).exists():
+        return
+    before = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
+    for name, new in identity.items():
+        old = before.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and old and new:
+            inner = (key for key in {**new, **old} if key not in later and old.get(key) != new.get(key))
+            if (key := next(inner, None)) is None:
+                continue
+            name, old, new = f"{name}.{key}", old.get(key), new.get(key)
+        if old != new:
+            raise UsageError(
+                f"{path} holds {what} with {name} {old!r} and now it is {new!r}; give another {setting}, or remove it"
+            )
 
 
 def _record_of(path: Path) -> Path:
@@ -164,15 +195,7 @@ class AnswerFile:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.record = _record_of(path)
         self._identity, self._what = identity, what
-        if not self.record.exists():
-            return
-        before = json.loads(self.record.read_text(encoding="utf-8")).get("identity", {})
-        for name in identity:
-            if before.get(name) != identity[name]:
-                raise UsageError(
-                    f"{path} holds {what} with {name} {before.get(name)!r} and now it is {identity[name]!r}; "
-                    f"give another {setting}, or remove it"
-                )
+        check_same(path, identity, what=what, setting=setting)
 
     def at_least(self, limit: int | None) -> int | None:
         """A limit, or what is there already if that is more: what was measured is never dropped. None is no limit."""

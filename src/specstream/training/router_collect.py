@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -28,7 +28,7 @@ from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, check_lengths, check_place, file_sha256
+from specstream.training.answers import AnswerFile, check_lengths, check_place, check_same, file_sha256
 from specstream.training.decontamination import Decontamination, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
 
@@ -106,12 +106,14 @@ def collect(
     section = config.collection
     check_place(Path(section.output), "collection.output")
     questions = read_questions(config)
+    place, known = Path(section.output), {"what": "prompts", "setting": "collection.output"}
+    check_same(place, _identity(config, {}), **known, later=("name", "fingerprint"))
     engine = load_target(config.target)
     usable = [
         (each, ids) for each in questions if len(ids := _encoded(engine, each, section)) <= section.max_prompt_tokens
     ]
-    check_lengths(len(usable), len(questions), section.max_prompt_tokens)
-    file = AnswerFile(Path(section.output), _identity(config, engine), what="prompts", setting="collection.output")
+    check_lengths(len(usable), len(questions), section.max_prompt_tokens, "collection.max_prompt_tokens")
+    file = AnswerFile(place, _identity(config, describe_base(engine.model)), **known)
     left_out, usable = len(questions) - len(usable), usable[: file.at_least(limit)]
     record: dict[str, Any] = {
         "prompts": len(usable),
@@ -202,13 +204,13 @@ def _encoded(engine: SpeculativeEngine, question: Question, section: CollectionS
     return encode(engine.tokenizer, asked(engine.tokenizer, question.text, section.chat))
 
 
-def _identity(config: CollectConfig, engine: SpeculativeEngine) -> dict[str, Any]:
+def _identity(config: CollectConfig, base: Mapping[str, str]) -> dict[str, Any]:
     versions = provenance()
     section = config.collection.model_dump(exclude={"output", "exclude"})
     files = [*(each.file for each in config.prompts), *config.collection.exclude]
     return {
         **section,
-        "target": {**config.target.model_dump(), **describe_base(engine.model)},
+        "target": {**config.target.model_dump(), **base},
         "drafters": {name: spec.model_dump() for name, spec in config.drafters.items()},
         "prompt_sections": [{**each.model_dump(), "file": _last(each.file)} for each in config.prompts],
         "files": {_last(file): file_sha256(Path(file)) for file in files},

@@ -163,7 +163,8 @@ def read_collect_config(path: str | Path, overrides: Sequence[str] = ()) -> Coll
         try:
             check_choice(config_of(spec, common), spec.draft)
         except UsageError as error:
-            raise UsageError(f"{document.where(('drafters', name))}drafters.{name}: {error}") from None
+            culprit = str(error).partition(" ")[0]
+            raise UsageError(f"{document.where_in(('drafters', name, culprit))}{error}") from None
     for each in config.prompts:
         if "{prompt}" not in each.template:
             raise UsageError(f"template is {each.template!r}; give a text with {{prompt}} in it")

@@ -163,8 +163,8 @@ def _arms(
                 check_choice(config, draft)
             except SpecStreamError as error:
                 wrong_key = culprit(settings)
-                where = ("experiments", name, "values", number) if wrong_key == key else (*place, wrong_key)
-                raise type(error)(f"{document.where(where)}{'.'.join(map(str, where[:-1]))}: {error}") from None
+                where = ("experiments", name, "values", str(number)) if wrong_key == key else (*place, wrong_key)
+                raise type(error)(f"{document.where_in(where)}{error}") from None
             yield Arm(name=arm, value=value, draft=draft, config=config)
 
 
