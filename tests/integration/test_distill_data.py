@@ -124,6 +124,18 @@ def test_a_limit_takes_a_part_and_a_larger_one_goes_on(run, files, monkeypatch):
     assert lines(files / "out.jsonl") == whole
 
 
+def test_nothing_is_written_where_no_prompt_is_short_enough(run, files):
+    code, _, error = run("--max-prompt-tokens", "1")
+    assert code == 2 and "--max-prompt-tokens is 1 and all" in error and "prompts are longer; give more" in error
+    assert not list(files.glob("out.jsonl*"))
+
+
+@pytest.mark.parametrize(("words", "noted"), [(("--top-p", "0.5"), True), (("--top-p", "1"), False), ((), False)])
+def test_a_draw_that_is_none_is_noted(run, words, noted):
+    code, _, error = run("--limit", "1", *words)
+    assert code == 0 and ("at temperature 0 nothing comes of --top-p; give --temperature" in error) == noted
+
+
 def test_so_many_prompts_of_each_file(run, files):
     assert run("--per-file", "3")[0] == 0
     sources = [answer["source"].partition("/")[2].partition(":")[0] for answer in lines(files / "out.jsonl")]

@@ -23,6 +23,7 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_left_out, prepare
 from specstream.engine.text import asked, encode
 from specstream.errors import HeadMismatchError, UsageError
+from specstream.heads.folder import check_base
 from specstream.heads.shipped import shipped_for
 from specstream.models.hub.catalog import check
 from specstream.routing.router import Router
@@ -100,6 +101,8 @@ class OfferedModels:
     def _begin(self) -> list[str]:
         for model in self.models:
             check(model)
+            if (heads := self._settings.get("heads")) is not None:
+                check_base(heads, model)
         drafters = self._load(self.models[0])
         self._drafting(self.drafter)  # what is wrong with it is said now, not when the page is used
         return drafters
