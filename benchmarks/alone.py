@@ -20,7 +20,6 @@ from specstream.evaluation.quality import Estimate
 from specstream.evaluation.statistics import median_of
 from specstream.files.prompts import load_prompts
 from specstream.heads.folder import KINDS, kind_of
-from specstream.heads.shipped import shipped_for
 
 MATCHING = 0.2
 """A prompt counts as one where lookup matches if so large a share of its passes had an accepted draft."""
@@ -92,11 +91,6 @@ def never_slower(settings: Settings) -> Outcome:
             details[f"{name} @{size}"] = {**_details(engine, {"pairs": pairs}), "median": asdict(ratio)}
         del engine, sides, ways, parts
     return Outcome(value=min(each.value for each in found.values()), text=aligned(cells), details=details)
-
-
-def _shipped(settings: Settings) -> str:
-    """The folder of the streams that come with the package for the target, ``""`` if there are none."""
-    return shipped_for(_engine(settings, settings.target, "none").model, "streams") or ""
 
 
 def drafters(draft: str, heads: str) -> list[str]:

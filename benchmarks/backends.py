@@ -45,7 +45,7 @@ class SpecStream:
         # The other systems are asked without the checkpoint's rules, such as its repetition penalty.
         self._parts = replace(self._engine.parts, eos_token_ids=ends, checkpoint=CheckpointRules())
         if chain and isinstance(drafter := self._parts.drafter, MedusaDrafter):  # as vLLM drafts, in place of a tree
-            heads = drafter.heads
+            heads = drafter.head
             self._parts = self._parts.with_drafter(MedusaDrafter(heads, nodes=request["k"] or heads.depth, ranks=1))
         self.versions = {
             "specstream": VERSION,

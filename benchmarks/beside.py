@@ -20,7 +20,7 @@ GENERATE, ASSISTED = "transformers:generate", "transformers:assisted"
 FASTER = (GENERATE, f"{GENERATE}+dtype=float32")
 """Which is faster depends on the processor: without bfloat16 instructions it is float32."""
 
-VLLM_KS = (2, 3, 4, 5)
+VLLM = tuple(f"vllm:draft_model@{k}" for k in (2, 3, 4, 5))
 BATCH = 8
 
 
@@ -97,29 +97,17 @@ class Outcome:
     details: dict[str, Any]
 
 
-def plain_target(settings: Settings) -> Outcome:
+def plain(settings: Settings, model: str) -> Outcome:
     """Plain decoding against ``generate`` in its faster dtype: whole calls, median of the paired ratios."""
-    return _against(settings, settings.target, "specstream:none", FASTER, _chats(settings, settings.target))
+    return _against(settings, model, "specstream:none", FASTER, _chats(settings, model))
 
 
-def plain_smollm2(settings: Settings) -> Outcome:
-    """The same with SmolLM2."""
-    return _against(settings, settings.smollm2, "specstream:none", FASTER, _chats(settings, settings.smollm2))
-
-
-def draft_humaneval(settings: Settings) -> Outcome:
-    """Target with draft on HumanEval prompts against ``generate``."""
-    return _with_draft(settings, FASTER)
-
-
-def draft_vs_assisted(settings: Settings) -> Outcome:
-    """The same against assisted generation with the same pair."""
-    return _with_draft(settings, [ASSISTED])
-
-
-def draft_vs_vllm(settings: Settings) -> Outcome:
-    """The same against vLLM's ``draft_model``: the K against which our median ratio is smallest."""
-    return _with_draft(settings, [f"vllm:draft_model@{k}" for k in VLLM_KS])
+def with_draft(settings: Settings, others: Sequence[str]) -> Outcome:
+    """Target with draft on HumanEval prompts against other systems, the one that is hardest for us."""
+    settings.with_draft()
+    texts = load_prompts(settings.data_file("humaneval", "HumanEval.jsonl"))[: settings.limit]
+    items = encoded(options.load_tokenizer(settings.target), texts, name="HumanEval")
+    return _against(settings, settings.target, "specstream:draft_model", others, items)
 
 
 def batch(settings: Settings) -> Outcome:
@@ -145,13 +133,6 @@ def memory(settings: Settings) -> Outcome:
 
 def _chats(settings: Settings, folder: str) -> list[Item]:
     return encoded(options.load_tokenizer(folder), CHATS[: settings.limit], name="chat")
-
-
-def _with_draft(settings: Settings, others: Sequence[str]) -> Outcome:
-    settings.with_draft()
-    texts = load_prompts(settings.data_file("humaneval", "HumanEval.jsonl"))[: settings.limit]
-    items = encoded(options.load_tokenizer(settings.target), texts, name="HumanEval")
-    return _against(settings, settings.target, "specstream:draft_model", others, items)
 
 
 def _against(settings: Settings, target: str, ours: str, others: Sequence[str], items: list[Item]) -> Outcome:

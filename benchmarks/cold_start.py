@@ -39,16 +39,6 @@ class Start:
         return self.first - self.again
 
 
-def of_smollm2(settings: Settings) -> Outcome:
-    """The first answer of SmolLM2 after a cold start."""
-    return cold_start(settings, settings.smollm2)
-
-
-def of_target(settings: Settings) -> Outcome:
-    """The same of the target."""
-    return cold_start(settings, settings.target)
-
-
 def cold_start(settings: Settings, model: str) -> Outcome:
     """How much longer the first answer takes than the same answer again, where nothing is kept from other processes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, cycle
@@ -16,38 +16,10 @@ from specstream.config import GenerationConfig
 from specstream.engine.contestants import in_turn
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
+from specstream.evaluation.profile import Instrument
 
 SIZES = (1, 4, 16)
-
-
-class Stopwatch:
-    """Something some of whose methods are timed; all else of it is its own.
-
-    Args:
-        own: what it stands for.
-        names: of those methods.
-
-    Attributes:
-        seconds: that they took so far, by name.
-    """
-
-    def __init__(self, own: Any, *names: str) -> None:
-        self._own = own
-        self.seconds = dict.fromkeys(names, 0.0)
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._own, name)
-        if name not in self.seconds:
-            return value
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return value(*arguments, **named)
-            finally:
-                self.seconds[name] += time.perf_counter() - started
-
-        return timed
+CHOOSING, LEARNING = "choosing", "learning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,17 +53,17 @@ def deciding(settings: Settings) -> Outcome:
 
 def spent(parts: Parts, item: Item, limit: int) -> Spent:
     """Generate with the policy's two steps timed."""
-    controller = Stopwatch(parts.speculation.controller, "observe")
-    speculation: Any = Stopwatch(replace(parts.speculation, controller=controller), "choose", "cut")  # type: ignore[arg-type]
-    generation = Generation(
-        replace(parts, speculation=speculation), item.prompts, GenerationConfig(max_new_tokens=limit, ignore_eos=True)
-    )
+    instrument, config = Instrument(), GenerationConfig(max_new_tokens=limit, ignore_eos=True)
+    controller: Any = instrument.around(parts.speculation.controller, {"observe": LEARNING})
+    steps = dict.fromkeys(("choose", "cut"), CHOOSING)
+    speculation: Any = instrument.around(replace(parts.speculation, controller=controller), steps)
+    generation = Generation(replace(parts, speculation=speculation), item.prompts, config)
     rounds = sum(1 for _ in generation.rounds())
+    seconds: dict[str, float] = defaultdict(float)
+    for span in instrument.spans:
+        seconds[span.part] += span.end - span.start
     return Spent(
-        choosing=speculation.seconds["choose"] + speculation.seconds["cut"],
-        learning=controller.seconds["observe"],
-        decode=generation.timings.decode,
-        rounds=rounds,
+        choosing=seconds[CHOOSING], learning=seconds[LEARNING], decode=generation.timings.decode, rounds=rounds
     )
 
 

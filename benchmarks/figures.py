@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from benchmarks import beside, cold_start, options, serving
 from benchmarks.beside import Outcome, Settings
 from benchmarks.goals import GOALS
 from benchmarks.report import exit_codes, setting, write_json
+from benchmarks.systems import parse_pythons
 from specstream.cli.options import check_drafter
 from specstream.engine.choices import SELF
 from specstream.errors import UsageError
@@ -28,17 +30,17 @@ def measurements() -> dict[str, Callable[[Settings], Outcome]]:
     from benchmarks import alone, deciding, linear  # they load torch, which the figures beside others do not need
 
     return {
-        "plain-1.5b": beside.plain_target,
-        "plain-smollm2": beside.plain_smollm2,
-        "draft-humaneval": beside.draft_humaneval,
-        "draft-vs-assisted": beside.draft_vs_assisted,
-        "draft-vs-vllm": beside.draft_vs_vllm,
+        "plain-1.5b": lambda settings: beside.plain(settings, settings.target),
+        "plain-smollm2": lambda settings: beside.plain(settings, settings.smollm2),
+        "draft-humaneval": partial(beside.with_draft, others=beside.FASTER),
+        "draft-vs-assisted": partial(beside.with_draft, others=[beside.ASSISTED]),
+        "draft-vs-vllm": partial(beside.with_draft, others=beside.VLLM),
         "lookup": alone.lookup,
         "never-slower": alone.never_slower,
         "predicted": alone.predicted,
         "deciding": deciding.deciding,
-        "cold-start-smollm2": cold_start.of_smollm2,
-        "cold-start-1.5b": cold_start.of_target,
+        "cold-start-smollm2": lambda settings: cold_start.cold_start(settings, settings.smollm2),
+        "cold-start-1.5b": lambda settings: cold_start.cold_start(settings, settings.target),
         "server-load": serving.server_load,
         "batch": beside.batch,
         "memory": beside.memory,
@@ -91,7 +93,7 @@ def figures(
             max_new_tokens=max_new_tokens,
             limit=limit,
             dtype=dtype,
-            pythons=options.pythons(python),
+            pythons=parse_pythons(python),
             alive=alive,
             drafters=tuple(drafter),
             batch_sizes=tuple(batch_size),

@@ -26,6 +26,7 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError
 from specstream.evaluation.predicted import PassCosts
+from specstream.evaluation.profile import StandIn
 from specstream.models.architecture.checkpoint import CheckpointRules
 
 
@@ -177,36 +178,21 @@ def unlearned(parts: Parts) -> Parts:
     return replace(parts, speculation=replace(speculation, controller=copy.deepcopy(speculation.controller)))
 
 
-class Recorded:
-    """A target that notes the width of every pass over it."""
+def recorded(target: Any, widths: list[int]) -> Any:
+    """A target that adds the width of every pass over it to a list."""
 
-    def __init__(self, target: Any) -> None:
-        self._target = target
-        self.widths: list[int] = []
+    def noted(session: Any) -> Any:
+        def score(trees: Sequence[TokenTree]) -> Any:
+            widths.append(max(map(len, trees)))
+            return session.score(trees)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
+        return StandIn(session, score=score)
 
-    def begin(self, prefixes: Sequence[Sequence[int]]) -> RecordedSession:
-        return RecordedSession(self._target.begin(prefixes), self.widths)
-
-    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> RecordedSession:
-        return RecordedSession(self._target.begin_reading(prefixes), self.widths)
-
-
-class RecordedSession:
-    """See ``Recorded``."""
-
-    def __init__(self, session: Any, widths: list[int]) -> None:
-        self._session = session
-        self._widths = widths
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def score(self, trees: Sequence[TokenTree]) -> Any:
-        self._widths.append(max(map(len, trees)))
-        return self._session.score(trees)
+    return StandIn(
+        target,
+        begin=lambda prefixes: noted(target.begin(prefixes)),
+        begin_reading=lambda prefixes: noted(target.begin_reading(prefixes)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,23 +221,21 @@ def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int 
     drafter: Any = copy.copy(engine.parts.drafter)
     models = {"target": engine.parts.target, "draft": drafter.model}
     costs = {name: PassCosts(model) for name, model in models.items()}
-    sides = {name: Recorded(model) for name, model in models.items()}
-    drafter.model = sides["draft"]
-    target: Any = sides["target"]
+    widths: dict[str, list[int]] = {name: [] for name in models}
+    target, drafter.model = (recorded(model, widths[name]) for name, model in models.items())
     parts = replace(engine.parts, target=target, drafter=drafter)
     first = generate(parts, amount, item)
     context = [*item.prompts[0], *first.tokens[0][: first.new_tokens // 2]]
     runs: list[tuple[float, dict[str, list[int]]]] = []
-    _price(costs, sides, context, repeats)
+    _price(costs, widths, context, repeats)
     for _ in range(amount.rounds):
-        for side in sides.values():
-            side.widths.clear()
+        for own in widths.values():
+            own.clear()
         run = generate(parts, amount, item)
-        widths = {name: list(side.widths) for name, side in sides.items()}
         if run.drafted and not widths["draft"]:
             raise SpecStreamError("drafts were made without a pass that could be seen; measure them another way")
-        runs.append((run.decode, widths))
-        _price(costs, sides, context, repeats)
+        runs.append((run.decode, {name: list(own) for name, own in widths.items()}))
+        _price(costs, widths, context, repeats)
     predicted = [sum(costs[name].total([(width,) for width in seen[name]]) for name in costs) for _, seen in runs]
     return Prediction(
         item=item.name,
@@ -261,9 +245,9 @@ def predict(engine: SpeculativeEngine, item: Item, amount: Amount, repeats: int 
     )
 
 
-def _price(costs: dict[str, PassCosts], sides: dict[str, Recorded], context: list[int], repeats: int) -> None:
-    for name, side in sides.items():
-        costs[name].measure([context], {1: sorted(set(side.widths))}, repeats)
+def _price(costs: dict[str, PassCosts], widths: dict[str, list[int]], context: list[int], repeats: int) -> None:
+    for name, own in widths.items():
+        costs[name].measure([context], {1: sorted(set(own))}, repeats)
 
 
 def _counted(widths: Sequence[int]) -> dict[str, int]:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.prompts import Item
-from benchmarks.systems import parse_pythons
 from benchmarks.workers import Models
 from specstream.errors import UsageError
 
@@ -30,11 +29,6 @@ Gguf = Annotated[str, typer.Option("--gguf", help="The target as a GGUF file, fo
 
 SLACK = 32
 """Positions of the context beyond prompt and output, for drafts."""
-
-
-def pythons(values: Sequence[str]) -> dict[str, str]:
-    """See ``parse_pythons``."""
-    return parse_pythons(list(values))
 
 
 def model_folder(name: str) -> str:

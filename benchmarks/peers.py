@@ -15,7 +15,7 @@ from benchmarks import options
 from benchmarks.prompts import CHATS, batches, encoded
 from benchmarks.report import exit_codes, say, setting, table, write_json
 from benchmarks.rounds import Plan, measure
-from benchmarks.systems import System, parse_system
+from benchmarks.systems import System, parse_pythons, parse_system
 from specstream.errors import UsageError
 from specstream.files.prompts import load_prompts
 
@@ -76,7 +76,7 @@ def peers(
     arguments = dict(locals())
     with exit_codes():
         systems = [parse_system(name) for name in dict.fromkeys([*system, *require])] or default_systems(draft, gguf)
-        interpreters = options.pythons(python)
+        interpreters = parse_pythons(python)
         texts = load_prompts(prompts, field, conditions(where)) if prompts else list(CHATS)
         folder = options.model_folder(target)
         items = encoded(options.load_tokenizer(folder), texts[: limit * batch], raw=raw)

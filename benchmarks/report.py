@@ -32,6 +32,10 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(low=min(values), middle=median(values), high=max(values))
 
+    def around(self, digits: int = 2) -> str:
+        """The middle, and the ends in parentheses."""
+        return f"{self.middle:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+
     def ratio(self, digits: int = 2) -> str:
         return f"{self.low:.{digits}f} {self.middle:.{digits}f} {self.high:.{digits}f}"
 
@@ -127,7 +131,7 @@ def table(measured: Measured, reference: str) -> str:
         *[
             [
                 row.system,
-                f"{row.speed.middle:.2f} ({row.speed.low:.2f}-{row.speed.high:.2f})",
+                row.speed.around(),
                 row.ratio.ratio(),
                 str(row.tokens),
                 f"{row.equal} of {row.pairs}",

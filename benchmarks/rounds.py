@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -121,23 +122,16 @@ def measure(plan: Plan, say: Say, start: Callable[..., WorkerProcess] = WorkerPr
     """
     check(plan)
     measured = Measured()
-    kept: WorkerProcess | None = None
-    try:
-        for number, group in enumerate(groups(plan)):
-            workers = [] if kept is None else [kept]
-            try:
-                for system in group[len(workers) :]:
-                    _start(system, plan, measured, workers, say, start)
-                kept = workers[0]
+    with ExitStack() as whole:
+        kept: WorkerProcess | None = None
+        for number, (reference, *others) in enumerate(groups(plan)):
+            kept = kept or _start(reference, plan, measured, whole, say, start)
+            assert kept is not None  # else that has raised
+            with ExitStack() as group:
+                found = [_start(each, plan, measured, group, say, start) for each in others]
+                workers = [kept, *(worker for worker in found if worker is not None)]
                 if len(workers) > 1 or len(plan.systems) == 1:
                     _rounds(number, workers, plan, measured, say)
-            finally:
-                kept = workers[0] if workers else None
-                for worker in workers[1:]:
-                    worker.close()
-    finally:
-        if kept is not None:
-            kept.close()
     return measured
 
 
@@ -145,11 +139,11 @@ def _start(
     system: System,
     plan: Plan,
     measured: Measured,
-    workers: list[WorkerProcess],
+    until: ExitStack,
     say: Say,
     start: Callable[..., WorkerProcess],
-) -> None:
-    """Load and warm up one system; one that cannot be is left out unless nothing can be said without it."""
+) -> WorkerProcess | None:
+    """Load and warm up one system; None for one that cannot be, unless nothing can be said without it."""
     python = plan.pythons.get(system.engine)
     say(f"loading {system.name}")
     worker = None
@@ -164,9 +158,10 @@ def _start(
         missing = isinstance(error, NotInstalledError)
         (measured.skipped if missing else measured.failed)[system.name] = str(error)
         say(str(error))
-        return
-    workers.append(worker)
+        return None
+    until.callback(worker.close)
     measured.loaded[system.name] = worker.loaded
+    return worker
 
 
 def _rounds(number: int, workers: list[WorkerProcess], plan: Plan, measured: Measured, say: Say) -> None:

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 
 import httpx
 import numpy
+import psutil  # type: ignore[import-untyped]
+from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks.serve import memory_of
 from benchmarks.systems import environment
@@ -136,9 +136,7 @@ class ServerProcess:
     def __enter__(self) -> ServerProcess:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -202,17 +200,14 @@ class MemorySampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         self._thread.join()
 
     def _look(self) -> None:
         started = time.monotonic()
         while True:
-            resident = sum(memory_of(pid).get("now_mib", 0.0) for pid in family(self._pid))
-            if resident:
+            if resident := sum(memory_of(pid).get("now_mib", 0.0) for pid in family(self._pid)):
                 self.samples.append((time.monotonic() - started, resident))
             if self._ended.wait(self._seconds):
                 return
@@ -220,15 +215,10 @@ class MemorySampler:
 
 def family(pid: int) -> list[int]:
     """A process and all its descendants that live."""
-    found, waiting = [], [pid]
-    while waiting:
-        found.append(waiting.pop())
-        for tasks in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            try:
-                waiting.extend(map(int, tasks.read_text(encoding="ascii").split()))
-            except OSError:  # it has just ended
-                continue
-    return found
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,14 +257,11 @@ def growth(samples: Sequence[tuple[float, float]], skipped: float = 0.2) -> Grow
     if len(counted) < 4:
         raise ServerError(f"{len(samples)} samples of memory are too few for a line; let the load last longer")
     seconds, sizes = counted.T
-    centred = seconds - seconds.mean()
-    slope = float(centred @ sizes / (centred @ centred))
-    residuals = sizes - sizes.mean() - slope * centred
-    error = float(numpy.sqrt(residuals @ residuals / (len(sizes) - 2) / (centred @ centred)))
+    line = stats.linregress(seconds, sizes)
     quarter = max(1, len(sizes) // 4)
     return Growth(
-        mib_per_hour=slope * 3600,
-        error=error * 3600,
+        mib_per_hour=float(line.slope) * 3600,
+        error=float(numpy.nan_to_num(line.stderr)) * 3600,  # a flat line has none
         start_mib=float(numpy.median(sizes[:quarter])),
         end_mib=float(numpy.median(sizes[-quarter:])),
         peak_mib=max(size for _, size in samples),

@@ -37,6 +37,7 @@ from benchmarks.servers import (
     ours,
     vllm,
 )
+from benchmarks.systems import parse_pythons
 from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
 from specstream.engine import contestants
 from specstream.errors import UsageError
@@ -275,7 +276,7 @@ def throughput(
     """Tokens per second of the same load: one client against many, our server against vLLM's (--python vllm=...)."""
     arguments = dict(locals())
     with exit_codes():
-        pythons = options.pythons(python)
+        pythons = parse_pythons(python)
         folder = options.model_folder(target)
         served = Served(target=folder, dtype=dtype, rows=rows, queue=4 * clients, most=longest, context=context)
         commands: dict[str, Callable[[int], Command]] = {"specstream": lambda port: ours(served, port, option)}
@@ -342,9 +343,8 @@ def server_load(settings: Settings) -> Figure:
     estimates = {name: median_of(values) for name, values in found.items()}
     cells = [["drafter @clients", "tokens/s median (min-max)", "over none: min median max", "95 % from"]]
     for name, values in speeds.items():
-        speed = Spread.of(values)
         over = [Spread.of(found[name]).ratio(), f"{estimates[name].low:.3f}"] if name in found else ["", ""]
-        cells.append([name, f"{speed.middle:.1f} ({speed.low:.1f}-{speed.high:.1f})", *over])
+        cells.append([name, Spread.of(values).around(1), *over])
     details = {"speeds": speeds, "ratios": found, "medians": {name: asdict(each) for name, each in estimates.items()}}
     return Figure(value=min(each.value for each in estimates.values()), text=aligned(cells), details=details)
 
@@ -387,9 +387,8 @@ def throughput_table(speeds: dict[str, list[float]], found: dict[str, list[float
     """The figures as text."""
     cells = [["server @clients", "tokens/s median (min-max)", f"{many} over it: min median max"]]
     for name, values in speeds.items():
-        spread = Spread.of(values)
         ratio = Spread.of(found[name]).ratio() if name in found else ""
-        cells.append([name, f"{spread.middle:.2f} ({spread.low:.2f}-{spread.high:.2f})", ratio])
+        cells.append([name, Spread.of(values).around(), ratio])
     return aligned(cells)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from benchmarks.prompts import CHATS, CODE_EDITS, long_text
+
+PATIENCE = 1800.0
+"""Seconds without a byte after which an answer is taken for lost."""
 
 MOST_PATIENCE = 30.0
 """Longest obedience to one ``Retry-After``, in seconds."""
@@ -139,47 +141,30 @@ class Crowd:
         url: of the server, without ``/v1``.
         model: as it is called there.
         asked: the questions.
-        timeout: seconds without a byte after which an answer is taken for lost.
-        key: for a server that asks for one.
     """
 
-    def __init__(
-        self, url: str, model: str, asked: Sequence[Question], *, timeout: float = 1800.0, key: str = ""
-    ) -> None:
+    def __init__(self, url: str, model: str, asked: Sequence[Question]) -> None:
         self._url, self._model, self._questions = url.rstrip("/"), model, asked
-        self._timeout, self._headers = timeout, {"authorization": f"Bearer {key}"} if key else {}
 
-    def ask(self, asking: Sequence[Request], clients: int, done: Callable[[Outcome], None] | None = None) -> float:
-        """Ask everything; each client's address is its own connection.
+    def ask(self, asking: Sequence[Request], clients: int, done: Callable[[Outcome], object]) -> float:
+        """Ask everything; each client has its own connection.
 
         Args:
             asking: what.
             clients: how many ask at the same time.
-            done: told of every outcome, from the threads.
+            done: told of every outcome.
 
         Returns:
             Seconds until all had ended.
         """
-        left, telling = deque(asking), threading.Lock()
-
-        def work() -> None:
-            with httpx.Client(base_url=f"{self._url}/v1/", timeout=self._timeout, headers=self._headers) as client:
-                while True:
-                    try:
-                        request = left.popleft()
-                    except IndexError:
-                        return
-                    outcome = self._persist(client, request)
-                    if done is not None:
-                        with telling:
-                            done(outcome)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(clients)]
+        limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
         started = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with (
+            httpx.Client(base_url=f"{self._url}/v1/", timeout=PATIENCE, limits=limits) as client,
+            ThreadPoolExecutor(clients) as pool,
+        ):
+            for each in as_completed([pool.submit(self._persist, client, request) for request in asking]):
+                done(each.result())
         return time.monotonic() - started
 
     def _persist(self, client: httpx.Client, request: Request) -> Outcome:
@@ -211,9 +196,9 @@ class Crowd:
                     response.read()
                     return self._refused(request, response)
                 return _read(request, response, question)
-        timeout = self._timeout if request.leaves is None else request.leaves / 10
+        timeout = PATIENCE if request.leaves is None else request.leaves / 10
         try:
-            response = client.post(question.path, json=body, timeout=httpx.Timeout(self._timeout, read=timeout))
+            response = client.post(question.path, json=body, timeout=httpx.Timeout(PATIENCE, read=timeout))
         except httpx.ReadTimeout:
             if request.leaves is None:
                 raise

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +23,7 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
-from specstream.engine.contestants import by_turn, in_turn
+from specstream.engine.contestants import in_turn
 from specstream.heads.shipped import shipped_for
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
@@ -45,75 +44,72 @@ def speed(records: Records, options: Options) -> None:
             _group(records, options, name, runtime, rows)
 
 
-@dataclass(kw_only=True)
-class _Contestant:
-    """One way to generate, and what came of it.
+Generated = tuple[list[list[int]], dict[str, Any]]
+"""Tokens of each row, and counts."""
 
-    Attributes:
-        run: ``() -> tokens of each row, and counts``.
-        remark: what its figures are to be read with.
-        first: seconds of the call that warms up, in which shapes are captured and certified.
-    """
 
-    run: Callable[[], tuple[list[list[int]], dict[str, Any]]]
+class _Contestant(NamedTuple):
+    """One way to generate, and what its figures are to be read with."""
+
+    run: Callable[[], Generated]
     remark: str = ""
-    first: float = 0.0
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[list[int]] = field(default_factory=list)
-    counts: dict[str, Any] = field(default_factory=dict)
-    failed: str = ""
 
-    def go(self, options: Options, records: Records, rows: int) -> None:
-        """Generate once, unless it has failed; the first call warms up."""
-        if self.failed or (not self.first and records.late):
-            self.failed = self.failed or "out of time"
-            return
-        options.wait()
-        started = time.perf_counter()
-        try:
-            self.tokens, self.counts = self.run()
-        except Exception:
-            self.failed = traceback.format_exc()
-            if options.device == "cuda":
-                torch.cuda.synchronize()  # raises if it is the device that failed
-            return
-        options.wait()
-        seconds = time.perf_counter() - started
-        if self.first:
-            self.seconds.append(seconds)
-        else:
-            self.first = seconds
+
+class _Made(NamedTuple):
+    """One generation."""
+
+    seconds: float
+    tokens: list[list[int]]
+    counts: dict[str, Any]
+
+
+def _timed(run: Callable[[], Generated], options: Options, rows: int) -> _Made:
+    options.wait()
+    started = time.perf_counter()
+    tokens, counts = run()
+    options.wait()
+    return _Made(time.perf_counter() - started, tokens, counts)
 
 
 def _group(records: Records, options: Options, name: str, runtime: str, rows: int) -> None:
-    """One model, runtime and batch size: everybody warms up once, then takes turns."""
+    """One model, runtime and batch size, in turn; the first round warms up, and shapes are captured and certified."""
     count = 12 if options.tiny else NEW_TOKENS
-    contestants: dict[str, _Contestant] = {}
 
     def measured() -> dict[str, Any]:
-        contestants.update(_contestants(name, runtime, rows, count, options))
-        ways = {each: partial(one.go, options, records) for each, one in contestants.items()}
-        for _ in by_turn(in_turn(ways, [rows], rounds=ROUNDS)):
+        contestants = _contestants(name, runtime, rows, count, options)
+        ways = {each: partial(_timed, one.run, options) for each, one in contestants.items()}
+        made: dict[str, list[_Made]] = {each: [] for each in contestants}
+        failed: dict[str, str] = {}
+        for entry in in_turn(ways, [rows], rounds=ROUNDS + 1, warm_up=0, errors="leave"):
+            if entry.error is None:
+                made[entry.contestant].append(entry.value)
+            else:
+                failed[entry.contestant] = "".join(traceback.format_exception(entry.error))
+                options.wait()  # raises if it is the device that failed
             if records.late:
                 break
+        said = [
+            {"name": each, "failed": failed.get(each, "no round was measured")}
+            if each in failed or len(made[each]) < 2
+            else {"name": each, **_said(made, each, rows * count), "remark": one.remark}
+            for each, one in contestants.items()
+        ]
         fields = {"model": name, "runtime": runtime, "rows": rows, "new_tokens": count, "prompt": PROMPT}
-        return {**fields, "contestants": [_said(contestants, each, rows * count) for each in contestants]}
+        return {**fields, "contestants": said}
 
     records.measure(f"speed {name} {runtime} rows {rows}", measured)
 
 
-def _said(contestants: dict[str, _Contestant], name: str, tokens: int) -> dict[str, Any]:
-    own = contestants[name]
-    if own.failed or not own.seconds:
-        return {"name": name, "failed": own.failed or "no round was measured"}
-    speeds = [tokens / seconds for seconds in own.seconds]
-    found = {"name": name, "tokens_per_second": median(speeds), "low": min(speeds), "high": max(speeds)}
+def _said(made: dict[str, list[_Made]], name: str, tokens: int) -> dict[str, Any]:
+    first, *own = made[name]
+    speeds = [tokens / each.seconds for each in own]
+    found: dict[str, Any] = {"tokens_per_second": median(speeds), "low": min(speeds), "high": max(speeds)}
     for short, other in (("generate", REFERENCE), ("plain", "plain")):
-        if (seconds := contestants[other].seconds) and other != name:
-            ratios = [theirs / ours for theirs, ours in zip(seconds, own.seconds, strict=False)]
-            equal = sum(a == b for a, b in zip(own.tokens, contestants[other].tokens, strict=True))
-            found |= {f"over_{short}": median(ratios), f"equal_to_{short}": f"{equal} of {len(own.tokens)}"}
-    return {**found, **own.counts, "first_s": own.first, "remark": own.remark}
+        if (others := made[other][1:]) and other != name:
+            ratios = [theirs.seconds / ours.seconds for theirs, ours in zip(others, own, strict=False)]
+            equal = sum(a == b for a, b in zip(own[-1].tokens, others[-1].tokens, strict=True))
+            found |= {f"over_{short}": median(ratios), f"equal_to_{short}": f"{equal} of {len(own[-1].tokens)}"}
+    return {**found, **own[-1].counts, "first_s": first.seconds}
 
 
 def _contestants(name: str, runtime: str, rows: int, count: int, options: Options) -> dict[str, _Contestant]:

@@ -79,6 +79,14 @@ class Level:
     libraries: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+def _libraries(instructions: str, onednn: str) -> dict[str, str]:
+    return {
+        "ATEN_CPU_CAPABILITY": instructions,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "MKL_ENABLE_INSTRUCTIONS": instructions.upper(),
+    }
+
+
 _V3 = frozenset({"avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
@@ -88,29 +96,21 @@ LEVELS = (
         machine="x86_64",
         needs=_V3,
         options=("-march=x86-64-v3",),
-        libraries={"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        libraries=_libraries("avx2", "AVX2"),
     ),
     Level(
         name="x86-64-v4",
         machine="x86_64",
         needs=_V4,
         options=("-march=x86-64-v4",),
-        libraries={
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        },
+        libraries=_libraries("avx512", "AVX512_CORE"),
     ),
     Level(
         name="x86-64-v4-vnni",
         machine="x86_64",
         needs=_V4 | {"avx512_vnni"},
         options=("-march=x86-64-v4", "-mavx512vnni"),
-        libraries={
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        },
+        libraries=_libraries("avx512", "AVX512_CORE_VNNI"),
     ),
     Level(
         name="x86-64-v4-bf16",
@@ -118,11 +118,7 @@ LEVELS = (
         needs=_V4 | {"avx512_vnni", "avx512_bf16"},
         options=("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
         bf16=True,
-        libraries={
-            "ATEN_CPU_CAPABILITY": "avx512",
-            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
-        },
+        libraries=_libraries("avx512", "AVX512_CORE_BF16"),
     ),
     Level(
         name="aarch64",
@@ -184,11 +180,7 @@ def limit_libraries() -> None:
 
 
 def variable(name: str, environment: Mapping[str, str] | None = None) -> str | None:
-    """What an environment variable says; None where it is not set.
-
-    Args:
-        name: of the variable.
-        environment: None for this process's.
+    """What a variable of an environment says, by default this process's; None where it is not set.
 
     Raises:
         UsageError: it is empty. A template that was not filled in looks so, and is not the same as no variable.
@@ -319,12 +311,7 @@ def address_remedy(host: str) -> str:
 
 
 def require(package: str, extra: str, purpose: str) -> Any:
-    """The imported package.
-
-    Args:
-        package: to import.
-        extra: the extra of this project that installs it.
-        purpose: what needs it, for the error.
+    """The imported package, which an extra of this project installs.
 
     Raises:
         MissingPackageError: it is not installed, with the line that installs it.
@@ -348,6 +335,7 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
     """
     import torch
 
+    on_gpu = device is not None and device.startswith("cuda") and torch.cuda.is_available()
     return {
         "specstream": VERSION,
         "torch": torch.__version__,
@@ -358,14 +346,6 @@ def provenance(device: str | None = None, dtype: str | None = None) -> dict[str,
         "cpu_level": level().name,
         "threads": torch.get_num_threads(),
         "device": device,
-        "accelerator": _accelerator(device),
+        "accelerator": torch.cuda.get_device_name(device) if on_gpu else None,
         "dtype": dtype,
     }
-
-
-def _accelerator(device: str | None) -> str | None:
-    import torch
-
-    if device is None or not device.startswith("cuda") or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_name(device)

@@ -66,6 +66,11 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: ``1 token``, ``2 tokens``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(value: object) -> str:
     """A text of any number of lines, such as another library's error, as one."""
     return " ".join(str(value).split())

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from dataclasses import dataclass
 
 AFTER, EVERY = 5.0, 30.0
 """Seconds before a step says what it is, and between its lines from then on."""
@@ -17,50 +17,32 @@ THREAD = "specstream-step"
 """The name of the thread that says so."""
 
 
-class Reporter(Protocol):
-    """What a download tells whoever watches it."""
+def _nothing(value: object) -> None:
+    pass
 
-    def step(self, text: str) -> None:
-        """Say what is being done now."""
 
-    def advance(self, completed: int) -> None:
-        """Say how many bytes have arrived in all."""
+@dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """What a download tells whoever watches it.
+
+    Attributes:
+        step: says what is being done now.
+        advance: says how many bytes have arrived in all.
+    """
+
+    step: Callable[[str], None] = _nothing
+    advance: Callable[[int], None] = _nothing
 
 
 @contextmanager
 def reporter(title: str, total: int, shown: bool) -> Iterator[Reporter]:
     """A reporter for one download of `total` bytes; a silent one if it is not to be `shown`."""
     if not shown:
-        yield _Silent()
-    elif not sys.stderr.isatty():
-        yield _Lines(title)
-    else:
-        with _bar(title, total) as bar:
-            yield bar
-
-
-class _Silent:
-    def step(self, text: str) -> None:
-        pass
-
-    def advance(self, completed: int) -> None:
-        pass
-
-
-class _Lines:
-    def __init__(self, title: str) -> None:
-        self._title = title
-
-    def step(self, text: str) -> None:
-        sys.stderr.write(f"{self._title}: {text}\n")
-        sys.stderr.flush()
-
-    def advance(self, completed: int) -> None:
-        pass
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Reporter]:
+        yield Reporter()
+        return
+    if not sys.stderr.isatty():
+        yield Reporter(step=lambda text: _line(f"{title}: {text}"))
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
@@ -71,15 +53,10 @@ def _bar(title: str, total: int) -> Iterator[Reporter]:
     console = Console(file=sys.stderr)
     with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
         task = progress.add_task(title, total=total)
-
-        class Bar:
-            def step(self, text: str) -> None:
-                progress.update(task, description=f"{title}: {text}")
-
-            def advance(self, completed: int) -> None:
-                progress.update(task, completed=min(completed, total))
-
-        yield Bar()
+        yield Reporter(
+            step=lambda text: progress.update(task, description=f"{title}: {text}"),
+            advance=lambda completed: progress.update(task, completed=min(completed, total)),
+        )
 
 
 _IN_WORDS: ContextVar[Callable[[str], str]] = ContextVar("in_words", default=str)
@@ -97,7 +74,11 @@ def in_words(of: Callable[[str], str]) -> Iterator[None]:
 
 def announce(text: str) -> None:
     """Say on stderr, in a line of its own, what takes long or went another way than usual."""
-    sys.stderr.write(f"specstream: {_IN_WORDS.get()(text)}\n")
+    _line(f"specstream: {_IN_WORDS.get()(text)}")
+
+
+def _line(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from specstream.config import GenerationConfig
 from specstream.demo.offered import OfferedModels
-from specstream.demo.page import Settings, build_page
+from specstream.demo.page import build_page
 from specstream.demo.run import free_port, open_page
 from specstream.engine.engine import SpeculativeEngine
 
@@ -58,7 +59,7 @@ def folder(model: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory)
 def address(folder: str) -> Iterator[str]:
     offered = OfferedModels([folder], "self:int8", gamma=3, drafter="mixed", runtime="eager")
     with loops_of_gradio():
-        page = build_page(offered, Settings(max_new_tokens=TOKENS))
+        page = build_page(offered, GenerationConfig(max_new_tokens=TOKENS))
         address = open_page(page, "127.0.0.1", free_port("127.0.0.1", 0))
     yield address
     with loops_of_gradio():

@@ -12,7 +12,7 @@ from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import VocabularyMismatchError
 from specstream.training.data import Example, Examples
-from specstream.training.layer_choice import Judge, Texts
+from specstream.training.layer_choice import Judge, split
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
 LAYERS, PROMPT = 5, "one two three"
@@ -163,10 +163,10 @@ def test_a_fitted_head_is_nearer_to_the_target(target):
     model = AutoModelForCausalLM.from_pretrained(target)
     chance = torch.Generator().manual_seed(2)
     rows = [Example(tokens=tuple(torch.randint(2, 300, (40,), generator=chance).tolist()), start=1) for _ in range(60)]
-    both = Texts.split(Examples(rows))
-    assert both.fitted is not None
+    judged, fitted = split(Examples(rows))
+    assert fitted is not None
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    fitted, plain = (Judge(model, each, None).judge("given", (0, 2)) for each in (both, Texts(both.judged)))
+    fitted, plain = (Judge(model, judged, each, None).judge("given", (0, 2)) for each in (fitted, None))
     assert fitted.acceptance > plain.acceptance
     assert fitted.divergence < plain.divergence
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())

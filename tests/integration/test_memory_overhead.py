@@ -45,7 +45,7 @@ def grown(model, **settings):
 def cache_of(target, tokens=13):
     """Bytes of the keys and values of a session over so many tokens."""
     kept = target.begin([list(range(1, tokens + 1))]).cache
-    return sum(each.nbytes for each in (*kept._keys.values(), *kept._values.values()))
+    return sum(each.nbytes for each in kept._buffers.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

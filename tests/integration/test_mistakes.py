@@ -468,7 +468,7 @@ def test_a_run_is_not_written_among_other_files(here, capsys):
 
 def test_a_server_says_that_answers_end_with_the_context(here, monkeypatch, caplog):
     pytest.importorskip("uvicorn")
-    from specstream.serving import run as server
+    from specstream.serving import web as server
 
     monkeypatch.setattr(server, "listen", lambda *args: None)
     assert run("serve", "-m", "target", "--port", "0", "--max-tokens", "600") == 0

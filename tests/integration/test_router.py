@@ -18,7 +18,7 @@ from specstream.demo.figures import speculative_figures
 from specstream.demo.offered import OfferedModels, Question
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.routing.config import NONE, DrafterSpec
-from specstream.routing.records import Run, read_collected
+from specstream.routing.records import read_collected
 from specstream.training import router_collect
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.core.machine import fix_costs
@@ -324,7 +324,7 @@ def test_two_drafters_of_one_draft_share_it(root, trained):
     engine = SpeculativeEngine(
         str(root / "target"), drafter="router", router=str(trained / "router"), dtype="float32", runtime="eager"
     )
-    drafters = engine.parts.drafter.drafters
+    drafters = engine.parts.drafter.by_name
     assert drafters["mixed"].drafters[1] is drafters["draft"]
     assert drafters["draft"].name == "draft"
     report = engine.benchmark(["one two three"], num_runs=1, max_new_tokens=8)
@@ -443,11 +443,6 @@ def test_a_wrong_training_is_one_line(run, root, trained, tmp_path):
         assert code == 2
         assert message in err
     assert not (tmp_path / "router").exists()
-
-
-def test_a_run_counts_tokens_over_seconds():
-    run = Run(tokens=10, passes=4, drafted=8, accepted=6, seconds=2.0, total=3.0, equal=True)
-    assert run.tokens_per_second == 5.0
 
 
 def test_the_demo_offers_it_and_says_what_it_took(root, trained):

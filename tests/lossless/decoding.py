@@ -35,7 +35,7 @@ from specstream.models.runtime.capabilities import Quantization
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.routing.config import DrafterSpec, RouterConfig
 from specstream.routing.drafter import RoutedDrafter
-from specstream.routing.features import CLASSES, Features, NoEmbedding
+from specstream.routing.features import CLASSES, Features, no_embedding
 from specstream.routing.model import Network, RouterModel
 from specstream.routing.router import Router
 from tests.lossless.drafters import Priced
@@ -123,7 +123,7 @@ def undecided_router(names: Sequence[str]) -> Router:
         plain_tokens_per_second=1.0,
     )
     router = Router(model, RouterConfig(router="", doubt=100.0), torch.Generator().manual_seed(next(_SEEDS)))
-    router._features = Features(model.table, NoEmbedding())
+    router._features = Features(model.table, no_embedding)
     return router
 
 

@@ -289,7 +289,6 @@ class TableStreams:
     gamma: int = 3
     exit: TableModel | None = None
     chained: bool = False
-    taps = (0,)
     first = 0
     nbytes = 0
 

@@ -11,7 +11,7 @@ from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.cli.progress import progress
 from specstream.cli.records import check_output, write_record
-from specstream.errors import UsageError
+from specstream.errors import UsageError, counted
 from specstream.files.prompts import read_prompts
 
 if TYPE_CHECKING:
@@ -131,8 +131,8 @@ def _print(report: AuditReport, provenance: dict[str, Any]) -> None:
         _print_divergences(report)
     gaps = f", the largest gap {report.largest_gap:.3g}" if divergences else ""
     print(
-        f"audit {'passed' if report.passed else 'FAILED'}: {_count(report.tokens, 'token')} of "
-        f"{_count(report.prompts, 'prompt')}, {_count(divergences, 'divergence')} from plain decoding{gaps}"
+        f"audit {'passed' if report.passed else 'FAILED'}: {counted(report.tokens, 'token')} of "
+        f"{counted(report.prompts, 'prompt')}, {counted(divergences, 'divergence')} from plain decoding{gaps}"
     )
     for problem in report.problems:
         print(f"  failed: {problem}")
@@ -174,7 +174,3 @@ def _tokens(divergence: Divergence) -> tuple[str, str, str]:
         f"{divergence.emitted_text!r} ({divergence.emitted})",
         f"{divergence.plain_text!r} ({divergence.plain})",
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

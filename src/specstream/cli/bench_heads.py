@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import count
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,8 +15,8 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
-    from specstream.evaluation.compare import Comparison, Contestant, Figures
-    from specstream.evaluation.heads import Groups
+    from specstream.evaluation.benchmark.prompts import Prompt
+    from specstream.evaluation.compare import Comparison, Contestant
 
 _Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, or lines like its own.")]
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
@@ -26,7 +26,7 @@ _Drafters = Annotated[
     list[str], typer.Option("--drafter", help="Only these; may be repeated. Default: all that are at hand.")
 ]
 _Fixed = Annotated[
-    Optional[int],  # noqa: UP045  # typer reads it on Python 3.10
+    options.Integer,
     typer.Option("--fixed", min=1, help="Streams and Medusa once more, with a tree of so many nodes in every round."),
 ]
 _Pruning = Annotated[
@@ -61,7 +61,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, Groups, read_questions, record
+    from specstream.evaluation.heads import NEEDING, in_groups, read_questions, record
     from specstream.heads.folder import KINDS
     from specstream.heads.shipped import shipped_for
 
@@ -74,7 +74,7 @@ def bench_heads(
     if fixed is not None and drafter and not set(KINDS) & set(drafter):
         raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
     questions = read_questions(prompts, per_category)
-    dealt = [Groups.of(questions, size) for size in dict.fromkeys(batch_size or [1])]
+    dealt = [in_groups(questions, size) for size in dict.fromkeys(batch_size or [1])]
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
@@ -84,9 +84,9 @@ def bench_heads(
         with quiet():
             contestants = _contestants(engine, names, given, settings, fixed=fixed, pruning=pruning)
         comparison, predicted = _measure(engine, contestants, groups)
-        records.append(record(comparison, groups, predicted))
+        records.append(record(comparison, questions, groups, predicted))
         if not as_json:
-            _print(comparison, groups, predicted, engine.model.num_parameters())
+            _print(records[-1], len(groups), engine)
     arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts, "batch_size": batch_size}
     arguments |= {"per_category": per_category, "fixed": fixed, "pruning": pruning}
     found = records[0] if len(records) == 1 else {"batches": records}
@@ -101,7 +101,6 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     """Refuse drafters before anything is loaded for nothing; plain decoding is always there and not named."""
     from specstream.evaluation.heads import NEEDING
     from specstream.heads.folder import KINDS, kind_of
-    from specstream.models.hub.catalog import check
 
     for name in wanted:
         options.check_drafter(name, without="router")
@@ -113,8 +112,7 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     for name in KINDS:
         if (folder := given[name]) is not None and (kind := kind_of(folder)) != name:
             raise UsageError(f"--{name} is {folder!r}, which holds {kind}; give --{kind} {folder}")
-    if (draft := given["draft"]) is not None and not draft.startswith("self:"):
-        check(draft)
+    options.check_draft(given["draft"])
 
 
 def _contestants(engine: Any, names: list[str], given: dict[str, str | None], *rest: Any, **more: Any) -> Any:
@@ -129,24 +127,24 @@ def _contestants(engine: Any, names: list[str], given: dict[str, str | None], *r
         raise type(error)(str(error).replace("heads=", f"--{kind}")) from error
 
 
-def _measure(engine: Any, contestants: list[Contestant], groups: Groups) -> tuple[Comparison, dict[str, float]]:
+def _measure(
+    engine: Any, contestants: list[Contestant], groups: list[list[Prompt]]
+) -> tuple[Comparison, dict[str, float]]:
     from specstream.evaluation.heads import measure
 
     # Answers, not prompts: with all drafters a prompt may take a minute. The first one warms up and comes again.
     answered = count(1)
-    with progress("answers", (len(groups.questions) + 1) * len(contestants)) as tell:
+    with progress("answers", (len(groups) + 1) * len(contestants)) as tell:
         return measure(engine, contestants, groups, lambda: tell(next(answered)))
 
 
-def _print(comparison: Comparison, groups: Groups, predicted: dict[str, float], base: int) -> None:
+def _print(found: dict[str, Any], groups: int, engine: Any) -> None:
     from rich.table import Column, Table
 
-    from specstream.evaluation.heads import parameter_ratio
-
-    console = table_console()
-    if groups.size > 1:
-        left_out = f"; the last {groups.left_out} are left out" if groups.left_out else ""
-        print(f"{len(groups.questions)} groups of {groups.size} prompts in the file's order, decoded at once{left_out}")
+    console, sides = table_console(), found["all"]
+    if found["batch_size"] > 1:
+        left_out = f"; the last {found['left_out']} are left out" if found["left_out"] else ""
+        print(f"{groups} groups of {found['batch_size']} prompts in the file's order, decoded at once{left_out}")
     columns = (
         Column("drafter", no_wrap=True),
         "extra parameters",
@@ -157,39 +155,40 @@ def _print(comparison: Comparison, groups: Groups, predicted: dict[str, float], 
         "median",
     )
     table = Table(*columns, "equal")
-    for each in comparison.figures():
-        table.add_row(*_cells(each, base))
+    for each in sides:
+        table.add_row(*_cells(each, engine.model.num_parameters()))
     console.print(table)
-    print(f"drafted tokens a pass: {', '.join(f'{each.contestant} {each.nodes:.2f}' for each in comparison.figures())}")
-    print(f"measured over predicted speed: {', '.join(f'{name} {ratio:.2f}' for name, ratio in predicted.items())}")
-    table = Table("tokens/pass, x plain", *(each.name.replace(" (", "\n(") for each in comparison.contestants))
-    for category, prompts in groups.categories.items():
-        own = comparison.figures(prompts)
-        table.add_row(category, *(f"{each.mean_accepted_length:.2f} {each.speedup.value:.2f}x" for each in own))
-    if groups.categories:
+    nodes = ", ".join(f"{each['side']} {each['nodes']:.2f}" for each in sides)
+    print(f"drafted tokens a pass: {nodes}")
+    ratios = ", ".join(f"{each['side']} {each['measured_over_predicted']:.2f}" for each in sides)
+    print(f"measured over predicted speed: {ratios}")
+    table = Table("tokens/pass, x plain", *(each["side"].replace(" (", "\n(") for each in sides))
+    for category, own in found["categories"].items():
+        table.add_row(category, *(f"{each['mean_accepted_length']:.2f} {each['ratio']:.2f}x" for each in own))
+    if found["categories"]:
         console.print(table)
     print(
         "tokens/s of decoding, the prompt on neither side; x plain: over plain decoding of the same process, in turn, "
         "and its 95 % interval over prompts, or over groups of them; median: of their own ratios; equal: outputs that "
         "are plain decoding's; fixed tree: no controller; predicted: passes timed alone, and drafting"
     )
-    if (ratio := parameter_ratio(comparison.contestants)) is not None:
+    if (ratio := found["parameter_ratio"]) is not None:
         print(f"Medusa has {ratio:,.1f} times as many extra parameters as streams; the paper says about 10,000")
-    print(", ".join(str(comparison.machine[key]) for key in ("model", "dtype", "device", "runtime", "cpu")))
+    provenance = engine.provenance()
+    print(", ".join(str(provenance[key]) for key in ("model", "dtype", "device", "runtime", "cpu")))
 
 
-def _cells(figures: Figures, base: int) -> list[str]:
-    from specstream.evaluation.benchmark.summary import plain_estimate
+def _cells(figures: dict[str, Any], base: int) -> list[str]:
     from specstream.evaluation.report.words import interval
 
-    extra = f"{figures.parameters:,} ({figures.parameters / base:.2%})" if figures.parameters else "0"
+    extra = figures["parameters"]
     return [
-        figures.contestant,
-        extra,
-        f"{figures.mean_accepted_length:.2f}",
-        " ".join(f"{share:.2f}" for share in figures.acceptance),
-        f"{figures.tokens_per_second:.1f}",
-        interval(plain_estimate(figures.speedup)).replace(" (", "\n("),
-        f"{figures.median_speedup:.2f}",
-        f"{figures.equal} of {figures.outputs}",
+        figures["side"],
+        f"{extra:,} ({extra / base:.2%})" if extra else "0",
+        f"{figures['mean_accepted_length']:.2f}",
+        " ".join(f"{share:.2f}" for share in figures["acceptance"]),
+        f"{figures['tokens_per_second']:.1f}",
+        interval(figures["ratio_interval"]).replace(" (", "\n("),
+        f"{figures['middle_ratio']:.2f}",
+        f"{figures['equal']} of {figures['outputs']}",
     ]

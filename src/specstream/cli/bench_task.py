@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,10 +24,10 @@ _Shared = Annotated[
     options.Text, typer.Option("--shared", help="The folder of a shared-mode run, or its model with --heads.")
 ]
 _Nodes = Annotated[
-    Optional[list[int]],  # noqa: UP045
+    options.Integers,
     typer.Option("--nodes", min=1, help="Drafted nodes of fixed trees; may be repeated. Default: 7 and 15."),
 ]
-_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="So many examples, spread over the file.")]  # noqa: UP045
+_Limit = Annotated[options.Integer, typer.Option("--limit", min=1, help="So many examples, spread over the file.")]
 _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write every answer to this JSON file.")]
 
 
@@ -58,11 +58,11 @@ def bench_task(
     settings = {"device": device, "dtype": dtype, "runtime": runtime}
     sizes = tuple(nodes or (7, 15))
     runs = [_run(*each, sizes, settings, chosen, examples) for each in _models(model, shared, heads)]
-    apart = differences(chosen, examples, runs[1], runs[0]) if len(runs) > 1 else {}
+    apart = differences(chosen, examples, runs[1][0], runs[0][0]) if len(runs) > 1 else {}
     found = {
         "task": chosen.model_dump(),
         "examples": [each.where for each in examples],
-        "runs": [record(run, chosen, examples) for run in runs],
+        "runs": [record(run, chosen, examples, provenance) for run, provenance in runs],
         "difference": {metric: vars(each) for metric, each in apart.items()},
         "arguments": {**settings, "task": task, "data": data, "model": model, "shared": shared, "heads": heads}
         | {"nodes": sizes, "limit": limit},
@@ -103,19 +103,20 @@ def _run(
     settings: dict[str, Any],
     task: Task,
     examples: list[TaskExample],
-) -> Comparison:
+) -> tuple[Comparison, dict[str, Any]]:
     from specstream.evaluation.task_bench import answer_all, streams_beside
 
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     contestants = streams_beside(engine, heads, nodes)
     with progress(f"{model}: examples", len(examples)) as tell:
-        return answer_all(engine, contestants, task, examples, on_example=tell)
+        return answer_all(contestants, task, examples, on_example=tell), engine.provenance()
 
 
 def _print(found: dict[str, Any], task: Task) -> None:
     from rich.table import Table
 
     from specstream.engine.contestants import PLAIN
+    from specstream.evaluation.report.words import with_interval
 
     console, runs = table_console(), found["runs"]
     quality = Table("model", *task.metrics)
@@ -125,11 +126,11 @@ def _print(found: dict[str, Any], task: Task) -> None:
         for figures in run["figures"]:
             speed.add_row(name, *_cells(figures))
             if figures["side"] == PLAIN:
-                quality.add_row(name, *(_shown(each, ".1f") for each in figures["quality"].values()))
+                quality.add_row(name, *(with_interval(each, ".1f") for each in figures["quality"].values()))
     console.print(quality)
     console.print(speed)
     for metric, each in found["difference"].items():
-        console.print(f"{metric}, shared minus fine-tuned, in pairs: {_shown(each, '+.1f')}")
+        console.print(f"{metric}, shared minus fine-tuned, in pairs: {with_interval(each, '+.1f')}")
     for run in runs:
         for failure in run["failures"]:
             console.print(f"failed: {failure['where']}: {failure['error']}", markup=False)
@@ -153,7 +154,3 @@ def _cells(figures: dict[str, Any]) -> list[str]:
         f"{figures['middle_speedup']:.2f}",
         f"{figures['equal']} of {figures['answers']}",
     ]
-
-
-def _shown(estimate: dict[str, float], form: str) -> str:
-    return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}})"

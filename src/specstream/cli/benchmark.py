@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -21,10 +21,6 @@ _Experiments = Annotated[options.Text, typer.Option("--experiments", help="Only 
 _Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on with the run in the folder (default), or set it aside.")
 ]
-_Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -32,7 +28,7 @@ def benchmark(
     context: typer.Context,
     config: _Config = None,
     experiments: _Experiments = None,
-    set_: _Set = None,
+    set_: options.Set = None,
     resume: _Resume = True,
     as_json: options.AsJson = False,
 ) -> None:

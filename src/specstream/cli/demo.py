@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from specstream.cli import options
 
 _Models = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--model", "-m", help="As in generate; may be repeated, and the page lets choose."),
+    options.Texts, typer.Option("--model", "-m", help="As in generate; may be repeated, and the page lets choose.")
 ]
 _Host = Annotated[str, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
 _Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Likewise; 0 takes a free one.")]
@@ -45,7 +44,7 @@ def demo(
         from specstream.config import engine_config
         from specstream.demo import run
         from specstream.demo.offered import OfferedModels
-        from specstream.demo.page import Settings, build_page
+        from specstream.demo.page import build_page
 
     shown: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     drafting: dict[str, Any] = {
@@ -58,11 +57,11 @@ def demo(
         "device": device,
         "runtime": runtime,
     }
-    engine_config(shown)  # type: ignore[arg-type]
+    settings = engine_config(shown).generation  # type: ignore[arg-type]
     offered = OfferedModels(model or ["smollm2-135m"], draft, **drafting)
     port = run.free_port(host, port)
     with quiet():
-        page = build_page(offered, Settings(**shown))
+        page = build_page(offered, settings)
     if options.open_to_others(host):
         print(f"warning: {host} is open to others and the page asks for no key", file=sys.stderr)
     print(f"the demo is on http://{host}:{port}", file=sys.stderr, flush=True)

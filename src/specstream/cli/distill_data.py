@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,17 +14,13 @@ from specstream.cli.progress import progress
 from specstream.errors import UsageError
 from specstream.files.prompts import read_prompts
 
-if TYPE_CHECKING:
-    from specstream.training.answers import AnswerSettings
-
 _Prompts = Annotated[list[str], typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file; may be repeated.")]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The JSON lines to write. An interrupted run goes on.")]
 _Exclude = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--exclude", help="A file of held-out prompts to leave out; may be repeated."),
+    options.Texts, typer.Option("--exclude", help="A file of held-out prompts to leave out; may be repeated.")
 ]
-_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="Most prompts to answer.")]  # noqa: UP045
-_PerFile = Annotated[Optional[int], typer.Option("--per-file", min=1, help="Most prompts of each file.")]  # noqa: UP045
+_Limit = Annotated[options.Integer, typer.Option("--limit", min=1, help="Most prompts to answer.")]
+_PerFile = Annotated[options.Integer, typer.Option("--per-file", min=1, help="Most prompts of each file.")]
 _BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Prompts answered at once.")]
 _MaxPrompt = Annotated[int, typer.Option("--max-prompt-tokens", min=1, help="Leave longer prompts out.")]
 _Shuffle = Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the files, so that a limit takes of all.")]
@@ -65,7 +61,7 @@ def distill_data(
     engine = load_engine(
         model, None, {**decoding, "drafter": drafter, "dtype": dtype, "device": device, "runtime": runtime}
     )
-    from specstream.training.answers import AnswerSettings
+    from specstream.training.answers import AnswerSettings, distill
 
     settings = AnswerSettings(
         model=model,
@@ -81,7 +77,8 @@ def distill_data(
         chat=chat,
         shuffle=shuffle,
     )
-    record = _run(engine, settings, Path(output), limit)
+    with progress("answers") as tell:
+        record = distill(engine, settings, Path(output), limit, tell)
     left_out = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in record["left_out"].items())
     if as_json:
         print(json.dumps({"output": output, **record}))
@@ -97,18 +94,3 @@ def _check_files(prompts: list[str], exclude: list[str], output: Path) -> None:
     from specstream.training.answers import check_place
 
     check_place(output, "--output")
-
-
-def _run(engine: Any, settings: AnswerSettings, output: Path, limit: int | None) -> dict[str, Any]:
-    from specstream.training.answers import Advance, distill
-
-    with progress("answers") as tell:
-
-        def show(advance: Advance) -> None:
-            tell(
-                advance.done,
-                advance.total,
-                f"{advance.tokens / advance.seconds:.0f} tokens/s" if advance.seconds else "",
-            )
-
-        return distill(engine, settings, output, limit, show)

@@ -11,6 +11,7 @@ import typer
 
 from specstream.cli import options
 from specstream.cli.records import WIDTH
+from specstream.errors import counted
 from specstream.models.hub.catalog import DEFAULT_MODEL, on_disk
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _lines(report: Report) -> Iterator[str]:
     for finding in report.findings:
         yield from _section("to mend", [str(finding)])
     count = len(report.findings)
-    yield f"{count} thing{'' if count == 1 else 's'} to mend" if count else "nothing to mend"
+    yield f"{counted(count, 'thing')} to mend" if count else "nothing to mend"
 
 
 def _model(found: Widths) -> Iterator[str]:
@@ -115,11 +116,10 @@ def _processor(found: Processor) -> list[str]:
     held = ", ".join(f"{name}={value}" for name, value in found.libraries.items())
     limits = f", with {held}" if held else ""
     own = "" if found.level == found.own_level else f" of {found.own_level}"
-    cores = found.cores.physical
     load = "" if found.load is None else f", load {found.load:.1f}"
     return [
         f"{found.model}, level {found.level}{own}{limits}",
-        f"{found.threads} thread{'' if found.threads == 1 else 's'} on {cores} core{'' if cores == 1 else 's'}{load}",
+        f"{counted(found.threads, 'thread')} on {counted(found.cores.physical, 'core')}{load}",
     ]
 
 
@@ -204,13 +204,11 @@ def _caches(found: Caches) -> list[str]:
 
 
 def _speed(found: dict[str, Any]) -> list[str]:
-    threads = found["threads"]
     return [
         f"memory   {found['read'] / 1e9:6.1f} GB/s read ({found['read_by']})",
         f"products {found['products'] / 1e9:6.1f} G multiply-adds/s ({found['products_by']})",
         f"         {found['float32'] / 1e9:6.1f} G multiply-adds/s (torch, product of float32 matrices)",
-        f"on {found['device']}, {threads} thread{'' if threads == 1 else 's'}, the fastest calls of "
-        f"{found['seconds']:.1f} s",
+        f"on {found['device']}, {counted(found['threads'], 'thread')}, the fastest calls of {found['seconds']:.1f} s",
     ]
 
 

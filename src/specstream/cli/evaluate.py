@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,15 +19,11 @@ if TYPE_CHECKING:
 
 _Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/eval_full.yaml.")]
 _Dataset = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    options.Texts,
     typer.Option("--dataset", help="A data set of the configuration, or a task; may be repeated. Default: all."),
 ]
 _Data = Annotated[options.Text, typer.Option("--data", help="The file of the one data set; without: the hub's.")]
-_Limit = Annotated[Optional[int], typer.Option("--limit", min=1, help="So many examples, spread over the file.")]  # noqa: UP045
-_Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
-]
+_Limit = Annotated[options.Integer, typer.Option("--limit", min=1, help="So many examples, spread over the file.")]
 _Execute = Annotated[
     bool, typer.Option("--execute-code", help="Run programs that the model wrote, for pass@1: held down, see the docs.")
 ]
@@ -39,7 +35,7 @@ def evaluate(
     dataset: _Dataset = None,
     data: _Data = None,
     limit: _Limit = None,
-    set_: _Set = None,
+    set_: options.Set = None,
     execute_code: _Execute = False,
     resume: _Resume = True,
     as_json: options.AsJson = False,
@@ -107,6 +103,8 @@ def _evaluate(config: EvaluationConfig, loaded: list[Loaded], execute: bool, res
 def _print(records: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
+    from specstream.evaluation.report.words import with_interval
+
     console = table_console()
     quality = Table("data set", "metric", "examples", "plain", "speculative", "difference, in pairs")
     speed = Table(
@@ -118,7 +116,7 @@ def _print(records: list[dict[str, Any]]) -> None:
             if own is None:
                 continue
             for metric, each in own["quality"].items():
-                figures = (_shown(each[key], form) for key, form in _QUALITY)
+                figures = (with_interval(each[key], form) for key, form in _QUALITY)
                 quality.add_row(name, metric, str(each["examples"]), *figures)
             speed.add_row(name, *_cells(own))
     if quality.row_count:
@@ -150,6 +148,8 @@ def _print_rest(record: dict[str, Any]) -> None:
 
 
 def _cells(own: dict[str, Any]) -> list[str]:
+    from specstream.evaluation.report.words import with_interval
+
     return [
         str(own["answers"]),
         str(own["equal"]),
@@ -157,12 +157,6 @@ def _cells(own: dict[str, Any]) -> list[str]:
         f"{own['mean_accepted_length']:.2f}",
         f"{own['tokens_per_second']['plain']:.1f}",
         f"{own['tokens_per_second']['speculative']:.1f}",
-        _shown(own["speedup"], ".2f"),
-        _shown(own["speedup_with_prompt"], ".2f"),
+        with_interval(own["speedup"], ".2f"),
+        with_interval(own["speedup_with_prompt"], ".2f"),
     ]
-
-
-def _shown(estimate: dict[str, Any], form: str) -> str:
-    if estimate["low"] is None:
-        return f"{estimate['value']:{form}}"
-    return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from specstream.reporting import step
 
 if TYPE_CHECKING:
     from specstream.training.data import Examples
-    from specstream.training.layer_choice import Judged, Texts
+    from specstream.training.layer_choice import Judged
 
 PROMPTS = (
     "Explain how a rainbow forms.",
@@ -32,7 +32,7 @@ _Target = Annotated[str, typer.Option("--target", "-m", help="A catalog name, a 
 _Output = Annotated[str, typer.Option("--output", "-o", help="The folder to write.")]
 _Layers = Annotated[int, typer.Option("--layers", min=1, help="How many of the target's layers to take.")]
 _Vocab = Annotated[
-    Optional[int],  # noqa: UP045
+    options.Integer,
     typer.Option("--vocab", min=2, help="Let the draft say only so many tokens, the most frequent of the texts."),
 ]
 _Choice = Annotated[
@@ -43,13 +43,13 @@ _Choice = Annotated[
     ),
 ]
 _Texts = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    options.Texts,
     typer.Option(
         "--texts", help="Answers or texts: to rank the vocabulary, fit the head and compare layers. May be repeated."
     ),
 ]
 _Prompts = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    options.Texts,
     typer.Option("--prompts", help="Held-out prompts: layers are compared on the target's own answers to them."),
 ]
 
@@ -82,22 +82,21 @@ def make_draft(
         _check_size(target, layers, layer_choice, vocab)
         model, tokenizer = load_model(target, dtype=dtype, device=device)
         ranking = _examples(texts, tokenizer)
-        looked_at, where = _to_look_at(model, tokenizer, ranking, texts, prompts)
+        judged, fitted, where = _to_look_at(model, tokenizer, ranking, texts, prompts)
         part, vocabulary = None, None
         if vocab is not None:
-            part = making.frequent_part(model, tokenizer, ranking or looked_at.judged, vocab)
+            part = making.frequent_part(model, tokenizer, ranking or judged, vocab)
             by = (
                 f"the most frequent of {', '.join(Path(file).name for file in texts)}"
                 if texts
                 else "the tokenizer's order"
             )
-            covered = making.coverage(looked_at.judged, part)
+            covered = making.coverage(judged, part)
             vocabulary = {"size": vocab, "ranked_by": by, "coverage": covered}
         with step("comparing choices of layers"):
-            compared, change = choose_layers(model, looked_at, part, layers, layer_choice)
+            compared, change = choose_layers(model, (judged, fitted), part, layers, layer_choice)
         made = making.record(target, compared, where, change is not None, vocabulary)
-        plan = making.Plan(layers=compared[0].layers, change=change, part=part, made=made)
-        making.write_draft(Path(output).absolute(), model, tokenizer, plan)
+        making.write_draft(Path(output).absolute(), model, tokenizer, change, part, made)
     if as_json:
         print(json.dumps({"output": output, **made}))
     else:
@@ -127,16 +126,16 @@ def _examples(texts: list[str] | None, tokenizer: Any) -> Examples | None:
 
 def _to_look_at(
     model: Any, tokenizer: Any, ranking: Examples | None, texts: list[str] | None, prompts: list[str] | None
-) -> tuple[Texts, str]:
-    """What layers are compared on, and how to call it."""
+) -> tuple[Examples, Examples | None, str]:
+    """What layers are compared on, how to call that, and between the two what the head is fitted to."""
     from specstream.files.prompts import read_prompts
-    from specstream.training.layer_choice import Texts
+    from specstream.training.layer_choice import split
 
     if ranking is not None and not prompts:
-        return Texts.split(ranking), ", ".join(Path(file).name for file in texts or ())
+        return *split(ranking), ", ".join(Path(file).name for file in texts or ())
     asked = [prompt for file in prompts or () for prompt in read_prompts(file)][:SHOWN] or list(PROMPTS)
     where = f"the target's own answers to {len(asked)} prompts"
-    return Texts(_answers(model, tokenizer, asked), ranking), where
+    return _answers(model, tokenizer, asked), ranking, where
 
 
 def _answers(model: Any, tokenizer: Any, prompts: list[Any]) -> Examples:

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="List the named models, or pull one onto this machine.", no_args_is_help=False)
+from specstream.cli import options
 
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else to stdout.")]
+app = typer.Typer(help="List the named models, or pull one onto this machine.", no_args_is_help=False)
 
 
 @app.command("list")
-def list_models(as_json: _Json = False) -> None:
+def list_models(as_json: options.AsJson = False) -> None:
     """Show the models of the catalog and which of them are on this machine."""
     from specstream.models.hub.catalog import DEFAULT_MODEL, cached_folder, catalog, models_root
 
@@ -58,7 +58,7 @@ def _print_table(rows: list[dict[str, object]]) -> None:
 @app.command("pull")
 def pull_model(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `specstream models list` shows.")],
-    as_json: _Json = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Download a model of the catalog; one that is here already is kept."""
     from specstream.models.hub.catalog import is_cached, pull

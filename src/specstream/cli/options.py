@@ -12,6 +12,11 @@ from specstream.errors import UsageError, listed
 
 # typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
 Text = Optional[str]  # noqa: UP045
+Texts = Optional[list[str]]  # noqa: UP045
+Integer = Optional[int]  # noqa: UP045
+Integers = Optional[list[int]]  # noqa: UP045
+Number = Optional[float]  # noqa: UP045
+Flag = Optional[bool]  # noqa: UP045
 Words = Annotated[Text, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from the standard input.")]
 PromptOption = Annotated[Text, typer.Option("--prompt", "-p", help="The prompt, as an option.")]
 PromptFile = Annotated[
@@ -38,8 +43,7 @@ RouterFolder = Annotated[
 ]
 RouterState = Annotated[Text, typer.Option("--router-state", help="The file in which the router keeps what it learns.")]
 Pruning = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this."),
+    Number, typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this.")
 ]
 EngineFile = Annotated[
     Text,
@@ -52,44 +56,27 @@ MaxNewTokens = Annotated[
 ]
 Gamma = Annotated[int, typer.Option("-K", "--K", "--gamma", help="Most tokens drafted per round.")]
 Depth = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("-K", "--K", "--gamma", help="Most tokens drafted per round; as many as pay if not given."),
+    Integer, typer.Option("-K", "--K", "--gamma", help="Most tokens drafted per round; as many as pay if not given.")
 ]
 Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy decoding.")]
 # What is not given of these follows the checkpoint.
-TopK = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all."),
-]
+TopK = Annotated[Integer, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
 TopP = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; 0 and 1 keep all."),
+    Number, typer.Option("--top-p", help="Keep the likeliest tokens up to this probability; 0 and 1 keep all.")
 ]
-MinP = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option("--min-p", help="Drop tokens below this times the likeliest."),
-]
+MinP = Annotated[Number, typer.Option("--min-p", help="Drop tokens below this times the likeliest.")]
 RepetitionPenalty = Annotated[
-    Optional[float],  # noqa: UP045
+    Number,
     typer.Option("--repetition-penalty", help="Above 1 discourages repeats; 1 does not, whatever the checkpoint says."),
 ]
 AcceptanceThreshold = Annotated[
-    Optional[float],  # noqa: UP045
+    Number,
     typer.Option("--acceptance-threshold", help="Typical acceptance, which changes the output at a temperature > 0."),
 ]
-Seed = Annotated[Optional[int], typer.Option("--seed", help="Fixes the draws.")]  # noqa: UP045
-Stop = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--stop", help="Stop before this text; may be repeated."),
-]
-StopTokenIds = Annotated[
-    Optional[list[int]],  # noqa: UP045
-    typer.Option("--stop-token-ids", help="Stop at this token; may be repeated."),
-]
-Chat = Annotated[
-    Optional[bool],  # noqa: UP045
-    typer.Option("--chat/--no-chat", help="Use the model's chat template (default: if it has one)."),
-]
+Seed = Annotated[Integer, typer.Option("--seed", help="Fixes the draws.")]
+Stop = Annotated[Texts, typer.Option("--stop", help="Stop before this text; may be repeated.")]
+StopTokenIds = Annotated[Integers, typer.Option("--stop-token-ids", help="Stop at this token; may be repeated.")]
+Chat = Annotated[Flag, typer.Option("--chat/--no-chat", help="Use the model's chat template (default: if it has one).")]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -104,6 +91,7 @@ MeasureBaseline = Annotated[
     bool,
     typer.Option("--measure-baseline", help="Decode some tokens without drafts too, to measure the speedup against."),
 ]
+Set = Annotated[Texts, typer.Option("--set", help="section.key=value, in place of the file's; may be repeated.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -130,6 +118,18 @@ def check_files(*files: str) -> None:
     for file in files:
         if not os.path.isfile(file):
             raise UsageError(f"file {file!r} is no file; give a .txt, .jsonl, .json or .csv file")
+
+
+def check_draft(draft: str | None) -> None:
+    """Refuse a draft model that is not there before the target is loaded.
+
+    Raises:
+        ModelNotFoundError: nothing answers to the name.
+    """
+    from specstream.models.hub.catalog import check
+
+    if draft is not None and not draft.startswith("self:"):
+        check(draft)
 
 
 def check_text(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,14 +32,9 @@ _Prompts = Annotated[
     options.Text, typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file, without --config.")
 ]
 _Tokens = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--max-new-tokens", "--max-tokens", "--N", "-n", help="Never one token more."),
+    options.Integer, typer.Option("--max-new-tokens", "--max-tokens", "--N", "-n", help="Never one token more.")
 ]
 _Output = Annotated[options.Text, typer.Option("--output-dir", "-o", help="For profile.json and the traces.")]
-_Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
-]
 
 
 def profile(
@@ -51,7 +46,7 @@ def profile(
     prompts: _Prompts = None,
     max_new_tokens: _Tokens = None,
     output_dir: _Output = None,
-    set_: _Set = None,
+    set_: options.Set = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure where the time goes: draft, target pass, verification, sampling, cache, Python; in each round and all."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,13 +20,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Collect what each drafter is worth on prompts, train a router, evaluate it.")
 
 _Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
-_Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
-]
 _Limit = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--limit", min=1, help="Prompts at most; a later run with more goes on."),
+    options.Integer, typer.Option("--limit", min=1, help="Prompts at most; a later run with more goes on.")
 ]
 _Folder = Annotated[str, typer.Option("--router", help="The folder of a trained router.")]
 _Data = Annotated[list[str], typer.Option("--data", help="A collection; may be repeated.")]
@@ -35,7 +31,7 @@ _Output = Annotated[options.Text, typer.Option("--output", "-o", help="Write the
 
 
 @app.command()
-def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: options.AsJson = False) -> None:
+def collect(config: _Config, set_: options.Set = None, limit: _Limit = None, as_json: options.AsJson = False) -> None:
     """Measure every drafter on every prompt. The same command goes on with a run that was interrupted."""
     from specstream.training.router_config import read_collect_config
 
@@ -43,11 +39,7 @@ def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: o
     from specstream.training.router_collect import collect as run
 
     with quiet(), progress("prompts") as tell:
-
-        def show(advance: Any) -> None:
-            tell(advance.done, advance.total, f"{advance.failed} failed" if advance.failed else "")
-
-        record = run(settings, limit, show)
+        record = run(settings, limit, tell)
     output = settings.collection.output
     if as_json:
         print(json.dumps({"output": output, **record}))
@@ -58,7 +50,7 @@ def collect(config: _Config, set_: _Set = None, limit: _Limit = None, as_json: o
 
 
 @app.command()
-def train(config: _Config, set_: _Set = None, as_json: options.AsJson = False) -> None:
+def train(config: _Config, set_: options.Set = None, as_json: options.AsJson = False) -> None:
     """Fit a router to collections, and show what it is worth on prompts held out."""
     from specstream.training.router_config import read_router_config
 
@@ -68,7 +60,7 @@ def train(config: _Config, set_: _Set = None, as_json: options.AsJson = False) -
     with quiet(), step("fitting the router"):
         trained = train_router(settings)
     if as_json:
-        print(json.dumps({"output_dir": settings.output_dir, **trained.to_dict()}))
+        print(json.dumps({"output_dir": settings.output_dir, **asdict(trained)}))
         return
     _print(trained.table)
     counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in trained.prompts.items())
@@ -98,7 +90,7 @@ def evaluate(
     with quiet(), step("asking the router about every prompt"):
         table = evaluate_router(router, data, target, learn=learn)
     arguments = {"router": router, "data": data, "model": target.model, "learn": learn}
-    record = {**table.to_dict(), "arguments": arguments, "provenance": provenance()}
+    record = {**asdict(table), "arguments": arguments, "provenance": provenance()}
     if output is not None:
         write_record(output, record)
     if as_json:

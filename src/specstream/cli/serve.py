@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -23,14 +23,11 @@ _Engine = Annotated[options.Text, typer.Option("--engine", help="local (this pac
 _Model = Annotated[options.Text, typer.Option("--model", "-m", help="What to serve: a name, a folder or a hub id.")]
 _Drafter = Annotated[options.Text, typer.Option("--drafter", help="As in generate.")]
 _Host = Annotated[options.Text, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
-_Port = Annotated[Optional[int], typer.Option("--port", help="Likewise.")]  # noqa: UP045
-_Rows = Annotated[Optional[int], typer.Option("--max-rows", help="Answers decoded side by side.")]  # noqa: UP045
-_Queue = Annotated[Optional[int], typer.Option("--max-queue", help="Answers that may wait; more get 429.")]  # noqa: UP045
-_Tokens = Annotated[Optional[int], typer.Option("--max-tokens", help="Most new tokens of one answer.")]  # noqa: UP045
-_Context = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--max-context", help="Most tokens of a prompt and its answer."),
-]
+_Port = Annotated[options.Integer, typer.Option("--port", help="Likewise.")]
+_Rows = Annotated[options.Integer, typer.Option("--max-rows", help="Answers decoded side by side.")]
+_Queue = Annotated[options.Integer, typer.Option("--max-queue", help="Answers that may wait; more get 429.")]
+_Tokens = Annotated[options.Integer, typer.Option("--max-tokens", help="Most new tokens of one answer.")]
+_Context = Annotated[options.Integer, typer.Option("--max-context", help="Most tokens of a prompt and its answer.")]
 _Served = Annotated[options.Text, typer.Option("--served-model-name", help="What clients call it; else as --model.")]
 _KeyFile = Annotated[options.Text, typer.Option("--api-key-file", help="A file that holds the key clients must send.")]
 _Level = Annotated[options.Text, typer.Option("--log-level", help="debug, info, warning or error.")]
@@ -38,7 +35,7 @@ _Dtype = Annotated[options.Text, typer.Option("--dtype", help="As in generate.")
 _Device = Annotated[options.Text, typer.Option("--device", help="As in generate.")]
 _Runtime = Annotated[options.Text, typer.Option("--runtime", help="As in generate.")]
 _VllmArgs = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    options.Texts,
     typer.Argument(metavar="[-- VLLM_ARGS]", help="With --engine vllm: what vLLM gets besides, such as -tp 4."),
 ]
 
@@ -147,7 +144,7 @@ def _serve_ours(settings: DeploymentConfig) -> None:
         _warn_of_open_host(settings)
         with quiet():
             loaded = run.load(settings)
-        run.listen(loaded, settings, sockets)
+        web.listen(loaded, settings, sockets)
 
 
 def _warn_of_open_host(settings: DeploymentConfig) -> None:

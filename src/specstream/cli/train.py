@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,16 +12,12 @@ from specstream.cli import options
 
 _Config = Annotated[str, typer.Option("--config", "-c", help="A YAML file; see configs/.")]
 _Resume = Annotated[
-    Optional[bool],  # noqa: UP045
+    options.Flag,
     typer.Option("--resume/--no-resume", help="Go on from the last checkpoint (default), or set that run aside."),
 ]
-_Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", help="section.key=value, in place of the file's; may be repeated."),
-]
 
 
-def train(config: _Config, resume: _Resume = None, set_: _Set = None, as_json: options.AsJson = False) -> None:
+def train(config: _Config, resume: _Resume = None, set_: options.Set = None, as_json: options.AsJson = False) -> None:
     """Train a head, an adapter or a draft. The same command goes on with a run that was stopped."""
     from specstream.training.config import read_config
 

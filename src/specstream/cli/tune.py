@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ _NumPrompts = Annotated[int, typer.Option("--num-prompts", min=2, help="So many 
 _Repeats = Annotated[
     int, typer.Option("--repeats", "--num-runs", min=1, help="Of the last stage, from which the interval is.")
 ]
-_Draft = Annotated[Optional[str], typer.Option("--draft", "-d", help="A draft model to try.")]  # noqa: UP045
+_Draft = Annotated[options.Text, typer.Option("--draft", "-d", help="A draft model to try.")]
 
 
 _FIRST = "# The fastest lossless setting that `specstream tune` found"
@@ -58,10 +58,8 @@ def tune(
         from specstream.heads.folder import kind_of
 
         kind_of(heads)  # refuses a folder without heads before a model is loaded
+    options.check_draft(draft)
     if draft is not None and not draft.startswith("self:"):
-        from specstream.models.hub.catalog import check
-
-        check(draft)
         from specstream.evaluation.benchmark.experiments import check_tokenizers
 
         with quiet():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,13 +67,7 @@ class Sampling:
 
     def without_processors(self) -> Sampling:
         """The same, for a draft: processors may keep state and are only shown the tokens of the output."""
-        return Sampling(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-        )
+        return replace(self, processors=())
 
 
 def process(logits: Tensor, sampling: Sampling, context: Sequence[int]) -> Tensor:
@@ -210,18 +204,7 @@ def distributions(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """
     scores = logits.float() / sampling.temperature
     sound = torch.isfinite(scores.amax(-1))
-    if 0 < sampling.top_k < scores.shape[-1]:
-        kth = scores.topk(sampling.top_k, -1).values[..., -1:]
-        scores = scores.masked_fill(scores < kth, -math.inf)
-    if sampling.top_p < 1:
-        ascending, order = scores.sort(-1)
-        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        dropped[..., -1] = False
-        scores = scores.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)
-    if sampling.min_p > 0:
-        likelihood = scores.softmax(-1)
-        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.amax(-1, keepdim=True), -math.inf)
-    return scores.softmax(-1), sound
+    return _truncate(scores, sampling).softmax(-1), sound
 
 
 def draw_each(weights: Tensor, points: Tensor) -> Tensor:
@@ -235,16 +218,23 @@ def draw_each(weights: Tensor, points: Tensor) -> Tensor:
 
 
 def _truncate(scores: Tensor, sampling: Sampling) -> Tensor:
-    if 0 < sampling.top_k < len(scores):
-        kth = scores.topk(sampling.top_k).values[-1]
+    """Scores ``[..., vocab]`` without the tokens that top-k, top-p and min-p leave out, which get minus infinity."""
+    if 0 < sampling.top_k < scores.shape[-1]:
+        kth = scores.topk(sampling.top_k, -1).values[..., -1:]
         scores = scores.masked_fill(scores < kth, -math.inf)
-    if sampling.top_p < 1:
+    if sampling.top_p < 1 and scores.dim() == 1:  # of one position, what top-k has left is found and sorted alone
         kept = torch.isfinite(scores).nonzero()[:, 0]
-        ascending, order = scores[kept].sort()
-        dropped = ascending.softmax(-1).cumsum(-1) <= 1 - sampling.top_p
-        dropped[-1] = False
-        scores = scores.index_fill(0, kept[order[dropped]], -math.inf)
+        scores = scores.index_copy(0, kept, _nucleus(scores[kept], sampling.top_p))
+    elif sampling.top_p < 1:
+        scores = _nucleus(scores, sampling.top_p)
     if sampling.min_p > 0:
         likelihood = scores.softmax(-1)
-        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.max(), -math.inf)
+        scores = scores.masked_fill(likelihood < sampling.min_p * likelihood.amax(-1, keepdim=True), -math.inf)
     return scores
+
+
+def _nucleus(scores: Tensor, top_p: float) -> Tensor:
+    ascending, order = scores.sort(-1)
+    dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped[..., -1] = False
+    return scores.masked_fill(torch.zeros_like(dropped).scatter(-1, order, dropped), -math.inf)

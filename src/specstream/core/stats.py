@@ -98,6 +98,7 @@ class Timings:
 
 def _rejected(tree: TokenTree, verdict: Verdict) -> int:
     """Drafts that verification turned down. Those behind an accepted end were never judged."""
-    ended = len(verdict.tokens) == verdict.accepted
-    behind = int(tree.ancestor_mask()[:, verdict.path[-1]].sum()) - 1 if ended else 0
-    return tree.drafted - verdict.accepted - behind
+    rejected = tree.drafted - verdict.accepted
+    if len(verdict.tokens) > verdict.accepted:
+        return rejected
+    return rejected - sum(verdict.path[-1] in tree.path(node)[:-1] for node in range(len(tree)))

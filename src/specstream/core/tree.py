@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 
@@ -108,15 +107,7 @@ class TokenTree:
     def pruned(self, depth: int) -> TokenTree:
         """This tree without the nodes deeper than ``depth``."""
         kept = [node for node, deep in enumerate(self.depths) if deep <= depth]
-        if len(kept) == len(self):
-            return self
-        index = {node: at for at, node in enumerate(kept)}
-        return TokenTree(
-            tuple(self.tokens[node] for node in kept),
-            tuple(index.get(self.parents[node], -1) for node in kept),
-            {index[node]: drawn for node, drawn in self.proposals.items() if self.depths[node] < depth},
-            survival=self._survival_of(kept),
-        )
+        return self if len(kept) == len(self) else self.kept(kept)
 
     def places_in(self, other: TokenTree) -> tuple[int, ...]:
         """For every node of this tree the same node of a tree that it is a part of.
@@ -143,13 +134,13 @@ class TokenTree:
         return TokenTree(
             tuple(self.tokens[node] for node in index),
             tuple(index.get(self.parents[node], -1) for node in index),
-            {index[node]: drawn for node, drawn in self.proposals.items() if node in index},
-            survival=self._survival_of(index),
+            {
+                index[node]: drawn
+                for node, drawn in self.proposals.items()
+                if not index.keys().isdisjoint(self.children[node])
+            },
+            survival=tuple(self.survival[node] for node in index) if self.survival else (),
         )
-
-    def _survival_of(self, nodes: Collection[int]) -> tuple[float, ...]:
-        """Of a tree of these nodes."""
-        return tuple(self.survival[node] for node in nodes) if self.survival else ()
 
     def matched(self, tokens: Sequence[int]) -> int:
         """How many of the tokens that followed the root lie on one path below it."""
@@ -167,10 +158,3 @@ class TokenTree:
             path.append(node)
             node = self.parents[node]
         return tuple(reversed(path))
-
-    def ancestor_mask(self) -> Tensor:
-        """``[nodes, nodes]`` bool: row i is True at i and at every ancestor of i: what node i may see."""
-        mask = torch.eye(len(self), dtype=torch.bool)
-        for node, parent in enumerate(self.parents[1:], 1):
-            mask[node] |= mask[parent]
-        return mask

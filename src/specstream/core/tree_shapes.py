@@ -147,6 +147,7 @@ class RankAcceptance:
     def __init__(self, rates: Sequence[Sequence[float]]) -> None:
         self.rates = [list(each) for each in rates]
         self._judged = [float(PRIOR_WEIGHT)] * len(self.rates)
+        self._offers: dict[tuple[str, int, int], Offer] = {}  # until more is learned
 
     @classmethod
     def unknown(cls, depth: int, ranks: int) -> RankAcceptance:
@@ -155,6 +156,7 @@ class RankAcceptance:
 
     def observe(self, candidates: Sequence[Sequence[int]], tokens: Sequence[int]) -> None:
         """What was drafted for each depth, whether the tree held it or not, and the tokens that were emitted."""
+        self._offers.clear()
         for at, (drafted, token) in enumerate(zip(candidates, tokens, strict=False)):
             self._judged[at] = min(self._judged[at] + 1, MEMORY)
             rates = self.rates[at]
@@ -165,6 +167,13 @@ class RankAcceptance:
         """The tree that is expected to emit most, of at most so many nodes besides the root and no deeper."""
         ranked = [_ranked(rates) for rates in self.rates[:depth]]
         return grow(lambda path: ranked[len(path)] if len(path) < len(ranked) else (), nodes)
+
+    def offer(self, source: str, nodes: int, depth: int) -> Offer:
+        """The offer of the trees that ``grow`` makes."""
+        key = (source, nodes, depth)
+        if key not in self._offers:
+            self._offers[key] = self.grow(nodes, depth).offer(source, depth)
+        return self._offers[key]
 
 
 def grow(follow: Callable[[tuple[int, ...]], Ranked], nodes: int) -> Shape:

@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,8 +65,7 @@ def verify(
     if sampling.greedy and not sampling.needs_context:
         rows = deferred.fetch(trees, greedy_choices(logits))
         verdicts = [
-            _guarded(lambda tree=tree, row=row: verify_greedy(tree, lambda node: checked(row[node]), ends))  # type: ignore[misc]
-            for tree, row in zip(trees, rows, strict=True)
+            _guarded(verify_greedy, tree, partial(_choice, row), ends) for tree, row in zip(trees, rows, strict=True)
         ]
         return _with_choices(verdicts, lambda: rows)
     verdicts = _walks(trees, logits, contexts, sampling, generators, acceptance_threshold, ends)
@@ -104,10 +104,14 @@ def _with_choices(verdicts: Sequence[Verdict], choices: Callable[[], list[list[i
     return [replace(verdict, choices=lambda row=row: rows()[row]) for row, verdict in enumerate(verdicts)]  # type: ignore[misc]
 
 
-def _guarded(walk: Callable[[], Verdict]) -> Verdict:
+def _choice(choices: Sequence[int], node: int) -> int:
+    return checked(choices[node])
+
+
+def _guarded(rule: Callable[..., Verdict], *arguments: Any) -> Verdict:
     """One row's failure is no other's."""
     try:
-        return walk()
+        return rule(*arguments)
     except Exception as error:
         return Verdict(path=(0,), tokens=(), error=error)
 
@@ -124,34 +128,40 @@ def _walks(
     """``verify`` wherever the argmax alone does not decide."""
     if _on_the_device(trees, logits, sampling) and acceptance_threshold is None:
         judged = zip(trees, judge_chains(trees, logits, sampling, generators), strict=True)
-        return [_guarded(lambda tree=tree, found=found: _chain_verdict(tree, *found, ends)) for tree, found in judged]  # type: ignore[misc, call-arg]
-    verdicts: list[Verdict] = []
-    for row, tree in enumerate(trees):
-        context = list(contexts[row])
-
-        def scores(node: int, row: int = row, tree: TokenTree = tree, context: list[int] = context) -> Tensor:
-            # The walk visits the nodes of the output only, so a processor that keeps state sees each token once.
-            prefix = [*context, *(tree.tokens[i] for i in tree.path(node)[1:])] if sampling.needs_context else ()
-            return probabilities(logits[row, node], sampling, prefix)
-
-        def walk(row: int = row, tree: TokenTree = tree, scores: Walk = scores) -> Verdict:
-            if sampling.greedy:
-                return verify_greedy(tree, lambda node: int(largest(scores(node))), ends)
-            if acceptance_threshold is None:
-                return verify_sampled(tree, scores, generators[row], ends)
-            return verify_typical(tree, scores, generators[row], acceptance_threshold, ends)
-
-        verdicts.append(_guarded(walk))
-    return verdicts
+        return [_guarded(_chain_verdict, tree, *found, ends) for tree, found in judged]
+    return [
+        _guarded(_verify_row, tree, logits[row], contexts[row], sampling, generators[row], acceptance_threshold, ends)
+        for row, tree in enumerate(trees)
+    ]
 
 
-def verify_greedy(tree: TokenTree, choice: Callable[[int], int], ends: frozenset[int] = frozenset()) -> Verdict:
-    """Walk down while a child carries the token the target would have chosen."""
+def _verify_row(
+    tree: TokenTree,
+    logits: Tensor,
+    context: Sequence[int],
+    sampling: Sampling,
+    generator: torch.Generator,
+    acceptance_threshold: float | None,
+    ends: frozenset[int],
+) -> Verdict:
+    def scores(node: int) -> Tensor:
+        # The walk visits the nodes of the output only, so a processor that keeps state sees each token once.
+        prefix = [*context, *(tree.tokens[i] for i in tree.path(node)[1:])] if sampling.needs_context else ()
+        return probabilities(logits[node], sampling, prefix)
+
+    if sampling.greedy:
+        return verify_greedy(tree, lambda node: int(largest(scores(node))), ends)
+    if acceptance_threshold is None:
+        return verify_sampled(tree, scores, generator, ends)
+    return verify_typical(tree, scores, generator, acceptance_threshold, ends)
+
+
+def _walk(tree: TokenTree, step: Callable[[int], tuple[int | None, int]], ends: frozenset[int]) -> Verdict:
+    """Down from the root; ``step`` says which child of a node stays, if one does, and the token behind the node."""
     node, path, tokens = 0, [0], list[int]()
     while not ends.intersection(tokens[-1:]):
-        token = choice(node)
+        child, token = step(node)
         tokens.append(token)
-        child = next((child for child in tree.children[node] if tree.tokens[child] == token), None)
         if child is None:
             break
         node = child
@@ -159,20 +169,26 @@ def verify_greedy(tree: TokenTree, choice: Callable[[int], int], ends: frozenset
     return Verdict(path=tuple(path), tokens=tuple(tokens))
 
 
+def verify_greedy(tree: TokenTree, choice: Callable[[int], int], ends: frozenset[int] = frozenset()) -> Verdict:
+    """Walk down while a child carries the token the target would have chosen."""
+
+    def step(node: int) -> tuple[int | None, int]:
+        token = choice(node)
+        return next((child for child in tree.children[node] if tree.tokens[child] == token), None), token
+
+    return _walk(tree, step, ends)
+
+
 def verify_sampled(
     tree: TokenTree, target: Walk, generator: torch.Generator, ends: frozenset[int] = frozenset()
 ) -> Verdict:
     """Lossless sampling: the emitted tokens are distributed as the target's own, whatever drew the tree."""
-    node, path, tokens = 0, [0], list[int]()
-    while not ends.intersection(tokens[-1:]):
+
+    def step(node: int) -> tuple[int | None, int]:
         accepted, residual = _choose_child(tree, node, target(node), generator)
-        if accepted is None:
-            tokens.append(draw(residual, generator))
-            break
-        node = accepted
-        path.append(node)
-        tokens.append(tree.tokens[node])
-    return Verdict(path=tuple(path), tokens=tuple(tokens))
+        return accepted, draw(residual, generator) if accepted is None else tree.tokens[accepted]
+
+    return _walk(tree, step, ends)
 
 
 def verify_typical(
@@ -183,20 +199,18 @@ def verify_typical(
     A drafted token stays if the target gives it more than ``min(threshold, sqrt(threshold) * exp(-entropy))``;
     of several such children the target's likeliest is followed. The last token is drawn from the target.
     """
-    node, path, tokens = 0, [0], list[int]()
-    while not ends.intersection(tokens[-1:]):
+
+    def step(node: int) -> tuple[int | None, int]:
         p = target(node)
         entropy = -(p * p.clamp_min(1e-30).log()).sum()
         floor = min(threshold, math.sqrt(threshold) * math.exp(-float(entropy)))
         likelihood = {child: float(p[tree.tokens[child]]) for child in tree.children[node]}
         best = max(likelihood, key=likelihood.__getitem__, default=None)
         if best is None or likelihood[best] <= floor:
-            tokens.append(draw(p, generator))
-            break
-        node = best
-        path.append(node)
-        tokens.append(tree.tokens[node])
-    return Verdict(path=tuple(path), tokens=tuple(tokens))
+            return None, draw(p, generator)
+        return best, tree.tokens[best]
+
+    return _walk(tree, step, ends)
 
 
 def _on_the_device(trees: Sequence[TokenTree], logits: Tensor, sampling: Sampling) -> bool:

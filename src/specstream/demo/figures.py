@@ -68,9 +68,8 @@ def verdict(race: Race) -> str:
 
 def verdict_html(race: Race) -> str:
     """The same with its colour."""
-    if not race.finished:
-        return line(verdict(race), "running")
-    return line(verdict(race), "bad" if race.greedy and not race.equal else "good")
+    ended = "bad" if race.greedy and not race.equal else "good"
+    return line(verdict(race), ended if race.finished else "running")
 
 
 def line(text: str, state: str) -> str:

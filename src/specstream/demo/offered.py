@@ -23,7 +23,7 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_left_out, prepare
 from specstream.engine.text import asked, encode
 from specstream.errors import HeadMismatchError, UsageError
-from specstream.heads.folder import check_base
+from specstream.heads.folder import check_base_name
 from specstream.heads.shipped import shipped_for
 from specstream.models.hub.catalog import check
 from specstream.routing.router import Router
@@ -96,15 +96,13 @@ class OfferedModels:
         Raises:
             SpecStreamError: one of the models is not there, or the first cannot be loaded or drafted for like this.
         """
-        return self._thread.submit(self._begin).result()
-
-    def _begin(self) -> list[str]:
         for model in self.models:
             check(model)
             if (heads := self._settings.get("heads")) is not None:
-                check_base(heads, model)
-        drafters = self._load(self.models[0])
-        self._drafting(self.drafter)  # what is wrong with it is said now, not when the page is used
+                check_base_name(heads, model)
+        drafters = self.load(self.models[0])
+        # What is wrong with it is said now, not when the page is used.
+        self._thread.submit(self._drafting, self.drafter).result()
         return drafters
 
     def load(self, model: str) -> list[str]:
@@ -182,7 +180,7 @@ class OfferedModels:
             {"max_new_tokens": question.max_new_tokens, "temperature": question.temperature, "seed": question.seed},
         )
         prompt = encode(tokenizer, asked(tokenizer, question.prompt) if question.prompt.strip() else "")
-        return Race(_batch(self._engine.parts, prompt, config), _batch(parts, prompt, config))
+        return Race(*(Generation(each, [prompt], config) for each in (self._engine.parts, parts)))
 
     def _drafting(self, drafter: str) -> Parts:
         """What drafts like this, made once."""
@@ -200,12 +198,8 @@ class OfferedModels:
         return self._parts[drafter]
 
 
-def _batch(parts: Parts, prompt: Sequence[int], config: GenerationConfig) -> Generation:
-    return Generation(parts, [prompt], config)
-
-
 def _warm_up(parts: Parts) -> None:
     """Let everything happen that happens once, before a race is timed with it."""
     prepare(parts, 1)
     config = GenerationConfig(max_new_tokens=WARM_UP_TOKENS, ignore_eos=True)
-    _batch(parts, encode(parts.tokenizer, WARM_UP), config).run()
+    Generation(parts, [encode(parts.tokenizer, WARM_UP)], config).run()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from specstream.config import GenerationConfig
 from specstream.demo import colours, figures, tree
 from specstream.demo.offered import OfferedModels, Question
 from specstream.demo.race import Race, ShownRound
@@ -19,6 +19,9 @@ EVERY = 0.1
 
 FIELD = 220
 """Pixels: narrower fields go below each other."""
+
+VIEWS = 8
+"""Components behind the verdict that a race changes, its rounds among them."""
 
 MOST_TOKENS, MOST_TEMPERATURE = 512, 2.0
 
@@ -40,48 +43,12 @@ PROMPTS = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What the fields show at first."""
-
-    max_new_tokens: int = 100
-    temperature: float = 0.0
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Fields:
-    """The components that somebody fills in, by the names of ``Question``'s attributes."""
-
-    prompt: Any
-    model: Any
-    drafter: Any
-    max_new_tokens: Any
-    temperature: Any
-    seed: Any
-    always: Any
-
-
-@dataclass(frozen=True)
-class Views:
-    """The components that show a race."""
-
-    verdict: Any
-    plain_figures: Any
-    plain: Any
-    speculative_figures: Any
-    speculative: Any
-    legend: Any
-    number: Any
-    tree: Any
-
-
 def style() -> str:
     """The page's own style sheet."""
     return files("specstream.demo").joinpath("page.css").read_text(encoding="utf-8")
 
 
-def build_page(offered: OfferedModels, settings: Settings) -> Any:
+def build_page(offered: OfferedModels, settings: GenerationConfig) -> Any:
     """The page as ``gradio.Blocks``.
 
     Args:
@@ -109,24 +76,27 @@ def build_page(offered: OfferedModels, settings: Settings) -> Any:
     return page
 
 
-def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: Settings) -> Fields:
-    prompt = gradio.Textbox(PROMPTS[0], label="Prompt", lines=4, max_lines=12, elem_id="prompt")
-    gradio.Examples(PROMPTS, prompt, label="Prompts to try", cache_examples=False)
+def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: GenerationConfig) -> dict[str, Any]:
+    """The components that somebody fills in, by the names of ``Question``'s attributes."""
+    fields = {"prompt": gradio.Textbox(PROMPTS[0], label="Prompt", lines=4, max_lines=12, elem_id="prompt")}
+    gradio.Examples(PROMPTS, fields["prompt"], label="Prompts to try", cache_examples=False)
     with gradio.Row():
-        model = gradio.Dropdown(
+        fields["model"] = gradio.Dropdown(
             [(name_of(each), each) for each in offered.models],
             value=offered.models[0],
             label="Model",
             min_width=FIELD,
             elem_id="model",
         )
-        drafter = gradio.Dropdown(drafters, value=offered.drafter, label="Drafter", min_width=FIELD, elem_id="drafter")
+        fields["drafter"] = gradio.Dropdown(
+            drafters, value=offered.drafter, label="Drafter", min_width=FIELD, elem_id="drafter"
+        )
         most = max(MOST_TOKENS, settings.max_new_tokens)
-        tokens = gradio.Slider(
+        fields["max_new_tokens"] = gradio.Slider(
             1, most, settings.max_new_tokens, step=1, label="Max new tokens", min_width=FIELD, elem_id="tokens"
         )
     with gradio.Row():
-        temperature = gradio.Slider(
+        fields["temperature"] = gradio.Slider(
             0,
             MOST_TEMPERATURE,
             settings.temperature,
@@ -137,40 +107,36 @@ def _fields(gradio: Any, offered: OfferedModels, drafters: list[str], settings: 
         )
         # A number field would show 0 where nothing is given.
         given = "" if settings.seed is None else str(settings.seed)
-        seed = gradio.Textbox(
+        fields["seed"] = gradio.Textbox(
             given, label="Seed of sampling", placeholder="a fresh one each time", min_width=FIELD, elem_id="seed"
         )
-        always = gradio.Checkbox(
+        fields["always"] = gradio.Checkbox(
             False, label="Draft in every round", info="Even where it does not pay.", min_width=FIELD
         )
-    return Fields(prompt, model, drafter, tokens, temperature, seed, always)
+    return fields
 
 
-def _views(gradio: Any) -> Views:
-    verdict = gradio.HTML(figures.line("Nothing has run yet.", "running"), elem_id="verdict")
+def _views(gradio: Any) -> dict[str, Any]:
+    """The components that show a race, in the order of ``_shown``'s values."""
+    views = {"verdict": gradio.HTML(figures.line("Nothing has run yet.", "running"), elem_id="verdict")}
     with gradio.Row(elem_classes="sides"):
-        with gradio.Column(min_width=280):
-            gradio.HTML("<h2>Plain decoding</h2>")
-            plain_figures = gradio.HTML(elem_id="plain-figures")
-            plain = gradio.HTML(colours.output(""), elem_id="plain")
-        with gradio.Column(min_width=280):
-            gradio.HTML("<h2>Speculative decoding</h2>")
-            speculative_figures = gradio.HTML(elem_id="speculative-figures")
-            speculative = gradio.HTML(colours.output(""), elem_id="speculative")
-    legend = gradio.HTML(elem_id="legend")
+        for side, heading in (("plain", "Plain decoding"), ("speculative", "Speculative decoding")):
+            with gradio.Column(min_width=280):
+                gradio.HTML(f"<h2>{heading}</h2>")
+                views[f"{side}_figures"] = gradio.HTML(elem_id=f"{side}-figures")
+                views[side] = gradio.HTML(colours.output(""), elem_id=side)
+    views["legend"] = gradio.HTML(elem_id="legend")
     gradio.HTML("<h2>The tree of a round</h2>")
-    number = gradio.Slider(1, 2, 1, step=1, label="Round", interactive=False, elem_id="round")
-    picture = gradio.HTML(tree.drawn(None), elem_id="tree")
-    return Views(verdict, plain_figures, plain, speculative_figures, speculative, legend, number, picture)
+    views["number"] = gradio.Slider(1, 2, 1, step=1, label="Round", interactive=False, elem_id="round")
+    views["tree"] = gradio.HTML(tree.drawn(None), elem_id="tree")
+    return views
 
 
 def _connect(
-    gradio: Any, offered: OfferedModels, fields: Fields, views: Views, rounds: Any, run: Any, stop: Any
+    gradio: Any, offered: OfferedModels, fields: dict[str, Any], views: dict[str, Any], rounds: Any, run: Any, stop: Any
 ) -> None:
-    asked, shown = list(vars(fields).values()), list(vars(views).values())
-
     def answer(*values: Any) -> Iterator[list[Any]]:
-        yield from answers(gradio, offered, dict(zip(vars(fields), values, strict=True)))
+        yield from answers(gradio, offered, dict(zip(fields, values, strict=True)))
 
     def choose(model: str) -> Any:
         try:
@@ -187,35 +153,31 @@ def _connect(
 
     one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
     started = gradio.on(
-        [run.click, fields.prompt.submit],
+        [run.click, fields["prompt"].submit],
         answer,
-        asked,
-        [*shown, rounds],
+        list(fields.values()),
+        [*views.values(), rounds],
         api_name="run",
         show_progress="hidden",
         **one_at_a_time,
     )
-    stop.click(halt, None, [views.verdict, views.number], cancels=[started], api_visibility="private")
-    fields.model.input(choose, fields.model, fields.drafter, api_visibility="private", **one_at_a_time)
-    views.number.input(draw, [rounds, views.number], views.tree, api_visibility="private", show_progress="hidden")
+    stop.click(halt, None, [views["verdict"], views["number"]], cancels=[started], api_visibility="private")
+    fields["model"].input(choose, fields["model"], fields["drafter"], api_visibility="private", **one_at_a_time)
+    views["number"].input(
+        draw, [rounds, views["number"]], views["tree"], api_visibility="private", show_progress="hidden"
+    )
 
 
 def answers(gradio: Any, offered: OfferedModels, values: dict[str, Any]) -> Iterator[list[Any]]:
-    """What the views show, again and again while a race goes on, and its rounds behind them.
-
-    Args:
-        gradio: the package.
-        offered: what decodes.
-        values: of the fields, by name.
-    """
-    untouched = [gradio.skip()] * len(Views.__dataclass_fields__)
-    yield [figures.line("Reading the prompt …", "running"), *untouched[1:], gradio.skip()]
+    """What the views show, again and again while a race goes on, and its rounds behind them."""
+    untouched = [gradio.skip()] * VIEWS
+    yield [figures.line("Reading the prompt …", "running"), *untouched]
     try:
         question = Question(**{**values, "seed": seed_of(values["seed"])})
         for race in offered.race(question, EVERY):
             yield [*_shown(gradio, race), list(race.speculative.rounds)]
     except SpecStreamError as error:
-        yield [figures.line(str(error), "bad"), *untouched[1:], gradio.skip()]
+        yield [figures.line(str(error), "bad"), *untouched]
 
 
 def seed_of(text: str) -> int | None:

@@ -59,11 +59,7 @@ class ShownRound:
 
 
 class Side:
-    """One of the two on its way.
-
-    Args:
-        generation: a batch of one row that has not started.
-    """
+    """One of the two on its way: a batch of one row."""
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
@@ -120,12 +116,7 @@ class Side:
 
 
 class Race:
-    """Both sides.
-
-    Args:
-        plain: a batch of one row without drafts.
-        speculative: the same prompt and settings with a drafter.
-    """
+    """Both sides: a batch of one row without drafts, and the same prompt and settings with a drafter."""
 
     def __init__(self, plain: Generation, speculative: Generation) -> None:
         self.plain, self.speculative = Side(plain), Side(speculative)

@@ -40,6 +40,11 @@ class Node:
     row: int
     kind: str
 
+    @property
+    def middle(self) -> float:
+        """Of its box, in pixels from the top."""
+        return self.row * ROW + ROW / 2
+
 
 def layout(shown: ShownRound) -> list[Node]:
     """Every box with its place: the nodes of the tree in their order and, last, the model's own token."""
@@ -47,7 +52,9 @@ def layout(shown: ShownRound) -> list[Node]:
     if shown.own is not None:
         labels.append(shown.own)
         parents.append(shown.accepted[-1] if shown.accepted else 0)
-    depths = _depths(parents)
+    depths = [0]
+    for parent in parents[1:]:
+        depths.append(depths[parent] + 1)
     rows = _rows(parents)
     return [
         Node(
@@ -119,13 +126,6 @@ def _kind(shown: ShownRound, at: int) -> str:
     return "accepted" if at in shown.accepted else "rejected"
 
 
-def _depths(parents: Sequence[int]) -> list[int]:
-    depths = [0]
-    for parent in parents[1:]:
-        depths.append(depths[parent] + 1)
-    return depths
-
-
 def _rows(parents: Sequence[int]) -> list[int]:
     """Each leaf on a line of its own, and a parent beside its first child: a chain is a straight line."""
     children: list[list[int]] = [[] for _ in parents]
@@ -146,7 +146,7 @@ def _edge(node: Node, nodes: Sequence[Node], widths: Sequence[float], lefts: Seq
     assert node.parent is not None
     above = nodes[node.parent]
     start, end = lefts[above.depth] + widths[node.parent], lefts[node.depth]
-    top, bottom = _middle(above), _middle(node)
+    top, bottom = above.middle, node.middle
     bend = (start + end) / 2 if above.row == node.row else end - GAP / 2
     return (
         f'<path class="edge {node.kind}" d="M{start:.1f} {top:.1f} '
@@ -155,16 +155,12 @@ def _edge(node: Node, nodes: Sequence[Node], widths: Sequence[float], lefts: Seq
 
 
 def _box(node: Node, width: float, left: float) -> str:
-    top = _middle(node) - BOX / 2
+    top = node.middle - BOX / 2
     return (
         f'<g class="node {node.kind}">'
         f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{BOX:.0f}" rx="6"/>'
-        f'<text x="{left + width / 2:.1f}" y="{_middle(node):.1f}">{escape(node.label)}</text></g>'
+        f'<text x="{left + width / 2:.1f}" y="{node.middle:.1f}">{escape(node.label)}</text></g>'
     )
-
-
-def _middle(node: Node) -> float:
-    return node.row * ROW + ROW / 2
 
 
 def _tokens(count: int) -> str:

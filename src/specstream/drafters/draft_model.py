@@ -57,10 +57,6 @@ FAR_BEHIND = 128
 to read everything before it is tried again would cost more than such a trial may (docs/policy.md)."""
 
 
-FromCache = Callable[[TargetSession, Sequence[Sequence[int]]], TargetSession]
-"""(the target's session, its prefixes) -> the draft's session."""
-
-
 class DraftModelDrafter(Drafter):
     """Drafts with another model.
 
@@ -71,8 +67,8 @@ class DraftModelDrafter(Drafter):
         vocab_size: the target's, where it may differ from the draft's by padding; None if they are equal.
         part: the tokens that the draft's logits are of, ``[size]`` int64, rising, where they are not of all; it reads
             every token all the same, and ``vocab_size`` has to be given.
-        from_cache: begins a session of the draft from the target's KV cache, where the two are one model; None where
-            the draft reads prompts by itself.
+        from_cache: begins a session of the draft from the target's, with its KV cache and its rows' prefixes, where the
+            two are one model; None where the draft reads prompts by itself.
         name: to be known by, where there are several.
     """
 
@@ -84,13 +80,12 @@ class DraftModelDrafter(Drafter):
         branches: int = 1,
         vocab_size: int | None = None,
         part: Tensor | None = None,
-        from_cache: FromCache | None = None,
+        from_cache: Callable[[TargetSession, Sequence[Sequence[int]]], TargetSession] | None = None,
         name: str = "draft_model",
     ) -> None:
-        if gamma < 1:
-            raise UsageError(f"gamma is {gamma}; give 1 or more")
-        if branches < 1:
-            raise UsageError(f"branches is {branches}; give 1 or more")
+        for setting, value in (("gamma", gamma), ("branches", branches)):
+            if value < 1:
+                raise UsageError(f"{setting} is {value}; give 1 or more")
         self.model, self.gamma, self.branches = model, gamma, branches
         if part is not None and vocab_size is None:
             raise UsageError("part is given and vocab_size is not; give the size of the target's vocabulary")

@@ -152,7 +152,7 @@ class _Row:
         deepest = max(map(len, [*candidates, *columns]), default=0)
         if request.depth < 1 or not deepest:
             return []
-        tree, ways = _merged(request, candidates, columns)
+        tree, ways = TokenTree.merged(request.tokens[-1], [*candidates, *columns])
         window = {node for way in ways[len(candidates) :] for node in way}
         at_depth = [0] * (deepest + 1)  # nodes of the candidates alone
         for node, depth in enumerate(tree.depths):
@@ -166,7 +166,7 @@ class _Row:
         # The window is as deep as the offer had it, whatever depth of the candidates was taken.
         columns = self._columns(request.offer.depth if request.offer else request.depth)
         candidates = self._candidates(request)
-        tree, ways = _merged(request, candidates, columns)
+        tree, ways = TokenTree.merged(request.tokens[-1], [*candidates, *columns])
         self._scored = {at: way[-1] if way else 0 for at, way in enumerate(ways[len(candidates) :])}
         return tree
 
@@ -196,10 +196,3 @@ class _Row:
             if at + len(rest) <= depth:
                 paths.append([*chain, *rest])
         return paths
-
-
-def _merged(
-    request: DraftRequest, candidates: Sequence[Sequence[int]], columns: Sequence[Sequence[int]]
-) -> tuple[TokenTree, list[list[int]]]:
-    """The newest candidate is the first path."""
-    return TokenTree.merged(request.tokens[-1], [*candidates, *columns])

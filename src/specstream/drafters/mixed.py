@@ -43,7 +43,7 @@ class MixedDrafter(Drafter):
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
-    ) -> MixedSession:
+    ) -> DraftSession:
         return MixedSession([drafter.begin(prompts, samplings, session) for drafter in self.drafters])
 
 

@@ -17,7 +17,7 @@ class NoDrafter(Drafter, DraftSession):
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> NoDrafter:
-        return self
+        return NoDrafter()  # a session of its own, which a router may write its choice on
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return [[] for _ in requests]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +53,7 @@ class LoadedDraft:
     """
 
     target: HuggingFaceTarget
-    part: Tensor | None
+    part: Tensor | None = None
 
 
 class SharedDrafts:
@@ -67,8 +67,8 @@ class SharedDrafts:
         """The draft of that name; ``model`` if it is at hand. The errors are those of ``build_parts``."""
         key = (name, config.draft_quantization)
         if key not in self._loaded:
-            target, part = _draft_target(self._target, self._tokenizer, name if model is None else model, config)
-            self._loaded[key] = LoadedDraft(target=target, part=part)
+            draft = name if model is None else model
+            self._loaded[key] = _loaded(self._target, self._tokenizer, draft, config)
         return self._loaded[key]
 
 
@@ -86,10 +86,14 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         VocabularyMismatchError: a draft of another vocabulary.
     """
     check_choice(config, draft)
+    revision = target.revision
     loaded = isinstance(draft, str) and not draft.startswith(SELF)  # dtype is of the draft that is loaded then
     check_place(target.model, config.device, "auto" if loaded else config.dtype)
     heads = _heads_folder(target.model, draft, config)
-    drafter = _build_drafter(target, tokenizer, draft, heads, config)
+    if config.drafter == "router":
+        drafter: Drafter = _routed(target, tokenizer, draft, config)
+    else:
+        drafter = _combined(_Sources(target, tokenizer), draft, heads, config)
     return Parts(
         target=target if config.use_cache else UncachedTarget(target),
         drafter=drafter,
@@ -99,6 +103,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         checkpoint=checkpoint_rules(target.model),
         vocab_size=target.vocab_size,
         left_out=left_out_of(target.model, draft, drafter, config),
+        revision=revision,
         speculation=Speculation(
             max_depth=_depth(config, DEEPEST),
             unmeasured_depth=_depth(config, UNMEASURED),
@@ -110,12 +115,14 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
 
 
 def renewed(parts: Parts, target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
-    """What to go on with after the target's model has become another one: heads are of a model, the rest is not.
+    """The same parts, or others where the target's model has become another one: heads are of a model, the rest is not.
 
     The arguments and the errors are those of ``build_parts``.
     """
-    if parts.heads is None and config.drafter != "router":
+    if (revision := target.refresh()) == parts.revision:
         return parts
+    if parts.heads is None and config.drafter != "router":
+        return replace(parts, revision=revision)
     return build_parts(target, tokenizer, draft, config)
 
 
@@ -136,25 +143,15 @@ def left_out_of(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) 
         drafter: that was made of it.
         config: the rest.
     """
-    return "; ".join(_left_out(model, draft, drafter, config)) or None
-
-
-def _left_out(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) -> Iterator[str]:
+    found = list[str]()
     if config.drafter == "auto" and draft is None and config.heads is None:
-        if not config.adaptive and (found := shipped_for(model, "streams")) is not None:
-            yield f"{Path(found).name} is not used at a fixed draft depth; drafter='streams' takes it"
+        if not config.adaptive and (unused_heads := shipped_for(model, "streams")) is not None:
+            found.append(f"{Path(unused_heads).name} is not used at a fixed draft depth; drafter='streams' takes it")
         elif (why := left_out(model, "streams")) is not None:
-            yield why
+            found.append(why)
     if (depth := _depth(config, 0)) > 0:
-        yield from shallower(drafter, "gamma" if depth == config.gamma else "max_speculation_depth", depth)
-
-
-def _build_drafter(
-    target: HuggingFaceTarget, tokenizer: Any, draft: Any, heads: str | None, config: EngineConfig
-) -> Drafter:
-    if config.drafter == "router":
-        return _routed(target, tokenizer, draft, config)
-    return _combined(_Sources(target, tokenizer), draft, heads, config)
+        found += shallower(drafter, "gamma" if depth == config.gamma else "max_speculation_depth", depth)
+    return "; ".join(found) or None
 
 
 def _routed(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> RoutedDrafter:
@@ -270,7 +267,7 @@ def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig)
 def _warm_up(streams: Streams, target: HuggingFaceTarget) -> None:
     """Draft once: our kernels copy weights for it, and the first generation would be timed with that."""
     session = target.begin_unpadded([[0]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     session.score([TokenTree.chain([0])])
     session.commit([(0,)])
     streams.candidates(session, [(0, 0)], [0], 1)
@@ -279,27 +276,22 @@ def _warm_up(streams: Streams, target: HuggingFaceTarget) -> None:
 def _draft_model(
     target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig, name: str
 ) -> DraftModelDrafter:
-    drafting, part = _draft_target(target, tokenizer, draft, config)
+    loaded = _loaded(target, tokenizer, draft, config)
     return DraftModelDrafter(
-        drafting,
+        loaded.target,
         gamma=_depth(config, DEEPEST),
         branches=config.branches,
         vocab_size=_vocab_size(target.model),
-        part=part,
-        from_cache=drafting.begin_from_cache if drafting.model is target.model else None,
+        part=loaded.part,
+        from_cache=loaded.target.begin_from_cache if loaded.target.model is target.model else None,
         name=name,
     )
 
 
-def _draft_target(
-    target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig
-) -> tuple[HuggingFaceTarget, Tensor | None]:
-    """The draft as a target of its own, and the tokens it says, if not all.
-
-    A model that drafts for itself shares everything, the bits too.
-    """
+def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> LoadedDraft:
+    """The draft as a target of its own. A model that drafts for itself shares everything, the bits too."""
     if isinstance(draft, LoadedDraft):
-        return draft.target, draft.part
+        return draft
     quantization, named = config.draft_quantization, isinstance(draft, str)
     if named and draft.startswith(SELF):
         draft, quantization, named = target.model, _self_quantization(draft), False
@@ -307,8 +299,9 @@ def _draft_target(
         if quantization == "auto":
             quantization = "none"
         if quantization == "none":
-            return target, None
-        return HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization), None
+            return LoadedDraft(target=target)
+        own = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
+        return LoadedDraft(target=own)
     draft, draft_tokenizer, part = _draft_given(target, tokenizer, draft, config)
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
@@ -322,7 +315,7 @@ def _draft_target(
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
         drafting.release()
-    return drafting, part
+    return LoadedDraft(target=drafting, part=part)
 
 
 def _draft_given(

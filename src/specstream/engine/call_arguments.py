@@ -111,7 +111,7 @@ def _says_nothing(value: Any) -> bool:
 
 def _says_text(model: Any, name: str, value: Any) -> bool:
     """Whether these are the token types of an image model's processor, and they say that everything is text."""
-    multimodal = model.config.get_text_config(decoder=True) is not model.config
+    multimodal = compat.text_config(model) is not model.config
     named = name == "mm_token_type_ids" or (name == "token_type_ids" and multimodal)
     return named and isinstance(value, Tensor) and not bool(value.any())
 

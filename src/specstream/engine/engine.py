@@ -33,7 +33,7 @@ from specstream.engine.settings_file import read_settings
 from specstream.engine.text import Chat, Prompt, are_tokens, encode, kind_of
 from specstream.environment import level, provenance
 from specstream.errors import UsageError
-from specstream.heads.folder import check_base
+from specstream.heads.folder import check_base_name
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.hub.catalog import check
 from specstream.models.hub.load import load_model
@@ -82,7 +82,7 @@ class SpeculativeEngine:
         self.model, self.tokenizer = model, tokenizer
         self.target = HuggingFaceTarget(model, runtime=self.config.runtime, exact=self.config.exact == "bits")
         same = isinstance(draft_model, str) and draft_model == self.model_name
-        self._draft, self._revision = model if same else draft_model, self.target.revision
+        self._draft = model if same else draft_model
         self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
         if self.parts.left_out is not None:
             announce(self.parts.left_out)
@@ -217,20 +217,11 @@ class SpeculativeEngine:
 
     def get_metrics(self) -> Metrics:
         """Totals over everything this engine generated, with what they were measured on."""
-        totals = self._totals
-        return Metrics(
-            {
-                "requests": totals.requests,
-                "new_tokens": totals.new_tokens,
-                "target_passes": totals.target_passes,
-                "seconds": totals.seconds,
-                "tokens_per_second": totals.tokens_per_second,
-                "acceptance_rate": totals.acceptance_rate,
-                "mean_accepted_length": totals.mean_accepted_length,
-                "average_speedup": totals.average_speedup,
-                "provenance": self.provenance(),
-            }
+        names = (
+            *("requests", "new_tokens", "target_passes", "seconds", "tokens_per_second"),
+            *("acceptance_rate", "mean_accepted_length", "average_speedup"),
         )
+        return Metrics(self._totals.figures(*names), provenance=self.provenance())
 
     def provenance(self) -> dict[str, Any]:
         """Versions, machine, model and settings: what every figure is to be read with."""
@@ -264,18 +255,14 @@ class SpeculativeEngine:
 
     def _renew(self) -> None:
         """Follow what was done to the model since the last generation."""
-        if (revision := self.target.refresh()) != self._revision:
-            self.parts = renewed(self.parts, self.target, self.tokenizer, self._draft, self.config)
-            self._revision = revision
+        parts = renewed(self.parts, self.target, self.tokenizer, self._draft, self.config)
+        if parts is not self.parts:
             self._baselines.clear()
         ends, rules = eos_token_ids(self.model, self.tokenizer), checkpoint_rules(self.model)
-        self.parts = replace(self.parts, eos_token_ids=ends, checkpoint=rules)
+        self.parts = replace(parts, eos_token_ids=ends, checkpoint=rules)
 
     def _report(self, generation: Generation) -> list[GenerationResult]:
-        baseline = self._baselines.of(generation, measure=self.config.measure_baseline)
-        plain = baseline.get("tokens_per_second")
-        speedup = None if plain is None else generation.speed / plain
-        generation.teach(plain)
+        speedup, baseline = self._baselines.speedup(generation, measure=self.config.measure_baseline)
         self._totals.add(generation.rows, generation.timings.total)
         if speedup is not None:
             self._totals.speedups.append(speedup)
@@ -321,7 +308,7 @@ def _check_names(config: EngineConfig, model: str, draft: Any) -> None:
         HeadMismatchError: heads of another model of the catalog.
     """
     if config.heads is not None:
-        check_base(config.heads, model)
+        check_base_name(config.heads, model)
     if isinstance(draft, str) and not draft.startswith(SELF):
         check(draft)
     if config.router is not None:

@@ -84,18 +84,8 @@ def output_of(generation: Generation, target: Any) -> tuple[Tensor, Metrics]:
     """What ``speculative_decode`` returns, of a generation that has ended with this target."""
     totals = Totals()
     totals.add(generation.rows, generation.timings.total)
-    metrics = Metrics(
-        {
-            "new_tokens": totals.new_tokens,
-            "seconds": totals.seconds,
-            "tokens_per_second": totals.tokens_per_second,
-            "target_passes": totals.target_passes,
-            "acceptance_rate": totals.acceptance_rate,
-            "mean_accepted_length": totals.mean_accepted_length,
-            "exact": generation.rows[0].exact,
-            "left_out": generation.parts.left_out,
-        }
-    )
+    names = ("new_tokens", "seconds", "tokens_per_second", "target_passes", "acceptance_rate", "mean_accepted_length")
+    metrics = Metrics(totals.figures(*names), exact=generation.rows[0].exact, left_out=generation.parts.left_out)
     return _padded([row.tokens for row in generation.rows], target, target.device), metrics
 
 
@@ -141,7 +131,6 @@ class _CustomGenerate:
     def __init__(self, draft: Any, tokenizer: Any, streamer: Any, config: EngineConfig) -> None:
         self._draft, self._tokenizer, self._streamer, self._config = draft, tokenizer, streamer, config
         self._made: tuple[HuggingFaceTarget, Parts] | None = None
-        self._revision = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}  # made of a model and of this process
@@ -170,7 +159,7 @@ class _CustomGenerate:
             temperature=1.0 if generation_config.do_sample else 0.0,
             seed=int(torch.randint(2**62, ())),
         )
-        prompts = _unpadded(input_ids, model_kwargs.get("attention_mask"))
+        prompts = token_rows({"input_ids": input_ids, "attention_mask": model_kwargs.get("attention_mask")})
         check_length(prompts, settings.max_new_tokens, parts.target.context_length)
         # generate() has made processors of the checkpoint's rules, too.
         parts = replace(parts, eos_token_ids=columns.eos_token_ids, checkpoint=CheckpointRules())
@@ -193,13 +182,10 @@ class _CustomGenerate:
         if self._made is None or self._made[0].model is not model:
             config = self._config
             target = HuggingFaceTarget(model, runtime=config.runtime, exact=config.exact == "bits")
-            self._revision = 0
             self._made = target, build_parts(target, self._tokenizer, self._draft, config)
         target, parts = self._made
-        if target.refresh() != self._revision:
-            parts = renewed(parts, target, self._tokenizer, self._draft, self._config)
-            self._made, self._revision = (target, parts), target.revision
-        return parts
+        self._made = target, renewed(parts, target, self._tokenizer, self._draft, self._config)
+        return self._made[1]
 
     def _stop_strings(self) -> list[Any]:
         from transformers import StopStringCriteria
@@ -221,12 +207,6 @@ class _CustomGenerate:
                 sent = columns.ids.shape[1]
         finally:
             self._streamer.end()  # whoever reads on another thread would wait for ever
-
-
-def _unpadded(input_ids: Tensor, mask: Tensor | None) -> list[list[int]]:
-    if mask is None:
-        return token_rows(input_ids)
-    return [row[keep.bool()].tolist() for row, keep in zip(input_ids, mask, strict=True)]
 
 
 def _padded(rows: Sequence[list[int]], model: Any, device: torch.device) -> Tensor:

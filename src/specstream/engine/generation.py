@@ -14,7 +14,7 @@ from specstream.core.ports import Drafter, DrafterChoice, Target
 from specstream.core.rows import Round, Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
-from specstream.core.stopping import StopCheck, Stopping
+from specstream.core.stopping import Stopping
 from specstream.drafters.none import NoDrafter
 from specstream.engine.results import GenerationResult
 from specstream.engine.text import TextStream, final_text, stop_check
@@ -47,6 +47,7 @@ class Parts:
         checkpoint: the rules of the model's own generation configuration.
         vocab_size: rows of the model's embedding; None if that is not known.
         left_out: what could draft, or was asked to, and does not, and why; None if there is nothing of the kind.
+        revision: of the target's model, as ``HuggingFaceTarget.refresh`` counts.
     """
 
     target: Target
@@ -58,6 +59,7 @@ class Parts:
     checkpoint: CheckpointRules = field(default_factory=CheckpointRules)
     vocab_size: int | None = None
     left_out: str | None = None
+    revision: int = 0
 
     def sampling(self, config: GenerationConfig) -> Sampling:
         """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""
@@ -67,10 +69,6 @@ class Parts:
         """The same with another drafter, whose rounds teach this one's controller nothing."""
         return replace(self, drafter=drafter, speculation=replace(self.speculation, controller=None))
 
-    def sharing(self, drafter: Drafter) -> Parts:
-        """The same with another drafter, and one controller of both."""
-        return replace(self, drafter=drafter)
-
 
 class Generation:
     """One batch.
@@ -79,7 +77,6 @@ class Generation:
         parts: what to generate with.
         prompts: token ids of each.
         config: how.
-        check: a stopping rule besides those of ``config``.
 
     Attributes:
         chats: of each prompt, whether it went through the chat template; for the report.
@@ -88,25 +85,20 @@ class Generation:
         UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
     """
 
-    def __init__(
-        self,
-        parts: Parts,
-        prompts: Sequence[Sequence[int]],
-        config: GenerationConfig,
-        check: StopCheck | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
         check_tokens(parts.vocab_size, prompts, config.stop_token_ids, parts.tokenizer)
         self.parts = parts
         self.config = config
         self.prompts = prompts
         self.timings = Timings()
         self.chats = [False] * len(prompts)
+        self._streams: dict[int, TextStream] = {}  # of the rows whose pieces somebody wants
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
         stopping = Stopping(
             max_new_tokens=config.max_new_tokens,
             eos_token_ids=self._ends(),
-            check=check or stop_check(parts.tokenizer, config.stop_strings),
+            check=stop_check(parts.tokenizer, config.stop_strings),
         )
         self.rows = start_rows(
             prompts, seeds, parts.target.context_length, sampling=parts.sampling(config), stopping=stopping
@@ -174,6 +166,17 @@ class Generation:
             texts.append(final_text(self.parts.tokenizer, row.emitted[:-1], self.config.stop_strings))
         return min(texts, key=len)
 
+    def piece(self, round_: Round) -> str:
+        """The text that a round of a row completes, where it is given all of them, in order."""
+        row = round_.row
+        if row.index not in self._streams:
+            hold = max(map(len, self.config.stop_strings), default=0)
+            self._streams[row.index] = TextStream(self.parts.tokenizer, hold=hold)
+        if row.finish_reason is None:
+            return self._streams[row.index].push(round_.tokens)
+        # The last tokens may hold a stop string: what is left of them comes with the whole text.
+        return self._streams[row.index].finish(self.text(row))
+
     @property
     def tokens_per_pass(self) -> float:
         return self.new_tokens / max(1, sum(row.stats.target_passes for row in self.rows))
@@ -231,6 +234,13 @@ class Baselines:
     def __init__(self) -> None:
         self._measured: dict[tuple[int, bool], dict[str, Any]] = {}
 
+    def speedup(self, generation: Generation, *, measure: bool) -> tuple[float | None, dict[str, Any]]:
+        """The speed of a generation that has run over its baseline, None where that is unknown; and tell a router."""
+        baseline = self.of(generation, measure=measure)
+        plain = baseline.get("tokens_per_second")
+        generation.teach(plain)
+        return None if plain is None else generation.speed / plain, baseline
+
     def of(self, generation: Generation, *, measure: bool) -> dict[str, Any]:
         """The baseline of a generation that has run; greedy ones and others are measured apart."""
         if not measure:
@@ -260,15 +270,9 @@ class TextPieces:
         self._result: GenerationResult | None = None
 
     def __iter__(self) -> Iterator[str]:
-        generation = self._generation
-        stops = generation.config.stop_strings
-        stream = TextStream(generation.parts.tokenizer, hold=max(map(len, stops), default=0))
-        for (round_,) in generation.rounds():
-            # The last tokens may hold a stop string: what is left of them comes with the whole text.
-            if piece := stream.push(round_.tokens if round_.row.finish_reason is None else ()):
+        for (round_,) in self._generation.rounds():
+            if piece := self._generation.piece(round_):
                 yield piece
-        if piece := stream.finish(generation.text(generation.rows[0])):
-            yield piece
 
     @property
     def result(self) -> GenerationResult:

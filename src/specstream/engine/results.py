@@ -139,6 +139,10 @@ class Totals:
             self.accepted += row.stats.accepted
             self.rejected += row.stats.rejected
 
+    def figures(self, *names: str) -> dict[str, Any]:
+        """Some of them, by name."""
+        return {name: getattr(self, name) for name in names}
+
     @property
     def acceptance_rate(self) -> float:
         return self.accepted / self.drafted if self.drafted else 0.0

@@ -59,13 +59,11 @@ class AdaptiveRouter(Router):
         generation = Generation(parts, prompts, config.generation)
         prepare(parts, len(prompts))
         generation.run()
-        plain = self._baselines.of(generation, measure=config.measure_baseline).get("tokens_per_second")
-        generation.teach(plain)
+        speedup, _ = self._baselines.speedup(generation, measure=config.measure_baseline)
         output_ids, metrics = output_of(generation, target)
         assert generation.choice is not None
         choice = generation.choice.to_dict()
         routing = {"drafter": choice["drafter"], "routing_seconds": choice["seconds"], "expected": choice["expected"]}
-        speedup = None if plain is None else generation.speed / plain
         return output_ids, Metrics({**metrics, **routing, "speedup": speedup})
 
     def _parts_of(self, target: Any, draft_models: Any, settings: EngineSettings) -> Parts:
@@ -83,7 +81,7 @@ class AdaptiveRouter(Router):
             model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
             parts = build_parts(model, self._tokenizer, None, config)
             routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
-            parts = replace(parts.sharing(routed), left_out=left_out_of(target, drafts, routed, config))
+            parts = replace(parts, drafter=routed, left_out=left_out_of(target, drafts, routed, config))
             self._made, self._baselines = (target, key, model, parts), Baselines()
         return self._made[3]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
+from specstream.files.atomic import difference, set_aside
 
 FILE = "answers.jsonl"
 """In the folder of a data set."""
@@ -32,7 +33,7 @@ class Answers:
         self.records: dict[int, dict[str, Any]] = {}
         run = json.loads(json.dumps(run))
         if self.path.exists() and not resume:
-            _set_aside(self.path)
+            set_aside(self.path)
         if self.path.exists() and b"\n" in self.path.read_bytes():
             self._read(run)
         else:
@@ -59,7 +60,7 @@ class Answers:
             self.records = {int(record["example"]): record for record in lines}
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{str(self.path)!r} holds no answers of ours; give another output_dir") from None
-        if (changed := _difference(known, run)) is not None:
+        if (changed := difference(known, run)) is not None:
             key, before, now = changed
             raise UsageError(
                 f"{str(self.path)!r} was written with {key} {_short(before)} and now it is {_short(now)}; "
@@ -67,24 +68,6 @@ class Answers:
             )
 
 
-def _difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] | None:
-    """The first setting that two runs differ in: its name, and both values."""
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return None if before == now else (place, before, now)
-    for key in sorted({*before, *now}):
-        inner = f"{place}.{key}" if place else str(key)
-        if (found := _difference(before.get(key), now.get(key), inner)) is not None:
-            return found
-    return None
-
-
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _set_aside(path: Path) -> None:
-    number = 1
-    while (other := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-        number += 1
-    os.replace(path, other)

@@ -173,23 +173,17 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; None stands for an infinite gap or noise."""
-        divergences = [{**asdict(each), "fails": self.fails(each)} for each in self.divergences]
+        noise = {**asdict(self.noise), "plausible": self.noise.plausible, "candidates": CANDIDATES}
         return {
+            **asdict(self),
             "passed": self.passed,
             "problems": list(self.problems),
             "rule": self.rule,
             "exact": self.exact,
-            "prompts": self.prompts,
-            "tokens": self.tokens,
-            "bits_tokens": self.bits_tokens,
-            "drafted": self.drafted,
-            "accepted": self.accepted,
             "failures": len(self.failures),
-            "largest_gap": _finite(self.largest_gap),
-            "noise": _finite_values(
-                {**asdict(self.noise), "plausible": self.noise.plausible, "candidates": CANDIDATES}
-            ),
-            "divergences": [_finite_values(each) for each in divergences],
+            "largest_gap": None if math.isinf(self.largest_gap) else self.largest_gap,
+            "noise": _finite(noise),
+            "divergences": [_finite({**asdict(each), "fails": self.fails(each)}) for each in self.divergences],
         }
 
 
@@ -383,10 +377,6 @@ def _redecode(target: Target, rows: Sequence[Row], width: int) -> Iterator[tuple
         active = [active[index] for index in alive]
 
 
-def _finite(value: Any) -> Any:
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
     """JSON knows no infinity."""
-    return None if isinstance(value, float) and math.isinf(value) else value
-
-
-def _finite_values(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: _finite(value) for key, value in values.items()}
+    return {key: None if isinstance(each, float) and math.isinf(each) else each for key, each in values.items()}

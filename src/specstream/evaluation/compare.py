@@ -21,8 +21,8 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.errors import reason_of
-from specstream.evaluation.quality import Estimate, Values
-from specstream.evaluation.statistics import speed_ratio
+from specstream.evaluation.quality import Values
+from specstream.evaluation.statistics import plain_estimate, speed_ratio
 
 Prompt = TypeVar("Prompt")
 
@@ -64,36 +64,6 @@ class Sample:
     equal: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What some samples of one contestant say together.
-
-    Attributes:
-        contestant: whose.
-        parameters: that it needs beyond the target's.
-        mean_accepted_length: tokens for each pass of the target, its own included; 1 for plain decoding.
-        nodes: drafted tokens that a pass scored, after any pruning.
-        acceptance: the share of passes in which the first, second, ... drafted token was accepted. A pass that drafted
-            nothing accepted nothing.
-        tokens_per_second: of decoding.
-        speedup: of that over plain decoding's, all prompts together; 95 % interval by resampling prompts.
-        median_speedup: of the samples' own.
-        equal: outputs whose tokens are plain decoding's.
-        outputs: how many there are.
-    """
-
-    contestant: str
-    parameters: int
-    mean_accepted_length: float
-    nodes: float
-    acceptance: tuple[float, ...]
-    tokens_per_second: float
-    speedup: Estimate
-    median_speedup: float
-    equal: int
-    outputs: int
-
-
 @dataclass(kw_only=True)
 class Comparison:
     """All samples.
@@ -102,21 +72,27 @@ class Comparison:
         contestants: one of them is ``PLAIN``.
         samples: of the prompts that every contestant answered.
         failures: why the others could not be answered, by prompt.
-        machine: what it was measured with and on.
     """
 
     contestants: Sequence[Contestant]
     samples: list[Sample] = field(default_factory=list)
     failures: dict[int, str] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)
 
     def of(self, contestant: str, prompts: Collection[int] | None = None) -> list[Sample]:
         """The samples of a contestant, on some prompts or on all."""
         wanted = [each for each in self.samples if each.contestant == contestant]
         return [each for each in wanted if prompts is None or each.prompt in prompts]
 
-    def figures(self, prompts: Collection[int] | None = None) -> list[Figures]:
-        """Of every contestant; none if nothing was answered."""
+    def figures(self, prompts: Collection[int] | None = None) -> list[dict[str, Any]]:
+        """What the samples of every contestant say together, as JSON holds it; none if nothing was answered.
+
+        ``side`` is its name; ``mean_accepted_length`` the tokens for each pass of the target, its own included, 1 for
+        plain decoding; ``nodes`` the drafted tokens that a pass scored, after any pruning; ``acceptance`` the share of
+        passes in which the first, second, ... drafted token was accepted, where a pass that drafted nothing accepted
+        nothing; ``tokens_per_second`` of decoding; ``ratio`` that over plain decoding's, all prompts together, with its
+        95 % interval by resampling prompts; ``middle_ratio`` the median of the samples' own; ``equal`` the outputs
+        whose tokens are plain decoding's, of ``outputs``.
+        """
         plain = self.of(PLAIN, prompts)
         return [_figures(each, self.of(each.name, prompts), plain) for each in self.contestants if plain]
 
@@ -127,7 +103,6 @@ def compare(
     answer: Callable[[Parts, Prompt], Run],
     *,
     tolerant: bool = False,
-    machine: dict[str, Any] | None = None,
     on_prompt: Callable[[int], None] | None = None,
     on_turn: Callable[[int, Mapping[str, Run]], None] | None = None,
 ) -> Comparison:
@@ -138,11 +113,10 @@ def compare(
         prompts: whatever ``answer`` takes.
         answer: generates from a prompt.
         tolerant: a prompt that fails is noted, and the others go on.
-        machine: what it is measured with and on.
         on_prompt: called with the number of prompts done.
         on_turn: called with a prompt's index and what all contestants made of it.
     """
-    comparison = Comparison(contestants=contestants, machine=machine or {})
+    comparison = Comparison(contestants=contestants)
     for each in contestants:
         prepare(each.parts, 1)
     ways = {each.name: partial(answer, each.parts) for each in contestants}
@@ -204,23 +178,24 @@ def speed(runs: Iterable[Run]) -> float:
     return sum(each.new_tokens for each in listed) / sum(each.decode for each in listed)
 
 
-def _figures(contestant: Contestant, samples: Sequence[Sample], plain: Sequence[Sample]) -> Figures:
+def _figures(contestant: Contestant, samples: Sequence[Sample], plain: Sequence[Sample]) -> dict[str, Any]:
     runs, base = [each.run for each in samples], [each.run for each in plain]
     passes = [count for run in runs for count in run.passes]
     speedup = speed_ratio(_amounts(samples), _amounts(plain))
     assert speedup is not None
-    return Figures(
-        contestant=contestant.name,
-        parameters=contestant.parameters,
-        mean_accepted_length=sum(passes) / len(passes),
-        nodes=sum(run.drafted for run in runs) / len(passes),
-        acceptance=tuple(sum(count > at for count in passes) / len(passes) for at in range(1, POSITIONS + 1)),
-        tokens_per_second=speed(runs),
-        speedup=speedup,
-        median_speedup=median(speed([own]) / speed([other]) for own, other in zip(runs, base, strict=True)),
-        equal=sum(each.equal for each in samples),
-        outputs=sum(len(run.tokens) for run in runs),
-    )
+    return {
+        "side": contestant.name,
+        "parameters": contestant.parameters,
+        "mean_accepted_length": sum(passes) / len(passes),
+        "nodes": sum(run.drafted for run in runs) / len(passes),
+        "acceptance": [sum(count > at for count in passes) / len(passes) for at in range(1, POSITIONS + 1)],
+        "tokens_per_second": speed(runs),
+        "ratio": speedup.value,
+        "ratio_interval": plain_estimate(speedup),
+        "middle_ratio": median(speed([own]) / speed([other]) for own, other in zip(runs, base, strict=True)),
+        "equal": sum(each.equal for each in samples),
+        "outputs": sum(len(run.tokens) for run in runs),
+    }
 
 
 def _amounts(samples: Sequence[Sample]) -> Values:

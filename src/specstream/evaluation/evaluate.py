@@ -6,7 +6,6 @@ Both sides answer each example in turn, greedily (``contestants.py``). Answers a
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from specstream.evaluation.compare import answer_text
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Limits, Outcome, run_program
 from specstream.evaluation.quality import Values, counted, difference, estimate
-from specstream.evaluation.statistics import speed_ratio
+from specstream.evaluation.statistics import plain_estimate, speed_ratio
 from specstream.evaluation.tasks.task import Metric, TaskExample, program_of
 
 SIDES = ("plain", "speculative")
@@ -165,18 +164,13 @@ def _figures(
     loaded: Loaded, answers: Answers, outcomes: Mapping[tuple[str, int], Outcome], indices: Sequence[int]
 ) -> dict[str, Any]:
     records = [answers.records[index] for index in indices]
-    quality = {}
-    for metric in _metrics(loaded, indices):
-        judged = [index for index in indices if _judged(metric, loaded, index, outcomes)]
-        if judged:
-            quality[metric] = _quality(metric, loaded, answers, outcomes, judged)
     speculative = [record["speculative"] for record in records]
     drafted = sum(each["drafted"] for each in speculative)
     return {
         "answers": len(records),
         "equal": sum(record["equal"] for record in records),
         "exact": "bits" if all(record[side]["exact"] == "bits" for record in records for side in SIDES) else "rounding",
-        "quality": quality,
+        "quality": _quality(loaded, answers, outcomes, indices),
         "speedup": _speedup(records, "seconds"),
         "speedup_with_prompt": _speedup(records, "total_seconds"),
         "tokens_per_second": {side: _rate([record[side] for record in records]) for side in SIDES},
@@ -184,14 +178,6 @@ def _figures(
         / sum(each["passes"] for each in speculative),
         "acceptance_rate": sum(each["accepted"] for each in speculative) / drafted if drafted else 0.0,
     }
-
-
-def _metrics(loaded: Loaded, indices: Sequence[int]) -> list[Metric]:
-    """Of some examples, in the order of the task."""
-    task = loaded.task
-    categories = dict.fromkeys(loaded.examples[index].category for index in indices)
-    own = [metric for name in categories for metric in task.category_metrics.get(name, [])]
-    return list(dict.fromkeys([*task.metrics, *own]))
 
 
 def _judged(metric: Metric, loaded: Loaded, index: int, outcomes: Mapping[tuple[str, int], Outcome]) -> bool:
@@ -203,36 +189,37 @@ def _judged(metric: Metric, loaded: Loaded, index: int, outcomes: Mapping[tuple[
 
 
 def _quality(
-    metric: Metric,
-    loaded: Loaded,
-    answers: Answers,
-    outcomes: Mapping[tuple[str, int], Outcome],
-    indices: Sequence[int],
+    loaded: Loaded, answers: Answers, outcomes: Mapping[tuple[str, int], Outcome], indices: Sequence[int]
 ) -> dict[str, Any]:
-    numbers: dict[str, Values] = {}
-    for side in SIDES:
-        if metric == PASS:
-            numbers[side] = np.array([[float(outcomes[side, index].passed)] for index in indices])
-        else:
-            texts = [answers.records[index][side]["texts"][0].strip() for index in indices]
-            numbers[side] = counted(metric, texts, [loaded.examples[index].references for index in indices])
-    return {
-        **{side: asdict(estimate(metric, numbers[side])) for side in SIDES},
-        "difference": asdict(difference(metric, numbers["speculative"], numbers["plain"])),
-        "examples": len(indices),
-    }
+    """By metric, in the order of the task; only those that an example counts for."""
+    examples, task, found = loaded.examples, loaded.task, dict[str, Any]()
+    own = [metric for index in indices for metric in task.category_metrics.get(examples[index].category, [])]
+    for metric in dict.fromkeys([*task.metrics, *own]):
+        judged = [index for index in indices if _judged(metric, loaded, index, outcomes)]
+        if not judged:
+            continue
+        numbers: dict[str, Values] = {}
+        for side in SIDES:
+            if metric == PASS:
+                numbers[side] = np.array([[float(outcomes[side, index].passed)] for index in judged])
+            else:
+                texts = [answers.records[index][side]["texts"][0].strip() for index in judged]
+                numbers[side] = counted(metric, texts, [examples[index].references for index in judged])
+        found[metric] = {
+            **{side: asdict(estimate(metric, numbers[side])) for side in SIDES},
+            "difference": asdict(difference(metric, numbers["speculative"], numbers["plain"])),
+            "examples": len(judged),
+        }
+    return found
 
 
-def _speedup(records: Sequence[Mapping[str, Any]], seconds: str) -> dict[str, float | None]:
+def _speedup(records: Sequence[Mapping[str, Any]], seconds: str) -> dict[str, Any] | None:
     """With its interval; of a single example that is not known, and None."""
     own, base = (
         np.array([[record[side]["tokens"], record[side][seconds]] for record in records], np.float64)
         for side in ("speculative", "plain")
     )
-    found = speed_ratio(own, base)
-    assert found is not None
-    known = math.isfinite(found.high)
-    return {"value": found.value, "low": found.low if known else None, "high": found.high if known else None}
+    return plain_estimate(speed_ratio(own, base))
 
 
 def _rate(said: Sequence[Mapping[str, Any]]) -> float:

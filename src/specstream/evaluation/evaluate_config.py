@@ -7,23 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from specstream.config import engine_config
 from specstream.engine.choices import check_choice
 from specstream.errors import SpecStreamError, UsageError, listed
 from specstream.evaluation.benchmark.config import ARM, BenchmarkConfig, Experiment, TargetSection
 from specstream.evaluation.benchmark.experiments import culprit, make_plan
-from specstream.evaluation.tasks.source import load_examples
-from specstream.evaluation.tasks.task import Task, TaskExample, read_task, spread, task_names
-from specstream.files.yaml_file import Document, misplaced, read_document, sections_of, validated
+from specstream.evaluation.tasks.task import Task, TaskExample, load_examples, read_task, spread, task_names
+from specstream.files.yaml_file import Document, Section, misplaced, read_document, sections_of, validated
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetSection(_Section):
+class DatasetSection(Section):
     """One data set.
 
     Attributes:
@@ -39,7 +34,7 @@ class DatasetSection(_Section):
     max_new_tokens: int | None = Field(default=None, ge=1)
 
 
-class MeasureSection(_Section):
+class MeasureSection(Section):
     """How it is measured.
 
     Attributes:
@@ -51,7 +46,7 @@ class MeasureSection(_Section):
     output_dir: str = "runs/evaluate"
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """One evaluation.
 
     Attributes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from specstream.engine.generation import Parts
 from specstream.engine.inventory import extra_parameters, prepare, with_fixed_tree
 from specstream.engine.text import asked, encode
 from specstream.errors import UsageError, shown
-from specstream.evaluation.benchmark.summary import plain_estimate
-from specstream.evaluation.compare import Comparison, Contestant, Figures, Sample, answer_texts, compare
+from specstream.evaluation.benchmark.prompts import Prompt
+from specstream.evaluation.compare import Comparison, Contestant, answer_texts, compare
 from specstream.evaluation.predicted import Predictions
 from specstream.files.prompts import read_records
 from specstream.heads.folder import KINDS
@@ -27,15 +26,7 @@ FIXED = " (fixed tree)"
 """Behind the name of one whose tree is of one size, whether it pays or not: what heads are worth by themselves."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt and the kind of task it is."""
-
-    category: str
-    text: str
-
-
-def read_questions(path: str | Path, per_category: int) -> list[Question]:
+def read_questions(path: str | Path, per_category: int) -> list[Prompt]:
     """The first turns of a file like Spec-Bench's: lines of JSON with ``category`` and ``turns``.
 
     Args:
@@ -45,7 +36,7 @@ def read_questions(path: str | Path, per_category: int) -> list[Question]:
     Raises:
         UsageError: a file that cannot be read, or a record without those two, by number.
     """
-    questions: dict[str, list[Question]] = {}
+    questions: dict[str, list[Prompt]] = {}
     for number, record in enumerate(read_records(path), 1):
         question = _question(record, f"record {number} of {str(path)!r}")
         own = questions.setdefault(question.category, [])
@@ -56,14 +47,14 @@ def read_questions(path: str | Path, per_category: int) -> list[Question]:
     return [question for own in questions.values() for question in own]
 
 
-def _question(record: Mapping[str, Any], where: str) -> Question:
+def _question(record: Mapping[str, Any], where: str) -> Prompt:
     missing = [name for name in ("category", "turns") if name not in record]
     if missing:
         raise UsageError(f"{where} has no {' and '.join(map(repr, missing))}; give Spec-Bench's question.jsonl")
     turns = record["turns"]
     if not isinstance(turns, list) or not turns:
         raise UsageError(f'{where} has turns {shown(turns)}; give a list of texts, such as ["The sea is"]')
-    return Question(category=str(record["category"]), text=str(turns[0]))
+    return Prompt(category=str(record["category"]), text=str(turns[0]), chat=None)
 
 
 def drafters_beside(
@@ -101,57 +92,19 @@ def drafters_beside(
     return found
 
 
-def parameter_ratio(contestants: Sequence[Contestant]) -> float | None:
-    """Parameters of the Medusa heads over those of the streams, None unless both are there."""
-    own = {each.name: each.parameters for each in contestants}
-    return own["medusa"] / own["streams"] if {"medusa", "streams"} <= set(own) else None
+def in_groups(questions: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """Questions that are decoded together, ``size`` at once, in their order; the last, too few for one, are left out.
 
-
-def by_category(questions: Sequence[Question]) -> dict[str, list[int]]:
-    """The indices of each kind, in the order of the prompts."""
-    found: dict[str, list[int]] = {}
-    for index, question in enumerate(questions):
-        found.setdefault(question.category, []).append(index)
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Groups:
-    """Questions that are decoded together, so many at once.
-
-    Attributes:
-        size: questions of each group.
-        questions: of every group, in the order in which they were read: category by category.
-        left_out: the last questions, too few for a group.
+    Raises:
+        UsageError: fewer questions than one group.
     """
-
-    size: int
-    questions: list[list[Question]]
-    left_out: int
-
-    @classmethod
-    def of(cls, questions: Sequence[Question], size: int) -> Groups:
-        """Deal questions into groups.
-
-        Raises:
-            UsageError: fewer questions than one group.
-        """
-        count = len(questions) // size
-        if not count:
-            raise UsageError(
-                f"batch-size is {size} and there are {len(questions)} prompts; give more, or a smaller one"
-            )
-        groups = [list(questions[at * size : (at + 1) * size]) for at in range(count)]
-        return cls(size=size, questions=groups, left_out=len(questions) - count * size)
-
-    @property
-    def categories(self) -> dict[str, list[int]]:
-        """Groups of each category; none where groups may mix them."""
-        return by_category([each for (each,) in self.questions]) if self.size == 1 else {}
+    if len(questions) < size:
+        raise UsageError(f"batch-size is {size} and there are {len(questions)} prompts; give more, or a smaller one")
+    return [list(questions[at : at + size]) for at in range(0, len(questions) - size + 1, size)]
 
 
 def measure(
-    engine: Any, contestants: Sequence[Contestant], groups: Groups, tell: Callable[[], None]
+    engine: Any, contestants: Sequence[Contestant], groups: Sequence[Sequence[Prompt]], tell: Callable[[], None]
 ) -> tuple[Comparison, dict[str, float]]:
     """Every contestant on every group, in turn.
 
@@ -166,71 +119,61 @@ def measure(
     """
     config, predictions = engine.config.generation, Predictions(engine.target)
 
-    def answer(parts: Parts, group: Sequence[Question]) -> Run:
+    def answer(parts: Parts, group: Sequence[Prompt]) -> Run:
         run = answer_texts(parts, [each.text for each in group], config)
         tell()
         return run
 
     def price(index: int, runs: Mapping[str, Run]) -> None:
-        texts = [each.text for each in groups.questions[index]]
+        texts = [each.text for each in groups[index]]
         predictions.add([encode(engine.tokenizer, asked(engine.tokenizer, text)) for text in texts], runs)
 
     for each in contestants:
-        prepare(each.parts, groups.size)
-    comparison = compare(contestants, groups.questions, answer, machine=engine.provenance(), on_turn=price)
+        prepare(each.parts, len(groups[0]))
+    comparison = compare(contestants, groups, answer, on_turn=price)
     return comparison, {each.name: predictions.ratio(each.name) for each in contestants}
 
 
-def record(comparison: Comparison, groups: Groups, predicted: Mapping[str, float]) -> dict[str, Any]:
+def record(
+    comparison: Comparison,
+    questions: Sequence[Prompt],
+    groups: Sequence[Sequence[Prompt]],
+    predicted: Mapping[str, float],
+) -> dict[str, Any]:
     """Plain values that JSON can hold.
 
     Args:
         comparison: all samples.
-        groups: what was asked.
+        questions: that were read.
+        groups: of them, as they were asked.
         predicted: the measured over the predicted speed of each contestant.
     """
-
-    def figures(own: Collection[int] | None = None) -> list[dict[str, Any]]:
-        return [_plain_figures(each) for each in comparison.figures(own)]
-
-    whole = [{**each, "measured_over_predicted": predicted[each["side"]]} for each in figures()]
+    size = len(groups[0])
+    categories: dict[str, list[int]] = {}
+    for index, (first, *_) in enumerate(groups if size == 1 else ()):  # else groups may mix them
+        categories.setdefault(first.category, []).append(index)
+    parameters = {each.name: each.parameters for each in comparison.contestants}
     return {
-        "batch_size": groups.size,
-        "left_out": groups.left_out,
-        "parameter_ratio": parameter_ratio(comparison.contestants),
-        "all": whole,
-        "categories": {name: figures(own) for name, own in groups.categories.items()},
-        "samples": [_plain_sample(each, groups) for each in comparison.samples],
-    }
-
-
-def _plain_figures(figures: Figures) -> dict[str, Any]:
-    return {
-        "side": figures.contestant,
-        "parameters": figures.parameters,
-        "mean_accepted_length": figures.mean_accepted_length,
-        "nodes": figures.nodes,
-        "acceptance": figures.acceptance,
-        "tokens_per_second": figures.tokens_per_second,
-        "ratio": figures.speedup.value,
-        "ratio_interval": plain_estimate(figures.speedup),
-        "middle_ratio": figures.median_speedup,
-        "equal": figures.equal,
-        "outputs": figures.outputs,
-    }
-
-
-def _plain_sample(sample: Sample, groups: Groups) -> dict[str, Any]:
-    run, first = sample.run, sample.prompt * groups.size
-    return {
-        "side": sample.contestant,
-        "question": first,
-        "category": ", ".join(dict.fromkeys(each.category for each in groups.questions[sample.prompt])),
-        "emitted": run.passes,
-        "drafted": run.drafted,
-        "accepted": run.accepted,
-        "seconds": run.decode,
-        "total": run.total,
-        "exact": run.exact,
-        "equal": sample.equal == len(run.tokens),
+        "batch_size": size,
+        "left_out": len(questions) % size,
+        "parameter_ratio": parameters["medusa"] / parameters["streams"]
+        if {"medusa", "streams"} <= set(parameters)
+        else None,
+        "all": [{**each, "measured_over_predicted": predicted[each["side"]]} for each in comparison.figures()],
+        "categories": {name: comparison.figures(own) for name, own in categories.items()},
+        "samples": [
+            {
+                "side": each.contestant,
+                "question": each.prompt * size,
+                "category": ", ".join(dict.fromkeys(one.category for one in groups[each.prompt])),
+                "emitted": each.run.passes,
+                "drafted": each.run.drafted,
+                "accepted": each.run.accepted,
+                "seconds": each.run.decode,
+                "total": each.run.total,
+                "exact": each.run.exact,
+                "equal": each.equal == len(each.run.tokens),
+            }
+            for each in comparison.samples
+        ],
     }

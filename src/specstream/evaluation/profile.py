@@ -8,12 +8,12 @@ the instrument is on. What no note covers is Python between the parts. Without t
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -23,18 +23,10 @@ from specstream.core import verify as rules
 from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Generation, Parts
 
-DRAFT, TARGET, VERIFY, SAMPLE, CACHE, CONTROLLER, OTHER = (
-    "draft",
-    "target pass",
-    "verify",
-    "sample",
-    "cache",
-    "controller",
-    "other",
-)
-PARTS = (DRAFT, TARGET, VERIFY, SAMPLE, CACHE, CONTROLLER, OTHER)
+PARTS = ("draft", "target pass", "verify", "sample", "cache", "controller", "other")
 """Parts of a round. ``sample`` is what makes tokens of logits; ``other`` is Python between the parts."""
 
+DRAFT, TARGET, VERIFY, SAMPLE, CACHE, CONTROLLER, OTHER = PARTS
 PREFILL = "prefill"
 """What comes before the first round; no part of one."""
 
@@ -116,46 +108,44 @@ class Instrument:
             )
             self.spans.append(Span(name, part, start, end, end - start - inside, details))
 
-    def around(self, something: Any, parts: Mapping[str, str], wrapped: Mapping[str, Callable[[Any], Any]]) -> Any:
+    def around(self, something: Any, parts: Mapping[str, str], begun: Callable[[Any], Any] | None = None) -> Any:
         """A stand-in for an object.
 
         Args:
             something: the object.
             parts: its methods that are noted, and the part of the round that they are.
-            wrapped: what becomes of the results of some of them.
+            begun: what becomes of their results.
         """
-        return _StandIn(self, something, parts, wrapped)
+        methods = {name: self._noted(name, part, getattr(something, name), begun) for name, part in parts.items()}
+        return StandIn(something, **methods)
 
     def target(self, target: Any) -> Any:
         """A stand-in for a target."""
-        session = {
+        noted = {
             "score": TARGET,
             "descend": TARGET,
             "branch": DRAFT,
-            "commit": CACHE,
-            "rollback": CACHE,
-            "keep": CACHE,
+            **dict.fromkeys(("commit", "rollback", "keep"), CACHE),
         }
-        return self.around(target, {"begin": PREFILL}, {"begin": lambda made: self._session(made, session)})
 
-    def _session(self, made: Any, parts: Mapping[str, str]) -> Any:
-        """A stand-in for a target's session, which shows the hidden states too."""
-        session = self.around(made, parts, {})
-        session.hidden_states = session
-        return session
+        def begun(made: Any) -> Any:
+            session = self.around(made, noted)
+            session.hidden_states = session
+            return session
+
+        return self.around(target, {"begin": PREFILL}, begun)
 
     def drafter(self, drafter: Any) -> Any:
         """A stand-in for a drafter."""
         session = dict.fromkeys(("offers", "propose", "observe", "keep"), DRAFT)
-        return self.around(drafter, {"begin": PREFILL}, {"begin": lambda made: self.around(made, session, {})})
+        return self.around(drafter, {"begin": PREFILL}, lambda made: self.around(made, session))
 
     def parts(self, parts: Parts) -> Parts:
         """What an engine generates with, behind stand-ins."""
         speculation = parts.speculation
         if speculation.controller is not None:
             noted = dict.fromkeys(("choose", "cut", "observe"), CONTROLLER)
-            controller = cast(Any, self.around(speculation.controller, noted, {}))
-            speculation = replace(speculation, controller=controller)
+            speculation = replace(speculation, controller=self.around(speculation.controller, noted))
         return replace(
             parts, target=self.target(parts.target), drafter=self.drafter(parts.drafter), speculation=speculation
         )
@@ -175,35 +165,23 @@ class Instrument:
             for (module, name), function in kept.items():
                 setattr(module, name, function)
 
-    def _noted(self, name: str, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments, **named: self.call(name, part, function, *arguments, **named)
-
-
-class _StandIn:
-    """An object whose methods are noted; for everything else it is the object."""
-
-    def __init__(
-        self,
-        instrument: Instrument,
-        something: Any,
-        parts: Mapping[str, str],
-        wrapped: Mapping[str, Callable[[Any], Any]],
-    ) -> None:
-        self._something = something
-        for name, part in parts.items():
-            # As attributes of the object: __getattr__ would be asked for each call.
-            self.__dict__[name] = self._method(instrument, name, part, wrapped.get(name))
-
-    def _method(
-        self, instrument: Instrument, name: str, part: str, wrap: Callable[[Any], Any] | None
+    def _noted(
+        self, name: str, part: str, function: Callable[..., Any], wrap: Callable[[Any], Any] | None = None
     ) -> Callable[..., Any]:
-        method = getattr(self._something, name)
-
         def call(*arguments: Any, **named: Any) -> Any:
-            result = instrument.call(name, part, method, *arguments, **named)
+            result = self.call(name, part, function, *arguments, **named)
             return result if wrap is None else wrap(result)
 
         return call
+
+
+class StandIn:
+    """An object some of whose methods are others; for everything else it is the object."""
+
+    def __init__(self, something: Any, **methods: Callable[..., Any]) -> None:
+        self._something = something
+        # As attributes of the object: __getattr__ would be asked for each call.
+        self.__dict__.update(methods)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._something, name)
@@ -251,9 +229,9 @@ class Profile:
     @property
     def usual_width(self) -> int:
         """The width on which most of the time of target passes is spent."""
-        spent: Counter[int] = Counter()
+        spent: dict[int, float] = defaultdict(float)
         for each in self.passes:
-            spent[each.width] += each.parts.get(TARGET, 0.0)  # type: ignore[assignment]  # seconds count too
+            spent[each.width] += each.parts.get(TARGET, 0.0)
         return max(spent, key=spent.__getitem__)
 
     def middle_half(self, width: int) -> tuple[float, float]:
@@ -360,7 +338,7 @@ def cost_of_a_note(times: int = 2000) -> float:
     instrument = Instrument()
     started = time.perf_counter()
     for _ in range(times):
-        instrument.call("nothing", OTHER, _nothing)
+        instrument.call("nothing", OTHER, bool)
     return (time.perf_counter() - started) / times
 
 
@@ -376,11 +354,11 @@ def _rounds(generation: Generation, instrument: Instrument) -> Iterator[Pass]:
         spans, known = instrument.spans[known:], len(instrument.spans)
         # The first turn of the generator reads the prompt, too.
         start = max([start, *(span.end for span in spans if span.part == PREFILL)])
-        parts: Counter[str] = Counter()
+        parts: dict[str, float] = defaultdict(float)
         for span in spans:
             if span.part != PREFILL:
-                parts[span.part] += span.own  # type: ignore[assignment]  # seconds count too
-        parts[OTHER] = max(0.0, end - start - sum(parts.values()))  # type: ignore[assignment]
+                parts[span.part] += span.own
+        parts[OTHER] = max(0.0, end - start - sum(parts.values()))
         width = max((int(span.details["width"]) for span in spans if span.name == "score"), default=1)
         tokens = sum(len(each.tokens) for each in emitted)
         yield Pass(start=start, end=end, tokens=tokens, width=width, parts=dict(parts))
@@ -397,7 +375,3 @@ def _event(name: str, part: str, line: int, start: float, end: float, details: M
         "dur": (end - start) * 1e6,
         "args": dict(details),
     }
-
-
-def _nothing() -> None:
-    """What costs nothing, to be noted."""

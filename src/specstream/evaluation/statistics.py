@@ -6,7 +6,9 @@ Prompts are what is drawn by chance, so prompts are resampled, each with both of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, sqrt
+from dataclasses import asdict
+from math import exp, isfinite, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +53,13 @@ def ratio_of_ratios(sides: Sequence[tuple[Values, Values]], seed: int = 0) -> Es
     scatter = resampled(figure, size, seed).standard_error * sqrt(size / (size - 1))
     reach = float(stats.t.ppf((1 + LEVEL) / 2, size - 1) * scatter)
     return Estimate(value=value, low=value * exp(-reach), high=value * exp(reach))
+
+
+def plain_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
+    """An estimate as JSON holds it; an interval that is not known is null."""
+    if estimate is None:
+        return None
+    return asdict(estimate) if isfinite(estimate.high) else {"value": estimate.value, "low": None, "high": None}
 
 
 def median_of(values: Sequence[float], seed: int = 0) -> Estimate:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,18 +19,6 @@ from specstream.evaluation.statistics import speed_ratio
 
 FINALISTS = 2
 """Candidates of the last stage, besides the base."""
-
-
-class Timed(NamedTuple):
-    """One generation.
-
-    Attributes:
-        tokens: how many.
-        seconds: of decoding, the prompt not counted.
-    """
-
-    tokens: int
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +58,8 @@ class Found:
         return self.ratio is not None and self.ratio.low > 1
 
 
-Measure = Callable[[str, int], Timed]
-"""candidate, prompt -> a run of it; raises what is wrong with the candidate."""
+Measure = Callable[[str, int], tuple[int, float]]
+"""candidate, prompt -> tokens of a run of it, and seconds of its decoding; raises what is wrong with the candidate."""
 
 
 def search(

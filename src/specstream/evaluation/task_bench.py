@@ -7,7 +7,6 @@ model, where plain decoding and its streams generate each example in turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
@@ -15,13 +14,25 @@ from specstream.engine.build import build_parts
 from specstream.engine.contestants import PLAIN, Run
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import extra_parameters, with_fixed_tree
-from specstream.evaluation.benchmark.summary import plain_estimate
 from specstream.evaluation.compare import Comparison, Contestant, Sample, answer_text, compare
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.evaluation.tasks.task import Task, TaskExample
 
 CONTROLLED = "streams, controller"
 """The contestant for which the controller decides how far to draft."""
+
+_FIGURES = {
+    "side": "side",
+    "parameters": "parameters",
+    "call_reduction": "mean_accepted_length",
+    "tokens_per_second": "tokens_per_second",
+    "speedup": "ratio",
+    "speedup_interval": "ratio_interval",
+    "middle_speedup": "middle_ratio",
+    "equal": "equal",
+    "answers": "outputs",
+}
+"""What records call the figures of a comparison."""
 
 
 def streams_beside(engine: Any, heads: str | None, nodes: Sequence[int]) -> list[Contestant]:
@@ -47,7 +58,6 @@ def streams_beside(engine: Any, heads: str | None, nodes: Sequence[int]) -> list
 
 
 def answer_all(
-    engine: Any,
     contestants: Sequence[Contestant],
     task: Task,
     examples: Sequence[TaskExample],
@@ -56,32 +66,29 @@ def answer_all(
     """Every contestant answers every example, greedily; an example that fails is noted.
 
     Args:
-        engine: of the model.
         contestants: from ``streams_beside``.
         task: how prompts are put and where answers end.
         examples: what is asked.
         on_example: called with the number of examples done.
     """
     config = GenerationConfig(max_new_tokens=task.max_new_tokens, stop=list(task.stop))
-    answer = partial(_answer, task=task, config=config)
-    machine = engine.provenance()
-    return compare(contestants, examples, answer, tolerant=True, machine=machine, on_prompt=on_example)
+
+    def answer(parts: Parts, example: TaskExample) -> Run:
+        return answer_text(parts, example.prompt, config, task.chat)
+
+    return compare(contestants, examples, answer, tolerant=True, on_prompt=on_example)
 
 
-def _answer(parts: Parts, example: TaskExample, *, task: Task, config: GenerationConfig) -> Run:
-    return answer_text(parts, example.prompt, config, task.chat)
-
-
-def record(run: Comparison, task: Task, examples: Sequence[TaskExample]) -> dict[str, Any]:
+def record(run: Comparison, task: Task, examples: Sequence[TaskExample], provenance: dict[str, Any]) -> dict[str, Any]:
     """What one model did, as plain values that JSON can hold."""
     return {
-        "model": run.machine["model"],
+        "model": provenance["model"],
         "figures": figures(run, task, examples),
         "answers": [_plain_answer(each) for each in run.samples],
         "failures": [
             {"example": index, "where": examples[index].where, "error": error} for index, error in run.failures.items()
         ],
-        "provenance": run.machine,
+        "provenance": provenance,
     }
 
 
@@ -89,24 +96,11 @@ def figures(run: Comparison, task: Task, examples: Sequence[TaskExample]) -> lis
     """Of every contestant; none if nothing was answered. ``quality`` is every metric of the task, from 0 to 100."""
     found = []
     for each in run.figures():
-        answers = run.of(each.contestant)
+        answers = run.of(each["side"])
         references = [examples[answer.prompt].references for answer in answers]
         texts = [_text(answer) for answer in answers]
         quality = {metric: vars(estimate(metric, counted(metric, texts, references))) for metric in task.metrics}
-        found.append(
-            {
-                "side": each.contestant,
-                "parameters": each.parameters,
-                "quality": quality,
-                "call_reduction": each.mean_accepted_length,
-                "tokens_per_second": each.tokens_per_second,
-                "speedup": each.speedup.value,
-                "speedup_interval": plain_estimate(each.speedup),
-                "middle_speedup": each.median_speedup,
-                "equal": each.equal,
-                "answers": each.outputs,
-            }
-        )
+        found.append({"quality": quality, **{name: each[of] for name, of in _FIGURES.items()}})
     return found
 
 

@@ -17,7 +17,7 @@ from specstream.engine.contestants import PLAIN
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.errors import SpecStreamError, reason_of
-from specstream.evaluation.successive_halving import Found, Timed, runs_of, search
+from specstream.evaluation.successive_halving import Found, runs_of, search
 from specstream.heads.shipped import shipped_for
 from specstream.models.runtime.capabilities import RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
@@ -170,8 +170,8 @@ class Bench:
         for prompt in range(len(self._prompts)) if not self._plain else [0]:
             self.measure(name, prompt)
 
-    def measure(self, name: str, prompt: int) -> Timed:
-        """A generation.
+    def measure(self, name: str, prompt: int) -> tuple[int, float]:
+        """Tokens of a generation, and the seconds of its decoding.
 
         Raises:
             DifferentOutputError: of other tokens than plain decoding's, which both should have to the bit.
@@ -181,7 +181,7 @@ class Bench:
         plain, exact = self._plain.setdefault(prompt, (row.emitted, row.exact))
         if exact == row.exact == "bits" and row.emitted != plain:
             raise DifferentOutputError(f"{name} wrote other tokens than plain decoding for prompt {prompt}")
-        return Timed(tokens=row.stats.new_tokens, seconds=generation.timings.decode)
+        return row.stats.new_tokens, generation.timings.decode
 
 
 def tune(

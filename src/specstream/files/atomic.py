@@ -1,11 +1,15 @@
-"""Files that are whole or not there, why one cannot be read, and where a user's cache is."""
+"""Files that are whole or not there, runs that begin anew, why a file cannot be read, and where a user's cache is."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from specstream.errors import UsageError, one_line
 
@@ -53,11 +57,39 @@ def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
         raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Under a temporary name first."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Inside, a temporary name beside a file to write it under; it takes the file's place if nothing fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Under a temporary name first."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file or a folder to a name that is free, so that another can begin there and nothing is lost."""
+    ending = path.suffix if path.is_file() else ""
+    names = (path.with_name(f"{path.name.removesuffix(ending)}.{number}{ending}") for number in count(1))
+    os.rename(path, next(each for each in names if not each.exists()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As JSON, under a temporary name first."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] | None:
+    """The first setting that two runs differ in: its name with those of its sections, and both values."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        return None if before == now else (place, before, now)
+    keys = {key: f"{place}.{key}" if place else str(key) for key in {**before, **now}}
+    found = (difference(before.get(key), now.get(key), inner) for key, inner in keys.items())
+    return next((each for each in found if each is not None), None)

@@ -8,10 +8,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from specstream.errors import UsageError, listed, one_line, remedy, shown
 from specstream.files.atomic import why_unread
+
+
+class Section(BaseModel):
+    """A section of a file: unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A trained head in a folder: its weights, its settings, and which base it belongs to."""
+"""What trained heads have in common: a frozen base, and a folder with weights, settings, and which base it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError
 from specstream.models.architecture.fingerprint import fingerprint
@@ -22,6 +22,33 @@ WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
 KINDS = ("streams", "medusa")
 """Heads that there are drafters for, by the names of those."""
+
+
+class TrainedHead(nn.Module):
+    """A trainable part beside a frozen model, its base: ``parameters()`` are the part's alone.
+
+    Args:
+        model: the base, a transformers causal language model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self._base = (model,)  # in a tuple nn.Module does not take it for a part of its own
+
+    @property
+    def model(self) -> Any:
+        """The base."""
+        return self._base[0]
+
+    @property
+    def extra_parameters(self) -> int:
+        """How many parameters this part has; the base has ``model.num_parameters()``."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their weights; ``inventory.draft_bytes`` counts the copies that drafting makes too."""
+        return sum(parameter.nbytes for parameter in self.parameters())
 
 
 def describe_base(model: Any) -> dict[str, str]:
@@ -72,7 +99,7 @@ def kind_of(folder: str | Path) -> str:
     return str(kind)
 
 
-def check_base(folder: str | Path, model: str) -> None:
+def check_base_name(folder: str | Path, model: str) -> None:
     """Refuse heads of another model of the catalog before one is loaded; other bases are known by their weights.
 
     Raises:
@@ -88,6 +115,20 @@ def check_base(folder: str | Path, model: str) -> None:
         )
 
 
+def check_base(kind: str, folder: str | Path, base: Mapping[str, str], model: Any) -> None:
+    """Refuse heads of another base than this model.
+
+    Raises:
+        HeadMismatchError: they are; the message names both.
+    """
+    own = describe_base(model)
+    if base["fingerprint"] != own["fingerprint"]:
+        raise HeadMismatchError(
+            f"the {kind} in {str(folder)!r} belong to {base['name']} ({base['fingerprint']}) and the model is "
+            f"{own['name']} ({own['fingerprint']}); give that model, or heads that were trained for this one"
+        )
+
+
 def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights, on the CPU, and the settings of a head of this kind and base.
 
@@ -99,12 +140,7 @@ def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tens
     if (found := kind_of(folder)) != kind:
         raise ModelNotFoundError(f"{str(folder)!r} holds {found!r}; give a folder with {kind!r}")
     settings = read_settings(folder)
-    base, own = settings["base"], describe_base(model)
-    if base["fingerprint"] != own["fingerprint"]:
-        raise HeadMismatchError(
-            f"the {kind} in {str(folder)!r} belong to {base['name']} ({base['fingerprint']}) and the model is "
-            f"{own['name']} ({own['fingerprint']}); give that model, or heads that were trained for this one"
-        )
+    check_base(kind, folder, settings["base"], model)
     try:
         tensors = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:

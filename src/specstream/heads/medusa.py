@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specstream.errors import HeadMismatchError, UsageError, one_line
-from specstream.heads.folder import describe_base, save_head
+from specstream.errors import UsageError, one_line
+from specstream.heads.folder import TrainedHead, check_base, describe_base, save_head
+from specstream.models.architecture.compat import text_config
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -50,7 +51,7 @@ class ResidualBlock(nn.Module):
         return x
 
 
-class MedusaHeads(nn.Module):
+class MedusaHeads(TrainedHead):
     """Heads of one model.
 
     Args:
@@ -77,11 +78,10 @@ class MedusaHeads(nn.Module):
         token_map: Sequence[int] | Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         for name, value in (("num_heads", num_heads), ("num_layers", num_layers)):
             if value < 1:
                 raise UsageError(f"{name} is {value}; give 1 or more")
-        self._base = (model,)  # in a tuple, or its weights would count as the heads'
         output: Any = model.get_output_embeddings()
         self.vocab_size, hidden_size = output.weight.shape
         mapped = None if token_map is None else torch.as_tensor(token_map, dtype=torch.int64, device=model.device)
@@ -93,29 +93,14 @@ class MedusaHeads(nn.Module):
             for head in self.lm_heads:
                 head.weight.copy_(weight)  # type: ignore[operator]
         self.to(device=model.device, dtype=dtype)
-        self.layer = int(model.config.get_text_config(decoder=True).num_hidden_layers)
+        self.layer = int(text_config(model).num_hidden_layers)
         self.rates: list[list[float]] = []
         self.record: dict[str, Any] = {}
-
-    @property
-    def model(self) -> Any:
-        """The base."""
-        return self._base[0]
 
     @property
     def depth(self) -> int:
         """How many heads there are."""
         return len(self.blocks)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the heads' weights."""
-        return sum(weight.numel() * weight.element_size() for weight in self.parameters())
-
-    @property
-    def extra_parameters(self) -> int:
-        """How many parameters the heads have; the base has ``model.num_parameters()``."""
-        return sum(weight.numel() for weight in self.parameters())
 
     def logits(self, states: Tensor, head: int) -> Tensor:
         """Of head ``head``, from 0: ``[..., hidden]`` -> ``[..., vocab]`` of the tokens that are drafted."""
@@ -152,10 +137,6 @@ class MedusaHeads(nn.Module):
         output: Tensor = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         return output
 
-    def loss(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a batch, whose hidden states the base computes; see ``loss_of``."""
-        return self.loss_of(self.states_of(tokens), tokens, mask)
-
     def loss_of(self, states: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum over the heads of ``DECAY ** k`` times the mean cross-entropy of head k.
 
@@ -189,7 +170,7 @@ class MedusaHeads(nn.Module):
         ranks = []
         for head in range(self.depth):
             wanted = self._indices(tokens[:, head + 2 : head + 2 + rows][every])
-            logits = self.logits(states[:, :rows][every].to(self.lm_heads[0].weight.dtype), head)  # type: ignore[arg-type]
+            logits = self.logits(states[:, :rows][every].to(self._output.weight.dtype), head)
             own = logits.gather(1, wanted.clamp_min(0)[:, None])
             ranks.append((logits > own).sum(1).masked_fill(wanted == NOT_DRAFTED, self.vocab_size))
         return torch.stack(ranks, 1)
@@ -216,13 +197,12 @@ class MedusaHeads(nn.Module):
         save_head(folder, tensors, config, weights=WEIGHTS)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, model: Any, *, dtype: torch.dtype | None = None) -> MedusaHeads:
-        """Heads that were saved.
+    def from_pretrained(cls, folder: str | Path, model: Any) -> MedusaHeads:
+        """Heads that were saved, in the dtype of their base.
 
         Args:
             folder: where.
             model: their base.
-            dtype: None for the base's.
 
         Raises:
             UsageError: no heads there, or not whole.
@@ -230,24 +210,22 @@ class MedusaHeads(nn.Module):
         """
         config, tensors = read_heads(Path(folder))
         ours = config.get("specstream", {})
-        base, own = ours.get("base"), describe_base(model)
-        if base is not None and base["fingerprint"] != own["fingerprint"]:  # heads of other makers do not say
-            raise HeadMismatchError(
-                f"the Medusa heads in {str(folder)!r} belong to {base['name']} ({base['fingerprint']}) and the model "
-                f"is {own['name']} ({own['fingerprint']}); give that model, or heads that were trained for this one"
-            )
+        if (base := ours.get("base")) is not None:  # heads of other makers do not say
+            check_base("Medusa heads", folder, base, model)
         try:
             heads = cls(
                 model,
                 num_heads=config["num_heads"],
                 num_layers=config["num_hidden_layers"],
                 token_map=tensors.pop("token_map", None),
-                dtype=dtype or model.dtype,
+                dtype=model.dtype,
             )
             heads.load_state_dict(tensors, strict=False)
             missing = set(dict(heads.named_parameters())) ^ set(tensors)
         except (KeyError, IndexError, RuntimeError) as error:
-            raise UsageError(f"{folder} holds no Medusa heads for {own['name']}: {one_line(error)}") from error
+            raise UsageError(
+                f"{folder} holds no Medusa heads for {describe_base(model)['name']}: {one_line(error)}"
+            ) from error
         if missing:
             raise UsageError(f"{folder} holds other weights than its config says: {min(missing)}; fetch it again")
         heads.rates, heads.record = ours.get("rates", []), ours.get("record", {})
@@ -258,7 +236,7 @@ class MedusaHeads(nn.Module):
         ahead = head + 2
         wanted = mask[:, ahead:]
         own = states[:, : max(0, states.shape[1] - ahead)][wanted]
-        return own.to(self.lm_heads[0].weight.dtype), self._indices(tokens[:, ahead:][wanted])  # type: ignore[arg-type]
+        return own.to(self._output.weight.dtype), self._indices(tokens[:, ahead:][wanted])
 
     def _indices(self, tokens: Tensor) -> Tensor:
         """Tokens as rows of the output matrices."""

@@ -50,8 +50,6 @@ def stream_loss(
     *,
     main: MainStream | None = None,
     soften: float = 0.0,
-    share: float = 1.0,
-    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch, and its parts.
 
@@ -61,15 +59,13 @@ def stream_loss(
         mask: ``[rows, length]`` bool: the tokens to be predicted (answers, not prompts and no padding).
         main: the base's pass over the tokens, if it is there already.
         soften: how much of a stream's target is the base's distribution, from 0, the token alone, to 1.
-        share: of the positions, chosen anew each time; the base is read whole all the same.
-        generator: of that choice, on the CPU.
 
     Returns:
         A scalar with its graph, and means over what was predicted, detached: ``stream_1`` ..., with an early exit
         ``early``, in the shared mode ``next``.
     """
     main = streams.read(tokens) if main is None else main
-    wanted = _wanted(streams, tokens, mask, share, generator)
+    wanted = _wanted(streams, tokens, mask)
     final = _final_states(streams, main, tokens, wanted)
     parts = {}
     for j in range(1, streams.gamma + 1):
@@ -131,7 +127,7 @@ def stream_ranks(streams: Streams, tokens: Tensor, mask: Tensor, main: MainStrea
         ``[positions, gamma]`` int64; a token that the streams' vocabulary lacks has its size for a rank.
     """
     main = streams.read(tokens) if main is None else main
-    wanted = _wanted(streams, tokens, mask, 1.0, None)
+    wanted = _wanted(streams, tokens, mask)
     final = _final_states(streams, main, tokens, wanted)
     ahead = wanted.positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
     judged = (_following(tokens, mask, ahead) >= 0).all(-1)
@@ -155,12 +151,11 @@ def _early_loss(
     return _mean(streams, streams.early_exit(_states_at(main.states, positions)), targets, teacher, soften)
 
 
-def _wanted(streams: Streams, tokens: Tensor, mask: Tensor, share: float, generator: torch.Generator | None) -> _Wanted:
-    """Positions from which the first stream predicts something, or a share of them; rows with fewer repeat others."""
+def _wanted(streams: Streams, tokens: Tensor, mask: Tensor) -> _Wanted:
+    """Positions from which the first stream predicts something; rows with fewer have others, which predict nothing."""
     able = _following(tokens, mask, torch.arange(2, tokens.shape[1] + 2, device=tokens.device).expand_as(tokens)) >= 0
-    count = max(1, round(share * int(able.sum(1).max())))
-    order = torch.rand(able.shape, generator=generator).to(tokens.device) if share < 1 else _in_turn(able)
-    positions = (order + able).topk(count, 1).indices.sort(1).values
+    count = max(1, int(able.sum(1).max()))
+    positions = able.int().argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
     ahead = positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
     targets = _in_part(streams, _following(tokens, mask, ahead))
     behind = _at(tokens, positions + 1)
@@ -183,11 +178,6 @@ def _states_at(states: Tensor, positions: Tensor) -> Tensor:
     """``[rows, length, hidden]`` at ``[rows, count]``; places beyond the end give the last."""
     inside = positions.clamp(max=states.shape[1] - 1)
     return states.gather(1, inside[..., None].expand(-1, -1, states.shape[-1]))
-
-
-def _in_turn(able: Tensor) -> Tensor:
-    length = able.shape[1]
-    return torch.arange(length, 0, -1, device=able.device).expand_as(able) / (length + 1)
 
 
 def _following(tokens: Tensor, mask: Tensor, at: Tensor) -> Tensor:

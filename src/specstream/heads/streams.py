@@ -12,7 +12,7 @@ Left open by the paper, and decided here:
   when streams draft, the token behind the node is known. The paper's f is the identity in its experiments.
 - ``up`` of every low-rank change starts at zero: untrained streams are the model's own layers.
 - A stream does not see what the streams before it say. With ``chain_rank``, its final state is changed by a low-rank
-  map of the token drafted before (``heads/chained.py``; after Hydra's heads, Ankner et al., arXiv 2402.05109).
+  map of the token drafted before (``heads/token_map.py``; after Hydra's heads, Ankner et al., arXiv 2402.05109).
 - The streams may predict a part of the vocabulary only, such as its most frequent tokens: a token they never draft
   costs acceptance, never the output.
 - A round needs the streams of the last accepted node and of no other, and that node is known when its tree has been
@@ -37,10 +37,11 @@ from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError
 from specstream.heads.early_exit import EarlyExit
-from specstream.heads.folder import describe_base, load_head, save_head
+from specstream.heads.folder import TrainedHead, describe_base, load_head, save_head
 from specstream.heads.multistream import MainStream, read_main, run_streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
+from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.families import describe
 from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears
@@ -67,7 +68,7 @@ class _Frozen:
     token_map: TokenMap | None
 
 
-class Streams(nn.Module):
+class Streams(TrainedHead):
     """The trainable part. The base is not one of its modules: ``parameters()`` are the streams' alone, in float32.
 
     Args:
@@ -87,16 +88,15 @@ class Streams(nn.Module):
     def __init__(
         self, model: Any, config: StreamsConfig | None = None, vocabulary: Sequence[int] | Tensor | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         self.config = config = config or StreamsConfig()
         if config.mode == "lossless":
             model.requires_grad_(False)
-        self._base = (model,)  # in a tuple nn.Module does not take it for a part of its own
         self._family, self._layers = describe(model), decoder_layers(model)
         if config.layers > len(self._layers):
             raise UsageError(f"layers is {config.layers} and the model has {len(self._layers)}; give at most that many")
         self.first = len(self._layers) - config.layers
-        hidden, device = int(model.config.get_text_config(decoder=True).hidden_size), model.device
+        hidden, device = int(text_config(model).hidden_size), model.device
         self.embeddings = nn.Parameter(torch.randn(config.gamma, hidden, device=device) * 0.02)
         if config.start == "linear":
             self.from_state = nn.Parameter(torch.eye(hidden, device=device))
@@ -122,29 +122,9 @@ class Streams(nn.Module):
             self.add_chain(config.chain_rank)
 
     @property
-    def model(self) -> Any:
-        """The base."""
-        return self._base[0]
-
-    @property
     def gamma(self) -> int:
         """Streams of a position."""
         return self.config.gamma
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        """The layers of the target whose input a round needs."""
-        return (self.first,)
-
-    @property
-    def extra_parameters(self) -> int:
-        """How many parameters the streams have; the base has ``model.num_parameters()``."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of their weights; ``inventory.draft_bytes`` counts the copies that drafting makes too."""
-        return sum(parameter.nbytes for parameter in self.parameters())
 
     def adapter(self) -> Adapter:
         """The changes to linear layers, differentiable."""
@@ -230,7 +210,7 @@ class Streams(nn.Module):
         """What the streams of some nodes draft.
 
         Args:
-            target: whose last pass scored the nodes and has been committed; tapped at ``taps``.
+            target: whose last pass scored the nodes and has been committed; tapped at ``first``.
             places: for each of the rows, the row in that pass and its node there, the last one committed.
             following: the token of each that was emitted behind that node.
             count: candidates of each stream.
@@ -251,7 +231,8 @@ class Streams(nn.Module):
         final = target.branch(hidden, self.first, frozen.adapter, rows)
         token_map = frozen.token_map if hidden.shape[1] > 1 else None  # the first stream is behind no other's token
         most = count if token_map is None else count * CHAINED_FROM
-        best = self._logits(final).float().softmax(-1).topk(min(most, self._vocabulary_size()), -1)
+        shares = self._logits(final).float().softmax(-1)
+        best = shares.topk(min(most, shares.shape[-1]), -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
         found = zip(tokens.tolist(), best.values.tolist(), strict=True)
         if token_map is None:
@@ -338,7 +319,8 @@ class Streams(nn.Module):
         """The same object as long as the weights are the same: what is made of them is made once."""
         version = sum(parameter._version for parameter in self._changing)
         if self._frozen is None or self._frozen.version != version:
-            adapter = Adapter({name: (a.detach(), b.detach()) for name, (a, b) in self._pairs()})
+            changes = self.adapter().changes.items()
+            adapter = Adapter({name: (a.detach(), b.detach()) for name, (a, b) in changes})
             self._frozen = _Frozen(version, adapter, self._quick_start(), self._token_map())
         return self._frozen
 
@@ -365,9 +347,6 @@ class Streams(nn.Module):
         """What the streams make of the linear start's guess: ``[..., hidden]`` -> ``[..., gamma, hidden]``."""
         return guess.unsqueeze(-2) * self.scales.to(guess.dtype) + self.embeddings.to(guess.dtype)
 
-    def _pairs(self) -> list[tuple[str, tuple[Tensor, Tensor]]]:
-        return list(self.adapter().changes.items())
-
     def _places(self, tokens: Tensor) -> Tensor:
         """Where tokens stand in the streams' vocabulary, 0 if they do not."""
         if self.vocabulary is None:
@@ -378,9 +357,6 @@ class Streams(nn.Module):
         """Whether weights that draft are faster here as bytes."""
         found = capabilities(self.model.device, self.model.dtype, keep_dtype=True)
         return found.quantization.value != "none"
-
-    def _vocabulary_size(self) -> int:
-        return len(self.head()[0]) if self.vocabulary is None else len(self.vocabulary)
 
     def _logits(self, final: Tensor) -> Tensor:
         """Logits over the streams' vocabulary. On our kernels from bytes: to round a draft is to lose acceptance."""

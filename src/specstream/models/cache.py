@@ -20,6 +20,9 @@ STEP = 512
 """The cache grows by this many slots. Attention kernels on the CPU split the keys into blocks of up to 512, so a
 capacity that is a multiple of it keeps their order of summation, and with it the bits, while the cache grows."""
 
+KEYS, VALUES = 0, 1
+"""What a layer keeps of its tokens."""
+
 PADDING = 0
 """The token that stands in the slots of a pass that no node needs; nothing ever sees it."""
 
@@ -71,8 +74,7 @@ class TreeCache(Cache):
         self.capacity = STEP
         self.reach = STEP
         self.addresses: dict[object, Any] = {}
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
+        self._buffers: dict[tuple[int, int], Tensor] = {}  # by layer, and KEYS or VALUES
         self._rows = slice(0, rows)
         self._starts = self.lengths
         self._slots: tuple[Tensor, Tensor] | None = None
@@ -117,26 +119,31 @@ class TreeCache(Cache):
         A layer that has none yet gets them, of the dtype, heads and dimension of ``keys`` and ``values``
         ``[rows, heads, any, head_dim]``.
         """
-        self._make_room(layer_idx, keys, values)
-        return self._keys[layer_idx][self._rows], self._values[layer_idx][self._rows]
+        if (layer_idx, KEYS) not in self._buffers:
+            self.addresses.clear()
+            self._buffers[layer_idx, KEYS] = self._buffer((layer_idx, KEYS), keys)
+            self._buffers[layer_idx, VALUES] = self._buffer((layer_idx, VALUES), values)
+        return self._buffers[layer_idx, KEYS][self._rows], self._buffers[layer_idx, VALUES][self._rows]
 
     def erase(self, layers: Sequence[int], width: int) -> None:
         """Forget what the planned pass wrote into these layers: zeros, as if there had been none."""
-        for layer_idx in layers:
-            for buffers in (self._keys, self._values):
-                if self._slots is None:
-                    buffers[layer_idx][self._rows, :, self._starts[0] : self._starts[0] + width] = 0
-                else:
-                    rows, slots = self._slots
-                    buffers[layer_idx][self._rows][rows, :, slots] = 0
+        for buffer in self._of(layers):
+            if self._slots is None:
+                buffer[self._rows, :, self._starts[0] : self._starts[0] + width] = 0
+            else:
+                rows, slots = self._slots
+                buffer[self._rows][rows, :, slots] = 0
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keep each row's path (node indices in increasing order) right behind its committed tokens."""
-        self.gather(paths, self._keys)
+        self.gather(paths, None)
         self.lengths = [length + len(path) for length, path in zip(self.lengths, paths, strict=True)]
 
-    def gather(self, nodes: Sequence[Sequence[int]], layers: Iterable[int]) -> None:
-        """Move each row's named nodes (in increasing order) right behind its committed tokens, in these layers."""
+    def gather(self, nodes: Sequence[Sequence[int]], layers: Iterable[int] | None) -> None:
+        """Move each row's named nodes (in increasing order) right behind its committed tokens, in these layers.
+
+        None is all layers.
+        """
         moves = [  # row, from slot, to slot
             (row, self.lengths[row] + node, self.lengths[row] + at)
             for row, own in enumerate(nodes)
@@ -144,7 +151,7 @@ class TreeCache(Cache):
             if node != at
         ]
         if moves:
-            buffers = [each[layer_idx] for layer_idx in layers for each in (self._keys, self._values)]
+            buffers = list(self._buffers.values() if layers is None else self._of(layers))
             rows, sources, targets = upload(moves, buffers[0].device).unbind(1)
             for buffer in buffers:
                 buffer[rows, :, targets] = buffer[rows, :, sources]  # all are read before the first is written
@@ -163,11 +170,10 @@ class TreeCache(Cache):
         """A new cache whose first slots hold, layer by layer, what is taken of this one's."""
         made = self._blank(len(lengths), capacity)
         made.lengths = list(lengths)
-        for layer_idx, layer in self._keys.items():
-            made._make_room(layer_idx, layer, self._values[layer_idx])
-            for mine, theirs in ((self._keys, made._keys), (self._values, made._values)):
-                part = taken(mine[layer_idx])
-                theirs[layer_idx][:, :, : part.shape[2]] = part
+        for key, buffer in self._buffers.items():
+            part = taken(buffer)
+            made._buffers[key] = made._buffer(key, buffer)
+            made._buffers[key][:, :, : part.shape[2]] = part
         return made
 
     def rollback(self, lengths: Sequence[int]) -> None:
@@ -180,9 +186,7 @@ class TreeCache(Cache):
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         self.addresses.clear()
-        for tensors in (self._keys, self._values):
-            for layer_idx, layer in tensors.items():
-                tensors[layer_idx] = layer[list(rows)]
+        self._buffers = {key: buffer[list(rows)] for key, buffer in self._buffers.items()}
         self.lengths = [self.lengths[row] for row in rows]
 
     def join(self, other: TreeCache) -> None:
@@ -190,14 +194,11 @@ class TreeCache(Cache):
         self.reserve(other.capacity)
         other.reserve(self.capacity)
         self.addresses.clear()
-        for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
-            for layer_idx in mine.keys() | theirs.keys():
-                like = mine[layer_idx] if layer_idx in mine else theirs[layer_idx]
-                if layer_idx not in theirs:  # nothing was read there yet
-                    theirs[layer_idx] = blank(like, len(other.lengths), self.capacity)
-                if layer_idx not in mine:
-                    mine[layer_idx] = blank(like, len(self.lengths), self.capacity)
-                mine[layer_idx] = torch.cat([mine[layer_idx], theirs.pop(layer_idx)])
+        for key in self._buffers.keys() | other._buffers.keys():
+            for one, another in ((self, other), (other, self)):
+                if key not in one._buffers:  # nothing was read there yet
+                    one._buffers[key] = one._buffer(key, another._buffers[key])
+            self._buffers[key] = torch.cat([self._buffers[key], other._buffers.pop(key)])
         self.lengths = [*self.lengths, *other.lengths]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -209,8 +210,7 @@ class TreeCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes held by all layers."""
-        layers = (*self._keys.values(), *self._values.values())
-        return sum(layer.numel() * layer.element_size() for layer in layers)
+        return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def reserve(self, needed: int) -> None:
         """Make room for ``needed`` slots in every row."""
@@ -218,10 +218,9 @@ class TreeCache(Cache):
             return
         self.capacity = capacity_for(needed)
         self.addresses.clear()
-        for tensors in (self._keys, self._values):
-            for layer_idx, layer in tensors.items():
-                tensors[layer_idx] = blank(layer, len(self.lengths), self.capacity)
-                tensors[layer_idx][:, :, : layer.shape[2]] = layer
+        for key, buffer in self._buffers.items():
+            self._buffers[key] = self._buffer(key, buffer)
+            self._buffers[key][:, :, : buffer.shape[2]] = buffer
 
     def _blank(self, rows: int, capacity: int) -> TreeCache:
         """An empty cache of the same kind."""
@@ -229,13 +228,10 @@ class TreeCache(Cache):
         blank.capacity = capacity
         return blank
 
-    def _make_room(self, layer_idx: int, keys: Tensor, values: Tensor) -> None:
-        """Buffers for a layer that has none yet."""
-        if layer_idx not in self._keys:
-            self.addresses.clear()
-            self._keys[layer_idx], self._values[layer_idx] = self._buffers(layer_idx, keys, values)
+    def _buffer(self, key: tuple[int, int], like: Tensor) -> Tensor:
+        """One for all rows and slots, in which nothing is written yet."""
+        return blank(like, len(self.lengths), self.capacity)
 
-    def _buffers(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of a layer that writes for the first time."""
-        rows = len(self.lengths)
-        return blank(keys, rows, self.capacity), blank(values, rows, self.capacity)
+    def _of(self, layers: Iterable[int]) -> list[Tensor]:
+        """The keys and the values of these layers."""
+        return [self._buffers[layer_idx, part] for layer_idx in layers for part in (KEYS, VALUES)]

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from specstream.errors import UsageError
-from specstream.files.yaml_file import read_document, validated
+from specstream.files.yaml_file import Section, read_document, validated
 
 NONE = "none"
 """The name of plain decoding among the drafters: what the others are measured against."""
 
 
-class DrafterSpec(BaseModel):
+class DrafterSpec(Section):
     """One of the drafters that are chosen from.
 
     Attributes:
@@ -26,8 +26,6 @@ class DrafterSpec(BaseModel):
         draft_quantization: of the draft model's weights.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     drafter: str
     draft: str | None = None
     heads: str | None = None
@@ -35,7 +33,7 @@ class DrafterSpec(BaseModel):
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
 
 
-class RouterConfig(BaseModel):
+class RouterConfig(Section):
     """A trained router at work.
 
     Attributes:
@@ -47,8 +45,6 @@ class RouterConfig(BaseModel):
         memory: generations after which what was learned has faded to a third.
         seed: of the choices.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     router: str
     state: str | None = None

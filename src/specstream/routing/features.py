@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,12 +47,8 @@ SPREAD = 256
 def token_table(tokenizer: Any, size: int) -> Tensor:
     """Characters of each token, and of each kind among them.
 
-    Args:
-        tokenizer: decodes them one by one.
-        size: of the vocabulary; tokens that the tokenizer does not know hold nothing.
-
     Returns:
-        ``[size, 1 + len(CLASSES)]`` uint8.
+        ``[size, 1 + len(CLASSES)]`` uint8; tokens that the tokenizer does not know hold nothing.
     """
     known = range(min(size, len(tokenizer)))
     texts = tokenizer.batch_decode([[token] for token in known], skip_special_tokens=True)
@@ -81,14 +77,11 @@ def _repeated(ids: Tensor, size: int) -> float:
     return 1 - len(grams.unique()) / total  # type: ignore[no-untyped-call]
 
 
-class Embedding(Protocol):
-    """What a prompt is about, as a vector."""
-
-    def __call__(self, tokens: Sequence[int]) -> Tensor:
-        """``[size]`` float32 on the CPU."""
+Embedding = Callable[[Sequence[int]], Tensor]
+"""What a prompt is about: its tokens to a vector, ``[size]`` float32 on the CPU."""
 
 
-class TargetEmbedding:
+def target_embedding(weight: Tensor) -> Embedding:
     """The mean of the target's own input embeddings over the prompt: no further weights, no pass of any model.
 
     Of a long prompt ``SPREAD`` tokens say what it is about as well as all, and to gather them costs no more.
@@ -96,54 +89,37 @@ class TargetEmbedding:
     Args:
         weight: the input embeddings, ``[vocab, hidden]``.
     """
+    weight = weight.detach()
 
-    def __init__(self, weight: Tensor) -> None:
-        self._weight = weight.detach()
-
-    def __call__(self, tokens: Sequence[int]) -> Tensor:
+    def embed(tokens: Sequence[int]) -> Tensor:
         spread = tokens[:: math.ceil(len(tokens) / SPREAD)]
-        rows = self._weight[torch.tensor(spread, dtype=torch.int64, device=self._weight.device)]
-        return rows.float().mean(0).cpu()
+        return weight[torch.tensor(spread, dtype=torch.int64, device=weight.device)].float().mean(0).cpu()
+
+    return embed
 
 
-class SentenceEmbedding:
-    """all-mpnet-base-v2's, 768 numbers: a pass of 110 M parameters over the prompt's text, on the CPU.
+def sentence_embedding(name: str, tokenizer: Any) -> Embedding:
+    """all-mpnet-base-v2's, 768 numbers: a pass of 110 M parameters over the prompt's text, on the CPU."""
+    package = require("sentence_transformers", "router", "embedding mpnet")
+    if tokenizer is None:
+        raise UsageError("embedding is 'mpnet' and there is no tokenizer; give the target's, to read the prompt with")
+    try:
+        model = package.SentenceTransformer(name, device="cpu")
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"the embedding model {name!r} cannot be loaded: {error}; give embedding.model, a folder of it"
+        ) from None
 
-    Args:
-        model: its hub id or a folder.
-        tokenizer: of the target; turns tokens back into text.
+    def embed(tokens: Sequence[int]) -> Tensor:
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        return torch.as_tensor(model.encode(text, convert_to_numpy=True, show_progress_bar=False), dtype=torch.float32)
 
-    Raises:
-        MissingPackageError: sentence-transformers is not installed, with the line that installs it.
-        ModelNotFoundError: no such model.
-        UsageError: no tokenizer.
-    """
-
-    def __init__(self, model: str, tokenizer: Any) -> None:
-        package = require("sentence_transformers", "router", "embedding mpnet")
-        if tokenizer is None:
-            raise UsageError(
-                "embedding is 'mpnet' and there is no tokenizer; give the target's, to read the prompt with"
-            )
-        try:
-            self._model = package.SentenceTransformer(model, device="cpu")
-        except (OSError, ValueError) as error:
-            raise ModelNotFoundError(
-                f"the embedding model {model!r} cannot be loaded: {error}; give embedding.model, a folder of it"
-            ) from None
-        self._tokenizer = tokenizer
-
-    def __call__(self, tokens: Sequence[int]) -> Tensor:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        vector = self._model.encode(text, convert_to_numpy=True, show_progress_bar=False)
-        return torch.as_tensor(vector, dtype=torch.float32)
+    return embed
 
 
-class NoEmbedding:
+def no_embedding(tokens: Sequence[int]) -> Tensor:
     """Nothing: the hints alone."""
-
-    def __call__(self, tokens: Sequence[int]) -> Tensor:
-        return torch.zeros(0)
+    return torch.zeros(0)
 
 
 def make_embedding(name: str, model: str | None, target: Any, tokenizer: Any) -> Embedding:
@@ -156,24 +132,21 @@ def make_embedding(name: str, model: str | None, target: Any, tokenizer: Any) ->
         tokenizer: the target's; only mpnet needs it.
 
     Raises:
-        UsageError: an unknown name.
+        MissingPackageError: sentence-transformers is not installed, with the line that installs it.
+        ModelNotFoundError: no such model.
+        UsageError: an unknown name, or no tokenizer for mpnet.
     """
     if name == "target":
-        return TargetEmbedding(target.get_input_embeddings().weight)
+        return target_embedding(target.get_input_embeddings().weight)
     if name == "mpnet":
-        return SentenceEmbedding(model or MPNET, tokenizer)
+        return sentence_embedding(model or MPNET, tokenizer)
     if name == "none":
-        return NoEmbedding()
+        return no_embedding
     raise UsageError(f"embedding is {name!r}; give 'target', 'mpnet' or 'none'")
 
 
 class Features:
-    """All features of a prompt.
-
-    Args:
-        table: of the vocabulary, from ``token_table``.
-        embedding: what they end with.
-    """
+    """All features of a prompt, by the vocabulary's ``token_table``; they end with the embedding."""
 
     def __init__(self, table: Tensor, embedding: Embedding) -> None:
         self._table, self._embedding = table, embedding

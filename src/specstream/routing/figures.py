@@ -8,9 +8,8 @@ runs and judged by the one left out, since the best of several noisy measurement
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import mean
-from typing import Any
 
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
@@ -69,20 +68,11 @@ class RouterTable:
     prompts: int
     runs: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        return asdict(self)
-
 
 def router_table(collected: Sequence[Collected], chosen: Sequence[str], seconds: Sequence[float]) -> RouterTable:
-    """The table of a router.
-
-    Args:
-        collected: prompts that were measured.
-        chosen: the router's drafter for each.
-        seconds: that the choice took.
-    """
-    every = _figures(collected, chosen, seconds)
+    """The table of a router on prompts that were measured, by its drafter for each and the seconds of each choice."""
+    routed = list(zip(collected, chosen, seconds, strict=True))
+    every = _figures(routed)
     fixed = {each.name: each.tokens_per_second for each in every if each.name not in (ROUTER, ORACLE)}
     best_single = max(fixed, key=lambda name: fixed[name])
     router, oracle = (next(each.tokens_per_second for each in every if each.name == name) for name in (ROUTER, ORACLE))
@@ -90,13 +80,13 @@ def router_table(collected: Sequence[Collected], chosen: Sequence[str], seconds:
     domains = list(dict.fromkeys(each.domain for each in collected))
     return RouterTable(
         all=every,
-        domains={domain: _figures(*_of_domain(domain, collected, chosen, seconds)) for domain in domains},
+        domains={domain: _figures([row for row in routed if row[0].domain == domain]) for domain in domains},
         chosen={name: list(chosen).count(name) for name in fixed},
         best_single=best_single,
         regret=1 - router / oracle,
         gap_closed=(router / fixed[best_single] - 1) / lead if lead >= LEAST_LEAD else None,
         lead=lead,
-        agreement=mean(name == best_of(each.runs) for each, name in zip(collected, chosen, strict=True)),
+        agreement=mean(name == best_of(each.runs) for each, name, _ in routed),
         routing_seconds=mean(seconds),
         prompts=len(collected),
         runs=min(len(own) for each in collected for own in each.runs.values()),
@@ -113,21 +103,12 @@ def speed(runs: Sequence[Run]) -> float:
     return sum(run.tokens for run in runs) / sum(run.seconds for run in runs)
 
 
-def _of_domain(
-    domain: str, collected: Sequence[Collected], chosen: Sequence[str], seconds: Sequence[float]
-) -> tuple[list[Collected], list[str], list[float]]:
-    rows = [row for row in zip(collected, chosen, seconds, strict=True) if row[0].domain == domain]
-    return [each for each, _, _ in rows], [name for _, name, _ in rows], [spent for _, _, spent in rows]
-
-
-def _figures(collected: Sequence[Collected], chosen: Sequence[str], seconds: Sequence[float]) -> list[Figures]:
-    names = sorted(collected[0].runs, key=lambda name: name != NONE)
-    sides: dict[str, list[tuple[list[Run], float]]] = {
-        name: [(each.runs[name], 0.0) for each in collected] for name in names
-    }
-    routed = zip(collected, chosen, seconds, strict=True)
+def _figures(routed: Sequence[tuple[Collected, str, float]]) -> list[Figures]:
+    """Of prompts, the router's drafter for each, and the seconds that its choice took."""
+    names = sorted(routed[0][0].runs, key=lambda name: name != NONE)
+    sides = {name: [(each.runs[name], 0.0) for each, _, _ in routed] for name in names}
     sides[ROUTER] = [(each.runs[name], spent) for each, name, spent in routed]
-    sides[ORACLE] = [(_oracle(each.runs), 0.0) for each in collected]
+    sides[ORACLE] = [(_oracle(each.runs), 0.0) for each, _, _ in routed]
     plain = _speed(sides[NONE])
     return [
         Figures(

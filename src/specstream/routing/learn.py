@@ -6,14 +6,17 @@ reckons with. The table itself is then fitted to all of the data for that many e
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import huber_loss
 
+from specstream.files.yaml_file import Section
 from specstream.routing.features import HINTS
 from specstream.routing.model import Network
 
@@ -21,7 +24,7 @@ LEAST_NOISE = 0.02
 """Nothing is measured better than this: a noise of 0 would have the first look decide."""
 
 
-class FitSection(BaseModel):
+class FitSection(Section):
     """How the table is fitted.
 
     Attributes:
@@ -34,8 +37,6 @@ class FitSection(BaseModel):
         weight_decay: AdamW's.
         seed: of the first weights and of the folds.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     hidden: int = Field(default=24, ge=1)
     reduced: int = Field(default=16, ge=0)
@@ -95,10 +96,9 @@ def fit(samples: Samples, section: FitSection) -> Fitted:
     residuals = torch.zeros_like(samples.ratios)
     for number, fold in enumerate(folds if len(folds) > 1 else []):
         rest = torch.cat([other for at, other in enumerate(folds) if at != number])
-        best = _stopped_early(samples.take(rest), samples.take(fold), section)
-        epochs.append(best.epoch)
-        losses.append(best.loss)
-        residuals[fold] = best.residuals
+        epoch, loss, residuals[fold] = _stopped_early(samples.take(rest), samples.take(fold), section)
+        epochs.append(epoch)
+        losses.append(loss)
     count = int(median(epochs)) if epochs else section.epochs
     network, step = _begin(samples, section)
     for _ in range(count):
@@ -108,33 +108,24 @@ def fit(samples: Samples, section: FitSection) -> Fitted:
     return Fitted(network=network.eval(), epochs=count, noise=noise, held_out_loss=loss)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Best:
-    """A fold at its best epoch."""
-
-    epoch: int
-    loss: float
-    residuals: Tensor
-
-
-def _stopped_early(samples: Samples, held_out: Samples, section: FitSection) -> _Best:
+def _stopped_early(samples: Samples, held_out: Samples, section: FitSection) -> tuple[int, float, Tensor]:
+    """The best epoch of a fold, its held-out loss and its residuals."""
     network, step = _begin(samples, section)
     inputs = network.standardise(held_out.features)
-    best: _Best | None = None
+    best = (0, math.inf, held_out.ratios)
     for epoch in range(1, section.epochs + 1):
         step()
         with torch.no_grad():
             ratios, _ = network(inputs)
         loss = float(_loss(ratios, held_out))
-        if best is None or loss < best.loss:
-            best = _Best(epoch=epoch, loss=loss, residuals=held_out.ratios - ratios)
-        elif epoch - best.epoch >= section.patience:
+        if epoch == 1 or loss < best[1]:
+            best = (epoch, loss, held_out.ratios - ratios)
+        elif epoch - best[0] >= section.patience:
             break
-    assert best is not None
     return best
 
 
-def _begin(samples: Samples, section: FitSection) -> tuple[Network, _Step]:
+def _begin(samples: Samples, section: FitSection) -> tuple[Network, Callable[[], None]]:
     """A network that knows the features' scale and nothing else, and what fits it by one epoch."""
     embedding = samples.features[:, len(HINTS) :]
     reduced = min(section.reduced, embedding.shape[1], max(len(samples) - 1, 0))
@@ -156,25 +147,24 @@ def _begin(samples: Samples, section: FitSection) -> tuple[Network, _Step]:
         weights = samples.weights[:, None] / samples.weights.sum()
         network.output.weight.zero_()
         network.output.bias.copy_((samples.ratios * weights).sum(0))
-    return network, _Step(network, samples, section)
+    return network, _stepper(network, samples, section)
 
 
-class _Step:
-    """One epoch: all of the samples at once."""
+def _stepper(network: Network, samples: Samples, section: FitSection) -> Callable[[], None]:
+    """What fits the network by one epoch: all of the samples at once."""
+    inputs = network.standardise(samples.features)
+    decayed = [network.hidden.weight, network.output.weight]
+    rest = [network.hidden.bias, network.output.bias]
+    groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=section.learning_rate)
 
-    def __init__(self, network: Network, samples: Samples, section: FitSection) -> None:
-        self._network, self._samples = network, samples
-        self._inputs = network.standardise(samples.features)
-        decayed = [network.hidden.weight, network.output.weight]
-        rest = [network.hidden.bias, network.output.bias]
-        groups = [{"params": decayed, "weight_decay": section.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=section.learning_rate)
+    def step() -> None:
+        ratios, _ = network(inputs)
+        optimizer.zero_grad()
+        _loss(ratios, samples).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
-    def __call__(self) -> None:
-        ratios, _ = self._network(self._inputs)
-        self._optimizer.zero_grad()
-        _loss(ratios, self._samples).backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+    return step
 
 
 def _loss(ratios: Tensor, samples: Samples) -> Tensor:

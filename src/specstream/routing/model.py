@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, SpecStreamError, one_line
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, SpecStreamError, reason_of
 from specstream.files.yaml_file import validated
 from specstream.heads.folder import describe_base, read_settings, save_head
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
@@ -161,7 +161,8 @@ class RouterModel:
         try:
             tensors = load_file(Path(folder) / WEIGHTS)
             check_drafters(settings["drafters"])
-            drafters = _specs(settings["drafters"])
+            specs = settings["drafters"].items()
+            drafters = {name: validated(DrafterSpec, spec, f"drafters.{name}.") for name, spec in specs}
             network = _network(tensors, settings["hints"], list(drafters))
             model = cls(
                 network=network,
@@ -176,17 +177,12 @@ class RouterModel:
         except SpecStreamError:
             raise
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = one_line(error)
             raise ModelNotFoundError(
-                f"the router in {str(folder)!r} cannot be read: {type(error).__name__}: {reason}; train it again"
+                f"the router in {str(folder)!r} cannot be read: {reason_of(error)}; train it again"
             ) from error
         if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
             raise NumericalError(f"the weights in {str(folder)!r} hold NaN or infinity; train the router again")
         return model
-
-
-def _specs(values: Mapping[str, Any]) -> dict[str, DrafterSpec]:
-    return {name: validated(DrafterSpec, spec, f"drafters.{name}.") for name, spec in values.items()}
 
 
 def _network(tensors: Mapping[str, Tensor], hints: Sequence[str], drafters: Sequence[str]) -> Network:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from specstream.errors import UsageError
 from specstream.files.atomic import why_unread
@@ -35,10 +34,6 @@ class Run:
     total: float
     equal: bool
 
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
-
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
@@ -59,10 +54,6 @@ class Collected:
     source: str
     runs: dict[str, list[Run]]
     error: str = ""
-
-    def to_line(self) -> dict[str, Any]:
-        """Plain values for a line of JSON."""
-        return asdict(self)
 
     def of(self, drafters: Iterable[str]) -> Collected:
         """The same prompt with the runs of some drafters only."""

@@ -23,7 +23,7 @@ from specstream.errors import UsageError
 from specstream.routing.config import DrafterSpec, RouterConfig, check_drafters, router_config
 from specstream.routing.features import Features
 from specstream.routing.model import RouterModel
-from specstream.routing.state import Beliefs, load_beliefs, save_beliefs
+from specstream.routing.state import Beliefs
 
 _log = logging.getLogger("specstream.routing")
 
@@ -76,6 +76,7 @@ class Router:
         self._tokenizer: Any = None
         self._beliefs = Beliefs(
             names=model.names,
+            router=model.fingerprint,
             hidden=model.network.hidden.out_features,
             noise=[model.noise[name] for name in model.names[1:]],
             doubt=config.doubt,
@@ -83,7 +84,7 @@ class Router:
             plain=model.plain_tokens_per_second,
         )
         if config.state is not None and Path(config.state).exists():
-            load_beliefs(self._beliefs, config.state, model.fingerprint)
+            self._beliefs.load(config.state)
 
     @classmethod
     def from_config(cls, config: RouterConfig | Mapping[str, Any] | str | Path) -> Self:
@@ -195,7 +196,7 @@ class Router:
 
     def save_state(self, path: str | Path) -> None:
         """Write what was learned since training into a file, which is whole or as it was."""
-        save_beliefs(self._beliefs, path, self.model.fingerprint)
+        self._beliefs.save(path)
 
     def load_state(self, path: str | Path) -> None:
         """Go on from what ``save_state`` wrote.
@@ -203,4 +204,4 @@ class Router:
         Raises:
             UsageError: the file cannot be read, is damaged, or belongs to another router; nothing is changed then.
         """
-        load_beliefs(self._beliefs, path, self.model.fingerprint)
+        self._beliefs.load(path)

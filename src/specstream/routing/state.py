@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specstream.errors import UsageError, one_line
+from specstream.files.atomic import whole
 
 FARTHEST = 3.0
 """Deviations of what is believed that one measurement may be off and still be believed as it is."""
@@ -34,6 +34,7 @@ class Beliefs:
 
     Args:
         names: the drafters; the first is plain decoding, whose residual is 0.
+        router: fingerprint of the table.
         hidden: width of the table's hidden layer.
         noise: standard deviation of a measured log ratio, of each drafter but the first.
         doubt: standard deviation of the residuals before anything was measured.
@@ -45,6 +46,7 @@ class Beliefs:
         self,
         *,
         names: Sequence[str],
+        router: str,
         hidden: int,
         noise: Sequence[float],
         doubt: float,
@@ -53,6 +55,7 @@ class Beliefs:
     ) -> None:
         size = 1 + hidden
         self.names = list(names)
+        self._metadata = {"kind": "router state", "router": router, "drafters": ", ".join(names)}
         self.plain = plain
         self.surprise = 1.0
         self._noise = torch.tensor(noise, dtype=torch.float64)
@@ -135,56 +138,40 @@ class Beliefs:
         self._covariances = torch.linalg.inv(self._prior / self.surprise + self.evidence)
         self._means = (self._covariances @ self.weighted[:, :, None])[:, :, 0]
 
+    def save(self, path: str | Path) -> None:
+        """Write them into a file, which is whole or as it was.
 
-def save_beliefs(beliefs: Beliefs, path: str | Path, router: str) -> None:
-    """Write them under another name, then put that in the file's place.
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with whole(Path(path)) as partial:
+                save_file(self.tensors(), partial, metadata=self._metadata)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(
+                f"router_state {str(path)!r} cannot be written: {error}; give another file, or none"
+            ) from error
 
-    Args:
-        beliefs: to keep.
-        path: the file.
-        router: fingerprint of the table that they go with.
+    def load(self, path: str | Path) -> None:
+        """Take what ``save`` wrote.
 
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    file = Path(path)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(beliefs.tensors(), partial, metadata=_metadata(beliefs, router))
-        os.replace(partial, file)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"router_state {str(path)!r} cannot be written: {error}; give another file, or none"
-        ) from error
-    finally:
-        if partial.exists():
-            partial.unlink()
-
-
-def load_beliefs(beliefs: Beliefs, path: str | Path, router: str) -> None:
-    """Restore them from a file.
-
-    Raises:
-        UsageError: it cannot be read, is damaged, or belongs to another router; nothing is changed then.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-        for name, own in _metadata(beliefs, router).items():
-            if metadata.get(name) != own:
-                raise ValueError(f"its {name} is {metadata.get(name)!r} and the router's {own!r}")
-        beliefs.restore(tensors)
-    except (OSError, SafetensorError, ValueError) as error:
-        reason = one_line(error)
-        raise UsageError(
-            f"router_state {str(path)!r} is not this router's: {reason}; remove it to begin anew, or give another file"
-        ) from error
-
-
-def _metadata(beliefs: Beliefs, router: str) -> dict[str, str]:
-    return {"kind": "router state", "router": router, "drafters": ", ".join(beliefs.names)}
+        Raises:
+            UsageError: it cannot be read, is damaged, or belongs to another router; nothing is changed then.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+            for name, own in self._metadata.items():
+                if metadata.get(name) != own:
+                    raise ValueError(f"its {name} is {metadata.get(name)!r} and the router's {own!r}")
+            self.restore(tensors)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UsageError(
+                f"router_state {str(path)!r} is not this router's: {one_line(error)}; remove it to begin anew, or "
+                "give another file"
+            ) from error
 
 
 def _inputs(hidden: Tensor) -> Tensor:

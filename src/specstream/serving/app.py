@@ -19,7 +19,6 @@ from starlette.types import Receive, Scope, Send
 
 from specstream.engine.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
-from specstream.serving.access import Access
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
@@ -27,7 +26,7 @@ from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.metrics import ServerMetrics
-from specstream.serving.middleware import PROBES, Guard, JsonResponse, refusal
+from specstream.serving.middleware import PROBES, Access, Guard, JsonResponse, refusal
 from specstream.serving.requests import ChatBody, CompletionBody
 from specstream.serving.responses import Shape, usage
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
@@ -38,20 +37,16 @@ CLIENT_GONE = 499
 """nginx's status for a client that did not wait; nobody reads it."""
 
 
-def build_app(engine: SpeculativeEngine, config: DeploymentConfig) -> FastAPI:
-    """The server, whose scheduler runs while the application does."""
-    return Server(engine, config).app
-
-
 class Server:
-    """One engine behind HTTP.
+    """One engine behind HTTP; its scheduler runs while ``app``, the application, does.
 
     Args:
         engine: what answers; from the start of the application on its scheduler's alone.
         config: the limits, and what the model is called.
+        replica: the name that every answer says, where there are several servers.
     """
 
-    def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig) -> None:
+    def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig, replica: str | None = None) -> None:
         self.config, self.meters = config, ServerMetrics()
         self.gateway = Gateway(engine, config)
         self.scheduler = Scheduler(
@@ -65,9 +60,9 @@ class Server:
         self._lossless = engine.config.acceptance_threshold is None
         self._left_out = engine.parts.left_out
         self._created = int(time.time())
-        self.app = self._routes()
+        self.app = self._routes(replica)
 
-    def _routes(self) -> FastAPI:
+    def _routes(self, replica: str | None) -> FastAPI:
         # A redirect would name the host that the client sent.
         app = FastAPI(
             title="SpecStream", lifespan=self._lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
@@ -88,7 +83,7 @@ class Server:
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             )
-        app.add_middleware(Access)
+        app.add_middleware(Access, replica=replica)
         app.add_exception_handler(RequestValidationError, self._malformed)  # type: ignore[arg-type]
         kinds: list[type[Exception]] = [HTTPException, *_KINDS]
         for kind in kinds:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import Response
@@ -24,14 +23,8 @@ _PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
 _FIELDS = tuple({**ChatBody.model_fields, **CompletionBody.model_fields})
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Complaint:
-    """One of pydantic's errors.
-
-    Attributes:
-        place: keys and indices that lead to what it is about.
-        words: what is wrong there.
-    """
+class _Complaint(NamedTuple):
+    """One of pydantic's errors: the keys and indices that lead to what it is about, and what is wrong there."""
 
     place: tuple[str | int, ...]
     words: str

@@ -18,6 +18,7 @@ from specstream.config import DrafterName
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError, listed, meant, remedy
 from specstream.files.yaml_file import Document, misplaced, owner_of, read_document
+from specstream.serving.faults import FieldError
 
 GB = 1e9
 
@@ -107,7 +108,7 @@ class DeploymentConfig(BaseModel):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                raise UsageError(_complaint(error)) from None
+                raise FieldError(_complaint(error), str(error.errors()[0]["loc"][0])) from None
 
         def __setattr__(self, name: str, value: Any) -> None:
             raise UsageError(f"{name} cannot be set to {value!r} any more; give it when the configuration is made")
@@ -189,15 +190,14 @@ class DeploymentConfig(BaseModel):
         values |= {name: value for name, value in given.items() if value is not None}
         try:
             return cls(**values)
-        except UsageError as error:
-            name = re.sub(r"^unknown (setting|section) '", "", str(error)).split("'")[0].split()[0].split(".")[0]
-            if given.get(name) is not None:
+        except FieldError as error:
+            if given.get(name := error.param) is not None:
                 where = ""
             elif (key := PREFIX + name.upper()) in environment:
                 where = f"{key}: "
             else:
                 where = document.where((name,))
-            owner = owner_of(document.values, cls.model_fields) if "unknown s" in str(error) else ""  # setting, section
+            owner = "" if name in cls.model_fields else owner_of(document.values, cls.model_fields)
             raise UsageError(f"{where}{error}{owner}") from None
 
 

@@ -14,7 +14,6 @@ from specstream.config import GenerationConfig
 from specstream.core.decode import Reading
 from specstream.core.rows import Round, Row
 from specstream.engine.generation import Generation, Parts
-from specstream.engine.text import TextStream
 from specstream.errors import SpecStreamError
 
 
@@ -40,13 +39,8 @@ class Piece:
     chances: tuple[TokenChance, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Done:
-    """A job's end: ``row`` has the counts, ``text`` is the whole answer."""
-
-    row: Row
-    text: str
-    reason: str
+    """A job's end: its pieces are the whole answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +82,12 @@ class Job:
     outcome: str = ""
     row: Row | None = None
     _generation: Generation = field(init=False)
-    _stream: TextStream = field(init=False)
     _chances: list[TokenChance] = field(default_factory=list)
 
     def begin(self, parts: Parts) -> Reading:
         """Its prompt, to be read."""
         self.joined = time.monotonic()
         self._generation = Generation(parts, [self.prompt], self.config)
-        self._stream = TextStream(parts.tokenizer, hold=max(map(len, self.config.stop_strings), default=0))
         (self.row,) = self._generation.rows
         if self.top_logprobs is not None:
             self.row.watch = self._watch
@@ -125,13 +117,10 @@ class Job:
         if self.first is None:
             self.first = time.monotonic()
         chances, self._chances = tuple(self._chances[: len(round_.tokens)]), []
-        if row.finish_reason is None:
-            self.deliver(Piece(text=self._stream.push(round_.tokens), tokens=round_.tokens, chances=chances))
-            return
-        text = self._generation.text(row)  # the last tokens may hold a stop string
-        self.deliver(Piece(text=self._stream.finish(text), tokens=round_.tokens, chances=chances))
-        self.outcome = row.finish_reason
-        self.deliver(Done(row=row, text=text, reason=row.finish_reason))
+        self.deliver(Piece(text=self._generation.piece(round_), tokens=round_.tokens, chances=chances))
+        if row.finish_reason is not None:
+            self.outcome = row.finish_reason
+            self.deliver(Done())
 
     def _watch(self, logits: Tensor, tokens: Sequence[int]) -> None:
         shares = logits.float().log_softmax(-1)

@@ -15,11 +15,9 @@ from specstream.errors import SpecStreamError, UsageError
 from specstream.serving.deployment import DeploymentConfig
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp
 
     from specstream.serving.app import Server
-
-REPLICA_HEADER = b"x-specstream-replica"
 
 _servers: list[Server] = []
 """The server of this process; Ray gives each replica a process."""
@@ -104,27 +102,6 @@ def replica(config: DeploymentConfig, name: str) -> ASGIApp:
     from specstream.serving.app import Server
 
     run.check(config)
-    server = Server(run.load(config), config)
-    server.app.add_middleware(Signed, name=name)
+    server = Server(run.load(config), config, replica=name)
     _servers.append(server)
     return server.app
-
-
-class Signed:
-    """Says in every answer which replica it is from.
-
-    Args:
-        app: what answers.
-        name: of the replica.
-    """
-
-    def __init__(self, app: ASGIApp, name: str) -> None:
-        self._app, self._name = app, name.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def signed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (REPLICA_HEADER, self._name)]
-            await send(message)
-
-        await self._app(scope, receive, signed)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from specstream.core.rows import Row
+from specstream.engine.results import Totals
 from specstream.engine.text import TextStream
 from specstream.engine.tokens import TokenTexts
 from specstream.serving.jobs import Job, TokenChance
@@ -92,19 +94,15 @@ class Shape:
 
     def speculation(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """How the answers were decoded, all of them together."""
-        rows = _rows(jobs)
-        drafted, accepted = (sum(getattr(row.stats, name) for row in rows) for name in ("drafted", "accepted"))
-        passes, tokens = sum(row.stats.target_passes for row in rows), sum(row.stats.new_tokens for row in rows)
-        drafts: dict[str, int] = {}
+        rows, totals, drafts = _rows(jobs), Totals(), Counter[str]()
+        totals.add(rows, 0.0)
         for row in rows:
-            for drafter, count in row.stats.drafts.items():
-                drafts[drafter] = drafts.get(drafter, 0) + count
+            drafts.update(row.stats.drafts)
         return {
-            "target_passes": passes,
-            "drafted_tokens": drafted,
-            "accepted_tokens": accepted,
-            "acceptance_rate": accepted / drafted if drafted else 0.0,
-            "mean_accepted_length": tokens / passes if passes else 0.0,
+            "target_passes": totals.target_passes,
+            "drafted_tokens": totals.drafted,
+            "accepted_tokens": totals.accepted,
+            **totals.figures("acceptance_rate", "mean_accepted_length"),
             "drafts": drafts,
             "exact": "bits" if all(row.exact == "bits" for row in rows) else "rounding",
             "lossless": self._lossless or all(row.sampling.greedy for row in rows),

@@ -1,10 +1,9 @@
-"""From a configuration to a server that listens."""
+"""From a configuration to an engine that can be served."""
 
 from __future__ import annotations
 
 import logging
 import shlex
-import socket
 import time
 from typing import Any
 
@@ -75,11 +74,3 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
     prepare_up_to(engine.parts, config.max_rows)
     _log.info("tested, %.1f s after the start", time.monotonic() - begun)
     return engine
-
-
-def listen(engine: SpeculativeEngine, config: DeploymentConfig, sockets: list[socket.socket]) -> None:
-    """Serve until a signal ends it; what runs then is finished first."""
-    from specstream.serving import web
-    from specstream.serving.app import Server
-
-    web.listen(Server(engine, config), sockets)

@@ -15,7 +15,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 
 from specstream.core.decode import Batch, Reading
 from specstream.core.rows import Row
@@ -23,7 +24,6 @@ from specstream.engine.generation import Parts
 from specstream.errors import SpecStreamError
 from specstream.serving.faults import fault
 from specstream.serving.jobs import Failed, FairQueue, Job, LateError
-from specstream.serving.pace import Pace
 
 _log = logging.getLogger("specstream.serving")
 
@@ -67,7 +67,7 @@ class Scheduler:
         self._prompt: Reading | None = None  # that prompt
         self._batch: Batch | None = None
         self._stopping = self._ended = False
-        self._pace = Pace()
+        self._lately: deque[float] = deque(maxlen=32)  # seconds that the last answers took
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="specstream-scheduler", daemon=True)
         self._watch = threading.Thread(target=self._watch_deadlines, name="specstream-deadlines", daemon=True)
@@ -121,7 +121,8 @@ class Scheduler:
             waiting, running = len(self._queue), self.running
             if waiting + count > self._max_queue + max(0, self._max_rows - running):
                 now = time.monotonic()
-                seconds = self._pace.seconds([now - (job.joined or now) for job in list(self._running.values())])
+                running_for = [now - (job.joined or now) for job in list(self._running.values())]
+                seconds = answer_seconds(self._lately, running_for)
                 turns = (waiting + running) / self._max_rows
                 raise QueueFullError(waiting, max(1, math.ceil(turns * seconds)))
 
@@ -192,11 +193,7 @@ class Scheduler:
         rows = [row for row, job in self._running.items() if job not in self._open]
         for row in rows:
             self._count(self._running.pop(row))
-        if rows and self._batch is not None:
-            try:
-                self._batch.leave(lambda row: row in rows)
-            except BaseException as error:
-                self._fail_batch(error)
+        self._leave(rows)
 
     def _read(self) -> None:
         """Read on in one prompt, the next one's if there is room; the row of one that is read joins the others."""
@@ -238,7 +235,7 @@ class Scheduler:
         except BaseException as error:
             self._fail_batch(error)
             return
-        failed = []
+        failed = list[Row]()
         for round_ in rounds:
             job, own = self._running[round_.row], None
             if job not in self._open:  # it was told its end during the pass
@@ -251,11 +248,16 @@ class Scheduler:
             if own is not None or round_.row.finish_reason is not None:
                 del self._running[round_.row]
                 self._end(job, own)
-        if any(row in self._batch.rows for row in failed):  # the row is fine, and its text could not be told
-            try:
-                self._batch.leave(lambda row: row in failed)
-            except BaseException as error:
-                self._fail_batch(error)
+        self._leave(failed)  # the row is fine, and its text could not be told
+
+    def _leave(self, gone: Collection[Row]) -> None:
+        """Have the batch let go of those of these rows that are still in it."""
+        if self._batch is None or not any(row in gone for row in self._batch.rows):
+            return
+        try:
+            self._batch.leave(lambda row: row in gone)
+        except BaseException as error:
+            self._fail_batch(error)
 
     def _fail_batch(self, error: BaseException) -> None:
         """Nobody knows what the cache holds: its rows fail, and the next batch gets another."""
@@ -286,11 +288,21 @@ class Scheduler:
     def _count(self, job: Job) -> None:
         """Once the passes have nothing to do with it any more."""
         if job.joined is not None and job.outcome in ("stop", "length"):
-            self._pace.ended(time.monotonic() - job.joined)
+            self._lately.append(time.monotonic() - job.joined)
         try:
             self._finished(job)
         except Exception as error:
             _log.error("an answer could not be counted: %s", fault(error))
+
+
+def answer_seconds(lately: Collection[float], running: Sequence[float]) -> float:
+    """What an answer takes, for those who have to come again.
+
+    Args:
+        lately: seconds of the last answers that came to their own end.
+        running: seconds since those that are being decoded began; one that runs longer is believed.
+    """
+    return max([sum(lately) / len(lately) if lately else 1.0, *running])
 
 
 def _told(error: BaseException) -> Exception:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from specstream.engine.choices import SELF
 from specstream.environment import provenance
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
+from specstream.files.atomic import write_json
 from specstream.heads import medusa
 from specstream.heads.folder import KINDS, read_settings, save_head
 from specstream.models.architecture.compat import config_of, text_config
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.load import config_in, reason
 from specstream.models.hub.vocabulary import read_part
-from specstream.training.checkpoints import check_replaceable, replace_folder, write_json
+from specstream.training.checkpoints import check_replaceable, replace_folder
 
 RECORD = "vllm_export.json"
 """What an exported folder came from; a folder with it may be written again."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
+from specstream.engine.engine import SpeculativeEngine
 from specstream.environment import address_remedy
 from specstream.errors import SpecStreamError, UsageError
 from specstream.serving.app import Server
@@ -112,21 +113,21 @@ def bound(config: DeploymentConfig) -> Iterator[list[socket.socket]]:
         yield sockets
 
 
-def listen(server: Server, sockets: list[socket.socket]) -> None:
-    """Serve until a signal ends it.
+def listen(engine: SpeculativeEngine, config: DeploymentConfig, sockets: list[socket.socket]) -> None:
+    """Serve until a signal ends it; what runs then is finished first.
 
     Raises:
         UsageError: another server has begun to listen there meanwhile.
         SpecStreamError: it did not come to that.
     """
-    web = Web(server)
+    web = Web(Server(engine, config))
     try:
         with contextlib.suppress(KeyboardInterrupt):  # the signal that ended it, raised again
             web.run(sockets)
     except OSError as error:
         if web.started:
             raise
-        raise _not_free(server.config, error) from None
+        raise _not_free(config, error) from None
     if not web.started:
         raise SpecStreamError("the server did not start; what it says above is why")
 

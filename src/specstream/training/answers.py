@@ -17,11 +17,10 @@ from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
-from specstream.files.atomic import check_new
+from specstream.files.atomic import check_new, difference, write_json
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
 from specstream.reporting import announce
-from specstream.training.checkpoints import write_json
 from specstream.training.decontamination import Decontamination, same
 
 
@@ -60,20 +59,15 @@ class AnswerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A prompt and the file and record it stands in."""
+    """A prompt, the file and record it stands in, and what kind it is, where that is known."""
 
     prompt: str
     source: str
+    domain: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Advance:
-    """How far a run is: prompts done and to do, and the tokens and seconds of the last batch."""
-
-    done: int
-    total: int
-    tokens: int = 0
-    seconds: float = 0.0
+Tell = Callable[[int, int, str], None]
+"""Told how far a run is: prompts done, prompts in all, and a note."""
 
 
 def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, int]]:
@@ -96,7 +90,7 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
                 left_out["repeated"] += 1
             else:
                 seen.add(same(prompt))
-                own.append(Question(prompt=prompt, source=f"{Path(file).parent.name}/{Path(file).name}:{number}"))
+                own.append(Question(prompt=prompt, source=f"{short_name(file)}:{number}"))
         questions += _shuffled(own, settings)[: settings.per_file]
     if not questions:
         raise UsageError("no prompt is left; give --prompts a file of prompts that --exclude does not hold")
@@ -104,10 +98,17 @@ def read_questions(settings: AnswerSettings) -> tuple[list[Question], dict[str, 
 
 
 def _shuffled(questions: list[Question], settings: AnswerSettings) -> list[Question]:
-    """By a hash, so that the order of some does not depend on which others are there."""
-    if not settings.shuffle:
-        return questions
-    return sorted(questions, key=lambda each: hashlib.sha256(f"{settings.seed}/{each.prompt}".encode()).digest())
+    return sorted(questions, key=lambda each: drawn(settings.seed, each.prompt)) if settings.shuffle else questions
+
+
+def short_name(path: str) -> str:
+    """A file by its name and its folder's: the rest says nothing elsewhere."""
+    return f"{Path(path).parent.name}/{Path(path).name}"
+
+
+def drawn(seed: int, text: str) -> bytes:
+    """What to sort texts by for an order of chance: that of some does not depend on which others are there."""
+    return hashlib.sha256(f"{seed}/{text}".encode()).digest()
 
 
 def check_lengths(usable: int, prompts: int, most: int, setting: str = "max_prompt_tokens") -> None:
@@ -122,10 +123,6 @@ def check_lengths(usable: int, prompts: int, most: int, setting: str = "max_prom
 
 def check_place(path: Path, setting: str) -> None:
     """Refuse a place for an ``AnswerFile`` before anything is loaded for it, and make its folder.
-
-    Args:
-        path: the file.
-        setting: how the path is given, for the error.
 
     Raises:
         UsageError: a folder, a place that cannot be written to, or a file that no such run wrote: it would be lost.
@@ -159,17 +156,16 @@ def check_same(
     if not (record := _record_of(path)).exists():
         return
     before = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
-    for name, new in identity.items():
-        old = before.get(name)
-        if isinstance(old, dict) and isinstance(new, dict) and old and new:
-            inner = (key for key in {**new, **old} if key not in later and old.get(key) != new.get(key))
-            if (key := next(inner, None)) is None:
-                continue
-            name, old, new = f"{name}.{key}", old.get(key), new.get(key)
-        if old != new:
-            raise UsageError(
-                f"{path} holds {what} with {name} {old!r} and now it is {new!r}; give another {setting}, or remove it"
-            )
+    before = {name: _without(later, before.get(name)) for name in identity}
+    if (changed := difference(before, identity)) is not None:
+        name, old, new = changed
+        raise UsageError(
+            f"{path} holds {what} with {name} {old!r} and now it is {new!r}; give another {setting}, or remove it"
+        )
+
+
+def _without(keys: Collection[str], value: Any) -> Any:
+    return {key: each for key, each in value.items() if key not in keys} if isinstance(value, dict) else value
 
 
 def _record_of(path: Path) -> Path:
@@ -236,7 +232,7 @@ def distill(
     settings: AnswerSettings,
     output: Path,
     limit: int | None = None,
-    on_batch: Callable[[Advance], None] = lambda advance: None,
+    tell: Tell = lambda done, total, note: None,
 ) -> dict[str, Any]:
     """Answer the prompts of ``settings`` into ``output``; what is there already of the same run is kept.
 
@@ -246,7 +242,7 @@ def distill(
         output: JSON lines with ``prompt``, ``prompt_token_ids``, ``answer``, ``answer_token_ids``, ``finish_reason``
             and ``source``; beside it ``.meta.json`` says where they come from.
         limit: prompts to answer at most, and no fewer than are there. A later run with a larger one goes on.
-        on_batch: told how far it is.
+        tell: is told after each batch; the note is its tokens per second.
 
     Returns:
         The record that ``.meta.json`` holds.
@@ -255,10 +251,9 @@ def distill(
         UsageError: files that cannot be read, or an output of other settings.
     """
     questions, left_out = read_questions(settings)
-    prompts = [(question, _encoded(engine.tokenizer, question.prompt, settings.chat)) for question in questions]
-    usable = [each for each in prompts if len(each[1]) <= settings.max_prompt_tokens]
-    left_out["too_long"] = len(prompts) - len(usable)
-    check_lengths(len(usable), len(prompts), settings.max_prompt_tokens)
+    usable = encoded(engine.tokenizer, questions, settings.chat, settings.max_prompt_tokens)
+    left_out["too_long"] = len(questions) - len(usable)
+    check_lengths(len(usable), len(questions), settings.max_prompt_tokens)
     file = AnswerFile(output, _identity(settings, engine))
     usable = usable[: file.at_least(limit)]
     record: dict[str, Any] = {
@@ -268,21 +263,22 @@ def distill(
         "provenance": engine.provenance(),
     }
     done = file.begin(record, settings.batch_size, len(usable))
-    on_batch(Advance(done=min(done, len(usable)), total=len(usable)))
+    tell(min(done, len(usable)), len(usable), "")
     for start in range(done, len(usable), settings.batch_size):
         batch = usable[start : start + settings.batch_size]
         generation = _answer(engine, [ids for _, ids in batch], settings, start)
         file.append([_line(generation, at, *each) for at, each in enumerate(batch)])
-        on_batch(
-            Advance(
-                done=start + len(batch),
-                total=len(usable),
-                tokens=generation.new_tokens,
-                seconds=generation.timings.total,
-            )
-        )
+        tell(start + len(batch), len(usable), f"{generation.new_tokens / generation.timings.total:.0f} tokens/s")
     file.finish(record, len(usable))
     return record
+
+
+def encoded(
+    tokenizer: Any, questions: Sequence[Question], chat: bool | None, most: int
+) -> list[tuple[Question, list[int]]]:
+    """Prompts with their tokens, but for those that have more than ``most``."""
+    pairs = [(each, encode(tokenizer, asked(tokenizer, each.prompt, chat))) for each in questions]
+    return [pair for pair in pairs if len(pair[1]) <= most]
 
 
 def _answer(engine: SpeculativeEngine, prompts: list[list[int]], settings: AnswerSettings, start: int) -> Generation:
@@ -308,10 +304,6 @@ def _line(generation: Generation, at: int, question: Question, prompt_ids: list[
     }
 
 
-def _encoded(tokenizer: Any, text: str, chat: bool | None) -> list[int]:
-    return encode(tokenizer, asked(tokenizer, text, chat))
-
-
 def _identity(settings: AnswerSettings, engine: SpeculativeEngine) -> dict[str, Any]:
     versions = provenance()
     files = {"prompts": settings.prompts, "exclude": settings.exclude}
@@ -333,12 +325,8 @@ def weights_sha256(model: str) -> str | None:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:  # Python 3.10
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

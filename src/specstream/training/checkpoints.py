@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import TrainingError, UsageError
-from specstream.files.atomic import write_whole
+from specstream.files.atomic import write_json
 from specstream.training.cards import CARD, training_card
 
 _STEP = re.compile(r"step-(\d{8})")
@@ -22,12 +22,7 @@ _RECORD = "training_record.json"
 
 
 class Checkpoints:
-    """The folder of a run: ``checkpoints/step-N`` and ``best``.
-
-    Args:
-        root: the run's ``output_dir``.
-        keep: checkpoints to keep.
-    """
+    """The folder of a run: ``checkpoints/step-N``, of which so many are kept, and ``best``."""
 
     def __init__(self, root: Path, keep: int) -> None:
         self.root, self._keep = root, keep
@@ -50,11 +45,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any], record: dict[str, Any], product: Callable[[Path], None]) -> None:
         """Write a checkpoint and remove those too many.
 
-        Args:
-            step: optimizer steps done.
-            state: tensors and plain values, what the run goes on from.
-            record: plain values, for people.
-            product: writes what users load into a folder.
+        The run goes on from ``state``, ``record`` is for people, and ``product`` writes what users load into a folder.
         """
 
         def fill(folder: Path) -> None:
@@ -94,12 +85,7 @@ def _write_product(folder: Path, record: dict[str, Any], product: Callable[[Path
 
 
 def check_replaceable(folder: Path, mark: str, setting: str) -> None:
-    """Refuse to replace what no such run wrote, before anything is computed for it.
-
-    Args:
-        folder: that ``replace_folder`` is to write.
-        mark: a file that such a run leaves in it.
-        setting: how the folder is given, for the error.
+    """Refuse a folder for ``replace_folder`` that no such run wrote: one without its ``mark``, a file that each leaves.
 
     Raises:
         UsageError: a file, a folder that holds something else, or a place that cannot be written to.
@@ -132,8 +118,3 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             os.rename(old, folder)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As JSON, under a temporary name first."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")

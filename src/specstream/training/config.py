@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import read_task
-from specstream.files.yaml_file import Document, read_document, validated
+from specstream.files.yaml_file import Document, Section, read_document, validated
 
 Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
 
@@ -24,11 +24,7 @@ SECTIONS = {
 """The sections of each recipe, besides those that all have."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSection(_Section):
+class ModelSection(Section):
     """The models.
 
     Attributes:
@@ -47,7 +43,7 @@ class ModelSection(_Section):
     states_dir: str | None = None
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """What is trained on.
 
     Attributes:
@@ -80,7 +76,7 @@ class DataSection(_Section):
     chat: bool | None = None
 
 
-class TrainingSection(_Section):
+class TrainingSection(Section):
     """How it is trained. Names are those of transformers' ``TrainingArguments``.
 
     Attributes:
@@ -126,7 +122,7 @@ class TrainingSection(_Section):
     logging_steps: int = Field(default=10, ge=1)
 
 
-class LoggingSection(_Section):
+class LoggingSection(Section):
     """Where figures go besides the files in ``output_dir``.
 
     Attributes:
@@ -140,7 +136,7 @@ class LoggingSection(_Section):
     plot: bool = True
 
 
-class LoRASection(_Section):
+class LoRASection(Section):
     """Low-rank adapters inside the target, which make it a new model.
 
     Attributes:
@@ -167,7 +163,19 @@ class LoRATrainingSection(LoRASection):
     merge: bool = False
 
 
-class StreamsSection(_Section):
+class LiveSection(Section):
+    """Decoding with what is trained, in every evaluation.
+
+    Attributes:
+        live_prompts: held-out prompts that are decoded, 0 for none; not in ``shared``, whose model always changes.
+        live_tokens: of each answer to them.
+    """
+
+    live_prompts: int = Field(default=8, ge=0)
+    live_tokens: int = Field(default=48, ge=1)
+
+
+class StreamsSection(LiveSection):
     """The recipe ``streams``: speculative streams of a frozen target; in ``shared`` it is fine-tuned with them.
 
     Attributes:
@@ -188,9 +196,6 @@ class StreamsSection(_Section):
             package; None for new ones. A ``gamma`` beside it may ask for more streams than it has, a ``chain_rank`` or
             ``pruning_rank`` for a chain or an early exit that it lacks.
         weight: of each stream's loss beside the next token's, where both are learned.
-        live_prompts: held-out prompts that every evaluation decodes with the streams at work; 0 for none. Not in
-            ``shared``, whose model changes all the time.
-        live_tokens: of each answer to them.
     """
 
     train: Literal["all", "early_exit"] = "all"
@@ -207,48 +212,38 @@ class StreamsSection(_Section):
     fit_examples: int = Field(default=100, ge=1)
     start_from: str | None = None
     weight: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    live_prompts: int = Field(default=8, ge=0)
-    live_tokens: int = Field(default=48, ge=1)
 
 
-class MedusaSection(_Section):
+class MedusaSection(LiveSection):
     """The recipe ``medusa``: Medusa-1 heads of a frozen target.
 
     Attributes:
         num_heads: tokens drafted beyond the next.
         num_layers: of each residual block.
         vocabulary: heads draft this many tokens, the most frequent ones of the data; None for all.
-        live_prompts: held-out prompts that every evaluation decodes with the heads at work; 0 for none.
-        live_tokens: of each answer to them.
     """
 
     num_heads: int = Field(default=4, ge=1)
     num_layers: int = Field(default=1, ge=1)
     vocabulary: int | None = Field(default=None, ge=1)
-    live_prompts: int = Field(default=8, ge=0)
-    live_tokens: int = Field(default=48, ge=1)
 
 
-class DraftSection(_Section):
+class DraftSection(LiveSection):
     """The recipe ``draft``: a draft model for a target, on text or by ``distillation``.
 
     Attributes:
         train: ``all`` of it, or its ``layers``, while the embeddings and the head stay as they are.
         goal: the held-out figure of the best checkpoint: the ``acceptance`` of sampled drafts, the ``agreement`` of
             greedy ones, or ``live_accepted_length``.
-        live_prompts: held-out prompts that every evaluation decodes with the draft at work; 0 for none.
-        live_tokens: of each answer to them.
         live_depth: tokens drafted a round there.
     """
 
     train: Literal["all", "layers"] = "all"
     goal: Literal["acceptance", "agreement", "live_accepted_length"] = "acceptance"
-    live_prompts: int = Field(default=8, ge=0)
-    live_tokens: int = Field(default=48, ge=1)
     live_depth: int = Field(default=4, ge=1)
 
 
-class DistillationSection(_Section):
+class DistillationSection(Section):
     """Of the recipe ``draft``: learning from the target's distribution.
 
     Attributes:
@@ -266,7 +261,7 @@ class DistillationSection(_Section):
     top_k: int = Field(default=64, ge=1)
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """One run: which recipe, and its sections. Left out, the recipe is the one whose sections are given."""
 
     recipe: Recipe

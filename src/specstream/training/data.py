@@ -48,15 +48,25 @@ class Batch:
         tokens: ``[rows, width]`` int64, padded on the right.
         mask: ``[rows, width]`` bool, true where the token is to be predicted: not in prompts, not in padding. Padding
             is on the right, where under causal attention no real token sees it.
-        examples: which examples the rows are, for a trainee that keeps something of each on disk; empty for held-out
-            ones.
         size: tokens, padding not counted.
     """
 
     tokens: Tensor
     mask: Tensor
-    examples: tuple[int, ...]
     size: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row without its padding: an example ends with what is to be predicted."""
+        places = torch.arange(1, self.tokens.shape[1] + 1, device=self.mask.device)
+        lengths: list[int] = (self.mask * places).amax(1).tolist()
+        return lengths
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """What stands before the tokens to be predicted, where anything does."""
+        starts = self.mask.int().argmax(1).tolist()
+        return [self.tokens[row, :start].tolist() for row, start in enumerate(starts) if start]
 
     def to(self, device: torch.device) -> Batch:
         return replace(self, tokens=self.tokens.to(device), mask=self.mask.to(device))
@@ -79,6 +89,9 @@ class Examples:
 
     def __getitem__(self, index: int) -> Example:
         return self._examples[index]
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self._examples)
 
     def first(self, count: int) -> Examples:
         """The first so many of them."""
@@ -107,13 +120,13 @@ class Examples:
             tokens[row, : len(example.tokens)] = torch.tensor(example.tokens)
             mask[row, example.start : len(example.tokens)] = True
         size = sum(len(example.tokens) for example in chosen)
-        return Batch(tokens=tokens, mask=mask, examples=tuple(indices), size=size)
+        return Batch(tokens=tokens, mask=mask, size=size)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All of them once, longest first."""
         order = sorted(range(len(self)), key=lambda index: -len(self._examples[index].tokens))
         for start in range(0, len(order), size):
-            yield replace(self.batch(order[start : start + size]), examples=())
+            yield self.batch(order[start : start + size])
 
     def split(self, held_out: int, seed: int) -> tuple[Examples, Examples]:
         """The examples without some drawn by the seed, and those."""
@@ -126,11 +139,6 @@ class Examples:
 
 class Order:
     """Which examples the batch at a position has. Every epoch has an order of its own and full batches only.
-
-    Args:
-        lengths: of the examples, in tokens.
-        batch_size: examples of a batch.
-        seed: of the order.
 
     Raises:
         UsageError: fewer examples than one batch.
@@ -167,12 +175,7 @@ class Order:
 
 
 def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examples, Examples]:
-    """The examples to train on and those held out.
-
-    Args:
-        config: which files, and how they are read.
-        tokenizer: the target's.
-        seed: of the choice of held-out examples, where no files of them are given.
+    """The examples to train on and those held out, which the seed chooses where no files of them are given.
 
     Raises:
         UsageError: no data, a file that cannot be read, a record without anything to learn.
@@ -203,11 +206,6 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
 
 def examples_of(records: Sequence[_Record], config: DataSection, tokenizer: Any) -> Examples:
     """Records as examples; plain texts are put behind one another in blocks of the full length.
-
-    Args:
-        records: and where each of them stands, for errors.
-        config: how they are read.
-        tokenizer: the target's.
 
     Raises:
         UsageError: a record without anything to learn.
@@ -279,7 +277,7 @@ class _Reader:
         end = tokenizer.eos_token_id
         self._end = [] if end is None else [int(end)]
         self._last = max(tokenizer.get_vocab().values())
-        self.pad = next((int(each) for each in (tokenizer.pad_token_id, end) if each is not None), 0)
+        self._pad = next((int(each) for each in (tokenizer.pad_token_id, end) if each is not None), 0)
 
     def examples(self, records: Sequence[_Record]) -> Examples:
         examples: list[Example] = []
@@ -290,17 +288,15 @@ class _Reader:
                 stream += [*self._ids(text), *self._end]
             elif (example := self._example(record, where)) is not None:
                 examples.append(example)
-        return Examples([*examples, *self._packed(stream)], self.pad)
+        # Plain texts stand behind one another in blocks of the full length; the rest is a shorter one.
+        size = self._config.max_length
+        blocks = (stream[start : start + size] for start in range(0, len(stream), size))
+        examples += [Example(tokens=tuple(block), start=1) for block in blocks if len(block) > 1]
+        return Examples(examples, self._pad)
 
     def _plain(self, record: Mapping[str, Any]) -> str | None:
         text = record.get("text", record.get("content"))
         return text if isinstance(text, str) and answer_of(record) is None else None
-
-    def _packed(self, stream: Sequence[int]) -> list[Example]:
-        """Plain text in blocks of the full length, texts behind one another; the rest is a shorter block."""
-        size = self._config.max_length
-        blocks = (stream[start : start + size] for start in range(0, len(stream), size))
-        return [Example(tokens=tuple(block), start=1) for block in blocks if len(block) > 1]
 
     def _example(self, record: Mapping[str, Any], where: str) -> Example | None:
         """None where there is nothing of an answer: left empty, as a few are in most data sets, or too far behind."""
@@ -317,18 +313,15 @@ class _Reader:
         if "answer_token_ids" in record:
             return list(record["prompt_token_ids"]), list(record["answer_token_ids"])
         turns = _turns(record)
-        if turns:
-            return self._prompt(turns[:-1], where), [*self._ids(turns[-1]["content"]), *self._end]
-        answer = answer_of(record)
-        if answer is None:
-            raise UsageError(f"{where} has no answer and no text; run specstream distill-data on it first")
-        prompt = [{"role": "user", "content": prompt_of(record, where)}]
-        return self._prompt(prompt, where), [*self._ids(answer), *self._end]
-
-    def _prompt(self, turns: list[dict[str, str]], where: str) -> list[int]:
-        if self._chat:
-            return encode(self._tokenizer, turns)
-        return encode(self._tokenizer, "\n".join(turn["content"] for turn in turns))
+        if not turns:
+            answer = answer_of(record)
+            if answer is None:
+                raise UsageError(f"{where} has no answer and no text; run specstream distill-data on it first")
+            contents = {"user": prompt_of(record, where), "assistant": answer}
+            turns = [{"role": role, "content": content} for role, content in contents.items()]
+        *asked, last = turns
+        prompt = encode(self._tokenizer, asked if self._chat else "\n".join(turn["content"] for turn in asked))
+        return prompt, [*self._ids(last["content"]), *self._end]
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])

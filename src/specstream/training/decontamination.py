@@ -22,7 +22,7 @@ class Decontamination:
         self._whole: set[tuple[str, ...]] = set()
         self._grams: set[tuple[str, ...]] = set()
         for text in texts:
-            words = _words(text)
+            words = same(text)
             self._whole.add(words)
             self._grams.update(_grams(words))
 
@@ -37,16 +37,12 @@ class Decontamination:
 
     def __contains__(self, text: str) -> bool:
         """Whether a prompt is one of them but for case and punctuation, or shares ``GRAM`` words in a row with one."""
-        words = _words(text)
+        words = same(text)
         return words in self._whole or any(gram in self._grams for gram in _grams(words))
 
 
 def same(text: str) -> tuple[str, ...]:
-    """Equal for prompts that differ in case, spaces and punctuation only."""
-    return _words(text)
-
-
-def _words(text: str) -> tuple[str, ...]:
+    """A prompt's words: equal for those that differ in case, spaces and punctuation only."""
     return tuple(re.findall(r"\w+", text.lower())) or (text,)
 
 

@@ -7,7 +7,6 @@ that goes on from a checkpoint meets the same bits.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from specstream.files.atomic import whole
 from specstream.training.data import Batch
 
 Read = Callable[[Tensor], dict[str, Tensor]]
@@ -26,25 +26,24 @@ class HiddenStateCache:
     """Tensors of examples in a folder, in bfloat16 but for integers.
 
     Args:
-        folder: where.
+        folder: where; None keeps nothing, and what is computed is not rounded.
         identity: what they depend on besides the tokens: the base, and which of its layers.
     """
 
-    def __init__(self, folder: str | Path, identity: str) -> None:
-        self._folder, self._identity = Path(folder), identity
-        self._folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: str | Path | None, identity: str) -> None:
+        self._folder, self._identity = None if folder is None else Path(folder), identity
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
 
-    def batch(self, batch: Batch, lengths: list[int], read: Read) -> dict[str, Tensor]:
+    def batch(self, batch: Batch, read: Read) -> dict[str, Tensor]:
         """What there is of every row of a batch, or is computed now.
-
-        Args:
-            batch: whose rows.
-            lengths: of the rows without their padding.
-            read: computes what is not there.
 
         Returns:
             The tensors of ``read`` with a row for each of the batch's, padded with zeros to its width.
         """
+        if self._folder is None:
+            return read(batch.tokens)
+        lengths = batch.lengths
         rows = [self.row(batch.tokens[row, :length], read) for row, length in enumerate(lengths)]
         width = batch.tokens.shape[1]
         joined = {}
@@ -57,20 +56,18 @@ class HiddenStateCache:
 
     def row(self, tokens: Tensor, read: Read) -> dict[str, Tensor]:
         """Of one example ``[length]``; tensors as ``read`` gives them, rounded to bfloat16 but for integers."""
-        path = self._folder / self._name(tokens)
+        if self._folder is None:
+            return read(tokens[None])
+        digest = hashlib.sha256(f"{self._identity}/{tokens.tolist()}".encode()).hexdigest()
+        path = self._folder / f"{digest[:32]}.safetensors"
         try:
             return {name: tensor.to(tokens.device) for name, tensor in load_file(path).items()}
         except (FileNotFoundError, SafetensorError):
             pass  # not there, or a crash cut it short
         made = {name: _rounded(tensor.detach()) for name, tensor in read(tokens[None]).items()}
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in made.items()}, partial)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in made.items()}, partial)
         return made
-
-    def _name(self, tokens: Tensor) -> str:
-        digest = hashlib.sha256(f"{self._identity}/{tokens.tolist()}".encode()).hexdigest()
-        return f"{digest[:32]}.safetensors"
 
 
 def _rounded(tensor: Tensor) -> Tensor:

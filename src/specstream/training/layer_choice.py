@@ -8,9 +8,11 @@ docs/experiments/0021-drafts-of-own-layers.md.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,49 +52,34 @@ class Judged:
     agreement: float
 
 
-def named_choices(total: int, count: int) -> dict[str, tuple[int, ...]]:
-    """The usual choices of ``count`` of ``total`` layers.
+def choices_of(choice: str, total: int, count: int) -> dict[str, tuple[int, ...]]:
+    """The usual choices of ``count`` of ``total`` layers, before them the one that is ``given`` by its numbers.
 
     The ``first`` ones are an early exit. Of evenly ``spaced`` ones the first and the last layer are two. Half of them
-    may stand at both ``ends``, or all but one at the start and the ``last-only`` behind.
+    may stand at both ``ends``, or all but one at the start and the ``last-only`` behind. See ``choose_layers``.
 
     Raises:
-        UsageError: more layers than there are, or none.
+        UsageError: an unknown choice, or layers that there are not.
     """
     if not 1 <= count < total:
         raise UsageError(f"layers is {count} and the target has {total}; give 1 to {total - 1}")
     spaced = [round(at * (total - 1) / max(1, count - 1)) for at in range(count)]
     head = -(-count // 2)
-    return {
+    choices = {
         "first": tuple(range(count)),
         "spaced": tuple(spaced),
         "ends": (*range(head), *range(total - (count - head), total)),
         "last-only": (*range(count - 1), total - 1),
     }
+    return choices if choice in ("auto", "search", *choices) else {"given": _given(choice, total, count), **choices}
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What choices of layers are looked at on.
-
-    Attributes:
-        judged: compared on.
-        fitted: the map is fitted to these; None for no map.
-    """
-
-    judged: Examples
-    fitted: Examples | None = None
-
-    @classmethod
-    def split(cls, examples: Examples) -> Texts:
-        """Both from one set: the first ones are judged, if the rest are enough to fit to."""
-        each, room, at = [examples[index] for index in range(len(examples))], JUDGED_POSITIONS, 0
-        while at < len(each) and room > 0:
-            room -= len(each[at].tokens) - each[at].start
-            at += 1
-        rest = Examples(each[at:])
-        enough = sum(len(other.tokens) - other.start for other in each[at:]) >= JUDGED_POSITIONS
-        return cls(Examples(each[:at]), rest if enough else None)
+def split(examples: Examples) -> tuple[Examples, Examples | None]:
+    """Of one set, the first examples to judge on, and the others to fit to; None where those are too few."""
+    positions = [len(each.tokens) - each.start for each in examples]
+    at = bisect_left(list(accumulate(positions)), JUDGED_POSITIONS) + 1
+    rest = Examples(list(examples)[at:])
+    return examples.first(at), rest if sum(positions[at:]) >= JUDGED_POSITIONS else None
 
 
 class Judge:
@@ -100,15 +87,16 @@ class Judge:
 
     Args:
         model: the target.
-        texts: their tokens from ``start`` on are looked at.
+        judged: choices are compared on the tokens of these from ``start`` on.
+        fitted: the map is fitted to these; None for no map.
         part: the tokens that the draft will say, ``[size]`` int64; None for all.
     """
 
-    def __init__(self, model: Any, texts: Texts, part: Tensor | None) -> None:
+    def __init__(self, model: Any, judged: Examples, fitted: Examples | None, part: Tensor | None) -> None:
         self._model, self._part = model, part
-        self._judged = _some(texts.judged, JUDGED_POSITIONS)
+        self._judged = _some(judged, JUDGED_POSITIONS)
         self._wanted = [self._pass(example)[1].softmax(-1) for example in self._judged]
-        self._fitted = [] if texts.fitted is None else _some(texts.fitted, FITTED_POSITIONS)
+        self._fitted = [] if fitted is None else _some(fitted, FITTED_POSITIONS)
         self._last = [self._pass(example)[0] for example in self._fitted]
 
     def fit(self, layers: tuple[int, ...]) -> Tensor | None:
@@ -180,8 +168,7 @@ class Judge:
 def _some(examples: Examples, positions: int) -> list[Example]:
     """Examples with so many positions at most, the last of them cut."""
     chosen: list[Example] = []
-    for at in range(len(examples)):
-        example = examples[at]
+    for example in examples:
         taken = min(positions, len(example.tokens) - example.start)
         if taken > 0:
             chosen.append(Example(tokens=example.tokens[: example.start + taken], start=example.start))
@@ -189,31 +176,14 @@ def _some(examples: Examples, positions: int) -> list[Example]:
     return chosen
 
 
-def choices_of(choice: str, total: int, count: int) -> dict[str, tuple[int, ...]]:
-    """The usual choices, before them the one that is ``given`` by its numbers.
-
-    Args:
-        choice: as for ``choose_layers``.
-        total: layers of the target.
-        count: to take.
-
-    Raises:
-        UsageError: an unknown choice, or layers that there are not.
-    """
-    choices = named_choices(total, count)
-    if choice in ("auto", "search", *choices):
-        return choices
-    return {"given": _given(choice, total, count), **choices}
-
-
 def choose_layers(
-    model: Any, texts: Texts, part: Tensor | None, count: int, choice: str
+    model: Any, texts: tuple[Examples, Examples | None], part: Tensor | None, count: int, choice: str
 ) -> tuple[list[Judged], Tensor | None]:
     """Choices of layers as they were compared, the one to take first, and what its head is to be multiplied with.
 
     Args:
         model: the target.
-        texts: to fit and to compare them on.
+        texts: to compare them on, and to fit the head to; None leaves it.
         part: the tokens that the draft will say; None for all.
         count: layers to take.
         choice: ``auto`` takes the best of the usual ones, ``search`` improves it layer by layer; or the name of one, or
@@ -224,7 +194,7 @@ def choose_layers(
     """
     total = len(decoder_layers(model))
     choices = choices_of(choice, total, count)
-    judge = Judge(model, texts, part)
+    judge = Judge(model, *texts, part)
     compared = sorted((judge.judge(*each) for each in choices.items()), key=lambda each: -each.acceptance)
     if choice == "search":
         found = judge.search(compared[0], total)
@@ -251,27 +221,19 @@ def _given(choice: str, total: int, count: int) -> tuple[int, ...]:
 @contextmanager
 def only_layers(model: Any, layers: Sequence[int]) -> Iterator[None]:
     """Inside, the model has these of its layers only, and a configuration that says so."""
-    stack = decoder_layers(model)
-    parent, name = _owner(model, stack[0])
-    whole, config = parent._modules[name], text_config(model)
+    whole, config = decoder_layers(model), text_config(model)
+    stack = next(each for each in model.modules() if isinstance(each, nn.ModuleList) and list(each) == whole)
     kinds = getattr(config, "layer_types", None)
     try:
-        parent._modules[name] = nn.ModuleList([stack[layer] for layer in layers])
+        del stack[:]
+        stack.extend(whole[layer] for layer in layers)
         config.num_hidden_layers = len(layers)
         if kinds:
             config.layer_types = [kinds[layer] for layer in layers]
         yield
     finally:
-        parent._modules[name] = whole
-        config.num_hidden_layers = len(stack)
+        del stack[:]
+        stack.extend(whole)
+        config.num_hidden_layers = len(whole)
         if kinds:
             config.layer_types = kinds
-
-
-def _owner(model: Any, layer: nn.Module) -> tuple[nn.Module, str]:
-    """The module that has the stack of this layer, and under which name."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) and child[0] is layer:
-                return module, name
-    raise AssertionError("decoder_layers finds layers in a stack")

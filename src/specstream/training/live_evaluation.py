@@ -28,23 +28,10 @@ RANKS = 8
 """Candidates of a depth whose rates a head comes with."""
 
 
-def lengths_of(batch: Batch) -> list[int]:
-    """Tokens of each row without its padding: an example ends with what is to be predicted."""
-    places = torch.arange(1, batch.tokens.shape[1] + 1, device=batch.mask.device)
-    lengths: list[int] = (batch.mask * places).amax(1).tolist()
-    return lengths
-
-
-def prompts_of(batch: Batch) -> list[list[int]]:
-    """What stands before the tokens to be predicted, where anything does."""
-    starts = batch.mask.int().argmax(1).tolist()
-    return [batch.tokens[row, :start].tolist() for row, start in enumerate(starts) if start]
-
-
 def answer_counts(examples: Examples, size: int) -> Tensor:
     """How often each of ``size`` tokens is to be predicted."""
     counts = torch.zeros(size, dtype=torch.int64)
-    for each in (examples[index] for index in range(len(examples))):
+    for each in examples:
         counts += torch.bincount(torch.tensor(each.tokens[each.start :]), minlength=size)
     return counts
 
@@ -55,13 +42,9 @@ def frequent_tokens(counts: Tensor, size: int) -> Tensor:
 
 
 class Live:
-    """Drafting as it will be: the target decodes held-out prompts with a drafter in every round.
+    """Drafting as it will be: the target decodes so many held-out prompts with a drafter in every round.
 
-    Args:
-        model: the target.
-        tokenizer: its tokenizer.
-        prompts: how many; 0 measures nothing.
-        tokens: of each answer.
+    Answers have so many tokens at most. With 0 prompts nothing is measured.
     """
 
     def __init__(self, model: Any, tokenizer: Any, prompts: int, tokens: int) -> None:
@@ -70,13 +53,7 @@ class Live:
         self._count, self._tokens = prompts, tokens
 
     def figures(self, drafter: Drafter, depth: int, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
-        """``live_accepted_length``: tokens for each pass of the target.
-
-        Args:
-            drafter: what drafts.
-            depth: the deepest tree.
-            prompts: of which some are taken, spread evenly.
-        """
+        """``live_accepted_length``: tokens for each pass of the target, of some prompts, spread evenly."""
         if self._target is None or not prompts:
             return {}
         chosen = [prompts[at * len(prompts) // self._count] for at in range(min(self._count, len(prompts)))]
@@ -103,6 +80,7 @@ class Frozen:
         tokenizer: its tokenizer.
         examples: the data.
         counts: how often each token is to be predicted.
+        record: what a trained head says about its making: its data and its recipe.
         live: decodes with what is trained.
     """
 
@@ -110,6 +88,7 @@ class Frozen:
     tokenizer: Any
     examples: Examples
     counts: Tensor
+    record: dict[str, Any]
     live: Live
 
     def vocabulary(self, size: int | None) -> Tensor | None:
@@ -125,7 +104,14 @@ def read_frozen(config: TrainConfig, device: str, live_prompts: int, live_tokens
     examples, _ = load_examples(config.data, tokenizer, config.training.seed)
     counts = answer_counts(examples, int(model.get_output_embeddings().weight.shape[0]))
     live = Live(model, tokenizer, live_prompts, live_tokens)
-    return Frozen(model=model, tokenizer=tokenizer, examples=examples, counts=counts, live=live)
+    data = {
+        "files": [*config.data.files, *([config.data.dataset_name] if config.data.dataset_name else [])],
+        "examples": len(examples),
+        "answer_tokens": int(counts.sum()),
+        "sha256": examples.fingerprint,
+    }
+    record = {"data": data, "recipe": config.model_dump(mode="json")}
+    return Frozen(model=model, tokenizer=tokenizer, examples=examples, counts=counts, record=record, live=live)
 
 
 def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[Tensor, list[list[int]]]:
@@ -133,16 +119,5 @@ def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[
     found, prompts = list[Tensor](), list[list[int]]()
     for batch in batches:
         found.append(ranks(batch).cpu())
-        prompts += prompts_of(batch)
+        prompts += batch.prompts
     return torch.cat(found), prompts
-
-
-def provenance_of(config: TrainConfig, examples: Examples, counts: Tensor) -> dict[str, Any]:
-    """What a trained head says about its making: its data and its recipe."""
-    data = {
-        "files": [*config.data.files, *([config.data.dataset_name] if config.data.dataset_name else [])],
-        "examples": len(examples),
-        "answer_tokens": int(counts.sum()),
-        "sha256": examples.fingerprint,
-    }
-    return {"data": data, "recipe": config.model_dump(mode="json")}

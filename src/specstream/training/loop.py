@@ -62,16 +62,9 @@ class Outcome:
 
 
 class Loop:
-    """Trains one trainee.
+    """Trains one trainee on the first of two sets of examples, and judges it on the second.
 
-    Args:
-        trainee: what is trained.
-        data: the examples to train on, and those held out.
-        config: how.
-        accelerator: accelerate's: devices, processes, mixed precision.
-        run_log: the log.
-        checkpoints: where to save; None saves nothing.
-        record: what is written with every checkpoint, besides the figures.
+    Where there are no ``checkpoints`` nothing is saved; ``record`` is written with each, besides the figures.
     """
 
     def __init__(
@@ -108,10 +101,10 @@ class Loop:
             KeyboardInterrupt: the process was told to stop; a checkpoint of the last whole step is written first.
             TrainingError: out of memory, or the loss is no number.
         """
-        config, started = self.config, time.perf_counter()
+        config, device, started = self.config, self._accelerator.device, time.perf_counter()
         self._resume()
         self._journal.begin(self.progress.step, config.num_train_steps)
-        with torch.random.fork_rng(devices=_cuda_devices(self._accelerator.device)), _interrupts() as told:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _interrupts() as told:
             if self.progress.step == 0:
                 self._evaluate()
             while self.progress.step < config.num_train_steps:
@@ -265,9 +258,7 @@ class Loop:
 class _Step(nn.Module):
     """The trainee's loss as a module's ``forward``, where data-parallel training and autocast expect it.
 
-    Args:
-        trainee: whose loss; it is no submodule, as its frozen parts are nobody's to synchronise.
-        parameters: what is trained.
+    The trainee is no submodule, as its frozen parts are nobody's to synchronise.
     """
 
     def __init__(self, trainee: Trainee, parameters: list[nn.Parameter]) -> None:
@@ -302,18 +293,13 @@ def _seed(seed: int, step: int, process: int) -> int:
 
 
 def _memory_error(error: BaseException) -> TrainingError | None:
-    text = str(error)
     known = ("out of memory", "not enough memory", "can't allocate memory")
-    if not isinstance(error, MemoryError) and not any(words in text for words in known):
+    if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
         return None
     return TrainingError(
         "out of memory in a training step: lower training.per_device_batch_size (and raise "
         "training.gradient_accumulation_steps by the same factor), or lower data.max_length"
     )
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from specstream.training.config import (
 from specstream.training.data import Batch, Example, Examples, examples_of
 from specstream.training.loop import Loop, make_accelerator
 from specstream.training.run_log import RunLog
-from specstream.training.trainee import Goal, Prepared, token_loss
+from specstream.training.trainee import Goal, token_loss
 
 _NAMES = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_modules": "target_modules"}
 """Our names and PEFT's, which are taken too."""
@@ -102,7 +102,19 @@ class LoRAAdapter:
             UsageError: no data, or a setting out of range.
             TrainingError: out of memory, or the loss is no number.
         """
-        return _train(self, training_data, epochs, settings)
+        if epochs < 1:
+            raise UsageError(f"epochs is {epochs}; give 1 or more")
+        size = int(settings.pop("batch_size", 4))
+        examples = _examples(self, training_data, int(settings.pop("max_length", 512)))
+        size = min(size, len(examples))
+        per_epoch = len(examples) // size
+        given = {"num_train_steps": per_epoch * epochs, "per_device_batch_size": size, "logging_steps": 1, **settings}
+        config = validated(TrainingSection, given)
+        accelerator = make_accelerator(config, cpu=self.get_adapted_model().device.type == "cpu")
+        data = (examples, examples.first(0))
+        with RunLog(None, LoggingSection(), {}, quiet=True) as run_log:
+            Loop(LoRATrainee(self), data, config, accelerator=accelerator, run_log=run_log).run()
+            return [{**row, "epoch": (row["step"] - 1) // per_epoch + 1} for row in run_log.rows]
 
     def save_weights(self, path: str | Path) -> None:
         """Write the adapters' weights and configuration into a folder, in PEFT's format."""
@@ -205,29 +217,6 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return validated(LoRASection, settings, "lora_config.").model_dump()
 
 
-def _train(
-    adapter: LoRAAdapter, training_data: Sequence[Any], epochs: int, settings: Mapping[str, Any]
-) -> list[dict[str, float]]:
-    """See ``LoRAAdapter.train``."""
-    given = dict(settings)
-    if epochs < 1:
-        raise UsageError(f"epochs is {epochs}; give 1 or more")
-    size = int(given.pop("batch_size", 4))
-    examples = _examples(adapter, training_data, int(given.pop("max_length", 512)))
-    size = min(size, len(examples))
-    per_epoch = len(examples) // size
-    config = validated(
-        TrainingSection,
-        {"num_train_steps": per_epoch * epochs, "per_device_batch_size": size, "logging_steps": 1, **given},
-    )
-    trainee = LoRATrainee(adapter)
-    device = adapter.get_adapted_model().device
-    accelerator = make_accelerator(config, cpu=device.type == "cpu")
-    with RunLog(None, LoggingSection(), {}, quiet=True) as run_log:
-        Loop(trainee, (examples, examples.first(0)), config, accelerator=accelerator, run_log=run_log).run()
-        return [{**row, "epoch": (row["step"] - 1) // per_epoch + 1} for row in run_log.rows]
-
-
 def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Examples:
     if isinstance(data, str | bytes | Mapping):
         raise UsageError(f"training_data is one {type(data).__name__}; give a list of texts, records or token ids")
@@ -241,12 +230,7 @@ def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Exa
 
 
 class LoRATrainee:
-    """An adapter that learns the next token.
-
-    Args:
-        adapter: around the base model.
-        merge: save the whole new model too.
-    """
+    """An adapter that learns the next token; with ``merge`` the whole new model is saved too."""
 
     goal = Goal(figure="loss", rises=False)
 
@@ -282,12 +266,11 @@ class LoRATrainee:
             self._adapter.save_merged(folder / MODEL)
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[LoRATrainee, Any]:
     """The target with a fresh adapter."""
     model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
     torch.manual_seed(config.training.seed)
-    adapter = adapter_of(config.lora, model, tokenizer)
-    return Prepared(trainee=LoRATrainee(adapter, merge=config.lora.merge), tokenizer=tokenizer)
+    return LoRATrainee(adapter_of(config.lora, model, tokenizer), merge=config.lora.merge), tokenizer
 
 
 def adapter_of(section: LoRATrainingSection, model: Any, tokenizer: Any) -> LoRAAdapter:
@@ -305,7 +288,10 @@ def modules_for(model: Any, wanted: Sequence[str] | None) -> list[str]:
     Raises:
         UsageError: a name that no layer ends with, with those that would do.
     """
-    names = [name for name, module in model.named_modules() if is_linear(module) and not _is_head(model, module)]
+    head = model.get_output_embeddings()
+    # GPT-2 keeps its matrices the other way round, in a class of transformers, which PEFT adapts too.
+    linear = [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear) or is_turned(each)]
+    names = [name for name, each in linear if each is not head]
     if wanted is None:
         found = next((group for group in _ATTENTION if all(_matches(end, names) for end in group)), None)
         if found is None:
@@ -319,20 +305,11 @@ def modules_for(model: Any, wanted: Sequence[str] | None) -> list[str]:
     return list(wanted)
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether PEFT can adapt it: GPT-2 keeps its matrices the other way round, in a class of transformers."""
-    return isinstance(module, nn.Linear) or is_turned(module)
-
-
 def is_turned(module: nn.Module) -> bool:
     """Whether its matrix is ``[in, out]``."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, Conv1D)
-
-
-def _is_head(model: Any, module: nn.Module) -> bool:
-    return module is model.get_output_embeddings()
 
 
 def _matches(end: str, names: Sequence[str]) -> bool:

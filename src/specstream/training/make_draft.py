@@ -5,11 +5,10 @@ The layers are those that ``layer_choice.py`` finds, and the map that it fits fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from specstream.engine.build import eos_token_ids
 from specstream.errors import UsageError
+from specstream.files.atomic import write_json
 from specstream.models.architecture.compat import text_config
 from specstream.models.hub.vocabulary import write_part
 from specstream.training.cards import CARD, MADE, model_card
@@ -29,12 +29,6 @@ from specstream.training.live_evaluation import answer_counts, frequent_tokens
 
 def frequent_part(model: Any, tokenizer: Any, examples: Examples, size: int) -> Tensor:
     """The tokens for a draft to say: those that end a text or are special, and the most frequent ones of the examples.
-
-    Args:
-        model: the target.
-        tokenizer: its tokenizer.
-        examples: whose tokens are counted; of equally frequent ones the lower ids are taken, which BPE made first.
-        size: how many.
 
     Returns:
         ``[size]`` int64, rising.
@@ -56,47 +50,34 @@ def frequent_part(model: Any, tokenizer: Any, examples: Examples, size: int) -> 
 
 def coverage(examples: Examples, part: Tensor) -> float:
     """The share of the tokens to be predicted that are in a part of the vocabulary."""
-    counts = answer_counts(examples, 1 + max(int(part[-1]), *(max(examples[at].tokens) for at in range(len(examples)))))
+    counts = answer_counts(examples, 1 + max(int(part[-1]), *(max(each.tokens) for each in examples)))
     return float(counts[part].sum()) / max(1, int(counts.sum()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a draft is made of.
-
-    Attributes:
-        layers: of the target.
-        change: ``[hidden, hidden]`` that the head is multiplied with, None to leave it.
-        part: the tokens that the draft says; None for all.
-        made: what ``draft.json`` and the card say; ``parameters`` are added.
-    """
-
-    layers: Sequence[int]
-    change: Tensor | None
-    part: Tensor | None
-    made: dict[str, Any]
-
-
-def write_draft(folder: Path, model: Any, tokenizer: Any, plan: Plan) -> None:
-    """Write the draft as a plain Hugging Face folder, with what it was made of.
+def write_draft(
+    folder: Path, model: Any, tokenizer: Any, change: Tensor | None, part: Tensor | None, made: dict[str, Any]
+) -> None:
+    """Write the draft as a plain Hugging Face folder, in place of one that is there; the model is as it was afterwards.
 
     Args:
-        folder: put there whole; one that is there is replaced.
-        model: the target; as it was afterwards.
+        folder: put there whole.
+        model: the target.
         tokenizer: its tokenizer.
-        plan: what the draft is made of.
+        change: ``[hidden, hidden]`` that the head is multiplied with, None to leave it.
+        part: the tokens that the draft says; None for all.
+        made: its ``layers``, and what else ``draft.json`` and the card say; ``parameters`` are added.
     """
 
     def fill(partial: Path) -> None:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        if plan.part is not None:
-            write_part(partial, plan.part)
-        (partial / MADE).write_text(json.dumps(plan.made, indent=2) + "\n", encoding="utf-8")
-        (partial / CARD).write_text(_card(plan.made), encoding="utf-8")
+        if part is not None:
+            write_part(partial, part)
+        write_json(partial / MADE, made)
+        (partial / CARD).write_text(_card(made), encoding="utf-8")
 
-    with only_layers(model, plan.layers), _changed_head(model, plan.change):
-        plan.made["parameters"] = int(model.num_parameters())
+    with only_layers(model, made["layers"]), _changed_head(model, change):
+        made["parameters"] = int(model.num_parameters())
         replace_folder(folder, fill)
 
 

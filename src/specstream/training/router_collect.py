@@ -6,10 +6,9 @@ recorded with the reason; an interrupted run goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,34 +20,26 @@ from specstream.engine.contestants import Turn, by_turn, in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_short_context, prepare
-from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import TrainingError, UsageError, reason_of
 from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, check_lengths, check_place, check_same, file_sha256
+from specstream.training.answers import (
+    AnswerFile,
+    Question,
+    Tell,
+    check_lengths,
+    check_place,
+    check_same,
+    drawn,
+    encoded,
+    file_sha256,
+    short_name,
+)
 from specstream.training.decontamination import Decontamination, same
-from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection, TargetSection
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A prompt, its kind, and the file and place it stands in."""
-
-    text: str
-    domain: str
-    source: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a collection is."""
-
-    done: int
-    total: int
-    failed: int
+from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection
 
 
 def read_questions(config: CollectConfig) -> list[Question]:
@@ -61,40 +52,32 @@ def read_questions(config: CollectConfig) -> list[Question]:
     questions: dict[tuple[str, ...], Question] = {}
     for section in config.prompts:
         for question in _of_section(section):
-            if question.text not in excluded:
-                questions.setdefault(same(question.text), question)
+            if question.prompt not in excluded:
+                questions.setdefault(same(question.prompt), question)
     if not questions:
         raise UsageError("no prompt is left; give prompts that collection.exclude does not hold")
-    seed = config.collection.seed
-    return sorted(questions.values(), key=lambda each: hashlib.sha256(f"{seed}/{each.text}".encode()).digest())
+    return sorted(questions.values(), key=lambda each: drawn(config.collection.seed, each.prompt))
 
 
 def _of_section(section: PromptsSection) -> list[Question]:
     texts = load_prompts(section.file, section.field, section.where)
     end = None if section.limit is None else section.skip + section.limit
-    name = _last(section.file)
+    name = short_name(section.file)
     return [
-        Question(text=section.template.replace("{prompt}", text), domain=section.domain, source=f"{name}:{number}")
+        Question(prompt=section.template.replace("{prompt}", text), domain=section.domain, source=f"{name}:{number}")
         for number, text in list(enumerate(texts, 1))[section.skip : end]
     ]
 
 
-def load_target(section: TargetSection) -> SpeculativeEngine:
-    """The target with plain decoding."""
-    return SpeculativeEngine(
-        section.model, drafter="none", dtype=section.dtype, device=section.device, runtime=section.runtime
-    )
-
-
 def collect(
-    config: CollectConfig, limit: int | None = None, on_prompt: Callable[[Progress], None] = lambda progress: None
+    config: CollectConfig, limit: int | None = None, tell: Tell = lambda done, total, note: None
 ) -> dict[str, Any]:
     """Measure the prompts into ``collection.output``; what is there already of the same collection is kept.
 
     Args:
         config: what to measure.
         limit: prompts to measure at most, and no fewer than are there. A later run with a larger one goes on.
-        on_prompt: told how far it is.
+        tell: is told after each prompt; the note counts those that failed.
 
     Returns:
         The record that ``.meta.json`` holds.
@@ -108,10 +91,11 @@ def collect(
     questions = read_questions(config)
     place, known = Path(section.output), {"what": "prompts", "setting": "collection.output"}
     check_same(place, _identity(config, {}), **known, later=("name", "fingerprint"))
-    engine = load_target(config.target)
-    usable = [
-        (each, ids) for each in questions if len(ids := _encoded(engine, each, section)) <= section.max_prompt_tokens
-    ]
+    target = config.target
+    engine = SpeculativeEngine(
+        target.model, drafter="none", dtype=target.dtype, device=target.device, runtime=target.runtime
+    )
+    usable = encoded(engine.tokenizer, questions, section.chat, section.max_prompt_tokens)
     check_lengths(len(usable), len(questions), section.max_prompt_tokens, "collection.max_prompt_tokens")
     file = AnswerFile(place, _identity(config, describe_base(engine.model)), **known)
     left_out, usable = len(questions) - len(usable), usable[: file.at_least(limit)]
@@ -125,7 +109,7 @@ def collect(
     announce_short_context(engine.target, section.max_new_tokens)
     done = file.begin(record, 1, len(usable))
     failed = 0
-    on_prompt(Progress(done=done, total=len(usable), failed=failed))
+    tell(done, len(usable), "")
     if done < len(usable):
         sides = _sides(engine, config)
         ways = {name: partial(_generate, parts, section) for name, parts in sides.items()}
@@ -135,8 +119,8 @@ def collect(
             question, ids = usable[index]
             line = collected(question, ids, list(sides), islice(turns, section.runs))
             failed += bool(line.error)
-            file.append([line.to_line()])
-            on_prompt(Progress(done=index + 1, total=len(usable), failed=failed))
+            file.append([asdict(line)])
+            tell(index + 1, len(usable), f"{failed} failed" if failed else "")
     record["failed"] = _failed(file.partial, len(usable))
     if record["failed"] == len(usable):
         raise TrainingError(f"all {len(usable)} prompts failed, as {file.partial} says; mend that, and remove it")
@@ -151,14 +135,7 @@ def _failed(path: Path, count: int) -> int:
 
 
 def collected(question: Question, ids: list[int], names: list[str], turns: Iterable[Turn[Generation]]) -> Collected:
-    """What every drafter did on one prompt; whatever went wrong is in the line.
-
-    Args:
-        question: the prompt.
-        ids: its tokens.
-        names: of the drafters.
-        turns: one for each run.
-    """
+    """What every drafter did on one prompt, by a turn for each run; whatever went wrong is in the line."""
     error = ""
     try:
         made = [turn.values() for turn in list(turns)]  # all of them, whichever fails: the next prompt's come after
@@ -166,7 +143,7 @@ def collected(question: Question, ids: list[int], names: list[str], turns: Itera
     except Exception as problem:  # one prompt must not end hours of measuring
         runs, error = {}, reason_of(problem)
     return Collected(
-        prompt=question.text,
+        prompt=question.prompt,
         token_ids=ids,
         domain=question.domain,
         source=question.source,
@@ -194,14 +171,10 @@ def _run(generation: Generation, plain: list[int]) -> Run:
 
 def _sides(engine: SpeculativeEngine, config: CollectConfig) -> dict[str, Parts]:
     drafters = build_drafters(engine.target, engine.tokenizer, config.drafters, engine.config)
-    sides = {name: engine.parts.sharing(drafter) for name, drafter in drafters.items()}
+    sides = {name: replace(engine.parts, drafter=drafter) for name, drafter in drafters.items()}
     for side in sides.values():
         prepare(side, 1)
     return sides
-
-
-def _encoded(engine: SpeculativeEngine, question: Question, section: CollectionSection) -> list[int]:
-    return encode(engine.tokenizer, asked(engine.tokenizer, question.text, section.chat))
 
 
 def _identity(config: CollectConfig, base: Mapping[str, str]) -> dict[str, Any]:
@@ -212,12 +185,7 @@ def _identity(config: CollectConfig, base: Mapping[str, str]) -> dict[str, Any]:
         **section,
         "target": {**config.target.model_dump(), **base},
         "drafters": {name: spec.model_dump() for name, spec in config.drafters.items()},
-        "prompt_sections": [{**each.model_dump(), "file": _last(each.file)} for each in config.prompts],
-        "files": {_last(file): file_sha256(Path(file)) for file in files},
+        "prompt_sections": [{**each.model_dump(), "file": short_name(each.file)} for each in config.prompts],
+        "files": {short_name(file): file_sha256(Path(file)) for file in files},
         **{name: versions[name] for name in ("specstream", "torch", "transformers", "cpu", "threads")},
     }
-
-
-def _last(path: str) -> str:
-    """A file by its name and its folder's: the rest says nothing elsewhere."""
-    return f"{Path(path).parent.name}/{Path(path).name}"

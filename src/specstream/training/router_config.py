@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from specstream.config import engine_config
 from specstream.engine.build import config_of
 from specstream.engine.choices import check_choice
 from specstream.errors import UsageError
-from specstream.files.yaml_file import Document, read_document, validated
+from specstream.files.yaml_file import Document, Section, read_document, validated
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
 from specstream.routing.learn import FitSection
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TargetSection(_Section):
+class TargetSection(Section):
     """The model whose output it is; the fields are those of ``SpeculativeEngine``."""
 
     model: str = "smollm2-135m"
@@ -30,7 +26,7 @@ class TargetSection(_Section):
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
 
 
-class PromptsSection(_Section):
+class PromptsSection(Section):
     """Prompts of one kind.
 
     Attributes:
@@ -52,7 +48,7 @@ class PromptsSection(_Section):
     template: str = "{prompt}"
 
 
-class CollectionSection(_Section):
+class CollectionSection(Section):
     """How prompts are measured.
 
     Attributes:
@@ -74,7 +70,7 @@ class CollectionSection(_Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
-class CollectConfig(_Section):
+class CollectConfig(Section):
     """One collection: every drafter on every prompt."""
 
     target: TargetSection = TargetSection()
@@ -83,7 +79,7 @@ class CollectConfig(_Section):
     collection: CollectionSection
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """What a router is fitted to, and judged by.
 
     Attributes:
@@ -101,7 +97,7 @@ class DataSection(_Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
 
 
-class EmbeddingSection(_Section):
+class EmbeddingSection(Section):
     """What a prompt is about, as a vector; docs/router.md says what each costs.
 
     Attributes:
@@ -113,7 +109,7 @@ class EmbeddingSection(_Section):
     model: str | None = None
 
 
-class RouterTrainConfig(_Section):
+class RouterTrainConfig(Section):
     """One training of a router, into ``output_dir``."""
 
     target: TargetSection = TargetSection()

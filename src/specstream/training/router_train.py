@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from specstream.environment import provenance
 from specstream.errors import HeadMismatchError, UsageError
+from specstream.files.atomic import write_json
 from specstream.files.yaml_file import validated
 from specstream.heads.folder import describe_base
 from specstream.models.hub.load import load_model
@@ -26,7 +26,7 @@ from specstream.routing.learn import Samples, fit
 from specstream.routing.model import RouterModel
 from specstream.routing.records import Collected, read_collected
 from specstream.routing.router import Router
-from specstream.training.answers import file_sha256
+from specstream.training.answers import drawn, file_sha256
 from specstream.training.checkpoints import check_replaceable, replace_folder
 from specstream.training.router_config import DataSection, RouterTrainConfig, TargetSection
 
@@ -39,21 +39,16 @@ class Trained:
     """What a training came to.
 
     Attributes:
-        table: on the prompts held out.
         prompts: fitted to, held out, and failed in the collection.
         epochs: that the table was fitted for.
         held_out_loss: of the cross-validation.
+        table: on the prompts held out.
     """
 
-    table: RouterTable
     prompts: dict[str, int]
     epochs: int
     held_out_loss: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
-        fitted = {"epochs": self.epochs, "held_out_loss": self.held_out_loss}
-        return {"prompts": self.prompts, **fitted, "table": self.table.to_dict()}
+    table: RouterTable
 
 
 def train_router(config: RouterTrainConfig) -> Trained:
@@ -96,20 +91,14 @@ def train_router(config: RouterTrainConfig) -> Trained:
 
     def fill(folder: Path) -> None:
         router.save(folder)
-        (folder / _FIGURES).write_text(json.dumps(trained.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / _FIGURES, asdict(trained))
 
     replace_folder(output, fill)
     return trained
 
 
 def evaluate_router(folder: str, files: Sequence[str], target: TargetSection, *, learn: bool = False) -> RouterTable:
-    """The table of a router on collections that it was not fitted to.
-
-    Args:
-        folder: of the router.
-        files: collections of its drafters, and of others if need be.
-        target: the router's.
-        learn: whether it learns from each prompt before the next, as it does in use.
+    """The table of a router on collections, of its drafters at least, that it was not fitted to; see ``judge``.
 
     Raises:
         UsageError: collections that cannot be read, or in which a drafter of the router is missing.
@@ -131,12 +120,8 @@ def judge(
 ) -> RouterTable:
     """What a router chooses for prompts that were measured, and what the choices cost here.
 
-    Args:
-        model: the router.
-        collected: the prompts.
-        target: the transformers model.
-        tokenizer: its tokenizer.
-        learn: draw by what is believed and learn from each choice; otherwise the table alone decides, at the same cost.
+    With ``learn`` it draws by what is believed and learns from each choice; otherwise the table alone decides, at the
+    same cost.
     """
     config = RouterConfig(router="", learn=learn, explore=1.0 if learn else 0.0)
     router = Router(model, config, torch.Generator().manual_seed(config.seed))
@@ -169,7 +154,7 @@ def _split(config: RouterTrainConfig) -> tuple[list[Collected], list[Collected],
         held_out = []
         for domain in dict.fromkeys(each.domain for each in collected):
             own = [each for each in collected if each.domain == domain]
-            own.sort(key=lambda each: hashlib.sha256(f"{data.seed}/{each.prompt}".encode()).digest())
+            own.sort(key=lambda each: drawn(data.seed, each.prompt))
             held_out += own[: round(len(own) * data.held_out)]
         taken = {each.prompt for each in held_out}
         training = [each for each in collected if each.prompt not in taken]

@@ -6,10 +6,11 @@ import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 from specstream.environment import provenance
 from specstream.errors import UsageError
+from specstream.files.atomic import set_aside
 from specstream.models.hub.catalog import check
 from specstream.reporting import announce
 from specstream.training.checkpoints import Checkpoints
@@ -17,13 +18,12 @@ from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples, read_file
 from specstream.training.loop import Loop, Outcome, make_accelerator
 from specstream.training.run_log import RunLog
-from specstream.training.trainee import Prepared
 
 RECIPES: Mapping[str, str] = {
     **{name: f"specstream.training.recipes.{name}" for name in get_args(Recipe)},
     "lora": "specstream.training.lora",
 }
-"""Modules with a ``prepare(config, device)`` that returns a ``Prepared``."""
+"""Modules with a ``prepare(config, device)`` that returns a ``Trainee`` and its tokenizer."""
 
 _MAY_CHANGE = {
     "training": {
@@ -67,7 +67,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
     if accelerator.is_main_process:
         if config.training.resume:
             _check_same(checkpoints, settings)
-        else:
+        elif any((root / name).exists() for name in ("checkpoints", "best")):
             set_aside(root)
         _make_folder(root)
     accelerator.wait_for_everyone()
@@ -78,10 +78,10 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         )
     main = bool(accelerator.is_main_process)
     with RunLog(root if main else None, config.logging, settings, quiet=quiet or not main) as run_log:
-        prepared = _prepare(config, str(accelerator.device))
-        data = load_examples(config.data, prepared.tokenizer, config.training.seed)
+        trainee, tokenizer = import_module(RECIPES[config.recipe]).prepare(config, str(accelerator.device))
+        data = load_examples(config.data, tokenizer, config.training.seed)
         loop = Loop(
-            prepared.trainee,
+            trainee,
             data,
             config.training,
             accelerator=accelerator,
@@ -94,16 +94,6 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         if main:
             run_log.plot()
     return outcome
-
-
-def set_aside(root: Path) -> None:
-    """Rename a folder that holds a run, so that another can begin there and nothing is lost."""
-    if not (root / "checkpoints").exists() and not (root / "best").exists():
-        return
-    number = 1
-    while (aside := root.with_name(f"{root.name}.{number}")).exists():
-        number += 1
-    os.rename(root, aside)
 
 
 def _check_names(config: TrainConfig) -> None:
@@ -127,10 +117,6 @@ def _make_folder(root: Path) -> None:
         raise UsageError(f"training.output_dir is {str(root)!r}, which cannot be written; give a folder elsewhere")
 
 
-def _prepare(config: TrainConfig, device: str) -> Prepared:
-    return cast(Prepared, import_module(RECIPES[config.recipe]).prepare(config, device))
-
-
 def _check_same(checkpoints: Checkpoints, settings: Mapping[str, Any]) -> None:
     """A run goes on only with the settings it began with."""
     steps = checkpoints.steps()
@@ -140,17 +126,13 @@ def _check_same(checkpoints: Checkpoints, settings: Mapping[str, Any]) -> None:
     before = record.get("config", {})
     for section, values in settings.items():
         old = before.get(section)
-        if not isinstance(values, Mapping) or not isinstance(old, Mapping):
-            if values != old:
-                raise _other(checkpoints.root, section, old, values)
-            continue
-        for key, value in values.items():
-            if key not in _MAY_CHANGE.get(section, ()) and value != old.get(key, value):
-                raise _other(checkpoints.root, f"{section}.{key}", old.get(key), value)
-
-
-def _other(root: Path, name: str, old: Any, new: Any) -> UsageError:
-    return UsageError(
-        f"{root} holds a run with {name} {old!r} and now it is {new!r}; give the old value, another "
-        "training.output_dir, or --no-resume to set that run aside"
-    )
+        pairs = {section: (old, values)}
+        if isinstance(values, Mapping) and isinstance(old, Mapping):
+            fixed = values.keys() - _MAY_CHANGE.get(section, set())
+            pairs = {f"{section}.{key}": (old.get(key, values[key]), values[key]) for key in values if key in fixed}
+        for name, (was, now) in pairs.items():
+            if was != now:
+                raise UsageError(
+                    f"{checkpoints.root} holds a run with {name} {was!r} and now it is {now!r}; give the old value, "
+                    "another training.output_dir, or --no-resume to set that run aside"
+                )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from specstream.environment import require
-from specstream.files.atomic import write_whole
+from specstream.files.atomic import whole, write_whole
 from specstream.training.config import LoggingSection
 
 Row = dict[str, float]
@@ -96,12 +95,10 @@ class RunLog:
         if self._root is None or not self.rows:
             return
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        partial = self._root / ".log.csv.partial"
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with whole(self._root / "log.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, self._root / "log.csv")
 
     def plot(self) -> Path | None:
         """Draw the curves into ``curves.png``; None, and a line that says so, without matplotlib."""

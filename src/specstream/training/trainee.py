@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -44,19 +44,6 @@ class Trainee(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what users load: never a half of it elsewhere, as the loop moves the whole folder into place."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A trainee and what came with it.
-
-    Attributes:
-        trainee: it.
-        tokenizer: reads its texts.
-    """
-
-    trainee: Trainee
-    tokenizer: Any
 
 
 def drafted_figures(ranks: Tensor, top_k: int = 4) -> dict[str, float]:

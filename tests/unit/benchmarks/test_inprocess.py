@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.inprocess import Amount, Recorded, adversarial, alternate, in_step, predict, unlearned
+from benchmarks.inprocess import Amount, adversarial, alternate, in_step, predict, recorded, unlearned
 from benchmarks.prompts import Item
 from specstream import SpeculativeEngine
 from specstream.evaluation.predicted import PassCosts
@@ -52,10 +52,11 @@ def test_several_prompts_are_decoded_at_once(engine: SpeculativeEngine) -> None:
 
 
 def test_the_widths_of_passes_are_noted(engine: SpeculativeEngine) -> None:
-    recorded = Recorded(engine.target)
-    assert recorded.context_length == engine.target.context_length
-    PassCosts(recorded).measure([[5, 6, 7]], {1: [1, 4]}, repeats=1)
-    assert recorded.widths == [1, 4, 1, 4]
+    widths: list[int] = []
+    target = recorded(engine.target, widths)
+    assert target.context_length == engine.target.context_length
+    PassCosts(target).measure([[5, 6, 7]], {1: [1, 4]}, repeats=1)
+    assert widths == [1, 4, 1, 4]
 
 
 def test_a_prediction_prices_the_passes_that_a_run_made(engine: SpeculativeEngine) -> None:

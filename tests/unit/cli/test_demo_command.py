@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from specstream.cli import main
+from specstream.config import GenerationConfig
 from specstream.demo import page, run
 
 pytest.importorskip("gradio")
@@ -34,7 +35,7 @@ def test_options_reach_the_page(built: list[Any], capsys: pytest.CaptureFixture[
     (offered, settings), (host, port) = built
     assert offered.models == ["a", "b"]
     assert offered.drafter == "lookup"
-    assert settings == page.Settings(max_new_tokens=7, temperature=0.5, seed=3)
+    assert settings == GenerationConfig(max_new_tokens=7, temperature=0.5, seed=3)
     assert host == "127.0.0.1"
     assert port > 0
     assert f"the demo is on http://127.0.0.1:{port}" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from specstream.cli import main
-from specstream.serving import run
+from specstream.serving import run, web
 
 
 def fails(*arguments: str) -> int:
@@ -26,7 +26,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     loaded: list[Any] = []
     level = logging.getLogger("specstream").level
     monkeypatch.setattr(run, "load", lambda config: loaded.append(config))
-    monkeypatch.setattr(run, "listen", lambda engine, config, sockets: None)
+    monkeypatch.setattr(web, "listen", lambda engine, config, sockets: None)
     yield loaded
     logging.getLogger("specstream").setLevel(level)
 

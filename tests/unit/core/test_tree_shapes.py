@@ -59,6 +59,15 @@ def test_an_offer_ranks_the_nodes_that_a_tree_grows_by():
     assert shape.offer("streams", 5).depth == 5, "a tree that is deeper than asked for may come of other chances"
 
 
+def test_an_offer_is_made_anew_when_more_is_known():
+    acceptance = RankAcceptance([[0.5, 0.2]])
+    before = acceptance.offer("streams", 2, 1)
+    assert acceptance.offer("streams", 2, 1) is before
+    acceptance.observe([[7, 8]], [8])
+    assert acceptance.offer("streams", 2, 1).ranked == ((1, pytest.approx(0.4)), (1, pytest.approx(0.36)))
+    assert before.ranked == ((1, 0.5), (1, 0.2))
+
+
 def test_the_first_path_is_the_likeliest_all_the_way_down():
     """Where a runtime keeps the bits along the first path only, that should be the likeliest."""
     tree = DRAFTED.tree(9, 12, 3)

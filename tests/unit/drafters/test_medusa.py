@@ -84,7 +84,7 @@ def test_the_last_accepted_node_of_each_row_is_drafted_from():
     first, second = session.propose([request(), request(2)])
     assert first.tokens[:2] == (1, 113)
     assert second.tokens[:2] == (2, 210)
-    assert session._drafter.heads.asked == [([103, 200], 3)]
+    assert session._drafter.head.asked == [([103, 200], 3)]
 
 
 def test_rows_that_leave_take_their_states_along():
@@ -98,9 +98,9 @@ def test_rows_that_are_not_drafted_for_cost_nothing():
     session = started(3, [(0,), (0,), (0,)])
     trees = session.propose([request(depth=0), request(depth=2), request(depth=0)])
     assert [len(tree) > 1 for tree in trees] == [False, True, False]
-    assert session._drafter.heads.asked == [([200], 2)]
+    assert session._drafter.head.asked == [([200], 2)]
     session.propose([request(depth=0)] * 3)
-    assert len(session._drafter.heads.asked) == 1
+    assert len(session._drafter.head.asked) == 1
 
 
 def test_the_offer_ranks_the_nodes_of_its_trees_by_what_was_learnt():

@@ -26,7 +26,7 @@ GAMMA = 3
 class Head:
     """Candidates that say where they come from: pass row, node, depth and rank."""
 
-    gamma, taps, first, nbytes = GAMMA, (7,), 7, 0
+    gamma, first, nbytes = GAMMA, 7, 0
 
     def __init__(self):
         self.asked, self.depths = [], []
@@ -164,7 +164,7 @@ def test_all_candidates_are_judged_whether_the_tree_held_them_or_not():
     for _ in range(60):
         drafts.observe([verdict(0, tokens=(13, 20, 7))])
         drafts.propose([request()])
-    rates = drafter._learned.rates
+    rates = drafter.learned.rates
     assert rates[0][3] > 0.9 > 0.1 > rates[0][0], "rank 3 of depth 1 is always right"
     assert rates[1][0] > 0.9
     assert max(rates[2]) < 0.1

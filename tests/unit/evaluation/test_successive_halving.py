@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from specstream.evaluation.successive_halving import Timed, runs_of, search
+from specstream.evaluation.successive_halving import runs_of, search
 
 SPEEDS = {"plain": 10.0, "a": 5.0, "b": 20.0, "c": 12.0, "d": 9.0, "e": 15.0}
 
@@ -21,7 +21,7 @@ class Machine:
         self.runs.append((name, prompt))
         if name in self.broken:
             raise RuntimeError("it\nbroke")
-        return Timed(tokens=10 + prompt, seconds=(10 + prompt) / self.speeds[name] * (1 + 0.5 * (prompt % 2)))
+        return 10 + prompt, (10 + prompt) / self.speeds[name] * (1 + 0.5 * (prompt % 2))
 
 
 def test_the_fastest_is_found_and_the_slow_ones_run_less():
@@ -60,7 +60,7 @@ def test_what_is_reported_is_of_the_last_stage_alone():
     def measure(name, prompt):
         count[name] += 1
         lucky = name == "b" and count[name] <= 2
-        return Timed(tokens=10, seconds=0.1 if lucky else 10 / SPEEDS[name])
+        return 10, 0.1 if lucky else 10 / SPEEDS[name]
 
     found = search("plain", list("abcd"), 4, measure, first=2, repeats=1)
     assert (found.best, found.ratio.value) == ("b", pytest.approx(2))

@@ -19,6 +19,7 @@ from specstream.models.runtime import native, quantized
 from specstream.models.runtime.fused import FusedTop
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.uncached import UncachedTarget
+from tests.dequantized import restored
 from tests.lossless.families import FAMILIES, VOCAB, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,7 +58,7 @@ def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtim
     """Of a node on a branch that is not the tree's first, and of what is scored after it."""
     streams = shaken(family, start=start)
     session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     tree = TokenTree.merge(TOKENS[20], [TOKENS[10:13], TOKENS[21:24]])
     for scored, path in ((tree, [0, 4, 5]), (TokenTree.chain([TOKENS[23]]), [0])):
         session.score([scored])
@@ -127,7 +128,7 @@ def test_models_whose_attention_cannot_be_exchanged_carry_streams(name):
         for parameter in streams.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.2)
     session = HuggingFaceTarget(model, runtime="eager").begin([TOKENS[:20]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     tree = TokenTree.merge(TOKENS[20], [TOKENS[10:13], TOKENS[21:24]])
     logits = session.score([tree])[:, : len(tree)]  # what is behind is padding
     if streams.first:
@@ -152,7 +153,7 @@ def states_in(output):
 def test_some_rows_of_a_batch_have_the_streams_they_have_with_the_others(rows, runtime):
     streams = shaken("llama")
     session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20], TOKENS[3:9], TOKENS[5:18]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     session.score([TokenTree.chain(TOKENS[20:23]), TokenTree.chain(TOKENS[9:11]), TokenTree.chain(TOKENS[18:19])])
     session.commit([[0, 1], [0, 1], [0]])
     asked = [(0, 1), (1, 1), (2, 0)], [FOLLOWING, FOLLOWING + 1, FOLLOWING + 2]
@@ -169,7 +170,7 @@ def test_some_rows_of_a_batch_have_the_streams_they_have_with_the_others(rows, r
 def test_rows_that_do_not_ask_have_no_nodes_in_our_kernels_pass(monkeypatch):
     streams, widths = shaken("llama"), []
     session = HuggingFaceTarget(streams.model).begin([TOKENS[:20], TOKENS[3:9], TOKENS[5:18]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     session.score([TokenTree.chain([5])] * 3)
     session.commit([[0]] * 3)
     run = FusedTop.__call__
@@ -191,7 +192,7 @@ def test_the_first_streams_draft_the_same_without_the_later_ones(settings, runti
     session = HuggingFaceTarget(streams.model, runtime=runtime).begin([TOKENS[:20], TOKENS[3:9]])
     branch = session.branch
     session.branch = lambda hidden, *rest: branched.append(hidden.shape[1]) or branch(hidden, *rest)
-    session.tap(streams.taps)
+    session.tap([streams.first])
     session.score([TokenTree.chain(TOKENS[20:23]), TokenTree.chain(TOKENS[9:11])])
     session.commit([[0, 1], [0, 1]])
     asked = [(0, 1), (1, 1)], [FOLLOWING, FOLLOWING + 1], 4
@@ -210,7 +211,7 @@ def test_the_first_streams_draft_the_same_without_the_later_ones(settings, runti
 def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
     streams = shaken(family)
     session = HuggingFaceTarget(streams.model).begin([TOKENS[:20]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     session.score([TokenTree.chain(TOKENS[20:23])])
     session.commit([range(3)])
     got = of_a_round(streams, session, 2)
@@ -225,8 +226,8 @@ def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
 
 
 def rounded(linear, weight):
-    restored = quantized.quantize(weight).restored()
-    return lambda x: torch.nn.functional.linear(x, restored, linear.bias)
+    rounded = restored(quantized.quantize(weight))
+    return lambda x: torch.nn.functional.linear(x, rounded, linear.bias)
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])
@@ -239,7 +240,7 @@ def test_a_branch_leaves_nothing_behind(family, runtime):
     for streaming in (True, False):
         session = target.begin(prefixes)
         if streaming:
-            session.tap(streams.taps)
+            session.tap([streams.first])
         scored = [session.score(trees)]
         session.commit([[0, 3, 4], [0, 1]])
         if streaming:
@@ -247,7 +248,7 @@ def test_a_branch_leaves_nothing_behind(family, runtime):
             streams.candidates(session, [(1, 1)], [5], 3, [1])
         scored.append(session.score([TokenTree.chain([5])] * 2))
         session.commit([[0]] * 2)
-        caches.append([layer[:, :, :24].clone() for layer in session.cache._keys.values()])
+        caches.append([layer[:, :, :24].clone() for layer in session.cache._buffers.values()])
         logits.append(scored)
     for ours, theirs in zip(*logits, strict=True):
         assert torch.equal(ours, theirs)
@@ -271,7 +272,7 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
     target = HuggingFaceTarget(streams.model, runtime="eager")
     prefixes, nodes = [TOKENS[:20], TOKENS[3:12], TOKENS[:1]], [2, 0, 1]
     together = target.begin(prefixes)
-    together.tap(streams.taps)
+    together.tap([streams.first])
     together.score([TokenTree.chain([5, 6, 7])] * 3)
     together.commit([range(node + 1) for node in nodes])
     drafted = drafts(streams, together, list(enumerate(nodes)), [FOLLOWING] * 3, 4)
@@ -280,7 +281,7 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
     assert drafts(streams, together, [(2, 1), (0, 2)], [FOLLOWING] * 2, 4) == [drafted[2], drafted[0]]
     for row, prefix in enumerate(prefixes):
         alone = target.begin([prefix])
-        alone.tap(streams.taps)
+        alone.tap([streams.first])
         alone.score([TokenTree.chain([5, 6, 7])])
         alone.commit([range(nodes[row] + 1)])
         assert drafts(streams, alone, [(0, nodes[row])], [FOLLOWING], 4) == [drafted[row]]
@@ -292,7 +293,7 @@ def test_what_a_stream_says_depends_on_the_token_before_as_in_training(monkeypat
     streams, kept = shaken("llama", chain_rank=4), list(range(3, 43))
     streams.vocabulary = torch.tensor(kept)
     session = HuggingFaceTarget(streams.model, runtime="eager").begin([TOKENS[:20]])
-    session.tap(streams.taps)
+    session.tap([streams.first])
     session.score([TokenTree.chain(TOKENS[20:23])])
     session.commit([[0, 1, 2]])
     (drafted,) = streams.candidates(session, [(0, 2)], [FOLLOWING], 10)
@@ -341,7 +342,7 @@ def test_a_linear_start_knows_the_token_behind_and_the_identity_does_not():
     for start, differs in (("linear", True), ("identity", False)):
         streams = shaken("llama", start=start)
         session = HuggingFaceTarget(streams.model, runtime="eager").begin([TOKENS[:20]] * 2)
-        session.tap(streams.taps)
+        session.tap([streams.first])
         session.score([TokenTree.chain(TOKENS[20:23])] * 2)
         session.commit([[0, 1]] * 2)
         drafted = drafts(streams, session, [(0, 1), (1, 1)], [FOLLOWING, 5], 5)
@@ -353,7 +354,7 @@ def test_without_a_cache_streams_are_the_same():
     target, drafted = HuggingFaceTarget(streams.model, runtime="eager"), []
     for each in (target, UncachedTarget(target)):
         session = each.begin([TOKENS[:20]])
-        session.tap(streams.taps)
+        session.tap([streams.first])
         session.score([TokenTree.chain(TOKENS[20:23])])
         session.commit([[0, 1]])
         drafted.append(drafts(streams, session, [(0, 1)], [FOLLOWING], 5))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specstream.models.cache import STEP, TreeCache, capacity_for
+from specstream.models.cache import KEYS, STEP, VALUES, TreeCache, capacity_for
 
 HEADS, DIM, LAYERS = 2, 4, 2
 CPU = torch.device("cpu")
@@ -26,8 +26,8 @@ def content(cache: TreeCache, row: int) -> list[float]:
     """The committed tokens of a row, after checking that all layers, heads, keys and values tell the same."""
     held = None
     for layer in range(LAYERS):
-        keys = cache._keys[layer][row, :, : cache.lengths[row]]
-        assert torch.equal(cache._values[layer][row, :, : cache.lengths[row]], -keys)
+        keys = cache._buffers[layer, KEYS][row, :, : cache.lengths[row]]
+        assert torch.equal(cache._buffers[layer, VALUES][row, :, : cache.lengths[row]], -keys)
         assert bool((keys == keys[:1, :, :1]).all())
         tokens = (keys[0, :, 0] - 100 * layer).tolist()
         assert held in (None, tokens)
@@ -152,7 +152,7 @@ def test_a_copy_holds_what_every_row_has_committed_and_shares_nothing() -> None:
 
 def test_slots_that_were_never_written_hold_zeros() -> None:
     cache = filled([1, 2])
-    assert bool((cache._keys[0][0, :, 2:] == 0).all())
+    assert bool((cache._buffers[0, KEYS][0, :, 2:] == 0).all())
 
 
 def test_the_bytes_of_every_layer_are_counted() -> None:

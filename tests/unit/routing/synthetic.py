@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from specstream.routing.config import DrafterSpec, RouterConfig
-from specstream.routing.features import CLASSES, Features, NoEmbedding
+from specstream.routing.features import CLASSES, Features, no_embedding
 from specstream.routing.learn import FitSection, Fitted, Samples, fit
 from specstream.routing.model import RouterModel
 from specstream.routing.router import Router
@@ -54,7 +54,7 @@ def worth(kind: str, drafter: str) -> float:
 
 def samples(questions: Sequence[tuple[str, list[int]]], noise: float = 0.05, seed: int = 0) -> Samples:
     chance = random.Random(seed)
-    features = Features(vocabulary(), NoEmbedding())
+    features = Features(vocabulary(), no_embedding)
     ratios = [[worth(kind, name) + chance.gauss(0, noise) for name in OUTPUTS] for kind, _ in questions]
     return Samples(
         features=torch.stack([features(tokens) for _, tokens in questions]),
@@ -86,4 +86,4 @@ class UnboundRouter(Router):
     def __init__(self, model: RouterModel, **settings: Any) -> None:
         config = RouterConfig(router="", **settings)
         super().__init__(model, config, torch.Generator().manual_seed(config.seed))
-        self._features = Features(model.table, NoEmbedding())
+        self._features = Features(model.table, no_embedding)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_the_routers_seconds_are_its_own_and_the_oracle_is_the_best_of_each_prom
     assert list(table.domains) == ["code", "chat"]
     chat = {each.name: each.tokens_per_second for each in table.domains["chat"]}
     assert (chat["oracle"], chat["router"]) == pytest.approx((10 / 4, 10 / 5.25))
-    assert json.loads(json.dumps(table.to_dict()))["prompts"] == 3
+    assert json.loads(json.dumps(asdict(table)))["prompts"] == 3
 
 
 def test_half_of_the_gap():
@@ -80,9 +81,9 @@ def written(path, *lines):
 
 def test_lines_are_read_as_they_were_written(tmp_path):
     failed = Collected(prompt="x", token_ids=[1], domain="code", source="f:1", runs={}, error="RuntimeError: no")
-    first = written(tmp_path / "a.jsonl", ONE[0].to_line(), failed.to_line())
+    first = written(tmp_path / "a.jsonl", asdict(ONE[0]), asdict(failed))
     second = written(
-        tmp_path / "b.jsonl", ONE[0].to_line(), collected("u\u2028v", none=[1.0], lookup=[1.0], draft=[1.0]).to_line()
+        tmp_path / "b.jsonl", asdict(ONE[0]), asdict(collected("u\u2028v", none=[1.0], lookup=[1.0], draft=[1.0]))
     )
     measured, failures = read_collected([first, second])
     assert [each.prompt for each in measured] == ["a", "u\u2028v"]
@@ -94,10 +95,10 @@ def test_lines_are_read_as_they_were_written(tmp_path):
     ("line", "message"),
     [
         ({"prompt": "a"}, r"file.jsonl:1 is no line of a collection"),
-        ({**ONE[0].to_line(), "runs": {}}, "no runs and no error"),
-        ({**ONE[0].to_line(), "runs": {"none": [{"tokens": 1}]}}, "no line of a collection"),
-        ({**collected("a", none=[0.0]).to_line()}, "without tokens or time"),
-        ({**collected("a", lookup=[1.0], draft=[1.0]).to_line()}, "collect with 'none' among them"),
+        ({**asdict(ONE[0]), "runs": {}}, "no runs and no error"),
+        ({**asdict(ONE[0]), "runs": {"none": [{"tokens": 1}]}}, "no line of a collection"),
+        ({**asdict(collected("a", none=[0.0]))}, "without tokens or time"),
+        ({**asdict(collected("a", lookup=[1.0], draft=[1.0]))}, "collect with 'none' among them"),
         ([1, 2], "no line of a collection"),
     ],
 )
@@ -107,7 +108,7 @@ def test_a_line_that_is_none_is_named(tmp_path, line, message):
 
 
 def test_collections_that_do_not_go_together_are_refused(tmp_path):
-    file = written(tmp_path / "a.jsonl", ONE[0].to_line(), collected("z", none=[1.0], lookup=[1.0]).to_line())
+    file = written(tmp_path / "a.jsonl", asdict(ONE[0]), asdict(collected("z", none=[1.0], lookup=[1.0])))
     with pytest.raises(UsageError, match="file:z was measured with lookup, none and others with draft, lookup, none"):
         read_collected([file])
     with pytest.raises(UsageError, match="no prompt was measured"):

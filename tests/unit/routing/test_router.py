@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Components, DraftRequest
+from specstream.core.ports import Components
 from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -315,8 +315,9 @@ def test_the_routed_drafter_begins_what_was_chosen(model):
     drafter.begin([words], [Sampling()], None)  # the draft is not there, and the look-up would harm
     assert begun == ["lookup"]
     live(router, prompts(60, seed=3), slow)
-    assert drafter.route([sums], [Sampling()]).drafter == "none"
-    assert drafter.route([sums], [Sampling(temperature=1.0)]).drafter == "lookup"  # the table alone: a seed repeats
+    assert drafter.begin([sums], [Sampling()], None).choice.drafter == "none"
+    drawing = drafter.begin([sums], [Sampling(temperature=1.0)], None)
+    assert drawing.choice.drafter == "lookup"  # the table alone: a seed repeats
     with pytest.raises(UsageError, match="1 drafter to choose from"):
         RoutedDrafter({"none": NoDrafter()}, router)
 
@@ -333,20 +334,14 @@ def test_a_routed_session_is_the_chosen_one_and_says_so(model):
 
     router = UnboundRouter(model, explore=0.0)
     drafter = RoutedDrafter({"none": NoDrafter(), "lookup": Big()}, router)
-    assert drafter.members == (drafter.drafters["none"], drafter.drafters["lookup"])
-    assert (drafter.nodes, drafter.components.heads, drafter.joinable) == (9, (drafter.drafters["lookup"],), False)
+    assert drafter.members == (drafter.by_name["none"], drafter.by_name["lookup"])
+    assert (drafter.nodes, drafter.components.heads, drafter.joinable) == (9, (drafter.by_name["lookup"],), False)
     (_, sums), (_, words) = prompts(2, seed=2)
     table = TableModel.random(1, vocab=max(*sums, *words) + 1, memory=1)
     first, other = (drafter.begin([prompt], [Sampling()], None) for prompt in (sums, words))
     assert (first.choice.drafter, other.choice.drafter) == ("lookup", "none")
-    with pytest.raises(UsageError, match="the router chose 'none' for rows that join a batch of 'lookup'"):
-        first.join(other)
     first.join(drafter.begin([sums], [Sampling()], None))
-    assert len(first.offers([request(sums), request(sums)])) == 2
+    assert first.choice.drafter == "lookup", "the other one's choice is its own"
     rows = start_rows([sums], [0], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=2))
     list(decode(table, drafter, rows, speculation=Speculation(max_depth=2), timings=Timings()))
     assert rows[0].choice.drafter == "lookup"
-
-
-def request(tokens):
-    return DraftRequest(tokens=tokens, depth=2, generator=torch.Generator())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from specstream.training.distillation import LOSSES, distance
-from specstream.training.teacher import Said
+from specstream.training.distillation import LOSSES, Said, distance
 
 VOCAB, TOP = 7, 3
 

@@ -12,9 +12,9 @@ from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.models.hub.vocabulary import cut_head, write_part
 from specstream.training.config import train_config
 from specstream.training.data import Example, Examples
+from specstream.training.distillation import Teacher
 from specstream.training.recipes.draft import TrainedDraft, prepare
 from specstream.training.run import train
-from specstream.training.teacher import Teacher
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.training.short_run import rows, short
 

@@ -157,7 +157,7 @@ def test_going_on_keeps_the_streams_there_are_unless_more_are_asked_for(config, 
         values = config("streams", section).model_dump(exclude_unset=True)
         values["streams"].pop("gamma", None)
         values["streams"] |= {"start_from": folder, **section}
-        streams = recipe.prepare(train_config(values), "cpu").trainee._streams
+        streams = recipe.prepare(train_config(values), "cpu")[0]._streams
         assert streams.gamma == len(streams.embeddings) == expected
 
 
@@ -213,7 +213,7 @@ def test_an_exit_is_added_to_streams_that_lack_it_and_shipped_ones_have_to_fit(e
     build, folder = early_exit
     values = build().model_dump(exclude_unset=True)
     values["streams"] = {"start_from": str(folder), "pruning_rank": 3}
-    trainee = recipe.prepare(train_config(values), "cpu").trainee
+    trainee, _ = recipe.prepare(train_config(values), "cpu")
     assert trainee._streams.config.pruning_rank == 3
     assert sum(1 for _ in trainee.parameters()) == len(list(trainee._streams.parameters()))
     with pytest.raises(UsageError, match=r"is .shipped.: none come with the package for .*; give a folder"):
@@ -223,9 +223,9 @@ def test_an_exit_is_added_to_streams_that_lack_it_and_shipped_ones_have_to_fit(e
 def test_a_linear_start_is_close_to_the_states_to_come(config, made, tmp_path):
     """Closer than the states there are, which the identity starts with."""
     settings = config("streams", {"start": "linear", "fit_examples": 30})
-    prepared = recipe.prepare(settings, "cpu")
-    streams, states = prepared.trainee._streams, prepared.trainee._states
-    _, held_out = load_examples(settings.data, prepared.tokenizer, 0)
+    trainee, tokenizer = recipe.prepare(settings, "cpu")
+    streams, states = trainee._streams, trainee._states
+    _, held_out = load_examples(settings.data, tokenizer, 0)
     errors = torch.zeros(2)
     for index in range(len(held_out)):
         tokens = torch.tensor(held_out[index].tokens)

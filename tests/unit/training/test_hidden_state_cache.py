@@ -7,13 +7,12 @@ import torch
 from specstream.core.tree_shapes import rank_rates
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import frequent_tokens, lengths_of, prompts_of
+from specstream.training.live_evaluation import frequent_tokens
 
 ROWS = [[4, 9, 9, 3, 7], [8, 2, 5]]
 BATCH = Batch(
     tokens=torch.tensor([ROWS[0], [*ROWS[1], 0, 0]]),
     mask=torch.tensor([[False, False, True, True, True], [False, True, True, False, False]]),
-    examples=(0, 1),
     size=8,
 )
 
@@ -32,8 +31,8 @@ class Read:
 
 def test_a_batch_is_its_rows_and_each_is_read_once(tmp_path):
     read = Read()
-    first = HiddenStateCache(tmp_path, "base").batch(BATCH, lengths_of(BATCH), read)
-    again = HiddenStateCache(tmp_path, "base").batch(BATCH, lengths_of(BATCH), read)
+    first = HiddenStateCache(tmp_path, "base").batch(BATCH, read)
+    again = HiddenStateCache(tmp_path, "base").batch(BATCH, read)
     assert read.asked == ROWS
     assert first["states"].shape == (2, 5, 2)
     assert first["keys"].shape == (2, 2, 5, 2)
@@ -57,8 +56,8 @@ def test_another_base_keeps_apart_and_what_a_crash_cut_short_is_read_again(tmp_p
 
 
 def test_what_a_batch_says_of_its_rows():
-    assert lengths_of(BATCH) == [5, 3]
-    assert prompts_of(BATCH) == [[4, 9], [8]]
+    assert BATCH.lengths == [5, 3]
+    assert BATCH.prompts == [[4, 9], [8]]
 
 
 def test_the_most_frequent_tokens_are_in_order_and_ties_go_to_lower_ids():

@@ -127,11 +127,11 @@ def test_both_begin_with_the_same_adapter(config, recipe):
 
     from specstream.training.run import RECIPES
 
-    prepared = import_module(RECIPES[recipe]).prepare(config(recipe), "cpu")
-    first = next(iter(prepared.trainee.parameters()))
+    trainee, _ = import_module(RECIPES[recipe]).prepare(config(recipe), "cpu")
+    first = next(iter(trainee.parameters()))
     torch.manual_seed(0)
-    expected = import_module(RECIPES["lora"]).prepare(config("lora"), "cpu")
-    assert torch.equal(first, next(iter(expected.trainee.parameters())))
+    expected, _ = import_module(RECIPES["lora"]).prepare(config("lora"), "cpu")
+    assert torch.equal(first, next(iter(expected.parameters())))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from specstream.config import EngineConfig, GenerationConfig
 from specstream.errors import UsageError
-from specstream.files.yaml_file import NAME, Document, read_document, validated
+from specstream.files.yaml_file import NAME, Document, Section, read_document, validated
 
 WORKLOAD = {"batch", "context", *GenerationConfig.model_fields} - {"logits_processor"}
 """Keys that change the work, so that plain decoding is measured anew for every value of them."""
@@ -28,11 +28,7 @@ NAMED = ("draft_model", "heads", "router")
 """Keys of an arm whose value may be a name of the section ``models``."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TargetSection(_Section):
+class TargetSection(Section):
     """The model whose output it is; see ``EngineConfig``.
 
     Attributes:
@@ -50,7 +46,7 @@ class TargetSection(_Section):
     exact: Literal["bits", "rounding"] = "bits"
 
 
-class PromptFile(_Section):
+class PromptFile(Section):
     """A file of prompts.
 
     Attributes:
@@ -66,7 +62,7 @@ class PromptFile(_Section):
     field: str = ""
 
 
-class PromptsSection(_Section):
+class PromptsSection(Section):
     """What is generated from.
 
     Attributes:
@@ -82,7 +78,7 @@ class PromptsSection(_Section):
     chat: bool | None = None
 
 
-class MeasureSection(_Section):
+class MeasureSection(Section):
     """How it is measured.
 
     Attributes:
@@ -96,7 +92,7 @@ class MeasureSection(_Section):
     output_dir: str = "runs/benchmark"
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """Arms that are measured in turn on the same prompts, and plain decoding with them.
 
     Attributes:
@@ -113,7 +109,7 @@ class Experiment(_Section):
     values: list[Any] = Field(default_factory=list)
 
 
-class BenchmarkConfig(_Section):
+class BenchmarkConfig(Section):
     """One benchmark.
 
     Attributes:

@@ -7,16 +7,15 @@ is compared was always measured together; of two samples of the same thing the l
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Arm, Group
-from specstream.files.atomic import write_whole
+from specstream.files.atomic import difference, set_aside, write_whole
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
 
@@ -95,9 +94,10 @@ class RunFolder:
         every = {**before, **settings["experiments"]}  # others than before may be added
         same = {**settings, "experiments": {name: every[name] for name in before}}
         for name, now in (("settings", same), ("provenance", provenance)):
-            if self.run and (changed := _difference(self.run[name], now)):
+            if self.run and (changed := difference(self.run[name], now)):
+                change = "{} {!r} and now it is {!r}".format(*changed)
                 raise UsageError(
-                    f"{str(self.root)!r} holds a run with {changed}; give the same, another measure.output_dir, "
+                    f"{str(self.root)!r} holds a run with {change}; give the same, another measure.output_dir, "
                     "or --no-resume to set that run aside"
                 )
         session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv}
@@ -132,10 +132,7 @@ class RunFolder:
         """Rename the run that is here, so that another can begin and nothing is lost."""
         if not self.run:
             return self
-        number = 1
-        while (aside := self.root.with_name(f"{self.root.name}.{number}")).exists():
-            number += 1
-        os.rename(self.root, aside)
+        set_aside(self.root)
         return RunFolder(self.root)
 
     def _lines(self) -> Iterable[dict[str, Any]]:
@@ -168,11 +165,3 @@ def _parsed(text: str) -> dict[str, Any] | None:
     except ValueError:  # the last line of a process that was killed
         return None
     return line if isinstance(line, dict) else None
-
-
-def _difference(before: Any, now: Any, place: Collection[str] = ()) -> str:
-    """The first value that is another, in words; empty for none."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        found = (_difference(before.get(key), now.get(key), (*place, key)) for key in {**before, **now})
-        return next((each for each in found if each), "")
-    return "" if before == now else f"{'.'.join(place)} {before!r} and now it is {now!r}"

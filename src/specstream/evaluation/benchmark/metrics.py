@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from specstream.config import GenerationConfig
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
-from specstream.core.sampling import Sampling
-from specstream.core.tree import TokenTree
+from specstream.core.rows import Round
+from specstream.engine.contestants import Run
 from specstream.engine.generation import Generation, Parts
 
 _POWER = Path("/sys/class/powercap")
@@ -20,45 +18,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _PEAK = "5"  # what makes Linux forget the peak of resident memory
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """One generation, of one prompt or of several at once.
-
-    Attributes:
-        tokens: that each row emitted.
-        prompt_tokens: of all rows.
-        drafted: drafted tokens that were scored.
-        accepted: of those.
-        rejected: of those; the others were never judged.
-        prefill: seconds before the first pass.
-        decode: seconds of all passes, drafting included.
-        passes: of each pass: its width in tokens, the seconds of proposing, of scoring, and of the whole round.
-        depths: of each pass, for every row: how deep its tree was, how many of its depths were judged, how many were
-            accepted, and how many tokens it emitted.
-        exact: ``bits`` or ``rounding``.
-        peak_bytes: the most memory there was meanwhile, everything that is loaded included; None where unknown.
-        grown_bytes: how much more that is than there was before.
-        joules: energy, None where the platform does not give it.
-    """
-
-    tokens: list[list[int]]
-    prompt_tokens: int
-    drafted: int
-    accepted: int
-    rejected: int
-    prefill: float
-    decode: float
-    passes: list[tuple[int, float, float, float]]
-    depths: list[list[tuple[int, int, int, int]]]
-    exact: str
-    peak_bytes: int | None
-    grown_bytes: int | None
-    joules: float | None
-
-
 def generate(
     parts: Parts, rows: Sequence[Sequence[int]], config: GenerationConfig, device: torch.device | None = None
-) -> Reading:
+) -> dict[str, Any]:
     """Generate once and read everything off it.
 
     Args:
@@ -66,9 +28,18 @@ def generate(
         rows: token ids of each prompt.
         config: how much and by which rule.
         device: whose memory counts; None for the process's.
+
+    Returns:
+        ``tokens``: that each row emitted. ``prompt_tokens``: of all rows. ``drafted``: drafted tokens that were scored;
+        ``accepted`` and ``rejected`` of those, the others were never judged. ``prefill``: seconds before the first
+        pass. ``decode``: seconds of all passes, drafting included. ``passes``: of each pass, its width in tokens, the
+        seconds of proposing, of scoring, and of the whole round. ``depths``: of each pass, for every row: how deep its
+        tree was, how many of its depths were judged, how many were accepted, and how many tokens it emitted.
+        ``exact``: ``bits`` or ``rounding``. ``peak_bytes``: the most memory there was meanwhile, everything that is
+        loaded included; ``grown_bytes``: how much more that is than there was before; None where unknown. ``joules``:
+        energy, None where the platform does not give it.
     """
-    watched = Watched(parts.drafter)
-    generation = Generation(replace(parts, drafter=watched), rows, config)
+    generation = Generation(parts, rows, config)
     timings = generation.timings
     passes: list[tuple[int, float, float, float]] = []
     depths: list[list[tuple[int, int, int, int]]] = []
@@ -77,27 +48,26 @@ def generate(
     for rounds in generation.rounds():
         now = (timings.propose, timings.score, timings.decode)
         proposing, scoring, whole = (_rounded(end - start) for start, end in zip(before, now, strict=True))
-        passes.append((watched.width, proposing, scoring, whole))
-        judged = zip(watched.judged, rounds, strict=True)
-        depths.append([(*own, len(each.tokens)) for own, each in judged])
+        passes.append((max(len(each.tree) for each in rounds), proposing, scoring, whole))
+        depths.append(list(map(_judged, rounds)))
         before = now
     joules, (peak, grown) = energy.joules(), memory.read()
-    stats = [row.stats for row in generation.rows]
-    return Reading(
-        tokens=[row.emitted for row in generation.rows],
-        prompt_tokens=sum(map(len, rows)),
-        drafted=sum(each.drafted for each in stats),
-        accepted=sum(each.accepted for each in stats),
-        rejected=sum(each.rejected for each in stats),
-        prefill=_rounded(timings.prefill),
-        decode=_rounded(timings.decode),
-        passes=passes,
-        depths=depths,
-        exact="bits" if all(row.exact == "bits" for row in generation.rows) else "rounding",
-        peak_bytes=peak,
-        grown_bytes=grown,
-        joules=joules,
-    )
+    run = Run.of(generation)
+    return {
+        "tokens": run.tokens,
+        "prompt_tokens": sum(map(len, rows)),
+        "drafted": run.drafted,
+        "accepted": run.accepted,
+        "rejected": run.rejected,
+        "prefill": _rounded(run.prefill),
+        "decode": _rounded(run.decode),
+        "passes": passes,
+        "depths": depths,
+        "exact": run.exact,
+        "peak_bytes": peak,
+        "grown_bytes": grown,
+        "joules": joules,
+    }
 
 
 def _rounded(seconds: float) -> float:
@@ -105,58 +75,14 @@ def _rounded(seconds: float) -> float:
     return round(seconds, 6)
 
 
-class Watched(Drafter):
-    """A drafter whose trees are looked at on their way. It keeps numbers only: trees may hold distributions.
+def _judged(share: Round) -> tuple[int, int, int, int]:
+    """Of a row in a pass: see ``depths`` of ``generate``.
 
-    Attributes:
-        width: tokens of the last pass.
-        judged: of its rows: how deep the tree was, how many depths were judged, how many were accepted.
+    Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree.
     """
-
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter, self.name = drafter, drafter.name
-        self.width = 0
-        self.judged: list[tuple[int, int, int]] = []
-
-    def begin(
-        self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
-    ) -> DraftSession:
-        return _WatchedSession(self, self.drafter.begin(prompts, samplings, session))
-
-
-class _WatchedSession(DraftSession):
-    def __init__(self, watched: Watched, session: DraftSession) -> None:
-        self._watched, self._session = watched, session
-        self.choice = session.choice
-        self._depths: list[int] = []
-
-    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        return self._session.offers(requests)
-
-    def read(self, most: int) -> bool:
-        return self._session.read(most)
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        trees = self._session.propose(requests)
-        self._watched.width = max(map(len, trees))
-        self._depths = [max(tree.depths) for tree in trees]
-        return trees
-
-    def observe(self, verdicts: Sequence[Verdict]) -> None:
-        self._watched.judged = [_judged(*each) for each in zip(self._depths, verdicts, strict=True)]
-        self._session.observe(verdicts)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._session.keep(rows)
-
-    def join(self, other: _WatchedSession) -> None:
-        self._session.join(other._session)
-
-
-def _judged(depth: int, verdict: Verdict) -> tuple[int, int, int]:
-    """Behind what was accepted one depth more was judged, unless that was the end of the text or of the tree."""
-    ended = len(verdict.tokens) == verdict.accepted
-    return depth, verdict.accepted if ended else min(depth, verdict.accepted + 1), verdict.accepted
+    depth, accepted = max(share.tree.depths), len(share.path) - 1
+    ended = accepted > 0 and share.tree.tokens[share.path[-1]] in share.row.stopping.eos_token_ids
+    return depth, accepted if ended else min(depth, accepted + 1), accepted, len(share.tokens)
 
 
 class Memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -60,7 +60,7 @@ def benchmark(
         "left_out": {**folder.run.get("left_out", {}), **plan.left_out},
     }
     session = folder.begin(settings, measured_on, facts)
-    _Bench(config, plan, prompts, folder, session, on_progress).run()
+    _Bench(config, prompts, folder, session, on_progress).run(plan)
     summary = summarise(folder)
     write_json(folder.root / SUMMARY, summary)
     return summary
@@ -70,46 +70,44 @@ _ABOUT = {*machine({}), "python", "model", "runtime", "exact"}
 """What of an engine's provenance is true of all arms."""
 
 
+@dataclass
 class _Bench:
-    def __init__(
-        self,
-        config: BenchmarkConfig,
-        plan: Plan,
-        prompts: Sequence[Prompt],
-        folder: RunFolder,
-        session: int,
-        on_progress: Progress,
-    ) -> None:
-        self._config, self._prompts, self._folder = config, prompts, folder
-        self._session, self._on_progress = session, on_progress
+    """A session at work; ``engine`` is that of ``target``, which is loaded now."""
+
+    config: BenchmarkConfig
+    prompts: Sequence[Prompt]
+    folder: RunFolder
+    session: int
+    on_progress: Progress
+    engine: SpeculativeEngine | None = None
+    target: Mapping[str, Any] = field(default_factory=dict)
+    done: int = 0
+    total: int = 0
+
+    def run(self, plan: Plan) -> None:
+        """Everything that is left."""
         # Groups of one target stand together, so that it is loaded once.
         kinds = list(dict.fromkeys(tuple(group.target.items()) for group in plan.groups))
-        groups = sorted(plan.groups, key=lambda group: kinds.index(tuple(group.target.items())))
-        self._left = [(group, turns) for group in groups if (turns := self._turns(group))]
-        self._engine: SpeculativeEngine | None = None
-        self._target: Mapping[str, Any] = {}
-        self._done, self._total = 0, sum(len(group.arms) * len(turns) for group, turns in self._left)
-
-    def run(self) -> None:
-        """Everything that is left."""
-        for group, turns in self._left:
+        left = []
+        for group in sorted(plan.groups, key=lambda group: kinds.index(tuple(group.target.items()))):
+            items = math.ceil(len(self.prompts) / group.batch)
+            if turns := self.folder.turns(group, items, self.config.measure.repeats):
+                left.append((group, turns))
+        self.total = sum(len(group.arms) * len(turns) for group, turns in left)
+        for group, turns in left:
             self._measure(group, turns)
-
-    def _turns(self, group: Group) -> list[tuple[int, int]]:
-        items = math.ceil(len(self._prompts) / group.batch)
-        return self._folder.turns(group, items, self._config.measure.repeats)
 
     def _measure(self, group: Group, turns: Sequence[tuple[int, int]]) -> None:
         self._say(f"loading for {_title(group)}")
         engine = self._load(group)
-        items = make_items(engine.tokenizer, self._prompts, batch=group.batch, context=group.context)
+        items = make_items(engine.tokenizer, self.prompts, batch=group.batch, context=group.context)
         longest = max(len(row) for item in items for row in item.rows) + group.generation.max_new_tokens
         parts, failed = self._build(group, engine, group.batch * longest)
         for each in parts.values():
             prepare(each, group.batch)
         arms = {_name(arm): arm for arm in group.arms}
         ways = {name: partial(self._generate, group, parts.get(name), failed.get(name)) for name in arms}
-        warm_up, title = self._config.measure.warmup, _title(group)
+        warm_up, title = self.config.measure.warmup, _title(group)
         entries = in_turn(
             ways, items, todo=turns, warm_up=warm_up, on_run=lambda name: self._say(f"{title}, {arms[name].name}")
         )
@@ -117,13 +115,13 @@ class _Bench:
             self._add(group, arms[entry.contestant], items[entry.prompt], entry.round, entry.value)
 
     def _load(self, group: Group) -> SpeculativeEngine:
-        if self._engine is None or self._target != group.target:
-            self._engine = None  # before the next is there: both may not fit
-            section = self._config.target
-            self._engine = SpeculativeEngine(section.model, drafter="none", device=section.device, **group.target)
-            announce_short_context(self._engine.target, group.generation.max_new_tokens)
-            self._target = group.target
-        return self._engine
+        if self.engine is None or self.target != group.target:
+            self.engine = None  # before the next is there: both may not fit
+            section = self.config.target
+            self.engine = SpeculativeEngine(section.model, drafter="none", device=section.device, **group.target)
+            announce_short_context(self.engine.target, group.generation.max_new_tokens)
+            self.target = group.target
+        return self.engine
 
     def _build(self, group: Group, engine: SpeculativeEngine, cached: int) -> tuple[dict[str, Parts], dict[str, str]]:
         """What the arms generate with, and why some cannot. The KV caches hold so many tokens."""
@@ -141,7 +139,7 @@ class _Bench:
                 failed[_name(arm)] = f"it cannot be built: {reason_of(error)[:500]}"
                 continue
             built[_name(arm)] = parts
-            self._folder.append(
+            self.folder.append(
                 {
                     "kind": "arm",
                     **_place(group, arm),
@@ -164,23 +162,23 @@ class _Bench:
 
     def _generate(self, group: Group, parts: Parts | None, failed: str | None, item: Item) -> dict[str, Any]:
         """One generation, or why there is none."""
-        assert self._engine is not None
+        assert self.engine is not None
         if parts is None:
             return {"error": failed}
         try:
-            reading = generate(parts, item.rows, group.generation, self._engine.model.device)
+            reading = generate(parts, item.rows, group.generation, self.engine.model.device)
         except Exception as error:  # one prompt is not worth the others
             return {"error": reason_of(error)[:500]}
-        return {**asdict(reading), "error": None}
+        return {**reading, "error": None}
 
     def _add(self, group: Group, arm: Arm, item: Item, repeat: int, sample: Mapping[str, Any]) -> None:
         place = {"kind": "sample", **_place(group, arm), "item": item.index, "repeat": repeat}
-        about = {"name": item.name, "category": item.category, "session": self._session}
-        self._folder.append({**place, **about, **sample})
-        self._done += 1
+        about = {"name": item.name, "category": item.category, "session": self.session}
+        self.folder.append({**place, **about, **sample})
+        self.done += 1
 
     def _say(self, note: str) -> None:
-        self._on_progress(self._done, self._total, note)
+        self.on_progress(self.done, self.total, note)
 
 
 def _place(group: Group, arm: Arm) -> dict[str, Any]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -15,8 +13,7 @@ from numpy.typing import NDArray
 
 from specstream.engine.contestants import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
-from specstream.evaluation.quality import Estimate
-from specstream.evaluation.statistics import speed_ratio
+from specstream.evaluation.statistics import plain_estimate, speed_ratio
 
 Sample = Mapping[str, Any]
 Place = tuple[str, str, str, str]
@@ -24,7 +21,7 @@ Place = tuple[str, str, str, str]
 
 PERCENTILES = (50, 90, 99)
 
-_KEYS = ("experiment", "value", "arm", "arm_value")
+KEYS = ("experiment", "value", "arm", "arm_value")
 
 COUNTED = {
     "tokens_per_second": "of decoding: the tokens of all passes over the seconds of all passes, drafting included",
@@ -57,9 +54,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     Args:
         folder: of the run; it may be unfinished.
     """
-    arms: dict[Place, list[Sample]] = defaultdict(list)
-    for sample in folder.samples:
-        arms[place_of(sample)].append(sample)
+    arms = by_arm(folder)
     return {
         "provenance": folder.run["provenance"],
         "sessions": folder.run["sessions"],
@@ -67,12 +62,20 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "counted": COUNTED,
         "arms": [_arm(place, samples, arms, folder) for place, samples in arms.items()],
         "failures": [
-            {key: sample[key] for key in (*_KEYS, "item", "repeat", "error")}
+            {key: sample[key] for key in (*KEYS, "item", "repeat", "error")}
             for samples in arms.values()
             for sample in sorted(samples, key=lambda each: (each["item"], each["repeat"]))
             if sample["error"] is not None
         ],
     }
+
+
+def by_arm(folder: RunFolder) -> dict[Place, list[Sample]]:
+    """The samples of each arm."""
+    arms: dict[Place, list[Sample]] = {}
+    for sample in folder.samples:
+        arms.setdefault(place_of(sample), []).append(sample)
+    return arms
 
 
 def place_of(sample: Sample) -> Place:
@@ -114,9 +117,9 @@ def _arm(
         return _figures(list(filter(wanted, samples)), list(filter(wanted, plain)), costs, greedy)
 
     return {
-        **{key: samples[0][key] for key in _KEYS},
+        **{key: samples[0][key] for key in KEYS},
         "vary": folder.run["settings"]["experiments"].get(place[0], {}).get("vary"),
-        "facts": {key: value for key, value in facts.items() if key not in ("kind", *_KEYS)},
+        "facts": {key: value for key, value in facts.items() if key not in ("kind", *KEYS)},
         "memory_overhead": facts.get("memory_overhead"),
         "all": figures(lambda _: True),
         "categories": {name: figures(lambda each, name=name: each["category"] == name) for name in categories},  # type: ignore[misc]
@@ -168,13 +171,6 @@ def _speedup(own: Sequence[Sample], base: Sequence[Sample], *, prefill: bool = F
     ours, theirs = amounts(own, prefill=prefill), amounts(base, prefill=prefill)
     estimate = speed_ratio(as_array(ours.values()), as_array(theirs[name] for name in ours))
     return plain_estimate(estimate)
-
-
-def plain_estimate(estimate: Estimate | None) -> dict[str, Any] | None:
-    """An estimate as JSON holds it; an interval that is not known is null."""
-    if estimate is None:
-        return None
-    return asdict(estimate) if math.isfinite(estimate.high) else {"value": estimate.value, "low": None, "high": None}
 
 
 def as_array(rows: Iterable[tuple[float, float]]) -> NDArray[np.float64]:

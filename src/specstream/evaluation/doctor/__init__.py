@@ -22,7 +22,7 @@ class Report:
 
     Attributes:
         speed: a ``Speed`` as plain values: its module needs torch.
-        pass_costs: a ``PassCosts`` likewise, predicted from the speed.
+        pass_costs: see ``speed.pass_costs``; predicted from the speed.
         findings: what to mend.
         notes: what is worth knowing and nothing to mend.
     """
@@ -128,10 +128,10 @@ def _measured(widths: Widths | None) -> tuple[dict[str, Any], dict[str, Any]]:
     device = facts.default_device()
     if widths is not None and widths.parameters and widths.bytes and widths.dtype:
         measured = speed(device, getattr(torch, widths.dtype))
-        return asdict(measured), asdict(pass_costs(widths.model, widths.parameters, widths.bytes, measured))
+        return asdict(measured), pass_costs(widths.model, widths.parameters, widths.bytes, measured)
     # The models of the catalog read all that they have in every pass: the head is the embedding.
     entry = catalog().get(widths.model if widths else DEFAULT_MODEL) or catalog()[DEFAULT_MODEL]
     dtype = capabilities(device, torch.bfloat16).dtype.value
     measured = speed(device, dtype)
     costs = pass_costs(entry.name, entry.parameters, entry.parameters * dtype.itemsize, measured)
-    return asdict(measured), asdict(costs)
+    return asdict(measured), costs

@@ -248,7 +248,7 @@ def passes() -> Passes:
         kernels_reason=found.kernels.reason,
         path=found.kernels.path,
         compiler=find_compiler(),
-        dtype=_name(found.dtype.value),
+        dtype=dtype_name(found.dtype.value),
         dtype_reason=found.dtype.reason,
         runtime=found.runtime.value,
         runtime_reason=found.runtime.reason,
@@ -343,7 +343,7 @@ def _tested(name: str, hush: Callable[[], AbstractContextManager[None]], measure
         widths=found,
         exact=exact,
         runtime=target.runtime.name,
-        dtype=_name(model.dtype),
+        dtype=dtype_name(model.dtype),
         routed=target.family.routed,
         parameters=None if read is None else read // model.dtype.itemsize,
         bytes=read,
@@ -439,5 +439,6 @@ def _nvidia_smi() -> list[tuple[str, str]]:
     return [(name.strip(), driver.strip()) for name, _, driver in rows if name]
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Without the library's name: ``bfloat16``."""
     return str(dtype).removeprefix("torch.")

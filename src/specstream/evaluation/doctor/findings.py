@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from specstream.environment import TESTED, VARIABLE, is_tested, pip_line
+from specstream.errors import counted
 from specstream.evaluation.doctor.facts import Caches, Gpus, Passes, Processor, Version, Widths
 
 
@@ -51,7 +52,7 @@ def of_processor(processor: Processor) -> list[Finding]:
         found.append(Finding(about="processor", problem=problem, remedy=f"unset {VARIABLE}"))
     few, many = processor.cores.physical, processor.cores.logical
     if not few <= processor.threads <= many:
-        problem = f"torch runs {_count(processor.threads, 'thread')} on {_count(few, 'core')}"
+        problem = f"torch runs {counted(processor.threads, 'thread')} on {counted(few, 'core')}"
         why = "idle cores cost speed" if processor.threads < few else "threads without a core hold up the others"
         found.append(Finding(about="processor", problem=problem, remedy=f"set OMP_NUM_THREADS={few}: {why}"))
     return found
@@ -127,7 +128,7 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
         if processor.load is not None and processor.load > processor.cores.logical:
             said.append(
                 f"the machine is busy, so all is slower: load {processor.load:.1f} on "
-                f"{_count(processor.cores.logical, 'core')}"
+                f"{counted(processor.cores.logical, 'core')}"
                 + ("" if processor.passive else "; OMP_WAIT_POLICY=passive keeps waiting threads out of the way")
             )
         elif processor.passive:
@@ -138,7 +139,3 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
     if widths is not None and widths.routed:
         said.append(f"{widths.model} is a mixture of experts: exact up to rounding on every machine")
     return said
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

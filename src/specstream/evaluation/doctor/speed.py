@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from specstream.evaluation.doctor.facts import dtype_name
 from specstream.models.runtime import native
 
 SECONDS = 5.0
@@ -51,29 +52,6 @@ class Speed:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PassCosts:
-    """What passes of a model cost by that: predicted from its weights alone, not measured.
-
-    Attributes:
-        model: whose.
-        bytes: of weights that a pass reads.
-        parameters: likewise.
-        one: seconds of a pass of one node.
-        eight: seconds of a pass of ``ROWS`` nodes.
-        ratio: of the two.
-        break_even: how many of the drafted tokens must be accepted on average before speculation pays at all.
-    """
-
-    model: str
-    bytes: int
-    parameters: int
-    one: float
-    eight: float
-    ratio: float
-    break_even: float
-
-
 @torch.inference_mode()
 def speed(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) -> Speed:
     """Measure it; each figure is that of the fastest call.
@@ -101,7 +79,7 @@ def speed(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) ->
     rows = _fastest(product, device, started + seconds * 0.75)
     matrix = torch.ones(square, square, dtype=torch.float32, device=device)
     whole = _fastest(partial(torch.matmul, matrix, matrix), device, started + seconds)
-    whose = f"our kernel in {_name(dtype)}" if own else f"torch in {_name(dtype)}"
+    whose = f"our kernel in {dtype_name(dtype)}" if own else f"torch in {dtype_name(dtype)}"
     return Speed(
         device=str(device),
         threads=torch.get_num_threads(),
@@ -114,26 +92,25 @@ def speed(device: torch.device, dtype: torch.dtype, seconds: float = SECONDS) ->
     )
 
 
-def pass_costs(model: str, parameters: int, weights: int, measured: Speed) -> PassCosts:
-    """A pass waits for memory or for arithmetic, whichever takes longer.
+def pass_costs(model: str, parameters: int, weights: int, measured: Speed) -> dict[str, Any]:
+    """What passes cost by that: predicted from the weights alone, not measured.
+
+    A pass waits for memory or for arithmetic, whichever takes longer.
 
     Args:
         model: whose.
         parameters: that a pass reads.
         weights: bytes of those.
         measured: the machine.
+
+    Returns:
+        The first three, seconds of passes of ``one`` and of ``eight`` nodes, the ``ratio`` of the two, and as
+        ``break_even`` how many of the drafted tokens must be accepted on average before speculation pays at all.
     """
     one = weights / measured.read
     eight = max(one, ROWS * parameters / measured.products)
-    return PassCosts(
-        model=model,
-        bytes=weights,
-        parameters=parameters,
-        one=one,
-        eight=eight,
-        ratio=eight / one,
-        break_even=eight / one - 1,
-    )
+    costs = {"one": one, "eight": eight, "ratio": eight / one, "break_even": eight / one - 1}
+    return {"model": model, "bytes": weights, "parameters": parameters, **costs}
 
 
 def _fastest(run: Callable[[], torch.Tensor], device: torch.device, deadline: float) -> float:
@@ -146,7 +123,3 @@ def _fastest(run: Callable[[], torch.Tensor], device: torch.device, deadline: fl
             torch.cuda.synchronize(device)
         best, calls = min(best, time.perf_counter() - started), calls + 1
     return best
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

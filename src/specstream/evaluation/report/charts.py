@@ -107,7 +107,6 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure, axes = _panels(lines, columns, WIDTH, lines * (0.85 + 0.22 * len(arms)), sharex=True, sharey=True)
-    labels = _labels(arms)
     for axis, panel in zip(axes, panels, strict=False):
         for row, arm in enumerate(arms):
             own = arm["all"] if panel == panels[0] else arm["categories"].get(panel, {})
@@ -115,9 +114,7 @@ def _speedups(arms: Arms, looks: _Looks) -> Chart:
                 _dot(axis, own, row, looks.of(arm))
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_title(panel, fontsize=9)
-        axis.grid(axis="x")
-        axis.set_yticks(range(len(arms)), labels)
-        axis.set_ylim(len(arms) - 0.4, -0.6)
+        _a_row_each(axis, arms)
     axes[0].set_xlim(0, _furthest(arms))
     for axis in axes[max(0, len(panels) - columns) : len(panels)]:  # also where no panel stands below
         axis.tick_params(labelbottom=True)
@@ -160,10 +157,8 @@ def _theory(arms: Arms, looks: _Looks) -> Chart:
     ):
         axis.scatter([], [], marker=marker, color="black", facecolors="black" if filled else "white", label=label)
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(arms)), _labels(arms))
-    axis.set_ylim(len(arms) - 0.4, -0.6)
     axis.set_xlabel("times plain decoding")
-    axis.grid(axis="x")
+    _a_row_each(axis, arms)
     _legend(figure, axis, 3)
     return _chart(
         figure,
@@ -218,9 +213,7 @@ def _latencies(arms: Arms, looks: _Looks) -> list[Chart]:
         axis.set_xlabel("milliseconds")
         axis.set_xlim(left=0)
         axis.locator_params(axis="x", nbins=5)
-        axis.grid(axis="x")
-        axis.set_yticks(range(len(arms)), _labels(arms))
-        axis.set_ylim(len(arms) - 0.4, -0.6)
+        _a_row_each(axis, arms)
     for marker, face, label in (("o", "black", "median"), ("D", "white", "p90"), ("|", "black", "p99")):
         axes[0].scatter([], [], marker=marker, color="black", facecolors=face, label=label)
     _legend(figure, axes[0], 3)
@@ -295,6 +288,12 @@ def _panels(lines: int, columns: int, width: float, height: float, **shared: boo
     options: dict[str, Any] = {"figsize": (width, height), "squeeze": False, "layout": "constrained", **shared}
     figure, axes = pyplot.subplots(lines, columns, **options)
     return figure, list(axes.flat)
+
+
+def _a_row_each(axis: Any, arms: Arms) -> None:
+    axis.grid(axis="x")
+    axis.set_yticks(range(len(arms)), _labels(arms))
+    axis.set_ylim(len(arms) - 0.4, -0.6)
 
 
 def _legend(figure: Any, axis: Any, columns: int) -> None:

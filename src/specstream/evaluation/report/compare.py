@@ -14,7 +14,7 @@ import numpy as np
 
 from specstream.engine.contestants import PLAIN
 from specstream.evaluation.benchmark.folder import RunFolder
-from specstream.evaluation.benchmark.summary import Place, amounts, as_array, paired, place_of, plain_of
+from specstream.evaluation.benchmark.summary import KEYS, Place, amounts, as_array, by_arm, paired, place_of, plain_of
 from specstream.evaluation.quality import Estimate, Values
 from specstream.evaluation.statistics import holm, ratio_of_ratios, sign_flips
 
@@ -78,7 +78,7 @@ class Comparison:
 
 def compare(first: RunFolder, later: RunFolder) -> Comparison:
     """A later run against a first."""
-    sides = [_by_arm(folder) for folder in (first, later)]
+    sides = [by_arm(folder) for folder in (first, later)]
     apart = _apart(first, later)
     found: list[tuple[Place, tuple[Values, Values], tuple[Values, Values] | None]] = []
     for place in sides[0]:
@@ -103,7 +103,7 @@ def _judged(
     names = {place_of(sample): sample for sample in first.samples}
     return [
         Compared(
-            arm={key: names[place][key] for key in ("experiment", "value", "arm", "arm_value")},
+            arm={key: names[place][key] for key in KEYS},
             prompts=len(own[0]),
             speed=speed,
             speedup=next(gains) if gain is not None else None,
@@ -139,13 +139,6 @@ def _matched(sides: Sequence[Mapping[str, tuple[float, float]]]) -> list[Values]
     """The amounts of the prompts that all sides have, in one order."""
     names = [name for name in sides[0] if all(name in side for side in sides)]
     return [as_array(side[name] for name in names) for side in sides]
-
-
-def _by_arm(folder: RunFolder) -> dict[Place, list[Mapping[str, Any]]]:
-    arms: dict[Place, list[Mapping[str, Any]]] = {}
-    for sample in folder.samples:
-        arms.setdefault(place_of(sample), []).append(sample)
-    return arms
 
 
 def _good(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -35,6 +35,13 @@ def interval(estimate: Mapping[str, float | None] | None) -> str:
     return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
 
 
+def with_interval(estimate: Mapping[str, float | None], form: str) -> str:
+    """A figure in a format, and its interval if that is known."""
+    if estimate["low"] is None:
+        return f"{estimate['value']:{form}}"
+    return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}})"
+
+
 def by_category(arm: Mapping[str, Any], kind: str) -> str:
     """The speedup on prompts of one kind, with its interval where they are not too few."""
     own = arm["categories"].get(kind, {})

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from specstream.errors import UsageError, listed
+from specstream.environment import require
+from specstream.errors import UsageError, listed, one_line
 from specstream.files.atomic import why_unread
 from specstream.files.prompts import read_records
-from specstream.files.yaml_file import misplaced, sections_of
+from specstream.files.yaml_file import Section, misplaced, sections_of
+from specstream.models.hub.data_sets import load_dataset
 
 Metric = Literal["exact_match", "exact_answer", "rouge1", "rouge2", "rougeL", "bleu", "pass@1"]
 
@@ -29,11 +31,7 @@ FOLDER = Path(__file__).parent
 """Where the named tasks are."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Parse(_Part):
+class Parse(Section):
     """Fields that stand inside a field.
 
     Attributes:
@@ -56,7 +54,7 @@ class Parse(_Part):
         return pattern
 
 
-class HubDataset(_Part):
+class HubDataset(Section):
     """Where the data of a task is on the hub.
 
     Attributes:
@@ -72,7 +70,7 @@ class HubDataset(_Part):
     revision: str | None = None
 
 
-class Task(_Part):
+class Task(Section):
     """What a task's file says.
 
     Attributes:
@@ -230,6 +228,39 @@ def examples_of(task: Task, records: Iterable[tuple[Mapping[str, Any], str]], so
     return list(found.values())
 
 
+def load_examples(name: str, task: Task, path: str | None = None) -> list[TaskExample]:
+    """All examples of a task.
+
+    Args:
+        name: of the task, for errors.
+        task: how to read them.
+        path: the file; None takes the data set of the hub.
+
+    Raises:
+        UsageError: a file or a data set that is not there, or that does not fit.
+        MissingPackageError: the data set is on the hub and ``datasets`` is not installed.
+    """
+    if path is not None:
+        if not Path(path).is_file():
+            raise UsageError(f"data {path!r} of the task {name!r} is no file; give one, with --data or path:")
+        return read_examples(task, path)
+    if task.dataset is None:
+        raise UsageError(f"task {name!r} names no data set of the hub; give a .{task.format} file, --data FILE")
+    return _from_hub(name, task, task.dataset)
+
+
+def _from_hub(name: str, task: Task, dataset: HubDataset) -> list[TaskExample]:
+    datasets = require("datasets", "eval", f"the data of the task {name!r}")
+    try:
+        rows = load_dataset(datasets, dataset.name, dataset.config, split=dataset.split, revision=dataset.revision)
+    except Exception as error:  # of the network, the hub and the data set, each library with its own
+        reason = one_line(error)[:200]
+        raise UsageError(
+            f"data set {dataset.name!r} of the task {name!r} cannot be loaded: {reason}; give a file, --data FILE"
+        ) from None
+    return examples_of(task, ((dict(row), f"{dataset.name}:{at}") for at, row in enumerate(rows, 1)), dataset.name)
+
+
 def spread(examples: Sequence[TaskExample], limit: int | None) -> list[TaskExample]:
     """So many of them at most, evenly from first to last."""
     count = min(limit or len(examples), len(examples))
@@ -334,7 +365,7 @@ def _wrong(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         if complaint := misplaced(key.split("."), sections_of(Task)):
             return complaint
-        parts: dict[str, type[BaseModel]] = {"parse": Parse, "dataset": HubDataset}
+        parts: dict[str, type[Section]] = {"parse": Parse, "dataset": HubDataset}
         known = parts.get(key.rpartition(".")[0], Task)
         return f"unknown key {key!r}; known are {listed(key.rpartition('.')[2], known.model_fields)}"
     remedy = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")

@@ -45,6 +45,7 @@ class CheckpointRules:
         for rule in self.unfollowed:
             compat.warn_once(
                 f"the checkpoint's {rule}, which an engine does not follow; custom_generate does or refuses it"
+                + compat.advice_if_untested()
             )
         unsaid = {name: value for name, value in self.settings.items() if name not in said}
         try:

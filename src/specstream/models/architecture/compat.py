@@ -59,10 +59,15 @@ def require_supported() -> None:
             raise UsageError(advice(package, release))
 
 
+def advice_if_untested() -> str:
+    """What follows a problem that another release may not have; empty where the installed one is tested."""
+    return "" if is_tested() else f"; {advice()}"
+
+
 @cache
 def warn_once(problem: str) -> None:
-    """Say, once a process, that something is not known and what is done without it; of an untested release, which."""
-    warnings.warn(problem if is_tested() else f"{problem}; {advice()}", stacklevel=3)
+    """Say, once a process, that something is not known and what is done without it."""
+    warnings.warn(problem, stacklevel=3)
 
 
 def forward_arguments(model: Any) -> frozenset[str]:
@@ -156,7 +161,8 @@ def attention_configs(model: Any) -> dict[int, Any]:
     configs = {id(layer.config): layer.config for layer in attention_layers(model)}
     if all(hasattr(config, "_attn_implementation_internal") for config in configs.values()):
         return configs
-    warn_once("this transformers keeps the name of the attention elsewhere, so that its own attention runs")
+    problem = "this transformers keeps the name of the attention elsewhere, so that its own attention runs"
+    warn_once(problem + advice_if_untested())
     return {}
 
 

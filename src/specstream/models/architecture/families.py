@@ -100,7 +100,7 @@ def describe(model: Any) -> Family:
     cache_argument = compat.cache_argument(model)
     if (reason := _refusal(model, cache_argument)) is not None or cache_argument is None:
         raise UnsupportedModelError(f"{name} cannot be a target: {reason}")
-    text = config.get_text_config(decoder=True)
+    text = compat.text_config(model)
     taken = compat.forward_arguments(model)
     context = getattr(text, "max_position_embeddings", None)
     windows = _windows(text, name)
@@ -130,7 +130,7 @@ def _refusal(model: Any, cache_argument: str | None) -> str | None:
         return "it is not a causal language model with a key-value cache"
     if attention not in ("sdpa", "eager"):
         return f'its attention is {attention!r}, which takes no tree mask; load it with attn_implementation="sdpa"'
-    text = config.get_text_config(decoder=True)
+    text = compat.text_config(model)
     if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [1]):
         return "it scales its attention by the places in the cache, where rows of a batch and branches stand elsewhere"
     if any(weight.is_meta for weight in model.parameters()):

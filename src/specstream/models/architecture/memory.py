@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from types import FunctionType, MethodType, ModuleType
+import gc
+from collections.abc import Iterable
+from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,29 +43,10 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
         return id(tensor), tensor.numel() * tensor.element_size()
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    """What an object refers to, as far as tensors may be there."""
-    if isinstance(value, str | bytes | int | float | type | ModuleType) or value is None:
-        return
-    if isinstance(value, Mapping):
-        yield from value.keys()
-        yield from value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from value
-    elif isinstance(value, FunctionType):
-        yield from (cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell))
-        yield from value.__defaults__ or ()
-    elif isinstance(value, MethodType):
-        yield value.__self__
-    elif isinstance(value, partial):
-        yield from (value.func, value.args, value.keywords)
-    else:
-        yield from getattr(value, "__dict__", {}).values()
-        yield from (getattr(value, name, None) for name in getattr(type(value), "__slots__", ()))
-
-
-def _is_empty(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is cell
-    except ValueError:
-        return True
+def _parts(value: Any) -> Iterable[Any]:
+    """What an object refers to, as far as tensors of its own may be there."""
+    if isinstance(value, type | ModuleType):
+        return ()
+    if isinstance(value, FunctionType):  # not its module's globals
+        return value.__closure__, value.__defaults__
+    return gc.get_referents(value)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -127,7 +128,10 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
     text = os.fspath(name_or_path)
     if (folder := on_disk(text)) is not None:
         return str(folder)
-    return str(pull(text, progress=progress) if text in _CATALOG else _from_hub(text, progress))
+    if text in _CATALOG:
+        return str(pull(text, progress=progress))
+    with _asking_hub(text):
+        return str(snapshots.fetch_snapshot(text, progress=progress))
 
 
 def check(name_or_path: str) -> None:
@@ -137,10 +141,8 @@ def check(name_or_path: str) -> None:
         ModelNotFoundError: Nothing answers to it.
     """
     if on_disk(name_or_path) is None and name_or_path not in _CATALOG:
-        try:
+        with _asking_hub(name_or_path):
             snapshots.require(name_or_path)
-        except snapshots.HubUnavailable as reason:
-            raise _not_on_hub(name_or_path, reason) from reason
 
 
 def on_disk(name_or_path: str) -> Path | None:
@@ -175,20 +177,17 @@ def on_disk(name_or_path: str) -> Path | None:
     return found
 
 
-def _from_hub(hub_id: str, progress: bool) -> Path:
+@contextmanager
+def _asking_hub(hub_id: str) -> Iterator[None]:
     try:
-        return snapshots.fetch_snapshot(hub_id, progress=progress)
+        yield
     except snapshots.HubUnavailable as reason:
-        raise _not_on_hub(hub_id, reason) from reason
-
-
-def _not_on_hub(hub_id: str, reason: snapshots.HubUnavailable) -> ModelNotFoundError:
-    known = ", ".join(_CATALOG)
-    known += next((f"; {entry.name!r} is that model" for entry in _ENTRIES if entry.hub_id == hub_id), "")
-    return ModelNotFoundError(
-        f"model {shown(hub_id)} is neither a local folder nor in the hub's cache, and {reason}; "
-        f"give a local folder or one of: {known}"
-    )
+        known = ", ".join(_CATALOG)
+        known += next((f"; {entry.name!r} is that model" for entry in _ENTRIES if entry.hub_id == hub_id), "")
+        raise ModelNotFoundError(
+            f"model {shown(hub_id)} is neither a local folder nor in the hub's cache, and {reason}; "
+            f"give a local folder or one of: {known}"
+        ) from reason
 
 
 def _entry(name: str) -> CatalogEntry:

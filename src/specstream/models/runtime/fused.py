@@ -2,7 +2,7 @@
 
 Nothing of a modelling file is copied: the model's own ``forward`` embeds the tokens, turns positions into rotations and
 runs through its layers; only while a pass is planned does each layer's ``forward`` go to the kernel, on the layer's own
-weights. That its logits are the model's is asked of every model before its first pass (``invariance/tree_check.py``).
+weights. That its logits are the model's is asked of every model before its first pass (``target/tree_check.py``).
 """
 
 from __future__ import annotations

@@ -45,18 +45,6 @@ def kernels() -> Kernels:
     return found
 
 
-def library() -> ctypes.CDLL:
-    """The functions of the kernels.
-
-    Raises:
-        NoKernelsError: there are none here; the message says why.
-    """
-    found = kernels()
-    if found.library is None:
-        raise NoKernelsError(found.reason)
-    return found.library
-
-
 def _declare(library: ctypes.CDLL) -> None:
     suffixes = ("bf16", "f32", "int8_bf16", "int8_f32", "int4_bf16", "int4_f32")
     signatures = {
@@ -73,10 +61,13 @@ def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
     """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it, ``int8`` or ``int4``.
 
     Raises:
-        NoKernelsError: see ``library``.
+        NoKernelsError: there are none here; the message says why.
     """
+    found = kernels()
+    if found.library is None:
+        raise NoKernelsError(found.reason)
     suffix = "bf16" if dtype == torch.bfloat16 else "f32"
-    return getattr(library(), f"{name}_{bits}_{suffix}" if bits else f"{name}_{suffix}")
+    return getattr(found.library, f"{name}_{bits}_{suffix}" if bits else f"{name}_{suffix}")
 
 
 def available() -> bool:

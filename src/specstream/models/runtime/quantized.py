@@ -55,14 +55,6 @@ class QuantizedWeight:
     def nbytes(self) -> int:
         return self.values.nbytes + self.scales.nbytes
 
-    def restored(self) -> Tensor:
-        """The weight that this stands for, ``[outputs, inputs]`` float32."""
-        if self.bits == "int8":
-            return self.values * self.scales[:, None]
-        scales = self.values[..., :4].contiguous().view(torch.float32)
-        nibbles = torch.cat([self.values[..., 4:] & 15, self.values[..., 4:] >> 4], -1)
-        return ((nibbles.float() - 8) * scales).flatten(1)[:, : self.inputs]
-
 
 def quantize(weight: Tensor, bits: Bits = "int8") -> QuantizedWeight:
     """A floating-point weight ``[outputs, inputs]`` in fewer bits."""

@@ -9,11 +9,9 @@ shape, and ``static`` runs those uncaptured, for debugging; see ``target/graphs.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from functools import cache
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -57,6 +55,14 @@ class Runtime:
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
         quantization: ``int8`` and ``int4`` read the linear layers' weights from a copy in fewer bits: for drafts.
 
+    Attributes:
+        name: of what runs.
+        static: whether passes have fixed shapes.
+        quantized: whether linear layers run on a quantised copy of their weights.
+        exact_branches: whether a branch of a tree may have the bits of plain decoding: its keys are summed in path
+            order.
+        whole: what runs planned passes from tokens to logits past the model's own forward, if anything does.
+
     Raises:
         UsageError: a runtime or a quantisation that does not exist for this model's device and dtype.
         NoKernelsError: ``native`` was asked for and cannot be built.
@@ -72,13 +78,14 @@ class Runtime:
         found = capabilities(model.device, model.dtype, keep_dtype=True, runtime=name)
         _refuse(name, quantization, found)
         if name == "auto" and model.device.type == "cpu" and found.kernels.library is None:
-            _warn(found.kernels.reason)
+            compat.warn_once(f"passes run without our kernels, and slower: {found.kernels.reason}")
         name = found.runtime.value
         if name == "graphs" and any(map(compat.keeps_length, model.modules())):
             name = "eager"  # a graph has no lengths in it
         self.model = model
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
         self.static = name in ("graphs", "static")
+        self.quantized = quantization != "none"
         self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         biases = [_held(module, "bias") for module, _ in self._swaps if getattr(module, "bias", None) is not None]
@@ -90,9 +97,10 @@ class Runtime:
         self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
         self._tops: WeakKeyDictionary[Adapter, FusedTop] = WeakKeyDictionary()
         self._configs = _attention_configs(model) if name == "native" else {}
+        self.exact_branches = bool(self._configs)
         self._planned_swaps = self._swaps
         self._stacked = False  # whether all layers of the model run on our own kernel
-        self._whole: FusedModel | None = None
+        self.whole: FusedModel | None = None
         if self._configs:
             compat.register_attention(_ATTENTION, _attend)
             layers = fused_layers(model, self._layer_windows, weights, _running)
@@ -103,16 +111,11 @@ class Runtime:
             self._copied += [Copied(each) for each in (() if rotary is None else rotary.buffers())]
         if self._stacked and FusedModel.knows(model):
             head = model.get_output_embeddings()
-            self._whole = FusedModel(model, self._layer_windows, weights, dict(self._swaps).get(head, head))
+            self.whole = FusedModel(model, self._layer_windows, weights, dict(self._swaps).get(head, head))
 
     def uncaptured(self) -> None:
         """The model's passes turned out not to be capturable, and results must not say that they are."""
         self.name = "eager"
-
-    @property
-    def quantized(self) -> bool:
-        """Whether linear layers run on a quantised copy of their weights."""
-        return bool(self._weights)
 
     @property
     def nbytes(self) -> int:
@@ -139,11 +142,6 @@ class Runtime:
         """Whether a weight that is held as a copy has been changed in place."""
         return any(copied.outdated for copied in self._copied)
 
-    @property
-    def exact_branches(self) -> bool:
-        """Whether a branch of a tree may have the bits of plain decoding: its keys are summed in path order."""
-        return bool(self._configs)
-
     def own_attention(self, rows: int, width: int) -> bool:
         """Whether a pass over so many rows and nodes each goes through the native attention, not the model's own."""
         return bool(self._configs) and rows * width <= native.MOST_ROWS
@@ -161,35 +159,27 @@ class Runtime:
         """Whether a pass of this plan runs through our own stack of layers, which keeps states by itself."""
         return plan is not None and self._stacked
 
-    def whole(self, plan: TreePlan | None) -> FusedModel | None:
-        """What runs a pass of this plan from tokens to logits past the model's own forward, if anything does."""
-        return None if plan is None else self._whole
-
     @property
     def ragged(self) -> bool:
         """Whether a pass may hold the nodes of all rows one after another and no padding: only our own stack can."""
-        return self._whole is not None
+        return self.whole is not None
 
-    @contextmanager
-    def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> Iterator[None]:
+    def kernels(self, plan: TreePlan | None = None, states: States | None = None) -> AbstractContextManager[None]:
         """Inside, the model's linear layers, and with a plan its attention, run on the kernels of this runtime.
 
         Args:
             plan: of the pass, if it is narrow enough for the runtime's own attention.
             states: filled by our own stack of layers with what goes into those that are its keys.
         """
-        with self._running(plan, states, self._swaps if plan is None else self._planned_swaps):
-            yield
+        return self._running(plan, states, self._swaps if plan is None else self._planned_swaps)
 
-    @contextmanager
-    def adapted(self, plan: TreePlan | None, first: int, adapter: Adapter) -> Iterator[None]:
+    def adapted(self, plan: TreePlan | None, first: int, adapter: Adapter) -> AbstractContextManager[None]:
         """The same for a pass through the layers from ``first`` on, with an adapter's changes beside their weights."""
         if adapter not in self._adapted:
             swaps = dict(self._swaps)
             beside = adapted(upper_linears(self.model, first), adapter, swaps)
             self._adapted[adapter] = list({**swaps, **dict(beside)}.items())
-        with self._running(plan, None, self._adapted[adapter]):
-            yield
+        return self._running(plan, None, self._adapted[adapter])
 
     def top(self, first: int, adapter: Adapter) -> FusedTop | None:
         """What runs planned passes through those layers, if our own kernel does.
@@ -206,16 +196,14 @@ class Runtime:
             self._tops[adapter] = FusedTop(self.model, self._layer_windows, weights, first)
         return self._tops[adapter] if self._tops[adapter].complete else None
 
-    @contextmanager
-    def partial(self, plan: TreePlan | None, part: range, states: States | None = None) -> Iterator[None]:
+    def partial(self, plan: TreePlan | None, part: range, states: States | None = None) -> AbstractContextManager[None]:
         """The same for a pass through some of the layers, which our own stack would not leave out."""
         swaps = self._swaps if plan is None else self._planned_swaps
         if self.stacked(plan):
             if part not in self._parts:
                 self._parts[part] = fused_layers(self.model, self._layer_windows, self._weights, _running, part)
             swaps = list({**dict(swaps), **dict(self._parts[part])}.items())
-        with self._running(plan, states, swaps):
-            yield
+        return self._running(plan, states, swaps)
 
     @contextmanager
     def _running(self, plan: TreePlan | None, states: States | None, swaps: Swaps) -> Iterator[None]:
@@ -295,12 +283,6 @@ def _refuse(name: RuntimeName, quantization: Quantization, found: Capabilities) 
     if quantization in found.refused:
         remedy = "int8" if quantization == "int4" and "int8" not in found.refused else "none"
         raise UsageError(f"quantization is {quantization!r}: {found.refused[quantization]}; give {remedy!r}")
-
-
-@cache
-def _warn(reason: str) -> None:
-    """Once in a process, however many models run in it."""
-    warnings.warn(f"passes run without our kernels, and slower: {reason}", stacklevel=3)
 
 
 def draft_quantization(draft: Any, runtime: RuntimeName) -> Quantization:

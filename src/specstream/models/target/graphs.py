@@ -51,20 +51,18 @@ class Captured:
 
 @dataclass(eq=False)
 class Arena:
-    """Buffers ``[rows, heads, capacity, head_dim]`` of every layer; the graphs over them by rows, width and taps."""
+    """Buffers ``[rows, heads, capacity, head_dim]`` as a ``TreeCache`` has them; graphs by rows, width and taps."""
 
     rows: int
     capacity: int
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    buffers: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     graphs: dict[tuple[int, int, frozenset[int]], Captured] = field(default_factory=dict)
 
-    def layer(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The buffers of a layer, allocated when it is first asked for, of the kind of ``keys`` and ``values``."""
-        if layer_idx not in self.keys:
-            self.keys[layer_idx] = blank(keys, self.rows, self.capacity)
-            self.values[layer_idx] = blank(values, self.rows, self.capacity)
-        return self.keys[layer_idx], self.values[layer_idx]
+    def buffer(self, key: tuple[int, int], like: Tensor) -> Tensor:
+        """One of them, allocated when it is first asked for, of the kind of ``like``."""
+        if key not in self.buffers:
+            self.buffers[key] = blank(like, self.rows, self.capacity)
+        return self.buffers[key]
 
 
 class Arenas:
@@ -81,7 +79,7 @@ class Arenas:
             return Arena(rows, capacity)
         arena = min(fitting, key=lambda arena: arena.rows)
         self.spare.remove(arena)
-        for buffer in (*arena.keys.values(), *arena.values.values()):
+        for buffer in arena.buffers.values():
             buffer.zero_()  # a masked slot meets a weight of zero, and zero times a NaN of another batch is NaN
         return arena
 
@@ -130,11 +128,10 @@ class StaticCache(TreeCache):
 
     def keep(self, rows: Sequence[int]) -> None:
         self.addresses.clear()
-        for tensors in (self._keys, self._values):
-            for layer_idx, layer in tensors.items():
-                kept = layer.index_select(0, upload(rows, layer.device))
-                tensors[layer_idx] = layer[: len(rows)]
-                tensors[layer_idx].copy_(kept)
+        for key, buffer in self._buffers.items():
+            kept = buffer.index_select(0, upload(rows, buffer.device))
+            self._buffers[key] = buffer[: len(rows)]
+            self._buffers[key].copy_(kept)
         self.lengths = [self.lengths[row] for row in rows]
 
     def join(self, other: TreeCache) -> None:
@@ -146,23 +143,18 @@ class StaticCache(TreeCache):
             self._move(1 << (rows - 1).bit_length(), self.capacity)
         self.lengths = [*self.lengths, *other.lengths]
         self._adopt(self.arena)
-        for layer_idx, keys in self._keys.items():
-            for buffer in (keys, self._values[layer_idx]):
-                buffer[before:] = 0  # where a row that left had numbers that were none
-        for layer_idx, keys in other._keys.items():
-            values = other._values[layer_idx]
-            for buffer, held in zip(self.arena.layer(layer_idx, keys, values), (keys, values), strict=True):
-                buffer[before:rows] = held
+        for buffer in self._buffers.values():
+            buffer[before:] = 0  # where a row that left had numbers that were none
+        for key, held in other._buffers.items():
+            self.arena.buffer(key, held)[before:rows] = held
         self._adopt(self.arena)
 
     def _move(self, rows: int, capacity: int) -> None:
         """Into an arena of this size."""
         held, small = len(self.lengths), self.arena
         large = self._lease.arenas.take(rows, capacity)
-        for layer_idx, keys in self._keys.items():
-            values = self._values[layer_idx]
-            for buffer, own in zip(large.layer(layer_idx, keys, values), (keys, values), strict=True):
-                buffer[:held, :, : self.capacity] = own
+        for key, own in self._buffers.items():
+            large.buffer(key, own)[:held, :, : self.capacity] = own
         self._lease.arena, self.capacity = large, large.capacity
         self._adopt(large)
         self._lease.arenas.give(small)
@@ -170,16 +162,13 @@ class StaticCache(TreeCache):
     def _adopt(self, arena: Arena) -> None:
         rows = len(self.lengths)
         self.addresses.clear()
-        self._keys = {layer_idx: layer[:rows] for layer_idx, layer in arena.keys.items()}
-        self._values = {layer_idx: layer[:rows] for layer_idx, layer in arena.values.items()}
+        self._buffers = {key: buffer[:rows] for key, buffer in arena.buffers.items()}
 
     def _blank(self, rows: int, capacity: int) -> StaticCache:
         return StaticCache(self._lease.arenas, rows, capacity)
 
-    def _buffers(self, layer_idx: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        rows = len(self.lengths)
-        keys, values = self.arena.layer(layer_idx, keys, values)
-        return keys[:rows], values[:rows]
+    def _buffer(self, key: tuple[int, int], like: Tensor) -> Tensor:
+        return self.arena.buffer(key, like)[: len(self.lengths)]
 
 
 class StaticPasses:

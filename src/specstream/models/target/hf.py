@@ -7,29 +7,24 @@ from functools import cached_property
 from threading import RLock
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from specstream.core.ports import Adapter, TargetSession
-from specstream.errors import UnsupportedModelError, UsageError
+from specstream.core.ports import TargetSession
+from specstream.errors import UnsupportedModelError
 from specstream.models.architecture import compat
 from specstream.models.architecture.families import describe, require_model
-from specstream.models.architecture.hidden_states import States, decoder_layers, tapped
-from specstream.models.architecture.partial_forward import entering, run_lower, run_upper
 from specstream.models.architecture.rotary import require_own_lengths, rotate_by_own_length
 from specstream.models.architecture.view import Stamp, view_of
-from specstream.models.cache import PADDING, TreeCache, capacity_for
+from specstream.models.cache import PADDING, capacity_for
 from specstream.models.invariance.selftest_cache import SelfTestCache, cache_of, once
-from specstream.models.invariance.tree_check import check_tree
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime.capabilities import Quantization, RuntimeName
 from specstream.models.runtime.runtime import Runtime
 from specstream.models.target.graphs import CudaCapture, StaticPasses
-from specstream.models.target.layout import Layout, masks
+from specstream.models.target.passes import ModelPasses
 from specstream.models.target.session import HuggingFaceSession
+from specstream.models.target.tree_check import check_tree
 
 
-class HuggingFaceTarget:
+class HuggingFaceTarget(ModelPasses):
     """Any decoder-only transformers model, unmodified: passes run on a view of it (``view.py``).
 
     The model may be changed between generations: each begins with a look at it. Threads may share a target: its passes
@@ -41,12 +36,6 @@ class HuggingFaceTarget:
         exact: find, by a self-test before the first pass, the widths whose rows are bit-equal, and pad narrower
             passes up to them. False pads nothing (a draft's bits do not matter), nor does a mixture of experts.
         quantization: see ``Runtime``; for drafts.
-
-    Attributes:
-        revision: how many times the model was found to be another one.
-        lock: held while a pass runs.
-        long_after: the length behind which a text is rotated with the second of two sets of factors, if there are two.
-        rereads_at: that length, if all of the text is read anew with them, as the model's own ``generate`` does.
 
     Raises:
         UnsupportedModelError: a model whose cache or attention cannot carry token trees.
@@ -70,11 +59,11 @@ class HuggingFaceTarget:
         rotate_by_own_length(view)
         runtime = Runtime(view, self._wanted, family.layer_windows, self._quantization)
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
-        self._stamp: Stamp | None = stamp
+        self._stamp = stamp
         self.view, self.family, self.runtime = view, family, runtime
         self._forget("layers", "_selftest_cache", "measured")
-        weight = view.get_input_embeddings().weight
-        self.vocab_size, self._embedding = int(weight.shape[0]), _kind(weight)
+        self._embedding = self._embedding_kind()
+        self.vocab_size = int(self._embedding[0][0])
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
         self.passes = self._static_passes() if self.runtime.static else None
         self.long_after = compat.long_after(view)
@@ -106,21 +95,6 @@ class HuggingFaceTarget:
         """Give back the memory of weights that were quantised; only for a model that nobody else has."""
         self.runtime.release()
         self._stamp = None
-
-    def require(self, revision: int) -> None:
-        """Refuse to go on with what was begun with another model.
-
-        Raises:
-            UsageError: the model was changed meanwhile.
-        """
-        kind = _kind(self.view.get_input_embeddings().weight)
-        there = self._stamp is None or self._stamp.holds()
-        if revision != self.revision or kind != self._embedding or not there:
-            raise UsageError("the model was changed while it generated; start the generation again")
-
-    @property
-    def context_length(self) -> int | None:
-        return self.family.context_length
 
     @property
     def num_parameters(self) -> int:
@@ -172,19 +146,22 @@ class HuggingFaceTarget:
         self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
         self._forget("_selftest_cache", "measured")
         once(self._selftest_cache, "tree", lambda: check_tree(self))
-        compat.warn_once(f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly")
+        problem = f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly"
+        compat.warn_once(problem + compat.advice_if_untested())
+
+    def ready(self) -> HuggingFaceTarget:
+        """Itself, of the model as it is now and tested."""
+        self.refresh()
+        self.prepare()
+        return self
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """See ``Target.begin``."""
-        self.refresh()
-        self.prepare()
-        return HuggingFaceSession(self, prefixes, self.exactness)
+        return HuggingFaceSession(self.ready(), prefixes, self.exactness)
 
     def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
         """See ``Target.begin_reading``."""
-        self.refresh()
-        self.prepare()
-        return HuggingFaceSession(self, prefixes, self.exactness, unread=True)
+        return HuggingFaceSession(self.ready(), prefixes, self.exactness, unread=True)
 
     def begin_idle(self, rows: int, length: int) -> HuggingFaceSession:
         """See ``Target.begin_idle``: one token is read, and its keys and values are repeated.
@@ -208,102 +185,11 @@ class HuggingFaceTarget:
             return self.begin_reading(prefixes)
         if self.passes is not None or session.cache.lengths != [len(prefix) for prefix in prefixes]:
             return self.begin_reading(prefixes)
-        self.refresh()
-        self.prepare()
-        return session.copy(self)
+        return session.copy(self.ready())
 
     def begin_unpadded(self, prefixes: Sequence[Sequence[int]], *, masked: bool = False) -> HuggingFaceSession:
         """The same without the self-tests and without padding; ``masked``: through the model's own attention only."""
         return HuggingFaceSession(self, prefixes, None, masked=masked)
-
-    def forward(
-        self,
-        cache: TreeCache,
-        tokens: Tensor,
-        layout: Layout,
-        states: States | None = None,
-        *,
-        last_only: bool = False,
-    ) -> Tensor:
-        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``).
-
-        The pass leaves in ``states`` what went into the layers that are its keys.
-        """
-        whole = None if last_only else self.runtime.whole(layout.plan)
-        if whole is not None and layout.plan is not None:
-            return whole(tokens, self._positions(layout), cache, layout.plan, states)
-        arguments = self._arguments(cache, layout)
-        if last_only and self.family.takes_logits_to_keep:
-            arguments["logits_to_keep"] = 1
-        with (
-            self.runtime.kernels(layout.plan, states),
-            self.family.key_positions(layout.key_positions),
-            tapped(self.view, self.layers if states else (), states or {}, self.runtime.stacked(layout.plan)),
-        ):
-            logits: Tensor = self.view(input_ids=tokens, **arguments).logits
-        return logits
-
-    def upper(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, adapter: Adapter) -> Tensor:
-        """A pass that begins at ``layer``; see ``HiddenStates.branch``."""
-        arguments = self._arguments(cache, layout)
-        top = None if layout.plan is None else self.runtime.top(layer, adapter)
-        if top is not None and layout.plan is not None:
-            return top(hidden, arguments["position_ids"], cache, layout.plan)
-        with (
-            self.runtime.adapted(layout.plan, layer, adapter),
-            self.family.key_positions(layout.key_positions),
-        ):
-            return run_upper(self.view, self.layers, layer, hidden, **arguments)
-
-    def lower(self, cache: TreeCache, tokens: Tensor, layout: Layout, layer: int) -> Tensor:
-        """A pass that ends before ``layer``: what goes into it, ``[rows, width, hidden]``."""
-        with (
-            self.runtime.partial(layout.plan, range(layer)),
-            self.family.key_positions(layout.key_positions),
-        ):
-            return run_lower(self.view, self.layers, layer, tokens, **self._arguments(cache, layout))
-
-    def finish(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, states: States) -> Tensor:
-        """The rest of such a pass: logits ``[rows, width, vocab]``."""
-        above = {each: kept for each, kept in states.items() if each > layer}
-        nothing = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
-        with (
-            self.runtime.partial(layout.plan, range(layer, len(self.layers)), above),
-            self.family.key_positions(layout.key_positions),
-            tapped(self.view, self.layers, above, self.runtime.stacked(layout.plan)),
-            entering(self.layers, layer, hidden),
-        ):
-            logits: Tensor = self.view(input_ids=nothing, **self._arguments(cache, layout)).logits
-        states.update({**above, layer: hidden})
-        return logits
-
-    @cached_property
-    def layers(self) -> list[nn.Module]:
-        """The decoder layers that passes run through."""
-        return decoder_layers(self.view)
-
-    def _arguments(self, cache: TreeCache, layout: Layout) -> dict[str, Any]:
-        """What the model's forward takes besides the tokens."""
-        arguments: dict[str, Any] = {
-            "attention_mask": masks(layout, self.family.windows, self.model.dtype) if layout.plan is None else None,
-            self.family.cache_argument: cache,
-            "use_cache": True,
-        }
-        if self.family.takes_positions:
-            arguments["position_ids"] = self._positions(layout)
-        return arguments
-
-    def _positions(self, layout: Layout) -> Tensor:
-        """Padding may stand beyond the last position; it is never read."""
-        if self.context_length is None:
-            return layout.positions
-        return layout.positions.clamp(max=self.context_length - 1)
-
-    def cache(self, prefixes: Sequence[Sequence[int]]) -> TreeCache:
-        """An empty cache for a batch of these."""
-        if self.passes is None or not prefixes:
-            return TreeCache(len(prefixes))
-        return self.passes.cache(len(prefixes), max(map(len, prefixes)))
 
     def _static_passes(self) -> StaticPasses:
         capture = CudaCapture(self.model.device) if self.runtime.name == "graphs" else None
@@ -320,7 +206,7 @@ class HuggingFaceTarget:
         return self._selftest_cache or SelfTestCache(None)
 
     def _exactness(self) -> Exactness:
-        text = self.model.config.get_text_config(decoder=True)
+        text = compat.text_config(self.model)
         return Exactness(
             self.begin_unpadded,
             self.vocab_size,
@@ -332,7 +218,3 @@ class HuggingFaceTarget:
             one_width=self.runtime.static,
             cache=lambda: self._selftest_cache,
         )
-
-
-def _kind(weight: Tensor) -> tuple[Any, ...]:
-    return weight.shape, weight.dtype, weight.device

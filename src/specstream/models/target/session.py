@@ -4,64 +4,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specstream.core.device.deferred import upload
 from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.models.architecture.hidden_states import States
 from specstream.models.architecture.rotary import reading_prompt
-from specstream.models.cache import PADDING, TreeCache
+from specstream.models.cache import PADDING
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime.native import tree_plan
-from specstream.models.runtime.runtime import Runtime
-from specstream.models.target.graphs import StaticCache, StaticPasses, rounded_width
+from specstream.models.target.graphs import StaticCache, rounded_width
 from specstream.models.target.layout import Layout, block_rows, chain_layout, lay_out, planned
+from specstream.models.target.passes import ModelPasses
 from specstream.models.target.ragged import fill, pack, unpack, unpack_all
 
 PREFILL_CHUNK = 512
 """Prompt tokens per pass: bounds the memory of the mask and of the activations."""
-
-
-class ModelPasses(Protocol):
-    """What a session asks of its target; see ``HuggingFaceTarget``."""
-
-    model: Any
-    revision: int
-    runtime: Runtime
-    exactness: Exactness | None
-    passes: StaticPasses | None
-    rereads_at: int | None
-
-    @property
-    def lock(self) -> AbstractContextManager[Any]: ...
-    @property
-    def layers(self) -> list[nn.Module]: ...
-
-    def require(self, revision: int) -> None:
-        """Raise if the model has changed since."""
-
-    def cache(self, prefixes: Sequence[Sequence[int]]) -> TreeCache:
-        """An empty cache for these rows."""
-
-    def forward(
-        self, cache: TreeCache, tokens: Tensor, layout: Layout, states: States | None = None, *, last_only: bool = False
-    ) -> Tensor:
-        """Logits ``[rows, width, vocab]``, or of the last token only."""
-
-    def lower(self, cache: TreeCache, tokens: Tensor, layout: Layout, layer: int) -> Tensor:
-        """Hidden states ``[rows, width, hidden]`` before a layer."""
-
-    def finish(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, states: States) -> Tensor:
-        """Logits from the hidden states before a layer."""
-
-    def upper(self, cache: TreeCache, hidden: Tensor, layout: Layout, layer: int, adapter: Adapter) -> Tensor:
-        """Hidden states after the last layer, from those before a layer, with an adapter at work."""
 
 
 class HuggingFaceSession:
@@ -355,8 +318,11 @@ class HuggingFaceSession:
             if text is not None and len(text) >= turn:
                 self._texts[row] = None
                 self.cache.rollback([0 if each == row else length for each, length in enumerate(self.cache.lengths)])
-                for start in range(0, len(text), PREFILL_CHUNK):
-                    self._read(row, text[start : start + PREFILL_CHUNK], len(text) + 1)
+                self._read_all(row, text)
+
+    def _read_all(self, row: int, text: Sequence[int]) -> None:
+        for start in range(0, len(text), PREFILL_CHUNK):
+            self._read(row, text[start : start + PREFILL_CHUNK], len(text) + 1)
 
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""

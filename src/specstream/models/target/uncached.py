@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from specstream.core.ports import Adapter
+from specstream.core.ports import Target
 from specstream.core.tree import TokenTree
-from specstream.models.cache import PADDING
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.session import HuggingFaceSession
 
 
-class UncachedTarget:
+class UncachedTarget(Target):
     """A target that keeps tokens instead of keys and values."""
 
     def __init__(self, target: HuggingFaceTarget) -> None:
@@ -33,91 +29,30 @@ class UncachedTarget:
         """Without a cache there is nothing to test."""
 
     def begin(self, prefixes: Sequence[Sequence[int]]) -> UncachedSession:
-        return UncachedSession(self._target, prefixes)
+        return UncachedSession(self._target.ready(), prefixes)
 
     begin_reading = begin
 
-    def begin_idle(self, rows: int, length: int) -> UncachedSession:
-        return self.begin([[PADDING] * length] * rows)
 
+class UncachedSession(HuggingFaceSession):
+    """The committed tokens of each row, which every pass reads into a new cache; drafts may branch from that."""
 
-class UncachedSession:
-    """The committed tokens of each row; every pass starts from them anew."""
-
-    exact = "rounding"  # a prompt pass of another length may run another kernel
     ragged = False
 
     def __init__(self, target: HuggingFaceTarget, prefixes: Sequence[Sequence[int]]) -> None:
-        self._target = target
-        self._tokens = [list(prefix) for prefix in prefixes]
-        self._trees: Sequence[TokenTree] = ()
-        self._tapped: set[int] = set()
-        self._pass: HuggingFaceSession | None = None
-        self._begun = False
+        super().__init__(target, prefixes, target.exactness, unread=True)
+        self._texts = [list(prefix) for prefix in prefixes]
 
-    @property
-    def device(self) -> torch.device:
-        """Where passes run."""
-        device: torch.device = self._target.model.device
-        return device
-
-    @property
-    def hidden_states(self) -> UncachedSession:
-        """See ``TargetSession``."""
-        return self
+    def exact_of(self, row: int) -> str:
+        return "rounding"  # a prompt pass of another length may run another kernel
 
     def read(self, most: int) -> bool:
         return False  # every pass reads it all
 
-    def score(self, trees: Sequence[TokenTree]) -> Tensor:
-        self._trees = trees
-        session = self._pass if self._begun and self._pass is not None else self._fresh()
-        self._begun = False
-        return session.score(trees)
-
-    def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        for tokens, tree, path in zip(self._tokens, self._trees, paths, strict=True):
-            tokens.extend(tree.tokens[node] for node in path)
-        if self._pass is not None:  # it may be asked to branch
-            self._pass.commit(paths)
-
-    def rollback(self, lengths: Sequence[int]) -> None:
-        for tokens, length in zip(self._tokens, lengths, strict=True):
-            del tokens[length:]
-        if self._pass is not None:
-            self._pass.rollback(lengths)
-
-    def tap(self, layers: Collection[int]) -> None:
-        self._tapped.update(layers)
-
-    def states(self, layer: int) -> Tensor:
-        if self._pass is None:
-            raise ValueError(f"layer {layer} was not tapped before the last pass")
-        return self._pass.states(layer)
-
-    def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
-        self._begun = True
-        return self._fresh().descend(trees, layer)
-
-    def _fresh(self) -> HuggingFaceSession:
-        self._pass = self._target.begin(self._tokens)
-        self._pass.tap(self._tapped)
-        return self._pass
-
-    def branch(self, hidden: Tensor, layer: int, adapter: Adapter, rows: Sequence[int] | None = None) -> Tensor:
-        if self._pass is None:
-            raise ValueError("nothing was scored yet, so there is nothing to branch from")
-        return self._pass.branch(hidden, layer, adapter, rows)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._tokens = [self._tokens[row] for row in rows]
-        if self._pass is not None:
-            self._pass.keep(rows)
-
-    def join(self, other: UncachedSession) -> None:
-        if self._pass is not None:  # it may be asked to branch
-            self._pass.join(self._target.begin(other._tokens))
-        self._tokens.extend(other._tokens)
-
-    def exact_of(self, row: int) -> str:
-        return self.exact
+    def _read_anew(self, trees: Sequence[TokenTree]) -> None:
+        if self._begun is not None:  # the pass goes on
+            return
+        self._trees, texts = trees, [text or [] for text in self._texts]
+        self.cache = self._target.cache(texts)
+        for row, text in enumerate(texts):
+            self._read_all(row, text)

@@ -14,26 +14,20 @@ from transformers import AutoConfig
 
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.models.architecture.compat import text_config
 from specstream.models.hub.load import load_model
 from specstream.models.hub.vocabulary import cut_head, read_part, write_part
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.training.cards import MADE
 from specstream.training.config import DistillationSection, DraftSection, TrainConfig
 from specstream.training.data import Batch
-from specstream.training.distillation import distance
-from specstream.training.live_evaluation import Live, prompts_of
-from specstream.training.teacher import Teacher
-from specstream.training.trainee import Goal, Prepared
+from specstream.training.distillation import Teacher, distance
+from specstream.training.live_evaluation import Live
+from specstream.training.trainee import Goal
 
 
 class TrainedDraft:
-    """A draft model in float32, with its head cut where it says some tokens only.
-
-    Args:
-        name: a folder, a catalog name or a hub id.
-        train: ``all`` of it, or its ``layers`` with the embeddings and the head staying as they are.
-        device: where it goes.
-    """
+    """A draft model in float32, by its name, with its head cut where it says some tokens only."""
 
     def __init__(self, name: str, train: str, device: str) -> None:
         self.model, self.tokenizer = load_model(name, dtype="float32", device=device)
@@ -46,7 +40,7 @@ class TrainedDraft:
             self._whole = cut_head(self.model, part)
             if train == "all":  # its head goes its own way from here
                 self._whole.weight = nn.Parameter(self._whole.weight.detach().clone(), requires_grad=False)
-                self.model.config.get_text_config(decoder=True).tie_word_embeddings = False
+                text_config(self.model).tie_word_embeddings = False
         if train == "layers":
             for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
                 module.requires_grad_(False)
@@ -100,15 +94,7 @@ class TrainedDraft:
 
 
 class DraftTrainee:
-    """A draft that learns to be accepted.
-
-    Args:
-        draft: it.
-        teacher: the target, which is learnt from, where that is asked for, and judges.
-        settings: the recipe's own, and how to distil.
-        live: decodes with it.
-        vocab_size: the target's.
-    """
+    """A draft that learns to be accepted; the teacher judges it, and is learnt from where that is asked for."""
 
     def __init__(
         self,
@@ -157,7 +143,7 @@ class DraftTrainee:
             entropy = _cross_entropy(logits, following) * len(logits)
             sums += torch.stack([accepted.sum(), hits.sum(), entropy]).double().cpu()
             count += len(logits)
-            prompts += prompts_of(batch)
+            prompts += batch.prompts
         acceptance, agreement, loss = (sums / max(1, count)).tolist()
         figures = {"acceptance": acceptance, "agreement": agreement, "loss": loss}
         return {**figures, **self._live.figures(self._drafter, self._section.live_depth, prompts)}
@@ -166,7 +152,7 @@ class DraftTrainee:
         self._draft.save(folder)
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[DraftTrainee, Any]:
     """The draft that is named, beside its target."""
     section, distillation = config.draft, config.distillation
     if config.model.draft_model is None:
@@ -191,8 +177,7 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
     )
     live = Live(target, tokenizer, section.live_prompts, section.live_tokens)
     size = int(target.get_input_embeddings().num_embeddings)
-    trainee = DraftTrainee(draft, teacher, (section, distillation), live, size)
-    return Prepared(trainee=trainee, tokenizer=tokenizer)
+    return DraftTrainee(draft, teacher, (section, distillation), live, size), tokenizer
 
 
 def _cross_entropy(logits: Tensor, rows: Tensor) -> Tensor:

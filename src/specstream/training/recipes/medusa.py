@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,22 +15,16 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
-from specstream.training.trainee import Goal, Prepared, drafted_figures
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
+from specstream.training.trainee import Goal, drafted_figures
 
 
 class MedusaTrainee:
-    """Heads that learn what the target says.
-
-    Args:
-        heads: them.
-        kept: what the target computes; None computes it each time.
-        live: decodes with them.
-    """
+    """Heads that learn what the target says."""
 
     goal = Goal(figure="accepted_length")
 
-    def __init__(self, heads: MedusaHeads, kept: HiddenStateCache | None, live: Live) -> None:
+    def __init__(self, heads: MedusaHeads, kept: HiddenStateCache, live: Live) -> None:
         self._heads, self._kept, self._live = heads, kept, live
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -54,19 +49,16 @@ class MedusaTrainee:
         return self._heads.ranks(self._states(batch), batch.tokens, batch.mask)
 
     def _states(self, batch: Batch) -> Tensor:
-        if self._kept is None:
-            return self._heads.states_of(batch.tokens)
-        states = self._kept.batch(batch, lengths_of(batch), lambda tokens: {"final": self._heads.states_of(tokens)})
+        states = self._kept.batch(batch, lambda tokens: {"final": self._heads.states_of(tokens)})
         return states["final"].to(next(iter(self._heads.parameters())).dtype)
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[MedusaTrainee, Any]:
     """Fresh heads of the target."""
     section = config.medusa
     frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
     vocabulary, model = frozen.vocabulary(section.vocabulary), frozen.model
     heads = MedusaHeads(model, num_heads=section.num_heads, num_layers=section.num_layers, token_map=vocabulary)
-    heads.record.update(provenance_of(config, frozen.examples, frozen.counts))
-    folder = config.model.states_dir
-    kept = None if folder is None else HiddenStateCache(folder, f"{fingerprint(model)}/{model.dtype}/final")
-    return Prepared(trainee=MedusaTrainee(heads, kept, frozen.live), tokenizer=frozen.tokenizer)
+    heads.record.update(frozen.record)
+    kept = HiddenStateCache(config.model.states_dir, f"{fingerprint(model)}/{model.dtype}/final")
+    return MedusaTrainee(heads, kept, frozen.live), frozen.tokenizer

@@ -20,23 +20,17 @@ from specstream.heads.streams import Streams
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
-from specstream.training.live_evaluation import RANKS, judged, provenance_of, read_frozen
+from specstream.training.live_evaluation import RANKS, judged, read_frozen
 from specstream.training.lora import MODEL, LoRAAdapter, adapter_of
 from specstream.training.recipes.streams import MainStates, begin, shape_of
-from specstream.training.trainee import Goal, Prepared, drafted_figures
+from specstream.training.trainee import Goal, drafted_figures
 
 STREAMS = "streams"
 """The folder of the streams, beside that of the model."""
 
 
 class SharedTrainee:
-    """A base and its streams that learn together.
-
-    Args:
-        adapter: around the base.
-        streams: of that base, in the shared mode.
-        name: of the new model, for people.
-    """
+    """A base and its streams, in the shared mode, that learn together; ``name`` is the new model's, for people."""
 
     goal = Goal(figure="loss", rises=False)
 
@@ -75,7 +69,7 @@ class SharedTrainee:
         self._streams.save(folder / STREAMS, base=base, base_parameters=int(merged.num_parameters()))
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[SharedTrainee, Any]:
     """The target with a fresh adapter and fresh streams."""
     section = config.streams
     refused: Mapping[str, Any] = {
@@ -91,6 +85,6 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
     begin(streams, MainStates(streams, None), frozen.examples, section.fit_examples)
     torch.manual_seed(config.training.seed)  # as the recipe lora: the same adapter to begin with
     adapter = adapter_of(config.lora, frozen.model, frozen.tokenizer)
-    streams.details.update(provenance_of(config, frozen.examples, frozen.counts))
+    streams.details.update(frozen.record)
     name = f"{config.model.target_model}, tuned in {Path(config.training.output_dir).name}"
-    return Prepared(trainee=SharedTrainee(adapter, streams, name), tokenizer=frozen.tokenizer)
+    return SharedTrainee(adapter, streams, name), frozen.tokenizer

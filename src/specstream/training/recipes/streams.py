@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,8 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, lengths_of, provenance_of, read_frozen
-from specstream.training.trainee import Goal, Prepared, drafted_figures
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
+from specstream.training.trainee import Goal, drafted_figures
 
 THRESHOLDS = (0.05, 0.1, 0.2)
 """Of pruning, that an early exit is judged at."""
@@ -38,41 +39,26 @@ RIDGE = 1e-3
 
 
 class MainStates:
-    """The target's own pass over examples, kept where a folder is given.
-
-    Args:
-        streams: whose target, and from which layer on.
-        folder: None keeps nothing.
-    """
+    """The target's own pass over examples, from the streams' first layer on, kept where a folder is given."""
 
     def __init__(self, streams: Streams, folder: str | None) -> None:
         self._streams = streams
         self._upper = range(streams.first, streams.first + streams.config.layers)
         base = f"{fingerprint(streams.model)}/{streams.model.dtype}"
-        self._kept = (
-            None
-            if folder is None
-            else (
-                HiddenStateCache(folder, f"{base}/from {streams.first}"),
-                HiddenStateCache(folder, f"{base}/final"),
-            )
-        )
+        self._kept = folder is not None
+        parts = (f"from {streams.first}", "final")
+        self._below_kept, self._above_kept = (HiddenStateCache(folder, f"{base}/{part}") for part in parts)
         self._last: tuple[Tensor, MainStream] | None = None
 
     def of(self, tokens: Tensor) -> MainStream:
         """Of one example ``[length]``."""
-        return self.read(
-            Batch(tokens=tokens[None], mask=torch.ones_like(tokens[None], dtype=torch.bool), examples=(), size=0)
-        )
+        return self.read(Batch(tokens=tokens[None], mask=torch.ones_like(tokens[None], dtype=torch.bool), size=0))
 
     def read(self, batch: Batch) -> MainStream:
         """Of a batch; in the target's dtype."""
-        if self._kept is None:
+        if not self._kept:
             return self._streams.read(batch.tokens)
-        lengths = lengths_of(batch)
-        upper, final = (
-            kept.batch(batch, lengths, read) for kept, read in zip(self._kept, (self._below, self._above), strict=True)
-        )
+        upper, final = self._below_kept.batch(batch, self._below), self._above_kept.batch(batch, self._above)
         dtype = self._streams.model.dtype
         self._last = None
         return MainStream(
@@ -84,8 +70,7 @@ class MainStates:
 
     def _below(self, tokens: Tensor) -> dict[str, Tensor]:
         main = self._pass(tokens)
-        assert self._kept is not None
-        self._kept[1].row(tokens[0], self._above)
+        self._above_kept.row(tokens[0], self._above)
         return {
             "states": main.states,
             **{f"keys.{layer}": main.keys[layer] for layer in self._upper},
@@ -104,14 +89,7 @@ class MainStates:
 
 
 class StreamsTrainee:
-    """Streams that learn what the target says.
-
-    Args:
-        streams: them.
-        states: what the target computes.
-        section: how they learn.
-        live: decodes with them.
-    """
+    """Streams that learn what the target says."""
 
     goal = Goal(figure="accepted_length")
 
@@ -141,21 +119,14 @@ class StreamsTrainee:
         return stream_ranks(self._streams, batch.tokens, batch.mask, self._states.read(batch))
 
 
-class EarlyExitTrainee:
-    """The early exit of streams that stay as they are.
-
-    Args:
-        streams: theirs.
-        states: what the target computes.
-        section: how it learns.
-        live: decodes with them, pruned at ``LIVE_PRUNING``.
-    """
+class EarlyExitTrainee(StreamsTrainee):
+    """The early exit of streams that stay as they are; live decoding is pruned at ``LIVE_PRUNING``."""
 
     goal = Goal(figure="early_loss", rises=False)
 
     def __init__(self, streams: Streams, states: MainStates, section: StreamsSection, live: Live) -> None:
+        super().__init__(streams, states, section, live)
         assert streams.early_exit is not None
-        self._streams, self._states, self._section, self._live = streams, states, section, live
         self._exit = streams.early_exit.requires_grad_(True)
 
     def parameters(self) -> Iterable[nn.Parameter]:
@@ -184,14 +155,11 @@ class EarlyExitTrainee:
         self._streams.details["early_exit"]["figures"] = figures
         return figures
 
-    def save(self, folder: Path) -> None:
-        self._streams.save(folder)
-
     def _chances(self, batch: Batch) -> Tensor:
         return early_exit_chances(self._streams, batch.tokens, batch.mask, self._states.read(batch))
 
 
-def prepare(config: TrainConfig, device: str) -> Prepared:
+def prepare(config: TrainConfig, device: str) -> tuple[StreamsTrainee, Any]:
     """Fresh streams of the target, or those of a folder."""
     section = config.streams
     frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
@@ -208,13 +176,12 @@ def prepare(config: TrainConfig, device: str) -> Prepared:
         if section.pruning_rank and streams.early_exit is None:
             streams.add_early_exit(section.pruning_rank)
         states = MainStates(streams, config.model.states_dir)
-    provenance = provenance_of(config, frozen.examples, frozen.counts)
     if section.train == "early_exit":
-        streams.details["early_exit"] = provenance
-        return Prepared(trainee=EarlyExitTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
+        streams.details["early_exit"] = frozen.record
+        return EarlyExitTrainee(streams, states, section, frozen.live), frozen.tokenizer
     streams.requires_grad_(True)
-    streams.details.update(provenance)
-    return Prepared(trainee=StreamsTrainee(streams, states, section, frozen.live), tokenizer=frozen.tokenizer)
+    streams.details.update(frozen.record)
+    return StreamsTrainee(streams, states, section, frozen.live), frozen.tokenizer
 
 
 def _folder(start_from: str, model: Any) -> str:
@@ -229,18 +196,8 @@ def _folder(start_from: str, model: Any) -> str:
 
 def shape_of(section: StreamsSection, mode: Literal["lossless", "shared"] = "lossless") -> StreamsConfig:
     """What a section says streams are made of."""
-    return StreamsConfig(
-        gamma=section.gamma,
-        layers=section.layers,
-        rank=section.rank,
-        alpha=section.alpha,
-        targets=tuple(section.targets),
-        pruning_rank=section.pruning_rank,
-        chain_rank=section.chain_rank,
-        start=section.start,
-        weight=section.weight,
-        mode=mode,
-    )
+    own = section.model_dump(include={field.name for field in fields(StreamsConfig)})
+    return StreamsConfig(**{**own, "targets": tuple(section.targets), "mode": mode})
 
 
 @torch.no_grad()
@@ -250,12 +207,7 @@ def begin(streams: Streams, states: MainStates, examples: Examples, count: int) 
     A linear start begins as the best guess, by least squares, at the state that the main stream will have at the next
     token, from the state at this one and the next token: stream 1 then starts as the main stream will at its place.
     Further streams start with as much of that guess, dimension by dimension, as tells something about their places.
-
-    Args:
-        streams: fresh ones.
-        states: the target's.
-        examples: to look at.
-        count: the first so many of them.
+    The first ``count`` of the examples are looked at.
     """
     linear = streams.config.start == "linear"
     chosen = [examples[index].tokens for index in range(min(count if linear else 1, len(examples)))]

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 
 from specstream import SpeculativeEngine
-from specstream.core.ports import DraftSession
-from specstream.core.sampling import Sampling
-from specstream.evaluation.benchmark.metrics import Energy, Memory, Watched, generate
+from specstream.core.rows import Round
+from specstream.core.stopping import Stopping
+from specstream.core.tree import TokenTree
+from specstream.evaluation.benchmark import metrics
+from specstream.evaluation.benchmark.metrics import Energy, Memory, generate
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -23,35 +26,26 @@ def test_a_reading_is_the_generation_pass_by_pass(engine):
     config = engine.config.generation.model_copy(update={"max_new_tokens": 20})
     reading = generate(engine.parts, rows, config)
     expected = engine.generate(prompts, max_new_tokens=20)
-    assert reading.tokens == [each.token_ids for each in expected]
-    assert len(reading.passes) == len(reading.depths) == max(each.target_passes for each in expected)
+    assert reading["tokens"] == [each.token_ids for each in expected]
+    assert len(reading["passes"]) == len(reading["depths"]) == max(each.target_passes for each in expected)
     for row, result in enumerate(expected):
-        assert sum(len(rows) > row for rows in reading.depths) >= 1
-        assert len(reading.tokens[row]) == result.new_tokens
-    assert sum(row[3] for rows in reading.depths for row in rows) == sum(map(len, reading.tokens))
-    assert sum(row[2] for rows in reading.depths for row in rows) >= reading.accepted > 0
-    for (width, *seconds), judged in zip(reading.passes, reading.depths, strict=True):
+        assert sum(len(rows) > row for rows in reading["depths"]) >= 1
+        assert len(reading["tokens"][row]) == result.new_tokens
+    assert sum(row[3] for rows in reading["depths"] for row in rows) == sum(map(len, reading["tokens"]))
+    assert sum(row[2] for rows in reading["depths"] for row in rows) >= reading["accepted"] > 0
+    for (width, *seconds), judged in zip(reading["passes"], reading["depths"], strict=True):
         assert width == 1 + max(row[0] for row in judged), "chains"
         assert all(each >= 0 for each in seconds)
         assert all(accepted <= seen <= depth for depth, seen, accepted, _ in judged)
-    assert reading.decode == pytest.approx(sum(each[3] for each in reading.passes), abs=1e-4)
+    assert reading["decode"] == pytest.approx(sum(each[3] for each in reading["passes"]), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", DraftSession.__annotations__)
-def test_a_watched_drafter_states_what_it_states_unwatched(engine, name):
-    prompts = [[1, 2, 3]]
-    session = engine.target.begin([[1, 2]])
-    drafts = engine.parts.drafter.begin(prompts, [Sampling()], session)
-    assert drafts.choice is None
-    setattr(drafts, name, stated := object())
-
-    class Stub:
-        name = "stub"
-
-        def begin(self, *given):
-            return drafts
-
-    assert getattr(Watched(Stub()).begin(prompts, [Sampling()], session), name) is stated
+@pytest.mark.parametrize(("path", "seen"), [((0,), 1), ((0, 1), 2), ((0, 1, 2), 2), ((0, 1, 2, 3), 3)])
+def test_one_depth_behind_the_accepted_is_judged_but_not_behind_an_end(path, seen):
+    tree = TokenTree.chain([5, 6, 2, 7])
+    row = SimpleNamespace(stopping=Stopping(max_new_tokens=9, eos_token_ids=frozenset({2, 5})))
+    share = Round(row=row, tokens=(6,), tree=tree, path=path, drafter=None)
+    assert metrics._judged(share) == (3, seen, len(path) - 1, 1)
 
 
 def test_energy_is_the_packages_and_counters_wrap(tmp_path):

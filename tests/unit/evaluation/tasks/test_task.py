@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from specstream.errors import UsageError
-from specstream.evaluation.tasks.source import load_examples as load_data
 from specstream.evaluation.tasks.task import (
     examples_of,
     program_of,
@@ -15,6 +14,9 @@ from specstream.evaluation.tasks.task import (
     read_task,
     task_names,
     training_records,
+)
+from specstream.evaluation.tasks.task import (
+    load_examples as load_data,
 )
 from specstream.training.config import DataSection
 from specstream.training.data import load_examples

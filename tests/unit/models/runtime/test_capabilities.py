@@ -9,8 +9,9 @@ import torch
 
 from specstream.environment import GENERIC, LEVELS, Level
 from specstream.errors import UsageError
+from specstream.models.architecture import compat
 from specstream.models.runtime import capabilities as module
-from specstream.models.runtime import native, runtime
+from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import capabilities
 from specstream.models.runtime.compiled import Kernels, NoKernelsError
 from specstream.models.runtime.runtime import Runtime, draft_quantization
@@ -99,7 +100,7 @@ def test_only_a_large_draft_takes_four_bits(pretend):
 
 def test_runtimes_and_drafts_follow(pretend, monkeypatch):
     pretend(V4_BF16, kernels=False)
-    monkeypatch.setattr(runtime, "_warn", lambda reason: None)
+    monkeypatch.setattr(compat, "warn_once", lambda problem: None)
     model = tiny_model()
     assert Runtime(model).name == "packed"
     assert draft_quantization(model, "auto") == "none"
@@ -111,12 +112,12 @@ def test_runtimes_and_drafts_follow(pretend, monkeypatch):
 
 def test_that_there_are_no_kernels_is_said_once(pretend):
     pretend(V4_BF16, kernels=False)
-    runtime._warn.cache_clear()
+    compat.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"without our kernels, and slower: .*install g\+\+ or set CXX") as said:
         for _ in range(2):
             Runtime(tiny_model())
     assert len(said) == 1
-    runtime._warn.cache_clear()
+    compat.warn_once.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from specstream.environment import GENERIC, LEVELS, level
 from specstream.models.runtime import compiled, native
@@ -167,7 +168,7 @@ def test_the_error_is_the_same_for_who_asks_for_them(folder, monkeypatch):
     try:
         assert not native.available()
         with pytest.raises(NoKernelsError, match="install g\\+\\+ or set CXX"):
-            native.library()
+            native.kernel("linear", torch.float32)
     finally:
         native.kernels.cache_clear()
 

@@ -10,6 +10,7 @@ from specstream.core.tree import TokenTree
 from specstream.models.runtime import capabilities, native, runtime
 from specstream.models.runtime.quantized import LEVELS, linear, quantize
 from specstream.models.target.hf import HuggingFaceTarget
+from tests.dequantized import restored
 from tests.lossless.families import FAMILIES, build, prompt
 
 SHAPES = [(131, 577), (16, 16), (5, 7), (96, 48), (40, 9000)]  # outputs, inputs
@@ -31,7 +32,7 @@ def test_each_weight_is_within_half_a_step_of_a_byte():
     bytes_ = quantize(weight)
     assert bytes_.values.dtype == torch.int8
     assert int(bytes_.values.abs().max()) <= LEVELS
-    assert bool(((bytes_.restored() - weight).abs() <= bytes_.scales[:, None] * 0.501).all())
+    assert bool(((restored(bytes_) - weight).abs() <= bytes_.scales[:, None] * 0.501).all())
     assert bytes_.nbytes == 50 * 30 + 50 * 4
 
 
@@ -39,7 +40,7 @@ def test_four_bits_keep_each_block_of_64_near():
     weight = torch.randn(9, 150, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 9)[:, None]
     weight[4] = 0
     nibbles = quantize(weight, "int4")
-    off = nibbles.restored() - weight
+    off = restored(nibbles) - weight
     assert nibbles.nbytes == 9 * 3 * 36
     assert not off[4].any()
     rest = [row for row in range(9) if row != 4]
@@ -55,9 +56,9 @@ def test_the_product_is_that_of_the_rounded_weights(outputs, inputs, dtype, bits
     x[3] *= 1e3  # every row has a unit of its own
     x[5] = 0
     kept = quantize(weight, bits)
-    restored = kept.restored().double()
-    truth = functional.linear(x.double(), restored, bias.double())
-    scale = x.double().norm(dim=1, keepdim=True) * restored.norm(dim=1)
+    rounded = restored(kept).double()
+    truth = functional.linear(x.double(), rounded, bias.double())
+    scale = x.double().norm(dim=1, keepdim=True) * rounded.norm(dim=1)
     rounding = 1e-4 if dtype == torch.float32 else 8e-3
     assert bool(((linear(kept, bias)(x).double() - truth).abs() <= rounding * (scale + 1) + 1e-6).all())
 

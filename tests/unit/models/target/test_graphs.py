@@ -97,7 +97,7 @@ def test_numbers_that_are_none_do_not_outlive_their_batch() -> None:
     session = target.begin([prompt(9)])
     arena = session.cache.arena
     with torch.inference_mode():
-        for buffer in (*arena.keys.values(), *arena.values.values()):
+        for buffer in arena.buffers.values():
             buffer.fill_(float("nan"))
     del session
     session = target.begin([prompt(9)])

@@ -61,8 +61,8 @@ def test_a_long_prompt_is_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_prompt_has_the_same_keys_whatever_stands_beside_it() -> None:
     long, short = prompt(STEP + 20), prompt(30, seed=1)
     alone, beside = target().begin([short]), target().begin([long, short])
-    for layer, keys in beside.cache._keys.items():
-        assert torch.equal(keys[1, :, :30], alone.cache._keys[layer][0, :, :30])
+    for key, buffer in beside.cache._buffers.items():
+        assert torch.equal(buffer[1, :, :30], alone.cache._buffers[key][0, :, :30])
 
 
 def test_rows_can_be_dropped_and_rolled_back() -> None:

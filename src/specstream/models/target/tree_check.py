@@ -8,20 +8,17 @@ each path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
 from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError
 from specstream.models.architecture import compat
-from specstream.models.architecture.families import Family
 from specstream.models.architecture.view import view_of
 from specstream.models.invariance.tolerance import relative_errors, tolerance
-from specstream.models.runtime.runtime import Runtime
+from specstream.models.target.passes import ModelPasses
+from specstream.models.target.session import HuggingFaceSession
 
 CONTEXT = 24
 """Tokens before the tree."""
@@ -30,36 +27,8 @@ BRANCH = 6
 """Tokens of each branch; the second stands this many slots behind its positions, enough to show in half precision."""
 
 
-class TreeSession(Protocol):
-    """What scores the tree."""
-
-    def score(self, trees: Sequence[TokenTree]) -> Tensor:
-        """Logits ``[rows, nodes, vocab]``."""
-
-
-class TreeTarget(Protocol):
-    """What the check asks of a target; see ``HuggingFaceTarget``."""
-
-    model: Any
-    view: nn.Module
-
-    @property
-    def context_length(self) -> int | None: ...
-    @property
-    def long_after(self) -> int | None: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def runtime(self) -> Runtime: ...
-    @property
-    def family(self) -> Family: ...
-
-    def begin_unpadded(self, prefixes: Sequence[Sequence[int]], *, masked: bool = False) -> TreeSession:
-        """A session that pads nothing."""
-
-
 @torch.inference_mode()
-def check_tree(target: TreeTarget) -> None:
+def check_tree(target: ModelPasses) -> None:
     """Compare both ways of scoring one tree. Three small passes, five where the runtime has an attention of its own.
 
     Raises:
@@ -87,24 +56,20 @@ def check_tree(target: TreeTarget) -> None:
     try:
         # A runtime's own attention is for narrow passes only; wide ones go through the mask.
         for masked in {True, not target.runtime.exact_branches}:
-            scored = target.begin_unpadded([context], masked=masked).score([tree])[0, 1 : len(tree)]
+            scored = HuggingFaceSession(target, [context], None, masked=masked).score([tree])[0, 1 : len(tree)]
             off.append(float(relative_errors(scored.reshape(own.shape), own).median(-1).values.max()))
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{_advice()}") from error
+        raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{compat.advice_if_untested()}") from error
     wrong = [error for error in off if not error <= tolerance(own.dtype)]
     if wrong:
         reason = f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}"
-        raise UnsupportedModelError(reason + _advice())
+        raise UnsupportedModelError(reason + compat.advice_if_untested())
 
 
-def _refusal(target: TreeTarget) -> str:
+def _refusal(target: ModelPasses) -> str:
     return f"{target.family.name} cannot be a target: its attention does not follow a tree's mask and positions"
-
-
-def _advice() -> str:
-    return "" if compat.is_tested() else f"; {compat.advice()}"
 
 
 def _first_line(error: Exception) -> str:

@@ -14,10 +14,10 @@ from torch import Tensor
 from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError
 from specstream.models.architecture.families import Family
-from specstream.models.invariance.tree_check import check_tree
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import RuntimeName
 from specstream.models.target.hf import HuggingFaceSession, HuggingFaceTarget
+from specstream.models.target.tree_check import check_tree
 from tests.lossless.families import CONFIGURATIONS, FAMILIES, VOCAB, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
