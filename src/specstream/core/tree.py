@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -40,13 +41,15 @@ class TokenTree:
     def __post_init__(self) -> None:
         if not self.tokens or len(self.tokens) != len(self.parents) or self.parents[0] != -1:
             raise ValueError(f"a token tree needs a root and one parent per token, got parents {self.parents}")
+        if self.survival and len(self.survival) != len(self.tokens):
+            raise ValueError(f"survival must have one value per token or none, got {self.survival}")
+        if self.is_chain:
+            return
         if any(not 0 <= parent < node for node, parent in enumerate(self.parents) if node):
             raise ValueError(f"every parent must come before its child, got parents {self.parents}")
         siblings = list(zip(self.parents, self.tokens, strict=True))
         if len(set(siblings)) != len(siblings):
             raise ValueError(f"siblings must differ in their token, got {siblings}")
-        if self.survival and len(self.survival) != len(self.tokens):
-            raise ValueError(f"survival must have one value per token or none, got {self.survival}")
 
     @classmethod
     def chain(cls, tokens: Sequence[int], proposals: Sequence[Tensor] = ()) -> TokenTree:
@@ -91,6 +94,8 @@ class TokenTree:
     @cached_property
     def depths(self) -> tuple[int, ...]:
         """Distance of each node from the root."""
+        if self.is_chain:
+            return tuple(range(len(self)))
         depths: list[int] = []
         for parent in self.parents:
             depths.append(depths[parent] + 1 if parent >= 0 else 0)
@@ -144,6 +149,10 @@ class TokenTree:
 
     def matched(self, tokens: Sequence[int]) -> int:
         """How many of the tokens that followed the root lie on one path below it."""
+        if self.is_chain:
+            return sum(
+                1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens[1:], tokens, strict=False))
+            )
         node = 0
         for depth, token in enumerate(tokens):
             node = next((child for child in self.children[node] if self.tokens[child] == token), 0)

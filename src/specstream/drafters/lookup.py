@@ -83,7 +83,8 @@ class LookupSession(DraftSession):
                 break
         if not paths:
             return []
-        tree = TokenTree.merge(request.tokens[-1], paths)
+        root = request.tokens[-1]
+        tree = TokenTree.chain([root, *paths[0]]) if len(paths) == 1 else TokenTree.merge(root, paths)
         return [Offer(source=f"lookup/{longest}", depth=request.depth, branches=self._branches, tree=tree)]
 
 
@@ -120,7 +121,7 @@ class SuffixIndex:
 
 def _continuation(tokens: Sequence[int], end: int, depth: int) -> list[int]:
     """The ``depth`` tokens from ``end`` on; a match near the end goes on as the repetition it found."""
-    path: list[int] = []
-    for at in range(end, end + depth):
-        path.append(tokens[at] if at < len(tokens) else path[at - len(tokens)])
+    path = list(tokens[end : end + depth])
+    while len(path) < depth:
+        path.extend(path[: depth - len(path)])
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
@@ -16,8 +17,8 @@ class NoDrafter(Drafter, DraftSession):
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
-    ) -> NoDrafter:
-        return NoDrafter()  # a session of its own, which a router may write its choice on
+    ) -> DraftSession:
+        return copy(self)  # a session of its own, which a router may write its choice on
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         return [[] for _ in requests]

@@ -42,6 +42,8 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "VOTES": (cost_model, (0, 6)),
     "PACE": (cost_model, (1, 9)),
     "LIFETIME": (cost_model, (32, NEVER)),
+    "UNLIKELY": (plan, (0.0, 1.0)),
+    "HOPE": (plan, (0.2, 1.0)),
     "SURE": (plan, (0.7, 1.0)),
     "BESIDE": (plan, (0,)),
     "SPARE": (plan, (1, 4)),
@@ -53,6 +55,8 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "TRIAL_AFTER": (controller, (4, 64)),
     "LONGEST_WAIT": (controller, (16, 1024)),
     "PLAIN_AFTER": (controller, (32, NEVER)),
+    "REST": (controller, (0, 16)),
+    "LONGEST_REST": (controller, (2, 128)),
     "AGREES": (controller, (0.05, NEVER)),
 }
 """Where each constant stands, and what it is changed to."""

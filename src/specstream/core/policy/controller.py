@@ -28,9 +28,9 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
-REST = 4
-"""Rounds after one in which nothing paid until drafts that take their drafter time are weighed again: weighing takes
-longer than it brings."""
+REST, LONGEST_REST = 2, 32
+"""Rounds after one in which nothing paid until drafts that take their drafter time are weighed again, as weighing takes
+longer than it brings; they double each time, up to the latter."""
 
 AGREES = 0.25
 """How far what a plain pass takes may be from that, as a natural logarithm."""
@@ -47,7 +47,7 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._rested = 0  # until this round only known trees are weighed
+        self._rests: dict[int, tuple[int, int]] = {}  # rows -> until which round only known trees are weighed; how long
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
 
@@ -58,7 +58,7 @@ class Controller:
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
         self.estimates.renew()
-        self._rested = 0
+        self._rests.clear()
         self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
@@ -85,7 +85,8 @@ class Controller:
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
         self.costs.look_at(max(len(request.tokens) for request in requests))
-        if self._round < self._rested:
+        until, rest = self._rests.get(rows, (0, REST))
+        if self._round < until:
             offers = [[offer for offer in own if offer.tree is not None] for own in offers]
         plain = [request if not request.depth else _nothing(request) for request in requests]
         last = self._plain.setdefault(rows, self._round)
@@ -96,9 +97,11 @@ class Controller:
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
         if self._plan is None:
-            if self._round >= self._rested:
-                self._rested = self._round + REST
+            if self._round >= until:
+                self._rests[rows] = self._round + rest, min(2 * rest, LONGEST_REST)
             return plain
+        if self._plan.drafting and self._trial is None:
+            self._rests.pop(rows, None)
         return planner.requests(requests, self._plan)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -188,7 +191,9 @@ class Controller:
             if waited < self._waits.get(drafter, TRIAL_AFTER):
                 continue
             plan = planner.trial(offers, drafter)
-            if plan.stake / planner.plain - 1 <= self._budget:
+            if plan is None:
+                self._tried[drafter] = self._round
+            elif plan.stake / planner.plain - 1 <= self._budget:
                 self._trial = drafter
                 return plan
         return None

@@ -195,7 +195,7 @@ class CostModel:
         self._pace = _median([each.ratio for each in self._recent])
         self._plain[rows] = self._plain.get(rows, 0) + (nodes <= rows)
         self._now += 1
-        self._lines.clear()
+        self._lines.pop(rows, None)
         return surprise
 
     def observe_drafting(self, drafter: str, rows: int, depth: int, unread: int, seconds: float) -> None:

@@ -19,12 +19,19 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from specstream.core.policy.acceptance import Estimates, Level
-from specstream.core.policy.cost_model import CostModel, Steps
+from specstream.core.policy.cost_model import NODE_SHARE, CostModel, Steps
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
+
+UNLIKELY = 0.25
+"""Nodes that bring a smaller share of what they cost are not weighed, though some may be free in a padded pass."""
+
+HOPE = 0.5
+"""How much nearer to certain than it is known to be a first token may be hoped to be accepted: a drafter that would not
+pay then is not tried."""
 
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
@@ -47,14 +54,9 @@ class Share(NamedTuple):
     survival: float
 
 
-class _Item(NamedTuple):
-    """Nodes that a round may be extended by, in this order: its row, which they are, how many, and their tokens."""
-
-    order: float
-    row: int
-    at: int
-    nodes: float
-    gain: float
+_Item = tuple[float, int, int, float, float]
+"""Nodes that a round may be extended by: their place in the order, their row, which they are, how many, their tokens.
+A plain tuple, as there are many of them in every round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,9 @@ class Planner:
         rows: how many there are.
         ragged: whether a pass costs by the nodes of all rows together, not by the largest tree for every row.
         worth: of a token of each row, 1 on average.
+        line: seconds of a pass by nodes.
+        plain: of a plain pass.
+        node: what a node more for every row costs, in plain passes.
     """
 
     costs: CostModel
@@ -102,10 +107,12 @@ class Planner:
     worth: Sequence[float]
     line: Steps = field(init=False)
     plain: float = field(init=False)
+    node: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.line = self.costs.line(self.rows)
         self.plain = self.costs.plain(self.rows)
+        self.node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
 
     def best(self, offers: Sequence[Sequence[Offer]], spare: float) -> Plan | None:
         """The fastest plan that is expected to be faster than plain decoding.
@@ -115,9 +122,7 @@ class Planner:
             spare: seconds that may be spent on more than one node though nothing may come of them.
         """
         found: Plan | None = None
-        ladders = {
-            id(offer): list(_falling(self.estimates.levels(offer), offer.beside)) for own in offers for offer in own
-        }
+        ladders = {id(offer): self._ladder(offer) for own in offers for offer in own}
         deepest = dict[str, int]()
         for offer in (offer for own in offers for offer in own if offer.tree is None):
             depth = max((level.depth for level in ladders[id(offer)]), default=0)
@@ -131,15 +136,20 @@ class Planner:
                 size = 1.0
                 for at, level in enumerate(own[1] if own else ()):
                     size, gain = size + level.nodes, self.worth[row] * level.survival
-                    items.append(_Item(-gain / level.nodes if self.ragged else size, row, at, level.nodes, gain))
+                    items.append((-gain / level.nodes if self.ragged else size, row, at, level.nodes, gain))
             items.sort()
             rate = found.rate if found else self.rows / self.plain
             if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare - full + drafting):
                 levels = [0] * self.rows
-                for item in items[:count]:
-                    levels[item.row] = item.at + 1
+                for _, row, at, _, _ in items[:count]:
+                    levels[row] = at + 1
                 found = self.plan([_share(*each) for each in zip(taken, levels, strict=True)], drafting, full)
         return found
+
+    def _ladder(self, offer: Offer) -> list[Level]:
+        least = UNLIKELY * max(self.node, NODE_SHARE)
+        likely = [level for level in self.estimates.levels(offer) if level.survival >= least * level.nodes]
+        return list(_falling(likely, offer.beside))
 
     def _fill(
         self,
@@ -163,7 +173,6 @@ class Planner:
         self, own: Sequence[Offer], worth: float, ladders: dict[int, list[Level]], drafter: str | None, deepest: int
     ) -> tuple[Offer, list[Level]] | None:
         """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
-        node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
         best, most = None, -1.0  # nodes that do not pay by themselves may be free beside others, up to a padded size
         for offer in own:
             if offer.tree is None and offer.drafter != drafter:
@@ -173,7 +182,7 @@ class Planner:
                 levels = [level for level in levels if level.depth <= deepest]
             gain = 0.0
             for level in levels:
-                if (more := worth * level.survival - node * level.nodes) <= 0:
+                if (more := worth * level.survival - self.node * level.nodes) <= 0:
                     break
                 gain += more
             if levels and gain > most:
@@ -194,13 +203,27 @@ class Planner:
         """Nodes by which a pass over trees of these sizes is priced, of all rows together."""
         return sum(sizes) if self.ragged else self.rows * max(sizes)
 
-    def trial(self, offers: Sequence[Sequence[Offer]], drafter: str) -> Plan:
-        """One token of a drafter: for the row of which a token is worth most, or for all where they share the width."""
+    def trial(self, offers: Sequence[Sequence[Offer]], drafter: str) -> Plan | None:
+        """One token of a drafter: for the row of which a token is worth most, or for all where they share the width.
+
+        None if it would not pay for all even if it were accepted as often as may be hoped.
+        """
         found = [next((each for each in own if each.tree is None and each.drafter == drafter), None) for own in offers]
+        caught_up = [replace(each, unread=0) if each else None for each in found]  # what it reads now it reads once
+        hoped = self._one(caught_up, HOPE)
+        if hoped.rate <= self.rows / self.plain:
+            return None
         if self.ragged:
             first = max((row for row, offer in enumerate(found) if offer), key=self.worth.__getitem__)
             found = [offer if row == first else None for row, offer in enumerate(found)]
-        taken = [(offer, self.estimates.levels(offer)[:1]) if offer else None for offer in found]
+        return self._one(found)
+
+    def _one(self, offers: Sequence[Offer | None], hope: float = 0.0) -> Plan:
+        taken: list[tuple[Offer, list[Level]] | None] = []
+        for offer in offers:
+            levels = self.estimates.levels(offer)[:1] if offer else []
+            levels = [level._replace(survival=level.survival + hope * (1 - level.survival)) for level in levels]
+            taken.append((offer, levels) if offer else None)
         drafting, full = self._drafting(taken, 1)
         return self.plan([_share(each, 1) for each in taken], drafting, full)
 
@@ -241,7 +264,7 @@ class Planner:
             likely = sorted((-survival, node) for node, survival in enumerate(tree.survival))
             for rank, (least, node) in enumerate(likely[1:], 2):
                 gain = -scale * least
-                items.append(_Item(-gain if self.ragged else rank, row, node, 1.0, gain))
+                items.append((-gain if self.ragged else rank, row, node, 1.0, gain))
         if not items:
             return list(trees)
         items.sort()
@@ -249,9 +272,9 @@ class Planner:
         tokens = sum(self.worth) + sum(share.survival for tree, share in pairs if share and not tree.survival)
         rate = tokens / (plan.drafting + self.line.of(self.nodes(sizes)))
         stay = [set[int]() for _ in trees]
-        for item in items[: self._fill(items, tokens, sizes, plan.drafting, rate)]:
-            stay[item.row].add(item.at)
-        judged = {item.row for item in items}
+        for _, row, node, _, _ in items[: self._fill(items, tokens, sizes, plan.drafting, rate)]:
+            stay[row].add(node)
+        judged = {item[1] for item in items}
         return [tree.kept(stay[row]) if row in judged else tree for row, tree in enumerate(trees)]
 
     def _drafting(self, taken: Sequence[tuple[Offer, list[Level]] | None], deepest: int) -> tuple[float, float]:
@@ -260,7 +283,7 @@ class Planner:
         if not asking:
             return 0.0, 0.0
         drafter, unread = asking[0][0].drafter, max(offer.unread for offer, _ in asking)
-        depth = min(deepest, max(level.depth for _, levels in asking for level in levels))
+        depth = min(deepest, max((level.depth for _, levels in asking for level in levels), default=deepest))
         full = steps = self.costs.drafting(drafter, len(asking), depth, unread)
         if any(offer.cuts for offer, _ in asking):
             going = [self.estimates.of(offer).going(depth) for offer, _ in asking]

@@ -66,12 +66,12 @@ class Speculation:
             ragged: whether the target's passes need no padding.
         """
         measured = [self.measures(row) for row in rows]
-        first = [self._first(request, own) for request, own in zip(requests, offers, strict=True)]
-        if self.controller is None or not any(measured):
-            return first
         judged = [own if each else () for each, own in zip(measured, offers, strict=True)]
-        chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
-        return [mine if each else unseen for each, mine, unseen in zip(measured, chosen, first, strict=True)]
+        chosen = list(requests)
+        if self.controller is not None and any(measured):
+            chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
+        each = zip(measured, chosen, requests, offers, strict=True)
+        return [mine if known else self._first(request, own) for known, mine, request, own in each]
 
     def cut(self, rows: Sequence[Row], trees: Sequence[TokenTree]) -> Sequence[TokenTree]:
         """What is worth a pass of what was drafted for them."""

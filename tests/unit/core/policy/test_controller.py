@@ -9,7 +9,15 @@ from itertools import pairwise
 
 import pytest
 
-from specstream.core.policy.controller import BUDGET, LONGEST_WAIT, PLAIN_AFTER, REFILL, REST, TRIAL_AFTER, Controller
+from specstream.core.policy.controller import (
+    BUDGET,
+    LONGEST_REST,
+    LONGEST_WAIT,
+    PLAIN_AFTER,
+    REFILL,
+    TRIAL_AFTER,
+    Controller,
+)
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
@@ -484,7 +492,7 @@ class TestTrials:
     def test_they_become_ever_rarer(self):
         waits = [later - earlier for earlier, later in pairwise(self.tried(Controller(), 500))]
         assert waits == sorted(waits)
-        assert waits[0] <= 2 * TRIAL_AFTER + REST < waits[-1] <= LONGEST_WAIT + REST
+        assert waits[0] <= 2 * TRIAL_AFTER + LONGEST_REST < waits[-1] <= LONGEST_WAIT + LONGEST_REST
 
     def test_in_other_texts_they_come_sooner_again(self):
         controller = Controller()
