@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,40 @@ from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError, listed, remedy, shown
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
+
+
+def truth_value(kind: type[BaseModel], values: Mapping[str, Any]) -> str | None:
+    """The first field that is True or False where a number is wanted, which pydantic takes for 1 and 0."""
+    fields = kind.model_fields
+    given = (name for name, value in values.items() if isinstance(value, bool) and name in fields)
+    return next((name for name in given if _is_number(fields[name].annotation)), None)
+
+
+def _no_classes(processors: Any) -> None:
+    for each in processors if isinstance(processors, list | tuple) else ():
+        if isinstance(each, type):
+            raise UsageError(f"logits_processor has the class {each.__name__}; give one that is made of it")
+
+
+def _is_number(annotation: Any) -> bool:
+    return any(kind in (annotation, *get_args(annotation)) for kind in (int, float))
+
+
+class _Settings(BaseModel):
+    """Settings of which a wrong one is refused in one line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    if not TYPE_CHECKING:  # for whom the fields are the arguments
+
+        def __init__(self, **values: Any) -> None:
+            if (name := truth_value(type(self), values)) is not None:
+                raise UsageError(f"{name} is {values[name]}; give a number, or leave it out")
+            _no_classes(values.get("logits_processor"))
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise _refusal(type(self), error) from None
 
 
 class SamplingSettings(TypedDict, total=False):
@@ -65,7 +99,7 @@ def _all_for_zero(value: Any) -> Any:
     return 1.0 if isinstance(value, int | float) and not isinstance(value, bool) and value == 0 else value
 
 
-class GenerationConfig(BaseModel):
+class GenerationConfig(_Settings):
     """How one generation goes. Names are those of transformers, defaults are not: greedy, and all tokens are kept.
 
     transformers' own ``top_k`` is 50, which here is so only where the checkpoint says it.
@@ -85,8 +119,6 @@ class GenerationConfig(BaseModel):
         ignore_eos: go on past the end-of-sequence token (for measuring).
         logits_processor: any transformers ``LogitsProcessor``, called in order.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
     max_new_tokens: int = Field(default=100, ge=1)
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -116,7 +148,7 @@ class GenerationConfig(BaseModel):
         )
 
 
-class EngineConfig(BaseModel):
+class EngineConfig(_Settings):
     """How an engine speculates, and the defaults of its generations.
 
     Attributes:
@@ -159,8 +191,6 @@ class EngineConfig(BaseModel):
             against a measurement. False takes what the policy knows of plain passes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
     generation: GenerationConfig = GenerationConfig()
     drafter: DrafterName = "auto"
     gamma: int | None = Field(default=None, ge=1)
@@ -199,7 +229,7 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
             raise UsageError(f"dtype is {given['dtype']!r} and torch_dtype is {older!r}; give one of them")
     if "device" in given and not isinstance(given["device"], str):
         given["device"] = str(given["device"])  # a torch.device
-    return _validated(EngineConfig, {**given, "generation": _validated(GenerationConfig, generation)})
+    return EngineConfig(**{**given, "generation": GenerationConfig(**generation)})
 
 
 def with_settings(config: EngineConfig, settings: Mapping[str, Any]) -> EngineConfig:
@@ -208,7 +238,7 @@ def with_settings(config: EngineConfig, settings: Mapping[str, Any]) -> EngineCo
     Raises:
         UsageError: an unknown name, or a value outside its range.
     """
-    return _validated(EngineConfig, {**dict(config), **settings})
+    return EngineConfig(**{**dict(config), **settings})
 
 
 def generation_config(defaults: GenerationConfig, settings: SamplingSettings) -> GenerationConfig:
@@ -219,7 +249,7 @@ def generation_config(defaults: GenerationConfig, settings: SamplingSettings) ->
     """
     _check_by_name(settings)
     given = {name: getattr(defaults, name) for name in defaults.model_fields_set}  # the rest is the checkpoint's to say
-    return _validated(GenerationConfig, {**given, **settings}) if settings else defaults
+    return GenerationConfig(**{**given, **settings}) if settings else defaults
 
 
 def _check_by_name(settings: Mapping[str, Any]) -> None:
@@ -230,31 +260,35 @@ def _check_by_name(settings: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is {value}; give its settings by name, such as max_new_tokens=100")
 
 
-_Config = TypeVar("_Config", bound=BaseModel)
+_INSTEAD = {
+    "streamer": "engine.stream(prompt) gives the text piece by piece",
+    "num_return_sequences": "give the prompt so many times, in a list",
+    "generator": "give seed=, a whole number",
+    "stopping_criteria": "give stop=, texts, or stop_token_ids=",
+    "no_repeat_ngram_size": "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers",
+    "input_ids": "give what the tokenizer returned as one argument, the prompt",
+    "attention_mask": "give what the tokenizer returned as one argument, the prompt",
+}
+"""What is no setting here and is one of transformers' ``generate``, and what does it."""
 
 
-def _validated(kind: type[_Config], values: dict[str, Any]) -> _Config:
-    for name, value in values.items():  # pydantic takes True for 1
-        if isinstance(value, bool) and name in kind.model_fields and _is_number(kind.model_fields[name].annotation):
-            raise UsageError(f"{name} is {value}; give a number, or leave it out")
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field, *places = first["loc"]
-        name = ".".join([str(field), *(str(at) for at in places if isinstance(at, int))])  # not "str" of str | list
-        if first["type"] == "extra_forbidden":
-            if name in EngineConfig.model_fields:
-                raise UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine") from None
-            known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
-            if kind is EngineConfig:
-                known.add("draft_model")
-            raise UsageError(f"unknown setting {name!r}; known are {listed(name, known)}") from None
-        wanted = remedy(first["msg"])
-        if name == "heads" and hasattr(first["input"], "save"):
+def _refusal(kind: type[BaseModel], error: ValidationError) -> UsageError:
+    first = error.errors()[0]
+    field, *places = first["loc"]
+    name = ".".join([str(field), *(str(at) for at in places if isinstance(at, int))])  # not "str" of str | list
+    if first["type"] == "extra_forbidden":
+        if name in EngineConfig.model_fields:
+            return UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine")
+        known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
+        if kind is EngineConfig:
+            known.add("draft_model")
+        known_names = _INSTEAD[name] if name in _INSTEAD else f"known are {listed(name, known)}"
+        return UsageError(f"unknown setting {name!r}; {known_names}")
+    wanted = remedy(first["msg"])
+    if name in ("heads", "router"):
+        wanted = "a folder"
+        if hasattr(first["input"], "save"):
             wanted = "a value that is a folder: heads.save(FOLDER), then heads=FOLDER"
-        raise UsageError(f"{name} is {shown(first['input'])}; give {wanted}") from None
-
-
-def _is_number(annotation: Any) -> bool:
-    return any(kind in (annotation, *get_args(annotation)) for kind in (int, float))
+    if str(field) == "stop_token_ids" and isinstance(first["input"], str):
+        wanted = "a token id; a text that ends the output is given as stop="
+    return UsageError(f"{name} is {shown(first['input'])}; give {wanted}")

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from specstream.distribution import VERSION, install_line
-from specstream.errors import MissingPackageError, UsageError
+from specstream.errors import MissingPackageError, UsageError, must_be
 
 PREFIX = "SPECSTREAM_"
 """Every environment variable of this program begins with it; settings of the server are the other ones."""
@@ -186,7 +186,10 @@ def variable(name: str, environment: Mapping[str, str] | None = None) -> str | N
         UsageError: it is empty. A template that was not filled in looks so, and is not the same as no variable.
     """
     value = (os.environ if environment is None else environment).get(name)
-    if value is not None and not value.strip():
+    if value is None:
+        return None
+    must_be(isinstance(value, str), name, value, "a text, as a variable's value is")
+    if not value.strip():
         raise UsageError(f"{name} is empty; give it a value, or unset it")
     return value
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from numbers import Integral
 from types import MappingProxyType
+from typing import Any
 
 
 class SpecStreamError(Exception):
@@ -61,6 +63,35 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def must_be(fits: bool, name: str, value: object, wanted: str) -> None:
+    """Refuse an argument of the wrong kind.
+
+    Args:
+        fits: whether it is of the right one.
+        name: of the argument.
+        value: shown where it is short, else its type is.
+        wanted: what to give.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    if not fits:
+        text = one_line(repr(value))
+        said = text if len(text) <= 80 and " at 0x" not in text else f"a {type(value).__name__}"
+        raise UsageError(f"{name} is {said}; give {wanted}")
+
+
+def count_of(name: str, value: Any, least: int = 1) -> int:
+    """A count that was given.
+
+    Raises:
+        UsageError: it is no whole number, or smaller than the least.
+    """
+    fits = value is not True and isinstance(value, Integral) and int(value) >= least  # numpy's are such too
+    must_be(fits, name, value, f"a whole number from {least} on")
+    return int(value)
+
+
 def reason_of(error: Exception) -> str:
     """What went wrong, in one line: for records of what failed and was not fatal."""
     return f"{type(error).__name__}: {one_line(error)}"
@@ -91,7 +122,7 @@ _OURS = {
     "model": "model_name_or_path model_id pretrained model_path model_name target target_model hf_repo",
     "target_model": "model target model_name_or_path base_model",
     "target": "model target_model",
-    "model_name": "model model_id served_model_name",
+    "model_name": "model model_id served_model_name target_model",
     "dtype": "torch_dtype precision",
     "device": "device_map gpu cuda main_gpu",
     "seed": "random_seed manual_seed",
@@ -160,7 +191,8 @@ def meant(name: str, known: Iterable[str]) -> str | None:
         if ours in names:
             return names[ours]
     like = closest(_plain(name), names)
-    return None if like is None else names[like]
+    opposite = like is not None and {_plain(name)[:3], like[:3]} == {"min", "max"}
+    return None if like is None or opposite else names[like]
 
 
 def listed(name: str, known: Iterable[str]) -> str:

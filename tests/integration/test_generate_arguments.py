@@ -246,4 +246,5 @@ def test_a_streamer_ends_although_the_call_fails(model):
 
 def test_a_streamer_of_several_rows_is_refused(model):
     with pytest.raises(UsageError, match=r"streamer.*2 rows"):
-        call(model, IDS.expand(2, -1), speculation=specstream.custom_generate(streamer=SimpleNamespace()))
+        streamer = SimpleNamespace(put=print, end=print)
+        call(model, IDS.expand(2, -1), speculation=specstream.custom_generate(streamer=streamer))

@@ -107,6 +107,12 @@ def test_what_is_done_otherwise_than_somebody_may_think_is_noted(here, capsys, w
     assert "note:" not in capsys.readouterr().err
 
 
+def test_a_variable_of_the_server_is_noted_elsewhere(here, capsys, monkeypatch):
+    monkeypatch.setenv("SPECSTREAM_TEMPERATURE", "0.7")
+    assert run("generate", "x", "--model", "target", "-n", "2") == 0
+    assert "note: SPECSTREAM_TEMPERATURE: read by specstream serve alone; give options" in capsys.readouterr().err
+
+
 def test_a_changed_setting_of_an_evaluation_is_named(here, capsys):
     (here / "e.yaml").write_text(
         "target: {model: target}\nmeasure: {output_dir: run}\ndatasets: {wikisql: {path: w.jsonl}}\n"
@@ -243,7 +249,7 @@ def test_what_a_second_stranger_met(here, capsys, words, told):
 @pytest.mark.parametrize("num_runs", ["many", 1.5, None, 0])
 def test_a_number_of_runs_that_is_none(num_runs):
     engine = SpeculativeEngine(tiny_model(), tiny_tokenizer())
-    with pytest.raises(UsageError, match=f"num_runs is {num_runs!r} with 1 prompts; give at least one of each"):
+    with pytest.raises(UsageError, match=f"num_runs is {num_runs!r}; give a whole number from 1 on"):
         engine.benchmark(["x"], num_runs=num_runs)
 
 
@@ -390,7 +396,7 @@ def test_a_tokenizer_of_another_model_is_blamed_not_the_prompt(here, capsys):
     tiny_model(vocab_size=200).save_pretrained(here / "target")
     assert run("generate", "the cat sat", "-m", "target", "-n", "2") == 2
     error = capsys.readouterr().err
-    assert "; the vocabulary is 0 to 199, and the tokenizer has 300 tokens: it is another model's, give" in error
+    assert "the tokenizer has 300 tokens and the model's vocabulary is 0 to 199: it is another model's, give" in error
 
 
 @pytest.mark.parametrize("choice", ["0-1", "frist", "0,1", "5"])

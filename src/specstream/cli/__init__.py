@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from specstream.cli.options import note
 from specstream.cli.typed import in_typed_words, refuse_useless, with_typed_hint
 from specstream.cli.usage import usage_message
 from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command: Any = None
     try:
         debug = debug or is_on("SPECSTREAM_DEBUG")
-        _check_variables()
+        _check_variables(words)
         limit_libraries()  # before a verb imports torch
         command = typer.main.get_command(build_app())
         refuse_useless(command, words)
@@ -144,16 +145,18 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
     return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
 
 
-def _check_variables() -> None:
+def _check_variables(words: Sequence[str]) -> None:
     """Refuse empty and unknown variables, whatever the verb: a misspelt one would be obeyed by nobody."""
     own = [name for name in os.environ if name.startswith(PREFIX)]
     for name in own:
         variable(name)
     is_on("SPECSTREAM_NO_SELFTEST_CACHE")
-    if set(own) - set(VARIABLES):
+    if served := sorted(set(own) - set(VARIABLES)):
         from specstream.serving.deployment import check_variables  # takes a while to import, and is rarely needed
 
         check_variables(os.environ)
+        if words[:1] == ["generate"]:
+            note(f"{' and '.join(served)}: read by specstream serve alone; give options here")
 
 
 def _invoke(command: Any, words: list[str]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specstream.core.clock import Clock, between, split
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Drafter, DraftRequest, Target, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, Target, TargetSession, Verdict, begun
 from specstream.core.rows import Round, Row
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
@@ -53,7 +53,7 @@ class Batch:
         self._context_length = target.context_length
         self._turn = target.rereads_at
         self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
-        self._drafts = drafter.begin([row.tokens for row in rows], [row.sampling for row in rows], self._session)
+        self._drafts = begun(drafter, [row.tokens for row in rows], [row.sampling for row in rows], self._session)
         while session is None and self.read(sys.maxsize):
             pass
         self._ragged = self._session.ragged

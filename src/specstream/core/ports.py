@@ -13,7 +13,7 @@ from torch import Tensor
 
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.errors import UsageError
+from specstream.errors import UsageError, must_be
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -432,6 +432,20 @@ class Drafter(Protocol):
             session: the target at work on this batch; ``hidden_states_of`` gives a drafter that lives on the target's
                 hidden states what it taps. Scoring, committing and dropping rows are the loop's.
         """
+
+
+def begun(
+    drafter: Drafter, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
+) -> DraftSession:
+    """What a drafter begins with; the arguments are those of its ``begin``.
+
+    Raises:
+        UsageError: it returned something else, as one of somebody's own may.
+    """
+    drafts = drafter.begin(prompts, samplings, session)
+    made = callable(getattr(drafts, "propose", None))
+    must_be(made, f"what {drafter.name} begins with", drafts, "a DraftSession, returned by its begin")
+    return drafts
 
 
 def hidden_states_of(session: TargetSession, drafter: str) -> HiddenStates:

@@ -113,6 +113,11 @@ def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = (
         scores = scores / sampling.temperature
     best = scores.max()
     if not torch.isfinite(best):
+        if torch.isfinite(logits.float().max()):
+            raise NumericalError(
+                f"the largest logit becomes {best.item()} by temperature {sampling.temperature}, repetition_penalty "
+                f"{sampling.repetition_penalty} or a logits processor; give values nearer to 1"
+            )
         raise NumericalError(f"the largest logit is {best.item()} (temperature {sampling.temperature}): {_BAD_LOGITS}")
     if sampling.greedy:
         point = torch.zeros_like(scores)

@@ -22,7 +22,7 @@ from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_left_out, prepare
 from specstream.engine.text import asked, encode
-from specstream.errors import HeadMismatchError, UsageError
+from specstream.errors import HeadMismatchError, UsageError, must_be
 from specstream.heads.folder import check_base_name
 from specstream.heads.shipped import shipped_for
 from specstream.models.hub.catalog import check
@@ -168,6 +168,8 @@ class OfferedModels:
         return config
 
     def _start(self, question: Question) -> Race:
+        must_be(isinstance(question.prompt, str), "prompt", question.prompt, "a text")
+        must_be(isinstance(question.always, bool), "always", question.always, "true or false")
         drafters = self._load(question.model)
         if question.drafter not in drafters:
             raise UsageError(f"drafter is {question.drafter!r}; {question.model} has {', '.join(drafters)}")

@@ -12,7 +12,7 @@ from specstream.demo import colours, figures, tree
 from specstream.demo.offered import OfferedModels, Question
 from specstream.demo.race import Race, ShownRound
 from specstream.environment import require
-from specstream.errors import SpecStreamError, UsageError
+from specstream.errors import SpecStreamError, UsageError, must_be
 
 EVERY = 0.1
 """Seconds between two pictures of a race."""
@@ -186,6 +186,7 @@ def seed_of(text: str) -> int | None:
     Raises:
         UsageError: no whole number of 0 or more that a generator takes.
     """
+    must_be(isinstance(text, str), "seed", text, "a text of digits, or an empty one")
     typed = text.strip()
     if not typed:
         return None

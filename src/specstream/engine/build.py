@@ -24,6 +24,7 @@ from specstream.drafters.streams import StreamsDrafter
 from specstream.engine.choices import SELF, check_choice, defaults_of, unused
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import shallower
+from specstream.engine.text import check_tokenizer
 from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError, shown
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
@@ -86,6 +87,8 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         VocabularyMismatchError: a draft of another vocabulary.
     """
     check_choice(config, draft)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, target.vocab_size)
     revision = target.revision
     loaded = isinstance(draft, str) and not draft.startswith(SELF)  # dtype is of the draft that is loaded then
     check_place(target.model, config.device, "auto" if loaded else config.dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, overload
 
+from pydantic import BaseModel
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -25,14 +26,15 @@ from specstream.drafters.none import NoDrafter
 from specstream.engine.build import build_parts, eos_token_ids, model_name, renewed
 from specstream.engine.choices import SELF, check_choice
 from specstream.engine.contestants import by_turn, in_turn
-from specstream.engine.generation import Baselines, Generation, TextPieces
+from specstream.engine.generation import Baselines, Generation, Parts, TextPieces
 from specstream.engine.inventory import memory_overhead, prepare
-from specstream.engine.prompt_forms import prompts_in
+from specstream.engine.prompt_forms import prompts_in, several_prompts
 from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
 from specstream.engine.settings_file import read_settings
-from specstream.engine.text import Chat, Prompt, are_tokens, encode, kind_of
+from specstream.engine.text import Chat, Prompt, are_tokens, check_tokenizer, encode
 from specstream.environment import level, provenance
-from specstream.errors import UsageError
+from specstream.errors import UsageError, count_of, must_be, shown
+from specstream.files.atomic import path_of
 from specstream.heads.folder import check_base_name
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.hub.catalog import check
@@ -40,6 +42,8 @@ from specstream.models.hub.load import load_model
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.reporting import announce
 from specstream.routing.model import RouterModel
+
+_SETTINGS = {*EngineConfig.model_fields, *GenerationConfig.model_fields, "draft_model", "torch_dtype"}
 
 
 class SpeculativeEngine:
@@ -65,9 +69,12 @@ class SpeculativeEngine:
     def __init__(
         self, model: Any, tokenizer: Any = None, draft_model: Any = None, **settings: Unpack[EngineSettings]
     ) -> None:
+        must_be(not isinstance(draft_model, BaseModel), "draft_model", draft_model, "a draft; settings by their names")
         self.config = engine_config(settings)
         model, draft_model = (str(each) if isinstance(each, Path) else each for each in (model, draft_model))
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
+        if tokenizer is not None:
+            check_tokenizer(tokenizer)
         if isinstance(model, str):
             self.model_name = model
             _check_names(self.config, model, draft_model)
@@ -77,8 +84,6 @@ class SpeculativeEngine:
             self.model_name = model_name(model)
         if tokenizer is None:
             raise UsageError("tokenizer is missing; give the model's own, or give the model by name")
-        if not hasattr(tokenizer, "decode") or isinstance(tokenizer, bytes):
-            raise UsageError(f"tokenizer is {tokenizer!r}; give the tokenizer itself")
         self.model, self.tokenizer = model, tokenizer
         self.target = HuggingFaceTarget(model, runtime=self.config.runtime, exact=self.config.exact == "bits")
         same = isinstance(draft_model, str) and draft_model == self.model_name
@@ -92,6 +97,23 @@ class SpeculativeEngine:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise UsageError("an engine cannot be pickled or copied: it holds memory; make one where it is needed")
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse what would have no effect, or would no longer fit the rest: an engine is made once.
+
+        Raises:
+            UsageError: so it is. Only ``parts`` may be replaced, and methods.
+        """
+        own = vars(self)
+        made, free = "_totals" in own, name.startswith("_") or hasattr(type(self), name)
+        if name == "parts":
+            must_be(isinstance(value, Parts), name, value, "dataclasses.replace(engine.parts, drafter=drafter)")
+        elif made and not free and (name in own or name in _SETTINGS or type(self) is SpeculativeEngine):
+            whom = "generate or SpeculativeEngine" if name in GenerationConfig.model_fields else "SpeculativeEngine"
+            fixed = name in own or name in _SETTINGS
+            why = f"is fixed when the engine is made; give it to {whom}" if fixed else "is no attribute; leave it out"
+            raise UsageError(f"{name} cannot be set to {shown(value)}: it {why}")
+        super().__setattr__(name, value)
+
     @classmethod
     def from_config(cls, path: str, **settings: Unpack[EngineSettings]) -> SpeculativeEngine:
         """An engine as a YAML file says, such as ``specstream tune`` writes.
@@ -103,6 +125,7 @@ class SpeculativeEngine:
         Raises:
             UsageError: a file that cannot be read, an unknown key, a value outside its range, no ``model``.
         """
+        path_of("path", path, "a YAML file; settings in a mapping go to SpeculativeEngine(**mapping)")
         given = {**read_settings(path), **settings}
         if given.get("model") is None:
             raise UsageError(f"{path} names no model; give it as model: NAME")
@@ -119,7 +142,7 @@ class SpeculativeEngine:
     @overload
     def generate(self, prompt: Tensor | Mapping[str, Any], **settings: Unpack[SamplingSettings]) -> Any: ...
 
-    def generate(self, prompt: Any, **settings: Unpack[SamplingSettings]) -> Any:
+    def generate(self, prompt: Any = None, **settings: Unpack[SamplingSettings]) -> Any:
         """Generate from a prompt, or from several in one batch.
 
         Args:
@@ -179,11 +202,8 @@ class SpeculativeEngine:
             ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (their figures), ``provenance``.
         """
         config = generation_config(self.config.generation, settings)
-        prompts, several = prompts_in(test_prompts, "test_prompts")
-        if not several:
-            raise UsageError(f"test_prompts is {kind_of(test_prompts)}; give a list of prompts")
-        if not hasattr(num_runs, "__index__") or num_runs < 1 or not prompts:
-            raise UsageError(f"num_runs is {num_runs!r} with {len(prompts)} prompts; give at least one of each")
+        prompts, num_runs = several_prompts(test_prompts, "test_prompts"), count_of("num_runs", num_runs)
+        must_be(callable(on_run), "on_run", on_run, "a function of the number of rounds")
         encoded = self._encoded(prompts)  # all of them before the first pass
         longest = max(map(len, encoded)) + config.max_new_tokens
         sides = {

@@ -19,7 +19,8 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
 from specstream.engine.prompt_forms import token_rows
 from specstream.engine.results import Metrics, Totals
-from specstream.errors import UsageError, shown
+from specstream.engine.text import check_tokenizer
+from specstream.errors import UsageError, must_be, shown
 from specstream.models.architecture.checkpoint import CheckpointRules
 from specstream.models.hub.load import load_model
 from specstream.models.target.hf import HuggingFaceTarget
@@ -59,7 +60,9 @@ def speculative_decode(
     return output_of(generation.run(), target)
 
 
-def create_backend(name: str, *, dtype: Any = "auto", device: str = "auto", runtime: str = "auto") -> HuggingFaceTarget:
+def create_backend(
+    name: str, *, dtype: Any = "auto", device: str = "auto", runtime: str = "auto", torch_dtype: Any = None
+) -> HuggingFaceTarget:
     """A model by name as what decodes: its ``model`` is a ``target`` or a ``draft`` of ``speculative_decode``.
 
     Args:
@@ -67,6 +70,7 @@ def create_backend(name: str, *, dtype: Any = "auto", device: str = "auto", runt
         dtype: of its weights; ``auto`` is the checkpoint's, or float32 on a CPU that would emulate it.
         device: where it goes; ``auto`` is the GPU if there is one.
         runtime: how its passes run, as in ``EngineConfig``.
+        torch_dtype: an older name of ``dtype``.
 
     Raises:
         ModelNotFoundError: nothing answers to the name.
@@ -75,7 +79,10 @@ def create_backend(name: str, *, dtype: Any = "auto", device: str = "auto", runt
     """
     if not isinstance(name, str | PathLike):
         raise UsageError(f"name is {shown(name)}; give the name of a model; one that is loaded needs no backend")
-    config = engine_config({"dtype": dtype, "device": device, "runtime": runtime})  # type: ignore[typeddict-item]
+    given = {"dtype": dtype, "torch_dtype": torch_dtype, "device": device, "runtime": runtime}
+    if torch_dtype is None or dtype == "auto":
+        del given["torch_dtype" if torch_dtype is None else "dtype"]
+    config = engine_config(given)  # type: ignore[arg-type]
     model, _ = load_model(name, dtype=config.dtype, device=config.device)
     return HuggingFaceTarget(model, runtime=config.runtime)
 
@@ -91,7 +98,7 @@ def output_of(generation: Generation, target: Any) -> tuple[Tensor, Metrics]:
 
 def custom_generate(
     draft_model: Any = None,
-    *,
+    *called: Any,
     tokenizer: Any = None,
     streamer: Any = None,
     **settings: Unpack[EngineSettings],
@@ -103,6 +110,7 @@ def custom_generate(
 
     Args:
         draft_model: a smaller model of the same vocabulary, or None for prompt lookup.
+        *called: nothing: it is refused, as ``generate`` gives it where this was not called.
         tokenizer: for ``stop``, and to compare vocabularies with a draft by name. Here, as ``generate`` keeps its own
             ``tokenizer`` to itself.
         streamer: gets tokens as they are accepted, of one row. Here, as ``generate`` keeps its own to itself.
@@ -116,7 +124,13 @@ def custom_generate(
     Raises:
         UsageError: ``stop`` without a tokenizer, or a setting of the ``generate`` call.
     """
+    if called:
+        raise UsageError("custom_generate is what makes the callable; give custom_generate=custom_generate()")
     config = engine_config(settings)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
+    streams = all(callable(getattr(streamer, name, None)) for name in ("put", "end"))
+    must_be(streamer is None or streams, "streamer", streamer, "an object with put and end, such as a TextStreamer")
     for name in GenerationConfig.model_fields.keys() - {"stop"}:
         if (value := settings.get(name)) is not None:
             raise UsageError(f"{name} is {value!r}; give it to generate(), whose call custom_generate follows")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any
 
 from specstream.config import GenerationConfig
@@ -18,7 +19,7 @@ from specstream.core.stopping import Stopping
 from specstream.drafters.none import NoDrafter
 from specstream.engine.results import GenerationResult
 from specstream.engine.text import TextStream, final_text, stop_check
-from specstream.errors import UsageError, reason_of
+from specstream.errors import UsageError, must_be, reason_of
 from specstream.models.architecture.checkpoint import CheckpointRules
 
 CALIBRATION_TOKENS = 16
@@ -60,6 +61,10 @@ class Parts:
     vocab_size: int | None = None
     left_out: str | None = None
     revision: int = 0
+
+    def __post_init__(self) -> None:
+        begins = callable(getattr(self.drafter, "begin", None))
+        must_be(begins, "drafter", self.drafter, "an object of a class of Drafter")
 
     def sampling(self, config: GenerationConfig) -> Sampling:
         """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""
@@ -257,7 +262,7 @@ class Baselines:
 
 
 class TextPieces:
-    """The pieces of one streamed text, in order; ``result`` once they are exhausted.
+    """The pieces of one streamed text, in order, each of them once; ``result`` once they are exhausted.
 
     Args:
         generation: a batch of one row that has not started.
@@ -268,8 +273,27 @@ class TextPieces:
         self._generation = generation
         self._report = report
         self._result: GenerationResult | None = None
+        self._pieces = self._read()
+        self._reading = Lock()
 
     def __iter__(self) -> Iterator[str]:
+        """Itself: another loop goes on where the one before stopped."""
+        return self
+
+    def __next__(self) -> str:
+        """The next piece.
+
+        Raises:
+            UsageError: another thread reads one now.
+        """
+        if not self._reading.acquire(blocking=False):
+            raise UsageError("the stream is read by another thread; read one stream in one thread")
+        try:
+            return next(self._pieces)
+        finally:
+            self._reading.release()
+
+    def _read(self) -> Iterator[str]:
         for (round_,) in self._generation.rounds():
             if piece := self._generation.piece(round_):
                 yield piece

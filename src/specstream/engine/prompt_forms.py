@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -12,6 +13,7 @@ from specstream.errors import UsageError
 _WITHOUT_EFFECT = {"attention_mask", "token_type_ids", "special_tokens_mask", "offset_mapping", "length"}
 """What a tokenizer may return beside the ids of a text."""
 
+_IDS = "give token ids: [n] or [rows, n] int64"
 _FORMS = "give a text, a chat ([{'role': 'user', 'content': ...}]), token ids, or a list of one of these"
 
 
@@ -28,16 +30,30 @@ def prompts_in(given: Any, name: str = "the prompt") -> tuple[list[Prompt], bool
     Raises:
         UsageError: it is nothing of that kind.
     """
-    rows = _rows(given) if isinstance(given, Mapping) else _listed(given)
+    rows = _rows(given) if isinstance(given, Mapping) else _ids(given, name)
     if isinstance(rows, str) or _is_chat(rows) or (are_tokens(rows) and rows):
         return [rows], False
     if not isinstance(rows, list | tuple):
         raise UsageError(f"{name} is {kind_of(given)}; {_FORMS}")
-    prompts = [_listed(row) for row in rows]
+    prompts = [_ids(row, name) for row in rows]
     for prompt in prompts:
         if not (isinstance(prompt, str) or _is_chat(prompt) or are_tokens(prompt)):
             raise UsageError(f"{name} is {kind_of(given)} with {kind_of(prompt)} in it; {_FORMS}")
     return prompts, True
+
+
+def several_prompts(given: Any, name: str) -> list[Prompt]:
+    """The prompts in a list of some, each in a form that ``prompts_in`` takes.
+
+    Raises:
+        UsageError: it is one prompt, none, or nothing of that kind.
+    """
+    prompts, several = prompts_in(given, name)
+    if not several:
+        raise UsageError(f"{name} is {kind_of(given)}; give a list of prompts")
+    if not prompts:
+        raise UsageError(f"{name} is empty; give at least one prompt")
+    return prompts
 
 
 def token_rows(input_ids: Any) -> list[list[int]]:
@@ -46,10 +62,10 @@ def token_rows(input_ids: Any) -> list[list[int]]:
     Raises:
         UsageError: it is something else.
     """
-    rows = _rows(input_ids) if isinstance(input_ids, Mapping) else _listed(input_ids)
+    rows = _rows(input_ids) if isinstance(input_ids, Mapping) else _ids(input_ids, "input_ids")
     if are_tokens(rows):
         return [list(rows)]
-    listed = [_listed(row) for row in rows] if isinstance(rows, list | tuple) else []
+    listed = [_ids(row, "input_ids") for row in rows] if isinstance(rows, list | tuple) else []
     if not listed or not all(map(are_tokens, listed)):
         text = " ".join(repr(input_ids).split())[:80]
         raise UsageError(f"input_ids is {text}; give token ids: [n] or [rows, n] int64, or a list of rows")
@@ -62,7 +78,7 @@ def _rows(encoding: Mapping[str, Any]) -> Any:
         raise UsageError(f"the prompt is {kind_of(encoding)} without input_ids; {_FORMS}")
     if strange := sorted(set(encoding) - _WITHOUT_EFFECT - {"input_ids"}):
         raise UsageError(f"the prompt holds {strange[0]!r}, and only token ids are read; leave it out")
-    ids, mask = _listed(encoding["input_ids"]), _listed(encoding.get("attention_mask"))
+    ids, mask = _ids(encoding["input_ids"], "input_ids"), _listed(encoding.get("attention_mask"))
     if mask is None:
         return ids
     single = are_tokens(ids)
@@ -76,7 +92,14 @@ def _rows(encoding: Mapping[str, Any]) -> Any:
 def _unmasked(row: Any, shown: Any) -> Any:
     """A row without its padding, which may be at either end."""
     if len(row) != len(shown):
-        raise UsageError(f"attention_mask has a row of {len(shown)} and its prompt has {len(row)} tokens")
+        raise UsageError(
+            f"attention_mask has a row of {len(shown)} and its prompt has {len(row)} tokens; give the mask of "
+            "the same call of the tokenizer"
+        )
+    if not all(each in (0, 1) for each in shown):
+        raise UsageError(f"attention_mask has {next(each for each in shown if each not in (0, 1))!r}; give 0 or 1")
+    if row and not any(shown):
+        raise UsageError("attention_mask hides all of a prompt; give 1 for every token of its text")
     bits = "".join("1" if each else "0" for each in shown)
     if "0" in bits.strip("0"):
         raise UsageError("attention_mask hides tokens between others; leave those out of the prompt")
@@ -84,8 +107,29 @@ def _unmasked(row: Any, shown: Any) -> Any:
 
 
 def _listed(value: Any) -> Any:
-    """A tensor or an array as nested lists; anything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "shape") else value
+    """A tensor or an array as nested lists; anything else as it is.
+
+    Raises:
+        UsageError: a tensor without values.
+    """
+    if not (hasattr(value, "tolist") and hasattr(value, "shape")):
+        return value
+    if getattr(value, "is_meta", False):
+        raise UsageError("the prompt is on the device meta and has no values; give one with values, on the CPU")
+    return value.tolist()
+
+
+def _ids(value: Any, name: str) -> Any:
+    """The same of what is to be token ids.
+
+    Raises:
+        UsageError: other numbers, or another shape than ``[n]`` and ``[rows, n]``.
+    """
+    listed = _listed(value)
+    shape, dtype = tuple(getattr(value, "shape", ())), str(getattr(value, "dtype", "")).removeprefix("torch.")
+    if listed is not value and 0 not in shape and (len(shape) not in (1, 2) or re.match("b?float|bool|complex", dtype)):
+        raise UsageError(f"{name} is a {type(value).__name__} {list(shape)} of {dtype}; {_IDS}")
+    return listed
 
 
 def _is_chat(value: Any) -> bool:

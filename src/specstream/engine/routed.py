@@ -17,6 +17,7 @@ from specstream.engine.inventory import prepare
 from specstream.engine.prompt_forms import token_rows
 from specstream.engine.results import Metrics
 from specstream.errors import UsageError
+from specstream.models.architecture.families import require_model
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.routing.config import DrafterSpec, check_drafters
 from specstream.routing.drafter import RoutedDrafter
@@ -54,6 +55,7 @@ class AdaptiveRouter(Router):
         config = engine_config(settings)
         if config.generation.stop_strings:
             raise UsageError("stop strings need a tokenizer; take SpeculativeEngine(drafter='router') for them")
+        require_model(target)
         prompts = token_rows(input_ids)
         parts = self._parts_of(target, draft_models, settings)
         generation = Generation(parts, prompts, config.generation)
@@ -102,9 +104,8 @@ def _by_name(drafts: Any, specs: Mapping[str, DrafterSpec]) -> dict[str, Any]:
             )
         return dict(zip(drafting, listed, strict=False))
     if strange := sorted(set(drafts) - set(drafting)):
-        raise UsageError(
-            f"draft model {strange[0]!r} belongs to no drafter; name it as one of {', '.join(drafting) or 'none'}"
-        )
+        wanted = f"name it as one of {', '.join(drafting)}" if drafting else "leave it out: none drafts with a model"
+        raise UsageError(f"draft model {strange[0]!r} belongs to no drafter; {wanted}")
     return dict(drafts)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from typing_extensions import TypeIs
 
 from specstream.core.stopping import StopCheck
-from specstream.errors import UsageError, one_line, shown
+from specstream.errors import UsageError, must_be, one_line, shown
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat | Sequence[int]
@@ -39,6 +39,29 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
+
+
+def check_tokenizer(tokenizer: Any, vocab_size: int | None = None) -> None:
+    """Refuse what is no tokenizer, and one of another model where its size tells.
+
+    A model may have rows for more tokens than its tokenizer has, and a tokenizer may have had tokens added for which
+    the model has none. But each token of a tokenizer's own vocabulary has a row in its model.
+
+    Args:
+        tokenizer: as it was given.
+        vocab_size: rows of the model's embedding; None if that is not known.
+
+    Raises:
+        UsageError: so it is.
+    """
+    fits = hasattr(tokenizer, "decode") and not isinstance(tokenizer, bytes)
+    must_be(fits, "tokenizer", tokenizer, "the tokenizer itself")
+    known = getattr(tokenizer, "vocab_size", None)  # without added tokens
+    if vocab_size is not None and isinstance(known, int) and known > vocab_size:
+        raise UsageError(
+            f"the tokenizer has {known} tokens and the model's vocabulary is 0 to {vocab_size - 1}: it is another "
+            "model's, give this one's own"
+        )
 
 
 def are_tokens(value: Any) -> TypeIs[Sequence[int]]:

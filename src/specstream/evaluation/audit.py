@@ -28,10 +28,11 @@ from specstream.core.tree import TokenTree
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
+from specstream.engine.prompt_forms import several_prompts
 from specstream.engine.results import Totals
 from specstream.engine.text import Prompt, encode
 from specstream.engine.tokens import TokenTexts
-from specstream.errors import NumericalError, UsageError
+from specstream.errors import NumericalError, UsageError, count_of, must_be
 
 CANDIDATES = 16
 """Likeliest tokens of a position whose scores are compared: a token that rounding can choose is among them."""
@@ -209,10 +210,11 @@ def audit(
         UsageError: a temperature above 0, no prompt, or one that cannot be used.
         NumericalError: the model's logits are NaN or infinite.
     """
-    config = generation_config(engine.config.generation, settings)
-    tokens = [encode(engine.tokenizer, prompt) for prompt in prompts]
-    if tokens and batch_size > 0:
-        prepare(engine.parts, min(batch_size, len(tokens)))
+    must_be(isinstance(engine, SpeculativeEngine), "engine", engine, "a SpeculativeEngine")
+    config, batch_size = generation_config(engine.config.generation, settings), count_of("batch_size", batch_size)
+    must_be(on_batch is None or callable(on_batch), "on_batch", on_batch, "a function of the number of prompts")
+    tokens = [encode(engine.tokenizer, prompt) for prompt in several_prompts(prompts, "prompts")]
+    prepare(engine.parts, min(batch_size, len(tokens)))
     return audit_tokens(engine.parts, tokens, config, batch_size=batch_size, on_batch=on_batch)
 
 

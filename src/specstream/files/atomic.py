@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from specstream.errors import UsageError, one_line
+from specstream.errors import UsageError, must_be, one_line
 
 
 def user_cache() -> Path:
@@ -55,6 +55,36 @@ def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
     """
     if path.is_file() and path.stat().st_size and not is_own(path):
         raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
+
+
+def path_of(name: str, value: Any, wanted: str) -> Path:
+    """A path that was given.
+
+    Args:
+        name: of the argument.
+        value: a text or a path.
+        wanted: what to give, for the error.
+
+    Raises:
+        UsageError: it is neither, or an empty text.
+    """
+    must_be(isinstance(value, str | os.PathLike) and str(value).strip() != "", name, value, wanted)
+    return Path(value)
+
+
+def folder_of(name: str, value: Any) -> Path:
+    """A folder to write into, made if it is not there.
+
+    Raises:
+        UsageError: it is no path, or there can be no folder.
+    """
+    path = path_of(name, value, "a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "which is a file" if path.exists() else f"which cannot be made: {why_unread(error)}"
+        raise UsageError(f"{name} is {str(value)!r}, {reason}; give a folder") from None
+    return path
 
 
 @contextmanager

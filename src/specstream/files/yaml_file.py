@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from specstream.errors import UsageError, listed, one_line, remedy, shown
-from specstream.files.atomic import why_unread
+from specstream.files.atomic import path_of, why_unread
 
 
 class Section(BaseModel):
@@ -64,8 +64,9 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
     """
     import yaml
 
+    file = path_of("config", path, "a YAML file")
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         node = yaml.compose(text, yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:

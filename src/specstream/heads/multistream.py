@@ -315,15 +315,22 @@ class MultiStreamAttention(nn.Module):
 
         The main stream at t sees positions up to t; stream j of t sees those too, and the streams 1 to j of t.
         """
-        if streams.shape != (*main.shape[:2], self.gamma, main.shape[2]):
+        weight = self.q_proj.weight
+        rows, length = main.shape[:2] if getattr(main, "ndim", 0) == 3 else (0, 0)
+        hidden = weight.shape[1]
+        wanted = [(rows, length, hidden), (rows, length, self.gamma, hidden)]
+        if not rows * length or [getattr(each, "shape", None) for each in (main, streams)] != wanted:
             raise UsageError(
-                f"streams are {tuple(streams.shape)} and the main stream is {tuple(main.shape)}; give "
-                f"[rows, length, {self.gamma}, hidden] beside [rows, length, hidden]"
+                f"streams are {_form(streams)} and the main stream is {_form(main)}; give tensors "
+                f"[rows, length, {self.gamma}, {hidden}] beside [rows, length, {hidden}], none of them empty"
+            )
+        if {main.dtype, streams.dtype} != {weight.dtype} and not torch.is_autocast_enabled(weight.device.type):
+            raise UsageError(
+                f"streams are {streams.dtype} and the main stream is {main.dtype}; give {weight.dtype}, as the weights"
             )
         query, key, value = self._heads(main)
         own_query, *own = self._heads(streams.flatten(1, 2))
         seen = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        length = main.shape[1]
         visible = torch.ones(length, length, dtype=torch.bool, device=main.device).tril()[None, :, None]
         drafted = attend_streams(own_query, (key, value), (own[0], own[1]), visible, gamma=self.gamma)
         return self._joined(seen), self._joined(drafted).view_as(streams)
@@ -336,6 +343,10 @@ class MultiStreamAttention(nn.Module):
     def _joined(self, seen: Tensor) -> Tensor:
         states: Tensor = self.o_proj(seen.transpose(1, 2).flatten(2))
         return states
+
+
+def _form(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 class _Beside(Cache):

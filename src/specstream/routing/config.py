@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from specstream.errors import UsageError
+from specstream.files.atomic import path_of
 from specstream.files.yaml_file import Section, read_document, validated
 
 NONE = "none"
@@ -64,7 +65,7 @@ def router_config(config: RouterConfig | Mapping[str, Any] | str | Path) -> Rout
     if isinstance(config, RouterConfig):
         return config
     if not isinstance(config, Mapping):
-        if Path(config).is_dir():
+        if path_of("config", config, "{'router': FOLDER}, or a YAML file").is_dir():
             raise UsageError(
                 f"config is the folder {str(config)!r}; give {{'router': {str(config)!r}}}, or a YAML file"
             )

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from specstream.errors import UsageError
+from specstream.errors import UsageError, must_be
+from specstream.files.atomic import path_of
+from specstream.models.architecture.families import require_model
 from specstream.routing.config import DrafterSpec, RouterConfig, check_drafters, router_config
-from specstream.routing.features import Features
+from specstream.routing.features import HINTS, Features
 from specstream.routing.model import RouterModel
 from specstream.routing.state import Beliefs
 
@@ -64,7 +66,7 @@ class Router:
         generator: the source of chance.
     """
 
-    def __init__(self, model: Any, config: Any, generator: torch.Generator) -> None:
+    def __init__(self, model: Any = None, config: Any = None, generator: Any = None) -> None:
         if not isinstance(model, RouterModel) or not isinstance(config, RouterConfig):
             raise UsageError(
                 f"a router is made of {type(model).__name__} and {type(config).__name__}; "
@@ -110,8 +112,10 @@ class Router:
             tokenizer: its tokenizer; only mpnet's embedding and prompts given as text need it.
 
         Raises:
+            UnsupportedModelError: the target is no transformers model.
             HeadMismatchError: the router was trained for another target.
         """
+        require_model(target)
         self._features, self._tokenizer = self.model.features(target, tokenizer), tokenizer
 
     def features(self, prompt: str | Sequence[int]) -> Tensor:
@@ -180,6 +184,9 @@ class Router:
         """
         if drafter not in self.model.names:
             raise UsageError(f"drafter {drafter!r} is not the router's; give one of {', '.join(self.model.names)}")
+        size = len(HINTS) + len(self.model.network.mean)
+        fits = getattr(features, "dtype", None) == torch.float32 and features.numel() == size
+        must_be(fits, "features", features, f"those of choose(prompt).features, {size} numbers")
         for speed in (tokens_per_second, *(() if plain is None else (plain,))):
             if not 0 < speed < float("inf"):
                 raise UsageError(f"tokens per second are {speed}; give a positive number")
@@ -196,6 +203,7 @@ class Router:
 
     def save_state(self, path: str | Path) -> None:
         """Write what was learned since training into a file, which is whole or as it was."""
+        path_of("path", path, "a file")
         self._beliefs.save(path)
 
     def load_state(self, path: str | Path) -> None:
@@ -204,4 +212,6 @@ class Router:
         Raises:
             UsageError: the file cannot be read, is damaged, or belongs to another router; nothing is changed then.
         """
+        if not path_of("path", path, "a file of save_state").is_file():
+            raise UsageError(f"path is {str(path)!r}, where no file is; give one that save_state wrote")
         self._beliefs.load(path)

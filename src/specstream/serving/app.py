@@ -228,7 +228,7 @@ class Server:
         return self._refuse(error)
 
     async def _malformed(self, request: Request, error: RequestValidationError) -> Response:
-        answer = malformed(error, request.headers.get("content-type", ""))
+        answer = malformed(error, request.headers.get("content-type", ""), request.url.path)
         self.meters.refused(answer.status_code)
         return answer
 

@@ -13,6 +13,7 @@ from specstream.serving.middleware import refusal
 from specstream.serving.requests import ChatBody, CompletionBody
 
 _LONGEST_NAME = 100
+_JSON = {"None": "null", "True": "true", "False": "false"}
 _SHOULD = "Input should be "
 _MAPPING = "a mapping of keys to values"
 """An object, in the words for YAML."""
@@ -20,7 +21,16 @@ _MAPPING = "a mapping of keys to values"
 _PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
 """The field that a body of each path must have."""
 
-_FIELDS = tuple({**ChatBody.model_fields, **CompletionBody.model_fields})
+_FIELDS = {_PATHS["messages"]: ChatBody.model_fields, _PATHS["prompt"]: CompletionBody.model_fields}
+
+_SCHEMA = 'give response_format: {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
+_INSTEAD = {
+    "response_format.schema": _SCHEMA,
+    "guided_json": _SCHEMA,
+    "format": "did you mean 'response_format'?",
+    "extra_body": "give what is in it at the top of the body",
+}
+"""Fields of other servers and clients, and what does it here."""
 
 
 class _Complaint(NamedTuple):
@@ -30,12 +40,13 @@ class _Complaint(NamedTuple):
     words: str
 
 
-def malformed(error: RequestValidationError, content_type: str) -> Response:
+def malformed(error: RequestValidationError, content_type: str, path: str) -> Response:
     """The refusal of a body.
 
     Args:
         error: every complaint about it.
         content_type: the header.
+        path: that it was sent to.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json":
@@ -43,14 +54,14 @@ def malformed(error: RequestValidationError, content_type: str) -> Response:
         return refusal(400, f"the Content-Type {said}; send Content-Type: application/json", code="invalid_body")
     if error.body is None:
         return refusal(400, "the body is empty or null; send a JSON object", code="invalid_body")
-    place, words = _most_precise([_complaint(each, error.body) for each in error.errors()], error.body)
+    place, words = _most_precise([_complaint(each, error.body, path) for each in error.errors()], error.body)
     name = ".".join(str(part)[:_LONGEST_NAME] + ".." * (len(str(part)) > _LONGEST_NAME) for part in place)
     whole = f"{name}: {words}" if name else words
     message = f"{name or 'the body'} {words}" if words.startswith("is ") else whole
     return refusal(400, message, code="invalid_body", param=name or None)
 
 
-def _complaint(error: Any, body: Any) -> _Complaint:
+def _complaint(error: Any, body: Any, path: str) -> _Complaint:
     kind, context = error["type"], error.get("ctx", {})
     words = str(error["msg"]).removeprefix("Value error, ").splitlines()[0]
     if kind == "json_invalid":  # its place is a character
@@ -60,12 +71,22 @@ def _complaint(error: Any, body: Any) -> _Complaint:
     if kind == "field":  # of the object, and about one of its fields
         place, words = (*place, context["name"]), context["words"]
     elif kind == "extra_forbidden":
-        like = meant(str(place[-1]), _FIELDS) if len(place) == 1 else None
-        words = f"the field is not known; {'leave it out' if like is None else f'did you mean {like!r}?'}"
+        words = _unknown(place, path)
     elif kind == "missing" and len(place) == 1 and isinstance(body, Mapping):
         other = next((path for field, path in _PATHS.items() if field != place[0] and field in body), None)
         words += "" if other is None else f"; what is sent goes to {other}"
     return _Complaint(place=place, words=words)
+
+
+def _unknown(place: tuple[str | int, ...], path: str) -> str:
+    name = ".".join(map(str, place))
+    if name in _INSTEAD:
+        return f"the field is not known; {_INSTEAD[name]}"
+    like = meant(name, _FIELDS.get(path, ())) if len(place) == 1 else None
+    other = next((each for each, fields in _FIELDS.items() if each != path and name in fields), None)
+    if like is None and other is not None:
+        return f"the field is one of {other}; send it there, or leave it out"
+    return f"the field is not known; {'leave it out' if like is None else f'did you mean {like!r}?'}"
 
 
 def _place(location: Sequence[str | int], body: Any, *, missing: bool) -> tuple[str | int, ...]:
@@ -96,5 +117,6 @@ def _most_precise(complaints: Sequence[_Complaint], body: Any) -> tuple[tuple[st
         value = body
         for part in place:
             value = value[part]
-        return place, f"is {shown(value)}; give {remedy(words[0]).replace(_MAPPING, 'an object')}"
+        said = _JSON.get(repr(value)) or shown(value)
+        return place, f"is {said}; give {remedy(words[0]).replace(_MAPPING, 'an object')}"
     return place, words[0]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from specstream.config import DrafterName
+from specstream.config import DrafterName, truth_value
 from specstream.environment import PREFIX, VARIABLES, variable
-from specstream.errors import UsageError, listed, meant, remedy
+from specstream.errors import UsageError, listed, meant, must_be, remedy
 from specstream.files.yaml_file import Document, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
 
@@ -105,6 +105,8 @@ class DeploymentConfig(BaseModel):
     if not TYPE_CHECKING:  # for whom the fields are the arguments
 
         def __init__(self, **values: Any) -> None:
+            if (name := truth_value(type(self), values)) is not None:
+                raise FieldError(f"{name} is {values[name]}; give a number, or leave it out", name)
             try:
                 super().__init__(**values)
             except ValidationError as error:
@@ -207,9 +209,10 @@ def check_variables(environment: Mapping[str, str]) -> None:
     Raises:
         UsageError: the first one.
     """
+    must_be(isinstance(environment, Mapping), "environment", environment, "a mapping, such as os.environ")
     known = sorted({*VARIABLES, *(PREFIX + name.upper() for name in DeploymentConfig.model_fields)})
     for name in environment:
-        if not name.startswith(PREFIX):
+        if not str(name).startswith(PREFIX):
             continue
         if name not in known:
             raise UsageError(f"{name} is no variable of this program; unset it, or give one of {_listed(name, known)}")
@@ -314,7 +317,15 @@ def _complaint(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     value = "not shown" if name == "api_key" else repr(first["input"])
-    return f"{name} is {value}; give {remedy(first['msg'])}"
+    return f"{name} is {value}; give {_WANTED.get(name) or remedy(first['msg'])}"
+
+
+_WANTED = {
+    "api_key": "a text; a number in quotes",
+    "cors_origins": "a list of origins, such as [https://a.example]",
+    "vllm_args": "a text or a list, such as --tensor-parallel-size 4",
+}
+"""What pydantic calls by the kinds of Python."""
 
 
 def _text(file: Path) -> str:

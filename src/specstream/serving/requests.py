@@ -119,7 +119,7 @@ class Body(Given):
     @classmethod
     def _not_too_cold(cls, temperature: float | None) -> float | None:
         if temperature is not None and 0 < temperature < COLDEST:
-            raise ValueError(f"the temperature is too near to 0; give 0 for greedy decoding, or at least {COLDEST}")
+            raise ValueError(f"{temperature} is too near to 0; give 0 for greedy decoding, or at least {COLDEST}")
         return temperature
 
     @model_validator(mode="after")

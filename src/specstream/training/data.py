@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specstream.engine.text import as_chat, encode
 from specstream.environment import require
-from specstream.errors import UsageError
+from specstream.errors import UsageError, must_be
 from specstream.evaluation.tasks.task import Task, read_examples, read_task, training_records
 from specstream.files.atomic import is_meant_as_path, why_unread
 from specstream.files.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
@@ -304,8 +304,9 @@ class _Reader:
             return None
         prompt, answer = self._parts(record, where)
         tokens = (*prompt, *answer)[: self._config.max_length]
-        if max(tokens) > self._last:
-            raise UsageError(f"{where} has token {max(tokens)}, which this tokenizer has not; distil with this model")
+        strange = next((token for token in tokens if not 0 <= token <= self._last), None)
+        if strange is not None:
+            raise UsageError(f"{where} has token {strange}, which this tokenizer has not; distil with this model")
         start = 1 if self._config.prompt_loss else max(1, len(prompt))
         return Example(tokens=tokens, start=start) if start < len(tokens) else None
 
@@ -316,6 +317,8 @@ class _Reader:
         if not turns:
             answer = answer_of(record)
             if answer is None:
+                said = record.get("messages") or record.get("conversations")
+                must_be(said is None or isinstance(said, list), f"{where} has messages, which", said, "a list of turns")
                 raise UsageError(f"{where} has no answer and no text; run specstream distill-data on it first")
             contents = {"user": prompt_of(record, where), "assistant": answer}
             turns = [{"role": role, "content": content} for role, content in contents.items()]

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.engine.text import are_tokens, check_tokenizer
 from specstream.environment import require
-from specstream.errors import UsageError, shown
+from specstream.errors import UsageError, count_of, must_be, shown
+from specstream.files.atomic import folder_of, path_of
 from specstream.files.yaml_file import validated
 from specstream.models.architecture.families import require_model
-from specstream.models.hub.load import load_model
+from specstream.models.hub.load import load_model, pick_dtype
 from specstream.training.config import (
     DataSection,
     LoggingSection,
@@ -71,6 +73,8 @@ class LoRAAdapter:
     def __init__(self, base_model: Any, lora_config: Mapping[str, Any] | None = None, tokenizer: Any = None) -> None:
         peft = require("peft", "train", "LoRAAdapter")
         require_model(base_model)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, len(base_model.get_input_embeddings().weight))
         if any(hasattr(module, "base_layer") for module in base_model.modules()):
             raise UsageError("base_model has adapters in it already; give one without, or with those merged")
         self.config = _settings(lora_config or {})
@@ -102,10 +106,8 @@ class LoRAAdapter:
             UsageError: no data, or a setting out of range.
             TrainingError: out of memory, or the loss is no number.
         """
-        if epochs < 1:
-            raise UsageError(f"epochs is {epochs}; give 1 or more")
-        size = int(settings.pop("batch_size", 4))
-        examples = _examples(self, training_data, int(settings.pop("max_length", 512)))
+        epochs, size = count_of("epochs", epochs), count_of("batch_size", settings.pop("batch_size", 4))
+        examples = _examples(self, training_data, count_of("max_length", settings.pop("max_length", 512), 2))
         size = min(size, len(examples))
         per_epoch = len(examples) // size
         given = {"num_train_steps": per_epoch * epochs, "per_device_batch_size": size, "logging_steps": 1, **settings}
@@ -118,29 +120,32 @@ class LoRAAdapter:
 
     def save_weights(self, path: str | Path) -> None:
         """Write the adapters' weights and configuration into a folder, in PEFT's format."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = folder_of("path", path)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
             self._peft.save_pretrained(partial, save_embedding_layers=False)
             for name in (_WEIGHTS, _CONFIG):
                 os.replace(Path(partial, name), folder / name)
 
-    def save_merged(self, path: str | Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    def save_merged(self, path: str | Path, dtype: str | torch.dtype = torch.bfloat16) -> Any:
         """Write the new model whole, the adapters merged into its weights, and its tokenizer: a model like any other.
 
         Args:
             path: a folder.
-            dtype: of the weights on disk. They are merged before they are rounded.
+            dtype: of the weights on disk, or its name; ``auto`` is the base's. They are merged before they are rounded.
 
         Returns:
             The merged model, as it was written.
+
+        Raises:
+            UsageError: no folder, or a dtype that weights cannot have.
         """
-        merged = self.get_adapted_model(merge=True).to(dtype)
-        merged.save_pretrained(path)
+        wanted, folder = pick_dtype(dtype), folder_of("path", path)
+        merged = self.get_adapted_model(merge=True).to(wanted)
+        merged.save_pretrained(folder)
         # safetensors makes its file readable by the owner alone, which a shared models folder cannot use.
-        for weights in Path(path).glob("*.safetensors"):
-            shutil.copymode(Path(path) / "config.json", weights)
-        self.tokenizer.save_pretrained(path)
+        for weights in folder.glob("*.safetensors"):
+            shutil.copymode(folder / "config.json", weights)
+        self.tokenizer.save_pretrained(folder)
         return merged
 
     def load_weights(self, path: str | Path) -> None:
@@ -152,7 +157,7 @@ class LoRAAdapter:
         peft = require("peft", "train", "LoRAAdapter")
         from safetensors.torch import load_file
 
-        folder = Path(path)
+        folder = path_of("path", path, "a folder of save_weights")
         try:
             found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
@@ -161,7 +166,10 @@ class LoRAAdapter:
         for name, theirs in _NAMES.items():
             ours, value = self.config[name], found.get(theirs)
             if name != "dropout" and (sorted(value or []) != sorted(ours) if isinstance(ours, list) else value != ours):
-                raise UsageError(f"the weights in {str(path)!r} have {name} {value!r} and this adapter has {ours!r}")
+                raise UsageError(
+                    f"the weights in {str(path)!r} have {name} {value!r} and this adapter has {ours!r}; make one with "
+                    f"lora_config={{{name!r}: {value!r}}}"
+                )
         wanted = peft.get_peft_model_state_dict(self._peft, save_embedding_layers=False)
         if {name: each.shape for name, each in state.items()} != {name: each.shape for name, each in wanted.items()}:
             raise UsageError(f"the weights in {str(path)!r} belong to another base model; give those trained for this")
@@ -220,13 +228,24 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Examples:
     if isinstance(data, str | bytes | Mapping):
         raise UsageError(f"training_data is one {type(data).__name__}; give a list of texts, records or token ids")
+    must_be(isinstance(data, Sequence), "training_data", data, "a list of texts, records or token ids")
     if not data:
         raise UsageError("training_data is empty; give texts, records or token ids")
-    if all(isinstance(each, Sequence) and not isinstance(each, str) and isinstance(each[0], int) for each in data):
-        return Examples([Example(tokens=tuple(each[:max_length]), start=1) for each in data if len(each) > 1])
-    config = validated(DataSection, {"max_length": max_length})
-    records = [({"text": each} if isinstance(each, str) else each, f"item {at}") for at, each in enumerate(data)]
-    return examples_of(records, config, adapter.tokenizer)
+    if all(map(are_tokens, data)):
+        known = len(adapter.get_adapted_model().get_input_embeddings().weight)
+        for at, token in ((at, token) for at, each in enumerate(data) for token in each):
+            if not 0 <= token < known:
+                raise UsageError(f"item {at} has the token {token}; the vocabulary is 0 to {known - 1}")
+        examples = Examples([Example(tokens=tuple(each[:max_length]), start=1) for each in data if len(each) > 1])
+    else:
+        for at, each in enumerate(data):
+            must_be(isinstance(each, str | Mapping), f"item {at}", each, "a text, a record or a list of token ids")
+        config = validated(DataSection, {"max_length": max_length})
+        records = [({"text": each} if isinstance(each, str) else each, f"item {at}") for at, each in enumerate(data)]
+        examples = examples_of(records, config, adapter.tokenizer)
+    if not examples:
+        raise UsageError("training_data has no token to learn; give two tokens or more, or records with a completion")
+    return examples
 
 
 class LoRATrainee:

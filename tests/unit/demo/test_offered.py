@@ -76,6 +76,8 @@ def test_samples_repeat_with_their_seed(offered: OfferedModels) -> None:
     ("changes", "words"),
     [
         ({"prompt": " \n"}, "is empty"),
+        ({"prompt": None}, "prompt is None; give a text"),
+        ({"always": "yes"}, "always is 'yes'; give true or false"),
         ({"prompt": "a " * 600}, "shorten it"),
         ({"model": "other"}, "model is 'other', which is not offered; give one of"),
         ({"drafter": "medusa"}, "drafter is 'medusa'; "),

@@ -19,6 +19,12 @@ def test_what_is_no_seed_is_refused(typed: str) -> None:
         seed_of(typed)
 
 
+@pytest.mark.parametrize("given", [None, 5, ["1"]])
+def test_a_program_that_sends_no_text_is_told(given: object) -> None:
+    with pytest.raises(UsageError, match=r"seed is .*; give a text of digits, or an empty one"):
+        seed_of(given)  # type: ignore[arg-type]
+
+
 def test_a_folder_is_called_by_its_last_part(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     assert name_of(str(tmp_path / "mine")) == name_of(str(tmp_path / "mine") + "/") == "mine"

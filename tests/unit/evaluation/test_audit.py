@@ -305,8 +305,8 @@ def test_a_token_that_plain_decoding_cannot_choose_has_an_infinite_gap():
     ("prompts", "settings", "message"),
     [
         (PROMPTS, {"temperature": 0.7}, "temperature is 0.7; give 0"),
-        (PROMPTS, {"batch_size": 0}, "batch_size is 0; give 1 or more"),
-        ([], {}, "no prompt to audit"),
+        (PROMPTS, {"batch_size": 0}, "batch_size is 0; give a whole number from 1 on"),
+        ([], {}, "prompts is empty; give at least one"),
         (["", "x"], {}, "is empty"),
     ],
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from specstream.core.policy import plan as plans
 from specstream.core.policy.acceptance import Estimates
@@ -34,6 +35,19 @@ longer than it brings; they double each time, up to the latter."""
 
 AGREES = 0.25
 """How far what a plain pass takes may be from that, as a natural logarithm."""
+
+
+class _Asked(NamedTuple):
+    """Of a drafter in a round: rows that it drafted for, its deepest step, tokens to read first, accepted tokens."""
+
+    rows: int = 0
+    depth: int = 0
+    unread: int = 0
+    accepted: int = 0
+
+    def and_by(self, depth: int, unread: int, accepted: int) -> _Asked:
+        """With one row more."""
+        return _Asked(self.rows + 1, max(self.depth, depth), max(self.unread, unread), self.accepted + accepted)
 
 
 class Controller:
@@ -88,10 +102,9 @@ class Controller:
         until, rest = self._rests.get(rows, (0, REST))
         if self._round < until:
             offers = [[offer for offer in own if offer.tree is not None] for own in offers]
-        plain = [request if not request.depth else _nothing(request) for request in requests]
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
-            return plain
+            return list(map(_nothing, requests))
         worth = plans.worth(ending, self.costs.plain) if ending else [1.0] * rows
         planner = Planner(costs=self.costs, estimates=self.estimates, rows=rows, ragged=ragged, worth=worth)
         spare = (1 + self._budget) * planner.plain
@@ -99,7 +112,7 @@ class Controller:
         if self._plan is None:
             if self._round >= until:
                 self._rests[rows] = self._round + rest, min(2 * rest, LONGEST_REST)
-            return plain
+            return list(map(_nothing, requests))
         if self._plan.drafting and self._trial is None:
             self._rests.pop(rows, None)
         return planner.requests(requests, self._plan)
@@ -135,53 +148,35 @@ class Controller:
         ratio = self.costs.observe_pass(rows, nodes, seconds[1])
         if nodes == rows and abs(math.log(ratio)) < AGREES:
             self._plain[rows] = self._round
-        drafted = dict[str, list[tuple[DraftRequest, int]]]()
-        accepted = dict[str, int]()
+        asked = dict[str, _Asked]()
         for request, tree, verdict in zip(requests, trees, verdicts, strict=True):
+            offer = request.offer
+            if offer is None or offer.tree is not None or not request.depth:
+                continue
             steps = max(tree.depths) if tree.steps is None else tree.steps
-            if request.offer and request.offer.ranked:  # paid for, however much of it was cut
+            if offer.ranked:  # paid for, however much of it was cut
                 steps = request.depth
-            if request.offer and request.offer.tree is None and request.depth and steps:
-                drafter = request.offer.drafter
-                drafted.setdefault(drafter, []).append((request, steps))
-                accepted[drafter] = accepted.get(drafter, 0) + verdict.accepted
-        if len(drafted) == 1:  # of several drafters nobody knows who took how long
-            ((drafter, asked),) = drafted.items()
-            deepest = max(steps for _, steps in asked)
-            unread = max(request.offer.unread for request, _ in asked)  # type: ignore[union-attr]
-            self.costs.observe_drafting(drafter, len(asked), deepest, unread, seconds[0])
+            if steps:
+                asked[offer.drafter] = asked.get(offer.drafter, _Asked()).and_by(steps, offer.unread, verdict.accepted)
+        spent = self.costs.line(rows).of(nodes)
+        for drafter, each in asked.items():
+            if len(asked) == 1:  # of several drafters nobody knows who took how long
+                self.costs.observe_drafting(drafter, each.rows, each.depth, each.unread, seconds[0])
+            spent += self.costs.drafting(drafter, each.rows, each.depth, each.unread)
+            self._remember(drafter, each.accepted)
         for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
             self.estimates.judge(own, request, tree, verdict)
-        self._remember(accepted)
-        self._settle(nodes, drafted, requests, verdicts)
-
-    def _remember(self, accepted: dict[str, int]) -> None:
-        """What was tried or taken in this round; where something was accepted it may be tried again at once."""
-        for drafter, tokens in accepted.items():
-            in_vain = drafter == self._trial and not tokens
-            longer = min(LONGEST_WAIT, max(TRIAL_AFTER, 2 * self._waits.get(drafter, TRIAL_AFTER)))
-            self._tried[drafter], self._waits[drafter] = self._round, longer if in_vain else 1
-
-    def _settle(
-        self,
-        nodes: int,
-        drafted: dict[str, list[tuple[DraftRequest, int]]],
-        requests: Sequence[DraftRequest],
-        verdicts: Sequence[Verdict],
-    ) -> None:
-        """Plain passes that a round saved are added to the budget, and those that it lost taken from it."""
-        gain, rows = 0.0, len(verdicts)
-        if any(request.depth for request in requests) and self._planner is not None:
-            spent = self.costs.line(rows).of(nodes)
-            for drafter, asked in drafted.items():
-                depth = max(steps for _, steps in asked)
-                unread = max(request.offer.unread for request, _ in asked if request.offer)
-                spent += self.costs.drafting(drafter, len(asked), depth, unread)
-            emitted = sum(
-                each * len(verdict.tokens) for each, verdict in zip(self._planner.worth, verdicts, strict=True)
-            )
-            gain = emitted / rows - spent / self.costs.plain(rows)
+        gain = 0.0  # plain passes that the round saved
+        if self._planner is not None and any(request.depth for request in requests):
+            pairs = zip(self._planner.worth, verdicts, strict=True)
+            gain = sum(worth * len(verdict.tokens) for worth, verdict in pairs) / rows - spent / self.costs.plain(rows)
         self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
+
+    def _remember(self, drafter: str, accepted: int) -> None:
+        """It was tried or taken in this round; where something was accepted it may be tried again at once."""
+        in_vain = drafter == self._trial and not accepted
+        longer = min(LONGEST_WAIT, max(TRIAL_AFTER, 2 * self._waits.get(drafter, TRIAL_AFTER)))
+        self._tried[drafter], self._waits[drafter] = self._round, longer if in_vain else 1
 
     def _due(self, planner: Planner, offers: Sequence[Sequence[Offer]]) -> Plan | None:
         """A trial, one token deep, of the drafter that has waited longest, if it is time and the budget can pay."""
@@ -201,4 +196,4 @@ class Controller:
 
 def _nothing(request: DraftRequest) -> DraftRequest:
     """Not drafted for."""
-    return DraftRequest(tokens=request.tokens, depth=0, generator=request.generator)
+    return request if not request.depth else DraftRequest(tokens=request.tokens, depth=0, generator=request.generator)

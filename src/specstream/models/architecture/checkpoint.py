@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 
 from specstream.core.sampling import LogitsProcessor, Sampling
-from specstream.errors import UsageError
+from specstream.errors import UsageError, shown
 from specstream.models.architecture import compat
 
 SETTINGS = ("repetition_penalty", "top_k", "top_p", "min_p")
@@ -51,7 +51,7 @@ class CheckpointRules:
         try:
             return replace(given, **unsaid, processors=(*self.processors, *given.processors))
         except (TypeError, ValueError) as error:
-            raise _meaningless(error) from error
+            raise _meaningless(error, unsaid) from error
 
 
 def checkpoint_rules(model: Any) -> CheckpointRules:
@@ -71,13 +71,14 @@ def checkpoint_rules(model: Any) -> CheckpointRules:
     try:
         processors = tuple(_forbidding(said, model.device))
     except (TypeError, ValueError) as error:
-        raise _meaningless(error) from error
+        raise _meaningless(error, {name: said[name] for name in FORBIDS if name in said}) from error
     settings = {name: said[name] for name in SETTINGS if name in said}
     return CheckpointRules(settings=settings, processors=processors, unfollowed=rest)
 
 
-def _meaningless(error: Exception) -> UsageError:
-    return UsageError(f"the model's generation_config has no meaning: {error}; mend it")
+def _meaningless(error: Exception, rules: dict[str, Any]) -> UsageError:
+    said = ", ".join(f"{name} {shown(value)}" for name, value in rules.items())
+    return UsageError(f"the model's generation_config has no meaning: {said} ({error}); mend it")
 
 
 def _forbidding(said: dict[str, Any], device: torch.device) -> Iterator[LogitsProcessor]:

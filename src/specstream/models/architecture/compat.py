@@ -101,6 +101,10 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config(decoder=True)
 
 
+def _is_model(value: Any) -> bool:
+    return isinstance(value, transformers.PreTrainedModel)
+
+
 def wrapper_of(model: Any) -> str | None:
     """Why an object is not itself a transformers model, as the second half of a sentence; None if it is one."""
     if isinstance(model, str | os.PathLike):
@@ -109,7 +113,11 @@ def wrapper_of(model: Any) -> str | None:
         return "it is PEFT's wrapper; give model.get_base_model(), which has the adapter in it"
     if hasattr(model, "_orig_mod"):
         return "it is compiled; give the model itself, model._orig_mod"
-    if isinstance(getattr(model, "module", None), transformers.PreTrainedModel):
+    if hasattr(model, "get_adapted_model"):
+        return "it has adapters for a model; give its get_adapted_model()"
+    if not isinstance(model, transformers.PreTrainedModel) and _is_model(getattr(model, "model", None)):
+        return "it holds a model; give that, its .model"
+    if _is_model(getattr(model, "module", None)):
         return "it is a wrapper; give the model itself, model.module"
     if not hasattr(model, "config") or not hasattr(model, "get_input_embeddings"):
         return "it is no transformers model; give one, or the name of one"

@@ -127,7 +127,7 @@ def _refusal(model: Any, cache_argument: str | None) -> str | None:
     if cache_argument is None and model.can_generate() and not compat.is_tested():
         return f"its forward takes no cache under a name that is known here; {compat.advice()}"
     if not model.can_generate() or cache_argument is None:
-        return "it is not a causal language model with a key-value cache"
+        return "it is not a causal language model with a key-value cache; load one with AutoModelForCausalLM"
     if attention not in ("sdpa", "eager"):
         return f'its attention is {attention!r}, which takes no tree mask; load it with attn_implementation="sdpa"'
     text = compat.text_config(model)

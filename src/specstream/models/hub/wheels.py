@@ -48,9 +48,8 @@ def assemble(entry: CatalogEntry, root: Path, *, progress: bool) -> Path:
             shutil.rmtree(kept, ignore_errors=True)  # the room is needed
             raise disk.full_disk(root, entry.name, needed) from error
         if isinstance(error, OSError):
-            raise DownloadError(
-                f"{root} cannot hold {entry.name} ({error}): point SPECSTREAM_MODELS elsewhere"
-            ) from error
+            where = "SPECSTREAM_MODELS" if "SPECSTREAM_MODELS" in os.environ else "SPECSTREAM_MODELS or XDG_CACHE_HOME"
+            raise DownloadError(f"{root} cannot hold {entry.name} ({error}): point {where} elsewhere") from error
         raise
     return folder
 

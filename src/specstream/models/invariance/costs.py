@@ -21,7 +21,7 @@ import torch
 
 from specstream.core.clock import settle
 from specstream.core.policy.prices import PriceList
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, Target, TargetSession, Verdict
+from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, Target, TargetSession, Verdict, begun
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.verify import verify_each
@@ -281,7 +281,7 @@ def _drafting(
         return {}
     session = target.begin_idle(rows, length)
     prompt = [TOKEN] * (length + 1)
-    drafts = drafter.begin([prompt] * rows, [Sampling()] * rows, session)
+    drafts = begun(drafter, [prompt] * rows, [Sampling()] * rows, session)
     texts = _plain_round(session, drafts, [prompt] * rows)
     offered = [depth for depth in depths if _offered(drafts, _requests(texts, depth))]
 

@@ -1,0 +1,327 @@
+"""Mistakes in Python, by kind: one line of the package's own, with the value and the remedy."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
+
+import specstream
+from specstream import DeploymentConfig, LoRAAdapter, MultiStreamAttention, SpeculativeEngine, speculative_decode
+from specstream.config import EngineConfig, GenerationConfig
+from specstream.drafters.lookup import LookupDrafter
+from specstream.engine.routed import AdaptiveRouter
+from specstream.errors import SpecStreamError, UsageError
+from specstream.evaluation.audit import audit
+from specstream.routing.config import DrafterSpec, RouterConfig
+from specstream.routing.features import CLASSES
+from specstream.routing.model import Network, RouterModel
+from tests.tiny import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
+
+WORDS = "one two three four five six seven eight nine ten"
+
+
+@pytest.fixture(scope="module")
+def made():
+    """What the calls below are made with."""
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    other = tiny_tokenizer()
+    other.add_tokens(["<more>"])
+    router = AdaptiveRouter(_table(), RouterConfig(router=""), torch.Generator().manual_seed(0))
+    engine, adapter = SpeculativeEngine(model, tokenizer), LoRAAdapter(tiny_model(), {"r": 2}, tokenizer)
+    models = {"M": model, "SMALL": tiny_model(vocab_size=200), "AD": adapter, "E": engine, "R": router}
+    classes = {"EngineConfig": EngineConfig, "GenerationConfig": GenerationConfig, "Silent": _Silent}
+    processor = {"Processor": RepetitionPenaltyLogitsProcessor, "audit": audit, "torch": torch, "np": np}
+    given = {"IDS": torch.tensor([[1, 2, 3]]), "P": WORDS, "MSA": MultiStreamAttention(64, 4, 2)}
+    return {"TOK": tokenizer, "ADDED": other, **models, **classes, **processor, **given}
+
+
+def _table():
+    return RouterModel(
+        network=Network(embedding=0, reduced=0, hidden=2, outputs=1),
+        table=torch.zeros(300, 1 + len(CLASSES), dtype=torch.uint8),
+        drafters={name: DrafterSpec(drafter=name) for name in ("none", "lookup")},
+        noise={"lookup": 0.1},
+        base={},
+        embedding={"name": "none"},
+        plain_tokens_per_second=1.0,
+    )
+
+
+class _Silent(LookupDrafter):
+    def begin(self, prompts, samplings, session):
+        return None
+
+
+def refused(code, made, told):
+    with pytest.raises(SpecStreamError) as caught:
+        exec(f"from dataclasses import replace\nfrom specstream import *\n{code}", dict(made))
+    message = str(caught.value)
+    assert told in message and "\n" not in message
+
+
+OF_ANOTHER_KIND = [
+    ("SpeculativeEngine(M, 'gpt2')", "tokenizer is 'gpt2'; give the tokenizer itself"),
+    ("LoRAAdapter(M, {'r': 2}, 'gpt2')", "tokenizer is 'gpt2'; give the tokenizer itself"),
+    ("custom_generate(tokenizer='gpt2', stop=['.'])", "tokenizer is 'gpt2'; give the tokenizer itself"),
+    ("SpeculativeEngine(AD, TOK)", "it has adapters for a model; give its get_adapted_model()"),
+    ("LoRAAdapter(E)", "it holds a model; give that, its .model"),
+    ("SpeculativeEngine(E.target, TOK)", "it holds a model; give that, its .model"),
+    ("speculative_decode(E.target, None, IDS)", "it holds a model; give that, its .model"),
+    ("SpeculativeEngine(M.model, TOK)", "; load one with AutoModelForCausalLM"),
+    ("SpeculativeEngine(M, TOK, EngineConfig())", "give a draft; settings by their names"),
+    ("SpeculativeEngine(M, TOK, heads=torch.nn.Linear(3, 3))", "give a folder"),
+    ("SpeculativeEngine(M, TOK, drafter='router', router=R)", "give a folder"),
+    ("R.bind('gpt2')", "it is a name, no transformers model; load it"),
+    ("R.route_and_decode('gpt2', None, IDS)", "it is a name, no transformers model; load it"),
+    ("R.route_and_decode(E, None, IDS)", "it holds a model; give that, its .model"),
+    ("R.observe(torch.zeros(3), 'lookup', 5.0)", "features is tensor([0., 0., 0.]); give those of choose(prompt)."),
+    ("R.observe(R, 'lookup', 5.0)", "give those of choose(prompt).features"),
+    ("R.route_and_decode(M, {'wrong': M}, IDS)", "belongs to no drafter; leave it out: none drafts with a model"),
+    ("AdaptiveRouter()", "AdaptiveRouter.from_config({'router': FOLDER})"),
+    ("audit(M, [P])", "engine is a LlamaForCausalLM; give a SpeculativeEngine"),
+    ("audit(E, P)", "prompts is of the type str; give a list of prompts"),
+    ("audit(E, None)", "prompts is None"),
+    ("audit(E, [])", "prompts is empty; give at least one prompt"),
+    ("audit(E, [P], on_batch=3)", "on_batch is 3; give a function"),
+    ("E.benchmark([P], num_runs=1, on_run=5)", "on_run is 5; give a function"),
+    ("E.benchmark([P], num_runs=2.0)", "num_runs is 2.0; give a whole number from 1 on"),
+    ("E.benchmark([P], num_runs=True)", "num_runs is True; give a whole number from 1 on"),
+    ("custom_generate(streamer=print)", "give an object with put and end, such as a TextStreamer"),
+    ("M.generate(IDS, max_new_tokens=4, custom_generate=custom_generate)", "give custom_generate=custom_generate()"),
+    ("E.parts = replace(E.parts, drafter='bigram')", "drafter is 'bigram'; give an object of a class of Drafter"),
+    ("E.parts = 'bigram'", "parts is 'bigram'; give dataclasses.replace(engine.parts, drafter=drafter)"),
+    (
+        "e = SpeculativeEngine(M, TOK); e.parts = replace(e.parts, drafter=Silent()); e.generate(P)",
+        "give a DraftSession",
+    ),
+    ("E.generate(P, logits_processor=[Processor])", "has the class RepetitionPenaltyLogitsProcessor; give one that is"),
+    ("DeploymentConfig.read(None, {'SPECSTREAM_PORT': 5})", "SPECSTREAM_PORT is 5; give a text"),
+    ("DeploymentConfig.read(None, ['SPECSTREAM_PORT'])", "environment is ['SPECSTREAM_PORT']; give a mapping"),
+    ("DeploymentConfig(gamma=True)", "gamma is True; give a number"),
+    ("DeploymentConfig(vllm_args=5)", "vllm_args is 5; give a text or a list"),
+    ("DeploymentConfig(cors_origins=5)", "cors_origins is 5; give a list of origins"),
+    ("DeploymentConfig(api_key=5)", "api_key is not shown; give a text; a number in quotes"),
+    ("EngineConfig(gama=3)", "unknown setting 'gama'; known are"),
+    ("GenerationConfig(max_new_tokens=-1)", "max_new_tokens is -1; give a value that is greater"),
+]
+
+
+@pytest.mark.parametrize(("code", "told"), OF_ANOTHER_KIND)
+def test_an_object_of_another_kind(made, code, told):
+    refused(code, made, told)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("SpeculativeEngine.from_config({'model': 'gpt2'})", "{'model': 'gpt2'}; give a YAML file; settings in a map"),
+        ("SpeculativeEngine.from_config(None)", "path is None; give a YAML file"),
+        ("AdaptiveRouter.from_config(None)", "config is None; give {'router': FOLDER}, or a YAML file"),
+        ("AdaptiveRouter.from_config(5)", "config is 5; give {'router': FOLDER}, or a YAML file"),
+        ("DeploymentConfig.read({'port': 1})", "config is {'port': 1}; give a YAML file"),
+        ("AD.save_weights(None)", "path is None; give a folder"),
+        ("AD.load_weights(None)", "path is None; give a folder"),
+        ("AD.save_merged(None)", "path is None; give a folder"),
+        ("AD.save_merged('file')", "path is 'file', which is a file; give a folder"),
+        ("AD.save_weights('file')", "path is 'file', which is a file; give a folder"),
+        ("AD.save_weights('file/in')", "path is 'file/in', which cannot be made: Not a directory; give a folder"),
+        ("R.load_state('nowhere.state')", "path is 'nowhere.state', where no file is; give one that save_state wrote"),
+        ("R.save_state(None)", "path is None; give a file"),
+    ],
+)
+def test_a_path_that_is_none(made, tmp_path, monkeypatch, code, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    refused(code, made, told)
+
+
+@pytest.mark.parametrize("name", ["gamma", "temperature", "max_new_tokens", "draft_model", "drafter"])
+def test_a_setting_is_not_an_attribute(made, name):
+    refused(f"E.{name} = 0.5", made, f"{name} cannot be set to 0.5: it is fixed when the engine is made; give it to ")
+
+
+@pytest.mark.parametrize("name", ["model", "tokenizer", "config", "target"])
+def test_a_part_of_an_engine_is_not_exchanged(made, name):
+    refused(f"E.{name} = None", made, f"{name} cannot be set to None: it is fixed when the engine is made")
+    refused("E.gama = 2", made, "gama cannot be set to 2: it is no attribute; leave it out")
+
+
+def test_what_a_subclass_adds_may_be_set(made):
+    class Named(SpeculativeEngine):
+        label = "a"
+
+    engine = Named(made["M"], made["TOK"])
+    engine.label, engine.other = "b", "c"
+    assert (engine.label, engine.other) == ("b", "c")
+    with pytest.raises(UsageError, match="gamma cannot be set"):
+        engine.gamma = 3
+
+
+PROMPTS = [
+    ("torch.randn(1, 5)", "is a Tensor [1, 5] of float32; give token ids: [n] or [rows, n] int64"),
+    ("[torch.randn(5)]", "is a Tensor [5] of float32; give token ids"),
+    ("np.ones((1, 5))", "is a ndarray [1, 5] of float64; give token ids"),
+    ("torch.zeros(2, 3, 4, dtype=torch.long)", "is a Tensor [2, 3, 4] of int64; give token ids: [n] or"),
+    ("torch.tensor([1, 2], device='meta')", "the prompt is on the device meta and has no values"),
+    ("{'input_ids': IDS, 'attention_mask': torch.tensor([[0, 0, 0]])}", "attention_mask hides all of a prompt; give"),
+    ("{'input_ids': IDS, 'attention_mask': [[1, 1]]}", "3 tokens; give the mask of the same call of the tokenizer"),
+    ("{'input_ids': [[1, 2]], 'attention_mask': [[1, 5]]}", "attention_mask has 5; give 0 or 1"),
+    ("{'input_ids': [[1, 2]], 'attention_mask': [[0.5, 1]]}", "attention_mask has 0.5; give 0 or 1"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "told"), PROMPTS)
+def test_a_prompt_of_other_numbers(made, prompt, told):
+    refused(f"E.generate({prompt}, max_new_tokens=2)", made, told)
+    refused(f"speculative_decode(M, None, {prompt}, max_new_tokens=2)", made, told)
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("streamer=print", "unknown setting 'streamer'; engine.stream(prompt) gives the text piece by piece"),
+        ("num_return_sequences=3", "give the prompt so many times, in a list"),
+        ("generator=torch.Generator()", "give seed=, a whole number"),
+        ("stopping_criteria=[print]", "give stop=, texts, or stop_token_ids="),
+        ("no_repeat_ngram_size=2", "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers"),
+        ("attention_mask=IDS", "give what the tokenizer returned as one argument, the prompt"),
+        ("stop_token_ids=['a']", "stop_token_ids.0 is 'a'; give a token id; a text that ends the output is given as"),
+    ],
+)
+def test_what_does_it_instead_is_said(made, setting, told):
+    refused(f"E.generate(P, {setting})", made, told)
+
+
+def test_what_a_tokenizer_returns_is_one_argument(made):
+    refused("E.generate(**TOK(P, return_tensors='pt'))", made, "give what the tokenizer returned as one argument")
+    refused("E.generate()", made, "the prompt is None")
+
+
+@pytest.mark.parametrize("settings", ["repetition_penalty=1e-300", "temperature=1e-300, seed=1"])
+def test_a_setting_under_which_logits_overflow_is_blamed(made, settings):
+    refused(f"E.generate(P, max_new_tokens=2, {settings})", made, "or a logits processor; give values nearer to 1")
+
+
+def test_a_checkpoints_own_setting_without_a_meaning_is_named(made):
+    model = tiny_model()
+    engine = SpeculativeEngine(model, made["TOK"])
+    model.generation_config.repetition_penalty = "high"
+    with pytest.raises(UsageError, match="has no meaning: repetition_penalty 'high'"):
+        engine.generate(WORDS)
+
+
+def test_a_tokenizer_of_another_model_is_noticed_by_its_size(made):
+    told = "the tokenizer has 300 tokens and the model's vocabulary is 0 to 199: it is another model's, give this"
+    refused("SpeculativeEngine(SMALL, TOK, drafter='lookup')", made, told)
+    refused("LoRAAdapter(SMALL, {'r': 2}, TOK)", made, told)
+    larger = tiny_model(vocab_size=310)  # padded, as many models are
+    assert SpeculativeEngine(larger, made["TOK"]).generate(WORDS, max_new_tokens=2).new_tokens == 2
+    assert len(made["ADDED"]) == 301  # a token was added, and the embedding was not resized
+    assert SpeculativeEngine(made["M"], made["ADDED"]).generate(WORDS, max_new_tokens=2).new_tokens == 2
+
+
+TRAINING = [
+    ("[torch.tensor([1, 2, 3])]", "item 0 is tensor([1, 2, 3]); give a text, a record or a list of token ids"),
+    ("[5]", "item 0 is 5; give a text"),
+    ("[[True, False]]", "item 0 is [True, False]; give a text"),
+    ("iter(['a b c'])", "give a list of texts, records or token ids"),
+    ("torch.utils.data.DataLoader(['a b c'])", "training_data is a DataLoader; give a list of texts"),
+    ("[[1, 2], [1, 60000]]", "item 1 has the token 60000; the vocabulary is 0 to 299"),
+    ("[[-1, 5]]", "item 0 has the token -1; the vocabulary is 0 to 299"),
+    ("[{'prompt_token_ids': [1, 2], 'answer_token_ids': [-3]}]", "item 0 has token -3, which this tokenizer has not"),
+    ("['a b'], batch_size=0", "batch_size is 0; give a whole number from 1 on"),
+    ("['a b'], batch_size=-1", "batch_size is -1; give a whole number from 1 on"),
+    ("['a b'], epochs=1.5", "epochs is 1.5; give a whole number from 1 on"),
+    ("['a b'], epochs=True", "epochs is True; give a whole number from 1 on"),
+    ("['a b'], max_length=1", "max_length is 1; give a whole number from 2 on"),
+    ("[{'prompt': 'a b c', 'completion': ''}]", "training_data has no token to learn"),
+    ("[[]]", "training_data has no token to learn"),
+    ("[{'messages': 'hi'}]", "item 0 has messages, which is 'hi'; give a list of turns"),
+]
+
+
+@pytest.mark.parametrize(("data", "told"), TRAINING)
+def test_what_cannot_be_trained_on(made, data, told):
+    refused(f"AD.train({data})", made, told)
+
+
+def test_adapters_are_saved_as_any_dtype_of_weights(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused("AD.save_merged('merged', dtype=torch.int8)", made, "dtype is torch.int8; give auto, float32")
+    assert made["AD"].save_merged("merged", dtype="float16").dtype == torch.float16
+    made["AD"].save_weights("saved")
+    told = "have r 2 and this adapter has 4; make one with lora_config={'r': 2}"
+    refused(
+        "LoRAAdapter(NAMES_MODEL, {'r': 4}, TOK).load_weights('saved')", {**made, "NAMES_MODEL": tiny_model()}, told
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("torch.randn(5, 64), torch.randn(5, 2, 64)", "the main stream is (5, 64); give tensors [rows, length, 2, 64]"),
+        ("torch.randn(2, 5, 32), torch.randn(2, 5, 2, 32)", "beside [rows, length, 64]"),
+        ("torch.randn(2, 0, 64), torch.randn(2, 0, 2, 64)", "none of them empty"),
+        ("np.ones((2, 5, 64)), np.ones((2, 5, 2, 64))", "float64; give torch.float32, as the weights"),
+        ("None, None", "streams are a NoneType and the main stream is a NoneType"),
+        ("torch.ones(2, 5, 64).double(), torch.ones(2, 5, 2, 64).double()", "give torch.float32, as the weights"),
+        ("torch.ones(2, 5, 64).long(), torch.ones(2, 5, 2, 64).long()", "give torch.float32, as the weights"),
+    ],
+)
+def test_states_of_another_form(made, given, told):
+    refused(f"MSA({given})", made, told)
+
+
+def test_a_backend_takes_the_older_name_of_dtype(made, tmp_path):
+    made["M"].save_pretrained(tmp_path)
+    made["TOK"].save_pretrained(tmp_path)
+    assert specstream.create_backend(str(tmp_path), torch_dtype="bfloat16").model.dtype == torch.bfloat16
+    refused(f"create_backend({str(tmp_path)!r}, dtype='float16', torch_dtype='float32')", made, "give one of them")
+
+
+def test_a_stream_goes_on_where_it_stopped(made):
+    whole = made["E"].generate(WORDS, max_new_tokens=16, ignore_eos=True)
+    stream = made["E"].stream(WORDS, max_new_tokens=16, ignore_eos=True)
+    pieces = [next(iter(stream))]
+    for piece in stream:
+        pieces.append(piece)
+        break
+    pieces += list(stream)
+    assert "".join(pieces) == whole.text == stream.result.text
+    assert len(pieces) > 2 and list(stream) == []
+
+
+def test_a_stream_is_read_by_one_thread(made):
+    waiting, go_on = threading.Event(), threading.Event()
+
+    def hold(ids, scores):
+        waiting.set()
+        assert go_on.wait(60)
+        return scores
+
+    stream = made["E"].stream(WORDS, max_new_tokens=2, logits_processor=[hold])
+    reader = threading.Thread(target=lambda: list(stream))
+    reader.start()
+    try:
+        assert waiting.wait(60)
+        with pytest.raises(UsageError, match="the stream is read by another thread; read one stream in one thread"):
+            next(stream)
+    finally:
+        go_on.set()
+        reader.join()
+    assert stream.result.new_tokens == 2
+
+
+def test_settings_given_as_they_are_meant_still_work(made):
+    """What stands beside the refusals above."""
+    ids = {"input_ids": made["IDS"], "attention_mask": torch.tensor([[False, True, True]])}
+    assert made["E"].generate(ids, max_new_tokens=2)[0].new_tokens == 2
+    assert speculative_decode(made["M"], None, np.array([1, 2, 3]), max_new_tokens=2)[0].shape == (1, 5)
+    assert audit(made["E"], [WORDS], max_new_tokens=2).passed
+    assert DeploymentConfig(vllm_args="-a b").vllm_args == ("-a", "b")
