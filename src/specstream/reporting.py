@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 AFTER, EVERY = 5.0, 30.0
@@ -58,9 +59,22 @@ def reporter(title: str, total: int, shown: bool) -> Iterator[Reporter]:
         )
 
 
+_IN_WORDS: ContextVar[Callable[[str], str]] = ContextVar("in_words", default=str)
+
+
+@contextmanager
+def in_words(of: Callable[[str], str]) -> Iterator[None]:
+    """Inside, what is announced goes through a function: the command line calls settings by what was typed."""
+    token = _IN_WORDS.set(of)
+    try:
+        yield
+    finally:
+        _IN_WORDS.reset(token)
+
+
 def announce(text: str) -> None:
     """Say on stderr, in a line of its own, what takes long or went another way than usual."""
-    _line(f"specstream: {text}")
+    _line(f"specstream: {_IN_WORDS.get()(text)}")
 
 
 def _line(text: str) -> None:

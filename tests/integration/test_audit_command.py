@@ -84,7 +84,7 @@ def test_prompts_from_files_and_a_report_in_a_file(run, tmp_path):
     lines = ['"one two"', '{"prompt": "three four"}', json.dumps(chat)]
     (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     output = tmp_path / "report.json"
-    output.write_text("an older report", encoding="utf-8")
+    output.write_text('{"arguments": {}, "prompts": 1}', encoding="utf-8")  # an older report
     for name, count in (("p.txt", 2), ("p.jsonl", 3)):
         code, out, _ = run("--prompts", str(tmp_path / name), "--output", str(output))
         assert code == 0

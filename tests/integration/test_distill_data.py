@@ -119,8 +119,21 @@ def test_a_limit_takes_a_part_and_a_larger_one_goes_on(run, files, monkeypatch):
     assert lines(files / "out.jsonl") == whole
     monkeypatch.setattr(decode, "verify_each", None)  # all are there: nothing is decoded
     assert run()[0] == 0
-    assert run("--limit", "5")[0] == 0
-    assert lines(files / "out.jsonl") == whole[:5]
+    code, _, error = run("--limit", "5")
+    assert code == 0 and f"holds {len(whole)} answers, more than the limit of 5; all are kept" in error
+    assert lines(files / "out.jsonl") == whole
+
+
+def test_nothing_is_written_where_no_prompt_is_short_enough(run, files):
+    code, _, error = run("--max-prompt-tokens", "1")
+    assert code == 2 and "--max-prompt-tokens is 1 and all" in error and "prompts are longer; give more" in error
+    assert not list(files.glob("out.jsonl*"))
+
+
+@pytest.mark.parametrize(("words", "noted"), [(("--top-p", "0.5"), True), (("--top-p", "1"), False), ((), False)])
+def test_a_draw_that_is_none_is_noted(run, words, noted):
+    code, _, error = run("--limit", "1", *words)
+    assert code == 0 and ("at temperature 0 nothing comes of --top-p; give --temperature" in error) == noted
 
 
 def test_so_many_prompts_of_each_file(run, files):
@@ -133,7 +146,7 @@ def test_so_many_prompts_of_each_file(run, files):
     ("words", "message"),
     [
         (("-n", "8"), "holds answers with max_new_tokens 9 and now it is 8; give another -o"),
-        (("--exclude", "HELD"), "holds answers with exclude {}"),
+        (("--exclude", "HELD"), "holds answers with exclude.held.jsonl None and now it is '"),
         (("--drafter", "medusa"), "drafter is 'medusa'; give none or lookup"),
         (("--prompts", "nowhere.jsonl"), "--prompts 'nowhere.jsonl' is no file"),
         (("--limit", "0"), "limit"),

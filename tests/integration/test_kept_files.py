@@ -7,8 +7,15 @@ import json
 import pytest
 
 from specstream.cli import main
+from specstream.cli.records import check_output, write_record
+from specstream.cli.tune import _check_output, _file
 from specstream.models.hub import load
 from tests.tiny import tiny_model, tiny_tokenizer
+
+ARGUMENTS = {"num_prompts": 2, "prompts": "q.jsonl", "max_new_tokens": 4, "model": "target", "dtype": "auto"}
+ARGUMENTS |= {"device": "auto"}
+PROVENANCE = dict.fromkeys(("cpu", "accelerator", "dtype", "specstream", "torch", "transformers", "threads"), "x")
+VERDICT = {"verdict": "plain decoding is fastest"}
 
 
 @pytest.fixture
@@ -47,6 +54,12 @@ def here(tmp_path, monkeypatch):
         ("make-draft --target target --layers 1 --output .", "--output is"),
         ("make-draft --target target --layers 1 --output q.jsonl", "--output is"),
         ("export target --target target --output notes", "--output is"),
+        ("audit --prompts q.jsonl --model target -o q.jsonl", "-o is 'q.jsonl'"),
+        ("audit x --model target --output notes/thesis.txt", "--output is 'notes/thesis.txt'"),
+        ("benchmark heads --prompts q.jsonl --model target -o q.jsonl", "-o is 'q.jsonl'"),
+        ("benchmark task --task wikisql --data q.jsonl --model target -o q.jsonl", "-o is 'q.jsonl'"),
+        ("router evaluate --router notes --data q.jsonl -o q.jsonl", "-o is 'q.jsonl'"),
+        ("tune --prompts q.jsonl --model target -o collect.yaml", "-o is 'collect.yaml'"),
     ],
 )
 def test_a_place_that_holds_something_else_is_refused_before_a_model_is_loaded(here, capsys, command, setting):
@@ -57,3 +70,14 @@ def test_a_place_that_holds_something_else_is_refused_before_a_model_is_loaded(h
     assert caught.value.code == 2, error
     assert error.startswith(f"error: {setting}") and "; give " in error and error.count("\n") == 1
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_the_command_wrote_itself_may_be_replaced(here):
+    write_record("record.json", {"arguments": {}})
+    check_output("record.json")
+    (here / "tuned.yaml").write_text(
+        _file({"arguments": ARGUMENTS, "provenance": PROVENANCE, "settings": {}} | VERDICT)
+    )
+    _check_output("tuned.yaml")
+    (here / "new.json").touch()  # as mktemp does
+    check_output("new.json")

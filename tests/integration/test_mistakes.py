@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -343,9 +345,9 @@ def test_a_record_of_another_form_is_told_what_it_lacks(here, no_model_is_loaded
 @pytest.mark.parametrize(
     ("words", "noted"),
     [
-        ("generate x -m target -n 600", "max_new_tokens is 600 and the context holds 48, prompt included: texts end"),
-        ("audit x -m target -n 600", "max_new_tokens is 600 and the context holds 48, prompt included"),
-        ("profile -m target --prompts q.jsonl -n 48 --num-samples 1", "max_new_tokens is 48 and the context holds"),
+        ("generate x -m target -n 600", "-n is 600 and the context holds 48, prompt included: texts end"),
+        ("audit x -m target -n 600", "-n is 600 and the context holds 48, prompt included"),
+        ("profile -m target --prompts q.jsonl -n 48 --num-samples 1", "-n is 48 and the context holds"),
         ("generate '  ' -m target -n 2", "note: the prompt is '  ', which is blank"),
         (r"generate x -m target -n 2 --stop '\n'", "note: --stop is \\n, a backslash and a letter; for a line break"),
     ],
@@ -487,3 +489,149 @@ def test_the_doctor_leaves_the_model_out_however_none_is_written(here, capsys):
     assert "None" not in capsys.readouterr().out
     assert run("doctor", "--no-measure", "--model", "self:int8") == 2
     assert "not a model: give it as --draft" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # options of a group before its command
+        ("benchmark --config b.yaml heads --prompts q.jsonl", "--config is given before heads, which does not read it"),
+        ("benchmark -c b.yaml task --task a --data b", "there; leave -c or task out"),
+        ("benchmark --no-resume heads --prompts q.jsonl", "--no-resume is given before heads"),
+        ("benchmark --json heads --prompts q.jsonl", "; give it behind heads"),
+        # several values with commas, where one is taken each time
+        ("generate x --stop-token-ids 2,13", "takes one value each time; give --stop-token-ids 2 --stop-token-ids 13"),
+        ("benchmark task --task a --data b --nodes 7,15", "--nodes is '7,15' and takes one value each time; give"),
+        ("benchmark heads --prompts q.jsonl -b 1,2", "-b is '1,2' and takes one value each time; give -b 1 -b 2"),
+        ("benchmark heads --prompts q.jsonl --drafter lookup,streams", "; give --drafter lookup --drafter streams"),
+        ("distill-data -o c.jsonl --prompts a,b", "; give --prompts a --prompts b"),
+        # what is set elsewhere
+        ("generate x --num-beams 4", "No such option: --num-beams; one beam is decoded, leave it out"),
+        ("train -c t.yaml --learning_rate 1", "; give --set training.learning_rate=VALUE"),
+        ("train -c t.yaml --lr 1", "; give --set training.learning_rate=VALUE"),
+        ("train -c t.yaml --resume-from-checkpoint a", "; the same command goes on with a run that was stopped"),
+        ("router train -c t.yaml --data a", "; give --set data.files=[FILE]"),
+        ("router collect -c t.yaml --output a", "; give --set collection.output=VALUE"),
+        ("benchmark -c b.yaml --output-dir a", "; give --set measure.output_dir=VALUE"),
+        ("evaluate -c b.yaml --model a", "; give --set target.model=VALUE"),
+        (
+            "serve --tensor-parallel-size 2",
+            "; what vLLM gets stands behind --: --engine vllm -- --tensor-parallel-size",
+        ),
+        (
+            "serve -- --max-model-len 9",
+            "error: -- --max-model-len 9 is for vLLM and the engine is local; give --engine",
+        ),
+        ("benchmark heads --prompts q.jsonl --heads a", "No such option: --heads; give --streams or --medusa"),
+        ("benchmark b.yaml", "No such command 'b.yaml'; give --config b.yaml"),
+        # a folder or a file of another kind
+        ("benchmark heads --prompts q.jsonl --streams m", "--streams is 'm', which holds medusa; give --medusa m"),
+        ("benchmark heads --prompts q.jsonl --medusa q", "--medusa is 'q', which holds streams; give --streams q"),
+        ("benchmark task --task wikisql --data w.jsonl --shared run --heads q", "--shared is 'run' and holds no model"),
+        (
+            "export self:int8 -o ex",
+            "'self:int8' is a draft made of its target, and vLLM makes none; give a draft model",
+        ),
+        ("export run -o ex", "'run' is a run of training; give 'run/best'"),
+        ("export rr -o ex", "'rr' holds router, which vLLM cannot run; export Medusa heads or a draft model"),
+        ("export lora -o ex", "'lora' holds an adapter, not a model; merge it into its model, and export that"),
+        ("train -c q/config.json", "-c 'q/config.json' is that of streams, not of a command; give a YAML file"),
+        (
+            "serve --api-key-file empty.txt",
+            "--api-key-file 'empty.txt' is empty; write the key into it, or leave it out",
+        ),
+        ("router train -c rt.yaml", "q.jsonl:1 is no line of a collection: it has no 'runs'; give"),
+        # values of --set
+        (
+            "router train -c rt.yaml --set training.output_dir=a",
+            "--set: unknown key 'output_dir' in section 'training'",
+        ),
+        (
+            "router collect -c r.yaml --set prompts=a",
+            "prompts is 'a'; give a list, such as [{file: a, domain: DOMAIN}]",
+        ),
+        ("router collect -c r.yaml --set prompts=[a]", "; give keys and values, such as {file: a, domain: DOMAIN}"),
+        (
+            "router collect -c r.yaml --set prompts.0.file=a",
+            "'prompts' is a list; give all of it, --set 'prompts=[..]'",
+        ),
+        ("router collect -c r.yaml --set drafters.x.drafter=a", "--set: in drafters.x, drafter is 'a'; give"),
+        (
+            "benchmark -c b.yaml --set prompts.files=[a]",
+            "prompts.files.0 is 'a'; give keys and values, such as {path: a}",
+        ),
+        ("benchmark -c b.yaml --set target.model=", "--set: target.model is empty; give"),
+        (
+            "benchmark -c b.yaml --set experiments.one.arms.auto.drafter=a",
+            "in experiments.one.arms.auto, drafter is 'a'",
+        ),
+        # what was found late
+        ("train -c t.yaml --set training.output_dir=q.jsonl/a", "training.output_dir is 'q.jsonl/a', which cannot be"),
+        ("generate x --router rr", "error: --router is given and --drafter is 'auto'; give --drafter router"),
+    ],
+)
+def test_what_a_fourth_stranger_met(here, no_model_is_loaded, capsys, words, told):
+    held = {"q": {"kind": "streams"}, "m": {"model_type": "medusa"}, "rr": {"kind": "router"}, "run/best": {}}
+    for folder, settings in held.items():
+        (here / folder).mkdir(parents=True)
+        (here / folder / "config.json").write_text(json.dumps(settings))
+    (here / "lora").mkdir()
+    (here / "lora" / "adapter_config.json").write_text("{}")
+    (here / "w.jsonl").write_text(json.dumps({"text": "table: 1-1\ncolumns: a\nQ: what\nA: SELECT a FROM 1-1"}) + "\n")
+    (here / "t.yaml").write_text("recipe: streams\nmodel: {target_model: target}\ndata: {files: [q.jsonl]}\n")
+    (here / "rt.yaml").write_text("data: {files: [q.jsonl]}\noutput_dir: a\n")
+    drafters = "drafters: {none: {drafter: none}, x: {drafter: lookup}}\ncollection: {output: c.jsonl}\n"
+    (here / "r.yaml").write_text(f"{drafters}prompts:\n  - {{file: q.jsonl, domain: chat}}\n")
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("kind", ["streams", "medusa"])
+@pytest.mark.parametrize("command", ["generate x", "demo --port 0"])
+def test_heads_of_another_model_of_the_catalog_are_refused_by_name(
+    here, no_model_is_loaded, monkeypatch, capsys, command, kind
+):
+    if command.startswith("demo"):
+        pytest.importorskip("gradio")
+    base = {"base": {"name": "smollm2-135m", "fingerprint": "a"}}
+    settings = {"kind": kind, **base} if kind == "streams" else {"model_type": kind, "specstream": base}
+    (here / "q").mkdir()
+    (here / "q" / "config.json").write_text(json.dumps(settings))
+    assert run(*command.split(), "-m", "qwen2.5-coder-0.5b", "--heads", "q") == 2
+    told = "the heads in 'q' belong to smollm2-135m and the model is qwen2.5-coder-0.5b; give that model, or heads"
+    assert told in capsys.readouterr().err
+
+
+def test_a_variable_that_is_none_is_told_by_what_follows_the_prefix(monkeypatch, capsys):
+    monkeypatch.setenv("SPECSTREAM_MODEL", "target")
+    assert run("serve") == 2
+    assert capsys.readouterr().err.endswith("; did you mean 'SPECSTREAM_MODEL_NAME'?\n")
+
+
+def test_tune_compares_vocabularies_before_it_loads_the_model(here, monkeypatch, capsys):
+    monkeypatch.setattr(load, "_load", lambda *args: pytest.fail("it was read"))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    tiny_model().save_pretrained(here / "draft")
+    tokenizer.save_pretrained(here / "draft")
+    assert run("tune", "-m", "target", "--prompts", "q.jsonl", "-o", "a.yaml", "--draft", "draft") == 2
+    assert "the draft draft has another vocabulary (301 tokens) than target (300 tokens); " in capsys.readouterr().err
+
+
+def test_fewer_steps_than_a_run_has_are_not_called_reached(here, monkeypatch, capsys):
+    from specstream.training import loop
+    from specstream.training import run as training
+
+    outcome = loop.Outcome(progress=loop.Progress(step=2), finished=True)
+    monkeypatch.setattr(training, "train", lambda settings: outcome)
+    (here / "t.yaml").write_text("recipe: streams\ntraining: {num_train_steps: 1}\n")
+    assert run("train", "-c", "t.yaml") == 0
+    assert "finished: 2 steps, more than the 1 asked for, " in capsys.readouterr().out
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "specstream", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("specstream ")

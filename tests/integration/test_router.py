@@ -175,6 +175,13 @@ def test_an_interrupted_collection_goes_on_and_another_is_not_mixed_in(run, root
     assert len(after) == 6
     assert run("router", "collect", "--config", collect)[0] == 0
     assert len(read_collected([tmp_path / "collected.jsonl"])[0]) == 16
+    measured = (tmp_path / "collected.jsonl").read_bytes()
+    code, _, err = run("router", "collect", "--config", collect, "--limit", "2")
+    assert code == 0 and "holds 16 prompts, more than the limit of 2; all are kept" in err
+    assert (tmp_path / "collected.jsonl").read_bytes() == measured
+    code, _, err = run("router", "collect", "--config", collect, "--set", "target.model=nowhere")  # nor is it loaded
+    assert code == 2 and "and now it is 'nowhere'; give another collection.output" in err
+    assert "holds prompts with target.model " in err
 
 
 def test_a_prompt_that_fails_is_recorded_and_the_others_go_on(run, root, tmp_path, monkeypatch):
@@ -336,7 +343,7 @@ def test_generate_on_the_command_line(run, root, trained):
     assert "drafter is 'router' and there is none; give --router" in err
     code, _, err = run(*words[:-1], "lookup", "--router", trained / "router")
     assert code == 2
-    assert "drafter is 'lookup' and --router is given" in err
+    assert "--router is given and --drafter is 'lookup'; give --drafter router" in err
 
 
 def test_a_router_of_another_model_is_refused(trained):

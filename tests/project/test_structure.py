@@ -35,6 +35,7 @@ def test_no_module_imports_itself_through_others(graph: grimp.ImportGraph) -> No
 
 def test_few_modules_lie_outside_the_folders(graph: grimp.ImportGraph) -> None:
     loose = [module for module in graph.find_children(PACKAGE) if not graph.find_children(module)]
+    loose.remove(f"{PACKAGE}.__main__")  # where Python looks for it
     assert len(loose) <= 5, loose
 
 

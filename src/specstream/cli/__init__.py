@@ -19,6 +19,7 @@ from specstream.cli.typed import in_typed_words, refuse_useless, with_typed_hint
 from specstream.cli.usage import usage_message
 from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
 from specstream.errors import SpecStreamError, UsageError
+from specstream.reporting import in_words
 
 # typer raises its usage errors from classes whose home moved between its releases; this base is reachable in all.
 _CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -119,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         limit_libraries()  # before a verb imports torch
         command = typer.main.get_command(build_app())
         refuse_useless(command, words)
-        code = _invoke(command, words)
+        with in_words(lambda text: in_typed_words(text, command, words)):
+            code = _invoke(command, words)
         # Inside the try, because a reader that has gone away is noticed only when the buffer is written out.
         sys.stdout.flush()
     except BaseException as error:

@@ -110,8 +110,8 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
         if needs not in (None, "streams") and given[needs] is None:
             raise UsageError(f"--drafter is {name!r} and there is no --{needs}; give one")
     for name in KINDS:
-        if (folder := given[name]) is not None:
-            kind_of(folder)
+        if (folder := given[name]) is not None and (kind := kind_of(folder)) != name:
+            raise UsageError(f"--{name} is {folder!r}, which holds {kind}; give --{kind} {folder}")
     options.check_draft(given["draft"])
 
 

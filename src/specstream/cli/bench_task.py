@@ -84,6 +84,8 @@ def _models(model: str, shared: str | None, heads: str | None) -> list[tuple[str
     streams = heads or _inside(shared, "streams")
     if streams == shared:
         raise UsageError(f"shared is {shared!r} and holds no streams; give --heads, or the folder best of a shared run")
+    if Path(shared).is_dir() and not (Path(_inside(shared, "model")) / "config.json").exists():
+        raise UsageError(f"shared is {shared!r} and holds no model; give the folder best of a shared run")
     if (kind := kind_of(streams)) != "streams":
         raise UsageError(f"{streams!r} holds {kind!r}; give the streams that were trained with the model")
     return [(_inside(model, "model"), None), (_inside(shared, "model"), streams)]

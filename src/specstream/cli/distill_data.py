@@ -56,6 +56,7 @@ def distill_data(
     if drafter not in ("none", "lookup"):
         raise UsageError(f"--drafter is {drafter!r}; give none or lookup")
     _check_files(prompts, exclude or [], Path(output))
+    options.note_greedy(temperature, top_p=top_p if 0 < top_p < 1 else None)
     decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     engine = load_engine(
         model, None, {**decoding, "drafter": drafter, "dtype": dtype, "device": device, "runtime": runtime}

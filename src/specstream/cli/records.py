@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
-from specstream.files.atomic import write_whole
+from specstream.files.atomic import check_new, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,16 +25,31 @@ def table_console() -> Console:
     return Console(width=max(WIDTH, Console().width))
 
 
-def check_output(output: str | None) -> None:
+def is_record(path: Path) -> bool:
+    """Whether a file is what ``write_record`` wrote for a command."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and "arguments" in record
+
+
+def check_output(output: str | None, is_own: Callable[[Path], bool] = is_record) -> None:
     """Refuse before anything is measured what could not be written afterwards.
 
+    Args:
+        output: the file; None for none.
+        is_own: whether a file that is there is an earlier one of the command's, which may be replaced.
+
     Raises:
-        UsageError: a folder, or a place that cannot be written to.
+        UsageError: a folder, a place that cannot be written to, or a file of another kind.
     """
     if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
         raise UsageError(
             f"--output is {output!r}; give the name of a file in a folder that exists and can be written to"
         )
+    if output is not None:
+        check_new(Path(output), "--output", is_own)
 
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -92,8 +92,8 @@ def serve(
         log_level=log_level,
         vllm_args=vllm_args or None,
     )
-    if vllm_args and settings.engine == "local" and not vllm_args[0].startswith("-"):
-        raise UsageError(f"{vllm_args[0]!r} stands alone; give --model {vllm_args[0]}")
+    if vllm_args and settings.engine == "local":
+        _refuse_vllm_args(vllm_args)
     if served_model_name is not None:
         settings = settings.called(served_model_name)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -101,13 +101,22 @@ def serve(
     (_serve_with_vllm if settings.engine == "vllm" else _serve_ours)(settings)
 
 
+def _refuse_vllm_args(words: list[str]) -> NoReturn:
+    if not words[0].startswith("-"):
+        raise UsageError(f"{words[0]!r} stands alone; give --model {words[0]}")
+    raise UsageError(f"-- {shlex.join(words)} is for vLLM and the engine is local; give --engine vllm before it")
+
+
 def _key(file: str) -> str:
     """What a file says, without the line break at its end."""
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
+        key = Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"api_key_file {file!r} cannot be read ({reason}); give a file with the key in it") from None
+    if not key:
+        raise UsageError(f"api_key_file {file!r} is empty; write the key into it, or leave it out")
+    return key
 
 
 def _serve_with_vllm(settings: DeploymentConfig) -> None:

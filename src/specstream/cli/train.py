@@ -32,7 +32,9 @@ def train(config: _Config, resume: _Resume = None, set_: options.Set = None, as_
     if as_json:
         print(json.dumps({"finished": outcome.finished, "output_dir": folder, **asdict(progress)}))
         return
-    steps = f"{progress.step} of {settings.training.num_train_steps} steps, {progress.tokens} tokens"
+    asked = settings.training.num_train_steps
+    of = f"of {asked} steps" if progress.step <= asked else f"steps, more than the {asked} asked for"
+    steps = f"{progress.step} {of}, {progress.tokens} tokens"
     best = "" if progress.best is None else f"; best/ is of step {progress.best_step} ({progress.best:.4g})"
     end = "finished" if outcome.finished else "stopped, the time was up; run the same command to go on"
     print(f"{end}: {steps}, in {folder}{best}")

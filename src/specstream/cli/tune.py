@@ -30,6 +30,10 @@ _Repeats = Annotated[
 _Draft = Annotated[options.Text, typer.Option("--draft", "-d", help="A draft model to try.")]
 
 
+_FIRST = "# The fastest lossless setting that `specstream tune` found"
+"""How a file of this command begins."""
+
+
 def tune(
     prompts: _Prompts,
     output: _Output,
@@ -55,6 +59,11 @@ def tune(
 
         kind_of(heads)  # refuses a folder without heads before a model is loaded
     options.check_draft(draft)
+    if draft is not None and not draft.startswith("self:"):
+        from specstream.evaluation.benchmark.experiments import check_tokenizers
+
+        with quiet():
+            check_tokenizers(model, draft)
     settings = {"drafter": "none", "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device}
     engine = load_engine(model, None, settings)
     found = _tune(engine, texts, chat, draft, heads, repeats)
@@ -74,7 +83,7 @@ def tune(
 def _check_output(output: str) -> None:
     if not output.endswith((".yaml", ".yml")):
         raise UsageError(f"output is {output!r}; give the name of a .yaml file")
-    check_output(output)
+    check_output(output, lambda path: path.read_bytes().startswith(_FIRST.encode()))
 
 
 def _tune(
@@ -110,7 +119,7 @@ def _file(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {provenance[key]}" for key in ("specstream", "torch", "transformers"))
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d")
     lines = (
-        "The fastest lossless setting that `specstream tune` found, for: specstream generate --config FILE",
+        f"{_FIRST.removeprefix('# ')}, for: specstream generate --config FILE",
         f"{when}: {record['verdict']}",
         about,
         f"{machine}, {provenance['threads']} threads; {versions}",

@@ -77,6 +77,7 @@ def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
     filed = any(option.parameter.name == "config" and option.typed for option in options)
     message = _values(message, by_name)
     message = _as_typed(_settings(message, by_name, filed), options) if by_name else message
+    message = _one_by_one(message, options)
     where = " in a --config file," if any(option.parameter.name == "config" for option in options) else ","
     return _ARGUMENT.sub(rf"\1{where}", _UNTYPED.sub("", message))
 
@@ -91,13 +92,11 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
     Raises:
         UsageError: so it is. Whatever else is wrong with the line is left to click.
     """
+    _refuse_before_verb(root, words)
     command, rest = verb_of(root, words)
     if command is None:
         return
-    try:
-        _, _, given = command.make_parser(command.context_class(command)).parse_args(args=list(rest))
-    except Exception:  # click's own errors, whose home moved between releases of typer, come when it reads the line
-        return
+    _, given = _parsed(command, rest)
     for option in _options(command, rest):
         own, form = option.parameter, option.typed
         if given.count(own) > 1 and not own.multiple:
@@ -107,6 +106,28 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
         if own in given and not own.is_flag and "" in option.values:
             rest = "" if own.required else ", or leave it out"
             raise UsageError(f"{form} is ''; give a value that is not empty{rest}")
+
+
+def _parsed(command: Any, words: Sequence[str]) -> tuple[Sequence[str], Sequence[Any]]:
+    """The words that are no options of a command, and the options that are given, once for each time."""
+    try:
+        _, left, given = command.make_parser(command.context_class(command)).parse_args(args=list(words))
+    except Exception:  # click's own errors, whose home moved between releases of typer, come when it reads the line
+        return (), ()
+    return left, given
+
+
+def _refuse_before_verb(root: Any, words: Sequence[str]) -> None:
+    """Refuse options between a command and one of its own: they are of the first alone, which then does nothing."""
+    group = getattr(root, "commands", {}).get(words[0]) if words else None
+    inner = getattr(group, "commands", {})
+    left, given = _parsed(group, words[1:]) if inner else ((), ())
+    if not left or left[0] not in inner or not given:
+        return
+    form = next(_options(group, words[1 : len(words) - len(left)])).typed
+    behind = any(form in option.opts for option in inner[left[0]].params)
+    remedy = f"give it behind {left[0]}" if behind else f"leave {form} or {left[0]} out"
+    raise UsageError(f"{form} is given before {left[0]}, which does not read it there; {remedy}")
 
 
 def with_typed_hint(message: str, root: Any, words: Sequence[str]) -> str:
@@ -119,6 +140,17 @@ def with_typed_hint(message: str, root: Any, words: Sequence[str]) -> str:
         hint = " / ".join(f"'{form}'" for form in forms)
         if option.typed is not None and len(forms) > 1:
             message = message.replace(hint, f"'{option.typed}'")
+    return _one_by_one(message, options)
+
+
+def _one_by_one(message: str, options: Sequence[_Option]) -> str:
+    """A message about several values with commas, where an option takes one and may be repeated."""
+    for option in options:
+        for value in option.values if option.parameter.multiple and option.typed else ():
+            parts = [part.strip() for part in value.split(",") if part.strip()]
+            if len(parts) > 1 and "=" not in value and repr(value) in message and not os.path.exists(value):
+                each = " ".join(f"{option.typed} {part}" for part in parts)
+                return f"{option.typed} is {value!r} and takes one value each time; give {each}"
     return message
 
 

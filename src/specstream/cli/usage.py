@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from specstream.cli.elsewhere import advice
 from specstream.cli.typed import verb_of
 from specstream.errors import meant, remedy
 
@@ -28,7 +29,7 @@ def usage_message(error: Exception, root: Any, words: Sequence[str]) -> str:
 
 def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str:
     if (name := getattr(error, "option_name", None)) is not None and message.startswith("No such option"):
-        return f"No such option: {name}{_suggested(name, _options(command))}"
+        return f"No such option: {name}{_suggested(name, error.ctx)}"
     if (unknown := re.match(r"No such command '(.*?)'", message)) is not None:
         if told := _of_option(unknown[1], command, words):
             return f"No such command {unknown[1]!r}; {told}"
@@ -64,6 +65,8 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
 def _of_option(extra: str, command: Any, words: Sequence[str]) -> str:
     """What to do with a word too many that stands behind an option or is the value of one; empty for neither."""
     before, own = _before(extra, words), getattr(command, "params", ())
+    if extra.endswith((".yaml", ".yml")) and any("--config" in _forms(each) for each in own):
+        return f"give --config {extra}"
     if "=" in extra and any("--set" in _forms(each) for each in own):
         return f"give --set {extra}"
     for each in own:
@@ -89,9 +92,12 @@ def _of_switch(form: str, command: Any) -> str:
     return f"{form} takes no value; give {forms} alone"
 
 
-def _suggested(name: str, known: list[str]) -> str:
-    like = meant(name, known)
-    return "" if like is None else f"; did you mean {like}?"
+def _suggested(name: str, context: Any) -> str:
+    """What is meant by an option that a command has not: one of its own, or what to do instead."""
+    if (like := meant(name, _options(getattr(context, "command", None)))) is not None:
+        return f"; did you mean {like}?"
+    told = advice(name, str(getattr(context, "command_path", "")).partition(" ")[2])
+    return f"; {told}" if told else ""
 
 
 def _options(command: Any) -> list[str]:

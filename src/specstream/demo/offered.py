@@ -23,6 +23,7 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_left_out, prepare
 from specstream.engine.text import asked, encode
 from specstream.errors import HeadMismatchError, UsageError, must_be
+from specstream.heads.folder import check_base_name
 from specstream.heads.shipped import shipped_for
 from specstream.models.hub.catalog import check
 from specstream.routing.router import Router
@@ -97,6 +98,8 @@ class OfferedModels:
         """
         for model in self.models:
             check(model)
+            if (heads := self._settings.get("heads")) is not None:
+                check_base_name(heads, model)
         drafters = self.load(self.models[0])
         # What is wrong with it is said now, not when the page is used.
         self._thread.submit(self._drafting, self.drafter).result()

@@ -54,7 +54,7 @@ def _check_router(config: EngineConfig) -> None:
     for setting, value in (("router", config.router), ("router_state", config.router_state)):
         if config.drafter != "router" and value is not None:
             raise UsageError(
-                f"drafter is {config.drafter!r} and {setting} is given; give drafter='router', or leave it"
+                f"{setting} is given and drafter is {config.drafter!r}; give drafter='router', or leave {setting} out"
             )
 
 

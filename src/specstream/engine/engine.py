@@ -35,6 +35,7 @@ from specstream.engine.text import Chat, Prompt, are_tokens, check_tokenizer, en
 from specstream.environment import level, provenance
 from specstream.errors import UsageError, count_of, must_be, shown
 from specstream.files.atomic import path_of
+from specstream.heads.folder import check_base_name
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.hub.catalog import check
 from specstream.models.hub.load import load_model
@@ -76,7 +77,7 @@ class SpeculativeEngine:
             check_tokenizer(tokenizer)
         if isinstance(model, str):
             self.model_name = model
-            _check_names(self.config, draft_model)
+            _check_names(self.config, model, draft_model)
             model, own_tokenizer = load_model(model, dtype=self.config.dtype, device=self.config.device)
             tokenizer = tokenizer or own_tokenizer
         else:
@@ -319,12 +320,15 @@ class SpeculativeEngine:
         )
 
 
-def _check_names(config: EngineConfig, draft: Any) -> None:
+def _check_names(config: EngineConfig, model: str, draft: Any) -> None:
     """Refuse a draft and a router that are not there, before a target is fetched or loaded for nothing.
 
     Raises:
         ModelNotFoundError: there is none of that name, or no router in the folder.
+        HeadMismatchError: heads of another model of the catalog.
     """
+    if config.heads is not None:
+        check_base_name(config.heads, model)
     if isinstance(draft, str) and not draft.startswith(SELF):
         check(draft)
     if config.router is not None:

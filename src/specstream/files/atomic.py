@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -40,6 +40,21 @@ def why_unread(error: Exception) -> str:
             return "it is no text"
         return "it is not UTF-8, and becomes so with: iconv -f latin1 -t utf-8 FILE"
     return one_line(getattr(error, "strerror", None) or error)
+
+
+def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
+    """Refuse to replace a file that the same command did not write: an input, or what else would be lost.
+
+    Args:
+        path: to write.
+        setting: how the path is given, for the error.
+        is_own: whether the file that is there is an earlier one of the command's; asked where it holds something.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if path.is_file() and path.stat().st_size and not is_own(path):
+        raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
 
 
 def path_of(name: str, value: Any, wanted: str) -> Path:

@@ -42,7 +42,13 @@ class Document:
                 line = self.lines[path[:end]]
                 changed = any(key[:end] == path[:end] and not at for key, at in self.lines.items())
                 return "--set: " if not line else f"{self.source}:{line}{', with --set' if changed else ''}: "
-        return ""
+        inner = [line for key, line in self.lines.items() if key[: len(path)] == path]
+        return "--set: " if inner and not any(inner) else ""  # a section that --set alone has made
+
+    def where_in(self, place: Sequence[str]) -> str:
+        """As ``where``, with the section's name where no line says which it is, for an error that has the key alone."""
+        where = self.where(place)
+        return f"{where}in {'.'.join(place[:-1])}, " if where == "--set: " and "values" not in place else where
 
 
 def read_document(path: str | Path, overrides: Sequence[str], example: str) -> Document:
@@ -67,9 +73,7 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
         raise UsageError(f"config {str(path)!r} cannot be read: {why_unread(error)}; give a YAML file") from None
     except yaml.YAMLError as error:
         raise UsageError(f"config {str(path)!r} is not YAML: {_malformed(error, text)}") from None
-    if not isinstance(values, dict):
-        kind = "nothing" if values is None else f"one {type(values).__name__}"
-        raise UsageError(f"config {str(path)!r} holds {kind}; give keys and values, as the files in configs/ do")
+    _check_kind(path, values)
     lines: dict[tuple[str, ...], int] = {}
     for place, line in _places(node, ()):
         if place in lines:
@@ -172,19 +176,40 @@ def validated(
         name = prefix + ".".join(place)
         where = document.where(place) if document is not None else ""
         if first["type"] == "extra_forbidden":
-            owner = owner_of(values, kind.model_fields)
-            complaint = misplaced(place, sections_of(kind) | dict(free), first["input"])
+            owner = "" if where == "--set: " else owner_of(values, kind.model_fields)
+            sections, given = sections_of(kind) | dict(free), first["input"]
+            set_in_it = isinstance(given, dict) and where == "--set: "
+            inner = [misplaced([*place, str(key)], sections) for key in given] if set_in_it else []
+            complaint = next(filter(None, inner), misplaced(place, sections, given))
             if complaint and not owner and not prefix:
                 raise UsageError(where + complaint) from None
             known = listed(place[-1], _known(kind, place[:-1]))
             raise UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}") from None
         if first["type"] == "missing":
             raise UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}") from None
-        raise UsageError(f"{where}{name} is {shown(first['input'])}; give {remedy(first['msg'])}") from None
+        if first["input"] is None:
+            raise UsageError(f"{where}{name} is empty; give {remedy(first['msg'])}") from None
+        such = _example(kind, place, first["input"])
+        raise UsageError(f"{where}{name} is {shown(first['input'])}; give {such or remedy(first['msg'])}") from None
     for empty in _blank(made):
         where = document.where(empty) if document is not None else ""
         raise UsageError(f"{where}{prefix}{'.'.join(empty)} is empty; give a value, or leave it out")
     return made
+
+
+def _example(kind: type[BaseModel], place: Sequence[str], value: Any) -> str:
+    """What to give in place of a text where a section is wanted, or a list of some; empty where neither is."""
+    try:
+        section = _annotation(kind, place)
+    except (KeyError, IndexError):  # pydantic calls members of unions by names of its own
+        return ""
+    is_list = get_origin(section) is list
+    section = get_args(section)[0] if is_list else section
+    if not isinstance(value, str) or not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return ""
+    first, *others = (name for name, field_ in section.model_fields.items() if field_.is_required())
+    text = f"{{{', '.join([f'{first}: {value}', *(f'{name}: {name.upper()}' for name in others)])}}}"
+    return f"a list, such as [{text}]" if is_list else f"keys and values, such as {text}"
 
 
 def _blank(section: BaseModel) -> Iterator[tuple[str, ...]]:
@@ -225,6 +250,16 @@ def owner_of(values: Mapping[str, Any], known: Container[str]) -> str:
     return ""
 
 
+def _check_kind(path: str | Path, values: Any) -> None:
+    """Refuse a file without keys, and the configuration of a model, of heads or of a router."""
+    if isinstance(values, dict) and {"kind", "model_type", "architectures"} & set(values):
+        held = values.get("kind") or values.get("model_type") or "a model"
+        raise UsageError(f"config {str(path)!r} is that of {held}, not of a command; give a YAML file, as in configs/")
+    if not isinstance(values, dict):
+        kind = "nothing" if values is None else f"one {type(values).__name__}"
+        raise UsageError(f"config {str(path)!r} holds {kind}; give keys and values, as the files in configs/ do")
+
+
 def _malformed(error: Any, text: str) -> str:
     """What is wrong in a text that is no YAML, where, and what that line should be."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -250,6 +285,8 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
     *sections, key = name.split(".")
     for section in sections:
         inner = values.setdefault(section, {})
+        if isinstance(inner, list):
+            raise UsageError(f"--set {name}: {section!r} is a list; give all of it, --set '{section}=[..]'")
         if not isinstance(inner, dict):
             raise UsageError(f"--set {name}: {section!r} is no section; give key=value of a section")
         values = inner
@@ -258,6 +295,12 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
 
 def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
     """The keys of the section at a place."""
+    section: type[BaseModel] = _annotation(kind, place)
+    return sorted(section.model_fields)
+
+
+def _annotation(kind: type[BaseModel], place: Sequence[str]) -> Any:
+    """What a class says of a value at a place."""
     annotation: Any = kind
     for part in place:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -266,5 +309,4 @@ def _known(kind: type[BaseModel], place: Sequence[str]) -> list[str]:
             annotation = get_args(annotation)[-1]
         if get_origin(annotation) in (Union, UnionType):
             annotation = get_args(annotation)[0]
-    section: type[BaseModel] = annotation
-    return sorted(section.model_fields)
+    return annotation

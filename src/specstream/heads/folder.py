@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError
 from specstream.models.architecture.fingerprint import fingerprint
+from specstream.models.hub.catalog import catalog
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
@@ -96,6 +97,22 @@ def kind_of(folder: str | Path) -> str:
     if kind not in KINDS:
         raise ModelNotFoundError(f"{str(folder)!r} holds {kind!r}; give a folder of {' or '.join(KINDS)}")
     return str(kind)
+
+
+def check_base_name(folder: str | Path, model: str) -> None:
+    """Refuse heads of another model of the catalog before one is loaded; other bases are known by their weights.
+
+    Raises:
+        ModelNotFoundError: there are no heads in the folder.
+        HeadMismatchError: the catalog has both models, and they are two.
+    """
+    settings = read_settings(folder)
+    base = settings.get("base") or settings.get("specstream", {}).get("base", {})  # Medusa's are laid out as vLLM's
+    if base.get("name") != model and {base.get("name"), model} <= set(catalog()):
+        raise HeadMismatchError(
+            f"the heads in {str(folder)!r} belong to {base['name']} and the model is {model}; give that model, or "
+            "heads that were trained for this one"
+        )
 
 
 def check_base(kind: str, folder: str | Path, base: Mapping[str, str], model: Any) -> None:

@@ -113,7 +113,8 @@ def _collected(line: str, where: str) -> Collected:
         if any(run.seconds <= 0 or run.tokens < 1 for own in runs.values() for run in own):
             raise ValueError("a run without tokens or time")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
         raise UsageError(
-            f"{where} is no line of a collection: {error}; give what specstream router collect wrote"
+            f"{where} is no line of a collection: {why}; give what specstream router collect wrote"
         ) from None
     return each

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 
 from specstream.config import DrafterName, truth_value
 from specstream.environment import PREFIX, VARIABLES, variable
-from specstream.errors import UsageError, listed, must_be, remedy
+from specstream.errors import UsageError, listed, meant, must_be, remedy
 from specstream.files.yaml_file import Document, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
 
@@ -215,8 +215,14 @@ def check_variables(environment: Mapping[str, str]) -> None:
         if not str(name).startswith(PREFIX):
             continue
         if name not in known:
-            raise UsageError(f"{name} is no variable of this program; unset it, or give one of {listed(name, known)}")
+            raise UsageError(f"{name} is no variable of this program; unset it, or give one of {_listed(name, known)}")
         variable(name, environment)
+
+
+def _listed(name: str, known: Sequence[str]) -> str:
+    """The known variables, and the one that is meant: by what follows the prefix, which all have alike."""
+    like = meant(name.removeprefix(PREFIX), [each.removeprefix(PREFIX) for each in known])
+    return ", ".join(known) + ("" if like is None else f"; did you mean {PREFIX + like!r}?")
 
 
 def check_machine(config: DeploymentConfig) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specstream.engine.choices import SELF
 from specstream.environment import provenance
 from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
 from specstream.files.atomic import write_json
 from specstream.heads import medusa
-from specstream.heads.folder import read_settings, save_head
+from specstream.heads.folder import KINDS, read_settings, save_head
 from specstream.models.architecture.compat import config_of, text_config
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.load import config_in, reason
@@ -70,13 +71,12 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
     """
     folder = Path(output).absolute()
     check_replaceable(Path(output), RECORD, "output")
+    _check_source(source)
     place = resolve(source)
     settings = read_settings(place, "model")
     if (own := settings.get("kind")) is not None:
-        raise UsageError(
-            f"{source!r} holds {own}, which vLLM cannot run; serve it with engine: local, or export Medusa heads or a "
-            "draft model"
-        )
+        here = "serve it with engine: local, or " if own in KINDS else ""
+        raise UsageError(f"{source!r} holds {own}, which vLLM cannot run; {here}export Medusa heads or a draft model")
     heads = settings.get("model_type") == "medusa"
     kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))
     report: dict[str, Any] = {}
@@ -89,6 +89,20 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
 
     replace_folder(folder, fill)
     return Exported(folder=str(folder), kind=kind, depth=report["depth"], changed=tuple(report["changed"]))
+
+
+def _check_source(source: str) -> None:
+    """Refuse what is a draft or a run of training and no folder of weights."""
+    if source.startswith(SELF):
+        raise UsageError(
+            f"{source!r} is a draft made of its target, and vLLM makes none; give a draft model or Medusa heads"
+        )
+    folder = Path(source).expanduser()
+    for inner in ("best", "best/model"):
+        if not (folder / "config.json").is_file() and (folder / inner / "config.json").is_file():
+            raise UsageError(f"{source!r} is a run of training; give {str(Path(source) / inner)!r}")
+    if (folder / "adapter_config.json").is_file():
+        raise UsageError(f"{source!r} holds an adapter, not a model; merge it into its model, and export that")
 
 
 def every_row(weight: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:

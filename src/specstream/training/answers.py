@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
-from specstream.files.atomic import write_json
+from specstream.files.atomic import check_new, difference, write_json
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
+from specstream.reporting import announce
 from specstream.training.decontamination import Decontamination, same
 
 
@@ -110,6 +111,16 @@ def drawn(seed: int, text: str) -> bytes:
     return hashlib.sha256(f"{seed}/{text}".encode()).digest()
 
 
+def check_lengths(usable: int, prompts: int, most: int, setting: str = "max_prompt_tokens") -> None:
+    """Refuse to write a file without a line.
+
+    Raises:
+        UsageError: all prompts have more tokens than they may have.
+    """
+    if not usable:
+        raise UsageError(f"{setting} is {most} and all {prompts} prompts are longer; give more")
+
+
 def check_place(path: Path, setting: str) -> None:
     """Refuse a place for an ``AnswerFile`` before anything is loaded for it, and make its folder.
 
@@ -124,8 +135,37 @@ def check_place(path: Path, setting: str) -> None:
         raise UsageError(f"{setting} is {str(path)!r}: {error.strerror}; give a file in another folder") from None
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"{setting} is {str(path)!r}; give the name of a file in a folder that can be written to")
-    if not _record_of(path).exists() and path.is_file() and path.stat().st_size:
-        raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
+    check_new(path, setting, lambda path: _record_of(path).exists())
+
+
+def check_same(
+    path: Path, identity: Mapping[str, Any], *, what: str, setting: str, later: Collection[str] = ()
+) -> None:
+    """Refuse a file that holds lines of another identity.
+
+    Args:
+        path: of an ``AnswerFile``, which may not be there.
+        identity: as for that.
+        what: as for that.
+        setting: as for that.
+        later: keys inside one of the identity's that are not known yet.
+
+    Raises:
+        UsageError: it does, with the first key that differs.
+    """
+    if not (record := _record_of(path)).exists():
+        return
+    before = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
+    before = {name: _without(later, before.get(name)) for name in identity}
+    if (changed := difference(before, identity)) is not None:
+        name, old, new = changed
+        raise UsageError(
+            f"{path} holds {what} with {name} {old!r} and now it is {new!r}; give another {setting}, or remove it"
+        )
+
+
+def _without(keys: Collection[str], value: Any) -> Any:
+    return {key: each for key, each in value.items() if key not in keys} if isinstance(value, dict) else value
 
 
 def _record_of(path: Path) -> Path:
@@ -150,16 +190,17 @@ class AnswerFile:
         check_place(path, setting)
         self.path, self.partial = path, path.with_name(path.name + ".partial")
         self.record = _record_of(path)
-        self._identity = identity
-        if not self.record.exists():
-            return
-        before = json.loads(self.record.read_text(encoding="utf-8")).get("identity", {})
-        for name in identity:
-            if before.get(name) != identity[name]:
-                raise UsageError(
-                    f"{path} holds {what} with {name} {before.get(name)!r} and now it is {identity[name]!r}; "
-                    f"give another {setting}, or remove it"
-                )
+        self._identity, self._what = identity, what
+        check_same(path, identity, what=what, setting=setting)
+
+    def at_least(self, limit: int | None) -> int | None:
+        """A limit, or what is there already if that is more: what was measured is never dropped. None is no limit."""
+        there = next((each for each in (self.partial, self.path) if self.record.exists() and each.exists()), None)
+        whole = 0 if there is None else there.read_bytes().count(b"\n")
+        if limit is None or whole <= limit:
+            return limit
+        announce(f"{self.path} holds {whole} {self._what}, more than the limit of {limit}; all are kept")
+        return whole
 
     def begin(self, record: dict[str, Any], unit: int, total: int) -> int:
         """Write the record, keep the lines of whole batches of ``unit``, and say how many of ``total`` are there."""
@@ -200,7 +241,7 @@ def distill(
         settings: what is asked.
         output: JSON lines with ``prompt``, ``prompt_token_ids``, ``answer``, ``answer_token_ids``, ``finish_reason``
             and ``source``; beside it ``.meta.json`` says where they come from.
-        limit: prompts to answer at most. A later run with a larger one goes on.
+        limit: prompts to answer at most, and no fewer than are there. A later run with a larger one goes on.
         tell: is told after each batch; the note is its tokens per second.
 
     Returns:
@@ -212,14 +253,15 @@ def distill(
     questions, left_out = read_questions(settings)
     usable = encoded(engine.tokenizer, questions, settings.chat, settings.max_prompt_tokens)
     left_out["too_long"] = len(questions) - len(usable)
-    usable = usable[:limit]
+    check_lengths(len(usable), len(questions), settings.max_prompt_tokens)
+    file = AnswerFile(output, _identity(settings, engine))
+    usable = usable[: file.at_least(limit)]
     record: dict[str, Any] = {
         "prompts": len(usable),
         "left_out": left_out,
         "model": settings.model,
         "provenance": engine.provenance(),
     }
-    file = AnswerFile(output, _identity(settings, engine))
     done = file.begin(record, settings.batch_size, len(usable))
     tell(min(done, len(usable)), len(usable), "")
     for start in range(done, len(usable), settings.batch_size):

@@ -7,7 +7,7 @@ recorded with the reason; an interrupted run goes on where it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -26,7 +26,18 @@ from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
-from specstream.training.answers import AnswerFile, Question, Tell, check_place, drawn, encoded, file_sha256, short_name
+from specstream.training.answers import (
+    AnswerFile,
+    Question,
+    Tell,
+    check_lengths,
+    check_place,
+    check_same,
+    drawn,
+    encoded,
+    file_sha256,
+    short_name,
+)
 from specstream.training.decontamination import Decontamination, same
 from specstream.training.router_config import CollectConfig, CollectionSection, PromptsSection
 
@@ -65,7 +76,7 @@ def collect(
 
     Args:
         config: what to measure.
-        limit: prompts to measure at most. A later run with a larger one goes on.
+        limit: prompts to measure at most, and no fewer than are there. A later run with a larger one goes on.
         tell: is told after each prompt; the note counts those that failed.
 
     Returns:
@@ -78,12 +89,16 @@ def collect(
     section = config.collection
     check_place(Path(section.output), "collection.output")
     questions = read_questions(config)
+    place, known = Path(section.output), {"what": "prompts", "setting": "collection.output"}
+    check_same(place, _identity(config, {}), **known, later=("name", "fingerprint"))
     target = config.target
     engine = SpeculativeEngine(
         target.model, drafter="none", dtype=target.dtype, device=target.device, runtime=target.runtime
     )
     usable = encoded(engine.tokenizer, questions, section.chat, section.max_prompt_tokens)
-    left_out, usable = len(questions) - len(usable), usable[:limit]
+    check_lengths(len(usable), len(questions), section.max_prompt_tokens, "collection.max_prompt_tokens")
+    file = AnswerFile(place, _identity(config, describe_base(engine.model)), **known)
+    left_out, usable = len(questions) - len(usable), usable[: file.at_least(limit)]
     record: dict[str, Any] = {
         "prompts": len(usable),
         "too_long": left_out,
@@ -92,7 +107,6 @@ def collect(
         "provenance": engine.provenance(),
     }
     announce_short_context(engine.target, section.max_new_tokens)
-    file = AnswerFile(Path(section.output), _identity(config, engine), what="prompts", setting="collection.output")
     done = file.begin(record, 1, len(usable))
     failed = 0
     tell(done, len(usable), "")
@@ -163,13 +177,13 @@ def _sides(engine: SpeculativeEngine, config: CollectConfig) -> dict[str, Parts]
     return sides
 
 
-def _identity(config: CollectConfig, engine: SpeculativeEngine) -> dict[str, Any]:
+def _identity(config: CollectConfig, base: Mapping[str, str]) -> dict[str, Any]:
     versions = provenance()
     section = config.collection.model_dump(exclude={"output", "exclude"})
     files = [*(each.file for each in config.prompts), *config.collection.exclude]
     return {
         **section,
-        "target": {**config.target.model_dump(), **describe_base(engine.model)},
+        "target": {**config.target.model_dump(), **base},
         "drafters": {name: spec.model_dump() for name, spec in config.drafters.items()},
         "prompt_sections": [{**each.model_dump(), "file": short_name(each.file)} for each in config.prompts],
         "files": {short_name(file): file_sha256(Path(file)) for file in files},

@@ -155,8 +155,12 @@ def read_collect_config(path: str | Path, overrides: Sequence[str] = ()) -> Coll
             f"drafters are {', '.join(config.drafters)}; add '{NONE}: {{drafter: {NONE}}}', the measure of all"
         )
     common = engine_config({})
-    for spec in config.drafters.values():
-        check_choice(config_of(spec, common), spec.draft)
+    for name, spec in config.drafters.items():
+        try:
+            check_choice(config_of(spec, common), spec.draft)
+        except UsageError as error:
+            culprit = str(error).partition(" ")[0]
+            raise UsageError(f"{document.where_in(('drafters', name, culprit))}{error}") from None
     for each in config.prompts:
         if "{prompt}" not in each.template:
             raise UsageError(f"template is {each.template!r}; give a text with {{prompt}} in it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -68,6 +69,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
             _check_same(checkpoints, settings)
         elif any((root / name).exists() for name in ("checkpoints", "best")):
             set_aside(root)
+        _make_folder(root)
     accelerator.wait_for_everyone()
     if (warmup := config.training.warmup_steps) >= config.training.num_train_steps and not quiet:
         announce(
@@ -102,6 +104,17 @@ def _check_names(config: TrainConfig) -> None:
     for file in [*data.files, *data.eval_files, *data.exclude]:
         if not Path(file).is_file():
             read_file(file)  # whose error says what there is instead
+
+
+def _make_folder(root: Path) -> None:
+    """Refuse before anything is loaded a folder that the run could not be written into."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        writable = os.access(root, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UsageError(f"training.output_dir is {str(root)!r}, which cannot be written; give a folder elsewhere")
 
 
 def _check_same(checkpoints: Checkpoints, settings: Mapping[str, Any]) -> None:

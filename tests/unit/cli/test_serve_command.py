@@ -77,7 +77,7 @@ def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothi
     ("content", "words"),
     [
         (None, "--api-key-file '{file}' cannot be read (No such file or directory); give a file with the key in it"),
-        (b"", "api_key is ''; give a value that is not empty, or leave it out"),
+        (b"", "--api-key-file '{file}' is empty; write the key into it, or leave it out"),
         (b"a b\n", "api_key has white space"),
         (b"\xff", "--api-key-file '{file}' cannot be read (it is no text); give a file with the key in it"),
     ],
@@ -96,7 +96,7 @@ def test_a_file_without_a_key_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--", "-tp", "2"], "vllm_args are '-tp 2' and the engine is local; give engine: vllm"),
+        (["--", "-tp", "2"], "-- -tp 2 is for vLLM and the engine is local; give --engine vllm before it"),
         (["--served-model-name", ""], "--served-model-name is ''; give a value that is not empty, or leave it out"),
         (["--log-level", "loud"], "--log-level is 'loud'; give a value that is 'debug', 'info', 'warning' or 'error'"),
         (["--engine", "other"], "--engine is 'other'; give a value that is 'local' or 'vllm'"),

@@ -163,8 +163,8 @@ def _arms(
                 check_choice(config, draft)
             except SpecStreamError as error:
                 wrong_key = culprit(settings)
-                where = ("experiments", name, "values", number) if wrong_key == key else (*place, wrong_key)
-                raise type(error)(f"{document.where(where)}{error}") from None
+                where = ("experiments", name, "values", str(number)) if wrong_key == key else (*place, wrong_key)
+                raise type(error)(f"{document.where_in(where)}{error}") from None
             yield Arm(name=arm, value=value, draft=draft, config=config)
 
 
@@ -202,7 +202,7 @@ def _check_drafts(config: BenchmarkConfig, groups: list[Group], document: Docume
                 continue
             checked.add(arm.draft)
             try:
-                _check_draft(target, arm.draft)
+                check_tokenizers(target, arm.draft)
             except SpecStreamError as error:
                 where = document.where(_place(config, group.experiment, arm))
                 raise type(error)(f"{where}{error}") from None
@@ -213,7 +213,13 @@ def _place(config: BenchmarkConfig, experiment: str, arm: Arm) -> tuple[str, ...
     return ("models", given) if given in config.models else ("experiments", experiment, "arms", arm.name, "draft_model")
 
 
-def _check_draft(target: str, draft: str) -> None:
+def check_tokenizers(target: str, draft: str) -> None:
+    """Refuse a draft of another vocabulary, by the tokenizers alone.
+
+    Raises:
+        UsageError: a tokenizer that cannot be read.
+        VocabularyMismatchError: the draft's is another one.
+    """
     from transformers import AutoTokenizer
 
     from specstream.models.hub.catalog import resolve

@@ -41,10 +41,15 @@ def only_puller(root: Path, name: str, on_wait: Callable[[], None]) -> Iterator[
     """Hold the lock of one model; `on_wait` is called before waiting for another process that has it.
 
     The lock dies with its holder, so a killed pull blocks nobody.
+
+    Raises:
+        OSError: the folder takes no files.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(root / f".{name}.lock")
+    place = root / f".{name}.lock"
+    os.close(os.open(place, os.O_RDWR | os.O_CREAT, 0o666))  # filelock takes some folders' refusals for a held lock
+    lock = FileLock(place)
     try:
         lock.acquire(timeout=0)
     except Timeout:

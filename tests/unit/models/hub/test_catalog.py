@@ -310,6 +310,15 @@ def test_a_root_that_cannot_be_made_is_named(root: Path, tmp_path: Path, monkeyp
         catalog.pull("tiny", progress=False)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder that takes no files, whoever asks")
+def test_a_root_that_takes_no_files_is_not_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECSTREAM_MODELS", "/proc")
+    with pytest.raises(OSError), disk.only_puller(Path("/proc"), "tiny", lambda: pytest.fail("it waits")):
+        pass
+    with pytest.raises(DownloadError, match=r"/proc cannot hold tiny .*: point SPECSTREAM_MODELS elsewhere"):
+        catalog.pull("tiny", progress=False)
+
+
 def test_two_pulls_at_once_make_one_model(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
