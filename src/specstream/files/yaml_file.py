@@ -174,6 +174,11 @@ def validated(
         first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
         place = [str(part) for part in first["loc"]]
         name = prefix + ".".join(place)
+        own = first.get("ctx", {}).get("error")
+        if isinstance(own, UsageError):  # of a section that checks itself
+            key = str(own).partition(" ")[0]
+            where = document.where([*place, key]) if document is not None else ""
+            raise UsageError(f"{where}{name}.{own}") from None
         where = document.where(place) if document is not None else ""
         if first["type"] == "extra_forbidden":
             owner = "" if where == "--set: " else owner_of(values, kind.model_fields)
