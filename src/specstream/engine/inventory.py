@@ -10,7 +10,7 @@ from specstream.engine.generation import Parts
 from specstream.errors import UsageError
 from specstream.models.architecture.memory import held_bytes
 from specstream.models.cache import capacity_for, token_bytes
-from specstream.models.invariance.costs import prices_of, rungs
+from specstream.models.invariance.costs import forget_prices, prices_of, rungs
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.reporting import announce
 
@@ -34,6 +34,10 @@ def _tell_costs(parts: Parts, rows: Iterable[int]) -> None:
     if controller is None or isinstance(parts.drafter, NoDrafter) or not isinstance(target, HuggingFaceTarget):
         return
     target.refresh()  # of the model as it is now
+    if controller.costs.outdated:
+        forget_prices(target)
+        with parts.speculation.lock:
+            controller.forget_costs()
     for each in rows:
         prices = prices_of(target, parts.drafter, each, most_nodes(parts) + 1)
         with parts.speculation.lock:

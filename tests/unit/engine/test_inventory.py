@@ -9,6 +9,7 @@ import torch
 
 from specstream import SpeculativeEngine, speculative_decode
 from specstream.core.policy.controller import Controller
+from specstream.core.policy.cost_model import LATELY
 from specstream.core.policy.prices import PriceList
 from specstream.engine.inventory import prepare, prepare_up_to
 from specstream.models.invariance import costs, selftest_cache
@@ -66,6 +67,19 @@ def test_the_policy_knows_the_costs_before_the_first_answer(monkeypatch: pytest.
     assert rows_of(told(own)) == {1, 4}
     assert told(own).drafts["draft_model"].keys() == {(rows, depth) for rows in (1, 4) for depth in (1, 2, 4)}
     assert order == ["begun", "told", "begun"], "one batch is measured, then the policy is told, then one is decoded"
+
+
+def test_a_list_from_a_busier_machine_is_measured_again() -> None:
+    own = engine()
+    prepare(own.parts, 1)
+    slow = {shape: 1000 * seconds for shape, seconds in told(own).passes.items()}
+    own.target.measured.keep_seconds("seconds of passes", slow)
+    own.parts.speculation.controller.know(PriceList(slow))
+    own.generate(PROMPT, max_new_tokens=2 * LATELY, ignore_eos=True)
+    assert own.parts.speculation.controller.costs.outdated
+    prepare(own.parts, 1)
+    assert max(told(own).passes.values()) < min(slow.values()) and not own.parts.speculation.controller.costs.outdated
+    assert own.target.measured.seconds("seconds of passes") == told(own).passes
 
 
 def test_what_was_measured_is_not_measured_again(nothing_is_measured: Any) -> None:

@@ -69,6 +69,10 @@ class Controller:
         """What the start-up self-test measured."""
         self.costs.know(prices)
 
+    def forget_costs(self) -> None:
+        """Forget what passes and drafts cost: it is measured again."""
+        self.costs = CostModel()
+
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
         self.estimates.renew()

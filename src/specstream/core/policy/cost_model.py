@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import NamedTuple
@@ -33,6 +34,10 @@ VOTES = 2
 
 PACE = 3
 """Passes whose median tells how slow the machine is just now."""
+
+LATELY, FASTER = 64, 0.8
+"""Passes whose median pace is compared with the start-up self-test's, and a share of its seconds: what runs in less was
+measured while the machine had other work, and how costs compare may be wrong."""
 
 LIFETIME = 128
 """Passes after which a correction is forgotten: what looks dear by accident is not run, and so not measured again."""
@@ -114,10 +119,16 @@ class CostModel:
         self._passes, self._drafts = Corrections(), Corrections()
         self._recent: list[_Pass] = []  # the newest passes, and how many times the cost they took
         self._pace = 1.0
+        self._paces = deque[float](maxlen=LATELY)
         self._now = 0
         self._plain: dict[int, int] = {}  # rows -> plain passes that were timed
         self._bases: dict[tuple[int, int], dict[float, float]] = {}  # of rows behind a context: seconds by nodes
         self._lines: dict[int, Steps] = {}  # by rows, since the last pass
+
+    @property
+    def outdated(self) -> bool:
+        """Whether passes take so much less than was measured at start that it should be measured again."""
+        return bool(self._tables) and len(self._paces) == LATELY and _median(self._paces) < FASTER
 
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test found, beside what it found before."""
@@ -193,6 +204,7 @@ class CostModel:
         surprise = ratio / self._pace
         self._recent = [*self._recent[1 - PACE :], _Pass(kind, ratio)]
         self._pace = _median([each.ratio for each in self._recent])
+        self._paces.append(self._pace)
         self._plain[rows] = self._plain.get(rows, 0) + (nodes <= rows)
         self._now += 1
         self._lines.pop(rows, None)

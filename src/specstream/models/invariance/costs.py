@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import median
 from typing import Protocol, TypeVar
 
 import torch
@@ -48,7 +47,8 @@ DEPTHS = (1, 2, 4)
 """Depths of the drafts that are timed."""
 
 REPEATS = 3
-"""Timed rounds of a shape, of which the median counts. One more before them pays for what is done once."""
+"""Timed rounds of a shape, of which the fastest counts, as other work only adds time. One more before them pays for
+what is done once."""
 
 PASS_SECONDS, DRAFT_SECONDS = 4.0, 1.5
 """What the timing of passes, and of drafts, of one number of rows may take. What does not fit is left out."""
@@ -98,6 +98,12 @@ def known_prices(target: MeasuredTarget, drafter: Drafter) -> PriceList:
     return _Kept(target.measured, drafter).prices
 
 
+def forget_prices(target: MeasuredTarget) -> None:
+    """Forget what passes and drafts were found to cost: it is measured again when it is next asked for."""
+    with _measuring:
+        target.measured.forget("seconds of ")
+
+
 def rungs(rows: int) -> list[int]:
     """The numbers of rows that are measured where a batch may have up to so many; the last stands for it."""
     return [1 << power for power in range((min(rows, MOST_NODES) - 1).bit_length() + 1)]
@@ -134,7 +140,7 @@ def measure_passes(
         return _pass(sessions[context], rows, total // rows, context, now)
 
     shapes = [shape for shape in _shapes(target.context_length, rows, nodes) if shape not in known]
-    return _medians(shapes, run, PASS_SECONDS, now, disturbed)
+    return _fastest(shapes, run, PASS_SECONDS, now, disturbed)
 
 
 def measure_drafting(
@@ -294,7 +300,7 @@ def _drafting(
         settle(session.device)
         return now() - started
 
-    return _medians(offered, run, DRAFT_SECONDS, now, disturbed)
+    return _fastest(offered, run, DRAFT_SECONDS, now, disturbed)
 
 
 def _plain_round(session: TargetSession, drafts: DraftSession, prompts: list[list[int]]) -> list[list[int]]:
@@ -322,7 +328,7 @@ def _offered(drafts: DraftSession, requests: Sequence[DraftRequest]) -> list[Off
     return [offer for offer in steps if offer is not None] if None not in steps else []
 
 
-def _medians(
+def _fastest(
     shapes: Sequence[_Shape],
     run: Callable[[_Shape], float],
     most: float,
@@ -349,4 +355,4 @@ def _medians(
             own.append(run(shape))
     if 2 * sum(max(own) > UNEVEN * min(own) for own in runs.values()) > len(runs):
         disturbed()
-    return {shape: median(own) for shape, own in runs.items()}
+    return {shape: min(own) for shape, own in runs.items()}

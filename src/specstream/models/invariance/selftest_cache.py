@@ -29,8 +29,8 @@ from specstream.models.runtime import native
 SWITCH = "SPECSTREAM_NO_SELFTEST_CACHE"
 """The environment variable that turns this off."""
 
-LIBRARIES = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "MKL_", "ONEDNN_", "TORCH_")
-"""Environment variables that may choose kernels begin with one of these."""
+LIBRARIES = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "TORCH_")
+"""Environment variables that may choose kernels, or say how threads wait for each other, begin with one of these."""
 
 _Of = TypeVar("_Of", bound=tuple[int, ...])
 
@@ -67,11 +67,23 @@ class SelfTestCache:
         """Remember what was measured, beside what is known under this name."""
         self._keep({f"{name}: {' '.join(map(str, each))}": float(took) for each, took in measured.items()}, lasting)
 
+    def forget(self, start: str) -> None:
+        """Forget the answers whose names begin like this, on disk too."""
+        known = {**self._read(), **self._known}
+        self._known = {name: answer for name, answer in known.items() if not name.startswith(start)}
+        self._passing = {name: answer for name, answer in self._passing.items() if not name.startswith(start)}
+        self._write()
+
     def _keep(self, answers: Mapping[str, int | float], lasting: bool) -> None:
         if not lasting or self._path is None:
             self._passing.update(answers)
             return
         self._known = {**self._read(), **self._known, **answers}
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, json.dumps(self._known, indent=0, sort_keys=True))

@@ -3,6 +3,7 @@
 import pytest
 
 from specstream.core.policy.cost_model import (
+    LATELY,
     LIFETIME,
     NODE_SHARE,
     PACE,
@@ -271,3 +272,19 @@ class TestWithoutPrices:
             costs.observe_drafting("model", 1, 2, 1, 24.0)
         assert costs.passing(1, 4) / costs.passing(1, 1) == pytest.approx(2, rel=0.1)
         assert costs.drafting("model", 1, 4) / costs.plain(1) == pytest.approx(1.6, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("listed", "passes", "pace", "outdated"),
+    [
+        (True, LATELY, 0.7, True),
+        (True, LATELY, 0.9, False),
+        (True, LATELY - 1, 0.7, False),
+        (False, LATELY, 0.7, False),
+    ],
+)
+def test_a_list_from_a_busier_machine_is_outdated(listed, passes, pace, outdated):
+    costs = CostModel(PriceList({(1, 1, 64): 10.0, (1, 8, 64): 12.0}) if listed else None)
+    for _ in range(passes):
+        costs.observe_pass(1, 1, pace * 10.0)
+    assert costs.outdated == outdated

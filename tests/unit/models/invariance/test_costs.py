@@ -17,7 +17,16 @@ from specstream.drafters.none import NoDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import DeviceMemoryError
 from specstream.models.invariance import costs
-from specstream.models.invariance.costs import DEPTHS, FAR, NEAR, measure_drafting, measure_passes, prices_of, rungs
+from specstream.models.invariance.costs import (
+    DEPTHS,
+    FAR,
+    NEAR,
+    forget_prices,
+    measure_drafting,
+    measure_passes,
+    prices_of,
+    rungs,
+)
 from specstream.models.invariance.selftest_cache import SelfTestCache
 from tests.lossless.table_model import TableHeads, TableModel, TableSession, TableStreams
 
@@ -261,6 +270,20 @@ def test_what_other_work_disturbed_is_measured_again_by_the_next_start(slower, k
     again = timed(clock=stopped, measured=SelfTestCache(path))
     assert prices_of(again, NoDrafter(), 1, 9).passes
     assert bool([shape for shape in passes_of(again) if shape[1] > 1]) == (not kept)
+
+
+def test_what_is_forgotten_is_measured_again_by_whoever_asks_next(tmp_path, stopped):
+    path = tmp_path / "known.json"
+    busy = timed(lambda *shape: 3 * linear(*shape), clock=stopped, measured=SelfTestCache(path))
+    busy.measured.keep("width 4", 1)
+    prices_of(busy, NoDrafter(), 2, 9)
+    busy.measured.keep_seconds("seconds of passes", {(9, 9, 9): 1.0}, lasting=False)
+    forget_prices(busy)
+    for each in (busy.measured, SelfTestCache(path)):
+        assert not each.seconds("seconds of passes") and each.get("width 4") == 1
+    quiet = timed(clock=stopped, measured=SelfTestCache(path))
+    found = prices_of(quiet, NoDrafter(), 2, 9).passes
+    assert found and found == {shape: pytest.approx(linear(*shape)) for shape in found}
 
 
 def test_only_what_is_missing_is_measured(stopped):
