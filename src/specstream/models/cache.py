@@ -8,6 +8,7 @@ overwritten by the next pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -184,9 +185,20 @@ class TreeCache(Cache):
         self.lengths = list(lengths)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order."""
+        """Keep these rows, in this order.
+
+        Rows that stay in order are moved up within the buffers, and the others' room stays until it is more than half.
+        """
         self.addresses.clear()
-        self._buffers = {key: buffer[list(rows)] for key, buffer in self._buffers.items()}
+        in_order = all(row < later for row, later in pairwise(rows))
+        for key, buffer in self._buffers.items():
+            if not in_order or buffer.untyped_storage().nbytes() > 2 * len(rows) * buffer[0].nbytes:
+                self._buffers[key] = buffer[list(rows)]
+                continue
+            for place, row in enumerate(rows):
+                if place != row:
+                    buffer[place] = buffer[row]
+            self._buffers[key] = buffer[: len(rows)]
         self.lengths = [self.lengths[row] for row in rows]
 
     def join(self, other: TreeCache) -> None:

@@ -102,6 +102,27 @@ def test_keep_renumbers_the_rows() -> None:
     assert [content(cache, row) for row in (0, 1)] == [[21, 22, 23, 24], [1, 2, 3]]
 
 
+@pytest.mark.parametrize("kept", [(0,), (3,), (0, 1), (1, 3), (2, 0), (0, 1, 2), (0, 2, 3), (1, 2, 3), (3, 1, 2)])
+def test_rows_that_are_kept_go_on_as_if_they_had_been_alone(kept: tuple[int, ...]) -> None:
+    tokens = [[1.0, 2.0], [11.0], [21.0, 22.0, 23.0], [31.0] * 5]
+    cache = filled(*tokens)
+    cache.keep(kept)
+    write(cache, *([90.0 + row] for row in kept))
+    cache.commit([(0,)] * len(kept))
+    cache.join(filled([41.0]))
+    cache.reserve(4 * STEP)
+    assert [content(cache, at) for at in range(len(kept) + 1)] == [*([*tokens[row], 90 + row] for row in kept), [41]]
+
+
+def test_room_of_rows_that_are_gone_is_given_back_when_it_is_the_larger_part() -> None:
+    cache = filled(*([float(row)] for row in range(9)))
+    for rows in (8, 5, 4, 3, 1):
+        cache.keep([*range(1, rows), len(cache.lengths) - 1])
+        held = sum(buffer.untyped_storage().nbytes() for buffer in cache._buffers.values())
+        assert held <= 2 * cache.nbytes
+    assert content(cache, 0) == [8]
+
+
 def test_growth_keeps_the_content_and_steps_evenly() -> None:
     cache = filled([1.0] * (STEP - 1), [7.0])
     assert cache.capacity == STEP
