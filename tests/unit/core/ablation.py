@@ -55,8 +55,8 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "TRIAL_AFTER": (controller, (4, 64)),
     "LONGEST_WAIT": (controller, (16, 1024)),
     "PLAIN_AFTER": (controller, (32, NEVER)),
-    "REST": (controller, (0, 16)),
-    "LONGEST_REST": (controller, (2, 128)),
+    "PAUSE": (controller, (0, 16)),
+    "LONGEST_PAUSE": (controller, (2, 128)),
     "AGREES": (controller, (0.05, NEVER)),
 }
 """Where each constant stands, and what it is changed to."""

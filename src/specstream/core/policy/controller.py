@@ -29,7 +29,7 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
-REST, LONGEST_REST = 2, 32
+PAUSE, LONGEST_PAUSE = 2, 32
 """Rounds after one in which nothing paid until drafts that take their drafter time are weighed again, as weighing takes
 longer than it brings; they double each time, up to the latter."""
 
@@ -61,7 +61,9 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._rests: dict[int, tuple[int, int]] = {}  # rows -> until which round only known trees are weighed; how long
+        self._pauses: dict[
+            int, tuple[int, int]
+        ] = {}  # rows -> round up to which only known trees count; how long
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
 
@@ -76,7 +78,7 @@ class Controller:
     def renew(self) -> None:
         """Another text begins, in which drafters may be worth more than in the last one, or less."""
         self.estimates.renew()
-        self._rests.clear()
+        self._pauses.clear()
         self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
@@ -103,7 +105,7 @@ class Controller:
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
         self.costs.look_at(max(len(request.tokens) for request in requests))
-        until, rest = self._rests.get(rows, (0, REST))
+        until, pause = self._pauses.get(rows, (0, PAUSE))
         if self._round < until:
             offers = [[offer for offer in own if offer.tree is not None] for own in offers]
         last = self._plain.setdefault(rows, self._round)
@@ -115,10 +117,10 @@ class Controller:
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
         if self._plan is None:
             if self._round >= until:
-                self._rests[rows] = self._round + rest, min(2 * rest, LONGEST_REST)
+                self._pauses[rows] = self._round + pause, min(2 * pause, LONGEST_PAUSE)
             return list(map(_nothing, requests))
         if self._plan.drafting and self._trial is None:
-            self._rests.pop(rows, None)
+            self._pauses.pop(rows, None)
         return planner.requests(requests, self._plan)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:

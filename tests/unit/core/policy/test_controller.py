@@ -11,7 +11,7 @@ import pytest
 
 from specstream.core.policy.controller import (
     BUDGET,
-    LONGEST_REST,
+    LONGEST_PAUSE,
     LONGEST_WAIT,
     PLAIN_AFTER,
     REFILL,
@@ -492,7 +492,7 @@ class TestTrials:
     def test_they_become_ever_rarer(self):
         waits = [later - earlier for earlier, later in pairwise(self.tried(Controller(), 500))]
         assert waits == sorted(waits)
-        assert waits[0] <= 2 * TRIAL_AFTER + LONGEST_REST < waits[-1] <= LONGEST_WAIT + LONGEST_REST
+        assert waits[0] <= 2 * TRIAL_AFTER + LONGEST_PAUSE < waits[-1] <= LONGEST_WAIT + LONGEST_PAUSE
 
     def test_in_other_texts_they_come_sooner_again(self):
         controller = Controller()
