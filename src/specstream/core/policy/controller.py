@@ -61,9 +61,7 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._pauses: dict[
-            int, tuple[int, int]
-        ] = {}  # rows -> round up to which only known trees count; how long
+        self._pauses: dict[int, tuple[int, int]] = {}  # rows -> round up to which only known trees count; how long
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
 
