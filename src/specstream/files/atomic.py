@@ -51,10 +51,17 @@ def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
         is_own: whether the file that is there is an earlier one of the command's; asked where it holds something.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not, or there is a device or a pipe.
     """
+    _refuse_special(path, f"{setting} is {str(path)!r}, which")
     if path.is_file() and path.stat().st_size and not is_own(path):
         raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
+
+
+def _refuse_special(path: Path, what: str) -> None:
+    """To rename a file to the name of a device or a pipe would be its end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"{what} is a device or a pipe; give the name of a file")
 
 
 def path_of(name: str, value: Any, wanted: str) -> Path:
@@ -90,6 +97,7 @@ def folder_of(name: str, value: Any) -> Path:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Inside, a temporary name beside a file to write it under; it takes the file's place if nothing fails."""
+    _refuse_special(path, repr(str(path)))
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
