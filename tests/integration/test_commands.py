@@ -84,7 +84,7 @@ def test_text_goes_to_stdout_and_the_account_of_it_to_stderr(capsys, tiny):
     assert code == 0
     text = json.loads(run(capsys, *words, "--json")[1])["text"]
     assert out == text + "\n"
-    assert "x plain decoding" in err
+    assert "x plain decoding" in err or "plain decoding: not known" in err, "where other work disturbs the timing"
     assert "lossless" in err
 
 
