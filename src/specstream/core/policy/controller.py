@@ -162,7 +162,7 @@ class Controller:
                 steps = request.depth
             if steps:
                 asked[offer.drafter] = asked.get(offer.drafter, _Asked()).and_by(steps, offer.unread, verdict.accepted)
-        spent = self.costs.line(rows).of(nodes)
+        spent = 0.0  # seconds, at the usual pace
         for drafter, each in asked.items():
             if len(asked) == 1:  # of several drafters nobody knows who took how long
                 self.costs.observe_drafting(drafter, each.rows, each.depth, each.unread, seconds[0])
@@ -172,6 +172,7 @@ class Controller:
             self.estimates.judge(own, request, tree, verdict)
         gain = 0.0  # plain passes that the round saved
         if self._planner is not None and any(request.depth for request in requests):
+            spent += self.costs.line(rows).of(nodes)
             pairs = zip(self._planner.worth, verdicts, strict=True)
             gain = sum(worth * len(verdict.tokens) for worth, verdict in pairs) / rows - spent / self.costs.plain(rows)
         self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))

@@ -283,7 +283,7 @@ class Planner:
         if not asking:
             return 0.0, 0.0
         drafter, unread = asking[0][0].drafter, max(offer.unread for offer, _ in asking)
-        depth = min(deepest, max((level.depth for _, levels in asking for level in levels), default=deepest))
+        depth = min(deepest, max(level.depth for _, levels in asking for level in levels))
         full = steps = self.costs.drafting(drafter, len(asking), depth, unread)
         if any(offer.cuts for offer, _ in asking):
             going = [self.estimates.of(offer).going(depth) for offer, _ in asking]
