@@ -24,6 +24,8 @@ from specstream.heads.streams_config import StreamsConfig
 from specstream.routing.config import DrafterSpec, RouterConfig
 from specstream.routing.features import CLASSES
 from specstream.routing.model import Network, RouterModel
+from specstream.training.config import TrainConfig
+from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
@@ -46,8 +48,14 @@ def made():
     models |= {"VISION": ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))}
     classes = {"EngineConfig": EngineConfig, "GenerationConfig": GenerationConfig, "Silent": _Silent}
     classes |= {"Streams": Streams, "StreamsConfig": StreamsConfig, "MedusaHeads": MedusaHeads}
-    classes |= {"RouterConfig": RouterConfig, "TextStreamer": TextStreamer}
-    processor = {"Processor": RepetitionPenaltyLogitsProcessor, "audit": audit, "torch": torch, "np": np}
+    classes |= {"RouterConfig": RouterConfig, "TextStreamer": TextStreamer, "TrainConfig": TrainConfig}
+    processor = {
+        "Processor": RepetitionPenaltyLogitsProcessor,
+        "audit": audit,
+        "train": train,
+        "torch": torch,
+        "np": np,
+    }
     given = {"IDS": torch.tensor([[1, 2, 3]]), "P": WORDS, "MSA": MultiStreamAttention(64, 4, 2)}
     return {"TOK": tokenizer, "ADDED": other, **models, **classes, **processor, **given}
 
@@ -102,6 +110,9 @@ OF_ANOTHER_KIND = [
     ("B.observe(F * float('nan'), 'lookup', 5.0)", "give those of choose(prompt).features"),
     ("B.choose(P).learn(None, plain=1.0)", "tokens_per_second is None; give a positive number"),
     ("B.route_and_decode(M, {5: M, 'a': M}, IDS)", "draft model 5 belongs to no drafter; leave it out"),
+    ("train('train.yaml')", "config is 'train.yaml'; give training.config.read_config(FILE)"),
+    ("TrainConfig()", "recipe is missing; give it"),
+    ("TrainConfig(recipe='lora', lora={'r': True})", "lora.r is True; give a value that is a number"),
     ("RouterConfig()", "router is missing; give it"),
     ("RouterConfig(router=5)", "router is 5; give a value that is a valid string"),
     ("RouterConfig(router='x', seed=True)", "seed is True; give a value that is a number"),

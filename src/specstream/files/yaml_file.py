@@ -35,6 +35,20 @@ class Section(BaseModel):
         return value
 
 
+class Configuration(Section):
+    """A whole configuration, which is made in Python too: what is wrong is said in one line, and a path is a text."""
+
+    if not TYPE_CHECKING:  # for whom the fields are the arguments
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(
+                    **{name: str(each) if isinstance(each, Path) else each for name, each in values.items()}
+                )
+            except ValidationError as error:
+                raise refusal(error, type(self), values) from None
+
+
 def takes_numbers(annotation: Any) -> bool:
     """Whether a field of this type holds a number, or some."""
     return annotation in (int, float) or any(takes_numbers(each) for each in get_args(annotation))
@@ -190,7 +204,7 @@ def validated(
         made = kind(**values)
     except ValidationError as error:
         raise refusal(error, kind, values, prefix, document, free) from None
-    except UsageError as said:  # by a class that does so itself, where no line is known
+    except UsageError as said:  # by a Configuration, which knows no line
         if not isinstance(cause := said.__context__, ValidationError):
             raise
         raise refusal(cause, kind, values, prefix, document, free) from None

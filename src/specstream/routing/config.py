@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from specstream.errors import UsageError
 from specstream.files.atomic import path_of
-from specstream.files.yaml_file import Section, read_document, refusal, validated
+from specstream.files.yaml_file import Configuration, Section, read_document, validated
 
 NONE = "none"
 """The name of plain decoding among the drafters: what the others are measured against."""
@@ -34,7 +34,7 @@ class DrafterSpec(Section):
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
 
 
-class RouterConfig(Section):
+class RouterConfig(Configuration):
     """A trained router at work.
 
     Attributes:
@@ -54,16 +54,6 @@ class RouterConfig(Section):
     doubt: float = Field(default=0.2, gt=0, allow_inf_nan=False)
     memory: float = Field(default=200.0, ge=1, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0, lt=2**63)
-
-    if not TYPE_CHECKING:  # for whom the fields are the arguments
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(
-                    **{name: str(each) if isinstance(each, Path) else each for name, each in values.items()}
-                )
-            except ValidationError as error:
-                raise refusal(error, type(self), values) from None
 
 
 def router_config(config: RouterConfig | Mapping[str, Any] | str | Path) -> RouterConfig:
