@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
+from sys import float_info
 from types import MappingProxyType
 from typing import Any
 
@@ -87,8 +88,9 @@ def has(value: object, *methods: str) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a real number; True and False are none, numpy's are."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+    """Whether a value is a finite real number; True and False are none, numpy's are."""
+    real = value is not True and value is not False and isinstance(value, Real)
+    return real and bool(abs(value) <= float_info.max)
 
 
 def count_of(name: str, value: Any, least: int = 1) -> int:

@@ -105,6 +105,7 @@ OF_ANOTHER_KIND = [
     ("B.bind(M, M)", "tokenizer is a LlamaForCausalLM; give the tokenizer itself"),
     ("B.bind(M, ADDED.__class__)", "; give the tokenizer itself"),
     ("B.observe(F, 'lookup', 'fast')", "tokens_per_second is 'fast'; give a positive number"),
+    ("B.observe(F, 'lookup', 10**400)", "; give a positive number"),
     ("B.observe(F, 'lookup', True)", "tokens_per_second is True; give a positive number"),
     ("B.observe(F, 'lookup', 5.0, plain='x')", "plain is 'x'; give a positive number"),
     ("B.observe(F * float('nan'), 'lookup', 5.0)", "give those of choose(prompt).features"),
@@ -193,6 +194,7 @@ def test_an_object_of_another_kind(made, code, told):
         ("R.save_state(None)", "path is None; give a file"),
         ("R.save_state('.')", "path is '.', which is a folder; give the name of a file"),
         ("R.load_state('file')", "give a file that save_state of this router wrote"),
+        ("AD.load_weights('damaged')", "'damaged' holds no LoRA weights: Error while deserializing header"),
         ("Streams.from_pretrained(M, 'file')", "folder is a LlamaForCausalLM; give a folder of heads"),
         ("MedusaHeads.from_pretrained(None, M)", "folder is None; give a folder of Medusa heads"),
         ("MedusaHeads(M).save(None)", "folder is None; give a folder"),
@@ -208,6 +210,8 @@ def test_an_object_of_another_kind(made, code, told):
 def test_a_path_that_is_none(made, tmp_path, monkeypatch, code, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    made["AD"].save_weights("damaged")
+    (tmp_path / "damaged" / "adapter_model.safetensors").write_bytes(b"x")
     refused(code, {**made, "HEADS": Streams(made["BASE"], StreamsConfig(layers=1))}, told)
 
 
@@ -218,6 +222,7 @@ WRITES = [
     "AD.save_merged('model')",
     "AD.save_merged('adapter')",
     "AD.save_merged('.')",
+    "AD.save_merged('with_notes')",
     "AD.save_weights('model')",
     "AD.save_weights('ours')",
     "HEADS.save('model')",
@@ -239,6 +244,8 @@ def test_what_is_there_is_not_replaced(made, tmp_path, monkeypatch, code):
     AdaptiveRouter(other.model, RouterConfig(router=""), None).save_state("another.state")
     made["M"].save_pretrained("model")
     made["AD"].save_weights("adapter")
+    made["AD"].save_merged("with_notes")
+    (tmp_path / "with_notes" / "README.md").write_text("what it is for")
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "adapter_config.json").write_text("our own notes")
     MedusaHeads(made["M"]).save("medusa")

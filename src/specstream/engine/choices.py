@@ -14,7 +14,7 @@ SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
 
 
-DRAFTERS = frozenset(get_args(DrafterName)) - {"auto"}
+DRAFTERS = frozenset(get_args(DrafterName))
 
 
 def check_choice(config: EngineConfig, draft: Any) -> None:

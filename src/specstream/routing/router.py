@@ -197,7 +197,7 @@ class Router:
             f"those of choose(prompt).features, {size} numbers",
         )
         for name, speed in (("tokens_per_second", tokens_per_second), ("plain", 1.0 if plain is None else plain)):
-            must_be(is_number(speed) and 0 < speed < float("inf"), name, speed, "a positive number")
+            must_be(is_number(speed) and speed > 0, name, speed, "a positive number")
         if not self.config.learn:
             return
         ratios, hidden = self.model.predict(features.reshape(1, -1))

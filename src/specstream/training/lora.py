@@ -172,7 +172,7 @@ class LoRAAdapter:
             UsageError: no folder, one that holds something else, or a dtype that weights cannot have.
         """
         wanted, tokenizer, folder = pick_dtype(dtype), self.tokenizer, folder_of("path", path)
-        check_replaceable(folder, _MERGED, "path")
+        _check_merged(folder)
         merged = self.get_adapted_model(merge=True).to(wanted)
 
         def fill(partial: Path) -> None:
@@ -181,7 +181,8 @@ class LoRAAdapter:
             for weights in partial.glob("*.safetensors"):
                 shutil.copymode(partial / "config.json", weights)
             tokenizer.save_pretrained(partial)
-            write_json(partial / _MERGED, {"base": self._base.config.name_or_path, "lora": self.config})
+            files = sorted([each.name for each in partial.iterdir()] + [_MERGED])
+            write_json(partial / _MERGED, {"base": self._base.config.name_or_path, "lora": self.config, "files": files})
 
         replace_folder(folder.absolute(), fill)
         return merged
@@ -193,13 +194,14 @@ class LoRAAdapter:
             UsageError: no adapter there, or one of another shape.
         """
         peft = require("peft", "train", "LoRAAdapter")
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = path_of("path", path, "a folder of save_weights")
         try:
             found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UsageError(f"{str(path)!r} holds no LoRA weights: {error}; give a folder of save_weights") from None
         for name, theirs in _NAMES.items():
             ours, value = self.config[name], found.get(theirs)
@@ -252,6 +254,19 @@ class LoRAAdapter:
                     f"texts need a tokenizer and none is at {name!r}; give LoRAAdapter tokenizer="
                 ) from None
         return self._tokenizer
+
+
+def _check_merged(folder: Path) -> None:
+    """Refuse a folder for a merged model that holds anything but an earlier one.
+
+    Raises:
+        UsageError: so it is.
+    """
+    check_replaceable(folder, _MERGED, "path")
+    if any(folder.iterdir()):
+        own = json.loads((folder / _MERGED).read_text(encoding="utf-8"))["files"]
+        if others := sorted({each.name for each in folder.iterdir()} - set(own)):
+            raise UsageError(f"path is {str(folder)!r}, where {others[0]!r} would be lost; give a new folder")
 
 
 def _holds_lora(folder: Path) -> bool:
