@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
+from sys import float_info
 from types import MappingProxyType
 from typing import Any
 
@@ -79,6 +80,17 @@ def must_be(fits: bool, name: str, value: object, wanted: str) -> None:
         text = one_line(repr(value))
         said = text if len(text) <= 80 and " at 0x" not in text else f"a {type(value).__name__}"
         raise UsageError(f"{name} is {said}; give {wanted}")
+
+
+def has(value: object, *methods: str) -> bool:
+    """Whether a value is an object with these methods; a class that such objects are made of is none."""
+    return not isinstance(value, type) and all(callable(getattr(value, each, None)) for each in methods)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number; True and False are none, numpy's are."""
+    real = value is not True and value is not False and isinstance(value, Real)
+    return real and bool(abs(value) <= float_info.max)
 
 
 def count_of(name: str, value: Any, least: int = 1) -> int:

@@ -51,9 +51,11 @@ def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
         is_own: whether the file that is there is an earlier one of the command's; asked where it holds something.
 
     Raises:
-        UsageError: it is not, or there is a device or a pipe.
+        UsageError: it is not, or there is a folder, a device or a pipe.
     """
     _refuse_special(path, f"{setting} is {str(path)!r}, which")
+    if path.is_dir():
+        raise UsageError(f"{setting} is {str(path)!r}, which is a folder; give the name of a file")
     if path.is_file() and path.stat().st_size and not is_own(path):
         raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
 

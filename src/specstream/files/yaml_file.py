@@ -6,9 +6,9 @@ from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from specstream.errors import UsageError, listed, one_line, remedy, shown
 from specstream.files.atomic import path_of, why_unread
@@ -18,6 +18,40 @@ class Section(BaseModel):
     """A section of a file: unknown keys are errors, and nothing changes after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise UsageError(f"{name} cannot be set to {shown(value)} any more; give it when the configuration is made")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any, field: ValidationInfo) -> Any:
+        """True and False are no numbers, though pydantic takes them for 1 and 0."""
+        wanted = cls.model_fields[str(field.field_name)].annotation
+        held = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in held) and takes_numbers(wanted):
+            raise ValueError("a number")
+        return value
+
+
+class Configuration(Section):
+    """A whole configuration, which is made in Python too: what is wrong is said in one line, and a path is a text."""
+
+    if not TYPE_CHECKING:  # for whom the fields are the arguments
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(
+                    **{name: str(each) if isinstance(each, Path) else each for name, each in values.items()}
+                )
+            except ValidationError as error:
+                raise refusal(error, type(self), values) from None
+
+
+def takes_numbers(annotation: Any) -> bool:
+    """Whether a field of this type holds a number, or some."""
+    return annotation in (int, float) or any(takes_numbers(each) for each in get_args(annotation))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,37 +203,53 @@ def validated(
     try:
         made = kind(**values)
     except ValidationError as error:
-        errors = error.errors()
-        # What stands in the wrong section is missing in the right one, and that comes first.
-        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-        place = [str(part) for part in first["loc"]]
-        name = prefix + ".".join(place)
-        own = first.get("ctx", {}).get("error")
-        if isinstance(own, UsageError):  # of a section that checks itself
-            key = str(own).partition(" ")[0]
-            where = document.where([*place, key]) if document is not None else ""
-            raise UsageError(f"{where}{name}.{own}") from None
-        where = document.where(place) if document is not None else ""
-        if first["type"] == "extra_forbidden":
-            owner = "" if where == "--set: " else owner_of(values, kind.model_fields)
-            sections, given = sections_of(kind) | dict(free), first["input"]
-            set_in_it = isinstance(given, dict) and where == "--set: "
-            inner = [misplaced([*place, str(key)], sections) for key in given] if set_in_it else []
-            complaint = next(filter(None, inner), misplaced(place, sections, given))
-            if complaint and not owner and not prefix:
-                raise UsageError(where + complaint) from None
-            known = listed(place[-1], _known(kind, place[:-1]))
-            raise UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}") from None
-        if first["type"] == "missing":
-            raise UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}") from None
-        if first["input"] is None:
-            raise UsageError(f"{where}{name} is empty; give {remedy(first['msg'])}") from None
-        such = _example(kind, place, first["input"])
-        raise UsageError(f"{where}{name} is {shown(first['input'])}; give {such or remedy(first['msg'])}") from None
+        raise refusal(error, kind, values, prefix, document, free) from None
+    except UsageError as said:  # by a Configuration, which knows no line
+        if not isinstance(cause := said.__context__, ValidationError):
+            raise
+        raise refusal(cause, kind, values, prefix, document, free) from None
     for empty in _blank(made):
         where = document.where(empty) if document is not None else ""
         raise UsageError(f"{where}{prefix}{'.'.join(empty)} is empty; give a value, or leave it out")
     return made
+
+
+def refusal(
+    error: ValidationError,
+    kind: type[BaseModel],
+    values: Mapping[str, Any],
+    prefix: str = "",
+    document: Document | None = None,
+    free: Mapping[str, Collection[str]] = NOTHING,
+) -> UsageError:
+    """What pydantic complains of first, in one line; the arguments are those of ``validated``."""
+    errors = error.errors()
+    # What stands in the wrong section is missing in the right one, and that comes first.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    place = [str(part) for part in first["loc"]]
+    name = prefix + ".".join(place)
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, UsageError):  # of a section that checks itself
+        key = str(own).partition(" ")[0]
+        where = document.where([*place, key]) if document is not None else ""
+        return UsageError(f"{where}{name}.{own}")
+    where = document.where(place) if document is not None else ""
+    if first["type"] == "extra_forbidden":
+        owner = "" if where == "--set: " else owner_of(values, kind.model_fields)
+        sections, given = sections_of(kind) | dict(free), first["input"]
+        set_in_it = isinstance(given, dict) and where == "--set: "
+        inner = [misplaced([*place, str(key)], sections) for key in given] if set_in_it else []
+        complaint = next(filter(None, inner), misplaced(place, sections, given))
+        if complaint and not owner and not prefix:
+            return UsageError(where + complaint)
+        known = listed(place[-1], _known(kind, place[:-1]))
+        return UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}")
+    if first["type"] == "missing":
+        return UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}")
+    if first["input"] is None:
+        return UsageError(f"{where}{name} is empty; give {remedy(first['msg'])}")
+    such = _example(kind, place, first["input"])
+    return UsageError(f"{where}{name} is {shown(first['input'])}; give {such or remedy(first['msg'])}")
 
 
 def _example(kind: type[BaseModel], place: Sequence[str], value: Any) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UsageError, must_be, one_line
+from specstream.files.atomic import folder_of, path_of
+from specstream.models.architecture.families import describe, require_model
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub.catalog import catalog
 
@@ -29,10 +32,15 @@ class TrainedHead(nn.Module):
 
     Args:
         model: the base, a transformers causal language model.
+
+    Raises:
+        UnsupportedModelError: a base that cannot be a target.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        require_model(model)
+        self._family = describe(model)
         self._base = (model,)  # in a tuple nn.Module does not take it for a part of its own
 
     @property
@@ -53,6 +61,7 @@ class TrainedHead(nn.Module):
 
 def describe_base(model: Any) -> dict[str, str]:
     """The base as a head's settings name it: a folder by its last name, whose path says nothing elsewhere."""
+    require_model(model)
     name = str(model.config.name_or_path or model.config.model_type)
     return {"name": Path(name).name if Path(name).exists() else name, "fingerprint": fingerprint(model)}
 
@@ -60,15 +69,58 @@ def describe_base(model: Any) -> dict[str, str]:
 def save_head(
     folder: str | Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, weights: str = WEIGHTS
 ) -> None:
-    """Write weights and settings; the folder is made if it is not there, and each file is whole or as it was."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights and settings; the folder is made if it is not there, and each file is whole or as it was.
+
+    Raises:
+        UsageError: settings that are no JSON; a folder that cannot be, or holds something else than heads of this kind.
+    """
+    try:
+        text = json.dumps(dict(settings), indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"what is kept beside the weights is no JSON: {one_line(error)}; give plain values") from None
+    folder = folder_of("folder", folder)
+    if any((folder / name).exists() for name in (weights, SETTINGS)) and _held(folder) != _kind(settings):
+        raise UsageError(f"folder is {str(folder)!r}, which holds something else that would be lost; give a new folder")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / f".{weights}")
-    (folder / f".{SETTINGS}").write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+    (folder / f".{SETTINGS}").write_text(text, encoding="utf-8")
     # safetensors makes its file readable by the owner alone, which a shared folder cannot use.
     shutil.copymode(folder / f".{SETTINGS}", folder / f".{weights}")
     for name in (weights, SETTINGS):
         os.replace(folder / f".{name}", folder / name)
+
+
+def _kind(settings: Mapping[str, Any]) -> Any:
+    """Of heads: Medusa's say it as vLLM reads it."""
+    return settings.get("kind", settings.get("model_type"))
+
+
+def _held(folder: Path) -> Any:
+    """The kind of what a folder holds, None if that is unknown."""
+    try:
+        return _kind(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def drafted_tokens(name: str, tokens: Any, size: int, device: torch.device) -> Tensor | None:
+    """The part of a vocabulary that heads draft, ``[n]`` int64; None for all of it.
+
+    Raises:
+        UsageError: no token ids, none, one twice, or one beyond the vocabulary's ``size``.
+    """
+    if tokens is None:
+        return None
+    try:
+        ids = torch.as_tensor(tokens, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.empty(0)
+    whole = not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
+    must_be(whole and ids.ndim == 1 and len(ids) > 0, name, tokens, "token ids: [n] int64, at least one")
+    if (strange := ids[(ids < 0) | (ids >= size)]).numel():
+        raise UsageError(f"{name} has the token {int(strange[0])}; the vocabulary is 0 to {size - 1}")
+    if len(ids.unique()) < len(ids):  # type: ignore[no-untyped-call]
+        raise UsageError(f"{name} has a token twice; give each once")
+    return ids.long()
 
 
 def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
@@ -78,8 +130,9 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
         ModelNotFoundError: there is none in the folder.
     """
     try:
-        settings: dict[str, Any] = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        path = path_of("folder", folder, f"a folder of {what}")
+        settings: dict[str, Any] = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, JSONDecodeError, UnicodeDecodeError) as error:
         best = Path(folder) / "best"
         given = repr(str(best)) if (best / SETTINGS).is_file() else "a folder that training wrote"
         raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({error}); give {given}") from error
@@ -93,7 +146,7 @@ def kind_of(folder: str | Path) -> str:
         ModelNotFoundError: there are no heads in the folder.
     """
     settings = read_settings(folder)
-    kind = settings.get("kind", settings.get("model_type"))
+    kind = _kind(settings)
     if kind not in KINDS:
         raise ModelNotFoundError(f"{str(folder)!r} holds {kind!r}; give a folder of {' or '.join(KINDS)}")
     return str(kind)

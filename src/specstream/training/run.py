@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from specstream.environment import provenance
-from specstream.errors import UsageError
+from specstream.errors import UsageError, must_be
 from specstream.files.atomic import set_aside
 from specstream.models.hub.catalog import check
 from specstream.reporting import announce
@@ -59,6 +59,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         TrainingError: out of memory, or the loss is no number.
         MissingPackageError: an optional package that this configuration needs is not installed.
     """
+    must_be(isinstance(config, TrainConfig), "config", config, "training.config.read_config(FILE)")
     _check_names(config)
     accelerator = make_accelerator(config.training, cpu=config.model.device == "cpu")
     root = Path(config.training.output_dir)
