@@ -143,6 +143,7 @@ _OURS = {
     "host": "bind address",
     # of measuring and of training
     "num_runs": "runs repeats iterations trials num_repeats",
+    "repeats": "num_runs runs iterations trials num_repeats",
     "limit": "num_samples max_samples num_prompts n_samples",
     "num_prompts": "num_samples limit",
     "num_samples": "num_prompts limit",
