@@ -213,9 +213,11 @@ def remedy(message: str) -> str:
     if " should have " in text:
         return "a value that has " + text.split(" should have ", 1)[1]
     known = {"valid integer": "whole number", "valid number": "number", "valid list": "list, such as [a, b]"}
+    known |= {"valid string": "text"}
     text = text.removeprefix("Input ").removeprefix("should be ")
     for theirs, ours in {**known, "valid dictionary": "mapping of keys to values"}.items():
         text = text.replace(f"a {theirs}", f"a {ours}")
+    text = text.replace("a valid boolean", "true or false")
     return f"a value that is {text}"
 
 
