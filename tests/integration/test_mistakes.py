@@ -689,7 +689,6 @@ def test_the_package_runs_as_a_module():
         ("benchmark task --task wikisql --data w.jsonl --shared none", "--shared is 'none', which is no folder"),
         ("benchmark task --task wikisql --data w.jsonl --heads target", "'target' holds 'llama'; give a folder of"),
         ("serve --api-key-file b.yaml", "--api-key-file 'b.yaml' has white space or a character that no header holds"),
-        ("demo -n 0", "-n is 0; give a value that is greater than or equal to 1"),
         ("make-draft --layers 1 -o out --texts empty.jsonl", "--texts 'empty.jsonl' is empty; give another file"),
         # settings of files
         ("benchmark -c b.yaml --set prompts.files.0.path=a", "give all of it, --set 'prompts.files=[..]'"),
@@ -845,3 +844,9 @@ def test_a_run_without_a_sample_takes_other_settings(here, monkeypatch, capsys):
     folder.append({**sample, "item": 0, "repeat": 0})
     with pytest.raises(UsageError, match=r"holds a run with target\.model 'b' and now it is 'a'"):
         RunFolder(here / "run").begin(first, {}, {})
+
+
+def test_the_demo_checks_its_settings_before_it_imports_a_page(monkeypatch, capsys):
+    monkeypatch.setattr("specstream.environment.require", lambda *names: pytest.fail("the page was asked for"))
+    assert run("demo", "-n", "0") == 2
+    assert "-n is 0; give a value that is greater than or equal to 1" in capsys.readouterr().err
