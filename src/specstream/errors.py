@@ -156,6 +156,7 @@ _OURS = {
     "host": "bind address",
     # of measuring and of training
     "num_runs": "runs repeats iterations trials num_repeats",
+    "repeats": "num_runs runs iterations trials num_repeats",
     "limit": "num_samples max_samples num_prompts n_samples",
     "num_prompts": "num_samples limit",
     "num_samples": "num_prompts limit",
@@ -225,9 +226,11 @@ def remedy(message: str) -> str:
     if " should have " in text:
         return "a value that has " + text.split(" should have ", 1)[1]
     known = {"valid integer": "whole number", "valid number": "number", "valid list": "list, such as [a, b]"}
+    known |= {"valid string": "text"}
     text = text.removeprefix("Input ").removeprefix("should be ")
     for theirs, ours in {**known, "valid dictionary": "mapping of keys to values"}.items():
         text = text.replace(f"a {theirs}", f"a {ours}")
+    text = text.replace("a valid boolean", "true or false")
     return f"a value that is {text}"
 
 

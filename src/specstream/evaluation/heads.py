@@ -99,7 +99,7 @@ def in_groups(questions: Sequence[Prompt], size: int) -> list[list[Prompt]]:
         UsageError: fewer questions than one group.
     """
     if len(questions) < size:
-        raise UsageError(f"batch-size is {size} and there are {len(questions)} prompts; give more, or a smaller one")
+        raise UsageError(f"batch_size is {size} and there are {len(questions)} prompts; give more, or a smaller one")
     return [list(questions[at : at + size]) for at in range(0, len(questions) - size + 1, size)]
 
 

@@ -22,6 +22,28 @@ def user_cache() -> Path:
 _ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".md", ".py", ".yaml", ".yml", ".gguf", ".bin", ".safetensors")
 
 
+_FORMATS = {*_ENDINGS, ".tsv", ".html", ".pdf", ".xlsx", ".parquet", ".png", ".svg", ".zip", ".pt", ".log"}
+"""Endings that say what a file holds."""
+
+
+def check_ending(path: str, setting: str, ending: str, what: str) -> None:
+    """Refuse to write one format under the name of another, as which it would be read.
+
+    Args:
+        path: to write.
+        setting: how the path is given, for the error.
+        ending: of what is written, such as ``.json``; empty for a folder.
+        what: is written.
+
+    Raises:
+        UsageError: so it is.
+    """
+    own = Path(path).suffix.lower()
+    if own in _FORMATS - {ending}:
+        wanted = f"that ends in {ending}" if ending else f"without {own}"
+        raise UsageError(f"{setting} is {path!r} and {what} is written; give a name {wanted}")
+
+
 def is_meant_as_path(name: str) -> bool:
     """Whether a name that could be a hub id is more likely a path, though nothing is there.
 

@@ -6,12 +6,11 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalEr
 from specstream.files.atomic import folder_of, path_of
 from specstream.models.architecture.families import describe, require_model
 from specstream.models.architecture.fingerprint import fingerprint
-from specstream.models.hub.catalog import catalog
+from specstream.models.hub.catalog import catalog, on_disk
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
@@ -129,10 +128,13 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
     Raises:
         ModelNotFoundError: there is none in the folder.
     """
+    path = path_of("folder", folder, f"a folder of {what}")
     try:
-        path = path_of("folder", folder, f"a folder of {what}")
         settings: dict[str, Any] = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
+        if Path(folder).is_file():
+            parent = str(Path(folder).parent)
+            raise ModelNotFoundError(f"{str(folder)!r} is a file; give its folder, {parent!r}") from error
         best = Path(folder) / "best"
         given = repr(str(best)) if (best / SETTINGS).is_file() else "a folder that training wrote"
         raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({error}); give {given}") from error
@@ -153,19 +155,46 @@ def kind_of(folder: str | Path) -> str:
 
 
 def check_base_name(folder: str | Path, model: str) -> None:
-    """Refuse heads of another model of the catalog before one is loaded; other bases are known by their weights.
+    """Refuse before a model is loaded heads of another one: by the catalog's names, or by the hidden size.
+
+    Others are known by the weights of their base, when it is loaded.
 
     Raises:
         ModelNotFoundError: there are no heads in the folder.
-        HeadMismatchError: the catalog has both models, and they are two.
+        HeadMismatchError: the catalog has both models, and they are two, or their hidden sizes differ.
     """
     settings = read_settings(folder)
     base = settings.get("base") or settings.get("specstream", {}).get("base", {})  # Medusa's are laid out as vLLM's
-    if base.get("name") != model and {base.get("name"), model} <= set(catalog()):
+    named = base.get("name") != model and {base.get("name"), model} <= set(catalog())
+    place = None if named else on_disk(model)
+    own, theirs = (None, None) if place is None else (_model_width(place), _width(Path(folder), settings))
+    if named or (own is not None and theirs is not None and own != theirs):
+        sizes = ("", "") if named else (f" (hidden size {theirs})", f" ({own})")
         raise HeadMismatchError(
-            f"the heads in {str(folder)!r} belong to {base['name']} and the model is {model}; give that model, or "
-            "heads that were trained for this one"
+            f"the heads in {str(folder)!r} belong to {base.get('name', 'another')}{sizes[0]} and the model is "
+            f"{model}{sizes[1]}; give that model, or heads that were trained for this one"
         )
+
+
+def _width(folder: Path, settings: Mapping[str, Any]) -> int | None:
+    """The hidden size of the base of heads; None where the folder does not say it."""
+    if "hidden_size" in settings:
+        return int(settings["hidden_size"])
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return int(file.get_slice("embeddings").get_shape()[-1])
+    except (OSError, SafetensorError):
+        return None
+
+
+def _model_width(folder: Path) -> int | None:
+    """The hidden size of a model that is on disk, without loading it; None where it calls it otherwise."""
+    try:
+        config = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        width = config.get("hidden_size", config.get("text_config", {}).get("hidden_size"))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return width if isinstance(width, int) else None
 
 
 def check_base(kind: str, folder: str | Path, base: Mapping[str, str], model: Any) -> None:
