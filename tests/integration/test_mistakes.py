@@ -489,7 +489,7 @@ def test_the_doctor_leaves_the_model_out_however_none_is_written(here, capsys):
     run("doctor", "--no-measure", "--model", "None")
     assert "None" not in capsys.readouterr().out
     assert run("doctor", "--no-measure", "--model", "self:int8") == 2
-    assert "not a model: give it as --draft" in capsys.readouterr().err
+    assert "not a model; give self:int8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,7 @@ def audit(
         "max_new_tokens": max_new_tokens,
         **options.given(repetition_penalty=repetition_penalty),
         "exact": exact,
-        "device": device,
-        "dtype": dtype,
-        "runtime": runtime,
-        "quantization": quantization,
+        **{"device": device, "dtype": dtype, "runtime": runtime, "quantization": quantization},
         "draft_quantization": draft_quantization,
         "heads": heads,
     }
