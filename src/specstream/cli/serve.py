@@ -82,7 +82,10 @@ def serve(
         heads=heads,
         gamma=gamma,
         acceptance_threshold=acceptance_threshold,
-        **{"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization},
+        dtype=dtype,
+        device=device,
+        runtime=runtime,
+        quantization=quantization,
         host=host,
         port=port,
         max_rows=max_rows,
@@ -95,8 +98,7 @@ def serve(
     )
     if vllm_args and settings.engine == "local":
         _refuse_vllm_args(vllm_args)
-    if served_model_name is not None:
-        settings = settings.called(served_model_name)
+    settings = settings if served_model_name is None else settings.called(served_model_name)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("specstream").setLevel(settings.log_level.upper())
     (_serve_with_vllm if settings.engine == "vllm" else _serve_ours)(settings)
