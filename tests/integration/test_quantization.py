@@ -75,6 +75,18 @@ def test_nothing_is_given_back_that_is_still_read(model, tokenizer, draft, quant
     assert tokens_of(engine) == said
 
 
+def test_a_model_that_was_changed_is_copied_anew(tokenizer):
+    changing = tiny_model()
+    engine = SpeculativeEngine(changing, tokenizer, quantization="int8", adaptive=False)
+    before = tokens_of(engine)
+    with torch.no_grad():
+        for name, weight in changing.named_parameters():
+            if "mlp" in name:
+                weight.neg_()
+    fresh = SpeculativeEngine(changing, tokenizer, drafter="none", quantization="int8")
+    assert tokens_of(engine) == tokens_of(fresh) != before
+
+
 @needs_kernels
 def test_the_head_of_four_bits_has_eight(model, tokenizer):
     engine = SpeculativeEngine(model, tokenizer, quantization="int4")
