@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +14,8 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
+    from specstream.evaluation.benchmark.experiments import Arm
     from specstream.evaluation.benchmark.prompts import Prompt
-    from specstream.evaluation.compare import Comparison, Contestant
 
 _Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, or lines like its own.")]
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
@@ -61,7 +60,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, in_groups, read_questions, record
+    from specstream.evaluation.heads import NEEDING, check_groups, drafters_beside, read_questions
     from specstream.heads.folder import KINDS
     from specstream.heads.shipped import shipped_for
 
@@ -74,19 +73,18 @@ def bench_heads(
     if fixed is not None and drafter and not set(KINDS) & set(drafter):
         raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
     questions = read_questions(prompts, per_category)
-    dealt = [in_groups(questions, size) for size in dict.fromkeys(batch_size or [1])]
+    sizes = list(dict.fromkeys(batch_size or [1]))
+    check_groups(questions, max(sizes))
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
+    arms = drafters_beside(names, given, settings, fixed=fixed, pruning=pruning)
     records = []
-    for groups in dealt:
-        with quiet():
-            contestants = _contestants(engine, names, given, settings, fixed=fixed, pruning=pruning)
-        comparison, predicted = _measure(engine, contestants, groups)
-        records.append(record(comparison, questions, groups, predicted))
+    for size in sizes:
+        records.append(_measure(engine, arms, questions, size))
         if not as_json:
-            _print(records[-1], len(groups), engine)
+            _print(records[-1], len(questions) // size, engine)
     arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts, "batch_size": batch_size}
     arguments |= {"per_category": per_category, "fixed": fixed, "pruning": pruning}
     found = records[0] if len(records) == 1 else {"batches": records}
@@ -115,27 +113,17 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     options.check_draft(given["draft"])
 
 
-def _contestants(engine: Any, names: list[str], given: dict[str, str | None], *rest: Any, **more: Any) -> Any:
-    """New ones for each size of batch: what a policy learned from one is not to help it with the next."""
-    from specstream.evaluation.heads import drafters_beside
+def _measure(engine: Any, arms: list[Arm], questions: list[Prompt], size: int) -> dict[str, Any]:
+    from specstream.evaluation.heads import measure_drafters
     from specstream.heads.folder import KINDS
 
+    # Answers, not prompts: with all drafters a prompt may take a minute. The first one warms up and comes again.
     try:
-        return drafters_beside(engine, names, given, *rest, **more)
+        with quiet(), progress("answers") as tell:
+            return measure_drafters(engine, arms, questions, size, lambda done, total, note: tell(done, total))
     except UsageError as error:  # heads have an option for each kind here
         kind = next((each for each in KINDS if f"'{each}'" in str(error)), "streams")
         raise type(error)(str(error).replace("heads=", f"--{kind}")) from error
-
-
-def _measure(
-    engine: Any, contestants: list[Contestant], groups: list[list[Prompt]]
-) -> tuple[Comparison, dict[str, float]]:
-    from specstream.evaluation.heads import measure
-
-    # Answers, not prompts: with all drafters a prompt may take a minute. The first one warms up and comes again.
-    answered = count(1)
-    with progress("answers", (len(groups) + 1) * len(contestants)) as tell:
-        return measure(engine, contestants, groups, lambda: tell(next(answered)))
 
 
 def _print(found: dict[str, Any], groups: int, engine: Any) -> None:

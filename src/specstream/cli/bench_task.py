@@ -15,7 +15,7 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
-    from specstream.evaluation.compare import Comparison
+    from specstream.evaluation.benchmark.folder import Samples
     from specstream.evaluation.tasks.task import Task, TaskExample
 
 _Task = Annotated[str, typer.Option("--task", help="A task's name, or its YAML file.")]
@@ -103,13 +103,14 @@ def _run(
     settings: dict[str, Any],
     task: Task,
     examples: list[TaskExample],
-) -> tuple[Comparison, dict[str, Any]]:
+) -> tuple[Samples, dict[str, Any]]:
     from specstream.evaluation.task_bench import answer_all, streams_beside
 
     engine = load_engine(model, None, {**settings, "drafter": "none"})
-    contestants = streams_beside(engine, heads, nodes)
-    with progress(f"{model}: examples", len(examples)) as tell:
-        return answer_all(contestants, task, examples, on_example=tell), engine.provenance()
+    arms = streams_beside(heads, nodes)
+    with progress(f"{model}: answers") as tell:
+        samples = answer_all(engine, arms, task, examples, lambda done, total, note: tell(done, total))
+    return samples, engine.provenance()
 
 
 def _print(found: dict[str, Any], task: Task) -> None:
