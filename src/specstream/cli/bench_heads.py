@@ -60,7 +60,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, check_groups, drafters_beside, read_questions
+    from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions
     from specstream.heads.folder import KINDS
     from specstream.heads.shipped import shipped_for
 
@@ -74,7 +74,8 @@ def bench_heads(
         raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
     questions = read_questions(prompts, per_category)
     sizes = list(dict.fromkeys(batch_size or [1]))
-    check_groups(questions, max(sizes))
+    if len(questions) < (most := max(sizes)):
+        raise UsageError(f"batch-size is {most} and there are {len(questions)} prompts; give more, or a smaller one")
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
@@ -129,22 +130,16 @@ def _measure(engine: Any, arms: list[Arm], questions: list[Prompt], size: int) -
 def _print(found: dict[str, Any], groups: int, engine: Any) -> None:
     from rich.table import Column, Table
 
+    from specstream.evaluation.report.words import side_cells
+
     console, sides = table_console(), found["all"]
     if found["batch_size"] > 1:
         left_out = f"; the last {found['left_out']} are left out" if found["left_out"] else ""
         print(f"{groups} groups of {found['batch_size']} prompts in the file's order, decoded at once{left_out}")
-    columns = (
-        Column("drafter", no_wrap=True),
-        "extra parameters",
-        "tokens/pass",
-        "accepted at 1 to 4",
-        "tokens/s",
-        "x plain",
-        "median",
-    )
-    table = Table(*columns, "equal")
-    for each in sides:
-        table.add_row(*_cells(each, engine.model.num_parameters()))
+    rows = [side_cells(each, _extra(each["parameters"], engine.model.num_parameters())) for each in sides]
+    table = Table(Column("drafter", no_wrap=True), *list(rows[0])[1:])
+    for row in rows:
+        table.add_row(*(text.replace(" (", "\n(") if name == "x plain" else text for name, text in row.items()))
     console.print(table)
     nodes = ", ".join(f"{each['side']} {each['nodes']:.2f}" for each in sides)
     print(f"drafted tokens a pass: {nodes}")
@@ -166,17 +161,5 @@ def _print(found: dict[str, Any], groups: int, engine: Any) -> None:
     print(", ".join(str(provenance[key]) for key in ("model", "dtype", "device", "runtime", "cpu")))
 
 
-def _cells(figures: dict[str, Any], base: int) -> list[str]:
-    from specstream.evaluation.report.words import interval
-
-    extra = figures["parameters"]
-    return [
-        figures["side"],
-        f"{extra:,} ({extra / base:.2%})" if extra else "0",
-        f"{figures['mean_accepted_length']:.2f}",
-        " ".join(f"{share:.2f}" for share in figures["acceptance"]),
-        f"{figures['tokens_per_second']:.1f}",
-        interval(figures["ratio_interval"]).replace(" (", "\n("),
-        f"{figures['middle_ratio']:.2f}",
-        f"{figures['equal']} of {figures['outputs']}",
-    ]
+def _extra(parameters: int, base: int) -> str:
+    return f"{parameters:,} ({parameters / base:.2%})" if parameters else "0"

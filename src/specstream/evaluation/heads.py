@@ -10,10 +10,9 @@ from typing import Any
 from specstream.config import engine_config
 from specstream.errors import UsageError, shown
 from specstream.evaluation.benchmark.experiments import PLAIN_ARM, Arm, Group
-from specstream.evaluation.benchmark.folder import Samples
 from specstream.evaluation.benchmark.prompts import Prompt
 from specstream.evaluation.benchmark.run import Progress, measure
-from specstream.evaluation.benchmark.summary import arms_of, equal_outputs, side_of
+from specstream.evaluation.benchmark.summary import arms_of, side_of, told
 from specstream.files.prompts import read_records
 from specstream.heads.folder import KINDS
 
@@ -85,16 +84,6 @@ def drafters_beside(
     return found
 
 
-def check_groups(questions: Sequence[Prompt], size: int) -> None:
-    """Refuse sizes of groups of which there is none.
-
-    Raises:
-        UsageError: fewer questions than one group.
-    """
-    if len(questions) < size:
-        raise UsageError(f"batch-size is {size} and there are {len(questions)} prompts; give more, or a smaller one")
-
-
 def measure_drafters(
     engine: Any, arms: Sequence[Arm], questions: Sequence[Prompt], size: int, on_progress: Progress
 ) -> dict[str, Any]:
@@ -126,21 +115,12 @@ def measure_drafters(
         else None,
         "all": [{**side_of(each), ratio: each["all"][ratio]} for each in found],
         "categories": {kind: [side_of(each, kind) for each in found] for kind in kinds},
-        "samples": [_sample(each, samples, asked) for each in samples.samples],
-    }
-
-
-def _sample(sample: Mapping[str, Any], samples: Samples, asked: Sequence[Prompt]) -> dict[str, Any]:
-    size, first = len(sample["tokens"]), sample["item"] * len(sample["tokens"])
-    return {
-        "side": sample["arm"],
-        "question": first,
-        "category": ", ".join(dict.fromkeys(one.category for one in asked[first : first + size])),
-        "emitted": [row[-1] for rows in sample["depths"] for row in rows],
-        "drafted": sample["drafted"],
-        "accepted": sample["accepted"],
-        "seconds": sample["decode"],
-        "total": sample["prefill"] + sample["decode"],
-        "exact": sample["exact"],
-        "equal": equal_outputs(sample, samples.plain_of(sample)) == size,
+        "samples": [
+            {
+                "question": (first := each["item"] * size),
+                "category": ", ".join(dict.fromkeys(one.category for one in asked[first : first + size])),
+                **told(each, samples),
+            }
+            for each in samples.samples
+        ],
     }

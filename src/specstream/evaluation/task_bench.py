@@ -6,7 +6,7 @@ model, where plain decoding and its streams generate each example in turn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
@@ -15,25 +15,21 @@ from specstream.evaluation.benchmark.experiments import PLAIN_ARM, Arm, Group
 from specstream.evaluation.benchmark.folder import Samples
 from specstream.evaluation.benchmark.prompts import Prompt
 from specstream.evaluation.benchmark.run import Progress, measure
-from specstream.evaluation.benchmark.summary import arms_of, equal_outputs, side_of
+from specstream.evaluation.benchmark.summary import arms_of, side_of, told
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.evaluation.tasks.task import Task, TaskExample
 
 CONTROLLED = "streams, controller"
 """The contestant for which the controller decides how far to draft."""
 
-_FIGURES = {
-    "side": "side",
-    "parameters": "parameters",
+_ALIASES = {
     "call_reduction": "mean_accepted_length",
-    "tokens_per_second": "tokens_per_second",
     "speedup": "ratio",
     "speedup_interval": "ratio_interval",
     "middle_speedup": "middle_ratio",
-    "equal": "equal",
     "answers": "outputs",
 }
-"""What records call the figures of a comparison."""
+"""What records called these figures, and call them for one release more."""
 
 
 def streams_beside(heads: str | None, nodes: Sequence[int]) -> list[Arm]:
@@ -79,7 +75,16 @@ def record(run: Samples, task: Task, examples: Sequence[TaskExample], provenance
     return {
         "model": provenance["model"],
         "figures": figures(answered, task, examples),
-        "answers": [_plain_answer(each, answered) for each in answered.samples],
+        "answers": [
+            {
+                "example": each["item"],
+                "text": each["texts"][0].strip(),
+                "tokens": len(each["tokens"][0]),
+                "passes": len(each["passes"]),
+                **told(each, answered),
+            }
+            for each in answered.samples
+        ],
         "failures": [
             {"example": index, "where": examples[index].where, "error": errors[index]} for index in sorted(errors)
         ],
@@ -96,7 +101,7 @@ def figures(run: Samples, task: Task, examples: Sequence[TaskExample]) -> list[d
         quality = {
             metric: vars(estimate(metric, counted(metric, list(texts.values()), references))) for metric in task.metrics
         }
-        found.append({"quality": quality, **{name: side[of] for name, of in _FIGURES.items()}})
+        found.append({"quality": quality, **side, **{name: side[of] for name, of in _ALIASES.items()}})
     return found
 
 
@@ -115,16 +120,3 @@ def differences(task: Task, examples: Sequence[TaskExample], run: Samples, other
 def _texts(run: Samples, arm: str) -> dict[int, str]:
     """The answers of an arm, by example."""
     return {each["item"]: each["texts"][0].strip() for each in run.samples if each["arm"] == arm}
-
-
-def _plain_answer(sample: Mapping[str, Any], run: Samples) -> dict[str, Any]:
-    return {
-        "side": sample["arm"],
-        "example": sample["item"],
-        "text": sample["texts"][0].strip(),
-        "tokens": len(sample["tokens"][0]),
-        "passes": len(sample["passes"]),
-        "seconds": sample["decode"],
-        "exact": sample["exact"],
-        "equal": bool(equal_outputs(sample, run.plain_of(sample))),
-    }

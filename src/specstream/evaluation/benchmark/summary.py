@@ -106,6 +106,20 @@ def side_of(arm: Mapping[str, Any], category: str | None = None) -> dict[str, An
     }
 
 
+def told(sample: Sample, samples: Samples) -> dict[str, Any]:
+    """A sample as those commands write it; ``emitted`` are the tokens of every pass."""
+    return {
+        "side": sample["arm"],
+        "emitted": [row[-1] for rows in sample["depths"] for row in rows],
+        "drafted": sample["drafted"],
+        "accepted": sample["accepted"],
+        "seconds": sample["decode"],
+        "total": sample["prefill"] + sample["decode"],
+        "exact": sample["exact"],
+        "equal": sample["tokens"] == samples.plain_of(sample)["tokens"],
+    }
+
+
 def by_arm(folder: Samples) -> dict[Place, list[Sample]]:
     """The samples of each arm, in the order in which arms were built."""
     arms: dict[Place, list[Sample]] = {place: [] for place in folder.arms}
@@ -200,15 +214,12 @@ def _figures(
         "grown_bytes": _largest(each["grown_bytes"] for each in good),
         "joules_per_token": None if None in joules else sum(joules) / tokens,
         "exact": sorted({each["exact"] for each in good}),
-        "equal": sum(map(equal_outputs, own, base)) if greedy else None,
+        "equal": sum(sum(map(eq, a["tokens"], b["tokens"])) for a, b in zip(own, base, strict=True))
+        if greedy
+        else None,
         "compared": sum(len(each["tokens"]) for each in own) if greedy else None,
     }
     return outcome
-
-
-def equal_outputs(own: Sample, base: Sample) -> int:
-    """How many rows of a generation have the other's tokens."""
-    return sum(map(eq, own["tokens"], base["tokens"]))
 
 
 def _ratio(own: Sample, base: Sample) -> float:
