@@ -214,12 +214,15 @@ def _figures(
         "grown_bytes": _largest(each["grown_bytes"] for each in good),
         "joules_per_token": None if None in joules else sum(joules) / tokens,
         "exact": sorted({each["exact"] for each in good}),
-        "equal": sum(sum(map(eq, a["tokens"], b["tokens"])) for a, b in zip(own, base, strict=True))
-        if greedy
-        else None,
-        "compared": sum(len(each["tokens"]) for each in own) if greedy else None,
+        "equal": sum(map(eq, _outputs(own), _outputs(base))) if greedy else None,
+        "compared": len(_outputs(own)) if greedy else None,
     }
     return outcome
+
+
+def _outputs(samples: Sequence[Sample]) -> list[list[int]]:
+    """The tokens of every row of every generation."""
+    return [row for each in samples for row in each["tokens"]]
 
 
 def _ratio(own: Sample, base: Sample) -> float:
