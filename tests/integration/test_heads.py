@@ -157,6 +157,14 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert report["provenance"]["runtime"]
 
 
+def test_the_model_as_its_own_draft_is_loaded_as_an_engine_loads_it(run, folders, questions):
+    words = ["--drafter", "draft_model", "--draft", str(folders / "model"), "--per-category", "1", "-n", "4", "--json"]
+    code, out, _ = run("benchmark", "heads", "--prompts", str(questions), *words)
+    assert code == 0
+    plain, draft = json.loads(out)["all"]
+    assert plain["parameters"] == 0 < draft["parameters"], "a copy in fewer bits"
+
+
 def test_bench_heads_decodes_several_prompts_at_once(run, questions, tmp_path):
     words = ["--drafter", "lookup", "-b", "2", "-b", "3", "-n", "12", "--output", str(tmp_path / "report.json")]
     code, out, err = run("benchmark", "heads", "--prompts", str(questions), *words)
