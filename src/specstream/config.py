@@ -80,6 +80,7 @@ class EngineSettings(SamplingSettings, total=False):
     lookahead_guesses: int
     adaptive: bool
     draft_quantization: Literal["auto", "none", "int8", "int4"]
+    quantization: Literal["none", "int8", "int4"]
     heads: str | None
     router: str | None
     router_state: str | None
@@ -173,6 +174,9 @@ class EngineConfig(_Settings):
         draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
             output cannot change, only the acceptance. ``auto`` is, on the CPU for drafts given by name, int4 from 256
             million parameters on, else int8.
+        quantization: of the target, on the CPU: ``int8`` and ``int4`` read the weights of its linear layers from a copy
+            in fewer bits, which makes it faster and another model: the output is exactly that one's own, whatever
+            drafts (docs/quantization.md). ``SpeculativeEngine.release`` gives back the memory of what was copied.
         heads: a folder of heads that were trained for this very model: ``streams`` or ``medusa``; None takes those that
             are shipped, where ``drafter`` asks for them.
         router: the folder of a router that was trained for this very model (docs/router.md).
@@ -201,6 +205,7 @@ class EngineConfig(_Settings):
     lookahead_guesses: int = Field(default=4, ge=1)
     adaptive: bool = True
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
+    quantization: Literal["none", "int8", "int4"] = "none"
     heads: str | None = None
     router: str | None = None
     router_state: str | None = None

@@ -115,13 +115,14 @@ def test_what_is_called_bits_is_equal_to_the_bit(
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gpt2"])
 def test_a_quantised_target_keeps_its_own_bits(family: str, bits: Quantization) -> None:
-    target = HuggingFaceTarget(build(family, torch.bfloat16), quantization=bits)
-    plain = Plain(target, PROMPTS[1:2], NEW_TOKENS)
-    for drafter in ("lookup", "draft_model", "draft_model-tree"):
-        recorded = Recorded(target)
-        rows = run(recorded, make_drafter(drafter, family, dtype=torch.bfloat16), PROMPTS[1:2], NEW_TOKENS)
-        assert [row.exact for row in rows] == ["bits"]
-        assert differences(plain, rows, recorded.logits) == []
+    target = HuggingFaceTarget(build(family, torch.bfloat16), quantization=bits, head="int8")
+    plain = Plain(target, PROMPTS, NEW_TOKENS)
+    for drafter in ("lookup", "draft_model", "draft_model-tree", "streams", "self:int4"):
+        for first, last in BATCHES.values():
+            recorded = Recorded(target)
+            rows = run(recorded, make_drafter(drafter, family, dtype=torch.bfloat16), PROMPTS[first:last], NEW_TOKENS)
+            assert [row.exact for row in rows] == ["bits"] * len(rows)
+            assert differences(plain, rows, recorded.logits, first) == []
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

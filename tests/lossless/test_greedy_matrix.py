@@ -8,7 +8,7 @@ import pytest
 
 from specstream.core.stats import RowStats
 from specstream.models.runtime import native
-from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.runtime.capabilities import Quantization, RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
 from tests.lossless.decoding import DRAFTERS, QUANTIZED, make_drafter, run
 from tests.lossless.families import FAMILIES, WINDOW, build, generated, prompt
@@ -25,6 +25,12 @@ RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
         "mixed-streams",
     ),  # on CUDA "auto" is "graphs": these passes, captured
 }
+QUANTISED_WITH = (
+    *("lookup-tree", "lookahead", "medusa", "streams-learned", "draft_model-tree", "mixed-streams", "router"),
+    "self:int8",
+)
+"""What drafts for targets in fewer bits. They are models of their own, so only without drafts there is a reference."""
+
 PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
 
 
@@ -56,6 +62,25 @@ def test_tokens_equal_those_of_generate(family: str, runtime: RuntimeName, draft
         assert _drafted(stats) == (0, 0)
     if drafter.startswith(("draft_model", "mixed")) and drafter != "mixed-streams":
         assert min(_drafted(stats)) > 0, "a test in which nothing is accepted, or nothing rejected, shows little"
+
+
+@cache
+def quantised(family: str, bits: Quantization) -> tuple[HuggingFaceTarget, list[list[int]]]:
+    """A target in fewer bits, and what it says of each prompt alone without drafts."""
+    own = HuggingFaceTarget(build(family), quantization=bits, head="int8")
+    return own, [run(own, make_drafter("none", family), [tokens], NEW_TOKENS)[0].emitted for tokens in PROMPTS]
+
+
+@pytest.mark.parametrize("drafter", QUANTISED_WITH)
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_quantised_target_says_what_it_says_without_drafts(family: str, bits: Quantization, drafter: str) -> None:
+    if bits == "int4" and not native.available():
+        pytest.skip("weights of four bits need a C++ compiler")
+    own, expected = quantised(family, bits)
+    batch = run(own, make_drafter(drafter, family), PROMPTS, NEW_TOKENS)
+    assert [row.emitted for row in batch] == expected
+    assert min(_drafted([row.stats for row in batch])) > 0 or drafter != "draft_model-tree"
 
 
 @pytest.mark.parametrize("drafter", ["lookup", "lookahead", "medusa", "streams-learned", "mixed-streams", "router"])

@@ -53,6 +53,7 @@ def audit(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
+    quantization: options.Quantization = "none",
     draft_quantization: options.DraftQuantization = "auto",
     heads: options.HeadsFolder = None,
     output: _Output = None,
@@ -73,10 +74,12 @@ def audit(
         "device": device,
         "dtype": dtype,
         "runtime": runtime,
+        "quantization": quantization,
         "draft_quantization": draft_quantization,
         "heads": heads,
     }
     engine = load_engine(model, draft, settings)
+    engine.release()
     report = _audit(engine, texts, batch_size, chat)
     arguments = {
         **settings,

@@ -30,6 +30,7 @@ def compare(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
+    quantization: options.Quantization = "none",
     draft_quantization: options.DraftQuantization = "auto",
     as_json: options.AsJson = False,
 ) -> None:
@@ -46,12 +47,14 @@ def compare(
         "device": device,
         "dtype": dtype,
         "runtime": runtime,
+        "quantization": quantization,
         "draft_quantization": draft_quantization,
     }
     if num_runs < 1:
         raise UsageError(f"--num-runs is {num_runs}; give 1 or more")
     options.check_text(input_str)
     engine = load_engine(target_model, draft_model, settings)
+    engine.release()
     options.note_greedy(temperature, top_k=top_k, top_p=top_p)
     with progress("runs", num_runs + 1) as tell:  # one warms up
         report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell))

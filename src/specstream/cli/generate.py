@@ -41,6 +41,7 @@ def generate(
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     runtime: options.Runtime = "auto",
+    quantization: options.Quantization = "none",
     draft_quantization: options.DraftQuantization = "auto",
     heads: options.HeadsFolder = None,
     router: options.RouterFolder = None,
@@ -66,6 +67,7 @@ def generate(
         "device": device,
         "dtype": dtype,
         "runtime": runtime,
+        "quantization": quantization,
         "draft_quantization": draft_quantization,
         "heads": heads,
         "router": router,
@@ -77,6 +79,7 @@ def generate(
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
     engine = load_engine(model, draft, settings)
+    engine.release()
     options.note_greedy(settings["temperature"], **{name: settings.get(name) for name in DRAWN})
     _answer(engine, text, chat, as_json)
 

@@ -24,6 +24,10 @@ PromptFile = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", "-m", help="A catalog name, a local folder, or a hub id.")]
 Draft = Annotated[Text, typer.Option("--draft", "-d", help="A smaller model of the same tokenizer, or self:int8.")]
+Quantization = Annotated[
+    str,
+    typer.Option("--quantization", help="The model's weights, on a CPU: int8, int4, or none; another model's output."),
+]
 DraftQuantization = Annotated[
     str, typer.Option("--draft-quantization", help="The draft's weights: int8, int4, none, or auto.")
 ]

@@ -34,6 +34,7 @@ _Level = Annotated[options.Text, typer.Option("--log-level", help="debug, info, 
 _Dtype = Annotated[options.Text, typer.Option("--dtype", help="As in generate.")]
 _Device = Annotated[options.Text, typer.Option("--device", help="As in generate.")]
 _Runtime = Annotated[options.Text, typer.Option("--runtime", help="As in generate.")]
+_Quantization = Annotated[options.Text, typer.Option("--quantization", help="As in generate.")]
 _VllmArgs = Annotated[
     options.Texts,
     typer.Argument(metavar="[-- VLLM_ARGS]", help="With --engine vllm: what vLLM gets besides, such as -tp 4."),
@@ -53,6 +54,7 @@ def serve(
     dtype: _Dtype = None,
     device: _Device = None,
     runtime: _Runtime = None,
+    quantization: _Quantization = None,
     host: _Host = None,
     port: _Port = None,
     max_rows: _Rows = None,
@@ -82,6 +84,7 @@ def serve(
         dtype=dtype,
         device=device,
         runtime=runtime,
+        quantization=quantization,
         host=host,
         port=port,
         max_rows=max_rows,

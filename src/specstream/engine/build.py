@@ -73,6 +73,22 @@ class SharedDrafts:
         return self._loaded[key]
 
 
+def make_target(model: Any, config: EngineConfig) -> HuggingFaceTarget:
+    """The model as a configuration says that its passes run.
+
+    Raises:
+        UsageError: a runtime or a quantisation that does not run here.
+        UnsupportedModelError: a model that cannot be a target, with the reason.
+    """
+    return HuggingFaceTarget(
+        model,
+        runtime=config.runtime,
+        exact=config.exact == "bits",
+        quantization=config.quantization,
+        head="int8" if config.quantization == "int4" else None,  # four bits there cost small models most
+    )
+
+
 def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
     """What a configuration generates with.
 
@@ -257,12 +273,12 @@ def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig)
         )
     if kind_of(folder) == "medusa":
         heads = MedusaHeads.from_pretrained(folder, target.model)
-        lend_kernels(heads, target.runtime.name)
+        lend_kernels(heads, target.runtime.kind)
         return MedusaDrafter(heads)
     streams = Streams.from_pretrained(folder, target.model)
     if config.pruning is not None and not streams.config.pruning_rank:
         raise UsageError(f"pruning is {config.pruning} and {folder!r} has no early exit; give no pruning")
-    if target.runtime.name == "native":
+    if target.runtime.kind == "native":
         _warm_up(streams, target)
     return StreamsDrafter(streams, rates=streams.details.get("rates"), pruning=config.pruning)
 

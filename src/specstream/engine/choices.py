@@ -13,6 +13,11 @@ SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
 
 
+def drafts_for_itself(draft: Any, model: Any) -> bool:
+    """Whether the draft is made of the target's own weights."""
+    return draft is model or (isinstance(draft, str) and draft.startswith(SELF))
+
+
 def check_choice(config: EngineConfig, draft: Any) -> None:
     """Refuse a drafter and a draft, or heads, that do not go together.
 

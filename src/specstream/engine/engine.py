@@ -23,8 +23,8 @@ from specstream.config import (
 from specstream.core.ports import Drafter
 from specstream.core.rows import Row
 from specstream.drafters.none import NoDrafter
-from specstream.engine.build import build_parts, eos_token_ids, model_name, renewed
-from specstream.engine.choices import SELF, check_choice
+from specstream.engine.build import build_parts, eos_token_ids, make_target, model_name, renewed
+from specstream.engine.choices import SELF, check_choice, drafts_for_itself
 from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Baselines, Generation, Parts, TextPieces
 from specstream.engine.inventory import memory_overhead, prepare
@@ -39,7 +39,6 @@ from specstream.heads.folder import check_base_name
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.hub.catalog import check
 from specstream.models.hub.load import load_model
-from specstream.models.target.hf import HuggingFaceTarget
 from specstream.reporting import announce
 from specstream.routing.model import RouterModel
 
@@ -85,7 +84,7 @@ class SpeculativeEngine:
         if tokenizer is None:
             raise UsageError("tokenizer is missing; give the model's own, or give the model by name")
         self.model, self.tokenizer = model, tokenizer
-        self.target = HuggingFaceTarget(model, runtime=self.config.runtime, exact=self.config.exact == "bits")
+        self.target = make_target(model, self.config)
         same = isinstance(draft_model, str) and draft_model == self.model_name
         self._draft = model if same else draft_model
         self.parts = build_parts(self.target, tokenizer, self._draft, self.config)
@@ -242,6 +241,15 @@ class SpeculativeEngine:
             *("acceptance_rate", "mean_accepted_length", "average_speedup"),
         )
         return Metrics(self._totals.figures(*names), provenance=self.provenance())
+
+    def release(self) -> None:
+        """Give back the memory of the weights that a quantised target reads copies of.
+
+        The model then runs in this engine only. Nothing is given back where ``quantization`` is none, or where the
+        draft is made of the same weights.
+        """
+        if self.config.quantization != "none" and not drafts_for_itself(self._draft, self.model):
+            self.target.release(head=self.parts.heads is None)
 
     def provenance(self) -> dict[str, Any]:
         """Versions, machine, model and settings: what every figure is to be read with."""

@@ -12,7 +12,7 @@ from torch import LongTensor, Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.engine.build import build_parts, renewed
+from specstream.engine.build import build_parts, make_target, renewed
 from specstream.engine.call_arguments import check_call, check_length
 from specstream.engine.callbacks import Columns, row_processor
 from specstream.engine.generation import Generation, Parts
@@ -53,7 +53,7 @@ def speculative_decode(
     if config.generation.stop_strings:
         raise UsageError("stop strings need a tokenizer; take SpeculativeEngine for them")
     prompts = token_rows(input_ids)
-    model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
+    model = make_target(target, config)
     parts = build_parts(model, None, draft, config)
     generation = Generation(parts, prompts, config.generation)
     prepare(parts, len(prompts))
@@ -195,7 +195,7 @@ class _CustomGenerate:
     def _parts(self, model: Any) -> Parts:
         if self._made is None or self._made[0].model is not model:
             config = self._config
-            target = HuggingFaceTarget(model, runtime=config.runtime, exact=config.exact == "bits")
+            target = make_target(model, config)
             self._made = target, build_parts(target, self._tokenizer, self._draft, config)
         target, parts = self._made
         self._made = target, renewed(parts, target, self._tokenizer, self._draft, self._config)

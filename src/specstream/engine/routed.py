@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineSettings, GenerationConfig, engine_config
-from specstream.engine.build import build_drafters, build_parts, left_out_of
+from specstream.engine.build import build_drafters, build_parts, left_out_of, make_target
 from specstream.engine.functions import output_of
 from specstream.engine.generation import Baselines, Generation, Parts
 from specstream.engine.inventory import prepare
@@ -80,7 +80,7 @@ class AdaptiveRouter(Router):
             check_drafters(specs)
             self.bind(target, self._tokenizer)
             config = engine_config({**kept, "drafter": "none"})  # type: ignore[typeddict-item]
-            model = HuggingFaceTarget(target, runtime=config.runtime, exact=config.exact == "bits")
+            model = make_target(target, config)
             parts = build_parts(model, self._tokenizer, None, config)
             routed = RoutedDrafter(build_drafters(model, self._tokenizer, specs, config, drafts), self)
             parts = replace(parts, drafter=routed, left_out=left_out_of(target, drafts, routed, config))

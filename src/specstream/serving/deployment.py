@@ -36,7 +36,8 @@ class DeploymentConfig(BaseModel):
         model_name: what clients call the model, and, without a ``model_path``, the name it is loaded by.
         model_path: a folder, or another name, to load it from.
         engine: ``local`` is this package's own; ``vllm`` starts vLLM with what it has of the rest (docs/scaling.md).
-        draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype`` and ``runtime``.
+        draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype``,
+            ``runtime`` and ``quantization``.
         gamma: most tokens drafted per round; None for as many as pay.
         acceptance_threshold: lossy: a number turns on typical acceptance, which changes what answers at a temperature
             above 0 say; their ``speculation`` has ``lossless: false``. None is lossless. Not for ``vllm``.
@@ -80,6 +81,7 @@ class DeploymentConfig(BaseModel):
     device: str = "auto"
     dtype: str = "auto"
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
+    quantization: Literal["none", "int8", "int4"] = "none"
     max_tokens: int = Field(default=512, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=2)
     memory_gb: float | None = Field(default=None, gt=0)

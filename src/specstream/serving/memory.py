@@ -17,8 +17,8 @@ from specstream.models.hub.load import pick_device, pick_dtype
 from specstream.models.runtime.capabilities import capabilities
 from specstream.serving.deployment import GB, DeploymentConfig
 
-_SELF_BYTES: dict[str, float] = {f"{SELF}int8": 1, f"{SELF}int4": 0.5}
-"""Bytes of a weight where the target drafts for itself."""
+_BYTES: dict[str, float] = {"none": 0, "int8": 1, "int4": 0.6}
+"""Bytes of a weight in a quantised copy, a larger head among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,9 @@ def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
     if config.engine == "vllm":
         return Needs(weights=target.weights / shards, cache=0, dtype=target.dtype, rows=0, context=0)
     name = config.draft_model or ""
-    if name in _SELF_BYTES:
-        draft_weights, draft_token = target.parameters * _SELF_BYTES[name], target.token
+    own_weights = target.weights + target.parameters * _BYTES[config.quantization]  # both, until one is released
+    if name.startswith(SELF) and name.removeprefix(SELF) in _BYTES:
+        draft_weights, draft_token = target.parameters * _BYTES[name.removeprefix(SELF)], target.token
     elif name:
         draft = size_of(name, config)
         draft_weights, draft_token = draft.weights, draft.token
@@ -117,7 +118,7 @@ def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
         draft_weights = draft_token = 0
     context = min((limit for limit in (config.max_context, target.context) if limit is not None), default=STEP)
     return Needs(
-        weights=target.weights + draft_weights,
+        weights=own_weights + draft_weights,
         cache=config.max_rows * capacity_for(context) * (target.token + draft_token),
         dtype=target.dtype,
         rows=config.max_rows,

@@ -46,6 +46,7 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         "device": config.device,
         "dtype": config.dtype,
         "runtime": config.runtime,
+        "quantization": config.quantization,
         "temperature": config.temperature,
         "max_new_tokens": config.max_tokens,
     }
@@ -56,6 +57,7 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         )
     _log.info("loading %s", config.source)
     engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **settings)
+    engine.release()
     model = engine.target.model
     what = f"{str(model.dtype).removeprefix('torch.')} on {model.device}, drafter {engine.parts.drafter.name}"
     _log.info("loaded in %.1f s: %s", time.monotonic() - begun, what)

@@ -20,7 +20,7 @@ from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.vllm_export import DEPTH
 
 OURS_ALONE = (
-    *("device", "runtime", "max_queue", "max_choices", "max_body_bytes", "max_connections"),
+    *("device", "runtime", "quantization", "max_queue", "max_choices", "max_body_bytes", "max_connections"),
     *("request_seconds", "prefill_chunk_tokens", "log_level"),
 )
 """Settings that vLLM has no counterpart of."""

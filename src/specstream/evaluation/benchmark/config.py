@@ -15,7 +15,7 @@ from specstream.files.yaml_file import NAME, Document, Section, read_document, v
 WORKLOAD = {"batch", "context", *GenerationConfig.model_fields} - {"logits_processor"}
 """Keys that change the work, so that plain decoding is measured anew for every value of them."""
 
-TARGET = {"dtype", "runtime", "exact"}
+TARGET = {"dtype", "runtime", "exact", "quantization"}
 """Keys that change the loaded target, likewise."""
 
 ARM = {"draft_model", *EngineConfig.model_fields} - {"generation", "device", *TARGET}
@@ -40,6 +40,7 @@ class TargetSection(Section):
         device: where it runs.
         runtime: how passes run.
         exact: ``bits`` or ``rounding``.
+        quantization: of its linear layers' weights.
     """
 
     model: str = "smollm2-135m"
@@ -47,6 +48,7 @@ class TargetSection(Section):
     device: str = "auto"
     runtime: Literal["auto", "eager", "native", "packed", "graphs", "static"] = "auto"
     exact: Literal["bits", "rounding"] = "bits"
+    quantization: Literal["none", "int8", "int4"] = "none"
 
 
 class PromptFile(Section):

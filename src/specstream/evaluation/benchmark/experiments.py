@@ -47,7 +47,7 @@ class Group:
     Attributes:
         experiment: whose.
         value: that the varied key has in all of it, None where that is a key of arms.
-        target: ``dtype``, ``runtime`` and ``exact``, by which targets are told apart.
+        target: ``dtype``, ``runtime``, ``exact`` and ``quantization``, by which targets are told apart.
         generation: how much is generated and by which rule.
         batch: prompts at once.
         context: tokens of every prompt; None for as many as it has.

@@ -145,7 +145,10 @@ class FusedLayer:
             *(structs["q"].outputs // dim, *self.heads, window),
             *(norms[0].variance_epsilon, attention.scaling),
         )
-        self.dtype, self.bits = norms[0].weight.dtype, {weight.bits for weight in quantized.values()}
+        self.dtype, self.bits = (
+            norms[0].weight.dtype,
+            {weight.bits for each, weight in quantized.items() if each in matrices.values()},
+        )
 
 
 class FusedLayers:

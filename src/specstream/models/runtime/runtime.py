@@ -53,10 +53,12 @@ class Runtime:
         name: ``graphs``, ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here; or
             ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
-        quantization: ``int8`` and ``int4`` read the linear layers' weights from a copy in fewer bits: for drafts.
+        quantization: ``int8`` and ``int4`` read the linear layers' weights from a copy in fewer bits.
+        head: the same of the language-model head; None for as the other layers.
 
     Attributes:
         name: of what runs.
+        kind: the same without the quantisation.
         static: whether passes have fixed shapes.
         quantized: whether linear layers run on a quantised copy of their weights.
         exact_branches: whether a branch of a tree may have the bits of plain decoding: its keys are summed in path
@@ -74,6 +76,7 @@ class Runtime:
         name: RuntimeName = "auto",
         layer_windows: Sequence[int] = (),
         quantization: Quantization = "none",
+        head: Quantization | None = None,
     ) -> None:
         found = capabilities(model.device, model.dtype, keep_dtype=True, runtime=name)
         _refuse(name, quantization, found)
@@ -83,10 +86,11 @@ class Runtime:
         if name == "graphs" and any(map(compat.keeps_length, model.modules())):
             name = "eager"  # a graph has no lengths in it
         self.model = model
+        self.kind: str = name
         self.name: str = name if quantization == "none" else f"{name}-{quantization}"
         self.static = name in ("graphs", "static")
         self.quantized = quantization != "none"
-        self._weights = weights = {} if quantization == "none" else _quantized(model, quantization)
+        self._weights = weights = _quantized(model, quantization, head or quantization)
         self._swaps = list(_linear_forwards(model, name, weights))
         biases = [_held(module, "bias") for module, _ in self._swaps if getattr(module, "bias", None) is not None]
         self._copied = [Copied(bias) for bias in biases if not bias.is_contiguous()]
@@ -96,6 +100,7 @@ class Runtime:
         self._parts: dict[range, Swaps] = {}
         self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
         self._tops: WeakKeyDictionary[Adapter, FusedTop] = WeakKeyDictionary()
+        self._released = False
         self._configs = _attention_configs(model) if name == "native" else {}
         self.exact_branches = bool(self._configs)
         self._planned_swaps = self._swaps
@@ -110,12 +115,12 @@ class Runtime:
             rotary = getattr(model.base_model, "rotary_emb", None)  # of which a table is made
             self._copied += [Copied(each) for each in (() if rotary is None else rotary.buffers())]
         if self._stacked and FusedModel.knows(model):
-            head = model.get_output_embeddings()
-            self.whole = FusedModel(model, self._layer_windows, weights, dict(self._swaps).get(head, head))
+            top = model.get_output_embeddings()
+            self.whole = FusedModel(model, self._layer_windows, weights, dict(self._swaps).get(top, top))
 
     def uncaptured(self) -> None:
         """The model's passes turned out not to be capturable, and results must not say that they are."""
-        self.name = "eager"
+        self.name = self.kind = "eager"
 
     @property
     def nbytes(self) -> int:
@@ -128,14 +133,20 @@ class Runtime:
         """What holds the copies of weights that heads draft with, and plain passes do not read."""
         return self._parts, self._adapted, self._tops
 
-    def release(self) -> None:
-        """Give back the memory of weights that were quantised; only for a model that nobody else uses."""
+    def release(self, *, head: bool = True) -> None:
+        """Give back the memory of weights that were quantised; only for a model that nobody else uses.
+
+        Args:
+            head: that of the language-model head too, of which streams and Medusa heads make their own.
+        """
         embedding = self.model.get_input_embeddings().weight
+        kept = None if head else self.model.get_output_embeddings()
         for module in self._weights:
             weight: Any = module.weight
-            if weight is not embedding:
+            if weight is not embedding and module is not kept:
                 module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
         self._copied.clear()
+        self._released = True
 
     @property
     def outdated(self) -> bool:
@@ -187,9 +198,11 @@ class Runtime:
         It reads a copy of their weights with the changes in them, as bytes: such passes draft, so rounding changes the
         acceptance and never the output, and half of the memory is read.
         """
-        if not self._stacked or self._weights:
+        if not self._stacked:
             return None
         if adapter not in self._tops:
+            if self._released:
+                return None
             changed = merged(upper_linears(self.model, first), adapter)
             weights = {linear: quantized.quantize(weight) for linear, weight in changed.items()}
             self._copied += [Copied(_held(linear)) for linear in changed]
@@ -306,8 +319,13 @@ def _linear_forwards(
             yield module, make(_weight(module), module.bias)
 
 
-def _quantized(model: Any, bits: quantized.Bits) -> dict[nn.Module, QuantizedWeight]:
-    return {module: quantized.quantize(_weight(module), bits) for module in _plain_linears(model)}
+def _quantized(model: Any, bits: Quantization, head_bits: Quantization) -> dict[nn.Module, QuantizedWeight]:
+    head, weights = model.get_output_embeddings(), dict[nn.Module, QuantizedWeight]()
+    for module in _plain_linears(model) if bits != "none" else ():
+        own = head_bits if module is head else bits
+        if own != "none":
+            weights[module] = quantized.quantize(_weight(module), own)
+    return weights
 
 
 def _plain_linears(model: Any) -> Iterator[Any]:

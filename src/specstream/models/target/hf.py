@@ -35,18 +35,24 @@ class HuggingFaceTarget(ModelPasses):
         runtime: how passes run; see ``Runtime``.
         exact: find, by a self-test before the first pass, the widths whose rows are bit-equal, and pad narrower
             passes up to them. False pads nothing (a draft's bits do not matter), nor does a mixture of experts.
-        quantization: see ``Runtime``; for drafts.
+        quantization, head: see ``Runtime``.
 
     Raises:
         UnsupportedModelError: a model whose cache or attention cannot carry token trees.
     """
 
     def __init__(
-        self, model: Any, *, runtime: RuntimeName = "auto", exact: bool = True, quantization: Quantization = "none"
+        self,
+        model: Any,
+        *,
+        runtime: RuntimeName = "auto",
+        exact: bool = True,
+        quantization: Quantization = "none",
+        head: Quantization | None = None,
     ) -> None:
         require_model(model)
         self.model, self.revision, self.lock = model, 0, RLock()
-        self._wanted, self._quantization, self._exact = runtime, quantization, exact
+        self._wanted, self._quantization, self._head, self._exact = runtime, quantization, head, exact
         self._may_change = runtime == "auto" and quantization == "none"
         self._build()
 
@@ -57,11 +63,11 @@ class HuggingFaceTarget(ModelPasses):
         family = describe(view)
         require_own_lengths(view)
         rotate_by_own_length(view)
-        runtime = Runtime(view, self._wanted, family.layer_windows, self._quantization)
+        runtime = Runtime(view, self._wanted, family.layer_windows, self._quantization, self._head)
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp = stamp
         self.view, self.family, self.runtime = view, family, runtime
-        self._forget("layers", "_selftest_cache", "measured")
+        self._forget("layers", "num_parameters", "_selftest_cache", "measured")
         self._embedding = self._embedding_kind()
         self.vocab_size = int(self._embedding[0][0])
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
@@ -88,15 +94,20 @@ class HuggingFaceTarget(ModelPasses):
                 self._build()
                 self.revision += 1
             elif self.runtime.outdated:  # other values in the same weights: only copies of them are of no use any more
-                self.runtime = Runtime(self.view, self._wanted, self.family.layer_windows, self._quantization)
+                windows = self.family.layer_windows
+                self.runtime = Runtime(self.view, self._wanted, windows, self._quantization, self._head)
             return self.revision
 
-    def release(self) -> None:
-        """Give back the memory of weights that were quantised; only for a model that nobody else has."""
-        self.runtime.release()
+    def release(self, *, head: bool = True) -> None:
+        """Give back the memory of weights that were quantised; only for a model that nobody else has.
+
+        The arguments are those of ``Runtime.release``.
+        """
+        _ = self.num_parameters, self._selftest_cache  # they need the weights
+        self.runtime.release(head=head)
         self._stamp = None
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Parameters of the model."""
         return int(self.model.num_parameters())
@@ -197,8 +208,8 @@ class HuggingFaceTarget(ModelPasses):
 
     @cached_property
     def _selftest_cache(self) -> SelfTestCache | None:
-        """What earlier self-tests found, opened with the first. Quantised, what tells the model from others is gone."""
-        return None if self.runtime.quantized else cache_of(self.model, self.runtime.name)
+        """What earlier self-tests found, opened with the first."""
+        return cache_of(self.model, self.runtime.name)
 
     @cached_property
     def measured(self) -> SelfTestCache:
