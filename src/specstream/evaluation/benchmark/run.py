@@ -115,9 +115,8 @@ def build_arm(engine: Any, arm: Arm, drafts: SharedDrafts | None = None, like: P
         return with_fixed_tree(like, arm.fixed_tree)
     drafts = drafts or SharedDrafts(engine.target, engine.tokenizer)
     own = arm.config.model_copy(update={"dtype": engine.config.dtype, "runtime": engine.config.runtime})
-    # Only a draft that is loaded by name is quantised where nothing is said of it.
-    at_hand = arm.draft == engine.model_name and own.draft_quantization != "auto"
-    draft = None if arm.draft is None else drafts.get(arm.draft, own, engine.model if at_hand else None)
+    at_hand = engine.model if arm.draft == engine.model_name else None
+    draft = None if arm.draft is None else drafts.get(arm.draft, own, at_hand)
     parts = build_parts(engine.target, engine.tokenizer, draft, own)
     return parts if arm.fixed_tree is None else with_fixed_tree(parts, arm.fixed_tree)
 
