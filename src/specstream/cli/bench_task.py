@@ -108,8 +108,9 @@ def _run(
 
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     arms = streams_beside(heads, nodes)
-    with progress(f"{model}: answers") as tell:
-        samples = answer_all(engine, arms, task, examples, lambda done, total, note: tell(done, total))
+    count = len(examples)
+    with progress(f"{model}: examples", count) as tell:
+        samples = answer_all(engine, arms, task, examples, lambda done, total, note: tell(done * count // total))
     return samples, engine.provenance()
 
 
