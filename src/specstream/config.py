@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError, listed, remedy, shown
+from specstream.files.yaml_file import Section, takes_numbers
 
 DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
 
@@ -18,30 +20,36 @@ def truth_value(kind: type[BaseModel], values: Mapping[str, Any]) -> str | None:
     """The first field that is True or False where a number is wanted, which pydantic takes for 1 and 0."""
     fields = kind.model_fields
     given = (name for name, value in values.items() if isinstance(value, bool) and name in fields)
-    return next((name for name in given if _is_number(fields[name].annotation)), None)
+    return next((name for name in given if takes_numbers(fields[name].annotation)), None)
 
 
-def _no_classes(processors: Any) -> None:
+def _check_processors(processors: Any) -> None:
     for each in processors if isinstance(processors, list | tuple) else ():
         if isinstance(each, type):
             raise UsageError(f"logits_processor has the class {each.__name__}; give one that is made of it")
+        try:
+            signature(each).bind(None, None)
+        except ValueError:  # compiled ones may have no signature
+            continue
+        except TypeError as error:
+            if callable(each):
+                name = getattr(each, "__name__", type(each).__name__)
+                raise UsageError(
+                    f"logits_processor has {name}: {error}; give functions of input_ids and scores"
+                ) from None
 
 
-def _is_number(annotation: Any) -> bool:
-    return any(kind in (annotation, *get_args(annotation)) for kind in (int, float))
-
-
-class _Settings(BaseModel):
+class _Settings(Section):
     """Settings of which a wrong one is refused in one line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
 
     if not TYPE_CHECKING:  # for whom the fields are the arguments
 
         def __init__(self, **values: Any) -> None:
             if (name := truth_value(type(self), values)) is not None:
                 raise UsageError(f"{name} is {values[name]}; give a number, or leave it out")
-            _no_classes(values.get("logits_processor"))
+            _check_processors(values.get("logits_processor"))
             try:
                 super().__init__(**values)
             except ValidationError as error:
@@ -294,6 +302,8 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> UsageError:
         wanted = "a folder"
         if hasattr(first["input"], "save"):
             wanted = "a value that is a folder: heads.save(FOLDER), then heads=FOLDER"
+    if name == "drafter" and hasattr(first["input"], "config"):
+        wanted = "the name of a drafter; a model that drafts is given as draft_model="
     if str(field) == "stop_token_ids" and isinstance(first["input"], str):
         wanted = "a token id; a text that ends the output is given as stop="
     return UsageError(f"{name} is {shown(first['input'])}; give {wanted}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
+from sys import float_info
 from types import MappingProxyType
 from typing import Any
 
@@ -81,6 +82,17 @@ def must_be(fits: bool, name: str, value: object, wanted: str) -> None:
         raise UsageError(f"{name} is {said}; give {wanted}")
 
 
+def has(value: object, *methods: str) -> bool:
+    """Whether a value is an object with these methods; a class that such objects are made of is none."""
+    return not isinstance(value, type) and all(callable(getattr(value, each, None)) for each in methods)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite real number; True and False are none, numpy's are."""
+    real = value is not True and value is not False and isinstance(value, Real)
+    return real and bool(abs(value) <= float_info.max)
+
+
 def count_of(name: str, value: Any, least: int = 1) -> int:
     """A count that was given.
 
@@ -144,6 +156,7 @@ _OURS = {
     "host": "bind address",
     # of measuring and of training
     "num_runs": "runs repeats iterations trials num_repeats",
+    "repeats": "num_runs runs iterations trials num_repeats",
     "limit": "num_samples max_samples num_prompts n_samples",
     "num_prompts": "num_samples limit",
     "num_samples": "num_prompts limit",
@@ -213,9 +226,11 @@ def remedy(message: str) -> str:
     if " should have " in text:
         return "a value that has " + text.split(" should have ", 1)[1]
     known = {"valid integer": "whole number", "valid number": "number", "valid list": "list, such as [a, b]"}
+    known |= {"valid string": "text"}
     text = text.removeprefix("Input ").removeprefix("should be ")
     for theirs, ours in {**known, "valid dictionary": "mapping of keys to values"}.items():
         text = text.replace(f"a {theirs}", f"a {ours}")
+    text = text.replace("a valid boolean", "true or false")
     return f"a value that is {text}"
 
 

@@ -104,9 +104,9 @@ def test_one_model_alone_and_fewer_examples(run, folders):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--shared", "nowhere"], "shared is 'nowhere' and holds no streams; give --heads"),
+        (["--shared", "nowhere"], "shared is 'nowhere', which is no folder; give the folder best"),
         (["--output", "/nowhere/record.json"], "give the name of a file in a folder that exists"),
-        (["--task", "chess"], "--task 'chess' cannot be read"),
+        (["--task", "chess"], "--task 'chess' is no task"),
         (["--data", "data.csv"], "--data 'data.csv' is no file; give one that ends in .jsonl"),
         (["--data", __file__], "test_bench_task.py' does not end in .jsonl, which this task reads; give such a file"),
     ],

@@ -153,7 +153,7 @@ def test_the_attention_of_streams_is_one_softmax_over_what_each_may_see():
 
 @pytest.mark.parametrize("arguments", [(32, 5, 4), (32, 0, 4), (32, 4, 0)])
 def test_heads_that_do_not_fit_are_refused(arguments):
-    with pytest.raises(UsageError, match="heads that divide the hidden size"):
+    with pytest.raises(UsageError, match=r"give a divisor of|give a whole number from 1 on"):
         MultiStreamAttention(*arguments)
 
 

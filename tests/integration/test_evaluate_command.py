@@ -156,7 +156,7 @@ def test_an_example_or_two_of_a_task(run, tmp_path, folder):
         (["--set", "speculative.drafter=best"], "drafter is 'best'"),
         (["--set", "speculative.drafter=medusa"], "drafter is 'medusa' and there are no heads"),
         (["--set", "datasets.text.path=nowhere.jsonl"], "--set: data 'nowhere.jsonl' of the task 'text' is no file"),
-        (["--set", "datasets.text.task=chess"], "task 'chess' cannot be read"),
+        (["--set", "datasets.text.task=chess"], "task 'chess' is no task"),
         (["--dataset", "chess"], "there is no data set 'chess'; give a task's YAML file, or one of"),
         (["--dataset", "spider"], "'spider' names no data set of the hub; give a .jsonl file"),
         (["--data", "x.jsonl"], "data is 'x.jsonl' and there are 2 data sets; give --dataset"),

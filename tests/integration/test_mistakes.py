@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
@@ -635,3 +636,217 @@ def test_fewer_steps_than_a_run_has_are_not_called_reached(here, monkeypatch, ca
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "specstream", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("specstream ")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # dashes of word processors
+        ("generate x \u2013-max-tokens 5", "'\u2013-max-tokens' begins with a long dash; give --max-tokens"),
+        ("generate x -\u2013max-tokens=5", "'-\u2013max-tokens=5' begins with a long dash; give --max-tokens"),
+        ("generate \u2014n", "'\u2014n' begins with a long dash; give -n, with the dash of the keyboard"),
+        ("generate x \u2013n5", "'\u2013n5' begins with a long dash; give -n"),
+        ("benchmark \u2013c b.yaml", "'\u2013c' begins with a long dash; give -c"),
+        ("\u2013-version", "'\u2013-version' begins with a long dash; give --version"),
+        # a drafter for a model
+        ("generate x --draft lookup", "'lookup' is a drafter, not a model; give a model here, or --drafter lookup\n"),
+        ("generate x --draft [ngram]", "'[ngram]' is a drafter, not a model; give a model here, or --drafter lookup\n"),
+        ("demo -m streams", "'streams' is a drafter, not a model; give a model here, or --drafter streams\n"),
+        (
+            "compare --target-model target --draft-model lookup --input-str x",
+            "give a model here; generate and benchmark heads have --drafter",
+        ),
+        ("tune -m target --prompts q.jsonl -o a.yaml --draft none", "; generate and benchmark heads have --drafter"),
+        ("benchmark heads --prompts q.jsonl -m target --draft medusa", "give a model here, or --drafter medusa\n"),
+        ("demo --draft lookup", "'lookup' is a drafter, not a model"),
+        ("train -c t.yaml --set model.target_model=lookup", "'lookup' is a drafter, not a model"),
+        # one file's name for another format, a folder's for a file
+        ("audit x -o x.csv", "-o is 'x.csv' and JSON is written; give a name that ends in .json"),
+        ("benchmark heads --prompts q.jsonl -o x.csv", "-o is 'x.csv' and JSON is written; give a name that ends in"),
+        ("benchmark task --task wikisql --data a --output x.txt", "--output is 'x.txt' and JSON is written"),
+        ("router evaluate --router a --data b -o x.yaml", "-o is 'x.yaml' and JSON is written"),
+        ("make-draft --layers 1 -o x.gguf", "-o is 'x.gguf' and a folder is written; give a name without .gguf"),
+        ("export target -o x.safetensors", "-o is 'x.safetensors' and a folder is written"),
+        ("profile -m target --prompts q.jsonl -o x.json", "-o is 'x.json' and a folder is written"),
+        ("report run -o x.html", "-o is 'x.html' and a folder is written"),
+        (
+            "benchmark -c b.yaml --set measure.output_dir=x.json",
+            "measure.output_dir is 'x.json' and a folder is written",
+        ),
+        ("train -c t.yaml --set training.output_dir=x.pt", "training.output_dir is 'x.pt' and a folder is written"),
+        ("audit x -o -", "-o is '-', and nothing is written to the standard output; give a name, or --json to print"),
+        # values that are none
+        ("audit x -o --json", "-o is given without a value: '--json' is an option; give one before it"),
+        ("generate x -m=target", "-m is '=target'; give -m target, with a space"),
+        ("generate x -t nan", "-t is nan; give a value that is a finite number"),
+        ("generate x --router-state a", "give --drafter router, or leave --router-state out"),
+        ("demo -m https://huggingface.co/a/b/tree/main", "is an address; give the hub id in it, 'a/b'"),
+        ("generate --prompt-file empty.txt", "--prompt-file 'empty.txt' is empty; give another file, or a prompt"),
+        ("generate --prompt-file latin.txt", "it is not UTF-8, and becomes so with: iconv -f latin1"),
+        ("benchmark heads --prompts q.jsonl --streams q --pruning 2", "--pruning is 2.0; give a value that is less"),
+        ("benchmark task --task wikisq --data q.jsonl", "--task 'wikisq' is no task; give a YAML file, or one of"),
+        ("benchmark task --task q.jsonl --data wikisql", "--task 'q.jsonl' is a file, not a task; give a YAML file"),
+        ("benchmark task --task wikisql --data w.jsonl --shared none", "--shared is 'none', which is no folder"),
+        ("benchmark task --task wikisql --data w.jsonl --heads target", "'target' holds 'llama'; give a folder of"),
+        ("serve --api-key-file b.yaml", "--api-key-file 'b.yaml' has white space or a character that no header holds"),
+        ("make-draft --layers 1 -o out --texts empty.jsonl", "--texts 'empty.jsonl' is empty; give another file"),
+        # settings of files
+        ("benchmark -c b.yaml --set prompts.files.0.path=a", "give all of it, --set 'prompts.files=[..]'"),
+        ("benchmark -c b.yaml --set target.dtype=fp16", "error: --set: target.dtype is 'fp16'; give auto, "),
+        ("evaluate -c e.yaml --set target.device=gpu", "error: --set: target.device is 'gpu', which is not"),
+        ("router collect -c r.yaml --set target.dtype=fp16", "error: --set: target.dtype is 'fp16'; give auto, "),
+        ("train -c t.yaml --set model.dtype=fp16", "model.dtype is 'fp16'; give auto, "),
+        ("train -c t.yaml --set model.device=gpu", "model.device is 'gpu', which is not available here"),
+        ("train -c t.yaml --set data.files=[empty.jsonl]", "file 'empty.jsonl' holds no example; give another"),
+        ("train -c t.yaml --set lr=1", "did you mean 'training.learning_rate'?"),
+        ("benchmark -c b.yaml --set generation.max_tokens=4", "--set: unknown setting 'generation.max_tokens'; known"),
+        ("benchmark -c b.yaml --experiments two", "there is no experiment 'two' in b.yaml; give one of: one"),
+        (
+            "router collect -c r.yaml --set 'prompts=[{file: q.jsonl, domain: a, skip: 9}]'",
+            "skip is 9 and 'q.jsonl' has 2",
+        ),
+        # options and commands that there are not
+        ("benchmark --task wikisql --data w.jsonl", "No such option: --task; give it behind task"),
+        ("benchmark -c b.yaml --task wikisql", "; give --set 'prompts.files=[{path: PATH, task: TASK}]'"),
+        ("benchmark -c b.yaml --num-runs 3", "; give --set measure.repeats=VALUE"),
+        ("benchmark -c b.yaml -o a", "; give --set measure.output_dir=VALUE"),
+        ("benchmark heads --task wikisql --prompts q.jsonl", "No such option: --task; give specstream benchmark task"),
+        ("train -c t.yaml --model target", "; give --set model.target_model=VALUE"),
+        ("tune --drafter lookup", "No such option: --drafter; all that are at hand are tried, leave it out"),
+        ("generate x --ctx-size 9", "No such option: --ctx-size; the context is the model's own, leave it out"),
+        ("generate x -o a.txt", "No such option: -o; the text goes to the standard output"),
+        ("compare --prompts q.jsonl", "No such option: --prompts; give --input-str TEXT, or --input-str - < FILE"),
+        ("serve --temperature 0.5", "; give temperature in a --config file, or SPECSTREAM_TEMPERATURE"),
+        ("serve -n 5", "No such option: -n; give --max-tokens"),
+        ("--model target generate x", "No such option: --model; give it behind generate"),
+        ("train t.yaml", "Missing option '--config' / '-c'; give --config t.yaml"),
+        ("export target out", "Missing option '--output' / '-o'; give --output out"),
+        ("tune -m target 'one two' -o a.yaml", "Missing option '--prompts'; give --prompts 'one two'"),
+        ("doctor target", "; give --model target"),
+        ("models list target", "Got unexpected extra argument(s) (target); leave it out"),
+        ("router", "Missing command; give one of collect, train, evaluate"),
+        ("models rm a", "No such command 'rm'; give one of list, pull"),
+        ("pull a", "No such command 'pull'. Did you mean 'models pull'?"),
+        ("version", "No such command 'version'; give --version"),
+        # a file of a folder, and a folder of another kind
+        ("report run/run.json", "'run/run.json' is a file of a run; give its folder, 'run'"),
+        ("router evaluate --router q/config.json --data a", "'q/config.json' is a file; give its folder, 'q'"),
+    ],
+)
+def test_what_a_sixth_stranger_met(here, no_model_is_loaded, monkeypatch, capsys, words, told):
+    if words.startswith("demo"):
+        pytest.importorskip("gradio")
+    from specstream.models.hub import snapshots
+
+    monkeypatch.setattr(snapshots, "require", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    (here / "q").mkdir()
+    (here / "q" / "config.json").write_text('{"kind": "streams"}')
+    (here / "run").mkdir()
+    (here / "run" / "run.json").write_text("{}")
+    (here / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (here / "empty.jsonl").touch()
+    (here / "w.jsonl").write_text(json.dumps({"text": "table: 1-1\ncolumns: a\nQ: what\nA: SELECT a FROM 1-1"}) + "\n")
+    (here / "t.yaml").write_text("recipe: streams\nmodel: {target_model: target}\ndata: {files: [q.jsonl]}\n")
+    (here / "e.yaml").write_text("target: {model: target}\ndatasets: {wikisql: {path: w.jsonl}}\n")
+    drafters = "drafters: {none: {drafter: none}, x: {drafter: lookup}}\ncollection: {output: c.jsonl}\n"
+    (here / "r.yaml").write_text(f"{drafters}prompts:\n  - {{file: q.jsonl, domain: chat}}\n")
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["generate -", "audit -", "compare --target-model target --draft-model target --num-runs 1 --input-str -"],
+)
+def test_a_dash_for_a_prompt_is_the_standard_input(here, monkeypatch, capsys, words):
+    asked = []
+    monkeypatch.setattr(SpeculativeEngine, "__init__", lambda self, *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("specstream.cli.options.check_text", lambda text, read_by: asked.append(text) or 1 / 0)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one two\n")))
+    model = [] if words.startswith("compare") else ["-m", "target"]
+    assert run(*words.split(), *model) == 1
+    assert asked == ["one two"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "audit x -m target -n 2 --output=~/a/x.json",
+        "audit x -m target -n 2 -o ~/a/x.json",
+        "train -c b.yaml --set data.files=[~/a/x.json]",
+        "benchmark -c home.yaml",
+        "generate --prompt-file=~/a/x.json -m target",
+    ],
+)
+def test_a_users_folder_is_found_wherever_a_path_begins_with_it(here, no_model_is_loaded, monkeypatch, capsys, words):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home.yaml").write_text("prompts: {files: [{path: ~/a/x.json}]}\nexperiments: {one: {}}\n")
+    (here / "b.yaml").write_text("recipe: streams\ndata: {files: []}\n")
+    assert run(*words.split()) == 2
+    assert str(here / "home" / "a" / "x.json") in capsys.readouterr().err
+    assert not (here / "~").exists()
+
+
+def test_a_prompt_that_begins_like_a_users_folder_stays_as_it_is(here, monkeypatch, capsys):
+    from specstream.cli import options
+
+    asked = []
+    monkeypatch.setattr(options, "check_text", lambda text, read_by: asked.append(text) or 1 / 0)
+    for words in (["~/x"], ["--prompt=~/x"], ["--prompt", "~/x"], ["-p", "~/x"]):
+        run("generate", *words)
+    assert asked == ["~/x"] * 4
+
+
+@pytest.mark.parametrize("option", ["--heads", "--streams"])
+def test_heads_of_a_model_of_another_size_are_refused_before_it_is_loaded(here, no_model_is_loaded, capsys, option):
+    from specstream.heads.streams import Streams
+    from specstream.heads.streams_config import StreamsConfig
+
+    Streams(tiny_model(), StreamsConfig(gamma=1, layers=1)).save(here / "small")
+    (here / "large").mkdir()
+    (here / "large" / "config.json").write_text('{"model_type": "llama", "hidden_size": 576}')
+    verb = ("generate", "x") if option == "--heads" else ("benchmark", "heads", "--prompts", "q.jsonl")
+    assert run(*verb, "-m", "large", option, "small") == 2
+    told = "belong to llama (hidden size 48) and the model is large (576); give that model, or heads that were trained"
+    assert told in capsys.readouterr().err
+
+
+def test_heads_in_place_of_a_model_are_told_with_their_base(here, capsys):
+    bases = (
+        {"kind": "streams", "base": {"name": "gpt2"}},
+        {"model_type": "medusa", "specstream": {"base": {"name": "gpt2"}}},
+    )
+    for settings in bases:
+        (here / "heads").mkdir(exist_ok=True)
+        (here / "heads" / "config.json").write_text(json.dumps(settings))
+        assert run("generate", "x", "-m", "heads") == 2
+        assert "and no model; give gpt2, and 'heads' as its heads" in capsys.readouterr().err
+
+
+def test_options_of_heads_without_heads_are_refused(here, capsys):
+    for option, value, lacking in (("--fixed", "5", "heads"), ("--pruning", "0.1", "streams")):
+        assert run("benchmark", "heads", "--prompts", "q.jsonl", "-m", "target", option, value) == 2
+        assert f"{option} is {value} and there are no {lacking} for this model; give" in capsys.readouterr().err
+
+
+def test_a_run_without_a_sample_takes_other_settings(here, monkeypatch, capsys):
+    from specstream.evaluation.benchmark.folder import RunFolder
+
+    first = {"experiments": {"one": {}}, "target": {"model": "a"}}
+    RunFolder(here / "run").begin(first, {}, {})
+    assert RunFolder(here / "run").begin({**first, "target": {"model": "b"}}, {}, {}) == 1
+    sample = {"kind": "sample", "experiment": "one", "value": None, "arm": "plain", "arm_value": None}
+    folder = RunFolder(here / "run")
+    folder.append({**sample, "item": 0, "repeat": 0})
+    with pytest.raises(UsageError, match=r"holds a run with target\.model 'b' and now it is 'a'"):
+        RunFolder(here / "run").begin(first, {}, {})
+
+
+def test_the_demo_checks_its_settings_before_it_imports_a_page(monkeypatch, capsys):
+    monkeypatch.setattr("specstream.environment.require", lambda *names: pytest.fail("the page was asked for"))
+    assert run("demo", "-n", "0") == 2
+    assert "-n is 0; give a value that is greater than or equal to 1" in capsys.readouterr().err

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import numpy as np
 import pytest
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
+from transformers import RepetitionPenaltyLogitsProcessor, TextStreamer, ViTConfig, ViTModel
 
 import specstream
 from specstream import DeploymentConfig, LoRAAdapter, MultiStreamAttention, SpeculativeEngine, speculative_decode
 from specstream.config import EngineConfig, GenerationConfig
 from specstream.drafters.lookup import LookupDrafter
 from specstream.engine.routed import AdaptiveRouter
-from specstream.errors import SpecStreamError, UsageError
+from specstream.errors import SpecStreamError, TrainingError, UsageError
 from specstream.evaluation.audit import audit
+from specstream.heads.folder import describe_base
+from specstream.heads.medusa import MedusaHeads
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.routing.config import DrafterSpec, RouterConfig
 from specstream.routing.features import CLASSES
 from specstream.routing.model import Network, RouterModel
+from specstream.training.config import TrainConfig
+from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
@@ -32,22 +39,34 @@ def made():
     model, tokenizer = tiny_model(), tiny_tokenizer()
     other = tiny_tokenizer()
     other.add_tokens(["<more>"])
-    router = AdaptiveRouter(_table(), RouterConfig(router=""), torch.Generator().manual_seed(0))
+    unbound, bound, untold = (AdaptiveRouter(_table(model), RouterConfig(router=""), None) for _ in range(3))
+    bound.bind(model, tokenizer)
+    untold.bind(model)
     engine, adapter = SpeculativeEngine(model, tokenizer), LoRAAdapter(tiny_model(), {"r": 2}, tokenizer)
-    models = {"M": model, "SMALL": tiny_model(vocab_size=200), "AD": adapter, "E": engine, "R": router}
+    models = {"M": model, "SMALL": tiny_model(vocab_size=200), "AD": adapter, "E": engine, "R": unbound}
+    models |= {"B": bound, "N": untold, "F": bound.choose(WORDS).features, "BASE": tiny_model(), "DRAFT": tiny_model(1)}
+    models |= {"VISION": ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))}
     classes = {"EngineConfig": EngineConfig, "GenerationConfig": GenerationConfig, "Silent": _Silent}
-    processor = {"Processor": RepetitionPenaltyLogitsProcessor, "audit": audit, "torch": torch, "np": np}
+    classes |= {"Streams": Streams, "StreamsConfig": StreamsConfig, "MedusaHeads": MedusaHeads}
+    classes |= {"RouterConfig": RouterConfig, "TextStreamer": TextStreamer, "TrainConfig": TrainConfig}
+    processor = {
+        "Processor": RepetitionPenaltyLogitsProcessor,
+        "audit": audit,
+        "train": train,
+        "torch": torch,
+        "np": np,
+    }
     given = {"IDS": torch.tensor([[1, 2, 3]]), "P": WORDS, "MSA": MultiStreamAttention(64, 4, 2)}
     return {"TOK": tokenizer, "ADDED": other, **models, **classes, **processor, **given}
 
 
-def _table():
+def _table(model):
     return RouterModel(
         network=Network(embedding=0, reduced=0, hidden=2, outputs=1),
         table=torch.zeros(300, 1 + len(CLASSES), dtype=torch.uint8),
         drafters={name: DrafterSpec(drafter=name) for name in ("none", "lookup")},
         noise={"lookup": 0.1},
-        base={},
+        base=describe_base(model),
         embedding={"name": "none"},
         plain_tokens_per_second=1.0,
     )
@@ -83,6 +102,23 @@ OF_ANOTHER_KIND = [
     ("R.observe(torch.zeros(3), 'lookup', 5.0)", "features is tensor([0., 0., 0.]); give those of choose(prompt)."),
     ("R.observe(R, 'lookup', 5.0)", "give those of choose(prompt).features"),
     ("R.route_and_decode(M, {'wrong': M}, IDS)", "belongs to no drafter; leave it out: none drafts with a model"),
+    ("B.bind(M, M)", "tokenizer is a LlamaForCausalLM; give the tokenizer itself"),
+    ("B.bind(M, ADDED.__class__)", "; give the tokenizer itself"),
+    ("B.observe(F, 'lookup', 'fast')", "tokens_per_second is 'fast'; give a positive number"),
+    ("B.observe(F, 'lookup', 10**400)", "; give a positive number"),
+    ("B.observe(F, 'lookup', True)", "tokens_per_second is True; give a positive number"),
+    ("B.observe(F, 'lookup', 5.0, plain='x')", "plain is 'x'; give a positive number"),
+    ("B.observe(F * float('nan'), 'lookup', 5.0)", "give those of choose(prompt).features"),
+    ("B.choose(P).learn(None, plain=1.0)", "tokens_per_second is None; give a positive number"),
+    ("B.route_and_decode(M, {5: M, 'a': M}, IDS)", "draft model 5 belongs to no drafter; leave it out"),
+    ("train('train.yaml')", "config is 'train.yaml'; give training.config.read_config(FILE)"),
+    ("TrainConfig()", "recipe is missing; give it"),
+    ("TrainConfig(recipe='lora', lora={'r': True})", "lora.r is True; give a value that is a number"),
+    ("RouterConfig()", "router is missing; give it"),
+    ("RouterConfig(router=5)", "router is 5; give a value that is a valid string"),
+    ("RouterConfig(router='x', seed=True)", "seed is True; give a value that is a number"),
+    ("RouterConfig(router='x').seed = 5", "seed cannot be set to 5 any more; give it when the configuration is made"),
+    ("EngineConfig().gamma = 3", "gamma cannot be set to 3 any more; give it when the configuration is made"),
     ("AdaptiveRouter()", "AdaptiveRouter.from_config({'router': FOLDER})"),
     ("audit(M, [P])", "engine is a LlamaForCausalLM; give a SpeculativeEngine"),
     ("audit(E, P)", "prompts is of the type str; give a list of prompts"),
@@ -94,6 +130,29 @@ OF_ANOTHER_KIND = [
     ("E.benchmark([P], num_runs=True)", "num_runs is True; give a whole number from 1 on"),
     ("custom_generate(streamer=print)", "give an object with put and end, such as a TextStreamer"),
     ("M.generate(IDS, max_new_tokens=4, custom_generate=custom_generate)", "give custom_generate=custom_generate()"),
+    ("custom_generate(M, DRAFT)", "takes the draft alone; give custom_generate=custom_generate(draft) to generate()"),
+    ("custom_generate(streamer=TextStreamer)", "give an object with put and end, such as a TextStreamer"),
+    ("SpeculativeEngine(M, TOK.__class__)", "; give the tokenizer itself"),
+    ("SpeculativeEngine(M, TOK, VISION)", "draft_model cannot draft: vit cannot be a target"),
+    ("SpeculativeEngine(M, TOK, 'lookup')", "draft_model is 'lookup', which is a drafter; give drafter='lookup'"),
+    ("SpeculativeEngine(M, TOK, 'self')", "draft_model is 'self'; give self:int8 or self:int4"),
+    ("SpeculativeEngine(M, TOK, drafter=DRAFT)", "a model that drafts is given as draft_model="),
+    ("E.parts = replace(E.parts, drafter=Silent)", "give an object of a class of Drafter"),
+    ("E.generate(P, stop_token_ids=[True])", "stop_token_ids is [True]; give a value that is a number"),
+    ("E.generate(P, logits_processor=[lambda scores: scores])", "too many positional arguments; give functions of"),
+    (
+        "E.generate(P, logits_processor=[lambda i, s: s - float('inf')])",
+        "leave no token: all scores are -inf; leave one",
+    ),
+    ("LoRAAdapter(VISION)", "it is not a causal language model"),
+    ("LoRAAdapter(BASE, {'r': True})", "lora_config.r is True; give a value that is a number"),
+    ("AD.get_adapted_model(merge='no')", "merge is 'no'; give True or False"),
+    ("MultiStreamAttention(True, 1, 1)", "hidden_size is True; give a whole number from 1 on"),
+    ("MultiStreamAttention(64, 5, 2)", "num_heads is 5; give a divisor of 64, the hidden size"),
+    (
+        "MSA(torch.zeros(1, 2, 64), torch.zeros(1, 2, 2, 64, device='meta'))",
+        "streams are on meta and the main stream on",
+    ),
     ("E.parts = replace(E.parts, drafter='bigram')", "drafter is 'bigram'; give an object of a class of Drafter"),
     ("E.parts = 'bigram'", "parts is 'bigram'; give dataclasses.replace(engine.parts, drafter=drafter)"),
     (
@@ -133,12 +192,159 @@ def test_an_object_of_another_kind(made, code, told):
         ("AD.save_weights('file/in')", "path is 'file/in', which cannot be made: Not a directory; give a folder"),
         ("R.load_state('nowhere.state')", "path is 'nowhere.state', where no file is; give one that save_state wrote"),
         ("R.save_state(None)", "path is None; give a file"),
+        ("R.save_state('.')", "path is '.', which is a folder; give the name of a file"),
+        ("R.load_state('file')", "give a file that save_state of this router wrote"),
+        ("AD.load_weights('damaged')", "'damaged' holds no LoRA weights: Error while deserializing header"),
+        ("Streams.from_pretrained(M, 'file')", "folder is a LlamaForCausalLM; give a folder of heads"),
+        ("MedusaHeads.from_pretrained(None, M)", "folder is None; give a folder of Medusa heads"),
+        ("MedusaHeads(M).save(None)", "folder is None; give a folder"),
+        ("MedusaHeads(M).save('')", "folder is ''; give a folder"),
+        ("MedusaHeads(M).save('file')", "folder is 'file', which is a file; give a folder"),
+        ("HEADS.save('new', dtype=torch.int8)", "dtype is torch.int8; give auto, float32"),
+        (
+            "HEADS.save('new', data=M)",
+            "no JSON: Object of type LlamaForCausalLM is not JSON serializable; give plain values",
+        ),
     ],
 )
 def test_a_path_that_is_none(made, tmp_path, monkeypatch, code, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    made["AD"].save_weights("damaged")
+    (tmp_path / "damaged" / "adapter_model.safetensors").write_bytes(b"x")
+    refused(code, {**made, "HEADS": Streams(made["BASE"], StreamsConfig(layers=1))}, told)
+
+
+WRITES = [
+    "B.save_state('notes.txt')",
+    "B.save_state('model/model.safetensors')",
+    "B.save_state('another.state')",
+    "AD.save_merged('model')",
+    "AD.save_merged('adapter')",
+    "AD.save_merged('.')",
+    "AD.save_merged('with_notes')",
+    "AD.save_weights('model')",
+    "AD.save_weights('ours')",
+    "HEADS.save('model')",
+    "HEADS.save('medusa')",
+    "MedusaHeads(M).save('model')",
+    "B.model.save('model')",
+]
+
+
+@pytest.mark.parametrize("code", WRITES)
+def test_what_is_there_is_not_replaced(made, tmp_path, monkeypatch, code):
+    """Inputs, models, and what another method wrote; the file of the same kind is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("years of work")
+    other = AdaptiveRouter(_table(tiny_model(5)), RouterConfig(router=""), None)
+    other.model.network.mean.resize_(0)
+    for parameter in other.model.network.parameters():
+        parameter.data.add_(1.0)  # another table
+    AdaptiveRouter(other.model, RouterConfig(router=""), None).save_state("another.state")
+    made["M"].save_pretrained("model")
+    made["AD"].save_weights("adapter")
+    made["AD"].save_merged("with_notes")
+    (tmp_path / "with_notes" / "README.md").write_text("what it is for")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "adapter_config.json").write_text("our own notes")
+    MedusaHeads(made["M"]).save("medusa")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused(code, {**made, "HEADS": Streams(made["BASE"], StreamsConfig(layers=1))}, "; give a new")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_the_same_method_wrote_is_replaced(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "state").touch()  # as mktemp does
+    heads = Streams(made["BASE"], StreamsConfig(layers=1))
+    for _ in range(2):
+        made["B"].save_state("state")
+        made["AD"].save_weights("adapter")
+        made["AD"].save_merged("merged")
+        heads.save("heads", dtype="float32")
+        MedusaHeads(made["M"], dtype="auto").save("medusa")
+        made["B"].model.save("router")
+    made["B"].load_state("state")
+    assert Streams.from_pretrained("heads", made["BASE"]).config == heads.config
+    assert AdaptiveRouter.from_config(RouterConfig(router=tmp_path / "router")).drafters.keys() == {"none", "lookup"}
+    assert json.loads((tmp_path / "merged" / "merged_lora.json").read_text())["lora"]["r"] == 2
+
+
+HEADS = [
+    ("Streams('gpt2')", "it is a name, no transformers model; load it"),
+    ("Streams(E)", "it holds a model; give that, its .model"),
+    ("Streams(BASE, {'gamma': 2})", "config is {'gamma': 2}; give a StreamsConfig"),
+    ("StreamsConfig(gamma='4')", "gamma is '4'; give a whole number from 1 on"),
+    ("StreamsConfig(gamma=2.5)", "gamma is 2.5; give a whole number from 1 on"),
+    ("StreamsConfig(rank=True)", "rank is True; give a whole number from 0 on"),
+    ("StreamsConfig(alpha='x')", "alpha is 'x'; give a number"),
+    ("StreamsConfig(start='zero')", "start is 'zero'; give 'identity' or 'linear'"),
+    ("StreamsConfig(mode='lossy')", "mode is 'lossy'; give 'lossless' or 'shared'"),
+    ("StreamsConfig(targets='q_proj')", "targets is 'q_proj'; give a list of the names of linear layers"),
+    ("Streams(BASE, StreamsConfig(layers=1), [1, 900])", "vocabulary has the token 900; the vocabulary is 0 to 299"),
+    ("Streams(BASE, StreamsConfig(layers=1), [-1])", "vocabulary has the token -1; the vocabulary is 0 to 299"),
+    ("Streams(BASE, StreamsConfig(layers=1), [1.5])", "vocabulary is [1.5]; give token ids: [n] int64"),
+    ("Streams(BASE, StreamsConfig(layers=1), [])", "vocabulary is []; give token ids: [n] int64, at least one"),
+    ("Streams(BASE, StreamsConfig(layers=1), TOK)", "give token ids: [n] int64"),
+    ("Streams(BASE, StreamsConfig(layers=1), [1, 1])", "vocabulary has a token twice; give each once"),
+    ("MedusaHeads('gpt2')", "it is a name, no transformers model; load it"),
+    ("MedusaHeads(VISION)", "it is not a causal language model"),
+    ("MedusaHeads(M, num_heads='4')", "num_heads is '4'; give a whole number from 1 on"),
+    ("MedusaHeads(M, num_layers=None)", "num_layers is None; give a whole number from 1 on"),
+    ("MedusaHeads(M, token_map=[1, 900])", "token_map has the token 900; the vocabulary is 0 to 299"),
+    ("MedusaHeads(M, token_map=5)", "token_map is 5; give token ids: [n] int64"),
+    ("MedusaHeads(M, dtype=torch.int8)", "dtype is torch.int8; give auto, float32"),
+]
+
+
+@pytest.mark.parametrize(("code", "told"), HEADS)
+def test_heads_of_what_cannot_be(made, code, told):
     refused(code, made, told)
+
+
+ROUTED = [
+    ("N.choose('a text')", "the prompt is 'a text' (str) and there is no tokenizer; give token ids, or bind one"),
+    ("B.choose('')", "the prompt '' is empty; give at least one token"),
+    ("B.choose([])", "choose is given 0 prompts; give one, or give them to choose_for"),
+    ("B.choose([[1, 2], [3]])", "choose is given 2 prompts; give one, or give them to choose_for"),
+    ("B.choose(['a', 'b'])", "choose is given 2 prompts; give one, or give them to choose_for"),
+    ("B.choose([1, 300])", "the prompt has the token 300; the vocabulary is 0 to 299"),
+    ("B.choose([1, -1])", "the prompt has the token -1; the vocabulary is 0 to 299"),
+    ("B.choose([1.0, 2.0])", "with 1.0 (float) in it; give a text, a chat"),
+    ("B.choose(torch.rand(5))", "is a Tensor [5] of float32; give token ids"),
+    ("B.choose(None)", "the prompt is None (NoneType); give a text, a chat"),
+    ("B.choose(x for x in [1])", "the prompt is of the type generator; give a text"),
+    ("B.choose(P, among='lookup')", "among is 'lookup'; give a list of some of none, lookup"),
+    ("B.choose(P, among=5)", "among is 5; give a list of some of none, lookup"),
+    ("B.choose(P, among=[['lookup']])", "among is [['lookup']]; give a list of some of none, lookup"),
+    ("B.choose(P, settled='no')", "settled is 'no'; give True or False"),
+    ("B.choose_for(P)", "prompts is of the type str; give a list of prompts"),
+    ("B.choose_for([])", "prompts is empty; give at least one prompt"),
+    ("B.choose_for([1, 2])", "prompts is [1, 2] (list); give a list of prompts"),
+    ("B.choose_for([[1, 2], [3, 500]])", "the prompt has the token 500; the vocabulary is 0 to 299"),
+    ("B.choose_for(None)", "prompts is None (NoneType); give a text"),
+    ("B.features('')", "the prompt '' is empty"),
+    ("B.features([P, P])", "features is given 2 prompts; give one, or give them to choose_for"),
+]
+
+
+@pytest.mark.parametrize(("code", "told"), ROUTED)
+def test_a_prompt_that_a_router_cannot_choose_for(made, code, told):
+    refused(code, made, told)
+
+
+def test_a_router_takes_prompts_as_an_engine_does(made):
+    router, tokenizer = made["B"], made["TOK"]
+    ids = tokenizer(WORDS)["input_ids"]
+    forms = [WORDS, ids, tuple(ids), np.array(ids), torch.tensor(ids), torch.tensor([ids]), tokenizer(WORDS)]
+    forms.append(tokenizer(WORDS, return_tensors="pt"))
+    expected = router.features(ids)
+    assert all(torch.equal(router.choose(form).features[0], expected) for form in forms)
+    assert router.choose([{"role": "user", "content": "one"}]).drafter in ("none", "lookup")
+    several = tokenizer([WORDS, "one"], padding=True, return_tensors="pt")
+    assert torch.equal(router.choose_for(several).features, router.choose_for([WORDS, "one"]).features)
+    assert len(made["E"].generate([made["IDS"], tokenizer("one")], max_new_tokens=2)) == 2
 
 
 @pytest.mark.parametrize("name", ["gamma", "temperature", "max_new_tokens", "draft_model", "drafter"])
@@ -242,6 +448,10 @@ TRAINING = [
     ("['a b'], max_length=1", "max_length is 1; give a whole number from 2 on"),
     ("[{'prompt': 'a b c', 'completion': ''}]", "training_data has no token to learn"),
     ("[[]]", "training_data has no token to learn"),
+    ("[P], output_dir='out'", "output_dir is 'out', and here nothing is written; leave it out, and call save_weights"),
+    ("[P], save_steps=1", "save_steps is 1, and here nothing is written; leave it out"),
+    ("[P], learning_rate=True", "learning_rate is True; give a value that is a number"),
+    ("[{'ask': 'a', 'reply': 'b'}]", "it has ['ask', 'reply']; give prompt and completion, messages, or text"),
     ("[{'messages': 'hi'}]", "item 0 has messages, which is 'hi'; give a list of turns"),
 ]
 
@@ -249,6 +459,15 @@ TRAINING = [
 @pytest.mark.parametrize(("data", "told"), TRAINING)
 def test_what_cannot_be_trained_on(made, data, told):
     refused(f"AD.train({data})", made, told)
+
+
+def test_a_training_that_fails_leaves_the_adapters_as_they_were():
+    adapter = LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer())
+    before = [each.detach().clone() for each in adapter.trainable_parameters()]
+    with pytest.raises(TrainingError):
+        adapter.train([WORDS], learning_rate=1e30, epochs=3)
+    assert all(map(torch.equal, adapter.trainable_parameters(), before))
+    assert adapter.train([WORDS], epochs=1)[0]["loss"] > 0
 
 
 def test_adapters_are_saved_as_any_dtype_of_weights(made, tmp_path, monkeypatch):

@@ -33,12 +33,12 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({**TEXT, "stop": 5}, "stop", "stop is 5; give a value that is a valid string or a list"),
-        ({**TEXT, "stop": ["a", 5]}, "stop.1", "stop.1 is 5; give a value that is a valid string"),
-        ({**TEXT, "stop": {"str": 1}}, "stop", "stop is {'str': 1}; give a value that is a valid string or a list"),
-        ({**TEXT, "prompt": 5}, "prompt", "prompt is 5; give a value that is a valid string or a list"),
+        ({**TEXT, "stop": 5}, "stop", "stop is 5; give a value that is a text or a list"),
+        ({**TEXT, "stop": ["a", 5]}, "stop.1", "stop.1 is 5; give a value that is a text"),
+        ({**TEXT, "stop": {"str": 1}}, "stop", "stop is {'str': 1}; give a value that is a text or a list"),
+        ({**TEXT, "prompt": 5}, "prompt", "prompt is 5; give a value that is a text or a list"),
         ({**TEXT, "prompt": [["a"]]}, "prompt.0.0", "prompt.0.0 is 'a'; give a value that is a whole number"),
-        ({**TEXT, "prompt": None}, "prompt", "prompt: Field required"),
+        ({**TEXT, "prompt": None}, "prompt", "prompt is missing; give it"),
         ({**TEXT, "seed": "a"}, "seed", "seed is 'a'; give a value that is a whole number"),
         ({**TEXT, "gamma": 1}, "gamma", "gamma: the field is not known; leave it out"),
         ({**TEXT, "n_predict": 1}, "n_predict", "n_predict: the field is not known; did you mean 'max_tokens'?"),
@@ -64,11 +64,11 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
             "response_format.schema",
             'response_format.schema: the field is not known; give response_format: {"type": "json_schema", "json_sch',
         ),
-        ({**CHAT, "stop": [None]}, "stop.0", "stop.0 is null; give a value that is a valid string"),
+        ({**CHAT, "stop": [None]}, "stop.0", "stop.0 is null; give a value that is a text"),
         ({**CHAT, "max_tokens": True}, "max_tokens", "max_tokens is true; give a value that is a whole number"),
         ({**TEXT, "prompt": [True, False]}, "prompt.0", "prompt.0 is true; give"),
         ({**CHAT, "temperature": 1e-9}, "temperature", "temperature: 1e-09 is too near to 0; give 0 for greedy"),
-        (b'{"messages": []}', "prompt", "prompt: Field required; what is sent goes to /v1/chat/"),
+        (b'{"messages": []}', "prompt", "prompt is missing; what is sent goes to /v1/chat/"),
         ({**TEXT, "tools": [1]}, "tools", "tools is not supported; leave it out"),
         ({**TEXT, "stream_options": {}}, "stream_options", "stream_options is only for streams; give stream: true"),
         ({**CHAT, "top_logprobs": 2}, "top_logprobs", "top_logprobs is given without logprobs; give logprobs: true"),
@@ -80,7 +80,7 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         (
             {**CHAT, "messages": [{"role": "user", "content": 5}]},
             "messages.0.content",
-            "messages.0.content is 5; give a value that is a valid string or a list",
+            "messages.0.content is 5; give a value that is a text or a list",
         ),
         (
             {**CHAT, "messages": [{"role": "user"}]},
@@ -96,12 +96,12 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         (
             {**CHAT, "messages": [{"role": "user", "content": [{"type": "text"}]}]},
             "messages.0.content.0.text",
-            "messages.0.content.0.text: Field required",
+            "messages.0.content.0.text is missing; give it",
         ),
         (
             {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 5}}},
             "response_format.json_schema.schema",
-            "response_format.json_schema.schema is 5; give a value that is an object or a valid boolean",
+            "response_format.json_schema.schema is 5; give a value that is an object or true or false",
         ),
         (
             {**CHAT, "stream_options": {"b": 1}, "stream": True},

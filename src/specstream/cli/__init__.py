@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from specstream.cli.options import note
-from specstream.cli.typed import in_typed_words, refuse_useless, with_typed_hint
+from specstream.cli.typed import in_typed_words, refuse_useless, with_home, with_typed_hint
 from specstream.cli.usage import usage_message
 from specstream.environment import PREFIX, VARIABLES, is_on, limit_libraries, variable
 from specstream.errors import SpecStreamError, UsageError
@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _check_variables(words)
         limit_libraries()  # before a verb imports torch
         command = typer.main.get_command(build_app())
+        words = with_home(command, words)
         refuse_useless(command, words)
         with in_words(lambda text: in_typed_words(text, command, words)):
             code = _invoke(command, words)

@@ -60,6 +60,7 @@ def audit(
     as_json: options.AsJson = False,
 ) -> None:
     """Check that speculation is lossless: decode again one token a pass, and list every divergence. Fails with 1."""
+    words = None if words is None else options.text_given(words)
     texts = _texts(words, prompts)
     options.check_drafter(drafter, without="router")
     _check_call(temperature, batch_size)
@@ -105,7 +106,7 @@ def _texts(words: str | None, prompts: str | None) -> list[Any]:
     if words is not None and prompts is not None:
         raise UsageError(f"a prompt, {words!r}, and a file of prompts, {prompts!r}, were given; give one of them")
     if words is not None:
-        options.check_text(words)
+        options.check_text(words, "--prompts {}")
     if prompts is not None:
         return read_prompts(prompts)
     return list(PROMPTS) if words is None else [words]

@@ -61,24 +61,21 @@ def bench_heads(
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
     from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions
-    from specstream.heads.folder import KINDS
     from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "draft": draft}
-    _check(drafter, given)
-    if pruning and drafter and "streams" not in drafter:
-        raise UsageError(f"pruning is {pruning[0]} and --drafter names no streams; add --drafter streams")
+    _check(drafter, given, model)
+    _check_options(drafter, fixed, pruning)
     check_output(output)
     drafter = list(dict.fromkeys(drafter))
-    if fixed is not None and drafter and not set(KINDS) & set(drafter):
-        raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
     questions = read_questions(prompts, per_category)
     sizes = list(dict.fromkeys(batch_size or [1]))
     if len(questions) < (most := max(sizes)):
-        raise UsageError(f"batch-size is {most} and there are {len(questions)} prompts; give more, or a smaller one")
+        raise UsageError(f"batch_size is {most} and there are {len(questions)} prompts; give more, or a smaller one")
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
+    _check_heads(given, fixed, pruning)
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
     arms = drafters_beside(names, given, settings, fixed=fixed, pruning=pruning)
     records = []
@@ -96,10 +93,10 @@ def bench_heads(
         print(json.dumps(found))
 
 
-def _check(wanted: list[str], given: dict[str, str | None]) -> None:
+def _check(wanted: list[str], given: dict[str, str | None], model: str) -> None:
     """Refuse drafters before anything is loaded for nothing; plain decoding is always there and not named."""
     from specstream.evaluation.heads import NEEDING
-    from specstream.heads.folder import KINDS, kind_of
+    from specstream.heads.folder import KINDS, check_base_name, kind_of
 
     for name in wanted:
         options.check_drafter(name, without="router")
@@ -111,7 +108,30 @@ def _check(wanted: list[str], given: dict[str, str | None]) -> None:
     for name in KINDS:
         if (folder := given[name]) is not None and (kind := kind_of(folder)) != name:
             raise UsageError(f"--{name} is {folder!r}, which holds {kind}; give --{kind} {folder}")
+        if folder is not None:
+            check_base_name(folder, model)
     options.check_draft(given["draft"])
+
+
+def _check_options(drafter: list[str], fixed: int | None, pruning: list[float]) -> None:
+    """Refuse options of heads that none of the drafters is for, and thresholds that are none."""
+    from specstream.config import engine_config
+    from specstream.heads.folder import KINDS
+
+    for least in pruning:
+        engine_config({"pruning": least})
+    if pruning and drafter and "streams" not in drafter:
+        raise UsageError(f"pruning is {pruning[0]} and --drafter names no streams; add --drafter streams")
+    if fixed is not None and drafter and not set(KINDS) & set(drafter):
+        raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
+
+
+def _check_heads(given: dict[str, str | None], fixed: int | None, pruning: list[float]) -> None:
+    """Refuse options of heads where there are none, neither given nor shipped for the model."""
+    if pruning and given["streams"] is None:
+        raise UsageError(f"--pruning is {pruning[0]} and there are no streams for this model; give --streams")
+    if fixed is not None and given["streams"] is None and given["medusa"] is None:
+        raise UsageError(f"--fixed is {fixed} and there are no heads for this model; give --streams or --medusa")
 
 
 def _measure(engine: Any, arms: list[Arm], questions: list[Prompt], size: int) -> dict[str, Any]:

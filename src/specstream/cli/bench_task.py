@@ -77,10 +77,15 @@ def bench_task(
 
 def _models(model: str, shared: str | None, heads: str | None) -> list[tuple[str, str | None]]:
     """Models and their heads; a folder that training wrote holds both, under names of their own."""
-    if shared is None:
-        return [(_inside(model, "model"), heads)]
-    from specstream.heads.folder import kind_of
+    from specstream.heads.folder import check_base_name, kind_of
 
+    if shared is None:
+        if heads is not None:
+            kind_of(heads)  # refuses before a model is loaded
+            check_base_name(heads, _inside(model, "model"))
+        return [(_inside(model, "model"), heads)]
+    if not Path(shared).is_dir():
+        raise UsageError(f"shared is {shared!r}, which is no folder; give the folder best of a shared run")
     streams = heads or _inside(shared, "streams")
     if streams == shared:
         raise UsageError(f"shared is {shared!r} and holds no streams; give --heads, or the folder best of a shared run")

@@ -11,6 +11,7 @@ from specstream.cli import bench_heads, bench_task, options
 from specstream.cli.progress import progress
 from specstream.cli.records import table_console
 from specstream.errors import UsageError
+from specstream.files.atomic import check_ending
 
 app = typer.Typer(help="Measure what speculation is worth on this machine.")
 app.command("heads")(bench_heads.bench_heads)
@@ -37,12 +38,13 @@ def benchmark(
         return
     if config is None:
         raise UsageError("there is no --config; give a YAML file (see configs/), or one of: heads, task")
-    from specstream.evaluation.benchmark.config import read_config
+    from specstream.evaluation.benchmark.config import check_target, read_config
 
     names = [name.strip() for name in (experiments or "").split(",") if name.strip()]
     if experiments is not None and not names:
         raise UsageError(f"--experiments is {experiments!r}; name some of the file's, or leave it out for all")
     settings, document = read_config(config, set_ or [], names)
+    check_ending(settings.measure.output_dir, "measure.output_dir", "", "a folder")
     from specstream.cli.loading import quiet
     from specstream.evaluation.benchmark.experiments import make_plan
     from specstream.evaluation.benchmark.folder import RunFolder
@@ -50,6 +52,7 @@ def benchmark(
     from specstream.evaluation.benchmark.run import benchmark as run
 
     prompts = read_prompts(settings.prompts, document)
+    check_target(settings.target, document)
     with quiet():
         plan = make_plan(settings, document)
         folder = RunFolder(settings.measure.output_dir)

@@ -17,7 +17,9 @@ from specstream.errors import UsageError
 def compare(
     target_model: Annotated[str, typer.Option("--target-model", help="The model whose output it is.")],
     draft_model: Annotated[str, typer.Option("--draft-model", help="A smaller model of the same tokenizer.")],
-    input_str: Annotated[str, typer.Option("--input-str", help="The prompt, taken as plain text.")],
+    input_str: Annotated[
+        str, typer.Option("--input-str", help="The prompt, taken as plain text; - is the standard input.")
+    ],
     num_runs: Annotated[int, typer.Option("--num-runs", help="Counted runs of each method.")] = 50,
     n: Annotated[
         int, typer.Option("--N", "--max-new-tokens", "--max-tokens", "-n", help="Tokens to generate in each run.")
@@ -52,7 +54,8 @@ def compare(
     }
     if num_runs < 1:
         raise UsageError(f"--num-runs is {num_runs}; give 1 or more")
-    options.check_text(input_str)
+    input_str = options.text_given(input_str)
+    options.check_text(input_str, "--input-str - < {}")
     engine = load_engine(target_model, draft_model, settings)
     engine.release()
     options.note_greedy(temperature, top_k=top_k, top_p=top_p)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from specstream.cli import options
+from specstream.models.hub.catalog import on_disk
 
 _Models = Annotated[
     options.Texts, typer.Option("--model", "-m", help="As in generate; may be repeated, and the page lets choose.")
@@ -36,16 +37,9 @@ def demo(
     from specstream.environment import require
 
     options.check_drafter(drafter)
-    require("gradio", "demo", "specstream demo")
-    from specstream.cli.loading import quiet
-    from specstream.reporting import step
-
-    with step("starting the page"):  # Gradio and torch take ten seconds to import
-        from specstream.config import engine_config
-        from specstream.demo import run
-        from specstream.demo.offered import OfferedModels
-        from specstream.demo.page import build_page
-
+    options.check_draft(draft)
+    for each in model or ():
+        on_disk(each)  # refuses what is no model
     shown: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     drafting: dict[str, Any] = {
         "drafter": drafter,
@@ -57,7 +51,18 @@ def demo(
         "device": device,
         "runtime": runtime,
     }
-    settings = engine_config(shown).generation  # type: ignore[arg-type]
+    from specstream.config import engine_config
+
+    settings = engine_config({**shown, **drafting}).generation  # type: ignore[typeddict-item]
+    require("gradio", "demo", "specstream demo")
+    from specstream.cli.loading import quiet
+    from specstream.reporting import step
+
+    with step("starting the page"):  # Gradio and torch take ten seconds to import
+        from specstream.demo import run
+        from specstream.demo.offered import OfferedModels
+        from specstream.demo.page import build_page
+
     offered = OfferedModels(model or ["smollm2-135m"], draft, **drafting)
     port = run.free_port(host, port)
     with quiet():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 
+from specstream.environment import PREFIX
 from specstream.errors import meant
 
 _FILES: Mapping[str, tuple[str, str]] = {
@@ -17,12 +18,50 @@ _FILES: Mapping[str, tuple[str, str]] = {
 }
 """What the files of commands hold, by the commands that take ``--set``; imported when one is asked about."""
 
-_TOLD: Mapping[str, str] = {
-    "num-beams": "one beam is decoded, leave it out",
-    "num-return-sequences": "one text is decoded, leave it out",
-    "resume-from-checkpoint": "the same command goes on with a run that was stopped, leave it out",
+_NAMES: Mapping[str, str] = {
+    "one beam is decoded, leave it out": "num-beams",
+    "one text is decoded, leave it out": "num-return-sequences best-of",
+    "the same command goes on with a run that was stopped, leave it out": "resume-from-checkpoint",
+    "the context is the model's own, leave it out": "ctx-size max-model-len n-ctx context-length max-seq-len",
+    "give --device cuda to use the GPU": "ngl n-gpu-layers gpu-layers gpu-memory-utilization gpus cuda",
+    "set OMP_NUM_THREADS in the environment": "threads num-threads n-threads",
+    "what is noted goes to the standard error, 2>/dev/null hides it": "quiet silent q no-progress",
+    "give --debug for the traceback of an error": "verbose v",
+    "code of a model is not run, leave it out": "trust-remote-code",
+    "text is shown as it is made, leave it out": "stream streaming",
 }
-"""Options of transformers that no command has, and what to do instead."""
+"""What to do instead of options that transformers, vLLM, llama.cpp and others have and no command here has."""
+
+_TOLD: Mapping[str, str] = {name: told for told, names in _NAMES.items() for name in names.split()}
+
+_OF_VERBS: Mapping[str, str] = {
+    "generate --output": "the text goes to the standard output, > FILE writes it",
+    "generate -o": "the text goes to the standard output, > FILE writes it",
+    "generate --prompts": "give --prompt-file FILE, of one prompt",
+    "compare --prompts": "give --input-str TEXT, or --input-str - < FILE",
+    "benchmark heads --heads": "give --streams or --medusa",
+    "benchmark heads --task": "give specstream benchmark task",
+    "benchmark heads --data": "give --prompts",
+    "serve -n": "give --max-tokens",
+    "serve --workers": "one process serves all, leave it out; --max-rows answers are decoded side by side",
+    "serve --reload": "leave it out",
+    " -v": "give --version",
+    "tune --drafter": "all that are at hand are tried, leave it out",
+    "tune --temperature": "greedy decoding is tuned, leave it out",
+    "tune -t": "greedy decoding is tuned, leave it out",
+    "evaluate --num-fewshot": "a task's own prompts are asked, leave it out",
+    "benchmark task --prompts": "give --data",
+    "benchmark task --drafter": "give specstream benchmark heads",
+}
+"""What to do instead of an option that one command has not."""
+
+_SHORT: Mapping[str, str] = {"o": "output", "m": "model", "n": "max-new-tokens", "K": "gamma", "t": "temperature"}
+"""What short options are in the files of commands."""
+
+
+def told_of(option: str, verb: str) -> str:
+    """What to do instead of an option that this command alone has not; empty if it is none of these."""
+    return _OF_VERBS.get(f"{verb} {option.replace('_', '-')}", "")
 
 
 def advice(option: str, verb: str) -> str:
@@ -33,15 +72,23 @@ def advice(option: str, verb: str) -> str:
         verb: the command, after ``specstream``.
     """
     name = option.lstrip("-").replace("_", "-")
-    if name in _TOLD:
-        return _TOLD[name]
-    if verb == "benchmark heads" and name == "heads":
-        return "give --streams or --medusa"
+    if verb == "serve" and name.replace("-", "_") in _served():
+        key = name.replace("-", "_")
+        return f"give {key} in a --config file, or {PREFIX}{key.upper()}"
     if verb == "serve":
         return f"what vLLM gets stands behind --: --engine vllm -- {option}"
-    if verb in _FILES and (setting := _setting(name.replace("-", "_"), verb)):
+    if verb in _FILES and (setting := _setting(_SHORT.get(name, name).replace("-", "_"), verb)):
+        if "=" in setting:
+            return f"give --set {setting}"
         return f"give --set {setting}={'[FILE]' if setting.endswith('.files') else 'VALUE'}"
-    return ""
+    return _TOLD.get(name, "")
+
+
+def _served() -> Collection[str]:
+    """The settings of a server, of which not all have an option."""
+    from specstream.serving.deployment import DeploymentConfig
+
+    return DeploymentConfig.model_fields
 
 
 def _setting(name: str, verb: str) -> str | None:
@@ -53,11 +100,21 @@ def _setting(name: str, verb: str) -> str | None:
 
 def _places(verb: str) -> Iterator[tuple[str, str]]:
     """Keys of a command's file with their whole names; a section of files is called by its own name too."""
-    from specstream.files.yaml_file import NAME, sections_of
+    from specstream.files.yaml_file import NAME, list_of, sections_of
 
     module, kind = _FILES[verb]
-    sections = sections_of(getattr(import_module(module), kind))
+    whole = getattr(import_module(module), kind)
+    sections = sections_of(whole)
     for path, keys in reversed(sections.items()):  # of two homes of a key the first counts
-        if NAME not in path:
-            yield from ((key, f"{path}.{key}".lstrip(".")) for key in keys)
+        if NAME in path:
+            continue
+        needed = list_of(whole, path.split(".")) if path else None
+        for key in keys:
+            if f"{path}.{key}".lstrip(".") in {each.removesuffix(f".{NAME}") for each in sections}:
+                continue  # a section is no value
+            if needed is None:
+                yield key, f"{path}.{key}".lstrip(".")
+            else:  # --set gives a list as a whole
+                values = ", ".join(f"{each}: {each.upper()}" for each in dict.fromkeys([*needed, key]))
+                yield key, f"'{path}=[{{{values}}}]'"
     yield from ((path, f"{path}.files") for path, keys in sections.items() if "files" in keys)

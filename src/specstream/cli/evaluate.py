@@ -13,6 +13,7 @@ from specstream.cli import options
 from specstream.cli.loading import load_engine, quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import table_console, write_record
+from specstream.files.atomic import check_ending
 
 if TYPE_CHECKING:
     from specstream.evaluation.evaluate_config import EvaluationConfig, Loaded
@@ -41,14 +42,17 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Answer the examples of tasks with plain and with speculative decoding: quality, equality, speed. Resumable."""
+    from specstream.evaluation.benchmark.config import check_target
     from specstream.evaluation.evaluate_config import check_draft, load_all, read_config
     from specstream.evaluation.execution import check_platform
 
     settings, document = read_config(config, set_ or [])
+    check_ending(settings.measure.output_dir, "measure.output_dir", "", "a folder")
     loaded = load_all(settings, document, dataset or [], data, limit)
     if execute_code:
         check_platform()
     _check_metrics(loaded)
+    check_target(settings.target, document)
     with quiet():
         check_draft(settings, document)
     records = _evaluate(settings, loaded, execute_code, resume)

@@ -13,6 +13,7 @@ from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.environment import cores
 from specstream.errors import UsageError
+from specstream.files.atomic import why_unread
 from specstream.files.prompts import text_of
 
 DRAWN = ("top_k", "top_p", "min_p", "seed", "acceptance_threshold")
@@ -157,10 +158,10 @@ def _one_prompt(words: str | None, prompt: str | None, file: str | None) -> str:
     given = [each for each in (words, prompt, file) if each is not None]
     if len(given) > 1:
         raise UsageError(f"two prompts were given, {given[0]!r} and {given[1]!r}; give one")
-    if file is None and given == ["-"]:
-        file = "-"
-    text = _read(file) if file is not None else "".join(given)
-    options.check_text(text)
+    text = _read(file) if file is not None else options.text_given("".join(given))
+    if file is not None and not text:
+        raise UsageError(f"--prompt-file {file!r} is empty; give another file, or a prompt")
+    options.check_text(text, "--prompt-file {}")
     return text
 
 
@@ -168,5 +169,4 @@ def _read(file: str) -> str:
     try:
         return text_of(file).removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise UsageError(f"--prompt-file {file!r} cannot be read: {reason}; give a text file") from None
+        raise UsageError(f"--prompt-file {file!r} cannot be read: {why_unread(error)}; give a text file") from None

@@ -72,6 +72,7 @@ def make_draft(
 
     check_replaceable(Path(output), MADE, "--output")
     options.check_files(*(texts or ()), *(prompts or ()))
+    _check_contents(texts or [], prompts or [])
     from specstream.cli.loading import quiet
 
     with quiet():
@@ -101,6 +102,18 @@ def make_draft(
         print(json.dumps({"output": output, **made}))
     else:
         _say(output, compared, made)
+
+
+def _check_contents(texts: list[str], prompts: list[str]) -> None:
+    """Refuse before the target is read files that hold nothing to look at."""
+    from specstream.files.prompts import read_prompts
+    from specstream.training.data import read_file
+
+    for file in prompts:
+        read_prompts(file)
+    for file in texts:
+        if not read_file(file):
+            raise UsageError(f"texts {file!r} is empty; give another file")
 
 
 def _check_size(target: str, layers: int, choice: str, vocab: int | None) -> None:

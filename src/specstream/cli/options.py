@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import Annotated, Optional, get_args
 
 import typer
 
 from specstream.errors import UsageError, listed
+from specstream.files.atomic import why_unread
 
 # typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
 Text = Optional[str]  # noqa: UP045
@@ -136,8 +138,26 @@ def check_draft(draft: str | None) -> None:
         check(draft)
 
 
-def check_text(text: str) -> None:
+def text_given(text: str) -> str:
+    """A prompt as it was given, or the standard input for ``-``, without its last line break.
+
+    Raises:
+        UsageError: what is piped in is not UTF-8.
+    """
+    from specstream.files.prompts import text_of
+
+    try:
+        return text if text != "-" else text_of(text).removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the standard input is no prompt: {why_unread(error)}; give a text") from None
+
+
+def check_text(text: str, read_by: str) -> None:
     """Refuse a prompt that is no text before anything is loaded, and note one that looks like something else.
+
+    Args:
+        text: the prompt.
+        read_by: what to give to read a file, with {} for it.
 
     Raises:
         UsageError: it is empty, or holds bytes of another encoding than UTF-8.
@@ -146,13 +166,13 @@ def check_text(text: str) -> None:
     from specstream.models.hub.catalog import catalog
 
     if not text:
-        raise UsageError('the prompt is empty; give one, such as: "The sea is"')
+        raise UsageError('the prompt is empty; give one, such as "The sea is", or - for the standard input')
     valid(text)
     if not text.strip():
         note(f"the prompt is {text!r}, which is blank")
     short = len(text) < 256 and "\0" not in text
     if short and os.path.isfile(text):
-        note(f"{text!r} is a file, its name is the prompt; to read it: --prompt-file of generate, --prompts elsewhere")
+        note(f"{text!r} is a file, its name is the prompt; to read it: {read_by.format(shlex.quote(text))}")
     elif text in catalog():
         note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {text}")
 

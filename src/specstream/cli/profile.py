@@ -13,6 +13,7 @@ from specstream.cli.loading import load_engine, quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import table_console, write_record
 from specstream.errors import UsageError
+from specstream.files.atomic import check_ending
 
 if TYPE_CHECKING:
     from specstream.engine.generation import Parts
@@ -98,6 +99,7 @@ def _settings(config: str | None, overrides: list[str], given: dict[str, Any]) -
 
 
 def _folder(path: str) -> Path:
+    check_ending(path, "--output-dir", "", "a folder")
     folder = Path(path)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "profile.json").exists():
         raise UsageError(f"--output-dir is {path!r}, which holds something else; give a new folder")

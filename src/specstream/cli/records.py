@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
-from specstream.files.atomic import check_new, write_whole
+from specstream.files.atomic import check_ending, check_new, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,15 +34,16 @@ def is_record(path: Path) -> bool:
     return isinstance(record, dict) and "arguments" in record
 
 
-def check_output(output: str | None, is_own: Callable[[Path], bool] = is_record) -> None:
+def check_output(output: str | None, is_own: Callable[[Path], bool] = is_record, ending: str = ".json") -> None:
     """Refuse before anything is measured what could not be written afterwards.
 
     Args:
         output: the file; None for none.
         is_own: whether a file that is there is an earlier one of the command's, which may be replaced.
+        ending: of what is written.
 
     Raises:
-        UsageError: a folder, a place that cannot be written to, or a file of another kind.
+        UsageError: a folder, a place that cannot be written to, a file of another kind, or a name of one.
     """
     if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
         raise UsageError(
@@ -50,6 +51,7 @@ def check_output(output: str | None, is_own: Callable[[Path], bool] = is_record)
         )
     if output is not None:
         check_new(Path(output), "--output", is_own)
+        check_ending(output, "--output", ending, ending[1:].upper())
 
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from specstream.cli import options
 from specstream.errors import UsageError
+from specstream.files.atomic import check_ending
 
 _Runs = Annotated[
     list[str],
@@ -26,6 +27,8 @@ def report(run_dirs: _Runs, output: _Output = None) -> None:
     from specstream.evaluation.benchmark.summary import summarise
     from specstream.evaluation.report.page import verdict, write_report
 
+    if output is not None:
+        check_ending(output, "--output", "", "a folder")
     twice = next((each for at, each in enumerate(run_dirs) if Path(each).resolve() in _places(run_dirs[:at])), None)
     if twice is not None:
         raise UsageError(f"{twice!r} is given twice; give another run to compare with, or one alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -117,6 +118,10 @@ def _key(file: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UsageError(f"api_key_file {file!r} cannot be read ({reason}); give a file with the key in it") from None
+    if key and not re.fullmatch("[!-~]+", key):
+        raise UsageError(
+            f"api_key_file {file!r} has white space or a character that no header holds; write the key alone into it"
+        )
     if not key:
         raise UsageError(f"api_key_file {file!r} is empty; write the key into it, or leave it out")
     return key

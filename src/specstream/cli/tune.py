@@ -55,9 +55,10 @@ def tune(
     if len(texts) < 2:
         raise UsageError(f"prompts {prompts!r} holds {len(texts)} prompt; give two or more, so that they can disagree")
     if heads is not None:
-        from specstream.heads.folder import kind_of
+        from specstream.heads.folder import check_base_name, kind_of
 
         kind_of(heads)  # refuses a folder without heads before a model is loaded
+        check_base_name(heads, model)
     options.check_draft(draft)
     if draft is not None and not draft.startswith("self:"):
         from specstream.evaluation.benchmark.experiments import check_tokenizers
@@ -83,7 +84,7 @@ def tune(
 def _check_output(output: str) -> None:
     if not output.endswith((".yaml", ".yml")):
         raise UsageError(f"output is {output!r}; give the name of a .yaml file")
-    check_output(output, lambda path: path.read_bytes().startswith(_FIRST.encode()))
+    check_output(output, lambda path: path.read_bytes().startswith(_FIRST.encode()), Path(output).suffix)
 
 
 def _tune(

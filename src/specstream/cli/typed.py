@@ -30,10 +30,19 @@ _FROM_A_FILE = re.compile(r"(\S+:\d+(, with --set)?|--set): ")
 _UNTYPED = re.compile(r",? or (drafter|heads|pruning|dtype)='[^']*'")
 """Advice that is of no option of the verb."""
 
+_A_DRAFTER = re.compile(r"(is a drafter, not a model; give a model here)$")
+"""The end of an error of a verb that has no option for drafters."""
+
 _ARGUMENT = re.compile(r"\b(\w+)=,")
 """An argument of Python that is an option of no verb, or stands in a file."""
 
 _ARTICLES = "(?<!the )(?<!a )(?<!this )(?<!no )"
+
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+"""What word processors and web pages make of a dash."""
+
+_TEXTS = ("words", "prompt", "input_str", "stop")
+"""What a verb takes as it stands: all other values may be paths."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,34 @@ def in_typed_words(message: str, root: Any, words: Sequence[str]) -> str:
     message = _as_typed(_settings(message, by_name, filed), options) if by_name else message
     message = _one_by_one(message, options)
     where = " in a --config file," if any(option.parameter.name == "config" for option in options) else ","
-    return _ARGUMENT.sub(rf"\1{where}", _UNTYPED.sub("", message))
+    message = _A_DRAFTER.sub(r"\1; generate and benchmark heads have --drafter", _UNTYPED.sub("", message))
+    return _ARGUMENT.sub(rf"\1{where}", message)
+
+
+def with_home(root: Any, words: Sequence[str]) -> list[str]:
+    """The words with the folder of a user where a path begins with ``~``: shells leave ``--output=~/x`` alone.
+
+    Args:
+        root: the whole command, of click.
+        words: the command line.
+    """
+    command, rest = verb_of(root, words)
+    if command is None:
+        return list(words)
+    taken = {each.name for each in command.params}
+    texts = {form for each in command.params if each.name in _TEXTS for form in each.opts}
+    done, before = list(words[: len(words) - len(rest)]), ""
+    for at, word in enumerate(rest):
+        if word == "--":
+            return [*done, *rest[at:]]
+        form, equals, value = word.partition("=")
+        if form.startswith("--") and equals and form not in texts:
+            word = f"{form}={os.path.expanduser(value)}"
+        elif before not in texts and ("words" not in taken or before.startswith("-")):
+            word = os.path.expanduser(word)
+        done.append(word)
+        before = word
+    return done
 
 
 def refuse_useless(root: Any, words: Sequence[str]) -> None:
@@ -92,6 +128,7 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
     Raises:
         UsageError: so it is. Whatever else is wrong with the line is left to click.
     """
+    _refuse_long_dashes(root, words)
     _refuse_before_verb(root, words)
     command, rest = verb_of(root, words)
     if command is None:
@@ -103,9 +140,26 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
             values = "" if own.is_flag else f", {' and '.join(map(repr, option.values))}"
             forms = f"{' or '.join([*own.opts[:1], *own.secondary_opts])}, " if own.secondary_opts else "it "
             raise UsageError(f"{form} is given twice{values}; give {forms}once")
+        if own in given and not own.is_flag:
+            _refuse_value(option, command)
         if own in given and not own.is_flag and "" in option.values:
             rest = "" if own.required else ", or leave it out"
             raise UsageError(f"{form} is ''; give a value that is not empty{rest}")
+
+
+def _refuse_value(option: _Option, command: Any) -> None:
+    """Refuse another option as the value of one, which is missing then, and the standard output as a file."""
+    forms = {form for each in command.params for form in (*each.opts, *each.secondary_opts) if form.startswith("-")}
+    for value in option.values if option.parameter.name not in _TEXTS else ():
+        if value.startswith("=") and not str(option.typed).startswith("--"):
+            raise UsageError(f"{option.typed} is {value!r}; give {option.typed} {value[1:]}, with a space")
+        if value in forms:
+            raise UsageError(f"{option.typed} is given without a value: {value!r} is an option; give one before it")
+        if value == "-" and option.parameter.name in ("output", "output_dir"):
+            printed = ", or --json to print" if "--json" in forms else ""
+            raise UsageError(
+                f"{option.typed} is '-', and nothing is written to the standard output; give a name{printed}"
+            )
 
 
 def _parsed(command: Any, words: Sequence[str]) -> tuple[Sequence[str], Sequence[Any]]:
@@ -115,6 +169,35 @@ def _parsed(command: Any, words: Sequence[str]) -> tuple[Sequence[str], Sequence
     except Exception:  # click's own errors, whose home moved between releases of typer, come when it reads the line
         return (), ()
     return left, given
+
+
+def standing_alone(command: Any, words: Sequence[str]) -> Sequence[str]:
+    """The words of a command line that are neither an option nor the value of one, beyond those that a verb takes.
+
+    Args:
+        command: the verb, of click.
+        words: the command line, with the verb.
+    """
+    at = next((at for at, word in enumerate(words) if word == command.name), -1)
+    return _parsed(command, words[at + 1 :])[0]
+
+
+def _refuse_long_dashes(root: Any, words: Sequence[str]) -> None:
+    """Refuse an option that is typed with another dash: it would be taken for a prompt, or for a command."""
+    command, rest = verb_of(root, words)
+    own = (command or root).params
+    valued = {form for each in own if each.param_type_name == "option" and not each.is_flag for form in each.opts}
+    known = {"-h", "--help", *(form for each in own for form in (*each.opts, *each.secondary_opts))}
+    behind = list(words) if command is None else list(rest)
+    for before, word in zip(["", *behind], behind, strict=False):
+        if word == "--":
+            return
+        name = word.lstrip(f"-{DASHES}").partition("=")[0]
+        dashes = word[: len(word) - len(word.lstrip(f"-{DASHES}"))]
+        forms = (f"--{name}", f"-{name}", f"-{name[:1]}" if name[1:].isdigit() else "")
+        meant_ = next((form for form in forms if form in known and form.startswith("-")), None)
+        if set(dashes) & set(DASHES) and meant_ is not None and before not in valued:
+            raise UsageError(f"{word!r} begins with a long dash; give {meant_}, with the dash of the keyboard")
 
 
 def _refuse_before_verb(root: Any, words: Sequence[str]) -> None:
@@ -171,11 +254,16 @@ def _options(command: Any, words: Sequence[str]) -> Iterator[_Option]:
     own = [each for each in command.params if each.param_type_name == "option"]
     typed: dict[str, tuple[str, list[str]]] = {}
     words = list(words[: words.index("--")] if "--" in words else words)
+    is_value = False
     for word, following in zip(words, [*words[1:], ""], strict=False):
+        if is_value:
+            is_value = False
+            continue
         for parameter in own:
             for form in (*parameter.opts, *parameter.secondary_opts):
                 if (value := _value(word, following, form)) is not None:
                     typed.setdefault(parameter.name, (form, []))[1].append(value)
+                    is_value = word == form and not parameter.is_flag
     for parameter in sorted(own, key=lambda each: each.name not in typed):
         form, values = typed.get(parameter.name, (None, []))
         yield _Option(parameter, form, tuple(values))
@@ -240,15 +328,17 @@ def _settings(message: str, by_name: Mapping[str, Sequence[_Option]], filed: boo
 
     def give(match: re.Match[str]) -> str:
         option = by_name[match["name"]][0]
-        value = match["text"] if match["text"] is not None else match["word"] or ""
+        found = match.groupdict()
+        value = found.get("text") or found.get("word") or ""
         return f"{option.called(match['name'])} {value}".rstrip()
 
     said = (
         rf"{_ARTICLES}(?<![\w'./-])(?:\w+\.)*(?P<name>{names})(?:\.\d+)?"
-        r"(?= has the token | is (?:['\"\d\[{(-]|given\b|None\b|True\b|False\b))"
+        r"(?= has the token | is (?:['\"\d\[{(-]|given\b|None\b|True\b|False\b|-?inf\b|nan\b))"
     )
     given = rf"(?<![\w'./-])(?P<name>{names})=(?:'(?P<text>[^']*)'|(?P<word>[\w.]*))"
     message = re.sub(said, is_, message)
+    message = re.sub(rf"\bleave (?P<name>{names}) out\b", lambda left: f"leave {give(left)} out", message)
     if drafts := by_name.get("draft_model"):
         message = re.sub(
             r"(?<![\w'./-])(?<!, )(?<! of )draft_model\b(?!['=,]| is )", drafts[0].called("draft_model"), message

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from specstream.cli.elsewhere import advice
-from specstream.cli.typed import verb_of
+from specstream.cli.elsewhere import advice, told_of
+from specstream.cli.typed import DASHES, standing_alone, verb_of
 from specstream.errors import meant, remedy
-
-_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2212"
 
 
 def usage_message(error: Exception, root: Any, words: Sequence[str]) -> str:
@@ -29,13 +29,16 @@ def usage_message(error: Exception, root: Any, words: Sequence[str]) -> str:
 
 def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str:
     if (name := getattr(error, "option_name", None)) is not None and message.startswith("No such option"):
-        return f"No such option: {name}{_suggested(name, error.ctx)}"
+        return f"No such option: {name}{_suggested(name, error.ctx, words)}"
     if (unknown := re.match(r"No such command '(.*?)'", message)) is not None:
         if told := _of_option(unknown[1], command, words):
             return f"No such command {unknown[1]!r}; {told}"
-        known = getattr(command, "commands", {})
-        told = f". Did you mean {like!r}?" if (like := meant(unknown[1], known)) else "."
-        return f"No such command {unknown[1]!r}{told}"
+        return f"No such command {unknown[1]!r}{_command_meant(unknown[1], command)}"
+    if message.startswith("Missing command"):
+        return f"{message.removesuffix('.')}; give one of {', '.join(getattr(command, 'commands', ()))}"
+    if (missing := re.match(r"Missing option '(--?[\w-]+)'", message)) is not None:
+        alone = standing_alone(command, words)
+        return f"{message.removesuffix('.')}; give {missing[1]} {shlex.quote(alone[0]) if alone else 'and a value'}"
     if (short := re.match(r"Option '(--?\S+)' requires an argument", message)) is not None:
         return f"{short[1]} is given without a value; give one behind it"
     if (extra := re.match(r"Got unexpected extra arguments? ?(?:\(s\))? \((.*)\)", message)) is not None:
@@ -49,17 +52,34 @@ def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str
     return message
 
 
+def _command_meant(name: str, group: Any) -> str:
+    """What to give in place of a command that there is not."""
+    known = {verb: each for verb, each in getattr(group, "commands", {}).items() if not each.hidden}
+    if f"--{name}" in {"--help", *_forms_of(group)}:
+        return f"; give --{name}"
+    if (like := meant(name, known)) is not None:
+        return f". Did you mean {like!r}?"
+    for outer, each in known.items():
+        if (inner := meant(name, getattr(each, "commands", {}))) is not None:
+            return f". Did you mean '{outer} {inner}'?"
+    return f"; give one of {', '.join(known)}" if len(known) < 6 else "."
+
+
 def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
     message = f"Got unexpected extra argument(s) ({extra})"
-    if extra[0] in _DASHES:
+    if extra[0] in DASHES:
         return f"{message}; it begins with a long dash: give -, or -- before a whole word"
     if told := _of_option(extra, command, words):
         return told if told.endswith("alone") else f"{message}; {told}"
+    model = next((form for form in _forms_of(command) if form in ("--model", "--target")), None)
+    if model is not None and os.path.isfile(os.path.join(extra, "config.json")):
+        return f"{message}; give {model} {extra}"
     arguments = [each for each in getattr(command, "params", ()) if not _options_of(each)]
     if arguments:
         name = arguments[0].metavar or str(arguments[0].name).upper()
         return f"{message}; give one {name} a call, in quotes if it has spaces"
-    return f"{message}; give what it is for as an option"
+    valued = any(not getattr(each, "is_flag", False) and each.name != "help" for each in getattr(command, "params", ()))
+    return f"{message}; {'give what it is for as an option' if valued else 'leave it out'}"
 
 
 def _of_option(extra: str, command: Any, words: Sequence[str]) -> str:
@@ -92,12 +112,31 @@ def _of_switch(form: str, command: Any) -> str:
     return f"{form} takes no value; give {forms} alone"
 
 
-def _suggested(name: str, context: Any) -> str:
+def _suggested(name: str, context: Any, words: Sequence[str]) -> str:
     """What is meant by an option that a command has not: one of its own, or what to do instead."""
-    if (like := meant(name, _options(getattr(context, "command", None)))) is not None:
+    if behind := _behind(name, context, words):
+        return f"; {behind}"
+    verb = str(getattr(context, "command_path", "")).partition(" ")[2]
+    told = told_of(name, verb)
+    if not told and (like := meant(name, _options(getattr(context, "command", None)))) is not None:
         return f"; did you mean {like}?"
-    told = advice(name, str(getattr(context, "command_path", "")).partition(" ")[2])
+    told = told or advice(name, verb)
     return f"; {told}" if told else ""
+
+
+def _behind(name: str, context: Any, words: Sequence[str]) -> str:
+    """Where to give an option that the commands of a group have and the group has not; empty for nowhere."""
+    inner = {verb: each for verb, each in getattr(context.command, "commands", {}).items() if not each.hidden}
+    having = [verb for verb, each in inner.items() if name in _forms_of(each)]
+    typed = [verb for verb in having if verb in words]
+    if not having or {"-c", "--config"} & {word.partition("=")[0] for word in words}:
+        return ""
+    place = " or ".join(typed or having)
+    return f"give it behind {place}" if typed or len(having) < 4 else "give a command, and the option behind it"
+
+
+def _forms_of(command: Any) -> list[str]:
+    return [form for each in getattr(command, "params", ()) for form in _forms(each)]
 
 
 def _options(command: Any) -> list[str]:

@@ -113,6 +113,8 @@ def probabilities(logits: Tensor, sampling: Sampling, context: Sequence[int] = (
         scores = scores / sampling.temperature
     best = scores.max()
     if not torch.isfinite(best):
+        if best == -torch.inf and sampling.processors:
+            raise NumericalError("the logits processors leave no token: all scores are -inf; leave one finite")
         if torch.isfinite(logits.float().max()):
             raise NumericalError(
                 f"the largest logit becomes {best.item()} by temperature {sampling.temperature}, repetition_penalty "

@@ -25,7 +25,8 @@ from specstream.engine.text import asked, encode
 from specstream.errors import HeadMismatchError, UsageError, must_be
 from specstream.heads.folder import check_base_name
 from specstream.heads.shipped import shipped_for
-from specstream.models.hub.catalog import check
+from specstream.models.hub.catalog import check, on_disk
+from specstream.models.hub.load import config_in
 from specstream.routing.router import Router
 
 WARM_UP = "The sea is"
@@ -98,6 +99,8 @@ class OfferedModels:
         """
         for model in self.models:
             check(model)
+            if (folder := on_disk(model)) is not None:
+                config_in(str(folder), model)  # refuses what holds something else
             if (heads := self._settings.get("heads")) is not None:
                 check_base_name(heads, model)
         drafters = self.load(self.models[0])

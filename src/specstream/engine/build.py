@@ -32,7 +32,7 @@ from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.streams import Streams
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.architecture.compat import wrapper_of
-from specstream.models.architecture.families import require_model
+from specstream.models.architecture.families import describe, require_model
 from specstream.models.hub.load import check_draft_place, check_place
 from specstream.models.hub.vocabulary import load_draft
 from specstream.models.runtime.capabilities import Quantization
@@ -322,6 +322,10 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
         own = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
         return LoadedDraft(target=own)
     draft, draft_tokenizer, part = _draft_given(target, tokenizer, draft, config)
+    try:
+        describe(draft)  # before its vocabulary is asked for
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"draft_model cannot draft: {error}") from None
     _check_vocabulary(target.model, tokenizer, draft, draft_tokenizer)
     if part is not None and _vocab_size(draft) != _vocab_size(target.model):
         raise VocabularyMismatchError(

@@ -28,7 +28,7 @@ from specstream.engine.choices import SELF, check_choice, drafts_for_itself
 from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Baselines, Generation, Parts, TextPieces
 from specstream.engine.inventory import memory_overhead, prepare
-from specstream.engine.prompt_forms import prompts_in, several_prompts
+from specstream.engine.prompt_forms import one_prompt, prompts_in, several_prompts
 from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
 from specstream.engine.settings_file import read_settings
 from specstream.engine.text import Chat, Prompt, are_tokens, check_tokenizer, encode
@@ -171,10 +171,7 @@ class SpeculativeEngine:
             An iterable of pieces of text; once it is exhausted its ``result`` is the ``GenerationResult``.
         """
         config = generation_config(self.config.generation, settings)
-        prompts, _ = prompts_in(prompt)
-        if len(prompts) != 1:
-            raise UsageError(f"stream is given {len(prompts)} prompts; give one, or give them to generate")
-        return TextPieces(self._begun(prompts, config), self._report)
+        return TextPieces(self._begun([one_prompt(prompt, "stream", "generate")], config), self._report)
 
     def benchmark(
         self,

@@ -20,7 +20,7 @@ from specstream.engine.inventory import prepare
 from specstream.engine.prompt_forms import token_rows
 from specstream.engine.results import Metrics, Totals
 from specstream.engine.text import check_tokenizer
-from specstream.errors import UsageError, must_be, shown
+from specstream.errors import UsageError, has, must_be, shown
 from specstream.models.architecture.checkpoint import CheckpointRules
 from specstream.models.hub.load import load_model
 from specstream.models.target.hf import HuggingFaceTarget
@@ -125,12 +125,21 @@ def custom_generate(
         UsageError: ``stop`` without a tokenizer, or a setting of the ``generate`` call.
     """
     if called:
-        raise UsageError("custom_generate is what makes the callable; give custom_generate=custom_generate()")
+        if isinstance(called[0], Tensor):
+            raise UsageError("custom_generate is what makes the callable; give custom_generate=custom_generate()")
+        raise UsageError(
+            f"custom_generate is given {1 + len(called)} models and takes the draft alone; give "
+            "custom_generate=custom_generate(draft) to generate(), whose model is the target"
+        )
     config = engine_config(settings)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
-    streams = all(callable(getattr(streamer, name, None)) for name in ("put", "end"))
-    must_be(streamer is None or streams, "streamer", streamer, "an object with put and end, such as a TextStreamer")
+    must_be(
+        streamer is None or has(streamer, "put", "end"),
+        "streamer",
+        streamer,
+        "an object with put and end, such as a TextStreamer",
+    )
     for name in GenerationConfig.model_fields.keys() - {"stop"}:
         if (value := settings.get(name)) is not None:
             raise UsageError(f"{name} is {value!r}; give it to generate(), whose call custom_generate follows")

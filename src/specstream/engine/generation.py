@@ -19,7 +19,7 @@ from specstream.core.stopping import Stopping
 from specstream.drafters.none import NoDrafter
 from specstream.engine.results import GenerationResult
 from specstream.engine.text import TextStream, final_text, stop_check
-from specstream.errors import UsageError, must_be, reason_of
+from specstream.errors import UsageError, has, must_be, reason_of
 from specstream.models.architecture.checkpoint import CheckpointRules
 
 CALIBRATION_TOKENS = 16
@@ -63,8 +63,7 @@ class Parts:
     revision: int = 0
 
     def __post_init__(self) -> None:
-        begins = callable(getattr(self.drafter, "begin", None))
-        must_be(begins, "drafter", self.drafter, "an object of a class of Drafter")
+        must_be(has(self.drafter, "begin"), "drafter", self.drafter, "an object of a class of Drafter")
 
     def sampling(self, config: GenerationConfig) -> Sampling:
         """How tokens are chosen: as the configuration says, and where nothing was given, as the checkpoint does."""

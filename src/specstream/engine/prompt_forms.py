@@ -30,16 +30,33 @@ def prompts_in(given: Any, name: str = "the prompt") -> tuple[list[Prompt], bool
     Raises:
         UsageError: it is nothing of that kind.
     """
-    rows = _rows(given) if isinstance(given, Mapping) else _ids(given, name)
+    rows = _read(given, name)
     if isinstance(rows, str) or _is_chat(rows) or (are_tokens(rows) and rows):
         return [rows], False
     if not isinstance(rows, list | tuple):
         raise UsageError(f"{name} is {kind_of(given)}; {_FORMS}")
-    prompts = [_ids(row, name) for row in rows]
+    prompts = [_single(row, name) for row in rows]
     for prompt in prompts:
         if not (isinstance(prompt, str) or _is_chat(prompt) or are_tokens(prompt)):
             raise UsageError(f"{name} is {kind_of(given)} with {kind_of(prompt)} in it; {_FORMS}")
     return prompts, True
+
+
+def one_prompt(given: Any, taker: str, several: str) -> Prompt:
+    """The prompt, in a form that ``prompts_in`` takes; in a list of one, too.
+
+    Args:
+        given: by the caller.
+        taker: the function, for the error.
+        several: the function that takes several, for the error.
+
+    Raises:
+        UsageError: none, several, or nothing of that kind.
+    """
+    prompts, _ = prompts_in(given)
+    if len(prompts) != 1:
+        raise UsageError(f"{taker} is given {len(prompts)} prompts; give one, or give them to {several}")
+    return prompts[0]
 
 
 def several_prompts(given: Any, name: str) -> list[Prompt]:
@@ -62,14 +79,27 @@ def token_rows(input_ids: Any) -> list[list[int]]:
     Raises:
         UsageError: it is something else.
     """
-    rows = _rows(input_ids) if isinstance(input_ids, Mapping) else _ids(input_ids, "input_ids")
+    rows = _read(input_ids, "input_ids")
     if are_tokens(rows):
         return [list(rows)]
-    listed = [_ids(row, "input_ids") for row in rows] if isinstance(rows, list | tuple) else []
+    listed = [_single(row, "input_ids") for row in rows] if isinstance(rows, list | tuple) else []
     if not listed or not all(map(are_tokens, listed)):
         text = " ".join(repr(input_ids).split())[:80]
         raise UsageError(f"input_ids is {text}; give token ids: [n] or [rows, n] int64, or a list of rows")
     return [list(row) for row in listed]
+
+
+def _read(given: Any, name: str) -> Any:
+    """What was given, as lists where it is a tensor, an array, or what a tokenizer returned."""
+    return _rows(given) if isinstance(given, Mapping) else _ids(given, name)
+
+
+def _single(row: Any, name: str) -> Any:
+    """A prompt among several: ``[1, n]``, as tokenizers return it of one text, is one too."""
+    encoded = isinstance(row, Mapping) and "input_ids" in row  # else it is a turn
+    read = _read(row, name) if encoded or not isinstance(row, Mapping) else row
+    nested = isinstance(read, list) and len(read) == 1 and are_tokens(read[0])
+    return read[0] if nested and (encoded or read is not row) else read
 
 
 def _rows(encoding: Mapping[str, Any]) -> Any:
@@ -134,4 +164,5 @@ def _ids(value: Any, name: str) -> Any:
 
 def _is_chat(value: Any) -> bool:
     """A list of turns. One that holds something else too is refused where it is written out."""
-    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and isinstance(value[0], Mapping)
+    turns = isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and isinstance(value[0], Mapping)
+    return turns and "input_ids" not in value[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,16 +12,17 @@ from typing_extensions import Unpack
 from specstream.config import EngineSettings, GenerationConfig, engine_config
 from specstream.engine.build import build_drafters, build_parts, left_out_of, make_target
 from specstream.engine.functions import output_of
-from specstream.engine.generation import Baselines, Generation, Parts
+from specstream.engine.generation import Baselines, Generation, Parts, check_tokens
 from specstream.engine.inventory import prepare
-from specstream.engine.prompt_forms import token_rows
+from specstream.engine.prompt_forms import one_prompt, several_prompts, token_rows
 from specstream.engine.results import Metrics
+from specstream.engine.text import Prompt, are_tokens, check_tokenizer, encode, kind_of
 from specstream.errors import UsageError
 from specstream.models.architecture.families import require_model
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.routing.config import DrafterSpec, check_drafters
 from specstream.routing.drafter import RoutedDrafter
-from specstream.routing.router import Router
+from specstream.routing.router import Choice, Router
 
 
 class AdaptiveRouter(Router):
@@ -29,6 +30,54 @@ class AdaptiveRouter(Router):
 
     _made: tuple[Any, Any, HuggingFaceTarget, Parts] | None = None
     _baselines: Baselines
+
+    def bind(self, target: Any, tokenizer: Any = None) -> None:
+        """Take the target whose prompts these will be.
+
+        Args:
+            target: the transformers model.
+            tokenizer: its tokenizer; only mpnet's embedding and prompts given as text or chat need it.
+
+        Raises:
+            UnsupportedModelError: the target is no transformers model.
+            HeadMismatchError: the router was trained for another target.
+            UsageError: no tokenizer, or another model's.
+        """
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, len(self.model.table))
+        super().bind(target, tokenizer)
+
+    def choose(
+        self,
+        prompt: Prompt | Tensor | Mapping[str, Any],
+        *,
+        among: Collection[str] | None = None,
+        settled: bool = False,
+    ) -> Choice:
+        """The drafter for one prompt, in any form that ``SpeculativeEngine.generate`` takes; see ``choose_for``."""
+        return super().choose_for([one_prompt(prompt, "choose", "choose_for")], among=among, settled=settled)
+
+    def choose_for(self, prompts: Any, *, among: Collection[str] | None = None, settled: bool = False) -> Choice:
+        """One drafter for all prompts of a batch: that with the best mean over the rows.
+
+        Args:
+            prompts: several, in any form that ``SpeculativeEngine.generate`` takes.
+            among: only these; None for all.
+            settled: go by the trained table alone, without chance and without what was learned since.
+
+        Raises:
+            UsageError: no prompt, one that cannot be used, fewer than two drafters, or one that the router does not
+                know.
+        """
+        return super().choose_for(several_prompts(prompts, "prompts"), among=among, settled=settled)
+
+    def _tokens(self, prompt: Any) -> Sequence[int]:
+        one = one_prompt(prompt, "features", "choose_for")
+        if self._tokenizer is None and not are_tokens(one):
+            raise UsageError(f"the prompt is {kind_of(one)} and there is no tokenizer; give token ids, or bind one")
+        tokens = encode(self._tokenizer, one)
+        check_tokens(len(self.model.table), [tokens], [], self._tokenizer)
+        return tokens
 
     def route_and_decode(
         self, target: Any, draft_models: Any, input_ids: Any, **settings: Unpack[EngineSettings]
@@ -103,7 +152,7 @@ def _by_name(drafts: Any, specs: Mapping[str, DrafterSpec]) -> dict[str, Any]:
                 f"({', '.join(drafting) or 'none'}); give no more than those"
             )
         return dict(zip(drafting, listed, strict=False))
-    if strange := sorted(set(drafts) - set(drafting)):
+    if strange := sorted(set(drafts) - set(drafting), key=str):
         wanted = f"name it as one of {', '.join(drafting)}" if drafting else "leave it out: none drafts with a model"
         raise UsageError(f"draft model {strange[0]!r} belongs to no drafter; {wanted}")
     return dict(drafts)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from typing_extensions import TypeIs
 
 from specstream.core.stopping import StopCheck
-from specstream.errors import UsageError, must_be, one_line, shown
+from specstream.errors import UsageError, has, must_be, one_line, shown
 
 Chat: TypeAlias = Sequence[Mapping[str, str]]
 Prompt: TypeAlias = str | Chat | Sequence[int]
@@ -54,7 +54,7 @@ def check_tokenizer(tokenizer: Any, vocab_size: int | None = None) -> None:
     Raises:
         UsageError: so it is.
     """
-    fits = hasattr(tokenizer, "decode") and not isinstance(tokenizer, bytes)
+    fits = has(tokenizer, "decode") and not isinstance(tokenizer, bytes)
     must_be(fits, "tokenizer", tokenizer, "the tokenizer itself")
     known = getattr(tokenizer, "vocab_size", None)  # without added tokens
     if vocab_size is not None and isinstance(known, int) and known > vocab_size:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
-from specstream.files.atomic import difference, set_aside
+from specstream.files.atomic import difference, folder_of, set_aside
 
 FILE = "answers.jsonl"
 """In the folder of a data set."""
@@ -28,7 +28,7 @@ class Answers:
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any], *, resume: bool = True) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder_of("measure.output_dir", folder)
         self.path = folder / FILE
         self.records: dict[int, dict[str, Any]] = {}
         run = json.loads(json.dumps(run))
@@ -60,7 +60,9 @@ class Answers:
             self.records = {int(record["example"]): record for record in lines}
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{str(self.path)!r} holds no answers of ours; give another output_dir") from None
-        if (changed := difference(known, run)) is not None:
+        if not self.records:  # nothing is lost by other settings
+            self.path.write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
+        elif (changed := difference(known, run)) is not None:
             key, before, now = changed
             raise UsageError(
                 f"{str(self.path)!r} was written with {key} {_short(before)} and now it is {_short(now)}; "

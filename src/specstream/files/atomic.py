@@ -22,6 +22,28 @@ def user_cache() -> Path:
 _ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".md", ".py", ".yaml", ".yml", ".gguf", ".bin", ".safetensors")
 
 
+_FORMATS = {*_ENDINGS, ".tsv", ".html", ".pdf", ".xlsx", ".parquet", ".png", ".svg", ".zip", ".pt", ".log"}
+"""Endings that say what a file holds."""
+
+
+def check_ending(path: str, setting: str, ending: str, what: str) -> None:
+    """Refuse to write one format under the name of another, as which it would be read.
+
+    Args:
+        path: to write.
+        setting: how the path is given, for the error.
+        ending: of what is written, such as ``.json``; empty for a folder.
+        what: is written.
+
+    Raises:
+        UsageError: so it is.
+    """
+    own = Path(path).suffix.lower()
+    if own in _FORMATS - {ending}:
+        wanted = f"that ends in {ending}" if ending else f"without {own}"
+        raise UsageError(f"{setting} is {path!r} and {what} is written; give a name {wanted}")
+
+
 def is_meant_as_path(name: str) -> bool:
     """Whether a name that could be a hub id is more likely a path, though nothing is there.
 
@@ -51,9 +73,11 @@ def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
         is_own: whether the file that is there is an earlier one of the command's; asked where it holds something.
 
     Raises:
-        UsageError: it is not, or there is a device or a pipe.
+        UsageError: it is not, or there is a folder, a device or a pipe.
     """
     _refuse_special(path, f"{setting} is {str(path)!r}, which")
+    if path.is_dir():
+        raise UsageError(f"{setting} is {str(path)!r}, which is a folder; give the name of a file")
     if path.is_file() and path.stat().st_size and not is_own(path):
         raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
 

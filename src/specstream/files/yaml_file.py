@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from specstream.errors import UsageError, listed, one_line, remedy, shown
+from specstream.errors import UsageError, listed, meant, one_line, remedy, shown
 from specstream.files.atomic import path_of, why_unread
 
 
@@ -18,6 +20,40 @@ class Section(BaseModel):
     """A section of a file: unknown keys are errors, and nothing changes after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise UsageError(f"{name} cannot be set to {shown(value)} any more; give it when the configuration is made")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any, field: ValidationInfo) -> Any:
+        """True and False are no numbers, though pydantic takes them for 1 and 0."""
+        wanted = cls.model_fields[str(field.field_name)].annotation
+        held = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in held) and takes_numbers(wanted):
+            raise ValueError("a number")
+        return value
+
+
+class Configuration(Section):
+    """A whole configuration, which is made in Python too: what is wrong is said in one line, and a path is a text."""
+
+    if not TYPE_CHECKING:  # for whom the fields are the arguments
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(
+                    **{name: str(each) if isinstance(each, Path) else each for name, each in values.items()}
+                )
+            except ValidationError as error:
+                raise refusal(error, type(self), values) from None
+
+
+def takes_numbers(annotation: Any) -> bool:
+    """Whether a field of this type holds a number, or some."""
+    return annotation in (int, float) or any(takes_numbers(each) for each in get_args(annotation))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +104,7 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
     try:
         text = file.read_text(encoding="utf-8")
         node = yaml.compose(text, yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        values = home_expanded(yaml.safe_load(text))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config {str(path)!r} cannot be read: {why_unread(error)}; give a YAML file") from None
     except yaml.YAMLError as error:
@@ -84,7 +120,7 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
         if not equals or not name:
             raise UsageError(f"--set is {override!r}; give key=value, such as {example}")
         try:
-            _set(values, name, yaml.safe_load(value))
+            _set(values, name, home_expanded(yaml.safe_load(value)))
         except yaml.YAMLError:
             raise UsageError(f"--set {name} is no YAML: {value!r}; quote it") from None
         place = tuple(name.split("."))
@@ -137,6 +173,14 @@ def misplaced(place: Sequence[str], sections: Mapping[str, Collection[str]], val
     return None
 
 
+def _inside(place: Sequence[str], sections: Mapping[str, Collection[str]]) -> str | None:
+    """The setting of another section that an unknown key stands for, with the section."""
+    for path, keys in sections.items():
+        if NAME not in path and path and (like := meant(place[-1], keys)) is not None:
+            return f"{path}.{like}"
+    return None
+
+
 def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """The class of a field's section, if it has one, and whether there are several of it by names of their own."""
     named = False
@@ -145,6 +189,19 @@ def _section_in(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
         annotation, named = inner[-1 if origin in (dict, Mapping) else 0], named or origin in (dict, Mapping)
     found = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
     return found, named
+
+
+def list_of(kind: type[BaseModel], place: Sequence[str]) -> list[str] | None:
+    """The keys that each section of a list needs; None for what is no list of sections.
+
+    Args:
+        kind: the file's class.
+        place: the path of the list.
+    """
+    annotation = _annotation(kind, place)
+    if get_origin(annotation) is not list or not hasattr(inner := get_args(annotation)[0], "model_fields"):
+        return None
+    return [name for name, field_ in inner.model_fields.items() if field_.is_required()]
 
 
 def validated(
@@ -169,37 +226,57 @@ def validated(
     try:
         made = kind(**values)
     except ValidationError as error:
-        errors = error.errors()
-        # What stands in the wrong section is missing in the right one, and that comes first.
-        first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-        place = [str(part) for part in first["loc"]]
-        name = prefix + ".".join(place)
-        own = first.get("ctx", {}).get("error")
-        if isinstance(own, UsageError):  # of a section that checks itself
-            key = str(own).partition(" ")[0]
-            where = document.where([*place, key]) if document is not None else ""
-            raise UsageError(f"{where}{name}.{own}") from None
-        where = document.where(place) if document is not None else ""
-        if first["type"] == "extra_forbidden":
-            owner = "" if where == "--set: " else owner_of(values, kind.model_fields)
-            sections, given = sections_of(kind) | dict(free), first["input"]
-            set_in_it = isinstance(given, dict) and where == "--set: "
-            inner = [misplaced([*place, str(key)], sections) for key in given] if set_in_it else []
-            complaint = next(filter(None, inner), misplaced(place, sections, given))
-            if complaint and not owner and not prefix:
-                raise UsageError(where + complaint) from None
-            known = listed(place[-1], _known(kind, place[:-1]))
-            raise UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}") from None
-        if first["type"] == "missing":
-            raise UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}") from None
-        if first["input"] is None:
-            raise UsageError(f"{where}{name} is empty; give {remedy(first['msg'])}") from None
-        such = _example(kind, place, first["input"])
-        raise UsageError(f"{where}{name} is {shown(first['input'])}; give {such or remedy(first['msg'])}") from None
+        raise refusal(error, kind, values, prefix, document, free) from None
+    except UsageError as said:  # by a Configuration, which knows no line
+        if not isinstance(cause := said.__context__, ValidationError):
+            raise
+        raise refusal(cause, kind, values, prefix, document, free) from None
     for empty in _blank(made):
         where = document.where(empty) if document is not None else ""
         raise UsageError(f"{where}{prefix}{'.'.join(empty)} is empty; give a value, or leave it out")
     return made
+
+
+def refusal(
+    error: ValidationError,
+    kind: type[BaseModel],
+    values: Mapping[str, Any],
+    prefix: str = "",
+    document: Document | None = None,
+    free: Mapping[str, Collection[str]] = NOTHING,
+) -> UsageError:
+    """What pydantic complains of first, in one line; the arguments are those of ``validated``."""
+    errors = error.errors()
+    # What stands in the wrong section is missing in the right one, and that comes first.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    place = [str(part) for part in first["loc"]]
+    name = prefix + ".".join(place)
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, UsageError):  # of a section that checks itself
+        unknown = re.match(r"unknown setting '(.*?)'", str(own))
+        key = unknown[1] if unknown else str(own).partition(" ")[0]
+        where = document.where([*place, key]) if document is not None else ""
+        said = f"unknown setting '{name}.{str(own)[unknown.start(1) :]}" if unknown else f"{name}.{own}"
+        return UsageError(where + said)
+    where = document.where(place) if document is not None else ""
+    if first["type"] == "extra_forbidden":
+        owner = "" if where == "--set: " else owner_of(values, kind.model_fields)
+        sections, given = sections_of(kind) | dict(free), first["input"]
+        set_in_it = isinstance(given, dict) and where == "--set: "
+        inner = [misplaced([*place, str(key)], sections) for key in given] if set_in_it else []
+        complaint = next(filter(None, inner), misplaced(place, sections, given))
+        if complaint and not owner and not prefix:
+            return UsageError(where + complaint)
+        known = listed(place[-1], _known(kind, place[:-1]))
+        if "did you mean" not in known and (inner_ := _inside(place, sections)):
+            known += f"; did you mean {inner_!r}?"
+        return UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}")
+    if first["type"] == "missing":
+        return UsageError(f"{where}{name} is missing; give it{owner_of(values, kind.model_fields)}")
+    if first["input"] is None:
+        return UsageError(f"{where}{name} is empty; give {remedy(first['msg'])}")
+    such = _example(kind, place, first["input"])
+    return UsageError(f"{where}{name} is {shown(first['input'])}; give {such or remedy(first['msg'])}")
 
 
 def _example(kind: type[BaseModel], place: Sequence[str], value: Any) -> str:
@@ -286,12 +363,22 @@ def _places(node: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         yield from _places(value, inner)
 
 
+def home_expanded(value: Any) -> Any:
+    """A value with the user's folder where a path in it begins with ``~/``, which no shell has seen."""
+    if isinstance(value, dict):
+        return {key: home_expanded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [home_expanded(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
 def _set(values: dict[str, Any], name: str, value: Any) -> None:
     *sections, key = name.split(".")
-    for section in sections:
+    for at, section in enumerate(sections, 1):
         inner = values.setdefault(section, {})
         if isinstance(inner, list):
-            raise UsageError(f"--set {name}: {section!r} is a list; give all of it, --set '{section}=[..]'")
+            place = ".".join(sections[:at])
+            raise UsageError(f"--set {name}: {place!r} is a list; give all of it, --set '{place}=[..]'")
         if not isinstance(inner, dict):
             raise UsageError(f"--set {name}: {section!r} is no section; give key=value of a section")
         values = inner

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UsageError, must_be, one_line
+from specstream.files.atomic import folder_of, path_of
+from specstream.models.architecture.families import describe, require_model
 from specstream.models.architecture.fingerprint import fingerprint
-from specstream.models.hub.catalog import catalog
+from specstream.models.hub.catalog import catalog, on_disk
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
@@ -29,10 +31,15 @@ class TrainedHead(nn.Module):
 
     Args:
         model: the base, a transformers causal language model.
+
+    Raises:
+        UnsupportedModelError: a base that cannot be a target.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
+        require_model(model)
+        self._family = describe(model)
         self._base = (model,)  # in a tuple nn.Module does not take it for a part of its own
 
     @property
@@ -53,6 +60,7 @@ class TrainedHead(nn.Module):
 
 def describe_base(model: Any) -> dict[str, str]:
     """The base as a head's settings name it: a folder by its last name, whose path says nothing elsewhere."""
+    require_model(model)
     name = str(model.config.name_or_path or model.config.model_type)
     return {"name": Path(name).name if Path(name).exists() else name, "fingerprint": fingerprint(model)}
 
@@ -60,15 +68,58 @@ def describe_base(model: Any) -> dict[str, str]:
 def save_head(
     folder: str | Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], *, weights: str = WEIGHTS
 ) -> None:
-    """Write weights and settings; the folder is made if it is not there, and each file is whole or as it was."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write weights and settings; the folder is made if it is not there, and each file is whole or as it was.
+
+    Raises:
+        UsageError: settings that are no JSON; a folder that cannot be, or holds something else than heads of this kind.
+    """
+    try:
+        text = json.dumps(dict(settings), indent=2) + "\n"
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"what is kept beside the weights is no JSON: {one_line(error)}; give plain values") from None
+    folder = folder_of("folder", folder)
+    if any((folder / name).exists() for name in (weights, SETTINGS)) and _held(folder) != _kind(settings):
+        raise UsageError(f"folder is {str(folder)!r}, which holds something else that would be lost; give a new folder")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / f".{weights}")
-    (folder / f".{SETTINGS}").write_text(json.dumps(dict(settings), indent=2) + "\n", encoding="utf-8")
+    (folder / f".{SETTINGS}").write_text(text, encoding="utf-8")
     # safetensors makes its file readable by the owner alone, which a shared folder cannot use.
     shutil.copymode(folder / f".{SETTINGS}", folder / f".{weights}")
     for name in (weights, SETTINGS):
         os.replace(folder / f".{name}", folder / name)
+
+
+def _kind(settings: Mapping[str, Any]) -> Any:
+    """Of heads: Medusa's say it as vLLM reads it."""
+    return settings.get("kind", settings.get("model_type"))
+
+
+def _held(folder: Path) -> Any:
+    """The kind of what a folder holds, None if that is unknown."""
+    try:
+        return _kind(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def drafted_tokens(name: str, tokens: Any, size: int, device: torch.device) -> Tensor | None:
+    """The part of a vocabulary that heads draft, ``[n]`` int64; None for all of it.
+
+    Raises:
+        UsageError: no token ids, none, one twice, or one beyond the vocabulary's ``size``.
+    """
+    if tokens is None:
+        return None
+    try:
+        ids = torch.as_tensor(tokens, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        ids = torch.empty(0)
+    whole = not ids.is_floating_point() and not ids.is_complex() and ids.dtype != torch.bool
+    must_be(whole and ids.ndim == 1 and len(ids) > 0, name, tokens, "token ids: [n] int64, at least one")
+    if (strange := ids[(ids < 0) | (ids >= size)]).numel():
+        raise UsageError(f"{name} has the token {int(strange[0])}; the vocabulary is 0 to {size - 1}")
+    if len(ids.unique()) < len(ids):  # type: ignore[no-untyped-call]
+        raise UsageError(f"{name} has a token twice; give each once")
+    return ids.long()
 
 
 def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
@@ -77,9 +128,13 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
     Raises:
         ModelNotFoundError: there is none in the folder.
     """
+    path = path_of("folder", folder, f"a folder of {what}")
     try:
-        settings: dict[str, Any] = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if Path(folder).is_file():
+            parent = str(Path(folder).parent)
+            raise ModelNotFoundError(f"{str(folder)!r} is a file; give its folder, {parent!r}") from error
         best = Path(folder) / "best"
         given = repr(str(best)) if (best / SETTINGS).is_file() else "a folder that training wrote"
         raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({error}); give {given}") from error
@@ -93,26 +148,53 @@ def kind_of(folder: str | Path) -> str:
         ModelNotFoundError: there are no heads in the folder.
     """
     settings = read_settings(folder)
-    kind = settings.get("kind", settings.get("model_type"))
+    kind = _kind(settings)
     if kind not in KINDS:
         raise ModelNotFoundError(f"{str(folder)!r} holds {kind!r}; give a folder of {' or '.join(KINDS)}")
     return str(kind)
 
 
 def check_base_name(folder: str | Path, model: str) -> None:
-    """Refuse heads of another model of the catalog before one is loaded; other bases are known by their weights.
+    """Refuse before a model is loaded heads of another one: by the catalog's names, or by the hidden size.
+
+    Others are known by the weights of their base, when it is loaded.
 
     Raises:
         ModelNotFoundError: there are no heads in the folder.
-        HeadMismatchError: the catalog has both models, and they are two.
+        HeadMismatchError: the catalog has both models, and they are two, or their hidden sizes differ.
     """
     settings = read_settings(folder)
     base = settings.get("base") or settings.get("specstream", {}).get("base", {})  # Medusa's are laid out as vLLM's
-    if base.get("name") != model and {base.get("name"), model} <= set(catalog()):
+    named = base.get("name") != model and {base.get("name"), model} <= set(catalog())
+    place = None if named else on_disk(model)
+    own, theirs = (None, None) if place is None else (_model_width(place), _width(Path(folder), settings))
+    if named or (own is not None and theirs is not None and own != theirs):
+        sizes = ("", "") if named else (f" (hidden size {theirs})", f" ({own})")
         raise HeadMismatchError(
-            f"the heads in {str(folder)!r} belong to {base['name']} and the model is {model}; give that model, or "
-            "heads that were trained for this one"
+            f"the heads in {str(folder)!r} belong to {base.get('name', 'another')}{sizes[0]} and the model is "
+            f"{model}{sizes[1]}; give that model, or heads that were trained for this one"
         )
+
+
+def _width(folder: Path, settings: Mapping[str, Any]) -> int | None:
+    """The hidden size of the base of heads; None where the folder does not say it."""
+    if "hidden_size" in settings:
+        return int(settings["hidden_size"])
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return int(file.get_slice("embeddings").get_shape()[-1])
+    except (OSError, SafetensorError):
+        return None
+
+
+def _model_width(folder: Path) -> int | None:
+    """The hidden size of a model that is on disk, without loading it; None where it calls it otherwise."""
+    try:
+        config = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        width = config.get("hidden_size", config.get("text_config", {}).get("hidden_size"))
+    except (OSError, ValueError, AttributeError):
+        return None
+    return width if isinstance(width, int) else None
 
 
 def check_base(kind: str, folder: str | Path, base: Mapping[str, str], model: Any) -> None:

@@ -23,9 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specstream.errors import UsageError, one_line
-from specstream.heads.folder import TrainedHead, check_base, describe_base, save_head
+from specstream.errors import UsageError, count_of, one_line
+from specstream.files.atomic import path_of
+from specstream.heads.folder import TrainedHead, check_base, describe_base, drafted_tokens, save_head
 from specstream.models.architecture.compat import text_config
+from specstream.models.architecture.families import require_model
+from specstream.models.hub.load import pick_dtype
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -59,7 +62,7 @@ class MedusaHeads(TrainedHead):
         num_heads: how many tokens are drafted beyond the next.
         num_layers: layers of each residual block.
         token_map: ids of the tokens that are drafted at all, the most frequent ones; None for the whole vocabulary.
-        dtype: of the heads; float32 to train them.
+        dtype: of the heads, or its name; float32 to train them, ``auto`` is the base's.
 
     Attributes:
         layer: what the heads read, as ``HiddenStates.tap`` counts: what goes into the language-model head.
@@ -76,15 +79,13 @@ class MedusaHeads(TrainedHead):
         num_heads: int = 4,
         num_layers: int = 1,
         token_map: Sequence[int] | Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
     ) -> None:
         super().__init__(model)
-        for name, value in (("num_heads", num_heads), ("num_layers", num_layers)):
-            if value < 1:
-                raise UsageError(f"{name} is {value}; give 1 or more")
+        num_heads, num_layers = count_of("num_heads", num_heads), count_of("num_layers", num_layers)
         output: Any = model.get_output_embeddings()
         self.vocab_size, hidden_size = output.weight.shape
-        mapped = None if token_map is None else torch.as_tensor(token_map, dtype=torch.int64, device=model.device)
+        mapped = drafted_tokens("token_map", token_map, self.vocab_size, model.device)
         self.register_buffer("token_map", mapped)
         weight = output.weight.detach() if mapped is None else output.weight.detach()[mapped]
         self.blocks = nn.ModuleList(ResidualBlock(hidden_size, num_layers) for _ in range(num_heads))
@@ -92,7 +93,7 @@ class MedusaHeads(TrainedHead):
         with torch.no_grad():
             for head in self.lm_heads:
                 head.weight.copy_(weight)  # type: ignore[operator]
-        self.to(device=model.device, dtype=dtype)
+        self.to(device=model.device, dtype=pick_dtype(dtype) or model.dtype)
         self.layer = int(text_config(model).num_hidden_layers)
         self.rates: list[list[float]] = []
         self.record: dict[str, Any] = {}
@@ -208,7 +209,8 @@ class MedusaHeads(TrainedHead):
             UsageError: no heads there, or not whole.
             HeadMismatchError: heads of another base.
         """
-        config, tensors = read_heads(Path(folder))
+        require_model(model)
+        config, tensors = read_heads(path_of("folder", folder, "a folder of Medusa heads"))
         ours = config.get("specstream", {})
         if (base := ours.get("base")) is not None:  # heads of other makers do not say
             check_base("Medusa heads", folder, base, model)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specstream.errors import UnsupportedModelError, UsageError
+from specstream.errors import UnsupportedModelError, UsageError, count_of, must_be
 from specstream.models.architecture import compat
 from specstream.models.architecture.compat import Cache
 from specstream.models.architecture.families import Family
@@ -300,13 +300,11 @@ class MultiStreamAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, gamma: int) -> None:
         super().__init__()
-        whole = all(isinstance(each, int) for each in (hidden_size, num_heads, gamma))
-        if not whole or min(hidden_size, num_heads, gamma) < 1 or hidden_size % num_heads:
-            raise UsageError(
-                f"hidden_size is {hidden_size!r}, num_heads {num_heads!r} and gamma {gamma!r}; "
-                "give whole numbers from 1 on, and heads that divide the hidden size"
-            )
-        self.num_heads, self.gamma = num_heads, gamma
+        hidden_size, self.num_heads = count_of("hidden_size", hidden_size), count_of("num_heads", num_heads)
+        self.gamma = count_of("gamma", gamma)
+        must_be(
+            hidden_size % self.num_heads == 0, "num_heads", num_heads, f"a divisor of {hidden_size}, the hidden size"
+        )
         projections = (nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(4))
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = projections
 
@@ -323,6 +321,10 @@ class MultiStreamAttention(nn.Module):
             raise UsageError(
                 f"streams are {_form(streams)} and the main stream is {_form(main)}; give tensors "
                 f"[rows, length, {self.gamma}, {hidden}] beside [rows, length, {hidden}], none of them empty"
+            )
+        if {str(main.device), str(streams.device)} != {str(weight.device)}:
+            raise UsageError(
+                f"streams are on {streams.device} and the main stream on {main.device}; move them to {weight.device}"
             )
         if {main.dtype, streams.dtype} != {weight.dtype} and not torch.is_autocast_enabled(weight.device.type):
             raise UsageError(

@@ -35,16 +35,16 @@ from torch.nn import functional
 from specstream.core.ports import Adapter, HiddenStates
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates
-from specstream.errors import UsageError
+from specstream.errors import UsageError, must_be
 from specstream.heads.early_exit import EarlyExit
-from specstream.heads.folder import TrainedHead, describe_base, load_head, save_head
+from specstream.heads.folder import TrainedHead, describe_base, drafted_tokens, load_head, save_head
 from specstream.heads.multistream import MainStream, read_main, run_streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
 from specstream.models.architecture.compat import text_config
-from specstream.models.architecture.families import describe
 from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears
+from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
 from specstream.models.runtime.capabilities import capabilities
 
@@ -90,9 +90,10 @@ class Streams(TrainedHead):
     ) -> None:
         super().__init__(model)
         self.config = config = config or StreamsConfig()
+        must_be(isinstance(config, StreamsConfig), "config", config, "a StreamsConfig")
         if config.mode == "lossless":
             model.requires_grad_(False)
-        self._family, self._layers = describe(model), decoder_layers(model)
+        self._layers = decoder_layers(model)
         if config.layers > len(self._layers):
             raise UsageError(f"layers is {config.layers} and the model has {len(self._layers)}; give at most that many")
         self.first = len(self._layers) - config.layers
@@ -110,8 +111,8 @@ class Streams(TrainedHead):
             self.up[_key(name)] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
         self.early_exit: EarlyExit | None = None
         self.chain: Chain | None = None
-        part = None if vocabulary is None else torch.as_tensor(vocabulary, dtype=torch.int64, device=device)
-        self.register_buffer("vocabulary", part)
+        size = len(model.get_output_embeddings().weight)
+        self.register_buffer("vocabulary", drafted_tokens("vocabulary", vocabulary, size, device))
         self.details: dict[str, Any] = {}  # of a trained head: data, recipe, figures
         self._changing = list(self.parameters())  # a list: parameter dictionaries are slow to read
         self._frozen: _Frozen | None = None
@@ -260,15 +261,19 @@ class Streams(TrainedHead):
             found.append([1.0, *chances[1:]])
         return found
 
-    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.bfloat16, **details: Any) -> None:
+    def save(self, folder: str | Path, *, dtype: str | torch.dtype = torch.bfloat16, **details: Any) -> None:
         """Write a folder that ``from_pretrained`` reads.
 
         Args:
             folder: where to.
-            dtype: of the weights on disk; the vocabulary stays in integers.
+            dtype: of the weights on disk, or its name; the vocabulary stays in integers.
             **details: kept in its config.json: ``data``, ``recipe``, ``figures``; what JSON can hold.
+
+        Raises:
+            UsageError: a folder that cannot be, or holds something else; a dtype that weights cannot have.
         """
-        tensors = {name: parameter.to(dtype) for name, parameter in self.named_parameters()}
+        wanted = pick_dtype(dtype)
+        tensors = {name: parameter.to(wanted or parameter.dtype) for name, parameter in self.named_parameters()}
         if self.vocabulary is not None:
             tensors["vocabulary"] = self.vocabulary.int()
         base = describe_base(self.model)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from specstream.errors import UsageError
+from specstream.errors import count_of, is_number, must_be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,5 +44,12 @@ class StreamsConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("gamma", 1), ("layers", 1), ("rank", 0), ("pruning_rank", 0), ("chain_rank", 0)):
-            if (value := getattr(self, name)) < least:
-                raise UsageError(f"{name} is {value}; give {least} or more")
+            object.__setattr__(self, name, count_of(name, getattr(self, name), least))
+        for name in ("alpha", "weight"):
+            must_be(is_number(getattr(self, name)), name, getattr(self, name), "a number")
+        for name, known in (("start", ("identity", "linear")), ("mode", ("lossless", "shared"))):
+            must_be(getattr(self, name) in known, name, getattr(self, name), " or ".join(map(repr, known)))
+        given: Any = self.targets
+        names = isinstance(given, list | tuple) and all(isinstance(each, str) for each in given)
+        must_be(names, "targets", given, "a list of the names of linear layers")
+        object.__setattr__(self, "targets", tuple(given))

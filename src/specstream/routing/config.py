@@ -10,7 +10,7 @@ from pydantic import Field
 
 from specstream.errors import UsageError
 from specstream.files.atomic import path_of
-from specstream.files.yaml_file import Section, read_document, validated
+from specstream.files.yaml_file import Configuration, Section, read_document, validated
 
 NONE = "none"
 """The name of plain decoding among the drafters: what the others are measured against."""
@@ -34,7 +34,7 @@ class DrafterSpec(Section):
     draft_quantization: Literal["auto", "none", "int8", "int4"] = "auto"
 
 
-class RouterConfig(Section):
+class RouterConfig(Configuration):
     """A trained router at work.
 
     Attributes:

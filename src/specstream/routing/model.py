@@ -155,8 +155,9 @@ class RouterModel:
         """
         settings = read_settings(folder, "router")
         if settings.get("kind") != KIND:
+            kind = settings.get("kind", settings.get("model_type"))
             raise ModelNotFoundError(
-                f"{str(folder)!r} holds {settings.get('kind')!r}; give a folder that specstream router train wrote"
+                f"{str(folder)!r} holds {kind!r}; give a folder that specstream router train wrote"
             )
         try:
             tensors = load_file(Path(folder) / WEIGHTS)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from specstream.errors import UsageError, must_be
+from specstream.errors import UsageError, is_number, must_be
 from specstream.files.atomic import path_of
 from specstream.models.architecture.families import require_model
 from specstream.routing.config import DrafterSpec, RouterConfig, check_drafters, router_config
@@ -86,7 +86,7 @@ class Router:
             plain=model.plain_tokens_per_second,
         )
         if config.state is not None and Path(config.state).exists():
-            self._beliefs.load(config.state)
+            self._beliefs.load(config.state, "router_state", "a new name, to begin anew")
 
     @classmethod
     def from_config(cls, config: RouterConfig | Mapping[str, Any] | str | Path) -> Self:
@@ -118,33 +118,32 @@ class Router:
         require_model(target)
         self._features, self._tokenizer = self.model.features(target, tokenizer), tokenizer
 
-    def features(self, prompt: str | Sequence[int]) -> Tensor:
+    def features(self, prompt: Any) -> Tensor:
         """Of one prompt, ``[features]`` float32.
 
         Raises:
-            UsageError: no target is bound yet, or a text without a tokenizer.
+            UsageError: no target is bound yet, or a prompt that cannot be used.
         """
         if self._features is None:
             raise UsageError("the router knows no target yet; call bind(target, tokenizer) first")
-        if not isinstance(prompt, str):
-            return self._features(prompt)
-        if self._tokenizer is None:
-            raise UsageError("the prompt is a text and there is no tokenizer; give token ids, or bind one")
-        return self._features(self._tokenizer(prompt)["input_ids"])
+        return self._features(self._tokens(prompt))
 
-    def choose(
-        self, prompt: str | Sequence[int], *, among: Collection[str] | None = None, settled: bool = False
-    ) -> Choice:
+    def _tokens(self, prompt: Any) -> Sequence[int]:
+        """The token ids of a prompt; here they are what is given."""
+        ids: Sequence[int] = prompt
+        return ids
+
+    def choose(self, prompt: Any, *, among: Collection[str] | None = None, settled: bool = False) -> Choice:
         """The drafter for one prompt; see ``choose_for``."""
         return self.choose_for([prompt], among=among, settled=settled)
 
     def choose_for(
-        self, prompts: Sequence[str | Sequence[int]], *, among: Collection[str] | None = None, settled: bool = False
+        self, prompts: Sequence[Any], *, among: Collection[str] | None = None, settled: bool = False
     ) -> Choice:
         """One drafter for all prompts of a batch: that with the best mean over the rows.
 
         Args:
-            prompts: texts or token ids.
+            prompts: token ids of each.
             among: only these; None for all.
             settled: go by the trained table alone, without chance and without what was learned since.
 
@@ -153,6 +152,10 @@ class Router:
         """
         started = time.perf_counter()
         names = self.model.names
+        given: Any = [] if among is None else among
+        listed = isinstance(given, Collection) and all(isinstance(each, str) for each in given)
+        must_be(listed and not isinstance(given, str), "among", given, f"a list of some of {', '.join(names)}")
+        must_be(isinstance(settled, bool), "settled", settled, "True or False")
         if strange := sorted(set(among or ()) - set(names)):
             raise UsageError(f"drafter {strange[0]!r} is not the router's; give some of {', '.join(names)}")
         allowed = [name for name in names if among is None or name in among]
@@ -185,11 +188,16 @@ class Router:
         if drafter not in self.model.names:
             raise UsageError(f"drafter {drafter!r} is not the router's; give one of {', '.join(self.model.names)}")
         size = len(HINTS) + len(self.model.network.mean)
-        fits = getattr(features, "dtype", None) == torch.float32 and features.numel() == size
-        must_be(fits, "features", features, f"those of choose(prompt).features, {size} numbers")
-        for speed in (tokens_per_second, *(() if plain is None else (plain,))):
-            if not 0 < speed < float("inf"):
-                raise UsageError(f"tokens per second are {speed}; give a positive number")
+        given: Any = features
+        fits = isinstance(given, Tensor) and given.dtype == torch.float32 and given.numel() == size
+        must_be(
+            fits and bool(features.isfinite().all()),
+            "features",
+            features,
+            f"those of choose(prompt).features, {size} numbers",
+        )
+        for name, speed in (("tokens_per_second", tokens_per_second), ("plain", 1.0 if plain is None else plain)):
+            must_be(is_number(speed) and speed > 0, name, speed, "a positive number")
         if not self.config.learn:
             return
         ratios, hidden = self.model.predict(features.reshape(1, -1))
@@ -197,14 +205,17 @@ class Router:
         if self.config.state is None:
             return
         try:
-            self.save_state(self.config.state)
+            self._beliefs.save(self.config.state, "router_state")
         except UsageError as error:  # a disk that is full costs nobody an answer; it is kept in memory
             _log.warning("%s", error)
 
     def save_state(self, path: str | Path) -> None:
-        """Write what was learned since training into a file, which is whole or as it was."""
-        path_of("path", path, "a file")
-        self._beliefs.save(path)
+        """Write what was learned since training into a file, which is whole or as it was.
+
+        Raises:
+            UsageError: the file cannot be written, or holds something else than an earlier state of this router.
+        """
+        self._beliefs.save(path_of("path", path, "a file"), "path")
 
     def load_state(self, path: str | Path) -> None:
         """Go on from what ``save_state`` wrote.
@@ -214,4 +225,4 @@ class Router:
         """
         if not path_of("path", path, "a file of save_state").is_file():
             raise UsageError(f"path is {str(path)!r}, where no file is; give one that save_state wrote")
-        self._beliefs.load(path)
+        self._beliefs.load(path, "path", "a file that save_state of this router wrote")

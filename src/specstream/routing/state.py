@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from specstream.errors import UsageError, one_line
-from specstream.files.atomic import whole
+from specstream.files.atomic import check_new, whole
 
 FARTHEST = 3.0
 """Deviations of what is believed that one measurement may be off and still be believed as it is."""
@@ -138,23 +138,40 @@ class Beliefs:
         self._covariances = torch.linalg.inv(self._prior / self.surprise + self.evidence)
         self._means = (self._covariances @ self.weighted[:, :, None])[:, :, 0]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, name: str) -> None:
         """Write them into a file, which is whole or as it was.
 
+        Args:
+            path: the file.
+            name: of the argument, for the error.
+
         Raises:
-            UsageError: the file cannot be written.
+            UsageError: the file cannot be written, or holds something else than these.
         """
+        check_new(Path(path), name, self._is_own)
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with whole(Path(path)) as partial:
                 save_file(self.tensors(), partial, metadata=self._metadata)
         except (OSError, SafetensorError) as error:
             raise UsageError(
-                f"router_state {str(path)!r} cannot be written: {error}; give another file, or none"
+                f"{name} {str(path)!r} cannot be written: {one_line(error)}; give another file, or none"
             ) from error
 
-    def load(self, path: str | Path) -> None:
+    def _is_own(self, path: Path) -> bool:
+        try:
+            with safe_open(path, framework="pt") as file:
+                return bool(file.metadata() == self._metadata)
+        except (OSError, SafetensorError):
+            return False
+
+    def load(self, path: str | Path, name: str, instead: str) -> None:
         """Take what ``save`` wrote.
+
+        Args:
+            path: the file.
+            name: of the argument, for the error.
+            instead: what to give.
 
         Raises:
             UsageError: it cannot be read, is damaged, or belongs to another router; nothing is changed then.
@@ -163,15 +180,12 @@ class Beliefs:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-            for name, own in self._metadata.items():
-                if metadata.get(name) != own:
-                    raise ValueError(f"its {name} is {metadata.get(name)!r} and the router's {own!r}")
+            for key, own in self._metadata.items():
+                if metadata.get(key) != own:
+                    raise ValueError(f"its {key} is {metadata.get(key)!r} and the router's {own!r}")
             self.restore(tensors)
         except (OSError, SafetensorError, ValueError) as error:
-            raise UsageError(
-                f"router_state {str(path)!r} is not this router's: {one_line(error)}; remove it to begin anew, or "
-                "give another file"
-            ) from error
+            raise UsageError(f"{name} {str(path)!r} is not this router's: {one_line(error)}; give {instead}") from error
 
 
 def _inputs(hidden: Tensor) -> Tensor:

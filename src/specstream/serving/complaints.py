@@ -66,15 +66,17 @@ def _complaint(error: Any, body: Any, path: str) -> _Complaint:
     words = str(error["msg"]).removeprefix("Value error, ").splitlines()[0]
     if kind == "json_invalid":  # its place is a character
         at = error["loc"][-1]
-        return _Complaint(place=(), words=f"{words} at character {at}: {context.get('error', 'no JSON')}")
+        said = f"{words} at character {at}: {context.get('error', 'no JSON')}; send a JSON object"
+        return _Complaint(place=(), words=said)
     place = _place(error["loc"][1:], body, missing=kind == "missing")
     if kind == "field":  # of the object, and about one of its fields
         place, words = (*place, context["name"]), context["words"]
     elif kind == "extra_forbidden":
         words = _unknown(place, path)
-    elif kind == "missing" and len(place) == 1 and isinstance(body, Mapping):
-        other = next((path for field, path in _PATHS.items() if field != place[0] and field in body), None)
-        words += "" if other is None else f"; what is sent goes to {other}"
+    elif kind == "missing":
+        given = body if len(place) == 1 and isinstance(body, Mapping) else {}
+        other = next((path for field, path in _PATHS.items() if field != place[0] and field in given), None)
+        words = "is missing; give it" if other is None else f"is missing; what is sent goes to {other}"
     return _Complaint(place=place, words=words)
 
 

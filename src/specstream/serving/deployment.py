@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, V
 from specstream.config import DrafterName, truth_value
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError, listed, meant, must_be, remedy
-from specstream.files.yaml_file import Document, misplaced, owner_of, read_document
+from specstream.files.yaml_file import Document, home_expanded, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
 
 GB = 1e9
@@ -190,7 +190,11 @@ class DeploymentConfig(BaseModel):
         document = Document(source="", values={}) if path is None else _file(path)
         values = dict(document.values)
         check_variables(environment)
-        values |= {name: environment[key] for name in cls.model_fields if (key := PREFIX + name.upper()) in environment}
+        values |= {
+            name: home_expanded(environment[key])
+            for name in cls.model_fields
+            if (key := PREFIX + name.upper()) in environment
+        }
         values |= {name: value for name, value in given.items() if value is not None}
         try:
             return cls(**values)

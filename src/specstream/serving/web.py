@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -133,6 +134,8 @@ def listen(engine: SpeculativeEngine, config: DeploymentConfig, sockets: list[so
 
 
 def _not_free(config: DeploymentConfig, error: OSError) -> UsageError:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UsageError(f"host is {config.host!r}, no address of this machine; give 127.0.0.1, or 0.0.0.0 for all")
     return UsageError(f"port is {config.port} on {config.host}, which cannot be taken ({error.strerror}); give another")
 
 

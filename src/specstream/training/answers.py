@@ -153,7 +153,10 @@ def check_same(
     Raises:
         UsageError: it does, with the first key that differs.
     """
-    if not (record := _record_of(path)).exists():
+    lines = any(
+        each.is_file() and b"\n" in each.read_bytes() for each in (path, path.with_name(path.name + ".partial"))
+    )
+    if not lines or not (record := _record_of(path)).exists():  # without lines nothing is lost
         return
     before = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
     before = {name: _without(later, before.get(name)) for name in identity}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import TrainingError, UsageError
-from specstream.files.atomic import write_json
+from specstream.files.atomic import check_ending, write_json
 from specstream.training.cards import CARD, training_card
 
 _STEP = re.compile(r"step-(\d{8})")
@@ -99,6 +99,7 @@ def check_replaceable(folder: Path, mark: str, setting: str) -> None:
         raise UsageError(f"{setting} is {given!r}, which cannot be written; give a folder elsewhere")
     if folder.exists() and not (folder / mark).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{setting} is {given!r}, which is something else that would be lost; give a new folder")
+    check_ending(given, setting, "", "a folder")
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import read_task
-from specstream.files.yaml_file import Document, Section, read_document, validated
+from specstream.files.yaml_file import Configuration, Document, Section, read_document, validated
 
 Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
 
@@ -261,7 +261,7 @@ class DistillationSection(Section):
     top_k: int = Field(default=64, ge=1)
 
 
-class TrainConfig(Section):
+class TrainConfig(Configuration):
     """One run: which recipe, and its sections. Left out, the recipe is the one whose sections are given."""
 
     recipe: Recipe

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from specstream.engine.text import as_chat, encode
 from specstream.environment import require
-from specstream.errors import UsageError, must_be
+from specstream.errors import UsageError, must_be, shown
 from specstream.evaluation.tasks.task import Task, read_examples, read_task, training_records
 from specstream.files.atomic import is_meant_as_path, why_unread
 from specstream.files.prompts import FIELDS, answer_of, prompt_of, read_records, unanswered
@@ -319,7 +319,11 @@ class _Reader:
             if answer is None:
                 said = record.get("messages") or record.get("conversations")
                 must_be(said is None or isinstance(said, list), f"{where} has messages, which", said, "a list of turns")
-                raise UsageError(f"{where} has no answer and no text; run specstream distill-data on it first")
+                other = f"it has {shown(list(record))}; give prompt and completion, messages, or text"
+                unfinished = "run specstream distill-data on it first"
+                raise UsageError(
+                    f"{where} has no answer and no text; {unfinished if set(FIELDS) & set(record) else other}"
+                )
             contents = {"user": prompt_of(record, where), "assistant": answer}
             turns = [{"role": role, "content": content} for role, content in contents.items()]
         *asked, last = turns

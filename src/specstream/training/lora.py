@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from specstream.engine.text import are_tokens, check_tokenizer
 from specstream.environment import require
-from specstream.errors import UsageError, count_of, must_be, shown
-from specstream.files.atomic import folder_of, path_of
+from specstream.errors import TrainingError, UsageError, count_of, must_be, shown
+from specstream.files.atomic import check_new, folder_of, path_of, write_json
 from specstream.files.yaml_file import validated
-from specstream.models.architecture.families import require_model
+from specstream.models.architecture.families import describe, require_model
 from specstream.models.hub.load import load_model, pick_dtype
+from specstream.training.checkpoints import check_replaceable, replace_folder
 from specstream.training.config import (
     DataSection,
     LoggingSection,
@@ -38,6 +39,12 @@ _NAMES = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "target_mo
 """Our names and PEFT's, which are taken too."""
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+_MERGED = "merged_lora.json"
+"""What was merged into a model; a folder with it may be written again."""
+
+_ON_DISK = {"output_dir", "resume", "save_steps", "save_total_limit", "eval_steps"}
+"""Settings of a run that writes files and looks at held-out examples."""
 
 MODEL = "model"
 """The folder of the merged model, beside the adapters."""
@@ -66,13 +73,14 @@ class LoRAAdapter:
 
     Raises:
         UsageError: an unknown key, a value out of range, or a target module that the model does not have.
-        UnsupportedModelError: ``base_model`` is no transformers model.
+        UnsupportedModelError: ``base_model`` is no transformers model that can be a target.
         MissingPackageError: PEFT is not installed.
     """
 
     def __init__(self, base_model: Any, lora_config: Mapping[str, Any] | None = None, tokenizer: Any = None) -> None:
         peft = require("peft", "train", "LoRAAdapter")
         require_model(base_model)
+        describe(base_model)
         if tokenizer is not None:
             check_tokenizer(tokenizer, len(base_model.get_input_embeddings().weight))
         if any(hasattr(module, "base_layer") for module in base_model.modules()):
@@ -104,8 +112,13 @@ class LoRAAdapter:
 
         Raises:
             UsageError: no data, or a setting out of range.
-            TrainingError: out of memory, or the loss is no number.
+            TrainingError: out of memory, or the loss is no number; the adapters are as they were then.
         """
+        if useless := sorted(_ON_DISK & set(settings)):
+            raise UsageError(
+                f"{useless[0]} is {settings[useless[0]]!r}, and here nothing is written; leave it out, and call "
+                "save_weights(folder) afterwards"
+            )
         epochs, size = count_of("epochs", epochs), count_of("batch_size", settings.pop("batch_size", 4))
         examples = _examples(self, training_data, count_of("max_length", settings.pop("max_length", 512), 2))
         size = min(size, len(examples))
@@ -114,13 +127,32 @@ class LoRAAdapter:
         config = validated(TrainingSection, given)
         accelerator = make_accelerator(config, cpu=self.get_adapted_model().device.type == "cpu")
         data = (examples, examples.first(0))
+        before = [each.detach().clone() for each in self.trainable_parameters()]
         with RunLog(None, LoggingSection(), {}, quiet=True) as run_log:
-            Loop(LoRATrainee(self), data, config, accelerator=accelerator, run_log=run_log).run()
+            try:
+                Loop(LoRATrainee(self), data, config, accelerator=accelerator, run_log=run_log).run()
+            except TrainingError:
+                with torch.no_grad():
+                    for own, was in zip(self.trainable_parameters(), before, strict=True):
+                        own.copy_(was)
+                        own.grad = None
+                raise
             return [{**row, "epoch": (row["step"] - 1) // per_epoch + 1} for row in run_log.rows]
 
     def save_weights(self, path: str | Path) -> None:
-        """Write the adapters' weights and configuration into a folder, in PEFT's format."""
+        """Write the adapters' weights and configuration into a folder, in PEFT's format.
+
+        Raises:
+            UsageError: no folder, or one that holds a model or another kind of adapter.
+        """
         folder = folder_of("path", path)
+        if (folder / "config.json").exists():
+            raise UsageError(
+                f"path is {str(path)!r}, which holds a model, and whoever loads that would get these adapters too; "
+                "give a new folder"
+            )
+        for name in (_WEIGHTS, _CONFIG):
+            check_new(folder / name, "path", lambda _: _holds_lora(folder))
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
             self._peft.save_pretrained(partial, save_embedding_layers=False)
             for name in (_WEIGHTS, _CONFIG):
@@ -130,22 +162,29 @@ class LoRAAdapter:
         """Write the new model whole, the adapters merged into its weights, and its tokenizer: a model like any other.
 
         Args:
-            path: a folder.
+            path: a folder; one that ``save_merged`` wrote is replaced.
             dtype: of the weights on disk, or its name; ``auto`` is the base's. They are merged before they are rounded.
 
         Returns:
             The merged model, as it was written.
 
         Raises:
-            UsageError: no folder, or a dtype that weights cannot have.
+            UsageError: no folder, one that holds something else, or a dtype that weights cannot have.
         """
-        wanted, folder = pick_dtype(dtype), folder_of("path", path)
+        wanted, tokenizer, folder = pick_dtype(dtype), self.tokenizer, folder_of("path", path)
+        _check_merged(folder)
         merged = self.get_adapted_model(merge=True).to(wanted)
-        merged.save_pretrained(folder)
-        # safetensors makes its file readable by the owner alone, which a shared models folder cannot use.
-        for weights in folder.glob("*.safetensors"):
-            shutil.copymode(folder / "config.json", weights)
-        self.tokenizer.save_pretrained(folder)
+
+        def fill(partial: Path) -> None:
+            merged.save_pretrained(partial)
+            # safetensors makes its file readable by the owner alone, which a shared models folder cannot use.
+            for weights in partial.glob("*.safetensors"):
+                shutil.copymode(partial / "config.json", weights)
+            tokenizer.save_pretrained(partial)
+            files = sorted([each.name for each in partial.iterdir()] + [_MERGED])
+            write_json(partial / _MERGED, {"base": self._base.config.name_or_path, "lora": self.config, "files": files})
+
+        replace_folder(folder.absolute(), fill)
         return merged
 
     def load_weights(self, path: str | Path) -> None:
@@ -155,13 +194,14 @@ class LoRAAdapter:
             UsageError: no adapter there, or one of another shape.
         """
         peft = require("peft", "train", "LoRAAdapter")
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = path_of("path", path, "a folder of save_weights")
         try:
             found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UsageError(f"{str(path)!r} holds no LoRA weights: {error}; give a folder of save_weights") from None
         for name, theirs in _NAMES.items():
             ours, value = self.config[name], found.get(theirs)
@@ -181,6 +221,7 @@ class LoRAAdapter:
         Args:
             merge: return a copy whose own weights hold the adapters: as fast as the base.
         """
+        must_be(isinstance(merge, bool), "merge", merge, "True or False")
         if merge:
             return copy.deepcopy(self._peft).merge_and_unload().eval()
         return self._peft.get_base_model()
@@ -213,6 +254,26 @@ class LoRAAdapter:
                     f"texts need a tokenizer and none is at {name!r}; give LoRAAdapter tokenizer="
                 ) from None
         return self._tokenizer
+
+
+def _check_merged(folder: Path) -> None:
+    """Refuse a folder for a merged model that holds anything but an earlier one.
+
+    Raises:
+        UsageError: so it is.
+    """
+    check_replaceable(folder, _MERGED, "path")
+    if any(folder.iterdir()):
+        own = json.loads((folder / _MERGED).read_text(encoding="utf-8"))["files"]
+        if others := sorted({each.name for each in folder.iterdir()} - set(own)):
+            raise UsageError(f"path is {str(folder)!r}, where {others[0]!r} would be lost; give a new folder")
+
+
+def _holds_lora(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["peft_type"] == "LORA")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:

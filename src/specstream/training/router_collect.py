@@ -61,6 +61,8 @@ def read_questions(config: CollectConfig) -> list[Question]:
 
 def _of_section(section: PromptsSection) -> list[Question]:
     texts = load_prompts(section.file, section.field, section.where)
+    if section.skip >= len(texts):
+        raise UsageError(f"skip is {section.skip} and {section.file!r} has {len(texts)} prompts; give less")
     end = None if section.limit is None else section.skip + section.limit
     name = short_name(section.file)
     return [

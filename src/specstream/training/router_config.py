@@ -12,6 +12,7 @@ from specstream.config import engine_config
 from specstream.engine.build import config_of
 from specstream.engine.choices import check_choice
 from specstream.errors import UsageError
+from specstream.evaluation.benchmark.config import check_target
 from specstream.files.yaml_file import Document, Section, read_document, validated
 from specstream.routing.config import NONE, DrafterSpec, check_drafters
 from specstream.routing.learn import FitSection
@@ -149,6 +150,7 @@ def read_collect_config(path: str | Path, overrides: Sequence[str] = ()) -> Coll
         own = {name: {"drafter": "draft_model", "draft": model} for name, model in drafts.items()}
         document.values.setdefault("drafters", {NONE: {"drafter": NONE}, **own})
     config = validated(CollectConfig, document.values, document=document)
+    check_target(config.target, document)
     check_drafters(config.drafters)
     if config.drafters.get(NONE) != DrafterSpec(drafter=NONE):
         raise UsageError(
@@ -177,4 +179,6 @@ def read_router_config(path: str | Path, overrides: Sequence[str] = ()) -> Route
     data = document.values.get("data")
     if (drafts := _draft_models(document)) is not None and isinstance(data, dict):
         data.setdefault("drafters", [NONE, *drafts])
-    return validated(RouterTrainConfig, document.values, document=document)
+    config = validated(RouterTrainConfig, document.values, document=document)
+    check_target(config.target, document)
+    return config

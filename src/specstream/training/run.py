@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from specstream.environment import provenance
-from specstream.errors import UsageError
-from specstream.files.atomic import set_aside
-from specstream.models.hub.catalog import check
+from specstream.errors import UsageError, must_be
+from specstream.files.atomic import check_ending, set_aside
+from specstream.models.hub.catalog import check, on_disk
+from specstream.models.hub.load import pick_device, pick_dtype
 from specstream.reporting import announce
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import Recipe, TrainConfig
@@ -59,6 +60,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         TrainingError: out of memory, or the loss is no number.
         MissingPackageError: an optional package that this configuration needs is not installed.
     """
+    must_be(isinstance(config, TrainConfig), "config", config, "training.config.read_config(FILE)")
     _check_names(config)
     accelerator = make_accelerator(config.training, cpu=config.model.device == "cpu")
     root = Path(config.training.output_dir)
@@ -78,7 +80,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
         )
     main = bool(accelerator.is_main_process)
     with RunLog(root if main else None, config.logging, settings, quiet=quiet or not main) as run_log:
-        trainee, tokenizer = import_module(RECIPES[config.recipe]).prepare(config, str(accelerator.device))
+        trainee, tokenizer = _prepared(config, str(accelerator.device))
         data = load_examples(config.data, tokenizer, config.training.seed)
         loop = Loop(
             trainee,
@@ -96,18 +98,37 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
     return outcome
 
 
+def _prepared(config: TrainConfig, device: str) -> tuple[Any, Any]:
+    """What is trained, and its tokenizer; what is wrong with a key of the recipe is said with its section."""
+    try:
+        trainee, tokenizer = import_module(RECIPES[config.recipe]).prepare(config, device)
+    except UsageError as error:
+        section = getattr(config, config.recipe, None)
+        if str(error).partition(" is ")[0] in getattr(type(section), "model_fields", ()):
+            raise type(error)(f"{config.recipe}.{error}") from error
+        raise
+    return trainee, tokenizer
+
+
 def _check_names(config: TrainConfig) -> None:
     """Refuse a draft model and files that are not there, before a target is fetched or loaded for nothing."""
     data = config.data
+    on_disk(config.model.target_model)
     if config.model.draft_model is not None:
         check(config.model.draft_model)
     for file in [*data.files, *data.eval_files, *data.exclude]:
-        if not Path(file).is_file():
-            read_file(file)  # whose error says what there is instead
+        if not read_file(file) and file not in data.exclude:
+            raise UsageError(f"file {file!r} holds no example; give another")
+    try:
+        pick_device(config.model.device)
+        pick_dtype(config.model.dtype)
+    except UsageError as error:
+        raise UsageError(f"model.{error}") from None
 
 
 def _make_folder(root: Path) -> None:
     """Refuse before anything is loaded a folder that the run could not be written into."""
+    check_ending(str(root), "training.output_dir", "", "a folder")
     try:
         root.mkdir(parents=True, exist_ok=True)
         writable = os.access(root, os.W_OK)

@@ -78,7 +78,7 @@ def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothi
     [
         (None, "--api-key-file '{file}' cannot be read (No such file or directory); give a file with the key in it"),
         (b"", "--api-key-file '{file}' is empty; write the key into it, or leave it out"),
-        (b"a b\n", "api_key has white space"),
+        (b"a b\n", "--api-key-file '{file}' has white space"),
         (b"\xff", "--api-key-file '{file}' cannot be read (it is no text); give a file with the key in it"),
     ],
 )

@@ -110,7 +110,7 @@ SAID = [
     ("tune --prompts q.jsonl -o a.yaml --N 0", "--N is 0; give"),
     ("benchmark heads --prompts q.jsonl -n 0", "-n is 0; give"),
     ("profile --prompts q.jsonl --N 0", "--N is 0; give"),
-    ("benchmark task --task nope --data q.jsonl", "--task 'nope' cannot be read"),
+    ("benchmark task --task nope --data q.jsonl", "--task 'nope' is no task"),
     ("serve --K 0", "--K is 0; give"),
     ("serve --max-context 1", "--max-context is 1; give"),
     ("serve --drafter nope", "--drafter is 'nope'; give"),

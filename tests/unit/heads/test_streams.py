@@ -455,7 +455,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
 def test_what_cannot_be_is_refused():
     with pytest.raises(UsageError, match="layers is 3 and the model has 2"):
         Streams(build("llama"), StreamsConfig(layers=3))
-    with pytest.raises(UsageError, match="gamma is 0; give 1 or more"):
+    with pytest.raises(UsageError, match="gamma is 0; give a whole number from 1 on"):
         StreamsConfig(gamma=0)
     with pytest.raises(UsageError, match="targets has 'c_attn'"):
         Streams(build("llama"), StreamsConfig(layers=1, targets=("q_proj", "c_attn")))

@@ -87,7 +87,7 @@ def test_an_early_exit_alone_needs_streams_that_stay(recipe, changes, message):
 
 def test_a_task_that_is_not_there_is_refused_with_the_configuration(file):
     assert read_config(file, ["data.task=wikisql"]).data.task == "wikisql"
-    with pytest.raises(UsageError, match="task 'chess' cannot be read"):
+    with pytest.raises(UsageError, match="task 'chess' is no task"):
         read_config(file, ["data.task=chess"])
 
 

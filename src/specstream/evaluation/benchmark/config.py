@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from specstream.config import EngineConfig, GenerationConfig
-from specstream.errors import UsageError
+from specstream.errors import SpecStreamError, UsageError
 from specstream.files.yaml_file import NAME, Document, Section, read_document, validated
 
 WORKLOAD = {"batch", "context", *GenerationConfig.model_fields} - {"logits_processor"}
@@ -137,6 +137,28 @@ class BenchmarkConfig(Section):
     experiments: dict[str, Experiment] = Field(min_length=1)
 
 
+def check_target(target: Any, document: Document) -> None:
+    """Refuse before anything is written or loaded what no model can be loaded with.
+
+    Args:
+        target: a section with ``model``, ``dtype`` and ``device``.
+        document: its file.
+
+    Raises:
+        SpecStreamError: so it is, with the line.
+    """
+    from specstream.models.hub.catalog import on_disk
+    from specstream.models.hub.load import pick_device, pick_dtype
+
+    checks: dict[str, Callable[[str], object]] = {"model": on_disk, "dtype": pick_dtype, "device": pick_device}
+    for key, check in checks.items():
+        try:
+            check(getattr(target, key))
+        except SpecStreamError as error:
+            section = "target." if str(error).startswith(f"{key} is ") else ""
+            raise type(error)(f"{document.where(('target', key))}{section}{error}") from None
+
+
 def read_config(
     path: str | Path, overrides: Sequence[str] = (), experiments: Sequence[str] = ()
 ) -> tuple[BenchmarkConfig, Document]:
@@ -156,6 +178,8 @@ def read_config(
     if config.generation.logits_processor:
         raise UsageError(f"{document.where(('generation', 'logits_processor'))}a file cannot hold one; leave it out")
     if unknown := [name for name in experiments if name not in config.experiments]:
-        raise UsageError(f"there is no experiment {unknown[0]!r} in {path}; give {', '.join(config.experiments)}")
+        raise UsageError(
+            f"there is no experiment {unknown[0]!r} in {path}; give one of: {', '.join(config.experiments)}"
+        )
     chosen = {name: each for name, each in config.experiments.items() if not experiments or name in experiments}
     return config.model_copy(update={"experiments": chosen}), document

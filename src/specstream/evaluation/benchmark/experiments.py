@@ -236,6 +236,8 @@ def check_tokenizers(target: str, draft: str) -> None:
             AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False).get_vocab()
             for name in (target, draft)
         )
+    except SpecStreamError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"no tokenizer of {draft!r} or {target!r} can be read: {reason(error)}") from None
     if ours != theirs:

@@ -111,6 +111,8 @@ class RunFolder(Samples):
         Raises:
             UsageError: there is none.
         """
+        if Path(root).name in (RUN, SAMPLES, SUMMARY) and Path(root).is_file():
+            raise UsageError(f"{str(root)!r} is a file of a run; give its folder, {str(Path(root).parent)!r}")
         folder = cls(root)
         if not folder.run:
             raise UsageError(f"{str(root)!r} holds no run; give a folder that specstream benchmark wrote")
@@ -131,12 +133,13 @@ class RunFolder(Samples):
             UsageError: the run here is of other settings or another machine, or the folder cannot be written to.
         """
         if not self.run and self.root.is_dir() and any(self.root.iterdir()):
-            raise UsageError(f"output_dir is {str(self.root)!r}, which holds something else; give a new folder")
-        before = self.run.get("settings", {}).get("experiments", {})
+            raise UsageError(f"measure.output_dir is {str(self.root)!r}, which holds something else; give a new folder")
+        measured = bool(self._samples)  # else nothing is lost by other settings
+        before = self.run.get("settings", {}).get("experiments", {}) if measured else {}
         every = {**before, **settings["experiments"]}  # others than before may be added
         same = {**settings, "experiments": {name: every[name] for name in before}}
         for name, now in (("settings", same), ("provenance", provenance)):
-            if self.run and (changed := difference(self.run[name], now)):
+            if measured and (changed := difference(self.run[name], now)):
                 change = "{} {!r} and now it is {!r}".format(*changed)
                 raise UsageError(
                     f"{str(self.root)!r} holds a run with {change}; give the same, another measure.output_dir, "
@@ -151,7 +154,9 @@ class RunFolder(Samples):
             write_json(self.root / RUN, self.run)
             self._end_line()
         except OSError as error:
-            raise UsageError(f"output_dir {str(self.root)!r} cannot be written to: {error.strerror}") from None
+            raise UsageError(
+                f"measure.output_dir is {str(self.root)!r}: {error.strerror}; give a folder that can be written to"
+            ) from None
         self.append({"kind": "session", "session": len(sessions) - 1, **session, "provenance": dict(provenance)})
         return len(sessions) - 1
 

@@ -172,6 +172,9 @@ def read_task(name: str) -> Task:
     import yaml
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if path.parent == FOLDER and not path.is_file():
+        what = "a file, not a task" if Path(name).is_file() else "no task"
+        raise UsageError(f"task {name!r} is {what}; give a YAML file, or one of {listed(name, task_names())}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -68,6 +68,15 @@ _ENTRIES = (
     ),
 )
 
+_DRAFTERS: Mapping[str, str] = MappingProxyType(
+    {
+        name: name
+        for name in ("auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router")
+    }
+    | dict.fromkeys(("ngram", "[ngram]", "prompt_lookup", "prompt-lookup"), "lookup")
+)
+"""What somebody may take for a draft model: the drafters, and what others call lookup."""
+
 _CATALOG: Mapping[str, CatalogEntry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 
 
@@ -157,14 +166,7 @@ def on_disk(name_or_path: str) -> Path | None:
     # A catalog name comes before the complaint below: a folder of that name may happen to stand nearby.
     if name_or_path in _CATALOG:
         return cached_folder(name_or_path)
-    if name_or_path and os.path.isdir(folder):
-        raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
-    if name_or_path.startswith("self"):
-        raise ModelNotFoundError(
-            f"{name_or_path!r} is a draft made of its target, not a model: give it as --draft, self:int8 or self:int4"
-        )
-    if name_or_path and os.path.isfile(folder):
-        raise ModelNotFoundError(f"{name_or_path!r} is a file: give the folder of a saved model, which has config.json")
+    _refuse_others(name_or_path, folder)
     if not _HUB_ID.fullmatch(name_or_path):
         raise _unknown(name_or_path)
     found = snapshots.cached_snapshot(name_or_path)
@@ -175,6 +177,26 @@ def on_disk(name_or_path: str) -> Path | None:
     if found is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
         raise _unknown(name_or_path)  # a name of the catalog, misspelt: no reason to wait for the hub
     return found
+
+
+def _refuse_others(name_or_path: str, folder: Path) -> None:
+    """Refuse what is neither the folder of a model nor the form of a name or of a hub id, and say what it is."""
+    if name_or_path and os.path.isdir(folder):
+        raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
+    if name_or_path.startswith("self"):
+        raise ModelNotFoundError(
+            f"{name_or_path!r} is a draft made of its target, not a model: give it as --draft, self:int8 or self:int4"
+        )
+    if (drafter := _DRAFTERS.get(name_or_path.lower())) is not None:
+        raise ModelNotFoundError(
+            f"{name_or_path!r} is a drafter, not a model; give a model here, or drafter={drafter!r}"
+        )
+    if name_or_path and os.path.isfile(folder):
+        raise ModelNotFoundError(f"{name_or_path!r} is a file: give the folder of a saved model, which has config.json")
+    if address := re.fullmatch(
+        r"(?:hf://|(?:https?://)?(?:www\.)?huggingface\.co/)([\w.-]+(?:/[\w.-]+)?).*", name_or_path
+    ):
+        raise ModelNotFoundError(f"model {name_or_path!r} is an address; give the hub id in it, {address[1]!r}")
 
 
 @contextmanager

@@ -163,7 +163,9 @@ def config_in(folder: str, name: str) -> Any:
         ModelNotFoundError: it holds something else, or its configuration cannot be read.
     """
     if (kind := own_kind(folder)) is not None:
-        raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give the folder of a saved model")
+        base = _settings(folder).get("base") or _settings(folder).get("specstream", {}).get("base", {})
+        given = f"{base['name']}, and {name!r} as its heads" if "name" in base else "the folder of a saved model"
+        raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give {given}")
     try:
         return config_of(folder)
     except Exception as error:  # of transformers: the folder's fault each time
@@ -172,11 +174,18 @@ def config_in(folder: str, name: str) -> Any:
 
 def own_kind(folder: str | os.PathLike[str]) -> str | None:
     """What else this program wrote into a folder, such as streams or a router; None where it is not known to be."""
-    try:
-        kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("kind")
-    except (OSError, ValueError, AttributeError):
-        return None
+    settings = _settings(folder)
+    kind = settings.get("kind", "medusa" if settings.get("model_type") == "medusa" else None)
     return kind if isinstance(kind, str) else None
+
+
+def _settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the configuration in a folder says; nothing where it cannot be read."""
+    try:
+        settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 _DAMAGED = "the file is damaged or cut short: copy or download it again"

@@ -133,7 +133,7 @@ def test_a_prompt_names_fields(tmp_path, prompt):
 
 
 def test_an_unknown_task_names_those_there_are():
-    with pytest.raises(UsageError, match=r"task 'chess' cannot be read: .*give cnn_dailymail, dialogsum, .*, xsum"):
+    with pytest.raises(UsageError, match=r"task 'chess' is no task; give .*cnn_dailymail, dialogsum, .*, xsum"):
         read_task("chess")
 
 
