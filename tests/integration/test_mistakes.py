@@ -180,7 +180,7 @@ def test_a_damaged_model_says_what_to_do(here, capsys, damage, remedy):
     [
         ("target/config.json", "is a file: give the folder of a saved model, which has config.json"),
         ("./q.jsonl", "is a file: give the folder"),
-        ("self", "is a draft made of its target, not a model: give it as --draft, self:int8"),
+        ("self", "is a draft made of its target, not a model; give self:int8 or self:int4 as the draft"),
         ("Qwen/Qwen2.5-Coder-0.5B-Instruct", "; 'qwen2.5-coder-0.5b' is that model"),
     ],
 )

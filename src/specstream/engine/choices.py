@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from specstream.config import DrafterName, EngineConfig
+from specstream.config import EngineConfig
 from specstream.errors import UsageError
 from specstream.heads.folder import kind_of
 
 SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
-
-DRAFTERS = frozenset(get_args(DrafterName))
 
 
 def drafts_for_itself(draft: Any, model: Any) -> bool:
@@ -29,7 +26,6 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
         ModelNotFoundError: there are no heads in the folder.
     """
     name, heads = config.drafter, config.heads
-    _check_name(draft)
     _check_router(config)
     _check_unused(config, draft)
     if name == "medusa" and heads is None:
@@ -53,15 +49,6 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
         raise UsageError(
             f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
         )
-
-
-def _check_name(draft: Any) -> None:
-    """Refuse as a draft model what is the name of a drafter; a folder may be called so."""
-    if isinstance(draft, str) and draft in (*DRAFTERS, SELF.removesuffix(":")) and not Path(draft).exists():
-        instead = (
-            f", which is a drafter; give drafter={draft!r}" if draft in DRAFTERS else "; give self:int8 or self:int4"
-        )
-        raise UsageError(f"draft_model is {draft!r}{instead}")
 
 
 def _check_router(config: EngineConfig) -> None:

@@ -185,7 +185,7 @@ def _refuse_others(name_or_path: str, folder: Path) -> None:
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
     if name_or_path.startswith("self"):
         raise ModelNotFoundError(
-            f"{name_or_path!r} is a draft made of its target, not a model: give it as --draft, self:int8 or self:int4"
+            f"{name_or_path!r} is a draft made of its target, not a model; give self:int8 or self:int4 as the draft"
         )
     if (drafter := _DRAFTERS.get(name_or_path.lower())) is not None:
         raise ModelNotFoundError(
