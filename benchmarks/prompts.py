@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from specstream.engine.text import encode
+from specstream.engine.text import asked, encode
 from specstream.errors import UsageError
 
 CHATS = (
@@ -115,11 +115,8 @@ class Item:
 
 def encoded(tokenizer: Any, texts: Iterable[str], *, raw: bool = False, name: str = "prompt") -> list[Item]:
     """One item for each text, through the chat template unless ``raw`` or where there is none."""
-    chat = not raw and getattr(tokenizer, "chat_template", None) is not None
-    return [
-        Item(name=f"{name} {index}", prompts=[encode(tokenizer, [{"role": "user", "content": text}] if chat else text)])
-        for index, text in enumerate(texts)
-    ]
+    chats = [asked(tokenizer, text, False if raw else None) for text in texts]
+    return [Item(name=f"{name} {index}", prompts=[encode(tokenizer, each)]) for index, each in enumerate(chats)]
 
 
 def batches(items: Sequence[Item], size: int) -> list[Item]:

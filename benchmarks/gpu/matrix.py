@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.models import generate, reference, target_of
+from benchmarks.gpu.models import begin, reference, target_of
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.records import Records
 from specstream.core.policy.policy import Speculation
@@ -82,7 +82,8 @@ class _Column:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             target, draft = self._begin()
-            ours, _ = generate(target, DRAFTERS[name](target, draft), self._prompts[:rows], NEW_TOKENS, SPECULATION)
+            drafter = DRAFTERS[name](target, draft)
+            ours = begin(target, drafter, self._prompts[:rows], NEW_TOKENS, SPECULATION).run().rows
         self._warnings += [str(each.message) for each in caught if "CUDA graph" in str(each.message)]
         unequal = [row for row in ours if row.emitted != self._expected[row.index]]
         return {
@@ -115,8 +116,8 @@ class _Column:
             if self._dtype == torch.float32:
                 self._expected = [reference(model, [prompt], NEW_TOKENS)[0] for prompt in self._prompts]
             else:
-                alone = [generate(pair[0], NoDrafter(), [each], NEW_TOKENS, SPECULATION)[0] for each in self._prompts]
-                self._expected = [rows[0].emitted for rows in alone]
+                alone = [begin(pair[0], NoDrafter(), [each], NEW_TOKENS, SPECULATION) for each in self._prompts]
+                self._expected = [each.run().rows[0].emitted for each in alone]
             self._pair = pair
         return self._pair
 

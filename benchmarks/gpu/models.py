@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -12,13 +11,10 @@ import transformers as hf
 
 from benchmarks.gpu.options import Options
 from benchmarks.prompts import CHATS
-from specstream.core.decode import decode
+from specstream.config import GenerationConfig
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
-from specstream.core.rows import Row, start_rows
-from specstream.core.sampling import Sampling
-from specstream.core.stats import Timings
-from specstream.core.stopping import Stopping
+from specstream.engine.generation import Generation, Parts
 from specstream.models.runtime.capabilities import RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
 
@@ -127,21 +123,10 @@ def target_of(model: Any, runtime: str, *, exact: bool = True) -> HuggingFaceTar
 
 def begin(
     target: HuggingFaceTarget, drafter: Drafter, prompts: list[list[int]], count: int, speculation: Speculation
-) -> tuple[list[Row], Timings, Iterator[Any]]:
-    """Greedy decoding of a batch to ``count`` tokens each: its rows, its times, and its rounds to come."""
-    seeds, stopping, timings = range(len(prompts)), Stopping(max_new_tokens=count), Timings()
-    rows = start_rows(prompts, seeds, target.context_length, sampling=Sampling(), stopping=stopping)
-    return rows, timings, decode(target, drafter, rows, speculation=speculation, timings=timings)
-
-
-def generate(
-    target: HuggingFaceTarget, drafter: Drafter, prompts: list[list[int]], count: int, speculation: Speculation
-) -> tuple[list[Row], Timings]:
-    """The same to its end."""
-    rows, timings, rounds = begin(target, drafter, prompts, count, speculation)
-    for _ in rounds:
-        pass
-    return rows, timings
+) -> Generation:
+    """Greedy decoding of a batch to ``count`` tokens each, still to be run."""
+    parts = Parts(target=target, drafter=drafter, tokenizer=None, eos_token_ids=frozenset(), speculation=speculation)
+    return Generation(parts, prompts, GenerationConfig(max_new_tokens=count))
 
 
 def reference(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from benchmarks.gpu.models import NAMES, begin, draft_of, generate, load, prompts_for, target_of
+from benchmarks.gpu.models import NAMES, begin, draft_of, load, prompts_for, target_of
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.oracle import Oracle
 from benchmarks.gpu.records import Records
@@ -143,20 +143,19 @@ def _round(name: str, rows: int, share: float | None, options: Options) -> dict[
     target = target_of(model, options.captured)
     target.prepare(rows=rows, nodes=DRAFTED + 1)
     prompts = prompts_for(name, options, rows, CONTEXT)
-    plain, _ = generate(target, NoDrafter(), prompts, count, Speculation(max_depth=DRAFTED))
-    outputs = {tuple(prompt): row.emitted for prompt, row in zip(prompts, plain, strict=True)}
+    plain = begin(target, NoDrafter(), prompts, count, Speculation(max_depth=DRAFTED)).run()
+    outputs = {tuple(prompt): row.emitted for prompt, row in zip(prompts, plain.rows, strict=True)}
     drafter = NoDrafter() if share is None else Oracle(outputs, share, target.vocab_size)
 
     def decoding() -> tuple[float, int]:
-        ours, timings = generate(target, drafter, prompts, count, Speculation(max_depth=DRAFTED))
-        return timings.decode, max(row.stats.target_passes for row in ours)
+        ours = begin(target, drafter, prompts, count, Speculation(max_depth=DRAFTED)).run()
+        return ours.timings.decode, max(row.stats.target_passes for row in ours.rows)
 
     decoding()
     seconds, rounds = decoding()
     found = {"model": name, "rows": rows, "share": share, "rounds": rounds, "round_ms": seconds * 1e3 / rounds}
     if options.device == "cuda":
-        _, _, going = begin(target, drafter, prompts, count, Speculation(max_depth=DRAFTED))
-        found |= _busy(going)
+        found |= _busy(begin(target, drafter, prompts, count, Speculation(max_depth=DRAFTED)).rounds())
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.gpu.models import NAMES, draft_of, generate, load, prompts_for, reference, target_of
+from benchmarks.gpu.models import NAMES, begin, draft_of, load, prompts_for, reference, target_of
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.oracle import Oracle
 from benchmarks.gpu.records import Records
@@ -118,7 +118,7 @@ def _contestants(name: str, runtime: str, rows: int, count: int, options: Option
     started = time.perf_counter()
     target.prepare(rows=rows, nodes=DEEPEST + 1)
     prepared = f"the self-test before took {time.perf_counter() - started:.1f} s"
-    plain = [row.emitted for row in generate(target, NoDrafter(), prompts, count, _fixed())[0]]
+    plain = [row.emitted for row in begin(target, NoDrafter(), prompts, count, _fixed()).run().rows]
     outputs = {tuple(prompt): tokens for prompt, tokens in zip(prompts, plain, strict=True)}
     draft = DraftModelDrafter(target_of(draft_of(model), runtime, exact=False), gamma=DEEPEST)
     oracle, sure = (Oracle(outputs, share, target.vocab_size) for share in (0.8, 1.0))
@@ -151,7 +151,8 @@ def _contestants(name: str, runtime: str, rows: int, count: int, options: Option
 def _run(
     target: HuggingFaceTarget, drafter: Drafter, prompts: list[list[int]], count: int, how: Speculation
 ) -> tuple[list[list[int]], dict[str, Any]]:
-    rows, timings = generate(target, drafter, prompts, count, how)
+    generation = begin(target, drafter, prompts, count, how).run()
+    rows, timings = generation.rows, generation.timings
     stats: Sequence[Any] = [row.stats for row in rows]
     drafted, accepted = sum(each.drafted for each in stats), sum(each.accepted for each in stats)
     counts = {

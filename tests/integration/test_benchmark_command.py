@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -101,9 +100,10 @@ def clockwork(monkeypatch):
 
     def generate(*arguments):
         reading = real(*arguments)
-        passes = [(width, 0.001, 0.01 * width, 0.02 * width) for width, *_ in reading.passes]
+        passes = [(width, 0.001, 0.01 * width, 0.02 * width) for width, *_ in reading["passes"]]
         decode = sum(each[3] for each in passes)
-        return replace(reading, prefill=0.1, decode=decode, passes=passes, peak_bytes=1, grown_bytes=0)
+        fixed = {"prefill": 0.1, "decode": decode, "passes": passes, "peak_bytes": 1, "grown_bytes": 0}
+        return {**reading, **fixed}
 
     monkeypatch.setattr(bench, "generate", generate)
 
@@ -177,6 +177,7 @@ def test_an_interrupted_run_ends_in_the_same_summary(run, root, monkeypatch, clo
     assert len(second.pop("sessions")) == 2
     assert len(first.pop("sessions")) == 1
     assert first == second
+    assert {each["all"]["failed"] for each in first["arms"]} == {2}, "the long prompt alone"
 
     monkeypatch.setattr(specstream.engine.engine, "load_model", None)  # nothing is left to load it for
     assert run("benchmark", *only)[0] == 0
@@ -194,6 +195,22 @@ def test_a_run_goes_on_only_with_its_own_settings(run, root):
     assert [each["experiment"] for each in summary(root)["arms"]] == ["baseline", "hot", "hot"]
 
 
+def test_a_file_can_name_what_benchmark_heads_measures(run, root):
+    streams = {"drafter": "streams", "heads": str(root / "streams")}
+    arms = json.dumps({"free": streams, "fixed": {**streams, "fixed_tree": 5}, "lookup": {"drafter": "lookup"}})
+    words = ["--experiments", "methods", "--set", f"experiments.methods.arms={arms}", "--set", "measure.predicted=true"]
+    assert run("benchmark", *words)[0] == 0
+    own = {each["arm"]: each for each in summary(root)["arms"]}
+    assert list(own) == ["plain", "free", "fixed", "lookup"]
+    assert own["fixed"]["facts"]["fixed_tree"] == 5
+    assert own["fixed"]["all"]["nodes"] > 3, "five, but for the first pass and the last ones"
+    assert all(each["all"]["measured_over_predicted"] > 0 for each in own.values())
+    words[3] = f"experiments.methods.arms={json.dumps({'lookup': {'drafter': 'lookup', 'fixed_tree': 5}})}"
+    assert run("benchmark", "--no-resume", *words)[0] == 0
+    errors = {each["error"] for each in summary(root)["failures"] if each["arm"] == "lookup"}
+    assert errors == {"it cannot be built: UsageError: drafter is 'lookup'; give streams or medusa for a fixed tree"}
+
+
 def test_an_arm_that_cannot_be_built_is_told_and_the_others_are_measured(run, root):
     code, out, _ = run("benchmark", "--experiments", "hot", "--set", "experiments.hot.arms.streams={drafter: streams}")
     assert code == 0
@@ -208,7 +225,7 @@ def test_an_arm_that_cannot_be_built_is_told_and_the_others_are_measured(run, ro
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("measure.repeat=1", "--set: unknown setting 'measure.repeat'; known are output_dir, repeats, warmup"),
+        ("measure.repeat=1", "unknown setting 'measure.repeat'; known are output_dir, predicted, repeats, warmup"),
         ("measure.repeats=0", "measure.repeats is 0; give a value that is greater than or equal to 1"),
         ("prompts.files=[{path: none.jsonl}]", "--set: file 'none.jsonl' cannot be read: No such file"),
         ("prompts.categories=[chess]", "no prompt is of the category 'chess'; give some of talk, count"),
@@ -218,6 +235,7 @@ def test_an_arm_that_cannot_be_built_is_told_and_the_others_are_measured(run, ro
         ("experiments.methods.vary=speed", "vary is 'speed' with the values []; give both or neither"),
         ("experiments.hot.values=[-1.0]", "temperature is -1.0; give a value that is greater than or equal to 0"),
         ("experiments.batches.values=[0]", "batch is 0; give 1 or more"),
+        ("experiments.methods.arms.streams.fixed_tree=0", "fixed_tree is 0; give 1 or more"),
         ("models.draft=stranger", "cannot be read: "),
     ],
 )

@@ -157,6 +157,41 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert report["provenance"]["runtime"]
 
 
+def test_the_model_as_its_own_draft_is_not_loaded_again_as_in_an_engine(run, folders, questions):
+    words = ["--drafter", "draft_model", "--draft", str(folders / "model"), "--per-category", "1", "-n", "4", "--json"]
+    code, out, _ = run("benchmark", "heads", "--prompts", str(questions), *words)
+    assert code == 0
+    plain, draft = json.loads(out)["all"]
+    assert plain["parameters"] == draft["parameters"] == 0
+
+
+def test_a_fixed_tree_takes_the_heads_that_are_there(run, folders, questions, monkeypatch):
+    load, loaded = MedusaHeads.from_pretrained, []
+    monkeypatch.setattr(MedusaHeads, "from_pretrained", lambda *given: loaded.append(given[0]) or load(*given))
+    words = [
+        "--medusa",
+        str(folders / "medusa"),
+        "--drafter",
+        "medusa",
+        "--fixed",
+        "5",
+        "--per-category",
+        "1",
+        "-n",
+        "4",
+    ]
+    assert run("benchmark", "heads", "--prompts", str(questions), *words)[0] == 0
+    assert loaded == [str(folders / "medusa")]
+
+
+def test_bench_heads_ends_with_a_prompt_that_cannot_be_answered(run, tmp_path):
+    record = {"category": "a", "turns": ["the dog sat " * 300]}
+    (tmp_path / "long.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    code, out, err = run("benchmark", "heads", "--prompts", str(tmp_path / "long.jsonl"), "--drafter", "lookup")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: prompt 0 has")
+
+
 def test_bench_heads_decodes_several_prompts_at_once(run, questions, tmp_path):
     words = ["--drafter", "lookup", "-b", "2", "-b", "3", "-n", "12", "--output", str(tmp_path / "report.json")]
     code, out, err = run("benchmark", "heads", "--prompts", str(questions), *words)

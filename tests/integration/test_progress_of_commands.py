@@ -25,7 +25,9 @@ def models(tmp_path_factory):
     (root / "task.jsonl").write_text(
         "".join(json.dumps({"instruction": line, "output": "x"}) + "\n" for line in PROMPTS.splitlines())
     )
-    (root / "task.yaml").write_text("name: tiny\nprompt: '{instruction}'\nanswer: output\nmetrics: [exact_match]\n")
+    (root / "task.yaml").write_text(
+        "format: jsonl\nprompt: '{instruction}'\nreferences: [output]\nmetrics: [exact_match]\nmax_new_tokens: 4\n"
+    )
     return root
 
 
@@ -35,6 +37,7 @@ def models(tmp_path_factory):
         ("compare --target-model target --draft-model draft --input-str one --num-runs 2 --N 4", "runs: 3 of 3"),
         ("audit --prompts prompts.txt --model target -n 4 --no-chat", "audited prompts: 2 of 2"),
         ("benchmark heads --prompts question.jsonl --model target --drafter lookup -n 4", "answers: 6 of 6"),
+        ("benchmark task --task task.yaml --data task.jsonl --model target", "target: examples: 2 of 2"),
     ],
 )
 def test_how_far_a_command_is(monkeypatch, capsys, models, command, last):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,8 +14,8 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
+    from specstream.evaluation.benchmark.experiments import Arm
     from specstream.evaluation.benchmark.prompts import Prompt
-    from specstream.evaluation.compare import Comparison, Contestant
 
 _Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, or lines like its own.")]
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
@@ -61,7 +60,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, in_groups, read_questions, record
+    from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions
     from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "draft": draft}
@@ -70,20 +69,20 @@ def bench_heads(
     check_output(output)
     drafter = list(dict.fromkeys(drafter))
     questions = read_questions(prompts, per_category)
-    dealt = [in_groups(questions, size) for size in dict.fromkeys(batch_size or [1])]
+    sizes = list(dict.fromkeys(batch_size or [1]))
+    if len(questions) < (most := max(sizes)):
+        raise UsageError(f"batch_size is {most} and there are {len(questions)} prompts; give more, or a smaller one")
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     _check_heads(given, fixed, pruning)
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
+    arms = drafters_beside(names, given, settings, fixed=fixed, pruning=pruning)
     records = []
-    for groups in dealt:
-        with quiet():
-            contestants = _contestants(engine, names, given, settings, fixed=fixed, pruning=pruning)
-        comparison, predicted = _measure(engine, contestants, groups)
-        records.append(record(comparison, questions, groups, predicted))
+    for size in sizes:
+        records.append(_measure(engine, arms, questions, size))
         if not as_json:
-            _print(records[-1], len(groups), engine)
+            _print(records[-1], len(questions) // size, engine)
     arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts, "batch_size": batch_size}
     arguments |= {"per_category": per_category, "fixed": fixed, "pruning": pruning}
     found = records[0] if len(records) == 1 else {"batches": records}
@@ -135,48 +134,32 @@ def _check_heads(given: dict[str, str | None], fixed: int | None, pruning: list[
         raise UsageError(f"--fixed is {fixed} and there are no heads for this model; give --streams or --medusa")
 
 
-def _contestants(engine: Any, names: list[str], given: dict[str, str | None], *rest: Any, **more: Any) -> Any:
-    """New ones for each size of batch: what a policy learned from one is not to help it with the next."""
-    from specstream.evaluation.heads import drafters_beside
+def _measure(engine: Any, arms: list[Arm], questions: list[Prompt], size: int) -> dict[str, Any]:
+    from specstream.evaluation.heads import measure_drafters
     from specstream.heads.folder import KINDS
 
+    # Answers, not prompts: with all drafters a prompt may take a minute. The first one warms up and comes again.
     try:
-        return drafters_beside(engine, names, given, *rest, **more)
+        with quiet(), progress("answers") as tell:
+            return measure_drafters(engine, arms, questions, size, lambda done, total, note: tell(done, total))
     except UsageError as error:  # heads have an option for each kind here
         kind = next((each for each in KINDS if f"'{each}'" in str(error)), "streams")
         raise type(error)(str(error).replace("heads=", f"--{kind}")) from error
 
 
-def _measure(
-    engine: Any, contestants: list[Contestant], groups: list[list[Prompt]]
-) -> tuple[Comparison, dict[str, float]]:
-    from specstream.evaluation.heads import measure
-
-    # Answers, not prompts: with all drafters a prompt may take a minute. The first one warms up and comes again.
-    answered = count(1)
-    with progress("answers", (len(groups) + 1) * len(contestants)) as tell:
-        return measure(engine, contestants, groups, lambda: tell(next(answered)))
-
-
 def _print(found: dict[str, Any], groups: int, engine: Any) -> None:
     from rich.table import Column, Table
+
+    from specstream.evaluation.report.words import side_cells
 
     console, sides = table_console(), found["all"]
     if found["batch_size"] > 1:
         left_out = f"; the last {found['left_out']} are left out" if found["left_out"] else ""
         print(f"{groups} groups of {found['batch_size']} prompts in the file's order, decoded at once{left_out}")
-    columns = (
-        Column("drafter", no_wrap=True),
-        "extra parameters",
-        "tokens/pass",
-        "accepted at 1 to 4",
-        "tokens/s",
-        "x plain",
-        "median",
-    )
-    table = Table(*columns, "equal")
-    for each in sides:
-        table.add_row(*_cells(each, engine.model.num_parameters()))
+    rows = [side_cells(each, _extra(each["parameters"], engine.model.num_parameters())) for each in sides]
+    table = Table(Column("drafter", no_wrap=True), *list(rows[0])[1:])
+    for row in rows:
+        table.add_row(*(text.replace(" (", "\n(") if name == "x plain" else text for name, text in row.items()))
     console.print(table)
     nodes = ", ".join(f"{each['side']} {each['nodes']:.2f}" for each in sides)
     print(f"drafted tokens a pass: {nodes}")
@@ -198,17 +181,5 @@ def _print(found: dict[str, Any], groups: int, engine: Any) -> None:
     print(", ".join(str(provenance[key]) for key in ("model", "dtype", "device", "runtime", "cpu")))
 
 
-def _cells(figures: dict[str, Any], base: int) -> list[str]:
-    from specstream.evaluation.report.words import interval
-
-    extra = figures["parameters"]
-    return [
-        figures["side"],
-        f"{extra:,} ({extra / base:.2%})" if extra else "0",
-        f"{figures['mean_accepted_length']:.2f}",
-        " ".join(f"{share:.2f}" for share in figures["acceptance"]),
-        f"{figures['tokens_per_second']:.1f}",
-        interval(figures["ratio_interval"]).replace(" (", "\n("),
-        f"{figures['middle_ratio']:.2f}",
-        f"{figures['equal']} of {figures['outputs']}",
-    ]
+def _extra(parameters: int, base: int) -> str:
+    return f"{parameters:,} ({parameters / base:.2%})" if parameters else "0"

@@ -15,7 +15,7 @@ from specstream.cli.records import check_output, table_console, write_record
 from specstream.errors import UsageError
 
 if TYPE_CHECKING:
-    from specstream.evaluation.compare import Comparison
+    from specstream.evaluation.benchmark.folder import Samples
     from specstream.evaluation.tasks.task import Task, TaskExample
 
 _Task = Annotated[str, typer.Option("--task", help="A task's name, or its YAML file.")]
@@ -108,28 +108,32 @@ def _run(
     settings: dict[str, Any],
     task: Task,
     examples: list[TaskExample],
-) -> tuple[Comparison, dict[str, Any]]:
+) -> tuple[Samples, dict[str, Any]]:
     from specstream.evaluation.task_bench import answer_all, streams_beside
 
     engine = load_engine(model, None, {**settings, "drafter": "none"})
-    contestants = streams_beside(engine, heads, nodes)
-    with progress(f"{model}: examples", len(examples)) as tell:
-        return answer_all(contestants, task, examples, on_example=tell), engine.provenance()
+    arms = streams_beside(heads, nodes)
+    count = len(examples)
+    with progress(f"{model}: examples", count) as tell:
+        samples = answer_all(engine, arms, task, examples, lambda done, total, note: tell(done * count // total))
+    return samples, engine.provenance()
 
 
 def _print(found: dict[str, Any], task: Task) -> None:
     from rich.table import Table
 
     from specstream.engine.contestants import PLAIN
-    from specstream.evaluation.report.words import with_interval
+    from specstream.evaluation.report.words import side_cells, with_interval
 
     console, runs = table_console(), found["runs"]
     quality = Table("model", *task.metrics)
-    speed = Table("model", "drafter", "extra parameters", "tokens/pass", "tokens/s", "x plain", "median", "equal")
+    titles = ("drafter", "extra parameters", "tokens/pass", "tokens/s", "x plain", "median", "equal")
+    speed = Table("model", *titles)
     for number, run in enumerate(runs):
         name = ("fine-tuned", "shared")[number] if len(runs) > 1 else Path(run["model"]).name
         for figures in run["figures"]:
-            speed.add_row(name, *_cells(figures))
+            cells = side_cells(figures, f"{figures['parameters']:,}")
+            speed.add_row(name, *map(cells.__getitem__, titles))
             if figures["side"] == PLAIN:
                 quality.add_row(name, *(with_interval(each, ".1f") for each in figures["quality"].values()))
     console.print(quality)
@@ -145,17 +149,3 @@ def _print(found: dict[str, Any], task: Task) -> None:
         "median: of the examples' own ratios; equal: answers that are plain decoding's"
     )
     print(", ".join(str(runs[-1]["provenance"][key]) for key in ("dtype", "device", "runtime", "cpu")))
-
-
-def _cells(figures: dict[str, Any]) -> list[str]:
-    from specstream.evaluation.report.words import interval
-
-    return [
-        figures["side"],
-        f"{figures['parameters']:,}",
-        f"{figures['call_reduction']:.2f}",
-        f"{figures['tokens_per_second']:.1f}",
-        interval(figures["speedup_interval"]),
-        f"{figures['middle_speedup']:.2f}",
-        f"{figures['equal']} of {figures['answers']}",
-    ]

@@ -111,9 +111,9 @@ def _folder(path: str) -> Path:
 
 
 def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folder: Path) -> dict[str, Any]:
-    from specstream.engine.build import build_parts
     from specstream.engine.inventory import announce_left_out, prepare
     from specstream.evaluation.benchmark.prompts import make_items
+    from specstream.evaluation.benchmark.run import build_arm
     from specstream.evaluation.bottleneck import Memory, read_speed, sentence, weights_of_a_pass
     from specstream.evaluation.profile import cost_of_a_note
     from specstream.evaluation.profile import profile as measure
@@ -128,7 +128,7 @@ def _profile(settings: BenchmarkConfig, group: Group, texts: list[Prompt], folde
     arms: dict[str, Parts] = {}
     for arm in group.arms:
         with quiet():
-            parts = build_parts(engine.target, engine.tokenizer, arm.draft, arm.config)
+            parts = build_arm(engine, arm)
         announce_left_out(parts, arm.name)
         prepare(parts, 1)
         arms[arm.name if arm.value is None else f"{arm.name} {arm.value}"] = parts

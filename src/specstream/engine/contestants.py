@@ -7,7 +7,7 @@ round, so that a machine that slows down slows all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Generic, Literal, TypeVar
 
@@ -16,21 +16,6 @@ Made = TypeVar("Made")
 
 PLAIN = "plain"
 """The contestant that decodes plainly, which others are measured against."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """One pass of the target.
-
-    Attributes:
-        sizes: nodes of every row's tree, the root included.
-        depth: of the deepest tree; 0 if nothing was drafted.
-        proposing: seconds before the pass, in which the policy chose and the drafter drafted.
-    """
-
-    sizes: tuple[int, ...]
-    depth: int
-    proposing: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +32,6 @@ class Run:
         prefill: seconds before the first pass.
         decode: seconds of all passes, drafting included.
         exact: ``bits`` or ``rounding``.
-        scored: every pass, if it was made with ``watched``.
     """
 
     tokens: list[list[int]]
@@ -59,17 +43,6 @@ class Run:
     prefill: float
     decode: float
     exact: str
-    scored: list[Scored] = field(default_factory=list)
-
-    @classmethod
-    def watched(cls, generation: Any) -> Run:
-        """Of a ``Generation`` that runs now, with every pass noted."""
-        scored, before = list[Scored](), 0.0
-        for rounds in generation.rounds():
-            sizes, depth = tuple(len(each.tree) for each in rounds), max(max(each.tree.depths) for each in rounds)
-            scored.append(Scored(sizes=sizes, depth=depth, proposing=generation.timings.propose - before))
-            before = generation.timings.propose
-        return replace(cls.of(generation), scored=scored)
 
     @classmethod
     def of(cls, *generations: Any) -> Run:

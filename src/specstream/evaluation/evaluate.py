@@ -16,10 +16,11 @@ import numpy as np
 from specstream.config import GenerationConfig
 from specstream.drafters.none import NoDrafter
 from specstream.engine.contestants import Run, Turn, by_turn, in_turn
+from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
+from specstream.engine.text import asked, encode
 from specstream.errors import reason_of
 from specstream.evaluation.answers import Answers
-from specstream.evaluation.compare import answer_text
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Limits, Outcome, run_program
 from specstream.evaluation.quality import Values, counted, difference, estimate
@@ -73,6 +74,29 @@ def answer_all(engine: Any, loaded: Loaded, answers: Answers, *, warmup: int, on
         answers.add(_record(loaded.examples[turn.prompt], turn))
         done += 1
         on_example(done)
+
+
+def answer_text(
+    parts: Parts, text: str, config: GenerationConfig, chat: bool | None = None, later: Sequence[str] = ()
+) -> Run:
+    """Generate from a text, and from what is asked after the answer.
+
+    Args:
+        parts: with which.
+        text: what is asked.
+        config: how much and by which rule.
+        chat: through the chat template; None if there is one.
+        later: further turns, which need a chat template and are left out without one.
+    """
+    prompt = asked(parts.tokenizer, text, chat)
+    made = [Generation(parts, [encode(parts.tokenizer, prompt)], config).run()]
+    if not isinstance(prompt, str):
+        turns = list(prompt)
+        for turn in later:
+            (row,) = made[-1].rows
+            turns += [{"role": "assistant", "content": made[-1].text(row)}, {"role": "user", "content": turn}]
+            made.append(Generation(parts, [encode(parts.tokenizer, turns)], config).run())
+    return Run.of(*made)
 
 
 def judge(loaded: Loaded, answers: Answers, *, execute: bool, on_example: Progress) -> dict[tuple[str, int], Outcome]:

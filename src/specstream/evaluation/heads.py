@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from specstream.config import engine_config
-from specstream.engine.build import build_parts
-from specstream.engine.contestants import PLAIN, Run
-from specstream.engine.generation import Parts
-from specstream.engine.inventory import extra_parameters, prepare, with_fixed_tree
-from specstream.engine.text import asked, encode
 from specstream.errors import UsageError, shown
+from specstream.evaluation.benchmark.experiments import PLAIN_ARM, Arm, Group
 from specstream.evaluation.benchmark.prompts import Prompt
-from specstream.evaluation.compare import Comparison, Contestant, answer_texts, compare
-from specstream.evaluation.predicted import Predictions
+from specstream.evaluation.benchmark.run import Progress, measure
+from specstream.evaluation.benchmark.summary import arms_of, side_of, told
 from specstream.files.prompts import read_records
 from specstream.heads.folder import KINDS
 
@@ -58,122 +55,72 @@ def _question(record: Mapping[str, Any], where: str) -> Prompt:
 
 
 def drafters_beside(
-    engine: Any,
     names: Sequence[str],
     given: Mapping[str, str | None],
     settings: Mapping[str, Any],
     *,
     fixed: int | None,
     pruning: Sequence[float],
-) -> list[Contestant]:
+) -> list[Arm]:
     """Plain decoding and drafters.
 
     Args:
-        engine: with the drafter ``none``.
         names: of the drafters.
         given: what they draft with, by the options of ``NEEDING``.
         settings: of ``EngineConfig``, for all of them.
         fixed: heads once more, with a tree of so many nodes in every round; None for not.
         pruning: streams once more at each of these thresholds.
     """
-    found = [Contestant(name=PLAIN, parts=engine.parts)]
+    found = [PLAIN_ARM]
     wanted = [(name, each) for name in names for each in (None, *(pruning if name == "streams" else ()))]
     for name, least in wanted:
         heads = given[name] if name in KINDS else None
         draft = given["draft"] if NEEDING.get(name) == "draft" else None
         config = engine_config({**settings, "drafter": name, "heads": heads, "pruning": least})  # type: ignore[typeddict-item]
-        parts = build_parts(engine.target, engine.tokenizer, draft, config)
-        parameters = extra_parameters(parts.drafter, engine.target)
-        label = name if least is None else f"{name} (pruned {least:g})"
-        found.append(Contestant(name=label, parts=parts, parameters=parameters))
+        arm = Arm(name=name if least is None else f"{name} (pruned {least:g})", config=config, draft=draft)
+        found.append(arm)
         if fixed is not None and name in KINDS:
-            fixed_parts = with_fixed_tree(parts, fixed)
-            found.append(Contestant(name=f"{label}{FIXED}", parts=fixed_parts, parameters=parameters))
+            found.append(replace(arm, name=f"{arm.name}{FIXED}", fixed_tree=fixed))
     return found
 
 
-def in_groups(questions: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Questions that are decoded together, ``size`` at once, in their order; the last, too few for one, are left out.
-
-    Raises:
-        UsageError: fewer questions than one group.
-    """
-    if len(questions) < size:
-        raise UsageError(f"batch_size is {size} and there are {len(questions)} prompts; give more, or a smaller one")
-    return [list(questions[at : at + size]) for at in range(0, len(questions) - size + 1, size)]
-
-
-def measure(
-    engine: Any, contestants: Sequence[Contestant], groups: Sequence[Sequence[Prompt]], tell: Callable[[], None]
-) -> tuple[Comparison, dict[str, float]]:
-    """Every contestant on every group, in turn.
+def measure_drafters(
+    engine: Any, arms: Sequence[Arm], questions: Sequence[Prompt], size: int, on_progress: Progress
+) -> dict[str, Any]:
+    """Every arm on every group of questions, in turn; the last questions, too few for a group, are left out.
 
     Args:
         engine: whose target and settings all of them share.
-        contestants: one of them is plain decoding.
-        groups: what is asked.
-        tell: called after every answer.
+        arms: one of them is plain decoding.
+        questions: what is asked, ``size`` at once, in their order.
+        size: of a group.
+        on_progress: told how far it came, in answers.
 
     Returns:
-        All samples, and the measured over the predicted speed of each contestant.
+        Plain values that JSON can hold.
     """
-    config, predictions = engine.config.generation, Predictions(engine.target)
-
-    def answer(parts: Parts, group: Sequence[Prompt]) -> Run:
-        run = answer_texts(parts, [each.text for each in group], config)
-        tell()
-        return run
-
-    def price(index: int, runs: Mapping[str, Run]) -> None:
-        texts = [each.text for each in groups[index]]
-        predictions.add([encode(engine.tokenizer, asked(engine.tokenizer, text)) for text in texts], runs)
-
-    for each in contestants:
-        prepare(each.parts, len(groups[0]))
-    comparison = compare(contestants, groups, answer, on_turn=price)
-    return comparison, {each.name: predictions.ratio(each.name) for each in contestants}
-
-
-def record(
-    comparison: Comparison,
-    questions: Sequence[Prompt],
-    groups: Sequence[Sequence[Prompt]],
-    predicted: Mapping[str, float],
-) -> dict[str, Any]:
-    """Plain values that JSON can hold.
-
-    Args:
-        comparison: all samples.
-        questions: that were read.
-        groups: of them, as they were asked.
-        predicted: the measured over the predicted speed of each contestant.
-    """
-    size = len(groups[0])
-    categories: dict[str, list[int]] = {}
-    for index, (first, *_) in enumerate(groups if size == 1 else ()):  # else groups may mix them
-        categories.setdefault(first.category, []).append(index)
-    parameters = {each.name: each.parameters for each in comparison.contestants}
+    left_out = len(questions) % size
+    asked = questions[: len(questions) - left_out]
+    group = Group(experiment="heads", generation=engine.config.generation, arms=tuple(arms), batch=size)
+    samples = measure(engine, group, asked, on_progress, predicted=True)
+    found = arms_of(samples)
+    parameters = {each["arm"]: each["facts"]["draft_parameters"] for each in found}
+    ratio = "measured_over_predicted"
+    kinds = dict.fromkeys(each.category for each in asked) if size == 1 else ()  # else groups may mix them
     return {
         "batch_size": size,
-        "left_out": len(questions) % size,
+        "left_out": left_out,
         "parameter_ratio": parameters["medusa"] / parameters["streams"]
         if {"medusa", "streams"} <= set(parameters)
         else None,
-        "all": [{**each, "measured_over_predicted": predicted[each["side"]]} for each in comparison.figures()],
-        "categories": {name: comparison.figures(own) for name, own in categories.items()},
+        "all": [{**side_of(each), ratio: each["all"][ratio]} for each in found],
+        "categories": {kind: [side_of(each, kind) for each in found] for kind in kinds},
         "samples": [
             {
-                "side": each.contestant,
-                "question": each.prompt * size,
-                "category": ", ".join(dict.fromkeys(one.category for one in groups[each.prompt])),
-                "emitted": each.run.passes,
-                "drafted": each.run.drafted,
-                "accepted": each.run.accepted,
-                "seconds": each.run.decode,
-                "total": each.run.total,
-                "exact": each.run.exact,
-                "equal": each.equal == len(each.run.tokens),
+                "question": (first := each["item"] * size),
+                "category": ", ".join(dict.fromkeys(one.category for one in asked[first : first + size])),
+                **told(each, samples),
             }
-            for each in comparison.samples
+            for each in samples.samples
         ],
     }

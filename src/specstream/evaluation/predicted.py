@@ -16,7 +16,7 @@ import numpy as np
 
 from specstream.core.ports import Target
 from specstream.core.tree import TokenTree
-from specstream.engine.contestants import PLAIN, Run
+from specstream.engine.contestants import PLAIN
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 """Nodes of every row in the passes that are timed; between two of them a pass is taken to cost along a line."""
@@ -83,43 +83,42 @@ class PassCosts:
         return {str(width): median(seconds) for width, seconds in sorted(self._seconds[1].items())}
 
 
-class Predictions:
-    """Compares the seconds of generations with those that their passes and their drafting should take.
+def seconds_of_passes(
+    target: Target, prompts: Sequence[Sequence[int]], samples: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """What the passes of every contestant should take, timed just after they were made.
+
+    Args:
+        target: of all contestants.
+        prompts: token ids of every row.
+        samples: of each contestant, as ``benchmark.metrics`` reads them; one of them is plain decoding's.
+    """
+    plain = samples[PLAIN]["tokens"]
+    contexts = [[*prompt, *said[: len(said) // 2]] for prompt, said in zip(prompts, plain, strict=True)]
+    costs = PassCosts(target)
+    costs.measure(contexts, _widths([sizes for each in samples.values() for sizes in each["sizes"]]), REPEATS)
+    return {name: costs.total(each["sizes"]) for name, each in samples.items()}
+
+
+def measured_over_predicted(samples: Sequence[Mapping[str, Any]]) -> float | None:
+    """The measured over the predicted speed of a contestant: below 1 if it took longer than it should have.
 
     Drafting is counted by the contestant's own median for as many rows and as deep a tree, its choices included.
 
     Args:
-        target: of all contestants.
+        samples: those with ``predicted``, the seconds that their passes should take, are counted.
+
+    Returns:
+        None if there are none.
     """
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._passing: dict[str, float] = defaultdict(float)
-        self._runs: dict[str, list[Run]] = defaultdict(list)
-
-    def add(self, prompts: Sequence[Sequence[int]], runs: Mapping[str, Run]) -> None:
-        """Time the passes that contestants made, just after they made them.
-
-        Args:
-            prompts: token ids of every row.
-            runs: of each contestant, every pass noted.
-        """
-        plain = runs[PLAIN].tokens
-        contexts = [[*prompt, *said[: len(said) // 2]] for prompt, said in zip(prompts, plain, strict=True)]
-        costs = PassCosts(self._target)
-        costs.measure(contexts, _widths([each.sizes for run in runs.values() for each in run.scored]), REPEATS)
-        for name, run in runs.items():
-            self._passing[name] += costs.total([each.sizes for each in run.scored])
-            self._runs[name].append(run)
-
-    def ratio(self, contestant: str) -> float:
-        """Measured over predicted speed: below 1 if its generations took longer than they should have."""
-        runs = self._runs[contestant]
-        proposing: dict[tuple[int, int], list[float]] = defaultdict(list)
-        for each in (each for run in runs for each in run.scored):
-            proposing[len(each.sizes), each.depth].append(each.proposing)
-        drafting = sum(median(seconds) * len(seconds) for seconds in proposing.values())
-        return (self._passing[contestant] + drafting) / sum(run.decode for run in runs)
+    counted = [each for each in samples if "predicted" in each]
+    proposing: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for each in counted:
+        for (_, drafting, *_), rows in zip(each["passes"], each["depths"], strict=True):
+            proposing[len(rows), max(row[0] for row in rows)].append(drafting)
+    predicted = sum(median(seconds) * len(seconds) for seconds in proposing.values())
+    predicted += sum(each["predicted"] for each in counted)
+    return predicted / sum(each["decode"] for each in counted) if counted else None
 
 
 def _widths(passes: Sequence[Sequence[int]]) -> dict[int, list[int]]:

@@ -6,107 +6,108 @@ model, where plain decoding and its streams generate each example in turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from specstream.config import GenerationConfig, engine_config
-from specstream.engine.build import build_parts
-from specstream.engine.contestants import PLAIN, Run
-from specstream.engine.generation import Parts
-from specstream.engine.inventory import extra_parameters, with_fixed_tree
-from specstream.evaluation.compare import Comparison, Contestant, Sample, answer_text, compare
+from specstream.engine.contestants import PLAIN
+from specstream.evaluation.benchmark.experiments import PLAIN_ARM, Arm, Group
+from specstream.evaluation.benchmark.folder import Samples
+from specstream.evaluation.benchmark.prompts import Prompt
+from specstream.evaluation.benchmark.run import Progress, measure
+from specstream.evaluation.benchmark.summary import arms_of, side_of, told
 from specstream.evaluation.quality import Estimate, counted, difference, estimate
 from specstream.evaluation.tasks.task import Task, TaskExample
 
 CONTROLLED = "streams, controller"
 """The contestant for which the controller decides how far to draft."""
 
-_FIGURES = {
-    "side": "side",
-    "parameters": "parameters",
+_ALIASES = {
     "call_reduction": "mean_accepted_length",
-    "tokens_per_second": "tokens_per_second",
     "speedup": "ratio",
     "speedup_interval": "ratio_interval",
     "middle_speedup": "middle_ratio",
-    "equal": "equal",
     "answers": "outputs",
 }
-"""What records call the figures of a comparison."""
+"""What records called these figures, and call them for one release more."""
 
 
-def streams_beside(engine: Any, heads: str | None, nodes: Sequence[int]) -> list[Contestant]:
+def streams_beside(heads: str | None, nodes: Sequence[int]) -> list[Arm]:
     """Plain decoding; with streams, trees of fixed sizes, and the controller's choice.
 
     Args:
-        engine: with the drafter ``none``.
-        heads: a folder of streams of its model.
+        heads: a folder of streams of the model.
         nodes: drafted nodes of the fixed trees.
-
-    Raises:
-        HeadMismatchError: they belong to another model.
     """
-    found = [Contestant(name=PLAIN, parts=engine.parts)]
+    found = [PLAIN_ARM]
     for size in () if heads is None else (*nodes, None):
         config = engine_config({"drafter": "streams", "heads": heads, "adaptive": size is None})
-        parts = build_parts(engine.target, engine.tokenizer, None, config)
-        parameters = extra_parameters(parts.drafter, engine.target)
         name = CONTROLLED if size is None else f"streams, {size} nodes"
-        own = parts if size is None else with_fixed_tree(parts, size)
-        found.append(Contestant(name=name, parts=own, parameters=parameters))
+        found.append(Arm(name=name, config=config, fixed_tree=size))
     return found
 
 
 def answer_all(
-    contestants: Sequence[Contestant],
-    task: Task,
-    examples: Sequence[TaskExample],
-    on_example: Callable[[int], None] | None = None,
-) -> Comparison:
-    """Every contestant answers every example, greedily; an example that fails is noted.
+    engine: Any, arms: Sequence[Arm], task: Task, examples: Sequence[TaskExample], on_progress: Progress
+) -> Samples:
+    """Every arm answers every example, greedily; an example that fails is noted.
 
     Args:
-        contestants: from ``streams_beside``.
+        engine: of the model.
+        arms: from ``streams_beside``.
         task: how prompts are put and where answers end.
         examples: what is asked.
-        on_example: called with the number of examples done.
+        on_progress: told how far it came.
+
+    Raises:
+        HeadMismatchError: heads of another model.
     """
     config = GenerationConfig(max_new_tokens=task.max_new_tokens, stop=list(task.stop))
-
-    def answer(parts: Parts, example: TaskExample) -> Run:
-        return answer_text(parts, example.prompt, config, task.chat)
-
-    return compare(contestants, examples, answer, tolerant=True, on_prompt=on_example)
+    prompts = [Prompt(category="", text=each.prompt, chat=task.chat) for each in examples]
+    group = Group(experiment="task", generation=config, arms=tuple(arms))
+    return measure(engine, group, prompts, on_progress, errors="keep")
 
 
-def record(run: Comparison, task: Task, examples: Sequence[TaskExample], provenance: dict[str, Any]) -> dict[str, Any]:
+def record(run: Samples, task: Task, examples: Sequence[TaskExample], provenance: dict[str, Any]) -> dict[str, Any]:
     """What one model did, as plain values that JSON can hold."""
+    errors = {each["item"]: each["error"] for each in reversed(run.samples) if each["error"] is not None}
+    answered = run.answered()
     return {
         "model": provenance["model"],
-        "figures": figures(run, task, examples),
-        "answers": [_plain_answer(each) for each in run.samples],
+        "figures": figures(answered, task, examples),
+        "answers": [
+            {
+                "example": each["item"],
+                "text": each["texts"][0].strip(),
+                "tokens": len(each["tokens"][0]),
+                "passes": len(each["passes"]),
+                **told(each, answered),
+            }
+            for each in answered.samples
+        ],
         "failures": [
-            {"example": index, "where": examples[index].where, "error": error} for index, error in run.failures.items()
+            {"example": index, "where": examples[index].where, "error": errors[index]} for index in sorted(errors)
         ],
         "provenance": provenance,
     }
 
 
-def figures(run: Comparison, task: Task, examples: Sequence[TaskExample]) -> list[dict[str, Any]]:
-    """Of every contestant; none if nothing was answered. ``quality`` is every metric of the task, from 0 to 100."""
+def figures(run: Samples, task: Task, examples: Sequence[TaskExample]) -> list[dict[str, Any]]:
+    """Of every arm; none if nothing was answered. ``quality`` is every metric of the task, from 0 to 100."""
     found = []
-    for each in run.figures():
-        answers = run.of(each["side"])
-        references = [examples[answer.prompt].references for answer in answers]
-        texts = [_text(answer) for answer in answers]
-        quality = {metric: vars(estimate(metric, counted(metric, texts, references))) for metric in task.metrics}
-        found.append({"quality": quality, **{name: each[of] for name, of in _FIGURES.items()}})
+    for each in arms_of(run):
+        side, texts = side_of(each), _texts(run, each["arm"])
+        references = [examples[index].references for index in texts]
+        quality = {
+            metric: vars(estimate(metric, counted(metric, list(texts.values()), references))) for metric in task.metrics
+        }
+        found.append({"quality": quality, **side, **{name: side[of] for name, of in _ALIASES.items()}})
     return found
 
 
-def differences(task: Task, examples: Sequence[TaskExample], run: Comparison, other: Comparison) -> dict[str, Estimate]:
+def differences(task: Task, examples: Sequence[TaskExample], run: Samples, other: Samples) -> dict[str, Estimate]:
     """How much better ``run`` answers than ``other`` by every metric, over the examples that both answered."""
-    ours, theirs = ({each.prompt: _text(each) for each in side.of(PLAIN)} for side in (run, other))
+    ours, theirs = (_texts(side.answered(), PLAIN) for side in (run, other))
     both = [index for index in ours if index in theirs]
     references = [examples[index].references for index in both]
     found: dict[str, Estimate] = {}
@@ -116,18 +117,6 @@ def differences(task: Task, examples: Sequence[TaskExample], run: Comparison, ot
     return found
 
 
-def _text(sample: Sample) -> str:
-    return sample.run.texts[0].strip()
-
-
-def _plain_answer(sample: Sample) -> dict[str, Any]:
-    return {
-        "side": sample.contestant,
-        "example": sample.prompt,
-        "text": _text(sample),
-        "tokens": sample.run.new_tokens,
-        "passes": len(sample.run.passes),
-        "seconds": sample.run.decode,
-        "exact": sample.run.exact,
-        "equal": bool(sample.equal),
-    }
+def _texts(run: Samples, arm: str) -> dict[int, str]:
+    """The answers of an arm, by example."""
+    return {each["item"]: each["texts"][0].strip() for each in run.samples if each["arm"] == arm}

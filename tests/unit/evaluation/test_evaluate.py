@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from specstream.config import GenerationConfig
+from specstream.evaluation import evaluate as evaluating
 from specstream.evaluation.answers import Answers
-from specstream.evaluation.evaluate import code_of, judge, results
+from specstream.evaluation.evaluate import answer_text, code_of, judge, results
 from specstream.evaluation.evaluate_config import Loaded
 from specstream.evaluation.execution import Outcome
 from specstream.evaluation.tasks.task import Task, TaskExample
+from tests.tiny import tiny_tokenizer
 
 TASK = Task(
     format="jsonl",
@@ -134,3 +137,29 @@ def test_programs_are_run_once_for_both_sides_and_counted(answers, loaded, monke
 )
 def test_code_is_in_the_first_fence_or_everywhere(answer, code):
     assert code_of(answer) == code
+
+
+def test_later_turns_are_asked_after_the_answers(monkeypatch):
+    asked = []
+
+    class Chat:
+        """Stands for a generation: answers with the number of turns it was asked."""
+
+        def __init__(self, parts, prompts, config):
+            asked.append(prompts[0])
+            self.rows = [None]
+
+        def run(self):
+            return self
+
+        def text(self, row):
+            return f"answer {len(asked)}"
+
+    monkeypatch.setattr(evaluating, "Generation", Chat)
+    monkeypatch.setattr(evaluating, "encode", lambda tokenizer, prompt: prompt)
+    monkeypatch.setattr(evaluating, "Run", type("Runs", (), {"of": staticmethod(lambda *made: len(made))}))
+    parts = type("Parts", (), {"tokenizer": tiny_tokenizer()})
+    assert answer_text(parts, "one", GenerationConfig(), True, ["two", "three"]) == 3
+    assert [turn["content"] for turn in asked[-1]] == ["one", "answer 1", "two", "answer 2", "three"]
+    assert answer_text(parts, "one", GenerationConfig(), False, ["two"]) == 1
+    assert asked[-1] == "one"

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from specstream import SpeculativeEngine
-from specstream.config import GenerationConfig
-from specstream.engine.contestants import PLAIN, Run, Scored
-from specstream.engine.generation import Generation
+from specstream.engine.contestants import PLAIN
 from specstream.evaluation import predicted
-from specstream.evaluation.predicted import PassCosts, Predictions
+from specstream.evaluation.predicted import PassCosts, seconds_of_passes
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -61,41 +59,19 @@ def test_passes_of_fewer_rows_have_costs_of_their_own(
     assert costs.of([1, 3]) == (7 if engine.target.begin([[1]]).ragged else 8), "by all nodes, or by the largest tree"
 
 
-def test_the_passes_of_a_run_are_noted(engine: SpeculativeEngine) -> None:
-    config = GenerationConfig(max_new_tokens=12, ignore_eos=True)
-    generation = Generation(engine.parts, [[5, 6, 7, 5, 6], [9, 10, 11]], config)
-    run = Run.watched(generation)
-    assert run.tokens == Run.of(Generation(engine.parts, generation.prompts, config).run()).tokens
-    assert len(run.scored) == max(map(len, run.emitted)) and len(run.scored[0].sizes) == 2
-    assert sum(size - 1 for each in run.scored for size in each.sizes) == run.drafted > 0
-    assert {each.depth for each in run.scored[:2]} == {3}
-    assert sum(each.proposing for each in run.scored) == pytest.approx(generation.timings.propose)
-
-
-def test_a_ratio_is_what_passes_and_drafting_should_take_over_what_they_took(
+def test_passes_are_timed_at_the_context_in_the_middle_of_the_output(
     engine: SpeculativeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured: list[tuple[Any, Any]] = []
     monkeypatch.setattr(PassCosts, "of", lambda self, sizes: float(sum(sizes)))
-
-    def run(decode: float, *passes: tuple[int, float]) -> Run:
-        scored = [Scored(sizes=(size,), depth=size - 1, proposing=seconds) for size, seconds in passes]
-        counts = {"drafted": 0, "accepted": 0, "rejected": 0}
-        return Run(
-            tokens=[[1, 2]],
-            texts=[""],
-            emitted=[[2]],
-            prefill=1.0,
-            decode=decode,
-            exact="bits",
-            scored=scored,
-            **counts,
-        )
-
-    found = Predictions(engine.target)
-    own = run(10.0, (3, 1.0), (3, 2.0), (3, 9.0), (1, 0.5))
-    found.add([[5, 6]], {PLAIN: run(4.0, (1, 0.0), (1, 0.0)), "own": own})
-    assert found.ratio(PLAIN) == 2 / 4
-    assert found.ratio("own") == (10 + 3 * 2.0 + 0.5) / 10, "a slow draft counts as the median one"
+    monkeypatch.setattr(PassCosts, "measure", lambda self, contexts, widths, _: measured.append((contexts, widths)))
+    samples = {
+        PLAIN: {"tokens": [[1, 2, 3, 4], [9]], "sizes": [[1, 1], [1]]},
+        "own": {"tokens": [[1, 2, 3, 4], [9]], "sizes": [[3, 2], [1, 1], [4]]},
+    }
+    found = seconds_of_passes(engine.target, [[5, 6], [7]], samples)
+    assert found == {PLAIN: 3.0, "own": 11.0}
+    assert measured == [([[5, 6, 1, 2], [7]], {2: [1, 2, 3], 1: [1, 2, 3, 4]})]
 
 
 def test_widths_go_as_far_as_the_widest_pass_of_as_many_rows() -> None:

@@ -21,6 +21,9 @@ TARGET = {"dtype", "runtime", "exact", "quantization"}
 ARM = {"draft_model", *EngineConfig.model_fields} - {"generation", "device", *TARGET}
 """Keys of an arm."""
 
+FIXED_TREE = "fixed_tree"
+"""A key of an arm beside those: heads draft a tree of so many nodes in every round, whether it pays or not."""
+
 ARMS = f"experiments.{NAME}.arms.{NAME}"
 """The path of an arm in the file."""
 
@@ -86,11 +89,13 @@ class MeasureSection(Section):
     Attributes:
         repeats: of every prompt by every arm.
         warmup: generations of every arm that are not counted, before its first that is.
+        predicted: whether passes are timed alone after each prompt, for ``measured_over_predicted``.
         output_dir: the folder of the run.
     """
 
     repeats: int = Field(default=3, ge=1)
     warmup: int = Field(default=1, ge=0)
+    predicted: bool = False
     output_dir: str = "runs/benchmark"
 
 
@@ -99,7 +104,8 @@ class Experiment(Section):
 
     Attributes:
         about: the question that it answers.
-        arms: by name, what differs from the defaults of ``EngineConfig``; a draft model is ``draft_model``.
+        arms: by name, what differs from the defaults of ``EngineConfig``; a draft model is ``draft_model``, and
+            ``fixed_tree`` is the drafted nodes of one tree that heads draft in every round.
         vary: a key that takes each of ``values`` in turn: one of an arm, or of the work itself, such as
             ``temperature``, ``batch`` (prompts at once) or ``context`` (tokens of every prompt).
         values: of that.
@@ -168,7 +174,7 @@ def read_config(
     """
     document = read_document(path, overrides, "measure.repeats=1")
     values = {name: value for name, value in document.values.items() if value is not None}
-    config = validated(BenchmarkConfig, values, document=document, free={ARMS: ARM})
+    config = validated(BenchmarkConfig, values, document=document, free={ARMS: {FIXED_TREE, *ARM}})
     if config.generation.logits_processor:
         raise UsageError(f"{document.where(('generation', 'logits_processor'))}a file cannot hold one; leave it out")
     if unknown := [name for name in experiments if name not in config.experiments]:

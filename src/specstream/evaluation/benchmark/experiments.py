@@ -13,7 +13,7 @@ from specstream.config import EngineConfig, GenerationConfig, engine_config, gen
 from specstream.engine.choices import SELF, check_choice
 from specstream.engine.contestants import PLAIN
 from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError, listed
-from specstream.evaluation.benchmark.config import ARM, NAMED, TARGET, WORKLOAD, BenchmarkConfig, Experiment
+from specstream.evaluation.benchmark.config import ARM, FIXED_TREE, NAMED, TARGET, WORKLOAD, BenchmarkConfig, Experiment
 from specstream.files.yaml_file import Document, misplaced, sections_of
 
 
@@ -26,12 +26,18 @@ class Arm:
         value: that the varied key has in it, None where that is no key of an arm.
         draft: the draft model, if there is one.
         config: the rest.
+        fixed_tree: nodes that heads draft in every round; None for as many as pay.
     """
 
     name: str
-    value: Any
-    draft: str | None
     config: EngineConfig
+    value: Any = None
+    draft: str | None = None
+    fixed_tree: int | None = None
+
+
+PLAIN_ARM = Arm(name=PLAIN, config=EngineConfig(drafter="none"))
+"""The first of every group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +55,12 @@ class Group:
     """
 
     experiment: str
-    value: Any
-    target: Mapping[str, Any]
     generation: GenerationConfig
-    batch: int
-    context: int | None
     arms: tuple[Arm, ...]
+    value: Any = None
+    target: Mapping[str, Any] = field(default_factory=dict)
+    batch: int = 1
+    context: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +99,10 @@ def _check_vary(name: str, experiment: Experiment, document: Document) -> None:
     if (key is None) != (not values):
         where = document.where(("experiments", name, "vary" if key else "values"))
         raise UsageError(f"{where}vary is {key!r} with the values {values}; give both or neither")
-    if key is not None and key not in WORKLOAD | TARGET | ARM:
-        known = listed(key, WORKLOAD | TARGET | ARM)
-        raise UsageError(f"{document.where(('experiments', name, 'vary'))}unknown setting {key!r}; known are {known}")
+    known = {FIXED_TREE, *WORKLOAD, *TARGET, *ARM}
+    if key is not None and key not in known:
+        where = document.where(("experiments", name, "vary"))
+        raise UsageError(f"{where}unknown setting {key!r}; known are {listed(key, known)}")
 
 
 def _present(
@@ -134,25 +141,24 @@ def _groups(
             generation=_generation(config, own, where),
             batch=_count(own, "batch", 1, where) or 1,
             context=_count(own, "context", None, where),
-            arms=(
-                Arm(name=PLAIN, value=None, draft=None, config=EngineConfig(drafter="none")),
-                *_arms(name, experiment, arms, document),
-            ),
+            arms=(PLAIN_ARM, *_arms(name, experiment, arms, document)),
         )
 
 
 def _arms(
     name: str, experiment: Experiment, arms: Mapping[str, Mapping[str, Any]], document: Document
 ) -> Iterator[Arm]:
-    key = experiment.vary
+    key, known = experiment.vary, {FIXED_TREE, *ARM}
     for arm, given in arms.items():
-        for number, value in enumerate(experiment.values if key in ARM else [None]):
+        for number, value in enumerate(experiment.values if key in known else [None]):
             settings = {**given, key: value} if key is not None and value is not None else dict(given)
-            draft = settings.pop("draft_model", None)
             place = ("experiments", name, "arms", arm)
+            draft = settings.pop("draft_model", None)
+            fixed = _count(settings, FIXED_TREE, None, document.where((*place, FIXED_TREE)))
+            settings.pop(FIXED_TREE, None)
             if wrong := sorted(set(settings) - ARM):
                 complaint = misplaced((*place, wrong[0]), sections_of(BenchmarkConfig)) or (
-                    f"unknown setting {wrong[0]!r}; known are {listed(wrong[0], ARM)}"
+                    f"unknown setting {wrong[0]!r}; known are {listed(wrong[0], known)}"
                 )
                 raise UsageError(
                     f"{document.where((*place, wrong[0]))}{complaint}; what changes the work goes into generation, "
@@ -165,7 +171,7 @@ def _arms(
                 wrong_key = culprit(settings)
                 where = ("experiments", name, "values", str(number)) if wrong_key == key else (*place, wrong_key)
                 raise type(error)(f"{document.where_in(where)}{error}") from None
-            yield Arm(name=arm, value=value, draft=draft, config=config)
+            yield Arm(name=arm, value=value, draft=draft, config=config, fixed_tree=fixed)
 
 
 def culprit(settings: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from specstream.engine.contestants import PLAIN
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Arm, Group
 from specstream.files.atomic import difference, set_aside, write_whole
@@ -33,7 +34,55 @@ def key_of(group: Group, arm: Arm, item: int, repeat: int) -> Key:
     return group.experiment, json.dumps(group.value), arm.name, json.dumps(arm.value), item, repeat
 
 
-class RunFolder:
+class Samples:
+    """What was measured, in memory: ``arms`` has the facts of each, ``run`` those of all."""
+
+    def __init__(self) -> None:
+        self.run: dict[str, Any] = {}
+        self.arms: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+        self._samples: dict[Key, dict[str, Any]] = {}
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The newest of each thing that was measured."""
+        return list(self._samples.values())
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """An arm, a sample, or another line of the run."""
+        if line.get("kind") not in ("arm", "sample"):
+            return
+        arm = line["experiment"], json.dumps(line["value"]), line["arm"], json.dumps(line["arm_value"])
+        if line["kind"] == "arm":
+            self.arms[arm] = dict(line)
+        else:
+            key: Key = (*arm, line["item"], line["repeat"])
+            self._samples[key] = dict(line)
+
+    def turns(self, group: Group, items: int, repeats: int) -> list[tuple[int, int]]:
+        """Repeat and item of the turns of a group that are still to be done."""
+        return [
+            (repeat, item)
+            for repeat in range(repeats)
+            for item in range(items)
+            if not all(key_of(group, arm, item, repeat) in self._samples for arm in group.arms)
+        ]
+
+    def plain_of(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """What plain decoding made of the same item, in the same repeat."""
+        value = json.dumps(sample["value"])
+        return self._samples[sample["experiment"], value, PLAIN, "null", sample["item"], sample["repeat"]]
+
+    def answered(self) -> Samples:
+        """Without the items that one of the arms failed at."""
+        failed = {each["item"] for each in self.samples if each["error"] is not None}
+        found = Samples()
+        for line in (*self.arms.values(), *self.samples):
+            if line["kind"] == "arm" or line["item"] not in failed:
+                found.append(line)
+        return found
+
+
+class RunFolder(Samples):
     """What is on disk of a run.
 
     Args:
@@ -44,10 +93,8 @@ class RunFolder:
     """
 
     def __init__(self, root: str | Path) -> None:
+        super().__init__()
         self.root = Path(root)
-        self.run: dict[str, Any] = {}
-        self.arms: dict[tuple[str, str, str, str], dict[str, Any]] = {}
-        self._samples: dict[Key, dict[str, Any]] = {}
         if (self.root / RUN).exists():
             try:
                 self.run = json.loads((self.root / RUN).read_text(encoding="utf-8"))
@@ -55,7 +102,7 @@ class RunFolder:
             except (OSError, ValueError) as error:
                 raise UsageError(f"the run in {str(root)!r} cannot be read: {error}; give another folder") from None
             for line in lines:
-                self._take(line)
+                super().append(line)
 
     @classmethod
     def existing(cls, root: str | Path) -> RunFolder:
@@ -70,11 +117,6 @@ class RunFolder:
         if not folder.run:
             raise UsageError(f"{str(root)!r} holds no run; give a folder that specstream benchmark wrote")
         return folder
-
-    @property
-    def samples(self) -> list[dict[str, Any]]:
-        """The newest of each thing that was measured."""
-        return list(self._samples.values())
 
     def begin(self, settings: Mapping[str, Any], provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
         """Start a run, or go on with the one that is here.
@@ -122,16 +164,7 @@ class RunFolder:
         """A line more, on disk when this returns."""
         with (self.root / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
-        self._take(line)
-
-    def turns(self, group: Group, items: int, repeats: int) -> list[tuple[int, int]]:
-        """Repeat and item of the turns of a group that are still to be done."""
-        return [
-            (repeat, item)
-            for repeat in range(repeats)
-            for item in range(items)
-            if not all(key_of(group, arm, item, repeat) in self._samples for arm in group.arms)
-        ]
+        super().append(line)
 
     def set_aside(self) -> RunFolder:
         """Rename the run that is here, so that another can begin and nothing is lost."""
@@ -152,16 +185,6 @@ class RunFolder:
         if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
             with path.open("ab") as file:
                 file.write(b"\n")
-
-    def _take(self, line: Mapping[str, Any]) -> None:
-        if line.get("kind") not in ("arm", "sample"):
-            return
-        arm = line["experiment"], json.dumps(line["value"]), line["arm"], json.dumps(line["arm_value"])
-        if line["kind"] == "arm":
-            self.arms[arm] = dict(line)
-        else:
-            key: Key = (*arm, line["item"], line["repeat"])
-            self._samples[key] = dict(line)
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

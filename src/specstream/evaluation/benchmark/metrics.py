@@ -30,11 +30,13 @@ def generate(
         device: whose memory counts; None for the process's.
 
     Returns:
-        ``tokens``: that each row emitted. ``prompt_tokens``: of all rows. ``drafted``: drafted tokens that were scored;
-        ``accepted`` and ``rejected`` of those, the others were never judged. ``prefill``: seconds before the first
-        pass. ``decode``: seconds of all passes, drafting included. ``passes``: of each pass, its width in tokens, the
-        seconds of proposing, of scoring, and of the whole round. ``depths``: of each pass, for every row: how deep its
-        tree was, how many of its depths were judged, how many were accepted, and how many tokens it emitted.
+        ``tokens``: that each row emitted; ``texts``: of those, without stop strings and special tokens.
+        ``prompt_tokens``: of all rows. ``drafted``: drafted tokens that were scored; ``accepted`` and ``rejected`` of
+        those, the others were never judged. ``prefill``: seconds before the first pass. ``decode``: seconds of all
+        passes, drafting included. ``passes``: of each pass, its width in tokens, the seconds of proposing, of scoring,
+        and of the whole round. ``sizes``: of each pass, the nodes of every row's tree, the root included. ``depths``:
+        of each pass, for every row: how deep its tree was, how many of its depths were judged, how many were accepted,
+        and how many tokens it emitted.
         ``exact``: ``bits`` or ``rounding``. ``peak_bytes``: the most memory there was meanwhile, everything that is
         loaded included; ``grown_bytes``: how much more that is than there was before; None where unknown. ``joules``:
         energy, None where the platform does not give it.
@@ -42,19 +44,22 @@ def generate(
     generation = Generation(parts, rows, config)
     timings = generation.timings
     passes: list[tuple[int, float, float, float]] = []
+    sizes: list[list[int]] = []
     depths: list[list[tuple[int, int, int, int]]] = []
     memory, energy = Memory(device), Energy()
     before = (0.0, 0.0, 0.0)
     for rounds in generation.rounds():
         now = (timings.propose, timings.score, timings.decode)
         proposing, scoring, whole = (_rounded(end - start) for start, end in zip(before, now, strict=True))
-        passes.append((max(len(each.tree) for each in rounds), proposing, scoring, whole))
+        sizes.append([len(each.tree) for each in rounds])
+        passes.append((max(sizes[-1]), proposing, scoring, whole))
         depths.append(list(map(_judged, rounds)))
         before = now
     joules, (peak, grown) = energy.joules(), memory.read()
     run = Run.of(generation)
     return {
         "tokens": run.tokens,
+        "texts": run.texts,
         "prompt_tokens": sum(map(len, rows)),
         "drafted": run.drafted,
         "accepted": run.accepted,
@@ -62,6 +67,7 @@ def generate(
         "prefill": _rounded(run.prefill),
         "decode": _rounded(run.decode),
         "passes": passes,
+        "sizes": sizes,
         "depths": depths,
         "exact": run.exact,
         "peak_bytes": peak,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import eq
 from statistics import median
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specstream.engine.contestants import PLAIN
-from specstream.evaluation.benchmark.folder import RunFolder
+from specstream.evaluation.benchmark.folder import RunFolder, Samples
+from specstream.evaluation.predicted import measured_over_predicted
 from specstream.evaluation.statistics import plain_estimate, speed_ratio
 
 Sample = Mapping[str, Any]
@@ -20,6 +22,9 @@ Place = tuple[str, str, str, str]
 """Experiment, its value, arm, its value."""
 
 PERCENTILES = (50, 90, 99)
+
+POSITIONS = 4
+"""Drafted tokens of a pass whose acceptance ``side_of`` tells one by one."""
 
 KEYS = ("experiment", "value", "arm", "arm_value")
 
@@ -31,15 +36,18 @@ COUNTED = {
     "that came with it; the first pass not counted",
     "arrival_seconds": "percentiles over passes but the first: how long a reader waits for the next piece of text; the "
     "tokens of a piece come together",
+    "nodes": "drafted tokens that a pass scored, after any pruning",
     "mean_accepted_length": "tokens for each pass of the target and prompt, its own token included; plain is 1",
     "acceptance": "accepted at each depth, of those drafts that were judged there",
     "reach": "share of all passes that accepted at least so many drafted tokens",
     "speedup": "tokens_per_second over plain decoding's of the same experiment, prompts and repeats; 95 % interval by "
     "resampling prompts",
+    "middle_speedup": "the median of the speedups of single generations",
     "total_speedup": "the same with the prefill on both sides",
     "theory": "the speedup that the measured acceptance at each depth, the median cost of a pass of each width and the "
     "median cost of drafting so deep would give",
     "efficiency": "speedup over theory",
+    "measured_over_predicted": "the speed over that by passes timed alone (measure.predicted: true) and drafting",
     "peak_bytes": "the most memory of the process (of the allocator on a GPU), all that is loaded included",
     "grown_bytes": "of that, what was not there before the generation",
     "memory_overhead": "what drafting adds in memory over what the target takes: weights with their copies, KV caches",
@@ -60,7 +68,7 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
         "sessions": folder.run["sessions"],
         "left_out": folder.run["left_out"],
         "counted": COUNTED,
-        "arms": [_arm(place, samples, arms, folder) for place, samples in arms.items()],
+        "arms": arms_of(folder),
         "failures": [
             {key: sample[key] for key in (*KEYS, "item", "repeat", "error")}
             for samples in arms.values()
@@ -70,12 +78,54 @@ def summarise(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def by_arm(folder: RunFolder) -> dict[Place, list[Sample]]:
-    """The samples of each arm."""
-    arms: dict[Place, list[Sample]] = {}
+def arms_of(folder: Samples) -> list[dict[str, Any]]:
+    """The figures of every arm."""
+    arms = by_arm(folder)
+    return [_arm(place, samples, arms, folder) for place, samples in arms.items()]
+
+
+def side_of(arm: Mapping[str, Any], category: str | None = None) -> dict[str, Any]:
+    """The figures of an arm as ``benchmark heads`` and ``benchmark task`` write them, on one category or on all.
+
+    ``acceptance`` is the share of passes in which the first, second, ... drafted token was accepted, where a pass that
+    drafted nothing accepted nothing.
+    """
+    figures = arm["all"] if category is None else arm["categories"][category]
+    return {
+        "side": arm["arm"],
+        "parameters": arm["facts"]["draft_parameters"],
+        "mean_accepted_length": figures["mean_accepted_length"],
+        "nodes": figures["nodes"],
+        "acceptance": [*figures["reach"], *[0.0] * POSITIONS][:POSITIONS],
+        "tokens_per_second": figures["tokens_per_second"],
+        "ratio": figures["speedup"]["value"],
+        "ratio_interval": figures["speedup"],
+        "middle_ratio": figures["middle_speedup"],
+        "equal": figures["equal"],
+        "outputs": figures["compared"],
+    }
+
+
+def told(sample: Sample, samples: Samples) -> dict[str, Any]:
+    """A sample as those commands write it; ``emitted`` are the tokens of every pass."""
+    return {
+        "side": sample["arm"],
+        "emitted": [row[-1] for rows in sample["depths"] for row in rows],
+        "drafted": sample["drafted"],
+        "accepted": sample["accepted"],
+        "seconds": sample["decode"],
+        "total": sample["prefill"] + sample["decode"],
+        "exact": sample["exact"],
+        "equal": sample["tokens"] == samples.plain_of(sample)["tokens"],
+    }
+
+
+def by_arm(folder: Samples) -> dict[Place, list[Sample]]:
+    """The samples of each arm, in the order in which arms were built."""
+    arms: dict[Place, list[Sample]] = {place: [] for place in folder.arms}
     for sample in folder.samples:
         arms.setdefault(place_of(sample), []).append(sample)
-    return arms
+    return {place: samples for place, samples in arms.items() if samples}
 
 
 def place_of(sample: Sample) -> Place:
@@ -106,7 +156,7 @@ def paired(own: Sequence[Sample], base: Sequence[Sample]) -> tuple[list[Sample],
 
 
 def _arm(
-    place: Place, samples: Sequence[Sample], arms: Mapping[Place, Sequence[Sample]], folder: RunFolder
+    place: Place, samples: Sequence[Sample], arms: Mapping[Place, Sequence[Sample]], folder: Samples
 ) -> dict[str, Any]:
     plain, facts = arms.get(plain_of(place), []), folder.arms.get(place, {})
     group = [sample for other, each in arms.items() if other[:2] == place[:2] for sample in each]
@@ -118,7 +168,7 @@ def _arm(
 
     return {
         **{key: samples[0][key] for key in KEYS},
-        "vary": folder.run["settings"]["experiments"].get(place[0], {}).get("vary"),
+        "vary": folder.run.get("settings", {"experiments": {}})["experiments"].get(place[0], {}).get("vary"),
         "facts": {key: value for key, value in facts.items() if key not in ("kind", *KEYS)},
         "memory_overhead": facts.get("memory_overhead"),
         "all": figures(lambda _: True),
@@ -151,20 +201,34 @@ def _figures(
         "drafted": sum(each["drafted"] for each in good),
         "accepted": sum(each["accepted"] for each in good),
         "acceptance_rate": _share(sum(each["accepted"] for each in good), sum(each["drafted"] for each in good)),
+        "nodes": sum(each["drafted"] for each in good) / len(judged),
         "mean_accepted_length": tokens / len(judged),
         **_positions(judged),
         "speedup": speedup,
+        "middle_speedup": median(map(_ratio, own, base)) if own else None,
         "total_speedup": _speedup(own, base, prefill=True),
         "theory": theory,
         "efficiency": speedup["value"] / theory if speedup and theory else None,
+        "measured_over_predicted": measured_over_predicted(good),
         "peak_bytes": _largest(each["peak_bytes"] for each in good),
         "grown_bytes": _largest(each["grown_bytes"] for each in good),
         "joules_per_token": None if None in joules else sum(joules) / tokens,
         "exact": sorted({each["exact"] for each in good}),
-        "equal": sum(a["tokens"] == b["tokens"] for a, b in zip(own, base, strict=True)) if greedy else None,
-        "compared": len(own) if greedy else None,
+        "equal": sum(map(eq, _outputs(own), _outputs(base))) if greedy else None,
+        "compared": len(_outputs(own)) if greedy else None,
     }
     return outcome
+
+
+def _outputs(samples: Sequence[Sample]) -> list[list[int]]:
+    """The tokens of every row of every generation."""
+    return [row for each in samples for row in each["tokens"]]
+
+
+def _ratio(own: Sample, base: Sample) -> float:
+    """The speed of a generation over another's."""
+    ours, theirs = (sum(map(len, each["tokens"])) / each["decode"] for each in (own, base))
+    return float(ours / theirs)
 
 
 def _speedup(own: Sequence[Sample], base: Sequence[Sample], *, prefill: bool = False) -> dict[str, Any] | None:

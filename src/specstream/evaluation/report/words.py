@@ -42,6 +42,20 @@ def with_interval(estimate: Mapping[str, float | None], form: str) -> str:
     return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}})"
 
 
+def side_cells(side: Mapping[str, Any], parameters: str) -> dict[str, str]:
+    """The cells of an arm in the tables of ``benchmark heads`` and ``benchmark task``, by their titles."""
+    return {
+        "drafter": side["side"],
+        "extra parameters": parameters,
+        "tokens/pass": number(side["mean_accepted_length"]),
+        "accepted at 1 to 4": " ".join(map(number, side["acceptance"])),
+        "tokens/s": f"{side['tokens_per_second']:.1f}",
+        "x plain": interval(side["ratio_interval"]),
+        "median": number(side["middle_ratio"]),
+        "equal": f"{side['equal']} of {side['outputs']}",
+    }
+
+
 def by_category(arm: Mapping[str, Any], kind: str) -> str:
     """The speedup on prompts of one kind, with its interval where they are not too few."""
     own = arm["categories"].get(kind, {})

@@ -33,8 +33,12 @@ def test_a_reading_is_the_generation_pass_by_pass(engine):
         assert len(reading["tokens"][row]) == result.new_tokens
     assert sum(row[3] for rows in reading["depths"] for row in rows) == sum(map(len, reading["tokens"]))
     assert sum(row[2] for rows in reading["depths"] for row in rows) >= reading["accepted"] > 0
-    for (width, *seconds), judged in zip(reading["passes"], reading["depths"], strict=True):
+    for (width, *_), judged in zip(reading["passes"], reading["depths"], strict=True):
         assert width == 1 + max(row[0] for row in judged), "chains"
+    assert [max(sizes) for sizes in reading["sizes"]] == [width for width, *_ in reading["passes"]]
+    assert sum(size - 1 for sizes in reading["sizes"] for size in sizes) == reading["drafted"]
+    assert reading["texts"] == [each.text for each in expected]
+    for (_, *seconds), judged in zip(reading["passes"], reading["depths"], strict=True):
         assert all(each >= 0 for each in seconds)
         assert all(accepted <= seen <= depth for depth, seen, accepted, _ in judged)
     assert reading["decode"] == pytest.approx(sum(each[3] for each in reading["passes"]), abs=1e-4)

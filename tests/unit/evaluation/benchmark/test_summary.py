@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from specstream.evaluation.benchmark.folder import RunFolder
-from specstream.evaluation.benchmark.summary import summarise
+from specstream.evaluation.benchmark.summary import side_of, summarise
 
 PLACE = {"experiment": "e", "value": None, "arm_value": None}
 
@@ -79,6 +79,7 @@ def test_figures_are_those_one_can_count_by_hand(folder):
     assert figures["theory"] == pytest.approx((2 / 3.0) / (1 / 2.0))
     assert figures["efficiency"] == pytest.approx(1.0)
     assert (figures["equal"], figures["compared"]) == (2, 2)
+    assert figures["nodes"] == 2
     assert figures["joules_per_token"] is None
     assert set(own["categories"]) == {"a", "b"}
     assert arm(folder, "plain")["all"]["speedup"] == {"value": 1, "low": 1, "high": 1}
@@ -111,6 +112,55 @@ def test_another_text_is_seen(folder):
     folder.append(sample("draft", 0, *DRAFTED, tokens=[9, 9, 9, 9]))
     figures = arm(folder, "draft")["all"]
     assert (figures["equal"], figures["compared"]) == (0, 1)
+
+
+def test_of_a_batch_every_output_is_compared(folder):
+    plain, own = sample("plain", 0, *PLAIN), sample("draft", 0, *DRAFTED)
+    folder.append({**plain, "tokens": [[1, 2], [3, 4], [5]]})
+    folder.append({**own, "tokens": [[1, 2], [3, 9], [5]]})
+    figures = arm(folder, "draft")["all"]
+    assert (figures["equal"], figures["compared"]) == (2, 3)
+
+
+def test_one_slow_prompt_moves_the_ratio_and_not_the_median(folder):
+    for item, seconds in enumerate((3.0, 3.0, 30.0)):
+        folder.append(sample("plain", item, *PLAIN))
+        folder.append(sample("draft", item, [(3, 0.5, 2.5, seconds)] * 2, DRAFTED[1]))
+    figures = arm(folder, "draft")["all"]
+    assert figures["speedup"]["value"] == pytest.approx((12 / 72) / (12 / 24))
+    assert figures["middle_speedup"] == pytest.approx(8 / 6)
+
+
+def test_a_ratio_is_what_passes_and_drafting_should_take_over_what_they_took(folder):
+    passes = [(3, 1.0, 1.0, 2.5), (3, 2.0, 1.0, 2.5), (3, 9.0, 1.0, 2.5), (1, 0.5, 1.0, 2.5)]
+    depths = [[(2, 2, 2, 3)]] * 3 + [[(0, 0, 0, 1)]]
+    own = sample("draft", 0, passes, depths)
+    folder.append(own)
+    assert arm(folder, "draft")["all"]["measured_over_predicted"] is None, "no pass was timed alone"
+    folder.append({**own, "predicted": 10.0})
+    ratio = arm(folder, "draft")["all"]["measured_over_predicted"]
+    assert ratio == (10 + 3 * 2.0 + 0.5) / 10, "a slow draft counts as the median one"
+
+
+def test_a_side_tells_how_often_each_of_the_first_four_drafts_was_accepted(folder):
+    folder.append(sample("plain", 0, *PLAIN))
+    folder.append(sample("draft", 0, *DRAFTED))
+    line = {**folder.arms["e", "null", "draft", "null"], "draft_parameters": 7}
+    folder.append(line)
+    side = side_of(arm(folder, "draft"))
+    assert (side["side"], side["parameters"], side["equal"], side["outputs"]) == ("draft", 7, 1, 1)
+    assert side["acceptance"] == [0.5, 0.5, 0, 0]
+    assert side["ratio"] == side["ratio_interval"]["value"] == side["middle_ratio"] == pytest.approx(8 / 6)
+
+
+def test_an_item_that_one_arm_failed_at_is_left_out_for_all(folder):
+    for item in range(2):
+        folder.append(sample("plain", item, *PLAIN))
+        folder.append(sample("draft", item, *DRAFTED) | ({"error": "it broke"} if item else {}))
+    answered = folder.answered()
+    assert [(each["arm"], each["item"]) for each in answered.samples] == [("plain", 0), ("draft", 0)]
+    assert answered.arms == folder.arms
+    assert answered.plain_of(answered.samples[1]) == answered.samples[0]
 
 
 def test_the_later_of_two_samples_counts_and_a_torn_line_does_not(folder):
