@@ -85,6 +85,24 @@ def test_speculative_decode_rows_of_different_lengths(model, batch):
         assert got == alone + [1] * (len(got) - len(alone))
 
 
+def test_padding_is_found_without_a_mask_as_by_generate(model, tokenizer, batch):
+    ids = batch["input_ids"]
+    expected = model.generate(ids, max_new_tokens=9, do_sample=False)[:, ids.shape[1] :].tolist()
+    rows = [row[mask.bool()].tolist() for row, mask in zip(ids, batch["attention_mask"], strict=True)]
+    assert len({len(row) for row in rows}) > 1
+    output, _ = specstream.speculative_decode(model, None, ids, max_new_tokens=9)
+    engine = specstream.SpeculativeEngine(model, tokenizer)
+    for given in (ids, {"input_ids": ids}, ids.numpy()):
+        found = [result.token_ids for result in engine.generate(given, max_new_tokens=9)]
+        assert [own[: len(want)] for own, want in zip(found, expected, strict=True)] == [
+            want[: len(own)] for own, want in zip(found, expected, strict=True)
+        ]
+    for row, own, result in zip(rows, output.tolist(), found, strict=True):
+        assert own[: len(row) + len(result)] == row + result
+    with pytest.raises(UsageError, match="a row of padding alone, the token 1"):
+        engine.generate(torch.ones_like(ids))
+
+
 def test_speculative_decode_refuses_stop_strings(model):
     with pytest.raises(UsageError, match="tokenizer"):
         specstream.speculative_decode(model, None, [[1, 2]], stop="x")

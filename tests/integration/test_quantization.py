@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from specstream import DeploymentConfig, SpeculativeEngine, speculative_decode
+from specstream import DeploymentConfig, LoRAAdapter, SpeculativeEngine, speculative_decode
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
+from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.runtime import native
 from specstream.models.target.hf import HuggingFaceTarget
@@ -66,13 +69,50 @@ def test_streams_draft_after_the_weights_they_were_made_of_were_given_back(folde
     assert engine.get_metrics()["target_passes"] > 0
 
 
-@pytest.mark.parametrize(("draft", "quantization"), [(None, "none"), ("self:int8", "int8")])
-def test_nothing_is_given_back_that_is_still_read(model, tokenizer, draft, quantization):
-    engine = SpeculativeEngine(model, tokenizer, draft, quantization=quantization, adaptive=False)
-    said = tokens_of(engine)
-    engine.release()
+@pytest.mark.parametrize(
+    ("draft", "settings", "why"),
+    [
+        (None, {}, "quantization is 'none'"),
+        ("self:int8", {"quantization": "int8"}, "draft_model is 'self:int8', which is made of the same weights"),
+    ],
+)
+def test_what_is_still_read_is_not_given_back(folder, draft, settings, why):
+    engine = SpeculativeEngine(folder, draft_model=draft, adaptive=False, **settings)
+    with pytest.raises(UsageError, match=why):
+        engine.release()
+    assert all(weight.numel() for weight in engine.model.parameters())
+
+
+def test_nor_is_what_others_may_read(model, tokenizer):
+    engine = SpeculativeEngine(model, tokenizer, quantization="int8")
+    with pytest.raises(UsageError, match="given as an object"):
+        engine.release()
     assert all(weight.numel() for weight in model.parameters())
-    assert tokens_of(engine) == said
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model, tokenizer, folder: model(torch.tensor([[1, 2]])),
+        lambda model, tokenizer, folder: model.generate(torch.tensor([[1, 2]]), max_new_tokens=2),
+        lambda model, tokenizer, folder: model.save_pretrained(folder),
+        lambda model, tokenizer, folder: torch.save(model.state_dict(), f"{folder}/weights.pt"),
+        lambda model, tokenizer, folder: SpeculativeEngine(model, tokenizer),
+        lambda model, tokenizer, folder: SpeculativeEngine(tiny_model(), tokenizer, model),
+        lambda model, tokenizer, folder: SpeculativeEngine(copy.deepcopy(model), tokenizer),
+        lambda model, tokenizer, folder: speculative_decode(model, None, [[1, 2]], max_new_tokens=2),
+        lambda model, tokenizer, folder: Streams(model),
+        lambda model, tokenizer, folder: MedusaHeads(model),
+        lambda model, tokenizer, folder: LoRAAdapter(model, tokenizer),
+    ],
+)
+def test_whoever_asks_for_weights_that_were_given_back_is_told_so(tokenizer, folder, tmp_path, use):
+    engine = SpeculativeEngine(folder, quantization="int8")
+    engine.release()
+    with pytest.raises(UsageError, match=r"given back by release\(\); load it again"):
+        use(engine.model, tokenizer, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert tokens_of(engine, 4)
 
 
 def test_a_model_that_was_changed_is_copied_anew(tokenizer):

@@ -76,8 +76,7 @@ def audit(
         "draft_quantization": draft_quantization,
         "heads": heads,
     }
-    engine = load_engine(model, draft, settings)
-    engine.release()
+    engine = load_engine(model, draft, settings, alone=True)
     report = _audit(engine, texts, batch_size, chat)
     arguments = {
         **settings,

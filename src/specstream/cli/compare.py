@@ -56,8 +56,7 @@ def compare(
         raise UsageError(f"--num-runs is {num_runs}; give 1 or more")
     input_str = options.text_given(input_str)
     options.check_text(input_str, "--input-str - < {}")
-    engine = load_engine(target_model, draft_model, settings)
-    engine.release()
+    engine = load_engine(target_model, draft_model, settings, alone=True)
     options.note_greedy(temperature, top_k=top_k, top_p=top_p)
     with progress("runs", num_runs + 1) as tell:  # one warms up
         report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell))

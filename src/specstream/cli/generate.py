@@ -76,8 +76,7 @@ def generate(
     }
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
-    engine = load_engine(model, draft, settings)
-    engine.release()
+    engine = load_engine(model, draft, settings, alone=True)
     options.note_greedy(settings["temperature"], **{name: settings.get(name) for name in DRAWN})
     _answer(engine, text, chat, as_json)
 

@@ -7,8 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 
-def load_engine(model: str, draft: str | None, settings: dict[str, Any]) -> Any:
-    """A ``SpeculativeEngine``. Settings are validated before anything is fetched or loaded."""
+def load_engine(model: str, draft: str | None, settings: dict[str, Any], *, alone: bool = False) -> Any:
+    """A ``SpeculativeEngine``. Settings are validated before anything is fetched or loaded.
+
+    Args:
+        model: its name.
+        draft: its draft's, or None.
+        settings: of the engine.
+        alone: nothing else will be made of its model, so that weights with a copy are given back.
+    """
     from specstream.config import engine_config
 
     engine_config(settings)  # type: ignore[arg-type]
@@ -16,6 +23,8 @@ def load_engine(model: str, draft: str | None, settings: dict[str, Any]) -> Any:
         from specstream.engine.engine import SpeculativeEngine
 
         engine = SpeculativeEngine(model, draft_model=draft, **settings)
+        if alone and engine.unreleasable is None:
+            engine.release()
         from specstream.engine.inventory import announce_short_context
 
     announce_short_context(engine.target, engine.config.generation.max_new_tokens)

@@ -28,7 +28,7 @@ from specstream.engine.choices import SELF, check_choice, drafts_for_itself
 from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Baselines, Generation, Parts, TextPieces
 from specstream.engine.inventory import memory_overhead, prepare
-from specstream.engine.prompt_forms import one_prompt, prompts_in, several_prompts
+from specstream.engine.prompt_forms import one_prompt, padding_of, prompts_in, several_prompts
 from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
 from specstream.engine.settings_file import read_settings
 from specstream.engine.text import Chat, Prompt, are_tokens, check_tokenizer, encode
@@ -37,6 +37,7 @@ from specstream.errors import UsageError, count_of, must_be, shown
 from specstream.files.atomic import path_of
 from specstream.heads.folder import check_base_name
 from specstream.models.architecture.checkpoint import checkpoint_rules
+from specstream.models.architecture.released import close_to_others
 from specstream.models.hub.catalog import check
 from specstream.models.hub.load import load_model
 from specstream.reporting import announce
@@ -74,6 +75,7 @@ class SpeculativeEngine:
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if tokenizer is not None:
             check_tokenizer(tokenizer)
+        self._loaded = isinstance(model, str)
         if isinstance(model, str):
             self.model_name = model
             _check_names(self.config, model, draft_model)
@@ -158,7 +160,7 @@ class SpeculativeEngine:
             NumericalError: the model's logits are NaN or infinite.
         """
         config = generation_config(self.config.generation, settings)
-        prompts, several = prompts_in(prompt)
+        prompts, several = prompts_in(prompt, padding=self._padding())
         if not prompts:
             raise UsageError("the list of prompts is empty; give at least one")
         results = self._report(self._begun(prompts, config).run())
@@ -171,7 +173,8 @@ class SpeculativeEngine:
             An iterable of pieces of text; once it is exhausted its ``result`` is the ``GenerationResult``.
         """
         config = generation_config(self.config.generation, settings)
-        return TextPieces(self._begun([one_prompt(prompt, "stream", "generate")], config), self._report)
+        one = one_prompt(prompt, "stream", "generate", self._padding())
+        return TextPieces(self._begun([one], config), self._report)
 
     def benchmark(
         self,
@@ -198,7 +201,8 @@ class SpeculativeEngine:
             ``mean_accepted_length``, ``drafted`` and ``rejected`` tokens, ``runs`` (their figures), ``provenance``.
         """
         config = generation_config(self.config.generation, settings)
-        prompts, num_runs = several_prompts(test_prompts, "test_prompts"), count_of("num_runs", num_runs)
+        prompts = several_prompts(test_prompts, "test_prompts", self._padding())
+        num_runs = count_of("num_runs", num_runs)
         must_be(callable(on_run), "on_run", on_run, "a function of the number of rounds")
         encoded = self._encoded(prompts)  # all of them before the first pass
         longest = max(map(len, encoded)) + config.max_new_tokens
@@ -239,14 +243,29 @@ class SpeculativeEngine:
         )
         return Metrics(self._totals.figures(*names), provenance=self.provenance())
 
-    def release(self) -> None:
-        """Give back the memory of the weights that a quantised target reads copies of.
+    @property
+    def unreleasable(self) -> str | None:
+        """Why ``release`` would be refused; None if it would not."""
+        if self.config.quantization == "none":
+            return "quantization is 'none', so there is no copy of the weights; leave release() out"
+        if drafts_for_itself(self._draft, self.model):
+            return f"draft_model is {shown(self._draft)}, which is made of the same weights; leave release() out"
+        if not self._loaded:
+            return "the model was given as an object, and others may read its weights; give the engine its name"
+        return None
 
-        The model then runs in this engine only. Nothing is given back where ``quantization`` is none, or where the
-        draft is made of the same weights.
+    def release(self) -> None:
+        """Give back the memory of the weights that a quantised target reads copies of, of a model given by name.
+
+        That model then runs in this engine only: whatever else is done with ``engine.model`` is refused.
+
+        Raises:
+            UsageError: nothing can be given back (``unreleasable``).
         """
-        if self.config.quantization != "none" and not drafts_for_itself(self._draft, self.model):
-            self.target.release(head=self.parts.heads is None)
+        if (why := self.unreleasable) is not None:
+            raise UsageError(why)
+        self.target.release(head=self.parts.heads is None)
+        close_to_others(self.model)
 
     def provenance(self) -> dict[str, Any]:
         """Versions, machine, model and settings: what every figure is to be read with."""
@@ -263,6 +282,9 @@ class SpeculativeEngine:
 
     def _encoded(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return [encode(self.tokenizer, prompt) for prompt in prompts]
+
+    def _padding(self) -> int | None:
+        return padding_of(self.model, self.tokenizer, eos_token_ids(self.model, self.tokenizer))
 
     def _begun(self, prompts: Sequence[Prompt], config: GenerationConfig) -> Generation:
         generation = self._start(self._encoded(prompts), config)

@@ -12,12 +12,12 @@ from torch import LongTensor, Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.engine.build import build_parts, make_target, renewed
+from specstream.engine.build import build_parts, eos_token_ids, make_target, renewed
 from specstream.engine.call_arguments import check_call, check_length
 from specstream.engine.callbacks import Columns, row_processor
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import prepare
-from specstream.engine.prompt_forms import token_rows
+from specstream.engine.prompt_forms import padding_of, token_rows
 from specstream.engine.results import Metrics, Totals
 from specstream.engine.text import check_tokenizer
 from specstream.errors import UsageError, has, must_be, shown
@@ -52,7 +52,7 @@ def speculative_decode(
     config = engine_config(settings)
     if config.generation.stop_strings:
         raise UsageError("stop strings need a tokenizer; take SpeculativeEngine for them")
-    prompts = token_rows(input_ids)
+    prompts = token_rows(input_ids, padding_of(target, None, eos_token_ids(target, None)))
     model = make_target(target, config)
     parts = build_parts(model, None, draft, config)
     generation = Generation(parts, prompts, config.generation)

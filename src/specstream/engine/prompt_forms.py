@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
@@ -17,7 +17,7 @@ _IDS = "give token ids: [n] or [rows, n] int64"
 _FORMS = "give a text, a chat ([{'role': 'user', 'content': ...}]), token ids, or a list of one of these"
 
 
-def prompts_in(given: Any, name: str = "the prompt") -> tuple[list[Prompt], bool]:
+def prompts_in(given: Any, name: str = "the prompt", padding: int | None = None) -> tuple[list[Prompt], bool]:
     """The prompts, each a text, a chat or token ids, and whether they were given as several.
 
     A tensor of two dimensions is several prompts, of one dimension it is one; so it is with what a tokenizer returns,
@@ -26,11 +26,12 @@ def prompts_in(given: Any, name: str = "the prompt") -> tuple[list[Prompt], bool
     Args:
         given: by the caller.
         name: of the argument, for the error.
+        padding: the token that fills rows of a tensor up where no mask tells, as transformers takes it; None for none.
 
     Raises:
         UsageError: it is nothing of that kind.
     """
-    rows = _read(given, name)
+    rows = _read(given, name, padding)
     if isinstance(rows, str) or _is_chat(rows) or (are_tokens(rows) and rows):
         return [rows], False
     if not isinstance(rows, list | tuple):
@@ -42,30 +43,31 @@ def prompts_in(given: Any, name: str = "the prompt") -> tuple[list[Prompt], bool
     return prompts, True
 
 
-def one_prompt(given: Any, taker: str, several: str) -> Prompt:
+def one_prompt(given: Any, taker: str, several: str, padding: int | None = None) -> Prompt:
     """The prompt, in a form that ``prompts_in`` takes; in a list of one, too.
 
     Args:
         given: by the caller.
         taker: the function, for the error.
         several: the function that takes several, for the error.
+        padding: as in ``prompts_in``.
 
     Raises:
         UsageError: none, several, or nothing of that kind.
     """
-    prompts, _ = prompts_in(given)
+    prompts, _ = prompts_in(given, padding=padding)
     if len(prompts) != 1:
         raise UsageError(f"{taker} is given {len(prompts)} prompts; give one, or give them to {several}")
     return prompts[0]
 
 
-def several_prompts(given: Any, name: str) -> list[Prompt]:
+def several_prompts(given: Any, name: str, padding: int | None = None) -> list[Prompt]:
     """The prompts in a list of some, each in a form that ``prompts_in`` takes.
 
     Raises:
         UsageError: it is one prompt, none, or nothing of that kind.
     """
-    prompts, several = prompts_in(given, name)
+    prompts, several = prompts_in(given, name, padding)
     if not several:
         raise UsageError(f"{name} is {kind_of(given)}; give a list of prompts")
     if not prompts:
@@ -73,13 +75,17 @@ def several_prompts(given: Any, name: str) -> list[Prompt]:
     return prompts
 
 
-def token_rows(input_ids: Any) -> list[list[int]]:
+def token_rows(input_ids: Any, padding: int | None = None) -> list[list[int]]:
     """The rows of token ids in ``[n]`` or ``[rows, n]``, a list of rows, or what a tokenizer returned.
+
+    Args:
+        input_ids: by the caller.
+        padding: as in ``prompts_in``.
 
     Raises:
         UsageError: it is something else.
     """
-    rows = _read(input_ids, "input_ids")
+    rows = _read(input_ids, "input_ids", padding)
     if are_tokens(rows):
         return [list(rows)]
     listed = [_single(row, "input_ids") for row in rows] if isinstance(rows, list | tuple) else []
@@ -89,9 +95,22 @@ def token_rows(input_ids: Any) -> list[list[int]]:
     return [list(row) for row in listed]
 
 
-def _read(given: Any, name: str) -> Any:
+def padding_of(model: Any, tokenizer: Any, ends: Collection[int]) -> int | None:
+    """The token that fills rows of prompts up, None where it may be part of a text: as for ``generate``.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its own, or None.
+        ends: the tokens that end a text.
+    """
+    said = getattr(getattr(model, "generation_config", None), "pad_token_id", None)
+    said = getattr(tokenizer, "pad_token_id", None) if said is None else said
+    return said if isinstance(said, int) and said not in ends else None
+
+
+def _read(given: Any, name: str, padding: int | None = None) -> Any:
     """What was given, as lists where it is a tensor, an array, or what a tokenizer returned."""
-    return _rows(given) if isinstance(given, Mapping) else _ids(given, name)
+    return _rows(given, padding) if isinstance(given, Mapping) else _ids(given, name, padding)
 
 
 def _single(row: Any, name: str) -> Any:
@@ -102,13 +121,14 @@ def _single(row: Any, name: str) -> Any:
     return read[0] if nested and (encoded or read is not row) else read
 
 
-def _rows(encoding: Mapping[str, Any]) -> Any:
+def _rows(encoding: Mapping[str, Any], padding: int | None = None) -> Any:
     """The token ids in what a tokenizer returned, without those that its mask hides."""
     if "input_ids" not in encoding:
         raise UsageError(f"the prompt is {kind_of(encoding)} without input_ids; {_FORMS}")
     if strange := sorted(set(encoding) - _WITHOUT_EFFECT - {"input_ids"}):
         raise UsageError(f"the prompt holds {strange[0]!r}, and only token ids are read; leave it out")
-    ids, mask = _ids(encoding["input_ids"], "input_ids"), _listed(encoding.get("attention_mask"))
+    mask = _listed(encoding.get("attention_mask"))
+    ids = _ids(encoding["input_ids"], "input_ids", padding if mask is None else None)
     if mask is None:
         return ids
     single = are_tokens(ids)
@@ -149,7 +169,7 @@ def _listed(value: Any) -> Any:
     return value.tolist()
 
 
-def _ids(value: Any, name: str) -> Any:
+def _ids(value: Any, name: str, padding: int | None = None) -> Any:
     """The same of what is to be token ids.
 
     Raises:
@@ -159,7 +179,17 @@ def _ids(value: Any, name: str) -> Any:
     shape, dtype = tuple(getattr(value, "shape", ())), str(getattr(value, "dtype", "")).removeprefix("torch.")
     if listed is not value and 0 not in shape and (len(shape) not in (1, 2) or re.match("b?float|bool|complex", dtype)):
         raise UsageError(f"{name} is a {type(value).__name__} {list(shape)} of {dtype}; {_IDS}")
-    return listed
+    if padding is None or len(shape) != 2:
+        return listed
+    return [_unpadded(row, padding, name) for row in listed]
+
+
+def _unpadded(row: list[int], padding: int, name: str) -> list[int]:
+    """A row without the padding at its ends."""
+    text = [at for at, token in enumerate(row) if token != padding]
+    if row and not text:
+        raise UsageError(f"{name} has a row of padding alone, the token {padding}; give the tokens of a text")
+    return row[text[0] : text[-1] + 1] if text else row
 
 
 def _is_chat(value: Any) -> bool:

@@ -10,11 +10,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineSettings, GenerationConfig, engine_config
-from specstream.engine.build import build_drafters, build_parts, left_out_of, make_target
+from specstream.engine.build import build_drafters, build_parts, eos_token_ids, left_out_of, make_target
 from specstream.engine.functions import output_of
 from specstream.engine.generation import Baselines, Generation, Parts, check_tokens
 from specstream.engine.inventory import prepare
-from specstream.engine.prompt_forms import one_prompt, several_prompts, token_rows
+from specstream.engine.prompt_forms import one_prompt, padding_of, several_prompts, token_rows
 from specstream.engine.results import Metrics
 from specstream.engine.text import Prompt, are_tokens, check_tokenizer, encode, kind_of
 from specstream.errors import UsageError
@@ -105,7 +105,7 @@ class AdaptiveRouter(Router):
         if config.generation.stop_strings:
             raise UsageError("stop strings need a tokenizer; take SpeculativeEngine(drafter='router') for them")
         require_model(target)
-        prompts = token_rows(input_ids)
+        prompts = token_rows(input_ids, padding_of(target, None, eos_token_ids(target, None)))
         parts = self._parts_of(target, draft_models, settings)
         generation = Generation(parts, prompts, config.generation)
         prepare(parts, len(prompts))

@@ -57,7 +57,8 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         )
     _log.info("loading %s", config.source)
     engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **settings)
-    engine.release()
+    if engine.unreleasable is None:
+        engine.release()
     model = engine.target.model
     what = f"{str(model.dtype).removeprefix('torch.')} on {model.device}, drafter {engine.parts.drafter.name}"
     _log.info("loaded in %.1f s: %s", time.monotonic() - begun, what)

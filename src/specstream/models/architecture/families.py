@@ -17,6 +17,7 @@ from torch import Tensor
 
 from specstream.errors import UnsupportedModelError
 from specstream.models.architecture import compat
+from specstream.models.architecture.released import require_open
 
 ALIBI_STEP = 512
 """ALiBi's bias is kept for multiples of so many positions: for every length alone, training would keep thousands."""
@@ -82,9 +83,11 @@ def require_model(model: Any) -> None:
 
     Raises:
         UnsupportedModelError: a wrapper around one, or something else; the message says what to give.
+        UsageError: its weights were given back.
     """
     if (wrapper := compat.wrapper_of(model)) is not None:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be a target: {wrapper}")
+    require_open(model)
 
 
 def describe(model: Any) -> Family:

@@ -144,7 +144,14 @@ def _load(
         kind, chosen = model_class(config), wanted or capabilities(place, own).dtype.value
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         check(tokenizer)
-        model = kind.from_pretrained(folder, config=config, dtype=chosen, trust_remote_code=False)
+        model, told = kind.from_pretrained(
+            folder, config=config, dtype=chosen, trust_remote_code=False, output_loading_info=True
+        )
+        if missing := sorted(told["missing_keys"]):
+            raise ModelNotFoundError(
+                f"model {name!r} lacks the weights of {missing[0]!r} and {len(missing) - 1} more, which would be "
+                "random; give a whole checkpoint, of adapters what save_merged writes"
+            )
     except SpecStreamError:
         raise
     except Exception as error:  # of transformers, torch, safetensors or a missing package: the folder's fault each time

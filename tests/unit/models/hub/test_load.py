@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file, save_file
 
 from specstream.errors import ModelNotFoundError
 from specstream.models.hub.load import load_model
@@ -152,6 +153,15 @@ def test_a_damaged_folder_is_one_line(folder, damage):
     else:
         change(config, quantization_config={"quant_method": "gptq", "bits": 4})
     assert str(folder) in refusal(folder)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(folder):
+    """Of a model with adapters in it, whose names are other ones; the rest would be random."""
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("q_proj.weight", "q_proj.base_layer.weight"): tensor for name, tensor in weights.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelNotFoundError, match=r"lacks the weights of 'model.layers.0.*q_proj.weight' and \d more"):
+        load_model(str(folder))
 
 
 def test_a_model_that_sees_loads_by_its_folder(tmp_path):
