@@ -281,7 +281,9 @@ _INSTEAD = {
     "no_repeat_ngram_size": "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers",
     "pad_token_id": "leave it out: nothing is padded",
     "stream": "engine.stream(prompt) gives the text piece by piece",
-    **dict.fromkeys(("prompt", "prompts", "text", "messages", "inputs"), "give the prompt as the first argument"),
+    **dict.fromkeys(
+        ("prompt", "prompts", "text", "messages", "inputs"), "give the prompt as the first argument of generate"
+    ),
     **dict.fromkeys(("n_runs", "runs", "repeats", "iterations"), "benchmark counts its rounds by num_runs"),
     "draft_model": "give it to SpeculativeEngine, or to speculative_decode as its draft",
     "input_ids": "give what the tokenizer returned as one argument, the prompt",
