@@ -279,6 +279,13 @@ _INSTEAD = {
     "generator": "give seed=, a whole number",
     "stopping_criteria": "give stop=, texts, or stop_token_ids=",
     "no_repeat_ngram_size": "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers",
+    "pad_token_id": "leave it out: nothing is padded",
+    "stream": "engine.stream(prompt) gives the text piece by piece",
+    **dict.fromkeys(
+        ("prompt", "prompts", "text", "messages", "inputs"), "give the prompt as the first argument of generate"
+    ),
+    **dict.fromkeys(("n_runs", "runs", "repeats", "iterations"), "benchmark counts its rounds by num_runs"),
+    "draft_model": "give it to SpeculativeEngine, or to speculative_decode as its draft",
     "input_ids": "give what the tokenizer returned as one argument, the prompt",
     "attention_mask": "give what the tokenizer returned as one argument, the prompt",
 }
@@ -293,9 +300,8 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> UsageError:
         if name in EngineConfig.model_fields:
             return UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine")
         known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
-        if kind is EngineConfig:
-            known.add("draft_model")
-        known_names = _INSTEAD[name] if name in _INSTEAD else f"known are {listed(name, known)}"
+        own = {"draft_model"} if kind is EngineConfig else set()
+        known_names = _INSTEAD[name] if name in _INSTEAD else f"known are {listed(name, known | own)}"
         return UsageError(f"unknown setting {name!r}; {known_names}")
     wanted = remedy(first["msg"])
     if name in ("heads", "router"):

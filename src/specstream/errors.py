@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from inspect import signature
+from math import isfinite
 from numbers import Integral, Real
-from sys import float_info
 from types import MappingProxyType
 from typing import Any
 
@@ -87,10 +88,24 @@ def has(value: object, *methods: str) -> bool:
     return not isinstance(value, type) and all(callable(getattr(value, each, None)) for each in methods)
 
 
+def takes(function: Any, *given: Any) -> bool:
+    """Whether something can be called with these arguments; of compiled functions that is not always known."""
+    try:
+        signature(function).bind(*given)
+    except ValueError:  # it has no signature
+        return True
+    except TypeError:
+        return False
+    return callable(function)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number; True and False are none, numpy's are."""
     real = value is not True and value is not False and isinstance(value, Real)
-    return real and bool(abs(value) <= float_info.max)
+    try:
+        return real and isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def count_of(name: str, value: Any, least: int = 1) -> int:
@@ -166,6 +181,9 @@ _OURS = {
     "output": "out output_file out_file output_dir save_to",
     "output_dir": "output out out_dir save_dir",
     "learning_rate": "lr",
+    "epochs": "num_train_epochs num_epochs",
+    "max_length": "max_seq_length max_seq_len model_max_length cutoff_len seq_length block_size",
+    "batch_size": "per_device_train_batch_size train_batch_size",
     "num_train_steps": "steps max_steps epochs num_train_epochs num_epochs",
     "per_device_batch_size": "batch_size per_device_train_batch_size train_batch_size",
     "r": "rank lora_r",

@@ -25,6 +25,7 @@ from specstream.routing.config import DrafterSpec, RouterConfig
 from specstream.routing.features import CLASSES
 from specstream.routing.model import Network, RouterModel
 from specstream.training.config import TrainConfig
+from specstream.training.data import Examples
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -122,6 +123,34 @@ OF_ANOTHER_KIND = [
     ("AdaptiveRouter()", "AdaptiveRouter.from_config({'router': FOLDER})"),
     ("audit(M, [P])", "engine is a LlamaForCausalLM; give a SpeculativeEngine"),
     ("audit(E, P)", "prompts is of the type str; give a list of prompts"),
+    ("E.benchmark([P], num_runs=1, on_run=lambda: None)", "; give a function of the number of rounds"),
+    ("audit(E, [P], on_batch=lambda: None)", "; give a function of the number of prompts"),
+    ("E.benchmark([P], n_runs=1)", "unknown setting 'n_runs'; benchmark counts its rounds by num_runs"),
+    ("E.benchmark(P)", "test_prompts is of the type str; give a list of prompts"),
+    ("E.benchmark(x for x in [P])", "of the type generator; give a list of prompts, each a text, a chat or token ids"),
+    ("E.benchmark({'prompt': [P]})", "without input_ids; give a list of prompts, each a text"),
+    ("E.benchmark([{'prompt': P}])", "; give the texts in the records"),
+    ("M.generate(IDS, custom_generate=speculative_decode, max_new_tokens=3)", "custom_generate=custom_generate(draft)"),
+    (
+        "speculative_decode(M, DRAFT, IDS, draft_model=DRAFT)",
+        "give it to SpeculativeEngine, or to speculative_decode",
+    ),
+    ("SpeculativeEngine(M, TOK, draft_model=MedusaHeads(M))", "call its save(FOLDER), and give heads=FOLDER"),
+    ("speculative_decode(M, SMALL, IDS)", "; give a draft of the same tokenizer, or none"),
+    ("import pickle; pickle.dumps(B)", "a router cannot be pickled or copied; save_state(FILE)"),
+    ("B.observe(F, B.choose(P), 5.0)", "drafter Choice(drafter="),
+    (
+        "B.choose_for([P, P]).learn(5.0, plain=1.0)",
+        "the choice is of 2 prompts, and a router learns of one; choose",
+    ),
+    (
+        "B.observe(B.choose_for([P, P]).features, 'lookup', 5.0)",
+        "features are of 2 prompts, and a router learns of one",
+    ),
+    (
+        "AdaptiveRouter.from_config({'router': 'x', 'draft_models': ['a']})",
+        "draft_models is given; a router is trained",
+    ),
     ("audit(E, None)", "prompts is None"),
     ("audit(E, [])", "prompts is empty; give at least one prompt"),
     ("audit(E, [P], on_batch=3)", "on_batch is 3; give a function"),
@@ -151,6 +180,10 @@ OF_ANOTHER_KIND = [
         "leave no token: all scores are -inf; leave one",
     ),
     ("LoRAAdapter(VISION)", "it is not a causal language model"),
+    (
+        "LoRAAdapter(BASE, {'target_modules': ['q_proj', 'lm_head']})",
+        "'lm_head', which gets no adapter: it is",
+    ),
     ("LoRAAdapter(BASE, {'r': True})", "lora_config.r is True; give a value that is a number"),
     ("AD.get_adapted_model(merge='no')", "merge is 'no'; give True or False"),
     ("MultiStreamAttention(True, 1, 1)", "hidden_size is True; give a whole number from 1 on"),
@@ -168,6 +201,13 @@ OF_ANOTHER_KIND = [
     ("E.generate(P, logits_processor=[Processor])", "has the class RepetitionPenaltyLogitsProcessor; give one that is"),
     ("DeploymentConfig.read(None, {'SPECSTREAM_PORT': 5})", "SPECSTREAM_PORT is 5; give a text"),
     ("DeploymentConfig.read(None, ['SPECSTREAM_PORT'])", "environment is ['SPECSTREAM_PORT']; give a mapping"),
+    ("DeploymentConfig.model_validate({'port': -1})", "port is -1; give a value that is greater than or equal to 0"),
+    ("DeploymentConfig.model_validate(5)", "the configuration is 5; give a mapping"),
+    ("DeploymentConfig(drafter='router')", "drafter is 'router'; give a value that is 'auto', 'none', 'lookup'"),
+    (
+        "DeploymentConfig(speculative_config={'a': 1})",
+        "unknown setting 'speculative_config'; known are acceptance_threshold, api_key",
+    ),
     ("DeploymentConfig(gamma=True)", "gamma is True; give a number"),
     ("DeploymentConfig(vllm_args=5)", "vllm_args is 5; give a text or a list"),
     ("DeploymentConfig(cors_origins=5)", "cors_origins is 5; give a list of origins"),
@@ -203,6 +243,22 @@ def test_an_object_of_another_kind(made, code, told):
         ("AD.load_weights('damaged')", "'damaged' holds no LoRA weights: Error while deserializing header"),
         ("Streams.from_pretrained(M, 'file')", "folder is a LlamaForCausalLM; give a folder of heads"),
         ("MedusaHeads.from_pretrained(None, M)", "folder is None; give a folder of Medusa heads"),
+        ("MedusaHeads.from_pretrained(M, 'medusa')", "; give a folder of Medusa heads, and the model behind it"),
+        (
+            "MedusaHeads.from_pretrained('streams', M)",
+            "heads in 'streams' are 'streams', not 'medusa'; give Medusa",
+        ),
+        ("SpeculativeEngine(M, TOK, heads='unsaid')", "does not say whose heads it holds; give a folder of streams or"),
+        (
+            "SpeculativeEngine(M, TOK, heads='medusa', pruning=0.1)",
+            "'medusa' holds 'medusa'; give streams, or",
+        ),
+        ("AdaptiveRouter.from_config('table/config.json')", "is that of a router's folder; give {'router': 'table'}"),
+        (
+            "AdaptiveRouter.from_config({'router': 'table', 'state': '.'})",
+            "router_state is '.', which is a folder",
+        ),
+        ("R.load_state('.')", "path is '.', where no file is; give one"),
         ("MedusaHeads(M).save(None)", "folder is None; give a folder"),
         ("MedusaHeads(M).save('')", "folder is ''; give a folder"),
         ("MedusaHeads(M).save('file')", "folder is 'file', which is a file; give a folder"),
@@ -218,7 +274,13 @@ def test_a_path_that_is_none(made, tmp_path, monkeypatch, code, told):
     (tmp_path / "file").touch()
     made["AD"].save_weights("damaged")
     (tmp_path / "damaged" / "adapter_model.safetensors").write_bytes(b"x")
-    refused(code, {**made, "HEADS": Streams(made["BASE"], StreamsConfig(layers=1))}, told)
+    (tmp_path / "unsaid").mkdir()
+    (tmp_path / "unsaid" / "config.json").write_text('{"medusa_num_heads": 2}')
+    MedusaHeads(made["M"]).save("medusa")
+    heads = Streams(made["BASE"], StreamsConfig(layers=1))
+    heads.save("streams")
+    made["B"].model.save("table")
+    refused(code, {**made, "HEADS": heads}, told)
 
 
 WRITES = [
@@ -286,6 +348,14 @@ HEADS = [
     ("StreamsConfig(rank=True)", "rank is True; give a whole number from 0 on"),
     ("StreamsConfig(alpha='x')", "alpha is 'x'; give a number"),
     ("StreamsConfig(start='zero')", "start is 'zero'; give 'identity' or 'linear'"),
+    ("Streams(BASE, StreamsConfig(layers=1, targets=['query']))", "give some of down_proj, gate_proj, k_proj, o_proj"),
+    ("MedusaHeads(M)(torch.zeros(1, 48))", "MedusaHeads is called; give SpeculativeEngine heads=FOLDER"),
+    ("Streams(BASE, StreamsConfig(layers=1))(IDS)", "Streams is called; give SpeculativeEngine heads=FOLDER"),
+    ("MedusaHeads(M).logits(torch.zeros(1, 48), 9)", "head is 9; give a whole number below 4"),
+    ("MedusaHeads(M).logits(torch.zeros(1, 48), -1)", "head is -1; give a whole number from 0 on"),
+    ("MedusaHeads(M).logits(torch.zeros(1, 5), 0)", "states are [1, 5]; give [..., 48], of states_of(tokens)"),
+    ("MedusaHeads(M).draft(torch.zeros(1, 48), 9, 2)", "depth is 9; give a whole number from 1 to 4"),
+    ("MedusaHeads(M).draft(torch.zeros(1, 48), 2, 0)", "ranks is 0; give a whole number from 1 on"),
     ("StreamsConfig(mode='lossy')", "mode is 'lossy'; give 'lossless' or 'shared'"),
     ("StreamsConfig(targets='q_proj')", "targets is 'q_proj'; give a list of the names of linear layers"),
     ("Streams(BASE, StreamsConfig(layers=1), [1, 900])", "vocabulary has the token 900; the vocabulary is 0 to 299"),
@@ -329,7 +399,7 @@ ROUTED = [
     ("B.choose_for([])", "prompts is empty; give at least one prompt"),
     ("B.choose_for([1, 2])", "prompts is [1, 2] (list); give a list of prompts"),
     ("B.choose_for([[1, 2], [3, 500]])", "the prompt has the token 500; the vocabulary is 0 to 299"),
-    ("B.choose_for(None)", "prompts is None (NoneType); give a text"),
+    ("B.choose_for(None)", "prompts is None (NoneType); give a list of prompts"),
     ("B.features('')", "the prompt '' is empty"),
     ("B.features([P, P])", "features is given 2 prompts; give one, or give them to choose_for"),
 ]
@@ -338,6 +408,10 @@ ROUTED = [
 @pytest.mark.parametrize(("code", "told"), ROUTED)
 def test_a_prompt_that_a_router_cannot_choose_for(made, code, told):
     refused(code, made, told)
+
+
+def test_a_speed_may_be_of_numpy(made):
+    made["B"].observe(made["F"], "lookup", np.float32(50.0))  # whose comparison with a larger float warns
 
 
 def test_a_router_takes_prompts_as_an_engine_does(made):
@@ -403,6 +477,11 @@ def test_a_prompt_of_other_numbers(made, prompt, told):
         ("stopping_criteria=[print]", "give stop=, texts, or stop_token_ids="),
         ("no_repeat_ngram_size=2", "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers"),
         ("attention_mask=IDS", "give what the tokenizer returned as one argument, the prompt"),
+        ("pad_token_id=0", "unknown setting 'pad_token_id'; leave it out: nothing is padded"),
+        ("stream=True", "unknown setting 'stream'; engine.stream(prompt) gives the text piece by piece"),
+        ("messages=[]", "unknown setting 'messages'; give the prompt as the first argument"),
+        ("prompts=[P]", "give the prompt as the first argument"),
+        ("draft_model=DRAFT", "give it to SpeculativeEngine"),
         ("stop_token_ids=['a']", "stop_token_ids.0 is 'a'; give a token id; a text that ends the output is given as"),
     ],
 )
@@ -459,12 +538,53 @@ TRAINING = [
     ("[P], learning_rate=True", "learning_rate is True; give a value that is a number"),
     ("[{'ask': 'a', 'reply': 'b'}]", "it has ['ask', 'reply']; give prompt and completion, messages, or text"),
     ("[{'messages': 'hi'}]", "item 0 has messages, which is 'hi'; give a list of turns"),
+    ("[P], epochs=2, per_device_batch_size=0", "batch_size is 0; give a whole number from 1 on"),
+    ("[P], num_train_epochs=2", "warmup_steps, weight_decay; did you mean 'epochs'?"),
+    ("[P], max_seq_length=64", "did you mean 'max_length'?"),
+    ("[P], per_device_train_batch_size=2", "did you mean 'batch_size'?"),
+    ("[P], mixed_precision='fp16'", "mixed_precision is 'fp16', in which a CPU does not train; give bf16, or no"),
 ]
 
 
 @pytest.mark.parametrize(("data", "told"), TRAINING)
 def test_what_cannot_be_trained_on(made, data, told):
     refused(f"AD.train({data})", made, told)
+
+
+@pytest.mark.parametrize("given", [{}, {"gradient_accumulation_steps": 2}, {"gradient_accumulation_steps": 4}])
+def test_every_example_is_seen_once_an_epoch(monkeypatch, given):
+    """Where neither batches nor steps divide: 7 examples are 4 batches of 2, and 2 epochs are 8."""
+    seen, adapter = [], LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer())
+    examples = [[number, number + 1, 5] for number in range(10, 17)]
+    batch = Examples.batch
+    monkeypatch.setattr(Examples, "batch", lambda self, chosen: seen.extend(chosen) or batch(self, chosen))
+    rows = adapter.train(examples, 3, batch_size=2, **given)
+    assert sorted(seen) == sorted(3 * list(range(7)))
+    accumulate = given.get("gradient_accumulation_steps", 1)
+    assert [row["epoch"] for row in rows] == [step * accumulate // 4 + 1 for step in range(12 // accumulate)]
+    assert rows[-1]["tokens"] == 63
+
+
+def test_a_last_step_is_smaller_and_counts_what_it_has():
+    """3 batches in steps of 2: the last has one, whose loss is not halved."""
+    norms = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        adapter = LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer())
+        rows = adapter.train(
+            [[7, 8, 9]] * 3, 1, batch_size=1, gradient_accumulation_steps=accumulate, learning_rate=1e-9
+        )
+        norms.append([row["grad_norm"] for row in rows])
+    assert [len(each) for each in norms] == [3, 2]
+    assert norms[1] == pytest.approx(norms[0][:2], rel=1e-3)
+
+
+def test_texts_are_packed_before_the_size_of_a_batch_is_known(made):
+    assert len(made["AD"].train([WORDS] * 3, 1, per_device_batch_size=2)) == 1
+
+
+def test_steps_may_be_given_in_place_of_epochs(made):
+    assert len(made["AD"].train([[1, 2, 3]] * 3, batch_size=2, num_train_steps=5)) == 5
 
 
 def test_a_training_that_fails_leaves_the_adapters_as_they_were():

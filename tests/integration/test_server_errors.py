@@ -58,6 +58,21 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**CHAT, "min_tokens": 4}, "min_tokens", "min_tokens: the field is not known; leave it out"),
         ({**CHAT, "extra_body": {}}, "extra_body", "extra_body: the field is not known; give what is in it at the top"),
         ({**CHAT, "guided_json": {}}, "guided_json", 'guided_json: the field is not known; give response_format: {"'),
+        (
+            {**CHAT, "structured_outputs": {}},
+            "structured_outputs",
+            "structured_outputs: the field is not known; give",
+        ),
+        (
+            {**CHAT, "messages": [{"role": "user", "text": "x"}]},
+            "messages.0.text",
+            "messages.0.text: the field is not known; did you mean 'content'?",
+        ),
+        (
+            {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"type": "object", "properties": {}}}},
+            "response_format.json_schema.schema",
+            "response_format.json_schema.schema is missing, and what is given is a schema itself; give {name, schema}",
+        ),
         ({**CHAT, "format": "json"}, "format", "format: the field is not known; did you mean 'response_format'?"),
         (
             {**CHAT, "response_format": {"type": "json_object", "schema": {}}},

@@ -7,7 +7,7 @@ from typing import Any
 
 from specstream.config import EngineConfig
 from specstream.errors import UsageError
-from specstream.heads.folder import kind_of
+from specstream.heads.folder import TrainedHead, kind_of
 
 SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
@@ -26,29 +26,38 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
         ModelNotFoundError: there are no heads in the folder.
     """
     name, heads = config.drafter, config.heads
+    if isinstance(draft, TrainedHead):
+        raise UsageError(f"draft_model is a {type(draft).__name__}; call its save(FOLDER), and give heads=FOLDER")
     _check_router(config)
     _check_unused(config, draft)
     if name == "medusa" and heads is None:
         raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
     if name not in ("streams", "medusa", "mixed", "auto") and heads is not None:
         raise UsageError(f"drafter is {name!r} and there are heads; give drafter='streams' or 'medusa', or no heads")
-    if config.pruning is not None and name not in ("streams", "auto"):
-        raise UsageError(f"pruning is {config.pruning} and drafter is {name!r}; give drafter='streams' or no pruning")
-    if config.pruning is not None and name == "auto" and heads is None:
-        raise UsageError(
-            f"pruning is {config.pruning} and there are no heads; give heads=, a folder of streams for this model"
-        )
     if heads is not None:
         if draft is not None:
             raise UsageError(f"heads is {heads!r} and there is a draft_model; give one of them")
         if (kind := kind_of(heads)) != name and name in ("streams", "medusa"):
             raise UsageError(f"drafter is {name!r} and {heads!r} holds {kind!r}; give drafter={kind!r}")
+    if config.pruning is not None:
+        _check_pruning(name, heads, config.pruning)
     if draft is None and (name == "draft_model" or (name == "mixed" and heads is None)):
         raise UsageError(f"drafter is {name!r} and there is no draft_model; give a smaller model of this tokenizer")
     if draft is not None and name not in ("auto", "draft_model", "mixed", "router"):
         raise UsageError(
             f"drafter is {name!r} and there is a draft_model; give drafter='draft_model' or no draft_model"
         )
+
+
+def _check_pruning(name: str, heads: str | None, pruning: float) -> None:
+    if name not in ("streams", "auto"):
+        raise UsageError(f"pruning is {pruning} and drafter is {name!r}; give drafter='streams' or no pruning")
+    if name == "auto" and heads is None:
+        raise UsageError(
+            f"pruning is {pruning} and there are no heads; give heads=, a folder of streams for this model"
+        )
+    if heads is not None and kind_of(heads) == "medusa":
+        raise UsageError(f"pruning is {pruning} and {heads!r} holds 'medusa'; give streams, or no pruning")
 
 
 def _check_router(config: EngineConfig) -> None:

@@ -33,7 +33,7 @@ from specstream.engine.results import GenerationResult, Metrics, Totals, figures
 from specstream.engine.settings_file import read_settings
 from specstream.engine.text import Chat, Prompt, are_tokens, check_tokenizer, encode
 from specstream.environment import level, provenance
-from specstream.errors import UsageError, count_of, must_be, shown
+from specstream.errors import UsageError, count_of, must_be, shown, takes
 from specstream.files.atomic import path_of
 from specstream.heads.folder import check_base_name
 from specstream.models.architecture.checkpoint import checkpoint_rules
@@ -203,7 +203,7 @@ class SpeculativeEngine:
         config = generation_config(self.config.generation, settings)
         prompts = several_prompts(test_prompts, "test_prompts", self._padding())
         num_runs = count_of("num_runs", num_runs)
-        must_be(callable(on_run), "on_run", on_run, "a function of the number of rounds")
+        must_be(takes(on_run, 1), "on_run", on_run, "a function of the number of rounds")
         encoded = self._encoded(prompts)  # all of them before the first pass
         longest = max(map(len, encoded)) + config.max_new_tokens
         sides = {

@@ -27,7 +27,7 @@ from specstream.models.target.hf import HuggingFaceTarget
 
 
 def speculative_decode(
-    target: Any, draft: Any, input_ids: Any, **settings: Unpack[EngineSettings]
+    target: Any, draft: Any, input_ids: Any = None, **settings: Unpack[EngineSettings]
 ) -> tuple[Tensor, Metrics]:
     """Decode with a target and a draft.
 
@@ -49,6 +49,11 @@ def speculative_decode(
         UsageError: an empty prompt, one longer than the context, a setting out of range.
         VocabularyMismatchError: a draft of another vocabulary.
     """
+    if isinstance(draft, Tensor):
+        raise UsageError(
+            "draft is a Tensor; give speculative_decode(target, draft, input_ids), or to generate() "
+            "custom_generate=custom_generate(draft)"
+        )
     config = engine_config(settings)
     if config.generation.stop_strings:
         raise UsageError("stop strings need a tokenizer; take SpeculativeEngine for them")

@@ -14,10 +14,13 @@ _WITHOUT_EFFECT = {"attention_mask", "token_type_ids", "special_tokens_mask", "o
 """What a tokenizer may return beside the ids of a text."""
 
 _IDS = "give token ids: [n] or [rows, n] int64"
+_LIST = "give a list of prompts, each a text, a chat or token ids"
 _FORMS = "give a text, a chat ([{'role': 'user', 'content': ...}]), token ids, or a list of one of these"
 
 
-def prompts_in(given: Any, name: str = "the prompt", padding: int | None = None) -> tuple[list[Prompt], bool]:
+def prompts_in(
+    given: Any, name: str = "the prompt", padding: int | None = None, wanted: str = _FORMS
+) -> tuple[list[Prompt], bool]:
     """The prompts, each a text, a chat or token ids, and whether they were given as several.
 
     A tensor of two dimensions is several prompts, of one dimension it is one; so it is with what a tokenizer returns,
@@ -27,19 +30,22 @@ def prompts_in(given: Any, name: str = "the prompt", padding: int | None = None)
         given: by the caller.
         name: of the argument, for the error.
         padding: the token that fills rows of a tensor up where no mask tells, as transformers takes it; None for none.
+        wanted: what to give, for the error.
 
     Raises:
         UsageError: it is nothing of that kind.
     """
+    if isinstance(given, Mapping) and "input_ids" not in given:
+        raise UsageError(f"{name} is {kind_of(given)} without input_ids; {wanted}")
     rows = _read(given, name, padding)
     if isinstance(rows, str) or _is_chat(rows) or (are_tokens(rows) and rows):
         return [rows], False
     if not isinstance(rows, list | tuple):
-        raise UsageError(f"{name} is {kind_of(given)}; {_FORMS}")
+        raise UsageError(f"{name} is {kind_of(given)}; {wanted}")
     prompts = [_single(row, name) for row in rows]
     for prompt in prompts:
         if not (isinstance(prompt, str) or _is_chat(prompt) or are_tokens(prompt)):
-            raise UsageError(f"{name} is {kind_of(given)} with {kind_of(prompt)} in it; {_FORMS}")
+            raise UsageError(f"{name} is {kind_of(given)} with {kind_of(prompt)} in it; {wanted}")
     return prompts, True
 
 
@@ -67,9 +73,10 @@ def several_prompts(given: Any, name: str, padding: int | None = None) -> list[P
     Raises:
         UsageError: it is one prompt, none, or nothing of that kind.
     """
-    prompts, several = prompts_in(given, name, padding)
+    prompts, several = prompts_in(given, name, padding, _LIST)
     if not several:
-        raise UsageError(f"{name} is {kind_of(given)}; give a list of prompts")
+        records = _is_chat(given) and "role" not in given[0]
+        raise UsageError(f"{name} is {kind_of(given)}; {'give the texts in the records' if records else _LIST}")
     if not prompts:
         raise UsageError(f"{name} is empty; give at least one prompt")
     return prompts

@@ -32,7 +32,7 @@ from specstream.engine.prompt_forms import several_prompts
 from specstream.engine.results import Totals
 from specstream.engine.text import Prompt, encode
 from specstream.engine.tokens import TokenTexts
-from specstream.errors import NumericalError, UsageError, count_of, must_be
+from specstream.errors import NumericalError, UsageError, count_of, must_be, takes
 
 CANDIDATES = 16
 """Likeliest tokens of a position whose scores are compared: a token that rounding can choose is among them."""
@@ -212,7 +212,7 @@ def audit(
     """
     must_be(isinstance(engine, SpeculativeEngine), "engine", engine, "a SpeculativeEngine")
     config, batch_size = generation_config(engine.config.generation, settings), count_of("batch_size", batch_size)
-    must_be(on_batch is None or callable(on_batch), "on_batch", on_batch, "a function of the number of prompts")
+    must_be(on_batch is None or takes(on_batch, 1), "on_batch", on_batch, "a function of the number of prompts")
     tokens = [encode(engine.tokenizer, prompt) for prompt in several_prompts(prompts, "prompts")]
     prepare(engine.parts, min(batch_size, len(tokens)))
     return audit_tokens(engine.parts, tokens, config, batch_size=batch_size, on_batch=on_batch)

@@ -42,6 +42,15 @@ class TrainedHead(nn.Module):
         self._family = describe(model)
         self._base = (model,)  # in a tuple nn.Module does not take it for a part of its own
 
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """Refuse to be called: drafting needs more than one input.
+
+        Raises:
+            UsageError: always.
+        """
+        kind = type(self).__name__
+        raise UsageError(f"{kind} is called; give SpeculativeEngine heads=FOLDER, the folder of its save(FOLDER)")
+
     @property
     def model(self) -> Any:
         """The base."""
@@ -150,7 +159,8 @@ def kind_of(folder: str | Path) -> str:
     settings = read_settings(folder)
     kind = _kind(settings)
     if kind not in KINDS:
-        raise ModelNotFoundError(f"{str(folder)!r} holds {kind!r}; give a folder of {' or '.join(KINDS)}")
+        held = "does not say whose heads it holds" if kind is None else f"holds {kind!r}"
+        raise ModelNotFoundError(f"{str(folder)!r} {held}; give a folder of {' or '.join(KINDS)}, of specstream train")
     return str(kind)
 
 

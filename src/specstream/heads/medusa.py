@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from specstream.errors import UsageError, count_of, one_line
+from specstream.errors import UsageError, count_of, must_be, one_line
 from specstream.files.atomic import path_of
 from specstream.heads.folder import TrainedHead, check_base, describe_base, drafted_tokens, save_head
 from specstream.models.architecture.compat import text_config
@@ -104,7 +104,15 @@ class MedusaHeads(TrainedHead):
         return len(self.blocks)
 
     def logits(self, states: Tensor, head: int) -> Tensor:
-        """Of head ``head``, from 0: ``[..., hidden]`` -> ``[..., vocab]`` of the tokens that are drafted."""
+        """Of head ``head``, from 0: ``[..., hidden]`` -> ``[..., vocab]`` of the tokens that are drafted.
+
+        Raises:
+            UsageError: there is no such head, or the states are of another width.
+        """
+        must_be(0 <= count_of("head", head, 0) < self.depth, "head", head, f"a whole number below {self.depth}")
+        width = self._output.in_features
+        if states.shape[-1:] != (width,):
+            raise UsageError(f"states are {list(states.shape)}; give [..., {width}], of states_of(tokens)")
         result: Tensor = self.lm_heads[head](self.blocks[head](states))
         return result
 
@@ -126,7 +134,12 @@ class MedusaHeads(TrainedHead):
         Returns:
             ``[n, depth, ranks]`` int64, the likeliest first, and their probabilities in float32; fewer ranks if no more
             tokens are drafted.
+
+        Raises:
+            UsageError: more heads than there are, or states of another width.
         """
+        must_be(count_of("depth", depth) <= self.depth, "depth", depth, f"a whole number from 1 to {self.depth}")
+        ranks = count_of("ranks", ranks)
         states = states.to(self._output.weight.dtype)
         logits = torch.stack([self.logits(states, head) for head in range(depth)], 1)
         chances, chosen = logits.float().softmax(-1).topk(min(ranks, self._output.out_features), -1)
@@ -209,8 +222,9 @@ class MedusaHeads(TrainedHead):
             UsageError: no heads there, or not whole.
             HeadMismatchError: heads of another base.
         """
+        path = path_of("folder", folder, "a folder of Medusa heads, and the model behind it")
         require_model(model)
-        config, tensors = read_heads(path_of("folder", folder, "a folder of Medusa heads"))
+        config, tensors = read_heads(path)
         ours = config.get("specstream", {})
         if (base := ours.get("base")) is not None:  # heads of other makers do not say
             check_base("Medusa heads", folder, base, model)
@@ -257,11 +271,12 @@ def read_heads(folder: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
     """
     try:
         config: Mapping[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
+        kind = config.get("kind", config.get("model_type"))
+        tensors = load_file(folder / WEIGHTS) if kind == "medusa" else {}
     except (OSError, ValueError, SafetensorError) as error:
         raise UsageError(
             f"heads in {str(folder)!r} cannot be read ({one_line(error)}); give a folder of heads"
         ) from error
-    if config.get("model_type") != "medusa":
-        raise UsageError(f"heads in {str(folder)!r} are {config.get('model_type')!r}, not 'medusa'; give Medusa heads")
+    if kind != "medusa":
+        raise UsageError(f"heads in {str(folder)!r} are {kind!r}, not 'medusa'; give Medusa heads")
     return config, tensors

@@ -317,7 +317,9 @@ class Streams(TrainedHead):
         wanted = self.config.targets
         chosen = {name: each for name, each in linears.items() if not wanted or name.rpartition(".")[2] in wanted}
         if missing := [name for name in wanted if not any(each.endswith(f".{name}") for each in chosen)]:
-            raise UsageError(f"targets has {missing[0]!r} and the upper layers have no linear layer of that name")
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+            said = f"targets has {missing[0]!r} and the upper layers have no linear layer of that name"
+            raise UsageError(f"{said}; give some of {names}")
         return chosen
 
     def _freeze(self) -> _Frozen:

@@ -69,11 +69,18 @@ def router_config(config: RouterConfig | Mapping[str, Any] | str | Path) -> Rout
             raise UsageError(
                 f"config is the folder {str(config)!r}; give {{'router': {str(config)!r}}}, or a YAML file"
             )
-        document = read_document(config, (), "explore=0")
+        try:
+            document = read_document(config, (), "explore=0")
+        except UsageError:
+            if Path(config).name != "config.json":
+                raise
+            said = f"config {str(config)!r} is that of a router's folder; give"
+            raise UsageError(f"{said} {{'router': {str(Path(config).parent)!r}}}") from None
         return validated(RouterConfig, document.values, document=document)
-    if isinstance(config.get("router"), Mapping):
+    if isinstance(config.get("router"), Mapping) or "draft_models" in config:
+        given = "draft_models is given" if "draft_models" in config else "router is a mapping"
         raise UsageError(
-            "router is a mapping; a router is trained before it is used: specstream router collect, then "
+            f"{given}; a router is trained before it is used: specstream router collect, then "
             "specstream router train with this file, then give router, the folder that it wrote"
         )
     return validated(RouterConfig, config)

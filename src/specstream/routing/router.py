@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from specstream.errors import UsageError, is_number, must_be
+from specstream.errors import UsageError, is_number, must_be, shown
 from specstream.files.atomic import path_of
 from specstream.models.architecture.families import require_model
 from specstream.routing.config import DrafterSpec, RouterConfig, check_drafters, router_config
@@ -50,6 +50,9 @@ class Choice:
 
     def learn(self, tokens_per_second: float, *, plain: float) -> None:
         """Tell the router what the drafter was worth on these prompts; see ``Router.observe``."""
+        if len(self.features) > 1:
+            count = len(self.features)
+            raise UsageError(f"the choice is of {count} prompts, and a router learns of one; choose for each")
         self.router.observe(self.features, self.drafter, tokens_per_second, plain=plain)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +90,9 @@ class Router:
         )
         if config.state is not None and Path(config.state).exists():
             self._beliefs.load(config.state, "router_state", "a new name, to begin anew")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError("a router cannot be pickled or copied; save_state(FILE), and make one where it is needed")
 
     @classmethod
     def from_config(cls, config: RouterConfig | Mapping[str, Any] | str | Path) -> Self:
@@ -186,10 +192,12 @@ class Router:
             UsageError: a drafter that the router does not know, or a speed that is none.
         """
         if drafter not in self.model.names:
-            raise UsageError(f"drafter {drafter!r} is not the router's; give one of {', '.join(self.model.names)}")
+            raise UsageError(f"drafter {shown(drafter)} is not the router's; give one of {', '.join(self.model.names)}")
         size = len(HINTS) + len(self.model.network.mean)
         given: Any = features
         fits = isinstance(given, Tensor) and given.dtype == torch.float32 and given.numel() == size
+        if isinstance(given, Tensor) and given.ndim == 2 and len(given) > 1 and given.shape[1] == size:
+            raise UsageError(f"features are of {len(given)} prompts, and a router learns of one; give one row of them")
         must_be(
             fits and bool(features.isfinite().all()),
             "features",

@@ -176,6 +176,8 @@ class Beliefs:
         Raises:
             UsageError: it cannot be read, is damaged, or belongs to another router; nothing is changed then.
         """
+        if Path(path).is_dir():
+            raise UsageError(f"{name} is {str(path)!r}, which is a folder; give {instead}")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

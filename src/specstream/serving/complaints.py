@@ -27,6 +27,8 @@ _SCHEMA = 'give response_format: {"type": "json_schema", "json_schema": {"name":
 _INSTEAD = {
     "response_format.schema": _SCHEMA,
     "guided_json": _SCHEMA,
+    "structured_outputs": _SCHEMA,
+    **dict.fromkeys(("messages.text", "messages.value"), "did you mean 'content'?"),
     "format": "did you mean 'response_format'?",
     "extra_body": "give what is in it at the top of the body",
 }
@@ -81,7 +83,7 @@ def _complaint(error: Any, body: Any, path: str) -> _Complaint:
 
 
 def _unknown(place: tuple[str | int, ...], path: str) -> str:
-    name = ".".join(map(str, place))
+    name = ".".join(part for part in place if isinstance(part, str))
     if name in _INSTEAD:
         return f"the field is not known; {_INSTEAD[name]}"
     like = meant(name, _FIELDS.get(path, ())) if len(place) == 1 else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from specstream.config import DrafterName, truth_value
+from specstream.config import truth_value
 from specstream.environment import PREFIX, VARIABLES, variable
 from specstream.errors import UsageError, listed, meant, must_be, remedy
 from specstream.files.yaml_file import Document, home_expanded, misplaced, owner_of, read_document
@@ -74,7 +74,7 @@ class DeploymentConfig(BaseModel):
     model_path: str | None = None
     engine: Literal["local", "vllm"] = "local"
     draft_model: str | None = None
-    drafter: DrafterName = "auto"
+    drafter: Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"] = "auto"
     heads: str | None = None
     gamma: int | None = Field(default=None, ge=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
@@ -116,6 +116,12 @@ class DeploymentConfig(BaseModel):
 
         def __setattr__(self, name: str, value: Any) -> None:
             raise UsageError(f"{name} cannot be set to {value!r} any more; give it when the configuration is made")
+
+        @classmethod
+        def model_validate(cls, obj: Any, **_: Any) -> DeploymentConfig:
+            """The same of a mapping: pydantic would wrap the refusal in one of its own."""
+            must_be(isinstance(obj, cls | Mapping), "the configuration", obj, "a mapping of fields to values")
+            return obj if isinstance(obj, cls) else cls(**obj)
 
     @field_validator("vllm_args", mode="before")
     @classmethod
@@ -205,8 +211,10 @@ class DeploymentConfig(BaseModel):
                 where = f"{key}: "
             else:
                 where = document.where((name,))
-            owner = "" if name in cls.model_fields else owner_of(document.values, cls.model_fields)
-            raise UsageError(f"{where}{error}{owner}") from None
+            if name in cls.model_fields:
+                raise UsageError(f"{where}{error}") from None
+            said = misplaced([name], {"": cls.model_fields}, document.values.get(name)) or error
+            raise UsageError(f"{where}{said}{owner_of(document.values, cls.model_fields)}") from None
 
 
 def check_variables(environment: Mapping[str, str]) -> None:
@@ -317,9 +325,7 @@ def _complaint(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        return misplaced([name], {"": DeploymentConfig.model_fields}, first["input"]) or (
-            f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
-        )
+        return f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     value = "not shown" if name == "api_key" else repr(first["input"])

@@ -187,6 +187,14 @@ class JsonSchema(Given):
     schema_: dict[str, Any] | bool | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, values: Any) -> Any:
+        """A schema where its name and it are wanted: its keys are no fields here, and ``type`` is none of both."""
+        if isinstance(values, dict) and "schema" not in values and {"type", "properties", "$ref"} & set(values):
+            raise _about("schema", "is missing, and what is given is a schema itself; give {name, schema}")
+        return values
+
 
 class ResponseFormat(Given):
     """What the answer has to look like."""

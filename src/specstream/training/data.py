@@ -138,20 +138,27 @@ class Examples:
 
 
 class Order:
-    """Which examples the batch at a position has. Every epoch has an order of its own and full batches only.
+    """Which examples the batch at a position has. Every epoch has an order of its own.
+
+    Args:
+        lengths: of the examples, in tokens.
+        batch_size: examples of a batch.
+        seed: of the orders.
+        every: whether an epoch has every example, and a smaller batch where they do not divide; else it has full
+            batches only.
 
     Raises:
-        UsageError: fewer examples than one batch.
+        UsageError: fewer examples than one full batch.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        if len(lengths) < batch_size:
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, *, every: bool = False) -> None:
+        if len(lengths) < batch_size and not every:
             raise UsageError(
                 f"training.per_device_batch_size is {batch_size} and there are {len(lengths)} examples; "
                 "give a smaller batch or more data"
             )
         self._lengths, self._size, self._seed = lengths, batch_size, seed
-        self.per_epoch = len(lengths) // batch_size
+        self.per_epoch = (len(lengths) + (batch_size - 1 if every else 0)) // batch_size
         self._epoch, self._batches = -1, list[list[int]]()
 
     def indices(self, position: int) -> list[int]:

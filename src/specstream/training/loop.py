@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.errors import TrainingError, UsageError
+from specstream.models.hub.load import pick_device
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import TrainingSection
 from specstream.training.data import Batch, Examples, Order
@@ -81,6 +82,7 @@ class Loop:
         self.trainee, self.config, self.progress = trainee, config, Progress()
         self._examples, self._held_out = data
         self._order = Order(self._examples.lengths, config.per_device_batch_size, config.seed)
+        self._passes = math.inf  # of all steps, at most
         self._journal, self._checkpoints, self._record = run_log, checkpoints, record or {}
         self._parameters = list(trainee.parameters())
         optimizer = torch.optim.AdamW(
@@ -94,14 +96,21 @@ class Loop:
         self._values: dict[str, list[Tensor]] = {}  # since the last line of the log
         self._tokens, self._seconds = 0, 0.0  # likewise
 
-    def run(self) -> Outcome:
+    def run(self, epochs: int | None = None) -> Outcome:
         """Train to the end, or until the time is up.
+
+        Args:
+            epochs: times that every example is seen, over all steps: the last batch of an epoch and the last step may
+                be smaller. None takes full batches only.
 
         Raises:
             KeyboardInterrupt: the process was told to stop; a checkpoint of the last whole step is written first.
             TrainingError: out of memory, or the loss is no number.
         """
         config, device, started = self.config, self._accelerator.device, time.perf_counter()
+        if epochs is not None:
+            self._order = Order(self._examples.lengths, config.per_device_batch_size, config.seed, every=True)
+            self._passes = self._order.per_epoch * epochs
         self._resume()
         self._journal.begin(self.progress.step, config.num_train_steps)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _interrupts() as told:
@@ -118,20 +127,26 @@ class Loop:
             raise KeyboardInterrupt
         return Outcome(progress=self.progress, finished=self.progress.step >= config.num_train_steps)
 
+    def epoch_of(self, step: int) -> int:
+        """The epoch in which a step begins; both are counted from 1."""
+        return (step - 1) * self.config.gradient_accumulation_steps // self._order.per_epoch + 1
+
     def _advance(self) -> None:
         """One optimizer step."""
         started, config, accelerator = time.perf_counter(), self.config, self._accelerator
-        step, accumulate = self.progress.step, config.gradient_accumulation_steps
+        step = self.progress.step
+        begun = step * config.gradient_accumulation_steps
+        parts_of_step = range(int(min(config.gradient_accumulation_steps, self._passes - begun)))
         torch.manual_seed(_seed(config.seed, step, accelerator.process_index))
         tokens = 0
         try:
-            for part in range(accumulate):
-                batch = self._batch(step * accumulate + part)
+            for part in parts_of_step:
+                batch = self._batch(begun + part)
                 tokens += batch.size
-                last = part == accumulate - 1
+                last = part == parts_of_step[-1]
                 with nullcontext() if last else accelerator.no_sync(self._step):
                     loss, parts = self._step(batch)
-                    accelerator.backward(loss / accumulate)
+                    accelerator.backward(loss / len(parts_of_step))
                 self._count({"loss": loss, **{f"loss/{name}": value for name, value in parts.items()}})
             norm = accelerator.clip_grad_norm_(self._parameters, config.max_grad_norm)
             self._check(norm)
@@ -271,7 +286,13 @@ class _Step(nn.Module):
 
 
 def make_accelerator(config: TrainingSection, *, cpu: bool) -> Any:
-    """An ``Accelerator`` for these settings; one of earlier settings in this process gives way."""
+    """An ``Accelerator`` for these settings; one of earlier settings in this process gives way.
+
+    Raises:
+        UsageError: fp16 on a CPU, where accelerate would train in float32 without a word.
+    """
+    if config.mixed_precision == "fp16" and (cpu or pick_device("auto").type == "cpu"):
+        raise UsageError("mixed_precision is 'fp16', in which a CPU does not train; give bf16, or no")
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from specstream.engine.text import are_tokens, check_tokenizer
 from specstream.environment import require
-from specstream.errors import TrainingError, UsageError, count_of, must_be, shown
+from specstream.errors import TrainingError, UsageError, count_of, listed, must_be, shown
 from specstream.files.atomic import check_new, folder_of, path_of, write_json
 from specstream.files.yaml_file import validated
 from specstream.models.architecture.families import describe, require_model
@@ -42,6 +43,9 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 _MERGED = "merged_lora.json"
 """What was merged into a model; a folder with it may be written again."""
+
+_OWN = {"epochs", "batch_size", "max_length"}
+"""Settings of ``LoRAAdapter.train`` that ``TrainingSection`` has not."""
 
 _ON_DISK = {"output_dir", "resume", "save_steps", "save_total_limit", "eval_steps"}
 """Settings of a run that writes files and looks at held-out examples."""
@@ -103,12 +107,13 @@ class LoRAAdapter:
 
         Args:
             training_data: texts; or records with a prompt and a completion, or with messages; or lists of token ids.
-            epochs: times that every example is seen.
+            epochs: times that every example is seen; the last step may be smaller. ``num_train_steps`` in its place
+                gives so many steps of full batches.
             **settings: ``batch_size`` (4), ``max_length`` (512), and any of ``TrainingSection``: ``learning_rate``,
                 ``seed``, ``warmup_steps``, ...
 
         Returns:
-            A line for every step: ``step``, ``epoch``, ``loss``, ``learning_rate``, ``tokens``, ...
+            A line for every step: ``step``, ``epoch`` in which it begins, ``loss``, ``learning_rate``, ``tokens``, ...
 
         Raises:
             UsageError: no data, or a setting out of range.
@@ -119,25 +124,32 @@ class LoRAAdapter:
                 f"{useless[0]} is {settings[useless[0]]!r}, and here nothing is written; leave it out, and call "
                 "save_weights(folder) afterwards"
             )
-        epochs, size = count_of("epochs", epochs), count_of("batch_size", settings.pop("batch_size", 4))
+        known = {*TrainingSection.model_fields, *_OWN} - _ON_DISK
+        if strange := next((name for name in settings if name not in known), None):
+            raise UsageError(f"unknown setting {strange!r}; known are {listed(strange, known)}")
+        size = settings.pop("per_device_batch_size", 4)  # the same thing here
+        epochs, size = count_of("epochs", epochs), count_of("batch_size", settings.pop("batch_size", size))
         examples = _examples(self, training_data, count_of("max_length", settings.pop("max_length", 512), 2))
         size = min(size, len(examples))
-        per_epoch = len(examples) // size
-        given = {"num_train_steps": per_epoch * epochs, "per_device_batch_size": size, "logging_steps": 1, **settings}
-        config = validated(TrainingSection, given)
+        config = validated(TrainingSection, {"logging_steps": 1, **settings, "per_device_batch_size": size})
+        if by_epochs := "num_train_steps" not in settings:
+            batches = math.ceil(len(examples) / size) * epochs
+            steps = math.ceil(batches / config.gradient_accumulation_steps)
+            config = config.model_copy(update={"num_train_steps": steps})
         accelerator = make_accelerator(config, cpu=self.get_adapted_model().device.type == "cpu")
         data = (examples, examples.first(0))
         before = [each.detach().clone() for each in self.trainable_parameters()]
         with RunLog(None, LoggingSection(), {}, quiet=True) as run_log:
             try:
-                Loop(LoRATrainee(self), data, config, accelerator=accelerator, run_log=run_log).run()
+                loop = Loop(LoRATrainee(self), data, config, accelerator=accelerator, run_log=run_log)
+                loop.run(epochs if by_epochs else None)
             except TrainingError:
                 with torch.no_grad():
                     for own, was in zip(self.trainable_parameters(), before, strict=True):
                         own.copy_(was)
                         own.grad = None
                 raise
-            return [{**row, "epoch": (row["step"] - 1) // per_epoch + 1} for row in run_log.rows]
+            return [{**row, "epoch": loop.epoch_of(int(row["step"]))} for row in run_log.rows]
 
     def save_weights(self, path: str | Path) -> None:
         """Write the adapters' weights and configuration into a folder, in PEFT's format.
@@ -381,7 +393,9 @@ def modules_for(model: Any, wanted: Sequence[str] | None) -> list[str]:
         return list(found)
     for end in wanted:
         if not _matches(end, names):
-            raise UsageError(f"target_modules has {end!r}, which this model has not; give some of {_ends(names)}")
+            is_head = _matches(end, [name for name, _ in linear])
+            why = "gets no adapter: it is the output layer" if is_head else "this model has not"
+            raise UsageError(f"target_modules has {end!r}, which {why}; give some of {_ends(names)}")
     return list(wanted)
 
 

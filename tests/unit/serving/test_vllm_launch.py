@@ -133,7 +133,7 @@ class TestSpeculation:
         with pytest.raises(UsageError, match="gamma is 4 and there are 3 heads; give 3 or less"):
             speculation(config.model_copy(update={"gamma": 4}))
 
-    @pytest.mark.parametrize("drafter", ["streams", "lookahead", "mixed", "router"])
+    @pytest.mark.parametrize("drafter", ["streams", "lookahead", "mixed"])
     def test_what_vllm_cannot_run_is_said(self, drafter: Any) -> None:
         with pytest.raises(UsageError, match=f"drafter is '{drafter}', which vLLM cannot run; give lookup"):
             speculation(DeploymentConfig(drafter=drafter))
