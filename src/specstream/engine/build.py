@@ -378,7 +378,7 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
             if theirs < min(ours, len(tokenizer)):  # no padding: it has no row for tokens that it is asked about
                 raise VocabularyMismatchError(
                     f"the draft {model_name(draft)} has {theirs} rows of embeddings and its tokenizer {len(tokenizer)} "
-                    "tokens; give a draft that was saved with its own tokenizer, or drafter='lookup'"
+                    "tokens; give a draft that was saved with its own tokenizer, or leave draft_model out"
                 )
             return
         ours, theirs = len(tokenizer), len(draft_tokenizer)
@@ -390,7 +390,7 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
 def _another_vocabulary(draft: str, theirs: int, target: Any, ours: int) -> VocabularyMismatchError:
     return VocabularyMismatchError(
         f"the draft {draft} has another vocabulary ({theirs} tokens) than {model_name(target)} "
-        f"({ours} tokens); give a draft of the same tokenizer, or drafter='lookup'"
+        f"({ours} tokens); give a draft of the same tokenizer, or leave draft_model out"
     )
 
 
