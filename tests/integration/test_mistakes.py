@@ -893,7 +893,7 @@ def seventh(here, monkeypatch):
         ("generate x -m target -ngl 99", "No such option: -ngl; give --device cuda to use the GPU"),
         (
             "serve -m target --engine vllm --quantization int8",
-            "--quantization is 'int8', which is not vLLM's; leave it",
+            "--quantization is 'int8', which is not vLLM's; leave it out, or give --engine local; vLLM's own",
         ),
         (
             "generate x -m target --draft-quantization int8",
@@ -1023,7 +1023,10 @@ def test_a_text_to_train_on_is_noted_to_be_one(seventh, capsys):
 def test_what_is_set_in_a_servers_file_is_refused_by_its_name(seventh, capsys):
     (seventh / "s.yaml").write_text("engine: vllm\nmodel_path: target\nquantization: int4\n")
     assert run("serve", "-c", "s.yaml") == 2
-    assert "error: quantization is 'int4', which is not vLLM's; leave it out, or give " in capsys.readouterr().err
+    assert (
+        "error: quantization is 'int4', which is not vLLM's; leave it out, or give --engine local; "
+        in capsys.readouterr().err
+    )
 
 
 def test_an_adapter_in_place_of_a_model_is_told_with_its_base(seventh, capsys):

@@ -52,7 +52,7 @@ def plan(config: DeploymentConfig) -> Launch:
     """
     if config.quantization != "none":  # left out, another model would be served than was asked for
         raise UsageError(
-            f"quantization is {config.quantization!r}, which is not vLLM's; leave it out, or give engine: local; "
+            f"quantization is {config.quantization!r}, which is not vLLM's; leave it out, or give engine='local'; "
             "vLLM's own stands behind --, such as -- --quantization fp8"
         )
     command = [executable(config.vllm_path), "serve", where(config.source), "--served-model-name", config.model_name]
