@@ -206,6 +206,11 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Names that transformers, vLLM, llama.cpp and others have for ours, each with those of ours it may stand for."""
 
 
+def in_our_measure(name: str) -> str:
+    """How a setting of another library becomes ours where that counts something else; empty where it does not."""
+    return ", and epochs are not counted: steps = epochs * examples / batch" if "epoch" in name else ""
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like a misspelt one, if one is."""
     return next(iter(get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)), None)
@@ -231,7 +236,7 @@ def listed(name: str, known: Iterable[str]) -> str:
     """The known names for the error about another one, with the one that may be meant."""
     names = sorted(known)
     like = meant(name, names)
-    return ", ".join(names) + ("" if like is None else f"; did you mean {like!r}?")
+    return ", ".join(names) + ("" if like is None else f"; did you mean {like!r}{in_our_measure(name)}?")
 
 
 def remedy(message: str) -> str:

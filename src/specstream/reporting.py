@@ -72,9 +72,14 @@ def in_words(of: Callable[[str], str]) -> Iterator[None]:
         _IN_WORDS.reset(token)
 
 
+def as_typed(text: str) -> str:
+    """A text about settings, which the command line calls by what was typed; unchanged elsewhere."""
+    return _IN_WORDS.get()(text)
+
+
 def announce(text: str) -> None:
     """Say on stderr, in a line of its own, what takes long or went another way than usual."""
-    _line(f"specstream: {_IN_WORDS.get()(text)}")
+    _line(f"specstream: {as_typed(text)}")
 
 
 def _line(text: str) -> None:

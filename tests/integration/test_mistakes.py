@@ -850,3 +850,191 @@ def test_the_demo_checks_its_settings_before_it_imports_a_page(monkeypatch, caps
     monkeypatch.setattr("specstream.environment.require", lambda *names: pytest.fail("the page was asked for"))
     assert run("demo", "-n", "0") == 2
     assert "-n is 0; give a value that is greater than or equal to 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def seventh(here, monkeypatch):
+    """The folder with files of the seventh stranger's, without a hub."""
+    from specstream.models.hub import snapshots
+
+    monkeypatch.setattr(snapshots, "require", lambda name: pytest.fail(f"the hub was asked for {name}"))
+    (here / "adapter").mkdir()
+    (here / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    (here / "one.txt").write_text("one two\nthree four\n")
+    (here / "t.yaml").write_text("recipe: streams\nmodel: {target_model: target}\ndata: {files: [q.jsonl]}\n")
+    drafters = "drafters: {none: {drafter: none}, x: {drafter: lookup}}\ncollection: {output: c.jsonl}\n"
+    (here / "r.yaml").write_text(f"{drafters}prompts:\n  - {{file: q.jsonl, domain: chat}}\n")
+    return here
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # a folder's name for a file
+        ("distill-data --prompts q.jsonl -o new/", "-o is 'new/', which is the name of a folder; give that of a file"),
+        ("audit x -m target -o new/", "-o is 'new/', which is the name of a folder; give that of a file"),
+        ("benchmark heads --prompts q.jsonl -m target --output new/", "--output is 'new/', which is the name of a"),
+        ("benchmark task --task wikisql --data q.jsonl -o new/", "-o is 'new/', which is the name of a folder"),
+        ("router evaluate --router a --data b -o new/", "-o is 'new/', which is the name of a folder"),
+        ("router collect -c r.yaml --set collection.output=new/", "collection.output is 'new/', which is the name of"),
+        ("generate x -m target --drafter router --router-state new/", "--router-state is 'new/', which is the name of"),
+        # what led nowhere
+        ("audit --prompt x", "No such option: --prompt; give the prompt alone, in quotes, or a file of some as --prom"),
+        ("audit -p x", "No such option: -p; give the prompt alone, in quotes, or a file of some as --prompts"),
+        (
+            "train -c t.yaml --set training.num_train_epochs=1",
+            "'num_train_steps', and epochs are not counted: steps = ",
+        ),
+        (
+            "train -c t.yaml --num-train-epochs 1",
+            "; give --set training.num_train_steps=VALUE, and epochs are not coun",
+        ),
+        ("generate x -ngl 99 -n 4", "No such option: -ngl; give --device cuda to use the GPU"),
+        ("generate x -m target -ngl 99", "No such option: -ngl; give --device cuda to use the GPU"),
+        (
+            "serve -m target --engine vllm --quantization int8",
+            "--quantization is 'int8', which is not vLLM's; leave it out, or give --engine local; vLLM's own",
+        ),
+        (
+            "generate x -m target --draft-quantization int8",
+            "--draft-quantization is 'int8' and there is no --draft; leave it out\n",
+        ),
+        # without a remedy
+        ("compare --target-model a --draft-model b --input-str x --output a.json", "; give --json > FILE (see"),
+        ("compare -o a.json", "; give --json > FILE (see"),
+        ("doctor --json --output a.json", "; give --json > FILE (see"),
+        (
+            "benchmark heads --prompts q.jsonl --quantization int8",
+            "; generate, compare, audit and serve have it, benchm",
+        ),
+        ("distill-data --prompts q.jsonl -o a.jsonl --quantization int8", "; generate, compare, audit and serve have"),
+        (
+            "doctor --quantization int8",
+            "; generate, compare, audit and serve have it, benchmark has --set target.quanti",
+        ),
+        ("tune -m a --quantization int8", "; generate, compare, audit and serve have it, benchmark has --set target"),
+        ("demo -m a --quantization int8", "; generate, compare, audit and serve have it, benchmark has --set target"),
+        ("doctor --fix", "; nothing is changed, what is to be mended is printed with its remedy, leave it out"),
+        ("doctor --device cuda", "; the processor and every GPU are looked at, leave it out"),
+        ("doctor --gpu", "; the processor and every GPU are looked at, leave it out"),
+        (
+            "models pull",
+            "Missing argument 'NAME'; give one of qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, smollm2-135m (see",
+        ),
+        ("models pull smollm2-135m --force", "; what is here is kept, delete the folder that pull prints to fetch it"),
+        ("models pull --name smollm2-135m", "; give the name alone, models pull NAME"),
+        ("models list --format json", "; give --json (see"),
+        ("models list --all", "; all are listed, leave it out"),
+        ("compare --batch-size 4", "; one prompt is decoded, benchmark heads has --batch-size"),
+        (
+            "benchmark heads --num-runs 3",
+            "; every prompt is answered once by each drafter, --per-category sets how many",
+        ),
+    ],
+)
+def test_what_a_seventh_stranger_met(seventh, no_model_is_loaded, monkeypatch, capsys, words, told):
+    if words.startswith("demo"):
+        pytest.importorskip("gradio")
+    before = sorted(seventh.rglob("*"))
+    capsys.readouterr()
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+    assert sorted(seventh.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        ("generate --prompt-file q.jsonl", "'q.jsonl' holds 2 records and is read as one text; to answer each: specst"),
+        (
+            "audit x --batch-size 4",
+            "--batch-size is 4 and there is 1 prompt: nothing is decoded side by side; give --p",
+        ),
+        (
+            "audit x -b 4",
+            "-b is 4 and there is 1 prompt: nothing is decoded side by side; give --prompts, a file of mo",
+        ),
+        ("generate target", "'target' is a model, and its name is taken as the prompt; to use it: --model target"),
+        ("audit target", "'target' is a model, and its name is taken as the prompt; to use it: --model target"),
+    ],
+)
+def test_what_a_seventh_stranger_was_not_told(here, capsys, words, noted):
+    assert run(*words.split(), "-m", "target", "-n", "2") == 0
+    assert f"note: {noted}" in capsys.readouterr().err
+    assert run("generate", "--prompt-file", "b.yaml", "-m", "target", "-n", "2") == 0
+    assert run("audit", "--prompts", "q.jsonl", "-b", "2", "-m", "target", "-n", "2") == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_draft_of_another_vocabulary_is_not_advised_in_a_circle(here, capsys):
+    tiny_model(vocab_size=200).save_pretrained(here / "draft")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(here / "draft")
+    assert run("generate", "x", "-m", "target", "-d", "draft") == 2
+    assert capsys.readouterr().err.endswith("; give a draft of the same tokenizer, or leave -d out\n")
+    assert run("compare", "--target-model", "target", "--draft-model", "draft", "--input-str", "x") == 2
+    assert capsys.readouterr().err.endswith("; give a draft of the same tokenizer\n")
+
+
+def test_blanks_around_the_sign_of_a_setting_are_left_out(here):
+    from specstream.training.config import read_config
+
+    (here / "t.yaml").write_text("recipe: streams\ndata: {files: [q.jsonl]}\n")
+    assert read_config("t.yaml", ["training.num_train_steps = 4"]).training.num_train_steps == 4
+    with pytest.raises(UsageError, match=r"--set training\.seed is given twice"):
+        read_config("t.yaml", ["training.seed=1", "training.seed =2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("targte", "'targte' is no folder here, no catalog name and not in the hub's cache; did you mean 'target'? "),
+        ("gpt2", "if the hub has it, this fetches it: specstream generate 'The sea is' --model gpt2"),
+        ("smollm2-135m", "smollm2-135m is not here; to fetch it: specstream models pull smollm2-135m"),
+    ],
+)
+def test_the_doctor_says_how_a_model_is_fetched(here, monkeypatch, capsys, name, told):
+    from specstream.models.hub import snapshots
+
+    monkeypatch.setenv("SPECSTREAM_MODELS", str(here / "none"))
+    monkeypatch.setattr(snapshots, "cached_snapshot", lambda name: None)
+    run("doctor", "-m", name, "--no-measure", "--json")
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert any(told in each for each in notes), notes
+
+
+def test_a_summary_names_the_option_that_measures_a_baseline(here, monkeypatch, capsys):
+    from specstream.engine import generation
+
+    monkeypatch.setattr(generation, "MOST_GAIN", 0.0)
+    assert run("generate", "x", "-m", "target", "-n", "24") == 0
+    error = capsys.readouterr().err
+    assert "; --measure-baseline measures some" in error and "measure_baseline" not in error
+
+
+def test_a_text_to_train_on_is_noted_to_be_one(seventh, capsys):
+    assert run("train", "-c", "t.yaml", "--set", "data.files=[one.txt]") == 2
+    told = "note: 'one.txt' is a .txt, one text here, in blocks of 512 tokens; a .jsonl has an example a line\n"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_what_is_set_in_a_servers_file_is_refused_by_its_name(seventh, capsys):
+    (seventh / "s.yaml").write_text("engine: vllm\nmodel_path: target\nquantization: int4\n")
+    assert run("serve", "-c", "s.yaml") == 2
+    assert (
+        "error: quantization is 'int4', which is not vLLM's; leave it out, or give --engine local; "
+        in capsys.readouterr().err
+    )
+
+
+def test_an_adapter_in_place_of_a_model_is_told_with_its_base(seventh, capsys):
+    for name, settings, base in (
+        ("adapter", '{"base_model_name_or_path": "gpt2"}', " of 'gpt2'"),
+        ("adapter/", "{", ""),
+    ):
+        (seventh / "adapter" / "adapter_config.json").write_text(settings)
+        assert run("generate", "x", "-m", name) == 2
+        told = f"error: '{name}' is a LoRA adapter{base}, not a model: merge it into its base model, with merge_and_"
+        assert capsys.readouterr().err.startswith(told)

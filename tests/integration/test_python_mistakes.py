@@ -136,7 +136,7 @@ OF_ANOTHER_KIND = [
         "give it to SpeculativeEngine, or to speculative_decode",
     ),
     ("SpeculativeEngine(M, TOK, draft_model=MedusaHeads(M))", "call its save(FOLDER), and give heads=FOLDER"),
-    ("speculative_decode(M, SMALL, IDS)", "; give a draft of the same tokenizer, or none"),
+    ("speculative_decode(M, SMALL, IDS)", "; give a draft of the same tokenizer, or leave draft_model out"),
     ("import pickle; pickle.dumps(B)", "a router cannot be pickled or copied; save_state(FILE)"),
     ("B.observe(F, B.choose(P), 5.0)", "drafter Choice(drafter="),
     (

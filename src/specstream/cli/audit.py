@@ -13,6 +13,7 @@ from specstream.cli.progress import progress
 from specstream.cli.records import check_output, write_record
 from specstream.errors import UsageError, counted
 from specstream.files.prompts import read_prompts
+from specstream.reporting import as_typed
 
 if TYPE_CHECKING:
     from specstream.evaluation.audit import AuditReport, Divergence, Noise
@@ -63,7 +64,7 @@ def audit(
     words = None if words is None else options.text_given(words)
     texts = _texts(words, prompts)
     options.check_drafter(drafter, without="router")
-    _check_call(temperature, batch_size)
+    _check_call(temperature, batch_size, len(texts))
     check_output(output)
     settings = {
         "drafter": drafter,
@@ -108,12 +109,15 @@ def _texts(words: str | None, prompts: str | None) -> list[Any]:
     return list(PROMPTS) if words is None else [words]
 
 
-def _check_call(temperature: float, batch_size: int) -> None:
-    """Refuse before a model is loaded what would be refused after it."""
+def _check_call(temperature: float, batch_size: int, prompts: int) -> None:
+    """Refuse before a model is loaded what would be refused after it, and note what comes to nothing."""
     if temperature != 0:
         raise UsageError(f"--temperature is {temperature}; give 0: sampled tokens have no single right choice")
     if batch_size < 1:
         raise UsageError(f"--batch-size is {batch_size}; give 1 or more")
+    if batch_size > prompts == 1:
+        one = f"batch_size is {batch_size} and there is 1 prompt"
+        options.note(as_typed(f"{one}: nothing is decoded side by side; give --prompts, a file of more"))
 
 
 def _audit(engine: Any, texts: list[Any], batch_size: int, chat: bool | None) -> AuditReport:

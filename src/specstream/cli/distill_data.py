@@ -55,7 +55,7 @@ def distill_data(
     """Write a model's own answers to prompts: what drafts for it are trained on."""
     if drafter not in ("none", "lookup"):
         raise UsageError(f"--drafter is {drafter!r}; give none or lookup")
-    _check_files(prompts, exclude or [], Path(output))
+    _check_files(prompts, exclude or [], output)
     options.note_greedy(temperature, top_p=top_p if 0 < top_p < 1 else None)
     decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
     engine = load_engine(
@@ -86,7 +86,7 @@ def distill_data(
         print(f"{output}: {record['prompts']} answers of {model}; left out: {left_out}")
 
 
-def _check_files(prompts: list[str], exclude: list[str], output: Path) -> None:
+def _check_files(prompts: list[str], exclude: list[str], output: str) -> None:
     """Refuse before a model is loaded what cannot be read, or written afterwards."""
     options.check_files(*prompts, *exclude)
     for file in prompts:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 
 from specstream.environment import PREFIX
-from specstream.errors import meant
+from specstream.errors import in_our_measure, meant
 
 _FILES: Mapping[str, tuple[str, str]] = {
     "train": ("specstream.training.config", "TrainConfig"),
@@ -29,6 +29,7 @@ _NAMES: Mapping[str, str] = {
     "give --debug for the traceback of an error": "verbose v",
     "code of a model is not run, leave it out": "trust-remote-code",
     "text is shown as it is made, leave it out": "stream streaming",
+    "generate, compare, audit and serve have it, benchmark has --set target.quantization=int8": "quantization",
 }
 """What to do instead of options that transformers, vLLM, llama.cpp and others have and no command here has."""
 
@@ -39,6 +40,23 @@ _OF_VERBS: Mapping[str, str] = {
     "generate -o": "the text goes to the standard output, > FILE writes it",
     "generate --prompts": "give --prompt-file FILE, of one prompt",
     "compare --prompts": "give --input-str TEXT, or --input-str - < FILE",
+    "compare --output": "give --json > FILE",
+    "compare -o": "give --json > FILE",
+    "compare --batch-size": "one prompt is decoded, benchmark heads has --batch-size",
+    "doctor --output": "give --json > FILE",
+    "doctor -o": "give --json > FILE",
+    "doctor --fix": "nothing is changed, what is to be mended is printed with its remedy, leave it out",
+    **dict.fromkeys(
+        (f"doctor --{name}" for name in ("device", "gpu", "gpus", "cuda")),
+        "the processor and every GPU are looked at, leave it out",
+    ),
+    "audit --prompt": "give the prompt alone, in quotes, or a file of some as --prompts",
+    "audit -p": "give the prompt alone, in quotes, or a file of some as --prompts",
+    "models list --all": "all are listed, leave it out",
+    "models list --format": "give --json",
+    "models pull --force": "what is here is kept, delete the folder that pull prints to fetch it again",
+    "models pull --name": "give the name alone, models pull NAME",
+    "benchmark heads --num-runs": "every prompt is answered once by each drafter, --per-category sets how many",
     "benchmark heads --heads": "give --streams or --medusa",
     "benchmark heads --task": "give specstream benchmark task",
     "benchmark heads --data": "give --prompts",
@@ -80,8 +98,13 @@ def advice(option: str, verb: str) -> str:
     if verb in _FILES and (setting := _setting(_SHORT.get(name, name).replace("-", "_"), verb)):
         if "=" in setting:
             return f"give --set {setting}"
-        return f"give --set {setting}={'[FILE]' if setting.endswith('.files') else 'VALUE'}"
-    return _TOLD.get(name, "")
+        return f"give --set {setting}={'[FILE]' if setting.endswith('.files') else 'VALUE'}{in_our_measure(name)}"
+    return told_of_others(option)
+
+
+def told_of_others(option: str) -> str:
+    """What to do in place of an option of another tool's that no command here has; empty if it is none of these."""
+    return _TOLD.get(option.lstrip("-").replace("_", "-"), "")
 
 
 def _served() -> Collection[str]:

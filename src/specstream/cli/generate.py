@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from typing import Any
 
@@ -14,7 +15,8 @@ from specstream.cli.loading import load_engine
 from specstream.environment import cores
 from specstream.errors import UsageError
 from specstream.files.atomic import why_unread
-from specstream.files.prompts import text_of
+from specstream.files.prompts import read_records, text_of
+from specstream.reporting import as_typed
 
 DRAWN = ("top_k", "top_p", "min_p", "seed", "acceptance_threshold")
 """Options of which nothing comes at temperature 0."""
@@ -118,7 +120,7 @@ def _summary(result: Any) -> str:
         ", ".join(f"{passes} with drafts of {name}" for name, passes in result.drafts.items()) or "none with drafts"
     )
     lossless = "lossless" if result.lossless else "NOT lossless: acceptance_threshold is set"
-    faster, plain = "", f"not known: {result.baseline.get('error')}"
+    faster, plain = "", as_typed(f"not known: {result.baseline.get('error')}")
     if result.speedup is not None:
         faster = f"; without it {result.speedup:.2f}x plain decoding"
         plain = f"{result.baseline['tokens_per_second']:.1f} tokens/s: {result.baseline['method']}"
@@ -158,7 +160,20 @@ def _one_prompt(words: str | None, prompt: str | None, file: str | None) -> str:
     if file is not None and not text:
         raise UsageError(f"--prompt-file {file!r} is empty; give another file, or a prompt")
     options.check_text(text, "--prompt-file {}")
+    if file is not None:
+        _note_records(file)
     return text
+
+
+def _note_records(file: str) -> None:
+    """Note that a file of several prompts is one here."""
+    try:
+        records = read_records(file) if file.endswith((".jsonl", ".json", ".csv")) else []
+    except UsageError:
+        return
+    if len(records) > 1:
+        answered = f"specstream distill-data --prompts {shlex.quote(file)} --output NEW.jsonl"
+        options.note(f"{file!r} holds {len(records)} records and is read as one text; to answer each: {answered}")
 
 
 def _read(file: str) -> str:

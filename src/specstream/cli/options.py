@@ -173,8 +173,8 @@ def check_text(text: str, read_by: str) -> None:
     short = len(text) < 256 and "\0" not in text
     if short and os.path.isfile(text):
         note(f"{text!r} is a file, its name is the prompt; to read it: {read_by.format(shlex.quote(text))}")
-    elif text in catalog():
-        note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {text}")
+    elif text in catalog() or (short and os.path.isfile(os.path.join(text, "config.json"))):
+        note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {shlex.quote(text)}")
 
 
 def stops(given: list[str] | None) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
-from specstream.files.atomic import check_ending, check_new, write_whole
+from specstream.files.atomic import check_ending, check_new, refuse_folder_name, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,13 +45,16 @@ def check_output(output: str | None, is_own: Callable[[Path], bool] = is_record,
     Raises:
         UsageError: a folder, a place that cannot be written to, a file of another kind, or a name of one.
     """
-    if output is not None and (Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK)):
+    if output is None:
+        return
+    if not Path(output).is_dir():
+        refuse_folder_name(output, "--output")
+    if Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK):
         raise UsageError(
             f"--output is {output!r}; give the name of a file in a folder that exists and can be written to"
         )
-    if output is not None:
-        check_new(Path(output), "--output", is_own)
-        check_ending(output, "--output", ending, ending[1:].upper())
+    check_new(Path(output), "--output", is_own)
+    check_ending(output, "--output", ending, ending[1:].upper())
 
 
 def write_record(output: str, record: Mapping[str, Any]) -> None:

@@ -23,6 +23,10 @@ def train(config: _Config, resume: _Resume = None, set_: options.Set = None, as_
 
     overrides = [*(set_ or []), *([] if resume is None else [f"training.resume={str(resume).lower()}"])]
     settings = read_config(config, overrides)
+    for file in settings.data.files:
+        if file.endswith(".txt"):
+            cut = f"one text here, in blocks of {settings.data.max_length} tokens"
+            options.note(f"{file!r} is a .txt, {cut}; a .jsonl has an example a line")
     from specstream.cli.loading import quiet
     from specstream.training.run import train as run
 

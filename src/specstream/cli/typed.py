@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specstream.cli.elsewhere import told_of_others
 from specstream.environment import PREFIX
 from specstream.errors import UsageError
 
@@ -133,6 +134,7 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
     command, rest = verb_of(root, words)
     if command is None:
         return
+    _refuse_run_together(command, rest)
     _, given = _parsed(command, rest)
     for option in _options(command, rest):
         own, form = option.parameter, option.typed
@@ -198,6 +200,17 @@ def _refuse_long_dashes(root: Any, words: Sequence[str]) -> None:
         meant_ = next((form for form in forms if form in known and form.startswith("-")), None)
         if set(dashes) & set(DASHES) and meant_ is not None and before not in valued:
             raise UsageError(f"{word!r} begins with a long dash; give {meant_}, with the dash of the keyboard")
+
+
+def _refuse_run_together(command: Any, words: Sequence[str]) -> None:
+    """Refuse an option of another tool's that begins as a short one here and would be that with a value: ``-ngl``."""
+    valued = {form for each in command.params if not getattr(each, "is_flag", False) for form in each.opts}
+    for before, word in zip(["", *words], words, strict=False):
+        name = word.partition("=")[0]
+        if word == "--":
+            return
+        if len(name) > 2 and name[:2] in valued and before not in valued and (told := told_of_others(name)):
+            raise UsageError(f"No such option: {name}; {told}")
 
 
 def _refuse_before_verb(root: Any, words: Sequence[str]) -> None:
@@ -330,7 +343,10 @@ def _settings(message: str, by_name: Mapping[str, Sequence[_Option]], filed: boo
         option = by_name[match["name"]][0]
         found = match.groupdict()
         value = found.get("text") or found.get("word") or ""
-        return f"{option.called(match['name'])} {value}".rstrip()
+        return f"{option.called(match['name'])} {'' if option.parameter.is_flag else value}".rstrip()
+
+    def leave(match: re.Match[str]) -> str:
+        return "" if match[1] and by_name[match["name"]][0].parameter.required else f"{match[1]}leave {give(match)} out"
 
     said = (
         rf"{_ARTICLES}(?<![\w'./-])(?:\w+\.)*(?P<name>{names})(?:\.\d+)?"
@@ -338,7 +354,7 @@ def _settings(message: str, by_name: Mapping[str, Sequence[_Option]], filed: boo
     )
     given = rf"(?<![\w'./-])(?P<name>{names})=(?:'(?P<text>[^']*)'|(?P<word>[\w.]*))"
     message = re.sub(said, is_, message)
-    message = re.sub(rf"\bleave (?P<name>{names}) out\b", lambda left: f"leave {give(left)} out", message)
+    message = re.sub(rf"(,? or |\b)leave (?P<name>{names}) out\b", leave, message)
     if drafts := by_name.get("draft_model"):
         message = re.sub(
             r"(?<![\w'./-])(?<!, )(?<! of )draft_model\b(?!['=,]| is )", drafts[0].called("draft_model"), message

@@ -11,6 +11,7 @@ from typing import Any
 from specstream.cli.elsewhere import advice, told_of
 from specstream.cli.typed import DASHES, standing_alone, verb_of
 from specstream.errors import meant, remedy
+from specstream.models.hub.catalog import catalog
 
 
 def usage_message(error: Exception, root: Any, words: Sequence[str]) -> str:
@@ -34,11 +35,8 @@ def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str
         if told := _of_option(unknown[1], command, words):
             return f"No such command {unknown[1]!r}; {told}"
         return f"No such command {unknown[1]!r}{_command_meant(unknown[1], command)}"
-    if message.startswith("Missing command"):
-        return f"{message.removesuffix('.')}; give one of {', '.join(getattr(command, 'commands', ()))}"
-    if (missing := re.match(r"Missing option '(--?[\w-]+)'", message)) is not None:
-        alone = standing_alone(command, words)
-        return f"{message.removesuffix('.')}; give {missing[1]} {shlex.quote(alone[0]) if alone else 'and a value'}"
+    if message.startswith("Missing "):
+        return message.removesuffix(".") + _of_missing(message, command, words)
     if (short := re.match(r"Option '(--?\S+)' requires an argument", message)) is not None:
         return f"{short[1]} is given without a value; give one behind it"
     if (extra := re.match(r"Got unexpected extra arguments? ?(?:\(s\))? \((.*)\)", message)) is not None:
@@ -50,6 +48,18 @@ def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str
         first = cause.errors()[0]
         return f"{_called(parameter)} is {first['input']!r}; give {remedy(first['msg'])}"
     return message
+
+
+def _of_missing(message: str, command: Any, words: Sequence[str]) -> str:
+    """What to give where something is missing; empty where the message says it."""
+    if message.startswith("Missing command"):
+        return f"; give one of {', '.join(getattr(command, 'commands', ()))}"
+    if message.startswith("Missing argument"):
+        return f"; give one of {', '.join(sorted(catalog()))}" if command.name == "pull" else "; give one"
+    if (missing := re.match(r"Missing option '(--?[\w-]+)'", message)) is None:
+        return ""
+    alone = standing_alone(command, words)
+    return f"; give {missing[1]} {shlex.quote(alone[0]) if alone else 'and a value'}"
 
 
 def _command_meant(name: str, group: Any) -> str:

@@ -390,7 +390,7 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
 def _another_vocabulary(draft: str, theirs: int, target: Any, ours: int) -> VocabularyMismatchError:
     return VocabularyMismatchError(
         f"the draft {draft} has another vocabulary ({theirs} tokens) than {model_name(target)} "
-        f"({ours} tokens); give a draft of the same tokenizer, or none"
+        f"({ours} tokens); give a draft of the same tokenizer, or leave draft_model out"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from specstream.config import EngineConfig
 from specstream.errors import UsageError
+from specstream.files.atomic import refuse_folder_name
 from specstream.heads.folder import TrainedHead, kind_of
 
 SELF = "self:"
@@ -61,6 +62,8 @@ def _check_pruning(name: str, heads: str | None, pruning: float) -> None:
 
 
 def _check_router(config: EngineConfig) -> None:
+    if config.router_state is not None:
+        refuse_folder_name(config.router_state, "router_state")
     if config.drafter == "router" and config.router is None:
         raise UsageError(
             "drafter is 'router' and there is none; give router=, the folder that specstream router train wrote"
@@ -101,8 +104,8 @@ def _check_unused(config: EngineConfig, draft: Any) -> None:
         value = getattr(config, option)
         if value != default:
             kind = f"drafter is {config.drafter!r}" + (" with heads" if config.heads else "")
-            kind = "there is no draft_model" if option == "draft_quantization" else kind
-            raise UsageError(f"{option} is {value!r} and {kind}, which makes no use of it; leave it out")
+            why = "there is no draft_model" if option == "draft_quantization" else f"{kind}, which makes no use of it"
+            raise UsageError(f"{option} is {value!r} and {why}; leave it out")
     quantization = config.draft_quantization
     if isinstance(draft, str) and draft.startswith(SELF) and quantization not in ("auto", draft.removeprefix(SELF)):
         raise UsageError(f"draft_model is {draft!r} and draft_quantization is {quantization!r}; give one of them")

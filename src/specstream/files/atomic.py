@@ -64,6 +64,20 @@ def why_unread(error: Exception) -> str:
     return one_line(getattr(error, "strerror", None) or error)
 
 
+def refuse_folder_name(path: str | Path, setting: str) -> None:
+    """Refuse for a file a name that ends with a slash, which a ``Path`` leaves out.
+
+    Args:
+        path: as it was given.
+        setting: how it is given, for the error.
+
+    Raises:
+        UsageError: it ends with one.
+    """
+    if str(path).endswith(("/", os.sep)):
+        raise UsageError(f"{setting} is {str(path)!r}, which is the name of a folder; give that of a file")
+
+
 def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
     """Refuse to replace a file that the same command did not write: an input, or what else would be lost.
 

@@ -116,7 +116,7 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
             raise UsageError(f"{path}:{line}: {'.'.join(place)} is given in line {lines[place]} already; drop one")
         lines[place] = line
     for override in overrides:
-        name, equals, value = override.partition("=")
+        name, equals, value = (part.strip() for part in override.partition("="))
         if not equals or not name:
             raise UsageError(f"--set is {override!r}; give key=value, such as {example}")
         try:

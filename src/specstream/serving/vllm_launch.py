@@ -20,7 +20,7 @@ from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.vllm_export import DEPTH
 
 OURS_ALONE = (
-    *("device", "runtime", "quantization", "max_queue", "max_choices", "max_body_bytes", "max_connections"),
+    *("device", "runtime", "max_queue", "max_choices", "max_body_bytes", "max_connections"),
     *("request_seconds", "prefill_chunk_tokens", "log_level"),
 )
 """Settings that vLLM has no counterpart of."""
@@ -47,9 +47,14 @@ def plan(config: DeploymentConfig) -> Launch:
     """The vLLM that a configuration asks for.
 
     Raises:
-        UsageError: a drafter that vLLM has no counterpart of, or a draft or heads that it cannot load.
+        UsageError: a drafter or a quantization that vLLM has no counterpart of, or a draft or heads it cannot load.
         MissingPackageError: there is no vLLM.
     """
+    if config.quantization != "none":  # left out, another model would be served than was asked for
+        raise UsageError(
+            f"quantization is {config.quantization!r}, which is not vLLM's; leave it out, or give engine='local'; "
+            "vLLM's own stands behind --, such as -- --quantization fp8"
+        )
     command = [executable(config.vllm_path), "serve", where(config.source), "--served-model-name", config.model_name]
     command += ["--host", config.host, "--port", str(config.port), "--dtype", config.dtype]
     # Requests that do not say get what they get from our engine, not what the checkpoint's file says.

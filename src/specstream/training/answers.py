@@ -17,7 +17,7 @@ from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
-from specstream.files.atomic import check_new, difference, write_json
+from specstream.files.atomic import check_new, difference, refuse_folder_name, write_json
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
 from specstream.reporting import announce
@@ -121,12 +121,15 @@ def check_lengths(usable: int, prompts: int, most: int, setting: str = "max_prom
         raise UsageError(f"{setting} is {most} and all {prompts} prompts are longer; give more")
 
 
-def check_place(path: Path, setting: str) -> None:
+def check_place(place: str | Path, setting: str) -> None:
     """Refuse a place for an ``AnswerFile`` before anything is loaded for it, and make its folder.
 
     Raises:
         UsageError: a folder, a place that cannot be written to, or a file that no such run wrote: it would be lost.
     """
+    path = Path(place)
+    if not path.is_dir():
+        refuse_folder_name(place, setting)
     if path.suffix not in ("", ".jsonl"):  # by its ending it would be read as something else
         raise UsageError(f"{setting} is {str(path)!r} and JSON lines are written; give a name that ends in .jsonl")
     try:

@@ -89,7 +89,7 @@ def collect(
         TrainingError: every prompt failed.
     """
     section = config.collection
-    check_place(Path(section.output), "collection.output")
+    check_place(section.output, "collection.output")
     questions = read_questions(config)
     place, known = Path(section.output), {"what": "prompts", "setting": "collection.output"}
     check_same(place, _identity(config, {}), **known, later=("name", "fingerprint"))

@@ -172,7 +172,7 @@ def test_a_model_that_is_not_here_is_not_fetched(
     code, out = run(capsys, "--json", "--no-measure")
     record = json.loads(out)
     assert record["widths"]["state"] == "not downloaded"
-    assert f"{DEFAULT_MODEL} is not here; to fetch it: specstream generate --model {DEFAULT_MODEL}" in record["notes"]
+    assert f"{DEFAULT_MODEL} is not here; to fetch it: specstream models pull {DEFAULT_MODEL}" in record["notes"]
     assert record["speed"] is None
     assert code == 1
     assert [each["about"] for each in record["findings"] if "SELFTEST" in each["problem"]] == ["caches"]

@@ -76,7 +76,11 @@ def test_an_exception_is_one_line_and_an_exit_code(
     [
         (["--nonsense"], "error: No such option: --nonsense (see specstream --help)"),
         (["nonsense"], "error: No such command 'nonsense'. (see specstream --help)"),
-        (["models", "pull"], "error: Missing argument 'NAME'. (see specstream models pull --help)"),
+        (
+            ["models", "pull"],
+            "error: Missing argument 'NAME'; give one of qwen2.5-coder-0.5b, qwen2.5-coder-1.5b, "
+            "smollm2-135m (see specstream models pull --help)",
+        ),
     ],
 )
 def test_a_misspelt_command_line_is_one_line_and_exit_code_2(

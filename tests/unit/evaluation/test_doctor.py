@@ -153,7 +153,10 @@ def test_rounding_is_a_finding_where_it_can_be_mended() -> None:
 def test_notes_are_nothing_to_mend() -> None:
     absent = Widths(model="m", state="not downloaded")
     assert findings.of_widths(absent) == []
-    assert findings.notes(None, absent) == ["m is not here; to fetch it: specstream generate --model m"]
+    assert findings.notes(None, absent) == [
+        "'m' is no folder here, no catalog name and not in the hub's cache; "
+        "if the hub has it, this fetches it: specstream generate 'The sea is' --model m"
+    ]
     (busy,) = findings.notes(replace(PROCESSOR, load=9.0), None)
     assert busy.startswith("the machine is busy") and "OMP_WAIT_POLICY=passive" in busy
     (passive,) = findings.notes(replace(PROCESSOR, passive=True), None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from specstream.environment import TESTED, VARIABLE, is_tested, pip_line
-from specstream.errors import counted
+from specstream.errors import closest, counted
 from specstream.evaluation.doctor.facts import Caches, Gpus, Passes, Processor, Version, Widths
+from specstream.models.hub.catalog import catalog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,20 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
             said.append("OMP_WAIT_POLICY is passive: right beside other work, up to twice as slow on a quiet machine")
         said += [f"{name} is not the level's, so torch's libraries may use others" for name in processor.unheld]
     if widths is not None and widths.state == "not downloaded":
-        said.append(f"{widths.model} is not here; to fetch it: specstream generate --model {widths.model}")
+        said.append(_fetching(widths.model))
     if widths is not None and widths.routed:
         said.append(f"{widths.model} is a mixture of experts: exact up to rounding on every machine")
     return said
+
+
+def _fetching(model: str) -> str:
+    """How a model comes onto this machine that is not there; its name may be misspelt."""
+    if model in catalog():
+        return f"{model} is not here; to fetch it: specstream models pull {model}"
+    folders = (str(path.parent) for path in Path().glob("*/config.json"))
+    like = closest(model, [*catalog(), *folders])
+    return (
+        f"{model!r} is no folder here, no catalog name and not in the hub's cache; "
+        + (f"did you mean {like!r}? " if like else "")
+        + f"if the hub has it, this fetches it: specstream generate 'The sea is' --model {model}"
+    )

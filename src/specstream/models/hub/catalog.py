@@ -7,6 +7,7 @@ that the hub has of it are others; its hub id names those.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -181,6 +182,11 @@ def on_disk(name_or_path: str) -> Path | None:
 
 def _refuse_others(name_or_path: str, folder: Path) -> None:
     """Refuse what is neither the folder of a model nor the form of a name or of a hub id, and say what it is."""
+    if name_or_path and os.path.isfile(folder / "adapter_config.json"):
+        raise ModelNotFoundError(
+            f"{name_or_path!r} is a LoRA adapter{_base_of(folder)}, not a model: merge it into its base model, with "
+            "merge_and_unload of peft, save that, and give its folder"
+        )
     if name_or_path and os.path.isdir(folder):
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
     if name_or_path.startswith("self"):
@@ -197,6 +203,15 @@ def _refuse_others(name_or_path: str, folder: Path) -> None:
         r"(?:hf://|(?:https?://)?(?:www\.)?huggingface\.co/)([\w.-]+(?:/[\w.-]+)?).*", name_or_path
     ):
         raise ModelNotFoundError(f"model {name_or_path!r} is an address; give the hub id in it, {address[1]!r}")
+
+
+def _base_of(adapter: Path) -> str:
+    """Of which model an adapter is, as far as its settings say."""
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" of {shown(base)}"
 
 
 @contextmanager
