@@ -206,9 +206,10 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Names that transformers, vLLM, llama.cpp and others have for ours, each with those of ours it may stand for."""
 
 
-def in_our_measure(name: str) -> str:
+def in_our_measure(name: str, ours: str) -> str:
     """How a setting of another library becomes ours where that counts something else; empty where it does not."""
-    return ", and epochs are not counted: steps = epochs * examples / batch" if "epoch" in name else ""
+    counts_others = "epoch" in name and "epoch" not in ours
+    return ", and epochs are not counted: steps = epochs * examples / batch" if counts_others else ""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -236,7 +237,7 @@ def listed(name: str, known: Iterable[str]) -> str:
     """The known names for the error about another one, with the one that may be meant."""
     names = sorted(known)
     like = meant(name, names)
-    return ", ".join(names) + ("" if like is None else f"; did you mean {like!r}{in_our_measure(name)}?")
+    return ", ".join(names) + ("" if like is None else f"; did you mean {like!r}{in_our_measure(name, like)}?")
 
 
 def remedy(message: str) -> str:

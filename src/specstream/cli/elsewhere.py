@@ -98,7 +98,9 @@ def advice(option: str, verb: str) -> str:
     if verb in _FILES and (setting := _setting(_SHORT.get(name, name).replace("-", "_"), verb)):
         if "=" in setting:
             return f"give --set {setting}"
-        return f"give --set {setting}={'[FILE]' if setting.endswith('.files') else 'VALUE'}{in_our_measure(name)}"
+        return (
+            f"give --set {setting}={'[FILE]' if setting.endswith('.files') else 'VALUE'}{in_our_measure(name, setting)}"
+        )
     return told_of_others(option)
 
 
