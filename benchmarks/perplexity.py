@@ -40,7 +40,8 @@ def perplexity(
         cells, found = [["bits", "perplexity", "over none", "megabytes"]], dict[str, float]()
         for each in bits or ["none", "int8", "int4"]:
             engine = load_engine(model, None, {"drafter": "none", "quantization": each})
-            engine.release()
+            if engine.unreleasable is None:
+                engine.release()
             ids = engine.tokenizer(whole)["input_ids"][:tokens]
             if len(ids) < WINDOW:
                 raise UsageError(f"{text} has {len(ids)} tokens; give at least {WINDOW}")
