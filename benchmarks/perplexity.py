@@ -39,9 +39,7 @@ def perplexity(
             raise UsageError(f"{text} cannot be read ({error}); give a file of text in UTF-8") from None
         cells, found = [["bits", "perplexity", "over none", "megabytes"]], dict[str, float]()
         for each in bits or ["none", "int8", "int4"]:
-            engine = load_engine(model, None, {"drafter": "none", "quantization": each})
-            if engine.unreleasable is None:
-                engine.release()
+            engine = load_engine(model, None, {"drafter": "none", "quantization": each}, alone=True)
             ids = engine.tokenizer(whole)["input_ids"][:tokens]
             if len(ids) < WINDOW:
                 raise UsageError(f"{text} has {len(ids)} tokens; give at least {WINDOW}")

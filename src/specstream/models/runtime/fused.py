@@ -145,10 +145,8 @@ class FusedLayer:
             *(structs["q"].outputs // dim, *self.heads, window),
             *(norms[0].variance_epsilon, attention.scaling),
         )
-        self.dtype, self.bits = (
-            norms[0].weight.dtype,
-            {weight.bits for each, weight in quantized.items() if each in matrices.values()},
-        )
+        self.dtype = norms[0].weight.dtype
+        self.bits = {quantized[matrix].bits for matrix in matrices.values() if matrix in quantized}
 
 
 class FusedLayers:

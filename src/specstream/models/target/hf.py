@@ -10,7 +10,7 @@ from typing import Any
 from specstream.core.ports import TargetSession
 from specstream.errors import UnsupportedModelError
 from specstream.models.architecture import compat
-from specstream.models.architecture.families import describe, require_model
+from specstream.models.architecture.families import Family, describe, require_model
 from specstream.models.architecture.rotary import require_own_lengths, rotate_by_own_length
 from specstream.models.architecture.view import Stamp, view_of
 from specstream.models.cache import PADDING, capacity_for
@@ -63,7 +63,7 @@ class HuggingFaceTarget(ModelPasses):
         family = describe(view)
         require_own_lengths(view)
         rotate_by_own_length(view)
-        runtime = Runtime(view, self._wanted, family.layer_windows, self._quantization, self._head)
+        runtime = self._runtime_of(view, family)
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp = stamp
         self.view, self.family, self.runtime = view, family, runtime
@@ -75,6 +75,9 @@ class HuggingFaceTarget(ModelPasses):
         self.long_after = compat.long_after(view)
         self.rereads_at = self.long_after if compat.rereads_long_texts(view) else None
         self._checked = False
+
+    def _runtime_of(self, view: Any, family: Family) -> Runtime:
+        return Runtime(view, self._wanted, family.layer_windows, self._quantization, self._head)
 
     def _forget(self, *properties: str) -> None:
         for name in properties:
@@ -94,8 +97,7 @@ class HuggingFaceTarget(ModelPasses):
                 self._build()
                 self.revision += 1
             elif self.runtime.outdated:  # other values in the same weights: only copies of them are of no use any more
-                windows = self.family.layer_windows
-                self.runtime = Runtime(self.view, self._wanted, windows, self._quantization, self._head)
+                self.runtime = self._runtime_of(self.view, self.family)
             return self.revision
 
     def release(self, *, head: bool = True) -> None:
