@@ -42,7 +42,7 @@ class _Matrix(ctypes.Structure):
 
     _fields_: ClassVar = [
         *((name, ctypes.c_void_p) for name in ("weights", "scales", "bias")),
-        *((name, ctypes.c_int64) for name in ("outputs", "inputs")),
+        *((name, ctypes.c_int64) for name in ("outputs", "inputs", "layout")),
     ]
 
 
@@ -343,6 +343,6 @@ def _matrix(module: Any, weight: QuantizedWeight | None) -> tuple[_Matrix, list[
     if weight is None:
         outputs, inputs = module.weight.shape
         own = module.weight.detach()
-        return _Matrix(own.data_ptr(), None, bias_address, outputs, inputs), [own, bias]
+        return _Matrix(own.data_ptr(), None, bias_address, outputs, inputs, 0), [own, bias]
     addresses = (weight.values.data_ptr(), weight.scales.data_ptr(), bias_address)
-    return _Matrix(*addresses, weight.outputs, weight.inputs), [weight, bias]
+    return _Matrix(*addresses, weight.outputs, weight.inputs, weight.layout), [weight, bias]

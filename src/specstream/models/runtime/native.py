@@ -46,7 +46,7 @@ def kernels() -> Kernels:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    suffixes = ("bf16", "f32", "int8_bf16", "int8_f32", "int4_bf16", "int4_f32")
+    suffixes = ("bf16", "f32", "int8_bf16", "int8_f32", "int4_bf16", "int4_f32", "blocks_bf16", "blocks_f32")
     signatures = {
         f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
     }
@@ -54,11 +54,13 @@ def _declare(library: ctypes.CDLL) -> None:
     signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
     for name, arguments in signatures.items():
         function = getattr(library, name)
+        if name.startswith("linear_blocks"):
+            arguments = [*arguments[:2], ctypes.c_int64, *arguments[3:]]
         function.argtypes, function.restype = arguments, None
 
 
 def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
-    """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it, ``int8`` or ``int4``.
+    """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it, ``int8``, ``int4`` or ``blocks``.
 
     Raises:
         NoKernelsError: there are none here; the message says why.

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from specstream.models.runtime import native
+from specstream.models.runtime.blocks import pack
 
-Bits = Literal["int8", "int4"]
+Bits = Literal["int8", "int4", "blocks"]
 
 LEVELS = 127
 """-128 is left out: the kernels' sums have room for 127 in both directions."""
@@ -37,15 +38,18 @@ class QuantizedWeight:
 
     Attributes:
         bits: how it is kept.
-        values: int8: ``[outputs, inputs]`` int8. int4: ``[outputs, blocks, 36]`` uint8, the kernels' ``Block4``.
-        scales: int8: ``[outputs]`` float32; ``values * scales`` is the weight. int4: empty.
+        values: int8: ``[outputs, inputs]`` int8. int4: ``[outputs, blocks, 36]`` uint8, the kernels' ``Block4``. blocks:
+            ``[outputs, blocks, size]`` uint8.
+        scales: int8: ``[outputs]`` float32; ``values * scales`` is the weight. Otherwise empty.
         inputs: how many there are.
+        layout: of blocks; see ``blocks.py``.
     """
 
     bits: Bits
     values: Tensor
     scales: Tensor
     inputs: int
+    layout: int = 0
 
     @property
     def outputs(self) -> int:
@@ -76,6 +80,12 @@ def quantize(weight: Tensor, bits: Bits = "int8") -> QuantizedWeight:
             padded = torch.nn.functional.pad(part, (0, blocks * BLOCK - inputs))
             values[rows] = _blocks(padded.view(-1, blocks, BLOCK))
     return QuantizedWeight(bits, values, scales, inputs)
+
+
+def of_blocks(kind: str, blocks: Tensor, columns: int) -> QuantizedWeight:
+    """A weight that is quantised already, on the blocks of a GGUF file; the arguments are those of ``pack``."""
+    layout, values = pack(kind, blocks, columns)
+    return QuantizedWeight("blocks", values, torch.empty(0), columns, layout)
 
 
 def _unit(weights: Tensor, levels: float) -> Tensor:
@@ -118,8 +128,9 @@ def linear(weight: QuantizedWeight, bias: Tensor | None) -> Callable[[Tensor], T
             return y if bias is None else y + bias
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], outputs))
+        beside = weight.layout if weight.bits == "blocks" else weight.scales.data_ptr()
         native.kernel("linear", x.dtype, weight.bits)(
-            *(x.data_ptr(), weight.values.data_ptr(), weight.scales.data_ptr(), bias_address, y.data_ptr()),
+            *(x.data_ptr(), weight.values.data_ptr(), beside, bias_address, y.data_ptr()),
             *(x.numel() // inputs, outputs, inputs, torch.get_num_threads()),
         )
         return y

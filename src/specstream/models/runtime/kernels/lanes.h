@@ -50,15 +50,19 @@ typedef int16_t Shorts __attribute__((vector_size(REGISTER)));
 typedef uint16_t Halves __attribute__((vector_size(REGISTER / 2)));
 typedef int8_t Bytes __attribute__((vector_size(REGISTER / 2)));
 typedef uint8_t Nibbles __attribute__((vector_size(REGISTER / 2)));
+typedef float Quad __attribute__((vector_size(16)));
 
 // What each level has an instruction for, and compilers find none or a slow one by themselves:
 // - fused: a b + c, rounded once
 // - widened: to twice the size
 // - narrowed: the lower halves
 // - dot_pairs: sum[i] + the sum of the two products at 2 i and 2 i + 1, or of two others, as exact as 32 bits are
+// - dot_neighbours: sum[i] + the sum of the products at 2 i and 2 i + 1
 // - sum: of a vector's lanes, always in the same order
 // - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
 //   the vectors would go through memory.
+// - repeated: four floats, as often as a register holds them
+// - halves: four float16 as floats; four: four bytes
 #if defined(__AVX512BW__)
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline Words widened(Halves halves) { return (Words)_mm512_cvtepu16_epi32((__m256i)halves); }
@@ -72,6 +76,8 @@ inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
   return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #endif
 }
+inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
+inline Floats repeated(Quad quad) { return (Floats)_mm512_broadcast_f32x4((__m128)quad); }
 inline float sum(Floats lanes) {
   __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)lanes), _mm512_extractf32x8_ps((__m512)lanes, 1));
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -103,6 +109,8 @@ inline Halves narrowed(Words words) { // less than 65536
   return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) { return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)w); }
+inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
+inline Floats repeated(Quad quad) { return (Floats)_mm256_set_m128((__m128)quad, (__m128)quad); }
 inline float sum(Floats lanes) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
   return (four[0] + four[1]) + (four[2] + four[3]);
@@ -125,12 +133,31 @@ inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
   int16x8_t a = (int16x8_t)x, b = (int16x8_t)w;
   return (Ints)vmlal_high_s16(vmlal_s16((int32x4_t)sum, vget_low_s16(a), vget_low_s16(b)), a, b);
 }
+inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) {
+  int16x8_t a = (int16x8_t)x, b = (int16x8_t)w;
+  return sum + (Ints)vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
+}
+inline Floats repeated(Quad quad) { return (Floats)quad; }
+inline Quad halves(const uint16_t *from) { return (Quad)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
+inline Quad four(const int8_t *from) { return Quad{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
+inline Quad four(const uint8_t *from) { return Quad{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
 inline float sum(Floats lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
 __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   float32x4_t two[2];
   for (int i = 0; i < 2; i++) two[i] = vpaddq_f32((float32x4_t)of[2 * i], (float32x4_t)of[2 * i + 1]);
   return (Floats)vpaddq_f32(two[0], two[1]);
 }
+#endif
+
+#if !defined(__aarch64__)
+inline Quad halves(const uint16_t *from) { return (Quad)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))); }
+inline __m128i four_bytes(const void *from) {
+  int32_t word;
+  std::memcpy(&word, from, sizeof word);
+  return _mm_cvtsi32_si128(word);
+}
+inline Quad four(const int8_t *from) { return (Quad)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(four_bytes(from))); }
+inline Quad four(const uint8_t *from) { return (Quad)_mm_cvtepi32_ps(_mm_cvtepu8_epi32(four_bytes(from))); }
 #endif
 
 // bfloat16 is carried as uint16_t: the upper half of a float.

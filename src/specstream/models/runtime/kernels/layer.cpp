@@ -4,11 +4,11 @@
 // Everything is rounded where the modules round it, so that in bfloat16 the two differ by orders of summation only.
 
 #include "attention.h"
-#include "linear.h"
+#include "blocks.h"
 
 extern "C" struct Matrix {
   const void *weights, *scales, *bias; // scales (float) for weights of one byte, else null; bias or null
-  int64_t outputs, inputs;
+  int64_t outputs, inputs, layout; // the last of weights in blocks
 };
 
 extern "C" struct Layer {
@@ -103,16 +103,23 @@ template <class T, class W> struct Block {
     }
   }
 
-  Linear<W> product(const Matrix &matrix) const {
-    return Linear<W>(inputs, static_cast<const W *>(matrix.weights), matrix.outputs, matrix.inputs);
+  // f(product) of a matrix, whatever its weights are.
+  template <class F> void with(const Matrix &matrix, const F &f) const {
+    auto typed = [&](auto *weights) {
+      using V = std::remove_const_t<std::remove_pointer_t<decltype(weights)>>;
+      f(Linear<V>(inputs, weights, matrix.outputs, matrix.inputs));
+    };
+    if constexpr (std::is_same_v<W, AnyBlocks>) in_layout(matrix.layout, matrix.weights, typed);
+    else typed(static_cast<const W *>(matrix.weights));
   }
 
   // This thread's share of a product, on top of a residual if there is one; `next` is the product that follows, or null.
   void project(const Matrix &matrix, const Matrix *next, Turns &turns, T *to, const T *residual = nullptr) const {
     const T *bias = static_cast<const T *>(matrix.bias);
     Output<T, W> output{static_cast<const float *>(matrix.scales), units, bias, residual, to, matrix.outputs};
-    Linear<W> following = product(next ? *next : matrix);
-    multiply(product(matrix), m, turns, output, next ? &following : nullptr);
+    Following following;
+    if (next) with(*next, [&](const auto &product) { following = Following(product, m, omp_get_num_threads()); });
+    with(matrix, [&](const auto &product) { multiply(product, m, turns, output, following); });
   }
 
   // One head of one node: q stays, k and v go into the cache.
@@ -221,3 +228,5 @@ LAYERS(int8_bf16, uint16_t, int8_t)
 LAYERS(int8_f32, float, int8_t)
 LAYERS(int4_bf16, uint16_t, Block4)
 LAYERS(int4_f32, float, Block4)
+LAYERS(blocks_bf16, uint16_t, AnyBlocks)
+LAYERS(blocks_f32, float, AnyBlocks)

@@ -1,4 +1,4 @@
-#include "linear.h"
+#include "blocks.h"
 
 namespace {
 
@@ -47,6 +47,15 @@ extern "C" void linear_int4_f32(const float *x, const Block4 *w, const float *, 
                                 long k, int threads) {
   linear(x, w, nullptr, b, y, m, n, k, threads);
 }
+
+// Weights in blocks, of the layout of that number.
+#define BLOCKS(name, T)                                                                                                \
+  extern "C" void linear_blocks_##name(const T *x, const void *w, int64_t layout, const T *b, T *y, long m, long n,   \
+                                       long k, int threads) {                                                          \
+    in_layout(layout, w, [&](auto *weights) { linear(x, weights, nullptr, b, y, m, n, k, threads); });                 \
+  }
+BLOCKS(bf16, uint16_t)
+BLOCKS(f32, float)
 
 // The level that the library was compiled for.
 extern "C" const char *specstream_level() { return LEVEL; }

@@ -326,13 +326,22 @@ template <class T> long chunk_of(const Linear<T> &p, long m, long threads) {
   return chunk < CHUNKS_OF ? CHUNKS_OF : chunk;
 }
 
+// Where the product that follows begins, for m rows: its weights, how many bytes they are, and those of a turn.
+struct Following {
+  const char *weights;
+  long bytes, each, turn;
+  Following() : weights(nullptr) {}
+  template <class T> Following(const Linear<T> &p, long m, long threads)
+      : weights(reinterpret_cast<const char *>(p.w)), bytes(p.n * p.bytes()), each(p.bytes()),
+        turn(chunk_of(p, m, threads) * p.bytes()) {}
+};
+
 // To be called by every thread of a parallel region, with turns of their own for each product; the threads share the
-// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. `next` is the
-// product that follows, or null: what stands between two of them is time in which memory would do nothing.
+// outputs, and out(m, n, sums, count) is called for each row and some neighbours n..n + count at a time. What stands
+// between a product and the one that follows is time in which memory would do nothing.
 template <class T, class Out>
-void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, const Linear<T> *next = nullptr) {
+void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, const Following &next = Following()) {
   long threads = omp_get_num_threads(), chunk = chunk_of(p, m, threads);
-  auto address = [](const Linear<T> &of) { return reinterpret_cast<const char *>(of.w); };
   // Columns to be ahead: a whole chunk where it is read more than once, else what memory takes to answer.
   long few = CHUNKS_OF * (AHEAD_BYTES / (CHUNKS_OF * p.bytes()) + 1);
   long ahead = m > Product<T>::TILES.rows || few > chunk ? chunk : few;
@@ -342,10 +351,10 @@ void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, const Li
     Fetch fetch{ahead * p.bytes(), to - ahead, 0, 0, 1};
     if (from + (threads + 1) * chunk <= p.n) {
       fetch.far = ((threads - 1) * chunk + ahead) * p.bytes();
-    } else if (next) {
-      long first = turn % threads * chunk_of(*next, m, threads) * next->bytes();
-      if (first + ahead * p.bytes() <= next->n * next->bytes())
-        fetch.far = address(*next) + first - (address(p) + (to - ahead) * p.bytes());
+    } else if (next.weights) {
+      long first = turn % threads * next.turn;
+      if (first + ahead * next.each <= next.bytes)
+        fetch.far = next.weights + first - (reinterpret_cast<const char *>(p.w) + (to - ahead) * p.bytes());
     }
     all_rows(p, m, from, to, fetch, out);
   }
