@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from specstream.models.architecture.compat import cache_among, hooks_of, text_co
 from specstream.models.architecture.hidden_states import States
 from specstream.models.runtime import native
 from specstream.models.runtime.native import TreePlan
-from specstream.models.runtime.quantized import QuantizedWeight
+from specstream.models.runtime.quantized import QuantizedWeight, embed_from
 
 KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 """Decoder layers the kernel computes. Others that look alike scale residuals or order their norms otherwise."""
@@ -274,7 +274,7 @@ class FusedModel:
         quantized: Mapping[nn.Module, QuantizedWeight],
         head: Callable[[Tensor], Tensor],
     ) -> None:
-        self._embed, self._head, self._depth = model.get_input_embeddings(), head, text_config(model).num_hidden_layers
+        self._embed, self._head, self._depth = _embedding(model, quantized), head, text_config(model).num_hidden_layers
         self._layers = FusedTop(model, windows, quantized, 0)
 
     @staticmethod
@@ -293,6 +293,15 @@ class FusedModel:
         if states is not None and self._depth in states:
             states[self._depth] = normed
         return self._head(normed)
+
+
+def _embedding(model: Any, weights: Mapping[nn.Module, QuantizedWeight]) -> Callable[[Tensor], Tensor]:
+    """What embeds tokens: the blocks that the head has packed, where the two are one matrix; else the module."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    packed = weights.get(head) if head.weight is embedding.weight and is_original(embedding) else None
+    if packed is None or packed.bits != "blocks":
+        return cast(Callable[[Tensor], Tensor], embedding)
+    return embed_from(packed, model.dtype)
 
 
 def _nothing_runs() -> tuple[TreePlan, None]:
@@ -320,6 +329,7 @@ def _fits(
     own = all(map(is_original, inside)) and "forward" not in layer.__dict__ and is_original_class(type(layer))
     plain = own and all(type(matrix) is nn.Linear for matrix in matrices.values())
     bytes_or_not = {matrix in quantized for matrix in matrices.values()}
+    blocks = {id(matrix.weight) for matrix in matrices.values() if matrix in quantized}
     rotary = getattr(model.base_model, "rotary_emb", None)
     dim = layer.self_attn.head_dim
     return (
@@ -331,7 +341,7 @@ def _fits(
         and all(
             is_plain(weight) and weight.is_contiguous() and weight.dtype == model.dtype
             for weight in layer.parameters()
-            if weight.numel()
+            if weight.numel() and id(weight) not in blocks
         )
     )
 

@@ -51,6 +51,8 @@ def _declare(library: ctypes.CDLL) -> None:
         f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
     }
     signatures |= {f"layers_{suffix}": [*[ctypes.c_void_p] * 3, ctypes.c_long] for suffix in suffixes}
+    rows = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2]
+    signatures |= {f"rows_blocks_{suffix}": rows for suffix in suffixes[:2]}
     signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
     for name, arguments in signatures.items():
         function = getattr(library, name)

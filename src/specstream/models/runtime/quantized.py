@@ -136,3 +136,17 @@ def linear(weight: QuantizedWeight, bias: Tensor | None) -> Callable[[Tensor], T
         return y
 
     return forward
+
+
+def embed_from(weight: QuantizedWeight, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """What an embedding makes of token ids, int64 of any shape, from blocks: their rows in ``dtype``, bf16 or f32."""
+    read, inputs = native.kernel("rows", dtype, "blocks"), weight.inputs
+
+    def forward(tokens: Tensor) -> Tensor:
+        tokens = tokens.contiguous()
+        rows = torch.empty((*tokens.shape, inputs), dtype=dtype)
+        addresses = tokens.data_ptr(), rows.data_ptr()
+        read(weight.values.data_ptr(), weight.layout, *addresses, tokens.numel(), inputs)
+        return rows
+
+    return forward

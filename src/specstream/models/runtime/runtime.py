@@ -22,6 +22,7 @@ from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models.architecture import compat
+from specstream.models.architecture.blocks import BlockTensor, holds_blocks
 from specstream.models.architecture.code import is_original_class, is_undisturbed
 from specstream.models.architecture.compat import Conv1D
 from specstream.models.architecture.hidden_states import States
@@ -32,7 +33,7 @@ from specstream.models.runtime.capabilities import Capabilities, Quantization, R
 from specstream.models.runtime.compiled import NoKernelsError
 from specstream.models.runtime.fused import FusedModel, FusedTop, fused_layers, is_plain
 from specstream.models.runtime.native import TreePlan, tree_plan
-from specstream.models.runtime.quantized import QuantizedWeight
+from specstream.models.runtime.quantized import Bits, QuantizedWeight
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
@@ -53,7 +54,8 @@ class Runtime:
         name: ``graphs``, ``native``, ``packed``, ``eager``, or ``auto`` for the first of them that works here; or
             ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
-        quantization: ``int8`` and ``int4`` read the linear layers' weights from a copy in fewer bits.
+        quantization: ``int8`` and ``int4`` read the linear layers' weights from a copy in fewer bits. ``none`` reads
+            them as they are: those of a GGUF file from its own blocks.
         head: the same of the language-model head; None for as the other layers.
 
     Attributes:
@@ -87,15 +89,16 @@ class Runtime:
             name = "eager"  # a graph has no lengths in it
         self.model = model
         self.kind: str = name
-        self.name: str = name if quantization == "none" else f"{name}-{quantization}"
+        kept: Bits | Quantization = "blocks" if quantization == "none" and _reads_blocks(model, name) else quantization
+        self.name: str = name if kept == "none" else f"{name}-{'gguf' if kept == 'blocks' else kept}"
         self.static = name in ("graphs", "static")
-        self.quantized = quantization != "none"
-        self._weights = weights = _quantized(model, quantization, head or quantization)
+        self.quantized = kept != "none"
+        self._weights = weights = _quantized(model, kept, head or kept)
         self._swaps = list(_linear_forwards(model, name, weights))
         biases = [_held(module, "bias") for module, _ in self._swaps if getattr(module, "bias", None) is not None]
         self._copied = [Copied(bias) for bias in biases if not bias.is_contiguous()]
         self._copied += [Copied(_held(module)) for module, _ in self._swaps if _is_copied(module, name, weights)]
-        self._own_linears = name == "native" and not weights
+        self._own_linears = name == "native" and any(module not in weights for module, _ in self._swaps)
         self._layer_windows = tuple(layer_windows)
         self._parts: dict[range, Swaps] = {}
         self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
@@ -124,8 +127,9 @@ class Runtime:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the model's weights and of their quantised copies."""
-        own: int = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        """Bytes of the model's weights and of their quantised copies; a file's blocks count once."""
+        packed = {id(module.weight) for module in self._weights if isinstance(module.weight, BlockTensor)}
+        own: int = sum(weight.nbytes for weight in self.model.parameters() if id(weight) not in packed)
         return own + sum(weight.nbytes for weight in self._weights.values())
 
     @property
@@ -302,7 +306,7 @@ def draft_quantization(draft: Any, runtime: RuntimeName) -> Quantization:
     """How a draft is fastest on the runtime that was asked for."""
     size = sum(weight.numel() for weight in draft.parameters())
     found = capabilities(draft.device, draft.dtype, keep_dtype=True, runtime=runtime, draft_parameters=size)
-    return found.quantization.value
+    return "none" if holds_blocks(draft) else found.quantization.value
 
 
 Forward = Callable[..., Tensor]
@@ -315,15 +319,25 @@ def _linear_forwards(
     for module in _plain_linears(model):
         if module in weights:
             yield module, quantized.linear(weights[module], module.bias)
-        elif make is not None:
+        elif make is not None and is_plain(module.weight):
             yield module, make(_weight(module), module.bias)
 
 
-def _quantized(model: Any, bits: Quantization, head_bits: Quantization) -> dict[nn.Module, QuantizedWeight]:
+def _reads_blocks(model: Any, name: str) -> bool:
+    """Whether linear layers run on the blocks of a GGUF file: only our kernels read them."""
+    return name == "native" and holds_blocks(model)
+
+
+def _quantized(
+    model: Any, bits: Bits | Quantization, head_bits: Bits | Quantization
+) -> dict[nn.Module, QuantizedWeight]:
     head, weights = model.get_output_embeddings(), dict[nn.Module, QuantizedWeight]()
     for module in _plain_linears(model) if bits != "none" else ():
-        own = head_bits if module is head else bits
-        if own != "none":
+        own, weight = head_bits if module is head else bits, module.weight
+        if own == "blocks":
+            if isinstance(weight, BlockTensor):
+                weights[module] = quantized.of_blocks(weight.kind, weight.blocks, weight.shape[1])
+        elif own != "none":
             weights[module] = quantized.quantize(_weight(module), own)
     return weights
 
@@ -333,7 +347,7 @@ def _plain_linears(model: Any) -> Iterator[Any]:
     plain = {kind for kind in (nn.Linear, Conv1D) if is_original_class(kind)}
     for module in model.modules():
         patched = hasattr(module, "_hf_hook") or "forward" in module.__dict__
-        if not patched and type(module) in plain and is_plain(module.weight):
+        if not patched and type(module) in plain and (is_plain(module.weight) or type(module.weight) is BlockTensor):
             yield module
 
 

@@ -70,7 +70,8 @@ struct BlockInput {
 };
 
 // A product with weights in layout B, all of whose parts have COUNT numbers together.
-template <class B, long COUNT, bool LEAST> struct BlockProduct : BlockInput {
+template <class B, long COUNT, bool ADDED> struct BlockProduct : BlockInput {
+  static constexpr bool LEAST = ADDED;
   static constexpr long STEP = COUNT, EACH = COUNT, PARTS = COUNT / PART;
   struct Part {
     Shorts numbers[SHORTS];

@@ -16,6 +16,25 @@ void linear(const T *x, const W *w, const float *scales, const T *b, T *y, long 
   multiply(p, m, turns, Output<T, W>{scales, units, b, nullptr, y, n});
 }
 
+// Rows of a matrix in blocks as numbers: what an embedding reads. Multiplied, rounded and added as the format says.
+template <class T, class W> void rows(const W *w, const int64_t *of, T *y, long count, long k) {
+  using P = Product<W>;
+  long blocks = (k + P::EACH - 1) / P::EACH;
+  for (long row = 0; row < count; row++)
+    for (long first = 0; first < k; first += P::PART) {
+      auto part = P::part(w + of[row] * blocks + first / P::EACH, first % P::EACH / P::PART);
+      int16_t numbers[P::PART];
+      float scales[LANES], least[LANES] = {};
+      std::memcpy(numbers, part.numbers, sizeof numbers);
+      store(part.scales, scales);
+      if (P::LEAST) store(part.least, least);
+      for (long i = 0; i < P::PART; i++) {
+        long group = i / 2 % 4, place = first + 16 * group + i / 8 * 2 + i % 2;
+        if (place < k) narrow(numbers[i] * scales[group] + least[group], y + row * k + place);
+      }
+    }
+}
+
 } // namespace
 
 extern "C" void linear_bf16(const uint16_t *x, const uint16_t *w, const float *, const uint16_t *b, uint16_t *y, long m,
@@ -53,6 +72,9 @@ extern "C" void linear_int4_f32(const float *x, const Block4 *w, const float *, 
   extern "C" void linear_blocks_##name(const T *x, const void *w, int64_t layout, const T *b, T *y, long m, long n,   \
                                        long k, int threads) {                                                          \
     in_layout(layout, w, [&](auto *weights) { linear(x, weights, nullptr, b, y, m, n, k, threads); });                 \
+  }                                                                                                                    \
+  extern "C" void rows_blocks_##name(const void *w, int64_t layout, const int64_t *of, T *y, long count, long k) {    \
+    in_layout(layout, w, [&](auto *weights) { rows(weights, of, y, count, k); });                                      \
   }
 BLOCKS(bf16, uint16_t)
 BLOCKS(f32, float)
