@@ -26,7 +26,7 @@ struct Attention {
 };
 struct Matrix {
   const void *weights, *scales, *bias;
-  int64_t outputs, inputs;
+  int64_t outputs, inputs, layout;
 };
 struct Layer {
   Matrix q, k, v, o, gate, up, down;
@@ -55,6 +55,12 @@ KERNELS(int8_bf16, uint16_t)
 KERNELS(int8_f32, float)
 KERNELS(int4_bf16, uint16_t)
 KERNELS(int4_f32, float)
+#define BLOCKS(name, T)                                                                                                \
+  void linear_blocks_##name(const T *, const void *, int64_t, const T *, T *, long, long, long, int);                  \
+  void rows_blocks_##name(const void *, int64_t, const int64_t *, T *, long, long);                                    \
+  void layers_blocks_##name(const Layer *const *, const Cache *, const Pass *, long);
+BLOCKS(bf16, uint16_t)
+BLOCKS(f32, float)
 void attention_bf16(const Attention *);
 void attention_f32(const Attention *);
 }
@@ -62,7 +68,8 @@ void attention_f32(const Attention *);
 namespace {
 
 using Numbers = std::vector<double>;
-enum Bits { ALL, INT8, INT4 }; // of a weight; all are the activations' own
+// Of a weight; all are the activations' own. Those in blocks are in the order of blocks.h; MIXED are some in each of them.
+enum Bits { ALL, INT8, INT4, NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K, MIXED };
 
 long checks, failures;
 
@@ -116,7 +123,63 @@ struct Weight {
   Numbers values;
 };
 
+// A float16 of about that size, as it is stored.
+uint16_t half(double about, double *value) {
+  long power = std::lround(std::floor(std::log2(about))), rest = std::labs(std::lround(300 * chance())) % 1024;
+  *value = std::ldexp(1 + rest / 1024.0, int(power));
+  return uint16_t((power + 15) << 10 | rest);
+}
+
+// Weights in blocks: `put` places the bytes of a field one behind another, numbers in the kernels' order.
+Weight in_blocks(long n, long k, Bits bits, double size) {
+  Weight made;
+  made.values.resize(n * k);
+  bool super = bits >= NIBBLES_K, nibbles = bits == NIBBLES32 || bits == NIBBLES_K, four = bits == BYTES_K;
+  bool least = bits != BYTES32;
+  long parts = super ? 4 : 1, blocks = (k + 64 * parts - 1) / (64 * parts), low = nibbles ? 0 : -60, high = nibbles ? 15 : 60;
+  auto put = [&](const void *from, long count) { made.bytes.insert(made.bytes.end(), (const char *)from, (const char *)from + count); };
+  for (long block = 0; block < n * blocks; block++) {
+    double units[2] = {1, -1}, scales[4][4], leasts[4][4] = {}, about = size / (nibbles ? 8 : 40);
+    uint16_t stored[2];
+    for (int i = 0; super && i < 2; i++) stored[i] = half(about / 16, &units[i]);
+    if (super) put(stored, 4), units[1] = -units[1], made.bytes.back() |= char(0x80);
+    for (int field = 0; field < (super ? 1 : 1 + least); field++)
+      for (int i = 0; !super && i < 2; i++) {
+        double value;
+        uint16_t bits_of = half(field ? 4 * about : about, &value);
+        (field ? leasts : scales)[0][2 * i] = (field ? leasts : scales)[0][2 * i + 1] = value;
+        put(&bits_of, 2);
+      }
+    std::vector<char> of_scales, of_leasts;
+    for (int part = 0; super && part < 4; part++)
+      for (int i = 0; i < 4; i += four ? 1 : 2) {
+        int a = int(std::labs(std::lround(20 * chance()))) % 60 + 1, b = int(std::labs(std::lround(20 * chance()))) % 60;
+        if (four && i % 2) a = -a;
+        for (int j = i; j < i + (four ? 1 : 2); j++) scales[part][j] = units[0] * a, leasts[part][j] = units[1] * b;
+        of_scales.push_back(char(a)), of_leasts.push_back(char(b));
+      }
+    for (int part = 0; super && part < 4; part++) {
+      if (four) put(&of_scales[4 * part], 4);
+      else put(&of_scales[2 * part], 2), put(&of_leasts[2 * part], 2);
+    }
+    if (four) put(of_leasts.data(), 16);
+    for (long part = 0; part < parts; part++) {
+      char ordered[64];
+      for (long i = 0; i < 64; i++) {
+        long group = i / 16, number = std::clamp(std::lround((low + high) / 2.0 + (high - low) / 4.0 * chance()), low, high);
+        long column = (block % blocks * parts + part) * 64 + i;
+        ordered[i % 16 / 2 * 8 + group * 2 + i % 2] = char(number);
+        if (column < k) made.values[block / blocks * k + column] = scales[part][group] * number + leasts[part][group];
+      }
+      for (int i = 0; nibbles && i < 32; i++) ordered[i] = char(ordered[i] | ordered[i + 32] << 4);
+      put(ordered, nibbles ? 32 : 64);
+    }
+  }
+  return made;
+}
+
 template <class T> Weight weight(long n, long k, Bits bits, double size = 1) {
+  if (bits > INT4) return in_blocks(n, k, bits, size);
   Weight made;
   made.values.resize(n * k);
   if (bits == ALL) {
@@ -149,7 +212,10 @@ template <class T> Weight weight(long n, long k, Bits bits, double size = 1) {
 template <class T> void linear(Bits bits, const T *x, const Weight &w, const T *bias, T *y, long m, long n, long k, int threads) {
   const void *bytes = w.bytes.data();
   const float *scales = w.scales.data();
-  if constexpr (sizeof(T) == 2) {
+  if (bits > INT4) {
+    if constexpr (sizeof(T) == 2) linear_blocks_bf16(x, bytes, bits - NIBBLES32, bias, y, m, n, k, threads);
+    else linear_blocks_f32(x, bytes, bits - NIBBLES32, bias, y, m, n, k, threads);
+  } else if constexpr (sizeof(T) == 2) {
     auto run = bits == ALL ? linear_bf16 : bits == INT8 ? linear_int8_bf16 : linear_int4_bf16;
     run(x, bytes, scales, bias, y, m, n, k, threads);
   } else {
@@ -185,6 +251,20 @@ template <class T> void check_linear(Bits bits, long n, long k) {
       std::vector<T> y(m * n);
       linear(bits, x.data(), w, bias.data(), y.data(), m, n, k, threads);
       expect(same(y.data(), alone.data(), m * n), "bits of linear " + text(sizeof(T), bits, n, k, m, threads));
+    }
+}
+
+// Rows of a matrix in blocks are its values, rounded where floats and T round.
+template <class T> void check_rows(Bits bits, long n, long k) {
+  Weight w = weight<T>(n, k, bits);
+  std::vector<int64_t> of = {n - 1, 0, n / 2};
+  std::vector<T> y(of.size() * k);
+  if constexpr (sizeof(T) == 2) rows_blocks_bf16(w.bytes.data(), bits - NIBBLES32, of.data(), y.data(), of.size(), k);
+  else rows_blocks_f32(w.bytes.data(), bits - NIBBLES32, of.data(), y.data(), of.size(), k);
+  for (size_t row = 0; row < of.size(); row++)
+    for (long i = 0; i < k; i++) {
+      double truth = w.values[of[row] * k + i], got = value(y[row * k + i]);
+      expect(std::fabs(got - truth) <= ROUNDING<T> * std::fabs(truth) + 1e-7, "rows " + text(sizeof(T), bits, n, k, row, i, got, truth));
     }
 }
 
@@ -281,7 +361,10 @@ template <class T> void check_attention(long dim, int64_t length, long window, f
 }
 
 template <class T> void layers(Bits bits, const Layer *const *all, const Cache *caches, const Pass &pass, long count) {
-  if constexpr (sizeof(T) == 2)
+  if (bits > INT4) {
+    if constexpr (sizeof(T) == 2) layers_blocks_bf16(all, caches, &pass, count);
+    else layers_blocks_f32(all, caches, &pass, count);
+  } else if constexpr (sizeof(T) == 2)
     (bits == ALL ? layers_bf16 : bits == INT8 ? layers_int8_bf16 : layers_int4_bf16)(all, caches, &pass, count);
   else
     (bits == ALL ? layers_f32 : bits == INT8 ? layers_int8_f32 : layers_int4_f32)(all, caches, &pass, count);
@@ -300,9 +383,10 @@ template <class T> struct Model {
       : hidden(hidden), heads(heads), kv(kv), dim(dim), inner(inner), window(window), normed(normed) {
     const long shapes[7][2] = {{heads * dim, hidden}, {kv * dim, hidden}, {kv * dim, hidden}, {hidden, heads * dim},
                                {inner, hidden},       {inner, hidden},    {hidden, inner}};
+    auto kind = [&](long at) { return bits == MIXED ? Bits(NIBBLES32 + at % 5) : bits; };
     for (long i = 0; i < COUNT; i++) {
       for (auto &shape : shapes) {
-        weights.push_back(weight<T>(shape[0], shape[1], bits, 1 / std::sqrt(double(shape[1]))));
+        weights.push_back(weight<T>(shape[0], shape[1], kind(&shape - shapes), 1 / std::sqrt(double(shape[1]))));
         biases.push_back(numbers<T>(shape[0], 0.1));
       }
       for (long size : {hidden, hidden, dim, dim}) norms.push_back(numbers<T>(size, 0.2, 1));
@@ -311,7 +395,8 @@ template <class T> struct Model {
       auto matrix = [&](long at) {
         const Weight &w = weights[i * 7 + at];
         bool biased = at < 3; // as Qwen2 has them
-        return Matrix{w.bytes.data(), w.scales.data(), biased ? biases[i * 7 + at].data() : nullptr, shapes[at][0], shapes[at][1]};
+        return Matrix{w.bytes.data(), w.scales.data(), biased ? biases[i * 7 + at].data() : nullptr,
+                      shapes[at][0], shapes[at][1], kind(at) - NIBBLES32};
       };
       auto norm = [&](long at) { return at < 2 || normed ? norms[i * 4 + at].data() : nullptr; };
       layers.push_back({matrix(0), matrix(1), matrix(2), matrix(3), matrix(4), matrix(5), matrix(6), norm(0), norm(1), norm(2),
@@ -441,7 +526,7 @@ template <class T> void check_layers(Bits bits, long hidden, long heads, long kv
 }
 
 template <class T> void check_all() {
-  for (Bits bits : {ALL, INT8, INT4})
+  for (Bits bits : {ALL, INT8, INT4, NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K})
     for (auto [n, k] : {std::pair<long, long>{1, 1}, {5, 7}, {16, 16}, {33, 65}, {131, 577}, {96, 48}, {21, 5000}, {50, 2048}})
       check_linear<T>(bits, n, k);
   for (long dim : {16, 32, 48, 64, 80, 128, 256})
@@ -450,7 +535,11 @@ template <class T> void check_all() {
       check_attention<T>(dim, 150, 9, 20, branchy);
     }
   check_attention<T>(64, 600, 0, 0, true); // so long that heads share a reading of the keys
-  for (Bits bits : {ALL, INT8, INT4}) {
+  for (Bits bits : {NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K}) {
+    check_rows<T>(bits, 5, 577);
+    check_rows<T>(bits, 33, 96);
+  }
+  for (Bits bits : {ALL, INT8, INT4, MIXED}) {
     check_layers<T>(bits, 96, 6, 2, 16, 200, 0, false);
     check_layers<T>(bits, 72, 2, 1, 64, 130, 6, true);
   }
