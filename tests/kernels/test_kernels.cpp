@@ -158,11 +158,8 @@ Weight in_blocks(long n, long k, Bits bits, double size) {
         for (int j = i; j < i + (four ? 1 : 2); j++) scales[part][j] = units[0] * a, leasts[part][j] = units[1] * b;
         of_scales.push_back(char(a)), of_leasts.push_back(char(b));
       }
-    for (int part = 0; super && part < 4; part++) {
-      if (four) put(&of_scales[4 * part], 4);
-      else put(&of_scales[2 * part], 2), put(&of_leasts[2 * part], 2);
-    }
-    if (four) put(of_leasts.data(), 16);
+    put(of_scales.data(), of_scales.size());
+    put(of_leasts.data(), of_leasts.size());
     for (long part = 0; part < parts; part++) {
       char ordered[64];
       for (long i = 0; i < 64; i++) {

@@ -139,9 +139,8 @@ def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _q4_k(blocks: Tensor) -> Tensor:
     units, (scales, mins) = _halves(blocks[..., :4]), _six_bits(blocks[..., 4:16])
-    both = torch.cat([scales.unflatten(-1, (4, 2)), mins.unflatten(-1, (4, 2))], -1)
     numbers = _paired(_ordered(_split(blocks[..., 16:], 32, (0, 4), 15)))
-    return torch.cat([_bytes(_signed(units)), both.flatten(-2), numbers.flatten(-2)], -1)
+    return torch.cat([_bytes(_signed(units)), scales, mins, numbers.flatten(-2)], -1)
 
 
 def _signed(units: Tensor) -> Tensor:

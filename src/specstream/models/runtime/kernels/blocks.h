@@ -1,18 +1,24 @@
 // Weights in the blocks of GGUF files, multiplied as they are: w = scale q + least, q an integer of few bits.
 //
 // All formats are kept in five layouts (blocks.py makes them), to the value. Sixty-four neighbours are a part: four groups
-// of sixteen, of which two or all four have scales of their own. Their order there is two of the first group, two of the
-// second, of the third, of the fourth, then the next two of each: so lane i of a vector of products belongs to group i % 4
-// at every level, and a vector of four scales, repeated, fits them all.
+// of sixteen. Their order there is two of the first group, two of the second, of the third, of the fourth, then the next
+// two of each: so lane i of a vector of products belongs to group i % 4 at every level, and scales that are different for
+// groups, or for each two of them, are one short pattern, repeated.
+//
+// What is added, `least`, meets the sums of the groups of an input, which it has in common for all weights: that is a
+// sixteenth of a product. Scales of the K formats are integers; their numbers are multiplied by them before they meet
+// the input, and 256 products are summed as integers, where the others go to floats for each 64.
 #pragma once
 
 #include "linear.h"
 
 namespace {
 
+constexpr long PART = 64, SUPER = 256, GROUPS = SUPER / 16;
+
 // Q4_0, Q4_1. Byte i holds number i below and number i + 32 above. All scales are float16.
 struct Nibbles32 {
-  uint16_t scales[2], least[2];
+  uint16_t scales[2], leasts[2];
   uint8_t numbers[32];
 };
 // Q8_0, Q5_0, IQ4_NL.
@@ -22,136 +28,221 @@ struct Bytes32 {
 };
 // Q5_1.
 struct BytesLeast32 {
-  uint16_t scales[2], least[2];
+  uint16_t scales[2], leasts[2];
   int8_t numbers[64];
 };
-// Q4_K: a part's scales are scale scales[0..1], what is added least scales[2..3]: `least` is below zero where others say min.
+// Q4_K: a scale is scale scales[i], what is added least leasts[i]: `least` is below zero where others say min.
 struct NibblesK {
   uint16_t scale, least;
-  uint8_t scales[4][4], numbers[4][32];
+  uint8_t scales[8], leasts[8], numbers[4][32];
 };
-// Q2_K, Q3_K, Q5_K, Q6_K: four of each in a part.
+// Q2_K, Q3_K, Q5_K, Q6_K: with sixteen of each.
 struct BytesK {
   uint16_t scale, least;
-  int8_t scales[4][4];
-  uint8_t leasts[4][4];
+  int8_t scales[16];
+  uint8_t leasts[16];
   int8_t numbers[4][64];
 };
 
 // Which of them a matrix is in.
 enum Layout : int64_t { NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K };
 
-inline Floats two_and_two(Quad of) { return repeated(Quad{of[0], of[0], of[1], of[1]}); }
+inline float half(const uint16_t &from) {
+  uint16_t four[4] = {from};
+  return halves(four)[0];
+}
 
-// The input of all of them: integers of 16 bits in the order above, and behind each part the sum of every lane as a float.
+// The input of all of them: 256 integers of 16 bits in the order above, then the sums of their groups as floats.
 struct BlockInput {
   using X = int16_t;
   using Sum = Floats;
   static constexpr Tiles TILES = INT_TILES;
-  static constexpr long PART = 64, LONGEST = 256, SHORTS = PART / (2 * LANES), WIDTH = PART + 2 * LANES;
-  static long at(long i) { return i / PART * WIDTH; }
-  static long size(long k) { return at((k + LONGEST - 1) / LONGEST * LONGEST); }
+  static constexpr long STEP = SUPER, SHORTS = PART / (2 * LANES), WIDTH = SUPER + 2 * GROUPS;
+  // The largest product of a number and its integer scale has 12 bits, and those of a lane may not overflow.
+  static constexpr long MOST = 2147483647L / (4096 * SUPER / LANES);
+  static long at(long i) { return i / SUPER * WIDTH + i % SUPER; }
+  static long size(long k) { return at((k + SUPER - 1) / SUPER * SUPER); }
   template <class From> static float prepare(const From *from, long k, X *to) {
     thread_local std::vector<X> row;
-    row.assign((k + LONGEST - 1) / LONGEST * LONGEST, 0);
-    float unit = quantise(from, k, row.data());
+    row.assign((k + SUPER - 1) / SUPER * SUPER, 0);
+    float unit = quantise(from, k, row.data(), MOST);
     for (size_t i = 0; i < row.size(); i += PART) {
       X *part = to + at(i);
-      for (int pair = 0; pair < 8; pair++)
-        for (int group = 0; group < 4; group++) std::memcpy(part + 8 * pair + 2 * group, &row[i + 16 * group + 2 * pair], 4);
+      in_turn(&row[i], part);
       Ints lanes = {};
       for (long v = 0; v < SHORTS; v++) lanes = dot_neighbours(lanes, load_shorts(part + v * 2 * LANES), Shorts{} + 1);
-      Floats sums = __builtin_convertvector(lanes, Floats);
-      std::memcpy(part + PART, &sums, sizeof sums);
+      int32_t each[LANES];
+      std::memcpy(each, &lanes, sizeof each);
+      Quad sums;
+      for (long group = 0; group < 4; group++) {
+        int32_t sum = 0;
+        for (long lane = group; lane < LANES; lane += 4) sum += each[lane];
+        sums[group] = float(sum);
+      }
+      std::memcpy(to + at(i / SUPER * SUPER) + SUPER + i % SUPER / 8, &sums, sizeof sums);
     }
     return unit;
   }
   static Floats finish(Floats totals, Floats, float unit, Floats bias) { return fused(totals, Floats{} + unit, bias); }
 };
 
-// A product with weights in layout B, all of whose parts have COUNT numbers together.
-template <class B, long COUNT, bool ADDED> struct BlockProduct : BlockInput {
-  static constexpr bool LEAST = ADDED;
-  static constexpr long STEP = COUNT, EACH = COUNT, PARTS = COUNT / PART;
-  struct Part {
-    Shorts numbers[SHORTS];
-    Floats scales, least;
-  };
-  static void add(Sum &sum, const X *x, const Part &w) {
-    Ints dot = {};
-    for (long i = 0; i < SHORTS; i++) dot = dot_neighbours(dot, load_shorts(x + i * 2 * LANES), w.numbers[i]);
-    sum = fused(__builtin_convertvector(dot, Floats), w.scales, sum);
-    if constexpr (LEAST) {
-      Floats sums;
-      std::memcpy(&sums, x + PART, sizeof sums);
-      sum = fused(sums, w.least, sum);
+struct Numbers {
+  Shorts of[BlockInput::SHORTS];
+};
+inline Numbers unpacked(const uint8_t *nibbles) {
+  Numbers numbers;
+  for (long i = 0; i < BlockInput::SHORTS / 2; i++) {
+    Nibbles some;
+    std::memcpy(&some, nibbles + i * 2 * LANES, sizeof some);
+    numbers.of[i] = widened(some) & 15;
+    numbers.of[BlockInput::SHORTS / 2 + i] = widened(some) >> 4;
+  }
+  return numbers;
+}
+inline Numbers unpacked(const int8_t *bytes) {
+  Numbers numbers;
+  for (long i = 0; i < BlockInput::SHORTS; i++) numbers.of[i] = load_shorts(bytes + i * 2 * LANES);
+  return numbers;
+}
+inline Numbers times(Numbers numbers, Shorts scales) {
+  for (Shorts &each : numbers.of) each *= scales;
+  return numbers;
+}
+inline Ints dots(Ints sum, const int16_t *x, const Numbers &w) {
+  for (long i = 0; i < BlockInput::SHORTS; i++) sum = dot_neighbours(sum, load_shorts(x + i * 2 * LANES), w.of[i]);
+  return sum;
+}
+inline Floats load_floats(const void *from) {
+  Floats lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return lanes;
+}
+
+// Parts of 64 with two scales, of a struct each; WITH: whether something is added.
+template <class B, bool WITH> struct Part32 : BlockInput {
+  static constexpr long EACH = PART;
+  static constexpr bool LEAST = WITH, INTEGERS = false;
+  static const auto &numbers(const B *w, long part) { return w[part].numbers; }
+  static Floats scales(const B *w, long part) {
+    Quad both = halves(w[part].scales); // and what stands behind them
+    return repeated(Quad{both[0], both[0], both[1], both[1]});
+  }
+  static float scale(const B *w, long part, long group) { return half(w[part].scales[group / 2]); }
+  static float least(const B *w, long part, long group) {
+    if constexpr (WITH) return half(w[part].leasts[group / 2]);
+    return 0;
+  }
+  // What is added to the groups that `lanes` begins with, of so many parts.
+  static Floats leasts(const B *w, long parts, long lanes) {
+    Quad groups[LANES / 4] = {};
+    for (long i = 0; i < LANES / 4; i++)
+      if (long part = lanes / 4 + i; part < parts) {
+        Quad both = halves(w[part].scales);
+        groups[i] = Quad{both[2], both[2], both[3], both[3]};
+      }
+    return joined(groups);
+  }
+};
+template <class T> struct Product;
+template <> struct Product<Nibbles32> : Part32<Nibbles32, true> {};
+template <> struct Product<Bytes32> : Part32<Bytes32, false> {};
+template <> struct Product<BytesLeast32> : Part32<BytesLeast32, true> {};
+
+// Blocks of 256 with integer scales for COUNT groups, or twos of them.
+template <class B, long COUNT> struct PartK : BlockInput {
+  static constexpr long EACH = SUPER, SHARE = GROUPS / COUNT;
+  static constexpr bool LEAST = true, INTEGERS = true;
+  static const auto &numbers(const B *w, long part) { return w->numbers[part]; }
+  static Shorts multipliers(const B *w, long part) { return repeated(w->scales + 4 * part / SHARE, SHARE); }
+  static Floats unit(const B *w) { return Floats{} + half(w->scale); }
+  static float scale(const B *w, long part, long group) { return half(w->scale) * w->scales[(4 * part + group) / SHARE]; }
+  static float least(const B *w, long part, long group) { return half(w->least) * w->leasts[(4 * part + group) / SHARE]; }
+  static Floats leasts(const B *w, long, long lanes) {
+    return half(w->least) * (SHARE == 1 ? floats(w->leasts + lanes) : doubled(w->leasts + lanes / 2));
+  }
+};
+template <> struct Product<NibblesK> : PartK<NibblesK, 8> {};
+template <> struct Product<BytesK> : PartK<BytesK, 16> {};
+
+// What a part of an output's weights is to be multiplied by, and its scales where its dots go to floats at once.
+template <class B> struct Prepared {
+  Numbers numbers;
+  Floats scales;
+  Prepared() = default;
+  Prepared(const B *w, long part) : numbers(unpacked(Product<B>::numbers(w, part))) {
+    if constexpr (Product<B>::INTEGERS) numbers = times(numbers, Product<B>::multipliers(w, part));
+    else scales = Product<B>::scales(w, part);
+  }
+  void add(const int16_t *x, Ints &all) const { all = dots(all, x, numbers); }
+  void add(const int16_t *x, Floats &sum) const {
+    sum = fused(__builtin_convertvector(dots(Ints{}, x, numbers), Floats), scales, sum);
+  }
+};
+
+// A part of M rows of x, `size` apart, against those of N outputs, `stride` apart. What is needed again stays in registers.
+template <int M, int N, class B, class Sum>
+inline void add_part(const B *w, long stride, const int16_t *x, long size, long part, Sum (&sums)[M][N]) {
+  if constexpr (M < N) {
+    for (int n = 0; n < N; n++) {
+      Prepared<B> each(w + n * stride, part);
+      for (int m = 0; m < M; m++) each.add(x + m * size + part * PART, sums[m][n]);
+    }
+  } else {
+    Prepared<B> all[N];
+    for (int n = 0; n < N; n++) all[n] = Prepared<B>(w + n * stride, part);
+    for (int m = 0; m < M; m++)
+      for (int n = 0; n < N; n++) all[n].add(x + m * size + part * PART, sums[m][n]);
+  }
+}
+
+// The same of up to 256 elements, `parts` parts.
+template <int M, int N, class B>
+inline void block(const B *w, long stride, const int16_t *x, long size, long parts, Floats (&sums)[M][N]) {
+  using P = Product<B>;
+  if constexpr (P::INTEGERS) {
+    Ints all[M][N] = {};
+#pragma GCC unroll 4
+    for (long part = 0; part < SUPER / PART; part++) add_part<M, N>(w, stride, x, size, part, all);
+    for (int n = 0; n < N; n++) {
+      Floats unit = P::unit(w + n * stride);
+      for (int m = 0; m < M; m++) sums[m][n] = fused(__builtin_convertvector(all[m][n], Floats), unit, sums[m][n]);
+    }
+  } else {
+#pragma GCC unroll 4
+    for (long part = 0; part < parts; part++) add_part<M, N>(w, stride, x, size, part, sums);
+  }
+  if constexpr (P::LEAST)
+    for (int n = 0; n < N; n++)
+      for (long i = 0; i < GROUPS; i += LANES) {
+        Floats leasts = P::leasts(w + n * stride, parts, i);
+        for (int m = 0; m < M; m++) sums[m][n] = fused(load_floats(x + m * size + SUPER + 2 * i), leasts, sums[m][n]);
+      }
+}
+
+template <int M, int N, class B> struct BlockTile {
+  using P = Product<B>;
+  static void run(const Linear<B> &p, long row, long from, long begin, long end, const Fetch &fetch, Floats (&sums)[M][N]) {
+    long stride = p.k / P::EACH, first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
+    long ahead = from < fetch.until ? fetch.near : fetch.far;
+    for (long i = begin; i < end; i += SUPER) {
+      const B *w = p.w + from * stride + i / P::EACH;
+      long distance = i >= first && i < last ? ahead : 0;
+      for (int n = 0; n < N; n++)
+        for (long line = 0; line < SUPER / P::EACH * long(sizeof(B)); line += 64)
+          __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride) + line + distance, 0, 2);
+      block<M, N>(w, stride, p.x + row * p.size + P::at(i), p.size, SUPER / PART, sums);
     }
   }
-  static void unpack(const uint8_t *nibbles, Part &part) {
-    for (long i = 0; i < SHORTS / 2; i++) {
-      Nibbles some;
-      std::memcpy(&some, nibbles + i * 2 * LANES, sizeof some);
-      part.numbers[i] = widened(some) & 15;
-      part.numbers[SHORTS / 2 + i] = widened(some) >> 4;
-    }
-  }
-  static void unpack(const int8_t *bytes, Part &part) {
-    for (long i = 0; i < SHORTS; i++) part.numbers[i] = load_shorts(bytes + i * 2 * LANES);
+  static void tail(const Linear<B> &p, long row, long from, Floats (&sums)[M][N]) {
+    long stride = p.k / P::EACH, whole = p.k / SUPER * SUPER;
+    block<M, N>(p.w + from * stride + whole / P::EACH, stride, p.x + row * p.size + P::at(whole), p.size, (p.k - whole) / PART, sums);
   }
 };
-
-template <> struct Product<Nibbles32> : BlockProduct<Nibbles32, 64, true> {
-  static Part part(const Nibbles32 *w, long) {
-    Part part;
-    unpack(w->numbers, part);
-    Quad both = halves(w->scales); // and the two behind them
-    part.scales = two_and_two(both);
-    part.least = two_and_two(Quad{both[2], both[3]});
-    return part;
-  }
-};
-
-template <> struct Product<Bytes32> : BlockProduct<Bytes32, 64, false> {
-  static Part part(const Bytes32 *w, long) {
-    Part part;
-    unpack(w->numbers, part);
-    part.scales = two_and_two(halves(w->scales));
-    return part;
-  }
-};
-
-template <> struct Product<BytesLeast32> : BlockProduct<BytesLeast32, 64, true> {
-  static Part part(const BytesLeast32 *w, long) {
-    Part part;
-    unpack(w->numbers, part);
-    Quad both = halves(w->scales);
-    part.scales = two_and_two(both);
-    part.least = two_and_two(Quad{both[2], both[3]});
-    return part;
-  }
-};
-
-template <> struct Product<NibblesK> : BlockProduct<NibblesK, 256, true> {
-  static Part part(const NibblesK *w, long at) {
-    Part part;
-    unpack(w->numbers[at], part);
-    Quad units = halves(&w->scale), both = four(w->scales[at]) * Quad{units[0], units[0], units[1], units[1]};
-    part.scales = two_and_two(both);
-    part.least = two_and_two(Quad{both[2], both[3]});
-    return part;
-  }
-};
-
-template <> struct Product<BytesK> : BlockProduct<BytesK, 256, true> {
-  static Part part(const BytesK *w, long at) {
-    Part part;
-    unpack(w->numbers[at], part);
-    Quad units = halves(&w->scale);
-    part.scales = repeated(four(w->scales[at]) * units[0]);
-    part.least = repeated(four(w->leasts[at]) * units[1]);
-    return part;
-  }
-};
+template <int M, int N> struct Tile<M, N, Nibbles32> : BlockTile<M, N, Nibbles32> {};
+template <int M, int N> struct Tile<M, N, Bytes32> : BlockTile<M, N, Bytes32> {};
+template <int M, int N> struct Tile<M, N, BytesLeast32> : BlockTile<M, N, BytesLeast32> {};
+template <int M, int N> struct Tile<M, N, NibblesK> : BlockTile<M, N, NibblesK> {};
+template <int M, int N> struct Tile<M, N, BytesK> : BlockTile<M, N, BytesK> {};
 
 // Matrices of a layer that are in different layouts, and have their input in common.
 struct AnyBlocks;

@@ -61,8 +61,11 @@ typedef float Quad __attribute__((vector_size(16)));
 // - sum: of a vector's lanes, always in the same order
 // - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
 //   the vectors would go through memory.
-// - repeated: four floats, as often as a register holds them
-// - halves: four float16 as floats; four: four bytes
+// - repeated: four floats as often as a register holds them, or shorts, each of four bytes twice or of two bytes four times
+// - joined: as many fours as a register holds
+// - halves: four float16 as floats
+// - in_turn: of four times sixteen shorts two of each, then the next two
+// - floats: of bytes; doubled: of half as many bytes, each twice
 #if defined(__AVX512BW__)
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline Words widened(Halves halves) { return (Words)_mm512_cvtepu16_epi32((__m256i)halves); }
@@ -78,6 +81,14 @@ inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
 }
 inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
 inline Floats repeated(Quad quad) { return (Floats)_mm512_broadcast_f32x4((__m128)quad); }
+inline Shorts repeated(__m128i eight) { return (Shorts)_mm512_broadcast_i32x4(eight); }
+inline Floats joined(const Quad *quads) {
+  __m512 lanes = _mm512_castps128_ps512((__m128)quads[0]);
+  lanes = _mm512_insertf32x4(lanes, (__m128)quads[1], 1);
+  lanes = _mm512_insertf32x4(lanes, (__m128)quads[2], 2);
+  return (Floats)_mm512_insertf32x4(lanes, (__m128)quads[3], 3);
+}
+inline Floats floats(__m128i bytes) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
 inline float sum(Floats lanes) {
   __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)lanes), _mm512_extractf32x8_ps((__m512)lanes, 1));
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -111,6 +122,9 @@ inline Halves narrowed(Words words) { // less than 65536
 inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) { return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)w); }
 inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
 inline Floats repeated(Quad quad) { return (Floats)_mm256_set_m128((__m128)quad, (__m128)quad); }
+inline Shorts repeated(__m128i eight) { return (Shorts)_mm256_broadcastsi128_si256(eight); }
+inline Floats joined(const Quad *quads) { return (Floats)_mm256_set_m128((__m128)quads[1], (__m128)quads[0]); }
+inline Floats floats(__m128i bytes) { return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
 inline float sum(Floats lanes) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
   return (four[0] + four[1]) + (four[2] + four[3]);
@@ -139,8 +153,21 @@ inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) {
 }
 inline Floats repeated(Quad quad) { return (Floats)quad; }
 inline Quad halves(const uint16_t *from) { return (Quad)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
-inline Quad four(const int8_t *from) { return Quad{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
-inline Quad four(const uint8_t *from) { return Quad{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
+template <class T> inline Shorts repeated(const T *from, int share) {
+  Shorts shorts;
+  for (int i = 0; i < 8; i++) shorts[i] = from[i / 2 / share];
+  return shorts;
+}
+inline Floats joined(const Quad *quads) { return (Floats)quads[0]; }
+inline void in_turn(const int16_t *from, int16_t *to) {
+  for (int i = 0; i < 2; i++) {
+    int32x4x4_t fours;
+    for (int group = 0; group < 4; group++) fours.val[group] = vreinterpretq_s32_s16(vld1q_s16(from + 16 * group + 8 * i));
+    vst4q_s32(reinterpret_cast<int32_t *>(to + 32 * i), fours);
+  }
+}
+inline Floats floats(const uint8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
+inline Floats doubled(const uint8_t *from) { return Floats{float(from[0]), float(from[0]), float(from[1]), float(from[1])}; }
 inline float sum(Floats lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
 __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   float32x4_t two[2];
@@ -151,13 +178,40 @@ __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
 
 #if !defined(__aarch64__)
 inline Quad halves(const uint16_t *from) { return (Quad)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))); }
-inline __m128i four_bytes(const void *from) {
-  int32_t word;
-  std::memcpy(&word, from, sizeof word);
-  return _mm_cvtsi32_si128(word);
+inline void in_turn(const int16_t *from, int16_t *to) {
+  for (int i = 0; i < 2; i++) {
+    __m128i a[4], b[4];
+    for (int group = 0; group < 4; group++)
+      a[group] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 16 * group + 8 * i));
+    for (int half = 0; half < 2; half++) {
+      b[2 * half] = _mm_unpacklo_epi32(a[2 * half], a[2 * half + 1]);
+      b[2 * half + 1] = _mm_unpackhi_epi32(a[2 * half], a[2 * half + 1]);
+    }
+    __m128i *out = reinterpret_cast<__m128i *>(to + 32 * i);
+    for (int half = 0; half < 2; half++) {
+      _mm_storeu_si128(out + 2 * half, _mm_unpacklo_epi64(b[half], b[half + 2]));
+      _mm_storeu_si128(out + 2 * half + 1, _mm_unpackhi_epi64(b[half], b[half + 2]));
+    }
+  }
 }
-inline Quad four(const int8_t *from) { return (Quad)_mm_cvtepi32_ps(_mm_cvtepi8_epi32(four_bytes(from))); }
-inline Quad four(const uint8_t *from) { return (Quad)_mm_cvtepi32_ps(_mm_cvtepu8_epi32(four_bytes(from))); }
+template <int COUNT> inline __m128i some_bytes(const void *from) {
+  __m128i bytes = _mm_setzero_si128();
+  std::memcpy(&bytes, from, COUNT);
+  return bytes;
+}
+inline Floats floats(const uint8_t *from) { return floats(some_bytes<LANES>(from)); }
+inline Floats doubled(const uint8_t *from) {
+  __m128i bytes = some_bytes<LANES / 2>(from);
+  return floats(_mm_unpacklo_epi8(bytes, bytes));
+}
+inline Shorts repeated(const int8_t *from, int share) {
+  __m128i shorts = _mm_cvtepi8_epi16(some_bytes<4>(from)), twice = _mm_unpacklo_epi16(shorts, shorts);
+  return repeated(share == 1 ? twice : _mm_unpacklo_epi32(twice, twice));
+}
+inline Shorts repeated(const uint8_t *from, int share) {
+  __m128i shorts = _mm_cvtepu8_epi16(some_bytes<4>(from)), twice = _mm_unpacklo_epi16(shorts, shorts);
+  return repeated(share == 1 ? twice : _mm_unpacklo_epi32(twice, twice));
+}
 #endif
 
 // bfloat16 is carried as uint16_t: the upper half of a float.
@@ -271,10 +325,10 @@ inline Shorts load_shorts(const int8_t *from) {
 }
 
 // A row as integers, padded with zeros to whole steps; returns what one unit is worth. They are as large as 16 bits
-// allow, and small enough that no lane can overflow over products with bytes.
-template <class T> inline float quantise(const T *from, long count, int16_t *to) {
+// allow, and at most `most`; without it small enough that no lane can overflow over products with bytes.
+template <class T> inline float quantise(const T *from, long count, int16_t *to, long most = 0) {
   long padded = whole_steps(count);
-  long most = 2147483647L / (127 * (padded / LANES));
+  if (!most) most = 2147483647L / (127 * (padded / LANES));
   most = most < 32767 ? most : 32767;
   Floats sizes = {};
   float largest = 0.0f;

@@ -21,16 +21,15 @@ template <class T, class W> void rows(const W *w, const int64_t *of, T *y, long 
   using P = Product<W>;
   long blocks = (k + P::EACH - 1) / P::EACH;
   for (long row = 0; row < count; row++)
-    for (long first = 0; first < k; first += P::PART) {
-      auto part = P::part(w + of[row] * blocks + first / P::EACH, first % P::EACH / P::PART);
-      int16_t numbers[P::PART];
-      float scales[LANES], least[LANES] = {};
-      std::memcpy(numbers, part.numbers, sizeof numbers);
-      store(part.scales, scales);
-      if (P::LEAST) store(part.least, least);
-      for (long i = 0; i < P::PART; i++) {
-        long group = i / 2 % 4, place = first + 16 * group + i / 8 * 2 + i % 2;
-        if (place < k) narrow(numbers[i] * scales[group] + least[group], y + row * k + place);
+    for (long first = 0; first < k; first += PART) {
+      const W *block = w + of[row] * blocks + first / P::EACH;
+      long part = first % P::EACH / PART;
+      Numbers shorts = unpacked(P::numbers(block, part));
+      int16_t numbers[PART];
+      std::memcpy(numbers, shorts.of, sizeof numbers);
+      for (long i = 0; i < PART && first + i < k; i++) {
+        long group = i / 16, place = i % 16 / 2 * 8 + group * 2 + i % 2;
+        narrow(numbers[place] * P::scale(block, part, group) + P::least(block, part, group), y + row * k + first + i);
       }
     }
 }

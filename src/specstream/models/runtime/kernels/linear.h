@@ -230,6 +230,15 @@ inline void tail(const Linear<T> &p, long row, long from, typename Product<T>::S
   }
 }
 
+// The two for weights of type T.
+template <int M, int N, class T> struct Tile {
+  using Sum = typename Product<T>::Sum;
+  static void run(const Linear<T> &p, long row, long from, long begin, long end, const Fetch &fetch, Sum (&sums)[M][N]) {
+    ::tile<M, N, T>(p, row, from, begin, end, fetch, sums);
+  }
+  static void tail(const Linear<T> &p, long row, long from, Sum (&sums)[M][N]) { ::tail<M, N, T>(p, row, from, sums); }
+};
+
 inline Floats as_floats(const Floats &sums) { return sums; }
 inline Floats as_floats(const Ints &sums) { return __builtin_convertvector(sums, Floats); }
 
@@ -260,12 +269,12 @@ void strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
       Sum sums[M][N];
       Sum *kept = partial + (n - from) * M;
       for (int i = 0; i < M * N; i++) sums[i / N][i % N] = begin ? kept[i] : Sum{};
-      tile<M, N, T>(p, row, n, begin, end, fetch, sums);
+      Tile<M, N, T>::run(p, row, n, begin, end, fetch, sums);
       if (begin + block < p.k) {
         for (int i = 0; i < M * N; i++) kept[i] = sums[i / N][i % N];
         continue;
       }
-      if (Product<T>::EACH == 1 && whole < p.k) tail<M, N, T>(p, row, n, sums);
+      if (whole < p.k) Tile<M, N, T>::tail(p, row, n, sums);
       total<M, N>(sums, totals + n - from, width);
     }
   }
