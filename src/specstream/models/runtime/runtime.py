@@ -125,7 +125,7 @@ class Runtime:
     @property
     def nbytes(self) -> int:
         """Bytes of the model's weights and of their quantised copies."""
-        own: int = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        own: int = sum(weight.nbytes for weight in self.model.parameters())
         return own + sum(weight.nbytes for weight in self._weights.values())
 
     @property
