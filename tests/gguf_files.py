@@ -76,19 +76,24 @@ def write_gguf(
     own |= {"attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS, "attention.key_length": head}
     if architecture == "llama":
         own["rope.dimension_count"] = head
-    if architecture.startswith("gemma"):
+    pieces = architecture.startswith("gemma")  # whose tokenizers are of SentencePiece
+    if pieces:
         own["attention.sliding_window"] = 8
     values: dict[str, Any] = {f"{architecture}.{name}": value for name, value in own.items()}
     values |= {f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5, f"{architecture}.rope.freq_base": 10000.0}
     values |= {"general.name": "tiny", "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 0}
     values |= {"tokenizer.ggml.padding_token_id": 2, "tokenizer.ggml.add_bos_token": False}
     values |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.chat_template": TEMPLATE}
+    if pieces:
+        values |= {"tokenizer.ggml.model": "llama", "tokenizer.ggml.unknown_token_id": 2}
+        writer.add_token_scores([-float(at) for at in range(len(TOKENS))])
     for key, value in (values | dict(fields or {})).items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
         add[type(value)](key, value)
     writer.add_token_list(TOKENS)
     writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
-    writer.add_token_merges(["Ġ Ġ", "ĠĠ Ġ"])  # transformers before 5.20 takes a list of one for a string
+    if not pieces:
+        writer.add_token_merges(["Ġ Ġ", "ĠĠ Ġ"])  # transformers before 5.20 takes a list of one for a string
     shapes = shapes_of(architecture, head, hidden, inner)
     if output:
         shapes["output.weight"] = shapes["token_embd.weight"]
@@ -99,9 +104,7 @@ def write_gguf(
     return path
 
 
-def _add_tensors(
-    writer: gguf.GGUFWriter, shapes: Shapes, kind: Callable[[str], str], seed: int, noise: float
-) -> None:
+def _add_tensors(writer: gguf.GGUFWriter, shapes: Shapes, kind: Callable[[str], str], seed: int, noise: float) -> None:
     chance, other = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     for name, shape in shapes.items():
         values = chance.normal(size=shape) * (0.3 if len(shape) > 1 else 0.1) + (name.endswith("norm.weight"))

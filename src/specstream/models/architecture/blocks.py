@@ -7,7 +7,7 @@ they ask for or of all; nothing keeps them. What is fast reads ``blocks`` itself
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import torch
@@ -111,13 +111,10 @@ class BlockTensor(Tensor):
     ) -> Any:
         named = dict(kwargs or {})
         own = args[0] if args else None
-        if isinstance(own, BlockTensor):
-            if func in _SAME:
-                return BlockTensor(own.blocks, own.kind, own.dtype)
-            if func is _aten.embedding.default:
-                return _rows(own, args[1])
-            if func in _OF_ROWS and (found := _taken(func, own, args[1:], named)) is not None:
-                return _rows(own, found)
+        if isinstance(own, BlockTensor) and (func.is_view or func in _OF_ROWS or func is _aten.embedding.default):
+            # What stands for a view of a tensor that counts versions must count them too.
+            with torch.inference_mode(False):
+                return _viewed(func, own, args[1:], named)
         _refuse_writing(func, args, named)
         plain = tree_map_only(BlockTensor, lambda each: each.dequantized().to(each.dtype), (args, named))
         return func(*plain[0], **plain[1])
@@ -131,6 +128,18 @@ def kinds_of(model: Any) -> dict[str, str]:
 def holds_blocks(model: Any) -> bool:
     """Whether some of a model's weights are blocks of a file."""
     return bool(kinds_of(model))
+
+
+def _viewed(func: Any, own: BlockTensor, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+    """A view or rows of a matrix: the same blocks where nothing else is asked for, else numbers."""
+    if func in _SAME:
+        return BlockTensor(own.blocks, own.kind, own.dtype)
+    if func is _aten.embedding.default:
+        return _rows(own, args[0])
+    if func in _OF_ROWS and (found := _taken(func, own, args, named)) is not None:
+        return _rows(own, found)
+    found = func(own.dequantized().to(own.dtype), *args, **named)
+    return cast(Tensor, found)
 
 
 def _taken(func: Callable[..., Tensor], own: BlockTensor, args: Sequence[Any], named: Mapping[str, Any]) -> Any:

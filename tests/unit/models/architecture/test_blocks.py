@@ -65,11 +65,27 @@ def test_a_linear_layer_and_an_embedding_read_the_numbers(kind: str, dtype: torc
         (lambda of: of.t().contiguous(), ROWS),
         (lambda of: of.float() * 2, ROWS),
     ],
-    ids=["slice", "row", "index", "index-2d", "mask", "select", "lookup", "column", "pairs", "values", "1", "t", "cast"],
+    ids=[
+        "slice",
+        "row",
+        "index",
+        "index-2d",
+        "mask",
+        "select",
+        "lookup",
+        "column",
+        "pairs",
+        "values",
+        "1",
+        "t",
+        "cast",
+    ],
 )
 def test_only_the_rows_that_are_taken_are_read(taken, rows, monkeypatch) -> None:
     own, read = weight(), list[int]()
     expected, original = taken(numbers(own)), gguf.quants.dequantize
+    with torch.inference_mode():  # where passes run
+        assert torch.equal(taken(own), expected) and torch.equal(taken(own.detach()), expected)
     monkeypatch.setattr(
         blocks.gguf.quants, "dequantize", lambda data, kind: read.append(len(data)) or original(data, kind)
     )
@@ -82,7 +98,9 @@ def test_a_module_keeps_it_where_it_is_and_another_dtype_is_refused() -> None:
     layer.weight = own = nn.Parameter(weight(), requires_grad=False)
     layer.to("cpu").to(torch.bfloat16).eval().requires_grad_(False)
     assert layer.weight is own and type(own) is BlockTensor
-    with pytest.raises(UsageError, match=r"Q4_1 blocks of a GGUF file stays torch\.bfloat16 on the CPU.* with that dtype"):
+    with pytest.raises(
+        UsageError, match=r"Q4_1 blocks of a GGUF file stays torch\.bfloat16 on the CPU.* with that dtype"
+    ):
         layer.to(torch.float32)
     twin = copy.deepcopy(layer).weight
     assert twin is not own and isinstance(twin, BlockTensor) and twin.blocks.data_ptr() == own.blocks.data_ptr()
