@@ -1,4 +1,4 @@
-"""Tiny random models of GGUF files: blocks of every kind, a byte-level tokenizer, and tensors as llama.cpp names them."""
+"""Tiny random models in GGUF files: blocks of every kind, and tensors as llama.cpp names them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from specstream.models.architecture.blocks import KINDS
+from specstream.models.hub.gguf_header import KINDS
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD, LAYERS, CONTEXT = 64, 96, 4, 2, 16, 2, 512
 SPECIAL = ["<end>", "<start>", "<stop>"]
@@ -44,7 +44,7 @@ def shapes_of(architecture: str, head: int, hidden: int = HIDDEN, inner: int = I
     return shapes
 
 
-def write_gguf(
+def write_gguf(  # noqa: PLR0913
     path: Path,
     architecture: str = "llama",
     *,

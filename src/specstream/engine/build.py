@@ -343,17 +343,24 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
             f"the draft {model_name(draft)} says some of {_vocab_size(draft)} tokens and the target has "
             f"{_vocab_size(target.model)}; make one of {model_name(target.model)}: specstream make-draft"
         )
-    if holds_blocks(draft):
-        if quantization not in ("auto", "none"):
-            raise _quantised_already("draft_quantization", quantization, model_name(draft))
-        quantization = "none"
-    if quantization == "auto":
-        quantization = draft_quantization(draft, config.runtime) if named else "none"
+    quantization = _quantization_of(draft, config, named)
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
         drafting.release()
     return LoadedDraft(target=drafting, part=part)
+
+
+def _quantization_of(draft: Any, config: EngineConfig, named: bool) -> Quantization:
+    """How a draft's weights are read; nobody else has one that was given by name, so that the fastest way is taken."""
+    wanted = config.draft_quantization
+    if holds_blocks(draft):
+        if wanted not in ("auto", "none"):
+            raise _quantised_already("draft_quantization", wanted, model_name(draft))
+        return "none"
+    if wanted == "auto":
+        return draft_quantization(draft, config.runtime) if named else "none"
+    return wanted
 
 
 def _draft_given(

@@ -16,9 +16,6 @@ from torch.utils._pytree import tree_map_only
 
 from specstream.errors import UsageError
 
-KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
-"""The block types that are read, by ggml's names."""
-
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default)
 _OF_ROWS = (_aten.slice.Tensor, _aten.select.int, _aten.index.Tensor, _aten.index_select.default)
@@ -32,7 +29,7 @@ class BlockTensor(Tensor):
 
     Args:
         blocks: ``[rows, bytes per row]`` uint8, on the CPU; it may be a view of a mapped file.
-        kind: of the blocks, one of ``KINDS``.
+        kind: of the blocks, by ggml's name, such as ``Q4_1``.
         dtype: that operations see.
 
     Attributes:

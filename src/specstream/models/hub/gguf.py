@@ -28,6 +28,7 @@ _ROTATIONS = "rope_freqs.weight"
 _END_FIELDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>")
 """Control tokens that end an answer, whatever the file's one field says: Qwen2.5, Llama 3 and Phi 3 have several."""
+_UINT32 = int(gguf.GGUFValueType.UINT32)
 _CONTROL = 3  # among a file's token types
 
 
@@ -66,7 +67,7 @@ def load_gguf(
         raise UsageError(
             f"{str(path)!r} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; give a smaller file"
         )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     if header.fields.get("tokenizer.ggml.model") == "gpt2":
         repairs.decode_bytes(tokenizer)
         if header.fields.get("tokenizer.ggml.pre") == "smollm":
@@ -109,7 +110,7 @@ def _write_fields(header: Header, path: Path) -> None:
     fields = {f"{header.architecture}.vocab_size": len(header.fields.get("tokenizer.ggml.tokens", ()))}
     for key, value in {**fields, **header.fields}.items():
         if key != "general.architecture" and not isinstance(value, list):
-            writer.add_key_value(key, value, header.types.get(key, gguf.GGUFValueType.UINT32))
+            writer.add_key_value(key, value, gguf.GGUFValueType(header.types.get(key, _UINT32)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -16,18 +16,19 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-
 from specstream.errors import ModelNotFoundError
-from specstream.models.architecture.blocks import KINDS
 
 MAGIC, ENDING = b"GGUF", ".gguf"
+KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
+"""The types of blocks that are read, by ggml's names."""
+
 PLAIN_KINDS = ("F32", "F16", "BF16")
 """Types of tensors that are numbers already."""
 
 _DAMAGED = "copy or download it again"
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_TEXT, _LIST = 8, 9  # the other types of fields
 _LONGEST = 8  # dimensions; ggml has four
 
 
@@ -57,13 +58,13 @@ class Header:
     Attributes:
         path: of the file.
         fields: by their keys: numbers, texts, and lists of them.
-        types: of the same: the numbers that stand in the file.
+        types: of the same, by their numbers in the file.
         tensors: by their names.
     """
 
     path: Path
     fields: Mapping[str, Any]
-    types: Mapping[str, GGUFValueType]
+    types: Mapping[str, int]
     tensors: Mapping[str, StoredTensor]
 
     @property
@@ -137,13 +138,13 @@ class _Parser:
         if version not in (2, 3):
             raise ModelNotFoundError(f"{str(self._path)!r} is of GGUF version {version}; give one of version 2 or 3")
         tensors, fields = self._take("QQ")
-        values, types = dict[str, Any](), dict[str, GGUFValueType]()
+        values, types = dict[str, Any](), dict[str, int]()
         for _ in range(fields):
             key = self._text()
             kind = self._value_type()
             values[key], types[key] = self._value(kind), kind
         infos = [self._info() for _ in range(tensors)]
-        alignment = int(values.get("general.alignment", 32))
+        alignment = int(values.get("general.alignment") or 32)
         start = -(-self._at // alignment) * alignment
         stored = {name: self._stored(name, shape, kind, start + offset) for name, shape, kind, offset in infos}
         return Header(path=self._path, fields=values, types=types, tensors=stored)
@@ -170,26 +171,27 @@ class _Parser:
     def _text(self) -> str:
         return self._bytes(self._take("Q")[0]).decode("utf-8", "replace")
 
-    def _value_type(self) -> GGUFValueType:
+    def _value_type(self) -> int:
         (number,) = self._take("I")
-        try:
-            return GGUFValueType(number)
-        except ValueError:
-            raise self._cut() from None
-
-    def _value(self, kind: GGUFValueType) -> Any:
-        if kind == GGUFValueType.STRING:
-            return self._text()
-        if kind != GGUFValueType.ARRAY:
-            return self._take(_NUMBERS[int(kind)])[0]
-        inner, (count,) = self._value_type(), self._take("Q")
-        if count > len(self._data) - self._at:
+        if number not in (*_NUMBERS, _TEXT, _LIST):
             raise self._cut()
-        if int(inner) in _NUMBERS:
-            return list(self._take(f"{count}{_NUMBERS[int(inner)]}"))
+        return int(number)
+
+    def _value(self, kind: int) -> Any:
+        if kind == _TEXT:
+            return self._text()
+        if kind != _LIST:
+            return self._take(_NUMBERS[kind])[0]
+        inner, (count,) = self._value_type(), self._take("Q")
+        if count > len(self._data) - self._at or inner == _LIST:  # no file has lists of lists
+            raise self._cut()
+        if inner in _NUMBERS:
+            return list(self._take(f"{count}{_NUMBERS[inner]}"))
         return [self._value(inner) for _ in range(count)]
 
     def _info(self) -> tuple[str, tuple[int, ...], str, int]:
+        from gguf import GGMLQuantizationType  # with numpy, a quarter of a second for commands that read no file
+
         name, (dimensions,) = self._text(), self._take("I")
         if dimensions > _LONGEST:
             raise self._cut()
@@ -204,6 +206,8 @@ class _Parser:
         return name, shape, kind, offset
 
     def _stored(self, name: str, shape: tuple[int, ...], kind: str, start: int) -> StoredTensor:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
         values, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         count = 1
         for each in shape:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from specstream.errors import UsageError
 from specstream.models.architecture import blocks
-from specstream.models.architecture.blocks import KINDS, BlockTensor, holds_blocks, kinds_of
+from specstream.models.architecture.blocks import BlockTensor, holds_blocks, kinds_of
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.architecture.memory import held_bytes
 from specstream.models.architecture.view import Copied, Stamp
+from specstream.models.hub.gguf_header import KINDS
 from tests.gguf_files import stored
 
 ROWS, COLUMNS = 12, 64

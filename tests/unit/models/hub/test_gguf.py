@@ -12,12 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
-from specstream.models.architecture.blocks import KINDS, BlockTensor, kinds_of
+from specstream.models.architecture.blocks import BlockTensor, kinds_of
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub import gguf as loader
 from specstream.models.hub import load
 from specstream.models.hub.catalog import on_disk, resolve
 from specstream.models.hub.gguf import load_gguf, read_config
+from specstream.models.hub.gguf_header import KINDS
 from specstream.models.hub.load import config_in, load_model
 from tests.gguf_files import ARCHITECTURES, CONTEXT, TOKENS, random_blocks, write_gguf
 
