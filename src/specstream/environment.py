@@ -297,6 +297,23 @@ def _numbers(release: str) -> tuple[int, ...]:
     return tuple(map(int, found[0].split("."))) if found else ()
 
 
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still use: what the system has, within the limit of its control group."""
+    limits = []
+    for line in _text(str(root / "proc/meminfo")).splitlines():
+        if line.startswith("MemAvailable:"):
+            limits.append(int(line.split()[1]) * 1024)
+    groups = root / "sys/fs/cgroup"
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, taken = _text(str(groups / most)), _text(str(groups / used))
+        if limit.isdigit() and taken.isdigit():
+            limits.append(max(0, int(limit) - int(taken)))
+    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _text(path: str) -> str:
     """What a file of the system says; empty where there is none."""
     try:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from specstream.core.ports import Drafter
 from specstream.core.stats import RowStats
+from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.lookup import LookupDrafter
+from specstream.drafters.none import NoDrafter
+from specstream.models.hub.gguf import load_gguf
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import Quantization, RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
-from tests.lossless.decoding import DRAFTERS, QUANTIZED, make_drafter, run
+from tests.gguf_files import write_gguf
+from tests.lossless.decoding import DRAFTERS, GAMMA, QUANTIZED, make_drafter, run
 from tests.lossless.families import FAMILIES, WINDOW, build, generated, prompt
 
 NEW_TOKENS = 36
@@ -81,6 +92,43 @@ def test_a_quantised_target_says_what_it_says_without_drafts(family: str, bits: 
     batch = run(own, make_drafter(drafter, family), PROMPTS, NEW_TOKENS)
     assert [row.emitted for row in batch] == expected
     assert min(_drafted([row.stats for row in batch])) > 0 or drafter != "draft_model-tree"
+
+
+@cache
+def in_blocks(architecture: str, noise: float = 0.0) -> Any:
+    """A model of a GGUF file as it is; ``noise`` makes a draft of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_gguf(Path(folder) / "model.gguf", architecture, kind=in_several_kinds, seed=4, noise=noise)
+        return load_gguf(file, torch.float32)[0]
+
+
+def in_several_kinds(name: str) -> str:
+    return {"token_embd": "Q8_0", "ffn_down": "Q5_1"}.get(name.split(".")[-2], "Q4_1")
+
+
+@pytest.mark.parametrize("drafter", ["none", "lookup-tree", "draft_model-tree"])
+@pytest.mark.parametrize("runtime", ["eager", "auto"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_gguf_file_says_what_it_says_without_drafts(architecture: str, runtime: RuntimeName, drafter: str) -> None:
+    own = HuggingFaceTarget(in_blocks(architecture), runtime=runtime)
+    if runtime == "eager":
+        expected = [generated(own.model, tokens, NEW_TOKENS, eos_token_id=None) for tokens in PROMPTS]
+    else:  # kernels of its own are a model of their own
+        plain = [run(own, NoDrafter(), [tokens], NEW_TOKENS) for tokens in PROMPTS]
+        expected = [row.emitted for (row,) in plain]
+    assert len({token for output in expected for token in output}) >= 8
+    drafts: dict[str, Callable[[], Drafter]] = {
+        "none": NoDrafter,
+        "lookup-tree": lambda: LookupDrafter(min_ngram=1, branches=3),
+        "draft_model-tree": lambda: DraftModelDrafter(
+            HuggingFaceTarget(in_blocks(architecture, 0.05), exact=False), gamma=GAMMA, branches=2
+        ),
+    }
+    batch = run(own, drafts[drafter](), PROMPTS, NEW_TOKENS)
+    assert [row.emitted for row in batch] == expected
+    (alone,) = run(own, drafts[drafter](), PROMPTS[:1], NEW_TOKENS)
+    assert alone.emitted == expected[0]
+    assert min(_drafted([row.stats for row in (*batch, alone)])) > 0 or drafter == "none"
 
 
 @pytest.mark.parametrize("drafter", ["lookup", "lookahead", "medusa", "streams-learned", "mixed-streams", "router"])

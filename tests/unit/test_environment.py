@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from specstream import environment
-from specstream.environment import GENERIC, LEVELS, level, limit_libraries, processor_level
+from specstream.environment import GENERIC, LEVELS, free_memory, level, limit_libraries, processor_level
 from specstream.errors import UsageError
 
 V3 = "fpu sse2 avx avx2 fma f16c bmi1 bmi2 abm movbe"
@@ -189,3 +190,17 @@ def test_torch_itself_is_held_to_the_level() -> None:
     environ["SPECSTREAM_CPU"] = "x86-64-v3"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ, check=True)
     assert done.stdout.split() == ["AVX2", "False"]
+
+
+def test_free_memory_obeys_the_control_group(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4000 kB\n")
+    assert free_memory(tmp_path) == 4_096_000
+    groups = tmp_path / "sys" / "fs" / "cgroup"
+    groups.mkdir(parents=True)
+    (groups / "memory.max").write_text("max\n")
+    (groups / "memory.current").write_text("1000\n")
+    assert free_memory(tmp_path) == 4_096_000
+    (groups / "memory.max").write_text("3000\n")
+    assert free_memory(tmp_path) == 2000
+    assert free_memory(tmp_path / "nowhere") > 0

@@ -31,6 +31,7 @@ def list_models(as_json: options.AsJson = False) -> None:
                 "default": entry.name == DEFAULT_MODEL,
                 "cached": folder is not None,
                 "path": str(folder) if folder is not None else None,
+                "file": str(file) if (file := cached_folder(f"{entry.name}.gguf")) is not None else None,
             }
         )
     if as_json:
@@ -49,7 +50,8 @@ def _print_table(rows: list[dict[str, object]]) -> None:
             str(row["name"]),
             f"{float(str(row['parameters'])) / 1e6:.0f} M",
             f"{float(str(row['download_bytes'])) / 1e6:.0f} MB",
-            "yes" if row["cached"] else "no",
+            " and ".join(name for name, is_here in (("yes", row["cached"]), ("as .gguf", row["file"])) if is_here)
+            or "no",
             str(row["summary"]),
         )
     Console().print(table)
@@ -57,7 +59,12 @@ def _print_table(rows: list[dict[str, object]]) -> None:
 
 @app.command("pull")
 def pull_model(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `specstream models list` shows.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A name that `specstream models list` shows; NAME.gguf is its file as it is."
+        ),
+    ],
     as_json: options.AsJson = False,
 ) -> None:
     """Download a model of the catalog; one that is here already is kept."""

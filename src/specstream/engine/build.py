@@ -30,6 +30,7 @@ from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.streams import Streams
+from specstream.models.architecture.blocks import holds_blocks
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.architecture.compat import wrapper_of
 from specstream.models.architecture.families import describe, require_model
@@ -77,15 +78,23 @@ def make_target(model: Any, config: EngineConfig) -> HuggingFaceTarget:
     """The model as a configuration says that its passes run.
 
     Raises:
-        UsageError: a runtime or a quantisation that does not run here.
+        UsageError: a runtime or a quantisation that does not run here, or a quantisation of a GGUF file.
         UnsupportedModelError: a model that cannot be a target, with the reason.
     """
+    if config.quantization != "none" and holds_blocks(model):
+        raise _quantised_already("quantization", config.quantization, model_name(model))
     return HuggingFaceTarget(
         model,
         runtime=config.runtime,
         exact=config.exact == "bits",
         quantization=config.quantization,
         head="int8" if config.quantization == "int4" else None,  # four bits there cost small models most
+    )
+
+
+def _quantised_already(setting: str, value: str, name: str) -> UsageError:
+    return UsageError(
+        f"{setting} is {value!r} and {name} is a GGUF file, which has its own; leave it out, or give the model's folder"
     )
 
 
@@ -319,6 +328,8 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
             quantization = "none"
         if quantization == "none":
             return LoadedDraft(target=target)
+        if holds_blocks(draft):
+            raise _quantised_already("draft_model", f"{SELF}{quantization}", model_name(draft))
         own = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
         return LoadedDraft(target=own)
     draft, draft_tokenizer, part = _draft_given(target, tokenizer, draft, config)
@@ -332,13 +343,24 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
             f"the draft {model_name(draft)} says some of {_vocab_size(draft)} tokens and the target has "
             f"{_vocab_size(target.model)}; make one of {model_name(target.model)}: specstream make-draft"
         )
-    if quantization == "auto":
-        quantization = draft_quantization(draft, config.runtime) if named else "none"
+    quantization = _quantization_of(draft, config, named)
     drafting = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
     drafting.prepare()  # here, as its first generation would be timed with it
     if named:  # nobody else has it
         drafting.release()
     return LoadedDraft(target=drafting, part=part)
+
+
+def _quantization_of(draft: Any, config: EngineConfig, named: bool) -> Quantization:
+    """How a draft's weights are read; nobody else has one that was given by name, so that the fastest way is taken."""
+    wanted = config.draft_quantization
+    if holds_blocks(draft):
+        if wanted not in ("auto", "none"):
+            raise _quantised_already("draft_quantization", wanted, model_name(draft))
+        return "none"
+    if wanted == "auto":
+        return draft_quantization(draft, config.runtime) if named else "none"
+    return wanted
 
 
 def _draft_given(

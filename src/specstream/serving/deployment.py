@@ -9,13 +9,12 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from specstream.config import truth_value
-from specstream.environment import PREFIX, VARIABLES, variable
+from specstream.environment import PREFIX, VARIABLES, free_memory, variable
 from specstream.errors import UsageError, listed, meant, must_be, remedy
 from specstream.files.yaml_file import Document, home_expanded, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
@@ -294,23 +293,6 @@ def open_files() -> int:
     return 2**20 if limit == resource.RLIM_INFINITY else limit
 
 
-def free_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process may still use: what the system has, within the limit of its control group."""
-    limits = []
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            limits.append(int(line.split()[1]) * 1024)
-    groups = root / "sys/fs/cgroup"
-    for most, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, taken = _text(groups / most).strip(), _text(groups / used).strip()
-        if limit.isdigit() and taken.isdigit():
-            limits.append(max(0, int(limit) - int(taken)))
-    return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _file(path: str) -> Document:
     document = read_document(path, (), "port=8001")
     for key, value in document.values.items():
@@ -338,10 +320,3 @@ _WANTED = {
     "vllm_args": "a text or a list, such as --tensor-parallel-size 4",
 }
 """What pydantic calls by the kinds of Python."""
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -13,6 +13,8 @@ from specstream.errors import SpecStreamError, UsageError
 from specstream.models.architecture.compat import model_class
 from specstream.models.cache import STEP, capacity_for, token_bytes
 from specstream.models.hub.catalog import resolve
+from specstream.models.hub.gguf import read_config
+from specstream.models.hub.gguf_header import is_gguf
 from specstream.models.hub.load import pick_device, pick_dtype
 from specstream.models.runtime.capabilities import capabilities
 from specstream.serving.deployment import GB, DeploymentConfig
@@ -135,8 +137,9 @@ def size_of(model: str, config: DeploymentConfig) -> Size:
         OSError, ValueError, KeyError: it cannot be read.
     """
     folder = Path(resolve(model))
-    own = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    stored = own.dtype or torch.float32
+    in_blocks = is_gguf(folder)
+    own = read_config(folder) if in_blocks else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    stored = torch.bfloat16 if in_blocks else own.dtype or torch.float32
     dtype = pick_dtype(config.dtype) or capabilities(pick_device(config.device), stored).dtype.value
     with torch.device("meta"):
         empty = model_class(own).from_config(own, dtype=dtype)
@@ -144,6 +147,8 @@ def size_of(model: str, config: DeploymentConfig) -> Size:
     weights = parameters * dtype.itemsize
     if getattr(own, "quantization_config", None) is not None:  # in the bits that they are stored in
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if in_blocks:
+        weights = folder.stat().st_size
     text = own.get_text_config(decoder=True)
     return Size(
         parameters=parameters,

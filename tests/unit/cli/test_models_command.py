@@ -37,12 +37,21 @@ def test_list_json_is_one_object(root: Path, capsys: pytest.CaptureFixture[str])
     assert listing["root"] == str(root)
     default = listing["models"][0]
     assert (default["name"], default["default"], default["cached"]) == ("smollm2-135m", True, True)
-    assert default["path"] == str(root / "smollm2-135m")
+    assert (default["path"], default["file"]) == (str(root / "smollm2-135m"), None)
+    (root / "smollm2-135m.gguf").touch()
+    default = json.loads(run(capsys, "models", "list", "--json"))["models"][0]
+    assert default["file"] == str(root / "smollm2-135m.gguf")
+    assert "yes and as" in run(capsys, "models", "list")
     assert [model["cached"] for model in listing["models"][1:]] == [False, False]
 
 
 def test_pull_prints_the_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, "models", "pull", "smollm2-135m") == f"{root / 'smollm2-135m'}\n"
+
+
+def test_pull_knows_the_file_of_a_name(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "smollm2-135m.gguf").touch()
+    assert run(capsys, "models", "pull", "smollm2-135m.gguf") == f"{root / 'smollm2-135m.gguf'}\n"
 
 
 def test_pull_json_is_one_object(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

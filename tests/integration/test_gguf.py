@@ -1,0 +1,120 @@
+"""A GGUF file as a model: every command and class takes it where it takes a folder, and it changes no output."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from specstream import DeploymentConfig, SpeculativeEngine, speculative_decode
+from specstream.cli import main
+from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.heads.streams import Streams, StreamsConfig
+from specstream.models.hub.load import load_model
+from specstream.serving.memory import needs
+from tests.gguf_files import write_gguf
+
+PROMPTS = ["ab cd ab cd ab", "one two one two"]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return str(write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf", kind="Q4_1", seed=4))
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gguf")
+    return str(write_gguf(folder / "draft.gguf", kind="Q4_1", seed=4, noise=0.05))
+
+
+def tokens_of(engine, count=24):
+    return [result.token_ids for result in engine.generate(PROMPTS, max_new_tokens=count, ignore_eos=True)]
+
+
+@pytest.fixture(scope="module")
+def plain(file):
+    return tokens_of(SpeculativeEngine(file, drafter="none"))
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "draft_model", "streams", "self"])
+def test_drafts_change_nothing_of_what_it_says(file, draft, plain, tmp_path, drafter):
+    settings = {"adaptive": False}
+    if drafter == "streams":
+        Streams(load_model(file)[0], StreamsConfig(gamma=2, layers=1)).save(tmp_path / "streams")
+        settings["heads"] = str(tmp_path / "streams")
+    given = {"draft_model": draft, "self": file}.get(drafter)
+    engine = SpeculativeEngine(file, draft_model=given, **settings)
+    assert tokens_of(engine) == plain
+    assert engine.get_metrics()["mean_accepted_length"] > 1 or given is None
+    assert engine.target.nbytes < 4 * engine.target.num_parameters / 2
+
+
+def test_it_says_what_transformers_says_of_the_same_model(file):
+    model, tokenizer = load_model(file, dtype="float32")
+    engine = SpeculativeEngine(file, dtype="float32", runtime="eager")
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        expected = model.generate(ids, do_sample=False, max_new_tokens=24, eos_token_id=None)[0, ids.shape[1] :]
+        found = engine.generate(prompt, max_new_tokens=24, ignore_eos=True)
+        assert found.token_ids == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("draft_model", "settings", "words"),
+    [
+        (None, {"quantization": "int8"}, r"quantization is 'int8' and .*tiny\.gguf is a GGUF file, which has its own"),
+        (
+            "self:int4",
+            {},
+            r"draft_model is 'self:int4' and .*tiny\.gguf is a GGUF file, which has its own; leave it out",
+        ),
+        ("draft", {"draft_quantization": "int8"}, r"draft_quantization is 'int8' and .*draft\.gguf is a GGUF file"),
+    ],
+)
+def test_another_quantisation_is_refused(file, draft, draft_model, settings, words):
+    with pytest.raises(UsageError, match=words):
+        SpeculativeEngine(file, draft_model=draft if draft_model == "draft" else draft_model, **settings)
+
+
+def test_a_draft_of_another_vocabulary_is_refused_before_its_weights_are_read(tmp_path, file, model, tokenizer):
+    with pytest.raises(VocabularyMismatchError, match=r"tiny\.gguf has another vocabulary \(\d+ tokens\)"):
+        SpeculativeEngine(model, tokenizer, draft_model=file)
+
+
+def test_a_damaged_draft_is_refused_before_the_target_is_loaded(tmp_path, file, monkeypatch):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("specstream.engine.engine.load_model", None)
+    with pytest.raises(UsageError, match=r"x\.gguf' is damaged or cut short"):
+        SpeculativeEngine(file, draft_model=str(tmp_path / "x.gguf"))
+
+
+def test_the_function_takes_its_model(file, plain):
+    model, tokenizer = load_model(file)
+    ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    found, _ = speculative_decode(model, None, torch.tensor(ids[:1]), max_new_tokens=24, ignore_eos=True)
+    assert found[0].tolist()[-24:] == plain[0]
+
+
+def test_commands_take_it(file, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "ab cd ab cd", "--model", file, "--max-new-tokens", "4", "--json"])
+    assert caught.value.code == 0
+    assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 4
+    with pytest.raises(SystemExit) as caught:
+        main(["make-draft", "--target", file, "--output", "/nowhere/draft", "--layers", "1"])
+    assert caught.value.code == 2
+    assert "a GGUF file, of which no draft is made; give the model's folder" in capsys.readouterr().err
+
+
+def test_a_server_is_told_the_memory_of_the_blocks(file):
+    needed = needs(DeploymentConfig(model_path=file, max_context=64))
+    assert 0 < needed.weights < 200_000
+
+
+def test_saving_it_fails_rather_than_to_write_other_numbers(file, tmp_path):
+    model, _ = load_model(file)
+    with pytest.raises(Exception, match=r".+"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not list((tmp_path / "saved").glob("*.safetensors"))
