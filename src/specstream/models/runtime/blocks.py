@@ -1,8 +1,9 @@
 """GGUF blocks for our kernels: the same numbers and scales, in the order that vectors take them.
 
-A block's weight is ``scale * q + least`` with an integer ``q`` of at most 8 bits, in every format here. What the bits of a
-block mean is the format's definition (ggml's ``ggml-common.h``); nothing is rounded, so every weight keeps its value. The
-five layouts and their order are described in ``kernels/blocks.h``. Formats of five and six bits take a byte a weight.
+A block's weight is ``scale * q + least`` with an integer ``q`` of at most 8 bits, in every format here. What the bits of
+a block mean is the format's definition (ggml's ``ggml-common.h``); nothing is rounded, so every weight keeps its value.
+The five layouts and their order are described in ``kernels/blocks.h``. Numbers of two, three, five and six bits take a
+byte each.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def pack(kind: str, blocks: Tensor, columns: int) -> tuple[Layout, Tensor]:
 def _split(bytes_: Tensor, width: int, shifts: range | tuple[int, ...], mask: int) -> Tensor:
     """Fields of a few bits: of each ``width`` neighbours those at the first shift, then those at the next."""
     amounts = torch.tensor(list(shifts), dtype=torch.uint8)[:, None]
-    return ((bytes_.unflatten(-1, (-1, 1, width)) >> amounts) & mask).flatten(-3)
+    return ((bytes_.reshape(*bytes_.shape[:-1], -1, 1, width) >> amounts) & mask).flatten(-3)
 
 
 def _halves(bytes_: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def _bytes(values: Tensor) -> Tensor:
 def _ordered(numbers: Tensor) -> Tensor:
     """``[.., n]`` -> ``[.., n / 64, 64]`` in the kernels' order; n is padded with zeros."""
     padded = functional.pad(numbers, (0, -numbers.shape[-1] % PART))
-    return padded.unflatten(-1, (-1, 4, 8, 2)).transpose(-3, -2).flatten(-3)
+    return padded.view(*numbers.shape[:-1], -1, 4, 8, 2).transpose(-3, -2).flatten(-3)
 
 
 def _paired(ordered: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def _paired(ordered: Tensor) -> Tensor:
 def _by_part(values: Tensor) -> Tensor:
     """A value for each block of 32, ``[rows, blocks, 1]`` -> ``[rows, parts, 2]``."""
     flat = values.flatten(-2)
-    return functional.pad(flat, (0, flat.shape[-1] % 2)).unflatten(-1, (-1, 2))
+    return functional.pad(flat, (0, flat.shape[-1] % 2)).view(len(flat), -1, 2)
 
 
 def _nibbles32(blocks: Tensor, *, offset: int) -> Tensor:
@@ -130,7 +131,7 @@ def _iq4_nl(blocks: Tensor) -> Tensor:
 
 def _six_bits(packed: Tensor) -> tuple[Tensor, Tensor]:
     """The eight scales and eight mins of six bits in the twelve bytes of Q4_K and Q5_K."""
-    scales, mins, above = packed.unflatten(-1, (3, 4)).unbind(-2)
+    scales, mins, above = packed[..., :4], packed[..., 4:8], packed[..., 8:]
     return (
         torch.cat([scales & 63, (above & 15) | ((scales >> 2) & 48)], -1),
         torch.cat([mins & 63, (above >> 4) | ((mins >> 2) & 48)], -1),

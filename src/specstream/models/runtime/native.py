@@ -62,7 +62,12 @@ def _declare(library: ctypes.CDLL) -> None:
 
 
 def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
-    """A kernel of the library for activations of ``dtype``, bf16 or f32, and weights of it, ``int8``, ``int4`` or ``blocks``.
+    """A kernel of the library for activations of ``dtype``, bf16 or f32.
+
+    Args:
+        name: ``linear``, ``layers`` or ``attention``; of blocks also ``rows``.
+        dtype: of the activations.
+        bits: of the weights: ``int8``, ``int4`` or ``blocks``; empty for the activations' own.
 
     Raises:
         NoKernelsError: there are none here; the message says why.

@@ -1,4 +1,4 @@
-"""Weights of one byte or of four bits for drafts: the output cannot change, only the acceptance.
+"""Linear layers on weights of one byte, of four bits, or in the blocks of a GGUF file.
 
 int8: each output of a linear layer has a scale of its own, ``max |w| / 127``. int4: each 64 neighbours have one, chosen
 of a few for the least squared error. The input keeps 16 bits, so that the outliers which spoil 8-bit activations
@@ -38,8 +38,8 @@ class QuantizedWeight:
 
     Attributes:
         bits: how it is kept.
-        values: int8: ``[outputs, inputs]`` int8. int4: ``[outputs, blocks, 36]`` uint8, the kernels' ``Block4``. blocks:
-            ``[outputs, blocks, size]`` uint8.
+        values: int8: ``[outputs, inputs]`` int8. int4: ``[outputs, blocks, 36]`` uint8, the kernels' ``Block4``. Of
+            ``blocks`` ``[outputs, blocks, size]`` uint8.
         scales: int8: ``[outputs]`` float32; ``values * scales`` is the weight. Otherwise empty.
         inputs: how many there are.
         layout: of blocks; see ``blocks.py``.
