@@ -15,6 +15,7 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub.load import load_model
 from specstream.models.invariance.selftest_cache import cache_of
 from specstream.serving.memory import needs
+from specstream.training.recipes.draft import TrainedDraft
 from tests.gguf_files import write_gguf
 
 PROMPTS = ["ab cd ab cd ab", "one two one two"]
@@ -129,6 +130,11 @@ def test_what_the_self_test_found_of_its_numbers_is_not_taken_for_its_blocks(fil
     model.get_output_embeddings().weight = model.get_input_embeddings().weight
     assert fingerprint(model) == fingerprint(load_model(file)[0])
     assert cache_of(model, "eager").get("tree") is None
+
+
+def test_it_is_not_trained(file):
+    with pytest.raises(UsageError, match=r"draft_model is .*tiny\.gguf', a GGUF file, which cannot be trained; give"):
+        TrainedDraft(file, "all", "cpu")
 
 
 def test_saving_it_fails_rather_than_to_write_other_numbers(file, tmp_path):
