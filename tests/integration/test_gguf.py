@@ -11,8 +11,11 @@ from specstream import DeploymentConfig, SpeculativeEngine, speculative_decode
 from specstream.cli import main
 from specstream.errors import UsageError, VocabularyMismatchError
 from specstream.heads.streams import Streams, StreamsConfig
+from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub.load import load_model
+from specstream.models.invariance.selftest_cache import cache_of
 from specstream.serving.memory import needs
+from specstream.training.recipes.draft import TrainedDraft
 from tests.gguf_files import write_gguf
 
 PROMPTS = ["ab cd ab cd ab", "one two one two"]
@@ -111,6 +114,27 @@ def test_commands_take_it(file, capsys):
 def test_a_server_is_told_the_memory_of_the_blocks(file):
     needed = needs(DeploymentConfig(model_path=file, max_context=64))
     assert 0 < needed.weights < 200_000
+
+
+def test_what_the_self_test_found_of_its_numbers_is_not_taken_for_its_blocks(file, tmp_path, monkeypatch):
+    monkeypatch.delenv("SPECSTREAM_NO_SELFTEST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model, _ = load_model(file)
+    own = cache_of(model, "eager")
+    own.keep("tree", 1)
+    assert cache_of(load_model(file)[0], "eager").get("tree") == 1
+    for module in model.modules():
+        for name, weight in list(module._parameters.items()):
+            numbers = None if weight is None else torch.nn.Parameter(weight.detach() + 0, requires_grad=False)
+            module._parameters[name] = numbers
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    assert fingerprint(model) == fingerprint(load_model(file)[0])
+    assert cache_of(model, "eager").get("tree") is None
+
+
+def test_it_is_not_trained(file):
+    with pytest.raises(UsageError, match=r"draft_model is .*tiny\.gguf', a GGUF file, which cannot be trained; give"):
+        TrainedDraft(file, "all", "cpu")
 
 
 def test_saving_it_fails_rather_than_to_write_other_numbers(file, tmp_path):
