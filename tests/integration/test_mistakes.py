@@ -98,7 +98,7 @@ def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
     [
         (["q.jsonl"], "'q.jsonl' is a file, its name is the prompt; to read it: --prompt-file"),
         (["smollm2-135m"], "'smollm2-135m' is a model, and its name is taken as the prompt; to use it: --model"),
-        (["x", "--top-p", "0.9", "--seed", "1"], "at temperature 0 nothing comes of --top-p and --seed; give --temp"),
+        (["x", "--top-p", "0.9", "--seed", "1"], "--top-p is 0.9 and --seed is 1, without effect at temperature 0; give --temp"),
     ],
 )
 def test_what_is_done_otherwise_than_somebody_may_think_is_noted(here, capsys, words, noted):
