@@ -211,7 +211,7 @@ def _refuse_run_together(command: Any, words: Sequence[str]) -> None:
         if word == "--":
             return
         if len(name) > 2 and f"-{name}" in long and before not in valued:
-            raise UsageError(f"No such option: {name}; give -{name}, with two dashes")
+            raise UsageError(f"No such option: {name}; give two dashes before {name[1:]}")
         if len(name) > 2 and name[:2] in valued and before not in valued and (told := told_of_others(name)):
             raise UsageError(f"No such option: {name}; {told}")
 

@@ -141,7 +141,7 @@ def _suggested(name: str, context: Any, words: Sequence[str]) -> str:
 
 def _all_of(command: Any) -> str:
     """The options of a command, for one that stands for none of them."""
-    return f"leave it out; there are {', '.join(option for option in _options(command) if option != '--help')}"
+    return f"leave it out; the options are {', '.join(option for option in _options(command) if option != '--help')}"
 
 
 def _behind(name: str, context: Any, words: Sequence[str]) -> str:

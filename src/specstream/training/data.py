@@ -199,8 +199,9 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
         config = config.model_copy(update={"chat": task.chat})
     examples = examples_of(list(islice(records, config.limit)), config, tokenizer)
     if not examples:
-        held = f"{' and '.join(map(repr, config.files))} hold no example" if config.files else "data has no example"
-        raise UsageError(f"{held}; give data.files or data.dataset_name")
+        if config.files:
+            raise UsageError(f"there is no example in {' and '.join(map(repr, config.files))}; give another file")
+        raise UsageError("data has no example; give data.files or data.dataset_name")
     if config.eval_files:
         others = examples_of(_of_files(config.eval_files, task), config, tokenizer)
         return examples, others.first(config.eval_examples)
