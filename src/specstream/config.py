@@ -7,7 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError, listed, remedy, shown
@@ -141,10 +141,17 @@ class GenerationConfig(_Settings):
     ignore_eos: bool = False
     logits_processor: list[Callable[..., Any]] = Field(default_factory=list)
 
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, stop: str | list[str]) -> str | list[str]:
+        """Every text has the empty one in it, which would end it before its first token."""
+        if "" in ([stop] if isinstance(stop, str) else stop):
+            raise ValueError("not empty, or leave it out")
+        return stop
+
     @property
     def stop_strings(self) -> list[str]:
-        strings = [self.stop] if isinstance(self.stop, str) else self.stop
-        return [string for string in strings if string]
+        return [self.stop] if isinstance(self.stop, str) else self.stop
 
     def sampling(self) -> Sampling:
         return Sampling(
@@ -243,6 +250,24 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
     if "device" in given and not isinstance(given["device"], str):
         given["device"] = str(given["device"])  # a torch.device
     return EngineConfig(**{**given, "generation": GenerationConfig(**generation)})
+
+
+_KEEPS_ALL = {"top_k": (0,), "top_p": (0, 1), "min_p": (0,)}
+"""What says of a setting of sampling that it is off."""
+
+
+def without_effect(temperature: float, **given: Any) -> str | None:
+    """Says of settings of sampling that nothing comes of them in greedy decoding; None where nothing is to be said.
+
+    Args:
+        temperature: 0 is greedy decoding.
+        **given: settings of sampling; None and what keeps all tokens are as if not given.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    idle = [f"{name} is {value}" for name, value in said.items() if value not in _KEEPS_ALL.get(name, ())]
+    if temperature > 0 or not idle:
+        return None
+    return f"{' and '.join(idle)}, without effect at temperature 0; give temperature=0.7, or another above 0"
 
 
 def with_settings(config: EngineConfig, settings: Mapping[str, Any]) -> EngineConfig:

@@ -133,7 +133,7 @@ def test_nothing_is_written_where_no_prompt_is_short_enough(run, files):
 @pytest.mark.parametrize(("words", "noted"), [(("--top-p", "0.5"), True), (("--top-p", "1"), False), ((), False)])
 def test_a_draw_that_is_none_is_noted(run, words, noted):
     code, _, error = run("--limit", "1", *words)
-    assert code == 0 and ("at temperature 0 nothing comes of --top-p; give --temperature" in error) == noted
+    assert code == 0 and ("--top-p is 0.5, without effect at temperature 0; give --temperature" in error) == noted
 
 
 def test_so_many_prompts_of_each_file(run, files):

@@ -98,7 +98,10 @@ def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
     [
         (["q.jsonl"], "'q.jsonl' is a file, its name is the prompt; to read it: --prompt-file"),
         (["smollm2-135m"], "'smollm2-135m' is a model, and its name is taken as the prompt; to use it: --model"),
-        (["x", "--top-p", "0.9", "--seed", "1"], "at temperature 0 nothing comes of --top-p and --seed; give --temp"),
+        (
+            ["x", "--top-p", "0.9", "--seed", "1"],
+            "--top-p is 0.9 and --seed is 1, without effect at temperature 0; give --temp",
+        ),
     ],
 )
 def test_what_is_done_otherwise_than_somebody_may_think_is_noted(here, capsys, words, noted):
@@ -1038,3 +1041,84 @@ def test_an_adapter_in_place_of_a_model_is_told_with_its_base(seventh, capsys):
         assert run("generate", "x", "-m", name) == 2
         told = f"error: '{name}' is a LoRA adapter{base}, not a model: merge it into its base model, with merge_and_"
         assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # no remedy
+        ("-V", "No such option: -V; give --version"),
+        ("'Explain tides.'", "No such command 'Explain tides.'; give specstream generate 'Explain tides.'"),
+        ("report run --json", "No such option: --json; leave it out; the options are --output (see specstream report"),
+        ("models list --cached", "No such option: --cached; leave it out; the options are --json (see"),
+        ("router evaluate --config a", "No such option: --config; leave it out; the options are --router, --data, "),
+        ("doctor smollm2-135m", "unexpected extra argument(s) (smollm2-135m); give --model smollm2-135m"),
+        # one dash
+        ("generate x -m target -max-tokens 5", "No such option: -max-tokens; give two dashes before max-tokens"),
+        ("generate x -m target -temperature=1", "No such option: -temperature; give two dashes before temperature"),
+        ("audit x -model target", "No such option: -model; give two dashes before model"),
+        ("tune -prompts q.jsonl -o a.yaml", "No such option: -prompts; give two dashes before prompts"),
+        # what another library says, or what is meant for somebody else
+        ("generate x -m target --heads notes", "no heads in 'notes' (config.json: No such file or directory); give"),
+        ("router evaluate --router notes --data q.jsonl", "no router in 'notes' (config.json: No such file or directo"),
+        ("benchmark task --task bad.yaml --data q.jsonl", "--task 'bad.yaml' is not YAML: line 2, 'b: {': expected"),
+        ("serve -m target --host nowhere.invalid", "is 'nowhere.invalid', which has no address ("),
+        (
+            "make-draft --target target --layers 1 -o out --texts empty.txt",
+            "no example in 'empty.txt'; give another fi",
+        ),
+        ("profile -m target --temperature 1", "; give --config FILE and --set generation.temperature=VALUE"),
+        # the place of what is wrong, and what makes it
+        ("train -c d.yaml", "model.draft_model: there is no folder 'runs/draft', and it is not taken for a hub id"),
+        ("train -c d.yaml", "; specstream make-draft makes a draft"),
+        ("train -c d.yaml --set model.draft_model=target", "data 'gone.jsonl' is no file here; give one, or write ans"),
+        ("router collect -c c.yaml --set drafters.none.drafter=x", "drafters.none is the measure of all; give drafter"),
+    ],
+)
+def test_what_an_eighth_stranger_met(here, capsys, words, told):
+    (here / "notes").mkdir()
+    (here / "bad.yaml").write_text("a: [1]\nb: {")
+    (here / "d.yaml").write_text(
+        "recipe: draft\nmodel: {target_model: target, draft_model: runs/draft}\ndata: {files: [gone.jsonl]}\n"
+    )
+    drafters = "drafters: {none: {drafter: none}, x: {drafter: lookup}}\ncollection: {output: c.jsonl}\n"
+    (here / "c.yaml").write_text(f"{drafters}prompts: [{{file: q.jsonl, domain: chat}}]\n")
+    capsys.readouterr()
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+    assert "[Errno" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (
+            "generate gone.txt",
+            "'gone.txt' is no file here, and is taken as the prompt; to read a file: --prompt-file FI",
+        ),
+        (
+            "audit gone.jsonl",
+            "'gone.jsonl' is no file here, and is taken as the prompt; to read a file: --prompts FILE",
+        ),
+        ("generate x --drafter none -K 4", "-K is 4, without effect as --drafter is 'none'; leave -K out"),
+        ("generate x -t 0 --min-p 0.1 --json", "--min-p is 0.1, without effect at temperature 0; give -t 0.7"),
+        ("generate x --acceptance-threshold 0.3", "--acceptance-threshold is 0.3, without effect at temperature 0"),
+    ],
+)
+def test_what_an_eighth_stranger_was_not_told(here, capsys, words, noted):
+    assert run(*words.split(), "-m", "target", "-n", "2") == 0
+    assert f"note: {noted}" in capsys.readouterr().err
+    assert run("generate", "see x.txt", "-m", "target", "-n", "2", "--top-p", "1", "--top-k", "0") == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_no_causal_model_is_called_by_its_class(here, capsys):
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=300, **sizes)).save_pretrained(here / "bert")
+    tiny_tokenizer().save_pretrained(here / "bert")
+    capsys.readouterr()
+    assert run("generate", "x", "-m", "bert") == 2
+    assert "-m 'bert', saved as BertModel, lacks the weights of " in capsys.readouterr().err

@@ -670,3 +670,54 @@ def test_settings_given_as_they_are_meant_still_work(made):
     assert speculative_decode(made["M"], None, np.array([1, 2, 3]), max_new_tokens=2)[0].shape == (1, 5)
     assert audit(made["E"], [WORDS], max_new_tokens=2).passed
     assert DeploymentConfig(vllm_args="-a b").vllm_args == ("-a", "b")
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""]])
+def test_an_empty_stop_string_is_refused(made, stop):
+    told = "give a value that is not empty, or leave it out"
+    with pytest.raises(UsageError, match=told):
+        made["E"].generate("x", stop=stop)
+    with pytest.raises(UsageError, match=told):
+        SpeculativeEngine(made["M"], tiny_tokenizer(), stop=stop)
+    with pytest.raises(UsageError, match=told):
+        specstream.custom_generate(tokenizer=tiny_tokenizer(), stop=stop)
+
+
+@pytest.mark.parametrize("kind", [EngineConfig, GenerationConfig, DeploymentConfig, RouterConfig, TrainConfig])
+def test_a_configuration_of_a_mapping_or_a_text_is_refused_in_one_line(kind):
+    for made_of in (kind.model_validate, lambda values: kind.model_validate_json(json.dumps(values))):
+        with pytest.raises(UsageError, match="unknown setting 'promt'") as caught:
+            made_of({"promt": 1})
+        assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)
+    for value in (5, "{"):
+        with pytest.raises(UsageError, match=r"the configuration is (5; give a mapping|not JSON)"):
+            kind.model_validate(value) if value == 5 else kind.model_validate_json(value)
+
+
+def test_a_configuration_of_its_own_fields_is_made():
+    assert EngineConfig.model_validate({"gamma": 3}).gamma == 3
+    assert GenerationConfig.model_validate_json('{"top_p": 0.5}').top_p == 0.5
+    assert EngineConfig.model_validate(config := EngineConfig(gamma=2)) is config
+
+
+@pytest.mark.parametrize(
+    ("engine", "call", "notes"),
+    [
+        ({}, {"top_p": 0.9}, ["top_p is 0.9, without effect at temperature 0; give temperature=0.7, or another above"]),
+        ({"top_k": 5, "seed": 1}, {}, ["top_k is 5 and seed is 1, without effect at temperature 0"]),
+        ({"drafter": "none", "gamma": 4}, {}, ["gamma is 4, without effect as drafter is 'none'; leave gamma out"]),
+        ({}, {"max_new_tokens": 1000}, ["max_new_tokens is 1000 and the context holds 16: the text ended there"]),
+        ({"acceptance_threshold": 0.3}, {}, ["acceptance_threshold is 0.3, without effect at temperature 0"]),
+        ({"top_p": 0.9}, {"temperature": 1.0, "seed": 1}, []),
+        ({}, {"top_p": 1.0, "top_k": 0, "min_p": 0.0}, []),
+    ],
+)
+def test_a_result_says_which_settings_had_no_effect(engine, call, notes):
+    model, own = tiny_model(context=16), {"max_new_tokens": 4, "ignore_eos": True, **call}
+    made_with = SpeculativeEngine(model, tiny_tokenizer(), **engine)
+    stream = made_with.stream([1, 2, 3], **own)
+    list(stream)
+    _, metrics = speculative_decode(model, None, [[1, 2, 3]], **engine, **own)
+    for found in (made_with.generate([1, 2, 3], **own).notes, stream.result.notes, metrics["notes"]):
+        assert len(found) == len(notes)
+        assert all(each.startswith(begin) for each, begin in zip(found, notes, strict=True)), found

@@ -128,6 +128,13 @@ class TestOfficialFields:
         answer = chat(served, messages=[{**echoed, "tool_calls": [{"id": "a"}]}])
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0.tool_calls")
 
+    @pytest.mark.parametrize(("stop", "param"), [("", "stop"), ([""], "stop.0"), (["a", ""], "stop.1")])
+    def test_an_empty_stop_string_is_refused(self, served: Served, stop: Any, param: str) -> None:
+        for ask in (chat, complete):
+            error = ask(served, stop=stop).json()["error"]
+            assert (error["param"], error["code"]) == (param, "invalid_body"), error
+            assert "is ''; give" in error["message"]
+
     def test_the_model_may_be_left_out(self, served: Served) -> None:
         assert chat(served).json()["model"] == NAME
         assert complete(served, model="other").status_code == 404

@@ -133,7 +133,7 @@ def test_other_settings_are_refused_and_no_resume_sets_the_run_aside(train, tmp_
     ("override", "code", "message"),
     [
         ("training.lerning_rate=1", 2, "unknown setting 'training.lerning_rate'; known are"),
-        ("data.files=[nowhere.jsonl]", 2, "'nowhere.jsonl' cannot be read"),
+        ("data.files=[nowhere.jsonl]", 2, "'nowhere.jsonl' is no file here; give one"),
         ("data.files=[]", 2, "data has no example"),
         ("data.dataset_name=nobody/nothing", 2, "data.dataset_name 'nobody/nothing'"),
         ("model.target_model=no pe", 2, "unknown model 'no pe'"),

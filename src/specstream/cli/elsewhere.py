@@ -64,6 +64,7 @@ _OF_VERBS: Mapping[str, str] = {
     "serve --workers": "one process serves all, leave it out; --max-rows answers are decoded side by side",
     "serve --reload": "leave it out",
     " -v": "give --version",
+    " -V": "give --version",
     "tune --drafter": "all that are at hand are tried, leave it out",
     "tune --temperature": "greedy decoding is tuned, leave it out",
     "tune -t": "greedy decoding is tuned, leave it out",

@@ -18,9 +18,6 @@ from specstream.files.atomic import why_unread
 from specstream.files.prompts import read_records, text_of
 from specstream.reporting import as_typed
 
-DRAWN = ("top_k", "top_p", "min_p", "seed", "acceptance_threshold")
-"""Options of which nothing comes at temperature 0."""
-
 
 def generate(
     context: typer.Context,
@@ -79,7 +76,6 @@ def generate(
     if config is not None:
         model, draft, settings = _with_file(config, context, {**settings, "model": model, "draft_model": draft})
     engine = load_engine(model, draft, settings, alone=True)
-    options.note_greedy(settings["temperature"], **{name: settings.get(name) for name in DRAWN})
     _answer(engine, text, chat, as_json)
 
 
@@ -88,7 +84,9 @@ def _answer(engine: Any, text: str, chat: bool | None, as_json: bool) -> None:
 
     content = asked(engine.tokenizer, text, chat)
     if as_json:
-        print(json.dumps(dict(engine.generate(content))))
+        result = engine.generate(content)
+        print(json.dumps(dict(result)))
+        _note_all(result)
     else:
         _show(engine.stream(content))
 
@@ -111,7 +109,13 @@ def _show(pieces: Any) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
     print(flush=True)
+    _note_all(pieces.result)
     print(_summary(pieces.result) + _busy(), file=sys.stderr)
+
+
+def _note_all(result: Any) -> None:
+    for each in result.notes:
+        options.note(as_typed(each))
 
 
 def _summary(result: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from typing import Annotated, Optional, get_args
@@ -11,6 +12,7 @@ import typer
 
 from specstream.errors import UsageError, listed
 from specstream.files.atomic import why_unread
+from specstream.reporting import as_typed
 
 # typer reads these at run time, where Python 3.10 knows Optional[X] of a string annotation but typer not X | None.
 Text = Optional[str]  # noqa: UP045
@@ -101,6 +103,10 @@ Set = Annotated[Texts, typer.Option("--set", help="section.key=value, in place o
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
+_FILE_NAME = re.compile(r"\S+\.(txt|md|jsonl?|csv|ya?ml)")
+"""What is hardly meant as a prompt."""
+
+
 def given(**settings: object) -> dict[str, object]:
     """The settings that have a value."""
     return {name: value for name, value in settings.items() if value is not None}
@@ -173,6 +179,8 @@ def check_text(text: str, read_by: str) -> None:
     short = len(text) < 256 and "\0" not in text
     if short and os.path.isfile(text):
         note(f"{text!r} is a file, its name is the prompt; to read it: {read_by.format(shlex.quote(text))}")
+    elif short and _FILE_NAME.fullmatch(text):
+        note(f"{text!r} is no file here, and is taken as the prompt; to read a file: {read_by.format('FILE')}")
     elif text in catalog() or (short and os.path.isfile(os.path.join(text, "config.json"))):
         note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {shlex.quote(text)}")
 
@@ -185,11 +193,12 @@ def stops(given: list[str] | None) -> list[str]:
     return given or []
 
 
-def note_greedy(temperature: object, **given: object) -> None:
+def note_greedy(temperature: float, **given: object) -> None:
     """Note options that change nothing where the likeliest token is taken."""
-    idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if idle and temperature == 0:
-        note(f"at temperature 0 nothing comes of {' and '.join(idle)}; give --temperature")
+    from specstream.config import without_effect
+
+    if (told := without_effect(temperature, **given)) is not None:
+        note(as_typed(told))
 
 
 def note(text: str) -> None:

@@ -203,12 +203,15 @@ def _refuse_long_dashes(root: Any, words: Sequence[str]) -> None:
 
 
 def _refuse_run_together(command: Any, words: Sequence[str]) -> None:
-    """Refuse an option of another tool's that begins as a short one here and would be that with a value: ``-ngl``."""
+    """Refuse what would be a short option with a value: ``-ngl`` of another tool's, ``-max-tokens`` with one dash."""
+    long = {form for each in command.params for form in (*each.opts, *each.secondary_opts) if form.startswith("--")}
     valued = {form for each in command.params if not getattr(each, "is_flag", False) for form in each.opts}
     for before, word in zip(["", *words], words, strict=False):
         name = word.partition("=")[0]
         if word == "--":
             return
+        if len(name) > 2 and f"-{name}" in long and before not in valued:
+            raise UsageError(f"No such option: {name}; give two dashes before {name[1:]}")
         if len(name) > 2 and name[:2] in valued and before not in valued and (told := told_of_others(name)):
             raise UsageError(f"No such option: {name}; {told}")
 

@@ -65,6 +65,8 @@ def _of_missing(message: str, command: Any, words: Sequence[str]) -> str:
 def _command_meant(name: str, group: Any) -> str:
     """What to give in place of a command that there is not."""
     known = {verb: each for verb, each in getattr(group, "commands", {}).items() if not each.hidden}
+    if " " in name and "generate" in known:
+        return f"; give specstream generate {shlex.quote(name)}"
     if f"--{name}" in {"--help", *_forms_of(group)}:
         return f"; give --{name}"
     if (like := meant(name, known)) is not None:
@@ -82,7 +84,7 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
     if told := _of_option(extra, command, words):
         return told if told.endswith("alone") else f"{message}; {told}"
     model = next((form for form in _forms_of(command) if form in ("--model", "--target")), None)
-    if model is not None and os.path.isfile(os.path.join(extra, "config.json")):
+    if model is not None and (extra in catalog() or os.path.isfile(os.path.join(extra, "config.json"))):
         return f"{message}; give {model} {extra}"
     arguments = [each for each in getattr(command, "params", ()) if not _options_of(each)]
     if arguments:
@@ -131,7 +133,15 @@ def _suggested(name: str, context: Any, words: Sequence[str]) -> str:
     if not told and (like := meant(name, _options(getattr(context, "command", None)))) is not None:
         return f"; did you mean {like}?"
     told = told or advice(name, verb)
-    return f"; {told}" if told else ""
+    configs = [form for each in context.command.params if each.name == "config" for form in each.opts]
+    if told.startswith("give --set") and not {word.partition("=")[0] for word in words} & set(configs):
+        told = told.replace("give --set", "give --config FILE and --set", 1)
+    return f"; {told or _all_of(context.command)}"
+
+
+def _all_of(command: Any) -> str:
+    """The options of a command, for one that stands for none of them."""
+    return f"leave it out; the options are {', '.join(option for option in _options(command) if option != '--help')}"
 
 
 def _behind(name: str, context: Any, words: Sequence[str]) -> str:

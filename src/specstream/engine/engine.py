@@ -27,7 +27,7 @@ from specstream.engine.build import build_parts, eos_token_ids, make_target, mod
 from specstream.engine.choices import SELF, check_choice, drafts_for_itself
 from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Baselines, Generation, Parts, TextPieces
-from specstream.engine.inventory import memory_overhead, prepare
+from specstream.engine.inventory import memory_overhead, notes_of, prepare
 from specstream.engine.prompt_forms import one_prompt, padding_of, prompts_in, several_prompts
 from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
 from specstream.engine.settings_file import read_settings
@@ -313,10 +313,11 @@ class SpeculativeEngine:
         self._totals.add(generation.rows, generation.timings.total)
         if speedup is not None:
             self._totals.speedups.append(speedup)
-        return [self._result(generation, row, speedup, baseline) for row in generation.rows]
+        notes = notes_of(self.config, generation)
+        return [self._result(generation, row, speedup, baseline, notes) for row in generation.rows]
 
     def _result(
-        self, generation: Generation, row: Row, speedup: float | None, baseline: dict[str, Any]
+        self, generation: Generation, row: Row, speedup: float | None, baseline: dict[str, Any], notes: list[str]
     ) -> GenerationResult:
         stats, timings = row.stats, generation.timings
         return GenerationResult(
@@ -338,6 +339,7 @@ class SpeculativeEngine:
             drafter=self.parts.drafter.name,
             drafts=dict(stats.drafts),
             left_out=self.parts.left_out,
+            notes=list(notes),
             routing=None if generation.choice is None else generation.choice.to_dict(),
             model=self.model_name,
             dtype=_dtype_name(self.model),

@@ -16,7 +16,7 @@ from specstream.engine.build import build_parts, eos_token_ids, make_target, ren
 from specstream.engine.call_arguments import check_call, check_length
 from specstream.engine.callbacks import Columns, row_processor
 from specstream.engine.generation import Generation, Parts
-from specstream.engine.inventory import prepare
+from specstream.engine.inventory import notes_of, prepare
 from specstream.engine.prompt_forms import padding_of, token_rows
 from specstream.engine.results import Metrics, Totals
 from specstream.engine.text import check_tokenizer
@@ -43,7 +43,7 @@ def speculative_decode(
         ``output_ids`` ``[rows, longest]`` int64, prompts included, padded on the right with the model's pad or
         end-of-sequence token; and metrics, as keys and as attributes: ``new_tokens`` (of all rows), ``seconds``,
         ``tokens_per_second``, ``target_passes``, ``acceptance_rate``, ``mean_accepted_length``, ``exact``,
-        ``left_out`` (as in ``GenerationResult``).
+        ``left_out`` and ``notes`` (as in ``GenerationResult``).
 
     Raises:
         UsageError: an empty prompt, one longer than the context, a setting out of range.
@@ -62,7 +62,7 @@ def speculative_decode(
     parts = build_parts(model, None, draft, config)
     generation = Generation(parts, prompts, config.generation)
     prepare(parts, len(prompts))
-    return output_of(generation.run(), target)
+    return output_of(generation.run(), target, config)
 
 
 def create_backend(
@@ -92,12 +92,13 @@ def create_backend(
     return HuggingFaceTarget(model, runtime=config.runtime)
 
 
-def output_of(generation: Generation, target: Any) -> tuple[Tensor, Metrics]:
-    """What ``speculative_decode`` returns, of a generation that has ended with this target."""
+def output_of(generation: Generation, target: Any, config: EngineConfig) -> tuple[Tensor, Metrics]:
+    """What ``speculative_decode`` returns, of a generation that has ended with this target and configuration."""
     totals = Totals()
     totals.add(generation.rows, generation.timings.total)
     names = ("new_tokens", "seconds", "tokens_per_second", "target_passes", "acceptance_rate", "mean_accepted_length")
     metrics = Metrics(totals.figures(*names), exact=generation.rows[0].exact, left_out=generation.parts.left_out)
+    metrics["notes"] = notes_of(config, generation)
     return _padded([row.tokens for row in generation.rows], target, target.device), metrics
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from specstream.config import EngineConfig, without_effect
 from specstream.core.ports import Drafter
 from specstream.drafters.none import NoDrafter
-from specstream.engine.generation import Parts
+from specstream.engine.generation import Generation, Parts
 from specstream.errors import UsageError
 from specstream.models.architecture.memory import held_bytes
 from specstream.models.cache import capacity_for, token_bytes
 from specstream.models.invariance.costs import forget_prices, prices_of, rungs
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.reporting import announce
+
+DRAWN = ("top_k", "top_p", "min_p", "seed")
+"""Settings of a generation that say how tokens are drawn."""
 
 
 def prepare(parts: Parts, rows: int) -> None:
@@ -55,6 +59,24 @@ def announce_short_context(target: HuggingFaceTarget, max_new_tokens: int) -> No
     limit = target.context_length
     if limit is not None and max_new_tokens >= limit:
         announce(f"max_new_tokens is {max_new_tokens} and the context holds {limit}, prompt included: texts end there")
+
+
+def notes_of(config: EngineConfig, generation: Generation) -> list[str]:
+    """What of the settings of a generation that has ended had no effect, each in a line.
+
+    Args:
+        config: the engine's.
+        generation: whose own settings replace those of the engine.
+    """
+    own, limit = generation.config, generation.parts.target.context_length
+    said = {name: getattr(own, name) for name in DRAWN if name in own.model_fields_set}
+    notes = [without_effect(own.temperature, **said, acceptance_threshold=config.acceptance_threshold)]
+    depth = next((name for name in ("gamma", "max_speculation_depth") if getattr(config, name) is not None), None)
+    if config.drafter == "none" and depth is not None:
+        notes.append(f"{depth} is {getattr(config, depth)}, without effect as drafter is 'none'; leave {depth} out")
+    if any(row.finish_reason == "length" and len(row.emitted) < own.max_new_tokens for row in generation.rows):
+        notes.append(f"max_new_tokens is {own.max_new_tokens} and the context holds {limit}: the text ended there")
+    return [each for each in notes if each is not None]
 
 
 def most_nodes(parts: Parts) -> int:

@@ -38,6 +38,8 @@ class GenerationResult(Mapping[str, Any]):
         drafts: of the target's passes, how many a drafter drafted for, by its name; what is left was plain.
         left_out: why a drafter that comes with the package did not draft, if one could, and why drafts were less deep
             than ``gamma`` allows, if there are fewer streams or heads; None elsewhere.
+        notes: settings that had no effect, and why: a text that ended where the context does, sampling at temperature
+            0; empty where all had.
         routing: where a router chose: the ``drafter`` that it took for the batch, the ``seconds`` that the choice cost
             (part of ``seconds``, and counted in ``speedup``), and what each was ``expected`` to be worth, as its speed
             over plain decoding's. None elsewhere.
@@ -66,6 +68,7 @@ class GenerationResult(Mapping[str, Any]):
     drafter: str
     drafts: dict[str, int]
     left_out: str | None
+    notes: list[str]
     routing: dict[str, Any] | None
     model: str
     dtype: str

@@ -111,7 +111,7 @@ class AdaptiveRouter(Router):
         prepare(parts, len(prompts))
         generation.run()
         speedup, _ = self._baselines.speedup(generation, measure=config.measure_baseline)
-        output_ids, metrics = output_of(generation, target)
+        output_ids, metrics = output_of(generation, target, config)
         assert generation.choice is not None
         choice = generation.choice.to_dict()
         routing = {"drafter": choice["drafter"], "routing_seconds": choice["seconds"], "expected": choice["expected"]}

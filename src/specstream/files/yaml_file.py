@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from specstream.errors import UsageError, listed, meant, one_line, remedy, shown
+from specstream.errors import UsageError, listed, meant, must_be, one_line, remedy, shown
 from specstream.files.atomic import path_of, why_unread
 
 
@@ -25,6 +26,20 @@ class Section(BaseModel):
 
         def __setattr__(self, name: str, value: Any) -> None:
             raise UsageError(f"{name} cannot be set to {shown(value)} any more; give it when the configuration is made")
+
+        @classmethod
+        def model_validate(cls, obj: Any, **_: Any) -> Section:
+            """The same of a mapping: pydantic would wrap the refusal of a class that checks itself in its own text."""
+            must_be(isinstance(obj, cls | Mapping), "the configuration", obj, "a mapping of fields to values")
+            return obj if isinstance(obj, cls) else cls(**obj)
+
+        @classmethod
+        def model_validate_json(cls, json_data: str | bytes, **_: Any) -> Section:
+            """The same of a text."""
+            try:
+                return cls.model_validate(json.loads(json_data))
+            except json.JSONDecodeError as error:
+                raise UsageError(f"the configuration is not JSON: {error}; give an object, such as {{}}") from None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -108,7 +123,7 @@ def read_document(path: str | Path, overrides: Sequence[str], example: str) -> D
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"config {str(path)!r} cannot be read: {why_unread(error)}; give a YAML file") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"config {str(path)!r} is not YAML: {_malformed(error, text)}") from None
+        raise UsageError(f"config {str(path)!r} is not YAML: {malformed(error, text)}") from None
     _check_kind(path, values)
     lines: dict[tuple[str, ...], int] = {}
     for place, line in _places(node, ()):
@@ -342,8 +357,13 @@ def _check_kind(path: str | Path, values: Any) -> None:
         raise UsageError(f"config {str(path)!r} holds {kind}; give keys and values, as the files in configs/ do")
 
 
-def _malformed(error: Any, text: str) -> str:
-    """What is wrong in a text that is no YAML, where, and what that line should be."""
+def malformed(error: Any, text: str) -> str:
+    """What is wrong in a text that is no YAML, where, and what that line should be.
+
+    Args:
+        error: of the YAML library.
+        text: the whole of it.
+    """
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return one_line(error) + "; give a text file"

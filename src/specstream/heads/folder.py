@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UsageError, must_be, one_line
-from specstream.files.atomic import folder_of, path_of
+from specstream.files.atomic import folder_of, path_of, why_unread
 from specstream.models.architecture.families import describe, require_model
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub.catalog import catalog, on_disk
@@ -146,7 +146,9 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
             raise ModelNotFoundError(f"{str(folder)!r} is a file; give its folder, {parent!r}") from error
         best = Path(folder) / "best"
         given = repr(str(best)) if (best / SETTINGS).is_file() else "a folder that training wrote"
-        raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({error}); give {given}") from error
+        raise ModelNotFoundError(
+            f"no {what} in {str(folder)!r} ({SETTINGS}: {why_unread(error)}); give {given}"
+        ) from error
     return settings
 
 
@@ -236,7 +238,9 @@ def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tens
     try:
         tensors = load_file(Path(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise ModelNotFoundError(f"the weights in {str(folder)!r} cannot be read: {error}") from error
+        raise ModelNotFoundError(
+            f"the weights in {str(folder)!r} cannot be read: {why_unread(error)}; copy them again, or train again"
+        ) from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point()):
         raise NumericalError(f"the weights in {str(folder)!r} hold NaN or infinity; train them again")
     return tensors, settings

@@ -11,12 +11,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from specstream.config import truth_value
 from specstream.environment import PREFIX, VARIABLES, free_memory, variable
 from specstream.errors import UsageError, listed, meant, must_be, remedy
-from specstream.files.yaml_file import Document, home_expanded, misplaced, owner_of, read_document
+from specstream.files.yaml_file import Document, Section, home_expanded, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
 
 GB = 1e9
@@ -28,7 +28,7 @@ OWN_FILES = 100
 """Files that a server has open besides its connections, at most."""
 
 
-class DeploymentConfig(BaseModel):
+class DeploymentConfig(Section):
     """What ``specstream serve`` serves.
 
     Attributes:
@@ -112,15 +112,6 @@ class DeploymentConfig(BaseModel):
                 super().__init__(**values)
             except ValidationError as error:
                 raise FieldError(_complaint(error), str(error.errors()[0]["loc"][0])) from None
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            raise UsageError(f"{name} cannot be set to {value!r} any more; give it when the configuration is made")
-
-        @classmethod
-        def model_validate(cls, obj: Any, **_: Any) -> DeploymentConfig:
-            """The same of a mapping: pydantic would wrap the refusal in one of its own."""
-            must_be(isinstance(obj, cls | Mapping), "the configuration", obj, "a mapping of fields to values")
-            return obj if isinstance(obj, cls) else cls(**obj)
 
     @field_validator("vllm_args", mode="before")
     @classmethod

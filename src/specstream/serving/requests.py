@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-StopText = Annotated[str, Field(max_length=256)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 MOST_LOGPROBS = 20
 

@@ -16,6 +16,7 @@ import uvicorn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.environment import address_remedy
 from specstream.errors import SpecStreamError, UsageError
+from specstream.files.atomic import why_unread
 from specstream.serving.app import Server
 from specstream.serving.connections import Limits, connection_type
 from specstream.serving.deployment import DeploymentConfig, backlog, most_connections
@@ -92,7 +93,7 @@ def bound(config: DeploymentConfig) -> Iterator[list[socket.socket]]:
         places = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise UsageError(
-            f"host is {config.host!r}, which has no address ({error}); {address_remedy(config.host)}"
+            f"host is {config.host!r}, which has no address ({why_unread(error)}); {address_remedy(config.host)}"
         ) from None
     with contextlib.ExitStack() as stack:
         sockets: list[socket.socket] = []

@@ -199,6 +199,8 @@ def load_examples(config: DataSection, tokenizer: Any, seed: int) -> tuple[Examp
         config = config.model_copy(update={"chat": task.chat})
     examples = examples_of(list(islice(records, config.limit)), config, tokenizer)
     if not examples:
+        if config.files:
+            raise UsageError(f"there is no example in {' and '.join(map(repr, config.files))}; give another file")
         raise UsageError("data has no example; give data.files or data.dataset_name")
     if config.eval_files:
         others = examples_of(_of_files(config.eval_files, task), config, tokenizer)
@@ -251,6 +253,8 @@ def read_file(path: str) -> list[_Record]:
         UsageError: a file that is not there, is not finished, or cannot be read.
     """
     file = Path(path)
+    if not file.exists() and not file.with_name(file.name + ".partial").exists():
+        raise UsageError(f"data {path!r} is no file here; give one, or write answers: specstream distill-data")
     if file.suffix in (".txt", ".md", ".py"):
         try:
             return [({"text": file.read_text(encoding="utf-8")}, path)]

@@ -152,7 +152,10 @@ def read_collect_config(path: str | Path, overrides: Sequence[str] = ()) -> Coll
     config = validated(CollectConfig, document.values, document=document)
     check_target(config.target, document)
     check_drafters(config.drafters)
-    if config.drafters.get(NONE) != DrafterSpec(drafter=NONE):
+    if (plain := config.drafters.get(NONE)) is not None and plain != DrafterSpec(drafter=NONE):
+        where = document.where(("drafters", NONE))
+        raise UsageError(f"{where}drafters.{NONE} is the measure of all; give drafter: {NONE} in it, and nothing else")
+    if plain is None:
         raise UsageError(
             f"drafters are {', '.join(config.drafters)}; add '{NONE}: {{drafter: {NONE}}}', the measure of all"
         )

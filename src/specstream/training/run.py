@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from specstream.environment import provenance
-from specstream.errors import UsageError, must_be
+from specstream.errors import ModelNotFoundError, UsageError, must_be
 from specstream.files.atomic import check_ending, set_aside
 from specstream.models.hub.catalog import check, on_disk
 from specstream.models.hub.load import pick_device, pick_dtype
@@ -115,7 +115,11 @@ def _check_names(config: TrainConfig) -> None:
     data = config.data
     on_disk(config.model.target_model)
     if config.model.draft_model is not None:
-        check(config.model.draft_model)
+        try:
+            check(config.model.draft_model)
+        except ModelNotFoundError as error:
+            made = "" if config.recipe != "draft" else "; specstream make-draft makes a draft"
+            raise ModelNotFoundError(f"model.draft_model: {error}{made}") from None
     for file in [*data.files, *data.eval_files, *data.exclude]:
         if not read_file(file) and file not in data.exclude:
             raise UsageError(f"file {file!r} holds no example; give another")

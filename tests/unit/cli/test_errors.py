@@ -74,7 +74,11 @@ def test_an_exception_is_one_line_and_an_exit_code(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--nonsense"], "error: No such option: --nonsense (see specstream --help)"),
+        (
+            ["--nonsense"],
+            "error: No such option: --nonsense; leave it out; the options are --version, --debug "
+            "(see specstream --help)",
+        ),
         (["nonsense"], "error: No such command 'nonsense'. (see specstream --help)"),
         (
             ["models", "pull"],

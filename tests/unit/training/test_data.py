@@ -115,8 +115,8 @@ def test_files_are_read_and_split(tmp_path):
     ("settings", "message"),
     [
         ({}, "data has no example"),
-        ({"files": ["nowhere.jsonl"]}, "cannot be read"),
-        ({"files": ["nowhere.txt"]}, "cannot be read"),
+        ({"files": ["nowhere.jsonl"]}, "is no file here"),
+        ({"files": ["nowhere.txt"]}, "is no file here"),
         ({"dataset_name": "data/nowhere"}, "is no file here, and not taken for a hub id"),
         ({"dataset_name": "org/nowhere.jsonl"}, "is no file here, and not taken for a hub id"),
         ({"files": ["answers.jsonl"]}, "is not finished; run its specstream distill-data again"),

@@ -19,7 +19,7 @@ from specstream.environment import require
 from specstream.errors import UsageError, listed, one_line
 from specstream.files.atomic import why_unread
 from specstream.files.prompts import read_records
-from specstream.files.yaml_file import Section, misplaced, sections_of
+from specstream.files.yaml_file import Section, malformed, misplaced, sections_of
 from specstream.models.hub.data_sets import load_dataset
 
 Metric = Literal["exact_match", "exact_answer", "rouge1", "rouge2", "rougeL", "bleu", "pass@1"]
@@ -176,13 +176,14 @@ def read_task(name: str) -> Task:
         what = "a file, not a task" if Path(name).is_file() else "no task"
         raise UsageError(f"task {name!r} is {what}; give a YAML file, or one of {listed(name, task_names())}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"task {name!r} cannot be read: {why_unread(error)}; give {', '.join(task_names())}, or a YAML file"
         ) from None
     except yaml.YAMLError as error:
-        raise UsageError(f"task {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"task {str(path)!r} is not YAML: {malformed(error, text)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"task {str(path)!r} holds no keys; give {', '.join(sorted(Task.model_fields))}")
     try:

@@ -152,9 +152,11 @@ def _load(
             folder, config=config, dtype=chosen, trust_remote_code=False, output_loading_info=True
         )
         if missing := sorted(told["missing_keys"]):
+            saved = " or ".join(config.architectures or ["nothing known"])
             raise ModelNotFoundError(
-                f"model {name!r} lacks the weights of {missing[0]!r} and {len(missing) - 1} more, which would be "
-                "random; give a whole checkpoint, of adapters what save_merged writes"
+                f"model {name!r}, saved as {saved}, lacks the weights of "
+                f"{missing[0]!r} and {len(missing) - 1} more, which would be random; give a whole checkpoint of a "
+                "causal language model, of adapters what save_merged writes"
             )
     except SpecStreamError:
         raise
