@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specstream.models.architecture import blocks as tensors
+from specstream.models.hub import gguf_header
 from specstream.models.runtime import native
 from specstream.models.runtime.blocks import KINDS
 from specstream.models.runtime.quantized import embed_from, linear, of_blocks
@@ -53,7 +53,7 @@ def case(kind: str, columns: int) -> tuple[Tensor, Tensor]:
 
 
 def test_every_format_that_is_loaded_runs():
-    assert set(KINDS) == set(tensors.KINDS)
+    assert set(KINDS) == set(gguf_header.KINDS)
 
 
 @pytest.mark.parametrize(("kind", "columns"), CASES)
