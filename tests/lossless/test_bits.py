@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +22,14 @@ from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.models.hub.gguf import load_gguf
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import Quantization, RuntimeName, capabilities
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.session import PREFILL_CHUNK
-from tests.lossless.decoding import Recorded, make_drafter, run
+from tests.gguf_files import write_gguf
+from tests.lossless.decoding import GAMMA, Recorded, make_drafter, run
 from tests.lossless.families import FAMILIES, build, prompt
 
 NEW_TOKENS = 20
@@ -121,6 +124,40 @@ def test_a_quantised_target_keeps_its_own_bits(family: str, bits: Quantization) 
         for first, last in BATCHES.values():
             recorded = Recorded(target)
             rows = run(recorded, make_drafter(drafter, family, dtype=torch.bfloat16), PROMPTS[first:last], NEW_TOKENS)
+            assert [row.exact for row in rows] == ["bits"] * len(rows)
+            assert differences(plain, rows, recorded.logits, first) == []
+
+
+SMALL = {"token_embd": "Q8_0", "ffn_down": "Q5_1", "attn_v": "Q5_0", "attn_output": "IQ4_NL", "ffn_up": "Q4_0"}
+"""A format for each kind of tensor, the rest in Q4_1: of blocks of 32."""
+
+SUPER = {"token_embd": "Q6_K", "ffn_down": "Q5_K", "attn_v": "Q3_K", "attn_output": "Q2_K", "ffn_up": "Q8_0"}
+"""The same of blocks of 256, the rest in Q4_K, and one of the others among them."""
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("super_blocks", [False, True], ids=["blocks of 32", "of 256"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma2"])
+def test_a_gguf_file_keeps_its_own_bits(architecture: str, super_blocks: bool, tmp_path: Path) -> None:
+    kinds, rest = (SUPER, "Q4_K") if super_blocks else (SMALL, "Q4_1")
+    sizes = {"hidden": 256, "inner": 512, "head": 64} if super_blocks else {}
+
+    def load(noise: float) -> Any:
+        kind = lambda name: kinds.get(name.split(".")[-2], rest)  # noqa: E731
+        file = write_gguf(tmp_path / f"{noise}.gguf", architecture, kind=kind, seed=4, noise=noise, **sizes)
+        return load_gguf(file, torch.bfloat16)[0]
+
+    target = HuggingFaceTarget(load(0))
+    assert target.runtime.name == "native-gguf"
+    plain = Plain(target, PROMPTS, NEW_TOKENS)
+    drafts = {
+        "lookup": lambda: LookupDrafter(min_ngram=1, branches=3),
+        "draft": lambda: DraftModelDrafter(HuggingFaceTarget(load(0.05), exact=False), gamma=GAMMA, branches=2),
+    }
+    for drafter in drafts.values():
+        for first, last in BATCHES.values():
+            recorded = Recorded(target)
+            rows = run(recorded, drafter(), PROMPTS[first:last], NEW_TOKENS)
             assert [row.exact for row in rows] == ["bits"] * len(rows)
             assert differences(plain, rows, recorded.logits, first) == []
 

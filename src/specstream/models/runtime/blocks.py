@@ -1,8 +1,8 @@
 """GGUF blocks for our kernels: the same numbers and scales, in the order that vectors take them.
 
-A block's weight is ``scale * q + least`` with an integer ``q`` of at most 8 bits, in every format here. What its bits mean
-is the format's definition (ggml's ``ggml-common.h``); nothing is rounded, so every weight keeps its value. The five
-layouts and their order are described in ``kernels/blocks.h``. Numbers of two, three, five and six bits take a byte each.
+A block's weight is ``scale * q + least`` with an integer ``q`` of at most 8 bits, in every format here. What its bits
+mean is the format's definition (ggml's ``ggml-common.h``); nothing is rounded: every weight keeps its value. The five
+layouts and their order are described in ``kernels/blocks.h``. Numbers of two, three, five and six bits take a byte.
 """
 
 from __future__ import annotations
