@@ -50,7 +50,7 @@ RUNS = 4
 """Timed rounds of a shape, of which the fastest counts, as other work only adds time; the first also pays for what is
 done once."""
 
-PASS_SECONDS, DRAFT_SECONDS = 2.0, 1.0
+PASS_SECONDS, DRAFT_SECONDS = 1.5, 0.5
 """What the timing of passes, and of drafts, of one number of rows may take, but for the run that is under way then.
 Shapes may begin in the first half of it; what does not fit is left out."""
 
@@ -240,14 +240,14 @@ def _identity(drafter: Drafter) -> str:
 def _shapes(limit: int | None, rows: int, nodes: int) -> list[tuple[int, int, int]]:
     """Rows, nodes of all together and context of the passes to time, the cheapest and most telling first.
 
-    A pass behind a long context comes with those of four times as many nodes behind a short one.
+    A pass behind a long context comes with those of eight times as many nodes behind a short one.
     """
     most = min(nodes, MOST_NODES // rows, TREES[-1] if rows == 1 else ROW_NODES)
     trees = [each for each in TREES if each <= most]
     far = min(FAR, MOST_TOKENS // rows)
     far = far if limit is None else min(far, limit - TREES[-1])
     near = min(NEAR, far)
-    contexts = {near: 1, far: 4} if far >= 2 * near else {near: 1}
+    contexts = {near: 1, far: 8} if far >= 2 * near else {near: 1}
     places = [(each * later, each, context) for context, later in contexts.items() for each in trees if context > 0]
     return [(rows, rows * each, context) for _, each, context in sorted(places)]
 

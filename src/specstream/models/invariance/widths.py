@@ -41,7 +41,7 @@ ENOUGH_EVIDENCE = 1 << 18
 another order round to the same 16 bits nearly always: a difference may show in one row of a hundred."""
 
 
-CERTIFY_SECONDS = 2.0
+CERTIFY_SECONDS = 1.0
 """What trying widths may take before the first answer, for each number of rows; the test that runs then is ended."""
 
 
