@@ -1,7 +1,7 @@
 """What a cold start costs the first answer: self-tests, and whatever else is measured once and kept on disk.
 
-``python -m benchmarks.cold_start MODEL DTYPE TOKENS`` loads a model in this process and prints the seconds of loading,
-of the first answer and of the same answer again.
+``python -m benchmarks.cold_start DTYPE TOKENS MODEL [DRAFT]`` loads a model in this process and prints the seconds of
+loading, of the first answer and of the same answer again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def cold_start(settings: Settings, model: str) -> Outcome:
 
     Processes that find what others kept are started in turn with those; the first of each is not counted.
     """
-    words = [model, settings.dtype, str(settings.max_new_tokens)]
+    words = [settings.dtype, str(settings.max_new_tokens), model, *filter(None, [settings.draft])]
     ways = {name: lambda _, own=own: start(words, own) for name, own in (("cold", COLD), ("warm", {}))}
     starts: dict[str, list[Start]] = {name: [] for name in ways}
     for entry in in_turn(ways, [None], rounds=settings.rounds):
@@ -63,7 +63,7 @@ def start(words: list[str], variables: dict[str, str]) -> Start:
     """One process.
 
     Args:
-        words: model, dtype and tokens.
+        words: dtype, tokens, model and, if it has one, its draft.
         variables: over this process's own.
 
     Raises:
@@ -81,12 +81,12 @@ def start(words: list[str], variables: dict[str, str]) -> Start:
     return Start(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def timed(model: str, dtype: str, tokens: int) -> Start:
+def timed(dtype: str, tokens: int, model: str, draft: str | None = None) -> Start:
     """Load a model here, and answer twice."""
     from specstream.cli.loading import load_engine
 
     moments = [time.perf_counter()]
-    engine = load_engine(model, None, {"dtype": dtype})
+    engine = load_engine(model, draft, {"dtype": dtype})
     for _ in range(2):
         moments.append(time.perf_counter())
         engine.generate([{"role": "user", "content": CHATS[0]}], max_new_tokens=tokens)
@@ -96,4 +96,4 @@ def timed(model: str, dtype: str, tokens: int) -> Start:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(timed(sys.argv[1], sys.argv[2], int(sys.argv[3])))))
+    print(json.dumps(asdict(timed(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))))

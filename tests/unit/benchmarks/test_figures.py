@@ -219,22 +219,24 @@ def test_the_policys_time_is_part_of_that_of_its_rounds() -> None:
 def test_a_start_is_a_process_that_keeps_nothing_where_it_is_told_so(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    found = start([str(tmp_path / "model"), "float32", "4"], COLD)
+    model = str(tmp_path / "model")
+    found = start(["float32", "4", model, model], COLD)
     assert min(found.loading, found.first, found.again) > 0
     assert found.beyond == found.first - found.again
     with pytest.raises(SpecStreamError, match=r"a start ended with code 1: .*nowhere"):
-        start(["nowhere", "float32", "4"], COLD)
+        start(["float32", "4", "nowhere"], COLD)
 
 
 def test_cold_and_warm_starts_are_made_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[bool] = []
 
     def begin(words: list[str], variables: dict[str, str]) -> Start:
+        assert words == ["bfloat16", "64", "m", "d"]
         made.append(variables == COLD)
         return Start(loading=1.0, first=5.0 + len(made) if variables else 2.0, again=1.0)
 
     monkeypatch.setattr(cold_start, "start", begin)
-    outcome = cold_start.cold_start(Settings(target="t", rounds=3), "m")
+    outcome = cold_start.cold_start(Settings(target="t", draft="d", rounds=3), "m")
     assert made == [True, False, True, False, False, True, True, False]
     assert outcome.value == 5.0 + 6 - 1
     assert [each["first"] for each in outcome.details["warm"]] == [2.0] * 3

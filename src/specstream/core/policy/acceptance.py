@@ -140,11 +140,15 @@ class Estimates:
         """Of what its drafter expects, before it drafts or of what was ``drafted``."""
         return self._calibrations.setdefault((offer.drafter, drafted), Calibration())
 
-    def levels(self, offer: Offer) -> list[Level]:
-        """What an offer's tree is extended by, in that order, as deep as it may be taken."""
+    def levels(self, offer: Offer, least: float = 0.0) -> list[Level]:
+        """What an offer's tree is extended by, in that order, as deep as it may be taken.
+
+        Of an offer that is ranked, without nodes that are accepted less often than ``least``.
+        """
         if offer.ranked:
             ratio = self.calibration(offer).ratio
-            return [Level(depth, 1.0, min(1.0, ratio * survival)) for depth, survival in offer.ranked]
+            likely = ((depth, min(1.0, ratio * survival)) for depth, survival in offer.ranked)
+            return [Level(depth, 1.0, survival) for depth, survival in likely if survival >= least]
         source = self.of(offer)
         depth = min(offer.depth, source.reach)
         ratio = min(1.0, self.calibration(offer).ratio) if offer.cuts else 1.0

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -80,20 +81,25 @@ class Corrections:
     """Of each kind the newest measurements over what was expected, and their lower median."""
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[object, ...], list[float]] = {}
-        self._typical: dict[tuple[object, ...], tuple[float, int]] = {}  # and when it was last measured
+        self._newest: dict[tuple[int | str, int], list[float]] = {}
+        self._typical: dict[tuple[int | str, int], tuple[float, int]] = {}  # and when it was last measured
 
-    def add(self, kind: tuple[object, ...], ratio: float, votes: int, now: int) -> None:
+    def add(self, kind: tuple[int | str, int], ratio: float, votes: int, now: int) -> None:
         """``votes`` measurements that were as expected count beside a first one."""
         known = self._newest[kind] = [*self._newest.get(kind, [1.0] * votes)[1 - NEWEST :], ratio]
         self._typical[kind] = sorted(known)[(len(known) - 1) // 2], now
 
-    def of(self, kind: tuple[object, ...], now: int) -> float | None:
+    def of(self, kind: tuple[int | str, int], now: int) -> float | None:
         """None where nothing was measured, or not for long."""
         typical, at = self._typical.get(kind, (None, 0))
         return typical if now - at <= LIFETIME else None
 
-    def count(self, kind: tuple[object, ...]) -> int:
+    def known(self, rows: int, now: int) -> dict[int, float]:
+        """Of passes over so many rows, by their rung; plain passes are never forgotten."""
+        own = ((rung, each) for (count, rung), each in self._typical.items() if count == rows)
+        return {rung: typical for rung, (typical, at) in own if now - at <= LIFETIME or rung == _rung(rows)}
+
+    def count(self, kind: tuple[int | str, int]) -> int:
         """Measurements that count."""
         return len(self._newest.get(kind, ()))
 
@@ -163,13 +169,14 @@ class CostModel:
     def line(self, rows: int) -> Steps:
         """Seconds of a pass over so many rows, by the nodes of all of them, at the usual pace."""
         if rows not in self._lines:
-            table = self._base_table(rows)
-            self._lines[rows] = Steps({nodes: base * self._near(rows, nodes) for nodes, base in table.items()})
+            known = self._passes.known(rows, self._now)
+            table = self._base_table(rows).items()
+            self._lines[rows] = Steps({nodes: base * _near(known, rows, nodes) for nodes, base in table})
         return self._lines[rows]
 
     def plain(self, rows: int) -> float:
         """Seconds of a plain pass over so many rows, at the usual pace."""
-        return self._base_table(rows)[rows] * self._near(rows, rows)
+        return self._base_table(rows)[rows] * (self._passes.of((rows, _rung(rows)), 0) or 1.0)
 
     def passing(self, rows: int, nodes: float) -> float:
         """Seconds of a pass over so many rows and nodes just now."""
@@ -191,8 +198,8 @@ class CostModel:
             How many times what was expected that is, at the pace of the passes before.
         """
         kind = rows, _rung(nodes)
-        expected = self._base(rows, nodes)
-        known = self._near(rows, nodes)
+        expected = self._base_table(rows).get(nodes) or self._base(rows, nodes)
+        known = _near(self._passes.known(rows, self._now), rows, nodes)
         if not self._recent and not self._tables:
             self._pace = seconds / expected  # nothing was measured at start: the first pass says what a second is
         others = [each.ratio for each in self._recent if each.kind != kind]
@@ -224,14 +231,6 @@ class CostModel:
             self._bases[key] = {nodes: self._base(rows, nodes) for nodes in sizes}
         return self._bases[key]
 
-    def _near(self, rows: int, nodes: float) -> float:
-        """The correction of such passes, else of the next smaller ones, else of the next larger."""
-        rung = _rung(nodes)
-        for each in (*range(rung, _rung(rows), -1), *range(rung + 1, rung + 8)) if rung > _rung(rows) else ():
-            if (ratio := self._passes.of((rows, each), self._now)) is not None:
-                return ratio
-        return self._passes.of((rows, _rung(rows)), 0) or 1.0  # plain passes are never forgotten
-
     def _base(self, rows: int, nodes: float) -> float:
         """By the self-test, else in plain passes."""
         if not self._tables:
@@ -257,6 +256,15 @@ def _between(lines: Mapping[int, Line], rows: int, at: float) -> float:
     return seconds if low == high else seconds + (rows - low) / (high - low) * (lines[high].of(at) - seconds)
 
 
+def _near(known: Mapping[int, float], rows: int, nodes: float) -> float:
+    """The correction of such passes, else of the next smaller ones, else of the next larger, else of plain ones."""
+    plain, rung = _rung(rows), _rung(nodes)
+    others = [each for each in known if plain < each <= rung + 7] if rung > plain else []
+    smaller = max((each for each in others if each <= rung), default=None)
+    return known.get(min(others, default=plain) if smaller is None else smaller, 1.0)
+
+
+@lru_cache(1024)
 def _rung(count: float) -> int:
     """What counts as one kind: sizes up to a power of two, or to the middle between two."""
     share, exponent = math.frexp(count)

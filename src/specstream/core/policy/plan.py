@@ -123,6 +123,8 @@ class Planner:
         """
         found: Plan | None = None
         ladders = {id(offer): self._ladder(offer) for own in offers for offer in own}
+        if not any(ladders.values()):
+            return None
         deepest = dict[str, int]()
         for offer in (offer for own in offers for offer in own if offer.tree is None):
             depth = max((level.depth for level in ladders[id(offer)]), default=0)
@@ -148,8 +150,8 @@ class Planner:
 
     def _ladder(self, offer: Offer) -> list[Level]:
         least = UNLIKELY * max(self.node, NODE_SHARE)
-        likely = [level for level in self.estimates.levels(offer) if level.survival >= least * level.nodes]
-        return list(_falling(likely, offer.beside))
+        likely = [level for level in self.estimates.levels(offer, least) if level.survival >= least * level.nodes]
+        return list(_falling(likely, offer.beside)) if likely else likely
 
     def _fill(
         self,

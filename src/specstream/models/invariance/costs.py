@@ -46,12 +46,13 @@ ROW_NODES = 8
 DEPTHS = (1, 2, 4)
 """Depths of the drafts that are timed."""
 
-REPEATS = 3
-"""Timed rounds of a shape, of which the fastest counts, as other work only adds time. One more before them pays for
-what is done once."""
+RUNS = 4
+"""Timed rounds of a shape, of which the fastest counts, as other work only adds time; the first also pays for what is
+done once."""
 
-PASS_SECONDS, DRAFT_SECONDS = 4.0, 1.5
-"""What the timing of passes, and of drafts, of one number of rows may take. What does not fit is left out."""
+PASS_SECONDS, DRAFT_SECONDS = 1.5, 0.5
+"""What the timing of passes, and of drafts, of one number of rows may take, but for the run that is under way then.
+Shapes may begin in the first half of it; what does not fit is left out."""
 
 UNEVEN = 1.5
 """Times its fastest run that the slowest of most shapes takes where other work disturbed it. That is not written to
@@ -239,14 +240,14 @@ def _identity(drafter: Drafter) -> str:
 def _shapes(limit: int | None, rows: int, nodes: int) -> list[tuple[int, int, int]]:
     """Rows, nodes of all together and context of the passes to time, the cheapest and most telling first.
 
-    A pass behind a long context comes with those of four times as many nodes behind a short one.
+    A pass behind a long context comes with those of eight times as many nodes behind a short one.
     """
     most = min(nodes, MOST_NODES // rows, TREES[-1] if rows == 1 else ROW_NODES)
     trees = [each for each in TREES if each <= most]
     far = min(FAR, MOST_TOKENS // rows)
     far = far if limit is None else min(far, limit - TREES[-1])
     near = min(NEAR, far)
-    contexts = {near: 1, far: 4} if far >= 2 * near else {near: 1}
+    contexts = {near: 1, far: 8} if far >= 2 * near else {near: 1}
     places = [(each * later, each, context) for context, later in contexts.items() for each in trees if context > 0]
     return [(rows, rows * each, context) for _, each, context in sorted(places)]
 
@@ -341,18 +342,17 @@ def _fastest(
     """
     started, runs = now(), dict[_Shape, list[float]]()
     for shape in shapes:
-        if runs and now() - started > most / (1 + REPEATS):  # the others would take the rest of it
+        if runs and now() - started > most / 2:
             break
         try:
-            run(shape)
+            runs[shape] = [run(shape)]
         except (torch.OutOfMemoryError, DeviceMemoryError):  # a batch of such rows has other things to say of it
             break
-        runs[shape] = []
-    for turn in range(REPEATS):
-        if turn and now() - started > most:
+    for shape in [*runs] * (RUNS - 1):
+        if now() - started > most:
             break
-        for shape, own in runs.items():
-            own.append(run(shape))
-    if 2 * sum(max(own) > UNEVEN * min(own) for own in runs.values()) > len(runs):
+        runs[shape].append(run(shape))
+    uneven = [max(own[1:]) > UNEVEN * min(own[1:]) for own in runs.values() if own[1:]]
+    if 2 * sum(uneven) > len(runs):
         disturbed()
     return {shape: min(own) for shape, own in runs.items()}

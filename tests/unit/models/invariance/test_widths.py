@@ -10,7 +10,7 @@ from torch import Tensor
 
 from specstream.core.tree import TokenTree
 from specstream.models.cache import STEP, capacity_for
-from specstream.models.invariance.widths import WIDTHS, Exactness
+from specstream.models.invariance.widths import CERTIFY_SECONDS, WIDTHS, Exactness
 
 VOCAB = 50
 LARGE = 20_000  # activations of a model large enough that few rows are evidence enough
@@ -229,6 +229,37 @@ def test_everything_is_tried_once() -> None:
         exactness.branches(2, 8, STEP)
         model.passes, known = [], len(model.passes)
     assert known == 0, "the second time nothing was left to try"
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 50.0])
+def test_a_slow_machine_tries_fewer_widths_ahead_and_uses_none_that_was_not_tried(seconds: float) -> None:
+    model = FakeModel(lambda rows, width, blocks, before: int(width == 6))
+    exactness = Exactness(model.begin, VOCAB, None, dtype=torch.bfloat16, activations=LARGE, simple=lambda *_: True)
+    exactness.calibrate()
+    known = len(model.passes)
+
+    def ahead() -> float:
+        return seconds * (len(model.passes) - known)
+
+    exactness.certify(1, 24, branched=True, now=ahead)
+    assert 0 < ahead() < CERTIFY_SECONDS + 20 * seconds
+    assert {width for _, width in model.passes[known:]} < set(WIDTHS), "some are left out"
+    tried = len(model.passes)
+    exactness.certify(1, 24, branched=True, now=ahead)
+    assert len(model.passes) == tried, "what was left out waits until it occurs"
+    assert exactness.width(1, 24, 30, STEP) == (24, True)
+    assert exactness.width(1, 5, 30, STEP) == (8, True), "no width is believed in untried"
+    assert len(model.passes) > tried
+
+
+def test_plain_passes_are_not_compared_with_themselves() -> None:
+    model = FakeModel(widest(1))
+    exactness = Exactness(model.begin, VOCAB, None, dtype=torch.bfloat16, activations=LARGE, simple=lambda *_: True)
+    exactness.calibrate()
+    known = len(model.passes)
+    assert exactness.width(1, 1, 30, STEP) == (1, True)
+    assert len(model.passes) == known
+    assert exactness.width(2, 1, 30, STEP) == (1, True) and len(model.passes) > known
 
 
 @pytest.mark.parametrize("context", [1, 4, 16, 40, 100, 700])
