@@ -45,12 +45,13 @@ def model_folder(name: str) -> str:
 
 def load_tokenizer(folder: str) -> Any:
     """The tokenizer that prompts are encoded with, once for all systems."""
-    from transformers import AutoTokenizer
     from transformers.utils import logging
+
+    from specstream.models.hub.load import tokenizer_in
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return tokenizer_in(folder)
     except (OSError, ValueError) as error:
         raise UsageError(f"target {folder!r} has no tokenizer: {' '.join(str(error).split())[:200]}") from error
 
@@ -86,6 +87,10 @@ def ends(folder: str) -> tuple[list[int], int]:
         UsageError: it names no end.
     """
     values: dict[str, Any] = {}
+    if Path(folder).is_file():  # a GGUF file
+        from specstream.models.hub.load import load_model
+
+        values = load_model(folder)[0].generation_config.to_dict()
     for name in ("config.json", "generation_config.json"):  # the second one wins, as in transformers
         file = Path(folder) / name
         if file.exists():
@@ -95,4 +100,5 @@ def ends(folder: str) -> tuple[list[int], int]:
     if eos is None:
         raise UsageError(f"target {folder!r} names no eos_token_id; give a folder with a generation_config.json")
     ids = [eos] if isinstance(eos, int) else list(eos)
-    return ids, int(values.get("pad_token_id", ids[0]))
+    pad = values.get("pad_token_id")
+    return ids, ids[0] if pad is None else int(pad)

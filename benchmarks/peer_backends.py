@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
@@ -84,8 +85,10 @@ class LlamaCpp:
         if request["mode"] == "lookup":
             speculation = import_module("llama_cpp.llama_speculative")
             draft = speculation.LlamaPromptLookupDecoding(num_pred_tokens=request["k"] or 10)
+        cores = len(os.sched_getaffinity(0))  # as many as everybody takes; its own default is half of them
+        settings = {"n_threads": cores, "n_threads_batch": cores, "verbose": False, **request["options"]}
         self._model = llama_cpp.Llama(
-            model_path=request["gguf"], n_ctx=request["context"], draft_model=draft, verbose=False, **request["options"]
+            model_path=request["gguf"], n_ctx=request["context"], draft_model=draft, **settings
         )
         self._eos = list(request["eos"])
         self.versions = {"llama-cpp-python": str(llama_cpp.__version__)}

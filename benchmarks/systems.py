@@ -13,7 +13,7 @@ from typing import Any
 from specstream.errors import UsageError
 
 MODES = {
-    "specstream": ("none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"),
+    "specstream": ("none", "auto", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"),
     "transformers": ("generate", "assisted", "lookup"),
     "vllm": ("none", "ngram", "draft_model", "medusa"),
     "llama.cpp": ("none", "lookup"),

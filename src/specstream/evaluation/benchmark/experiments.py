@@ -226,16 +226,11 @@ def check_tokenizers(target: str, draft: str) -> None:
         UsageError: a tokenizer that cannot be read.
         VocabularyMismatchError: the draft's is another one.
     """
-    from transformers import AutoTokenizer
-
     from specstream.models.hub.catalog import resolve
-    from specstream.models.hub.load import reason
+    from specstream.models.hub.load import reason, tokenizer_in
 
     try:
-        ours, theirs = (
-            AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False).get_vocab()
-            for name in (target, draft)
-        )
+        ours, theirs = (tokenizer_in(resolve(name)).get_vocab() for name in (target, draft))
     except SpecStreamError:
         raise
     except (OSError, ValueError, KeyError) as error:

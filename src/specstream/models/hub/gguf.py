@@ -67,11 +67,7 @@ def load_gguf(
         raise UsageError(
             f"{str(path)!r} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; give a smaller file"
         )
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-    if header.fields.get("tokenizer.ggml.model") == "gpt2":
-        repairs.decode_bytes(tokenizer)
-        if header.fields.get("tokenizer.ggml.pre") == "smollm":
-            repairs.split_digits(tokenizer)
+    tokenizer = _tokenizer(header)
     check(tokenizer)
     model = model_without_weights(config, dtype)
     _fill(model, header, dtype)
@@ -80,6 +76,21 @@ def load_gguf(
         repairs.name_stop_tokens(tokenizer, model, ends)
     repairs.tie_embeddings(model)
     return model.eval(), tokenizer
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer of a file; the errors are those of ``load_gguf``."""
+    return _tokenizer(read_header(path))
+
+
+def _tokenizer(header: Header) -> Any:
+    path = header.path
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+    if header.fields.get("tokenizer.ggml.model") == "gpt2":
+        repairs.decode_bytes(tokenizer)
+        if header.fields.get("tokenizer.ggml.pre") == "smollm":
+            repairs.split_digits(tokenizer)
+    return tokenizer
 
 
 def _config(header: Header) -> Any:

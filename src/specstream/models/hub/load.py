@@ -17,7 +17,7 @@ from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedMo
 from specstream.models.architecture.compat import config_of, model_class, require_supported
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.catalog import entry_of, resolve
-from specstream.models.hub.gguf import load_gguf, read_config
+from specstream.models.hub.gguf import load_gguf, read_config, read_tokenizer
 from specstream.models.hub.gguf_header import is_gguf
 from specstream.models.runtime.capabilities import capabilities
 from specstream.reporting import step
@@ -146,7 +146,7 @@ def _load(
             )
         own = config.dtype or torch.float32
         kind, chosen = model_class(config), wanted or capabilities(place, own).dtype.value
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = tokenizer_in(folder)
         check(tokenizer)
         model, told = kind.from_pretrained(
             folder, config=config, dtype=chosen, trust_remote_code=False, output_loading_info=True
@@ -181,6 +181,13 @@ def _load_gguf(
         raise
     except Exception as error:  # of transformers or gguf: the file's fault each time
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+
+
+def tokenizer_in(folder: str) -> Any:
+    """The tokenizer of the folder or the file that ``resolve`` gives; the errors are transformers' own."""
+    if is_gguf(folder):
+        return read_tokenizer(Path(folder))
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def config_in(folder: str, name: str) -> Any:
