@@ -138,6 +138,8 @@ Weight in_blocks(long n, long k, Bits bits, double size) {
   bool least = bits != BYTES32;
   long parts = super ? 4 : 1, blocks = (k + 64 * parts - 1) / (64 * parts), low = nibbles ? 0 : -60, high = nibbles ? 15 : 60;
   auto put = [&](const void *from, long count) { made.bytes.insert(made.bytes.end(), (const char *)from, (const char *)from + count); };
+  std::vector<char> behind; // what is added to each 32 of an output of parts
+  long size_of = nibbles ? 36 : 68;
   for (long block = 0; block < n * blocks; block++) {
     double units[2] = {1, -1}, scales[4][4], leasts[4][4] = {}, about = size / (nibbles ? 8 : 40);
     uint16_t stored[2];
@@ -148,7 +150,8 @@ Weight in_blocks(long n, long k, Bits bits, double size) {
         double value;
         uint16_t bits_of = half(field ? 4 * about : about, &value);
         (field ? leasts : scales)[0][2 * i] = (field ? leasts : scales)[0][2 * i + 1] = value;
-        put(&bits_of, 2);
+        if (field) behind.insert(behind.end(), (const char *)&bits_of, (const char *)&bits_of + 2);
+        else put(&bits_of, 2);
       }
     std::vector<char> of_scales, of_leasts;
     for (int part = 0; super && part < 4; part++)
@@ -170,6 +173,11 @@ Weight in_blocks(long n, long k, Bits bits, double size) {
       }
       for (int i = 0; nibbles && i < 32; i++) ordered[i] = char(ordered[i] | ordered[i + 32] << 4);
       put(ordered, nibbles ? 32 : 64);
+    }
+    if (!super && least && block % blocks == blocks - 1) {
+      behind.resize((behind.size() + size_of - 1) / size_of * size_of);
+      put(behind.data(), behind.size());
+      behind.clear();
     }
   }
   return made;

@@ -85,6 +85,13 @@ def _by_part(values: Tensor) -> Tensor:
     return functional.pad(flat, (0, flat.shape[-1] % 2)).view(len(flat), -1, 2)
 
 
+def _behind(parts: Tensor, least: Tensor) -> Tensor:
+    """``[rows, parts, size]`` and, behind them in as many more of that size as they take, what is added to each 32."""
+    size, leasts = parts.shape[-1], _bytes(_by_part(least)).flatten(-2)
+    padded = functional.pad(leasts, (0, -leasts.shape[-1] % size))
+    return torch.cat([parts, padded.view(len(parts), -1, size)], 1)
+
+
 def _nibbles32(blocks: Tensor, *, offset: int) -> Tensor:
     scales, rest = _halves(blocks[..., :2]), blocks[..., 2:]
     if offset:
@@ -92,7 +99,7 @@ def _nibbles32(blocks: Tensor, *, offset: int) -> Tensor:
     else:
         least, rest = _halves(rest[..., :2]), rest[..., 2:]
     numbers = _ordered(_split(rest, 16, (0, 4), 15).flatten(-2))
-    return torch.cat([_bytes(_by_part(scales)), _bytes(_by_part(least)), _paired(numbers)], -1)
+    return _behind(torch.cat([_bytes(_by_part(scales)), _paired(numbers)], -1), least)
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
@@ -103,10 +110,8 @@ def _q4_1(blocks: Tensor) -> Tensor:
     return _nibbles32(blocks, offset=0)
 
 
-def _bytes32(scales: Tensor, numbers: Tensor, least: Tensor | None = None) -> Tensor:
-    parts = [scales] if least is None else [scales, least]
-    heads = [_bytes(_by_part(part)) for part in parts]
-    return torch.cat([*heads, _bytes(_ordered(numbers.flatten(-2)))], -1)
+def _bytes32(scales: Tensor, numbers: Tensor) -> Tensor:
+    return torch.cat([_bytes(_by_part(scales)), _bytes(_ordered(numbers.flatten(-2)))], -1)
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ def _q5_0(blocks: Tensor) -> Tensor:
 
 def _q5_1(blocks: Tensor) -> Tensor:
     numbers = _split(blocks[..., 8:], 16, (0, 4), 15) | (_split(blocks[..., 4:8], 1, range(8), 1) << 4)
-    return _bytes32(_halves(blocks[..., :2]), numbers, _halves(blocks[..., 2:4]))
+    return _behind(_bytes32(_halves(blocks[..., :2]), numbers), _halves(blocks[..., 2:4]))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:

@@ -5,9 +5,10 @@
 // two of each: so lane i of a vector of products belongs to group i % 4 at every level, and scales that are different for
 // groups, or for each two of them, are one short pattern, repeated.
 //
-// What is added, `least`, meets the sums of the groups of an input, which it has in common for all weights: that is a
-// sixteenth of a product. Scales of the K formats are integers; their numbers are multiplied by them before they meet
-// the input, and 256 products are summed as integers, where the others go to floats for each 64.
+// What is added, `least`, meets sums of the input that all weights have in common: a product of a sixteenth of the size, or
+// less. Scales of the K formats are integers; their numbers are multiplied by them before they meet the input, and 256
+// products are summed as integers, where the others go to floats for each 64. These have the leasts of an output behind all
+// its parts, two float16 for each, and are padded to whole parts.
 #pragma once
 
 #include "linear.h"
@@ -18,7 +19,7 @@ constexpr long PART = 64, SUPER = 256, GROUPS = SUPER / 16;
 
 // Q4_0, Q4_1. Byte i holds number i below and number i + 32 above. All scales are float16.
 struct Nibbles32 {
-  uint16_t scales[2], leasts[2];
+  uint16_t scales[2];
   uint8_t numbers[32];
 };
 // Q8_0, Q5_0, IQ4_NL.
@@ -28,7 +29,7 @@ struct Bytes32 {
 };
 // Q5_1.
 struct BytesLeast32 {
-  uint16_t scales[2], leasts[2];
+  uint16_t scales[2];
   int8_t numbers[64];
 };
 // Q4_K: a scale is scale scales[i], what is added least leasts[i]: `least` is below zero where others say min.
@@ -52,7 +53,8 @@ inline float half(const uint16_t &from) {
   return halves(four)[0];
 }
 
-// The input of all of them: 256 integers of 16 bits in the order above, then the sums of their groups as floats.
+// The input of all of them: 256 integers of 16 bits in the order above, then the sums of their groups as floats, and so on;
+// behind all of them the sums of each 32.
 struct BlockInput {
   using X = int16_t;
   using Sum = Floats;
@@ -61,11 +63,13 @@ struct BlockInput {
   // The largest product of a number and its integer scale has 12 bits, and those of a lane may not overflow.
   static constexpr long MOST = 2147483647L / (4096 * SUPER / LANES);
   static long at(long i) { return i / SUPER * WIDTH + i % SUPER; }
-  static long size(long k) { return at((k + SUPER - 1) / SUPER * SUPER); }
+  static long sums_at(long k) { return at((k + SUPER - 1) / SUPER * SUPER); }
+  static long size(long k) { return sums_at(k) + (k + 16 * PART - 1) / (16 * PART) * PART; }
   template <class From> static float prepare(const From *from, long k, X *to) {
     thread_local std::vector<X> row;
     row.assign((k + SUPER - 1) / SUPER * SUPER, 0);
     float unit = quantise(from, k, row.data(), MOST);
+    std::memset(to + sums_at(k), 0, (size(k) - sums_at(k)) * sizeof(X)); // read to the end, by whole registers
     for (size_t i = 0; i < row.size(); i += PART) {
       X *part = to + at(i);
       in_turn(&row[i], part);
@@ -80,6 +84,8 @@ struct BlockInput {
         sums[group] = float(sum);
       }
       std::memcpy(to + at(i / SUPER * SUPER) + SUPER + i % SUPER / 8, &sums, sizeof sums);
+      float both[2] = {sums[0] + sums[1], sums[2] + sums[3]};
+      std::memcpy(to + sums_at(k) + i / 16, both, sizeof both);
     }
     return unit;
   }
@@ -118,30 +124,21 @@ inline Floats load_floats(const void *from) {
   return lanes;
 }
 
-// Parts of 64 with two scales, of a struct each; WITH: whether something is added.
+// Parts of 64 with two scales, of a struct each; WITH: whether leasts stand behind them.
 template <class B, bool WITH> struct Part32 : BlockInput {
   static constexpr long EACH = PART;
-  static constexpr bool LEAST = WITH, INTEGERS = false;
+  static constexpr bool BEHIND = WITH, INTEGERS = false;
+  static long parts(long k) { return (k + PART - 1) / PART; }
+  static long units(long k) { return parts(k) + (WITH ? (4 * parts(k) + long(sizeof(B)) - 1) / long(sizeof(B)) : 0); }
+  static const uint16_t *leasts(const B *output, long k) { return reinterpret_cast<const uint16_t *>(output + parts(k)); }
   static const auto &numbers(const B *w, long part) { return w[part].numbers; }
   static Floats scales(const B *w, long part) {
     Quad both = halves(w[part].scales); // and what stands behind them
     return repeated(Quad{both[0], both[0], both[1], both[1]});
   }
-  static float scale(const B *w, long part, long group) { return half(w[part].scales[group / 2]); }
-  static float least(const B *w, long part, long group) {
-    if constexpr (WITH) return half(w[part].leasts[group / 2]);
-    return 0;
-  }
-  // What is added to the groups that `lanes` begins with, of so many parts.
-  static Floats leasts(const B *w, long parts, long lanes) {
-    Quad groups[LANES / 4] = {};
-    for (long i = 0; i < LANES / 4; i++)
-      if (long part = lanes / 4 + i; part < parts) {
-        Quad both = halves(w[part].scales);
-        groups[i] = Quad{both[2], both[2], both[3], both[3]};
-      }
-    return joined(groups);
-  }
+  // Of 16 neighbours, the group of that number.
+  static float scale(const B *output, long group) { return half(output[group / 4].scales[group / 2 % 2]); }
+  static float least(const B *output, long group, long k) { return WITH ? half(leasts(output, k)[group / 2]) : 0; }
 };
 template <class T> struct Product;
 template <> struct Product<Nibbles32> : Part32<Nibbles32, true> {};
@@ -151,13 +148,20 @@ template <> struct Product<BytesLeast32> : Part32<BytesLeast32, true> {};
 // Blocks of 256 with integer scales for COUNT groups, or twos of them.
 template <class B, long COUNT> struct PartK : BlockInput {
   static constexpr long EACH = SUPER, SHARE = GROUPS / COUNT;
-  static constexpr bool LEAST = true, INTEGERS = true;
+  static constexpr bool BEHIND = false, INTEGERS = true;
+  static long units(long k) { return (k + SUPER - 1) / SUPER; }
   static const auto &numbers(const B *w, long part) { return w->numbers[part]; }
   static Shorts multipliers(const B *w, long part) { return repeated(w->scales + 4 * part / SHARE, SHARE); }
   static Floats unit(const B *w) { return Floats{} + half(w->scale); }
-  static float scale(const B *w, long part, long group) { return half(w->scale) * w->scales[(4 * part + group) / SHARE]; }
-  static float least(const B *w, long part, long group) { return half(w->least) * w->leasts[(4 * part + group) / SHARE]; }
-  static Floats leasts(const B *w, long, long lanes) {
+  static float scale(const B *output, long group) {
+    const B &w = output[group / GROUPS];
+    return half(w.scale) * w.scales[group % GROUPS / SHARE];
+  }
+  static float least(const B *output, long group, long) {
+    const B &w = output[group / GROUPS];
+    return half(w.least) * w.leasts[group % GROUPS / SHARE];
+  }
+  static Floats leasts(const B *w, long lanes) {
     return half(w->least) * (SHARE == 1 ? floats(w->leasts + lanes) : doubled(w->leasts + lanes / 2));
   }
 };
@@ -206,23 +210,21 @@ inline void block(const B *w, long stride, const int16_t *x, long size, long par
     for (int n = 0; n < N; n++) {
       Floats unit = P::unit(w + n * stride);
       for (int m = 0; m < M; m++) sums[m][n] = fused(__builtin_convertvector(all[m][n], Floats), unit, sums[m][n]);
+      for (long i = 0; i < GROUPS; i += LANES) {
+        Floats leasts = P::leasts(w + n * stride, i);
+        for (int m = 0; m < M; m++) sums[m][n] = fused(load_floats(x + m * size + SUPER + 2 * i), leasts, sums[m][n]);
+      }
     }
   } else {
 #pragma GCC unroll 4
     for (long part = 0; part < parts; part++) add_part<M, N>(w, stride, x, size, part, sums);
   }
-  if constexpr (P::LEAST)
-    for (int n = 0; n < N; n++)
-      for (long i = 0; i < GROUPS; i += LANES) {
-        Floats leasts = P::leasts(w + n * stride, parts, i);
-        for (int m = 0; m < M; m++) sums[m][n] = fused(load_floats(x + m * size + SUPER + 2 * i), leasts, sums[m][n]);
-      }
 }
 
 template <int M, int N, class B> struct BlockTile {
   using P = Product<B>;
   static void run(const Linear<B> &p, long row, long from, long begin, long end, const Fetch &fetch, Floats (&sums)[M][N]) {
-    long stride = p.k / P::EACH, first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
+    long stride = P::units(p.k), first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
     long ahead = from < fetch.until ? fetch.near : fetch.far;
     for (long i = begin; i < end; i += SUPER) {
       const B *w = p.w + from * stride + i / P::EACH;
@@ -233,9 +235,19 @@ template <int M, int N, class B> struct BlockTile {
       block<M, N>(w, stride, p.x + row * p.size + P::at(i), p.size, SUPER / PART, sums);
     }
   }
+  // The rest of an output's parts, and its leasts.
   static void tail(const Linear<B> &p, long row, long from, Floats (&sums)[M][N]) {
-    long stride = p.k / P::EACH, whole = p.k / SUPER * SUPER;
-    block<M, N>(p.w + from * stride + whole / P::EACH, stride, p.x + row * p.size + P::at(whole), p.size, (p.k - whole) / PART, sums);
+    long stride = P::units(p.k), whole = p.k / SUPER * SUPER;
+    const B *w = p.w + from * stride;
+    const int16_t *x = p.x + row * p.size;
+    if (whole < p.k) block<M, N>(w + whole / P::EACH, stride, x + P::at(whole), p.size, (p.k - whole) / PART, sums);
+    if constexpr (P::BEHIND)
+      for (int n = 0; n < N; n++)
+        for (long i = 0; i < p.k / 32; i += LANES) {
+          Floats leasts = some_halves(P::leasts(w + n * stride, p.k) + i, p.k / 32 - i);
+          for (int m = 0; m < M; m++)
+            sums[m][n] = fused(load_floats(x + m * p.size + P::sums_at(p.k) + 2 * i), leasts, sums[m][n]);
+        }
   }
 };
 template <int M, int N> struct Tile<M, N, Nibbles32> : BlockTile<M, N, Nibbles32> {};

@@ -62,8 +62,7 @@ typedef float Quad __attribute__((vector_size(16)));
 // - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
 //   the vectors would go through memory.
 // - repeated: four floats as often as a register holds them, or shorts, each of four bytes twice or of two bytes four times
-// - joined: as many fours as a register holds
-// - halves: four float16 as floats
+// - halves: four float16 as floats; some_halves: as many as a register holds, those behind `count` 0
 // - in_turn: of four times sixteen shorts two of each, then the next two
 // - floats: of bytes; doubled: of half as many bytes, each twice
 #if defined(__AVX512BW__)
@@ -82,11 +81,9 @@ inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
 inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
 inline Floats repeated(Quad quad) { return (Floats)_mm512_broadcast_f32x4((__m128)quad); }
 inline Shorts repeated(__m128i eight) { return (Shorts)_mm512_broadcast_i32x4(eight); }
-inline Floats joined(const Quad *quads) {
-  __m512 lanes = _mm512_castps128_ps512((__m128)quads[0]);
-  lanes = _mm512_insertf32x4(lanes, (__m128)quads[1], 1);
-  lanes = _mm512_insertf32x4(lanes, (__m128)quads[2], 2);
-  return (Floats)_mm512_insertf32x4(lanes, (__m128)quads[3], 3);
+inline Floats some_halves(const uint16_t *from, long count) {
+  __mmask16 mask = count >= LANES ? 0xffff : (1u << count) - 1;
+  return (Floats)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
 }
 inline Floats floats(__m128i bytes) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
 inline float sum(Floats lanes) {
@@ -123,7 +120,11 @@ inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) { return sum + (Ints)_mm256_
 inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
 inline Floats repeated(Quad quad) { return (Floats)_mm256_set_m128((__m128)quad, (__m128)quad); }
 inline Shorts repeated(__m128i eight) { return (Shorts)_mm256_broadcastsi128_si256(eight); }
-inline Floats joined(const Quad *quads) { return (Floats)_mm256_set_m128((__m128)quads[1], (__m128)quads[0]); }
+inline Floats some_halves(const uint16_t *from, long count) {
+  __m128i halves = _mm_setzero_si128();
+  std::memcpy(&halves, from, count >= LANES ? sizeof halves : count * sizeof *from);
+  return (Floats)_mm256_cvtph_ps(halves);
+}
 inline Floats floats(__m128i bytes) { return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
 inline float sum(Floats lanes) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
@@ -158,7 +159,11 @@ template <class T> inline Shorts repeated(const T *from, int share) {
   for (int i = 0; i < 8; i++) shorts[i] = from[i / 2 / share];
   return shorts;
 }
-inline Floats joined(const Quad *quads) { return (Floats)quads[0]; }
+inline Floats some_halves(const uint16_t *from, long count) {
+  uint16_t four[4] = {};
+  std::memcpy(four, from, count >= LANES ? sizeof four : count * sizeof *from);
+  return (Floats)halves(four);
+}
 inline void in_turn(const int16_t *from, int16_t *to) {
   for (int i = 0; i < 2; i++) {
     int32x4x4_t fours;

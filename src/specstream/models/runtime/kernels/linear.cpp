@@ -19,19 +19,18 @@ void linear(const T *x, const W *w, const float *scales, const T *b, T *y, long 
 // Rows of a matrix in blocks as numbers: what an embedding reads. Multiplied, rounded and added as the format says.
 template <class T, class W> void rows(const W *w, const int64_t *of, T *y, long count, long k) {
   using P = Product<W>;
-  long blocks = (k + P::EACH - 1) / P::EACH;
-  for (long row = 0; row < count; row++)
+  for (long row = 0; row < count; row++) {
+    const W *output = w + of[row] * P::units(k);
     for (long first = 0; first < k; first += PART) {
-      const W *block = w + of[row] * blocks + first / P::EACH;
-      long part = first % P::EACH / PART;
-      Numbers shorts = unpacked(P::numbers(block, part));
+      Numbers shorts = unpacked(P::numbers(output + first / P::EACH, first % P::EACH / PART));
       int16_t numbers[PART];
       std::memcpy(numbers, shorts.of, sizeof numbers);
       for (long i = 0; i < PART && first + i < k; i++) {
-        long group = i / 16, place = i % 16 / 2 * 8 + group * 2 + i % 2;
-        narrow(numbers[place] * P::scale(block, part, group) + P::least(block, part, group), y + row * k + first + i);
+        long group = (first + i) / 16, place = i % 16 / 2 * 8 + group % 4 * 2 + i % 2;
+        narrow(numbers[place] * P::scale(output, group) + P::least(output, group, k), y + row * k + first + i);
       }
     }
+  }
 }
 
 } // namespace

@@ -53,13 +53,14 @@ constexpr long CHUNKS_OF = 8;
 // Weights one by one, in steps; an input is padded to whole steps. See Product.
 struct InSteps {
   static constexpr long STEP = ::STEP, EACH = 1;
+  static long units(long k) { return k; }
   static long at(long i) { return i; }
   static long size(long k) { return whole_steps(k); }
 };
 
 // How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
 // over STEP elements, EACH of them in a T, in PARTS that have WIDTH of the input each. An input row takes `size(k)` X's,
-// element i is at `at(i)`; `prepare` returns its unit. `finish` makes outputs of columns' sums, their scales and the unit
+// element i is at `at(i)`; `prepare` returns its unit. An output's weights are `units(k)` T's. `finish` makes outputs of columns' sums, their scales and the unit
 // of their row.
 template <class T> struct Product : InSteps {
   using X = float;
@@ -130,6 +131,7 @@ template <> struct Product<Block4> {
   static constexpr long PARTS = 1, WIDTH = 0;
   static constexpr Tiles TILES = INT_TILES;
   static constexpr long STEP = 64, EACH = 64, SIZE = 64 + 2 * LANES;
+  static long units(long k) { return k / EACH; }
   static long at(long i) { return i / STEP * SIZE; }
   static long size(long k) { return at(k + STEP - 1); }
   template <class From> static float prepare(const From *from, long k, X *to) {
@@ -167,11 +169,11 @@ template <> struct Product<Block4> {
 
 template <class T> struct Linear {
   const typename Product<T>::X *x; // [rows][size]
-  const T *w;                      // [n][k / EACH]
+  const T *w;                      // [n][units]
   long size, n, k;                 // k a multiple of EACH
   Linear(const typename Product<T>::X *x, const T *w, long n, long k)
       : x(x), w(w), size(Product<T>::size(k)), n(n), k((k + Product<T>::EACH - 1) / Product<T>::EACH * Product<T>::EACH) {}
-  long bytes() const { return k / Product<T>::EACH * long(sizeof(T)); } // of an output's weights
+  long bytes() const { return Product<T>::units(k) * long(sizeof(T)); } // of an output's weights
 };
 
 // Weights to fetch meanwhile: so many bytes behind the ones at work, `near` for columns before `until`, `far` from there on.
@@ -185,7 +187,7 @@ template <int M, int N, class T>
 inline void tile(const Linear<T> &p, long row, long from, long begin, long end, const Fetch &fetch,
                  typename Product<T>::Sum (&sums)[M][N]) {
   using P = Product<T>;
-  long stride = p.k / P::EACH;
+  long stride = P::units(p.k);
   const T *w = p.w + from * stride;
   long first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
   const typename P::X *x = p.x + row * p.size;
@@ -236,7 +238,9 @@ template <int M, int N, class T> struct Tile {
   static void run(const Linear<T> &p, long row, long from, long begin, long end, const Fetch &fetch, Sum (&sums)[M][N]) {
     ::tile<M, N, T>(p, row, from, begin, end, fetch, sums);
   }
-  static void tail(const Linear<T> &p, long row, long from, Sum (&sums)[M][N]) { ::tail<M, N, T>(p, row, from, sums); }
+  static void tail(const Linear<T> &p, long row, long from, Sum (&sums)[M][N]) {
+    if (p.k % Product<T>::STEP) ::tail<M, N, T>(p, row, from, sums);
+  }
 };
 
 inline Floats as_floats(const Floats &sums) { return sums; }
@@ -274,7 +278,7 @@ void strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch,
         for (int i = 0; i < M * N; i++) kept[i] = sums[i / N][i % N];
         continue;
       }
-      if (whole < p.k) Tile<M, N, T>::tail(p, row, n, sums);
+      Tile<M, N, T>::tail(p, row, n, sums);
       total<M, N>(sums, totals + n - from, width);
     }
   }
