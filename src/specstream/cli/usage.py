@@ -141,7 +141,8 @@ def _suggested(name: str, context: Any, words: Sequence[str]) -> str:
 
 def _all_of(command: Any) -> str:
     """The options of a command, for one that stands for none of them."""
-    return f"leave it out; the options are {', '.join(option for option in _options(command) if option != '--help')}"
+    first = [forms[0] for each in command.params if (forms := _options_of(each)) and forms[0] != "--help"]
+    return f"leave it out; the options are {', '.join(first)}"
 
 
 def _behind(name: str, context: Any, words: Sequence[str]) -> str:
