@@ -183,9 +183,12 @@ def on_disk(name_or_path: str) -> Path | None:
         raise _unknown(name_or_path)
     found = snapshots.cached_snapshot(name_or_path)
     if found is None and is_meant_as_path(name_or_path):
-        what = "file" if name_or_path.lower().endswith(ENDING) else "folder"
+        if name_or_path.lower().endswith(ENDING):
+            raise ModelNotFoundError(
+                f"there is no file {name_or_path!r}: give the path of one, or a saved model's folder"
+            )
         raise ModelNotFoundError(
-            f"there is no {what} {name_or_path!r}, and it is not taken for a hub id: give a saved model's {what}"
+            f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give a saved model's folder"
         )
     if found is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
         raise _unknown(name_or_path)  # a name of the catalog, misspelt: no reason to wait for the hub

@@ -423,7 +423,7 @@ def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
         ("data/model", "there is no folder 'data/model'"),
         ("org/answers.jsonl", "there is no folder 'org/answers.jsonl'"),
         ("here/model", "there is no folder 'here/model'"),
-        ("here/model.gguf", "there is no file 'here/model.gguf', and it is not taken for a hub id: give a saved"),
+        ("here/model.gguf", "there is no file 'here/model.gguf': give the path of one, or a saved"),
         ("named.gguf", "there is no file 'named.gguf'"),
         ("files", "'files' is a folder with GGUF files: give one, such as 'files/a.gguf'"),
         (
