@@ -73,6 +73,8 @@ class BlockTensor(Tensor):
     def data(self, other: Tensor) -> None:
         if isinstance(other, BlockTensor) and other.blocks is self.blocks and other.dtype == self.dtype:
             return  # to move or cast a module to where it is assigns what was there
+        if (other.dtype, other.device.type) == (self.dtype, "cpu"):
+            raise _unwritable(self, "an assignment")
         raise UsageError(
             f"a weight in {self.kind} blocks of a GGUF file stays {self.dtype} on the CPU, and {other.dtype} on "
             f"{other.device} is put in its place; load the file with that dtype, or the model's folder"
@@ -80,6 +82,19 @@ class BlockTensor(Tensor):
 
     def __setitem__(self, place: Any, value: Any) -> None:
         raise _unwritable(self, "an assignment")
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """Refused: whoever saves a model or shares its memory reads numbers there, and torch ends the process.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"a weight in {self.kind} blocks of a GGUF file has no numbers to save or to share; copy the file, or load "
+            "the model's folder"
+        )
+
+    _typed_storage = storage = untyped_storage
 
     def data_ptr(self) -> int:
         """Refused: whoever takes an address reads numbers there.

@@ -183,6 +183,10 @@ def on_disk(name_or_path: str) -> Path | None:
         raise _unknown(name_or_path)
     found = snapshots.cached_snapshot(name_or_path)
     if found is None and is_meant_as_path(name_or_path):
+        if name_or_path.lower().endswith(ENDING):
+            raise ModelNotFoundError(
+                f"there is no file {name_or_path!r}: give the path of one, or a saved model's folder"
+            )
         raise ModelNotFoundError(
             f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give a saved model's folder"
         )
@@ -199,6 +203,10 @@ def _refuse_others(name_or_path: str, folder: Path) -> None:
             "merge_and_unload of peft, save that, and give its folder"
         )
     if name_or_path and os.path.isdir(folder):
+        if files := sorted(folder.glob(f"*{ENDING}")):
+            raise ModelNotFoundError(
+                f"{name_or_path!r} is a folder with GGUF files: give one, such as {str(files[0])!r}"
+            )
         raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
     if name_or_path.startswith("self"):
         raise ModelNotFoundError(

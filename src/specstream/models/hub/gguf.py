@@ -100,6 +100,12 @@ def _config(header: Header) -> Any:
             f"{path!r} is of the architecture {architecture!r}, which is not read from GGUF files; give one of "
             f"{', '.join(ARCHITECTURES)}, or the model's folder"
         )
+    if experts := header.own("expert_count"):
+        raise UnsupportedModelError(
+            f"{path!r} is a mixture of {experts} experts, which is not read from GGUF files; give the model's folder"
+        )
+    if "tokenizer.ggml.tokens" not in header.fields:
+        raise ModelNotFoundError(f"{path!r} has no tokenizer; give a whole file, such as llama.cpp makes")
     if (scaling := header.own("rope.scaling.type")) not in (None, "none"):
         raise UnsupportedModelError(
             f"{path!r} scales its rotations ({scaling!r}), which is not read from GGUF files; give the model's folder"

@@ -132,7 +132,10 @@ class _Parser:
 
     def header(self) -> Header:
         if self._data[:4] != MAGIC:
-            raise ModelNotFoundError(f"{str(self._path)!r} begins with {self._data[:4]!r} and is no GGUF file")
+            raise ModelNotFoundError(
+                f"{str(self._path)!r} begins with {self._data[:4]!r} and is no GGUF file; give one, or the folder of a "
+                "saved model"
+            )
         self._at = 4
         (version,) = self._take("I")
         if version not in (2, 3):

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from specstream.errors import UsageError
@@ -116,8 +117,9 @@ def test_a_module_keeps_it_where_it_is_and_another_dtype_is_refused() -> None:
         lambda of: of.detach().copy_(torch.zeros(ROWS, COLUMNS)),
         lambda of: torch.add(numbers(of), 1, out=of),
         lambda of: of.__setitem__(0, 1.0),
+        lambda of: setattr(of, "data", torch.zeros(ROWS, COLUMNS, dtype=of.dtype)),
     ],
-    ids=["add", "data", "copy", "out", "item"],
+    ids=["add", "data", "copy", "out", "item", "replace"],
 )
 def test_writing_into_it_is_refused(write) -> None:
     own = weight()
@@ -131,6 +133,15 @@ def test_writing_into_it_is_refused(write) -> None:
 def test_nobody_reads_memory_that_holds_no_numbers(read) -> None:
     with pytest.raises(RuntimeError):
         read(weight())
+
+
+def test_saving_it_or_sharing_its_memory_is_refused(tmp_path) -> None:
+    layer = nn.Linear(COLUMNS, ROWS, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight(), requires_grad=False)
+    refused = "Q4_1 blocks of a GGUF file has no numbers to save or to share; copy the file, or load"
+    for use in (lambda: save_file(layer.state_dict(), tmp_path / "saved.safetensors"), layer.share_memory):
+        with pytest.raises(UsageError, match=refused):
+            use()
 
 
 class Holder(nn.Module):

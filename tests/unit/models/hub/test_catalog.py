@@ -423,6 +423,9 @@ def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
         ("data/model", "there is no folder 'data/model'"),
         ("org/answers.jsonl", "there is no folder 'org/answers.jsonl'"),
         ("here/model", "there is no folder 'here/model'"),
+        ("here/model.gguf", "there is no file 'here/model.gguf': give the path of one, or a saved"),
+        ("named.gguf", "there is no file 'named.gguf'"),
+        ("files", "'files' is a folder with GGUF files: give one, such as 'files/a.gguf'"),
         (
             "org/name",
             "model 'org/name' is neither a local folder nor in the hub's cache, and the hub cannot be reached",
@@ -434,6 +437,8 @@ def test_resolve_says_in_one_line_what_it_cannot_find(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.gguf").touch()
     with pytest.raises(ModelNotFoundError) as caught:
         catalog.resolve(argument)
     assert str(caught.value).startswith(said)

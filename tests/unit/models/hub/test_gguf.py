@@ -167,7 +167,21 @@ REFUSED = {
     "number": (lambda file: retyped(file, 199), ModelNotFoundError, r"in the type number 199, which is not read"),
     "cut": (lambda file: shortened(file, 0.9), ModelNotFoundError, r"is cut short: .* ends at byte .*; copy or downl"),
     "header": (lambda file: shortened(file, 0.001), ModelNotFoundError, r"is damaged or cut short: it ends at byte"),
-    "magic": (lambda file: file.write_bytes(b"PK\3\4 zip"), ModelNotFoundError, r"begins with b'PK.*no GGUF file"),
+    "magic": (
+        lambda file: file.write_bytes(b"PK\3\4 zip"),
+        ModelNotFoundError,
+        r"begins with b'PK.*no GGUF file; give one",
+    ),
+    "experts": (
+        lambda file: write_gguf(file, fields={"llama.expert_count": 8}),
+        UnsupportedModelError,
+        r"is a mixture of 8 experts, which is not read from GGUF files; give the model's folder",
+    ),
+    "tokenizer": (
+        lambda file: file.write_bytes(write_gguf(file).read_bytes().replace(b"ggml.tokens", b"ggml.others")),
+        ModelNotFoundError,
+        r"has no tokenizer; give a whole file, such as llama\.cpp makes",
+    ),
     "version": (
         lambda file: file.write_bytes(b"GGUF\1\0\0\0" + bytes(40)),
         ModelNotFoundError,
