@@ -142,3 +142,16 @@ def test_saving_it_fails_rather_than_to_write_other_numbers(file, tmp_path):
     with pytest.raises(UsageError, match=r"has no numbers to save or to share; copy the file, or load the model's"):
         model.save_pretrained(tmp_path / "saved")
     assert not list((tmp_path / "saved").glob("*.safetensors"))
+
+
+def test_tune_tries_drafts_and_names_a_runtime_that_can_be_asked_for(file, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("\n".join(PROMPTS))
+    best = str(tmp_path / "best.yaml")
+    options = ["--prompts", str(tmp_path / "p.txt"), "--max-new-tokens", "4", "--repeats", "1", "--output", best]
+    with pytest.raises(SystemExit) as caught:
+        main(["tune", "--model", file, *options, "--json"])
+    assert caught.value.code == 0
+    assert "runtime is 'native-gguf'" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "ab cd", "--config", best, "--max-new-tokens", "2"])
+    assert caught.value.code == 0

@@ -232,7 +232,7 @@ def tune(
             tried[each.name] = each
     found = search(PLAIN, list(tried), len(prompts), bench.measure, repeats=repeats, on_run=count)
     best = None if found.best is None else tried[found.best]
-    return Tuned(runtime=target.runtime.name, runtimes=runtimes, candidate=best, found=found, left_out=left_out)
+    return Tuned(runtime=target.runtime.kind, runtimes=runtimes, candidate=best, found=found, left_out=left_out)
 
 
 class _Count:
@@ -253,7 +253,7 @@ class _Count:
 
 def _other_runtimes(engine: Any) -> list[RuntimeName]:
     """Those that the engine's model might run under besides the one it has."""
-    return [name for name in RUNTIMES.get(engine.model.device.type, ()) if name != engine.target.runtime.name]
+    return [name for name in RUNTIMES.get(engine.model.device.type, ()) if name != engine.target.runtime.kind]
 
 
 def _fastest_runtime(
@@ -267,8 +267,8 @@ def _fastest_runtime(
     own = cast(HuggingFaceTarget, engine.target)
     others = _other_runtimes(engine)
     targets: dict[str, HuggingFaceTarget] = {}
-    on_run.note(f"runtime {own.runtime.name}: warming up")
-    benches = {own.runtime.name: _plain_bench(own, engine.tokenizer, prompts, config)}
+    on_run.note(f"runtime {own.runtime.kind}: warming up")
+    benches = {own.runtime.kind: _plain_bench(own, engine.tokenizer, prompts, config)}
     for name in others:
         on_run.note(f"runtime {name}: warming up")
         try:
@@ -280,7 +280,7 @@ def _fastest_runtime(
     if not names:
         return own, None
     found = search(
-        own.runtime.name, names, len(prompts), lambda name, at: benches[name].measure(PLAIN, at), on_run=on_run
+        own.runtime.kind, names, len(prompts), lambda name, at: benches[name].measure(PLAIN, at), on_run=on_run
     )
     if found.best is None or not found.pays:
         return own, found
@@ -298,7 +298,7 @@ def _plain_bench(
 
 def _build(each: Candidate, target: HuggingFaceTarget, tokenizer: Any, drafts: SharedDrafts) -> Parts:
     """What a setting generates with; a draft of one quantisation is loaded once."""
-    config = engine_config({**each.settings, "runtime": target.runtime.name})  # type: ignore[typeddict-item]
+    config = engine_config({**each.settings, "runtime": target.runtime.kind})  # type: ignore[typeddict-item]
     if each.draft is None:
         return build_parts(target, tokenizer, None, config)
     return build_parts(target, tokenizer, drafts.get(each.draft, config), config)
