@@ -100,13 +100,13 @@ def test_the_function_takes_its_model(file, plain):
     assert found[0].tolist()[-24:] == plain[0]
 
 
-def test_commands_take_it(file, capsys):
+def test_commands_take_it(file, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["generate", "ab cd ab cd", "--model", file, "--max-new-tokens", "4", "--json"])
     assert caught.value.code == 0
     assert len(json.loads(capsys.readouterr().out)["token_ids"]) <= 4
     with pytest.raises(SystemExit) as caught:
-        main(["make-draft", "--target", file, "--output", "/nowhere/draft", "--layers", "1"])
+        main(["make-draft", "--target", file, "--output", str(tmp_path / "draft"), "--layers", "1"])
     assert caught.value.code == 2
     assert "a GGUF file, of which no draft is made; give the model's folder" in capsys.readouterr().err
 
