@@ -206,9 +206,10 @@ class TestAdviceIsForClients:
         assert "pip" not in answer.text
         assert "pip install" in caplog.text
 
-    def test_of_an_empty_chat(self, served: Served) -> None:
-        for stop in ("", [""], []):
-            assert send(served, {**TEXT, "stop": stop}).status_code == 200
+    def test_no_stop_is_none_and_an_empty_one_is_refused_as_openai_does(self, served: Served) -> None:
+        assert send(served, {**TEXT, "stop": []}).status_code == 200
+        for stop in ("", [""], ["end", ""]):
+            assert send(served, {**TEXT, "stop": stop}).status_code == 400
 
 
 class TestOversizedPrompts:
