@@ -18,8 +18,8 @@ from torch.nn import functional
 PART, SUPER = 64, 256
 """Weights of a part, the kernels' unit, and of a block of the K formats."""
 
-_WEIGHTS_AT_ONCE = 1 << 20
-"""What packing makes between of so many stays in the cache."""
+WEIGHTS_AT_ONCE = 1 << 20
+"""What quantising and packing make between of so many stays in the cache."""
 
 _IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -46,12 +46,15 @@ def pack(kind: str, blocks: Tensor, columns: int) -> tuple[Layout, Tensor]:
         The layout and ``[outputs, blocks, size]`` uint8.
     """
     layout, block, packed = KINDS[kind]
-    rows, together = blocks.shape[0], max(1, _WEIGHTS_AT_ONCE // columns)
-    parts = [
-        packed(blocks[start : start + together].reshape(-1, columns // block, blocks.shape[1] * block // columns))
-        for start in range(0, rows, together)
-    ]
-    return layout, torch.cat(parts)
+    rows, together = blocks.shape[0], max(1, WEIGHTS_AT_ONCE // columns)
+    values = torch.empty(0, dtype=torch.uint8)
+    for start in range(0, rows, together):
+        some = blocks[start : start + together]
+        part = packed(some.reshape(len(some), columns // block, -1))
+        if not start:
+            values = part.new_empty((rows, *part.shape[1:]))
+        values[start : start + len(some)] = part
+    return layout, values
 
 
 def _split(bytes_: Tensor, width: int, shifts: range | tuple[int, ...], mask: int) -> Tensor:
@@ -115,14 +118,18 @@ def _bytes32(scales: Tensor, numbers: Tensor) -> Tensor:
     return torch.cat([_bytes(_by_part(scales)), _bytes(_ordered(numbers.flatten(-2)))], -1)
 
 
+def _five_bits(packed: Tensor) -> Tensor:
+    """Four bytes of fifth bits, then the others."""
+    return _split(packed[..., 4:], 16, (0, 4), 15) | (_split(packed[..., :4], 1, range(8), 1) << 4)
+
+
 def _q5_0(blocks: Tensor) -> Tensor:
-    numbers = _split(blocks[..., 6:], 16, (0, 4), 15) | (_split(blocks[..., 2:6], 1, range(8), 1) << 4)
-    return _bytes32(_halves(blocks[..., :2]), numbers.view(torch.int8) - 16)
+    return _bytes32(_halves(blocks[..., :2]), _five_bits(blocks[..., 2:]).view(torch.int8) - 16)
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
-    numbers = _split(blocks[..., 8:], 16, (0, 4), 15) | (_split(blocks[..., 4:8], 1, range(8), 1) << 4)
-    return _behind(_bytes32(_halves(blocks[..., :2]), numbers), _halves(blocks[..., 2:4]))
+    parts = _bytes32(_halves(blocks[..., :2]), _five_bits(blocks[..., 4:]))
+    return _behind(parts, _halves(blocks[..., 2:4]))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
@@ -154,8 +161,10 @@ def _signed(units: Tensor) -> Tensor:
     return torch.stack([units[..., 0], -units[..., 1]], -1)
 
 
-def _bytes_k(units: Tensor, scales: Tensor, mins: Tensor, numbers: Tensor) -> Tensor:
-    """Sixteen scales and mins each for 256 numbers."""
+def _bytes_k(units: Tensor, scales: Tensor, mins: Tensor | None, numbers: Tensor) -> Tensor:
+    """Sixteen scales for 256 numbers, and sixteen mins; without these ``units`` is one."""
+    if mins is None:
+        units, mins = torch.cat([units, torch.zeros_like(units)], -1), _bytes(torch.zeros_like(scales))
     return torch.cat([_bytes(units), _bytes(scales), mins, _bytes(_ordered(numbers)).flatten(-2)], -1)
 
 
@@ -169,10 +178,7 @@ def _q3_k(blocks: Tensor) -> Tensor:
     high = _split(above, 32, range(8), 1) << 2
     numbers = (_split(below, 32, (0, 2, 4, 6), 3) | high).view(torch.int8) - 4
     scales = _split(packed[..., :8], 8, (0, 4), 15) | (_split(packed[..., 8:], 4, (0, 2, 4, 6), 3) << 4)
-    unit = _halves(blocks[..., 108:])
-    return _bytes_k(
-        torch.cat([unit, torch.zeros_like(unit)], -1), scales.view(torch.int8) - 32, torch.zeros_like(scales), numbers
-    )
+    return _bytes_k(_halves(blocks[..., 108:]), scales.view(torch.int8) - 32, None, numbers)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
@@ -184,10 +190,7 @@ def _q5_k(blocks: Tensor) -> Tensor:
 def _q6_k(blocks: Tensor) -> Tensor:
     below, above, scales = blocks[..., :128], blocks[..., 128:192], blocks[..., 192:208]
     numbers = _split(below, 64, (0, 4), 15) | (_split(above, 32, (0, 2, 4, 6), 3) << 4)
-    unit = _halves(blocks[..., 208:])
-    return _bytes_k(
-        torch.cat([unit, torch.zeros_like(unit)], -1), scales, torch.zeros_like(scales), numbers.view(torch.int8) - 32
-    )
+    return _bytes_k(_halves(blocks[..., 208:]), scales, None, numbers.view(torch.int8) - 32)
 
 
 KINDS: Mapping[str, tuple[Layout, int, Callable[[Tensor], Tensor]]] = MappingProxyType(

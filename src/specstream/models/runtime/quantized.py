@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specstream.models.runtime import native
-from specstream.models.runtime.blocks import pack
+from specstream.models.runtime.blocks import WEIGHTS_AT_ONCE, pack
 
 Bits = Literal["int8", "int4", "blocks"]
 
@@ -27,9 +27,6 @@ BLOCK, BLOCK_BYTES = 64, 36
 
 CLIPPINGS = (1.0, 0.9, 0.8)
 """Shares of a block's largest weight that its scale may fit: the small ones gain what the largest loses."""
-
-_WEIGHTS_AT_ONCE = 1 << 20
-"""The float32 copies that quantising makes of so many stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def quantize(weight: Tensor, bits: Bits = "int8") -> QuantizedWeight:
     else:
         values = torch.empty((outputs, blocks, BLOCK_BYTES), dtype=torch.uint8)
     scales = torch.empty(outputs if bits == "int8" else 0, dtype=torch.float32)
-    together = max(1, _WEIGHTS_AT_ONCE // inputs)
+    together = max(1, WEIGHTS_AT_ONCE // inputs)
     for start in range(0, outputs, together):
         rows = slice(start, start + together)
         part = weight[rows].detach().float()
