@@ -15,7 +15,7 @@ from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.runtime import native
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.serving.memory import needs
-from tests.dequantized import restored
+from tests.dequantized import restored, rounded_input
 from tests.tiny import tiny_model
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
@@ -147,6 +147,10 @@ def test_it_is_the_model_of_the_rounded_weights(bits):
         for name, module in rounded.named_modules():
             if name in copies:
                 module.weight = torch.nn.Parameter(restored(copies[name]).to(module.weight.dtype))
+                if native.available():
+                    module.register_forward_pre_hook(
+                        lambda module, inputs: (rounded_input(inputs[0]).to(inputs[0].dtype),)
+                    )
         tokens = list(range(3, 40))
         truth = rounded(torch.tensor([tokens])).logits[0, -1]
         full = own(torch.tensor([tokens])).logits[0, -1]
