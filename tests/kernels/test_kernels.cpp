@@ -66,8 +66,8 @@ namespace {
 
 using Numbers = std::vector<double>;
 // Of a weight; all are the activations' own. Those in blocks are in the order of blocks.h; MIXED are some in each of them.
-enum Bits { ALL, NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K, BYTES_LEAST_K, MIXED };
-constexpr Bits BLOCKS[] = {NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K, BYTES_LEAST_K};
+enum Bits { ALL, NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K, MIXED };
+constexpr Bits BLOCKS[] = {NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K};
 
 long checks, failures;
 uint64_t digest = 14695981039346656037u; // FNV-1a
@@ -133,12 +133,13 @@ Weight in_blocks(long n, long k, Bits bits, double size) {
   Weight made;
   made.values.resize(n * k);
   bool super = bits >= NIBBLES_K, nibbles = bits == NIBBLES32 || bits == NIBBLES_K;
-  bool least = bits != BYTES32 && bits != BYTES_K, sign = bits == BYTES_K;
-  long each = super ? 256 : 32, share = !super ? 32 : nibbles ? 32 : 16, low = nibbles ? 0 : -128, high = nibbles ? 15 : 127;
+  bool least = bits != BYTES32 && bits != SIXES_K, sign = bits == SIXES_K;
+  long each = super ? 256 : 32, share = !super ? 32 : nibbles ? 32 : 16;
+  long offset = bits == BYTES32 ? 128 : sign ? 32 : 0, most = nibbles ? 15 : bits == BYTES32 ? 255 : 63; // of what is stored
   auto put = [&](const void *from, long count) { made.bytes.insert(made.bytes.end(), (const char *)from, (const char *)from + count); };
   for (long first = 0; first < n; first += 16)
     for (long begin = 0; begin < k; begin += each) {
-      double units[2][16], about = size / (nibbles ? 8 : 80) / (super ? 16 : 1);
+      double units[2][16], about = size / (nibbles ? 8 : most / 3.0) / (super ? 16 : 1);
       for (int field = 0; field < 1 + least; field++)
         for (int lane = 0; lane < 16; lane++) {
           uint16_t stored = half(field ? 4 * about : about, &units[field][lane]);
@@ -156,18 +157,24 @@ Weight in_blocks(long n, long k, Bits bits, double size) {
       std::vector<long> numbers(each * 16);
       for (long i = 0; i < each * 16; i++) {
         long lane = i % 16, place = i / 16, at = place / share * 16 + lane, column = begin + place;
-        long number = std::clamp(std::lround((low + high) / 2.0 + (high - low) / 4.0 * chance()), low, high);
-        double value = units[0][lane] * (super ? integers[0][at] : 1) * number;
+        long number = std::clamp(std::lround(most / 2.0 + most / 4.0 * chance()), 0l, most);
+        double value = units[0][lane] * (super ? integers[0][at] : 1) * (number - offset);
         if (least) value += units[1][lane] * (super ? integers[1][at] : 1);
         numbers[i] = number;
         if (first + lane < n && column < k) made.values[(first + lane) * k + column] = value;
       }
-      for (long step = 0; step < each / 4; step += nibbles ? 2 : 1)
-        for (long i = 0; i < 64; i++) {
-          auto number = [&](long step) { return numbers[(4 * step + i % 4) * 16 + i / 4]; };
-          uint8_t stored = uint8_t(nibbles ? number(step) | number(step + 1) << 4 : number(step) + 128);
-          put(&stored, 1);
-        }
+      // Fields of so many bits from there on, one byte's from so many steps.
+      auto pack = [&](int width, int from) {
+        for (long step = 0; step < each / 4; step += 8 / width)
+          for (long i = 0; i < 64; i++) {
+            uint8_t stored = 0;
+            for (long j = 0; j < 8 / width; j++)
+              stored |= uint8_t((numbers[(4 * (step + j) + i % 4) * 16 + i / 4] >> from & ((1 << width) - 1)) << j * width);
+            put(&stored, 1);
+          }
+      };
+      pack(bits == BYTES32 ? 8 : 4, 0);
+      if (most == 63) pack(2, 4);
     }
   return made;
 }
@@ -511,7 +518,7 @@ template <class T> void check_layers(Bits bits, long hidden, long heads, long kv
 }
 
 template <class T> void check_all() {
-  for (Bits bits : {ALL, NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K, BYTES_LEAST_K})
+  for (Bits bits : {ALL, NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K})
     for (auto [n, k] : {std::pair<long, long>{1, 1}, {5, 7}, {16, 16}, {33, 65}, {131, 577}, {96, 48}, {21, 5000}, {50, 2048}})
       check_linear<T>(bits, n, k);
   for (long dim : {16, 32, 48, 64, 80, 128, 256})

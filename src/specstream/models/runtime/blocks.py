@@ -2,7 +2,7 @@
 
 A block's weight is ``scale * q + least`` with an integer ``q`` of at most 8 bits, in every format here. What its bits
 mean is the format's definition (ggml's ``ggml-common.h``); nothing is rounded: every weight keeps its value. The six
-layouts and their order are described in ``kernels/blocks.h``. Numbers of two, three, five and six bits take a byte.
+layouts and their order are described in ``kernels/blocks.h``. Numbers of two, three, five and six bits take six.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Layout(IntEnum):
     """``enum Layout`` of the kernels."""
 
     NIBBLES32 = 0
-    BYTES32 = 1
-    BYTES_LEAST32 = 2
+    SIXES32 = 1
+    BYTES32 = 2
     NIBBLES_K = 3
-    BYTES_K = 4
-    BYTES_LEAST_K = 5
+    SIXES_K = 4
+    SIXES_LEAST_K = 5
 
 
 def pack(kind: str, blocks: Tensor, columns: int) -> tuple[Layout, Tensor]:
@@ -85,17 +85,19 @@ def _together(scales: Sequence[Tensor], numbers: Tensor, layout: Layout) -> Tens
 
     Args:
         scales: what belongs to a block, ``[rows, blocks]`` or ``[rows, blocks, n]``, in the struct's order.
-        numbers: ``[rows, blocks, 32 or 256]``; of four bits 0 to 15, otherwise int8.
+        numbers: ``[rows, blocks, 32 or 256]``; of four or six bits without a sign, uint8, otherwise int8.
         layout: of the struct.
     """
     fields = [_bytes(_sixteens(each.reshape(*numbers.shape[:2], -1, 1))) for each in scales]
-    if layout in (Layout.NIBBLES32, Layout.NIBBLES_K):
-        steps = _sixteens(_fours(numbers.view(torch.int8)))
-        low, high = steps[..., 0::2, :], steps[..., 1::2, :]
-        ordered = _bytes(low) | (_bytes(high) << 4)
+    steps = _bytes(_sixteens(_fours(numbers)))
+    if layout == Layout.BYTES32:
+        fields.append(steps ^ 128)
     else:
-        ordered = _bytes(_sixteens(_fours(numbers))) ^ 128
-    return torch.cat([each.flatten(2) for each in (*fields, ordered)], -1)
+        fields.append((steps[..., 0::2, :] & 15) | (steps[..., 1::2, :] << 4))
+    if layout in (Layout.SIXES32, Layout.SIXES_K, Layout.SIXES_LEAST_K):
+        high = steps >> 4
+        fields.append(high[..., 0::4, :] | (high[..., 1::4, :] << 2) | (high[..., 2::4, :] << 4) | (high[..., 3::4, :] << 6))
+    return torch.cat([each.flatten(2) for each in fields], -1)
 
 
 def _fours(numbers: Tensor) -> Tensor:
@@ -150,11 +152,12 @@ def _nibbles(packed: Tensor) -> Tensor:
 
 def _five_bits(packed: Tensor) -> Tensor:
     """Four bytes of fifth bits, then the others."""
-    return (_nibbles(packed[..., 4:]) | (_split(packed[..., :4], 1, range(8), 1) << 4)).view(torch.int8)
+    return _nibbles(packed[..., 4:]) | (_split(packed[..., :4], 1, range(8), 1) << 4)
 
 
 def _q5_0(blocks: Tensor) -> Fields:
-    return [_halves(blocks[..., :2])], _five_bits(blocks[..., 2:]) - 16
+    scales = _halves(blocks[..., :2])
+    return [scales, scales * -16], _five_bits(blocks[..., 2:])
 
 
 def _q5_1(blocks: Tensor) -> Fields:
@@ -187,13 +190,13 @@ def _with_mins(units: Tensor, scales: Tensor, mins: Tensor, numbers: Tensor) -> 
 
 def _q2_k(blocks: Tensor) -> Fields:
     scales, numbers = blocks[..., :16], _split(blocks[..., 16:80], 32, (0, 2, 4, 6), 3)
-    return _with_mins(blocks[..., 80:], scales & 15, scales >> 4, numbers.view(torch.int8))
+    return _with_mins(blocks[..., 80:], scales & 15, scales >> 4, numbers)
 
 
 def _q3_k(blocks: Tensor) -> Fields:
     above, below, packed = blocks[..., :32], blocks[..., 32:96], blocks[..., 96:108]
     high = _split(above, 32, range(8), 1) << 2
-    numbers = (_split(below, 32, (0, 2, 4, 6), 3) | high).view(torch.int8) - 4
+    numbers = (_split(below, 32, (0, 2, 4, 6), 3) | high) + (32 - 4)
     scales = _split(packed[..., :8], 8, (0, 4), 15) | (_split(packed[..., 8:], 4, (0, 2, 4, 6), 3) << 4)
     return [_halves(blocks[..., 108:]), scales.view(torch.int8) - 32], numbers
 
@@ -205,28 +208,28 @@ def _q4_k(blocks: Tensor) -> Fields:
 def _q5_k(blocks: Tensor) -> Fields:
     scales, mins = (each.repeat_interleave(2, -1) for each in _six_bits(blocks[..., 4:16]))
     numbers = _split(blocks[..., 48:], 32, (0, 4), 15) | (_split(blocks[..., 16:48], 32, range(8), 1) << 4)
-    return _with_mins(blocks[..., :4], scales, mins, numbers.view(torch.int8))
+    return _with_mins(blocks[..., :4], scales, mins, numbers)
 
 
 def _q6_k(blocks: Tensor) -> Fields:
     below, above, scales = blocks[..., :128], blocks[..., 128:192], blocks[..., 192:208]
     numbers = _split(below, 64, (0, 4), 15) | (_split(above, 32, (0, 2, 4, 6), 3) << 4)
-    return [_halves(blocks[..., 208:]), scales.view(torch.int8)], numbers.view(torch.int8) - 32
+    return [_halves(blocks[..., 208:]), scales.view(torch.int8)], numbers
 
 
 KINDS: Mapping[str, tuple[Layout, int, Callable[[Tensor], Fields]]] = MappingProxyType(
     {
         "Q4_0": (Layout.NIBBLES32, 32, _q4_0),
         "Q4_1": (Layout.NIBBLES32, 32, _q4_1),
-        "Q5_0": (Layout.BYTES32, 32, _q5_0),
-        "Q5_1": (Layout.BYTES_LEAST32, 32, _q5_1),
+        "Q5_0": (Layout.SIXES32, 32, _q5_0),
+        "Q5_1": (Layout.SIXES32, 32, _q5_1),
         "Q8_0": (Layout.BYTES32, 32, _q8_0),
         "IQ4_NL": (Layout.BYTES32, 32, _iq4_nl),
-        "Q2_K": (Layout.BYTES_LEAST_K, SUPER, _q2_k),
-        "Q3_K": (Layout.BYTES_K, SUPER, _q3_k),
+        "Q2_K": (Layout.SIXES_LEAST_K, SUPER, _q2_k),
+        "Q3_K": (Layout.SIXES_K, SUPER, _q3_k),
         "Q4_K": (Layout.NIBBLES_K, SUPER, _q4_k),
-        "Q5_K": (Layout.BYTES_LEAST_K, SUPER, _q5_k),
-        "Q6_K": (Layout.BYTES_K, SUPER, _q6_k),
+        "Q5_K": (Layout.SIXES_LEAST_K, SUPER, _q5_k),
+        "Q6_K": (Layout.SIXES_K, SUPER, _q6_k),
     }
 )
 """The formats: their layout here, weights of a block, and what reads ``[rows, blocks, bytes]`` uint8."""

@@ -1,9 +1,9 @@
-// Weights of four or eight bits with scales, in the blocks of GGUF files or made by ourselves: w = scale q + least.
+// Weights of four, six or eight bits with scales, in the blocks of GGUF files or made by ourselves: w = scale q + least.
 //
 // All formats are kept in six layouts (blocks.py makes them), to the value. Sixteen outputs stand together: four neighbours
 // of the first, of the second and so on are 64 bytes, and a lane belongs to one output. So an instruction multiplies the
 // same four numbers of an input by those of many outputs, scales are a vector of their own, and nothing is added up across
-// lanes. Bytes are stored with 128 added.
+// lanes. Numbers are stored without a sign, so that of bytes 128 is added to them.
 //
 // An input is rounded to eight bits, with a unit for each 32 neighbours. Products of a group are summed as integers; then
 // an output's groups are added one after another, by the same operations whatever the number of rows and of lanes: bits
@@ -16,48 +16,61 @@ namespace {
 
 constexpr long GROUP = 32, SUPER = 256, TOGETHER = 16, SPLIT = TOGETHER / LANES;
 
-// Sixteen outputs' next 32 inputs. Q4_0, Q4_1; four bits: the first four neighbours below, the next four above.
-struct Nibbles32 {
-  uint16_t scales[TOGETHER], leasts[TOGETHER]; // float16
-  uint8_t numbers[4][64];
+// Numbers of a struct's outputs. Four bits: the first four neighbours below, the next four above. Six: the same, and the two
+// upper bits of sixteen neighbours, four by four, from below.
+template <long K> struct Nibbles {
+  uint8_t low[K / 8][64];
 };
-// Q8_0, Q5_0, IQ4_NL.
+template <long K> struct Sixes {
+  uint8_t low[K / 8][64], high[K / 16][64];
+};
+template <long K> struct Bytewise {
+  uint8_t all[K / 4][64];
+};
+
+// Sixteen outputs' next 32 inputs; scales are float16. Q4_0, Q4_1.
+struct Nibbles32 {
+  uint16_t scales[TOGETHER], leasts[TOGETHER];
+  Nibbles<GROUP> numbers;
+};
+// Q5_0, Q5_1.
+struct Sixes32 {
+  uint16_t scales[TOGETHER], leasts[TOGETHER];
+  Sixes<GROUP> numbers;
+};
+// Q8_0, IQ4_NL.
 struct Bytes32 {
   uint16_t scales[TOGETHER];
-  uint8_t numbers[8][64];
-};
-// Q5_1.
-struct BytesLeast32 {
-  uint16_t scales[TOGETHER], leasts[TOGETHER];
-  uint8_t numbers[8][64];
+  Bytewise<GROUP> numbers;
 };
 // Sixteen outputs' next 256 inputs. Q4_K: a scale is unit scales[i], what is added least leasts[i]: below zero where others
 // say min.
 struct NibblesK {
   uint16_t unit[TOGETHER], least[TOGETHER];
-  uint8_t scales[8][TOGETHER], leasts[8][TOGETHER], numbers[32][64];
+  uint8_t scales[8][TOGETHER], leasts[8][TOGETHER];
+  Nibbles<SUPER> numbers;
 };
-// Q3_K, Q6_K: a scale for each sixteen.
-struct BytesK {
+// Q3_K, Q6_K: a scale for each sixteen, and 32 taken off numbers.
+struct SixesK {
   uint16_t unit[TOGETHER];
   int8_t scales[16][TOGETHER];
-  uint8_t numbers[64][64];
+  Sixes<SUPER> numbers;
 };
 // Q2_K, Q5_K.
-struct BytesLeastK {
+struct SixesLeastK {
   uint16_t unit[TOGETHER], least[TOGETHER];
-  uint8_t scales[16][TOGETHER], leasts[16][TOGETHER], numbers[64][64];
+  uint8_t scales[16][TOGETHER], leasts[16][TOGETHER];
+  Sixes<SUPER> numbers;
 };
 
 // Which of them a matrix is in.
-enum Layout : int64_t { NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K, BYTES_LEAST_K };
+enum Layout : int64_t { NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K };
 
-// Thirty-two inputs, rounded; `unit` is what one is worth. Of both sixteens, and of all: their sum times the unit, and what
-// the 128 too many in each byte add, taken off.
+// Thirty-two inputs, rounded; `unit` is what one is worth. Of both sixteens, and of all: their sum, and that times the unit.
 struct alignas(64) Inputs {
   int8_t numbers[GROUP];
   float unit, sums[2], sum;
-  int32_t surplus[2], all;
+  int32_t wholes[2], whole;
 };
 
 // The input of all layouts, so that a layer's matrices may be in several.
@@ -88,51 +101,57 @@ struct BlockInput {
     int32_t first = sum(sums[0]), second = sum(sums[1]);
     to.unit = largest / 127;
     to.sums[0] = to.unit * float(first), to.sums[1] = to.unit * float(second), to.sum = to.unit * float(first + second);
-    to.surplus[0] = -128 * first, to.surplus[1] = -128 * second, to.all = -128 * (first + second);
+    to.wholes[0] = first, to.wholes[1] = second, to.whole = first + second;
   }
 };
 
-// Four neighbours of LANES outputs, as they are multiplied. WIDE: of eight bits.
+inline Bytes shifted(Bytes bytes, long by) { return (Bytes)((Words)bytes >> by); } // bits from above come in
+
+// Sums of products of four numbers of each output, without a sign and of BITS bits, and of inputs.
 #if defined(__AVX512VNNI__) || defined(__aarch64__)
-template <bool WIDE> struct Numbers {
-  Bytes bytes;
-  explicit Numbers(Bytes stored) : bytes(stored) {
-#if defined(__aarch64__)
-    if (WIDE) bytes ^= 128; // both have a sign there
-#endif
-  }
+template <int BITS> struct Numbers {
+  Bytes all;
+  explicit Numbers(Bytes bytes) : all(bytes) {}
+  // Lower bits, and a byte with two upper ones of four numbers, this one's from bit 2 i on.
+  Numbers(Bytes low, Bytes high, long i) : all(low | (Bytes)(i < 2 ? (Words)high << (4 - 2 * i) : (Words)high >> (2 * i - 4)) & 48) {}
 };
-// Sums of products, the same inputs by the numbers of each output.
-template <bool WIDE> struct Dots {
+template <int BITS> struct Dots {
   Ints sum = {};
-  void add(const Numbers<WIDE> &w, Bytes x) { sum = dot_fours(sum, w.bytes, x); }
-#if defined(__aarch64__)
-  Ints total(int32_t) const { return sum; }
+  void add(const Numbers<BITS> &w, Bytes x) { sum = dot_fours(sum, w.all, x); }
+  Ints total() const { return sum; }
+};
+#if defined(__aarch64__) // both have a sign there
+template <> struct Numbers<8> {
+  Bytes all;
+  explicit Numbers(Bytes bytes) : all(bytes ^ 128) {}
+};
+constexpr int TOO_MANY = 0;
 #else
-  Ints total(int32_t surplus) const { return WIDE ? sum + surplus : sum; }
+constexpr int TOO_MANY = 128;
 #endif
-};
 #else
-// Products of two bytes are added up in 16 bits: eight of those of four bits have room. So eight bits are two times four.
-template <bool WIDE> struct Numbers {
+// Products of two bytes are added up in 16 bits: eight of those with four bits have room. So other numbers are two.
+template <int BITS> struct Numbers {
   Bytes low, high;
-  explicit Numbers(Bytes stored) : low(stored & 15), high((Bytes)((Shorts)stored >> 4) & 15) {}
+  explicit Numbers(Bytes bytes) : low(bytes & 15), high((Bytes)((Shorts)bytes >> 4) & 15) {}
+  Numbers(Bytes low, Bytes high, long i) : low(low), high(shifted(high, 2 * i) & 3) {}
 };
-template <> struct Numbers<false> {
+template <> struct Numbers<4> {
   Bytes low;
-  explicit Numbers(Bytes stored) : low(stored) {}
+  explicit Numbers(Bytes bytes) : low(bytes) {}
 };
-template <bool WIDE> struct Dots {
+template <int BITS> struct Dots {
   Shorts low = {}, high = {};
-  void add(const Numbers<WIDE> &w, Bytes x) {
+  void add(const Numbers<BITS> &w, Bytes x) {
     low += dot_bytes(w.low, x);
-    if constexpr (WIDE) high += dot_bytes(w.high, x);
+    if constexpr (BITS > 4) high += dot_bytes(w.high, x);
   }
-  Ints total(int32_t surplus) const {
+  Ints total() const {
     Ints sum = dot_shorts(low, Shorts{} + 1);
-    return WIDE ? sum + dot_shorts(high, Shorts{} + 16) + surplus : sum;
+    return BITS > 4 ? sum + dot_shorts(high, Shorts{} + 16) : sum;
   }
 };
+constexpr int TOO_MANY = 128;
 #endif
 
 inline Bytes load_bytes(const uint8_t *from) {
@@ -150,24 +169,30 @@ inline float half(const uint16_t &from) {
   return halves(all)[0];
 }
 
-// Numbers of four bits or eight in `steps` of four neighbours.
-template <class B, bool IS_WIDE> struct Packed : BlockInput {
-  static constexpr bool WIDE = IS_WIDE;
-  // The steps 2 i and 2 i + 1 of the outputs from `lane` on.
-  static Numbers<WIDE> number(const B *w, long step, long lane) {
-    if constexpr (WIDE) return Numbers<WIDE>(load_bytes(w->numbers[step] + 4 * lane));
-    Bytes both = load_bytes(w->numbers[step / 2] + 4 * lane);
-    return Numbers<WIDE>((step % 2 ? (Bytes)((Words)both >> 4) : both) & 15);
-  }
-  // Of one output, the number at `i`.
-  static int one(const B &w, long i, long lane) {
-    if constexpr (WIDE) return w.numbers[i / 4][4 * lane + i % 4] - 128;
-    return w.numbers[i / 8][4 * lane + i % 4] >> (i / 4 % 2 * 4) & 15;
-  }
-};
+// How the numbers of a struct are read: four neighbours of the outputs from `lane` on, or one number of one output. OFFSET
+// is to be taken off, and with it what it adds to a sum of products.
+template <long K> Numbers<4> four(const Nibbles<K> &numbers, long step, long lane) {
+  return Numbers<4>(shifted(load_bytes(numbers.low[step / 2] + 4 * lane), step % 2 * 4) & 15);
+}
+template <long K> Numbers<6> four(const Sixes<K> &numbers, long step, long lane) {
+  Bytes low = shifted(load_bytes(numbers.low[step / 2] + 4 * lane), step % 2 * 4) & 15;
+  return Numbers<6>(low, load_bytes(numbers.high[step / 4] + 4 * lane), step % 4);
+}
+template <long K> Numbers<8> four(const Bytewise<K> &numbers, long step, long lane) {
+  return Numbers<8>(load_bytes(numbers.all[step] + 4 * lane));
+}
+template <long K> int one(const Nibbles<K> &numbers, long i, long lane) {
+  return numbers.low[i / 8][4 * lane + i % 4] >> (i / 4 % 2 * 4) & 15;
+}
+template <long K> int one(const Sixes<K> &numbers, long i, long lane) {
+  int low = numbers.low[i / 8][4 * lane + i % 4] >> (i / 4 % 2 * 4) & 15;
+  return low | (numbers.high[i / 16][4 * lane + i % 4] >> (i / 4 % 4 * 2) & 3) << 4;
+}
+template <long K> int one(const Bytewise<K> &numbers, long i, long lane) { return numbers.all[i / 4][4 * lane + i % 4]; }
 
-// Blocks of 32; LEAST: with something added.
-template <class B, bool IS_WIDE, bool WITH> struct Of32 : Packed<B, IS_WIDE> {
+// Blocks of 32 numbers of BITS bits. LEAST: with something added.
+template <class B, int OF_BITS, bool WITH> struct Of32 : BlockInput {
+  static constexpr int BITS = OF_BITS, OFFSET = BITS == 8 ? 128 : 0;
   static constexpr long EACH = GROUP, SHARE = GROUP; // inputs of a struct, and those with a scale in common
   static constexpr bool LEAST = WITH;
   static Floats scale(const B *w, long, long lane) { return halves(w->scales + lane); }
@@ -179,7 +204,8 @@ template <class B, bool IS_WIDE, bool WITH> struct Of32 : Packed<B, IS_WIDE> {
   }
 };
 // Blocks of 256 with integer scales, for each SHARED numbers.
-template <class B, bool IS_WIDE, bool WITH, long SHARED> struct Of256 : Packed<B, IS_WIDE> {
+template <class B, int OF_BITS, bool WITH, long SHARED> struct Of256 : BlockInput {
+  static constexpr int BITS = OF_BITS, OFFSET = WITH ? 0 : 32;
   static constexpr long EACH = SUPER, SHARE = SHARED;
   static constexpr bool LEAST = WITH;
   static Floats scale(const B *w, long at, long lane) { return halves(w->unit + lane) * floats(w->scales[at] + lane); }
@@ -191,29 +217,28 @@ template <class B, bool IS_WIDE, bool WITH, long SHARED> struct Of256 : Packed<B
   }
 };
 template <class T> struct Blocks; // what a layout's struct means
-template <> struct Blocks<Nibbles32> : Of32<Nibbles32, false, true> {};
-template <> struct Blocks<Bytes32> : Of32<Bytes32, true, false> {};
-template <> struct Blocks<BytesLeast32> : Of32<BytesLeast32, true, true> {};
-template <> struct Blocks<NibblesK> : Of256<NibblesK, false, true, 32> {};
-template <> struct Blocks<BytesK> : Of256<BytesK, true, false, 16> {};
-template <> struct Blocks<BytesLeastK> : Of256<BytesLeastK, true, true, 16> {};
+template <> struct Blocks<Nibbles32> : Of32<Nibbles32, 4, true> {};
+template <> struct Blocks<Sixes32> : Of32<Sixes32, 6, true> {};
+template <> struct Blocks<Bytes32> : Of32<Bytes32, 8, false> {};
+template <> struct Blocks<NibblesK> : Of256<NibblesK, 4, true, 32> {};
+template <> struct Blocks<SixesK> : Of256<SixesK, 6, false, 16> {};
+template <> struct Blocks<SixesLeastK> : Of256<SixesLeastK, 6, true, 16> {};
 
 template <class B> struct BlockProduct : Blocks<B> {
-  using Blocks<B>::EACH;
 #if defined(__AVX2__) && !defined(__AVX512BW__)
-  static constexpr long ROWS = Blocks<B>::WIDE ? 4 : 8;
+  static constexpr long ROWS = Blocks<B>::BITS == 4 ? 8 : 4;
 #else
   static constexpr long ROWS = 8;
 #endif
   static constexpr Tiles TILES{ROWS, ROWS, {}};
-  static long units(long k) { return (k + EACH - 1) / EACH; }
+  static long units(long k) { return (k + Blocks<B>::EACH - 1) / Blocks<B>::EACH; }
 };
 template <> struct Product<Nibbles32> : BlockProduct<Nibbles32> {};
+template <> struct Product<Sixes32> : BlockProduct<Sixes32> {};
 template <> struct Product<Bytes32> : BlockProduct<Bytes32> {};
-template <> struct Product<BytesLeast32> : BlockProduct<BytesLeast32> {};
 template <> struct Product<NibblesK> : BlockProduct<NibblesK> {};
-template <> struct Product<BytesK> : BlockProduct<BytesK> {};
-template <> struct Product<BytesLeastK> : BlockProduct<BytesLeastK> {};
+template <> struct Product<SixesK> : BlockProduct<SixesK> {};
+template <> struct Product<SixesLeastK> : BlockProduct<SixesLeastK> {};
 
 // A group of M rows, `size` apart, by that of sixteen outputs, number `at` of its struct.
 template <int M, class B>
@@ -223,17 +248,19 @@ inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&
   for (long lane = 0; lane < TOGETHER; lane += LANES) {
     Floats totals[M];
     for (long part = 0; part < PARTS; part++) {
-      Dots<P::WIDE> dots[M];
+      Dots<P::BITS> dots[M];
 #pragma GCC unroll 8
       for (long step = 0; step < STEPS; step++) {
-        auto numbers = P::number(w, (at * PARTS + part) * STEPS + step, lane);
+        auto numbers = four(w->numbers, (at * PARTS + part) * STEPS + step, lane);
         for (int m = 0; m < M; m++) dots[m].add(numbers, four_of(x[m * size].numbers + 4 * (part * STEPS + step)));
       }
       Floats scale = P::scale(w, at * PARTS + part, lane);
       for (int m = 0; m < M; m++) {
         const Inputs &input = x[m * size];
-        Floats whole = __builtin_convertvector(dots[m].total(PARTS == 1 ? input.all : input.surplus[part]), Floats);
-        totals[m] = part ? fused(whole, scale, totals[m]) : whole * scale;
+        Ints total = dots[m].total();
+        if constexpr (P::OFFSET && (P::BITS < 8 || TOO_MANY)) total -= P::OFFSET * (PARTS == 1 ? input.whole : input.wholes[part]);
+        Floats floats = __builtin_convertvector(total, Floats);
+        totals[m] = part ? fused(floats, scale, totals[m]) : floats * scale;
       }
     }
     for (int m = 0; m < M; m++) {
@@ -280,11 +307,11 @@ template <> struct Product<AnyBlocks> : BlockInput {};
 template <class F> void in_layout(int64_t layout, const void *weights, const F &f) {
   switch (layout) {
   case NIBBLES32: return f(static_cast<const Nibbles32 *>(weights));
+  case SIXES32: return f(static_cast<const Sixes32 *>(weights));
   case BYTES32: return f(static_cast<const Bytes32 *>(weights));
-  case BYTES_LEAST32: return f(static_cast<const BytesLeast32 *>(weights));
   case NIBBLES_K: return f(static_cast<const NibblesK *>(weights));
-  case BYTES_K: return f(static_cast<const BytesK *>(weights));
-  case BYTES_LEAST_K: return f(static_cast<const BytesLeastK *>(weights));
+  case SIXES_K: return f(static_cast<const SixesK *>(weights));
+  case SIXES_LEAST_K: return f(static_cast<const SixesLeastK *>(weights));
   }
 }
 

@@ -22,8 +22,8 @@ template <class T, class W> void rows(const W *w, const int64_t *of, T *y, long 
     for (long i = 0; i < k; i++) {
       const W &block = output[i / P::EACH];
       long at = i % P::EACH;
-      narrow(P::one(block, at, lane) * P::one_scale(block, at / P::SHARE, lane) + P::one_least(block, at / P::SHARE, lane),
-             y + row * k + i);
+      int number = one(block.numbers, at, lane) - P::OFFSET;
+      narrow(number * P::one_scale(block, at / P::SHARE, lane) + P::one_least(block, at / P::SHARE, lane), y + row * k + i);
     }
   }
 }
