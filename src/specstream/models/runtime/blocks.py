@@ -95,8 +95,10 @@ def _together(scales: Sequence[Tensor], numbers: Tensor, layout: Layout) -> Tens
     else:
         fields.append((steps[..., 0::2, :] & 15) | (steps[..., 1::2, :] << 4))
     if layout in (Layout.SIXES32, Layout.SIXES_K, Layout.SIXES_LEAST_K):
-        high = steps >> 4
-        fields.append(high[..., 0::4, :] | (high[..., 1::4, :] << 2) | (high[..., 2::4, :] << 4) | (high[..., 3::4, :] << 6))
+        fours = (steps >> 4).view(*steps.shape[:2], -1, 4, steps.shape[3]) << torch.tensor(
+            [0, 2, 4, 6], dtype=torch.uint8
+        )[:, None]
+        fields.append(fours.sum(3, dtype=torch.uint8))
     return torch.cat([each.flatten(2) for each in fields], -1)
 
 
