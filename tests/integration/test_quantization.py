@@ -13,6 +13,7 @@ from specstream.errors import UsageError
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.runtime import native
+from specstream.models.runtime.blocks import Layout
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.serving.memory import needs
 from tests.dequantized import restored, rounded_input
@@ -131,8 +132,8 @@ def test_a_model_that_was_changed_is_copied_anew(tokenizer):
 def test_the_head_of_four_bits_has_eight(model, tokenizer):
     engine = SpeculativeEngine(model, tokenizer, quantization="int4")
     head = model.get_output_embeddings()
-    bits = {module is head: weight.bits for module, weight in engine.target.runtime._weights.items()}
-    assert bits == {True: "int8", False: "int4"} or not engine.target.runtime._weights.get(head)
+    bits = {module is head: weight.layout for module, weight in engine.target.runtime._weights.items()}
+    assert bits == {True: Layout.BYTES32, False: Layout.NIBBLES32} or not engine.target.runtime._weights.get(head)
 
 
 @pytest.mark.parametrize("bits", BITS)

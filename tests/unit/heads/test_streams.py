@@ -67,7 +67,7 @@ def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtim
         fused = runtime == "auto" and native.available() and family in ("llama", "mistral", "qwen2", "qwen3")
         expected, got = whole(streams, TOKENS[:committed]), of_a_round(streams, session, path[-1])
         # Fused layers read their weights from bytes: to round a draft costs acceptance, never the output.
-        assert (got - expected).norm() <= (0.05 if fused else 1e-3) * expected.norm()
+        assert (got - expected).norm() <= (0.08 if fused else 1e-3) * expected.norm()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])

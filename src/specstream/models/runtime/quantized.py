@@ -1,8 +1,8 @@
 """Linear layers on weights of eight bits, of four, or in the blocks of a GGUF file.
 
 Each 32 neighbours have a scale, and those of four bits a zero point. The input is rounded to eight bits, with a scale
-for each 32 too, so that an outlier spoils no more than its neighbours (Dettmers et al., arXiv 2208.07339). Passes wait
-for memory: here is half as much to read, or a third.
+for each 32 too, and groups with outliers to fifteen: those spoil 8-bit activations (Dettmers et al., arXiv 2208.07339).
+Passes wait for memory: here is half as much to read, or a third.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from torch import Tensor
 from specstream.models.runtime import native
 from specstream.models.runtime.blocks import Layout, pack, pack_integers
 from specstream.models.runtime.rounding import rounded
-
-Bits = Literal["int8", "int4", "blocks"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
 // same four numbers of an input by those of many outputs, scales are a vector of their own, and nothing is added up across
 // lanes. Numbers are stored without a sign, so that of bytes 128 is added to them.
 //
-// An input is rounded to eight bits, with a unit for each 32 neighbours. Products of a group are summed as integers; then
+// An input is rounded to eight bits, with a unit for each 32 neighbours; groups with outliers, whose unit is far above the
+// others', to fifteen, in two bytes. Products of a group are summed as integers; then
 // an output's groups are added one after another, by the same operations whatever the number of rows and of lanes: bits
 // depend on neither, nor on the instruction set. What is added to weights, `least`, meets the sum of a group's inputs.
 #pragma once
@@ -66,12 +67,17 @@ struct SixesLeastK {
 // Which of them a matrix is in.
 enum Layout : int64_t { NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K };
 
-// Thirty-two inputs, rounded; `unit` is what one is worth. Of both sixteens, and of all: their sum, and that times the unit.
+// Thirty-two inputs, rounded; `unit` is what one is worth: of `numbers`, or with `two` of 128 numbers + rest. Of both
+// sixteens, and of all: their sum, and that times the unit.
 struct alignas(64) Inputs {
-  int8_t numbers[GROUP];
+  int8_t numbers[GROUP], rest[GROUP];
   float unit, sums[2], sum;
-  int32_t wholes[2], whole;
+  int32_t wholes[2], whole, two;
 };
+
+// A group has two bytes where its largest input is more than so many times what the row's largest ones are in the mean
+// square: a tenth of all, and a quarter of the error is left. Ablation in docs/experiments.
+constexpr float OUTLIER = 1.5f;
 
 // The input of all layouts, so that a layer's matrices may be in several.
 struct BlockInput {
@@ -79,29 +85,49 @@ struct BlockInput {
   static constexpr long OUTPUTS = TOGETHER;
   static long size(long k) { return (k + SUPER - 1) / SUPER * (SUPER / GROUP); } // whole blocks, behind the input zeros
   template <class From> static void prepare(const From *from, long k, X *to) {
-    for (long i = 0; i < size(k); i++) round(from + i * GROUP, k - i * GROUP, to[i]);
-  }
-  template <class From> static void round(const From *from, long count, Inputs &to) {
-    constexpr long VECTORS = GROUP / LANES;
-    Floats values[VECTORS], sizes = {};
-    for (long i = 0; i < VECTORS; i++) {
-      values[i] = count >= GROUP ? load(from + i * LANES) : count > i * LANES ? load(from + i * LANES, count - i * LANES) : Floats{};
-      Floats size = values[i] < 0 ? -values[i] : values[i];
-      sizes = size > sizes ? size : sizes;
+    long groups = (k + GROUP - 1) / GROUP;
+    float squares = 0;
+    for (long i = 0; i < groups; i++) {
+      Floats values[VECTORS], sizes = {};
+      read(from + i * GROUP, k - i * GROUP, values);
+      for (const Floats &each : values) {
+        Floats size = each < 0 ? -each : each;
+        sizes = size > sizes ? size : sizes;
+      }
+      to[i].unit = largest(sizes);
+      squares += to[i].unit * to[i].unit;
     }
-    float largest = ::largest(sizes), inverse = largest > 0 ? 127 / largest : 0.0f;
+    for (long i = 0; i < groups; i++) {
+      Floats values[VECTORS];
+      read(from + i * GROUP, k - i * GROUP, values);
+      bool two = to[i].unit * to[i].unit * float(groups) > OUTLIER * OUTLIER * squares;
+      round(values, to[i].unit, two, to[i]);
+    }
+    std::memset(to + groups, 0, (size(k) - groups) * sizeof(X));
+  }
+
+private:
+  static constexpr long VECTORS = GROUP / LANES;
+  template <class From> static void read(const From *from, long count, Floats (&values)[VECTORS]) {
+    for (long i = 0; i < VECTORS; i++)
+      values[i] = count >= GROUP ? load(from + i * LANES) : count > i * LANES ? load(from + i * LANES, count - i * LANES) : Floats{};
+  }
+  static void round(const Floats (&values)[VECTORS], float largest, bool two, Inputs &to) {
+    float most = two ? 127 * 128 : 127, inverse = largest > 0 ? most / largest : 0.0f;
     Ints sums[2] = {};
     for (long i = 0; i < VECTORS; i++) {
       Floats scaled = values[i] * inverse;
       Ints whole = __builtin_convertvector(scaled + (scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
-      Few few = __builtin_convertvector(whole, Few);
-      std::memcpy(to.numbers + i * LANES, &few, sizeof few);
       sums[2 * i / VECTORS] += whole;
+      Ints upper = two ? (whole + 64) >> 7 : whole;
+      Few few = __builtin_convertvector(upper, Few), rest = __builtin_convertvector(whole - (upper << 7), Few);
+      std::memcpy(to.numbers + i * LANES, &few, sizeof few);
+      if (two) std::memcpy(to.rest + i * LANES, &rest, sizeof rest);
     }
     int32_t first = sum(sums[0]), second = sum(sums[1]);
-    to.unit = largest / 127;
+    to.unit = largest / most;
     to.sums[0] = to.unit * float(first), to.sums[1] = to.unit * float(second), to.sum = to.unit * float(first + second);
-    to.wholes[0] = first, to.wholes[1] = second, to.whole = first + second;
+    to.wholes[0] = first, to.wholes[1] = second, to.whole = first + second, to.two = two;
   }
 };
 
@@ -113,7 +139,7 @@ template <int BITS> struct Numbers {
   Bytes all;
   explicit Numbers(Bytes bytes) : all(bytes) {}
   // Lower bits, and a byte with two upper ones of four numbers, this one's from bit 2 i on.
-  Numbers(Bytes low, Bytes high, long i) : all(low | (Bytes)(i < 2 ? (Words)high << (4 - 2 * i) : (Words)high >> (2 * i - 4)) & 48) {}
+  Numbers(Bytes low, Bytes high, long i) : all(low | ((Bytes)(i < 2 ? (Words)high << (4 - 2 * i) : (Words)high >> (2 * i - 4)) & 48)) {}
 };
 template <int BITS> struct Dots {
   Ints sum = {};
@@ -249,15 +275,22 @@ inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&
     Floats totals[M];
     for (long part = 0; part < PARTS; part++) {
       Dots<P::BITS> dots[M];
+      auto numbers = [&](long step) { return four(w->numbers, (at * PARTS + part) * STEPS + step, lane); };
 #pragma GCC unroll 8
       for (long step = 0; step < STEPS; step++) {
-        auto numbers = four(w->numbers, (at * PARTS + part) * STEPS + step, lane);
-        for (int m = 0; m < M; m++) dots[m].add(numbers, four_of(x[m * size].numbers + 4 * (part * STEPS + step)));
+        auto some = numbers(step);
+        for (int m = 0; m < M; m++) dots[m].add(some, four_of(x[m * size].numbers + 4 * (part * STEPS + step)));
       }
       Floats scale = P::scale(w, at * PARTS + part, lane);
       for (int m = 0; m < M; m++) {
         const Inputs &input = x[m * size];
         Ints total = dots[m].total();
+        if (input.two) {
+          Dots<P::BITS> rest;
+#pragma GCC unroll 8
+          for (long step = 0; step < STEPS; step++) rest.add(numbers(step), four_of(input.rest + 4 * (part * STEPS + step)));
+          total = (total << 7) + rest.total();
+        }
         if constexpr (P::OFFSET && (P::BITS < 8 || TOO_MANY)) total -= P::OFFSET * (PARTS == 1 ? input.whole : input.wholes[part]);
         Floats floats = __builtin_convertvector(total, Floats);
         totals[m] = part ? fused(floats, scale, totals[m]) : floats * scale;
