@@ -67,12 +67,17 @@ struct SixesLeastK {
 // Which of them a matrix is in.
 enum Layout : int64_t { NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K };
 
-// Thirty-two inputs, rounded; `unit` is what one is worth: of `numbers`, or with `two` of 128 numbers + rest. Of both
-// sixteens, and of all: their sum, and that times the unit.
+// Thirty-two bytes, what one is worth, and the sum of both sixteens and of all.
+struct Rounded {
+  int8_t numbers[GROUP];
+  float unit;
+  int32_t sums[2], sum;
+};
+// Thirty-two inputs: `upper`, and where there are `two` of each also `lower`. Their sums, of both sixteens and of all.
 struct alignas(64) Inputs {
-  int8_t numbers[GROUP], rest[GROUP];
-  float unit, sums[2], sum;
-  int32_t wholes[2], whole, two;
+  Rounded upper, lower;
+  float sums[2], sum;
+  int32_t two;
 };
 
 // A group has two bytes where its largest input is more than so many times what the row's largest ones are in the mean
@@ -94,14 +99,13 @@ struct BlockInput {
         Floats size = each < 0 ? -each : each;
         sizes = size > sizes ? size : sizes;
       }
-      to[i].unit = largest(sizes);
-      squares += to[i].unit * to[i].unit;
+      to[i].sum = largest(sizes);
+      squares += to[i].sum * to[i].sum;
     }
     for (long i = 0; i < groups; i++) {
       Floats values[VECTORS];
       read(from + i * GROUP, k - i * GROUP, values);
-      bool two = to[i].unit * to[i].unit * float(groups) > OUTLIER * OUTLIER * squares;
-      round(values, to[i].unit, two, to[i]);
+      round(values, to[i].sum, to[i].sum * to[i].sum * float(groups) > OUTLIER * OUTLIER * squares, to[i]);
     }
     std::memset(to + groups, 0, (size(k) - groups) * sizeof(X));
   }
@@ -114,20 +118,24 @@ private:
   }
   static void round(const Floats (&values)[VECTORS], float largest, bool two, Inputs &to) {
     float most = two ? 127 * 128 : 127, inverse = largest > 0 ? most / largest : 0.0f;
-    Ints sums[2] = {};
+    Ints uppers[2] = {}, lowers[2] = {};
     for (long i = 0; i < VECTORS; i++) {
       Floats scaled = values[i] * inverse;
       Ints whole = __builtin_convertvector(scaled + (scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
-      sums[2 * i / VECTORS] += whole;
-      Ints upper = two ? (whole + 64) >> 7 : whole;
-      Few few = __builtin_convertvector(upper, Few), rest = __builtin_convertvector(whole - (upper << 7), Few);
-      std::memcpy(to.numbers + i * LANES, &few, sizeof few);
-      if (two) std::memcpy(to.rest + i * LANES, &rest, sizeof rest);
+      Ints upper = two ? (whole + 64) >> 7 : whole, lower = two ? whole - (upper << 7) : Ints{};
+      uppers[2 * i / VECTORS] += upper, lowers[2 * i / VECTORS] += lower;
+      Few high = __builtin_convertvector(upper, Few), low = __builtin_convertvector(lower, Few);
+      std::memcpy(to.upper.numbers + i * LANES, &high, sizeof high);
+      std::memcpy(to.lower.numbers + i * LANES, &low, sizeof low);
     }
-    int32_t first = sum(sums[0]), second = sum(sums[1]);
-    to.unit = largest / most;
-    to.sums[0] = to.unit * float(first), to.sums[1] = to.unit * float(second), to.sum = to.unit * float(first + second);
-    to.wholes[0] = first, to.wholes[1] = second, to.whole = first + second, to.two = two;
+    to.two = two;
+    to.lower.unit = largest / (127 * 128), to.upper.unit = to.lower.unit * 128;
+    for (long i = 0; i < 2; i++) {
+      to.upper.sums[i] = ::sum(uppers[i]), to.lower.sums[i] = ::sum(lowers[i]);
+      to.sums[i] = to.lower.unit * float(128 * to.upper.sums[i] + to.lower.sums[i]);
+    }
+    to.upper.sum = to.upper.sums[0] + to.upper.sums[1], to.lower.sum = to.lower.sums[0] + to.lower.sums[1];
+    to.sum = to.lower.unit * float(128 * to.upper.sum + to.lower.sum);
   }
 };
 
@@ -266,39 +274,50 @@ template <> struct Product<NibblesK> : BlockProduct<NibblesK> {};
 template <> struct Product<SixesK> : BlockProduct<SixesK> {};
 template <> struct Product<SixesLeastK> : BlockProduct<SixesLeastK> {};
 
+// Bytes of M rows, `apart` groups from each other, by group `at` of a struct, its outputs from `lane` on.
+template <int M, class B>
+inline void dot_groups(const B *w, long at, long lane, const Rounded *x, long apart, Floats (&totals)[M]) {
+  using P = Product<B>;
+  constexpr long PARTS = GROUP / P::SHARE, STEPS = P::SHARE / 4;
+  auto row = [&](int m) -> const Rounded & {
+    return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(x) + m * apart * long(sizeof(Inputs)));
+  };
+  for (long part = 0; part < PARTS; part++) {
+    Dots<P::BITS> dots[M];
+#pragma GCC unroll 8
+    for (long step = 0; step < STEPS; step++) {
+      auto numbers = four(w->numbers, (at * PARTS + part) * STEPS + step, lane);
+      for (int m = 0; m < M; m++) dots[m].add(numbers, four_of(row(m).numbers + 4 * (part * STEPS + step)));
+    }
+    Floats scale = P::scale(w, at * PARTS + part, lane);
+    for (int m = 0; m < M; m++) {
+      Ints total = dots[m].total();
+      if constexpr (P::OFFSET && (P::BITS < 8 || TOO_MANY)) total -= P::OFFSET * (PARTS == 1 ? row(m).sum : row(m).sums[part]);
+      Floats floats = __builtin_convertvector(total, Floats);
+      totals[m] = part ? fused(floats, scale, totals[m]) : floats * scale;
+    }
+  }
+}
+// Of lower bytes; rare, and by itself, so that it costs the others no registers.
+template <class B> __attribute__((noinline)) Floats dot_lower(const B *w, long at, long lane, const Rounded *x) {
+  Floats total[1];
+  dot_groups<1>(w, at, lane, x, 0, total);
+  return total[0];
+}
+
 // A group of M rows, `size` apart, by that of sixteen outputs, number `at` of its struct.
 template <int M, class B>
 inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&sums)[M][SPLIT]) {
   using P = Product<B>;
-  constexpr long PARTS = GROUP / P::SHARE, STEPS = P::SHARE / 4;
+  constexpr long PARTS = GROUP / P::SHARE;
   for (long lane = 0; lane < TOGETHER; lane += LANES) {
     Floats totals[M];
-    for (long part = 0; part < PARTS; part++) {
-      Dots<P::BITS> dots[M];
-      auto numbers = [&](long step) { return four(w->numbers, (at * PARTS + part) * STEPS + step, lane); };
-#pragma GCC unroll 8
-      for (long step = 0; step < STEPS; step++) {
-        auto some = numbers(step);
-        for (int m = 0; m < M; m++) dots[m].add(some, four_of(x[m * size].numbers + 4 * (part * STEPS + step)));
-      }
-      Floats scale = P::scale(w, at * PARTS + part, lane);
-      for (int m = 0; m < M; m++) {
-        const Inputs &input = x[m * size];
-        Ints total = dots[m].total();
-        if (input.two) {
-          Dots<P::BITS> rest;
-#pragma GCC unroll 8
-          for (long step = 0; step < STEPS; step++) rest.add(numbers(step), four_of(input.rest + 4 * (part * STEPS + step)));
-          total = (total << 7) + rest.total();
-        }
-        if constexpr (P::OFFSET && (P::BITS < 8 || TOO_MANY)) total -= P::OFFSET * (PARTS == 1 ? input.whole : input.wholes[part]);
-        Floats floats = __builtin_convertvector(total, Floats);
-        totals[m] = part ? fused(floats, scale, totals[m]) : floats * scale;
-      }
-    }
+    dot_groups<M>(w, at, lane, &x->upper, size, totals);
     for (int m = 0; m < M; m++) {
       Floats &sum = sums[m][lane / LANES];
-      sum = fused(totals[m], all(x[m * size].unit), sum);
+      sum = fused(totals[m], all(x[m * size].upper.unit), sum);
+      if (__builtin_expect(x[m * size].two, 0))
+        sum = fused(dot_lower(w, at, lane, &x[m * size].lower), all(x[m * size].lower.unit), sum);
     }
     if constexpr (P::LEAST)
       for (long part = 0; part < PARTS; part++) {
