@@ -13,9 +13,10 @@ from specstream.errors import UsageError
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.runtime import native
+from specstream.models.runtime.blocks import Layout
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.serving.memory import needs
-from tests.dequantized import restored
+from tests.dequantized import restored, rounded_input
 from tests.tiny import tiny_model
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
@@ -131,8 +132,8 @@ def test_a_model_that_was_changed_is_copied_anew(tokenizer):
 def test_the_head_of_four_bits_has_eight(model, tokenizer):
     engine = SpeculativeEngine(model, tokenizer, quantization="int4")
     head = model.get_output_embeddings()
-    bits = {module is head: weight.bits for module, weight in engine.target.runtime._weights.items()}
-    assert bits == {True: "int8", False: "int4"} or not engine.target.runtime._weights.get(head)
+    bits = {module is head: weight.layout for module, weight in engine.target.runtime._weights.items()}
+    assert bits == {True: Layout.BYTES32, False: Layout.NIBBLES32} or not engine.target.runtime._weights.get(head)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -147,6 +148,10 @@ def test_it_is_the_model_of_the_rounded_weights(bits):
         for name, module in rounded.named_modules():
             if name in copies:
                 module.weight = torch.nn.Parameter(restored(copies[name]).to(module.weight.dtype))
+                if native.available():
+                    module.register_forward_pre_hook(
+                        lambda module, inputs: (rounded_input(inputs[0]).to(inputs[0].dtype),)
+                    )
         tokens = list(range(3, 40))
         truth = rounded(torch.tensor([tokens])).logits[0, -1]
         full = own(torch.tensor([tokens])).logits[0, -1]

@@ -1,7 +1,8 @@
 // Every kernel of the library against plain sums in double, and its promise about bits, without Python: so that it can be
 // checked at every level, also for processors that are only emulated here. Linked to the kernels' own objects.
 //
-// Prints what is wrong and returns 1, or prints the level and how much was checked.
+// Prints what is wrong and returns 1, or prints the level, how much was checked, and a digest of the products with weights
+// in blocks, which is to be the same at every level.
 
 #include <algorithm>
 #include <cmath>
@@ -25,7 +26,7 @@ struct Attention {
   int64_t threads;
 };
 struct Matrix {
-  const void *weights, *scales, *bias;
+  const void *weights, *bias;
   int64_t outputs, inputs, layout;
 };
 struct Layer {
@@ -47,20 +48,16 @@ struct Pass {
   int64_t rows, nodes, threads;
 };
 #define KERNELS(name, T)                                                                                               \
-  void linear_##name(const T *, const void *, const float *, const T *, T *, long, long, long, int);                   \
+  void linear_##name(const T *, const void *, const T *, T *, long, long, long, int);                                  \
   void layers_##name(const Layer *const *, const Cache *, const Pass *, long);
 KERNELS(bf16, uint16_t)
 KERNELS(f32, float)
-KERNELS(int8_bf16, uint16_t)
-KERNELS(int8_f32, float)
-KERNELS(int4_bf16, uint16_t)
-KERNELS(int4_f32, float)
-#define BLOCKS(name, T)                                                                                                \
+#define IN_BLOCKS(name, T)                                                                                              \
   void linear_blocks_##name(const T *, const void *, int64_t, const T *, T *, long, long, long, int);                  \
   void rows_blocks_##name(const void *, int64_t, const int64_t *, T *, long, long);                                    \
   void layers_blocks_##name(const Layer *const *, const Cache *, const Pass *, long);
-BLOCKS(bf16, uint16_t)
-BLOCKS(f32, float)
+IN_BLOCKS(bf16, uint16_t)
+IN_BLOCKS(f32, float)
 void attention_bf16(const Attention *);
 void attention_f32(const Attention *);
 }
@@ -69,9 +66,11 @@ namespace {
 
 using Numbers = std::vector<double>;
 // Of a weight; all are the activations' own. Those in blocks are in the order of blocks.h; MIXED are some in each of them.
-enum Bits { ALL, INT8, INT4, NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K, MIXED };
+enum Bits { ALL, NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K, MIXED };
+constexpr Bits BLOCKS[] = {NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K};
 
 long checks, failures;
+uint64_t digest = 14695981039346656037u; // FNV-1a
 
 void expect(bool right, const std::string &what) {
   checks++;
@@ -119,7 +118,6 @@ template <class T> bool same(const T *a, const T *b, long count) { return !std::
 // A weight as the kernels take it, and what it stands for.
 struct Weight {
   std::vector<char> bytes;
-  std::vector<float> scales;
   Numbers values;
 };
 
@@ -130,102 +128,91 @@ uint16_t half(double about, double *value) {
   return uint16_t((power + 15) << 10 | rest);
 }
 
-// Weights in blocks: `put` places the bytes of a field one behind another, numbers in the kernels' order.
+// Weights in blocks: a field of a struct is `put` for sixteen outputs at a time, those behind the last are zeros.
 Weight in_blocks(long n, long k, Bits bits, double size) {
   Weight made;
   made.values.resize(n * k);
-  bool super = bits >= NIBBLES_K, nibbles = bits == NIBBLES32 || bits == NIBBLES_K, four = bits == BYTES_K;
-  bool least = bits != BYTES32;
-  long parts = super ? 4 : 1, blocks = (k + 64 * parts - 1) / (64 * parts), low = nibbles ? 0 : -60, high = nibbles ? 15 : 60;
+  bool super = bits >= NIBBLES_K, nibbles = bits == NIBBLES32 || bits == NIBBLES_K;
+  bool least = bits != BYTES32 && bits != SIXES_K, sign = bits == SIXES_K;
+  long each = super ? 256 : 32, share = !super ? 32 : nibbles ? 32 : 16;
+  long offset = bits == BYTES32 ? 128 : sign ? 32 : 0, most = nibbles ? 15 : bits == BYTES32 ? 255 : 63; // of what is stored
   auto put = [&](const void *from, long count) { made.bytes.insert(made.bytes.end(), (const char *)from, (const char *)from + count); };
-  std::vector<char> behind; // what is added to each 32 of an output of parts
-  long size_of = nibbles ? 36 : 68;
-  for (long block = 0; block < n * blocks; block++) {
-    double units[2] = {1, -1}, scales[4][4], leasts[4][4] = {}, about = size / (nibbles ? 8 : 40);
-    uint16_t stored[2];
-    for (int i = 0; super && i < 2; i++) stored[i] = half(about / 16, &units[i]);
-    if (super) put(stored, 4), units[1] = -units[1], made.bytes.back() |= char(0x80);
-    for (int field = 0; field < (super ? 1 : 1 + least); field++)
-      for (int i = 0; !super && i < 2; i++) {
-        double value;
-        uint16_t bits_of = half(field ? 4 * about : about, &value);
-        (field ? leasts : scales)[0][2 * i] = (field ? leasts : scales)[0][2 * i + 1] = value;
-        if (field) behind.insert(behind.end(), (const char *)&bits_of, (const char *)&bits_of + 2);
-        else put(&bits_of, 2);
+  for (long first = 0; first < n; first += 16)
+    for (long begin = 0; begin < k; begin += each) {
+      double units[2][16], about = size / (nibbles ? 8 : most / 3.0) / (super ? 16 : 1);
+      for (int field = 0; field < 1 + least; field++)
+        for (int lane = 0; lane < 16; lane++) {
+          uint16_t stored = half(field ? 4 * about : about, &units[field][lane]);
+          if (field && super) stored |= 0x8000, units[field][lane] *= -1;
+          put(&stored, 2);
+        }
+      std::vector<int> integers[2];
+      for (int field = 0; super && field < 1 + least; field++)
+        for (long i = 0; i < each / share * 16; i++) {
+          int integer = int(std::labs(std::lround(20 * chance()))) % 60 + 1;
+          if (!field && sign && i % 2) integer = -integer;
+          char stored = char(integer);
+          integers[field].push_back(integer), put(&stored, 1);
+        }
+      std::vector<long> numbers(each * 16);
+      for (long i = 0; i < each * 16; i++) {
+        long lane = i % 16, place = i / 16, at = place / share * 16 + lane, column = begin + place;
+        long number = std::clamp(std::lround(most / 2.0 + most / 4.0 * chance()), 0l, most);
+        double value = units[0][lane] * (super ? integers[0][at] : 1) * (number - offset);
+        if (least) value += units[1][lane] * (super ? integers[1][at] : 1);
+        numbers[i] = number;
+        if (first + lane < n && column < k) made.values[(first + lane) * k + column] = value;
       }
-    std::vector<char> of_scales, of_leasts;
-    for (int part = 0; super && part < 4; part++)
-      for (int i = 0; i < 4; i += four ? 1 : 2) {
-        int a = int(std::labs(std::lround(20 * chance()))) % 60 + 1, b = int(std::labs(std::lround(20 * chance()))) % 60;
-        if (four && i % 2) a = -a;
-        for (int j = i; j < i + (four ? 1 : 2); j++) scales[part][j] = units[0] * a, leasts[part][j] = units[1] * b;
-        of_scales.push_back(char(a)), of_leasts.push_back(char(b));
-      }
-    put(of_scales.data(), of_scales.size());
-    put(of_leasts.data(), of_leasts.size());
-    for (long part = 0; part < parts; part++) {
-      char ordered[64];
-      for (long i = 0; i < 64; i++) {
-        long group = i / 16, number = std::clamp(std::lround((low + high) / 2.0 + (high - low) / 4.0 * chance()), low, high);
-        long column = (block % blocks * parts + part) * 64 + i;
-        ordered[i % 16 / 2 * 8 + group * 2 + i % 2] = char(number);
-        if (column < k) made.values[block / blocks * k + column] = scales[part][group] * number + leasts[part][group];
-      }
-      for (int i = 0; nibbles && i < 32; i++) ordered[i] = char(ordered[i] | ordered[i + 32] << 4);
-      put(ordered, nibbles ? 32 : 64);
+      // Fields of so many bits from there on, one byte's from so many steps.
+      auto pack = [&](int width, int from) {
+        for (long step = 0; step < each / 4; step += 8 / width)
+          for (long i = 0; i < 64; i++) {
+            uint8_t stored = 0;
+            for (long j = 0; j < 8 / width; j++)
+              stored |= uint8_t((numbers[(4 * (step + j) + i % 4) * 16 + i / 4] >> from & ((1 << width) - 1)) << j * width);
+            put(&stored, 1);
+          }
+      };
+      pack(bits == BYTES32 ? 8 : 4, 0);
+      if (most == 63) pack(2, 4);
     }
-    if (!super && least && block % blocks == blocks - 1) {
-      behind.resize((behind.size() + size_of - 1) / size_of * size_of);
-      put(behind.data(), behind.size());
-      behind.clear();
-    }
-  }
   return made;
 }
 
 template <class T> Weight weight(long n, long k, Bits bits, double size = 1) {
-  if (bits > INT4) return in_blocks(n, k, bits, size);
+  if (bits != ALL) return in_blocks(n, k, bits, size);
   Weight made;
   made.values.resize(n * k);
-  if (bits == ALL) {
-    std::vector<T> numbers = ::numbers<T>(n * k, size);
-    for (long i = 0; i < n * k; i++) made.values[i] = value(numbers[i]);
-    made.bytes.assign((const char *)numbers.data(), (const char *)(numbers.data() + n * k));
-  } else if (bits == INT8) {
-    made.bytes.resize(n * k);
-    for (long i = 0; i < n * k; i++) {
-      if (i % k == 0) made.scales.push_back(float(size * (1 + std::fabs(chance())) / 64));
-      made.bytes[i] = char(std::clamp(std::lround(40 * chance()), -127l, 127l));
-      made.values[i] = double(int8_t(made.bytes[i])) * made.scales.back();
-    }
-  } else {
-    long blocks = (k + 63) / 64;
-    made.bytes.resize(n * blocks * 36);
-    for (long block = 0; block < n * blocks; block++) {
-      float scale = float(size * (1 + std::fabs(chance())) / 6);
-      std::memcpy(&made.bytes[block * 36], &scale, 4);
-      for (long i = 0; i < 64; i++) {
-        long nibble = std::clamp(std::lround(8 + 4 * chance()), 0l, 15l), column = block % blocks * 64 + i;
-        made.bytes[block * 36 + 4 + i % 32] |= char(i < 32 ? nibble : nibble << 4);
-        if (column < k) made.values[block / blocks * k + column] = double(nibble - 8) * scale;
-      }
-    }
-  }
+  std::vector<T> numbers = ::numbers<T>(n * k, size);
+  for (long i = 0; i < n * k; i++) made.values[i] = value(numbers[i]);
+  made.bytes.assign((const char *)numbers.data(), (const char *)(numbers.data() + n * k));
   return made;
+}
+
+// An input as the kernels round it for weights in blocks: to 8 bits, with a unit for each 32; to 15 where that is large.
+Numbers rounded(Numbers x) {
+  long groups = (x.size() + 31) / 32;
+  std::vector<float> largest(groups);
+  float squares = 0;
+  for (size_t i = 0; i < x.size(); i++) largest[i / 32] = std::max(largest[i / 32], std::fabs(float(x[i])));
+  for (float each : largest) squares += each * each;
+  for (size_t i = 0; i < x.size(); i++) {
+    float most = largest[i / 32], levels = most * most * float(groups) > 2.25f * squares ? 127 * 128 : 127;
+    float scaled = most > 0 ? float(x[i]) * (levels / most) : 0;
+    x[i] = double(int(scaled + (scaled < 0 ? -0.5f : 0.5f))) * double(most / levels);
+  }
+  return x;
 }
 
 template <class T> void linear(Bits bits, const T *x, const Weight &w, const T *bias, T *y, long m, long n, long k, int threads) {
   const void *bytes = w.bytes.data();
-  const float *scales = w.scales.data();
-  if (bits > INT4) {
-    if constexpr (sizeof(T) == 2) linear_blocks_bf16(x, bytes, bits - NIBBLES32, bias, y, m, n, k, threads);
-    else linear_blocks_f32(x, bytes, bits - NIBBLES32, bias, y, m, n, k, threads);
-  } else if constexpr (sizeof(T) == 2) {
-    auto run = bits == ALL ? linear_bf16 : bits == INT8 ? linear_int8_bf16 : linear_int4_bf16;
-    run(x, bytes, scales, bias, y, m, n, k, threads);
+  int64_t layout = bits - NIBBLES32;
+  if constexpr (sizeof(T) == 2) {
+    if (bits == ALL) linear_bf16(x, bytes, bias, y, m, n, k, threads);
+    else linear_blocks_bf16(x, bytes, layout, bias, y, m, n, k, threads);
   } else {
-    auto run = bits == ALL ? linear_f32 : bits == INT8 ? linear_int8_f32 : linear_int4_f32;
-    run(x, bytes, scales, bias, y, m, n, k, threads);
+    if (bits == ALL) linear_f32(x, bytes, bias, y, m, n, k, threads);
+    else linear_blocks_f32(x, bytes, layout, bias, y, m, n, k, threads);
   }
 }
 
@@ -233,20 +220,23 @@ template <class T> void check_linear(Bits bits, long n, long k) {
   const long most = 33;
   Weight w = weight<T>(n, k, bits);
   std::vector<T> x = numbers<T>(most * k), bias = numbers<T>(n), alone(most * n);
+  for (size_t i = 7; i < x.size(); i += 101) set(x[i], 6 * value(x[i])); // outliers
   for (long row = 0; row < most; row++) linear(bits, &x[row * k], w, bias.data(), &alone[row * n], 1, n, k, 1);
+  for (size_t i = 0; bits != ALL && i < alone.size() * sizeof(T); i++)
+    digest = (digest ^ reinterpret_cast<const uint8_t *>(alone.data())[i]) * 1099511628211u;
   for (long row = 0; row < most; row++) {
-    double largest = 0;
-    for (long i = 0; i < k; i++) largest = std::max(largest, std::fabs(value(x[row * k + i])));
+    Numbers input(k);
+    for (long i = 0; i < k; i++) input[i] = value(x[row * k + i]);
+    if (bits != ALL) input = rounded(input);
     for (long column = 0; column < n; column++) {
-      double sum = value(bias[column]), sizes = std::fabs(sum), of_weights = 0;
+      double sum = value(bias[column]), sizes = std::fabs(sum);
       for (long i = 0; i < k; i++) {
-        double product = value(x[row * k + i]) * w.values[column * k + i];
+        double product = input[i] * w.values[column * k + i];
         sum += product;
         sizes += std::fabs(product);
-        of_weights += std::fabs(w.values[column * k + i]);
       }
-      // Inputs for weights of few bits are rounded to 13 bits at least; long sums round at every addition.
-      double allowed = ROUNDING<T> * std::fabs(sum) + 3e-6 * sizes + (bits == ALL ? 0 : of_weights * largest / 4096);
+      // Long sums round at every addition.
+      double allowed = ROUNDING<T> * std::fabs(sum) + 3e-6 * sizes;
       double got = value(alone[row * n + column]);
       expect(std::fabs(got - sum) <= allowed, "linear " + text(sizeof(T), bits, n, k, row, column, got, sum));
     }
@@ -366,18 +356,14 @@ template <class T> void check_attention(long dim, int64_t length, long window, f
 }
 
 template <class T> void layers(Bits bits, const Layer *const *all, const Cache *caches, const Pass &pass, long count) {
-  if (bits > INT4) {
-    if constexpr (sizeof(T) == 2) layers_blocks_bf16(all, caches, &pass, count);
-    else layers_blocks_f32(all, caches, &pass, count);
-  } else if constexpr (sizeof(T) == 2)
-    (bits == ALL ? layers_bf16 : bits == INT8 ? layers_int8_bf16 : layers_int4_bf16)(all, caches, &pass, count);
-  else
-    (bits == ALL ? layers_f32 : bits == INT8 ? layers_int8_f32 : layers_int4_f32)(all, caches, &pass, count);
+  if constexpr (sizeof(T) == 2) (bits == ALL ? layers_bf16 : layers_blocks_bf16)(all, caches, &pass, count);
+  else (bits == ALL ? layers_f32 : layers_blocks_f32)(all, caches, &pass, count);
 }
 
 // A model's layers, in the kernels' terms and in plain ones.
 template <class T> struct Model {
   static constexpr long COUNT = 2;
+  Bits bits;
   long hidden, heads, kv, dim, inner, window;
   bool normed;
   std::vector<Weight> weights;
@@ -385,10 +371,10 @@ template <class T> struct Model {
   std::vector<Layer> layers;
 
   Model(Bits bits, long hidden, long heads, long kv, long dim, long inner, long window, bool normed)
-      : hidden(hidden), heads(heads), kv(kv), dim(dim), inner(inner), window(window), normed(normed) {
+      : bits(bits), hidden(hidden), heads(heads), kv(kv), dim(dim), inner(inner), window(window), normed(normed) {
     const long shapes[7][2] = {{heads * dim, hidden}, {kv * dim, hidden}, {kv * dim, hidden}, {hidden, heads * dim},
                                {inner, hidden},       {inner, hidden},    {hidden, inner}};
-    auto kind = [&](long at) { return bits == MIXED ? Bits(NIBBLES32 + at % 5) : bits; };
+    auto kind = [&](long at) { return bits == MIXED ? BLOCKS[at % 6] : bits; };
     for (long i = 0; i < COUNT; i++) {
       for (auto &shape : shapes) {
         weights.push_back(weight<T>(shape[0], shape[1], kind(&shape - shapes), 1 / std::sqrt(double(shape[1]))));
@@ -400,7 +386,7 @@ template <class T> struct Model {
       auto matrix = [&](long at) {
         const Weight &w = weights[i * 7 + at];
         bool biased = at < 3; // as Qwen2 has them
-        return Matrix{w.bytes.data(), w.scales.data(), biased ? biases[i * 7 + at].data() : nullptr,
+        return Matrix{w.bytes.data(), biased ? biases[i * 7 + at].data() : nullptr,
                       shapes[at][0], shapes[at][1], kind(at) - NIBBLES32};
       };
       auto norm = [&](long at) { return at < 2 || normed ? norms[i * 4 + at].data() : nullptr; };
@@ -409,7 +395,8 @@ template <class T> struct Model {
     }
   }
 
-  Numbers times(long layer, long at, const Numbers &x) const {
+  Numbers times(long layer, long at, Numbers x) const {
+    if (bits != ALL) x = rounded(x);
     const Weight &w = weights[layer * 7 + at];
     long k = x.size(), n = w.values.size() / k;
     Numbers y(n);
@@ -527,11 +514,13 @@ template <class T> void check_layers(Bits bits, long hidden, long heads, long kv
     }
   }
   for (long i = 0; i < all * hidden; i++) compare(value(out[i]), states[i / hidden][i % hidden]);
-  expect(worst <= (sizeof(T) == 2 ? 2e-2 : bits == ALL ? 1e-5 : 1e-3) * largest, name + text(worst, largest));
+  // What rounding to bf16 moves may be rounded to another of 8 bits.
+  double off = sizeof(T) == 2 ? (bits == ALL ? 2e-2 : 0.1) : bits == ALL ? 1e-5 : 5e-3;
+  expect(worst <= off * largest, name + text(worst, largest));
 }
 
 template <class T> void check_all() {
-  for (Bits bits : {ALL, INT8, INT4, NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K})
+  for (Bits bits : {ALL, NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K})
     for (auto [n, k] : {std::pair<long, long>{1, 1}, {5, 7}, {16, 16}, {33, 65}, {131, 577}, {96, 48}, {21, 5000}, {50, 2048}})
       check_linear<T>(bits, n, k);
   for (long dim : {16, 32, 48, 64, 80, 128, 256})
@@ -540,11 +529,11 @@ template <class T> void check_all() {
       check_attention<T>(dim, 150, 9, 20, branchy);
     }
   check_attention<T>(64, 600, 0, 0, true); // so long that heads share a reading of the keys
-  for (Bits bits : {NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K}) {
+  for (Bits bits : BLOCKS) {
     check_rows<T>(bits, 5, 577);
     check_rows<T>(bits, 33, 96);
   }
-  for (Bits bits : {ALL, INT8, INT4, MIXED}) {
+  for (Bits bits : {ALL, MIXED, NIBBLES32}) {
     check_layers<T>(bits, 96, 6, 2, 16, 200, 0, false);
     check_layers<T>(bits, 72, 2, 1, 64, 130, 6, true);
   }
@@ -556,6 +545,6 @@ int main() {
   check_all<float>();
   check_all<uint16_t>();
   if (failures) return std::printf("%ld of %ld checks failed at %s\n", failures, checks, specstream_level()), 1;
-  std::printf("%s %ld\n", specstream_level(), checks);
+  std::printf("%s %ld %llx\n", specstream_level(), checks, (unsigned long long)digest);
   return 0;
 }

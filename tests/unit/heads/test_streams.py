@@ -19,7 +19,7 @@ from specstream.models.runtime import native, quantized
 from specstream.models.runtime.fused import FusedTop
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.uncached import UncachedTarget
-from tests.dequantized import restored
+from tests.dequantized import restored, rounded_input
 from tests.lossless.families import FAMILIES, VOCAB, build, prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +67,7 @@ def test_a_round_computes_the_streams_of_the_accepted_node(family, start, runtim
         fused = runtime == "auto" and native.available() and family in ("llama", "mistral", "qwen2", "qwen3")
         expected, got = whole(streams, TOKENS[:committed]), of_a_round(streams, session, path[-1])
         # Fused layers read their weights from bytes: to round a draft costs acceptance, never the output.
-        assert (got - expected).norm() <= (0.05 if fused else 1e-3) * expected.norm()
+        assert (got - expected).norm() <= (0.08 if fused else 1e-3) * expected.norm()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
@@ -227,7 +227,7 @@ def test_our_kernels_compute_the_streams_of_the_rounded_weights(family):
 
 def rounded(linear, weight):
     rounded = restored(quantized.quantize(weight))
-    return lambda x: torch.nn.functional.linear(x, rounded, linear.bias)
+    return lambda x: torch.nn.functional.linear(rounded_input(x) if native.available() else x, rounded, linear.bias)
 
 
 @pytest.mark.parametrize("runtime", ["eager", "auto", "static"])

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from specstream.models.architecture.blocks import BlockTensor
 from specstream.models.architecture.code import is_original, is_original_class
 from specstream.models.architecture.compat import cache_among, hooks_of, text_config
 from specstream.models.architecture.hidden_states import States
@@ -41,7 +42,7 @@ class _Matrix(ctypes.Structure):
     """``struct Matrix`` of layer.cpp, field by field, like those below."""
 
     _fields_: ClassVar = [
-        *((name, ctypes.c_void_p) for name in ("weights", "scales", "bias")),
+        *((name, ctypes.c_void_p) for name in ("weights", "bias")),
         *((name, ctypes.c_int64) for name in ("outputs", "inputs", "layout")),
     ]
 
@@ -146,7 +147,7 @@ class FusedLayer:
             *(norms[0].variance_epsilon, attention.scaling),
         )
         self.dtype = norms[0].weight.dtype
-        self.bits = {quantized[matrix].bits for matrix in matrices.values() if matrix in quantized}
+        self.bits = "blocks" if any(matrix in quantized for matrix in matrices.values()) else ""
 
 
 class FusedLayers:
@@ -159,7 +160,7 @@ class FusedLayers:
     def __init__(self, layers: Sequence[FusedLayer], running: Running) -> None:
         self._layers, self._running = layers, running
         self._constants = (ctypes.c_void_p * len(layers))(*(ctypes.addressof(layer.constants) for layer in layers))
-        self._run = native.kernel("layers", layers[0].dtype, *layers[0].bits)
+        self._run = native.kernel("layers", layers[0].dtype, layers[0].bits)
 
     def __call__(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **named: Any) -> Tensor:
         return self.run(hidden_states, position_embeddings, cache_among(named), *self._running())
@@ -299,7 +300,7 @@ def _embedding(model: Any, weights: Mapping[nn.Module, QuantizedWeight]) -> Call
     """What embeds tokens: the blocks that the head has packed, where the two are one matrix; else the module."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     packed = weights.get(head) if head.weight is embedding.weight and is_original(embedding) else None
-    if packed is None or packed.bits != "blocks":
+    if packed is None or not isinstance(head.weight, BlockTensor):
         return cast(Callable[[Tensor], Tensor], embedding)
     return embed_from(packed, model.dtype)
 
@@ -353,6 +354,6 @@ def _matrix(module: Any, weight: QuantizedWeight | None) -> tuple[_Matrix, list[
     if weight is None:
         outputs, inputs = module.weight.shape
         own = module.weight.detach()
-        return _Matrix(own.data_ptr(), None, bias_address, outputs, inputs, 0), [own, bias]
-    addresses = (weight.values.data_ptr(), weight.scales.data_ptr(), bias_address)
+        return _Matrix(own.data_ptr(), bias_address, outputs, inputs, 0), [own, bias]
+    addresses = (weight.values.data_ptr(), bias_address)
     return _Matrix(*addresses, weight.outputs, weight.inputs, weight.layout), [weight, bias]

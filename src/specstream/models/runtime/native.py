@@ -46,19 +46,20 @@ def kernels() -> Kernels:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    suffixes = ("bf16", "f32", "int8_bf16", "int8_f32", "int4_bf16", "int4_f32", "blocks_bf16", "blocks_f32")
-    signatures = {
-        f"linear_{suffix}": [*[ctypes.c_void_p] * 5, *[ctypes.c_long] * 3, ctypes.c_int] for suffix in suffixes
+    address, layout, sizes = ctypes.c_void_p, ctypes.c_int64, [ctypes.c_long] * 3
+    layers = [address, address, address, ctypes.c_long]
+    signatures: dict[str, list[Any]] = {
+        "linear": [*[address] * 4, *sizes, ctypes.c_int],
+        "linear_blocks": [address, address, layout, address, address, *sizes, ctypes.c_int],
+        "rows_blocks": [address, layout, address, address, *sizes[:2]],
+        "layers": layers,
+        "layers_blocks": layers,
+        "attention": [ctypes.POINTER(_Attention)],
     }
-    signatures |= {f"layers_{suffix}": [*[ctypes.c_void_p] * 3, ctypes.c_long] for suffix in suffixes}
-    rows = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 2, *[ctypes.c_long] * 2]
-    signatures |= {f"rows_blocks_{suffix}": rows for suffix in suffixes[:2]}
-    signatures |= {f"attention_{suffix}": [ctypes.POINTER(_Attention)] for suffix in suffixes[:2]}
     for name, arguments in signatures.items():
-        function = getattr(library, name)
-        if name.startswith("linear_blocks"):
-            arguments = [*arguments[:2], ctypes.c_int64, *arguments[3:]]
-        function.argtypes, function.restype = arguments, None
+        for dtype in ("bf16", "f32"):
+            function = getattr(library, f"{name}_{dtype}")
+            function.argtypes, function.restype = arguments, None
 
 
 def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
@@ -67,7 +68,7 @@ def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
     Args:
         name: ``linear``, ``layers`` or ``attention``; of blocks also ``rows``.
         dtype: of the activations.
-        bits: of the weights: ``int8``, ``int4`` or ``blocks``; empty for the activations' own.
+        bits: ``blocks`` for weights of fewer bits; empty for the activations' own.
 
     Raises:
         NoKernelsError: there are none here; the message says why.
@@ -112,7 +113,7 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], outputs))
         multiply(
-            *(x.data_ptr(), weight_address, None, bias_address, y.data_ptr()),
+            *(x.data_ptr(), weight_address, bias_address, y.data_ptr()),
             *(rows, outputs, inputs, torch.get_num_threads()),
         )
         return y

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,7 +33,7 @@ from specstream.models.runtime.capabilities import Capabilities, Quantization, R
 from specstream.models.runtime.compiled import NoKernelsError
 from specstream.models.runtime.fused import FusedModel, FusedTop, fused_layers, is_plain
 from specstream.models.runtime.native import TreePlan, tree_plan
-from specstream.models.runtime.quantized import Bits, QuantizedWeight
+from specstream.models.runtime.quantized import QuantizedWeight
 
 _ATTENTION = "specstream_native"  # the name of our attention in transformers' registry
 
@@ -89,7 +89,7 @@ class Runtime:
             name = "eager"  # a graph has no lengths in it
         self.model = model
         self.kind: str = name
-        kept: Bits | Quantization = "blocks" if quantization == "none" and _reads_blocks(model, name) else quantization
+        kept: Kept = "blocks" if quantization == "none" and _reads_blocks(model, name) else quantization
         self.name: str = name if kept == "none" else f"{name}-{'gguf' if kept == 'blocks' else kept}"
         self.static = name in ("graphs", "static")
         self.quantized = kept != "none"
@@ -311,6 +311,9 @@ def draft_quantization(draft: Any, runtime: RuntimeName) -> Quantization:
 
 Forward = Callable[..., Tensor]
 
+Kept = Quantization | Literal["blocks"]
+"""What a layer's weights are read from; the last: the blocks of a file."""
+
 
 def _linear_forwards(
     model: Any, name: str, weights: Mapping[nn.Module, QuantizedWeight]
@@ -328,9 +331,7 @@ def _reads_blocks(model: Any, name: str) -> bool:
     return name == "native" and holds_blocks(model)
 
 
-def _quantized(
-    model: Any, bits: Bits | Quantization, head_bits: Bits | Quantization
-) -> dict[nn.Module, QuantizedWeight]:
+def _quantized(model: Any, bits: Kept, head_bits: Kept) -> dict[nn.Module, QuantizedWeight]:
     head, weights = model.get_output_embeddings(), dict[nn.Module, QuantizedWeight]()
     for module in _plain_linears(model) if bits != "none" else ():
         own, weight = head_bits if module is head else bits, module.weight

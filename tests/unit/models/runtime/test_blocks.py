@@ -13,6 +13,7 @@ from specstream.models.hub import gguf_header
 from specstream.models.runtime import native
 from specstream.models.runtime.blocks import KINDS
 from specstream.models.runtime.quantized import embed_from, linear, of_blocks
+from tests.dequantized import rounded_input
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 
@@ -63,8 +64,8 @@ def test_every_weight_is_what_the_format_says(kind, columns):
     rows = torch.tensor([[3, 0, ROWS - 1], [7, 7, 20]])
     for dtype in (torch.float32, torch.bfloat16):
         assert torch.equal(embed_from(weight, dtype)(rows), truth[rows].to(dtype))
-    # One input at a time is a column of the weight, but for the rounding of a number to 16 bits.
-    product = linear(weight, None)(torch.eye(columns)).T
+    # One input at a time is a column of the weight; 127 is rounded to itself.
+    product = linear(weight, None)(127 * torch.eye(columns)).T / 127
     assert torch.allclose(product, truth, rtol=1e-5, atol=1e-6 * float(truth.abs().max()))
 
 
@@ -77,9 +78,9 @@ def test_the_product_is_that_of_the_weights(kind, columns, dtype):
     x[3] *= 1e3  # every row has a unit of its own
     x[5] = 0
     got = linear(of_blocks(kind, blocks, columns), bias)(x).double()
-    wanted = functional.linear(x.double(), truth.double(), bias.double())
+    wanted = functional.linear(rounded_input(x).double(), truth.double(), bias.double())
     sizes = x.double().norm(dim=1, keepdim=True) * truth.double().norm(dim=1)
-    assert bool(((got - wanted).abs() <= (3e-4 if dtype == torch.float32 else 8e-3) * (sizes + 1)).all())
+    assert bool(((got - wanted).abs() <= (3e-6 if dtype == torch.float32 else 4e-3) * (sizes + 1)).all())
 
 
 @pytest.mark.parametrize(("kind", "columns"), CASES)

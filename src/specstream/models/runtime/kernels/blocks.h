@@ -1,260 +1,355 @@
-// Weights in the blocks of GGUF files, multiplied as they are: w = scale q + least, q an integer of few bits.
+// Weights of four, six or eight bits with scales, in the blocks of GGUF files or made by ourselves: w = scale q + least.
 //
-// All formats are kept in five layouts (blocks.py makes them), to the value. Sixty-four neighbours are a part: four groups
-// of sixteen. Their order there is two of the first group, two of the second, of the third, of the fourth, then the next
-// two of each: so lane i of a vector of products belongs to group i % 4 at every level, and scales that are different for
-// groups, or for each two of them, are one short pattern, repeated.
+// All formats are kept in six layouts (blocks.py makes them), to the value. Sixteen outputs stand together: four neighbours
+// of the first, of the second and so on are 64 bytes, and a lane belongs to one output. So an instruction multiplies the
+// same four numbers of an input by those of many outputs, scales are a vector of their own, and nothing is added up across
+// lanes. Numbers are stored without a sign, so that of bytes 128 is added to them.
 //
-// What is added, `least`, meets sums of the input that all weights have in common: a product of a sixteenth of the size, or
-// less. Scales of the K formats are integers; their numbers are multiplied by them before they meet the input, and 256
-// products are summed as integers, where the others go to floats for each 64. These have the leasts of an output behind all
-// its parts, two float16 for each, and are padded to whole parts.
+// An input is rounded to eight bits, with a unit for each 32 neighbours; groups with outliers, whose unit is far above the
+// others', to fifteen, in two bytes. Products of a group are summed as integers; then
+// an output's groups are added one after another, by the same operations whatever the number of rows and of lanes: bits
+// depend on neither, nor on the instruction set. What is added to weights, `least`, meets the sum of a group's inputs.
 #pragma once
 
 #include "linear.h"
 
 namespace {
 
-constexpr long PART = 64, SUPER = 256, GROUPS = SUPER / 16;
+constexpr long GROUP = 32, SUPER = 256, TOGETHER = 16, SPLIT = TOGETHER / LANES;
 
-// Q4_0, Q4_1. Byte i holds number i below and number i + 32 above. All scales are float16.
+// Numbers of a struct's outputs. Four bits: the first four neighbours below, the next four above. Six: the same, and the two
+// upper bits of sixteen neighbours, four by four, from below.
+template <long K> struct Nibbles {
+  uint8_t low[K / 8][64];
+};
+template <long K> struct Sixes {
+  uint8_t low[K / 8][64], high[K / 16][64];
+};
+template <long K> struct Bytewise {
+  uint8_t all[K / 4][64];
+};
+
+// Sixteen outputs' next 32 inputs; scales are float16. Q4_0, Q4_1.
 struct Nibbles32 {
-  uint16_t scales[2];
-  uint8_t numbers[32];
+  uint16_t scales[TOGETHER], leasts[TOGETHER];
+  Nibbles<GROUP> numbers;
 };
-// Q8_0, Q5_0, IQ4_NL.
+// Q5_0, Q5_1.
+struct Sixes32 {
+  uint16_t scales[TOGETHER], leasts[TOGETHER];
+  Sixes<GROUP> numbers;
+};
+// Q8_0, IQ4_NL.
 struct Bytes32 {
-  uint16_t scales[2];
-  int8_t numbers[64];
+  uint16_t scales[TOGETHER];
+  Bytewise<GROUP> numbers;
 };
-// Q5_1.
-struct BytesLeast32 {
-  uint16_t scales[2];
-  int8_t numbers[64];
-};
-// Q4_K: a scale is scale scales[i], what is added least leasts[i]: `least` is below zero where others say min.
+// Sixteen outputs' next 256 inputs. Q4_K: a scale is unit scales[i], what is added least leasts[i]: below zero where others
+// say min.
 struct NibblesK {
-  uint16_t scale, least;
-  uint8_t scales[8], leasts[8], numbers[4][32];
+  uint16_t unit[TOGETHER], least[TOGETHER];
+  uint8_t scales[8][TOGETHER], leasts[8][TOGETHER];
+  Nibbles<SUPER> numbers;
 };
-// Q2_K, Q3_K, Q5_K, Q6_K: with sixteen of each.
-struct BytesK {
-  uint16_t scale, least;
-  int8_t scales[16];
-  uint8_t leasts[16];
-  int8_t numbers[4][64];
+// Q3_K, Q6_K: a scale for each sixteen, and 32 taken off numbers.
+struct SixesK {
+  uint16_t unit[TOGETHER];
+  int8_t scales[16][TOGETHER];
+  Sixes<SUPER> numbers;
+};
+// Q2_K, Q5_K.
+struct SixesLeastK {
+  uint16_t unit[TOGETHER], least[TOGETHER];
+  uint8_t scales[16][TOGETHER], leasts[16][TOGETHER];
+  Sixes<SUPER> numbers;
 };
 
 // Which of them a matrix is in.
-enum Layout : int64_t { NIBBLES32, BYTES32, BYTES_LEAST32, NIBBLES_K, BYTES_K };
+enum Layout : int64_t { NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K };
 
-inline float half(const uint16_t &from) {
-  uint16_t four[4] = {from};
-  return halves(four)[0];
-}
+// Thirty-two bytes, what one is worth, and the sum of both sixteens and of all.
+struct Rounded {
+  int8_t numbers[GROUP];
+  float unit;
+  int32_t sums[2], sum;
+};
+// Thirty-two inputs: `upper`, and where there are `two` of each also `lower`. Their sums, of both sixteens and of all.
+struct alignas(64) Inputs {
+  Rounded upper, lower;
+  float sums[2], sum;
+  int32_t two;
+};
 
-// The input of all of them: 256 integers of 16 bits in the order above, then the sums of their groups as floats, and so on;
-// behind all of them the sums of each 32.
+// A group has two bytes where its largest input is more than so many times what the row's largest ones are in the mean
+// square: a tenth of all, and a quarter of the error is left. Ablation in docs/experiments.
+constexpr float OUTLIER = 1.5f;
+
+// The input of all layouts, so that a layer's matrices may be in several.
 struct BlockInput {
-  using X = int16_t;
-  using Sum = Floats;
-  static constexpr Tiles TILES = INT_TILES;
-  static constexpr long STEP = SUPER, SHORTS = PART / (2 * LANES), WIDTH = SUPER + 2 * GROUPS;
-  // The largest product of a number and its integer scale has 12 bits, and those of a lane may not overflow.
-  static constexpr long MOST = 2147483647L / (4096 * SUPER / LANES);
-  static long at(long i) { return i / SUPER * WIDTH + i % SUPER; }
-  static long sums_at(long k) { return at((k + SUPER - 1) / SUPER * SUPER); }
-  static long size(long k) { return sums_at(k) + (k + 16 * PART - 1) / (16 * PART) * PART; }
-  template <class From> static float prepare(const From *from, long k, X *to) {
-    thread_local std::vector<X> row;
-    row.assign((k + SUPER - 1) / SUPER * SUPER, 0);
-    float unit = quantise(from, k, row.data(), MOST);
-    std::memset(to + sums_at(k), 0, (size(k) - sums_at(k)) * sizeof(X)); // read to the end, by whole registers
-    for (size_t i = 0; i < row.size(); i += PART) {
-      X *part = to + at(i);
-      in_turn(&row[i], part);
-      Ints lanes = {};
-      for (long v = 0; v < SHORTS; v++) lanes = dot_neighbours(lanes, load_shorts(part + v * 2 * LANES), Shorts{} + 1);
-      int32_t each[LANES];
-      std::memcpy(each, &lanes, sizeof each);
-      Quad sums;
-      for (long group = 0; group < 4; group++) {
-        int32_t sum = 0;
-        for (long lane = group; lane < LANES; lane += 4) sum += each[lane];
-        sums[group] = float(sum);
+  using X = Inputs;
+  static constexpr long OUTPUTS = TOGETHER;
+  static long size(long k) { return (k + SUPER - 1) / SUPER * (SUPER / GROUP); } // whole blocks, behind the input zeros
+  template <class From> static void prepare(const From *from, long k, X *to) {
+    long groups = (k + GROUP - 1) / GROUP;
+    float squares = 0;
+    for (long i = 0; i < groups; i++) {
+      Floats values[VECTORS], sizes = {};
+      read(from + i * GROUP, k - i * GROUP, values);
+      for (const Floats &each : values) {
+        Floats size = each < 0 ? -each : each;
+        sizes = size > sizes ? size : sizes;
       }
-      std::memcpy(to + at(i / SUPER * SUPER) + SUPER + i % SUPER / 8, &sums, sizeof sums);
-      float both[2] = {sums[0] + sums[1], sums[2] + sums[3]};
-      std::memcpy(to + sums_at(k) + i / 16, both, sizeof both);
+      to[i].sum = largest(sizes);
+      squares += to[i].sum * to[i].sum;
     }
-    return unit;
-  }
-  static Floats finish(Floats totals, Floats, float unit, Floats bias) { return fused(totals, Floats{} + unit, bias); }
-};
-
-struct Numbers {
-  Shorts of[BlockInput::SHORTS];
-};
-inline Numbers unpacked(const uint8_t *nibbles) {
-  Numbers numbers;
-  for (long i = 0; i < BlockInput::SHORTS / 2; i++) {
-    Nibbles some;
-    std::memcpy(&some, nibbles + i * 2 * LANES, sizeof some);
-    numbers.of[i] = widened(some) & 15;
-    numbers.of[BlockInput::SHORTS / 2 + i] = widened(some) >> 4;
-  }
-  return numbers;
-}
-inline Numbers unpacked(const int8_t *bytes) {
-  Numbers numbers;
-  for (long i = 0; i < BlockInput::SHORTS; i++) numbers.of[i] = load_shorts(bytes + i * 2 * LANES);
-  return numbers;
-}
-inline Numbers times(Numbers numbers, Shorts scales) {
-  for (Shorts &each : numbers.of) each *= scales;
-  return numbers;
-}
-inline Ints dots(Ints sum, const int16_t *x, const Numbers &w) {
-  for (long i = 0; i < BlockInput::SHORTS; i++) sum = dot_neighbours(sum, load_shorts(x + i * 2 * LANES), w.of[i]);
-  return sum;
-}
-inline Floats load_floats(const void *from) {
-  Floats lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-
-// Parts of 64 with two scales, of a struct each; WITH: whether leasts stand behind them.
-template <class B, bool WITH> struct Part32 : BlockInput {
-  static constexpr long EACH = PART;
-  static constexpr bool BEHIND = WITH, INTEGERS = false;
-  static long parts(long k) { return (k + PART - 1) / PART; }
-  static long units(long k) { return parts(k) + (WITH ? (4 * parts(k) + long(sizeof(B)) - 1) / long(sizeof(B)) : 0); }
-  static const uint16_t *leasts(const B *output, long k) { return reinterpret_cast<const uint16_t *>(output + parts(k)); }
-  static const auto &numbers(const B *w, long part) { return w[part].numbers; }
-  static Floats scales(const B *w, long part) {
-    Quad both = halves(w[part].scales); // and what stands behind them
-    return repeated(Quad{both[0], both[0], both[1], both[1]});
-  }
-  // Of 16 neighbours, the group of that number.
-  static float scale(const B *output, long group) { return half(output[group / 4].scales[group / 2 % 2]); }
-  static float least(const B *output, long group, long k) { return WITH ? half(leasts(output, k)[group / 2]) : 0; }
-};
-template <class T> struct Product;
-template <> struct Product<Nibbles32> : Part32<Nibbles32, true> {};
-template <> struct Product<Bytes32> : Part32<Bytes32, false> {};
-template <> struct Product<BytesLeast32> : Part32<BytesLeast32, true> {};
-
-// Blocks of 256 with integer scales for COUNT groups, or twos of them.
-template <class B, long COUNT> struct PartK : BlockInput {
-  static constexpr long EACH = SUPER, SHARE = GROUPS / COUNT;
-  static constexpr bool BEHIND = false, INTEGERS = true;
-  static long units(long k) { return (k + SUPER - 1) / SUPER; }
-  static const auto &numbers(const B *w, long part) { return w->numbers[part]; }
-  static Shorts multipliers(const B *w, long part) { return repeated(w->scales + 4 * part / SHARE, SHARE); }
-  static Floats unit(const B *w) { return Floats{} + half(w->scale); }
-  static float scale(const B *output, long group) {
-    const B &w = output[group / GROUPS];
-    return half(w.scale) * w.scales[group % GROUPS / SHARE];
-  }
-  static float least(const B *output, long group, long) {
-    const B &w = output[group / GROUPS];
-    return half(w.least) * w.leasts[group % GROUPS / SHARE];
-  }
-  static Floats leasts(const B *w, long lanes) {
-    return half(w->least) * (SHARE == 1 ? floats(w->leasts + lanes) : doubled(w->leasts + lanes / 2));
-  }
-};
-template <> struct Product<NibblesK> : PartK<NibblesK, 8> {};
-template <> struct Product<BytesK> : PartK<BytesK, 16> {};
-
-// What a part of an output's weights is to be multiplied by, and its scales where its dots go to floats at once.
-template <class B> struct Prepared {
-  Numbers numbers;
-  Floats scales;
-  Prepared() = default;
-  Prepared(const B *w, long part) : numbers(unpacked(Product<B>::numbers(w, part))) {
-    if constexpr (Product<B>::INTEGERS) numbers = times(numbers, Product<B>::multipliers(w, part));
-    else scales = Product<B>::scales(w, part);
-  }
-  void add(const int16_t *x, Ints &all) const { all = dots(all, x, numbers); }
-  void add(const int16_t *x, Floats &sum) const {
-    sum = fused(__builtin_convertvector(dots(Ints{}, x, numbers), Floats), scales, sum);
-  }
-};
-
-// A part of M rows of x, `size` apart, against those of N outputs, `stride` apart. What is needed again stays in registers.
-template <int M, int N, class B, class Sum>
-inline void add_part(const B *w, long stride, const int16_t *x, long size, long part, Sum (&sums)[M][N]) {
-  if constexpr (M < N) {
-    for (int n = 0; n < N; n++) {
-      Prepared<B> each(w + n * stride, part);
-      for (int m = 0; m < M; m++) each.add(x + m * size + part * PART, sums[m][n]);
+    for (long i = 0; i < groups; i++) {
+      Floats values[VECTORS];
+      read(from + i * GROUP, k - i * GROUP, values);
+      round(values, to[i].sum, to[i].sum * to[i].sum * float(groups) > OUTLIER * OUTLIER * squares, to[i]);
     }
-  } else {
-    Prepared<B> all[N];
-    for (int n = 0; n < N; n++) all[n] = Prepared<B>(w + n * stride, part);
-    for (int m = 0; m < M; m++)
-      for (int n = 0; n < N; n++) all[n].add(x + m * size + part * PART, sums[m][n]);
+    std::memset(to + groups, 0, (size(k) - groups) * sizeof(X));
   }
+
+private:
+  static constexpr long VECTORS = GROUP / LANES;
+  template <class From> static void read(const From *from, long count, Floats (&values)[VECTORS]) {
+    for (long i = 0; i < VECTORS; i++)
+      values[i] = count >= GROUP ? load(from + i * LANES) : count > i * LANES ? load(from + i * LANES, count - i * LANES) : Floats{};
+  }
+  static void round(const Floats (&values)[VECTORS], float largest, bool two, Inputs &to) {
+    float most = two ? 127 * 128 : 127, inverse = largest > 0 ? most / largest : 0.0f;
+    Ints uppers[2] = {}, lowers[2] = {};
+    for (long i = 0; i < VECTORS; i++) {
+      Floats scaled = values[i] * inverse;
+      Ints whole = __builtin_convertvector(scaled + (scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
+      Ints upper = two ? (whole + 64) >> 7 : whole, lower = two ? whole - (upper << 7) : Ints{};
+      uppers[2 * i / VECTORS] += upper, lowers[2 * i / VECTORS] += lower;
+      Few high = __builtin_convertvector(upper, Few), low = __builtin_convertvector(lower, Few);
+      std::memcpy(to.upper.numbers + i * LANES, &high, sizeof high);
+      std::memcpy(to.lower.numbers + i * LANES, &low, sizeof low);
+    }
+    to.two = two;
+    to.lower.unit = largest / (127 * 128), to.upper.unit = to.lower.unit * 128;
+    for (long i = 0; i < 2; i++) {
+      to.upper.sums[i] = ::sum(uppers[i]), to.lower.sums[i] = ::sum(lowers[i]);
+      to.sums[i] = to.lower.unit * float(128 * to.upper.sums[i] + to.lower.sums[i]);
+    }
+    to.upper.sum = to.upper.sums[0] + to.upper.sums[1], to.lower.sum = to.lower.sums[0] + to.lower.sums[1];
+    to.sum = to.lower.unit * float(128 * to.upper.sum + to.lower.sum);
+  }
+};
+
+inline Bytes shifted(Bytes bytes, long by) { return (Bytes)((Words)bytes >> by); } // bits from above come in
+
+// Sums of products of four numbers of each output, without a sign and of BITS bits, and of inputs.
+#if defined(__AVX512VNNI__) || defined(__aarch64__)
+template <int BITS> struct Numbers {
+  Bytes all;
+  explicit Numbers(Bytes bytes) : all(bytes) {}
+  // Lower bits, and a byte with two upper ones of four numbers, this one's from bit 2 i on.
+  Numbers(Bytes low, Bytes high, long i) : all(low | ((Bytes)(i < 2 ? (Words)high << (4 - 2 * i) : (Words)high >> (2 * i - 4)) & 48)) {}
+};
+template <int BITS> struct Dots {
+  Ints sum = {};
+  void add(const Numbers<BITS> &w, Bytes x) { sum = dot_fours(sum, w.all, x); }
+  Ints total() const { return sum; }
+};
+#if defined(__aarch64__) // both have a sign there
+template <> struct Numbers<8> {
+  Bytes all;
+  explicit Numbers(Bytes bytes) : all(bytes ^ 128) {}
+};
+constexpr int TOO_MANY = 0;
+#else
+constexpr int TOO_MANY = 128;
+#endif
+#else
+// Products of two bytes are added up in 16 bits: eight of those with four bits have room. So other numbers are two.
+template <int BITS> struct Numbers {
+  Bytes low, high;
+  explicit Numbers(Bytes bytes) : low(bytes & 15), high((Bytes)((Shorts)bytes >> 4) & 15) {}
+  Numbers(Bytes low, Bytes high, long i) : low(low), high(shifted(high, 2 * i) & 3) {}
+};
+template <> struct Numbers<4> {
+  Bytes low;
+  explicit Numbers(Bytes bytes) : low(bytes) {}
+};
+template <int BITS> struct Dots {
+  Shorts low = {}, high = {};
+  void add(const Numbers<BITS> &w, Bytes x) {
+    low += dot_bytes(w.low, x);
+    if constexpr (BITS > 4) high += dot_bytes(w.high, x);
+  }
+  Ints total() const {
+    Ints sum = dot_shorts(low, Shorts{} + 1);
+    return BITS > 4 ? sum + dot_shorts(high, Shorts{} + 16) : sum;
+  }
+};
+constexpr int TOO_MANY = 128;
+#endif
+
+inline Bytes load_bytes(const uint8_t *from) {
+  Bytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+  return bytes;
+}
+inline Bytes four_of(const int8_t *from) {
+  int32_t word;
+  std::memcpy(&word, from, sizeof word);
+  return (Bytes)(Ints{} + word);
+}
+inline float half(const uint16_t &from) {
+  uint16_t all[LANES] = {from};
+  return halves(all)[0];
 }
 
-// The same of up to 256 elements, `parts` parts.
-template <int M, int N, class B>
-inline void block(const B *w, long stride, const int16_t *x, long size, long parts, Floats (&sums)[M][N]) {
+// How the numbers of a struct are read: four neighbours of the outputs from `lane` on, or one number of one output. OFFSET
+// is to be taken off, and with it what it adds to a sum of products.
+template <long K> Numbers<4> four(const Nibbles<K> &numbers, long step, long lane) {
+  return Numbers<4>(shifted(load_bytes(numbers.low[step / 2] + 4 * lane), step % 2 * 4) & 15);
+}
+template <long K> Numbers<6> four(const Sixes<K> &numbers, long step, long lane) {
+  Bytes low = shifted(load_bytes(numbers.low[step / 2] + 4 * lane), step % 2 * 4) & 15;
+  return Numbers<6>(low, load_bytes(numbers.high[step / 4] + 4 * lane), step % 4);
+}
+template <long K> Numbers<8> four(const Bytewise<K> &numbers, long step, long lane) {
+  return Numbers<8>(load_bytes(numbers.all[step] + 4 * lane));
+}
+template <long K> int one(const Nibbles<K> &numbers, long i, long lane) {
+  return numbers.low[i / 8][4 * lane + i % 4] >> (i / 4 % 2 * 4) & 15;
+}
+template <long K> int one(const Sixes<K> &numbers, long i, long lane) {
+  int low = numbers.low[i / 8][4 * lane + i % 4] >> (i / 4 % 2 * 4) & 15;
+  return low | (numbers.high[i / 16][4 * lane + i % 4] >> (i / 4 % 4 * 2) & 3) << 4;
+}
+template <long K> int one(const Bytewise<K> &numbers, long i, long lane) { return numbers.all[i / 4][4 * lane + i % 4]; }
+
+// Blocks of 32 numbers of BITS bits. LEAST: with something added.
+template <class B, int OF_BITS, bool WITH> struct Of32 : BlockInput {
+  static constexpr int BITS = OF_BITS, OFFSET = BITS == 8 ? 128 : 0;
+  static constexpr long EACH = GROUP, SHARE = GROUP; // inputs of a struct, and those with a scale in common
+  static constexpr bool LEAST = WITH;
+  static Floats scale(const B *w, long, long lane) { return halves(w->scales + lane); }
+  static Floats least(const B *w, long, long lane) { return halves(w->leasts + lane); }
+  static float one_scale(const B &w, long, long lane) { return half(w.scales[lane]); }
+  static float one_least(const B &w, long, long lane) {
+    if constexpr (LEAST) return half(w.leasts[lane]);
+    return 0;
+  }
+};
+// Blocks of 256 with integer scales, for each SHARED numbers.
+template <class B, int OF_BITS, bool WITH, long SHARED> struct Of256 : BlockInput {
+  static constexpr int BITS = OF_BITS, OFFSET = WITH ? 0 : 32;
+  static constexpr long EACH = SUPER, SHARE = SHARED;
+  static constexpr bool LEAST = WITH;
+  static Floats scale(const B *w, long at, long lane) { return halves(w->unit + lane) * floats(w->scales[at] + lane); }
+  static Floats least(const B *w, long at, long lane) { return halves(w->least + lane) * floats(w->leasts[at] + lane); }
+  static float one_scale(const B &w, long at, long lane) { return half(w.unit[lane]) * w.scales[at][lane]; }
+  static float one_least(const B &w, long at, long lane) {
+    if constexpr (LEAST) return half(w.least[lane]) * w.leasts[at][lane];
+    return 0;
+  }
+};
+template <class T> struct Blocks; // what a layout's struct means
+template <> struct Blocks<Nibbles32> : Of32<Nibbles32, 4, true> {};
+template <> struct Blocks<Sixes32> : Of32<Sixes32, 6, true> {};
+template <> struct Blocks<Bytes32> : Of32<Bytes32, 8, false> {};
+template <> struct Blocks<NibblesK> : Of256<NibblesK, 4, true, 32> {};
+template <> struct Blocks<SixesK> : Of256<SixesK, 6, false, 16> {};
+template <> struct Blocks<SixesLeastK> : Of256<SixesLeastK, 6, true, 16> {};
+
+template <class B> struct BlockProduct : Blocks<B> {
+#if defined(__AVX2__) && !defined(__AVX512BW__)
+  static constexpr long ROWS = Blocks<B>::BITS == 4 ? 8 : 4;
+#else
+  static constexpr long ROWS = 8;
+#endif
+  static constexpr Tiles TILES{ROWS, ROWS, {}};
+  static long units(long k) { return (k + Blocks<B>::EACH - 1) / Blocks<B>::EACH; }
+};
+template <> struct Product<Nibbles32> : BlockProduct<Nibbles32> {};
+template <> struct Product<Sixes32> : BlockProduct<Sixes32> {};
+template <> struct Product<Bytes32> : BlockProduct<Bytes32> {};
+template <> struct Product<NibblesK> : BlockProduct<NibblesK> {};
+template <> struct Product<SixesK> : BlockProduct<SixesK> {};
+template <> struct Product<SixesLeastK> : BlockProduct<SixesLeastK> {};
+
+// Bytes of M rows, `apart` groups from each other, by group `at` of a struct, its outputs from `lane` on.
+template <int M, class B>
+inline void dot_groups(const B *w, long at, long lane, const Rounded *x, long apart, Floats (&totals)[M]) {
   using P = Product<B>;
-  if constexpr (P::INTEGERS) {
-    Ints all[M][N] = {};
-#pragma GCC unroll 4
-    for (long part = 0; part < SUPER / PART; part++) add_part<M, N>(w, stride, x, size, part, all);
-    for (int n = 0; n < N; n++) {
-      Floats unit = P::unit(w + n * stride);
-      for (int m = 0; m < M; m++) sums[m][n] = fused(__builtin_convertvector(all[m][n], Floats), unit, sums[m][n]);
-      for (long i = 0; i < GROUPS; i += LANES) {
-        Floats leasts = P::leasts(w + n * stride, i);
-        for (int m = 0; m < M; m++) sums[m][n] = fused(load_floats(x + m * size + SUPER + 2 * i), leasts, sums[m][n]);
-      }
+  constexpr long PARTS = GROUP / P::SHARE, STEPS = P::SHARE / 4;
+  auto row = [&](int m) -> const Rounded & {
+    return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(x) + m * apart * long(sizeof(Inputs)));
+  };
+  for (long part = 0; part < PARTS; part++) {
+    Dots<P::BITS> dots[M];
+#pragma GCC unroll 8
+    for (long step = 0; step < STEPS; step++) {
+      auto numbers = four(w->numbers, (at * PARTS + part) * STEPS + step, lane);
+      for (int m = 0; m < M; m++) dots[m].add(numbers, four_of(row(m).numbers + 4 * (part * STEPS + step)));
     }
-  } else {
-#pragma GCC unroll 4
-    for (long part = 0; part < parts; part++) add_part<M, N>(w, stride, x, size, part, sums);
+    Floats scale = P::scale(w, at * PARTS + part, lane);
+    for (int m = 0; m < M; m++) {
+      Ints total = dots[m].total();
+      if constexpr (P::OFFSET && (P::BITS < 8 || TOO_MANY)) total -= P::OFFSET * (PARTS == 1 ? row(m).sum : row(m).sums[part]);
+      Floats floats = __builtin_convertvector(total, Floats);
+      totals[m] = part ? fused(floats, scale, totals[m]) : floats * scale;
+    }
   }
 }
+// Of lower bytes; rare, and by itself, so that it costs the others no registers.
+template <class B> __attribute__((noinline)) Floats dot_lower(const B *w, long at, long lane, const Rounded *x) {
+  Floats total[1];
+  dot_groups<1>(w, at, lane, x, 0, total);
+  return total[0];
+}
 
-template <int M, int N, class B> struct BlockTile {
+// A group of M rows, `size` apart, by that of sixteen outputs, number `at` of its struct.
+template <int M, class B>
+inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&sums)[M][SPLIT]) {
   using P = Product<B>;
-  static void run(const Linear<B> &p, long row, long from, long begin, long end, const Fetch &fetch, Floats (&sums)[M][N]) {
-    long stride = P::units(p.k), first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
-    long ahead = from < fetch.until ? fetch.near : fetch.far;
-    for (long i = begin; i < end; i += SUPER) {
-      const B *w = p.w + from * stride + i / P::EACH;
-      long distance = i >= first && i < last ? ahead : 0;
-      for (int n = 0; n < N; n++)
-        for (long line = 0; line < SUPER / P::EACH * long(sizeof(B)); line += 64)
-          __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride) + line + distance, 0, 2);
-      block<M, N>(w, stride, p.x + row * p.size + P::at(i), p.size, SUPER / PART, sums);
+  constexpr long PARTS = GROUP / P::SHARE;
+  for (long lane = 0; lane < TOGETHER; lane += LANES) {
+    Floats totals[M];
+    dot_groups<M>(w, at, lane, &x->upper, size, totals);
+    for (int m = 0; m < M; m++) {
+      Floats &sum = sums[m][lane / LANES];
+      sum = fused(totals[m], all(x[m * size].upper.unit), sum);
+      if (__builtin_expect(x[m * size].two, 0))
+        sum = fused(dot_lower(w, at, lane, &x[m * size].lower), all(x[m * size].lower.unit), sum);
     }
-  }
-  // The rest of an output's parts, and its leasts.
-  static void tail(const Linear<B> &p, long row, long from, Floats (&sums)[M][N]) {
-    long stride = P::units(p.k), whole = p.k / SUPER * SUPER;
-    const B *w = p.w + from * stride;
-    const int16_t *x = p.x + row * p.size;
-    if (whole < p.k) block<M, N>(w + whole / P::EACH, stride, x + P::at(whole), p.size, (p.k - whole) / PART, sums);
-    if constexpr (P::BEHIND)
-      for (int n = 0; n < N; n++)
-        for (long i = 0; i < p.k / 32; i += LANES) {
-          Floats leasts = some_halves(P::leasts(w + n * stride, p.k) + i, p.k / 32 - i);
-          for (int m = 0; m < M; m++)
-            sums[m][n] = fused(load_floats(x + m * p.size + P::sums_at(p.k) + 2 * i), leasts, sums[m][n]);
+    if constexpr (P::LEAST)
+      for (long part = 0; part < PARTS; part++) {
+        Floats least = P::least(w, at * PARTS + part, lane);
+        for (int m = 0; m < M; m++) {
+          Floats &sum = sums[m][lane / LANES];
+          sum = fused(all(PARTS == 1 ? x[m * size].sum : x[m * size].sums[part]), least, sum);
         }
+      }
   }
-};
-template <int M, int N> struct Tile<M, N, Nibbles32> : BlockTile<M, N, Nibbles32> {};
-template <int M, int N> struct Tile<M, N, Bytes32> : BlockTile<M, N, Bytes32> {};
-template <int M, int N> struct Tile<M, N, BytesLeast32> : BlockTile<M, N, BytesLeast32> {};
-template <int M, int N> struct Tile<M, N, NibblesK> : BlockTile<M, N, NibblesK> {};
-template <int M, int N> struct Tile<M, N, BytesK> : BlockTile<M, N, BytesK> {};
+}
+
+// M rows against the outputs from..to, as `strip` for other weights; `from` is a multiple of sixteen.
+template <int M, class B>
+void strip(const Linear<B> &p, long row, long from, long to, const Fetch &fetch, float *totals, long width) {
+  using P = Product<B>;
+  long count = P::units(p.k), first = count * fetch.part / fetch.parts, last = count * (fetch.part + 1) / fetch.parts;
+  for (long n = from; n < to; n += TOGETHER) {
+    const B *w = p.w + n / TOGETHER * count;
+    const Inputs *x = p.x + row * p.size;
+    long ahead = n < fetch.until ? fetch.near : fetch.far;
+    Floats sums[M][SPLIT] = {};
+    for (long unit = 0; unit < count; unit++, w++) {
+      if (unit >= first && unit < last && ahead)
+        for (long line = 0; line < long(sizeof(B)); line += 64)
+          __builtin_prefetch(reinterpret_cast<const char *>(w) + line + ahead, 0, 2);
+      for (long at = 0; at < P::EACH / GROUP; at++, x++)
+        add_group<M, B>(w, at, x, p.size, sums);
+    }
+    for (int m = 0; m < M; m++) std::memcpy(totals + m * width + n - from, sums[m], sizeof sums[m]);
+  }
+}
 
 // Matrices of a layer that are in different layouts, and have their input in common.
 struct AnyBlocks;
@@ -264,10 +359,11 @@ template <> struct Product<AnyBlocks> : BlockInput {};
 template <class F> void in_layout(int64_t layout, const void *weights, const F &f) {
   switch (layout) {
   case NIBBLES32: return f(static_cast<const Nibbles32 *>(weights));
+  case SIXES32: return f(static_cast<const Sixes32 *>(weights));
   case BYTES32: return f(static_cast<const Bytes32 *>(weights));
-  case BYTES_LEAST32: return f(static_cast<const BytesLeast32 *>(weights));
   case NIBBLES_K: return f(static_cast<const NibblesK *>(weights));
-  case BYTES_K: return f(static_cast<const BytesK *>(weights));
+  case SIXES_K: return f(static_cast<const SixesK *>(weights));
+  case SIXES_LEAST_K: return f(static_cast<const SixesLeastK *>(weights));
   }
 }
 

@@ -48,44 +48,37 @@ typedef int32_t Ints __attribute__((vector_size(REGISTER)));
 typedef uint32_t Words __attribute__((vector_size(REGISTER)));
 typedef int16_t Shorts __attribute__((vector_size(REGISTER)));
 typedef uint16_t Halves __attribute__((vector_size(REGISTER / 2)));
-typedef int8_t Bytes __attribute__((vector_size(REGISTER / 2)));
-typedef uint8_t Nibbles __attribute__((vector_size(REGISTER / 2)));
+typedef uint8_t Bytes __attribute__((vector_size(REGISTER)));
 typedef float Quad __attribute__((vector_size(16)));
+typedef int8_t Few __attribute__((vector_size(REGISTER / 4))); // as many as there are lanes
 
 // What each level has an instruction for, and compilers find none or a slow one by themselves:
 // - fused: a b + c, rounded once
 // - widened: to twice the size
 // - narrowed: the lower halves
-// - dot_pairs: sum[i] + the sum of the two products at 2 i and 2 i + 1, or of two others, as exact as 32 bits are
-// - dot_neighbours: sum[i] + the sum of the products at 2 i and 2 i + 1
 // - sum: of a vector's lanes, always in the same order
 // - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
 //   the vectors would go through memory.
-// - repeated: four floats as often as a register holds them, or shorts, each of four bytes twice or of two bytes four times
-// - halves: four float16 as floats; some_halves: as many as a register holds, those behind `count` 0
-// - in_turn: of four times sixteen shorts two of each, then the next two
-// - floats: of bytes; doubled: of half as many bytes, each twice
+// - halves: float16 as floats; floats: bytes as floats
+// - dot_fours: sum[i] + the sum of the four products at 4 i to 4 i + 3; or without such an instruction dot_bytes: of two
+//   at 2 i and 2 i + 1, in 16 bits, and dot_shorts: the same of shorts, in 32
 #if defined(__AVX512BW__)
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline Words widened(Halves halves) { return (Words)_mm512_cvtepu16_epi32((__m256i)halves); }
-inline Shorts widened(Bytes bytes) { return (Shorts)_mm512_cvtepi8_epi16((__m256i)bytes); }
-inline Shorts widened(Nibbles nibbles) { return (Shorts)_mm512_cvtepu8_epi16((__m256i)nibbles); }
 inline Halves narrowed(Words words) { return (Halves)_mm512_cvtepi32_epi16((__m512i)words); }
-inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
+inline Floats halves(const uint16_t *from) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+inline Floats floats(const uint8_t *from) {
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)));
+}
+inline Floats floats(const int8_t *from) {
+  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+}
 #if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 #else
-  return sum + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+inline Shorts dot_bytes(Bytes w, Bytes x) { return (Shorts)_mm512_maddubs_epi16((__m512i)w, (__m512i)x); }
+inline Ints dot_shorts(Shorts a, Shorts b) { return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #endif
-}
-inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
-inline Floats repeated(Quad quad) { return (Floats)_mm512_broadcast_f32x4((__m128)quad); }
-inline Shorts repeated(__m128i eight) { return (Shorts)_mm512_broadcast_i32x4(eight); }
-inline Floats some_halves(const uint16_t *from, long count) {
-  __mmask16 mask = count >= LANES ? 0xffff : (1u << count) - 1;
-  return (Floats)_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
-}
-inline Floats floats(__m128i bytes) { return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)); }
 inline float sum(Floats lanes) {
   __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)lanes), _mm512_extractf32x8_ps((__m512)lanes, 1));
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -110,22 +103,19 @@ __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
 #elif defined(__AVX2__)
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
 inline Words widened(Halves halves) { return (Words)_mm256_cvtepu16_epi32((__m128i)halves); }
-inline Shorts widened(Bytes bytes) { return (Shorts)_mm256_cvtepi8_epi16((__m128i)bytes); }
-inline Shorts widened(Nibbles nibbles) { return (Shorts)_mm256_cvtepu8_epi16((__m128i)nibbles); }
 inline Halves narrowed(Words words) { // less than 65536
   __m256i all = (__m256i)words;
   return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
-inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) { return sum + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)w); }
-inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) { return dot_pairs(sum, x, w); }
-inline Floats repeated(Quad quad) { return (Floats)_mm256_set_m128((__m128)quad, (__m128)quad); }
-inline Shorts repeated(__m128i eight) { return (Shorts)_mm256_broadcastsi128_si256(eight); }
-inline Floats some_halves(const uint16_t *from, long count) {
-  __m128i halves = _mm_setzero_si128();
-  std::memcpy(&halves, from, count >= LANES ? sizeof halves : count * sizeof *from);
-  return (Floats)_mm256_cvtph_ps(halves);
+inline Floats halves(const uint16_t *from) { return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
+inline Floats floats(const uint8_t *from) {
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)));
 }
-inline Floats floats(__m128i bytes) { return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)); }
+inline Floats floats(const int8_t *from) {
+  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+}
+inline Shorts dot_bytes(Bytes w, Bytes x) { return (Shorts)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
+inline Ints dot_shorts(Shorts a, Shorts b) { return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
 inline float sum(Floats lanes) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
   return (four[0] + four[1]) + (four[2] + four[3]);
@@ -141,38 +131,11 @@ __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
 #else
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 inline Words widened(Halves halves) { return (Words)vmovl_u16((uint16x4_t)halves); }
-inline Shorts widened(Bytes bytes) { return (Shorts)vmovl_s8((int8x8_t)bytes); }
-inline Shorts widened(Nibbles nibbles) { return (Shorts)vmovl_u8((uint8x8_t)nibbles); }
 inline Halves narrowed(Words words) { return (Halves)vmovn_u32((uint32x4_t)words); }
-inline Ints dot_pairs(Ints sum, Shorts x, Shorts w) {
-  int16x8_t a = (int16x8_t)x, b = (int16x8_t)w;
-  return (Ints)vmlal_high_s16(vmlal_s16((int32x4_t)sum, vget_low_s16(a), vget_low_s16(b)), a, b);
-}
-inline Ints dot_neighbours(Ints sum, Shorts x, Shorts w) {
-  int16x8_t a = (int16x8_t)x, b = (int16x8_t)w;
-  return sum + (Ints)vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b));
-}
-inline Floats repeated(Quad quad) { return (Floats)quad; }
-inline Quad halves(const uint16_t *from) { return (Quad)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
-template <class T> inline Shorts repeated(const T *from, int share) {
-  Shorts shorts;
-  for (int i = 0; i < 8; i++) shorts[i] = from[i / 2 / share];
-  return shorts;
-}
-inline Floats some_halves(const uint16_t *from, long count) {
-  uint16_t four[4] = {};
-  std::memcpy(four, from, count >= LANES ? sizeof four : count * sizeof *from);
-  return (Floats)halves(four);
-}
-inline void in_turn(const int16_t *from, int16_t *to) {
-  for (int i = 0; i < 2; i++) {
-    int32x4x4_t fours;
-    for (int group = 0; group < 4; group++) fours.val[group] = vreinterpretq_s32_s16(vld1q_s16(from + 16 * group + 8 * i));
-    vst4q_s32(reinterpret_cast<int32_t *>(to + 32 * i), fours);
-  }
-}
+inline Floats halves(const uint16_t *from) { return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
 inline Floats floats(const uint8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
-inline Floats doubled(const uint8_t *from) { return Floats{float(from[0]), float(from[0]), float(from[1]), float(from[1])}; }
+inline Floats floats(const int8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
+inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x); }
 inline float sum(Floats lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
 __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   float32x4_t two[2];
@@ -181,55 +144,27 @@ __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
 }
 #endif
 
-#if !defined(__aarch64__)
-inline Quad halves(const uint16_t *from) { return (Quad)_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))); }
-inline void in_turn(const int16_t *from, int16_t *to) {
-  for (int i = 0; i < 2; i++) {
-    __m128i a[4], b[4];
-    for (int group = 0; group < 4; group++)
-      a[group] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from + 16 * group + 8 * i));
-    for (int half = 0; half < 2; half++) {
-      b[2 * half] = _mm_unpacklo_epi32(a[2 * half], a[2 * half + 1]);
-      b[2 * half + 1] = _mm_unpackhi_epi32(a[2 * half], a[2 * half + 1]);
-    }
-    __m128i *out = reinterpret_cast<__m128i *>(to + 32 * i);
-    for (int half = 0; half < 2; half++) {
-      _mm_storeu_si128(out + 2 * half, _mm_unpacklo_epi64(b[half], b[half + 2]));
-      _mm_storeu_si128(out + 2 * half + 1, _mm_unpackhi_epi64(b[half], b[half + 2]));
-    }
-  }
+inline Floats all(float value) { return value - Floats{}; } // with + the compiler would have to add: -0 + 0 is 0
+
+// Of a vector's lanes.
+inline float largest(Floats lanes) {
+  Quad quads[LANES / 4];
+  std::memcpy(quads, &lanes, sizeof quads);
+  for (long i = 1; i < LANES / 4; i++) quads[0] = quads[i] > quads[0] ? quads[i] : quads[0];
+  float a = quads[0][0] > quads[0][1] ? quads[0][0] : quads[0][1], b = quads[0][2] > quads[0][3] ? quads[0][2] : quads[0][3];
+  return a > b ? a : b;
 }
-template <int COUNT> inline __m128i some_bytes(const void *from) {
-  __m128i bytes = _mm_setzero_si128();
-  std::memcpy(&bytes, from, COUNT);
-  return bytes;
+inline int32_t sum(Ints lanes) {
+  typedef int32_t Four __attribute__((vector_size(16)));
+  Four fours[LANES / 4];
+  std::memcpy(fours, &lanes, sizeof fours);
+  for (long i = 1; i < LANES / 4; i++) fours[0] += fours[i];
+  return fours[0][0] + fours[0][1] + fours[0][2] + fours[0][3];
 }
-inline Floats floats(const uint8_t *from) { return floats(some_bytes<LANES>(from)); }
-inline Floats doubled(const uint8_t *from) {
-  __m128i bytes = some_bytes<LANES / 2>(from);
-  return floats(_mm_unpacklo_epi8(bytes, bytes));
-}
-inline Shorts repeated(const int8_t *from, int share) {
-  __m128i shorts = _mm_cvtepi8_epi16(some_bytes<4>(from)), twice = _mm_unpacklo_epi16(shorts, shorts);
-  return repeated(share == 1 ? twice : _mm_unpacklo_epi32(twice, twice));
-}
-inline Shorts repeated(const uint8_t *from, int share) {
-  __m128i shorts = _mm_cvtepu8_epi16(some_bytes<4>(from)), twice = _mm_unpacklo_epi16(shorts, shorts);
-  return repeated(share == 1 ? twice : _mm_unpacklo_epi32(twice, twice));
-}
-#endif
 
 // bfloat16 is carried as uint16_t: the upper half of a float.
-float widen(uint16_t value) {
-  uint32_t word = static_cast<uint32_t>(value) << 16;
-  float result;
-  std::memcpy(&result, &word, sizeof result);
-  return result;
-}
-float widen(float value) { return value; }
-
-void narrow(float value, float *out) { *out = value; }
-void narrow(float value, uint16_t *out) { // to nearest, ties to even, as PyTorch rounds
+inline void narrow(float value, float *out) { *out = value; }
+inline void narrow(float value, uint16_t *out) { // to nearest, ties to even, as PyTorch rounds
   uint32_t word;
   std::memcpy(&word, &value, sizeof word);
   bool nan = (word & 0x7fffffff) > 0x7f800000;
@@ -316,41 +251,6 @@ template <class T> inline void spread(const T *from, long count, float *to) {
     const T *step = count - i < STEP ? rest : from + i;
     for (long part = 0; part < PARTS; part++) store(load_part(step, part), to + i + part * LANES);
   }
-}
-
-inline Shorts load_shorts(const int16_t *from) {
-  Shorts shorts;
-  std::memcpy(&shorts, from, sizeof shorts);
-  return shorts;
-}
-inline Shorts load_shorts(const int8_t *from) {
-  Bytes bytes;
-  std::memcpy(&bytes, from, sizeof bytes);
-  return widened(bytes);
-}
-
-// A row as integers, padded with zeros to whole steps; returns what one unit is worth. They are as large as 16 bits
-// allow, and at most `most`; without it small enough that no lane can overflow over products with bytes.
-template <class T> inline float quantise(const T *from, long count, int16_t *to, long most = 0) {
-  long padded = whole_steps(count);
-  if (!most) most = 2147483647L / (127 * (padded / LANES));
-  most = most < 32767 ? most : 32767;
-  Floats sizes = {};
-  float largest = 0.0f;
-  long i = 0;
-  for (; i + LANES <= count; i += LANES) {
-    Floats values = load(from + i), size = values < 0 ? -values : values;
-    sizes = size > sizes ? size : sizes;
-  }
-  for (; i < count; i++) largest = std::fmax(largest, std::fabs(widen(from[i])));
-  for (long lane = 0; lane < LANES; lane++) largest = std::fmax(largest, sizes[lane]);
-  float inverse = largest > 0 ? most / largest : 0.0f;
-  for (i = 0; i < count; i++) {
-    float value = widen(from[i]) * inverse;
-    to[i] = static_cast<int16_t>(value + (value < 0 ? -0.5f : 0.5f));
-  }
-  for (; i < padded; i++) to[i] = 0;
-  return largest / most;
 }
 
 // exp in one formula for every lane, so that an element's bits do not depend on where in a vector it stands.

@@ -7,7 +7,7 @@
 #include "blocks.h"
 
 extern "C" struct Matrix {
-  const void *weights, *scales, *bias; // scales (float) for weights of one byte, else null; bias or null
+  const void *weights, *bias; // bias or null
   int64_t outputs, inputs, layout; // the last of weights in blocks
 };
 
@@ -37,7 +37,7 @@ namespace {
 constexpr long BLOCKS = 8; // parts of a row that threads activate
 
 struct Memory {
-  std::vector<char> inputs, units, q, k, v, seen, between, gate, up, states[2];
+  std::vector<char> inputs, q, k, v, seen, between, gate, up, states[2];
 };
 
 // T: activations and cache. W: weights.
@@ -52,7 +52,6 @@ template <class T, class W> struct Block {
   T *y;
   long m, hidden, inner;
   X *inputs; // of the next matrix
-  float *units;
   T *q, *k, *v, *seen, *between, *gate, *up; // between: the hidden states after attention
   Turns *turns; // one for each matrix
 
@@ -63,7 +62,6 @@ template <class T, class W> struct Block {
     long widest = layer.o.inputs > inner ? layer.o.inputs : inner;
     widest = hidden > widest ? hidden : widest;
     inputs = scratch<X>(memory.inputs, m * P::size(widest));
-    units = scratch<float>(memory.units, m);
     q = scratch<T>(memory.q, m * layer.q.outputs);
     k = scratch<T>(memory.k, m * layer.k.outputs);
     v = scratch<T>(memory.v, m * layer.v.outputs);
@@ -74,7 +72,7 @@ template <class T, class W> struct Block {
   }
 
   void prepare(long row, const T *from, long count) const {
-    units[row] = P::prepare(from, count, inputs + row * P::size(count));
+    P::prepare(from, count, inputs + row * P::size(count));
   }
 
   static void normalise(const T *from, const void *weights, long count, float epsilon, T *to) {
@@ -116,7 +114,7 @@ template <class T, class W> struct Block {
   // This thread's share of a product, on top of a residual if there is one; `next` is the product that follows, or null.
   void project(const Matrix &matrix, const Matrix *next, Turns &turns, T *to, const T *residual = nullptr) const {
     const T *bias = static_cast<const T *>(matrix.bias);
-    Output<T, W> output{static_cast<const float *>(matrix.scales), units, bias, residual, to, matrix.outputs};
+    Output<T> output{bias, residual, to, matrix.outputs};
     Following following;
     if (next) with(*next, [&](const auto &product) { following = Following(product, m, omp_get_num_threads()); });
     with(matrix, [&](const auto &product) { multiply(product, m, turns, output, following); });
@@ -224,9 +222,5 @@ template <class T, class W> void run_layers(const Layer *const *layers, const Ca
   }
 LAYERS(bf16, uint16_t, uint16_t)
 LAYERS(f32, float, float)
-LAYERS(int8_bf16, uint16_t, int8_t)
-LAYERS(int8_f32, float, int8_t)
-LAYERS(int4_bf16, uint16_t, Block4)
-LAYERS(int4_f32, float, Block4)
 LAYERS(blocks_bf16, uint16_t, AnyBlocks)
 LAYERS(blocks_f32, float, AnyBlocks)

@@ -4,8 +4,7 @@
 // next ones are on their way while these are multiplied: a pass over five tokens costs about what one over a single
 // token costs. No second copy of the weights is kept. And every output is summed in one fixed order, a partial sum for each
 // lane over k and then a tree, whatever stands beside it: the bits of a row do not depend on the width of the pass. They
-// do depend on how many lanes a register has, those of bytes and nibbles too: their lanes' sums are exact, and rounded
-// before they are added up.
+// do depend on how many lanes a register has; those of weights in blocks (blocks.h) do not.
 #pragma once
 
 #include "lanes.h"
@@ -25,56 +24,43 @@ template <class T> T *scratch(std::vector<char> &memory, long count) {
   return reinterpret_cast<T *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
 }
 
-// Sixty-four weights of four bits, 8 taken from each, with their scale. Byte i holds weight i below and weight i + 32 above.
-struct Block4 {
-  float scale;
-  uint8_t weights[32];
-};
-
 // Chunks of a matrix's outputs, handed to whichever thread asks next: cores are rarely equally fast.
 struct Turns {
   std::atomic<long> next{0};
 };
 
 // Tiles of sums that stay in registers beside the weights and an input: of up to `rows` rows at a time, of more than that
-// `many`, and as many columns as are best for a number of rows; chunks of columns are multiples of them all. Measured.
+// `many`, and as many columns as are best for a number of rows. Measured.
 struct Tiles {
   long rows, many;
   int columns[8];
 };
 #if defined(__AVX2__) && !defined(__AVX512BW__) // sixteen registers, elsewhere there are thirty-two
-constexpr Tiles FLOAT_TILES{5, 4, {6, 4, 4, 3, 2}}, INT_TILES{8, 8, {4, 4, 2, 2, 2, 1, 1, 1}};
-constexpr long CHUNKS_OF = 12;
+constexpr Tiles FLOAT_TILES{5, 4, {6, 4, 4, 3, 2}};
+constexpr long COLUMNS = 12; // what chunks of columns are multiples of: of all those above
 #else
-constexpr Tiles FLOAT_TILES{6, 6, {8, 8, 4, 4, 4, 4}}, INT_TILES{8, 8, {8, 8, 4, 4, 4, 2, 2, 2}};
-constexpr long CHUNKS_OF = 8;
+constexpr Tiles FLOAT_TILES{6, 6, {8, 8, 4, 4, 4, 4}};
+constexpr long COLUMNS = 8;
 #endif
 
 // Weights one by one, in steps; an input is padded to whole steps. See Product.
 struct InSteps {
-  static constexpr long STEP = ::STEP, EACH = 1;
+  static constexpr long STEP = ::STEP, EACH = 1, OUTPUTS = 1;
   static long units(long k) { return k; }
-  static long at(long i) { return i; }
   static long size(long k) { return whole_steps(k); }
 };
 
-// How weights of type T meet their input: the input's own type X, the type of a partial sum, and one step of the product,
-// over STEP elements, EACH of them in a T, in PARTS that have WIDTH of the input each. An input row takes `size(k)` X's,
-// element i is at `at(i)`; `prepare` returns its unit. An output's weights are `units(k)` T's. `finish` makes outputs of columns' sums, their scales and the unit
-// of their row.
+// How weights of type T meet their input: the input's own type X, of which a row takes `size(k)` and `prepare` makes it, and
+// one step of the product, over STEP elements in PARTS that have WIDTH of the input each. The weights of OUTPUTS outputs
+// are `units(k)` T's, of EACH inputs each.
 template <class T> struct Product : InSteps {
   using X = float;
-  using Sum = Floats;
-  static float prepare(const T *from, long k, X *to) {
-    spread(from, k, to);
-    return 1.0f;
-  }
+  static void prepare(const T *from, long k, X *to) { spread(from, k, to); }
   using Part = Floats;
   static constexpr Tiles TILES = FLOAT_TILES;
   static constexpr long PARTS = ::PARTS, WIDTH = LANES;
   static Part part(const T *w, long part) { return load_part(w, part); }
-  static void add(Sum &sum, const X *x, const Part &w) { sum = fused(load(x), w, sum); }
-  static Floats finish(Floats totals, Floats, float, Floats bias) { return totals + bias; }
+  static void add(Floats &sum, const X *x, const Part &w) { sum = fused(load(x), w, sum); }
 };
 
 #if defined(__AVX512BF16__)
@@ -82,98 +68,30 @@ template <class T> struct Product : InSteps {
 // to widen. Each product is exact in float32, each of the two additions rounds.
 template <> struct Product<uint16_t> : InSteps {
   using X = uint16_t;
-  using Sum = Floats;
   using Part = __m512bh;
   // Squares of four by four read least for each product, and reading is what limits these.
   static constexpr Tiles TILES{8, 4, {8, 8, 4, 4, 4, 2, 2, 2}};
   static constexpr long PARTS = 1, WIDTH = STEP;
-  static float prepare(const uint16_t *from, long k, X *to) {
+  static void prepare(const uint16_t *from, long k, X *to) {
     std::memcpy(to, from, k * sizeof(X));
     std::memset(to + k, 0, (size(k) - k) * sizeof(X));
-    return 1.0f;
   }
   static Part part(const uint16_t *w, long) {
     Part part;
     std::memcpy(&part, w, sizeof part);
     return part;
   }
-  static void add(Sum &sum, const X *x, const Part &w) { sum = (Floats)_mm512_dpbf16_ps((__m512)sum, part(x, 0), w); }
-  static Floats finish(Floats totals, Floats, float, Floats bias) { return totals + bias; }
+  static void add(Floats &sum, const X *x, const Part &w) { sum = (Floats)_mm512_dpbf16_ps((__m512)sum, part(x, 0), w); }
 };
 #endif
 
-// Weights of one byte with a scale for each output meet an input rounded to 16 bits, in exact sums. Whether the last
-// multiplication and addition are fused must not be the compiler's choice: it would be made anew for every number of rows.
-template <> struct Product<int8_t> : InSteps {
-  using X = int16_t;
-  using Sum = Ints;
-  using Part = Shorts;
-  static constexpr Tiles TILES = INT_TILES;
-  static constexpr long PARTS = ::PARTS / 2, WIDTH = 2 * LANES;
-  template <class From> static float prepare(const From *from, long k, X *to) { return quantise(from, k, to); }
-  static Part part(const int8_t *w, long part) { return load_shorts(w + part * WIDTH); }
-  static void add(Sum &sum, const X *x, const Part &w) { sum = dot_pairs(sum, load_shorts(x), w); }
-  static Floats finish(Floats totals, Floats scales, float unit, Floats bias) {
-    return fused(totals, scales * unit, bias);
-  }
-};
-
-// The same with four bits. Behind the 64 numbers of a block, an input row holds what the 8 too many in each weight add to
-// every lane, taken off: where a block's sums start.
-template <> struct Product<Block4> {
-  using X = int16_t;
-  using Sum = Floats;
-  static constexpr long SHORTS = 64 / (2 * LANES); // vectors of them in a block, the first half from below
-  struct Part {
-    Shorts numbers[SHORTS];
-    float scale;
-  };
-  static constexpr long PARTS = 1, WIDTH = 0;
-  static constexpr Tiles TILES = INT_TILES;
-  static constexpr long STEP = 64, EACH = 64, SIZE = 64 + 2 * LANES;
-  static long units(long k) { return k / EACH; }
-  static long at(long i) { return i / STEP * SIZE; }
-  static long size(long k) { return at(k + STEP - 1); }
-  template <class From> static float prepare(const From *from, long k, X *to) {
-    thread_local std::vector<X> row;
-    row.assign((k + STEP - 1) / STEP * STEP, 0);
-    float unit = quantise(from, k, row.data());
-    for (long i = 0; i < k; i += STEP) {
-      X *block = to + at(i);
-      std::memcpy(block, &row[i], STEP * sizeof(X));
-      Ints start = {};
-      for (long part = 0; part < SHORTS; part++) start = dot_pairs(start, load_shorts(block + part * 2 * LANES), Shorts{} - 8);
-      std::memcpy(block + STEP, &start, sizeof start);
-    }
-    return unit;
-  }
-  static Part part(const Block4 *w, long) {
-    Part part;
-    for (long i = 0; i < SHORTS / 2; i++) {
-      Nibbles nibbles;
-      std::memcpy(&nibbles, w->weights + i * 2 * LANES, sizeof nibbles);
-      part.numbers[i] = widened(nibbles) & 15;
-      part.numbers[SHORTS / 2 + i] = widened(nibbles) >> 4;
-    }
-    part.scale = w->scale;
-    return part;
-  }
-  static void add(Sum &sum, const X *x, const Part &w) {
-    Ints dot;
-    std::memcpy(&dot, x + STEP, sizeof dot);
-    for (long i = 0; i < SHORTS; i++) dot = dot_pairs(dot, load_shorts(x + i * 2 * LANES), w.numbers[i]);
-    sum = fused(__builtin_convertvector(dot, Floats), Floats{} + w.scale, sum);
-  }
-  static Floats finish(Floats totals, Floats, float unit, Floats bias) { return fused(totals, Floats{} + unit, bias); }
-};
-
 template <class T> struct Linear {
   const typename Product<T>::X *x; // [rows][size]
-  const T *w;                      // [n][units]
+  const T *w;                      // [n / OUTPUTS][units]
   long size, n, k;                 // k a multiple of EACH
   Linear(const typename Product<T>::X *x, const T *w, long n, long k)
       : x(x), w(w), size(Product<T>::size(k)), n(n), k((k + Product<T>::EACH - 1) / Product<T>::EACH * Product<T>::EACH) {}
-  long bytes() const { return Product<T>::units(k) * long(sizeof(T)); } // of an output's weights
+  long bytes() const { return Product<T>::units(k) * long(sizeof(T)) / Product<T>::OUTPUTS; } // of an output's weights
 };
 
 // Weights to fetch meanwhile: so many bytes behind the ones at work, `near` for columns before `until`, `far` from there on.
@@ -185,23 +103,22 @@ struct Fetch {
 
 template <int M, int N, class T>
 inline void tile(const Linear<T> &p, long row, long from, long begin, long end, const Fetch &fetch,
-                 typename Product<T>::Sum (&sums)[M][N]) {
+                 Floats (&sums)[M][N]) {
   using P = Product<T>;
-  long stride = P::units(p.k);
-  const T *w = p.w + from * stride;
+  const T *w = p.w + from * p.k;
   long first = p.k * fetch.part / fetch.parts, last = p.k * (fetch.part + 1) / fetch.parts;
   const typename P::X *x = p.x + row * p.size;
   long ahead = from < fetch.until ? fetch.near : fetch.far;
   for (long i = begin; i < end; i += P::STEP) {
     long distance = i >= first && i < last ? ahead : 0; // what is here already costs no more than a branch
     for (int n = 0; n < N; n++)
-      for (long line = 0; line < P::STEP / P::EACH * long(sizeof(T)); line += 64)
-        __builtin_prefetch(reinterpret_cast<const char *>(w + n * stride + i / P::EACH) + line + distance, 0, 2);
+      for (long line = 0; line < P::STEP * long(sizeof(T)); line += 64)
+        __builtin_prefetch(reinterpret_cast<const char *>(w + n * p.k + i) + line + distance, 0, 2);
     // By parts, and within one by rows or by columns, so that what is needed again fits the registers beside the sums.
 #pragma GCC unroll 8
     for (long part = 0; part < P::PARTS; part++) {
-      const typename P::X *inputs = x + P::at(i) + part * P::WIDTH;
-      auto weight = [&](int n) { return P::part(w + n * stride + i / P::EACH, part); };
+      const typename P::X *inputs = x + i + part * P::WIDTH;
+      auto weight = [&](int n) { return P::part(w + n * p.k + i, part); };
       if constexpr (M < N) {
         for (int n = 0; n < N; n++) {
           typename P::Part each = weight(n);
@@ -219,7 +136,7 @@ inline void tile(const Linear<T> &p, long row, long from, long begin, long end, 
 
 // What is left of k behind the last whole step.
 template <int M, int N, class T>
-inline void tail(const Linear<T> &p, long row, long from, typename Product<T>::Sum (&sums)[M][N]) {
+inline void tail(const Linear<T> &p, long row, long from, Floats (&sums)[M][N]) {
   using P = Product<T>;
   long whole = p.k / P::STEP * P::STEP;
   for (int n = 0; n < N; n++) {
@@ -232,27 +149,13 @@ inline void tail(const Linear<T> &p, long row, long from, typename Product<T>::S
   }
 }
 
-// The two for weights of type T.
-template <int M, int N, class T> struct Tile {
-  using Sum = typename Product<T>::Sum;
-  static void run(const Linear<T> &p, long row, long from, long begin, long end, const Fetch &fetch, Sum (&sums)[M][N]) {
-    ::tile<M, N, T>(p, row, from, begin, end, fetch, sums);
-  }
-  static void tail(const Linear<T> &p, long row, long from, Sum (&sums)[M][N]) {
-    if (p.k % Product<T>::STEP) ::tail<M, N, T>(p, row, from, sums);
-  }
-};
-
-inline Floats as_floats(const Floats &sums) { return sums; }
-inline Floats as_floats(const Ints &sums) { return __builtin_convertvector(sums, Floats); }
-
 // What the partial sums of M rows and N columns come to: those of row m from totals + m * width on.
-template <int M, int N, class Sum> inline void total(const Sum (&partial)[M][N], float *totals, long width) {
+template <int M, int N> inline void total(const Floats (&partial)[M][N], float *totals, long width) {
   constexpr int count = M * N;
   float flat[(count + LANES - 1) / LANES * LANES];
   for (int first = 0; first < count; first += LANES) {
     Floats lanes[LANES] = {};
-    for (int i = 0; i < LANES && first + i < count; i++) lanes[i] = as_floats(partial[(first + i) / N][(first + i) % N]);
+    for (int i = 0; i < LANES && first + i < count; i++) lanes[i] = partial[(first + i) / N][(first + i) % N];
     store(sums(lanes), flat + first);
   }
   for (int m = 0; m < M; m++) std::memcpy(totals + m * width, flat + m * N, N * sizeof(float));
@@ -262,37 +165,40 @@ template <int M, int N, class Sum> inline void total(const Sum (&partial)[M][N],
 // of row m from totals + m * width on.
 template <int M, int N, class T>
 void strip(const Linear<T> &p, long row, long from, long to, const Fetch &fetch, float *totals, long width) {
-  using Sum = typename Product<T>::Sum;
   long whole = p.k / Product<T>::STEP * Product<T>::STEP;
   long block = M * p.size * long(sizeof(*p.x)) <= INPUT_BYTES ? p.k : INPUT_STEPS;
   thread_local std::vector<char> memory;
-  Sum *partial = scratch<Sum>(memory, (to - from) * M);
+  Floats *partial = scratch<Floats>(memory, (to - from) * M);
   for (long begin = 0; begin < p.k; begin += block) {
     long end = begin + block < whole ? begin + block : whole;
     for (long n = from; n < to; n += N) {
-      Sum sums[M][N];
-      Sum *kept = partial + (n - from) * M;
-      for (int i = 0; i < M * N; i++) sums[i / N][i % N] = begin ? kept[i] : Sum{};
-      Tile<M, N, T>::run(p, row, n, begin, end, fetch, sums);
+      Floats sums[M][N];
+      Floats *kept = partial + (n - from) * M;
+      for (int i = 0; i < M * N; i++) sums[i / N][i % N] = begin ? kept[i] : Floats{};
+      tile<M, N, T>(p, row, n, begin, end, fetch, sums);
       if (begin + block < p.k) {
         for (int i = 0; i < M * N; i++) kept[i] = sums[i / N][i % N];
         continue;
       }
-      Tile<M, N, T>::tail(p, row, n, sums);
+      if (whole < p.k) tail<M, N, T>(p, row, n, sums);
       total<M, N>(sums, totals + n - from, width);
     }
   }
 }
 
 template <int M = 1, class T>
-void some_rows(const Linear<T> &p, long count, long row, long from, long to, const Fetch &fetch, float *totals) {
+void some_rows(const Linear<T> &p, long count, long row, long from, long to, const Fetch &fetch, float *totals, long width) {
   constexpr Tiles tiles = Product<T>::TILES;
   if constexpr (M < tiles.rows)
-    if (count > M) return some_rows<M + 1>(p, count, row, from, to, fetch, totals);
-  constexpr int N = tiles.columns[M - 1];
-  long last = to - (to - from) % N;
-  strip<M, N, T>(p, row, from, last, fetch, totals, to - from);
-  strip<M, 1, T>(p, row, last, to, fetch, totals + last - from, to - from);
+    if (count > M) return some_rows<M + 1>(p, count, row, from, to, fetch, totals, width);
+  if constexpr (Product<T>::OUTPUTS > 1) {
+    strip<M>(p, row, from, to, fetch, totals, width); // blocks.h
+  } else {
+    constexpr int N = tiles.columns[M - 1];
+    long last = to - (to - from) % N;
+    strip<M, N, T>(p, row, from, last, fetch, totals, width);
+    strip<M, 1, T>(p, row, last, to, fetch, totals + last - from, width);
+  }
 }
 
 // All m rows of x in groups, even ones: two of six rows are faster than eight and four.
@@ -300,19 +206,19 @@ template <class T, class Out>
 void all_rows(const Linear<T> &p, long m, long from, long to, Fetch fetch, const Out &out) {
   constexpr Tiles tiles = Product<T>::TILES;
   long once = m > tiles.rows ? tiles.many : tiles.rows, groups = (m + once - 1) / once;
+  long width = (to - from + Product<T>::OUTPUTS - 1) / Product<T>::OUTPUTS * Product<T>::OUTPUTS;
   thread_local std::vector<char> memory;
-  float *totals = scratch<float>(memory, once * (to - from));
+  float *totals = scratch<float>(memory, once * width);
   for (long group = 0; group < groups; group++) {
     long row = m * group / groups, end = m * (group + 1) / groups;
     fetch.part = group, fetch.parts = groups;
-    some_rows(p, end - row, row, from, to, fetch, totals);
-    for (long i = row; i < end; i++) out(i, from, totals + (i - row) * (to - from), to - from);
+    some_rows(p, end - row, row, from, to, fetch, totals, width);
+    for (long i = row; i < end; i++) out(i, from, totals + (i - row) * width, to - from);
   }
 }
 
 // Where results go: y, with the bias, and on top of a residual that is not y, if there is one.
-template <class T, class W> struct Output {
-  const float *scales, *units;
+template <class T> struct Output {
   const T *bias, *residual; // or null
   T *y;
   long n;
@@ -322,9 +228,7 @@ template <class T, class W> struct Output {
     T *to = y + row * n + column;
     for (long i = 0; i < count; i += LANES) {
       long some = count - i;
-      Floats bias = this->bias ? load(this->bias + column + i, some) : Floats{};
-      Floats scale = scales ? load(scales + column + i, some) : Floats{};
-      Floats values = Product<W>::finish(load(totals + i, some), scale, units[row], bias);
+      Floats values = load(totals + i, some) + (bias ? load(bias + column + i, some) : Floats{});
       // Rounded twice, as by two operations.
       if (residual) values = load(residual + row * n + column + i, some) + rounded<T>(values);
       store(values, to + i, some);
@@ -332,11 +236,14 @@ template <class T, class W> struct Output {
   }
 };
 
+template <class T> constexpr long least_chunk() { return Product<T>::OUTPUTS > 1 ? Product<T>::OUTPUTS : COLUMNS; }
+
 // Columns that a thread takes at a time, for m rows. Where rows pass over them more than once they stay in the second cache.
 template <class T> long chunk_of(const Linear<T> &p, long m, long threads) {
+  constexpr long least = least_chunk<T>();
   long most = (m > Product<T>::TILES.rows ? WEIGHT_BYTES : STREAM_BYTES) / p.bytes(), fair = p.n / (8 * threads);
-  long chunk = (most < fair ? most : fair) / CHUNKS_OF * CHUNKS_OF;
-  return chunk < CHUNKS_OF ? CHUNKS_OF : chunk;
+  long chunk = (most < fair ? most : fair) / least * least;
+  return chunk < least ? least : chunk;
 }
 
 // Where the product that follows begins, for m rows: its weights, how many bytes they are, and those of a turn.
@@ -356,7 +263,7 @@ template <class T, class Out>
 void multiply(const Linear<T> &p, long m, Turns &turns, const Out &out, const Following &next = Following()) {
   long threads = omp_get_num_threads(), chunk = chunk_of(p, m, threads);
   // Columns to be ahead: a whole chunk where it is read more than once, else what memory takes to answer.
-  long few = CHUNKS_OF * (AHEAD_BYTES / (CHUNKS_OF * p.bytes()) + 1);
+  long few = least_chunk<T>() * (AHEAD_BYTES / (least_chunk<T>() * p.bytes()) + 1);
   long ahead = m > Product<T>::TILES.rows || few > chunk ? chunk : few;
   for (long turn; (turn = turns.next.fetch_add(1, std::memory_order_relaxed)) * chunk < p.n;) {
     long from = turn * chunk, to = from + chunk < p.n ? from + chunk : p.n;
