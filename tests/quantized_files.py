@@ -100,11 +100,12 @@ def rounded(weight: Tensor, way: Way, chance: torch.Generator) -> tuple[Tensor, 
     groups, most = inputs // (way.group or inputs), (1 << way.bits) - 1
     scales = (weight.abs().view(outputs, groups, -1).amax(-1) / (most / 2)).to(way.dtype)
     least, middle = (1 if way.layout == "gptq" else 0), (most + 1) // 2
-    zeros = torch.randint(least, most + 1, (outputs, groups), generator=chance)
+    zeros = middle + torch.randint(-3, 4, (outputs, groups), generator=chance)
+    zeros[0], zeros[1] = least, most
     if way.symmetric:
         zeros = torch.full_like(zeros, middle)
     spread = [each.repeat_interleave(inputs // groups, 1) for each in (scales.float(), zeros)]
-    numbers = (weight / spread[0] + middle).round().clamp(0, most).long()
+    numbers = (weight / spread[0] + spread[1]).round().clamp(0, most).long()
     numbers[:2, :8] = torch.tensor([0, most, 0, most, most, 0, 1, most - 1])
     return numbers, scales, zeros
 

@@ -82,7 +82,7 @@ def make_target(model: Any, config: EngineConfig) -> HuggingFaceTarget:
         UnsupportedModelError: a model that cannot be a target, with the reason.
     """
     if config.quantization != "none":
-        _refuse_quantised(model, "quantization", config.quantization)
+        refuse_quantised_twice(_source(model), "quantization", config.quantization, model_name(model))
     return HuggingFaceTarget(
         model,
         runtime=config.runtime,
@@ -92,13 +92,28 @@ def make_target(model: Any, config: EngineConfig) -> HuggingFaceTarget:
     )
 
 
-def _refuse_quantised(model: Any, setting: str, value: str) -> None:
-    """Refuse to quantise a model whose layers are quantised."""
-    if (source := source_of(model) or quantised_by(model)) is not None:
+def refuse_quantised_twice(source: str | None, setting: str, value: str, name: str) -> None:
+    """Refuse to quantise a model that is quantised.
+
+    Args:
+        source: how it is, None where it is not.
+        setting: that asks for it.
+        value: of the setting.
+        name: of the model.
+
+    Raises:
+        UsageError: it is.
+    """
+    if source is not None:
         raise UsageError(
-            f"{setting} is {value!r} and {model_name(model)} is {called(source)}, which has its own; leave it out, or "
-            f"give {unquantised(source)}"
+            f"{setting} is {value!r} and {name} is {called(source)}, which has its own; leave it out, or give "
+            f"{unquantised(source)}"
         )
+
+
+def _source(model: Any) -> str | None:
+    """How a model's layers are quantised."""
+    return source_of(model) or quantised_by(model)
 
 
 def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
@@ -331,7 +346,7 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
             quantization = "none"
         if quantization == "none":
             return LoadedDraft(target=target)
-        _refuse_quantised(draft, "draft_model", f"{SELF}{quantization}")
+        refuse_quantised_twice(_source(draft), "draft_model", f"{SELF}{quantization}", model_name(draft))
         own = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
         return LoadedDraft(target=own)
     draft, draft_tokenizer, part = _draft_given(target, tokenizer, draft, config)
@@ -359,7 +374,7 @@ def _quantization_of(draft: Any, config: EngineConfig, named: bool) -> Quantizat
     if wanted == "auto":
         return draft_quantization(draft, config.runtime) if named else "none"
     if wanted != "none":
-        _refuse_quantised(draft, "draft_quantization", wanted)
+        refuse_quantised_twice(_source(draft), "draft_quantization", wanted, model_name(draft))
     return wanted
 
 

@@ -192,7 +192,10 @@ def _gptq(bits: int, zeros_added: int) -> Layout:
 
 def _compressed(bits: int, bits_of_zeros: int) -> Layout:
     """Zero points are packed along the outputs; libraries before 2025 kept each in a byte, as 0 bits say here."""
-    words, middle = lambda count: -(-count * bits // 32), 1 << (bits - 1)
+    middle = 1 << (bits - 1)
+
+    def words(count: int) -> int:
+        return -(-count * bits // 32)
 
     def read(parts: Mapping[str, Tensor]) -> Grouped:
         scales, zeros = parts["weight_scale"], parts.get("weight_zero_point")
