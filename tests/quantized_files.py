@@ -82,7 +82,7 @@ def write_quantized(
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     change(tensors)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: each.contiguous() for name, each in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
     )

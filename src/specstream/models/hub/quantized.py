@@ -57,8 +57,8 @@ def load_quantized(folder: Path, config: Any, scheme: Scheme, dtype: torch.dtype
             _put(model, f"{matrix.layer}.weight", _in_blocks(matrix, stored, scheme, dtype))
     if own.tie_word_embeddings:
         model.get_output_embeddings().weight = model.get_input_embeddings().weight
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (settings := folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_dict(json.loads(settings.read_text(encoding="utf-8")))
     return model.eval()
 
 
@@ -133,6 +133,8 @@ def _assigned(model: Any, scheme: Scheme, stored: _Stored) -> tuple[list[_Matrix
         raise ModelNotFoundError(
             f"{str(stored.folder)!r} lacks {missing[0]} and {len(missing) - 1} more tensors; {_AGAIN}"
         )
+    if not matrices:
+        raise Elsewhere("none of its layers is quantised")
     return matrices, numbers
 
 
