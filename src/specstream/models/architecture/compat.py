@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -166,7 +167,8 @@ def quantization_methods() -> list[str]:
     """The values of ``quant_method`` that transformers loads."""
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-    return sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)
+    # bitsandbytes has two entries there, which files do not name.
+    return sorted({re.sub("_[48]bit$", "", name) for name in AUTO_QUANTIZATION_CONFIG_MAPPING})
 
 
 def dequantised(method: str) -> dict[str, Any]:

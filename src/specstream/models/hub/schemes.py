@@ -52,8 +52,8 @@ def stored_as(folder: str | os.PathLike[str]) -> str | None:
         return "gguf"
     try:
         settings = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        found = settings.get("quantization_config") or {}
-        return str(found["quant_method"]) if "quant_method" in found else None
+        found = settings.get("quantization_config")
+        return _method(found) if found else None
     except (OSError, ValueError, AttributeError, TypeError):
         return None  # to load it says what is wrong with it
 
@@ -84,7 +84,7 @@ def read_scheme(settings: Mapping[str, Any], name: str) -> Scheme | str:
     Raises:
         UnsupportedModelError: transformers knows no such method.
     """
-    method = str(settings.get("quant_method"))
+    method = _method(settings)
     read = {"awq": _awq, "gptq": _gptq, "compressed-tensors": _compressed}.get(method)
     if read is not None:
         try:
@@ -97,6 +97,12 @@ def read_scheme(settings: Mapping[str, Any], name: str) -> Scheme | str:
             f"it was made of, or one in {listed(method, known)}"
         )
     return f"no kernels of ours read {method}"
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    """The method; what old files of bitsandbytes say stands for it."""
+    old = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    return str(settings.get("quant_method", "bitsandbytes" if old else None))
 
 
 def _awq(settings: Mapping[str, Any]) -> Scheme | str:

@@ -90,7 +90,10 @@ class Runtime:
         self.model = model
         self.kind: str = name
         kept: Bits | Quantization = "blocks" if quantization == "none" and _reads_blocks(model, name) else quantization
-        self.name: str = name if kept == "none" else f"{name}-{source_of(model) if kept == 'blocks' else kept}"
+        if kept != "none":
+            self.name: str = f"{name}-{source_of(model) if kept == 'blocks' else kept}"
+        else:  # layers that transformers quantised are its own, whatever runs beside them
+            self.name = name if compat.quantised_by(model) is None else f"{name}-transformers"
         self.static = name in ("graphs", "static")
         self.quantized = kept != "none"
         self._weights = weights = _quantized(model, kept, head or kept)

@@ -19,6 +19,7 @@ from specstream.models.hub.load import load_model
 from specstream.models.hub.packed import Grouped, blocks_of
 from specstream.models.hub.schemes import Scheme, read_scheme, stored_as
 from specstream.models.runtime import native
+from specstream.models.runtime.quantized import linear, of_blocks
 from specstream.models.target.hf import HuggingFaceTarget
 from tests.quantized_files import WAYS, Way, settings_of, write_quantized
 
@@ -152,7 +153,8 @@ def ct(**weights: Any) -> dict[str, Any]:
         ({**CT, "config_groups": {"a": {**ct()["config_groups"]["group_0"], "input_activations": {}}}}, None),
         ({**CT, "config_groups": {"a": {**ct()["config_groups"]["group_0"], "input_activations": {"x": 8}}}}, "activ"),
         ({**CT, "config_groups": None}, "its quantization_config is not understood"),
-        ({"quant_method": "bitsandbytes_4bit"}, "no kernels of ours read bitsandbytes_4bit"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "no kernels of ours read bitsandbytes"),
+        ({"load_in_8bit": True}, "no kernels of ours read bitsandbytes"),
     ],
 )
 def test_what_our_kernels_do_not_read_is_left_to_transformers(settings: dict[str, Any], reason: str | None) -> None:
@@ -264,3 +266,16 @@ def test_a_layer_that_is_not_quantised_stays_numbers(plain: Any, tmp_path: Path)
     write_quantized(tmp_path / "a", plain, WAYS["awq-32"], change=change)
     layer = load_model(str(tmp_path / "a"), dtype="float32")[0].get_submodule(LAYER)
     assert isinstance(layer, nn.Linear) and not isinstance(layer.weight, BlockTensor)
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("numbers", [0, 255], ids=["least", "most"])
+def test_kernels_have_room_for_the_ends_of_eight_bits(numbers: int) -> None:
+    """Other formats leave -128 out: all sums are of the largest products here."""
+    scales, zeros = torch.full((8, 8), 0.01).half(), torch.full((8, 8), 128, dtype=torch.uint8)
+    found = Grouped(torch.full((8, 256), numbers, dtype=torch.uint8), scales, zeros)
+    kind, blocks = blocks_of(found, 8)
+    expected = 256 * 3.0 * (numbers - 128) * float(scales[0, 0])
+    for rows in (1, 8):
+        ours = linear(of_blocks(kind, blocks, 256), None)(torch.full((rows, 256), 3.0))
+        assert torch.allclose(ours, torch.full((rows, 8), expected), rtol=1e-4)
