@@ -99,9 +99,9 @@ def rounded(weight: Tensor, way: Way, chance: torch.Generator) -> tuple[Tensor, 
     outputs, inputs = weight.shape
     groups, most = inputs // (way.group or inputs), (1 << way.bits) - 1
     scales = (weight.abs().view(outputs, groups, -1).amax(-1) / (most / 2)).to(way.dtype)
-    least, middle = (1 if way.layout == "gptq" else 0), (most + 1) // 2
+    middle = (most + 1) // 2
     zeros = middle + torch.randint(-3, 4, (outputs, groups), generator=chance)
-    zeros[0], zeros[1] = least, most
+    zeros[0], zeros[1] = 0, most
     if way.symmetric:
         zeros = torch.full_like(zeros, middle)
     spread = [each.repeat_interleave(inputs // groups, 1) for each in (scales.float(), zeros)]
@@ -117,7 +117,7 @@ def stored(numbers: Tensor, scales: Tensor, zeros: Tensor, way: Way) -> dict[str
         packed = {"qweight": words(order(numbers.t()), 4), "qzeros": words(order(zeros.t()), 4)}
         return packed | {"scales": scales.t()}
     if way.method == "gptq":
-        kept = zeros - 1 if way.layout == "gptq" else zeros
+        kept = (zeros - 1) % (1 << way.bits) if way.layout == "gptq" else zeros
         packed = {"qweight": words(numbers, way.bits).t(), "qzeros": words(kept.t(), way.bits)}
         group = numbers.shape[1] // scales.shape[1]
         own = torch.tensor([at // group for at in range(numbers.shape[1])], dtype=torch.int32)
