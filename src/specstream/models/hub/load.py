@@ -186,7 +186,7 @@ def _quantized(
             raise Elsewhere(scheme)
         return load_quantized(Path(folder), config, scheme, dtype)
     except Elsewhere as reason:
-        announce(f"{name} runs as transformers runs it: {reason}")
+        announce(f"{name} is left to transformers: {reason}")
         return None
 
 

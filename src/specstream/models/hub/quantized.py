@@ -25,7 +25,7 @@ _AGAIN = "copy or download it again"
 
 
 class Elsewhere(Exception):
-    """Why a checkpoint runs as transformers runs it, as the second half of a sentence."""
+    """Why a checkpoint is left to transformers, as the second half of a sentence."""
 
 
 def load_quantized(folder: Path, config: Any, scheme: Scheme, dtype: torch.dtype) -> Any:

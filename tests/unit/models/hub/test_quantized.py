@@ -237,7 +237,7 @@ def test_what_our_kernels_cannot_run_needs_the_library(
         load_model(str(tmp_path / "a"))
     assert "\n" not in str(caught.value)
     err = capsys.readouterr().err
-    assert "runs as transformers runs it: " in err
+    assert "is left to transformers: " in err
     assert re.search(said, err)
 
 
