@@ -16,7 +16,7 @@ from specstream.models.runtime import native
 from specstream.serving.memory import needs
 from specstream.training.quantize import quantize
 from specstream.training.recipes.draft import TrainedDraft
-from tests.quantized_files import WAYS, write_quantized
+from tests.quantized_files import WAYS, Way, write_quantized
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ["the cat sat on the", "one two one two three"]
@@ -114,6 +114,13 @@ def test_it_is_not_trained_nor_saved_nor_made_a_draft_of(folder, called, tmp_pat
 
 def test_a_server_is_told_the_memory_of_the_file(folder):
     assert 0 < needs(DeploymentConfig(model_path=folder, max_context=64)).weights < 400_000
+
+
+def test_a_server_is_told_the_memory_of_numbers_where_they_are_made(tmp_path):
+    own = wide()
+    write_quantized(tmp_path / "a", own, Way(method="compressed-tensors", layout="pack-quantized", group=16))
+    needed = needs(DeploymentConfig(model_path=str(tmp_path / "a"), max_context=64, dtype="float32"))
+    assert needed.weights == 4 * own.num_parameters()
 
 
 def test_a_command_writes_a_checkpoint_and_says_how_to_use_it(tmp_path, capsys):
