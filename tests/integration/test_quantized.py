@@ -11,6 +11,7 @@ from specstream import DeploymentConfig, SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import UsageError
 from specstream.heads.streams import Streams, StreamsConfig
+from specstream.models.architecture.blocks import source_of
 from specstream.models.hub.load import load_model
 from specstream.models.runtime import native
 from specstream.serving.memory import needs
@@ -139,6 +140,19 @@ def test_a_command_writes_a_checkpoint_and_says_how_to_use_it(tmp_path, capsys):
         main(["quantize", str(tmp_path / "model"), "-o", output])
     assert caught.value.code == 2
     assert "which is there already; give a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not native.available(), reason="without our kernels there is no copy")
+def test_blocks_that_were_copied_are_given_back(folder):
+    engine = SpeculativeEngine(folder, drafter="lookup")
+    expected, before = tokens_of(engine), engine.target.nbytes
+    assert source_of(engine.model) is not None
+    engine.release()
+    assert source_of(engine.model) is None
+    assert tokens_of(engine) == expected
+    assert engine.target.nbytes == before
+    with pytest.raises(UsageError, match=r"given back by release\(\); load it again"):
+        SpeculativeEngine(engine.model, engine.tokenizer)
 
 
 def test_activations_may_be_of_16_bits(folder):

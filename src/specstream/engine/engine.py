@@ -36,6 +36,7 @@ from specstream.environment import level, provenance
 from specstream.errors import UsageError, count_of, must_be, shown, takes
 from specstream.files.atomic import path_of
 from specstream.heads.folder import check_base_name
+from specstream.models.architecture.blocks import source_of
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.architecture.released import close_to_others
 from specstream.models.hub.catalog import check, on_disk
@@ -247,7 +248,9 @@ class SpeculativeEngine:
     @property
     def unreleasable(self) -> str | None:
         """Why ``release`` would be refused; None if it would not."""
-        if self.config.quantization == "none":
+        # The blocks of a GGUF file are the file's, mapped; those of a checkpoint were made, and have a copy too.
+        made = self.target.runtime.quantized and source_of(self.model) not in (None, "gguf")
+        if self.config.quantization == "none" and not made:
             return "quantization is 'none', so there is no copy of the weights; leave release() out"
         if drafts_for_itself(self._draft, self.model):
             return f"draft_model is {shown(self._draft)}, which is made of the same weights; leave release() out"
