@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -35,12 +37,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(seed: int = 0, noise: float = 0.0, vocab_size: int = 300, context: int = 512) -> LlamaForCausalLM:
+def tiny_model(
+    seed: int = 0, noise: float = 0.0, vocab_size: int = 300, context: int = 512, **more: Any
+) -> LlamaForCausalLM:
     """A random Llama whose greedy text varies. With ``noise`` it agrees with the noiseless one only partly."""
     config = LlamaConfig(
+        **{"hidden_size": 48, "intermediate_size": 96, **more},
         vocab_size=vocab_size,
-        hidden_size=48,
-        intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -23,6 +23,7 @@ from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models.hub.gguf import load_gguf
+from specstream.models.hub.load import load_model
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import Quantization, RuntimeName, capabilities
@@ -31,6 +32,7 @@ from specstream.models.target.session import PREFILL_CHUNK
 from tests.gguf_files import write_gguf
 from tests.lossless.decoding import GAMMA, Recorded, make_drafter, run
 from tests.lossless.families import FAMILIES, build, prompt
+from tests.quantized_files import WAYS, write_quantized
 
 NEW_TOKENS = 20
 PROMPTS = (prompt(500), prompt(30, seed=1), prompt(505, seed=2))
@@ -147,8 +149,23 @@ def test_a_gguf_file_keeps_its_own_bits(architecture: str, super_blocks: bool, t
         file = write_gguf(tmp_path / f"{noise}.gguf", architecture, kind=kind, seed=4, noise=noise, **sizes)
         return load_gguf(file, torch.bfloat16)[0]
 
+    blocks_keep_their_bits(load, "native-gguf")
+
+
+@pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
+@pytest.mark.parametrize("way", ["awq-32", "gptq-v1", "gptq-8", "ct-32", "ct-bytes"])
+def test_a_quantised_checkpoint_keeps_its_own_bits(way: str, tmp_path: Path) -> None:
+    def load(noise: float) -> Any:
+        write_quantized(tmp_path / f"{noise}", build("llama", noise=noise), WAYS[way])
+        return load_model(str(tmp_path / f"{noise}"), dtype="bfloat16")[0]
+
+    blocks_keep_their_bits(load, f"native-{WAYS[way].method}")
+
+
+def blocks_keep_their_bits(load: Callable[[float], Any], runtime: str) -> None:
+    """Of a model in blocks, which ``load`` makes with so much noise."""
     target = HuggingFaceTarget(load(0))
-    assert target.runtime.name == "native-gguf"
+    assert target.runtime.name == runtime
     plain = Plain(target, PROMPTS, NEW_TOKENS)
     drafts = {
         "lookup": lambda: LookupDrafter(min_ngram=1, branches=3),

@@ -17,12 +17,14 @@ from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.models.hub.gguf import load_gguf
+from specstream.models.hub.load import load_model
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import Quantization, RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
 from tests.gguf_files import write_gguf
 from tests.lossless.decoding import DRAFTERS, GAMMA, QUANTIZED, make_drafter, run
 from tests.lossless.families import FAMILIES, WINDOW, build, generated, prompt
+from tests.quantized_files import WAYS, write_quantized
 
 NEW_TOKENS = 36
 RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
@@ -95,10 +97,13 @@ def test_a_quantised_target_says_what_it_says_without_drafts(family: str, bits: 
 
 
 @cache
-def in_blocks(architecture: str, noise: float = 0.0) -> Any:
-    """A model of a GGUF file as it is; ``noise`` makes a draft of it."""
+def in_blocks(stored: str, noise: float = 0.0) -> Any:
+    """A GGUF file of an architecture, or a checkpoint that is quantised in some way; ``noise`` makes a draft of it."""
     with tempfile.TemporaryDirectory() as folder:
-        file = write_gguf(Path(folder) / "model.gguf", architecture, kind=in_several_kinds, seed=4, noise=noise)
+        if stored in WAYS:
+            write_quantized(Path(folder) / "model", build("llama", noise=noise), WAYS[stored])
+            return load_model(f"{folder}/model", dtype="float32")[0]
+        file = write_gguf(Path(folder) / "model.gguf", stored, kind=in_several_kinds, seed=4, noise=noise)
         return load_gguf(file, torch.float32)[0]
 
 
@@ -108,9 +113,9 @@ def in_several_kinds(name: str) -> str:
 
 @pytest.mark.parametrize("drafter", ["none", "lookup-tree", "draft_model-tree"])
 @pytest.mark.parametrize("runtime", ["eager", "auto"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_a_gguf_file_says_what_it_says_without_drafts(architecture: str, runtime: RuntimeName, drafter: str) -> None:
-    own = HuggingFaceTarget(in_blocks(architecture), runtime=runtime)
+@pytest.mark.parametrize("stored", ["llama", "qwen2", "awq-32", "gptq-v1", "gptq-8", "ct-32", "ct-bytes"])
+def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime: RuntimeName, drafter: str) -> None:
+    own = HuggingFaceTarget(in_blocks(stored), runtime=runtime)
     if runtime == "eager":
         expected = [generated(own.model, tokens, NEW_TOKENS, eos_token_id=None) for tokens in PROMPTS]
     else:  # kernels of its own are a model of their own
@@ -121,7 +126,7 @@ def test_a_gguf_file_says_what_it_says_without_drafts(architecture: str, runtime
         "none": NoDrafter,
         "lookup-tree": lambda: LookupDrafter(min_ngram=1, branches=3),
         "draft_model-tree": lambda: DraftModelDrafter(
-            HuggingFaceTarget(in_blocks(architecture, 0.05), exact=False), gamma=GAMMA, branches=2
+            HuggingFaceTarget(in_blocks(stored, 0.05), exact=False), gamma=GAMMA, branches=2
         ),
     }
     batch = run(own, drafts[drafter](), PROMPTS, NEW_TOKENS)

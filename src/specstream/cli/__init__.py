@@ -62,6 +62,7 @@ def _register_verbs(app: typer.Typer) -> None:
         make_draft,
         models,
         profile,
+        quantize,
         report,
         router,
         serve,
@@ -85,6 +86,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command("make-draft")(make_draft.make_draft)
     app.command()(train.train)
     app.add_typer(router.app, name="router")
+    app.command()(quantize.quantize)
     app.command()(export.export)
     app.command()(serve.serve)
     app.command()(demo.demo)

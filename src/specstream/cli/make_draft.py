@@ -119,12 +119,11 @@ def _check_contents(texts: list[str], prompts: list[str]) -> None:
 def _check_size(target: str, layers: int, choice: str, vocab: int | None) -> None:
     """Refuse layers and tokens that there are not before the target is read."""
     from specstream.models.hub.catalog import resolve
-    from specstream.models.hub.gguf_header import is_gguf
     from specstream.models.hub.load import config_in
+    from specstream.models.hub.schemes import refuse_quantised
     from specstream.training.layer_choice import choices_of
 
-    if is_gguf(place := resolve(target)):
-        raise UsageError(f"--target is {target!r}, a GGUF file, of which no draft is made; give the model's folder")
+    refuse_quantised(place := resolve(target), "--target", target, "of which no draft is made")
     config = config_in(place, target).get_text_config(decoder=True)
     choices_of(choice, config.num_hidden_layers, layers)
     if vocab is not None and vocab > config.vocab_size:

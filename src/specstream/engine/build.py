@@ -30,9 +30,9 @@ from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.streams import Streams
-from specstream.models.architecture.blocks import holds_blocks
+from specstream.models.architecture.blocks import called, source_of, unquantised
 from specstream.models.architecture.checkpoint import checkpoint_rules
-from specstream.models.architecture.compat import wrapper_of
+from specstream.models.architecture.compat import quantised_by, wrapper_of
 from specstream.models.architecture.families import describe, require_model
 from specstream.models.hub.load import check_draft_place, check_place
 from specstream.models.hub.vocabulary import load_draft
@@ -78,11 +78,11 @@ def make_target(model: Any, config: EngineConfig) -> HuggingFaceTarget:
     """The model as a configuration says that its passes run.
 
     Raises:
-        UsageError: a runtime or a quantisation that does not run here, or a quantisation of a GGUF file.
+        UsageError: a runtime or a quantisation that does not run here, or a quantisation of a quantised model.
         UnsupportedModelError: a model that cannot be a target, with the reason.
     """
-    if config.quantization != "none" and holds_blocks(model):
-        raise _quantised_already("quantization", config.quantization, model_name(model))
+    if config.quantization != "none":
+        refuse_quantised_twice(_source(model), "quantization", config.quantization, model_name(model))
     return HuggingFaceTarget(
         model,
         runtime=config.runtime,
@@ -92,10 +92,28 @@ def make_target(model: Any, config: EngineConfig) -> HuggingFaceTarget:
     )
 
 
-def _quantised_already(setting: str, value: str, name: str) -> UsageError:
-    return UsageError(
-        f"{setting} is {value!r} and {name} is a GGUF file, which has its own; leave it out, or give the model's folder"
-    )
+def refuse_quantised_twice(source: str | None, setting: str, value: str, name: str) -> None:
+    """Refuse to quantise a model that is quantised.
+
+    Args:
+        source: how it is, None where it is not.
+        setting: that asks for it.
+        value: of the setting.
+        name: of the model.
+
+    Raises:
+        UsageError: it is.
+    """
+    if source is not None:
+        raise UsageError(
+            f"{setting} is {value!r} and {name} is {called(source)}, which has its own; leave it out, or give "
+            f"{unquantised(source)}"
+        )
+
+
+def _source(model: Any) -> str | None:
+    """How a model's layers are quantised."""
+    return source_of(model) or quantised_by(model)
 
 
 def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
@@ -328,8 +346,7 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
             quantization = "none"
         if quantization == "none":
             return LoadedDraft(target=target)
-        if holds_blocks(draft):
-            raise _quantised_already("draft_model", f"{SELF}{quantization}", model_name(draft))
+        refuse_quantised_twice(_source(draft), "draft_model", f"{SELF}{quantization}", model_name(draft))
         own = HuggingFaceTarget(draft, runtime=config.runtime, exact=False, quantization=quantization)
         return LoadedDraft(target=own)
     draft, draft_tokenizer, part = _draft_given(target, tokenizer, draft, config)
@@ -354,12 +371,10 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
 def _quantization_of(draft: Any, config: EngineConfig, named: bool) -> Quantization:
     """How a draft's weights are read; nobody else has one that was given by name, so that the fastest way is taken."""
     wanted = config.draft_quantization
-    if holds_blocks(draft):
-        if wanted not in ("auto", "none"):
-            raise _quantised_already("draft_quantization", wanted, model_name(draft))
-        return "none"
     if wanted == "auto":
         return draft_quantization(draft, config.runtime) if named else "none"
+    if wanted != "none":
+        refuse_quantised_twice(_source(draft), "draft_quantization", wanted, model_name(draft))
     return wanted
 
 

@@ -23,7 +23,7 @@ from specstream.config import (
 from specstream.core.ports import Drafter
 from specstream.core.rows import Row
 from specstream.drafters.none import NoDrafter
-from specstream.engine.build import build_parts, eos_token_ids, make_target, model_name, renewed
+from specstream.engine.build import build_parts, eos_token_ids, make_target, model_name, refuse_quantised_twice, renewed
 from specstream.engine.choices import SELF, check_choice, drafts_for_itself
 from specstream.engine.contestants import by_turn, in_turn
 from specstream.engine.generation import Baselines, Generation, Parts, TextPieces
@@ -36,10 +36,12 @@ from specstream.environment import level, provenance
 from specstream.errors import UsageError, count_of, must_be, shown, takes
 from specstream.files.atomic import path_of
 from specstream.heads.folder import check_base_name
+from specstream.models.architecture.blocks import source_of
 from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.architecture.released import close_to_others
-from specstream.models.hub.catalog import check
+from specstream.models.hub.catalog import check, on_disk
 from specstream.models.hub.load import load_model
+from specstream.models.hub.schemes import stored_as
 from specstream.reporting import announce
 from specstream.routing.model import RouterModel
 
@@ -246,7 +248,9 @@ class SpeculativeEngine:
     @property
     def unreleasable(self) -> str | None:
         """Why ``release`` would be refused; None if it would not."""
-        if self.config.quantization == "none":
+        # The blocks of a GGUF file are the file's, mapped; those of a checkpoint were made, and have a copy too.
+        made = self.target.runtime.quantized and source_of(self.model) not in (None, "gguf")
+        if self.config.quantization == "none" and not made:
             return "quantization is 'none', so there is no copy of the weights; leave release() out"
         if drafts_for_itself(self._draft, self.model):
             return f"draft_model is {shown(self._draft)}, which is made of the same weights; leave release() out"
@@ -355,13 +359,27 @@ def _check_names(config: EngineConfig, model: str, draft: Any) -> None:
     Raises:
         ModelNotFoundError: there is none of that name, or no router in the folder.
         HeadMismatchError: heads of another model of the catalog.
+        UsageError: a quantised model is to be quantised.
     """
+    _check_bits(config, model, draft)
     if config.heads is not None:
         check_base_name(config.heads, model)
     if isinstance(draft, str) and not draft.startswith(SELF):
         check(draft)
     if config.router is not None:
         RouterModel.load(config.router)
+
+
+def _check_bits(config: EngineConfig, model: str, draft: Any) -> None:
+    """Refuse to quantise a model of a name that is quantised."""
+    wanted: list[tuple[str, str, str]] = [("quantization", config.quantization, model)]
+    if isinstance(draft, str) and draft.startswith(SELF):
+        wanted.append(("draft_model", draft, model))
+    elif isinstance(draft, str):
+        wanted.append(("draft_quantization", config.draft_quantization, draft))
+    for setting, value, name in wanted:
+        if value not in ("none", "auto") and (place := on_disk(name)) is not None:
+            refuse_quantised_twice(stored_as(place), setting, value, name)
 
 
 def _dtype_name(model: Any) -> str:

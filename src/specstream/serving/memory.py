@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -16,6 +18,7 @@ from specstream.models.hub.catalog import resolve
 from specstream.models.hub.gguf import read_config
 from specstream.models.hub.gguf_header import is_gguf
 from specstream.models.hub.load import pick_device, pick_dtype
+from specstream.models.hub.schemes import Scheme, read_scheme
 from specstream.models.runtime.capabilities import capabilities
 from specstream.serving.deployment import GB, DeploymentConfig
 
@@ -128,6 +131,13 @@ def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
     )
 
 
+def _stays_quantised(settings: Mapping[str, Any] | None, name: str) -> bool:
+    """Whether weights take the bits that they are stored in: compressed-tensors makes numbers of what we do not run."""
+    if not settings:
+        return False
+    return settings.get("quant_method") != "compressed-tensors" or isinstance(read_scheme(settings, name), Scheme)
+
+
 def size_of(model: str, config: DeploymentConfig) -> Size:
     """One model's, without its weights: they are made on no device.
 
@@ -145,7 +155,7 @@ def size_of(model: str, config: DeploymentConfig) -> Size:
         empty = model_class(own).from_config(own, dtype=dtype)
     parameters = sum(each.numel() for each in empty.parameters())
     weights = parameters * dtype.itemsize
-    if getattr(own, "quantization_config", None) is not None:  # in the bits that they are stored in
+    if _stays_quantised(getattr(own, "quantization_config", None), model):
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if in_blocks:
         weights = folder.stat().st_size

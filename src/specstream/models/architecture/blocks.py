@@ -1,4 +1,6 @@
-"""Weights that stay in the blocks of a GGUF file: a few bits for each value, and scales for 32 or 256 of them.
+"""Weights in blocks as GGUF files have them: a few bits for each value, and scales for 32 or 256 of them.
+
+They stay those of a file, or are made of a checkpoint that somebody quantised (``hub/quantized.py``).
 
 A model's own forward, heads and fingerprints read ``.weight`` as numbers. Here they get those numbers, of the rows that
 they ask for or of all; nothing keeps them. What is fast reads ``blocks`` itself.
@@ -18,11 +20,12 @@ from specstream.errors import UsageError
 
 _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default)
+_CALLED = {"gguf": "a GGUF file", "awq": "an AWQ checkpoint", "gptq": "a GPTQ checkpoint"}
 _OF_ROWS = (_aten.slice.Tensor, _aten.select.int, _aten.index.Tensor, _aten.index_select.default)
 
 
 class BlockTensor(Tensor):
-    """A matrix ``[rows, columns]`` of a floating dtype that holds no numbers, only a file's blocks.
+    """A matrix ``[rows, columns]`` of a floating dtype that holds no numbers, only blocks.
 
     Operations see numbers, rounded to the dtype; only the rows that they take where they take rows. Detaching and
     copying deeply share the blocks. Nothing changes them.
@@ -31,23 +34,26 @@ class BlockTensor(Tensor):
         blocks: ``[rows, bytes per row]`` uint8, on the CPU; it may be a view of a mapped file.
         kind: of the blocks, by ggml's name, such as ``Q4_1``.
         dtype: that operations see.
+        source: what the model was stored as: ``gguf``, or the ``quant_method`` of a checkpoint.
 
     Attributes:
         blocks: as given.
         kind: as given.
+        source: as given.
     """
 
     blocks: Tensor
     kind: str
+    source: str
 
     @staticmethod
-    def __new__(cls, blocks: Tensor, kind: str, dtype: torch.dtype) -> BlockTensor:
+    def __new__(cls, blocks: Tensor, kind: str, dtype: torch.dtype, source: str = "gguf") -> BlockTensor:
         values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         shape = (blocks.shape[0], blocks.shape[1] // size * values)
         return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device("cpu"))
 
-    def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype) -> None:
-        self.blocks, self.kind = blocks, kind
+    def __init__(self, blocks: Tensor, kind: str, dtype: torch.dtype, source: str = "gguf") -> None:
+        self.blocks, self.kind, self.source = blocks, kind, source
 
     @property
     def nbytes(self) -> int:  # type: ignore[override]
@@ -76,8 +82,8 @@ class BlockTensor(Tensor):
         if (other.dtype, other.device.type) == (self.dtype, "cpu"):
             raise _unwritable(self, "an assignment")
         raise UsageError(
-            f"a weight in {self.kind} blocks of a GGUF file stays {self.dtype} on the CPU, and {other.dtype} on "
-            f"{other.device} is put in its place; load the file with that dtype, or the model's folder"
+            f"{_named(self)} stays {self.dtype} on the CPU, and {other.dtype} on {other.device} is put in its place; "
+            f"load it with that dtype, or {unquantised(self.source)}"
         )
 
     def __setitem__(self, place: Any, value: Any) -> None:
@@ -90,8 +96,7 @@ class BlockTensor(Tensor):
             UsageError: always.
         """
         raise UsageError(
-            f"a weight in {self.kind} blocks of a GGUF file has no numbers to save or to share; copy the file, or load "
-            "the model's folder"
+            f"{_named(self)} has no numbers to save or to share; copy the file, or load {unquantised(self.source)}"
         )
 
     _typed_storage = storage = untyped_storage
@@ -105,7 +110,7 @@ class BlockTensor(Tensor):
         raise RuntimeError(f"a weight in {self.kind} blocks has no numbers in memory; read its blocks")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return BlockTensor, (self.blocks.clone(), self.kind, self.dtype)
+        return BlockTensor, (self.blocks.clone(), self.kind, self.dtype, self.source)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BlockTensor:
         copied = self.detach().requires_grad_(self.requires_grad)
@@ -133,19 +138,33 @@ class BlockTensor(Tensor):
 
 
 def kinds_of(model: Any) -> dict[str, str]:
-    """The kinds of a model's weights that are blocks of a file, by the weights' names."""
+    """The kinds of a model's weights that are blocks, by the weights' names."""
     return {name: weight.kind for name, weight in model.named_parameters() if isinstance(weight, BlockTensor)}
 
 
-def holds_blocks(model: Any) -> bool:
-    """Whether some of a model's weights are blocks of a file."""
-    return bool(kinds_of(model))
+def source_of(model: Any) -> str | None:
+    """What a model whose weights are blocks was stored as; None where no weight is."""
+    return next((weight.source for weight in model.parameters() if isinstance(weight, BlockTensor)), None)
+
+
+def called(source: str) -> str:
+    """What a user knows it as, with its article."""
+    return _CALLED.get(source, f"a {source} checkpoint")
+
+
+def unquantised(source: str) -> str:
+    """What to load where numbers are needed."""
+    return "the model's folder" if source == "gguf" else "the model that it was made of"
+
+
+def _named(weight: BlockTensor) -> str:
+    return f"a weight in {weight.kind} blocks of {called(weight.source)}"
 
 
 def _viewed(func: Any, own: BlockTensor, args: Sequence[Any], named: Mapping[str, Any]) -> Tensor:
     """A view or rows of a matrix: the same blocks where nothing else is asked for, else numbers."""
     if func in _SAME:
-        return BlockTensor(own.blocks, own.kind, own.dtype)
+        return BlockTensor(own.blocks, own.kind, own.dtype, own.source)
     if func is _aten.embedding.default:
         return _rows(own, args[0])
     if func in _OF_ROWS and (found := _taken(func, own, args, named)) is not None:
@@ -182,6 +201,6 @@ def _refuse_writing(func: Any, args: Sequence[Any], named: Mapping[str, Any]) ->
 
 def _unwritable(weight: BlockTensor, by: str) -> UsageError:
     return UsageError(
-        f"a weight in {weight.kind} blocks of a GGUF file cannot be changed in place by {by}; load the model from its "
-        "folder, whose weights are numbers"
+        f"{_named(weight)} cannot be changed in place by {by}; load {unquantised(weight.source)}, whose weights are "
+        "numbers"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -138,6 +139,11 @@ def model_class(config: Any) -> Any:
     return several if not known and type(config) in several._model_mapping else AutoModelForCausalLM
 
 
+def is_text_model(config: Any) -> bool:
+    """Whether transformers has a language model, and nothing beside it, for this configuration."""
+    return type(config) in AutoModelForCausalLM._model_mapping and config.get_text_config(decoder=True) is config
+
+
 def config_of(folder: str | os.PathLike[str]) -> Any:
     """The configuration of a folder, without its wish for an attention: that may be code, which would be fetched."""
     return _without_attention(AutoConfig.from_pretrained(folder, trust_remote_code=False))
@@ -155,6 +161,32 @@ def model_without_weights(config: Any, dtype: torch.dtype) -> Any:
 
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+
+
+def quantization_methods() -> list[str]:
+    """The values of ``quant_method`` that transformers loads."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    # bitsandbytes has two entries there, which files do not name.
+    return sorted({re.sub("_[48]bit$", "", name) for name in AUTO_QUANTIZATION_CONFIG_MAPPING})
+
+
+def dequantised(method: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` with which a quantised checkpoint becomes numbers, where that is the better way.
+
+    compressed-tensors would make numbers in the first forward, after others have looked at the layers.
+    """
+    if method != "compressed-tensors":
+        return {}
+    kind = transformers.CompressedTensorsConfig
+    known = "dequantize" in inspect.signature(kind).parameters  # since transformers 5.22
+    return {"quantization_config": kind(dequantize=True) if known else kind(run_compressed=False)}
+
+
+def quantised_by(model: Any) -> str | None:
+    """The method of a model whose layers are transformers' own quantised ones; None for any other."""
+    method = getattr(model, "quantization_method", None) if getattr(model, "is_quantized", False) else None
+    return None if method is None else str(getattr(method, "value", method))
 
 
 def _without_attention(config: Any) -> Any:

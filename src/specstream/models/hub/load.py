@@ -14,13 +14,15 @@ import torch
 from transformers import AutoTokenizer
 
 from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError, one_line
-from specstream.models.architecture.compat import config_of, model_class, require_supported
+from specstream.models.architecture.compat import config_of, dequantised, model_class, require_supported
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.catalog import entry_of, resolve
 from specstream.models.hub.gguf import load_gguf, read_config, read_tokenizer
 from specstream.models.hub.gguf_header import is_gguf
+from specstream.models.hub.quantized import Elsewhere, load_quantized
+from specstream.models.hub.schemes import Scheme, read_scheme
 from specstream.models.runtime.capabilities import capabilities
-from specstream.reporting import step
+from specstream.reporting import announce, step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -144,12 +146,20 @@ def _load(
                 f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
                 "SpecStream decodes with decoder-only models"
             )
-        own = config.dtype or torch.float32
-        kind, chosen = model_class(config), wanted or capabilities(place, own).dtype.value
+        own, settings = config.dtype or torch.float32, getattr(config, "quantization_config", None) or {}
+        chosen = wanted or capabilities(place, own).dtype.value
+        scheme = read_scheme(settings, name) if settings else None
         tokenizer = tokenizer_in(folder)
         check(tokenizer)
-        model, told = kind.from_pretrained(
-            folder, config=config, dtype=chosen, trust_remote_code=False, output_loading_info=True
+        if scheme is not None and (model := _quantized(name, folder, config, scheme, chosen, place)) is not None:
+            return model, tokenizer
+        model, told = model_class(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=chosen,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **dequantised(str(settings.get("quant_method"))),
         )
         if missing := sorted(told["missing_keys"]):
             saved = " or ".join(config.architectures or ["nothing known"])
@@ -163,6 +173,21 @@ def _load(
     except Exception as error:  # of transformers, torch, safetensors or a missing package: the folder's fault each time
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
     return model, tokenizer
+
+
+def _quantized(
+    name: str, folder: str, config: Any, scheme: Scheme | str, dtype: torch.dtype, place: torch.device
+) -> Any:
+    """The model of a quantised checkpoint on our kernels; None, and the reason said, where transformers runs it."""
+    try:
+        if place.type != "cpu":
+            raise Elsewhere(f"our kernels run on the CPU, not on {place}")
+        if isinstance(scheme, str):
+            raise Elsewhere(scheme)
+        return load_quantized(Path(folder), config, scheme, dtype)
+    except Elsewhere as reason:
+        announce(f"{name} is left to transformers: {reason}")
+        return None
 
 
 def _load_gguf(

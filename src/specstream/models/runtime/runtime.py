@@ -22,7 +22,7 @@ from specstream.core.ports import Adapter
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
 from specstream.models.architecture import compat
-from specstream.models.architecture.blocks import BlockTensor, holds_blocks
+from specstream.models.architecture.blocks import BlockTensor, source_of
 from specstream.models.architecture.code import is_original_class, is_undisturbed
 from specstream.models.architecture.compat import Conv1D
 from specstream.models.architecture.hidden_states import States
@@ -55,7 +55,7 @@ class Runtime:
             ``static``.
         layer_windows: the sliding window of each layer, 0 for full attention; empty for full attention everywhere.
         quantization: ``int8`` and ``int4`` read the linear layers' weights from a copy in fewer bits. ``none`` reads
-            them as they are: those of a GGUF file from its own blocks.
+            them as they are: those of a GGUF file or a quantised checkpoint from blocks.
         head: the same of the language-model head; None for as the other layers.
 
     Attributes:
@@ -90,7 +90,10 @@ class Runtime:
         self.model = model
         self.kind: str = name
         kept: Kept = "blocks" if quantization == "none" and _reads_blocks(model, name) else quantization
-        self.name: str = name if kept == "none" else f"{name}-{'gguf' if kept == 'blocks' else kept}"
+        if kept != "none":
+            self.name: str = f"{name}-{source_of(model) if kept == 'blocks' else kept}"
+        else:  # layers that transformers quantised are its own, whatever runs beside them
+            self.name = name if compat.quantised_by(model) is None else f"{name}-transformers"
         self.static = name in ("graphs", "static")
         self.quantized = kept != "none"
         self._weights = weights = _quantized(model, kept, head or kept)
@@ -306,7 +309,7 @@ def draft_quantization(draft: Any, runtime: RuntimeName) -> Quantization:
     """How a draft is fastest on the runtime that was asked for."""
     size = sum(weight.numel() for weight in draft.parameters())
     found = capabilities(draft.device, draft.dtype, keep_dtype=True, runtime=runtime, draft_parameters=size)
-    return "none" if holds_blocks(draft) else found.quantization.value
+    return found.quantization.value if source_of(draft) is None else "none"
 
 
 Forward = Callable[..., Tensor]
@@ -327,8 +330,8 @@ def _linear_forwards(
 
 
 def _reads_blocks(model: Any, name: str) -> bool:
-    """Whether linear layers run on the blocks of a GGUF file: only our kernels read them."""
-    return name == "native" and holds_blocks(model)
+    """Whether linear layers run on blocks: only our kernels read them."""
+    return name == "native" and source_of(model) is not None
 
 
 def _quantized(model: Any, bits: Kept, head_bits: Kept) -> dict[nn.Module, QuantizedWeight]:

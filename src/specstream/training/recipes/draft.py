@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.errors import UsageError, VocabularyMismatchError
-from specstream.models.architecture.blocks import holds_blocks
+from specstream.models.architecture.blocks import called, source_of, unquantised
 from specstream.models.architecture.compat import text_config
 from specstream.models.hub.load import load_model
 from specstream.models.hub.vocabulary import cut_head, read_part, write_part
@@ -32,8 +32,10 @@ class TrainedDraft:
 
     def __init__(self, name: str, train: str, device: str) -> None:
         self.model, self.tokenizer = load_model(name, dtype="float32", device=device)
-        if holds_blocks(self.model):
-            raise UsageError(f"draft_model is {name!r}, a GGUF file, which cannot be trained; give the model's folder")
+        if (source := source_of(self.model)) is not None:
+            raise UsageError(
+                f"draft_model is {name!r}, {called(source)}, which cannot be trained; give {unquantised(source)}"
+            )
         self._folder = Path(self.model.config.name_or_path)
         self._dtype = AutoConfig.from_pretrained(self._folder, trust_remote_code=False).dtype or torch.float32
         part = read_part(self._folder)

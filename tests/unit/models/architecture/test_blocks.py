@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from specstream.errors import UsageError
 from specstream.models.architecture import blocks
-from specstream.models.architecture.blocks import BlockTensor, holds_blocks, kinds_of
+from specstream.models.architecture.blocks import BlockTensor, kinds_of, source_of
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.architecture.memory import held_bytes
 from specstream.models.architecture.view import Copied, Stamp
@@ -181,5 +181,5 @@ def test_its_memory_is_that_of_its_blocks() -> None:
     assert held_bytes([own], nn.Module()) == own.nbytes
     model = Holder(own)
     assert held_bytes([own], model) == 0
-    assert kinds_of(model) == {"layer.weight": "Q4_1"} and holds_blocks(model)
-    assert not holds_blocks(nn.Linear(2, 2))
+    assert kinds_of(model) == {"layer.weight": "Q4_1"} and source_of(model) == "gguf"
+    assert source_of(nn.Linear(2, 2)) is None
