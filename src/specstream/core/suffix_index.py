@@ -78,9 +78,10 @@ class SuffixIndex:
         tokens = self._read(end, min(end + count, self._written))
         return tokens[: tokens.index(SEPARATOR)] if SEPARATOR in tokens else tokens
 
-    def tokens(self) -> list[int]:
+    def tokens(self) -> array[int]:
         """All that are kept, the oldest first."""
-        return self._read(self._oldest, self._written)
+        at = self._written % self._capacity if self._oldest else 0
+        return self._text[at:] + self._text[:at]
 
     @property
     def _oldest(self) -> int:

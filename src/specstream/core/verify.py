@@ -99,9 +99,7 @@ def verify_each(
     return [verdicts[row] for row in range(len(trees))]
 
 
-def _with_choices(
-    verdicts: Sequence[Verdict], logits: Tensor, choices: Callable[[], list[list[int]]]
-) -> list[Verdict]:
+def _with_choices(verdicts: Sequence[Verdict], logits: Tensor, choices: Callable[[], list[list[int]]]) -> list[Verdict]:
     rows = cache(choices)
     return [
         replace(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.tree_shapes import Candidates, Ranked, RankAcceptance
+from specstream.core.tree_shapes import Candidates, RankAcceptance, Ranked
 from specstream.errors import UsageError
 
 PREFERRED, MOST, DEPTH = 7, 15, 6
