@@ -13,7 +13,9 @@ from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError, listed, remedy, shown
 from specstream.files.yaml_file import Section, takes_numbers
 
-DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
+DrafterName = Literal[
+    "auto", "none", "lookup", "recycling", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"
+]
 
 
 def truth_value(kind: type[BaseModel], values: Mapping[str, Any]) -> str | None:

@@ -140,4 +140,5 @@ class _Successors(Candidates):
     root: int
 
     def behind(self, at: int, rank: int) -> Ranked:
-        return sorted(zip(self.chances[at], self.table.get(rank if at else self.root, ()), strict=False), reverse=True)
+        # In the order of the table, by whose ranks the rates are learned, should a later one have become likelier too.
+        return list(zip(self.chances[at], self.table.get(rank if at else self.root, ()), strict=False))

@@ -21,6 +21,7 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.engine.choices import SELF, check_choice, defaults_of, unused
 from specstream.engine.generation import Parts
@@ -281,6 +282,8 @@ def _combined(
             window=config.lookahead_window, ngram=config.lookahead_ngram, guesses=config.lookahead_guesses
         )
     lookup = LookupDrafter(branches=config.branches, memory=sources.memory)
+    if name == "recycling":
+        return MixedDrafter(lookup, RecyclingDrafter(), name=name)
     if name == "lookup" or (name == "auto" and draft is None and heads is None):
         return lookup
     own = sources.get(draft, heads, config, own_name)

@@ -84,7 +84,9 @@ def unused(config: EngineConfig, draft: Any) -> list[str]:
         draft: the draft model, if there is one.
     """
     name = config.drafter
-    branching = name in ("lookup", "draft_model", "mixed", "router") or (name == "auto" and config.heads is None)
+    branching = name in ("lookup", "recycling", "draft_model", "mixed", "router") or (
+        name == "auto" and config.heads is None
+    )
     used = {
         "branches": branching,
         "memory": branching and name != "draft_model" and (draft is None or name != "auto"),
