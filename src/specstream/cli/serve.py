@@ -23,6 +23,7 @@ _Config = Annotated[options.Text, typer.Option("--config", "-c", help="A YAML fi
 _Engine = Annotated[options.Text, typer.Option("--engine", help="local (this package's own) or vllm.")]
 _Model = Annotated[options.Text, typer.Option("--model", "-m", help="What to serve: a name, a folder or a hub id.")]
 _Drafter = Annotated[options.Text, typer.Option("--drafter", help="As in generate.")]
+_Memory = Annotated[options.Text, typer.Option("--memory", help="As in generate; answers of all clients go there.")]
 _Host = Annotated[options.Text, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
 _Port = Annotated[options.Integer, typer.Option("--port", help="Likewise.")]
 _Rows = Annotated[options.Integer, typer.Option("--max-rows", help="Answers decoded side by side.")]
@@ -50,6 +51,7 @@ def serve(
     draft: options.Draft = None,
     drafter: _Drafter = None,
     heads: options.HeadsFolder = None,
+    memory: _Memory = None,
     gamma: options.Depth = None,
     acceptance_threshold: options.AcceptanceThreshold = None,
     dtype: _Dtype = None,
@@ -80,6 +82,7 @@ def serve(
         draft_model=draft,
         drafter=drafter,
         heads=heads,
+        memory=memory,
         gamma=gamma,
         acceptance_threshold=acceptance_threshold,
         dtype=dtype,
