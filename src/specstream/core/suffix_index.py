@@ -10,15 +10,17 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator, Sequence
+from zlib import crc32
 
 SEPARATOR = -1
 """Stands between texts that do not belong together: no token equals it, so no match and no copy goes across."""
 
-WALK = 32
+WALK = 16
 """Occurrences of an n-gram that are looked at, the newest: enough for a long match, and a bound on a round's time."""
 
 SLOTS = 12
-"""Bits of the hash of an n-gram in the text of one row; what is found is compared, so that more only saves steps."""
+"""Bits of the hash of an n-gram in the text of one row. What is found is compared, so that more of them only save steps.
+The hash is the same in every process: a seed has to repeat."""
 
 
 class SuffixIndex:
@@ -37,7 +39,7 @@ class SuffixIndex:
         self._longest, self._capacity = longest, capacity or sys.maxsize
         self._text, self._written, self._linked = array("i"), 0, 0
         self._mask = (1 << slots) - 1
-        sizes = sorted({min(longest, shortest << doubled) for doubled in range(3)}, reverse=True)
+        sizes = sorted({shortest, min(longest, 3 * shortest)}, reverse=True)
         self._tables = [(size, array("q", [0]) * (1 << slots), array("q")) for size in sizes]
 
     def __len__(self) -> int:
@@ -50,57 +52,63 @@ class SuffixIndex:
             _put(self._text, self._written % self._capacity, token)
             self._written += 1
         for end in range(self._linked, self._written):
+            at = end % self._capacity
             for size, newest, before in self._tables:
-                slot = 0 if size > end else self._slot(self._read(end - size, end))
-                _put(before, end % self._capacity, newest[slot] if size <= end else 0)
-                if size <= end:
-                    newest[slot] = end
+                if size > end:
+                    _put(before, at, 0)
+                    continue
+                slot = crc32(self._read(end - size, end)) & self._mask
+                _put(before, at, newest[slot])
+                newest[slot] = end
         self._linked = self._written
 
     def matches(self, tail: Sequence[int]) -> Iterator[tuple[int, int]]:
         """``(length, position)`` of what followed the end of ``tail``: the longest first, then the most recent."""
-        seen, oldest = set[int](), self._oldest
+        seen, oldest, capacity = set[int](), self._oldest, self._capacity
+        wanted = array("i", tail[-self._longest :])
         for size, newest, before in self._tables:
-            if size > len(tail):
+            if size > len(wanted):
                 continue
-            found, end = list[tuple[int, int]](), newest[self._slot(tail[-size:])]
+            found = list[tuple[int, int]]()
+            end = newest[crc32(wanted[-size:]) & self._mask]
             for _ in range(WALK):
                 if end <= oldest:
                     break
-                if end not in seen and (length := self._common(tail, end)) >= size:
+                if end not in seen and (length := self._common(wanted, end, oldest)) >= size:
                     seen.add(end)
-                    found.append((length, end))
-                end = min(before[end % self._capacity], end - 1)  # whatever another thread writes there, it ends
+                    if length == self._longest:
+                        yield length, end  # none is better, and those of the same length come later
+                    else:
+                        found.append((length, end))
+                end = min(before[end % capacity], end - 1)  # whatever another thread writes there, it ends
             yield from sorted(found, reverse=True)
 
     def after(self, end: int, count: int) -> list[int]:
         """Up to ``count`` tokens from a position on, as far as its text goes."""
-        tokens = self._read(end, min(end + count, self._written))
+        tokens = self._read(end, min(end + count, self._written)).tolist()
         return tokens[: tokens.index(SEPARATOR)] if SEPARATOR in tokens else tokens
 
     def tokens(self) -> array[int]:
         """All that are kept, the oldest first."""
-        at = self._written % self._capacity if self._oldest else 0
-        return self._text[at:] + self._text[:at]
+        return self._read(self._oldest, self._written)
 
     @property
     def _oldest(self) -> int:
         return max(0, self._written - self._capacity)
 
-    def _slot(self, tokens: Sequence[int]) -> int:
-        return hash(tuple(tokens)) & self._mask
+    def _read(self, begin: int, end: int) -> array[int]:
+        first = begin % self._capacity
+        last = first + end - begin
+        if last <= self._capacity:
+            return self._text[first:last]
+        return self._text[first:] + self._text[: last - self._capacity]
 
-    def _read(self, begin: int, end: int) -> list[int]:
-        first, last = begin % self._capacity, end % self._capacity
-        if first <= last or begin == end:
-            return self._text[first:last].tolist() if begin < end else []
-        return [*self._text[first:], *self._text[:last]]
-
-    def _common(self, tail: Sequence[int], end: int) -> int:
-        """How many tokens before a position are those that ``tail`` ends with."""
-        text, capacity, length = self._text, self._capacity, 0
-        most = min(self._longest, len(tail), end - self._oldest)
-        while length < most and text[(end - 1 - length) % capacity] == tail[-1 - length]:
+    def _common(self, wanted: array[int], end: int, oldest: int) -> int:
+        """How many tokens before a position are those that ``wanted`` ends with."""
+        most = min(len(wanted), end - oldest)
+        text = self._read(end - most, end)
+        length = 0
+        while length < most and text[-1 - length] == wanted[-1 - length]:
             length += 1
         return length
 

@@ -31,7 +31,7 @@ SHORTEST, LONGEST = 4, 24
 CONTEXT = 32
 """Tokens of its prompt that an answer is remembered with: enough to tell the same question at its first token."""
 
-_SLOTS = 16
+_SLOTS = 17
 _FORMAT = "specstream memory 1"
 
 

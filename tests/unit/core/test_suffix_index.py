@@ -60,14 +60,14 @@ def everywhere(tokens, tail, shortest, longest):
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    tokens=st.lists(st.integers(0, 2), max_size=30),
+    tokens=st.lists(st.integers(0, 2), max_size=WALK),
     tail=st.lists(st.integers(0, 2), max_size=10),
-    cut=st.integers(0, 30),
+    cut=st.integers(0, WALK),
     sizes=st.tuples(st.integers(1, 4), st.integers(0, 6)),
     capacity=st.sampled_from([None, 5, 12]),
     slots=st.sampled_from([0, 2, 12]),
 )
-@example(tokens=[0] * 20, tail=[0] * 4, cut=3, sizes=(1, 6), capacity=5, slots=0)
+@example(tokens=[0] * WALK, tail=[0] * 4, cut=3, sizes=(1, 6), capacity=5, slots=0)
 def test_it_finds_what_a_search_everywhere_finds(tokens, tail, cut, sizes, capacity, slots):
     """However the hash collides, where the ring is cut, and in whatever pieces the text comes."""
     shortest, longest = sizes[0], sum(sizes)
