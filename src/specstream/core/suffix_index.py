@@ -19,8 +19,8 @@ WALK = 16
 """Occurrences of an n-gram that are looked at, the newest: enough for a long match, and a bound on a round's time."""
 
 SLOTS = 12
-"""Bits of the hash of an n-gram in the text of one row. What is found is compared, so that more of them only save steps.
-The hash is the same in every process: a seed has to repeat."""
+"""Bits of the hash of an n-gram in the text of one row. What is found is compared, so more only save steps. The
+hash is the same in every process: a seed has to repeat."""
 
 
 class SuffixIndex:
