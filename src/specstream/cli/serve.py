@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -74,6 +74,7 @@ def serve(
     """
     from specstream.serving.deployment import DeploymentConfig
 
+    passes: Any = {"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization}
     settings = DeploymentConfig.read(
         config,
         engine=engine,
@@ -85,7 +86,7 @@ def serve(
         memory=memory,
         gamma=gamma,
         acceptance_threshold=acceptance_threshold,
-        **{"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization},
+        **passes,
         host=host,
         port=port,
         max_rows=max_rows,
