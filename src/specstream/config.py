@@ -13,7 +13,9 @@ from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.errors import UsageError, listed, remedy, shown
 from specstream.files.yaml_file import Section, takes_numbers
 
-DrafterName = Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"]
+DrafterName = Literal[
+    "auto", "none", "lookup", "recycling", "lookahead", "streams", "medusa", "draft_model", "mixed", "router"
+]
 
 
 def truth_value(kind: type[BaseModel], values: Mapping[str, Any]) -> str | None:
@@ -92,6 +94,7 @@ class EngineSettings(SamplingSettings, total=False):
     heads: str | None
     router: str | None
     router_state: str | None
+    memory: bool | str
     pruning: float | None
     acceptance_threshold: float | None
     device: str
@@ -196,6 +199,9 @@ class EngineConfig(_Settings):
             are shipped, where ``drafter`` asks for them.
         router: the folder of a router that was trained for this very model (docs/router.md).
         router_state: the file in which a router keeps what it learns on; None keeps it in memory.
+        memory: ``lookup`` copies from the answers of ``generate`` and ``stream`` so far too, for rows that decode
+            greedily; a text names the file that keeps them, the newest 262,144 tokens. False copies from a row's own
+            text alone. Measurements never add to it.
         pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is, and another device is refused; so
@@ -224,6 +230,7 @@ class EngineConfig(_Settings):
     heads: str | None = None
     router: str | None = None
     router_state: str | None = None
+    memory: bool | str = True
     pruning: float | None = Field(default=None, gt=0, lt=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
+from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -25,6 +26,7 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.stream_loss import stream_loss
@@ -39,13 +41,15 @@ from specstream.routing.features import CLASSES, Features, no_embedding
 from specstream.routing.model import Network, RouterModel
 from specstream.routing.router import Router
 from tests.lossless.drafters import Priced
-from tests.lossless.families import VOCAB, build, prompt
+from tests.lossless.families import VOCAB, build, generated, prompt
 
 DRAFTERS = (
     "none",
     "lookup",
     "lookup-tree",
+    "lookup-memory",
     "lookahead",
+    "recycling",
     "medusa",
     "streams",
     "streams-learned",
@@ -74,12 +78,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
     if name in QUANTIZED:
         quantized = HuggingFaceTarget(build(family, **draft), exact=False, quantization=QUANTIZED[name])
         return DraftModelDrafter(quantized, gamma=GAMMA)
-    if kind == "none":
-        return NoDrafter()
-    if kind == "lookup":
-        return LookupDrafter(min_ngram=1, branches=3 if branching else 1)
-    if kind == "lookahead":
-        return LookaheadDrafter(window=3, ngram=3, guesses=3)
+    if kind in ("none", "lookup", "lookahead", "recycling"):
+        return of_the_text_alone(name, family, **draft)
     if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
     if kind in ("streams", "router"):
@@ -93,6 +93,27 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
     if kind == "mixed":  # a lookup that matches often, and not always
         return MixedDrafter(LookupDrafter(min_ngram=2, branches=2 if branching else 1), drafter)
     return Priced(drafter) if branching == "priced" else drafter
+
+
+def of_the_text_alone(name: str, family: str, **model: Any) -> Drafter:
+    """A drafter that needs neither heads nor a draft model."""
+    drafters: dict[str, Callable[[], Drafter]] = {
+        "none": NoDrafter,
+        "lookup": lambda: LookupDrafter(min_ngram=1),
+        "lookup-tree": lambda: LookupDrafter(min_ngram=1, branches=3),
+        "lookup-memory": lambda: LookupDrafter(min_ngram=2, branches=2, memory=half_right(family, **model)),
+        "lookahead": lambda: LookaheadDrafter(window=3, ngram=3, guesses=3),
+        "recycling": RecyclingDrafter,
+    }
+    return drafters[name]()
+
+
+def half_right(family: str, **model: Any) -> SuffixIndex:
+    """An earlier answer of the model to one of the prompts of these tests, every seventh token of it another."""
+    said = generated(build(family, **model), prompt(12, seed=2), 40, eos_token_id=None)
+    index = SuffixIndex(1, 8, capacity=48)
+    index.extend([*prompt(12, seed=2), *((each + (at % 7 == 6)) % VOCAB for at, each in enumerate(said)), SEPARATOR])
+    return index
 
 
 def draft_of_a_part(family: str, **draft: Any) -> Drafter:

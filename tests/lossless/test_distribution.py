@@ -23,6 +23,7 @@ from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling, draw
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
+from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -30,6 +31,7 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
@@ -113,6 +115,12 @@ def lookup(branches: int = 1) -> LookupDrafter:
     return LookupDrafter(min_ngram=1, max_ngram=3, branches=branches)
 
 
+def before() -> SuffixIndex:
+    index = SuffixIndex(1, 3, capacity=32)
+    index.extend([1, 0, 3, 3, 0, 2, 0, 2, 1, 3, SEPARATOR])
+    return index
+
+
 def mixed(model: TableModel, branches: int = 1) -> MixedDrafter:
     return MixedDrafter(LookupDrafter(min_ngram=2, max_ngram=3, branches=branches), draft(model, branches))
 
@@ -149,6 +157,13 @@ LOSSLESS = {
     "tree of 2, rows that end early": Case(drafter=lambda: draft(NEAR, 2), ends=frozenset({1}), length=4),
     "lookup chain": Case(drafter=lambda: lookup(), prompts=[LOOKUP_PROMPT]),
     "lookup branches": Case(drafter=lambda: lookup(3), prompts=[LOOKUP_PROMPT]),
+    "lookup, answers of before": Case(
+        drafter=lambda: LookupDrafter(min_ngram=1, max_ngram=3, memory=before()), prompts=[LOOKUP_PROMPT]
+    ),
+    "recycling": Case(drafter=RecyclingDrafter, prompts=PROMPTS, runs=600, length=4),
+    "recycling, top-k": Case(
+        drafter=lambda: RecyclingDrafter(successors=3), sampling=Sampling(temperature=1.2, top_k=3), length=4
+    ),
     "lookahead": Case(drafter=lambda: LookaheadDrafter(window=3, ngram=3), prompts=PROMPTS, runs=600, length=4),
     "lookahead, the window alone, top-k": Case(
         drafter=lambda: LookaheadDrafter(window=2, ngram=2, from_text=False),

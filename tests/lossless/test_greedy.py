@@ -15,12 +15,14 @@ from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
+from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
@@ -39,6 +41,9 @@ DRAFTERS = {
     "none": lambda: NoDrafter(),
     "lookup chain": lambda: LookupDrafter(min_ngram=1, max_ngram=4),
     "lookup tree": lambda: LookupDrafter(min_ngram=1, max_ngram=4, branches=3),
+    "lookup, answers of before": lambda: LookupDrafter(min_ngram=2, memory=before()),
+    "recycling": lambda: RecyclingDrafter(),
+    "recycling behind a lookup": lambda: MixedDrafter(LookupDrafter(), RecyclingDrafter(successors=2)),
     "lookahead": lambda: LookaheadDrafter(),
     "lookahead, the window alone": lambda: LookaheadDrafter(window=3, ngram=3, from_text=False),
     "medusa": lambda: MedusaDrafter(TableHeads(NEAR)),
@@ -61,6 +66,15 @@ DRAFTERS = {
     "full tree, drawn": lambda: FunctionDrafter(Branching(NEAR, 2, 3)),
     "oracle": lambda: oracle(TARGET),
 }
+
+
+def before():
+    """An index of what the target says to one of the prompts, and of something else."""
+    index = SuffixIndex(2, 8, capacity=64)
+    for text in ([3, 1, 4, 1, 0, 2, 0, 4, 3] * 3, [*PROMPTS[0], *by_definition(Sampling(), PROMPTS[0], LENGTH)]):
+        index.extend([*text, SEPARATOR])
+    return index
+
 
 SAMPLINGS = {
     "plain": Sampling(),

@@ -136,7 +136,10 @@ def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime
     assert min(_drafted([row.stats for row in (*batch, alone)])) > 0 or drafter == "none"
 
 
-@pytest.mark.parametrize("drafter", ["lookup", "lookahead", "medusa", "streams-learned", "mixed-streams", "router"])
+@pytest.mark.parametrize(
+    "drafter",
+    ["lookup", "lookup-memory", "lookahead", "recycling", "medusa", "streams-learned", "mixed-streams", "router"],
+)
 def test_others_accept_and_reject_too(drafter: str) -> None:
     rows = [run(target(family, "packed"), make_drafter(drafter, family), PROMPTS, NEW_TOKENS) for family in FAMILIES]
     assert min(_drafted([row.stats for batch in rows for row in batch])) > 0

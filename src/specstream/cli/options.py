@@ -50,6 +50,9 @@ RouterFolder = Annotated[
     Text, typer.Option("--router", help="For --drafter router: the folder that `specstream router train` wrote.")
 ]
 RouterState = Annotated[Text, typer.Option("--router-state", help="The file in which the router keeps what it learns.")]
+Memory = Annotated[
+    Text, typer.Option("--memory", help="A file of earlier answers, for drafts to copy from; this one is added.")
+]
 Pruning = Annotated[
     Number, typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this.")
 ]

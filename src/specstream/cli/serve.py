@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,6 +23,7 @@ _Config = Annotated[options.Text, typer.Option("--config", "-c", help="A YAML fi
 _Engine = Annotated[options.Text, typer.Option("--engine", help="local (this package's own) or vllm.")]
 _Model = Annotated[options.Text, typer.Option("--model", "-m", help="What to serve: a name, a folder or a hub id.")]
 _Drafter = Annotated[options.Text, typer.Option("--drafter", help="As in generate.")]
+_Memory = Annotated[options.Text, typer.Option("--memory", help="As in generate; answers of all clients go there.")]
 _Host = Annotated[options.Text, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
 _Port = Annotated[options.Integer, typer.Option("--port", help="Likewise.")]
 _Rows = Annotated[options.Integer, typer.Option("--max-rows", help="Answers decoded side by side.")]
@@ -50,6 +51,7 @@ def serve(
     draft: options.Draft = None,
     drafter: _Drafter = None,
     heads: options.HeadsFolder = None,
+    memory: _Memory = None,
     gamma: options.Depth = None,
     acceptance_threshold: options.AcceptanceThreshold = None,
     dtype: _Dtype = None,
@@ -72,6 +74,7 @@ def serve(
     """
     from specstream.serving.deployment import DeploymentConfig
 
+    passes: Any = {"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization}
     settings = DeploymentConfig.read(
         config,
         engine=engine,
@@ -80,12 +83,10 @@ def serve(
         draft_model=draft,
         drafter=drafter,
         heads=heads,
+        memory=memory,
         gamma=gamma,
         acceptance_threshold=acceptance_threshold,
-        dtype=dtype,
-        device=device,
-        runtime=runtime,
-        quantization=quantization,
+        **passes,
         host=host,
         port=port,
         max_rows=max_rows,

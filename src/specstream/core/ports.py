@@ -30,12 +30,14 @@ class Verdict:
         choices: the token of the largest logit after every node, accepted or not, for a drafter that learns from them;
             ``NO_CHOICE`` where the logits hold NaN or infinity, and beyond the tree meaningless. Nobody pays for what
             is not asked for; ask before the next pass.
+        likeliest: the same with k tokens of the largest logits, ordered, after every node of ``path`` only.
         error: why the row cannot go on, with no token then; None if it can.
     """
 
     path: tuple[int, ...]
     tokens: tuple[int, ...]
     choices: Callable[[], Sequence[int]] = field(default=tuple, compare=False, repr=False)
+    likeliest: Callable[[int], Sequence[Sequence[int]]] = field(default=lambda k: (), compare=False, repr=False)
     error: Exception | None = field(default=None, compare=False)
 
     @property

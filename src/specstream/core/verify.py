@@ -67,9 +67,9 @@ def verify(
         verdicts = [
             _guarded(verify_greedy, tree, partial(_choice, row), ends) for tree, row in zip(trees, rows, strict=True)
         ]
-        return _with_choices(verdicts, lambda: rows)
+        return _with_choices(verdicts, logits, lambda: rows)
     verdicts = _walks(trees, logits, contexts, sampling, generators, acceptance_threshold, ends)
-    return _with_choices(verdicts, lambda: greedy_choices(logits).tolist())
+    return _with_choices(verdicts, logits, lambda: greedy_choices(logits).tolist())
 
 
 def verify_each(
@@ -99,9 +99,22 @@ def verify_each(
     return [verdicts[row] for row in range(len(trees))]
 
 
-def _with_choices(verdicts: Sequence[Verdict], choices: Callable[[], list[list[int]]]) -> list[Verdict]:
+def _with_choices(verdicts: Sequence[Verdict], logits: Tensor, choices: Callable[[], list[list[int]]]) -> list[Verdict]:
     rows = cache(choices)
-    return [replace(verdict, choices=lambda row=row: rows()[row]) for row, verdict in enumerate(verdicts)]  # type: ignore[misc]
+    return [
+        replace(
+            verdict,
+            choices=lambda row=row: rows()[row],  # type: ignore[misc]
+            likeliest=lambda k, row=row, path=verdict.path: _likeliest(logits[row], path, k),  # type: ignore[misc]
+        )
+        for row, verdict in enumerate(verdicts)
+    ]
+
+
+def _likeliest(logits: Tensor, path: Sequence[int], k: int) -> list[list[int]]:
+    at = logits[: len(path)] if path[-1] == len(path) - 1 else logits[list(path)]
+    found: list[list[int]] = at.topk(min(k, logits.shape[-1])).indices.tolist()
+    return found
 
 
 def _choice(choices: Sequence[int], node: int) -> int:

@@ -1,17 +1,27 @@
-"""Prompt lookup: what followed the last time these tokens occurred, in the prompt or in the output so far.
+"""Prompt lookup: what followed the last time these tokens occurred, in the row's own text or in earlier answers.
 
-After Saxena, "Prompt lookup decoding" (2023), and Yang et al., "Inference with reference" (arXiv 2304.04487). The
-longest matching suffix wins, and of equally long matches the most recent.
+After Saxena, "Prompt lookup decoding" (2023), and Yang et al., "Inference with reference" (arXiv 2304.04487); earlier
+answers as in Oliaro et al., "SuffixDecoding" (arXiv 2411.04975). The longest matching suffix wins, and of equally long
+matches the most recent. How many tokens followed it in the same way says no more than its length does
+(docs/experiments/0075).
+
+The shape of a tree decides how chance is spent, and a seed has to repeat: a row that samples is not drafted for from
+what earlier generations said.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 
 from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
+from specstream.core.suffix_index import SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
+
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 24)
+"""Matches that are accepted alike: as long as one of these, and shorter than the next."""
 
 
 class LookupDrafter(Drafter):
@@ -21,107 +31,97 @@ class LookupDrafter(Drafter):
         max_ngram: longest suffix looked for.
         min_ngram: shortest suffix trusted.
         branches: how many different continuations one tree may hold; 1 drafts chains.
+        memory: texts to copy from besides the row's own, where it decodes greedily; others may write to it meanwhile.
     """
 
     name = "lookup"
 
-    def __init__(self, *, max_ngram: int = 6, min_ngram: int = 2, branches: int = 1) -> None:
+    def __init__(
+        self, *, max_ngram: int = 24, min_ngram: int = 2, branches: int = 1, memory: SuffixIndex | None = None
+    ) -> None:
         if not 1 <= min_ngram <= max_ngram:
             raise UsageError(f"min_ngram is {min_ngram} and max_ngram {max_ngram}; give 1 <= min_ngram <= max_ngram")
         if branches < 1:
             raise UsageError(f"branches is {branches}; give 1 or more")
-        self.max_ngram, self.min_ngram, self.branches = max_ngram, min_ngram, branches
+        self.max_ngram, self.min_ngram, self.branches, self.memory = max_ngram, min_ngram, branches, memory
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> LookupSession:
-        indexes = [SuffixIndex(self.min_ngram, self.max_ngram) for _ in prompts]
-        return LookupSession(indexes, self.branches)
+        rows = [
+            _Row(SuffixIndex(self.min_ngram, self.max_ngram), self.memory if sampling.greedy else None, self.branches)
+            for sampling in samplings
+        ]
+        return LookupSession(rows)
 
 
 class LookupSession(DraftSession):
     """One index per row."""
 
-    def __init__(self, indexes: list[SuffixIndex], branches: int) -> None:
-        self._indexes = indexes
-        self._branches = branches
+    def __init__(self, rows: list[_Row]) -> None:
+        self._rows = rows
 
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        """One per row that has a match. The longer the match, the surer the copy, so its length is in the source."""
-        return [self._offers(index, request) for index, request in zip(self._indexes, requests, strict=True)]
+        """One per row and place of a match. The longer it is, the surer the copy, so its length is in the source."""
+        return [row.offers(request) for row, request in zip(self._rows, requests, strict=True)]
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [self._tree(index, request) for index, request in zip(self._indexes, requests, strict=True)]
+        return [row.tree(request) for row, request in zip(self._rows, requests, strict=True)]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         """The next request carries the new tokens; there is nothing else to learn."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        self._indexes = [self._indexes[row] for row in rows]
+        self._rows = [self._rows[row] for row in rows]
 
     def join(self, other: LookupSession) -> None:
-        self._indexes.extend(other._indexes)
+        self._rows.extend(other._rows)
 
-    def _tree(self, index: SuffixIndex, request: DraftRequest) -> TokenTree:
-        for offer in [request.offer] if request.offer else self._offers(index, request):
+
+class _Row:
+    """What one row copies from."""
+
+    def __init__(self, own: SuffixIndex, memory: SuffixIndex | None, branches: int) -> None:
+        self._own, self._memory, self._branches = own, memory, branches
+
+    def tree(self, request: DraftRequest) -> TokenTree:
+        for offer in [request.offer] if request.offer else self.offers(request):
             if offer.tree is not None:
                 return offer.tree.pruned(request.depth)
         return TokenTree.chain(request.tokens[-1:])
 
-    def _offers(self, index: SuffixIndex, request: DraftRequest) -> list[Offer]:
-        index.extend(request.tokens)
+    def offers(self, request: DraftRequest) -> list[Offer]:
+        self._own.extend(request.tokens[len(self._own) :])
         if request.depth < 1:
             return []
+        found = list(self._found("lookup", self._own, request))
+        if self._memory is not None:
+            found.extend(self._found("memory", self._memory, request))
+        return [offer for _, offer in sorted(found, key=lambda each: -each[0])]
+
+    def _found(self, source: str, index: SuffixIndex, request: DraftRequest) -> Iterator[tuple[int, Offer]]:
+        """The offer of a place and how long its match is, where it has one."""
         paths: list[list[int]] = []
         longest = 0
-        for size, end in index.matches(request.tokens):
-            longest = longest or size
-            path = _continuation(request.tokens, end, request.depth)
-            if path not in paths:
+        for length, end in index.matches(request.tokens):
+            path = index.after(end, request.depth)
+            if index is self._own:
+                path = _repeated(path, request.depth)
+            if path and path not in paths:
+                longest = longest or length
                 paths.append(path)
             if len(paths) == self._branches:
                 break
         if not paths:
-            return []
+            return
         root = request.tokens[-1]
         tree = TokenTree.chain([root, *paths[0]]) if len(paths) == 1 else TokenTree.merge(root, paths)
-        return [Offer(source=f"lookup/{longest}", depth=request.depth, branches=self._branches, tree=tree)]
+        alike = LENGTHS[bisect(LENGTHS, longest) - 1]
+        yield longest, Offer(source=f"{source}/{alike}", depth=max(tree.depths), branches=self._branches, tree=tree)
 
 
-class SuffixIndex:
-    """Where each n-gram of a growing sequence ended, for n from ``min_ngram`` to ``max_ngram``.
-
-    The n-grams that end the sequence are not in it yet: they would match themselves.
-    """
-
-    def __init__(self, min_ngram: int, max_ngram: int) -> None:
-        self._sizes = range(max_ngram, min_ngram - 1, -1)
-        self._ends: dict[tuple[int, ...], list[int]] = {}
-        self._indexed = 0
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Index every n-gram that ends before the last token. Costs as much as there is news."""
-        for end in range(self._indexed + 1, len(tokens)):
-            for size in self._sizes:
-                if size <= end:
-                    self._ends.setdefault(tuple(tokens[end - size : end]), []).append(end)
-        self._indexed = max(self._indexed, len(tokens) - 1)
-
-    def matches(self, tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """``(size, position)`` of what followed the suffix before: longest suffix first, then most recent."""
-        seen = set()
-        for size in self._sizes:
-            if size > len(tokens):
-                continue
-            for end in reversed(self._ends.get(tuple(tokens[-size:]), [])):
-                if end not in seen:
-                    seen.add(end)
-                    yield size, end
-
-
-def _continuation(tokens: Sequence[int], end: int, depth: int) -> list[int]:
-    """The ``depth`` tokens from ``end`` on; a match near the end goes on as the repetition it found."""
-    path = list(tokens[end : end + depth])
+def _repeated(path: list[int], depth: int) -> list[int]:
+    """``depth`` tokens: a match near the end goes on as the repetition it found."""
     while len(path) < depth:
         path.extend(path[: depth - len(path)])
     return path

@@ -13,6 +13,7 @@ from specstream.config import DEEPEST, UNMEASURED, EngineConfig, with_settings
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
+from specstream.core.suffix_index import SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -20,10 +21,12 @@ from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.engine.choices import SELF, check_choice, defaults_of, unused
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import shallower
+from specstream.engine.memory import Memory
 from specstream.engine.text import check_tokenizer
 from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError, shown
 from specstream.heads.folder import kind_of
@@ -136,11 +139,14 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
     loaded = isinstance(draft, str) and not draft.startswith(SELF)  # dtype is of the draft that is loaded then
     check_place(target.model, config.device, "auto" if loaded else config.dtype)
     heads = _heads_folder(target.model, draft, config)
+    memory = _memory(target, tokenizer, draft, config)
+    index = None if memory is None else memory.index
     if config.drafter == "router":
-        drafter: Drafter = _routed(target, tokenizer, draft, config)
+        drafter: Drafter = _routed(target, tokenizer, draft, config, index)
     else:
-        drafter = _combined(_Sources(target, tokenizer), draft, heads, config)
+        drafter = _combined(_Sources(target, tokenizer, index), draft, heads, config)
     return Parts(
+        memory=memory,
         target=target if config.use_cache else UncachedTarget(target),
         drafter=drafter,
         heads=heads,
@@ -158,6 +164,13 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
             controller=Controller() if config.adaptive else None,
         ),
     )
+
+
+def _memory(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Memory | None:
+    """Of answers, where there is to be one and a drafter copies from it."""
+    if config.memory is False or "memory" in unused(config, draft):
+        return None
+    return Memory(None if config.memory is True else config.memory, tokenizer, _vocab_size(target.model))
 
 
 def renewed(parts: Parts, target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
@@ -200,10 +213,12 @@ def left_out_of(model: Any, draft: Any, drafter: Drafter, config: EngineConfig) 
     return "; ".join(found) or None
 
 
-def _routed(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> RoutedDrafter:
+def _routed(
+    target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig, memory: SuffixIndex | None
+) -> RoutedDrafter:
     router = Router.from_config({"router": config.router, "state": config.router_state})
     router.bind(target.model, tokenizer)
-    return RoutedDrafter(build_drafters(target, tokenizer, router.drafters, config, draft), router)
+    return RoutedDrafter(build_drafters(target, tokenizer, router.drafters, config, draft, memory), router)
 
 
 def build_drafters(
@@ -212,6 +227,7 @@ def build_drafters(
     specs: Mapping[str, DrafterSpec],
     config: EngineConfig,
     draft: Any = None,
+    memory: SuffixIndex | None = None,
 ) -> dict[str, Drafter]:
     """Drafters of one target, as a router chooses from them. What two of them draft with is there once.
 
@@ -221,11 +237,12 @@ def build_drafters(
         specs: what to build, by name.
         config: the settings that they have in common.
         draft: in place of the draft models that ``specs`` names: one for all, or a mapping by the drafters' names.
+        memory: of answers, to copy from.
 
     Raises:
         UsageError: a drafter that there is none of, or a drafter and a draft that do not go together.
     """
-    sources, drafters = _Sources(target, tokenizer), dict[str, Drafter]()
+    sources, drafters = _Sources(target, tokenizer, memory), dict[str, Drafter]()
     for name, spec in specs.items():
         own = config_of(spec, config)
         given = draft.get(name) if isinstance(draft, Mapping) else draft
@@ -253,10 +270,10 @@ def config_of(spec: DrafterSpec, config: EngineConfig) -> EngineConfig:
 
 
 class _Sources:
-    """What drafts with draft models and with heads, each made once."""
+    """What drafts with draft models and with heads, each made once, and the memory that all copy from."""
 
-    def __init__(self, target: HuggingFaceTarget, tokenizer: Any) -> None:
-        self._target, self._tokenizer = target, tokenizer
+    def __init__(self, target: HuggingFaceTarget, tokenizer: Any, memory: SuffixIndex | None = None) -> None:
+        self._target, self._tokenizer, self.memory = target, tokenizer, memory
         self._made: dict[Any, Drafter] = {}
 
     def get(self, draft: Any, heads: str | None, config: EngineConfig, name: str) -> Drafter:
@@ -282,7 +299,9 @@ def _combined(
         return LookaheadDrafter(
             window=config.lookahead_window, ngram=config.lookahead_ngram, guesses=config.lookahead_guesses
         )
-    lookup = LookupDrafter(branches=config.branches)
+    lookup = LookupDrafter(branches=config.branches, memory=sources.memory)
+    if name == "recycling":
+        return MixedDrafter(lookup, RecyclingDrafter(), name=name)
     if name == "lookup" or (name == "auto" and draft is None and heads is None):
         return lookup
     own = sources.get(draft, heads, config, own_name)

@@ -62,8 +62,9 @@ def _check_pruning(name: str, heads: str | None, pruning: float) -> None:
 
 
 def _check_router(config: EngineConfig) -> None:
-    if config.router_state is not None:
-        refuse_folder_name(config.router_state, "router_state")
+    for setting, file in (("router_state", config.router_state), ("memory", config.memory)):
+        if isinstance(file, str):
+            refuse_folder_name(file, setting)
     if config.drafter == "router" and config.router is None:
         raise UsageError(
             "drafter is 'router' and there is none; give router=, the folder that specstream router train wrote"
@@ -83,9 +84,12 @@ def unused(config: EngineConfig, draft: Any) -> list[str]:
         draft: the draft model, if there is one.
     """
     name = config.drafter
-    branching = name in ("lookup", "draft_model", "mixed", "router") or (name == "auto" and config.heads is None)
+    branching = name in ("lookup", "recycling", "draft_model", "mixed", "router") or (
+        name == "auto" and config.heads is None
+    )
     used = {
         "branches": branching,
+        "memory": branching and name != "draft_model" and (draft is None or name != "auto"),
         "lookahead_window": name in ("lookahead", "router"),
         "lookahead_ngram": name in ("lookahead", "router"),
         "lookahead_guesses": name in ("lookahead", "router"),
@@ -102,7 +106,7 @@ def defaults_of(options: Iterable[str]) -> dict[str, Any]:
 def _check_unused(config: EngineConfig, draft: Any) -> None:
     for option, default in defaults_of(unused(config, draft)).items():
         value = getattr(config, option)
-        if value != default:
+        if value not in (default, False):  # what is off is no mistake
             kind = f"drafter is {config.drafter!r}" + (" with heads" if config.heads else "")
             why = "there is no draft_model" if option == "draft_quantization" else f"{kind}, which makes no use of it"
             raise UsageError(f"{option} is {value!r} and {why}; leave it out")

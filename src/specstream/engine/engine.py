@@ -292,6 +292,7 @@ class SpeculativeEngine:
 
     def _begun(self, prompts: Sequence[Prompt], config: GenerationConfig) -> Generation:
         generation = self._start(self._encoded(prompts), config)
+        generation.remembered = True
         generation.chats = [not isinstance(prompt, str) and not are_tokens(prompt) for prompt in prompts]
         return generation
 

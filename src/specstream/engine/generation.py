@@ -17,6 +17,7 @@ from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.drafters.none import NoDrafter
+from specstream.engine.memory import Memory
 from specstream.engine.results import GenerationResult
 from specstream.engine.text import TextStream, final_text, stop_check
 from specstream.errors import UsageError, has, must_be, reason_of
@@ -49,6 +50,7 @@ class Parts:
         vocab_size: rows of the model's embedding; None if that is not known.
         left_out: what could draft, or was asked to, and does not, and why; None if there is nothing of the kind.
         revision: of the target's model, as ``HuggingFaceTarget.refresh`` counts.
+        memory: of answers that drafts are copied from; None where there is none, or nobody copies.
     """
 
     target: Target
@@ -61,6 +63,7 @@ class Parts:
     vocab_size: int | None = None
     left_out: str | None = None
     revision: int = 0
+    memory: Memory | None = None
 
     def __post_init__(self) -> None:
         must_be(has(self.drafter, "begin"), "drafter", self.drafter, "an object of a class of Drafter")
@@ -84,6 +87,7 @@ class Generation:
 
     Attributes:
         chats: of each prompt, whether it went through the chat template; for the report.
+        remembered: whether later generations may copy from its answers: not from those of measurements.
 
     Raises:
         UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
@@ -96,6 +100,7 @@ class Generation:
         self.prompts = prompts
         self.timings = Timings()
         self.chats = [False] * len(prompts)
+        self.remembered = False
         self._streams: dict[int, TextStream] = {}  # of the rows whose pieces somebody wants
         seed = secrets.randbits(62) if config.seed is None else config.seed
         seeds = range(seed, seed + len(prompts))
@@ -114,7 +119,14 @@ class Generation:
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""
         parts = self.parts
-        return decode(parts.target, parts.drafter, self.rows, speculation=parts.speculation, timings=self.timings)
+        yield from decode(parts.target, parts.drafter, self.rows, speculation=parts.speculation, timings=self.timings)
+        if self.remembered:
+            self.remember()
+
+    def remember(self) -> None:
+        """Keep the answers, which have ended, for later drafts, where there is a memory."""
+        if self.parts.memory is not None:
+            self.parts.memory.learn(self.rows)
 
     def reading(self) -> Reading:
         """The same to be joined with others: to read the prompts is the caller's, and so are the rounds.

@@ -37,6 +37,8 @@ class DeploymentConfig(Section):
         engine: ``local`` is this package's own; ``vllm`` starts vLLM with what it has of the rest (docs/scaling.md).
         draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype``,
             ``runtime`` and ``quantization``.
+        memory: a file that keeps the answers, for drafts to copy from. What one client was told then shows in how fast
+            another is answered, so None, which keeps nothing, is for servers with more than one. Not for ``vllm``.
         gamma: most tokens drafted per round; None for as many as pay.
         acceptance_threshold: lossy: a number turns on typical acceptance, which changes what answers at a temperature
             above 0 say; their ``speculation`` has ``lossless: false``. None is lossless. Not for ``vllm``.
@@ -73,8 +75,11 @@ class DeploymentConfig(Section):
     model_path: str | None = None
     engine: Literal["local", "vllm"] = "local"
     draft_model: str | None = None
-    drafter: Literal["auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"] = "auto"
+    drafter: Literal[
+        "auto", "none", "lookup", "recycling", "lookahead", "streams", "medusa", "draft_model", "mixed"
+    ] = "auto"
     heads: str | None = None
+    memory: str | None = None
     gamma: int | None = Field(default=None, ge=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"

@@ -120,6 +120,7 @@ class Job:
         self.deliver(Piece(text=self._generation.piece(round_), tokens=round_.tokens, chances=chances))
         if row.finish_reason is not None:
             self.outcome = row.finish_reason
+            self._generation.remember()
             self.deliver(Done())
 
     def _watch(self, logits: Tensor, tokens: Sequence[int]) -> None:

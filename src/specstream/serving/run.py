@@ -30,6 +30,8 @@ def check(config: DeploymentConfig) -> None:
             f"acceptance_threshold is {config.acceptance_threshold} and the engine is vllm, which has no such rule; "
             "leave it out"
         )
+    if config.engine == "vllm" and config.memory is not None:
+        raise UsageError(f"memory is {config.memory!r} and the engine is vllm, which has none; leave it out")
     if config.engine == "local":
         most_connections(config)
     check_machine(config)
@@ -41,6 +43,7 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
     settings: dict[str, Any] = {
         "drafter": config.drafter,
         "heads": config.heads,
+        "memory": config.memory or False,
         "gamma": config.gamma,
         "acceptance_threshold": config.acceptance_threshold,
         "device": config.device,

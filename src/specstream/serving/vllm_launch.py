@@ -43,6 +43,10 @@ class Launch:
     notes: tuple[str, ...]
 
 
+LONGEST_NGRAM = 6
+"""Tokens of the longest match that vLLM's ngram looks for."""
+
+
 def plan(config: DeploymentConfig) -> Launch:
     """The vLLM that a configuration asks for.
 
@@ -108,8 +112,8 @@ def speculation(config: DeploymentConfig) -> dict[str, Any] | None:
     drafts = {"num_speculative_tokens": config.gamma or DEPTH}
     if drafter == "draft_model":
         return {"method": "draft_model", "model": _draft(config), **drafts}
-    ours = LookupDrafter()
-    return {"method": "ngram", **drafts, "prompt_lookup_max": ours.max_ngram, "prompt_lookup_min": ours.min_ngram}
+    shortest = LookupDrafter().min_ngram
+    return {"method": "ngram", **drafts, "prompt_lookup_max": LONGEST_NGRAM, "prompt_lookup_min": shortest}
 
 
 def executable(path: str | None) -> str:

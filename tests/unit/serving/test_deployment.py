@@ -8,7 +8,7 @@ import yaml
 
 from specstream import DeploymentConfig
 from specstream.errors import UsageError
-from specstream.serving import deployment
+from specstream.serving import deployment, run
 from specstream.serving.deployment import check_machine
 
 ROOT = Path(__file__).parents[3]
@@ -176,3 +176,20 @@ def test_a_wrong_variable_is_named_and_not_one_that_is_replaced() -> None:
         DeploymentConfig.read(None, environment, port=99999)
     with pytest.raises(UsageError, match="did you mean 'SPECSTREAM_MODEL_NAME'"):
         DeploymentConfig.read(None, {"SPECSTREAM_MODEL_NAM": "gpt2"})
+
+
+def test_vllm_has_no_memory_of_answers():
+    with pytest.raises(UsageError, match="memory is 'answers' and the engine is vllm"):
+        run.check(DeploymentConfig(engine="vllm", memory="answers"))
+
+
+@pytest.mark.parametrize(("memory", "given"), [(None, False), ("answers", "answers")])
+def test_a_server_remembers_answers_only_where_it_is_asked_to(monkeypatch, memory, given):
+    """What one client was told would show in how fast another is answered."""
+
+    def engine(name, **settings):
+        raise UsageError(f"memory={settings['memory']}")
+
+    monkeypatch.setattr(run, "SpeculativeEngine", engine)
+    with pytest.raises(UsageError, match=f"memory={given}"):
+        run.load(DeploymentConfig(memory=memory))

@@ -12,10 +12,12 @@ import pytest
 from specstream.config import GenerationConfig
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
+from specstream.core.suffix_index import SEPARATOR
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.engine.generation import Parts
+from specstream.engine.memory import Memory
 from specstream.serving.jobs import Done, Event, Failed, FairQueue, Job, LateError, Piece
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError, answer_seconds
 from tests.lossless.table_model import TableModel, TableSession
@@ -99,7 +101,7 @@ def expected(prompt: Sequence[int], length: int = 6) -> str:
 
 @contextmanager
 def scheduling(
-    gate: Gate, max_rows: int = 2, max_queue: int = 8, drafter: Any = None
+    gate: Gate, max_rows: int = 2, max_queue: int = 8, drafter: Any = None, memory: Memory | None = None
 ) -> Iterator[tuple[Scheduler, list[Job]]]:
     parts = Parts(
         target=gate,
@@ -107,6 +109,7 @@ def scheduling(
         tokenizer=Letters(),
         eos_token_ids=frozenset(),
         speculation=Speculation(max_depth=3, controller=Controller()),
+        memory=memory,
     )
     finished: list[Job] = []
     scheduler = Scheduler(parts, max_rows=max_rows, max_queue=max_queue, chunk=CHUNK, finished=finished.append)
@@ -153,6 +156,16 @@ def test_all_are_answered_whoever_is_beside_them() -> None:
             assert asker.text() == expected([at % 5, 1, 2], 3 + at)
         wait_for(lambda: len(finished) == 7)
         assert {job.outcome for job in finished} == {"length"}
+
+
+def test_answers_are_remembered_where_there_is_a_memory() -> None:
+    gate, memory = Gate(), Memory(None, None, 5)
+    with scheduling(gate, memory=memory) as (scheduler, _):
+        asker = Asker([0, 1, 2], length=6)
+        scheduler.submit([asker.job])
+        gate.passes.release(1000)
+        asker.end()
+        assert memory.index.tokens().tolist() == [0, 1, 2, *MODEL.favourites([0, 1, 2], 6), SEPARATOR]
 
 
 def test_a_pass_that_fails_takes_its_rows_and_no_other() -> None:

@@ -74,7 +74,18 @@ _ENTRIES = (
 _DRAFTERS: Mapping[str, str] = MappingProxyType(
     {
         name: name
-        for name in ("auto", "none", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed", "router")
+        for name in (
+            "auto",
+            "none",
+            "lookup",
+            "recycling",
+            "lookahead",
+            "streams",
+            "medusa",
+            "draft_model",
+            "mixed",
+            "router",
+        )
     }
     | dict.fromkeys(("ngram", "[ngram]", "prompt_lookup", "prompt-lookup"), "lookup")
 )
