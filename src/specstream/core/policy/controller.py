@@ -29,9 +29,11 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
-PAUSE, LONGEST_PAUSE = 2, 32
-"""Rounds after one in which nothing paid until drafts that take their drafter time are weighed again, as weighing takes
-longer than it brings; they double each time, up to the latter."""
+LONGEST_PAUSE = 16
+"""Most rounds of a pause. The first has one; they double as long as nothing is gained."""
+
+GAIN_FADE = 1 / 16
+"""Weight of the newest round in what rounds of so many rows gain on average."""
 
 AGREES = 0.25
 """How far what a plain pass takes may be from that, as a natural logarithm."""
@@ -61,7 +63,11 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._pauses: dict[int, tuple[int, int]] = {}  # rows -> round up to which only known trees count; how long
+        self._resume: dict[int, int] = {}  # rows -> the round that ends their pause
+        self._pauses: dict[int, int] = {}  # rows -> rounds of their next pause
+        self._gains: dict[int, float] = {}  # rows -> plain passes that a round saved, on average
+        self._left: Sequence[int] | None = None  # of this round, where the batch ends with its last row
+        self._asked = False  # whether anything could be drafted in this round
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
 
@@ -73,10 +79,11 @@ class Controller:
         """Forget what passes and drafts cost: it is measured again."""
         self.costs = CostModel()
 
-    def renew(self) -> None:
-        """Another text begins, in which drafters may be worth more than in the last one, or less."""
+    def renew(self, rows: int = 1) -> None:
+        """Texts of so many rows begin, in which drafters may be worth more than in the last ones, or less."""
         self.estimates.renew()
-        self._pauses.clear()
+        self._resume.pop(rows, None)
+        self._pauses[rows] = max(1, self._pauses.get(rows, 1) // 2)
         self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
@@ -84,11 +91,20 @@ class Controller:
         """What a plain pass of so many rows takes here; None until that is known."""
         return self.costs.passing(rows, rows) if self.costs.knows(rows) else None
 
+    def pauses(self, rows: int) -> bool:
+        """Whether the next round of so many rows drafts nothing, unasked: then nobody chooses, and nobody observes."""
+        if self._round + 1 >= self._resume.get(rows, 0):
+            return False
+        self._round += 1
+        self._earn(0.0)
+        return True
+
     def choose(
         self,
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
         ending: Sequence[float] | None = None,
+        left: Sequence[int] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -98,14 +114,13 @@ class Controller:
             requests: of every row.
             offers: what there is for them.
             ending: in a batch that nobody joins, passes after which each row is expected to end.
+            left: in such a batch, tokens that each row may still emit.
             ragged: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
+        self._left, self._asked = left, any(request.depth for request in requests)
         self.costs.look_at(max(len(request.tokens) for request in requests))
-        until, pause = self._pauses.get(rows, (0, PAUSE))
-        if self._round < until:
-            offers = [[offer for offer in own if offer.tree is not None] for own in offers]
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
             return list(map(_nothing, requests))
@@ -114,11 +129,7 @@ class Controller:
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
         if self._plan is None:
-            if self._round >= until:
-                self._pauses[rows] = self._round + pause, min(2 * pause, LONGEST_PAUSE)
             return list(map(_nothing, requests))
-        if self._plan.drafting and self._trial is None:
-            self._pauses.pop(rows, None)
         return planner.requests(requests, self._plan)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -135,6 +146,7 @@ class Controller:
         verdicts: Sequence[Verdict],
         seconds: tuple[float, float],
         *,
+        deciding: float = 0.0,
         ragged: bool = False,
     ) -> None:
         """Learn from a round.
@@ -145,6 +157,7 @@ class Controller:
             trees: what was drafted for it.
             verdicts: what became of that.
             seconds: what proposing took; what scoring, verifying and committing took.
+            deciding: what offering and choosing took.
             ragged: as it was chosen by.
         """
         rows, sizes = len(trees), [len(tree) for tree in trees]
@@ -170,12 +183,32 @@ class Controller:
             self._remember(drafter, each.accepted)
         for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
             self.estimates.judge(own, request, tree, verdict)
-        gain = 0.0  # plain passes that the round saved
-        if self._planner is not None and any(request.depth for request in requests):
-            spent += self.costs.line(rows).of(nodes)
-            pairs = zip(self._planner.worth, verdicts, strict=True)
-            gain = sum(worth * len(verdict.tokens) for worth, verdict in pairs) / rows - spent / self.costs.plain(rows)
-        self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
+        if self.costs.knows(rows):
+            drafted = spent or nodes > rows
+            saved = self._saved(verdicts) - spent - self.costs.line(rows).of(nodes) if drafted else 0.0
+            self._judge(rows, (saved - deciding) / self.costs.plain(rows))
+
+    def _judge(self, rows: int, gain: float) -> None:
+        """A round saved so many plain passes."""
+        self._earn(max(-BUDGET, gain))
+        mean = self._gains[rows] = (1 - GAIN_FADE) * self._gains.get(rows, 0.0) + GAIN_FADE * gain
+        if gain > 0 or mean >= 0:
+            self._pauses[rows] = 1
+        elif self._asked:
+            pause = self._pauses.get(rows, 1)
+            self._resume[rows], self._pauses[rows] = self._round + 1 + pause, min(2 * pause, LONGEST_PAUSE)
+
+    def _earn(self, gain: float) -> None:
+        """A round saved so many plain passes."""
+        self._budget = min(BUDGET, self._budget + REFILL + gain)
+
+    def _saved(self, verdicts: Sequence[Verdict]) -> float:
+        """Seconds of plain decoding that a round's tokens stand for."""
+        emitted = [len(verdict.tokens) for verdict in verdicts]
+        if self._left is None:
+            return sum(emitted) / len(emitted) * self.costs.plain(len(emitted))
+        after = [max(0, left - count) for left, count in zip(self._left, emitted, strict=True)]
+        return plans.plain_seconds(self._left, self.costs.plain) - plans.plain_seconds(after, self.costs.plain)
 
     def _remember(self, drafter: str, accepted: int) -> None:
         """It was tried or taken in this round; where something was accepted it may be tried again at once."""

@@ -346,3 +346,11 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
                 found[row] = sum(saved[begin:place]) / (place - begin) * rows / prices[rows]
             begin = place
     return found
+
+
+def plain_seconds(left: Sequence[int], price: Callable[[int], float]) -> float:
+    """What plain decoding takes for rows that emit so many more tokens each; ``price`` as in ``worth``."""
+    seconds, done = 0.0, 0
+    for place, tokens in enumerate(sorted(left)):
+        seconds, done = seconds + (tokens - done) * price(len(left) - place), tokens
+    return seconds

@@ -47,12 +47,16 @@ class Speculation:
         """What a plain pass of so many rows takes, by the controller's own measurements; None where it has none."""
         return None if self.controller is None else self.controller.plain_seconds(rows)
 
+    def pauses(self, rows: Sequence[Row]) -> bool:
+        """Whether the next round is a plain one of which no drafter hears."""
+        return self.controller is not None and all(map(self.measures, rows)) and self.controller.pauses(len(rows))
+
     def choose(
         self,
         rows: Sequence[Row],
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
-        ending: Sequence[float] | None = None,
+        left: Sequence[int] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -62,14 +66,16 @@ class Speculation:
             rows: of the round.
             requests: what they may ask for.
             offers: what there is for them.
-            ending: in a batch that nobody joins, passes after which each row is expected to end.
+            left: in a batch that nobody joins, tokens that each row may still emit.
             ragged: whether the target's passes need no padding.
         """
         measured = [self.measures(row) for row in rows]
         judged = [own if each else () for each, own in zip(measured, offers, strict=True)]
         chosen = list(requests)
         if self.controller is not None and any(measured):
-            chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
+            paces = [row.stats.pace for row in rows]
+            ending = None if left is None else [count / pace for count, pace in zip(left, paces, strict=True)]
+            chosen = self.controller.choose(requests, judged, ending, left, ragged=ragged)
         each = zip(measured, chosen, requests, offers, strict=True)
         return [mine if known else self._first(request, own) for known, mine, request, own in each]
 
