@@ -258,12 +258,12 @@ class TestDepth:
 
     def test_is_told_of_every_new_text(self, monkeypatch):
         told = []
-        monkeypatch.setattr(Controller, "renew", lambda self: told.append(self))
+        monkeypatch.setattr(Controller, "renew", lambda self, rows: told.append((self, rows)))
         speculation = Speculation(max_depth=5, controller=Controller())
         for _ in range(2):
             rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(4))
             list(decode(MODEL, NoDrafter(), rows, speculation=speculation, timings=Timings()))
-        assert told == [speculation.controller] * 2
+        assert told == [(speculation.controller, 1)] * 2
 
 
 class TestRows:

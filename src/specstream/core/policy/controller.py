@@ -8,7 +8,9 @@ it is counted in plain passes, speculation that pays refills it, and trials are 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from specstream.core.policy import plan as plans
@@ -52,6 +54,15 @@ class _Asked(NamedTuple):
         return _Asked(self.rows + 1, max(self.depth, depth), max(self.unread, unread), self.accepted + accepted)
 
 
+@dataclass
+class _Pause:
+    """Of rounds of so many rows: up to which round they pause, how long next time, and plain passes that one gains."""
+
+    until: int = 0
+    length: int = 1
+    gain: float = 0.0
+
+
 class Controller:
     """Chooses what each row drafts in the next round, and learns from what became of it."""
 
@@ -63,10 +74,7 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._resume: dict[int, int] = {}  # rows -> the round that ends their pause
-        self._pauses: dict[int, int] = {}  # rows -> rounds of their next pause
-        self._gains: dict[int, float] = {}  # rows -> plain passes that a round saved, on average
-        self._left: Sequence[int] | None = None  # of this round, where the batch ends with its last row
+        self._pauses = defaultdict[int, _Pause](_Pause)  # by rows
         self._asked = False  # whether anything could be drafted in this round
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
@@ -82,8 +90,8 @@ class Controller:
     def renew(self, rows: int = 1) -> None:
         """Texts of so many rows begin, in which drafters may be worth more than in the last ones, or less."""
         self.estimates.renew()
-        self._resume.pop(rows, None)
-        self._pauses[rows] = max(1, self._pauses.get(rows, 1) // 2)
+        pause = self._pauses[rows]
+        pause.until, pause.length = 0, max(1, pause.length // 2)
         self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
@@ -92,11 +100,11 @@ class Controller:
         return self.costs.passing(rows, rows) if self.costs.knows(rows) else None
 
     def pauses(self, rows: int) -> bool:
-        """Whether the next round of so many rows drafts nothing, unasked: then nobody chooses, and nobody observes."""
-        if self._round + 1 >= self._resume.get(rows, 0):
+        """Whether the next round of so many rows is a plain one that is neither chosen for nor observed."""
+        if self._round + 1 >= self._pauses[rows].until:
             return False
         self._round += 1
-        self._earn(0.0)
+        self._budget = min(BUDGET, self._budget + REFILL)
         return True
 
     def choose(
@@ -104,7 +112,6 @@ class Controller:
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
         ending: Sequence[float] | None = None,
-        left: Sequence[int] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -114,12 +121,11 @@ class Controller:
             requests: of every row.
             offers: what there is for them.
             ending: in a batch that nobody joins, passes after which each row is expected to end.
-            left: in such a batch, tokens that each row may still emit.
             ragged: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
-        self._left, self._asked = left, any(request.depth for request in requests)
+        self._asked = any(request.depth for request in requests)
         self.costs.look_at(max(len(request.tokens) for request in requests))
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
@@ -165,6 +171,35 @@ class Controller:
         ratio = self.costs.observe_pass(rows, nodes, seconds[1])
         if nodes == rows and abs(math.log(ratio)) < AGREES:
             self._plain[rows] = self._round
+        spent = self._drafting(requests, trees, verdicts, seconds[0])
+        for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
+            self.estimates.judge(own, request, tree, verdict)
+        if self.costs.knows(rows):
+            saved, plain = 0.0, self.costs.plain(rows)
+            if spent or nodes > rows:
+                worth = [1.0] * rows if self._planner is None else self._planner.worth
+                tokens = sum(each * len(verdict.tokens) for each, verdict in zip(worth, verdicts, strict=True))
+                saved = tokens / rows - (spent + self.costs.line(rows).of(nodes)) / plain
+            self._earn(rows, saved - deciding / plain)
+
+    def _earn(self, rows: int, gain: float) -> None:
+        """A round of so many rows saved so many plain passes: where they save none on average, they pause."""
+        self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
+        pause = self._pauses[rows]
+        pause.gain += GAIN_FADE * (gain - pause.gain)
+        if gain > 0 or pause.gain >= 0:
+            pause.length = 1
+        elif self._asked:
+            pause.until, pause.length = self._round + 1 + pause.length, min(2 * pause.length, LONGEST_PAUSE)
+
+    def _drafting(
+        self,
+        requests: Sequence[DraftRequest],
+        trees: Sequence[TokenTree],
+        verdicts: Sequence[Verdict],
+        seconds: float,
+    ) -> float:
+        """Learn what drafting took; its seconds at the usual pace."""
         asked = dict[str, _Asked]()
         for request, tree, verdict in zip(requests, trees, verdicts, strict=True):
             offer = request.offer
@@ -175,40 +210,13 @@ class Controller:
                 steps = request.depth
             if steps:
                 asked[offer.drafter] = asked.get(offer.drafter, _Asked()).and_by(steps, offer.unread, verdict.accepted)
-        spent = 0.0  # seconds, at the usual pace
+        spent = 0.0
         for drafter, each in asked.items():
             if len(asked) == 1:  # of several drafters nobody knows who took how long
-                self.costs.observe_drafting(drafter, each.rows, each.depth, each.unread, seconds[0])
+                self.costs.observe_drafting(drafter, each.rows, each.depth, each.unread, seconds)
             spent += self.costs.drafting(drafter, each.rows, each.depth, each.unread)
             self._remember(drafter, each.accepted)
-        for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
-            self.estimates.judge(own, request, tree, verdict)
-        if self.costs.knows(rows):
-            drafted = spent or nodes > rows
-            saved = self._saved(verdicts) - spent - self.costs.line(rows).of(nodes) if drafted else 0.0
-            self._judge(rows, (saved - deciding) / self.costs.plain(rows))
-
-    def _judge(self, rows: int, gain: float) -> None:
-        """A round saved so many plain passes."""
-        self._earn(max(-BUDGET, gain))
-        mean = self._gains[rows] = (1 - GAIN_FADE) * self._gains.get(rows, 0.0) + GAIN_FADE * gain
-        if gain > 0 or mean >= 0:
-            self._pauses[rows] = 1
-        elif self._asked:
-            pause = self._pauses.get(rows, 1)
-            self._resume[rows], self._pauses[rows] = self._round + 1 + pause, min(2 * pause, LONGEST_PAUSE)
-
-    def _earn(self, gain: float) -> None:
-        """A round saved so many plain passes."""
-        self._budget = min(BUDGET, self._budget + REFILL + gain)
-
-    def _saved(self, verdicts: Sequence[Verdict]) -> float:
-        """Seconds of plain decoding that a round's tokens stand for."""
-        emitted = [len(verdict.tokens) for verdict in verdicts]
-        if self._left is None:
-            return sum(emitted) / len(emitted) * self.costs.plain(len(emitted))
-        after = [max(0, left - count) for left, count in zip(self._left, emitted, strict=True)]
-        return plans.plain_seconds(self._left, self.costs.plain) - plans.plain_seconds(after, self.costs.plain)
+        return spent
 
     def _remember(self, drafter: str, accepted: int) -> None:
         """It was tried or taken in this round; where something was accepted it may be tried again at once."""

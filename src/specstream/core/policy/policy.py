@@ -56,7 +56,7 @@ class Speculation:
         rows: Sequence[Row],
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
-        left: Sequence[int] | None = None,
+        ending: Sequence[float] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -66,16 +66,14 @@ class Speculation:
             rows: of the round.
             requests: what they may ask for.
             offers: what there is for them.
-            left: in a batch that nobody joins, tokens that each row may still emit.
+            ending: in a batch that nobody joins, passes after which each row is expected to end.
             ragged: whether the target's passes need no padding.
         """
         measured = [self.measures(row) for row in rows]
         judged = [own if each else () for each, own in zip(measured, offers, strict=True)]
         chosen = list(requests)
         if self.controller is not None and any(measured):
-            paces = [row.stats.pace for row in rows]
-            ending = None if left is None else [count / pace for count, pace in zip(left, paces, strict=True)]
-            chosen = self.controller.choose(requests, judged, ending, left, ragged=ragged)
+            chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
         each = zip(measured, chosen, requests, offers, strict=True)
         return [mine if known else self._first(request, own) for known, mine, request, own in each]
 
