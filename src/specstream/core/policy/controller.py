@@ -34,7 +34,7 @@ against it."""
 LONGEST_PAUSE = 16
 """Most rounds of a pause. The first has one; they double as long as nothing is gained."""
 
-GAIN_FADE = 1 / 16
+GAIN_FADE = 1 / 64
 """Weight of the newest round in what rounds of so many rows gain on average."""
 
 AGREES = 0.25
@@ -187,7 +187,7 @@ class Controller:
         self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
         pause = self._pauses[rows]
         pause.gain += GAIN_FADE * (gain - pause.gain)
-        if gain > 0 or pause.gain >= 0:
+        if gain >= 0 or pause.gain >= 0:
             pause.length = 1
         elif self._asked:
             pause.until, pause.length = self._round + 1 + pause.length, min(2 * pause.length, LONGEST_PAUSE)
