@@ -180,7 +180,7 @@ class Controller:
                 worth = [1.0] * rows if self._planner is None else self._planner.worth
                 tokens = sum(each * len(verdict.tokens) for each, verdict in zip(worth, verdicts, strict=True))
                 saved = tokens / rows - (spent + self.costs.line(rows).of(nodes)) / plain
-            self._earn(rows, saved - deciding / plain)
+            self._earn(rows, saved - deciding / self.costs.passing(rows, rows))
 
     def _earn(self, rows: int, gain: float) -> None:
         """A round of so many rows saved so many plain passes: where they save none on average, they pause."""
