@@ -115,6 +115,8 @@ class Batch:
         self._behind = set(rows) if draft is None else set()
         if draft is not None:
             self._observe(draft, verdicts, proposed)
+        elif speculation.controller is not None and not any(verdict.error for verdict in verdicts):
+            speculation.controller.observe_pause(len(rows), split(start, proposed)[1])
         rounds = []
         for at, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
             row.exact = self._session.exact_of(at)

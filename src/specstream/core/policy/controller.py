@@ -182,6 +182,10 @@ class Controller:
                 saved = tokens / rows - (spent + self.costs.line(rows).of(nodes)) / plain
             self._earn(rows, saved - deciding / self.costs.passing(rows, rows))
 
+    def observe_pause(self, rows: int, seconds: float) -> None:
+        """A paused round's pass took so long: the machine's pace is known behind the pause too."""
+        self.costs.observe_pass(rows, rows, seconds)
+
     def _earn(self, rows: int, gain: float) -> None:
         """A round of so many rows saved so many plain passes: where they save none on average, they pause."""
         self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
