@@ -55,7 +55,7 @@ def spent(parts: Parts, item: Item, limit: int) -> Spent:
     """Generate with the policy's two steps timed."""
     instrument, config = Instrument(), GenerationConfig(max_new_tokens=limit, ignore_eos=True)
     controller: Any = instrument.around(parts.speculation.controller, {"observe": LEARNING})
-    steps = dict.fromkeys(("choose", "cut"), CHOOSING)
+    steps = dict.fromkeys(("pauses", "choose", "cut"), CHOOSING)
     speculation: Any = instrument.around(replace(parts.speculation, controller=controller), steps)
     generation = Generation(replace(parts, speculation=speculation), item.prompts, config)
     rounds = sum(1 for _ in generation.rounds())

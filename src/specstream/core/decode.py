@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
-from specstream.core.clock import Clock, between, split
+from specstream.core.clock import Clock, Mark, between, split
 from specstream.core.policy.policy import Speculation
-from specstream.core.ports import Drafter, DraftRequest, Target, TargetSession, Verdict, begun
+from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict, begun
 from specstream.core.rows import Round, Row
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
@@ -60,9 +61,10 @@ class Batch:
         for row in rows:
             row.choice = self._drafts.choice
         self.closed = False
+        self._behind = set[Row]()  # of the last round, if drafters did not hear of it
         if self._speculation.controller is not None:
             with self._speculation.lock:
-                self._speculation.controller.renew()
+                self._speculation.controller.renew(len(rows))
         self._clock = Clock(self._session.device)
         self.timings.prefill += time.perf_counter() - started
 
@@ -101,13 +103,8 @@ class Batch:
 
     def _round(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
-        asked = [_request(row, speculation.depth(row), self._context_length, self._turn) for row in rows]
-        offers = self._drafts.offers(asked)
-        timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
-        ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
-        requests = speculation.choose(rows, asked, offers, ending, ragged=self._ragged)
-        chosen = self._clock.mark()
-        trees = speculation.cut(rows, self._drafts.propose(requests))
+        draft = None if speculation.pauses(rows) else self._propose(start)
+        trees = [TokenTree.chain(row.tokens[-1:]) for row in rows] if draft is None else draft.trees
         proposed = self._clock.mark()
         logits = self._session.score(trees)
         scored = self._clock.mark()
@@ -115,18 +112,54 @@ class Batch:
         rules = [(row.sampling, row.stopping.eos_token_ids) for row in rows]
         verdicts = verify_each(trees, logits, contexts, rules, generators, speculation.acceptance_threshold)
         self._session.commit([verdict.path for verdict in verdicts])
-        self._drafts.observe(verdicts)
-        sound = not any(verdict.error for verdict in verdicts)
-        if speculation.controller is not None and sound and any(map(speculation.measures, rows)):
-            seconds = split(chosen, proposed)
-            speculation.controller.observe(offers, requests, trees, verdicts, seconds, ragged=self._ragged)
+        self._behind = set(rows) if draft is None else set()
+        if draft is not None:
+            self._observe(draft, verdicts, proposed)
+        elif speculation.controller is not None and not any(verdict.error for verdict in verdicts):
+            speculation.controller.observe_pause(len(rows), split(start, proposed)[1])
         rounds = []
         for at, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
             row.exact = self._session.exact_of(at)
-            rounds.append(_advance(row, requests[at], trees[at], verdict, logits[at], self._context_length))
+            drafter = None if draft is None else draft.requests[at].drafter
+            rounds.append(_advance(row, drafter, trees[at], verdict, logits[at], self._context_length))
         self.timings.propose += between(start, proposed)
         self.timings.score += between(proposed, scored)
         return rounds
+
+    def _propose(self, start: Mark) -> _Draft:
+        """What drafters offer, what is chosen of it, and what they draft."""
+        rows, speculation = self.rows, self._speculation
+        # A drafter that missed the last round has not seen its states: it catches up, and is asked in the next one.
+        depths = [0 if row in self._behind else speculation.depth(row) for row in rows]
+        asked = [_request(*each, self._context_length, self._turn) for each in zip(rows, depths, strict=True)]
+        offers = self._drafts.offers(asked)
+        timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
+        ending = [row.left(self._context_length) / row.stats.pace for row in rows] if timed else None
+        requests = speculation.choose(rows, asked, offers, ending, ragged=self._ragged)
+        chosen = self._clock.mark()
+        trees = speculation.cut(rows, self._drafts.propose(requests))
+        return _Draft(offers, requests, trees, chosen.seconds - start.seconds, chosen)
+
+    def _observe(self, draft: _Draft, verdicts: Sequence[Verdict], proposed: Mark) -> None:
+        """The drafters and the policy learn what became of it."""
+        self._drafts.observe(verdicts)
+        speculation, sound = self._speculation, not any(verdict.error for verdict in verdicts)
+        if speculation.controller is not None and sound and any(map(speculation.measures, self.rows)):
+            seconds = split(draft.chosen, proposed)
+            offers, requests, trees, deciding, _ = draft
+            speculation.controller.observe(
+                offers, requests, trees, verdicts, seconds, deciding=deciding, ragged=self._ragged
+            )
+
+
+class _Draft(NamedTuple):
+    """Offers and requests of every row, its trees, and seconds of deciding, till when."""
+
+    offers: list[list[Offer]]
+    requests: list[DraftRequest]
+    trees: Sequence[TokenTree]
+    deciding: float
+    chosen: Mark
 
 
 class Reading:
@@ -189,7 +222,7 @@ def _request(row: Row, depth: int, context_length: int | None, turn: int | None)
 
 
 def _advance(
-    row: Row, request: DraftRequest, tree: TokenTree, verdict: Verdict, logits: Tensor, context_length: int | None
+    row: Row, drafter: str | None, tree: TokenTree, verdict: Verdict, logits: Tensor, context_length: int | None
 ) -> Round:
     """Append what the pass emitted, cut where the row stops, and count it."""
     before, kept = len(row.tokens), len(row.tokens) - row.prompt_length
@@ -205,6 +238,6 @@ def _advance(
         row.finish_reason, row.error = "error", error
     del row.tokens[row.prompt_length + kept :]
     tokens = tuple(row.tokens[before:])
-    drafter = request.offer.drafter if request.offer is not None and tree.drafted else None
+    drafter = drafter if tree.drafted else None
     row.stats.count(tokens, tree, verdict, drafter)
     return Round(row=row, tokens=tokens, tree=tree, path=verdict.path, drafter=drafter)

@@ -327,6 +327,11 @@ class DraftRequest:
     threshold: float = 0.0
     prices: tuple[float, ...] = ()
 
+    @property
+    def drafter(self) -> str | None:
+        """Whose offer is taken."""
+        return None if self.offer is None else self.offer.drafter
+
 
 class DrafterChoice(Protocol):
     """Which drafter was chosen for a batch, where a drafter chooses among others."""
@@ -352,6 +357,9 @@ class DrafterChoice(Protocol):
 
 class DraftSession(Protocol):
     """A drafter at work on one batch, to inherit from. Rows are numbered as in the target's session.
+
+    While the policy pauses, rounds are made of which it hears nothing. In the next one it is asked for the roots alone,
+    with all tokens that came meanwhile, and observes; from then on its last tree was in the target's last pass again.
 
     Attributes:
         choice: which drafter was chosen for this batch; None where there was no choice.

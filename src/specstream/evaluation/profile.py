@@ -144,7 +144,7 @@ class Instrument:
         """What an engine generates with, behind stand-ins."""
         speculation = parts.speculation
         if speculation.controller is not None:
-            noted = dict.fromkeys(("choose", "cut", "observe"), CONTROLLER)
+            noted = dict.fromkeys(("pauses", "choose", "cut", "observe"), CONTROLLER)
             speculation = replace(speculation, controller=self.around(speculation.controller, noted))
         return replace(
             parts, target=self.target(parts.target), drafter=self.drafter(parts.drafter), speculation=speculation

@@ -47,7 +47,7 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "SURE": (plan, (0.7, 1.0)),
     "BESIDE": (plan, (0,)),
     "SPARE": (plan, (1, 4)),
-    "CHANCE": (plan, (0.5, 8.0)),
+    "CHANCE": (plan, (0.25, 2.0)),
     "DEPTHS": (plan, (tuple(range(1, 33)), (1, 4, 16))),
     "BUDGET": (controller, (1.0, 10.0, NEVER)),
     "REFILL": (controller, (0.0, 0.03)),
@@ -55,11 +55,14 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "TRIAL_AFTER": (controller, (4, 64)),
     "LONGEST_WAIT": (controller, (16, 1024)),
     "PLAIN_AFTER": (controller, (32, NEVER)),
-    "PAUSE": (controller, (0, 16)),
-    "LONGEST_PAUSE": (controller, (2, 128)),
+    "LONGEST_PAUSE": (controller, (1, 4, 128)),
+    "GAIN_FADE": (controller, (1 / 8, 1 / 512)),
     "AGREES": (controller, (0.05, NEVER)),
 }
 """Where each constant stands, and what it is changed to."""
+
+DECIDING = 0.02
+"""Plain passes that offering and choosing take."""
 
 SMALL = {"base": 12.0, "node": (0.0, 0.6), "free": 8, "step": 1.8}
 """Milliseconds of SmolLM2 with streams: a pass of one node, of further ones up to ``free`` and beyond it, a step."""
@@ -99,7 +102,7 @@ def _case(
 
     def run(seed: int) -> float:
         machine = Machine(price, step=costs["step"], read=costs["step"] / 10, rows=rows, depth=8, seed=seed)
-        machine.ragged, machine.sure = True, sure
+        machine.ragged, machine.sure, machine.deciding = True, sure, DECIDING * price(rows)
         machine.noisy = noise == "noisy"
         machine.spells = (6, 20) if noise == "spells" else None
         prices = PriceList()

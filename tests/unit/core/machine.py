@@ -40,6 +40,7 @@ class Machine:
             ends drafts by that, and ``model`` does not matter. None for a model that does not.
         noisy: whether other work disturbs measurements: the first of a kind takes six times as long, one in eight of
             the others up to three times.
+        deciding: seconds of offering and choosing in a round that does not pause.
         ragged: whether a pass needs no padding; ``price`` is then of the nodes of all rows together.
         spells: mean passes of a slow spell and of the time between two; None for no spells. In one, all takes one and
             a half to four times as long, but ``seconds`` has what it would have taken.
@@ -55,6 +56,7 @@ class Machine:
         self.noisy, self._done, self._disturbance = False, set[object](), random.Random(seed + 1)
         self.spells: tuple[float, float] | None = None
         self.ragged = False
+        self.deciding, self._behind = 0.0, False
         self._slow, self._until = 1.0, 0
         self.seconds, self.tokens = 0.0, 0
         self.unread = [1] * rows
@@ -75,7 +77,13 @@ class Machine:
         ) * self.price(1)
 
     def round(self, controller: Controller, left: int = 99) -> None:
-        depth = min(self.depth, left - 1)
+        if controller.pauses(self.rows):
+            self._behind = True
+            self.seconds, self.tokens = self.seconds + self.price(self._nodes([1] * self.rows)), self.tokens + self.rows
+            self.unread = [unread + 1 for unread in self.unread]
+            self.log.append(["-"] * self.rows)
+            return
+        depth, self._behind = 0 if self._behind else min(self.depth, left - 1), False
         matches = [self._copied(depth) for _ in range(self.rows)]
         offers = [self._offers(row, depth, matches[row]) for row in range(self.rows)]
         asked = [DraftRequest(tokens=[9], depth=depth, generator=CHANCE) for _ in range(self.rows)]
@@ -101,8 +109,9 @@ class Machine:
         proposing, scoring = self._measured("step", proposing), self._measured(nodes, scoring)
         slow = self._slowness()
         seconds = (slow * proposing, slow * scoring)
-        controller.observe(offers, requests, trees, verdicts, seconds, ragged=self.ragged)
-        self.seconds += proposing + scoring
+        deciding = slow * self.deciding
+        controller.observe(offers, requests, trees, verdicts, seconds, deciding=deciding, ragged=self.ragged)
+        self.seconds += self.deciding + proposing + scoring
         self.log.append(
             [f"{own.offer.source[0]}{deep}" if own.offer else "-" for own, deep in zip(requests, done, strict=True)]
         )

@@ -258,12 +258,80 @@ class TestDepth:
 
     def test_is_told_of_every_new_text(self, monkeypatch):
         told = []
-        monkeypatch.setattr(Controller, "renew", lambda self: told.append(self))
+        monkeypatch.setattr(Controller, "renew", lambda self, rows: told.append((self, rows)))
         speculation = Speculation(max_depth=5, controller=Controller())
         for _ in range(2):
             rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(4))
             list(decode(MODEL, NoDrafter(), rows, speculation=speculation, timings=Timings()))
-        assert told == [speculation.controller] * 2
+        assert told == [(speculation.controller, 1)] * 2
+
+
+class Paused(Controller):
+    """Takes every offer, but in the rounds of these numbers, which pause."""
+
+    def __init__(self, *rounds):
+        super().__init__()
+        self.rounds, self.count = rounds, 0
+
+    def pauses(self, rows):
+        self.count += 1
+        return self.count - 1 in self.rounds
+
+    def choose(self, requests, offers, ending=None, *, ragged):
+        return [replace(each, offer=own[0] if own else None) for each, own in zip(requests, offers, strict=True)]
+
+
+class TestPauses:
+    @staticmethod
+    def asked(monkeypatch, drafter):
+        """What the drafter's sessions are called for: the name of the method, and the depths that are asked for."""
+        calls, kind = [], type(drafter.begin([PROMPT], [Sampling()], None))
+        for name in ("offers", "propose", "observe"):
+            whole = getattr(kind, name)
+
+            def noted(self, each, name=name, whole=whole):
+                calls.append((name, [getattr(one, "depth", None) for one in each]))
+                return whole(self, each)
+
+            monkeypatch.setattr(kind, name, noted)
+        return calls
+
+    def test_no_drafter_hears_of_a_paused_round_and_the_next_asks_for_roots(self, monkeypatch):
+        drafter = oracle(MODEL)
+        calls = self.asked(monkeypatch, drafter)
+        rows = start_rows([PROMPT], [0], MODEL.context_length, **greedy(16))
+        speculation = Speculation(max_depth=2, controller=Paused(1, 2))
+        rounds = list(decode(MODEL, drafter, rows, speculation=speculation, timings=Timings()))
+        assert rows[0].emitted == CHAIN[:16]
+        assert [len(each.tokens) for (each,) in rounds] == [3, 1, 1, 1, 3, 3, 3, 1]
+        assert [depths for name, depths in calls if name == "propose"] == [[2], [0], [2], [2], [2], [0]]
+        assert [name for name, _ in calls] == ["offers", "propose", "observe"] * 6
+
+    def test_a_row_that_has_to_repeat_is_never_paused(self):
+        rows = start_rows([PROMPT, PROMPT], [0, 1], MODEL.context_length, **greedy(12))
+        rows[1].repeats = True
+        speculation = Speculation(max_depth=2, controller=Paused(*range(9)))
+        list(decode(MODEL, oracle(MODEL), rows, speculation=speculation, timings=Timings()))
+        assert [len(row.stats.emitted) for row in rows] == [4, 4]
+        assert [row.emitted for row in rows] == [CHAIN[:12]] * 2
+
+    def test_one_that_joins_behind_a_pause_is_drafted_for_at_once(self, monkeypatch):
+        """Its trees may not depend on when others paused: it may have a seed to repeat."""
+        drafter = oracle(MODEL)
+        calls = self.asked(monkeypatch, drafter)
+        settings = {
+            "timings": Timings(),
+            "speculation": Speculation(max_depth=2, controller=Paused(0)),
+        }
+        first, second = (
+            Batch(MODEL, drafter, start_rows([PROMPT], [0], None, **greedy(9)), **settings) for _ in range(2)
+        )
+        first.step()
+        assert not calls
+        first.join(second)
+        first.step()
+        first.step()
+        assert [depths for name, depths in calls if name == "propose"] == [[0, 2], [2, 2]]
 
 
 class TestRows:

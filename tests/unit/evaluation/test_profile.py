@@ -100,7 +100,7 @@ def test_the_controller_is_noted(target):
     config = GenerationConfig(max_new_tokens=8, ignore_eos=True)
     (found,) = profile({"it": parts_of(target, drafter="lookup")}, PROMPTS, config).values()
     assert found.of("controller") > 0
-    assert {span.name for span in found.spans if span.part == "controller"} == {"choose", "cut", "observe"}
+    assert {span.name for span in found.spans if span.part == "controller"} == {"pauses", "choose", "cut", "observe"}
 
 
 def test_the_trace_holds_every_round_and_every_note_in_order(target):

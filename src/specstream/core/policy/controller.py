@@ -8,7 +8,9 @@ it is counted in plain passes, speculation that pays refills it, and trials are 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from specstream.core.policy import plan as plans
@@ -29,9 +31,11 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
-PAUSE, LONGEST_PAUSE = 2, 32
-"""Rounds after one in which nothing paid until drafts that take their drafter time are weighed again, as weighing takes
-longer than it brings; they double each time, up to the latter."""
+LONGEST_PAUSE = 16
+"""Most rounds of a pause. The first has one; they double as long as nothing is gained."""
+
+GAIN_FADE = 1 / 64
+"""Weight of the newest round in what rounds of so many rows gain on average."""
 
 AGREES = 0.25
 """How far what a plain pass takes may be from that, as a natural logarithm."""
@@ -50,6 +54,15 @@ class _Asked(NamedTuple):
         return _Asked(self.rows + 1, max(self.depth, depth), max(self.unread, unread), self.accepted + accepted)
 
 
+@dataclass
+class _Pause:
+    """Of rounds of so many rows: up to which round they pause, how long next time, and plain passes that one gains."""
+
+    until: int = 0
+    length: int = 1
+    gain: float = 0.0
+
+
 class Controller:
     """Chooses what each row drafts in the next round, and learns from what became of it."""
 
@@ -61,7 +74,8 @@ class Controller:
         self._tried: dict[str, int] = {}  # drafter -> the last round with it
         self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
         self._trial: str | None = None  # what this round tries, if anything
-        self._pauses: dict[int, tuple[int, int]] = {}  # rows -> round up to which only known trees count; how long
+        self._pauses = defaultdict[int, _Pause](_Pause)  # by rows
+        self._asked = False  # whether anything could be drafted in this round
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
 
@@ -73,16 +87,25 @@ class Controller:
         """Forget what passes and drafts cost: it is measured again."""
         self.costs = CostModel()
 
-    def renew(self) -> None:
-        """Another text begins, in which drafters may be worth more than in the last one, or less."""
+    def renew(self, rows: int = 1) -> None:
+        """Texts of so many rows begin, in which drafters may be worth more than in the last ones, or less."""
         self.estimates.renew()
-        self._pauses.clear()
+        pause = self._pauses[rows]
+        pause.until, pause.length = 0, max(1, pause.length // 2)
         self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
     def plain_seconds(self, rows: int) -> float | None:
         """What a plain pass of so many rows takes here; None until that is known."""
         return self.costs.passing(rows, rows) if self.costs.knows(rows) else None
+
+    def pauses(self, rows: int) -> bool:
+        """Whether the next round of so many rows is a plain one that is neither chosen for nor observed."""
+        if self._round + 1 >= self._pauses[rows].until:
+            return False
+        self._round += 1
+        self._budget = min(BUDGET, self._budget + REFILL)
+        return True
 
     def choose(
         self,
@@ -102,10 +125,8 @@ class Controller:
         """
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
+        self._asked = any(request.depth for request in requests)
         self.costs.look_at(max(len(request.tokens) for request in requests))
-        until, pause = self._pauses.get(rows, (0, PAUSE))
-        if self._round < until:
-            offers = [[offer for offer in own if offer.tree is not None] for own in offers]
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
             return list(map(_nothing, requests))
@@ -114,11 +135,7 @@ class Controller:
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
         if self._plan is None:
-            if self._round >= until:
-                self._pauses[rows] = self._round + pause, min(2 * pause, LONGEST_PAUSE)
             return list(map(_nothing, requests))
-        if self._plan.drafting and self._trial is None:
-            self._pauses.pop(rows, None)
         return planner.requests(requests, self._plan)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -135,6 +152,7 @@ class Controller:
         verdicts: Sequence[Verdict],
         seconds: tuple[float, float],
         *,
+        deciding: float = 0.0,
         ragged: bool = False,
     ) -> None:
         """Learn from a round.
@@ -145,6 +163,7 @@ class Controller:
             trees: what was drafted for it.
             verdicts: what became of that.
             seconds: what proposing took; what scoring, verifying and committing took.
+            deciding: what offering and choosing took.
             ragged: as it was chosen by.
         """
         rows, sizes = len(trees), [len(tree) for tree in trees]
@@ -152,6 +171,39 @@ class Controller:
         ratio = self.costs.observe_pass(rows, nodes, seconds[1])
         if nodes == rows and abs(math.log(ratio)) < AGREES:
             self._plain[rows] = self._round
+        spent = self._drafting(requests, trees, verdicts, seconds[0])
+        for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
+            self.estimates.judge(own, request, tree, verdict)
+        if self.costs.knows(rows):
+            saved, plain = 0.0, self.costs.plain(rows)
+            if spent or nodes > rows:
+                worth = [1.0] * rows if self._planner is None else self._planner.worth
+                tokens = sum(each * len(verdict.tokens) for each, verdict in zip(worth, verdicts, strict=True))
+                saved = tokens / rows - (spent + self.costs.line(rows).of(nodes)) / plain
+            self._earn(rows, saved - deciding / self.costs.passing(rows, rows))
+
+    def observe_pause(self, rows: int, seconds: float) -> None:
+        """A paused round's pass took so long: the machine's pace is known behind the pause too."""
+        self.costs.observe_pass(rows, rows, seconds)
+
+    def _earn(self, rows: int, gain: float) -> None:
+        """A round of so many rows saved so many plain passes: where they save none on average, they pause."""
+        self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
+        pause = self._pauses[rows]
+        pause.gain += GAIN_FADE * (gain - pause.gain)
+        if gain >= 0 or pause.gain >= 0:
+            pause.length = 1
+        elif self._asked:
+            pause.until, pause.length = self._round + 1 + pause.length, min(2 * pause.length, LONGEST_PAUSE)
+
+    def _drafting(
+        self,
+        requests: Sequence[DraftRequest],
+        trees: Sequence[TokenTree],
+        verdicts: Sequence[Verdict],
+        seconds: float,
+    ) -> float:
+        """Learn what drafting took; its seconds at the usual pace."""
         asked = dict[str, _Asked]()
         for request, tree, verdict in zip(requests, trees, verdicts, strict=True):
             offer = request.offer
@@ -162,20 +214,13 @@ class Controller:
                 steps = request.depth
             if steps:
                 asked[offer.drafter] = asked.get(offer.drafter, _Asked()).and_by(steps, offer.unread, verdict.accepted)
-        spent = 0.0  # seconds, at the usual pace
+        spent = 0.0
         for drafter, each in asked.items():
             if len(asked) == 1:  # of several drafters nobody knows who took how long
-                self.costs.observe_drafting(drafter, each.rows, each.depth, each.unread, seconds[0])
+                self.costs.observe_drafting(drafter, each.rows, each.depth, each.unread, seconds)
             spent += self.costs.drafting(drafter, each.rows, each.depth, each.unread)
             self._remember(drafter, each.accepted)
-        for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
-            self.estimates.judge(own, request, tree, verdict)
-        gain = 0.0  # plain passes that the round saved
-        if self._planner is not None and any(request.depth for request in requests):
-            spent += self.costs.line(rows).of(nodes)
-            pairs = zip(self._planner.worth, verdicts, strict=True)
-            gain = sum(worth * len(verdict.tokens) for worth, verdict in pairs) / rows - spent / self.costs.plain(rows)
-        self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
+        return spent
 
     def _remember(self, drafter: str, accepted: int) -> None:
         """It was tried or taken in this round; where something was accepted it may be tried again at once."""

@@ -320,7 +320,7 @@ def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
     return (level for level in found if level.nodes)
 
 
-CHANCE = 2.0
+CHANCE = 0.5
 """How far apart two rows must be expected to end for their order to be certain, in roots of the passes left."""
 
 
@@ -339,10 +339,11 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
     prices = [0.0, *accumulate((price(count) for count in range(1, rows + 1)), max)]
     order = sorted(range(rows), key=ending.__getitem__)
     saved = [prices[rows - place] - prices[rows - place - 1] for place in range(rows)]
-    found, begin = [0.0] * rows, 0
-    for place in range(1, rows + 1):
-        if place == rows or ending[order[place]] - ending[order[place - 1]] > CHANCE * math.sqrt(ending[order[place]]):
-            for row in order[begin:place]:
-                found[row] = sum(saved[begin:place]) / (place - begin) * rows / prices[rows]
-            begin = place
+    found, end = [0.0] * rows, rows
+    for place in reversed(range(rows)):
+        last = ending[order[end - 1]]
+        if not place or last - ending[order[place - 1]] > CHANCE * math.sqrt(last):
+            for row in order[place:end]:
+                found[row] = sum(saved[place:end]) / (end - place) * rows / prices[rows]
+            end = place
     return found

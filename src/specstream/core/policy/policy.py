@@ -47,6 +47,10 @@ class Speculation:
         """What a plain pass of so many rows takes, by the controller's own measurements; None where it has none."""
         return None if self.controller is None else self.controller.plain_seconds(rows)
 
+    def pauses(self, rows: Sequence[Row]) -> bool:
+        """Whether the next round is a plain one of which no drafter hears."""
+        return self.controller is not None and all(map(self.measures, rows)) and self.controller.pauses(len(rows))
+
     def choose(
         self,
         rows: Sequence[Row],
