@@ -31,7 +31,7 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
-LONGEST_PAUSE = 16
+LONGEST_PAUSE = 8
 """Most rounds of a pause. The first has one; they double as long as nothing is gained."""
 
 GAIN_FADE = 1 / 64
