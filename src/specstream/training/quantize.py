@@ -106,7 +106,7 @@ def _tensors(model: Any, layers: dict[str, nn.Linear], bits: Bits) -> dict[str, 
     found, done = dict[str, Tensor](), list[str]()
     with step(lambda: f"quantising, {len(done)} of {len(layers)} layers"):
         for name, layer in layers.items():
-            parts = compressed(rounded(layer.weight, bits))
+            parts = compressed(rounded(layer.weight, bits, zeros=True))
             found |= {f"{name}.{part}": each for part, each in parts.items()}
             layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             done.append(name)

@@ -55,14 +55,13 @@ def pack(kind: str, blocks: Tensor, columns: int) -> tuple[Layout, Tensor]:
 
 
 def pack_integers(integers: Integers) -> tuple[Layout, Tensor]:
-    """The same of weights that were rounded here; what a zero point adds is rounded to float16."""
-    layout = Layout.BYTES32 if integers.zeros is None else Layout.NIBBLES32
+    """The same of weights that were rounded here."""
+    leasts = integers.leasts
+    layout = Layout.BYTES32 if leasts is None else Layout.NIBBLES32
 
     def packed(rows: slice) -> Tensor:
         numbers, scales = integers.numbers[rows], integers.scales[rows]
-        halves = [scales]
-        if integers.zeros is not None:
-            halves.append((-scales.float() * integers.zeros[rows]).half())
+        halves = [scales] if leasts is None else [scales, leasts[rows]]
         return _together(halves, numbers.view(*scales.shape, GROUP), layout)
 
     return layout, _in_parts(packed, *integers.numbers.shape)
