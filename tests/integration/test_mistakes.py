@@ -1152,8 +1152,6 @@ def test_a_checkpoint_of_no_causal_model_is_called_by_its_class(here, capsys):
             "quantize target -o out --group-size 64",
             "No such option: --group-size; groups have 32 weights, leave it out",
         ),
-        # the name of what to give
-        ("quantize smollm2-135m.gguf -o out", "a GGUF file, which is quantised already; give smollm2-135m"),
         # a reason, and the value as it was given
         ("quantize target -o q.jsonl/out", "-o is 'q.jsonl/out', where a file is in place of a folder; give a folder "),
     ],
