@@ -160,7 +160,9 @@ def _engine(settings: Settings, target: str, drafter: str) -> Any:
     mixed = drafter == "mixed"
     draft = settings.draft if drafter == "draft_model" or mixed else ""
     heads = settings.heads if drafter in KINDS or (mixed and not draft) else ""
-    return load_engine(target, draft or None, {"drafter": drafter, "heads": heads or None, "dtype": settings.dtype})
+    return load_engine(
+        target, draft or None, {"drafter": drafter, "heads": heads or None, "dtype": settings.dtype, "memory": False}
+    )
 
 
 def _amount(settings: Settings, *, ignore_eos: bool = False) -> Amount:

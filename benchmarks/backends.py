@@ -37,7 +37,7 @@ class SpecStream:
 
         options = dict(request["options"])
         chain = options.pop("chain", False)
-        settings: dict[str, Any] = {"drafter": request["mode"], "dtype": request["dtype"], **options}
+        settings: dict[str, Any] = {"drafter": request["mode"], "dtype": request["dtype"], "memory": False, **options}
         if request["k"]:
             settings.update(gamma=request["k"], max_speculation_depth=request["k"])
         self._engine = SpeculativeEngine(request["target"], draft_model=request["draft"], **settings)

@@ -86,7 +86,7 @@ def timed(dtype: str, tokens: int, model: str, draft: str | None = None) -> Star
     from specstream.cli.loading import load_engine
 
     moments = [time.perf_counter()]
-    engine = load_engine(model, draft, {"dtype": dtype})
+    engine = load_engine(model, draft, {"dtype": dtype, "memory": False})
     for _ in range(2):
         moments.append(time.perf_counter())
         engine.generate([{"role": "user", "content": CHATS[0]}], max_new_tokens=tokens)

@@ -36,7 +36,9 @@ def deciding(settings: Settings) -> Outcome:
     """The largest share of a round that the policy takes, over the sizes of batches."""
     cells, shares, details = [["at once", "rounds", "round ms", "choosing ms", "learning ms", "share"]], [], {}
     for size in settings.batch_sizes or SIZES:
-        engine = load_engine(settings.smollm2, None, {"dtype": settings.dtype, "drafter": _drafter(settings)})
+        engine = load_engine(
+            settings.smollm2, None, {"dtype": settings.dtype, "drafter": _drafter(settings), "memory": False}
+        )
         prepare(engine.parts, size)
         items = batches(encoded(engine.tokenizer, _texts(settings.limit * size)), size)
         way = {"own": lambda item, parts=engine.parts: spent(parts, item, settings.max_new_tokens)}

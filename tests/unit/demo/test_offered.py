@@ -37,7 +37,7 @@ def ask(offered: OfferedModels, **changes: Any) -> Any:
 def test_drafters_are_those_that_the_model_has(offered: OfferedModels, folders: tuple[str, str]) -> None:
     assert offered.load(folders[0]) == ["auto", "draft_model", "mixed"]
     alone = OfferedModels([folders[0]], runtime="eager")
-    assert alone.load(folders[0]) == ["auto", "lookup", "lookahead"]
+    assert alone.load(folders[0]) == ["auto", "lookup", "recycling", "lookahead"]
     assert alone.drafter == "auto"
     alone.close()
 

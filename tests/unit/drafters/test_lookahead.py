@@ -206,8 +206,9 @@ def test_it_can_be_turned_down(monkeypatch):
     controller = Controller()
     observe = controller.observe
 
-    def priced(offers, requests, trees, verdicts, seconds, *, ragged):
-        observe(offers, requests, trees, verdicts, (0.0, float(max(map(len, trees)))), ragged=ragged)
+    def priced(offers, requests, trees, verdicts, seconds, *, deciding, ragged):
+        of_the_pass = float(max(map(len, trees)))
+        observe(offers, requests, trees, verdicts, (0.0, of_the_pass), deciding=0.0, ragged=ragged)
 
     monkeypatch.setattr(controller, "observe", priced)
     row = generate(LookaheadDrafter(), controller, tokens=100)

@@ -197,8 +197,9 @@ def priced(monkeypatch, price):
     controller = Controller()
     observe = controller.observe
 
-    def observe_priced(offers, requests, trees, verdicts, seconds, *, ragged):
-        observe(offers, requests, trees, verdicts, (0.0, float(price(max(map(len, trees))))), ragged=ragged)
+    def observe_priced(offers, requests, trees, verdicts, seconds, *, deciding, ragged):
+        of_the_pass = float(price(max(map(len, trees))))
+        observe(offers, requests, trees, verdicts, (0.0, of_the_pass), deciding=0.0, ragged=ragged)
 
     monkeypatch.setattr(controller, "observe", observe_priced)
     return controller

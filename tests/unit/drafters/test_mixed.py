@@ -65,8 +65,11 @@ class Fickle:
     def __init__(self):
         self.round = 0
 
-    def renew(self):
+    def renew(self, rows):
         pass
+
+    def pauses(self, rows):
+        return False
 
     def choose(self, requests, offers, ending=None, *, ragged):
         self.round += 1
@@ -82,7 +85,7 @@ class Fickle:
     def cut(self, trees):
         return trees
 
-    def observe(self, *of_the_round, ragged):
+    def observe(self, *of_the_round, deciding, ragged):
         pass
 
 

@@ -95,7 +95,7 @@ def test_kernels_and_numbers_say_the_same(name: str, plain: Any, tmp_path: Path)
         with target.runtime.kernels():
             ours = target.view(IDS).logits
     assert (eager - wanted).norm() < 0.01 * wanted.norm()
-    assert (ours - eager).norm() < 0.002 * wanted.norm()
+    assert (ours - eager).norm() < 0.05 * wanted.norm()  # inputs have 8 bits in the kernels
 
 
 def test_a_tied_head_and_generation_settings_are_kept(tmp_path: Path) -> None:

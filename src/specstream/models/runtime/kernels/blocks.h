@@ -250,29 +250,21 @@ template <class B, int OF_BITS, bool WITH, long SHARED> struct Of256 : BlockInpu
     return 0;
   }
 };
-template <class T> struct Blocks; // what a layout's struct means
-template <> struct Blocks<Nibbles32> : Of32<Nibbles32, 4, true> {};
-template <> struct Blocks<Sixes32> : Of32<Sixes32, 6, true> {};
-template <> struct Blocks<Bytes32> : Of32<Bytes32, 8, false> {};
-template <> struct Blocks<NibblesK> : Of256<NibblesK, 4, true, 32> {};
-template <> struct Blocks<SixesK> : Of256<SixesK, 6, false, 16> {};
-template <> struct Blocks<SixesLeastK> : Of256<SixesLeastK, 6, true, 16> {};
-
-template <class B> struct BlockProduct : Blocks<B> {
+template <class Base> struct BlockProduct : Base {
 #if defined(__AVX2__) && !defined(__AVX512BW__)
-  static constexpr long ROWS = Blocks<B>::BITS == 4 ? 8 : 4;
+  static constexpr long ROWS = Base::BITS == 4 ? 8 : 4;
 #else
   static constexpr long ROWS = 8;
 #endif
   static constexpr Tiles TILES{ROWS, ROWS, {}};
-  static long units(long k) { return (k + Blocks<B>::EACH - 1) / Blocks<B>::EACH; }
+  static long units(long k) { return (k + Base::EACH - 1) / Base::EACH; }
 };
-template <> struct Product<Nibbles32> : BlockProduct<Nibbles32> {};
-template <> struct Product<Sixes32> : BlockProduct<Sixes32> {};
-template <> struct Product<Bytes32> : BlockProduct<Bytes32> {};
-template <> struct Product<NibblesK> : BlockProduct<NibblesK> {};
-template <> struct Product<SixesK> : BlockProduct<SixesK> {};
-template <> struct Product<SixesLeastK> : BlockProduct<SixesLeastK> {};
+template <> struct Product<Nibbles32> : BlockProduct<Of32<Nibbles32, 4, true>> {};
+template <> struct Product<Sixes32> : BlockProduct<Of32<Sixes32, 6, true>> {};
+template <> struct Product<Bytes32> : BlockProduct<Of32<Bytes32, 8, false>> {};
+template <> struct Product<NibblesK> : BlockProduct<Of256<NibblesK, 4, true, 32>> {};
+template <> struct Product<SixesK> : BlockProduct<Of256<SixesK, 6, false, 16>> {};
+template <> struct Product<SixesLeastK> : BlockProduct<Of256<SixesLeastK, 6, true, 16>> {};
 
 // Bytes of M rows, `apart` groups from each other, by group `at` of a struct, its outputs from `lane` on.
 template <int M, class B>
