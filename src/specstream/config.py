@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -240,6 +241,12 @@ class EngineConfig(_Settings):
     use_cache: bool = True
     measure_baseline: bool = False
 
+    @field_validator("memory")
+    @classmethod
+    def _under_home(cls, memory: bool | str) -> bool | str:
+        """As models are, which a shell does for options."""
+        return os.path.expanduser(memory) if isinstance(memory, str) else memory
+
 
 def engine_config(settings: EngineSettings) -> EngineConfig:
     """Keyword arguments as a configuration.
@@ -336,6 +343,8 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> UsageError:
         known_names = _INSTEAD[name] if name in _INSTEAD else f"known are {listed(name, known | own)}"
         return UsageError(f"unknown setting {name!r}; {known_names}")
     wanted = remedy(first["msg"])
+    if name == "memory":
+        wanted = "True, False or the name of a file"
     if name in ("heads", "router"):
         wanted = "a folder"
         if hasattr(first["input"], "save"):

@@ -9,10 +9,11 @@ import torch
 
 from specstream import DeploymentConfig, SpeculativeEngine, speculative_decode
 from specstream.cli import main
-from specstream.errors import UsageError, VocabularyMismatchError
+from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError
 from specstream.heads.streams import Streams, StreamsConfig
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub.load import load_model
+from specstream.models.hub.schemes import refuse_quantised
 from specstream.models.invariance.selftest_cache import cache_of
 from specstream.serving.memory import needs
 from specstream.training.recipes.draft import TrainedDraft
@@ -109,6 +110,8 @@ def test_commands_take_it(file, tmp_path, capsys):
         main(["make-draft", "--target", file, "--output", str(tmp_path / "draft"), "--layers", "1"])
     assert caught.value.code == 2
     assert "a GGUF file, of which no draft is made; give the model's folder" in capsys.readouterr().err
+    with pytest.raises(UnsupportedModelError, match=r"which is quantised already; give smollm2-135m$"):
+        refuse_quantised(file, "model", "smollm2-135m.gguf", "which is quantised already")
 
 
 def test_a_server_is_told_the_memory_of_the_blocks(file):

@@ -84,3 +84,10 @@ def test_what_would_do_nothing_is_refused(model, tokenizer, settings, message):
         SpeculativeEngine(model, tokenizer, **settings)
     assert message in str(caught.value)
     SpeculativeEngine(model, tokenizer, drafter="none", memory=False)
+
+
+def test_a_file_may_be_under_the_home_folder(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    SpeculativeEngine(model, tokenizer, memory="~/kept/answers", **FIXED).generate(PROMPTS[0], max_new_tokens=4)
+    assert [each.name for each in tmp_path.iterdir()] == ["kept"]

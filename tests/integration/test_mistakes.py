@@ -8,11 +8,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from specstream import SpeculativeEngine
 from specstream.cli import main
+from specstream.cli.options import Drafter
+from specstream.config import DrafterName
 from specstream.errors import UsageError
 from specstream.models.hub import load
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -1122,3 +1125,54 @@ def test_a_checkpoint_of_no_causal_model_is_called_by_its_class(here, capsys):
     capsys.readouterr()
     assert run("generate", "x", "-m", "bert") == 2
     assert "-m 'bert', saved as BertModel, lacks the weights of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # a memory that nothing could be written into
+        ("generate x -m target --memory q.jsonl/x.mem", "--memory is 'q.jsonl/x.mem', where 'q.jsonl' is no folder; g"),
+        ("serve -m target --memory q.jsonl/x.mem", "--memory is 'q.jsonl/x.mem', where 'q.jsonl' is no folder; give a"),
+        ("generate x -m target --memory notes", "--memory is 'notes', which is a folder; give the name of a file"),
+        # a word in place of a file
+        ("generate x -m target --memory False", "--memory is 'False', a word and no file; give the name of one (in Py"),
+        ("generate x -m target --no-memory", "--no-memory; an answer is kept only where --memory names a file, lea"),
+        # what another library says
+        (
+            "generate x -m target --memory q.jsonl",
+            "cannot be used: it is damaged, or no memory; give a new name",
+        ),
+        # what makes it
+        ("generate x -m target -d self:int8 --memory a", "--drafter is 'auto' with a draft, which makes no use of it;"),
+        # options of other commands
+        ("quantize target -o out --quantization int8", "No such option: --quantization; give --bits int8 or --bits in"),
+        ("quantize --model target -o out", "No such option: --model; give the model alone, quantize MODEL"),
+        ("quantize target -o out --force", "No such option: --force; what is there is kept, give a new folder, leave "),
+        (
+            "quantize target -o out --group-size 64",
+            "No such option: --group-size; groups have 32 weights, leave it out",
+        ),
+        # a reason, and the value as it was given
+        ("quantize target -o q.jsonl/out", "-o is 'q.jsonl/out', where a file is in place of a folder; give a folder "),
+    ],
+)
+def test_what_a_ninth_stranger_met(here, monkeypatch, capsys, words, told):
+    (here / "notes").mkdir()
+    if "damaged" not in told:  # which the tokenizer is needed for
+        monkeypatch.setattr(load, "resolve", lambda name: pytest.fail(f"{name} was asked for"))
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+
+
+def test_a_memory_is_noted_where_nothing_is_copied_from_it(here, capsys):
+    words = ("generate", "x", "-m", "target", "-n", "2", "--memory", "a.mem")
+    assert run(*words, "-t", "1", "--seed", "1") == 0
+    assert "note: --memory is 'a.mem', and above temperature 0 no draft is copied from it" in capsys.readouterr().err
+    assert run(*words) == 0
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_every_drafter_is_in_the_help():
+    told = Drafter.__metadata__[0].help
+    assert [name for name in get_args(DrafterName) if name not in told] == []

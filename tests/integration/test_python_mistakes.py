@@ -26,6 +26,7 @@ from specstream.routing.features import CLASSES
 from specstream.routing.model import Network, RouterModel
 from specstream.training.config import TrainConfig
 from specstream.training.data import Examples
+from specstream.training.quantize import quantize
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -53,6 +54,7 @@ def made():
     processor = {
         "Processor": RepetitionPenaltyLogitsProcessor,
         "audit": audit,
+        "quantize": quantize,
         "train": train,
         "torch": torch,
         "np": np,
@@ -86,6 +88,19 @@ def refused(code, made, told):
 
 
 OF_ANOTHER_KIND = [
+    ("SpeculativeEngine(M, TOK, memory=5)", "memory is 5; give True, False or the name of a file"),
+    ("SpeculativeEngine(M, TOK, memory=None)", "memory is None; give True, False or the name of a file"),
+    (
+        "SpeculativeEngine(M, TOK, memory='true')",
+        "memory is 'true', a word and no file; give the name of one (in Python",
+    ),
+    ("SpeculativeEngine(M, TOK, memory='')", "memory is '', a word and no file; give the name of one"),
+    (
+        "SpeculativeEngine(M, TOK, memory='/dev/null/x')",
+        "memory is '/dev/null/x', where '/dev/null' is no folder; give",
+    ),
+    ("quantize(M, 'int8', 'out')", "; give a catalog name, a local folder or a hub id"),
+    ("quantize(None, 'int8', 'out')", "model is None; give a catalog name, a local folder or a hub id"),
     ("SpeculativeEngine(M, 'gpt2')", "tokenizer is 'gpt2'; give the tokenizer itself"),
     ("LoRAAdapter(M, {'r': 2}, 'gpt2')", "tokenizer is 'gpt2'; give the tokenizer itself"),
     ("custom_generate(tokenizer='gpt2', stop=['.'])", "tokenizer is 'gpt2'; give the tokenizer itself"),

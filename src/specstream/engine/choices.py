@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from specstream.config import EngineConfig
@@ -30,6 +32,7 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
     if isinstance(draft, TrainedHead):
         raise UsageError(f"draft_model is a {type(draft).__name__}; call its save(FOLDER), and give heads=FOLDER")
     _check_router(config)
+    _check_memory(config.memory)
     _check_unused(config, draft)
     if name == "medusa" and heads is None:
         raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
@@ -61,10 +64,29 @@ def _check_pruning(name: str, heads: str | None, pruning: float) -> None:
         raise UsageError(f"pruning is {pruning} and {heads!r} holds 'medusa'; give streams, or no pruning")
 
 
+_WORDS = ("", "true", "false", "yes", "no", "on", "off", "none")
+"""What somebody writes who means a switch: as the name of a file it would keep answers unasked."""
+
+
+def _check_memory(file: bool | str) -> None:
+    """Refuse a file that no answers could be written into, while nothing has been generated yet."""
+    if isinstance(file, bool):
+        return
+    if file.strip().lower() in _WORDS:
+        raise UsageError(f"memory is {file!r}, a word and no file; give the name of one (in Python also True or False)")
+    refuse_folder_name(file, "memory")
+    if os.path.isdir(file):
+        raise UsageError(f"memory is {file!r}, which is a folder; give the name of a file")
+    above = next(each for each in Path(file).parents if os.path.exists(each))
+    if not above.is_dir():
+        raise UsageError(f"memory is {file!r}, where {str(above)!r} is no folder; give another file")
+    if not os.path.exists(file) and not os.access(above, os.W_OK):
+        raise UsageError(f"memory is {file!r}, which cannot be written; give a file elsewhere")
+
+
 def _check_router(config: EngineConfig) -> None:
-    for setting, file in (("router_state", config.router_state), ("memory", config.memory)):
-        if isinstance(file, str):
-            refuse_folder_name(file, setting)
+    if config.router_state is not None:
+        refuse_folder_name(config.router_state, "router_state")
     if config.drafter == "router" and config.router is None:
         raise UsageError(
             "drafter is 'router' and there is none; give router=, the folder that specstream router train wrote"
@@ -107,7 +129,8 @@ def _check_unused(config: EngineConfig, draft: Any) -> None:
     for option, default in defaults_of(unused(config, draft)).items():
         value = getattr(config, option)
         if value not in (default, False):  # what is off is no mistake
-            kind = f"drafter is {config.drafter!r}" + (" with heads" if config.heads else "")
+            beside = " with heads" if config.heads else " with a draft" if draft is not None else ""
+            kind = f"drafter is {config.drafter!r}{beside}"
             why = "there is no draft_model" if option == "draft_quantization" else f"{kind}, which makes no use of it"
             raise UsageError(f"{option} is {value!r} and {why}; leave it out")
     quantization = config.draft_quantization

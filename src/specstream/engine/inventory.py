@@ -74,6 +74,8 @@ def notes_of(config: EngineConfig, generation: Generation) -> list[str]:
     depth = next((name for name in ("gamma", "max_speculation_depth") if getattr(config, name) is not None), None)
     if config.drafter == "none" and depth is not None:
         notes.append(f"{depth} is {getattr(config, depth)}, without effect as drafter is 'none'; leave {depth} out")
+    if isinstance(config.memory, str) and own.temperature > 0:
+        notes.append(f"memory is {config.memory!r}, and above temperature 0 no draft is copied from it")
     if any(row.finish_reason == "length" and len(row.emitted) < own.max_new_tokens for row in generation.rows):
         notes.append(f"max_new_tokens is {own.max_new_tokens} and the context holds {limit}: the text ended there")
     return [each for each in notes if each is not None]

@@ -111,8 +111,9 @@ class Memory:
             if int(tokens.min()) < SEPARATOR or int(tokens.max()) >= vocab_size:
                 raise ValueError(f"it has tokens beyond the vocabulary of {vocab_size}")
         except (OSError, SafetensorError, ValueError) as error:
+            why = "it is damaged, or no memory" if isinstance(error, SafetensorError) else one_line(error)
             raise UsageError(
-                f"memory is {str(path)!r}, which cannot be used: {one_line(error)}; give a new name, to begin anew"
+                f"memory is {str(path)!r}, which cannot be used: {why}; give a new name, to begin anew"
             ) from error
         found: list[int] = tokens[-CAPACITY:].tolist()
         return found

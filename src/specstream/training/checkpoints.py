@@ -94,7 +94,9 @@ def check_replaceable(folder: Path, mark: str, setting: str) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{setting} is {given!r}: {error.strerror}; give a folder elsewhere") from None
+        in_place = isinstance(error, FileExistsError | NotADirectoryError)
+        why = ", where a file is in place of a folder" if in_place else f": {error.strerror}"
+        raise UsageError(f"{setting} is {given!r}{why}; give a folder elsewhere") from None
     if not os.access(folder.parent, os.W_OK):
         raise UsageError(f"{setting} is {given!r}, which cannot be written; give a folder elsewhere")
     if folder.exists() and not (folder / mark).exists() and (not folder.is_dir() or any(folder.iterdir())):

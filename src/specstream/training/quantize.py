@@ -40,15 +40,16 @@ def quantize(model: str, bits: Bits, output: str | Path) -> Path:
         The folder, which ``SpeculativeEngine`` takes as a model.
 
     Raises:
-        UsageError: other bits, an output that is there, or too little space on the disk.
+        UsageError: other bits, a model that is no name, an output that is there, or too little space on the disk.
         ModelNotFoundError: nothing answers to the name.
         UnsupportedModelError: a model that is quantised already, or without plain linear layers.
     """
     must_be(bits in ("int8", "int4"), "bits", bits, "int8 or int4")
+    path_of("model", model, "a catalog name, a local folder or a hub id")
     folder = path_of("output", output, "a folder").absolute()
     if folder.exists():
         raise UsageError(f"output is {str(output)!r}, which is there already; give a new folder")
-    check_replaceable(folder, "config.json", "output")
+    check_replaceable(Path(output), "config.json", "output")
     place = resolve(model)
     refuse_quantised(place, "model", model, "which is quantised already")
     config = config_in(place, model)

@@ -16,7 +16,8 @@ from typing import Any
 from specstream.errors import UnsupportedModelError, listed
 from specstream.models.architecture.blocks import called, unquantised
 from specstream.models.architecture.compat import quantization_methods
-from specstream.models.hub.gguf_header import is_gguf
+from specstream.models.hub.catalog import catalog
+from specstream.models.hub.gguf_header import ENDING, is_gguf
 
 GROUP = 32
 """Weights that share a scale in our blocks; a checkpoint's groups are this size or whole multiples of it."""
@@ -71,7 +72,9 @@ def refuse_quantised(folder: str | os.PathLike[str], setting: str, value: str, u
         UnsupportedModelError: it is one.
     """
     if (source := stored_as(folder)) is not None:
-        raise UnsupportedModelError(f"{setting} is {value!r}, {called(source)}, {use}; give {unquantised(source)}")
+        name = str(value).removesuffix(ENDING)
+        instead = name if source == "gguf" and name in catalog() else unquantised(source)
+        raise UnsupportedModelError(f"{setting} is {value!r}, {called(source)}, {use}; give {instead}")
 
 
 def read_scheme(settings: Mapping[str, Any], name: str) -> Scheme | str:
@@ -91,6 +94,11 @@ def read_scheme(settings: Mapping[str, Any], name: str) -> Scheme | str:
             return read(settings)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             return f"its quantization_config is not understood ({error!r})"
+    if method == str(None):
+        raise UnsupportedModelError(
+            f"model {name!r} has no quant_method in the quantization_config of its config.json; "
+            "add it, or give the model that it was made of"
+        )
     if method not in (known := quantization_methods()):
         raise UnsupportedModelError(
             f"model {name!r} has quant_method {method!r} in its config.json, which is not known; give the model that "

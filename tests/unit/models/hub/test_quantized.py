@@ -171,6 +171,8 @@ def test_an_unknown_method_is_refused_with_those_that_are_known() -> None:
         UnsupportedModelError, match=r"has quant_method 'gtpq' in its config\.json, .*did you mean 'gptq'"
     ):
         read_scheme({"quant_method": "gtpq"}, "x")
+    with pytest.raises(UnsupportedModelError, match=r"'x' has no quant_method in the quantization_config of"):
+        read_scheme({"bits": 4}, "x")
 
 
 def without(*parts: str) -> Any:
