@@ -27,7 +27,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
+from specstream.core.by_rows import SessionByRows
+from specstream.core.ports import Drafter, DraftRequest, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError
@@ -68,33 +69,8 @@ class LookaheadDrafter(Drafter):
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
-    ) -> LookaheadSession:
-        return LookaheadSession([_Row(self, prompt) for prompt in prompts])
-
-
-class LookaheadSession(DraftSession):
-    """A pool and a window for every row."""
-
-    def __init__(self, rows: list[_Row]) -> None:
-        self._rows = rows
-
-    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        """One per row: the candidates as deep as they are taken, and with them the whole window."""
-        return [row.offers(request) for row, request in zip(self._rows, requests, strict=True)]
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [row.propose(request) for row, request in zip(self._rows, requests, strict=True)]
-
-    def observe(self, verdicts: Sequence[Verdict]) -> None:
-        """One Jacobi iteration of every window that was scored."""
-        for row, verdict in zip(self._rows, verdicts, strict=True):
-            row.observe(verdict)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._rows = [self._rows[row] for row in rows]
-
-    def join(self, other: LookaheadSession) -> None:
-        self._rows.extend(other._rows)
+    ) -> SessionByRows:
+        return SessionByRows([_Row(self, prompt) for prompt in prompts])
 
 
 class Pool:
@@ -148,6 +124,7 @@ class _Row:
         self._root = prompt[-1]
 
     def offers(self, request: DraftRequest) -> list[Offer]:
+        """One: the candidates as deep as they are taken, and with them the whole window."""
         candidates, columns = self._candidates(request), self._columns(request.depth)
         deepest = max(map(len, [*candidates, *columns]), default=0)
         if request.depth < 1 or not deepest:
@@ -171,6 +148,7 @@ class _Row:
         return tree
 
     def observe(self, verdict: Verdict) -> None:
+        """One Jacobi iteration of the window, if it was scored."""
         if not self._scored:
             return
         choices = verdict.choices()

@@ -14,7 +14,8 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
+from specstream.core.by_rows import SessionByRows
+from specstream.core.ports import Drafter, DraftRequest, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.suffix_index import SuffixIndex
 from specstream.core.tree import TokenTree
@@ -47,35 +48,12 @@ class LookupDrafter(Drafter):
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
-    ) -> LookupSession:
+    ) -> SessionByRows:
         rows = [
             _Row(SuffixIndex(self.min_ngram, self.max_ngram), self.memory if sampling.greedy else None, self.branches)
             for sampling in samplings
         ]
-        return LookupSession(rows)
-
-
-class LookupSession(DraftSession):
-    """One index per row."""
-
-    def __init__(self, rows: list[_Row]) -> None:
-        self._rows = rows
-
-    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        """One per row and place of a match. The longer it is, the surer the copy, so its length is in the source."""
-        return [row.offers(request) for row, request in zip(self._rows, requests, strict=True)]
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [row.tree(request) for row, request in zip(self._rows, requests, strict=True)]
-
-    def observe(self, verdicts: Sequence[Verdict]) -> None:
-        """The next request carries the new tokens; there is nothing else to learn."""
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._rows = [self._rows[row] for row in rows]
-
-    def join(self, other: LookupSession) -> None:
-        self._rows.extend(other._rows)
+        return SessionByRows(rows)
 
 
 class _Row:
@@ -84,13 +62,17 @@ class _Row:
     def __init__(self, own: SuffixIndex, memory: SuffixIndex | None, branches: int) -> None:
         self._own, self._memory, self._branches = own, memory, branches
 
-    def tree(self, request: DraftRequest) -> TokenTree:
+    def propose(self, request: DraftRequest) -> TokenTree:
         for offer in [request.offer] if request.offer else self.offers(request):
             if offer.tree is not None:
                 return offer.tree.pruned(request.depth)
         return TokenTree.chain(request.tokens[-1:])
 
+    def observe(self, verdict: Verdict) -> None:
+        """The next request carries the new tokens; there is nothing else to learn."""
+
     def offers(self, request: DraftRequest) -> list[Offer]:
+        """One for each place of a match. The longer it is, the surer the copy, so its length is in the source."""
         self._own.extend(request.tokens[len(self._own) :])
         if request.depth < 1:
             return []

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from specstream.core.ports import Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
+from specstream.core.by_rows import SessionByRows
+from specstream.core.ports import Drafter, DraftRequest, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates, RankAcceptance, Ranked
@@ -67,34 +68,9 @@ class RecyclingDrafter(Drafter):
 
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
-    ) -> RecyclingSession:
+    ) -> SessionByRows:
         rows = [_Row(self.learned if each.greedy else self.unlearned(), self.successors) for each in samplings]
-        return RecyclingSession(rows)
-
-
-class RecyclingSession(DraftSession):
-    """A table for every row."""
-
-    def __init__(self, rows: list[_Row]) -> None:
-        self._rows = rows
-
-    def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
-        """One per row whose last token has been seen before."""
-        return [row.offers(request) for row, request in zip(self._rows, requests, strict=True)]
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [row.tree(request) for row, request in zip(self._rows, requests, strict=True)]
-
-    def observe(self, verdicts: Sequence[Verdict]) -> None:
-        """All successors are judged by what was emitted, and then what was found likely takes their place."""
-        for row, verdict in zip(self._rows, verdicts, strict=True):
-            row.observe(verdict)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        self._rows = [self._rows[row] for row in rows]
-
-    def join(self, other: RecyclingSession) -> None:
-        self._rows.extend(other._rows)
+        return SessionByRows(rows)
 
 
 class _Row:
@@ -106,18 +82,20 @@ class _Row:
         self._root = 0
 
     def offers(self, request: DraftRequest) -> list[Offer]:
+        """One, if the last token has been seen before."""
         self._root = request.tokens[-1]
         if request.depth < 1 or self._root not in self._table:
             return []
         return [self._acceptance.offer("recycling", MOST, min(request.depth, DEPTH))]
 
-    def tree(self, request: DraftRequest) -> TokenTree:
+    def propose(self, request: DraftRequest) -> TokenTree:
         self._root = request.tokens[-1]
         if request.depth < 1:
             return TokenTree.chain(request.tokens[-1:])
         return self._candidates().tree(self._root, request.nodes or PREFERRED, request.depth)
 
     def observe(self, verdict: Verdict) -> None:
+        """All successors are judged by what was emitted, and then what was found likely takes their place."""
         if self._root in self._table:
             self._acceptance.observe(self._candidates().judged(verdict.tokens), verdict.tokens)
         accepted = (self._root, *verdict.tokens)

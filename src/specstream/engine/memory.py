@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from specstream.core.rows import Row
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.errors import UsageError, one_line
-from specstream.files.atomic import check_new, whole
+from specstream.files.atomic import check_new
+from specstream.files.tensors_file import keep_tensors
 
 _log = logging.getLogger("specstream.memory")
 
@@ -78,23 +78,8 @@ class Memory:
         Raises:
             UsageError: the file cannot be written, or holds something else than such answers.
         """
-        check_new(Path(file), "memory", self._is_own)
         tokens = torch.frombuffer(self.index.tokens() or array("i", [SEPARATOR]), dtype=torch.int32)
-        try:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            with whole(Path(file)) as partial:
-                save_file({"tokens": tokens}, partial, metadata=self._metadata)
-        except (OSError, SafetensorError) as error:
-            raise UsageError(
-                f"memory {file!r} cannot be written: {one_line(error)}; give another file, or none"
-            ) from error
-
-    def _is_own(self, path: Path) -> bool:
-        try:
-            with safe_open(path, framework="pt") as file:
-                return bool(file.metadata() == self._metadata)
-        except (OSError, SafetensorError):
-            return False
+        keep_tensors(file, "memory", {"tokens": tokens}, self._metadata)
 
     def _read(self, path: Path, vocab_size: int) -> list[int]:
         check_new(path, "memory", lambda _: True)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from specstream.errors import UsageError, one_line
-from specstream.files.atomic import check_new, whole
+from specstream.files.tensors_file import keep_tensors
 
 FARTHEST = 3.0
 """Deviations of what is believed that one measurement may be off and still be believed as it is."""
@@ -148,22 +147,7 @@ class Beliefs:
         Raises:
             UsageError: the file cannot be written, or holds something else than these.
         """
-        check_new(Path(path), name, self._is_own)
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            with whole(Path(path)) as partial:
-                save_file(self.tensors(), partial, metadata=self._metadata)
-        except (OSError, SafetensorError) as error:
-            raise UsageError(
-                f"{name} {str(path)!r} cannot be written: {one_line(error)}; give another file, or none"
-            ) from error
-
-    def _is_own(self, path: Path) -> bool:
-        try:
-            with safe_open(path, framework="pt") as file:
-                return bool(file.metadata() == self._metadata)
-        except (OSError, SafetensorError):
-            return False
+        keep_tensors(path, name, self.tensors(), self._metadata)
 
     def load(self, path: str | Path, name: str, instead: str) -> None:
         """Take what ``save`` wrote.

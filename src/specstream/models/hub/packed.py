@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specstream.models.hub.schemes import GROUP, Scheme
-from specstream.models.runtime.rounding import Integers
+from specstream.models.hub.schemes import Scheme
+from specstream.models.runtime.rounding import GROUP, Integers
 
 FLOATS = ("F16", "BF16", "F32")
 """Dtypes of numbers, as safetensors calls them."""

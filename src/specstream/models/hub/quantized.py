@@ -19,7 +19,8 @@ from specstream.errors import ModelNotFoundError
 from specstream.models.architecture.blocks import BlockTensor
 from specstream.models.architecture.compat import is_text_model, model_without_weights
 from specstream.models.hub.packed import FLOATS, Layout, Place, blocks_of, layouts
-from specstream.models.hub.schemes import GROUP, Scheme
+from specstream.models.hub.schemes import Scheme
+from specstream.models.runtime.rounding import GROUP
 
 _AGAIN = "copy or download it again"
 

@@ -18,9 +18,7 @@ from specstream.models.architecture.blocks import called, unquantised
 from specstream.models.architecture.compat import quantization_methods
 from specstream.models.hub.catalog import catalog
 from specstream.models.hub.gguf_header import ENDING, is_gguf
-
-GROUP = 32
-"""Weights that share a scale in our blocks; a checkpoint's groups are this size or whole multiples of it."""
+from specstream.models.runtime.rounding import GROUP
 
 _PLAIN_FORMATS = ("int-quantized", "naive-quantized")
 
