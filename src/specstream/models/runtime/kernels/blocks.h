@@ -346,9 +346,9 @@ inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&
     for (int v = 0; v < V; v++)
       for (int m = 0; m < M; m++) mine[v][m] = fused(totals[m][v], all(x[m * size].upper.unit), mine[v][m]);
     if (__builtin_expect(two, 0))
-      for (int v = 0; v < V; v++)
-        for (int m = 0; m < M; m++)
-          if (x[m * size].two) mine[v][m] = fused(lower[m][0][v], all(x[m * size].lower.unit), mine[v][m]);
+      for (int m = 0; m < M; m++)
+        if (x[m * size].two)
+          for (int v = 0; v < V; v++) mine[v][m] = fused(lower[m][0][v], all(x[m * size].lower.unit), mine[v][m]);
     if constexpr (P::LEAST)
       for (long part = 0; part < PARTS; part++)
         for (int v = 0; v < V; v++) {
