@@ -124,7 +124,7 @@ private:
       Ints whole = __builtin_convertvector(scaled + (scaled < 0 ? Floats{} - 0.5f : Floats{} + 0.5f), Ints);
       Ints upper = two ? (whole + 64) >> 7 : whole, lower = two ? whole - (upper << 7) : Ints{};
       uppers[2 * i / VECTORS] += upper, lowers[2 * i / VECTORS] += lower;
-      Few high = __builtin_convertvector(upper, Few), low = __builtin_convertvector(lower, Few);
+      Few high = narrowed(upper), low = narrowed(lower);
       std::memcpy(to.upper.numbers + i * LANES, &high, sizeof high);
       std::memcpy(to.lower.numbers + i * LANES, &low, sizeof low);
     }
@@ -141,51 +141,71 @@ private:
 
 inline Bytes shifted(Bytes bytes, long by) { return (Bytes)((Words)bytes >> by); } // bits from above come in
 
-// Sums of products of four numbers of each output, without a sign and of BITS bits, and of inputs.
-#if defined(__AVX512VNNI__) || defined(__aarch64__)
+// Four numbers of each output, without a sign and of BITS bits.
 template <int BITS> struct Numbers {
   Bytes all;
+  Numbers() = default;
   explicit Numbers(Bytes bytes) : all(bytes) {}
   // Lower bits, and a byte with two upper ones of four numbers, this one's from bit 2 i on.
   Numbers(Bytes low, Bytes high, long i) : all(low | ((Bytes)(i < 2 ? (Words)high << (4 - 2 * i) : (Words)high >> (2 * i - 4)) & 48)) {}
 };
+
+// Sums of products of those and of inputs, two steps at a time. The first ones are sums themselves: compilers would clear
+// sums in memory.
+#if defined(__AVX512VNNI__) || defined(__aarch64__)
 template <int BITS> struct Dots {
-  Ints sum = {};
-  void add(const Numbers<BITS> &w, Bytes x) { sum = dot_fours(sum, w.all, x); }
+  Ints sum;
+  void add(bool first, const Numbers<BITS> &w0, const Numbers<BITS> &w1, Bytes x0, Bytes x1) {
+    sum = dot_fours(dot_fours(first ? Ints{} : sum, w0.all, x0), w1.all, x1);
+  }
   Ints total() const { return sum; }
 };
-#if defined(__aarch64__) // both have a sign there
+#else
+// Products of two bytes are added up in 16 bits: eight of those with four bits have room, two of those with six.
+template <int BITS> struct Dots {
+  Shorts sum;
+  void add(bool first, const Numbers<BITS> &w0, const Numbers<BITS> &w1, Bytes x0, Bytes x1) {
+    Shorts product = dot_bytes(w0.all, x0);
+    sum = here(first ? product : sum + product);
+    sum = here(sum + dot_bytes(w1.all, x1));
+  }
+  Ints total() const { return dot_shorts(sum, Shorts{} + 1); }
+};
+template <> struct Dots<6> {
+  Ints sum;
+  void add(bool first, const Numbers<6> &w0, const Numbers<6> &w1, Bytes x0, Bytes x1) {
+    Ints product = dot_shorts(dot_bytes(w0.all, x0) + dot_bytes(w1.all, x1), Shorts{} + 1);
+    sum = here(first ? product : sum + product);
+  }
+  Ints total() const { return sum; }
+};
+// One of those with eight has room if both bytes have a sign; the weights' is given to the inputs.
+template <> struct Numbers<8> {
+  Bytes all, size;
+  Numbers() = default;
+  explicit Numbers(Bytes bytes) : all(bytes ^ 128), size(without_sign(all)) {}
+  Ints times(Bytes x) const { return dot_shorts(dot_bytes(size, signed_as(x, all)), Shorts{} + 1); }
+};
+template <> struct Dots<8> {
+  Ints sum;
+  void add(bool first, const Numbers<8> &w0, const Numbers<8> &w1, Bytes x0, Bytes x1) {
+    sum = here(first ? w0.times(x0) : sum + w0.times(x0));
+    sum = here(sum + w1.times(x1));
+  }
+  Ints total() const { return sum; }
+};
+#endif
+#if defined(__aarch64__) // bytes have a sign there
 template <> struct Numbers<8> {
   Bytes all;
+  Numbers() = default;
   explicit Numbers(Bytes bytes) : all(bytes ^ 128) {}
 };
-constexpr int TOO_MANY = 0;
-#else
-constexpr int TOO_MANY = 128;
 #endif
+#if defined(__AVX512VNNI__)
+constexpr bool WITHOUT_SIGN = true; // numbers of eight bits when they are multiplied
 #else
-// Products of two bytes are added up in 16 bits: eight of those with four bits have room. So other numbers are two.
-template <int BITS> struct Numbers {
-  Bytes low, high;
-  explicit Numbers(Bytes bytes) : low(bytes & 15), high((Bytes)((Shorts)bytes >> 4) & 15) {}
-  Numbers(Bytes low, Bytes high, long i) : low(low), high(shifted(high, 2 * i) & 3) {}
-};
-template <> struct Numbers<4> {
-  Bytes low;
-  explicit Numbers(Bytes bytes) : low(bytes) {}
-};
-template <int BITS> struct Dots {
-  Shorts low = {}, high = {};
-  void add(const Numbers<BITS> &w, Bytes x) {
-    low += dot_bytes(w.low, x);
-    if constexpr (BITS > 4) high += dot_bytes(w.high, x);
-  }
-  Ints total() const {
-    Ints sum = dot_shorts(low, Shorts{} + 1);
-    return BITS > 4 ? sum + dot_shorts(high, Shorts{} + 16) : sum;
-  }
-};
-constexpr int TOO_MANY = 128;
+constexpr bool WITHOUT_SIGN = false;
 #endif
 
 inline Bytes load_bytes(const uint8_t *from) {
@@ -250,11 +270,12 @@ template <class B, int OF_BITS, bool WITH, long SHARED> struct Of256 : BlockInpu
     return 0;
   }
 };
+// Sums of ROWS rows stay in registers, of VECTORS vectors of outputs, which have the inputs' broadcasts in common.
 template <class Base> struct BlockProduct : Base {
 #if defined(__AVX2__) && !defined(__AVX512BW__)
-  static constexpr long ROWS = Base::BITS == 4 ? 8 : 4;
+  static constexpr long ROWS = 4, VECTORS = SPLIT;
 #else
-  static constexpr long ROWS = 8;
+  static constexpr long ROWS = 8, VECTORS = 1;
 #endif
   static constexpr Tiles TILES{ROWS, ROWS, {}};
   static long units(long k) { return (k + Base::EACH - 1) / Base::EACH; }
@@ -267,58 +288,74 @@ template <> struct Product<SixesK> : BlockProduct<Of256<SixesK, 6, false, 16>> {
 template <> struct Product<SixesLeastK> : BlockProduct<Of256<SixesLeastK, 6, true, 16>> {};
 
 // Bytes of M rows, `apart` groups from each other, by group `at` of a struct, its outputs from `lane` on.
-template <int M, class B>
-inline void dot_groups(const B *w, long at, long lane, const Rounded *x, long apart, Floats (&totals)[M]) {
+template <int M, class B, int V = Product<B>::VECTORS>
+inline void dot_groups(const B *w, long at, long lane, const Rounded *x, long apart, Floats (&totals)[M][V]) {
   using P = Product<B>;
   constexpr long PARTS = GROUP / P::SHARE, STEPS = P::SHARE / 4;
   auto row = [&](int m) -> const Rounded & {
     return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(x) + m * apart * long(sizeof(Inputs)));
   };
   for (long part = 0; part < PARTS; part++) {
-    Dots<P::BITS> dots[M];
+    Dots<P::BITS> dots[M * V];
 #pragma GCC unroll 8
-    for (long step = 0; step < STEPS; step++) {
-      auto numbers = four(w->numbers, (at * PARTS + part) * STEPS + step, lane);
-      for (int m = 0; m < M; m++) dots[m].add(numbers, four_of(row(m).numbers + 4 * (part * STEPS + step)));
+    for (long step = 0; step < STEPS; step += 2) {
+      long i = (at * PARTS + part) * STEPS + step;
+      Numbers<P::BITS> w0[V], w1[V];
+      for (int v = 0; v < V; v++) {
+        w0[v] = four(w->numbers, i, lane + v * LANES);
+        w1[v] = four(w->numbers, i + 1, lane + v * LANES);
+      }
+      for (int m = 0; m < M; m++) {
+        const int8_t *from = row(m).numbers + 4 * (part * STEPS + step);
+        Bytes x0 = four_of(from), x1 = four_of(from + 4);
+        for (int v = 0; v < V; v++) dots[m * V + v].add(!step, w0[v], w1[v], x0, x1);
+      }
     }
-    Floats scale = P::scale(w, at * PARTS + part, lane);
-    for (int m = 0; m < M; m++) {
-      Ints total = dots[m].total();
-      if constexpr (P::OFFSET && (P::BITS < 8 || TOO_MANY)) total -= P::OFFSET * (PARTS == 1 ? row(m).sum : row(m).sums[part]);
-      Floats floats = __builtin_convertvector(total, Floats);
-      totals[m] = part ? fused(floats, scale, totals[m]) : floats * scale;
+    for (int v = 0; v < V; v++) {
+      Floats scale = P::scale(w, at * PARTS + part, lane + v * LANES);
+      for (int m = 0; m < M; m++) {
+        Ints total = dots[m * V + v].total();
+        if constexpr (P::OFFSET && (P::BITS < 8 || WITHOUT_SIGN))
+          total -= P::OFFSET * here(Ints{} + (PARTS == 1 ? row(m).sum : row(m).sums[part]));
+        Floats floats = __builtin_convertvector(total, Floats);
+        totals[m][v] = part ? fused(floats, scale, totals[m][v]) : floats * scale;
+      }
     }
   }
 }
 // Of lower bytes; rare, and by itself, so that it costs the others no registers.
-template <class B> __attribute__((noinline)) Floats dot_lower(const B *w, long at, long lane, const Rounded *x) {
-  Floats total[1];
-  dot_groups<1>(w, at, lane, x, 0, total);
-  return total[0];
+template <class B, int V = Product<B>::VECTORS>
+__attribute__((noinline)) void dot_lower(const B *w, long at, long lane, const Rounded *x, Floats (&totals)[1][V]) {
+  dot_groups<1>(w, at, lane, x, 0, totals);
 }
 
 // A group of M rows, `size` apart, by that of sixteen outputs, number `at` of its struct.
 template <int M, class B>
-inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&sums)[M][SPLIT]) {
+inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&sums)[SPLIT][M]) {
   using P = Product<B>;
-  constexpr long PARTS = GROUP / P::SHARE;
-  for (long lane = 0; lane < TOGETHER; lane += LANES) {
-    Floats totals[M];
+  constexpr int PARTS = GROUP / P::SHARE, V = P::VECTORS;
+  int32_t two = 0;
+  for (int m = 0; m < M; m++) two |= x[m * size].two;
+  for (long lane = 0; lane < TOGETHER; lane += V * LANES) {
+    Floats totals[M][V], lower[M][1][V], (*mine)[M] = sums + lane / LANES;
+    // Before the others, that a call finds no sums in registers.
+    if (__builtin_expect(two, 0))
+      for (int m = 0; m < M; m++)
+        if (x[m * size].two) dot_lower(w, at, lane, &x[m * size].lower, lower[m]);
     dot_groups<M>(w, at, lane, &x->upper, size, totals);
-    for (int m = 0; m < M; m++) {
-      Floats &sum = sums[m][lane / LANES];
-      sum = fused(totals[m], all(x[m * size].upper.unit), sum);
-      if (__builtin_expect(x[m * size].two, 0))
-        sum = fused(dot_lower(w, at, lane, &x[m * size].lower), all(x[m * size].lower.unit), sum);
-    }
+    for (int v = 0; v < V; v++)
+      for (int m = 0; m < M; m++) mine[v][m] = fused(totals[m][v], all(x[m * size].upper.unit), mine[v][m]);
+    if (__builtin_expect(two, 0))
+      for (int m = 0; m < M; m++)
+        if (x[m * size].two)
+          for (int v = 0; v < V; v++) mine[v][m] = fused(lower[m][0][v], all(x[m * size].lower.unit), mine[v][m]);
     if constexpr (P::LEAST)
-      for (long part = 0; part < PARTS; part++) {
-        Floats least = P::least(w, at * PARTS + part, lane);
-        for (int m = 0; m < M; m++) {
-          Floats &sum = sums[m][lane / LANES];
-          sum = fused(all(PARTS == 1 ? x[m * size].sum : x[m * size].sums[part]), least, sum);
+      for (long part = 0; part < PARTS; part++)
+        for (int v = 0; v < V; v++) {
+          Floats least = P::least(w, at * PARTS + part, lane + v * LANES);
+          for (int m = 0; m < M; m++)
+            mine[v][m] = fused(all(PARTS == 1 ? x[m * size].sum : x[m * size].sums[part]), least, mine[v][m]);
         }
-      }
   }
 }
 
@@ -331,7 +368,7 @@ void strip(const Linear<B> &p, long row, long from, long to, const Fetch &fetch,
     const B *w = p.w + n / TOGETHER * count;
     const Inputs *x = p.x + row * p.size;
     long ahead = n < fetch.until ? fetch.near : fetch.far;
-    Floats sums[M][SPLIT] = {};
+    Floats sums[SPLIT][M] = {};
     for (long unit = 0; unit < count; unit++, w++) {
       if (unit >= first && unit < last && ahead)
         for (long line = 0; line < long(sizeof(B)); line += 64)
@@ -339,7 +376,8 @@ void strip(const Linear<B> &p, long row, long from, long to, const Fetch &fetch,
       for (long at = 0; at < P::EACH / GROUP; at++, x++)
         add_group<M, B>(w, at, x, p.size, sums);
     }
-    for (int m = 0; m < M; m++) std::memcpy(totals + m * width + n - from, sums[m], sizeof sums[m]);
+    for (long i = 0; i < SPLIT; i++)
+      for (int m = 0; m < M; m++) store(sums[i][m], totals + m * width + n - from + i * LANES);
   }
 }
 

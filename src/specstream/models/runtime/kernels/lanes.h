@@ -55,17 +55,19 @@ typedef int8_t Few __attribute__((vector_size(REGISTER / 4))); // as many as the
 // What each level has an instruction for, and compilers find none or a slow one by themselves:
 // - fused: a b + c, rounded once
 // - widened: to twice the size
-// - narrowed: the lower halves
+// - narrowed: the lower halves, or the lowest bytes
 // - sum: of a vector's lanes, always in the same order
 // - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
 //   the vectors would go through memory.
 // - halves: float16 as floats; floats: bytes as floats
 // - dot_fours: sum[i] + the sum of the four products at 4 i to 4 i + 3; or without such an instruction dot_bytes: of two
-//   at 2 i and 2 i + 1, in 16 bits, and dot_shorts: the same of shorts, in 32
+//   at 2 i and 2 i + 1, in 16 bits, of which w has no sign, and dot_shorts: the same of shorts, in 32
+// - signed_as: bytes x, the other way round where those of w are below zero; without_sign: how large bytes with one are
 #if defined(__AVX512BW__)
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 inline Words widened(Halves halves) { return (Words)_mm512_cvtepu16_epi32((__m256i)halves); }
 inline Halves narrowed(Words words) { return (Halves)_mm512_cvtepi32_epi16((__m512i)words); }
+inline Few narrowed(Ints ints) { return (Few)_mm512_cvtepi32_epi8((__m512i)ints); }
 inline Floats halves(const uint16_t *from) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 inline Floats floats(const uint8_t *from) {
   return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)));
@@ -76,6 +78,10 @@ inline Floats floats(const int8_t *from) {
 #if defined(__AVX512VNNI__)
 inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 #else
+inline Bytes without_sign(Bytes w) { return (Bytes)_mm512_abs_epi8((__m512i)w); }
+inline Bytes signed_as(Bytes x, Bytes w) {
+  return (Bytes)_mm512_mask_sub_epi8((__m512i)x, _mm512_movepi8_mask((__m512i)w), __m512i{}, (__m512i)x);
+}
 inline Shorts dot_bytes(Bytes w, Bytes x) { return (Shorts)_mm512_maddubs_epi16((__m512i)w, (__m512i)x); }
 inline Ints dot_shorts(Shorts a, Shorts b) { return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #endif
@@ -114,8 +120,14 @@ inline Floats floats(const uint8_t *from) {
 inline Floats floats(const int8_t *from) {
   return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
 }
+inline Bytes without_sign(Bytes w) { return (Bytes)_mm256_abs_epi8((__m256i)w); }
+inline Bytes signed_as(Bytes x, Bytes w) { return (Bytes)_mm256_sign_epi8((__m256i)x, (__m256i)w); }
 inline Shorts dot_bytes(Bytes w, Bytes x) { return (Shorts)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
 inline Ints dot_shorts(Shorts a, Shorts b) { return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+inline Few narrowed(Ints ints) { // of eight bits
+  __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)ints), _mm256_extracti128_si256((__m256i)ints, 1));
+  return (Few)_mm_cvtsi128_si64(_mm_packs_epi16(shorts, shorts));
+}
 inline float sum(Floats lanes) {
   __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)lanes), _mm256_extractf128_ps((__m256)lanes, 1));
   return (four[0] + four[1]) + (four[2] + four[3]);
@@ -132,6 +144,7 @@ __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
 inline Floats fused(Floats a, Floats b, Floats c) { return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 inline Words widened(Halves halves) { return (Words)vmovl_u16((uint16x4_t)halves); }
 inline Halves narrowed(Words words) { return (Halves)vmovn_u32((uint32x4_t)words); }
+inline Few narrowed(Ints ints) { return __builtin_convertvector(ints, Few); }
 inline Floats halves(const uint16_t *from) { return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
 inline Floats floats(const uint8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
 inline Floats floats(const int8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
@@ -143,6 +156,16 @@ __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   return (Floats)vpaddq_f32(two[0], two[1]);
 }
 #endif
+
+// Made here and in this order: compilers would hoist what is cheap, or add in a tree, and then have no registers for it.
+template <class V> inline V here(V value) {
+#if defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  asm("" : "+v"(value));
+#endif
+  return value;
+}
 
 inline Floats all(float value) { return value - Floats{}; } // with + the compiler would have to add: -0 + 0 is 0
 
