@@ -160,6 +160,7 @@ class Server:
             tokenizer=self.gateway.tokenizer,
             lossless=self._lossless,
             left_out=self._left_out,
+            tools=[tool.function.name for tool in body.tools_given],
         )
         self.scheduler.check(self.gateway.answers(body))
         # Apart from the event loop: a long prompt takes a while to encode.
@@ -207,12 +208,14 @@ class Server:
                 async for index, event in events:
                     if isinstance(event, Piece):
                         chances = event.chances if answers.jobs[index].top_logprobs is not None else None
-                        if event.text or chances:
-                            yield _event(shape.chunk(index, event.text, chances, **more))
+                        for chunk in shape.chunks(index, event.text, chances, **more):
+                            yield _event(chunk)
                         continue
+                    for chunk in shape.chunks(index, **more):
+                        yield _event(chunk)
                     left -= 1
                     last = {} if left else {"speculation": shape.speculation(answers.jobs), **clamped}
-                    yield _event(shape.chunk(index, None, None, answers.jobs[index].outcome, **more, **last))
+                    yield _event(shape.chunk(index, None, None, shape.end(index, answers.jobs[index]), **more, **last))
             if include_usage:
                 yield _event(shape.envelope([], usage=usage(answers.jobs)))
             request.state.note = _note(shape, answers.jobs)

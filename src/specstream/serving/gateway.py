@@ -18,7 +18,9 @@ from specstream.serving.faults import FieldError
 from specstream.serving.jobs import Done, Event, Failed, Job
 from specstream.serving.requests import Body, ChatBody, CompletionBody
 from specstream.serving.scheduler import Scheduler
-from specstream.serving.structured import Schemas
+from specstream.serving.scores import Adjustment
+from specstream.serving.structured import JsonMask, Schemas
+from specstream.serving.tool_calls import format_of, grammar, rendered
 
 
 class UnknownModelError(FieldError):
@@ -42,6 +44,7 @@ class Gateway:
         self.tokenizer = copy.deepcopy(engine.tokenizer)  # the scheduler's thread uses the other
         self.tokenizer("a")  # forgets here, not in several threads at once, how its file would have it truncate
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
+        self._tools = format_of(getattr(self.tokenizer, "chat_template", None), config.tool_call_parser)
         self._most_answers = min(config.max_choices, config.max_rows + config.max_queue)
         limits = (config.max_context, engine.target.context_length)
         self._longest = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
@@ -107,15 +110,17 @@ class Gateway:
             FieldError: a schema that cannot be followed.
         """
         jobs: list[Job] = []
-        mask = None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
+        mask = self._mask(body)
         for prompt in prompts:
             room = self._room(body, prompt)
             for _ in range(body.n or 1):
                 settings = {**_sampling(body), "max_new_tokens": room}
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
-                if mask is not None:
-                    settings["logits_processor"] = [mask.behind(len(prompt))]
+                adjustment = self._adjustment(body, len(prompt))
+                processors = [*([adjustment] if adjustment else []), *([mask.behind(len(prompt))] if mask else [])]
+                if processors:
+                    settings["logits_processor"] = processors
                 config = generation_config(self._engine.config.generation, settings)  # type: ignore[arg-type]
                 jobs.append(
                     Job(
@@ -129,6 +134,30 @@ class Gateway:
                     )
                 )
         return jobs
+
+    def _mask(self, body: ChatBody | CompletionBody) -> JsonMask | None:
+        """What the answers are held to; None for any text."""
+        if isinstance(body, ChatBody) and (tools := body.tools_to_call):
+            functions = [tool.to_dict()["function"] for tool in tools]
+            several = body.parallel_tool_calls is not False
+            return self._schemas.held_to(lambda: grammar(self._tools, functions, several=several), "tools")
+        return None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
+
+    def _adjustment(self, body: Body, prompt_length: int) -> Adjustment:
+        bias, size = (
+            {int(token): value for token, value in (body.logit_bias or {}).items()},
+            self._engine.target.vocab_size,
+        )
+        if strange := next((token for token in bias if token >= size), None):
+            raise FieldError(f"logit_bias has the token {strange}; the vocabulary is 0 to {size - 1}", "logit_bias")
+        return Adjustment(
+            presence=body.presence_penalty or 0.0,
+            frequency=body.frequency_penalty or 0.0,
+            bias=bias,
+            least=body.min_tokens or 0,
+            ends=sorted({*self._engine.parts.eos_token_ids, *(body.stop_token_ids or ())}),
+            prompt_length=prompt_length,
+        )
 
     def _check_size(self, size: int, field: str) -> None:
         """Refuse a text that no tokens of the vocabulary make short enough, before it is encoded."""
@@ -152,11 +181,12 @@ class Gateway:
     def _chat(self, body: ChatBody) -> list[int]:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise UsageError("the model has no chat template; send the text to /v1/completions")
-        turns = [
-            {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
-            for turn in body.messages
-        ]
-        return encode(self.tokenizer, turns)
+        turns, tools = [turn.to_dict() for turn in body.messages], [tool.to_dict() for tool in body.tools_given]
+        if not self._tools.templated:
+            return encode(self.tokenizer, rendered(turns, tools, self._tools), body.chat_template_kwargs)
+        return encode(
+            self.tokenizer, turns, {**(body.chat_template_kwargs or {}), **({"tools": tools} if tools else {})}
+        )
 
 
 class Answers:
@@ -230,7 +260,7 @@ def _bytes(text: str) -> int:
 
 
 def _sampling(body: Body) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos")
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     return {**given, "stop": body.stop_strings, "seed": None}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -57,15 +57,30 @@ class Schemas:
             MissingPackageError: llguidance is not installed.
             FieldError: a schema that cannot be followed, as far as that is known before its first token.
         """
-        if self._refusal is not None:
-            raise self._refusal
         if isinstance(schema, bool):  # JSON Schema has them, the library has not
             schema = {} if schema else {"enum": []}
         # Compact JSON: a small model that may write any white space tends to write nothing else.
-        try:
-            grammar = self._matching.grammar_from_json_schema(
+        return self._started(
+            lambda: self._matching.grammar_from_json_schema(
                 json.dumps(schema), overrides={"whitespace_flexible": False}
-            )
+            ),
+            FIELD,
+        ).behind(prompt_length)
+
+    def held_to(self, grammar: Callable[[], str], field: str) -> JsonMask:
+        """A processor for an answer that a grammar describes, in Lark's notation; ``field`` is what it was made of.
+
+        Raises:
+            MissingPackageError: llguidance is not installed.
+            FieldError: a grammar that cannot be followed.
+        """
+        return self._started(lambda: self._matching.grammar_from_lark(grammar()), field)
+
+    def _started(self, made: Callable[[], str], field: str) -> JsonMask:
+        if self._refusal is not None:
+            raise self._refusal
+        try:
+            grammar = made()
             complaint = self._matching.validate_grammar(grammar, self._tokens)
         except ValueError as error:
             complaint = str(error)
@@ -73,9 +88,9 @@ class Schemas:
             complaint = "it is nested too deeply"
         if complaint:
             said = " ".join(complaint.split())[:300]
-            raise FieldError(f"the JSON schema cannot be followed: {said}; give another", FIELD)
+            raise FieldError(f"the JSON schema cannot be followed: {said}; give another", field)
         # Silent: what the library writes to stderr quotes the schema and the answer.
-        mask = JsonMask(self._matching(self._tokens, grammar, log_level=0), prompt_length, self._ends)
+        mask = JsonMask(self._matching(self._tokens, grammar, log_level=0), 0, self._ends, field)
         mask.follow()
         return mask
 
@@ -87,15 +102,16 @@ class JsonMask:
         matcher: of llguidance, at its beginning.
         prompt_length: tokens that are not the answer's.
         ends: see ``Schemas``.
+        field: of the body that a refusal is about.
     """
 
-    def __init__(self, matcher: Any, prompt_length: int, ends: Collection[int]) -> None:
+    def __init__(self, matcher: Any, prompt_length: int, ends: Collection[int], field: str = FIELD) -> None:
         self._matcher, self._read, self._ends = matcher, prompt_length, list(ends)
-        self._prompt_length = prompt_length
+        self._prompt_length, self._field = prompt_length, field
 
     def behind(self, prompt_length: int) -> JsonMask:
         """The same for another answer, without reading the schema again."""
-        return JsonMask(self._matcher.deep_copy(), prompt_length, self._ends)
+        return JsonMask(self._matcher.deep_copy(), prompt_length, self._ends, self._field)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores ``[1, vocab]`` with minus infinity for every token that may not follow.
@@ -136,4 +152,4 @@ class JsonMask:
         """Without the library's own words: they quote the schema and the answer, and errors may be logged."""
         read = self._read - self._prompt_length
         where = f"beyond token {read}: llguidance stops with {reason}"
-        return FieldError(f"the JSON schema cannot be followed {where}; give a simpler one", FIELD)
+        return FieldError(f"the JSON schema cannot be followed {where}; give a simpler one", self._field)
