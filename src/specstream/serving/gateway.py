@@ -45,6 +45,8 @@ class Gateway:
         self.tokenizer("a")  # forgets here, not in several threads at once, how its file would have it truncate
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
         self._tools = format_of(getattr(self.tokenizer, "chat_template", None), config.tool_call_parser)
+        # Plain decoding stays plain; and an early exit begins passes over the trees of the drafters, and no others.
+        self._drafts = engine.config.drafter != "none" and engine.config.pruning is None
         self._most_answers = min(config.max_choices, config.max_rows + config.max_queue)
         limits = (config.max_context, engine.target.context_length)
         self._longest = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
@@ -118,7 +120,8 @@ class Gateway:
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
                 adjustment = self._adjustment(body, len(prompt))
-                processors = [*([adjustment] if adjustment else []), *([mask.behind(len(prompt))] if mask else [])]
+                own = mask.behind(len(prompt)) if mask else None
+                processors = [*([adjustment] if adjustment else []), *([own] if own else [])]
                 if processors:
                     settings["logits_processor"] = processors
                 config = generation_config(self._engine.config.generation, settings)  # type: ignore[arg-type]
@@ -131,6 +134,7 @@ class Gateway:
                         arrived=arrived,
                         deadline=arrived + self._config.request_seconds,
                         top_logprobs=body.wanted_logprobs,
+                        known=own.known if own and self._drafts else None,
                     )
                 )
         return jobs

@@ -1,14 +1,15 @@
 """Answers that follow a JSON schema: the tokens that would leave it are masked out, by llguidance.
 
-The mask is a logits processor of the target. Drafts know nothing of it; those that leave the schema have probability 0
-after the mask and are rejected, so the output is the masked model's own, as without speculation.
+The mask is a logits processor of the target. Drafters know nothing of it; what leaves the schema has probability 0
+after the mask and is rejected, so the output is the masked model's own, as without speculation. Where the schema leaves
+no choice, as of keys and punctuation, the mask itself says what comes next, and that is the draft of the round.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -119,10 +120,7 @@ class JsonMask:
         Raises:
             FieldError: the schema cannot be followed from here.
         """
-        news = input_ids[0, self._read :].tolist()
-        if news:
-            self._matcher.consume_tokens(news)
-        self._read += len(news)
+        self._show(input_ids[0, self._read :].tolist())
         allowed = torch.zeros(scores.shape[-1], dtype=torch.bool)
         known = self.follow()
         if known is None:
@@ -133,6 +131,19 @@ class JsonMask:
             if not allowed.any():
                 raise self._lost("no token")
         return scores.masked_fill(~allowed.to(scores.device), -math.inf)
+
+    def known(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens that are likely to come behind those of prompt and answer, where the grammar leaves no choice of text.
+
+        The text is certain, and how the model cuts it into tokens is not.
+        """
+        self._show(list(tokens[self._read :]))
+        return [] if self._matcher.is_stopped() else list(self._matcher.compute_ff_tokens())
+
+    def _show(self, news: list[int]) -> None:
+        if news:
+            self._matcher.consume_tokens(news)
+        self._read += len(news)
 
     def follow(self) -> Tensor | None:
         """Which of the library's tokens may come next, None where the answer is complete and only its end may.
