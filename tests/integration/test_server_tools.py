@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+import specstream
 from specstream.engine.engine import SpeculativeEngine
 from tests.integration.served import NAME, PATIENCE, Served, serving
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -171,3 +172,35 @@ def test_an_answer_has_its_least_tokens_and_may_ignore_its_end(served: Served) -
     assert ask(served, **end).json()["usage"]["completion_tokens"] == 1
     assert ask(served, **end, min_tokens=5).json()["usage"]["completion_tokens"] == 6
     assert ask(served, **end, ignore_eos=True).json()["usage"]["completion_tokens"] == 9
+
+
+def test_texts_chats_and_tokens_are_turned_into_each_other(served: Served) -> None:
+    def post(path: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{served.url}/{path}", json=body, timeout=PATIENCE)
+
+    text = "one two ünï"
+    tokens = post("tokenize", prompt=text, model=NAME).json()
+    assert tokens == {
+        "tokens": tiny_tokenizer()(text)["input_ids"],
+        "count": len(tokens["tokens"]),
+        "max_model_len": 4096,
+    }
+    assert post("detokenize", tokens=tokens["tokens"]).json() == {"prompt": text}
+    chat = post("tokenize", messages=CHAT).json()
+    assert chat["count"] == ask(served, max_tokens=1).json()["usage"]["prompt_tokens"]
+    assert post("tokenize", messages=CHAT, add_generation_prompt=False).json()["count"] < chat["count"]
+    assert post("tokenize", messages=CHAT, tools=TOOLS).json()["count"] > chat["count"]
+    for path, body, param in (
+        ("tokenize", {}, "prompt"),
+        ("tokenize", {"prompt": "a", "messages": CHAT}, "prompt"),
+        ("tokenize", {"prompt": "\ud800"}, "prompt"),
+        ("tokenize", {"prompt": "a" * 900_000}, "prompt"),
+        ("detokenize", {"tokens": [300]}, "tokens"),
+        ("detokenize", {"tokens": [-1]}, "tokens.0"),
+        ("detokenize", {}, "tokens"),
+        ("tokenize", {"prompt": "a", "model": "other"}, "model"),
+    ):
+        raw = json.dumps(body).encode()
+        refused = httpx.post(f"{served.url}/{path}", content=raw, headers={"content-type": "application/json"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404 if param == "model" else 400, param)
+    assert httpx.get(f"{served.url}/version").json() == {"version": specstream.__version__}

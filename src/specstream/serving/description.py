@@ -169,6 +169,26 @@ class Completion(Answered):
     choices: list[TextChoice]
 
 
+class Tokens(Said):
+    """Of ``/tokenize``; ``max_model_len`` is of tokens, null for no limit."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int | None
+
+
+class Text(Said):
+    """Of ``/detokenize``."""
+
+    prompt: str
+
+
+class Version(Said):
+    """Of ``/version``."""
+
+    version: str
+
+
 class Card(Said):
     """A model; ``max_model_len`` is of tokens, null for no limit."""
 

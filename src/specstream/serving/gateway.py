@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from specstream.config import generation_config
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import check_tokens
-from specstream.engine.text import encode
+from specstream.engine.text import encode, valid
 from specstream.errors import UsageError
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.faults import FieldError
 from specstream.serving.jobs import Done, Event, Failed, Job
-from specstream.serving.requests import Body, ChatBody, CompletionBody
+from specstream.serving.requests import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    Message,
+    TokenizeBody,
+    Tool,
+)
 from specstream.serving.scheduler import Scheduler
 from specstream.serving.scores import Adjustment
 from specstream.serving.structured import JsonMask, Schemas
@@ -58,15 +66,57 @@ class Gateway:
         Raises:
             FieldError: another model, or more answers than there is ever room for.
         """
-        if body.model is not None and body.model != self._config.model_name:
-            raise UnknownModelError(
-                f"the model {body.model[:100]!r} is not served here; give {self._config.model_name!r}", "model"
-            )
+        self.served(body.model)
         answers = (1 if isinstance(body, ChatBody) else len(body.prompts)) * (body.n or 1)
         if answers > self._most_answers:
             many = "n" if (body.n or 1) > 1 else "prompt"
             raise FieldError(f"the request asks for {answers} answers; ask for {self._most_answers} at most", many)
         return answers
+
+    def served(self, name: str | None) -> None:
+        """Refuse another model.
+
+        Raises:
+            UnknownModelError: so it is.
+        """
+        if name is not None and name != self._config.model_name:
+            raise UnknownModelError(
+                f"the model {name[:100]!r} is not served here; give {self._config.model_name!r}", "model"
+            )
+
+    def tokenized(self, body: TokenizeBody) -> list[int]:
+        """Token ids of a text or a chat.
+
+        Raises:
+            FieldError: one that cannot be read.
+        """
+        self.served(body.model)
+        field = "messages" if body.messages else "prompt"
+        self._check_size(sum(_bytes(turn.text) for turn in body.messages or ()) + _bytes(body.prompt or ""), field)
+        try:
+            if body.messages is None:
+                text, special = valid(body.prompt or ""), body.add_special_tokens is not False
+                return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+            template = {
+                **(body.chat_template_kwargs or {}),
+                "add_generation_prompt": body.add_generation_prompt is not False,
+            }
+            return self._chat(body.messages, body.tools or [], template)
+        except UsageError as error:
+            raise FieldError(str(error), field) from error
+
+    def detokenized(self, body: DetokenizeBody) -> str:
+        """The text of tokens.
+
+        Raises:
+            FieldError: a token that is none.
+        """
+        self.served(body.model)
+        try:
+            check_tokens(self._engine.target.vocab_size, [body.tokens], ())
+        except UsageError as error:
+            raise FieldError(str(error), "tokens") from error
+        return str(self.tokenizer.decode(body.tokens))
 
     def prompts(self, body: ChatBody | CompletionBody) -> list[list[int]]:
         """Token ids of every prompt.
@@ -86,7 +136,7 @@ class Gateway:
                     )
         try:
             if isinstance(body, ChatBody):
-                found = [self._chat(body)]
+                found = [self._chat(body.messages, body.tools_given, body.chat_template_kwargs or {})]
             else:
                 found = [encode(self.tokenizer, each) if isinstance(each, str) else each for each in body.prompts]
             check_tokens(size, found, ())
@@ -182,15 +232,13 @@ class Gateway:
         most = min(body.most_tokens or self._config.max_tokens, self._config.max_tokens)
         return most if self.context is None else min(most, self.context - len(prompt))
 
-    def _chat(self, body: ChatBody) -> list[int]:
+    def _chat(self, messages: Sequence[Message], given: Sequence[Tool], template: Mapping[str, Any]) -> list[int]:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise UsageError("the model has no chat template; send the text to /v1/completions")
-        turns, tools = [turn.to_dict() for turn in body.messages], [tool.to_dict() for tool in body.tools_given]
+        turns, tools = [turn.to_dict() for turn in messages], [tool.to_dict() for tool in given]
         if not self._tools.templated:
-            return encode(self.tokenizer, rendered(turns, tools, self._tools), body.chat_template_kwargs)
-        return encode(
-            self.tokenizer, turns, {**(body.chat_template_kwargs or {}), **({"tools": tools} if tools else {})}
-        )
+            return encode(self.tokenizer, rendered(turns, tools, self._tools), template)
+        return encode(self.tokenizer, turns, {**template, "tools": tools} if tools else template)
 
 
 class Answers:

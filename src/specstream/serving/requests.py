@@ -400,3 +400,30 @@ class CompletionBody(Body):
     @property
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
+
+
+class TokenizeBody(Given):
+    """``/tokenize``: a text, or a chat through the template, as vLLM has it."""
+
+    without_effect = {"return_token_strs": bool}
+
+    model: str | None = Field(default=None, min_length=1, max_length=1000)
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_text(self) -> TokenizeBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise _about("prompt", "or messages is wanted; give one of both")
+        return self
+
+
+class DetokenizeBody(Given):
+    """``/detokenize``."""
+
+    model: str | None = Field(default=None, min_length=1, max_length=1000)
+    tokens: list[Annotated[int, Field(ge=0)]]
