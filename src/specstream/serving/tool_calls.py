@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
+_MARKERS = {OPENING: CLOSING, "```json": "```"}  # Qwen2.5-Coder puts its calls into code blocks, whatever it was told
 _NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _BARE = re.compile(r"([\w.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
 _BETWEEN = " \t\r\n,;[]}"
@@ -181,6 +182,7 @@ class ToolReader:
         self._text = True  # False between a marker and its end
         self._bare = True  # whether a call without a marker may begin here: nothing was said yet
         self._marker = ""  # what was left out before an object, if that is no call
+        self._closing = CLOSING  # of the marker before
         self._scan: _Object | None = None  # of the object that ``_rest`` begins with
         self._streaming = False  # whether that object is the arguments of a call that was told
         self.calls = 0
@@ -215,14 +217,17 @@ class ToolReader:
         rest = self._rest
         if (self._bare and self._begins_bare(rest.lstrip())) or not self._text or (self.calls and not rest.strip()):
             return
-        end = rest.find(OPENING)
-        if end >= 0:
-            self._text, self._marker, self._rest = False, OPENING, rest[end + len(OPENING) :]
+        found = [(at, marker) for marker in _MARKERS if (at := rest.find(marker)) >= 0]
+        if found:
+            end, self._marker = min(found)
+            self._text, self._closing, self._rest = False, _MARKERS[self._marker], rest[end + len(self._marker) :]
         else:  # a marker may have begun
-            held = next(size for size in range(len(OPENING) - 1, -1, -1) if rest.endswith(OPENING[:size]))
-            end = len(rest) - held
+            sizes = range(min(len(OPENING) - 1, len(rest)), 0, -1)
+            begun = (size for size in sizes if any(marker.startswith(rest[-size:]) for marker in _MARKERS))
+            end = len(rest) - next(begun, 0)
             self._rest = rest[end:]
-        if said := rest[:end]:
+        said = rest[:end]
+        if said and not (self.calls and said.isspace()):  # what stands between two calls
             self._bare = False
             yield Delta(content=said)
 
@@ -246,15 +251,15 @@ class ToolReader:
         if rest.startswith("{"):
             self._marker += self._rest[: len(self._rest) - len(rest)]
             self._rest, self._scan = rest, _Object(0)
-        elif rest.startswith(CLOSING):
-            self._text, self._bare, self._marker, self._rest = True, False, "", rest[len(CLOSING) :].lstrip()
+        elif self.calls and rest.startswith(self._closing):
+            self._text, self._bare, self._marker, self._rest = True, False, "", rest[len(self._closing) :]
         elif named := _BARE.match(rest):
             if named[1] in self._names:
                 yield self._begun(named[1])
                 self._rest, self._scan, self._streaming = rest[named.end() :], _Object(0), True
             else:
                 yield from self._no_call(len(self._rest))
-        elif rest and not CLOSING.startswith(rest) and not re.fullmatch(r"[\w.-]+\s*(\[A?R?G?S?\]?)?", rest):
+        elif rest and not self._closing.startswith(rest) and not re.fullmatch(r"[\w.-]+\s*(\[A?R?G?S?\]?)?", rest):
             yield from self._no_call(len(self._rest))
 
     def _go_on(self, scan: _Object) -> Iterator[Delta]:

@@ -51,6 +51,7 @@ WEATHER, ADDED = ("weather", {"city": 'Rome {"x"} ]'}), ("add", {"a": 1, "b": [2
         ('<tool_call>{"arguments": {"a": 1, "b": [2, 3]}, "name": "add"}</tool_call>', "", [ADDED]),
         ('<tool_call>{"name": "add", "arguments": "{\\"a\\": 1, \\"b\\": [2, 3]}"}</tool_call>', "", [ADDED]),
         ('<tool_call>{"name": "add"}</tool_call>', "", [("add", {})]),
+        (f"So:\n```json\n{SUM}\n```\nand\n```json\n{ROME}\n```", "So:\n\nand\n", [ADDED, WEATHER]),
     ],
 )
 def test_every_format_is_read_however_it_is_cut(text: str, content: str, calls: list[Any], size: int) -> None:
@@ -74,6 +75,8 @@ def test_every_format_is_read_however_it_is_cut(text: str, content: str, calls: 
         "<tool_call> nothing </tool_call> at all",
         '<tool_call>\n{"name": "wea',
         "{ not json }",
+        "```json\n[1, 2]\n``` and ```json\n{}\n``` and ```py",
+        "<tool_call></tool_call>",
     ],
 )
 def test_what_is_no_call_stays_as_it_was_written(text: str, size: int) -> None:
