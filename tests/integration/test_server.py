@@ -296,7 +296,7 @@ def test_what_is_counted(served: Served) -> None:
         ("completions", {"model": NAME, "prompt": "a", "n": 99}, "ask for 8 at most"),
         ("completions", {"model": NAME, "prompt": "a " * 600}, "shorten it"),
         ("completions", {"model": NAME, "prompt": "a", "temperature": -1}, "temperature is -1; give"),
-        ("completions", {"model": NAME, "prompt": "a", "frequency_penalty": 1}, "frequency_penalty is not supported"),
+        ("completions", {"model": NAME, "prompt": "a", "frequency_penalty": 3}, "frequency_penalty is 3; give"),
         ("completions", {"model": NAME, "prompt": "a", "\ud800": 1}, "is a text"),
         ("completions", {"model": NAME, "prompt": "a", "gama": 1}, "the field is not known"),
         ("completions", {"model": NAME, "prompt": "\ud800"}, "half a character"),
@@ -304,7 +304,7 @@ def test_what_is_counted(served: Served) -> None:
         ("completions", {"model": "other", "prompt": "a"}, "is not served here"),
         ("chat/completions", {"model": NAME, "messages": []}, "messages is []; give"),
         ("chat/completions", {"model": NAME, "messages": [{"role": "nobody", "content": "a"}]}, "messages.0.role"),
-        ("chat/completions", {"model": NAME, "messages": CHAT, "tools": [{}]}, "tools is not supported"),
+        ("chat/completions", {"model": NAME, "messages": CHAT, "tools": [{}]}, "tools.0.type is missing; give it"),
         ("chat/completions", {"model": NAME, "messages": CHAT, "top_logprobs": 2}, "logprobs: true"),
         (
             "chat/completions",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,7 @@ class Description:
             "boolean": lambda: isinstance(value, bool),
             "integer": lambda: number(value) and value == int(value) and within(schema, value),
             "number": lambda: number(value) and within(schema, value),
-            "string": lambda: isinstance(value, str) and sized(schema, "Length", value),
+            "string": lambda: isinstance(value, str) and sized(schema, "Length", value) and matches(schema, value),
             "array": lambda: self._allows_array(schema, value),
             "object": lambda: self._allows_object(schema, value),
         }
@@ -105,6 +106,7 @@ class Description:
     def _objects(self, schema: Schema) -> Iterator[Any]:
         properties: dict[str, Schema] = schema["properties"]
         good = {name: next(self.right(own)) for name, own in properties.items() if name in schema.get("required", ())}
+        yield good
         yield from ({**good, name: value} for name, own in properties.items() for value in self.wrong(own))
         yield {**good, "not_known": 1}
         yield from ({key: value for key, value in good.items() if key != name} for name in good)
@@ -145,6 +147,10 @@ def within(schema: Schema, value: float) -> bool:
 
 def sized(schema: Schema, what: str, value: Any) -> bool:
     return bool(schema.get(f"min{what}", 0) <= len(value) <= schema.get(f"max{what}", len(value)))
+
+
+def matches(schema: Schema, value: str) -> bool:
+    return "pattern" not in schema or re.search(schema["pattern"], value) is not None
 
 
 def said(answer: httpx.Response) -> str:
@@ -235,6 +241,8 @@ class TestBytes:
         form = f'{{"type": "json_schema", "json_schema": {{"name": "a", "schema": {nested}}}}}'
         opening = json.dumps(PATHS[path])[:-1]
         places += [f'{opening}, "response_format": {form}}}', f'{opening}, "stop": {nested}}}']
+        tool = f'{{"type": "function", "function": {{"name": "f", "parameters": {nested}}}}}'
+        places += [f'{opening}, "tools": [{tool}], "tool_choice": "required"}}']
         for body in places:
             said(send(client, path, body.encode()))
         assert send(client, path, f'{opening}, "metadata": {nested}}}'.encode()).status_code in (200, 400, 413)

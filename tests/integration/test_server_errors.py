@@ -55,7 +55,7 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**TEXT, "max_completion_tokens": 2}, "max_completion_tokens", "max_completion_tokens: the field is one of"),
         ({**CHAT, "prompt": "x"}, "prompt", "prompt: the field is one of /v1/completions; send it there, or leave"),
         ({**TEXT, "prompt_logprobs": 1}, "prompt_logprobs", "prompt_logprobs: the field is not known; leave it out"),
-        ({**CHAT, "min_tokens": 4}, "min_tokens", "min_tokens: the field is not known; leave it out"),
+        ({**CHAT, "use_beam_search": True}, "use_beam_search", "use_beam_search: the field is not known; leave it out"),
         ({**CHAT, "extra_body": {}}, "extra_body", "extra_body: the field is not known; give what is in it at the top"),
         ({**CHAT, "guided_json": {}}, "guided_json", 'guided_json: the field is not known; give response_format: {"'),
         (
@@ -84,7 +84,8 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**TEXT, "prompt": [True, False]}, "prompt.0", "prompt.0 is true; give"),
         ({**CHAT, "temperature": 1e-9}, "temperature", "temperature: 1e-09 is too near to 0; give 0 for greedy"),
         (b'{"messages": []}', "prompt", "prompt is missing; what is sent goes to /v1/chat/"),
-        ({**TEXT, "tools": [1]}, "tools", "tools is not supported; leave it out"),
+        ({**TEXT, "tools": [1]}, "tools", "tools: the field is one of /v1/chat/completions; send it there, or leave"),
+        ({**CHAT, "tools": [1]}, "tools.0", "tools.0 is 1; give"),
         ({**TEXT, "stream_options": {}}, "stream_options", "stream_options is only for streams; give stream: true"),
         ({**CHAT, "top_logprobs": 2}, "top_logprobs", "top_logprobs is given without logprobs; give logprobs: true"),
         (

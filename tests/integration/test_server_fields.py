@@ -90,8 +90,6 @@ class TestOfficialFields:
     @pytest.mark.parametrize(
         ("more", "name"),
         [
-            ({"tools": [TOOL]}, "tools"),
-            ({"tools": [TOOL], "tool_choice": "auto"}, "tools"),
             ({"tool_choice": "required"}, "tool_choice"),
             ({"tool_choice": {"type": "function", "function": {"name": "a"}}}, "tool_choice"),
             ({"functions": [{"name": "a"}]}, "functions"),
@@ -126,7 +124,7 @@ class TestOfficialFields:
             answer = chat(served, messages=[*CHAT["messages"], message, *CHAT["messages"]])
             assert answer.status_code == 200, answer.text
         answer = chat(served, messages=[{**echoed, "tool_calls": [{"id": "a"}]}])
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0.tool_calls")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0.tool_calls.0.function")
 
     @pytest.mark.parametrize(("stop", "param"), [("", "stop"), ([""], "stop.0"), (["a", ""], "stop.1")])
     def test_an_empty_stop_string_is_refused(self, served: Served, stop: Any, param: str) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from specstream.engine.engine import SpeculativeEngine
 from tests.integration.served import NAME, PATIENCE, Served, serving
+from tests.tiny import tiny_model, tiny_tokenizer
 
 HOPELESS: tuple[dict[str, Any], ...] = ({"type": "integer", "multipleOf": 829348951}, {"$ref": "#"})
 ENDLESS = {"type": "array", "items": {"$ref": "#"}, "minItems": 1}
@@ -69,3 +71,42 @@ def test_what_is_given_up_in_the_middle_is_an_error_and_not_a_stop(served: Serve
     assert '"param":"response_format"' in lines[-1]
     assert '"finish_reason":"stop"' not in "".join(lines)
     assert ask(served, {"enum": ["cat"]}).json()["choices"][0]["finish_reason"] == "stop"
+
+
+FIELDS = {f"field_number_{at}": {"enum": ["one", "two"]} for at in range(6)}
+WIDE = {"type": "object", "properties": FIELDS, "required": list(FIELDS), "additionalProperties": False}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("drafter", ["lookup", "mixed", "lookahead", "recycling"])
+def test_what_a_schema_leaves_no_choice_of_is_drafted_for_nothing(drafter: Any, temperature: float) -> None:
+    model, tokenizer = tiny_model(context=2048), tiny_tokenizer()
+    draft = tiny_model(noise=0.02, context=2048) if drafter == "mixed" else None
+    engines = (
+        SpeculativeEngine(model, tokenizer, drafter="none"),
+        SpeculativeEngine(model, tokenizer, draft, drafter=drafter, gamma=3),
+    )
+    said = []
+    for engine in engines:
+        with serving(engine, max_tokens=400) as running:
+            answers = [ask(running, WIDE, temperature=temperature, seed=seed).json() for seed in range(3)]
+            said.append([json.loads(each["choices"][0]["message"]["content"]) for each in answers])
+    assert all(set(each) == set(FIELDS) for own in said for each in own)
+    speculation = answers[0]["speculation"]
+    assert speculation["drafts"]["rule"] > 5
+    assert speculation["mean_accepted_length"] > 1.5
+    if temperature == 0:
+        assert said[0] == said[1]
+
+
+def test_beside_a_free_answer_it_drafts_for_its_own_row_alone() -> None:
+    engine = SpeculativeEngine(tiny_model(context=2048), tiny_tokenizer(), drafter="lookup", gamma=3)
+    with serving(engine, max_tokens=400, max_rows=4) as running, ThreadPoolExecutor(4) as pool:
+        free = {"model": NAME, "messages": [{"role": "user", "content": "one two"}], "max_tokens": 40}
+
+        def plain(_: int) -> Any:
+            return httpx.post(f"{running.url}/v1/chat/completions", json=free, timeout=PATIENCE).json()["choices"]
+
+        alone, held = plain(0), ask(running, WIDE).json()["choices"]
+        together = list(pool.map(lambda at: ask(running, WIDE).json()["choices"] if at % 2 else plain(at), range(4)))
+    assert together == [alone, held, alone, held]

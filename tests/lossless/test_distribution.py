@@ -19,7 +19,7 @@ from specstream.core.decode import decode
 from specstream.core.device import deferred, verification
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
-from specstream.core.rows import Row, start_rows
+from specstream.core.rows import Known, Row, start_rows
 from specstream.core.sampling import Sampling, draw
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
@@ -62,6 +62,7 @@ class Case:
     batch: int = 500
     threshold: float | None = None
     ends: frozenset[int] = frozenset()
+    known: Known | None = None
 
 
 def generate(case: Case) -> list[Row]:
@@ -77,6 +78,8 @@ def generate(case: Case) -> list[Row]:
             sampling=case.sampling,
             stopping=Stopping(max_new_tokens=case.length, eos_token_ids=case.ends),
         )
+        for row in rows:
+            row.known = case.known
         for _ in decode(
             case.target,
             drafter,
@@ -133,6 +136,7 @@ LOOKUP_PROMPT = [0, 1, 2, 0, 3, 2, 0, 1, 1, 0]
 
 LOSSLESS = {
     "plain": Case(drafter=lambda: NoDrafter()),
+    "a rule of the row": Case(drafter=lambda: draft(NEAR), known=lambda tokens: [tokens[-1], 0][: len(tokens) % 3]),
     "chain, near": Case(drafter=lambda: draft(NEAR)),
     "chain, four tokens": Case(drafter=lambda: draft(NEAR), length=4),
     "chain, wrong": Case(drafter=lambda: draft(WRONG)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,10 +18,13 @@ from torch import Tensor
 from specstream.core.clock import Clock, Mark, between, split
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict, begun
-from specstream.core.rows import Round, Row
+from specstream.core.rows import Known, Round, Row
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
 from specstream.core.verify import verify_each
+
+RULE = "rule"
+"""Whose drafts those of ``Row.known`` are."""
 
 
 class Batch:
@@ -103,8 +106,11 @@ class Batch:
 
     def _round(self) -> list[Round]:
         start, rows, speculation = self._clock.mark(), self.rows, self._speculation
-        draft = None if speculation.pauses(rows) else self._propose(start)
-        trees = [TokenTree.chain(row.tokens[-1:]) for row in rows] if draft is None else draft.trees
+        known = {row: tokens for row in rows if row.known is not None and (tokens := self._known(row, row.known))}
+        draft = None if speculation.pauses(rows) else self._propose(start, known)
+        trees = [TokenTree.chain(row.tokens[-1:]) for row in rows] if draft is None else list(draft.trees)
+        for at in (at for at, row in enumerate(rows) if row in known):
+            trees[at] = TokenTree.chain((rows[at].tokens[-1], *known[rows[at]]))
         proposed = self._clock.mark()
         logits = self._session.score(trees)
         scored = self._clock.mark()
@@ -114,23 +120,28 @@ class Batch:
         self._session.commit([verdict.path for verdict in verdicts])
         self._behind = set(rows) if draft is None else set()
         if draft is not None:
-            self._observe(draft, verdicts, proposed)
-        elif speculation.controller is not None and not any(verdict.error for verdict in verdicts):
+            self._observe(draft._replace(trees=trees), verdicts, proposed)
+        elif speculation.controller is not None and not known and not any(verdict.error for verdict in verdicts):
             speculation.controller.observe_pause(len(rows), split(start, proposed)[1])
         rounds = []
         for at, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
             row.exact = self._session.exact_of(at)
-            drafter = None if draft is None else draft.requests[at].drafter
+            drafter = RULE if row in known else None if draft is None else draft.requests[at].drafter
             rounds.append(_advance(row, drafter, trees[at], verdict, logits[at], self._context_length))
         self.timings.propose += between(start, proposed)
         self.timings.score += between(proposed, scored)
         return rounds
 
-    def _propose(self, start: Mark) -> _Draft:
-        """What drafters offer, what is chosen of it, and what they draft."""
+    def _known(self, row: Row, known: Known) -> Sequence[int]:
+        """What the row's own rule drafts, no longer than a tree may be deep."""
+        depth = _request(row, self._speculation.max_depth, self._context_length, self._turn).depth
+        return known(row.tokens)[:depth] if depth > 0 else ()
+
+    def _propose(self, start: Mark, known: Collection[Row]) -> _Draft:
+        """What drafters offer, what is chosen of it, and what they draft: nothing for rows of which it is known."""
         rows, speculation = self.rows, self._speculation
         # A drafter that missed the last round has not seen its states: it catches up, and is asked in the next one.
-        depths = [0 if row in self._behind else speculation.depth(row) for row in rows]
+        depths = [0 if row in self._behind or row in known else speculation.depth(row) for row in rows]
         asked = [_request(*each, self._context_length, self._turn) for each in zip(rows, depths, strict=True)]
         offers = self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference

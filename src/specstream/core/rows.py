@@ -18,6 +18,9 @@ from specstream.errors import UsageError
 Watcher = Callable[[Tensor, Sequence[int]], None]
 """``(logits [n, vocab] that n emitted tokens were chosen from, those tokens)``, before any stop cuts them."""
 
+Known = Callable[[Sequence[int]], Sequence[int]]
+"""A row's tokens -> tokens that a rule of its sampling leaves hardly a choice but to emit next; perhaps none."""
+
 
 @dataclass(kw_only=True, eq=False)
 class Row:
@@ -32,6 +35,7 @@ class Row:
         stopping: when it ends.
         repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
         watch: shown the logits of every emitted token; None for nobody.
+        known: drafts for nothing, before any drafter is asked; None where no rule of its sampling can.
         choice: which drafter was chosen for its batch; None where there was no choice.
         finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
         error: what went wrong with this row alone.
@@ -45,6 +49,7 @@ class Row:
     stopping: Stopping
     repeats: bool = False
     watch: Watcher | None = None
+    known: Known | None = None
     choice: DrafterChoice | None = None
     stats: RowStats = field(default_factory=RowStats)
     finish_reason: str | None = None

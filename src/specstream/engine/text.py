@@ -21,8 +21,13 @@ BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _WINDOW = 8  # tokens before a new one that its decoding may depend on (bytes of one character, a leading space)
 
 
-def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
+def encode(tokenizer: Any, prompt: Prompt, template: Mapping[str, Any] | None = None) -> list[int]:
     """Token ids of a text, or of a chat (a list of role/content) through the chat template; ids are taken as they are.
+
+    Args:
+        tokenizer: the model's.
+        prompt: a text, a chat or ids.
+        template: what the chat template is given besides, such as ``tools``.
 
     Raises:
         UsageError: an empty prompt or one that is no text, a chat for a tokenizer without a template, or one that the
@@ -33,7 +38,11 @@ def encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     elif are_tokens(prompt):
         ids = list(map(int, prompt))
     elif _is_list(prompt):
-        ids = tokenizer(_rendered(tokenizer, prompt), add_special_tokens=False)["input_ids"] if prompt else []
+        ids = (
+            tokenizer(_rendered(tokenizer, prompt, template or {}), add_special_tokens=False)["input_ids"]
+            if prompt
+            else []
+        )
     else:
         raise UsageError(f"the prompt is {kind_of(prompt)}; give a text, or a chat: a list of role and content")
     if not ids:
@@ -79,13 +88,14 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _rendered(tokenizer: Any, chat: Chat) -> str:
+def _rendered(tokenizer: Any, chat: Chat, template: Mapping[str, Any]) -> str:
     """A chat as its template writes it."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise UsageError("the prompt is a chat and this tokenizer has no chat template; give plain text")
     turns = [_turn(turn) for turn in chat]
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        settings = {"add_generation_prompt": True, **template, "tokenize": False}
+        text: str = tokenizer.apply_chat_template(turns, **settings)
     except Exception as error:  # a template may refuse in its own words
         reason = one_line(error)[:200]
         raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error

@@ -17,17 +17,29 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+import specstream
 from specstream.engine.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
-from specstream.serving.description import Card, Cards, ChatCompletion, Completion, answered, generated, well
+from specstream.serving.description import (
+    Card,
+    Cards,
+    ChatCompletion,
+    Completion,
+    Text,
+    Tokens,
+    Version,
+    answered,
+    generated,
+    well,
+)
 from specstream.serving.faults import fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.metrics import ServerMetrics
 from specstream.serving.middleware import PROBES, Access, Guard, JsonResponse, refusal
-from specstream.serving.requests import ChatBody, CompletionBody
+from specstream.serving.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from specstream.serving.responses import Shape, usage
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 
@@ -97,6 +109,9 @@ class Server:
         app.post("/v1/completions", response_model=None, responses=text)(self.complete)
         app.get("/v1/models", response_model=None, responses=answered(Cards, [401]))(self.models)
         app.get("/v1/models/{name:path}", response_model=None, responses=answered(Card, [401, 404]))(self.model)
+        app.post("/tokenize", response_model=None, responses=answered(Tokens, [400, 401, 404]))(self.tokenize)
+        app.post("/detokenize", response_model=None, responses=answered(Text, [400, 401, 404]))(self.detokenize)
+        app.get("/version", response_model=None, responses=answered(Version, [401]))(self.version)
         app.get("/health", response_model=None, responses=well())(self.health)
         app.get("/ready", response_model=None, responses=well())(self.ready)
         app.get("/metrics", response_model=None, response_class=PlainTextResponse)(self.metrics)
@@ -129,6 +144,19 @@ class Server:
             )
         return JsonResponse(self._card())
 
+    async def tokenize(self, body: TokenizeBody) -> Response:
+        """The tokens of a text or a chat."""
+        tokens = await asyncio.to_thread(self.gateway.tokenized, body)
+        return JsonResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self.gateway.context})
+
+    async def detokenize(self, body: DetokenizeBody) -> Response:
+        """The text of tokens."""
+        return JsonResponse({"prompt": await asyncio.to_thread(self.gateway.detokenized, body)})
+
+    async def version(self) -> Response:
+        """Of this package."""
+        return JsonResponse({"version": specstream.__version__})
+
     async def health(self) -> Response:
         """Whether the process works: 503 asks for a restart."""
         alive = self.scheduler.alive
@@ -160,6 +188,7 @@ class Server:
             tokenizer=self.gateway.tokenizer,
             lossless=self._lossless,
             left_out=self._left_out,
+            tools=[tool.function.name for tool in body.tools_given],
         )
         self.scheduler.check(self.gateway.answers(body))
         # Apart from the event loop: a long prompt takes a while to encode.
@@ -207,12 +236,14 @@ class Server:
                 async for index, event in events:
                     if isinstance(event, Piece):
                         chances = event.chances if answers.jobs[index].top_logprobs is not None else None
-                        if event.text or chances:
-                            yield _event(shape.chunk(index, event.text, chances, **more))
+                        for chunk in shape.chunks(index, event.text, chances, **more):
+                            yield _event(chunk)
                         continue
+                    for chunk in shape.chunks(index, **more):
+                        yield _event(chunk)
                     left -= 1
                     last = {} if left else {"speculation": shape.speculation(answers.jobs), **clamped}
-                    yield _event(shape.chunk(index, None, None, answers.jobs[index].outcome, **more, **last))
+                    yield _event(shape.chunk(index, None, None, shape.end(index, answers.jobs[index]), **more, **last))
             if include_usage:
                 yield _event(shape.envelope([], usage=usage(answers.jobs)))
             request.state.note = _note(shape, answers.jobs)

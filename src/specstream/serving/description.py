@@ -93,12 +93,28 @@ class ChatLogprobs(Said):
     refusal: None
 
 
+class CalledFunction(Said):
+    """A function and, as JSON, its arguments."""
+
+    name: str
+    arguments: str
+
+
+class Call(Said):
+    """What the client is asked to call."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Reply(Said):
-    """The assistant's message."""
+    """The assistant's message; it has no content where it says nothing beside its calls."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[Call] | None = None
 
 
 class ChatChoice(Said):
@@ -151,6 +167,26 @@ class Completion(Answered):
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
+
+
+class Tokens(Said):
+    """Of ``/tokenize``; ``max_model_len`` is of tokens, null for no limit."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int | None
+
+
+class Text(Said):
+    """Of ``/detokenize``."""
+
+    prompt: str
+
+
+class Version(Said):
+    """Of ``/version``."""
+
+    version: str
 
 
 class Card(Said):

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from specstream.config import generation_config
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import check_tokens
-from specstream.engine.text import encode
+from specstream.engine.text import encode, valid
 from specstream.errors import UsageError
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.faults import FieldError
 from specstream.serving.jobs import Done, Event, Failed, Job
-from specstream.serving.requests import Body, ChatBody, CompletionBody
+from specstream.serving.requests import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    Message,
+    TokenizeBody,
+    Tool,
+)
 from specstream.serving.scheduler import Scheduler
-from specstream.serving.structured import Schemas
+from specstream.serving.scores import Adjustment
+from specstream.serving.structured import JsonMask, Schemas
+from specstream.serving.tool_calls import format_of, grammar, rendered
 
 
 class UnknownModelError(FieldError):
@@ -42,6 +52,9 @@ class Gateway:
         self.tokenizer = copy.deepcopy(engine.tokenizer)  # the scheduler's thread uses the other
         self.tokenizer("a")  # forgets here, not in several threads at once, how its file would have it truncate
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
+        self._tools = format_of(getattr(self.tokenizer, "chat_template", None), config.tool_call_parser)
+        # Plain decoding stays plain; and an early exit begins passes over the trees of the drafters, and no others.
+        self._drafts = engine.config.drafter != "none" and engine.config.pruning is None
         self._most_answers = min(config.max_choices, config.max_rows + config.max_queue)
         limits = (config.max_context, engine.target.context_length)
         self._longest = max((len(token.encode()) for token in self.tokenizer.get_vocab()), default=1)
@@ -53,15 +66,57 @@ class Gateway:
         Raises:
             FieldError: another model, or more answers than there is ever room for.
         """
-        if body.model is not None and body.model != self._config.model_name:
-            raise UnknownModelError(
-                f"the model {body.model[:100]!r} is not served here; give {self._config.model_name!r}", "model"
-            )
+        self.served(body.model)
         answers = (1 if isinstance(body, ChatBody) else len(body.prompts)) * (body.n or 1)
         if answers > self._most_answers:
             many = "n" if (body.n or 1) > 1 else "prompt"
             raise FieldError(f"the request asks for {answers} answers; ask for {self._most_answers} at most", many)
         return answers
+
+    def served(self, name: str | None) -> None:
+        """Refuse another model.
+
+        Raises:
+            UnknownModelError: so it is.
+        """
+        if name is not None and name != self._config.model_name:
+            raise UnknownModelError(
+                f"the model {name[:100]!r} is not served here; give {self._config.model_name!r}", "model"
+            )
+
+    def tokenized(self, body: TokenizeBody) -> list[int]:
+        """Token ids of a text or a chat.
+
+        Raises:
+            FieldError: one that cannot be read.
+        """
+        self.served(body.model)
+        field = "messages" if body.messages else "prompt"
+        self._check_size(sum(_bytes(turn.text) for turn in body.messages or ()) + _bytes(body.prompt or ""), field)
+        try:
+            if body.messages is None:
+                text, special = valid(body.prompt or ""), body.add_special_tokens is not False
+                return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+            template = {
+                **(body.chat_template_kwargs or {}),
+                "add_generation_prompt": body.add_generation_prompt is not False,
+            }
+            return self._chat(body.messages, body.tools or [], template)
+        except UsageError as error:
+            raise FieldError(str(error), field) from error
+
+    def detokenized(self, body: DetokenizeBody) -> str:
+        """The text of tokens.
+
+        Raises:
+            FieldError: a token that is none.
+        """
+        self.served(body.model)
+        try:
+            check_tokens(self._engine.target.vocab_size, [body.tokens], ())
+        except UsageError as error:
+            raise FieldError(str(error), "tokens") from error
+        return str(self.tokenizer.decode(body.tokens))
 
     def prompts(self, body: ChatBody | CompletionBody) -> list[list[int]]:
         """Token ids of every prompt.
@@ -81,7 +136,7 @@ class Gateway:
                     )
         try:
             if isinstance(body, ChatBody):
-                found = [self._chat(body)]
+                found = [self._chat(body.messages, body.tools_given, body.chat_template_kwargs or {})]
             else:
                 found = [encode(self.tokenizer, each) if isinstance(each, str) else each for each in body.prompts]
             check_tokens(size, found, ())
@@ -107,15 +162,18 @@ class Gateway:
             FieldError: a schema that cannot be followed.
         """
         jobs: list[Job] = []
-        mask = None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
+        mask = self._mask(body)
         for prompt in prompts:
             room = self._room(body, prompt)
             for _ in range(body.n or 1):
                 settings = {**_sampling(body), "max_new_tokens": room}
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
-                if mask is not None:
-                    settings["logits_processor"] = [mask.behind(len(prompt))]
+                adjustment = self._adjustment(body, len(prompt))
+                own = mask.behind(len(prompt)) if mask else None
+                processors = [*([adjustment] if adjustment else []), *([own] if own else [])]
+                if processors:
+                    settings["logits_processor"] = processors
                 config = generation_config(self._engine.config.generation, settings)  # type: ignore[arg-type]
                 jobs.append(
                     Job(
@@ -126,9 +184,34 @@ class Gateway:
                         arrived=arrived,
                         deadline=arrived + self._config.request_seconds,
                         top_logprobs=body.wanted_logprobs,
+                        known=own.known if own and self._drafts else None,
                     )
                 )
         return jobs
+
+    def _mask(self, body: ChatBody | CompletionBody) -> JsonMask | None:
+        """What the answers are held to; None for any text."""
+        if isinstance(body, ChatBody) and (tools := body.tools_to_call):
+            functions = [tool.to_dict()["function"] for tool in tools]
+            several = body.parallel_tool_calls is not False
+            return self._schemas.held_to(lambda: grammar(self._tools, functions, several=several), "tools")
+        return None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
+
+    def _adjustment(self, body: Body, prompt_length: int) -> Adjustment:
+        bias, size = (
+            {int(token): value for token, value in (body.logit_bias or {}).items()},
+            self._engine.target.vocab_size,
+        )
+        if strange := next((token for token in bias if token >= size), None):
+            raise FieldError(f"logit_bias has the token {strange}; the vocabulary is 0 to {size - 1}", "logit_bias")
+        return Adjustment(
+            presence=body.presence_penalty or 0.0,
+            frequency=body.frequency_penalty or 0.0,
+            bias=bias,
+            least=body.min_tokens or 0,
+            ends=sorted({*self._engine.parts.eos_token_ids, *(body.stop_token_ids or ())}),
+            prompt_length=prompt_length,
+        )
 
     def _check_size(self, size: int, field: str) -> None:
         """Refuse a text that no tokens of the vocabulary make short enough, before it is encoded."""
@@ -149,14 +232,13 @@ class Gateway:
         most = min(body.most_tokens or self._config.max_tokens, self._config.max_tokens)
         return most if self.context is None else min(most, self.context - len(prompt))
 
-    def _chat(self, body: ChatBody) -> list[int]:
+    def _chat(self, messages: Sequence[Message], given: Sequence[Tool], template: Mapping[str, Any]) -> list[int]:
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise UsageError("the model has no chat template; send the text to /v1/completions")
-        turns = [
-            {"role": "system" if turn.role == "developer" else turn.role, "content": turn.text}
-            for turn in body.messages
-        ]
-        return encode(self.tokenizer, turns)
+        turns, tools = [turn.to_dict() for turn in messages], [tool.to_dict() for tool in given]
+        if not self._tools.templated:
+            return encode(self.tokenizer, rendered(turns, tools, self._tools), template)
+        return encode(self.tokenizer, turns, {**template, "tools": tools} if tools else template)
 
 
 class Answers:
@@ -230,7 +312,7 @@ def _bytes(text: str) -> int:
 
 
 def _sampling(body: Body) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids")
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos")
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     return {**given, "stop": body.stop_strings, "seed": None}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from specstream.config import GenerationConfig
 from specstream.core.decode import Reading
-from specstream.core.rows import Round, Row
+from specstream.core.rows import Known, Round, Row
 from specstream.engine.generation import Generation, Parts
 from specstream.errors import SpecStreamError
 
@@ -64,6 +64,7 @@ class Job:
         deliver: told every event, in order, until ``Done`` or ``Failed``; from whatever thread.
         deadline: of ``time.monotonic``.
         top_logprobs: how many of the likeliest tokens to report beside each; None for no chances at all.
+        known: what is certain to come next, where something tells (``Row.known``).
         arrived: of ``time.monotonic``, as ``joined`` (its prompt began to be read), ``read`` (it was) and ``first``
             (its first token was there) are.
     """
@@ -74,6 +75,7 @@ class Job:
     deliver: Callable[[Event], None]
     deadline: float = math.inf
     top_logprobs: int | None = None
+    known: Known | None = None
     arrived: float = field(default_factory=time.monotonic)
     joined: float | None = None
     read: float | None = None
@@ -89,6 +91,7 @@ class Job:
         self.joined = time.monotonic()
         self._generation = Generation(parts, [self.prompt], self.config)
         (self.row,) = self._generation.rows
+        self.row.known = self.known
         if self.top_logprobs is not None:
             self.row.watch = self._watch
         return self._generation.reading()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -10,7 +11,12 @@ from pydantic_core import PydanticCustomError
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
+TokenName = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
 MOST_LOGPROBS = 20
+
+MOST_TOOLS = 128
 
 COLDEST = 1e-6
 """The lowest temperature above 0 that logits can be divided by."""
@@ -38,9 +44,8 @@ class Given(BaseModel):
         if not isinstance(values, dict):
             return values
         given = {name: value for name, value in values.items() if value is not None}
-        for names in (("tool_choice", "tools"), ("function_call", "functions")):
-            if given.get(names[0]) == "none":
-                given.pop(names[1], None)
+        if given.get("function_call") == "none":
+            given.pop("functions", None)
         for name, value in given.items():
             if name in cls.unsupported and value not in cls.unsupported[name]:
                 raise _about(name, "is not supported; leave it out")
@@ -65,7 +70,7 @@ class StreamOptions(Given):
 
 
 class Body(Given):
-    """What both completions take. ``top_k``, ``min_p``, ``repetition_penalty``, ``stop_token_ids`` are ours.
+    """What both completions take, in OpenAI's words and, for what it does not have, in vLLM's.
 
     Whatever these bounds let through can be computed: a temperature or a penalty so small that logits overflow would
     fail in the middle of a pass.
@@ -73,17 +78,12 @@ class Body(Given):
 
     without_effect = {
         **dict.fromkeys(("metadata",), dict),
-        **dict.fromkeys(("store", "parallel_tool_calls"), bool),
+        **dict.fromkeys(("store",), bool),
         **dict.fromkeys(("service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"), str),
         **dict.fromkeys(("verbosity", "reasoning_effort"), str),
     }
     unsupported = {
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "logit_bias": ({},),
-        "tools": ([],),
         "functions": ([],),
-        "tool_choice": ("none", "auto"),
         "function_call": ("none", "auto"),
         "audio": (),
         "prediction": (),
@@ -92,6 +92,8 @@ class Body(Given):
         "suffix": ("",),
         "echo": (False,),
         "best_of": (1,),
+        "skip_special_tokens": (True,),
+        "include_stop_str_in_output": (False,),
     }
 
     model: str | None = Field(default=None, min_length=1, max_length=1000)
@@ -101,6 +103,11 @@ class Body(Given):
     top_k: int | None = Field(default=None, ge=-1, le=1_000_000)
     min_p: float | None = Field(default=None, ge=0, le=1)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[TokenName, Bias] | None = Field(default=None, max_length=1024)
+    min_tokens: int | None = Field(default=None, ge=0)
+    ignore_eos: bool | None = None
     n: int | None = Field(default=None, ge=1, le=1000)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
@@ -134,8 +141,75 @@ class Body(Given):
         return None
 
     @property
+    def tools_given(self) -> list[Tool]:
+        """What may be called."""
+        return []
+
+    @property
     def stop_strings(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class Function(Given):
+    """What may be called; its parameters are a JSON schema."""
+
+    without_effect = {"strict": bool}
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[\w.-]+$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Given):
+    """One of them."""
+
+    type: Literal["function"]
+    function: Function
+
+    def to_dict(self) -> dict[str, Any]:
+        """As chat templates read it."""
+        return self.model_dump(exclude_none=True)
+
+
+class FunctionName(Given):
+    """Which."""
+
+    name: str
+
+
+class ToolChoice(Given):
+    """The one that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class Called(Given):
+    """A function that was called, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_an_object(cls, arguments: str) -> str:
+        try:
+            found = json.loads(arguments or "{}")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{arguments[:40]!r} is no JSON object; give the arguments as they were received")
+        return arguments or "{}"
+
+
+class ToolCall(Given):
+    """A call that the assistant made, as it was received."""
+
+    without_effect = {"index": int}
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Called
 
 
 class TextPart(Given):
@@ -156,13 +230,14 @@ class Message(Given):
     """One turn of a chat."""
 
     without_effect = {"annotations": list, "audio": dict}  # as a server sends them
-    unsupported = {"tool_calls": ([],), "function_call": ()}
+    unsupported = {"function_call": ()}
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: str | None = None
     tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -175,6 +250,22 @@ class Message(Given):
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As chat templates read it: the arguments of calls are objects."""
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        more = {"name": self.name, "tool_call_id": self.tool_call_id}
+        turn |= {name: value for name, value in more.items() if value is not None}
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments)},
+                }
+                for call in self.tool_calls
+            ]
+        return turn
 
 
 class JsonSchema(Given):
@@ -224,6 +315,24 @@ class ChatBody(Body):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _chooses_what_is_there(self) -> ChatBody:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise _about("tools", f"name {max(names, key=names.count)!r} twice; give each another name")
+        choice = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else self.tool_choice
+        if choice == "required" and not names:
+            raise _about("tool_choice", "is required and there are no tools; give some")
+        if isinstance(self.tool_choice, ToolChoice) and choice not in names:
+            raise _about("tool_choice", f"is {choice!r}, which is not among the tools; give one of their names")
+        if self.tools_to_call and self.schema_to_follow is not None:
+            raise _about("response_format", "is given and tools have to be called; leave one out")
+        return self
 
     @model_validator(mode="after")
     def _asks_for_logprobs(self) -> ChatBody:
@@ -242,6 +351,18 @@ class ChatBody(Body):
     @property
     def schema_to_follow(self) -> dict[str, Any] | bool | None:
         return self.response_format.schema_to_follow if self.response_format else None
+
+    @property
+    def tools_given(self) -> list[Tool]:
+        return [] if self.tool_choice == "none" else self.tools or []
+
+    @property
+    def tools_to_call(self) -> list[Tool]:
+        """Those of which one has to be called; none where the model may choose."""
+        if isinstance(self.tool_choice, ToolChoice):
+            name = self.tool_choice.function.name
+            return [tool for tool in self.tools_given if tool.function.name == name]
+        return self.tools_given if self.tool_choice == "required" else []
 
     @property
     def most_tokens(self) -> int | None:
@@ -279,3 +400,30 @@ class CompletionBody(Body):
     @property
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
+
+
+class TokenizeBody(Given):
+    """``/tokenize``: a text, or a chat through the template, as vLLM has it."""
+
+    without_effect = {"return_token_strs": bool}
+
+    model: str | None = Field(default=None, min_length=1, max_length=1000)
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_text(self) -> TokenizeBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise _about("prompt", "or messages is wanted; give one of both")
+        return self
+
+
+class DetokenizeBody(Given):
+    """``/detokenize``."""
+
+    model: str | None = Field(default=None, min_length=1, max_length=1000)
+    tokens: list[Annotated[int, Field(ge=0)]]

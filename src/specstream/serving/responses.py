@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from specstream.core.rows import Row
@@ -13,6 +13,7 @@ from specstream.engine.results import Totals
 from specstream.engine.text import TextStream
 from specstream.engine.tokens import TokenTexts
 from specstream.serving.jobs import Job, TokenChance
+from specstream.serving.tool_calls import Delta, ToolReader
 
 LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON does not have."""
@@ -27,10 +28,21 @@ class Shape:
         tokenizer: says what tokens are.
         lossless: False under typical acceptance.
         left_out: what could draft, or was asked to, and does not, and why.
+        tools: names of those that the answers may call.
     """
 
-    def __init__(self, *, chat: bool, model: str, tokenizer: Any, lossless: bool, left_out: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        chat: bool,
+        model: str,
+        tokenizer: Any,
+        lossless: bool,
+        left_out: str | None = None,
+        tools: Sequence[str] = (),
+    ) -> None:
         self.chat, self._tokenizer, self._lossless, self._left_out = chat, tokenizer, lossless, left_out
+        self._tools, self._readers = tools, dict[int, ToolReader]()
         self._kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
@@ -55,9 +67,10 @@ class Shape:
         choices = []
         for index, (text, own, job) in enumerate(zip(texts, chances, jobs, strict=True)):
             logprobs = self._logprobs(index, own) if job.top_logprobs is not None else None
-            choice: dict[str, Any] = {"index": index, "finish_reason": job.outcome, "logprobs": logprobs}
+            message = self._message(index, text) if self.chat else {}
+            choice: dict[str, Any] = {"index": index, "finish_reason": self.end(index, job), "logprobs": logprobs}
             if self.chat:
-                choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+                choice["message"] = message
             else:
                 choice["text"] = text
             choices.append(choice)
@@ -69,10 +82,45 @@ class Shape:
             "speculation": self.speculation(jobs),
         }
 
+    def _message(self, index: int, text: str) -> dict[str, Any]:
+        """What the assistant said, and the calls among it."""
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._tools:
+            deltas = [*self.read(index, text), *self.read(index)]
+            calls = [delta.to_dict()["tool_calls"][0] for delta in deltas if delta.name is not None]
+            for call in calls:
+                at = call.pop("index")
+                call["function"]["arguments"] = "".join(delta.arguments for delta in deltas if delta.index == at)
+            if calls:
+                said = "".join(delta.content for delta in deltas).strip()
+                message |= {"content": said or None, "tool_calls": calls}
+        return message
+
+    def read(self, index: int, piece: str | None = None) -> list[Delta]:
+        """What a piece of an answer says, or, without one, what is left behind the last."""
+        if not self._tools:
+            return [Delta(content=piece)] if piece else []
+        reader = self._readers.setdefault(index, ToolReader(self._tools))
+        return reader.finish() if piece is None else reader.feed(piece)
+
+    def end(self, index: int, job: Job) -> str:
+        """Why an answer ended; one that stopped with calls wants their results."""
+        called = index in self._readers and self._readers[index].calls
+        return "tool_calls" if called and job.outcome == "stop" else job.outcome
+
+    def chunks(
+        self, index: int, piece: str | None = None, chances: Sequence[TokenChance] | None = None, **more: Any
+    ) -> Iterator[Any]:
+        """The parts of a stream that a piece of an answer makes, or, without one, what is left behind the last."""
+        said = self.read(index, piece)
+        for delta in said or ([Delta()] if chances else []):
+            yield self.chunk(index, delta, chances, **more)
+            chances = None if chances is None else ()
+
     def chunk(
         self,
         index: int,
-        text: str | None,
+        text: str | Delta | None,
         chances: Sequence[TokenChance] | None = None,
         finish_reason: str | None = None,
         **more: Any,
@@ -81,7 +129,9 @@ class Shape:
         logprobs = None if chances is None else self._logprobs(index, chances)
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": logprobs}
         if not self.chat:
-            choice["text"] = text or ""
+            choice["text"] = (text.content if isinstance(text, Delta) else text) or ""
+        elif isinstance(text, Delta):
+            choice["delta"] = text.to_dict()
         elif text is not None:
             choice["delta"] = {"content": text}
         else:

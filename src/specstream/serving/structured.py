@@ -1,14 +1,15 @@
 """Answers that follow a JSON schema: the tokens that would leave it are masked out, by llguidance.
 
-The mask is a logits processor of the target. Drafts know nothing of it; those that leave the schema have probability 0
-after the mask and are rejected, so the output is the masked model's own, as without speculation.
+The mask is a logits processor of the target. Drafters know nothing of it; what leaves the schema has probability 0
+after the mask and is rejected, so the output is the masked model's own, as without speculation. Where the schema leaves
+no choice, as of keys and punctuation, the mask itself says what comes next, and that is the draft of the round.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -57,15 +58,30 @@ class Schemas:
             MissingPackageError: llguidance is not installed.
             FieldError: a schema that cannot be followed, as far as that is known before its first token.
         """
-        if self._refusal is not None:
-            raise self._refusal
         if isinstance(schema, bool):  # JSON Schema has them, the library has not
             schema = {} if schema else {"enum": []}
         # Compact JSON: a small model that may write any white space tends to write nothing else.
-        try:
-            grammar = self._matching.grammar_from_json_schema(
+        return self._started(
+            lambda: self._matching.grammar_from_json_schema(
                 json.dumps(schema), overrides={"whitespace_flexible": False}
-            )
+            ),
+            FIELD,
+        ).behind(prompt_length)
+
+    def held_to(self, grammar: Callable[[], str], field: str) -> JsonMask:
+        """A processor for an answer that a grammar describes, in Lark's notation; ``field`` is what it was made of.
+
+        Raises:
+            MissingPackageError: llguidance is not installed.
+            FieldError: a grammar that cannot be followed.
+        """
+        return self._started(lambda: self._matching.grammar_from_lark(grammar()), field)
+
+    def _started(self, made: Callable[[], str], field: str) -> JsonMask:
+        if self._refusal is not None:
+            raise self._refusal
+        try:
+            grammar = made()
             complaint = self._matching.validate_grammar(grammar, self._tokens)
         except ValueError as error:
             complaint = str(error)
@@ -73,9 +89,9 @@ class Schemas:
             complaint = "it is nested too deeply"
         if complaint:
             said = " ".join(complaint.split())[:300]
-            raise FieldError(f"the JSON schema cannot be followed: {said}; give another", FIELD)
+            raise FieldError(f"the JSON schema cannot be followed: {said}; give another", field)
         # Silent: what the library writes to stderr quotes the schema and the answer.
-        mask = JsonMask(self._matching(self._tokens, grammar, log_level=0), prompt_length, self._ends)
+        mask = JsonMask(self._matching(self._tokens, grammar, log_level=0), 0, self._ends, field)
         mask.follow()
         return mask
 
@@ -87,15 +103,16 @@ class JsonMask:
         matcher: of llguidance, at its beginning.
         prompt_length: tokens that are not the answer's.
         ends: see ``Schemas``.
+        field: of the body that a refusal is about.
     """
 
-    def __init__(self, matcher: Any, prompt_length: int, ends: Collection[int]) -> None:
+    def __init__(self, matcher: Any, prompt_length: int, ends: Collection[int], field: str = FIELD) -> None:
         self._matcher, self._read, self._ends = matcher, prompt_length, list(ends)
-        self._prompt_length = prompt_length
+        self._prompt_length, self._field = prompt_length, field
 
     def behind(self, prompt_length: int) -> JsonMask:
         """The same for another answer, without reading the schema again."""
-        return JsonMask(self._matcher.deep_copy(), prompt_length, self._ends)
+        return JsonMask(self._matcher.deep_copy(), prompt_length, self._ends, self._field)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores ``[1, vocab]`` with minus infinity for every token that may not follow.
@@ -103,10 +120,7 @@ class JsonMask:
         Raises:
             FieldError: the schema cannot be followed from here.
         """
-        news = input_ids[0, self._read :].tolist()
-        if news:
-            self._matcher.consume_tokens(news)
-        self._read += len(news)
+        self._show(input_ids[0, self._read :].tolist())
         allowed = torch.zeros(scores.shape[-1], dtype=torch.bool)
         known = self.follow()
         if known is None:
@@ -117,6 +131,19 @@ class JsonMask:
             if not allowed.any():
                 raise self._lost("no token")
         return scores.masked_fill(~allowed.to(scores.device), -math.inf)
+
+    def known(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens that are likely to come behind those of prompt and answer, where the grammar leaves no choice of text.
+
+        The text is certain, and how the model cuts it into tokens is not.
+        """
+        self._show(list(tokens[self._read :]))
+        return [] if self._matcher.is_stopped() else list(self._matcher.compute_ff_tokens())
+
+    def _show(self, news: list[int]) -> None:
+        if news:
+            self._matcher.consume_tokens(news)
+        self._read += len(news)
 
     def follow(self) -> Tensor | None:
         """Which of the library's tokens may come next, None where the answer is complete and only its end may.
@@ -136,4 +163,4 @@ class JsonMask:
         """Without the library's own words: they quote the schema and the answer, and errors may be logged."""
         read = self._read - self._prompt_length
         where = f"beyond token {read}: llguidance stops with {reason}"
-        return FieldError(f"the JSON schema cannot be followed {where}; give a simpler one", FIELD)
+        return FieldError(f"the JSON schema cannot be followed {where}; give a simpler one", self._field)

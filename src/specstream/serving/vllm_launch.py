@@ -71,6 +71,8 @@ def plan(config: DeploymentConfig) -> Launch:
         command += ["--max-model-len", str(config.max_context)]
     if config.cors_origins:
         command += ["--allowed-origins", json.dumps(config.cors_origins)]
+    if config.tool_call_parser != "auto":
+        command += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_call_parser]
     if config.log_prompts:
         command.append("--enable-log-requests")
     drafts = speculation(config)
