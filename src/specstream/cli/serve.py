@@ -76,6 +76,7 @@ def serve(
     from specstream.serving.deployment import DeploymentConfig
 
     passes: Any = {"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization}
+    limits: Any = {"max_rows": max_rows, "max_queue": max_queue, "max_tokens": max_tokens, "max_context": max_context}
     settings = DeploymentConfig.read(
         config,
         engine=engine,
@@ -91,10 +92,7 @@ def serve(
         **passes,
         host=host,
         port=port,
-        max_rows=max_rows,
-        max_queue=max_queue,
-        max_tokens=max_tokens,
-        max_context=max_context,
+        **limits,
         api_key=None if api_key_file is None else _key(api_key_file),
         log_level=log_level,
         vllm_args=vllm_args or None,
