@@ -96,6 +96,7 @@ class EngineSettings(SamplingSettings, total=False):
     router: str | None
     router_state: str | None
     memory: bool | str
+    prefix_cache_gb: float
     pruning: float | None
     acceptance_threshold: float | None
     device: str
@@ -203,6 +204,9 @@ class EngineConfig(_Settings):
         memory: ``lookup`` copies from the answers of ``generate`` and ``stream`` so far too, for rows that decode
             greedily; a text names the file that keeps them, the newest 262,144 tokens. False copies from a row's own
             text alone. Measurements never add to it.
+        prefix_cache_gb: most memory (10**9 bytes) for keys and values of earlier texts, of ``generate`` and ``stream``
+            alike, draft models' included. A prompt that begins as one of them is read from there on; no output changes.
+            0 reads every prompt anew, as measurements always do. Only the native runtime has one.
         pruning: ``streams`` drop drafts that their early exit finds less likely than this; None drops nothing.
         acceptance_threshold: None is lossless; a number turns on typical acceptance, which changes the output.
         device: ``auto`` is the GPU if there is one. A model object stays where it is, and another device is refused; so
@@ -232,6 +236,7 @@ class EngineConfig(_Settings):
     router: str | None = None
     router_state: str | None = None
     memory: bool | str = True
+    prefix_cache_gb: float = Field(default=0.5, ge=0, allow_inf_nan=False)
     pruning: float | None = Field(default=None, gt=0, lt=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"

@@ -192,7 +192,7 @@ _OURS = {
     "target_modules": "modules lora_target_modules",
     "set": "override overrides",
     # commands
-    "generate": "run chat complete infer prompt",
+    "generate": "run complete infer prompt",
     "evaluate": "eval lm_eval",
     "benchmark": "bench",
     "train": "finetune fine_tune distill",

@@ -196,10 +196,9 @@ def test_a_prompt_that_is_read_in_chunks_has_the_bits_of_one_piece_or_the_sessio
         torch.testing.assert_close(got, expected, rtol=0.1, atol=0.2)
         if session.exact == "bits":
             assert torch.equal(got, expected), f"{length} tokens, {most} at a time"
-        if most >= PREFILL_CHUNK:
+        if most >= PREFILL_CHUNK or target.invariant:
             assert session.exact == whole.exact
-        else:
-            assert passes >= (length - 1) / most
+        assert passes >= (length - 1) / most
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -52,6 +52,7 @@ def _register_verbs(app: typer.Typer) -> None:
         bench_heads,
         bench_task,
         benchmark,
+        chat,
         compare,
         demo,
         distill_data,
@@ -72,6 +73,7 @@ def _register_verbs(app: typer.Typer) -> None:
     from specstream.cli.renamed import renamed
 
     app.command()(generate.generate)
+    app.command()(chat.chat)
     app.command()(doctor.doctor)
     app.command()(compare.compare)
     app.command()(audit.audit)

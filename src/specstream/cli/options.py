@@ -53,6 +53,9 @@ RouterState = Annotated[Text, typer.Option("--router-state", help="The file in w
 Memory = Annotated[
     Text, typer.Option("--memory", help="A file of earlier answers, for drafts to copy from; this one is added.")
 ]
+PrefixCache = Annotated[
+    Number, typer.Option("--prefix-cache-gb", help="Memory for prompts and answers, so as not to read them again.")
+]
 Pruning = Annotated[
     Number, typer.Option("--pruning", help="Streams: drop drafts that their early exit gives less than this.")
 ]

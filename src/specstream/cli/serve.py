@@ -52,6 +52,7 @@ def serve(
     drafter: _Drafter = None,
     heads: options.HeadsFolder = None,
     memory: _Memory = None,
+    prefix_cache_gb: options.PrefixCache = None,
     gamma: options.Depth = None,
     acceptance_threshold: options.AcceptanceThreshold = None,
     dtype: _Dtype = None,
@@ -75,6 +76,7 @@ def serve(
     from specstream.serving.deployment import DeploymentConfig
 
     passes: Any = {"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization}
+    limits: Any = {"max_rows": max_rows, "max_queue": max_queue, "max_tokens": max_tokens, "max_context": max_context}
     settings = DeploymentConfig.read(
         config,
         engine=engine,
@@ -84,15 +86,13 @@ def serve(
         drafter=drafter,
         heads=heads,
         memory=memory,
+        prefix_cache_gb=prefix_cache_gb,
         gamma=gamma,
         acceptance_threshold=acceptance_threshold,
         **passes,
         host=host,
         port=port,
-        max_rows=max_rows,
-        max_queue=max_queue,
-        max_tokens=max_tokens,
-        max_context=max_context,
+        **limits,
         api_key=None if api_key_file is None else _key(api_key_file),
         log_level=log_level,
         vllm_args=vllm_args or None,

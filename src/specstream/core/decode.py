@@ -18,6 +18,7 @@ from torch import Tensor
 from specstream.core.clock import Clock, Mark, between, split
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict, begun
+from specstream.core.prefix_cache import PrefixCache
 from specstream.core.rows import Known, Round, Row
 from specstream.core.stats import Timings
 from specstream.core.tree import TokenTree
@@ -40,6 +41,7 @@ class Batch:
         speculation: bounds of the trees and the acceptance rule.
         timings: added to in place.
         session: one that has read the rows' prompts; None to read them now.
+        prefixes: of texts that were read before, to begin with where it fits; None begins anew.
     """
 
     def __init__(
@@ -51,18 +53,20 @@ class Batch:
         speculation: Speculation,
         timings: Timings,
         session: TargetSession | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         started = time.perf_counter()
         self.rows, self.timings, self._speculation = list(rows), timings, speculation
         self._context_length = target.context_length
-        self._turn = target.rereads_at
-        self._session = target.begin([row.tokens[:-1] for row in rows]) if session is None else session
+        self._turn, self._prefixes = target.rereads_at, prefixes
+        self._session = _read_by(target, rows, prefixes) if session is None else session
         self._drafts = begun(drafter, [row.tokens for row in rows], [row.sampling for row in rows], self._session)
         while session is None and self.read(sys.maxsize):
             pass
         self._ragged = self._session.ragged
-        for row in rows:
+        for at, row in enumerate(rows):
             row.choice = self._drafts.choice
+            row.cached = 0 if prefixes is None else self._session.cached(at)
         self.closed = False
         self._behind = set[Row]()  # of the last round, if drafters did not hear of it
         if self._speculation.controller is not None:
@@ -86,6 +90,9 @@ class Batch:
 
     def leave(self, gone: Callable[[Row], bool]) -> None:
         """Let go of rows; of their neighbours nothing changes."""
+        for index, row in enumerate(self.rows):
+            if self._prefixes is not None and gone(row) and row.error is None:
+                self._session.retain(index, row.tokens)
         alive = [index for index, row in enumerate(self.rows) if not gone(row)]
         if 0 < len(alive) < len(self.rows):
             self._session.keep(alive)
@@ -180,12 +187,24 @@ class Reading:
     """
 
     def __init__(
-        self, target: Target, drafter: Drafter, rows: Sequence[Row], *, speculation: Speculation, timings: Timings
+        self,
+        target: Target,
+        drafter: Drafter,
+        rows: Sequence[Row],
+        *,
+        speculation: Speculation,
+        timings: Timings,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self._timings = timings
-        self._session = target.begin_reading([row.tokens[:-1] for row in rows])
+        self._session = _begun_by(target, rows, prefixes)
         self._begin = partial(
-            Batch, target, drafter, rows, speculation=speculation, timings=timings, session=self._session
+            Batch,
+            *(target, drafter, rows),
+            speculation=speculation,
+            timings=timings,
+            session=self._session,
+            prefixes=prefixes,
         )
         self._batch: Batch | None = None
 
@@ -204,8 +223,32 @@ class Reading:
         return left
 
 
+def _begun_by(target: Target, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
+    """A session that is to read the rows' prompts."""
+    session = target.begin_reading([row.tokens[:-1] for row in rows])
+    if prefixes is not None:
+        session.reuse(prefixes)
+    return session
+
+
+def _read_by(target: Target, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
+    """One that has read them."""
+    if prefixes is None:
+        return target.begin([row.tokens[:-1] for row in rows])
+    session = _begun_by(target, rows, prefixes)
+    while session.read(sys.maxsize):
+        pass
+    return session
+
+
 def decode(
-    target: Target, drafter: Drafter, rows: Sequence[Row], *, speculation: Speculation, timings: Timings
+    target: Target,
+    drafter: Drafter,
+    rows: Sequence[Row],
+    *,
+    speculation: Speculation,
+    timings: Timings,
+    prefixes: PrefixCache | None = None,
 ) -> Iterator[list[Round]]:
     """Decode every row to its end, yielding after each pass what the rows emitted. The arguments are ``Batch``'s.
 
@@ -214,7 +257,7 @@ def decode(
     """
     if not rows:
         return
-    batch = Batch(target, drafter, rows, speculation=speculation, timings=timings)
+    batch = Batch(target, drafter, rows, speculation=speculation, timings=timings, prefixes=prefixes)
     batch.closed = True
     while batch.rows:
         rounds = batch.step()

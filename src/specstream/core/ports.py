@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from specstream.core.prefix_cache import PrefixCache
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError, must_be
@@ -109,7 +110,30 @@ class TargetSession(Protocol):
     """One batch being decoded: the keys and values of each row's committed tokens.
 
     Rows are numbered 0..n-1; after ``keep`` they are numbered anew in the order kept.
+
+    Attributes:
+        prefixes: where keys and values outlive the session; None where they do not.
     """
+
+    prefixes: PrefixCache | None = None
+
+    def reuse(self, prefixes: PrefixCache) -> None:
+        """From now on, begin texts with the keys and values that this cache has of them, and leave it those read.
+
+        Before the first ``read``. A target that cannot do so bit by bit does nothing.
+        """
+
+    def cached(self, row: int) -> int:
+        """Tokens of the row's prompt whose keys and values were reused."""
+        return 0
+
+    def retain(self, row: int, tokens: Sequence[int]) -> None:
+        """Leave the row's keys and values to ``prefixes``, if there are some.
+
+        Args:
+            row: which.
+            tokens: of its text, of which some at the end may not be committed.
+        """
 
     @property
     @abstractmethod

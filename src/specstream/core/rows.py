@@ -30,6 +30,7 @@ class Row:
         index: its place among the rows that were started together.
         tokens: the prompt and what was emitted.
         prompt_length: tokens of the prompt.
+        cached: tokens of the prompt whose keys and values were there from earlier texts.
         generator: its own source of chance, on the CPU.
         sampling: how its tokens are chosen.
         stopping: when it ends.
@@ -47,6 +48,7 @@ class Row:
     generator: torch.Generator
     sampling: Sampling
     stopping: Stopping
+    cached: int = 0
     repeats: bool = False
     watch: Watcher | None = None
     known: Known | None = None

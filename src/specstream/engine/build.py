@@ -13,6 +13,7 @@ from specstream.config import DEEPEST, UNMEASURED, EngineConfig, with_settings
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
+from specstream.core.prefix_cache import PrefixCache
 from specstream.core.suffix_index import SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.draft_model import DraftModelDrafter
@@ -46,6 +47,8 @@ from specstream.models.target.uncached import UncachedTarget
 from specstream.routing.config import DrafterSpec
 from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.router import Router
+
+GB = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,7 @@ def build_parts(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: E
         drafter = _combined(_Sources(target, tokenizer, index), draft, heads, config)
     return Parts(
         memory=memory,
+        prefixes=PrefixCache(int(config.prefix_cache_gb * GB)) if config.prefix_cache_gb else None,
         target=target if config.use_cache else UncachedTarget(target),
         drafter=drafter,
         heads=heads,

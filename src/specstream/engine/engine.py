@@ -332,6 +332,7 @@ class SpeculativeEngine:
             new_tokens=stats.new_tokens,
             seconds=timings.total,
             prefill_seconds=timings.prefill,
+            cached_tokens=row.cached,
             tokens_per_second=stats.new_tokens / timings.total,
             target_passes=stats.target_passes,
             mean_accepted_length=stats.mean_accepted_length,

@@ -12,6 +12,7 @@ from specstream.config import GenerationConfig
 from specstream.core.decode import Reading, decode
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, DrafterChoice, Target
+from specstream.core.prefix_cache import PrefixCache
 from specstream.core.rows import Round, Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
@@ -51,6 +52,7 @@ class Parts:
         left_out: what could draft, or was asked to, and does not, and why; None if there is nothing of the kind.
         revision: of the target's model, as ``HuggingFaceTarget.refresh`` counts.
         memory: of answers that drafts are copied from; None where there is none, or nobody copies.
+        prefixes: keys and values of earlier texts; None where every prompt is read anew.
     """
 
     target: Target
@@ -64,6 +66,7 @@ class Parts:
     left_out: str | None = None
     revision: int = 0
     memory: Memory | None = None
+    prefixes: PrefixCache | None = None
 
     def __post_init__(self) -> None:
         must_be(has(self.drafter, "begin"), "drafter", self.drafter, "an object of a class of Drafter")
@@ -87,7 +90,7 @@ class Generation:
 
     Attributes:
         chats: of each prompt, whether it went through the chat template; for the report.
-        remembered: whether later generations may copy from its answers: not from those of measurements.
+        remembered: whether it uses what earlier ones have left, and leaves its own: measurements do not.
 
     Raises:
         UsageError: an empty prompt, one longer than the model's context, a token beyond its vocabulary.
@@ -119,7 +122,12 @@ class Generation:
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""
         parts = self.parts
-        yield from decode(parts.target, parts.drafter, self.rows, speculation=parts.speculation, timings=self.timings)
+        yield from decode(
+            *(parts.target, parts.drafter, self.rows),
+            speculation=parts.speculation,
+            timings=self.timings,
+            prefixes=parts.prefixes if self.remembered else None,
+        )
         if self.remembered:
             self.remember()
 
@@ -139,7 +147,12 @@ class Generation:
             raise UsageError(
                 f"drafter is {parts.drafter.name!r}, which chooses for each prompt; rows that join need one drafter"
             )
-        return Reading(parts.target, parts.drafter, self.rows, speculation=parts.speculation, timings=self.timings)
+        return Reading(
+            *(parts.target, parts.drafter, self.rows),
+            speculation=parts.speculation,
+            timings=self.timings,
+            prefixes=parts.prefixes,
+        )
 
     def _ends(self) -> frozenset[int]:
         ends = frozenset(self.config.stop_token_ids)

@@ -22,6 +22,7 @@ class GenerationResult(Mapping[str, Any]):
         new_tokens: how many.
         seconds: wall-clock time of the call, prefill included (of the whole batch).
         prefill_seconds: the part before the first pass of the loop.
+        cached_tokens: tokens of the prompt that were not read: their keys and values were there from earlier texts.
         tokens_per_second: ``new_tokens / seconds``.
         target_passes: passes of the target after the prefill.
         mean_accepted_length: tokens per pass, the target's own included; 1.0 for plain decoding.
@@ -56,6 +57,7 @@ class GenerationResult(Mapping[str, Any]):
     new_tokens: int
     seconds: float
     prefill_seconds: float
+    cached_tokens: int
     tokens_per_second: float
     target_passes: int
     mean_accepted_length: float

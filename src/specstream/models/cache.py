@@ -7,7 +7,7 @@ overwritten by the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -156,6 +156,18 @@ class TreeCache(Cache):
             rows, sources, targets = upload(moves, buffers[0].device).unbind(1)
             for buffer in buffers:
                 buffer[rows, :, targets] = buffer[rows, :, sources]  # all are read before the first is written
+
+    def parts(self, row: int, start: int, end: int) -> dict[tuple[int, int], Tensor]:
+        """A row's keys and values ``[heads, end - start, head_dim]`` from one slot up to another: views."""
+        return {key: buffer[row, :, start:end] for key, buffer in self._buffers.items()}
+
+    def fill(self, row: int, start: int, parts: Mapping[Any, Tensor]) -> None:
+        """Write such parts, of the same model, into a row's slots from ``start`` on."""
+        for key, part in parts.items():
+            if key not in self._buffers:
+                self.addresses.clear()
+                self._buffers[key] = self._buffer(key, part[None])
+            self._buffers[key][row, :, start : start + part.shape[1]] = part
 
     def fork(self, rows: int, length: int, capacity: int) -> TreeCache:
         """A new cache of ``rows`` copies of the first row, its slots repeated until there are ``length``."""

@@ -40,21 +40,25 @@ class DeploymentConfig(Section):
             ``runtime`` and ``quantization``.
         memory: a file that keeps the answers, for drafts to copy from. What one client was told then shows in how fast
             another is answered, so None, which keeps nothing, is for servers with more than one. Not for ``vllm``.
+        prefix_cache_gb: most memory (10**9 bytes) for keys and values of earlier texts. A prompt that begins as one of
+            them is read from there on, which shows in its time and in ``cached_tokens``; 0 keeps none. vLLM has its
+            own.
         gamma: most tokens drafted per round; None for as many as pay.
         acceptance_threshold: lossy: a number turns on typical acceptance, which changes what answers at a temperature
             above 0 say; their ``speculation`` has ``lossless: false``. None is lossless. Not for ``vllm``.
         max_tokens: most new tokens of one answer, and how many it gets where the request does not say.
         temperature: of requests that do not say; 0 is greedy.
-        memory_gb: memory that must be free, on the GPU if one is used; the weights, and the cache of ``max_rows``
-            answers of ``max_context`` tokens, must fit into it. None asks nothing.
+        memory_gb: memory that must be free, on the GPU if one is used; the weights, the cache of ``max_rows``
+            answers of ``max_context`` tokens, and ``prefix_cache_gb`` must fit into it. None asks nothing.
         gpu_required: refuse to start without a GPU.
         host: where to listen; the default is this machine only.
         port: likewise; 0 takes a free one.
         api_key: what clients must send as their bearer token; None lets everyone in.
         max_rows: answers that are decoded side by side.
         max_queue: answers that may wait for a place; more are told to come again (429).
-        prefill_chunk_tokens: tokens of a prompt that are read between two rounds of the answers beside it. Answers to
-            prompts that are longer than fewer than 512 are exact up to rounding: narrower passes run other kernels.
+        prefill_chunk_tokens: most tokens of a prompt that are read between two rounds of the answers beside it. Where
+            our kernels read it, no pass reads more than 128. Elsewhere, answers to prompts that are longer than fewer
+            than 512 are exact up to rounding: narrower passes run other kernels.
         max_context: most tokens of a prompt and its answer; None for what the model holds.
         max_connections: clients that are connected at a time; None for 1000, or half the files that may be open.
         max_choices: most answers to one request (``n``, and prompts of a completion).
@@ -82,6 +86,7 @@ class DeploymentConfig(Section):
     ] = "auto"
     heads: str | None = None
     memory: str | None = None
+    prefix_cache_gb: float = Field(default=0.5, ge=0)
     gamma: int | None = Field(default=None, ge=1)
     acceptance_threshold: float | None = Field(default=None, gt=0, lt=1)
     device: str = "auto"

@@ -44,12 +44,19 @@ class Failure(Said):
     error: Problem
 
 
+class PromptTokens(Said):
+    """What of the prompts was not read: a part of ``prompt_tokens``."""
+
+    cached_tokens: int
+
+
 class Usage(Said):
     """Tokens."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokens
 
 
 class Speculation(Said):

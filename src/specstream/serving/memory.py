@@ -51,7 +51,7 @@ class Needs:
 
     Attributes:
         weights: of the model and of its draft.
-        cache: of keys and values, when every row is as long as it may become.
+        cache: of keys and values, when every row is as long as it may become and the prefix cache is full.
         dtype: of the model.
         rows: answers side by side.
         context: tokens of each.
@@ -88,8 +88,11 @@ def check_fit(config: DeploymentConfig, shards: int = 1) -> None:
         return
     cache = remedy = ""
     if needed.cache:
-        cache = f" and the cache {needed.cache / GB:.1f} GB ({needed.rows} rows of {needed.context} tokens)"
-        remedy = ", fewer max_rows, a shorter max_context"
+        cache = (
+            f" and the cache {needed.cache / GB:.1f} GB ({needed.rows} rows of {needed.context} tokens, and "
+            f"{config.prefix_cache_gb:g} GB of earlier ones)"
+        )
+        remedy = ", fewer max_rows, a shorter max_context, a smaller prefix_cache_gb"
     raise UsageError(
         f"memory_gb is {config.memory_gb:g}, the weights of {config.source} in {needed.dtype} take "
         f"{needed.weights / GB:.1f} GB{cache}; give more{remedy}, or a smaller model"
@@ -124,7 +127,7 @@ def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
     context = min((limit for limit in (config.max_context, target.context) if limit is not None), default=STEP)
     return Needs(
         weights=own_weights + draft_weights,
-        cache=config.max_rows * capacity_for(context) * (target.token + draft_token),
+        cache=config.max_rows * capacity_for(context) * (target.token + draft_token) + config.prefix_cache_gb * GB,
         dtype=target.dtype,
         rows=config.max_rows,
         context=context,

@@ -18,7 +18,9 @@ class ServerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._answers = self._counter("answers", "Answers that ended, by how: stop, length, cancelled, ...", "outcome")
-        self._prompt = self._counter("prompt_tokens", "Tokens of prompts that were read.")
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
+        self._cached = self._counter("cached_prompt_tokens", "Tokens of prompts that were reused from earlier texts.")
+        self._hits = self._counter("prefix_cache_hits", "Answers whose prompts began with such tokens.")
         self._generated = self._counter("generated_tokens", "Tokens of answers.")
         self._passes = self._counter("target_passes", "Passes of the target, counted once for each answer in them.")
         self._nodes = self._counter("drafted_nodes", "Drafted tokens that were scored, all branches of trees.")
@@ -50,6 +52,8 @@ class ServerMetrics:
             return
         stats = job.row.stats
         self._prompt.inc(job.row.prompt_length)
+        self._cached.inc(job.row.cached)
+        self._hits.inc(job.row.cached > 0)
         self._generated.inc(stats.new_tokens)
         self._passes.inc(stats.target_passes)
         self._nodes.inc(stats.drafted)

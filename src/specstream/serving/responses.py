@@ -199,12 +199,18 @@ class Shape:
         return {"token": said, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(raw)}
 
 
-def usage(jobs: Sequence[Job]) -> dict[str, int]:
-    """Tokens; a prompt with several answers is counted once."""
+def usage(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Tokens; a prompt with several answers is counted once, as what was reused of it when it was first read."""
     prompts = {id(job.prompt): len(job.prompt) for job in jobs}
+    cached = {id(job.prompt): 0 if job.row is None else job.row.cached for job in reversed(jobs)}
     answered = sum(row.stats.new_tokens for row in _rows(jobs))
     read = sum(prompts.values())
-    return {"prompt_tokens": read, "completion_tokens": answered, "total_tokens": read + answered}
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": answered,
+        "total_tokens": read + answered,
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
+    }
 
 
 def _rows(jobs: Sequence[Job]) -> list[Row]:

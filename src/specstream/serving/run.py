@@ -44,6 +44,7 @@ def load(config: DeploymentConfig) -> SpeculativeEngine:
         "drafter": config.drafter,
         "heads": config.heads,
         "memory": config.memory or False,
+        "prefix_cache_gb": config.prefix_cache_gb,
         "gamma": config.gamma,
         "acceptance_threshold": config.acceptance_threshold,
         "device": config.device,

@@ -21,7 +21,7 @@ from specstream.serving.vllm_export import DEPTH
 
 OURS_ALONE = (
     *("device", "runtime", "max_queue", "max_choices", "max_body_bytes", "max_connections"),
-    *("request_seconds", "prefill_chunk_tokens", "log_level"),
+    *("request_seconds", "prefill_chunk_tokens", "prefix_cache_gb", "log_level"),
 )
 """Settings that vLLM has no counterpart of."""
 

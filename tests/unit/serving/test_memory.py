@@ -37,7 +37,14 @@ def large(folder: Path, dtype: str = "float32") -> Path:
 
 
 def deployment(model: Path | str, **more: Any) -> DeploymentConfig:
-    settings = {"model_path": str(model), "device": "cpu", "dtype": "float32", "memory_gb": 1, **more}
+    settings = {
+        "model_path": str(model),
+        "device": "cpu",
+        "dtype": "float32",
+        "memory_gb": 1,
+        "prefix_cache_gb": 0,
+        **more,
+    }
     return DeploymentConfig(**settings)
 
 
@@ -56,6 +63,7 @@ def test_the_cache_is_counted_for_all_rows(tmp_path: Path) -> None:
     assert needs(deployment(tmp_path, max_rows=3)).cache == 3 * 2048 * TOKEN * 4
     assert needs(deployment(tmp_path, max_rows=3, max_context=600, dtype="bfloat16")).cache == 3 * 2 * STEP * TOKEN * 2
     assert needs(deployment(tmp_path, max_rows=3, draft_model="self:int8")).cache == 2 * 3 * 2048 * TOKEN * 4
+    assert needs(deployment(tmp_path, max_rows=3, prefix_cache_gb=2)).cache == 3 * 2048 * TOKEN * 4 + 2e9
 
 
 def test_a_folder_that_does_not_fit_is_refused_with_the_numbers(tmp_path: Path) -> None:
@@ -65,7 +73,10 @@ def test_a_folder_that_does_not_fit_is_refused_with_the_numbers(tmp_path: Path) 
     size = needs(deployment(tmp_path))
     fits = (size.weights + size.cache) / 1e9
     check_fit(deployment(tmp_path, memory_gb=fits * 1.001))
-    with pytest.raises(UsageError, match=r"8 rows of 2048 tokens\); give more, fewer max_rows, a shorter max_context"):
+    with pytest.raises(
+        UsageError,
+        match=r"8 rows of 2048 tokens, and 0 GB of earlier ones\); give more, fewer max_rows, a shorter max_context",
+    ):
         check_fit(deployment(tmp_path, memory_gb=fits * 0.999))
     check_fit(deployment(tmp_path, memory_gb=fits * 0.999, max_rows=7))
     check_fit(deployment(tmp_path, memory_gb=None))

@@ -175,7 +175,7 @@ def _look_inside(module: Any, objects: list[Any], numbers: list[int]) -> None:
     own = module.__dict__
     if "rope_type" in own and compat.keeps_length(module):
         objects.append(own.get("forward"))  # the rest it changes by itself, in every forward of a long text
-        numbers.extend(_version(each) for name, each in own["_buffers"].items() if name.startswith("original"))
+        numbers.extend(version_of(each) for name, each in own["_buffers"].items() if name.startswith("original"))
         return
     objects.extend(own.values() if compat.HOOKED not in own else [own[name] for name in own if name != compat.HOOKED])
     for weight in own["_parameters"].values():
@@ -184,7 +184,7 @@ def _look_inside(module: Any, objects: list[Any], numbers: list[int]) -> None:
             numbers.append(_address(weight))
     for buffer in own["_buffers"].values():
         if buffer is not None:
-            numbers += (_address(buffer), _version(buffer))
+            numbers += (_address(buffer), version_of(buffer))
 
 
 class Copied:
@@ -195,7 +195,7 @@ class Copied:
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight, self._version = weight, _version(weight)
+        self._weight, self._version = weight, version_of(weight)
         if isinstance(weight, BlockTensor):  # which nothing changes in place
             weight = weight.blocks[:0]
         flat = weight.detach().flatten()
@@ -206,10 +206,11 @@ class Copied:
     @property
     def outdated(self) -> bool:
         """Whether it has. ``weight.data`` counts no versions, so a sample of the values is compared too."""
-        return self._version != _version(self._weight) or not torch.equal(self._samples, self._before)
+        return self._version != version_of(self._weight) or not torch.equal(self._samples, self._before)
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """How many times a tensor was changed in place; 0 where nobody counts."""
     return 0 if tensor.is_inference() else tensor._version
 
 

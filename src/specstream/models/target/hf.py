@@ -14,8 +14,10 @@ from specstream.models.architecture.families import Family, describe, require_mo
 from specstream.models.architecture.rotary import require_own_lengths, rotate_by_own_length
 from specstream.models.architecture.view import Stamp, view_of
 from specstream.models.cache import PADDING, capacity_for
+from specstream.models.invariance.reading import reads_alike
 from specstream.models.invariance.selftest_cache import SelfTestCache, cache_of, once
 from specstream.models.invariance.widths import Exactness
+from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import Quantization, RuntimeName
 from specstream.models.runtime.runtime import Runtime
 from specstream.models.target.graphs import CudaCapture, StaticPasses
@@ -67,7 +69,7 @@ class HuggingFaceTarget(ModelPasses):
         # From here on nothing is refused: a model that was is looked at anew, and all that was made of it stays.
         self._stamp = stamp
         self.view, self.family, self.runtime = view, family, runtime
-        self._forget("layers", "num_parameters", "_selftest_cache", "measured")
+        self._forget("layers", "num_parameters", "_selftest_cache", "measured", "invariant")
         self._embedding = self._embedding_kind()
         self.vocab_size = int(self._embedding[0][0])
         self.exactness = self._exactness() if self._exact and not self.family.routed else None
@@ -137,6 +139,20 @@ class HuggingFaceTarget(ModelPasses):
                 self.exactness.certify(rows, nodes, branched=branched)
                 if rows > 1 and self.runtime.ragged:  # such a pass is of one row, with the nodes of all
                     self.exactness.certify(1, rows * nodes, branched=branched)
+                _ = self.invariant
+
+    @cached_property
+    def invariant(self) -> bool:  # type: ignore[override]
+        """See ``ModelPasses``: where all passes run our kernels, and a test finds no bit that differs."""
+        runtime, widest = self.runtime, native.MOST_ROWS
+        own = runtime.own_attention(1, widest) and runtime.alike(1, widest) and not self.family.routed
+        if not own or any(map(compat.keeps_length, self.view.modules())):
+            return False
+        with self.lock:
+            if (known := self.measured.get("reading")) is None:
+                known = reads_alike(self)
+                self.measured.keep("reading", known)
+        return bool(known)
 
     def _check(self) -> None:
         """Whether the model follows a tree: asked once."""
@@ -157,7 +173,7 @@ class HuggingFaceTarget(ModelPasses):
         """
         name, self.runtime = self.runtime.name, Runtime(self.view, "eager", self.family.layer_windows)
         self.passes, self.exactness = None, None if self.exactness is None else self._exactness()
-        self._forget("_selftest_cache", "measured")
+        self._forget("_selftest_cache", "measured", "invariant")
         once(self._selftest_cache, "tree", lambda: check_tree(self))
         problem = f"the runtime {name} does not fit the forward of {self.family.name}, which runs eagerly"
         compat.warn_once(problem + compat.advice_if_untested())
@@ -200,9 +216,17 @@ class HuggingFaceTarget(ModelPasses):
             return self.begin_reading(prefixes)
         return session.copy(self.ready())
 
-    def begin_unpadded(self, prefixes: Sequence[Sequence[int]], *, masked: bool = False) -> HuggingFaceSession:
-        """The same without the self-tests and without padding; ``masked``: through the model's own attention only."""
-        return HuggingFaceSession(self, prefixes, None, masked=masked)
+    def begin_unpadded(
+        self, prefixes: Sequence[Sequence[int]], *, masked: bool = False, unread: bool = False
+    ) -> HuggingFaceSession:
+        """The same without the self-tests and without padding.
+
+        Args:
+            prefixes: see ``begin``.
+            masked: through the model's own attention only.
+            unread: where ``read`` reads them.
+        """
+        return HuggingFaceSession(self, prefixes, None, masked=masked, unread=unread)
 
     def _static_passes(self) -> StaticPasses:
         capture = CudaCapture(self.model.device) if self.runtime.name == "graphs" else None

@@ -15,7 +15,7 @@ from specstream.errors import UsageError
 from specstream.models.architecture.families import Family
 from specstream.models.architecture.hidden_states import States, decoder_layers, tapped
 from specstream.models.architecture.partial_forward import entering, run_lower, run_upper
-from specstream.models.architecture.view import Stamp
+from specstream.models.architecture.view import Stamp, version_of
 from specstream.models.cache import TreeCache
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime.runtime import Runtime
@@ -33,6 +33,7 @@ class ModelPasses:
         lock: held while a pass runs.
         exactness: the widths to pad to; None pads nothing.
         passes: of fixed shape, where the runtime has them.
+        invariant: whether a token has the same keys and values, bit by bit, however wide the passes are that read it.
         long_after: the length behind which a text is rotated with the second of two sets of factors, if there are two.
         rereads_at: that length, if all of the text is read anew with them, as the model's own ``generate`` does.
     """
@@ -46,6 +47,7 @@ class ModelPasses:
     exactness: Exactness | None
     passes: StaticPasses | None
     vocab_size: int
+    invariant: bool
     long_after: int | None
     rereads_at: int | None
     _stamp: Stamp | None
@@ -60,6 +62,11 @@ class ModelPasses:
         there = self._stamp is None or self._stamp.holds()
         if revision != self.revision or self._embedding_kind() != self._embedding or not there:
             raise UsageError("the model was changed while it generated; start the generation again")
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """What stays equal as long as they do: the revision, and the changes in place, as far as those are counted."""
+        return self.revision, sum(map(version_of, self.model.parameters()))
 
     def _embedding_kind(self) -> tuple[Any, ...]:
         weight = self.view.get_input_embeddings().weight

@@ -6,17 +6,21 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from specstream.core.device.deferred import upload
 from specstream.core.ports import Adapter
+from specstream.core.prefix_cache import PrefixCache
 from specstream.core.tree import TokenTree
 from specstream.models.architecture.hidden_states import States
 from specstream.models.architecture.rotary import reading_prompt
 from specstream.models.cache import PADDING
 from specstream.models.invariance.widths import Exactness
+from specstream.models.runtime import native
 from specstream.models.runtime.native import tree_plan
 from specstream.models.target.graphs import StaticCache, rounded_width
 from specstream.models.target.layout import Layout, block_rows, chain_layout, lay_out, planned
@@ -24,11 +28,13 @@ from specstream.models.target.passes import ModelPasses
 from specstream.models.target.ragged import fill, pack, unpack, unpack_all
 
 PREFILL_CHUNK = 512
-"""Prompt tokens per pass: bounds the memory of the mask and of the activations."""
+"""Prompt tokens per pass of a library's kernels: bounds the memory of the mask and of the activations."""
 
 
 class HuggingFaceSession:
     """A batch at work; see ``TargetSession``."""
+
+    prefixes: PrefixCache | None = None
 
     def __init__(
         self,
@@ -57,12 +63,9 @@ class HuggingFaceSession:
             None  # trees, as far as which layer, what is there
         )
         self.cache = target.cache(prefixes)
+        self._cached, self._weights = [0] * len(prefixes), (0, 0)
         # Row by row, so that a row's keys and values do not depend on its neighbours.
-        self._unread = deque(
-            (row, prefix[start : start + PREFILL_CHUNK])
-            for row, prefix in enumerate(prefixes)
-            for start in range(0, len(prefix), PREFILL_CHUNK)
-        )
+        self._unread = deque((row, prefix) for row, prefix in enumerate(prefixes) if prefix)
         while not unread and self.read(PREFILL_CHUNK):
             pass
 
@@ -72,7 +75,7 @@ class HuggingFaceSession:
         copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
         copy.cache = self.cache.fork(rows, length, capacity)
         copy._bits, copy._branched = [self._exactness is not None] * rows, [set() for _ in range(rows)]
-        copy._texts = [None] * rows
+        copy._texts, copy._prompts, copy._cached = [None] * rows, [length + 1] * rows, [0] * rows
         return copy
 
     @torch.inference_mode()
@@ -82,6 +85,7 @@ class HuggingFaceSession:
         copy.cache = self.cache.copy()
         copy._bits, copy._branched = [False] * len(self._bits), [set() for _ in self._bits]
         copy._texts = [text and list(text) for text in self._texts]
+        copy._prompts, copy._cached = list(self._prompts), [0] * len(self._bits)
         return copy
 
     @property
@@ -111,12 +115,67 @@ class HuggingFaceSession:
     def read(self, most: int) -> bool:
         if not self._unread:
             return False
-        row, tokens = self._unread.popleft()
-        if rest := tokens[most:]:
-            self._unread.appendleft((row, rest))
-            self._bits[row] = False  # plain decoding reads this in one pass: a narrower one may run other kernels
-        self._read(row, tokens[:most], self._prompts[row])
+        row, prefix = self._unread[0]
+        known = self._fill(row, prefix) if self.prefixes is not None and not self.cache.lengths[row] else {}
+        done, chunk = self.cache.lengths[row], min(most, self._chunk)
+        if self._bits[row] and chunk < self._chunk and done + chunk < len(prefix):
+            # Plain decoding reads this in one pass: a narrower one may run other kernels.
+            self._bits[row] = self._target.invariant
+        self._read(row, prefix[done : done + chunk], self._prompts[row])
+        now = self.cache.parts(row, done, done + 1)
+        if any(not torch.equal(part, now[key]) for key, part in known.items()):
+            self._begin_anew(row)
+        elif self.cache.lengths[row] == len(prefix):
+            self._unread.popleft()
+            self.retain(row, prefix)
         return bool(self._unread)
+
+    def reuse(self, prefixes: PrefixCache) -> None:
+        if self._target.invariant:
+            self.prefixes, self._weights = prefixes, self._target.weights
+
+    def cached(self, row: int) -> int:
+        return self._cached[row]
+
+    @torch.inference_mode()
+    def retain(self, row: int, tokens: Sequence[int]) -> None:
+        if self.prefixes is None:
+            return
+        # Without plain decoding's bits an answer has not those that it is read with.
+        length = self.cache.lengths[row] if self.exact_of(row) == "bits" else self._prompts[row] - 1
+        parts = partial(self.cache.parts, row)
+        self.prefixes.keep(self._target, self._weights, tokens[:length], parts)
+
+    def _fill(self, row: int, prefix: Sequence[int]) -> dict[Any, Tensor]:
+        """Reuse what is known of a prompt's first tokens, but for the last of these.
+
+        That one is read again: it looks at all others, and comes out otherwise where the weights are not what they
+        were. Versions tell nothing of ``weight.data``.
+
+        Returns:
+            What is known of the token that is read again.
+        """
+        assert self.prefixes is not None
+        at, last, found = 0, dict[Any, Tensor](), self.prefixes.find(self._target, self._weights, prefix)
+        counts = [next(iter(parts.values())).shape[1] for parts in found]
+        self.cache.reserve(sum(counts))
+        for parts, count in zip(found, counts, strict=True):
+            self.cache.fill(row, at, parts)
+            at, last = at + count, {key: part[:, -1:] for key, part in parts.items()}
+        self.cache.lengths[row] = self._cached[row] = max(0, at - 1)
+        return last
+
+    def _begin_anew(self, row: int) -> None:
+        """Read a prompt from its first token on: the weights are not those that its prefix was read with."""
+        assert self.prefixes is not None
+        self.prefixes.forget(self._target)
+        self.cache.lengths[row] = self._cached[row] = 0
+
+    @property
+    def _chunk(self) -> int:
+        """Prompt tokens per pass: as many as the kernels of decoding take, where those read prompts."""
+        runtime, widest = self._target.runtime, native.MOST_ROWS
+        return widest if runtime.own_attention(1, widest) and runtime.alike(1, widest) else PREFILL_CHUNK
 
     def _read(self, row: int, tokens: Sequence[int], prompt: int) -> None:
         """One pass over tokens of a prompt of ``prompt`` tokens."""
@@ -300,6 +359,7 @@ class HuggingFaceSession:
         self._bits = [self._bits[row] for row in rows]
         self._branched = [self._branched[row] for row in rows]
         self._texts = [self._texts[row] for row in rows]
+        self._prompts, self._cached = ([each[row] for row in rows] for each in (self._prompts, self._cached))
 
     @torch.inference_mode()
     def join(self, other: HuggingFaceSession) -> None:
@@ -307,6 +367,8 @@ class HuggingFaceSession:
         self._bits.extend(other._bits)
         self._branched.extend(other._branched)
         self._texts.extend(other._texts)
+        self._prompts.extend(other._prompts)
+        self._cached.extend(other._cached)
 
     def _read_anew(self, trees: Sequence[TokenTree]) -> None:
         """Read the texts again that end where the model changes the rotations of all that it has read."""
@@ -321,8 +383,8 @@ class HuggingFaceSession:
                 self._read_all(row, text)
 
     def _read_all(self, row: int, text: Sequence[int]) -> None:
-        for start in range(0, len(text), PREFILL_CHUNK):
-            self._read(row, text[start : start + PREFILL_CHUNK], len(text) + 1)
+        for start in range(0, len(text), self._chunk):
+            self._read(row, text[start : start + self._chunk], len(text) + 1)
 
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specstream.core.ports import Target
+from specstream.core.prefix_cache import PrefixCache
 from specstream.core.tree import TokenTree
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.models.target.session import HuggingFaceSession
@@ -45,6 +46,9 @@ class UncachedSession(HuggingFaceSession):
 
     def exact_of(self, row: int) -> str:
         return "rounding"  # a prompt pass of another length may run another kernel
+
+    def reuse(self, prefixes: PrefixCache) -> None:
+        """It has no keys and values to leave."""
 
     def read(self, most: int) -> bool:
         return False  # every pass reads it all

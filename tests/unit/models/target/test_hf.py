@@ -53,7 +53,7 @@ def test_a_branch_that_was_committed_is_as_good_as_a_chain(family: str) -> None:
 def test_a_long_prompt_is_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prompt(40)
     expected = next_logits("mistral", [*tokens, 5])
-    monkeypatch.setattr(module, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(module.HuggingFaceSession, "_chunk", 16)
     logits = target("mistral").begin([tokens]).score([TokenTree.chain([5])])
     torch.testing.assert_close(logits[0, 0], expected, rtol=1e-3, atol=1e-4)
 

@@ -1,0 +1,153 @@
+"""`specstream chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from specstream.cli import options
+from specstream.cli.loading import load_engine
+from specstream.errors import UsageError, listed
+from specstream.files.atomic import check_new, write_json
+
+_HELP = {
+    "/help": "these lines",
+    "/clear": "forget the conversation",
+    "/system TEXT": "instructions from here on; without a text, none",
+    "/save FILE": "write the conversation as JSON",
+    "/stats": "how fast the last answer was, and what of its prompt was not read again",
+    "/quit": "leave; so does the end of the input",
+}
+
+_System = Annotated[options.Text, typer.Option("--system", help="Instructions for the whole conversation.")]
+
+
+def chat(
+    model: options.Model = "smollm2-135m",
+    draft: options.Draft = None,
+    drafter: options.Drafter = "auto",
+    system: _System = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    k: options.Depth = None,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "auto",
+    quantization: options.Quantization = "none",
+    draft_quantization: options.DraftQuantization = "auto",
+    heads: options.HeadsFolder = None,
+    memory: options.Memory = None,
+    prefix_cache_gb: options.PrefixCache = None,
+) -> None:
+    """Talk with a model. /help lists the commands; Ctrl-C ends an answer, and once more the conversation."""
+    options.check_drafter(drafter, without="router")
+    settings: dict[str, Any] = {
+        "drafter": drafter,
+        **dict.fromkeys(("gamma", "max_speculation_depth"), k),
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        **options.given(top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty),
+        "seed": seed,
+        **{"device": device, "dtype": dtype, "runtime": runtime, "quantization": quantization},
+        "draft_quantization": draft_quantization,
+        "heads": heads,
+        **options.given(memory=memory, prefix_cache_gb=prefix_cache_gb),
+    }
+    engine = load_engine(model, draft, settings, alone=True)
+    if not getattr(engine.tokenizer, "chat_template", None):
+        raise UsageError(f"model is {model!r}, which has no chat template; use specstream generate")
+    conversation = Conversation(engine, system)
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  # input() then edits lines and remembers them
+
+        options.note("/help lists the commands; Ctrl-C ends an answer, and once more the conversation")
+    while conversation.goes_on():
+        pass
+
+
+class Conversation:
+    """Turns so far, and what to do with the next line.
+
+    Args:
+        engine: that answers.
+        system: instructions; None for none.
+    """
+
+    def __init__(self, engine: Any, system: str | None = None) -> None:
+        self._engine, self._system, self._last = engine, system, "there is no answer yet"
+        self.turns: list[dict[str, str]] = []
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The instructions and the turns, as the chat template takes them."""
+        return ([{"role": "system", "content": self._system}] if self._system else []) + self.turns
+
+    def goes_on(self) -> bool:
+        """Read a line and do what it says; False if it is the last."""
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            return False
+        if line == "/quit":
+            return False
+        try:
+            if line.startswith("/"):
+                self._command(*line.partition(" ")[::2])
+            elif line:
+                self._answer(line)
+        except (UsageError, OSError) as error:  # the conversation is worth more than one line of it
+            options.note(" ".join(str(error).split()))
+        return True
+
+    def _command(self, name: str, rest: str) -> None:
+        if name == "/clear":
+            self.turns.clear()
+        elif name == "/system":
+            self._system = rest.strip() or None
+        elif name == "/save":
+            self._save(rest.strip())
+        elif name == "/stats":
+            print(self._last, file=sys.stderr)
+        elif name == "/help":
+            print("\n".join(f"{each:<14}{what}" for each, what in _HELP.items()), file=sys.stderr)
+        else:
+            known = [each.partition(" ")[0] for each in _HELP]
+            raise UsageError(f"{name!r} is no command; give one of {listed(name, known)}")
+
+    def _save(self, file: str) -> None:
+        path = Path(file).expanduser()
+        if not file:
+            raise UsageError("/save names no file; give one, such as /save chat.json")
+        check_new(path, "/save", lambda _: False)
+        write_json(path, self.messages)
+
+    def _answer(self, line: str) -> None:
+        """Ask, and show the answer as it comes; what was said until Ctrl-C is part of the conversation."""
+        self.turns.append({"role": "user", "content": line})
+        said: list[str] = []
+        try:
+            pieces = self._engine.stream(self.messages)
+            for piece in pieces:
+                said.append(piece)
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            result = pieces.result
+            self._last = (
+                f"{result.new_tokens} tokens, {result.tokens_per_second:.1f} a second, {result.cached_tokens} tokens "
+                f"of the prompt were not read again, {result.mean_accepted_length:.2f} tokens per pass"
+            )
+        except KeyboardInterrupt:
+            self._last = "the last answer was interrupted"
+        except UsageError:  # such as a conversation that is longer than the context
+            self.turns.pop()
+            raise
+        print(flush=True)
+        self.turns.append({"role": "assistant", "content": "".join(said)})

@@ -1,0 +1,99 @@
+"""`specstream chat`: lines in, answers out."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specstream.cli import main
+from specstream.cli.chat import Conversation
+from specstream.engine.engine import SpeculativeEngine
+from tests.tiny import tiny_model, tiny_tokenizer
+
+Talk = Callable[..., tuple[int, list[str], str]]
+
+
+@pytest.fixture
+def talk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Talk:
+    """Exit code, lines of answers and stderr of a conversation with these lines."""
+    tiny_model(hidden_size=64).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+
+    def said(*lines: str, options: tuple[str, ...] = ()) -> tuple[int, list[str], str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        with pytest.raises(SystemExit) as exit_:
+            main(["chat", "--model", str(tmp_path / "model"), "-n", "5", *options])
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out.splitlines(), err
+
+    return said
+
+
+def answers(*turns: str, system: str | None = None) -> list[dict[str, str]]:
+    """The conversation as the library has it, turn by turn."""
+    engine = SpeculativeEngine(tiny_model(hidden_size=64), tiny_tokenizer(), max_new_tokens=5, prefix_cache_gb=0)
+    messages = [{"role": "system", "content": system}] if system else []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        messages.append({"role": "assistant", "content": engine.generate(messages).text})
+    return messages
+
+
+def test_turns_have_the_history_before_them_and_say_what_was_reused(talk: Talk, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    code, _, err = talk("one two three", "the cat", f"/save {file}", "/stats", "/quit", "not asked any more")
+    assert code == 0
+    assert json.loads(file.read_text()) == answers("one two three", "the cat")
+    assert "5 tokens, " in err
+    assert " 0 tokens of the prompt were not read again" not in err
+
+
+def test_instructions_and_a_new_beginning(talk: Talk, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    talk("a dog", "/clear", "/system be short", "one two", f"/save {file}")
+    assert json.loads(file.read_text()) == answers("one two", system="be short")
+    talk("one two", f"/save {tmp_path / 'other.json'}", options=("--system", "be short"))
+    assert json.loads((tmp_path / "other.json").read_text()) == answers("one two", system="be short")
+
+
+def test_a_mistake_ends_no_conversation(talk: Talk, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    code, _, err = talk("/sav x", "/save", "word " * 600, "the cat", f"/save {file}", f"/save {file}", "/help")
+    assert code == 0
+    for said in ("'/sav' is no command", "/save names no file", "the model's context holds", "another file's name"):
+        assert said in err
+    assert json.loads(file.read_text()) == answers("the cat")
+    assert "/system TEXT" in err
+
+
+def test_a_model_without_a_template_is_refused(talk: Talk, tmp_path: Path) -> None:
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    code, _, err = talk("one")
+    assert code == 2
+    assert "no chat template; use specstream generate" in err
+
+
+def test_an_interrupt_ends_the_answer_and_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine: Any = SpeculativeEngine(tiny_model(hidden_size=64), tiny_tokenizer(), max_new_tokens=30)
+    conversation, stream = Conversation(engine), engine.stream
+
+    def interrupted(messages: Any) -> Iterator[str]:
+        yield next(stream(messages))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("one two\nthe cat\n"))
+    monkeypatch.setattr(type(engine), "stream", lambda self, messages: interrupted(messages))
+    assert conversation.goes_on()
+    user, assistant = conversation.turns
+    assert user["content"] == "one two"
+    assert assistant["content"]
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.stdin", io.StringIO("the cat\n"))
+    assert conversation.goes_on()
+    assert len(conversation.turns) == 4
+    assert not conversation.goes_on(), "the end of the input"
