@@ -10,7 +10,7 @@ from tests.lossless.families import FAMILIES
 
 CASES: dict[RuntimeName, tuple[str, ...]] = {
     "auto": (
-        *("none", "lookup-tree", "lookahead", "medusa", "streams-learned", "streams-pruned"),
+        *("none", "lookup-tree", "lookahead", "medusa", "streams-learned", "streams-pruned", "block-learned"),
         *("draft_model", "draft_model-part", "mixed-tree", "mixed-streams", "router", "self:int8"),
     ),
     "eager": ("streams-learned", "mixed-tree"),

@@ -18,6 +18,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]},
     "streams": {"gamma": 2, "layers": 1, "rank": 4, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
     "medusa": {"num_heads": 2, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
+    "block": {"gamma": 2, "layers": 1, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
 }
 
 

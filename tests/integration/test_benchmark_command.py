@@ -208,7 +208,9 @@ def test_a_file_can_name_what_benchmark_heads_measures(run, root):
     words[3] = f"experiments.methods.arms={json.dumps({'lookup': {'drafter': 'lookup', 'fixed_tree': 5}})}"
     assert run("benchmark", "--no-resume", *words)[0] == 0
     errors = {each["error"] for each in summary(root)["failures"] if each["arm"] == "lookup"}
-    assert errors == {"it cannot be built: UsageError: drafter is 'lookup'; give streams or medusa for a fixed tree"}
+    assert errors == {
+        "it cannot be built: UsageError: drafter is 'lookup'; give streams, medusa or block for a fixed tree"
+    }
 
 
 def test_an_arm_that_cannot_be_built_is_told_and_the_others_are_measured(run, root):

@@ -10,6 +10,7 @@ import torch
 from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import HeadMismatchError, ModelNotFoundError, UsageError
+from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
@@ -21,7 +22,7 @@ PROMPTS = ["the cat sat on the", "one two three one two three one"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, model, tokenizer):
-    """A model, and untrained heads of it: streams, streams with an early exit, Medusa."""
+    """A model, and untrained heads of it: streams, streams with an early exit, Medusa, a block head."""
     root = tmp_path_factory.mktemp("heads")
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
@@ -30,6 +31,7 @@ def folders(tmp_path_factory, model, tokenizer):
         Streams(model, StreamsConfig(gamma=3, layers=1, rank=2)).save(root / "streams")
         Streams(model, StreamsConfig(gamma=3, layers=1, rank=2, pruning_rank=2)).save(root / "pruned")
         MedusaHeads(model, num_heads=3).save(root / "medusa")
+        BlockHead(model, BlockConfig(gamma=3, layers=1)).save(root / "block")
     return root
 
 
@@ -51,6 +53,7 @@ def run(capsys, folders):
         ("streams", "streams", {}),
         ("pruned", "streams", {"pruning": 0.001}),
         ("medusa", "medusa", {}),
+        ("block", "block", {}),
     ],
 )
 @pytest.mark.parametrize("named", [True, False])
@@ -76,6 +79,8 @@ def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
     [
         ({"drafter": "streams"}, UsageError, "drafter is 'streams' and there are no heads for this model; give heads="),
         ({"drafter": "medusa", "heads": "streams"}, UsageError, "holds 'streams'; give drafter='streams'"),
+        ({"drafter": "block"}, UsageError, "drafter is 'block' and there are no heads; give heads="),
+        ({"heads": "block", "pruning": 0.1}, UsageError, "pruning is 0.1 and .* holds 'block'; give streams"),
         ({"drafter": "lookup", "heads": "streams"}, UsageError, "drafter is 'lookup' and there are heads"),
         ({"drafter": "lookup", "pruning": 0.1}, UsageError, "pruning is 0.1 and drafter is 'lookup'"),
         ({"pruning": 0.1}, UsageError, "pruning is 0.1 and there are no heads; give heads="),
@@ -83,7 +88,7 @@ def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
         ({"heads": "streams", "pruning": 0.1}, UsageError, "has no early exit; give no pruning"),
         ({"heads": "streams", "pruning": 1.5}, UsageError, "pruning is 1.5; give a value that is less than 1"),
         ({"heads": "streams", "draft_model": "x"}, UsageError, "and there is a draft_model; give one of them"),
-        ({"heads": "model"}, ModelNotFoundError, "holds 'llama'; give a folder of streams or medusa"),
+        ({"heads": "model"}, ModelNotFoundError, "holds 'llama'; give a folder of streams, medusa or block"),
         ({"heads": "nowhere"}, ModelNotFoundError, "no heads in .*; give a folder that training wrote"),
     ],
 )
@@ -94,7 +99,7 @@ def test_what_does_not_go_together_is_refused(model, tokenizer, folders, setting
         SpeculativeEngine(model, tokenizer, **settings)
 
 
-@pytest.mark.parametrize("kind", ["streams", "medusa"])
+@pytest.mark.parametrize("kind", ["streams", "medusa", "block"])
 def test_heads_of_another_base_are_refused_by_name(tokenizer, folders, kind):
     with pytest.raises(
         HeadMismatchError, match=rf"{kind}.* belong to llama \(\w+\) and the model is llama \(\w+\); give"
@@ -111,7 +116,7 @@ def test_generate_takes_heads(run, folders):
     assert "give --heads" in err
 
 
-@pytest.mark.parametrize("kind", ["streams", "pruned", "medusa"])
+@pytest.mark.parametrize("kind", ["streams", "pruned", "medusa", "block"])
 def test_the_audit_passes_heads(run, folders, kind):
     code, out, _ = run("audit", "one two", "--heads", str(folders / kind), "-n", "12", "--no-chat", "--json")
     report = json.loads(out)

@@ -20,6 +20,7 @@ from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.core.tree import TokenTree
+from specstream.drafters.block import BlockDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -28,6 +29,8 @@ from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
+from specstream.heads.block import BlockConfig, BlockHead
+from specstream.heads.block_loss import block_loss
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
@@ -40,6 +43,8 @@ from specstream.routing.drafter import RoutedDrafter
 from specstream.routing.features import CLASSES, Features, no_embedding
 from specstream.routing.model import Network, RouterModel
 from specstream.routing.router import Router
+from specstream.training.data import Batch
+from specstream.training.recipes.block import TappedStates
 from tests.lossless.drafters import Priced
 from tests.lossless.families import VOCAB, build, generated, prompt
 
@@ -54,6 +59,8 @@ DRAFTERS = (
     "streams",
     "streams-learned",
     "streams-pruned",
+    "block",
+    "block-learned",
     "draft_model",
     "draft_model-tree",
     "draft_model-part",
@@ -82,6 +89,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return of_the_text_alone(name, family, **draft)
     if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
+    if kind == "block":
+        return block_drafter(branching == "learned", family, **draft)
     if kind in ("streams", "router"):
         return streams_drafter(branching, family, **draft) if kind == "streams" else routed_drafter(family, **draft)
     if kind == "mixed" and branching == "streams":
@@ -158,20 +167,35 @@ def streams_drafter(which: str, family: str, **model: Any) -> Drafter:
         )
         streams = Streams(build(family, **model), shape)
     if which == "learned":
-        teach(streams)
+        teach(streams, lambda tokens: stream_loss(streams, tokens, torch.ones_like(tokens, dtype=torch.bool))[0])
     # Random models are rarely sure: every exit's threshold is near what a token gets by chance.
     return StreamsDrafter(streams, nodes=6, most=6, ranks=4, pruning=1 / 160 if which == "pruned" else None)
 
 
-def teach(streams: Streams) -> None:
+def block_drafter(learned: bool, family: str, **model: Any) -> Drafter:
+    """A block head as it is made, or one that learned what the model says, with a window that is soon full."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        head = BlockHead(build(family, **model), BlockConfig(gamma=GAMMA, layers=1, chain_rank=4, window=8))
+    if learned:
+        states = TappedStates(head, None)
+        every = torch.ones(1, 52, dtype=torch.bool)
+        teach(
+            head,
+            lambda tokens: block_loss(head, states.of(Batch(tokens=tokens, mask=every, size=52)), tokens, every)[0],
+        )
+    return BlockDrafter(head, nodes=6, most=6, ranks=4)
+
+
+def teach(head: Any, loss_of: Callable[[Tensor], Tensor]) -> None:
     """A few steps on what the base itself says after a prompt: enough to be right now and then."""
     with torch.no_grad():
-        tokens = streams.model.generate(
+        tokens = head.model.generate(
             torch.tensor([prompt(12)]), do_sample=False, max_new_tokens=40, eos_token_id=None, pad_token_id=0
         )
-    optimizer = torch.optim.Adam(streams.parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
     for _ in range(20):
-        loss, _ = stream_loss(streams, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        loss = loss_of(tokens)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

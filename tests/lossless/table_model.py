@@ -17,6 +17,7 @@ from torch import Tensor
 from specstream.core.ports import Target, TargetSession
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates, Ranked
+from specstream.heads.block import BlockConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +262,34 @@ class TableHeads:
             )
             drafted.append(self.model.table[rows].softmax(-1).topk(min(ranks, self.model.vocab), -1))
         return torch.stack([each.indices for each in drafted], 1), torch.stack([each.values for each in drafted], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TableBlock:
+    """A block head that says what ``TableHeads`` would; its window holds the states of two positions."""
+
+    model: TableModel
+    gamma: int = 3
+    config: BlockConfig = field(default_factory=lambda: BlockConfig(taps=(0,), window=2))
+    nbytes = 0
+
+    def memory(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return states, positions[:, None]
+
+    def candidates(
+        self,
+        last: Tensor,
+        positions: Tensor,
+        following: Tensor,
+        memory: tuple[Sequence[Tensor], Sequence[Tensor]],
+        count: int,
+        depth: int,
+    ) -> list[Candidates]:
+        for state, position, keys, places in zip(last, positions.tolist(), *memory, strict=True):
+            assert torch.equal(keys[-1, -1], state), "the last committed node's state is the last of the window"
+            assert places.flatten().tolist() == list(range(position + 1 - len(keys), position + 1))
+        drafted = TableHeads(self.model).draft(last, depth, count)
+        return [Candidates(*own) for own in zip(*(part.tolist() for part in drafted), strict=True)]
 
 
 @dataclass(frozen=True, eq=False)

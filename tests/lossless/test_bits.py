@@ -49,12 +49,13 @@ DRAFTERS = (
     "medusa",
     "streams",
     "streams-pruned",
+    "block",
     "draft_model",
     "draft_model-tree",
     "mixed",
     "self:int8",
 )
-BRANCHING = ("lookahead", "medusa", "streams", "streams-pruned", "draft_model-tree")
+BRANCHING = ("lookahead", "medusa", "streams", "streams-pruned", "block", "draft_model-tree")
 
 
 class Plain:

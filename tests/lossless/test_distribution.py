@@ -25,6 +25,7 @@ from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.core.tree import TokenTree
+from specstream.drafters.block import BlockDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -35,7 +36,7 @@ from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
-from tests.lossless.table_model import Part, TableHeads, TableModel, TableStreams
+from tests.lossless.table_model import Part, TableBlock, TableHeads, TableModel, TableStreams
 
 VOCAB = 4
 LENGTH = 3
@@ -186,6 +187,13 @@ LOSSLESS = {
         drafter=lambda: MedusaDrafter(TableHeads(NEAR), nodes=4, ranks=2),
         prompts=PROMPTS[2:],
         sampling=Sampling(temperature=1.0, repetition_penalty=1.5),
+        length=4,
+    ),
+    "block": Case(drafter=lambda: BlockDrafter(TableBlock(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
+    "block, a wrong head, top-p, rows that end early": Case(
+        drafter=lambda: BlockDrafter(TableBlock(WRONG), nodes=9),
+        sampling=Sampling(temperature=1.2, top_p=0.9),
+        ends=frozenset({1}),
         length=4,
     ),
     "streams": Case(

@@ -16,6 +16,7 @@ from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
+from specstream.drafters.block import BlockDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -26,7 +27,7 @@ from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
-from tests.lossless.table_model import TableHeads, TableModel, TableStreams
+from tests.lossless.table_model import TableBlock, TableHeads, TableModel, TableStreams
 
 # A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
 TARGET = TableModel.random(11, vocab=5, memory=4)
@@ -48,6 +49,8 @@ DRAFTERS = {
     "lookahead, the window alone": lambda: LookaheadDrafter(window=3, ngram=3, from_text=False),
     "medusa": lambda: MedusaDrafter(TableHeads(NEAR)),
     "medusa, heads that are wrong": lambda: MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
+    "block": lambda: BlockDrafter(TableBlock(NEAR)),
+    "block, a head that is wrong": lambda: BlockDrafter(TableBlock(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "streams": lambda: StreamsDrafter(TableStreams(NEAR)),
     "streams that know the token before": lambda: StreamsDrafter(TableStreams(NEAR, chained=True)),
     "streams that are wrong": lambda: StreamsDrafter(TableStreams(TARGET.disturbed(15, 3.0)), nodes=6, most=6, ranks=2),

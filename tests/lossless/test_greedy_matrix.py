@@ -39,7 +39,8 @@ RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
     ),  # on CUDA "auto" is "graphs": these passes, captured
 }
 QUANTISED_WITH = (
-    *("lookup-tree", "lookahead", "medusa", "streams-learned", "draft_model-tree", "mixed-streams", "router"),
+    *("lookup-tree", "lookahead", "medusa", "streams-learned", "block-learned", "draft_model-tree", "mixed-streams"),
+    "router",
     "self:int8",
 )
 """What drafts for targets in fewer bits. They are models of their own, so only without drafts there is a reference."""
@@ -138,7 +139,17 @@ def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime
 
 @pytest.mark.parametrize(
     "drafter",
-    ["lookup", "lookup-memory", "lookahead", "recycling", "medusa", "streams-learned", "mixed-streams", "router"],
+    [
+        "lookup",
+        "lookup-memory",
+        "lookahead",
+        "recycling",
+        "medusa",
+        "streams-learned",
+        "block-learned",
+        "mixed-streams",
+        "router",
+    ],
 )
 def test_others_accept_and_reject_too(drafter: str) -> None:
     rows = [run(target(family, "packed"), make_drafter(drafter, family), PROMPTS, NEW_TOKENS) for family in FAMILIES]

@@ -165,10 +165,10 @@ def check(target: Any, drafter: Any, expected: Sequence[Sequence[int]]) -> list[
 
 RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
     "auto": (
-        *("none", "lookup", "lookahead", "medusa", "streams-learned", "streams-pruned"),
+        *("none", "lookup", "lookahead", "medusa", "streams-learned", "streams-pruned", "block-learned"),
         *("draft_model", "draft_model-tree", "draft_model-part", "mixed", "mixed-streams"),
     ),
-    "eager": ("medusa", "streams-learned", "draft_model-tree"),
+    "eager": ("medusa", "streams-learned", "block-learned", "draft_model-tree"),
     "static": ("none", "lookup-tree", "draft_model", "mixed-streams"),
 }
 

@@ -21,12 +21,13 @@ _Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
 _Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of streams trained for the model.")]
 _Medusa = Annotated[options.Text, typer.Option("--medusa", help="A folder of Medusa heads trained for the model.")]
+_Block = Annotated[options.Text, typer.Option("--block", help="A folder of a block head trained for the model.")]
 _Drafters = Annotated[
     list[str], typer.Option("--drafter", help="Only these; may be repeated. Default: all that are at hand.")
 ]
 _Fixed = Annotated[
     options.Integer,
-    typer.Option("--fixed", min=1, help="Streams and Medusa once more, with a tree of so many nodes in every round."),
+    typer.Option("--fixed", min=1, help="Heads once more, with a tree of so many nodes in every round."),
 ]
 _Pruning = Annotated[
     list[float],
@@ -46,6 +47,7 @@ def bench_heads(
     model: options.Model = "smollm2-135m",
     streams: _Streams = None,
     medusa: _Medusa = None,
+    block: _Block = None,
     draft: options.Draft = None,
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
     per_category: _PerCategory = 20,
@@ -63,7 +65,7 @@ def bench_heads(
     from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions
     from specstream.heads.shipped import shipped_for
 
-    given = {"streams": streams, "medusa": medusa, "draft": draft}
+    given = {"streams": streams, "medusa": medusa, "block": block, "draft": draft}
     _check(drafter, given, model)
     _check_options(drafter, fixed, pruning)
     check_output(output)
@@ -123,15 +125,17 @@ def _check_options(drafter: list[str], fixed: int | None, pruning: list[float]) 
     if pruning and drafter and "streams" not in drafter:
         raise UsageError(f"pruning is {pruning[0]} and --drafter names no streams; add --drafter streams")
     if fixed is not None and drafter and not set(KINDS) & set(drafter):
-        raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for streams and medusa")
+        raise UsageError(f"--fixed is {fixed} and --drafter is {drafter[0]}; it is for {', '.join(KINDS)}")
 
 
 def _check_heads(given: dict[str, str | None], fixed: int | None, pruning: list[float]) -> None:
     """Refuse options of heads where there are none, neither given nor shipped for the model."""
     if pruning and given["streams"] is None:
         raise UsageError(f"--pruning is {pruning[0]} and there are no streams for this model; give --streams")
-    if fixed is not None and given["streams"] is None and given["medusa"] is None:
-        raise UsageError(f"--fixed is {fixed} and there are no heads for this model; give --streams or --medusa")
+    if fixed is not None and not any(given[name] for name in ("streams", "medusa", "block")):
+        raise UsageError(
+            f"--fixed is {fixed} and there are no heads for this model; give --streams, --medusa or --block"
+        )
 
 
 def _measure(engine: Any, arms: list[Arm], questions: list[Prompt], size: int) -> dict[str, Any]:

@@ -39,12 +39,12 @@ Drafter = Annotated[
     str,
     typer.Option(
         "--drafter",
-        help="none, lookup, recycling, lookahead, streams, medusa, draft_model, mixed, router, or auto: what is given, "
-        "else lookup, with the streams that are shipped for the model.",
+        help="none, lookup, recycling, lookahead, streams, medusa, block, draft_model, mixed, router, or auto: what is "
+        "given, else lookup, with the streams that are shipped for the model.",
     ),
 ]
 HeadsFolder = Annotated[
-    Text, typer.Option("--heads", help="A folder of heads trained for the model: streams or medusa.")
+    Text, typer.Option("--heads", help="A folder of heads trained for the model: streams, medusa or block.")
 ]
 RouterFolder = Annotated[
     Text, typer.Option("--router", help="For --drafter router: the folder that `specstream router train` wrote.")

@@ -104,7 +104,7 @@ class HeadDrafter(Drafter):
     @abstractmethod
     def candidates(
         self,
-        target: HiddenStates,
+        session: HeadSession,
         places: Sequence[Place],
         requests: Sequence[DraftRequest],
         rows: Sequence[int],
@@ -112,7 +112,7 @@ class HeadDrafter(Drafter):
         """What the heads draft.
 
         Args:
-            target: whose last pass has been committed.
+            session: of this drafter; the last pass of its ``target`` has been committed.
             places: for each of the rows, the node that was committed last.
             requests: of these rows.
             rows: of the session, in increasing order.
@@ -134,7 +134,7 @@ class HeadSession(DraftSession):
     """One batch at work. A row drafts from the node that was committed last, so not before its first pass."""
 
     def __init__(self, drafter: HeadDrafter, target: HiddenStates, acceptances: list[RankAcceptance]) -> None:
-        self._drafter, self._target, self._acceptances = drafter, target, acceptances
+        self._drafter, self.target, self._acceptances = drafter, target, acceptances
         self._places: list[Place | None] = [None] * len(acceptances)  # of the last committed nodes
         self._drafted: dict[int, Candidates] = {}  # of the rows that asked in this round
 
@@ -155,12 +155,13 @@ class HeadSession(DraftSession):
         if not asking:  # most rounds, where drafts do not pay
             return trees
         asked = [requests[row] for row in asking]
-        drafted = self._drafter.candidates(self._target, list(asking.values()), asked, list(asking))
-        self._drafted = dict(zip(asking, drafted, strict=True))
+        self._drafted = dict(
+            zip(asking, self._drafter.candidates(self, list(asking.values()), asked, list(asking)), strict=True)
+        )
         for (row, candidates), request in zip(self._drafted.items(), asked, strict=True):
             size = request.nodes or self._drafter.preferred
             trees[row] = candidates.tree(request.tokens[-1], size, request.depth)
-        return self._drafter.begun(self._target, trees)
+        return self._drafter.begun(self.target, trees)
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
         """All candidates are judged by what was emitted, whether the tree held them or not."""

@@ -16,6 +16,7 @@ DRAFTERS = {
     "streams": "#E69F00",
     "draft_model": "#009E73",
     "medusa": "#CC79A7",
+    "block": "#F0E442",
     "lookahead": "#56B4E9",
 }
 """Okabe and Ito's, which people with colour-blindness can tell apart."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specstream.core.device.deferred import upload
-from specstream.core.head_drafter import RANKS, HeadDrafter, Place
+from specstream.core.head_drafter import RANKS, HeadDrafter, HeadSession, Place
 from specstream.core.ports import DraftRequest, HiddenStates
 from specstream.core.tree_shapes import Candidates
 from specstream.heads.medusa import MedusaHeads
@@ -47,12 +47,12 @@ class MedusaDrafter(HeadDrafter):
 
     def candidates(
         self,
-        target: HiddenStates,
+        session: HeadSession,
         places: Sequence[Place],
         requests: Sequence[DraftRequest],
         rows: Sequence[int],
     ) -> list[Candidates]:
-        states = target.states(self.head.layer)
+        states = session.target.states(self.head.layer)
         at, nodes = (upload(each, states.device) for each in zip(*places, strict=True))
         depths = [min(request.depth, self.depth) for request in requests]
         drafted = (each.tolist() for each in self.head.draft(states[at, nodes], max(depths), self.ranks))

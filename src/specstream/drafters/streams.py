@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specstream.core.head_drafter import RANKS, HeadDrafter, Place
+from specstream.core.head_drafter import RANKS, HeadDrafter, HeadSession, Place
 from specstream.core.ports import DraftRequest, HiddenStates
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
@@ -76,14 +76,14 @@ class StreamsDrafter(HeadDrafter):
 
     def candidates(
         self,
-        target: HiddenStates,
+        session: HeadSession,
         places: Sequence[Place],
         requests: Sequence[DraftRequest],
         rows: Sequence[int],
     ) -> list[Candidates]:
         roots = [request.tokens[-1] for request in requests]
         depth = min(max(request.depth for request in requests), self.depth)
-        return self.head.candidates(target, places, roots, self.ranks, rows, depth=depth)
+        return self.head.candidates(session.target, places, roots, self.ranks, rows, depth=depth)
 
     def begun(self, target: HiddenStates, trees: list[TokenTree]) -> list[TokenTree]:
         """The trees without what the early exit drops."""

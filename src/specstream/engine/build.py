@@ -10,12 +10,14 @@ from typing import Any, cast
 from torch import Tensor
 
 from specstream.config import DEEPEST, UNMEASURED, EngineConfig, with_settings
+from specstream.core.head_drafter import HeadDrafter
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
 from specstream.core.prefix_cache import PrefixCache
 from specstream.core.suffix_index import SuffixIndex
 from specstream.core.tree import TokenTree
+from specstream.drafters.block import BlockDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -30,6 +32,7 @@ from specstream.engine.inventory import shallower
 from specstream.engine.memory import Memory
 from specstream.engine.text import check_tokenizer
 from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError, shown
+from specstream.heads.block import BlockHead
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import left_out, shipped_for
@@ -315,13 +318,16 @@ def _combined(
     return MixedDrafter(lookup, own, name=f"{lookup.name}+{own.name}") if found else own
 
 
-def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig) -> StreamsDrafter | MedusaDrafter:
+def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig) -> HeadDrafter:
     """What drafts with the heads in a folder."""
     if folder is None:
         raise UsageError(
             f"drafter is {config.drafter!r} and there are no heads for this model; give heads=, a folder of some"
         )
-    if kind_of(folder) == "medusa":
+    if (kind := kind_of(folder)) == "block":
+        block = BlockHead.from_pretrained(folder, target.model)
+        return BlockDrafter(block, rates=block.details.get("rates"))
+    if kind == "medusa":
         heads = MedusaHeads.from_pretrained(folder, target.model)
         lend_kernels(heads, target.runtime.kind)
         return MedusaDrafter(heads)

@@ -10,7 +10,7 @@ from typing import Any
 from specstream.config import EngineConfig
 from specstream.errors import UsageError
 from specstream.files.atomic import refuse_folder_name
-from specstream.heads.folder import TrainedHead, kind_of
+from specstream.heads.folder import KINDS, TrainedHead, kind_of
 
 SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
@@ -34,14 +34,16 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
     _check_router(config)
     _check_memory(config.memory)
     _check_unused(config, draft)
-    if name == "medusa" and heads is None:
-        raise UsageError("drafter is 'medusa' and there are no heads; give heads=, a folder of heads for this model")
-    if name not in ("streams", "medusa", "mixed", "auto") and heads is not None:
-        raise UsageError(f"drafter is {name!r} and there are heads; give drafter='streams' or 'medusa', or no heads")
+    if name in ("medusa", "block") and heads is None:
+        raise UsageError(f"drafter is {name!r} and there are no heads; give heads=, a folder of heads for this model")
+    if name not in (*KINDS, "mixed", "auto") and heads is not None:
+        raise UsageError(
+            f"drafter is {name!r} and there are heads; give drafter={', '.join(map(repr, KINDS))}, or no heads"
+        )
     if heads is not None:
         if draft is not None:
             raise UsageError(f"heads is {heads!r} and there is a draft_model; give one of them")
-        if (kind := kind_of(heads)) != name and name in ("streams", "medusa"):
+        if (kind := kind_of(heads)) != name and name in KINDS:
             raise UsageError(f"drafter is {name!r} and {heads!r} holds {kind!r}; give drafter={kind!r}")
     if config.pruning is not None:
         _check_pruning(name, heads, config.pruning)
@@ -60,8 +62,8 @@ def _check_pruning(name: str, heads: str | None, pruning: float) -> None:
         raise UsageError(
             f"pruning is {pruning} and there are no heads; give heads=, a folder of streams for this model"
         )
-    if heads is not None and kind_of(heads) == "medusa":
-        raise UsageError(f"pruning is {pruning} and {heads!r} holds 'medusa'; give streams, or no pruning")
+    if heads is not None and (kind := kind_of(heads)) != "streams":
+        raise UsageError(f"pruning is {pruning} and {heads!r} holds {kind!r}; give streams, or no pruning")
 
 
 _WORDS = ("", "true", "false", "yes", "no", "on", "off", "none")

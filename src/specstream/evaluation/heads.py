@@ -1,4 +1,4 @@
-"""Drafters of one target beside each other, on the same prompts: streams, Medusa, lookup, a draft model, and plain."""
+"""Drafters of one target beside each other, on the same prompts: trained heads, lookup, a draft model, and plain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from specstream.evaluation.benchmark.summary import arms_of, side_of, told
 from specstream.files.prompts import read_records
 from specstream.heads.folder import KINDS
 
-NEEDING = {"streams": "streams", "medusa": "medusa", "draft_model": "draft", "mixed": "draft"}
+NEEDING = {"streams": "streams", "medusa": "medusa", "block": "block", "draft_model": "draft", "mixed": "draft"}
 """Drafters and the option that says what each of them drafts with; streams that are shipped need none."""
 
 FIXED = " (fixed tree)"

@@ -22,7 +22,7 @@ from specstream.models.hub.catalog import catalog, on_disk
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
-KINDS = ("streams", "medusa")
+KINDS = ("streams", "medusa", "block")
 """Heads that there are drafters for, by the names of those."""
 
 
@@ -162,7 +162,9 @@ def kind_of(folder: str | Path) -> str:
     kind = _kind(settings)
     if kind not in KINDS:
         held = "does not say whose heads it holds" if kind is None else f"holds {kind!r}"
-        raise ModelNotFoundError(f"{str(folder)!r} {held}; give a folder of {' or '.join(KINDS)}, of specstream train")
+        raise ModelNotFoundError(
+            f"{str(folder)!r} {held}; give a folder of {', '.join(KINDS[:-1])} or {KINDS[-1]}, of specstream train"
+        )
     return str(kind)
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from specstream.heads.multistream import MainStream
+from specstream.heads.parallel import ParallelHead
 from specstream.heads.streams import Streams
 
 LOGITS_AT_ONCE = 1 << 26
@@ -28,7 +29,7 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """Which tokens to predict, and from where.
 
     Attributes:
@@ -65,11 +66,11 @@ def stream_loss(
         ``early``, in the shared mode ``next``.
     """
     main = streams.read(tokens) if main is None else main
-    wanted = _wanted(streams, tokens, mask)
+    wanted = wanted_of(streams, tokens, mask)
     final = _final_states(streams, main, tokens, wanted)
     parts = {}
     for j in range(1, streams.gamma + 1):
-        teacher = _states_at(main.final, wanted.positions + j).detach() if soften else None
+        teacher = states_at(main.final, wanted.positions + j).detach() if soften else None
         parts[f"stream_{j}"] = _mean(streams, final[:, :, j - 1], wanted.targets[:, :, j - 1], teacher, soften)
     if streams.early_exit is not None:
         parts["early"] = _early_loss(streams, main, wanted.positions, (tokens, mask), soften)
@@ -97,7 +98,7 @@ def early_exit_chances(streams: Streams, tokens: Tensor, mask: Tensor, main: Mai
     """
     assert streams.early_exit is not None
     main = streams.read(tokens) if main is None else main
-    targets = _in_part(streams, _following(tokens, mask, _but_the_last(tokens) + 1))
+    targets = in_part(streams, following_of(tokens, mask, _but_the_last(tokens) + 1))
     there = targets >= 0
     states, wanted = streams.early_exit(main.states[:, :-1])[there], targets[there]
     weight, bias = streams.head()
@@ -127,10 +128,10 @@ def stream_ranks(streams: Streams, tokens: Tensor, mask: Tensor, main: MainStrea
         ``[positions, gamma]`` int64; a token that the streams' vocabulary lacks has its size for a rank.
     """
     main = streams.read(tokens) if main is None else main
-    wanted = _wanted(streams, tokens, mask)
+    wanted = wanted_of(streams, tokens, mask)
     final = _final_states(streams, main, tokens, wanted)
     ahead = wanted.positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
-    judged = (_following(tokens, mask, ahead) >= 0).all(-1)
+    judged = (following_of(tokens, mask, ahead) >= 0).all(-1)
     states, targets = final[judged], wanted.targets[judged]
     weight, bias = streams.head()
     ranks = []
@@ -146,53 +147,53 @@ def _early_loss(
 ) -> Tensor:
     """Of the token behind each of the positions ``[rows, count]``; the model itself says it at that very place."""
     assert streams.early_exit is not None
-    targets = _in_part(streams, _following(*given, positions + 1))
-    teacher = _states_at(main.final, positions).detach() if soften else None
-    return _mean(streams, streams.early_exit(_states_at(main.states, positions)), targets, teacher, soften)
+    targets = in_part(streams, following_of(*given, positions + 1))
+    teacher = states_at(main.final, positions).detach() if soften else None
+    return _mean(streams, streams.early_exit(states_at(main.states, positions)), targets, teacher, soften)
 
 
-def _wanted(streams: Streams, tokens: Tensor, mask: Tensor) -> _Wanted:
+def wanted_of(head: ParallelHead, tokens: Tensor, mask: Tensor) -> Wanted:
     """Positions from which the first stream predicts something; rows with fewer have others, which predict nothing."""
-    able = _following(tokens, mask, torch.arange(2, tokens.shape[1] + 2, device=tokens.device).expand_as(tokens)) >= 0
+    able = following_of(tokens, mask, torch.arange(2, tokens.shape[1] + 2, device=tokens.device).expand_as(tokens)) >= 0
     count = max(1, int(able.sum(1).max()))
     positions = able.int().argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
-    ahead = positions[..., None] + torch.arange(2, streams.gamma + 2, device=tokens.device)
-    targets = _in_part(streams, _following(tokens, mask, ahead))
-    behind = _at(tokens, positions + 1)
-    return _Wanted(positions, behind, targets.masked_fill(~able.gather(1, positions)[..., None], -1))
+    ahead = positions[..., None] + torch.arange(2, head.gamma + 2, device=tokens.device)
+    targets = in_part(head, following_of(tokens, mask, ahead))
+    behind = at_places(tokens, positions + 1)
+    return Wanted(positions, behind, targets.masked_fill(~able.gather(1, positions)[..., None], -1))
 
 
-def _final_states(streams: Streams, main: MainStream, tokens: Tensor, wanted: _Wanted) -> Tensor:
+def _final_states(streams: Streams, main: MainStream, tokens: Tensor, wanted: Wanted) -> Tensor:
     """Of the streams at the positions that are looked at, each behind the true token of the stream before it."""
     final = streams.final_states(main, wanted.positions, wanted.following)
     before = wanted.positions[..., None] + torch.arange(2, streams.gamma + 1, device=tokens.device)
-    return streams.chained(final, _at(tokens, before))
+    return streams.chained(final, at_places(tokens, before))
 
 
-def _at(tokens: Tensor, places: Tensor) -> Tensor:
+def at_places(tokens: Tensor, places: Tensor) -> Tensor:
     """``[rows, length]`` at ``[rows, ...]``; places beyond the end give the last."""
     return tokens.gather(1, places.clamp(max=tokens.shape[1] - 1).flatten(1)).view_as(places)
 
 
-def _states_at(states: Tensor, positions: Tensor) -> Tensor:
+def states_at(states: Tensor, positions: Tensor) -> Tensor:
     """``[rows, length, hidden]`` at ``[rows, count]``; places beyond the end give the last."""
     inside = positions.clamp(max=states.shape[1] - 1)
     return states.gather(1, inside[..., None].expand(-1, -1, states.shape[-1]))
 
 
-def _following(tokens: Tensor, mask: Tensor, at: Tensor) -> Tensor:
+def following_of(tokens: Tensor, mask: Tensor, at: Tensor) -> Tensor:
     """The tokens at these places of each row, -1 where there is none to be predicted."""
-    there = _at(mask, at) & (at < tokens.shape[1])
-    return _at(tokens, at).masked_fill(~there, -1)
+    there = at_places(mask, at) & (at < tokens.shape[1])
+    return at_places(tokens, at).masked_fill(~there, -1)
 
 
-def _in_part(streams: Streams, tokens: Tensor) -> Tensor:
-    """Token ids as places in the streams' vocabulary, -1 where it lacks them."""
-    if streams.vocabulary is None:
+def in_part(head: ParallelHead, tokens: Tensor) -> Tensor:
+    """Token ids as places in the head's vocabulary, -1 where it lacks them."""
+    if head.vocabulary is None:
         return tokens
-    size = int(streams.model.get_output_embeddings().weight.shape[0])
+    size = int(head.model.get_output_embeddings().weight.shape[0])
     places = torch.full((size + 1,), -1, device=tokens.device)
-    places[streams.vocabulary] = torch.arange(len(streams.vocabulary), device=tokens.device)
+    places[head.vocabulary] = torch.arange(len(head.vocabulary), device=tokens.device)
     return places[tokens]  # -1 stays -1: it is the last place
 
 

@@ -30,23 +30,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from specstream.core.ports import Adapter, HiddenStates
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError, must_be
 from specstream.heads.early_exit import EarlyExit
-from specstream.heads.folder import TrainedHead, describe_base, drafted_tokens, load_head, save_head
+from specstream.heads.folder import describe_base, drafted_tokens, load_head, save_head
 from specstream.heads.multistream import MainStream, read_main, run_streams
+from specstream.heads.parallel import ParallelHead, unit
 from specstream.heads.streams_config import StreamsConfig
-from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
+from specstream.heads.token_map import Chain, TokenMap
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears
 from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
-from specstream.models.runtime.capabilities import capabilities
 
 KIND = "streams"
 
@@ -68,7 +67,7 @@ class _Frozen:
     token_map: TokenMap | None
 
 
-class Streams(TrainedHead):
+class Streams(ParallelHead):
     """The trainable part. The base is not one of its modules: ``parameters()`` are the streams' alone, in float32.
 
     Args:
@@ -81,9 +80,6 @@ class Streams(TrainedHead):
         UnsupportedModelError: a base that cannot be a target, or whose layers cannot be found.
         UsageError: more layers than the base has, or targets that it does not have.
     """
-
-    embeddings: nn.Parameter
-    vocabulary: Tensor | None
 
     def __init__(
         self, model: Any, config: StreamsConfig | None = None, vocabulary: Sequence[int] | Tensor | None = None
@@ -110,22 +106,16 @@ class Streams(TrainedHead):
             self.down[_key(name)] = nn.Parameter(torch.randn(config.rank, inputs, device=device) / inputs**0.5)
             self.up[_key(name)] = nn.Parameter(torch.zeros(outputs, config.rank, device=device))
         self.early_exit: EarlyExit | None = None
-        self.chain: Chain | None = None
+        self.chain = None
         size = len(model.get_output_embeddings().weight)
         self.register_buffer("vocabulary", drafted_tokens("vocabulary", vocabulary, size, device))
         self.details: dict[str, Any] = {}  # of a trained head: data, recipe, figures
         self._changing = list(self.parameters())  # a list: parameter dictionaries are slow to read
         self._frozen: _Frozen | None = None
-        self._drafting: tuple[Tensor, Any] | None = None
         if config.pruning_rank:
             self.add_early_exit(config.pruning_rank)
         if config.chain_rank:
             self.add_chain(config.chain_rank)
-
-    @property
-    def gamma(self) -> int:
-        """Streams of a position."""
-        return self.config.gamma
 
     def adapter(self) -> Adapter:
         """The changes to linear layers, differentiable."""
@@ -175,27 +165,10 @@ class Streams(TrainedHead):
         self.config = replace(self.config, gamma=gamma)
         self._changing = list(self.parameters())
 
-    def chained(self, final: Tensor, before: Tensor) -> Tensor:
-        """Final states behind the tokens that were drafted before, differentiable.
-
-        Args:
-            final: of ``final_states``, ``[rows, count, gamma, hidden]``.
-            before: for the streams behind the first, what the one before them drafts: ``[rows, count, gamma - 1]``.
-        """
-        return final if self.chain is None else self.chain(final, self.token_states(before))
-
     def read(self, tokens: Tensor) -> MainStream:
         """The base's own pass over ``[rows, length]`` int64; with gradients only in the shared mode."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.mode == "shared"):
             return read_main(self.model, tokens, self.first, len(self._layers))
-
-    def head(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the model's own head, over the streams' vocabulary."""
-        own = self.model.get_output_embeddings()
-        weight, bias = own.weight, own.bias
-        if self.vocabulary is None:
-            return weight, bias
-        return weight[self.vocabulary], None if bias is None else bias[self.vocabulary]
 
     @torch.inference_mode()
     def candidates(
@@ -230,16 +203,7 @@ class Streams(TrainedHead):
         started = frozen.start(chosen, torch.tensor(following, device=states.device))[:, :depth]
         hidden = started.to(states.dtype).contiguous()
         final = target.branch(hidden, self.first, frozen.adapter, rows)
-        token_map = frozen.token_map if hidden.shape[1] > 1 else None  # the first stream is behind no other's token
-        most = count if token_map is None else count * CHAINED_FROM
-        shares = self._logits(final).float().softmax(-1)
-        best = shares.topk(min(most, shares.shape[-1]), -1)
-        tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
-        found = zip(tokens.tolist(), best.values.tolist(), strict=True)
-        if token_map is None:
-            return [Candidates(own, chances) for own, chances in found]
-        chained = token_map.behind(best.indices.cpu().numpy(), best.values.cpu().numpy())
-        return [Chained(own, chances, behind, count) for (own, chances), behind in zip(found, chained, strict=True)]
+        return self._candidates(final, count, frozen.token_map)
 
     @torch.inference_mode()
     def likelihoods(self, hidden: Tensor, trees: Sequence[TokenTree]) -> list[list[float]]:
@@ -300,17 +264,10 @@ class Streams(TrainedHead):
         streams.details = {name: value for name, value in settings.items() if name not in fixed}
         return streams.requires_grad_(False)
 
-    def token_states(self, tokens: Tensor) -> Tensor:
-        """Embeddings of tokens at unit size, float32: ``[...]`` -> ``[..., hidden]``."""
-        return unit(self.model.get_input_embeddings()(tokens).detach())
-
     def start_of(self, states: Tensor, following: Tensor) -> Tensor:
         """Where streams start: ``[..., hidden]`` and the tokens behind, ``[...]`` -> ``[..., gamma, hidden]``."""
         if self.config.start == "linear":
-            token = self.token_states(following).to(states.dtype)
-            from_state, from_token = self.from_state.to(states.dtype), self.from_token.to(states.dtype)
-            here = unit(states).to(states.dtype)
-            return self._started(functional.linear(here, from_state) + functional.linear(token, from_token))
+            return self.linear_start(states, following)
         return states.unsqueeze(-2) + self.embeddings.to(states.dtype)
 
     def _chosen(self, linears: dict[str, Any]) -> dict[str, Any]:
@@ -331,13 +288,6 @@ class Streams(TrainedHead):
             self._frozen = _Frozen(version, adapter, self._quick_start(), self._token_map())
         return self._frozen
 
-    def _token_map(self) -> TokenMap | None:
-        if self.chain is None:
-            return None
-        weight, _ = self.head()
-        drafted = torch.arange(len(weight), device=weight.device) if self.vocabulary is None else self.vocabulary
-        return self.chain.token_map(weight, self.token_states(drafted))
-
     def _quick_start(self) -> Callable[[Tensor, Tensor], Tensor]:
         """``start_of`` for a few rows; on our kernels the maps are read in bytes, and in one product."""
         if self.config.start != "linear" or not self._in_bytes():
@@ -350,37 +300,11 @@ class Streams(TrainedHead):
 
         return start
 
-    def _started(self, guess: Tensor) -> Tensor:
-        """What the streams make of the linear start's guess: ``[..., hidden]`` -> ``[..., gamma, hidden]``."""
-        return guess.unsqueeze(-2) * self.scales.to(guess.dtype) + self.embeddings.to(guess.dtype)
-
     def _places(self, tokens: Tensor) -> Tensor:
         """Where tokens stand in the streams' vocabulary, 0 if they do not."""
         if self.vocabulary is None:
             return tokens
         return (tokens[:, None] == self.vocabulary).int().argmax(1)
-
-    def _in_bytes(self) -> bool:
-        """Whether weights that draft are faster here as bytes."""
-        found = capabilities(self.model.device, self.model.dtype, keep_dtype=True)
-        return found.quantization.value != "none"
-
-    def _logits(self, final: Tensor) -> Tensor:
-        """Logits over the streams' vocabulary. On our kernels from bytes: to round a draft is to lose acceptance."""
-        own = self.model.get_output_embeddings().weight
-        if self._drafting is None or self._drafting[0] is not own:
-            weight, bias = self.head()
-            if self._in_bytes():
-                self._drafting = own, quantized.linear(quantized.quantize(weight), bias)
-            else:
-                self._drafting = own, lambda x: functional.linear(x, weight, bias)
-        logits: Tensor = self._drafting[1](final)
-        return logits
-
-
-def unit(states: Tensor) -> Tensor:
-    """``[..., hidden]`` at unit size, float32."""
-    return functional.rms_norm(states.float(), states.shape[-1:], eps=1e-12)
 
 
 def _key(name: str) -> str:

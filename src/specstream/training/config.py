@@ -12,11 +12,12 @@ from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import read_task
 from specstream.files.yaml_file import Configuration, Document, Section, read_document, validated
 
-Recipe = Literal["streams", "medusa", "lora", "shared", "draft"]
+Recipe = Literal["streams", "medusa", "block", "lora", "shared", "draft"]
 
 SECTIONS = {
     "streams": {"streams"},
     "medusa": {"medusa"},
+    "block": {"block"},
     "lora": {"lora"},
     "shared": {"streams", "lora"},
     "draft": {"draft", "distillation"},
@@ -228,6 +229,28 @@ class MedusaSection(LiveSection):
     vocabulary: int | None = Field(default=None, ge=1)
 
 
+class BlockSection(LiveSection):
+    """The recipe ``block``: a block head of a frozen target.
+
+    Attributes:
+        gamma: tokens drafted in one pass of the head.
+        layers: draft layers.
+        window: the latest positions whose states the head reads, at most.
+        chain_rank: of the map by which the token drafted before changes what is drafted behind it; 0 for none.
+        vocabulary: the head drafts this many tokens, the most frequent ones of the data; None for all.
+        anchors: positions of an example, drawn anew each time, whose blocks a step trains on; None for all.
+        fit_examples: of the data, that the linear start is fitted to.
+    """
+
+    gamma: int = Field(default=4, ge=1)
+    layers: int = Field(default=2, ge=1)
+    window: int = Field(default=128, ge=1)
+    chain_rank: int = Field(default=128, ge=0)
+    vocabulary: int | None = Field(default=8192, ge=1)
+    anchors: int | None = Field(default=None, ge=1)
+    fit_examples: int = Field(default=100, ge=1)
+
+
 class DraftSection(LiveSection):
     """The recipe ``draft``: a draft model for a target, on text or by ``distillation``.
 
@@ -272,6 +295,7 @@ class TrainConfig(Configuration):
     lora: LoRATrainingSection = LoRATrainingSection()
     streams: StreamsSection = StreamsSection()
     medusa: MedusaSection = MedusaSection()
+    block: BlockSection = BlockSection()
     draft: DraftSection = DraftSection()
     distillation: DistillationSection = DistillationSection()
 

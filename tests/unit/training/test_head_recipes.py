@@ -1,4 +1,4 @@
-"""Streams and Medusa heads through the whole of training, on a tiny target that counts."""
+"""Streams, Medusa and block heads through the whole of training, on a tiny target that counts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from specstream.errors import UsageError
+from specstream.heads.block import BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.training.config import train_config
@@ -32,6 +33,7 @@ SECTIONS = {
         "live_tokens": 8,
     },
     "medusa": {"num_heads": 2, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
+    "block": {"gamma": 2, "layers": 1, "chain_rank": 8, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
 }
 
 
@@ -120,11 +122,24 @@ def test_medusa_heads_learn_from_the_same_states(config, tmp_path):
     assert len(list((tmp_path / "states").iterdir())) == 40 + 11, "what heads see, of the others too"
 
 
-@pytest.mark.parametrize("recipe_name", ["streams", "medusa"])
+def test_a_block_head_learns_what_the_target_says(config, tmp_path):
+    outcome = train(config("block", {"anchors": 8}, num_train_steps=40), quiet=True)
+    assert outcome.finished
+    log = rows(tmp_path / "run")
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    evaluated = [row for row in log if "eval/top1_2" in row]
+    assert evaluated[-1]["eval/confidence_error"] < evaluated[0]["eval/confidence_error"]
+    head = BlockHead.from_pretrained(tmp_path / "run" / "best", tiny_model())
+    assert (head.details["data"]["examples"], len(head.vocabulary), len(head.details["rates"])) == (34, 120, 2)
+    assert len(list((tmp_path / "states").iterdir())) == 40, "the target reads each example once"
+
+
+@pytest.mark.parametrize("recipe_name", ["streams", "medusa", "block"])
 @pytest.mark.parametrize("states", [True, False], ids=["kept", "computed"])
 def test_a_run_that_was_stopped_ends_in_the_same_bits(recipe_name, states, config, tmp_path):
     model = {} if states else {"states_dir": None}
-    section = {"start": "linear"} if recipe_name == "streams" else {}
+    section = {"streams": {"start": "linear"}, "block": {"anchors": 4}}.get(recipe_name, {})
     whole = config(recipe_name, section, model, output_dir=str(tmp_path / "whole"))
     train(whole, quiet=True)
     for _ in range(8):
@@ -230,7 +245,7 @@ def test_a_linear_start_is_close_to_the_states_to_come(config, made, tmp_path):
     for index in range(len(held_out)):
         tokens = torch.tensor(held_out[index].tokens)
         with torch.no_grad():
-            main = states.of(tokens).states[0]
+            main = states.first(tokens)
             start = streams.start_of(main[1:-1], tokens[2:])[:, 0]
         errors += torch.stack([(start - main[2:]).square().sum(), (main[1:-1] - main[2:]).square().sum()])
     assert errors[0] < 0.7 * errors[1]

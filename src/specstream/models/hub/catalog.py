@@ -82,6 +82,7 @@ _DRAFTERS: Mapping[str, str] = MappingProxyType(
             "lookahead",
             "streams",
             "medusa",
+            "block",
             "draft_model",
             "mixed",
             "router",

@@ -82,7 +82,7 @@ def prepare(config: TrainConfig, device: str) -> tuple[SharedTrainee, Any]:
             raise UsageError(f"{name} is {value!r} and recipe 'shared' trains the base too; leave it out")
     frozen = read_frozen(config, device, 0, section.live_tokens)
     streams = Streams(frozen.model, shape_of(section, "shared"), frozen.vocabulary(section.vocabulary))
-    begin(streams, MainStates(streams, None), frozen.examples, section.fit_examples)
+    begin(streams, MainStates(streams, None).first, frozen.examples, section.fit_examples)
     torch.manual_seed(config.training.seed)  # as the recipe lora: the same adapter to begin with
     adapter = adapter_of(config.lora, frozen.model, frozen.tokenizer)
     streams.details.update(frozen.record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,10 @@ from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError
 from specstream.heads.multistream import MainStream
+from specstream.heads.parallel import ParallelHead, unit
 from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.stream_loss import early_exit_chances, early_exit_loss, stream_loss, stream_ranks
-from specstream.heads.streams import KIND, Streams, unit
+from specstream.heads.streams import KIND, Streams
 from specstream.heads.streams_config import StreamsConfig
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
@@ -50,9 +51,10 @@ class MainStates:
         self._below_kept, self._above_kept = (HiddenStateCache(folder, f"{base}/{part}") for part in parts)
         self._last: tuple[Tensor, MainStream] | None = None
 
-    def of(self, tokens: Tensor) -> MainStream:
-        """Of one example ``[length]``."""
-        return self.read(Batch(tokens=tokens[None], mask=torch.ones_like(tokens[None], dtype=torch.bool), size=0))
+    def first(self, tokens: Tensor) -> Tensor:
+        """What goes into the streams' first layer at one example's tokens: ``[length]`` -> ``[length, hidden]``."""
+        batch = Batch(tokens=tokens[None], mask=torch.ones_like(tokens[None], dtype=torch.bool), size=0)
+        return self.read(batch).states[0]
 
     def read(self, batch: Batch) -> MainStream:
         """Of a batch; in the target's dtype."""
@@ -166,7 +168,7 @@ def prepare(config: TrainConfig, device: str) -> tuple[StreamsTrainee, Any]:
     if section.start_from is None:
         streams = Streams(frozen.model, shape_of(section), frozen.vocabulary(section.vocabulary))
         states = MainStates(streams, config.model.states_dir)
-        begin(streams, states, frozen.examples, section.fit_examples)
+        begin(streams, states.first, frozen.examples, section.fit_examples)
     else:
         streams = Streams.from_pretrained(_folder(section.start_from, frozen.model), frozen.model)
         if section.chain_rank and not streams.config.chain_rank:
@@ -201,46 +203,53 @@ def shape_of(section: StreamsSection, mode: Literal["lossless", "shared"] = "los
 
 
 @torch.no_grad()
-def begin(streams: Streams, states: MainStates, examples: Examples, count: int) -> None:
-    """Give fresh streams a start of a fitting size.
+def begin(head: ParallelHead, states: Callable[[Tensor], Tensor], examples: Examples, count: int) -> None:
+    """Give a fresh head a start of a fitting size.
 
     A linear start begins as the best guess, by least squares, at the state that the main stream will have at the next
-    token, from the state at this one and the next token: stream 1 then starts as the main stream will at its place.
-    Further streams start with as much of that guess, dimension by dimension, as tells something about their places.
-    The first ``count`` of the examples are looked at.
+    token, from the state at this one and the next token: depth 1 then starts as the main stream will at its place.
+    Further depths start with as much of that guess, dimension by dimension, as tells something about their places.
+
+    Args:
+        head: with a linear start or, of streams, another.
+        states: what goes into the layer that it starts from: tokens ``[length]`` -> ``[length, hidden]``.
+        examples: whose first ``count`` are looked at.
+        count: how many.
     """
-    linear = streams.config.start == "linear"
+    linear = not isinstance(head, Streams) or head.config.start == "linear"
     chosen = [examples[index].tokens for index in range(min(count if linear else 1, len(examples)))]
     fit = _Fit()
     size: list[Tensor] = []
-    for tokens, here in _seen(streams, states, chosen):
+    for tokens, here in _seen(head, states, chosen):
         size.append(here.square().mean().sqrt())
         if linear:
-            fit.add(torch.cat([unit(here[:-1]), streams.token_states(tokens[1:])], 1), here[1:])
-    streams.embeddings.normal_().mul_(NOISE * torch.stack(size).mean())
+            fit.add(torch.cat([unit(here[:-1]), head.token_states(tokens[1:])], 1), here[1:])
+    head.embeddings.normal_().mul_(NOISE * torch.stack(size).mean())
     if linear:
         weights, offset = fit.solve()
-        hidden = streams.embeddings.shape[1]
-        streams.from_state.copy_(weights[:hidden].T)
-        streams.from_token.copy_(weights[hidden:].T)
-        streams.embeddings[0].copy_(offset)
-        _further(streams, _seen(streams, states, chosen))
+        hidden = head.embeddings.shape[1]
+        head.from_state.copy_(weights[:hidden].T)
+        head.from_token.copy_(weights[hidden:].T)
+        head.embeddings[0].copy_(offset)
+        _further(head, _seen(head, states, chosen))
 
 
-def _seen(streams: Streams, states: MainStates, chosen: Iterable[tuple[int, ...]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _seen(
+    head: ParallelHead, states: Callable[[Tensor], Tensor], chosen: Iterable[tuple[int, ...]]
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Tokens and states of examples without the first, which is often unlike any other; those that are long enough."""
     for each in chosen:
-        if len(each) > streams.gamma + 2:
-            tokens = torch.tensor(each, device=streams.embeddings.device)
-            yield tokens[1:], states.of(tokens).states[0, 1:].float()
+        if len(each) > head.gamma + 2:
+            tokens = torch.tensor(each, device=head.embeddings.device)
+            yield tokens[1:], states(tokens)[1:].float()
 
 
-def _further(streams: Streams, seen: Iterable[tuple[Tensor, Tensor]]) -> None:
+def _further(head: ParallelHead, seen: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Scales and offsets of the streams behind the first: a regression with one input for every dimension."""
-    gamma, hidden = streams.embeddings.shape
-    sums = torch.zeros(5, gamma, hidden, dtype=torch.float64, device=streams.embeddings.device)
+    gamma, hidden = head.embeddings.shape
+    sums = torch.zeros(5, gamma, hidden, dtype=torch.float64, device=head.embeddings.device)
     for tokens, here in seen:
-        guess = (streams.start_of(here[:-gamma], tokens[1 : 1 - gamma or None])[:, 0] - streams.embeddings[0]).double()
+        guess = (head.linear_start(here[:-gamma], tokens[1 : 1 - gamma or None])[:, 0] - head.embeddings[0]).double()
         for ahead in range(1, gamma):
             there = here[1 + ahead :][: len(guess)].double()
             own = guess[: len(there)]
@@ -248,8 +257,8 @@ def _further(streams: Streams, seen: Iterable[tuple[Tensor, Tensor]]) -> None:
             sums[:, ahead] += torch.stack([part.sum(0) for part in parts])
     count, own, there, squares, products = sums[:, 1:]
     slopes = (products - own * there / count) / (squares - own * own / count).clamp_min(1e-9)
-    streams.scales[1:].copy_(slopes)
-    streams.embeddings[1:].add_((there - slopes * own) / count)
+    head.scales[1:].copy_(slopes)
+    head.embeddings[1:].add_((there - slopes * own) / count)
 
 
 class _Fit:

@@ -1,0 +1,139 @@
+"""What heads have in common that draft all depths at once: streams, and a block head.
+
+Their queries start from a guess at the state that the model will have at the next token. The model's own head makes
+logits of what becomes of them, over a part of the vocabulary, and a low-rank map lets each depth know the token that
+was drafted before it (``token_map.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from specstream.core.tree_shapes import Candidates
+from specstream.heads.folder import TrainedHead
+from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
+from specstream.models.runtime import quantized
+from specstream.models.runtime.capabilities import capabilities
+
+
+class ParallelHead(TrainedHead):
+    """Of one base; the argument is ``TrainedHead``'s.
+
+    Attributes:
+        embeddings: ``[gamma, hidden]``, what tells the depths apart.
+        from_state: of the linear start, ``[hidden, hidden]``; what it makes of a state.
+        from_token: of the same shape; what it makes of the token behind.
+        scales: ``[gamma, hidden]``, how much of the guess each depth starts with.
+        vocabulary: ids of the tokens that are drafted, ``[n]`` int64; None for all.
+        chain: the token-to-token map, if there is one.
+    """
+
+    embeddings: nn.Parameter
+    from_state: nn.Parameter
+    from_token: nn.Parameter
+    scales: nn.Parameter
+    vocabulary: Tensor | None
+    chain: Chain | None
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._drafting: tuple[Tensor, Any] | None = None
+
+    @property
+    def gamma(self) -> int:
+        """The deepest draft."""
+        return len(self.embeddings)
+
+    def chained(self, final: Tensor, before: Tensor) -> Tensor:
+        """Final states behind the tokens that were drafted before, differentiable.
+
+        Args:
+            final: ``[rows, count, gamma, hidden]``.
+            before: for the depths behind the first, what the one before them drafts: ``[rows, count, gamma - 1]``.
+        """
+        return final if self.chain is None else self.chain(final, self.token_states(before))
+
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the model's own head, over the tokens that are drafted."""
+        own = self.model.get_output_embeddings()
+        weight, bias = own.weight, own.bias
+        if self.vocabulary is None:
+            return weight, bias
+        return weight[self.vocabulary], None if bias is None else bias[self.vocabulary]
+
+    def token_states(self, tokens: Tensor) -> Tensor:
+        """Embeddings of tokens at unit size, float32: ``[...]`` -> ``[..., hidden]``."""
+        return unit(self.model.get_input_embeddings()(tokens).detach())
+
+    def linear_start(self, states: Tensor, following: Tensor) -> Tensor:
+        """Where queries start: ``[..., hidden]`` and the tokens behind, ``[...]`` -> ``[..., gamma, hidden]``."""
+        token = self.token_states(following).to(states.dtype)
+        from_state, from_token = self.from_state.to(states.dtype), self.from_token.to(states.dtype)
+        here = unit(states).to(states.dtype)
+        return self._started(functional.linear(here, from_state) + functional.linear(token, from_token))
+
+    def _started(self, guess: Tensor) -> Tensor:
+        """What the depths make of the linear start's guess: ``[..., hidden]`` -> ``[..., gamma, hidden]``."""
+        return guess.unsqueeze(-2) * self.scales.to(guess.dtype) + self.embeddings.to(guess.dtype)
+
+    def _candidates(
+        self, final: Tensor, count: int, token_map: TokenMap | None, confidence: Tensor | None = None
+    ) -> list[Candidates]:
+        """What rows draft.
+
+        Args:
+            final: what goes into the model's head, ``[rows, depth, hidden]``.
+            count: candidates of each depth.
+            token_map: of the tokens that are drafted on each other, if there is one.
+            confidence: how likely the first candidate of each depth is accepted, ``[rows, depth]``; None leaves the
+                probabilities as they are.
+        """
+        chained = token_map is not None and final.shape[1] > 1  # the first depth is behind no drafted token
+        most = count * CHAINED_FROM if chained else count
+        shares = self._logits(final).float().softmax(-1)
+        best = shares.topk(min(most, shares.shape[-1]), -1)
+        chances = best.values
+        if confidence is not None:
+            first, sure = chances[..., :1].clamp(1e-6, 1 - 1e-6), confidence[..., None]
+            # Less sure, all are less likely; surer, what the others lose is what the first gains.
+            others = chances[..., 1:] * torch.minimum(sure / first, (1 - sure) / (1 - first))
+            chances = torch.cat([sure, others], -1)
+        tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
+        found = zip(tokens.tolist(), chances.tolist(), strict=True)
+        if token_map is None or not chained:
+            return [Candidates(own, likely) for own, likely in found]
+        behind = token_map.behind(best.indices.cpu().numpy(), chances.cpu().numpy())
+        return [Chained(*own, each, count) for own, each in zip(found, behind, strict=True)]
+
+    def _token_map(self) -> TokenMap | None:
+        if self.chain is None:
+            return None
+        weight, _ = self.head()
+        drafted = torch.arange(len(weight), device=weight.device) if self.vocabulary is None else self.vocabulary
+        return self.chain.token_map(weight, self.token_states(drafted))
+
+    def _in_bytes(self) -> bool:
+        """Whether weights that draft are faster here as bytes."""
+        found = capabilities(self.model.device, self.model.dtype, keep_dtype=True)
+        return found.quantization.value != "none"
+
+    def _logits(self, final: Tensor) -> Tensor:
+        """Over the tokens that are drafted. On our kernels from bytes: to round a draft is to lose acceptance."""
+        own = self.model.get_output_embeddings().weight
+        if self._drafting is None or self._drafting[0] is not own:
+            weight, bias = self.head()
+            if self._in_bytes():
+                self._drafting = own, quantized.linear(quantized.quantize(weight), bias)
+            else:
+                self._drafting = own, lambda x: functional.linear(x.to(weight.dtype), weight, bias)
+        logits: Tensor = self._drafting[1](final)
+        return logits
+
+
+def unit(states: Tensor) -> Tensor:
+    """``[..., hidden]`` at unit size, float32."""
+    return functional.rms_norm(states.float(), states.shape[-1:], eps=1e-12)

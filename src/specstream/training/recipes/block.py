@@ -1,0 +1,114 @@
+"""A block head on a frozen target: what that computes is kept, the head alone is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specstream.core.tree_shapes import rank_rates
+from specstream.drafters.block import BlockDrafter
+from specstream.heads.block import BlockConfig, BlockHead
+from specstream.heads.block_loss import TargetStates, block_loss, block_ranks
+from specstream.models.architecture.fingerprint import fingerprint
+from specstream.models.architecture.hidden_states import States, decoder_layers, tapped
+from specstream.training.config import BlockSection, TrainConfig
+from specstream.training.data import Batch
+from specstream.training.hidden_state_cache import HiddenStateCache
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
+from specstream.training.recipes.streams import begin
+from specstream.training.trainee import Goal, drafted_figures
+
+LIKELIEST = 64
+"""Tokens of the target's distributions that are looked at."""
+
+
+class TappedStates:
+    """The target's own pass over examples: its taps and what it says, kept where a folder is given."""
+
+    def __init__(self, head: BlockHead, folder: str | None) -> None:
+        self._head = head
+        taps = ",".join(map(str, head.config.taps))
+        identity = f"{fingerprint(head.model)}/{head.model.dtype}/taps {taps}, top {LIKELIEST}"
+        self._kept = HiddenStateCache(folder, identity)
+
+    def of(self, batch: Batch) -> TargetStates:
+        found = self._kept.batch(batch, self._pass)
+        taps = torch.unflatten(found["taps"], -1, (len(self._head.config.taps), -1))
+        return TargetStates(taps, found["tokens"].long(), found["logs"].float().exp())
+
+    def last(self, tokens: Tensor) -> Tensor:
+        """What goes into the last tap at ``[length]`` tokens, ``[length, hidden]``."""
+        taps = self._kept.row(tokens, self._pass)["taps"][0]
+        return taps[:, -int(taps.shape[-1]) // len(self._head.config.taps) :]
+
+    @torch.no_grad()
+    def _pass(self, tokens: Tensor) -> dict[str, Tensor]:
+        model, states = self._head.model, States()
+        states.update(dict.fromkeys(self._head.config.taps))
+        with tapped(model, decoder_layers(model), states, fused=False):
+            logits = model(input_ids=tokens, use_cache=False).logits.float()
+        best = logits.topk(min(LIKELIEST, logits.shape[-1]))
+        taps = [each for tap in self._head.config.taps if (each := states[tap]) is not None]
+        return {
+            "taps": torch.cat(taps, -1),
+            "tokens": best.indices.int(),
+            "logs": best.values - logits.logsumexp(-1, keepdim=True),
+        }
+
+
+class BlockTrainee:
+    """A block head that learns what the target says."""
+
+    goal = Goal(figure="accepted_length")
+
+    def __init__(self, head: BlockHead, states: TappedStates, section: BlockSection, live: Live) -> None:
+        self._head, self._states, self._section, self._live = head, states, section, live
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return self._head.parameters()
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return block_loss(self._head, self._states.of(batch), batch.tokens, batch.mask, self._section.anchors)
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """How the drafts fare: on the target's answers, and in decoding itself.
+
+        ``confidence_error`` and ``probability_error`` are the mean squared errors of two estimates of whether the first
+        candidate of a depth is the true token: the head's confidence, and its probability.
+        """
+        found = list[Tensor]()
+
+        def ranks_of(batch: Batch) -> Tensor:
+            ranks, estimates = block_ranks(self._head, self._states.of(batch), batch.tokens, batch.mask)
+            found.append((estimates - (ranks == 0).float()).square().sum((1, 2)).cpu())
+            return ranks
+
+        ranks, prompts = judged(batches, ranks_of)
+        rates = rank_rates(ranks, RANKS)
+        drafter = BlockDrafter(self._head, nodes=LIVE_NODES, most=LIVE_NODES, rates=rates)
+        figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._head.gamma, prompts)}
+        errors = (torch.stack(found).sum(0) / max(1, ranks.numel())).tolist()
+        figures.update(zip(("confidence_error", "probability_error"), errors, strict=True))
+        self._head.details.update(rates=rates, figures=figures)
+        return figures
+
+    def save(self, folder: Path) -> None:
+        self._head.save(folder)
+
+
+def prepare(config: TrainConfig, device: str) -> tuple[BlockTrainee, Any]:
+    """A fresh head of the target."""
+    section = config.block
+    frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
+    shape = BlockConfig(
+        gamma=section.gamma, layers=section.layers, window=section.window, chain_rank=section.chain_rank
+    )
+    head = BlockHead(frozen.model, shape, frozen.vocabulary(section.vocabulary))
+    states = TappedStates(head, config.model.states_dir)
+    begin(head, states.last, frozen.examples, section.fit_examples)
+    head.details.update(frozen.record)
+    return BlockTrainee(head, states, section, frozen.live), frozen.tokenizer
