@@ -111,8 +111,8 @@ class DraftModelDrafter(Drafter):
         lengths = [len(prefix) for prefix in prefixes]
         if self._from_cache is None or session is None:
             own = self.model.begin_reading(prefixes)
-            if session is not None and session.prefixes is not None:
-                own.reuse(session.prefixes)
+            if (kept := getattr(session, "prefixes", None)) is not None:  # a session of somebody's own has none
+                own.reuse(kept)
         else:
             own = self._from_cache(session, prefixes)
         return DraftModelSession(self, own, lengths, [each.without_processors() for each in samplings])
