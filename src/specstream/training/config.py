@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from specstream.environment import level
 from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import read_task
 from specstream.files.yaml_file import Configuration, Document, Section, read_document, validated
@@ -42,6 +43,11 @@ class ModelSection(Section):
     dtype: str = "auto"
     device: str = "auto"
     states_dir: str | None = None
+
+    def dtype_on(self, device: str) -> str:
+        """The dtype on a device; training runs the library's kernels, not ours, which have bf16 at every level."""
+        emulated = device.startswith("cpu") and not level().bf16
+        return "float32" if self.dtype == "auto" and emulated else self.dtype
 
 
 class DataSection(Section):

@@ -98,7 +98,7 @@ class Frozen:
 
 def read_frozen(config: TrainConfig, device: str, live_prompts: int, live_tokens: int) -> Frozen:
     """Load the target and read the data; random numbers begin at the seed."""
-    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
+    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype_on(device), device=device)
     model.requires_grad_(False)
     torch.manual_seed(config.training.seed)
     examples, _ = load_examples(config.data, tokenizer, config.training.seed)

@@ -360,7 +360,7 @@ class LoRATrainee:
 
 def prepare(config: TrainConfig, device: str) -> tuple[LoRATrainee, Any]:
     """The target with a fresh adapter."""
-    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
+    model, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype_on(device), device=device)
     torch.manual_seed(config.training.seed)
     return LoRATrainee(adapter_of(config.lora, model, tokenizer), merge=config.lora.merge), tokenizer
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from specstream.environment import LEVELS
 from specstream.errors import UsageError
-from specstream.training.config import read_config, train_config
+from specstream.training import config as configs
+from specstream.training.config import ModelSection, read_config, train_config
 
 TEXT = """
 recipe: lora
@@ -102,3 +104,12 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
         read_config(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_training_computes_no_dtype_that_a_library_would_emulate(level, monkeypatch):
+    """Whatever our own kernels compute there: training does not run them."""
+    monkeypatch.setattr(configs, "level", lambda: level)
+    assert ModelSection().dtype_on("cpu") == ("auto" if level.bf16 else "float32")
+    assert ModelSection().dtype_on("cuda:0") == "auto"
+    assert ModelSection(dtype="bfloat16").dtype_on("cpu") == "bfloat16"

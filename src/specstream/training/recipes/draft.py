@@ -165,7 +165,7 @@ def prepare(config: TrainConfig, device: str) -> tuple[DraftTrainee, Any]:
             "model.draft_model is missing; give a small model of the target's tokenizer, or make one: "
             "specstream make-draft"
         )
-    target, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype, device=device)
+    target, tokenizer = load_model(config.model.target_model, dtype=config.model.dtype_on(device), device=device)
     target.requires_grad_(False)
     draft = TrainedDraft(config.model.draft_model, section.train, device)
     if tokenizer.get_vocab() != draft.tokenizer.get_vocab():
