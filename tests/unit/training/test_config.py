@@ -41,7 +41,7 @@ def test_a_file_is_read_and_overridden(file):
     ("override", "message"),
     [
         ("training.lerning_rate=1", r"unknown setting 'training.lerning_rate'; known are .*learning_rate"),
-        ("speed=1", r"unknown setting 'speed'; known are data, .*training"),
+        ("speed=1", r"unknown setting 'speed'; known are block, data, .*training"),
         ("training.num_train_steps=0", r"training.num_train_steps is 0; give a value that is greater than or equal"),
         ("training.mixed_precision=int4", r"training.mixed_precision is 'int4'; give .*'bf16'"),
         ("recipe=magic", "recipe is 'magic'"),
