@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 _MARKERS = {OPENING: CLOSING, "```json": "```"}  # Qwen2.5-Coder puts its calls into code blocks, whatever it was told
-_NAMED = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_NAMED = re.compile(r'\{\s*"name"\s*:\s*"([\w.-]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _BARE = re.compile(r"([\w.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
 _BETWEEN = " \t\r\n,;[]}"
 
@@ -264,8 +264,8 @@ class ToolReader:
 
     def _go_on(self, scan: _Object) -> Iterator[Delta]:
         """With the object that is being read."""
-        if not self._streaming and (named := _NAMED.match(self._rest)) and json.loads(named[1]) in self._names:
-            yield self._begun(json.loads(named[1]))
+        if not self._streaming and (named := _NAMED.match(self._rest)) and named[1] in self._names:
+            yield self._begun(named[1])
             self._rest, self._streaming = self._rest[named.end() :], True
             self._scan = scan = _Object(0)
         end = scan.end(self._rest)

@@ -77,6 +77,7 @@ def test_every_format_is_read_however_it_is_cut(text: str, content: str, calls: 
         "{ not json }",
         "```json\n[1, 2]\n``` and ```json\n{}\n``` and ```py",
         "<tool_call></tool_call>",
+        '<tool_call>{"name": "a\\x", "arguments": {}}',
     ],
 )
 def test_what_is_no_call_stays_as_it_was_written(text: str, size: int) -> None:
