@@ -51,7 +51,7 @@ def plan(config: DeploymentConfig) -> Launch:
     """The vLLM that a configuration asks for.
 
     Raises:
-        UsageError: a drafter or a quantization that vLLM has no counterpart of, or a draft or heads it cannot load.
+        UsageError: a setting that vLLM has no counterpart of, or a draft or heads it cannot load.
         MissingPackageError: there is no vLLM.
     """
     if config.quantization != "none":  # left out, another model would be served than was asked for
@@ -59,6 +59,8 @@ def plan(config: DeploymentConfig) -> Launch:
             f"quantization is {config.quantization!r}, which is not vLLM's; leave it out, or give engine='local'; "
             "vLLM's own stands behind --, such as -- --quantization fp8"
         )
+    if config.tool_call_parser == "smollm2":
+        raise UsageError("tool_call_parser is 'smollm2', which vLLM has not; give hermes, llama3_json or mistral")
     command = [executable(config.vllm_path), "serve", where(config.source), "--served-model-name", config.model_name]
     command += ["--host", config.host, "--port", str(config.port), "--dtype", config.dtype]
     # Requests that do not say get what they get from our engine, not what the checkpoint's file says.

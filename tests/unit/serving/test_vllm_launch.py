@@ -31,6 +31,11 @@ def value(command: tuple[str, ...], flag: str) -> str:
     return command[command.index(flag) + 1]
 
 
+def test_a_parser_that_vllm_does_not_have_is_refused(vllm: str) -> None:
+    with pytest.raises(UsageError, match="tool_call_parser is 'smollm2'"):
+        plan(DeploymentConfig(engine="vllm", tool_call_parser="smollm2", vllm_path=vllm))
+
+
 class TestCommand:
     def test_settings_become_vllms_words(self, tmp_path: Path, vllm: str) -> None:
         model = folder(tmp_path / "model", vocab_size=300)
@@ -48,6 +53,7 @@ class TestCommand:
             max_context=2048,
             grace_seconds=7,
             log_prompts=True,
+            tool_call_parser="hermes",
             vllm_path=vllm,
             vllm_args=("--tensor-parallel-size", "4", "--distributed-executor-backend", "ray"),
         )
@@ -57,6 +63,7 @@ class TestCommand:
             "--served-model-name": "mine",
             "--host": "10.0.0.1",
             "--port": "1234",
+            "--tool-call-parser": "hermes",
             "--dtype": "bfloat16",
             "--generation-config": "vllm",
             "--max-num-seqs": "32",
