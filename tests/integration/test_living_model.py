@@ -17,6 +17,7 @@ from transformers.models.llama import modeling_llama
 from specstream import SpeculativeEngine, custom_generate
 from specstream.errors import UnsupportedModelError, UsageError
 from specstream.models.architecture.view import view_of
+from specstream.models.runtime.capabilities import capabilities
 from tests.lossless.families import build, generated, prompt
 
 pytestmark = [
@@ -223,7 +224,10 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_text_is_that_of_the_model_as_it_is(family: str, runtime: Any, change: str) -> None:
     model = build.__wrapped__(family)
-    engine = SpeculativeEngine(model, Numbers(), runtime=runtime if change != "half" else "auto", exact="rounding")
+    changed_to = {"half": torch.float16, "bfloat16": torch.bfloat16}.get(change, torch.float32)
+    if runtime in capabilities(model.device, changed_to, keep_dtype=True).refused:
+        runtime = "auto"
+    engine = SpeculativeEngine(model, Numbers(), runtime=runtime, exact="rounding")
     called = custom_generate(runtime=engine.config.runtime, exact="rounding")
     before = own_text(model)
     assert engine.generate(text(), max_new_tokens=MORE).token_ids == before
