@@ -263,7 +263,10 @@ def test_an_object_of_another_kind(made, code, told):
             "MedusaHeads.from_pretrained('streams', M)",
             "heads in 'streams' are 'streams', not 'medusa'; give Medusa",
         ),
-        ("SpeculativeEngine(M, TOK, heads='unsaid')", "does not say whose heads it holds; give a folder of streams, medusa or"),
+        (
+            "SpeculativeEngine(M, TOK, heads='unsaid')",
+            "does not say whose heads it holds; give a folder of streams, medusa or",
+        ),
         (
             "SpeculativeEngine(M, TOK, heads='medusa', pruning=0.1)",
             "'medusa' holds 'medusa'; give streams, or",
