@@ -32,12 +32,11 @@ from torch.nn import functional
 
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError, count_of, must_be
-from specstream.heads.folder import describe_base, drafted_tokens, load_head, save_head
+from specstream.heads.folder import drafted_tokens, load_head
 from specstream.heads.parallel import ParallelHead, unit
 from specstream.heads.token_map import Chain, TokenMap
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.hidden_states import decoder_layers
-from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
 
 KIND = "block"
@@ -215,6 +214,8 @@ class BlockHead(ParallelHead):
         UsageError: more layers than the base has, or taps that it does not have.
     """
 
+    kind = KIND
+
     inverse: Tensor
 
     def __init__(
@@ -338,27 +339,6 @@ class BlockHead(ParallelHead):
         layered = list(zip(keys.unbind(2), values.unbind(2), strict=True))
         final = self._run(start, positions[:, None], layered, seen[:, None], frozen.multiply)[:, 0]
         return self._candidates(final, count, frozen.token_map, self.confidence(final).sigmoid())
-
-    def save(self, folder: str | Path, *, dtype: str | torch.dtype = torch.bfloat16, **details: Any) -> None:
-        """Write a folder that ``from_pretrained`` reads.
-
-        Args:
-            folder: where to.
-            dtype: of the weights on disk, or its name.
-            **details: kept in its config.json: ``data``, ``recipe``, ``figures``; what JSON can hold.
-
-        Raises:
-            UsageError: a folder that cannot be, or holds something else; a dtype that weights cannot have.
-        """
-        wanted = pick_dtype(dtype)
-        tensors = {name: parameter.to(wanted or parameter.dtype) for name, parameter in self.named_parameters()}
-        if self.vocabulary is not None:
-            tensors["vocabulary"] = self.vocabulary.int()
-        base, extra = describe_base(self.model), {"extra_parameters": self.extra_parameters}
-        extra["base_parameters"] = int(self.model.num_parameters())
-        save_head(
-            folder, tensors, {"kind": KIND, "base": base, KIND: asdict(self.config), **extra, **self.details, **details}
-        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, model: Any) -> BlockHead:

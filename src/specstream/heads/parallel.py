@@ -7,6 +7,8 @@ was drafted before it (``token_map.py``).
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specstream.core.tree_shapes import Candidates
-from specstream.heads.folder import TrainedHead
+from specstream.heads.folder import TrainedHead, describe_base, save_head
 from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
+from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
 from specstream.models.runtime.capabilities import capabilities
 
@@ -24,6 +27,9 @@ class ParallelHead(TrainedHead):
     """Of one base; the argument is ``TrainedHead``'s.
 
     Attributes:
+        kind: what its folder says it holds.
+        config: what it is made of, a dataclass.
+        details: what else its folder says.
         embeddings: ``[gamma, hidden]``, what tells the depths apart.
         from_state: of the linear start, ``[hidden, hidden]``; what it makes of a state.
         from_token: of the same shape; what it makes of the token behind.
@@ -32,6 +38,9 @@ class ParallelHead(TrainedHead):
         chain: the token-to-token map, if there is one.
     """
 
+    kind: str
+    config: Any
+    details: dict[str, Any]
     embeddings: nn.Parameter
     from_state: nn.Parameter
     from_token: nn.Parameter
@@ -47,6 +56,26 @@ class ParallelHead(TrainedHead):
     def gamma(self) -> int:
         """The deepest draft."""
         return len(self.embeddings)
+
+    def save(self, folder: str | Path, *, dtype: str | torch.dtype = torch.bfloat16, **details: Any) -> None:
+        """Write a folder that ``from_pretrained`` reads.
+
+        Args:
+            folder: where to.
+            dtype: of the weights on disk, or its name; the vocabulary stays in integers.
+            **details: kept in its config.json: ``data``, ``recipe``, ``figures``; what JSON can hold.
+
+        Raises:
+            UsageError: a folder that cannot be, or holds something else; a dtype that weights cannot have.
+        """
+        wanted = pick_dtype(dtype)
+        tensors = {name: parameter.to(wanted or parameter.dtype) for name, parameter in self.named_parameters()}
+        if self.vocabulary is not None:
+            tensors["vocabulary"] = self.vocabulary.int()
+        base = describe_base(self.model)
+        extra = {"extra_parameters": self.extra_parameters, "base_parameters": int(self.model.num_parameters())}
+        settings = {"kind": self.kind, "base": base, self.kind: asdict(self.config), **extra, **self.details, **details}
+        save_head(folder, tensors, settings)
 
     def chained(self, final: Tensor, before: Tensor) -> Tensor:
         """Final states behind the tokens that were drafted before, differentiable.

@@ -24,7 +24,7 @@ Left open by the paper, and decided here:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError, must_be
 from specstream.heads.early_exit import EarlyExit
-from specstream.heads.folder import describe_base, drafted_tokens, load_head, save_head
+from specstream.heads.folder import drafted_tokens, load_head
 from specstream.heads.multistream import MainStream, read_main, run_streams
 from specstream.heads.parallel import ParallelHead, unit
 from specstream.heads.streams_config import StreamsConfig
@@ -44,7 +44,6 @@ from specstream.heads.token_map import Chain, TokenMap
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears
-from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
 
 KIND = "streams"
@@ -80,6 +79,8 @@ class Streams(ParallelHead):
         UnsupportedModelError: a base that cannot be a target, or whose layers cannot be found.
         UsageError: more layers than the base has, or targets that it does not have.
     """
+
+    kind = KIND
 
     def __init__(
         self, model: Any, config: StreamsConfig | None = None, vocabulary: Sequence[int] | Tensor | None = None
@@ -224,26 +225,6 @@ class Streams(ParallelHead):
             chances = own[at, self._places(torch.tensor(tree.tokens, device=own.device))].tolist()
             found.append([1.0, *chances[1:]])
         return found
-
-    def save(self, folder: str | Path, *, dtype: str | torch.dtype = torch.bfloat16, **details: Any) -> None:
-        """Write a folder that ``from_pretrained`` reads.
-
-        Args:
-            folder: where to.
-            dtype: of the weights on disk, or its name; the vocabulary stays in integers.
-            **details: kept in its config.json: ``data``, ``recipe``, ``figures``; what JSON can hold.
-
-        Raises:
-            UsageError: a folder that cannot be, or holds something else; a dtype that weights cannot have.
-        """
-        wanted = pick_dtype(dtype)
-        tensors = {name: parameter.to(wanted or parameter.dtype) for name, parameter in self.named_parameters()}
-        if self.vocabulary is not None:
-            tensors["vocabulary"] = self.vocabulary.int()
-        base = describe_base(self.model)
-        extra = {"extra_parameters": self.extra_parameters, "base_parameters": int(self.model.num_parameters())}
-        settings = {"kind": KIND, "base": base, "streams": asdict(self.config), **extra, **self.details, **details}
-        save_head(folder, tensors, settings)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, model: Any) -> Streams:

@@ -198,10 +198,8 @@ class Gateway:
         return None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
 
     def _adjustment(self, body: Body, prompt_length: int) -> Adjustment:
-        bias, size = (
-            {int(token): value for token, value in (body.logit_bias or {}).items()},
-            self._engine.target.vocab_size,
-        )
+        size = self._engine.target.vocab_size
+        bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
         if strange := next((token for token in bias if token >= size), None):
             raise FieldError(f"logit_bias has the token {strange}; the vocabulary is 0 to {size - 1}", "logit_bias")
         return Adjustment(
