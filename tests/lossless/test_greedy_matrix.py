@@ -97,6 +97,13 @@ def test_a_quantised_target_says_what_it_says_without_drafts(family: str, bits: 
     assert min(_drafted([row.stats for row in batch])) > 0 or drafter != "draft_model-tree"
 
 
+SCALED: dict[str, dict[str, Any]] = {
+    "linear": {"type": "linear", "factor": 4.0},
+    "yarn": {"type": "yarn", "factor": 4.0, "original_context_length": 32},
+}
+"""How rotations are scaled, as files say it."""
+
+
 @cache
 def in_blocks(stored: str, noise: float = 0.0) -> Any:
     """A GGUF file of an architecture, or a checkpoint that is quantised in some way; ``noise`` makes a draft of it."""
@@ -104,7 +111,10 @@ def in_blocks(stored: str, noise: float = 0.0) -> Any:
         if stored in WAYS:
             write_quantized(Path(folder) / "model", build("llama", noise=noise), WAYS[stored])
             return load_model(f"{folder}/model", dtype="float32")[0]
-        file = write_gguf(Path(folder) / "model.gguf", stored, kind=in_several_kinds, seed=4, noise=noise)
+        architecture, _, way = stored.partition("-")
+        fields = {f"{architecture}.rope.scaling.{key}": value for key, value in SCALED.get(way, {}).items()}
+        file = Path(folder) / "model.gguf"
+        write_gguf(file, architecture, kind=in_several_kinds, seed=4, noise=noise, fields=fields)
         return load_gguf(file, torch.float32)[0]
 
 
@@ -114,7 +124,7 @@ def in_several_kinds(name: str) -> str:
 
 @pytest.mark.parametrize("drafter", ["none", "lookup-tree", "draft_model-tree"])
 @pytest.mark.parametrize("runtime", ["eager", "auto"])
-@pytest.mark.parametrize("stored", ["llama", "qwen2", "awq-32", "gptq-v1", "gptq-8", "ct-32", "ct-bytes"])
+@pytest.mark.parametrize("stored", ["llama", "llama-linear", "qwen2-yarn", "awq-32", "gptq-v1", "gptq-8", "ct-32", "ct-bytes"])
 def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime: RuntimeName, drafter: str) -> None:
     own = HuggingFaceTarget(in_blocks(stored), runtime=runtime)
     if runtime == "eager":

@@ -155,6 +155,20 @@ def config_of_gguf(path: Path) -> Any:
     return _without_attention(found)
 
 
+def scale_rotations(config: Any, parameters: Mapping[str, Any]) -> None:
+    """Let a configuration scale its rotations; where layers differ in them (Gemma 3), those that see everything.
+
+    Args:
+        config: a decoder's.
+        parameters: as in ``rope_parameters``: ``rope_type``, ``factor`` and what else that takes.
+    """
+    found = config.rope_parameters
+    found.get("full_attention", found).update(parameters)
+    if (before := parameters.get("original_max_position_embeddings")) is not None:
+        config.original_max_position_embeddings = before
+    config.validate_rope()
+
+
 def model_without_weights(config: Any, dtype: torch.dtype) -> Any:
     """A model of a configuration whose parameters are on no device, while its buffers, such as rotations, are there."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]  # it takes a second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from specstream.environment import free_memory
 from specstream.errors import ModelNotFoundError, UnsupportedModelError, UsageError
 from specstream.models.architecture.blocks import BlockTensor
-from specstream.models.architecture.compat import config_of_gguf, model_without_weights
+from specstream.models.architecture.compat import config_of_gguf, model_without_weights, scale_rotations
 from specstream.models.hub import repairs
 from specstream.models.hub.gguf_header import PLAIN_KINDS, Header, StoredTensor, read_header
 
@@ -25,6 +26,15 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 
 _FROM_ONE = ("gemma2", "gemma3")  # their norms multiply by 1 + weight, and the file holds the sum
 _ROTATIONS = "rope_freqs.weight"
+_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+_SCALED = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+"""Fields that say how rotations are scaled, and what transformers calls them."""
 _END_FIELDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 _ENDS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>")
 """Control tokens that end an answer, whatever the file's one field says: Qwen2.5, Llama 3 and Phi 3 have several."""
@@ -106,10 +116,7 @@ def _config(header: Header) -> Any:
         )
     if "tokenizer.ggml.tokens" not in header.fields:
         raise ModelNotFoundError(f"{path!r} has no tokenizer; give a whole file, such as llama.cpp makes")
-    if (scaling := header.own("rope.scaling.type")) not in (None, "none"):
-        raise UnsupportedModelError(
-            f"{path!r} scales its rotations ({scaling!r}), which is not read from GGUF files; give the model's folder"
-        )
+    scaling = _scaling(header)
     with tempfile.TemporaryDirectory() as scratch:
         _write_fields(header, Path(scratch) / "fields.gguf")
         config = config_of_gguf(Path(scratch) / "fields.gguf")
@@ -117,8 +124,44 @@ def _config(header: Header) -> Any:
     if hasattr(config, "head_dim"):  # which transformers reads for some architectures only
         heads = int(header.own("attention.head_count"))
         config.head_dim = int(header.own("attention.key_length") or config.hidden_size // heads)
+    if scaling:
+        scale_rotations(config, scaling)
     config._name_or_path = path
     return config
+
+
+def _scaling(header: Header) -> dict[str, Any]:
+    """How rotations are scaled, as transformers has it; empty if they are not. Llama 3's way is a tensor (``_fill``)."""
+    path, heads = str(header.path), int(header.own("attention.head_count") or 1)
+    dim = int(header.own("attention.key_length") or int(header.own("embedding_length") or 0) // heads)
+    turned = int(header.own("rope.dimension_count") or dim)
+    if turned != dim and header.architecture != "phi3":
+        raise UnsupportedModelError(
+            f"{path!r} rotates {turned} of {dim} dimensions, which is not read from GGUF files of the architecture "
+            f"{header.architecture!r}; give the model's folder"
+        )
+    found: dict[str, Any] = {} if turned == dim else {"partial_rotary_factor": turned / dim}
+    kind = "longrope" if _LONG in header.tensors else header.own("rope.scaling.type") or "none"
+    if kind == "none":
+        return found
+    known = {theirs: header.own(f"rope.scaling.{ours}") for ours, theirs in _SCALED.items()}
+    found |= {"rope_type": kind, **{name: value for name, value in known.items() if value is not None}}
+    if kind == "longrope" and _SHORT in header.tensors:
+        for name, tensor in (("short_factor", _SHORT), ("long_factor", _LONG)):
+            found[name] = _floats(_mapped(header), header.tensors[tensor]).tolist()
+    needed = {"linear": {"factor"}, "yarn": {"factor", "original_max_position_embeddings"}}
+    needed["longrope"] = {"short_factor", "original_max_position_embeddings"}
+    if kind not in needed or not needed[kind] <= set(found):
+        raise UnsupportedModelError(
+            f"{path!r} scales its rotations ({kind!r}) in a way that is not read from GGUF files; give the model's folder"
+        )
+    if kind == "yarn" and "attention_factor" in found:  # the file's stands before what follows from the factor
+        found["attention_factor"] *= 1 + 0.1 * math.log(found["factor"])
+    return found
+
+
+def _mapped(header: Header) -> Tensor:
+    return torch.from_numpy(np.memmap(header.path, mode="c", dtype=np.uint8))
 
 
 def _write_fields(header: Header, path: Path) -> None:
@@ -143,8 +186,8 @@ def _ends(header: Header) -> list[str]:
 
 def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
     """Put the file's tensors where a model without weights has none."""
-    mapped = torch.from_numpy(np.memmap(header.path, mode="c", dtype=np.uint8))
-    left = dict(header.tensors)
+    mapped = _mapped(header)
+    left = {name: tensor for name, tensor in header.tensors.items() if name not in (_SHORT, _LONG)}
     for name, weight, stored in _places(model, header):
         if stored.shape != tuple(weight.shape):
             raise ModelNotFoundError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -129,6 +130,71 @@ def test_rotations_of_llama_3_are_divided_as_the_file_says(tmp_path) -> None:
     assert torch.equal(model.model.rotary_emb.inv_freq, expected)
 
 
+def yarn_of_llama_cpp(dim: int, base: float, factor: float, before: int, fast: float = 32, slow: float = 1):
+    """Frequencies as ggml's rope_yarn makes them."""
+    own = base ** -(np.arange(0, dim, 2) / dim)
+    low, high = (dim * math.log(before / (turns * 2 * math.pi)) / (2 * math.log(base)) for turns in (fast, slow))
+    low, high = max(0, math.floor(low)), min(dim - 1, math.ceil(high))
+    mixed = 1 - np.clip((np.arange(dim // 2) - low) / max(0.001, high - low), 0, 1)
+    return own / factor * (1 - mixed) + own * mixed
+
+
+def scaled_file(path: Path, architecture: str, scaling: str, more: dict[str, float | int], **others) -> Path:
+    fields = {"type": scaling, **more}
+    return write_gguf(
+        path, architecture, fields={f"{architecture}.rope.scaling.{name}": each for name, each in fields.items()}, **others
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_rotations_are_scaled_linearly_and_by_yarn(tmp_path, architecture) -> None:
+    file = scaled_file(tmp_path / "a.gguf", architecture, "linear", {"factor": 4.0})
+    own = 10000.0 ** -(np.arange(0, 16, 2) / 16)
+    frequencies = load_gguf(file, torch.float32)[0].model.rotary_emb.inv_freq
+    assert np.allclose(frequencies, own / 4)
+    more = {"factor": 8.0, "original_context_length": 64}
+    rotary = load_gguf(scaled_file(tmp_path / "b.gguf", architecture, "yarn", more), torch.float32)[0].model.rotary_emb
+    expected = yarn_of_llama_cpp(16, 10000.0, 8.0, 64)
+    assert np.allclose(rotary.inv_freq, expected) and not np.allclose(expected, own / 8)
+    assert rotary.attention_scaling == pytest.approx(1 + 0.1 * math.log(8))
+    more |= {"attn_factor": 0.5, "yarn_beta_fast": 4.0, "yarn_beta_slow": 0.5}
+    rotary = load_gguf(scaled_file(tmp_path / "c.gguf", architecture, "yarn", more), torch.float32)[0].model.rotary_emb
+    assert np.allclose(rotary.inv_freq, yarn_of_llama_cpp(16, 10000.0, 8.0, 64, 4, 0.5))
+    assert rotary.attention_scaling == pytest.approx(0.5 + 0.05 * math.log(8))
+
+
+def test_gemma_3_scales_the_rotations_of_layers_that_see_everything(tmp_path) -> None:
+    plain = dict(load_gguf(write_gguf(tmp_path / "a.gguf", "gemma3"), torch.float32)[0].named_buffers())
+    file = scaled_file(tmp_path / "b.gguf", "gemma3", "linear", {"factor": 8.0})
+    scaled = dict(load_gguf(file, torch.float32)[0].named_buffers())
+    name = "model.rotary_emb.{}_attention_inv_freq".format
+    assert torch.equal(scaled[name("sliding")], plain[name("sliding")])
+    assert torch.allclose(scaled[name("full")] * 8, plain[name("full")])
+
+
+@pytest.mark.parametrize("turned", [16, 12])
+def test_phi_3_has_factors_for_short_and_long_texts_and_may_turn_a_part(tmp_path, turned) -> None:
+    names = ("rope_factors_short.weight", "rope_factors_long.weight")
+    file = write_gguf(
+        tmp_path / "a.gguf",
+        "phi3",
+        fields={
+            "phi3.rope.dimension_count": turned,
+            "phi3.rope.scaling.original_context_length": 128,
+            "phi3.rope.scaling.attn_factor": 1.25,
+        },
+        change=lambda shapes: {**shapes, **dict.fromkeys(names, (turned // 2,))},
+    )
+    factors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(file).tensors if tensor.name in names}
+    model, _ = load_gguf(file, torch.float32)
+    own = 10000.0 ** -(np.arange(0, turned, 2) / turned)
+    rotary = model.model.rotary_emb
+    assert np.allclose(rotary.inv_freq, own / factors[names[0]]) and rotary.attention_scaling == 1.25
+    rotary(torch.zeros(1), torch.arange(200)[None])  # longer than what it was trained on
+    assert np.allclose(rotary.inv_freq, own / factors[names[1]])
+    assert model(torch.tensor([[3, 4]])).logits.isfinite().all()
+
+
 def without(name: str):
     return lambda shapes: {each: shape for each, shape in shapes.items() if each != name}
 
@@ -142,7 +208,17 @@ REFUSED = {
     "scaling": (
         lambda file: write_gguf(file, fields={"llama.rope.scaling.type": "yarn"}),
         UnsupportedModelError,
-        r"scales its rotations \('yarn'\), which is not read from GGUF files; give the model's folder",
+        r"scales its rotations \('yarn'\) in a way that is not read from GGUF files; give the model's folder",
+    ),
+    "scaled otherwise": (
+        lambda file: write_gguf(file, fields={"llama.rope.scaling.type": "ntk", "llama.rope.scaling.factor": 2.0}),
+        UnsupportedModelError,
+        r"scales its rotations \('ntk'\) in a way that is not read from GGUF files; give the model's folder",
+    ),
+    "turned in part": (
+        lambda file: write_gguf(file, fields={"llama.rope.dimension_count": 8}),
+        UnsupportedModelError,
+        r"rotates 8 of 16 dimensions, which is not read from GGUF files of the architecture 'llama'; give",
     ),
     "missing": (
         lambda file: write_gguf(file, change=without("blk.1.ffn_up.weight")),
