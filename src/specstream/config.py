@@ -15,7 +15,18 @@ from specstream.errors import UsageError, listed, remedy, shown
 from specstream.files.yaml_file import Section, takes_numbers
 
 DrafterName = Literal[
-    "auto", "none", "lookup", "recycling", "lookahead", "streams", "medusa", "block", "draft_model", "mixed", "router"
+    "auto",
+    "none",
+    "lookup",
+    "recycling",
+    "lookahead",
+    "streams",
+    "medusa",
+    "block",
+    "eagle3",
+    "draft_model",
+    "mixed",
+    "router",
 ]
 
 

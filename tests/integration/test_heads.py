@@ -14,6 +14,7 @@ from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
+from tests.eagle_files import write_eagle
 from tests.tiny import tiny_model
 from tests.words import in_place_of
 
@@ -32,6 +33,8 @@ def folders(tmp_path_factory, model, tokenizer):
         Streams(model, StreamsConfig(gamma=3, layers=1, rank=2, pruning_rank=2)).save(root / "pruned")
         MedusaHeads(model, num_heads=3).save(root / "medusa")
         BlockHead(model, BlockConfig(gamma=3, layers=1)).save(root / "block")
+    write_eagle(root / "eagle3", model, gamma=3)
+    write_eagle(root / "authors", model, "authors", drafted=range(0, 100, 2))
     return root
 
 
@@ -54,6 +57,8 @@ def run(capsys, folders):
         ("pruned", "streams", {"pruning": 0.001}),
         ("medusa", "medusa", {}),
         ("block", "block", {}),
+        ("eagle3", "eagle3", {}),
+        ("authors", "eagle3", {}),
     ],
 )
 @pytest.mark.parametrize("named", [True, False])
@@ -80,6 +85,7 @@ def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
         ({"drafter": "streams"}, UsageError, "drafter is 'streams' and there are no heads for this model; give heads="),
         ({"drafter": "medusa", "heads": "streams"}, UsageError, "holds 'streams'; give drafter='streams'"),
         ({"drafter": "block"}, UsageError, "drafter is 'block' and there are no heads; give heads="),
+        ({"drafter": "eagle3"}, UsageError, "drafter is 'eagle3' and there are no heads; give heads="),
         ({"heads": "block", "pruning": 0.1}, UsageError, "pruning is 0.1 and .* holds 'block'; give streams"),
         ({"drafter": "lookup", "heads": "streams"}, UsageError, "drafter is 'lookup' and there are heads"),
         ({"drafter": "lookup", "pruning": 0.1}, UsageError, "pruning is 0.1 and drafter is 'lookup'"),
@@ -88,7 +94,7 @@ def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
         ({"heads": "streams", "pruning": 0.1}, UsageError, "has no early exit; give no pruning"),
         ({"heads": "streams", "pruning": 1.5}, UsageError, "pruning is 1.5; give a value that is less than 1"),
         ({"heads": "streams", "draft_model": "x"}, UsageError, "and there is a draft_model; give one of them"),
-        ({"heads": "model"}, ModelNotFoundError, "holds 'llama'; give a folder of streams, medusa or block"),
+        ({"heads": "model"}, ModelNotFoundError, "holds 'llama'; give a folder of streams, medusa, block or eagle3"),
         ({"heads": "nowhere"}, ModelNotFoundError, "no heads in .*; give a folder that training wrote"),
     ],
 )
@@ -116,7 +122,7 @@ def test_generate_takes_heads(run, folders):
     assert "give --heads" in err
 
 
-@pytest.mark.parametrize("kind", ["streams", "pruned", "medusa", "block"])
+@pytest.mark.parametrize("kind", ["streams", "pruned", "medusa", "block", "eagle3"])
 def test_the_audit_passes_heads(run, folders, kind):
     code, out, _ = run("audit", "one two", "--heads", str(folders / kind), "-n", "12", "--no-chat", "--json")
     report = json.loads(out)

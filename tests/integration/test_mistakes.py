@@ -529,7 +529,10 @@ def test_the_doctor_leaves_the_model_out_however_none_is_written(here, capsys):
             "serve -- --max-model-len 9",
             "error: -- --max-model-len 9 is for vLLM and the engine is local; give --engine",
         ),
-        ("benchmark heads --prompts q.jsonl --heads a", "No such option: --heads; give --streams, --medusa or --block"),
+        (
+            "benchmark heads --prompts q.jsonl --heads a",
+            "No such option: --heads; give --streams, --medusa, --block or --eagle3",
+        ),
         ("benchmark b.yaml", "No such command 'b.yaml'; give --config b.yaml"),
         # a folder or a file of another kind
         ("benchmark heads --prompts q.jsonl --streams m", "--streams is 'm', which holds medusa; give --medusa m"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
@@ -22,6 +25,7 @@ from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.block import BlockDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
@@ -31,10 +35,13 @@ from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.block_loss import block_loss
+from specstream.heads.eagle import EagleHead, Memory
 from specstream.heads.medusa import MedusaHeads
+from specstream.heads.parallel import plainly
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
+from specstream.models.architecture.hidden_states import States, decoder_layers, tapped
 from specstream.models.hub.vocabulary import cut_head
 from specstream.models.runtime.capabilities import Quantization
 from specstream.models.target.hf import HuggingFaceTarget
@@ -45,6 +52,7 @@ from specstream.routing.model import Network, RouterModel
 from specstream.routing.router import Router
 from specstream.training.data import Batch
 from specstream.training.recipes.block import TappedStates
+from tests.eagle_files import write_eagle
 from tests.lossless.drafters import Priced
 from tests.lossless.families import VOCAB, build, generated, prompt
 
@@ -61,6 +69,8 @@ DRAFTERS = (
     "streams-pruned",
     "block",
     "block-learned",
+    "eagle3",
+    "eagle3-learned",
     "draft_model",
     "draft_model-tree",
     "draft_model-part",
@@ -91,6 +101,8 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
     if kind == "block":
         return block_drafter(branching == "learned", family, **draft)
+    if kind == "eagle3":
+        return eagle_drafter(branching == "learned", family, **draft)
     if kind in ("streams", "router"):
         return streams_drafter(branching, family, **draft) if kind == "streams" else routed_drafter(family, **draft)
     if kind == "mixed" and branching == "streams":
@@ -187,6 +199,31 @@ def block_drafter(learned: bool, family: str, **model: Any) -> Drafter:
     return BlockDrafter(head, nodes=6, most=6, ranks=4)
 
 
+def eagle_drafter(learned: bool, family: str, **model: Any) -> Drafter:
+    """An EAGLE-3 head of chance, or one that learned what the model says."""
+    base = build(family, **model)
+    taps = (0, len(decoder_layers(base)) - 1)
+    with tempfile.TemporaryDirectory() as folder:
+        head = EagleHead.from_pretrained(write_eagle(Path(folder), base, taps=taps, gamma=GAMMA), base)
+    if learned:
+        head._multiply = plainly
+        head.requires_grad_(True)
+
+        def loss_of(tokens: Tensor) -> Tensor:
+            states = States(dict.fromkeys(taps))
+            with torch.no_grad(), tapped(base, decoder_layers(base), states, fused=False):
+                wanted = base(input_ids=tokens, use_cache=False).logits[0, 1:].argmax(-1)
+            taken = torch.stack([states[tap][0, :-1] for tap in taps], 1)  # type: ignore[index]
+            count = len(taken)
+            output = head.step(head.combined(taken), tokens[0, 1:], torch.arange(count), [(Memory(), count)])
+            return functional.cross_entropy(head.logits(output), wanted)
+
+        teach(head, loss_of)
+        head.requires_grad_(False)
+        head._multiply = None
+    return EagleDrafter(head, nodes=6, most=6, ranks=4)
+
+
 def teach(head: Any, loss_of: Callable[[Tensor], Tensor]) -> None:
     """A few steps on what the base itself says after a prompt: enough to be right now and then."""
     with torch.no_grad():
@@ -237,6 +274,10 @@ class Recorded:
         self.logits: list[list[Tensor]] = [[] for _ in prefixes]
         return RecordedSession(self.target.begin(prefixes), list(self.logits))
 
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> RecordedSession:
+        self.logits = [[] for _ in prefixes]
+        return RecordedSession(self.target.begin_reading(prefixes), list(self.logits))
+
 
 class RecordedSession:
     ragged = False
@@ -249,6 +290,9 @@ class RecordedSession:
     @property
     def exact(self) -> str:
         return self._session.exact
+
+    def read(self, most: int) -> bool:
+        return self._session.read(most)
 
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
         self._scored = self._session.score(trees)

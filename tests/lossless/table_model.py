@@ -18,6 +18,7 @@ from specstream.core.ports import Target, TargetSession
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates, Ranked
 from specstream.heads.block import BlockConfig
+from specstream.heads.eagle import EagleConfig, Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,7 @@ class TableSession(TargetSession):
         self.nodes = 0  # scored in all passes
         self._pending: list[TokenTree] | None = None
         self._begun: list[TokenTree] | None = None
+        self._reads = False
 
     def read(self, most: int) -> bool:
         for committed, unread in zip(self.committed, self.unread, strict=False):
@@ -137,6 +139,15 @@ class TableSession(TargetSession):
 
     def tap(self, layers: Collection[int]) -> None:
         self._require(set(layers) == {TableHeads.layer}, f"there is no layer of {layers} here")
+
+    def tap_prompts(self, layers: Collection[int]) -> None:
+        self._require(set(layers) == {TableHeads.layer}, f"there is no layer of {layers} here")
+        self._reads = True
+
+    def prompt_states(self, row: int, layers: Sequence[int]) -> Tensor:
+        tokens = self.committed[row] if self._reads else []
+        indexes = [self.model.index(tokens[: at + 1]) for at in range(len(tokens))]
+        return torch.tensor(indexes, dtype=torch.float64).view(-1, 1, 1)
 
     def states(self, layer: int) -> Tensor:
         """All that a table knows of a node: the number of its row, ``[rows, width, 1]``."""
@@ -292,6 +303,38 @@ class TableBlock:
             assert there[-1] == position
         drafted = TableHeads(self.model).draft(last, depth, count)
         return [Candidates(*own) for own in zip(*(part.tolist() for part in drafted), strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class TableEagle:
+    """An EAGLE-3 head that says what the table says behind what it drafted; its outputs are rows of the table."""
+
+    model: TableModel
+    gamma: int = 3
+    config: EagleConfig = field(default_factory=lambda: EagleConfig(taps=(0,), heads=1))
+    nbytes = 0
+
+    @property
+    def vocabulary(self) -> Tensor:
+        return torch.arange(self.model.vocab)
+
+    def combined(self, states: Tensor) -> Tensor:
+        return states[:, 0]
+
+    def fed_back(self, output: Tensor) -> Tensor:
+        return output
+
+    def step(self, hidden: Tensor, tokens: Tensor, positions: Tensor, memories: Sequence[tuple[Memory, int]]) -> Tensor:
+        places = positions.tolist()
+        for memory, count in memories:
+            own, places = places[:count], places[count:]
+            assert own == sorted(set(own)) and memory.length <= own[0]  # without those of a pause
+            memory.length += count
+        rows = [self.model.index([token], int(row)) for row, token in zip(hidden[:, 0], tokens.tolist(), strict=True)]
+        return torch.tensor(rows, dtype=hidden.dtype)[:, None]
+
+    def logits(self, output: Tensor) -> Tensor:
+        return self.model.table[output[:, 0].long()].float()
 
 
 @dataclass(frozen=True, eq=False)

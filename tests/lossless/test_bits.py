@@ -50,12 +50,13 @@ DRAFTERS = (
     "streams",
     "streams-pruned",
     "block",
+    "eagle3",
     "draft_model",
     "draft_model-tree",
     "mixed",
     "self:int8",
 )
-BRANCHING = ("lookahead", "medusa", "streams", "streams-pruned", "block", "draft_model-tree")
+BRANCHING = ("lookahead", "medusa", "streams", "streams-pruned", "block", "eagle3", "draft_model-tree")
 
 
 class Plain:

@@ -18,6 +18,7 @@ from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.drafters.block import BlockDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
@@ -27,7 +28,7 @@ from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
-from tests.lossless.table_model import TableBlock, TableHeads, TableModel, TableStreams
+from tests.lossless.table_model import TableBlock, TableEagle, TableHeads, TableModel, TableStreams
 
 # A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
 TARGET = TableModel.random(11, vocab=5, memory=4)
@@ -50,6 +51,8 @@ DRAFTERS = {
     "medusa": lambda: MedusaDrafter(TableHeads(NEAR)),
     "medusa, heads that are wrong": lambda: MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "block": lambda: BlockDrafter(TableBlock(NEAR)),
+    "eagle3": lambda: EagleDrafter(TableEagle(NEAR)),
+    "eagle3, a head that is wrong": lambda: EagleDrafter(TableEagle(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "block, a head that is wrong": lambda: BlockDrafter(TableBlock(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "streams": lambda: StreamsDrafter(TableStreams(NEAR)),
     "streams that know the token before": lambda: StreamsDrafter(TableStreams(NEAR, chained=True)),

@@ -39,7 +39,8 @@ RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
     ),  # on CUDA "auto" is "graphs": these passes, captured
 }
 QUANTISED_WITH = (
-    *("lookup-tree", "lookahead", "medusa", "streams-learned", "block-learned", "draft_model-tree", "mixed-streams"),
+    *("lookup-tree", "lookahead", "medusa", "streams-learned", "block-learned", "eagle3-learned", "draft_model-tree"),
+    "mixed-streams",
     "router",
     "self:int8",
 )
@@ -124,7 +125,9 @@ def in_several_kinds(name: str) -> str:
 
 @pytest.mark.parametrize("drafter", ["none", "lookup-tree", "draft_model-tree"])
 @pytest.mark.parametrize("runtime", ["eager", "auto"])
-@pytest.mark.parametrize("stored", ["llama", "llama-linear", "qwen2-yarn", "awq-32", "gptq-v1", "gptq-8", "ct-32", "ct-bytes"])
+@pytest.mark.parametrize(
+    "stored", ["llama", "llama-linear", "qwen2-yarn", "awq-32", "gptq-v1", "gptq-8", "ct-32", "ct-bytes"]
+)
 def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime: RuntimeName, drafter: str) -> None:
     own = HuggingFaceTarget(in_blocks(stored), runtime=runtime)
     if runtime == "eager":
@@ -157,6 +160,7 @@ def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime
         "medusa",
         "streams-learned",
         "block-learned",
+        "eagle3-learned",
         "mixed-streams",
         "router",
     ],

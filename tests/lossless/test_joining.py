@@ -165,10 +165,19 @@ def check(target: Any, drafter: Any, expected: Sequence[Sequence[int]]) -> list[
 
 RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
     "auto": (
-        *("none", "lookup", "lookahead", "medusa", "streams-learned", "streams-pruned", "block-learned"),
+        *(
+            "none",
+            "lookup",
+            "lookahead",
+            "medusa",
+            "streams-learned",
+            "streams-pruned",
+            "block-learned",
+            "eagle3-learned",
+        ),
         *("draft_model", "draft_model-tree", "draft_model-part", "mixed", "mixed-streams"),
     ),
-    "eager": ("medusa", "streams-learned", "block-learned", "draft_model-tree"),
+    "eager": ("medusa", "streams-learned", "block-learned", "eagle3-learned", "draft_model-tree"),
     "static": ("none", "lookup-tree", "draft_model", "mixed-streams"),
 }
 

@@ -22,6 +22,7 @@ _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The fi
 _Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of streams trained for the model.")]
 _Medusa = Annotated[options.Text, typer.Option("--medusa", help="A folder of Medusa heads trained for the model.")]
 _Block = Annotated[options.Text, typer.Option("--block", help="A folder of a block head trained for the model.")]
+_Eagle3 = Annotated[options.Text, typer.Option("--eagle3", help="A folder of an EAGLE-3 head of the model.")]
 _Drafters = Annotated[
     list[str], typer.Option("--drafter", help="Only these; may be repeated. Default: all that are at hand.")
 ]
@@ -48,6 +49,7 @@ def bench_heads(
     streams: _Streams = None,
     medusa: _Medusa = None,
     block: _Block = None,
+    eagle3: _Eagle3 = None,
     draft: options.Draft = None,
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
     per_category: _PerCategory = 20,
@@ -65,7 +67,7 @@ def bench_heads(
     from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions
     from specstream.heads.shipped import shipped_for
 
-    given = {"streams": streams, "medusa": medusa, "block": block, "draft": draft}
+    given = {"streams": streams, "medusa": medusa, "block": block, "eagle3": eagle3, "draft": draft}
     _check(drafter, given, model)
     _check_options(drafter, fixed, pruning)
     check_output(output)
@@ -130,11 +132,13 @@ def _check_options(drafter: list[str], fixed: int | None, pruning: list[float]) 
 
 def _check_heads(given: dict[str, str | None], fixed: int | None, pruning: list[float]) -> None:
     """Refuse options of heads where there are none, neither given nor shipped for the model."""
+    from specstream.heads.folder import KINDS
+
     if pruning and given["streams"] is None:
         raise UsageError(f"--pruning is {pruning[0]} and there are no streams for this model; give --streams")
-    if fixed is not None and not any(given[name] for name in ("streams", "medusa", "block")):
+    if fixed is not None and not any(given[name] for name in KINDS):
         raise UsageError(
-            f"--fixed is {fixed} and there are no heads for this model; give --streams, --medusa or --block"
+            f"--fixed is {fixed} and there are no heads for this model; give --streams, --medusa, --block or --eagle3"
         )
 
 

@@ -44,7 +44,7 @@ Drafter = Annotated[
     ),
 ]
 HeadsFolder = Annotated[
-    Text, typer.Option("--heads", help="A folder of heads trained for the model: streams, medusa or block.")
+    Text, typer.Option("--heads", help="A folder of heads trained for the model: streams, medusa, block or eagle3.")
 ]
 RouterFolder = Annotated[
     Text, typer.Option("--router", help="For --drafter router: the folder that `specstream router train` wrote.")

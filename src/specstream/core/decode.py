@@ -59,7 +59,7 @@ class Batch:
         self.rows, self.timings, self._speculation = list(rows), timings, speculation
         self._context_length = target.context_length
         self._turn, self._prefixes = target.rereads_at, prefixes
-        self._session = _read_by(target, rows, prefixes) if session is None else session
+        self._session = _read_by(target, drafter, rows, prefixes) if session is None else session
         self._drafts = begun(drafter, [row.tokens for row in rows], [row.sampling for row in rows], self._session)
         while session is None and self.read(sys.maxsize):
             pass
@@ -197,7 +197,7 @@ class Reading:
         prefixes: PrefixCache | None = None,
     ) -> None:
         self._timings = timings
-        self._session = _begun_by(target, rows, prefixes)
+        self._session = _begun_by(target, drafter, rows, prefixes)
         self._begin = partial(
             Batch,
             *(target, drafter, rows),
@@ -223,19 +223,21 @@ class Reading:
         return left
 
 
-def _begun_by(target: Target, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
+def _begun_by(target: Target, drafter: Drafter, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
     """A session that is to read the rows' prompts."""
     session = target.begin_reading([row.tokens[:-1] for row in rows])
+    if drafter.reads and session.hidden_states is not None:
+        session.hidden_states.tap_prompts(drafter.reads)
     if prefixes is not None:
         session.reuse(prefixes)
     return session
 
 
-def _read_by(target: Target, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
+def _read_by(target: Target, drafter: Drafter, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
     """One that has read them."""
-    if prefixes is None:
+    if prefixes is None and not drafter.reads:
         return target.begin([row.tokens[:-1] for row in rows])
-    session = _begun_by(target, rows, prefixes)
+    session = _begun_by(target, drafter, rows, prefixes)
     while session.read(sys.maxsize):
         pass
     return session

@@ -94,8 +94,12 @@ class HeadDrafter(Drafter):
         return RankAcceptance.unknown(self.depth, self.ranks)
 
     def acceptances(self, samplings: Sequence[Sampling]) -> list[RankAcceptance]:
-        """What each row of a batch learns in: here all in what this drafter learned."""
-        return [self.learned] * len(samplings)
+        """What each row of a batch learns in: greedy rows in what this drafter learned.
+
+        What earlier generations taught is not in the offers of a row that samples: a seed has to repeat.
+        """
+        fresh = self.unlearned()
+        return [self.learned if each.greedy else fresh for each in samplings]
 
     @abstractmethod
     def tap(self, target: HiddenStates) -> None:

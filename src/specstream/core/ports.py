@@ -77,6 +77,19 @@ class HiddenStates(Protocol):
             as in that pass, and the next pass may overwrite it.
         """
 
+    def tap_prompts(self, layers: Collection[int]) -> None:
+        """Keep what goes into these layers while prompts are read; to ask before the first of them is.
+
+        Layers are those of ``tap``, but not the head.
+        """
+
+    def prompt_states(self, row: int, layers: Sequence[int]) -> Tensor:
+        """What went into some of those layers at the committed tokens of a row's prompt, until the first pass.
+
+        Returns:
+            ``[tokens, layers, hidden]`` in the model's dtype; no tokens where nobody asked in time.
+        """
+
     def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
         """Begin a pass over these trees, as far as ``layer``.
 
@@ -439,6 +452,11 @@ class Drafter(Protocol):
     def components(self) -> Components:
         """What it drafts with beside the target."""
         return Components()
+
+    @property
+    def reads(self) -> Collection[int]:
+        """Layers of the target whose inputs it needs at every token of a prompt (``HiddenStates.tap_prompts``)."""
+        return ()
 
     @property
     def limits(self) -> Mapping[str, int]:

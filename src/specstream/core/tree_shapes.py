@@ -115,7 +115,9 @@ class Candidates:
         """Tokens of each depth, the likeliest first behind what was emitted before it."""
         drafted, rank = list[list[int]](), 0
         for at, (tokens, token) in enumerate(zip(self.tokens, emitted, strict=False)):
-            drafted.append([tokens[each] for _, each in self.behind(at, rank)])
+            if not (ranked := self.behind(at, rank)):
+                break
+            drafted.append([tokens[each] for _, each in ranked])
             if token not in tokens:  # deeper ones were drafted behind something else
                 break
             rank = tokens.index(token)
@@ -142,9 +144,11 @@ class RankAcceptance:
 
     Args:
         rates: ``rates[depth - 1][rank]`` to begin with, each depth's summing to 1 at most.
+        spine: whether only the likeliest candidate of a depth has others behind it.
     """
 
-    def __init__(self, rates: Sequence[Sequence[float]]) -> None:
+    def __init__(self, rates: Sequence[Sequence[float]], *, spine: bool = False) -> None:
+        self._spine = spine
         self.rates = [list(each) for each in rates]
         self._judged = [float(PRIOR_WEIGHT)] * len(self.rates)
         self._offers: dict[tuple[str, int, int], Offer] = {}  # until more is learned
@@ -166,7 +170,12 @@ class RankAcceptance:
     def grow(self, nodes: int, depth: int) -> Shape:
         """The tree that is expected to emit most, of at most so many nodes besides the root and no deeper."""
         ranked = [_ranked(rates) for rates in self.rates[:depth]]
-        return grow(lambda path: ranked[len(path)] if len(path) < len(ranked) else (), nodes)
+
+        def follow(path: tuple[int, ...]) -> Ranked:
+            ends = len(path) == len(ranked) or (self._spine and any(path))
+            return () if ends else ranked[len(path)]
+
+        return grow(follow, nodes)
 
     def offer(self, source: str, nodes: int, depth: int) -> Offer:
         """The offer of the trees that ``grow`` makes."""

@@ -17,6 +17,7 @@ DRAFTERS = {
     "draft_model": "#009E73",
     "medusa": "#CC79A7",
     "block": "#F0E442",
+    "eagle3": "#999933",
     "lookahead": "#56B4E9",
 }
 """Okabe and Ito's, which people with colour-blindness can tell apart."""

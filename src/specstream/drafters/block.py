@@ -59,10 +59,6 @@ class BlockDrafter(HeadDrafter):
     def fixed_tree(self, nodes: int) -> BlockDrafter:
         return BlockDrafter(self.head, nodes=nodes, most=nodes, rates=self.rates)
 
-    def acceptances(self, samplings: Sequence[Sampling]) -> list[RankAcceptance]:
-        fresh = self.unlearned()
-        return [self.learned if each.greedy else fresh for each in samplings]
-
     def tap(self, target: HiddenStates) -> None:
         target.tap(self.head.config.taps)
 

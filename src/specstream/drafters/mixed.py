@@ -6,7 +6,7 @@ most tokens a second (``core/policy/plan.py``). Without one the first offer is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from specstream.core.ports import Components, Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
@@ -36,6 +36,10 @@ class MixedDrafter(Drafter):
     @property
     def components(self) -> Components:
         return Components.union(each.components for each in self.drafters)
+
+    @property
+    def reads(self) -> Collection[int]:
+        return {layer for each in self.drafters for layer in each.reads}
 
     @property
     def limits(self) -> Mapping[str, int]:

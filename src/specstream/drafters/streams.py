@@ -21,9 +21,8 @@ from collections.abc import Sequence
 
 from specstream.core.head_drafter import RANKS, HeadDrafter, HeadSession, Place
 from specstream.core.ports import DraftRequest, HiddenStates
-from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
-from specstream.core.tree_shapes import Candidates, RankAcceptance
+from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError
 from specstream.heads.streams import Streams
 
@@ -69,10 +68,6 @@ class StreamsDrafter(HeadDrafter):
 
     def tap(self, target: HiddenStates) -> None:
         target.tap([self.head.first])
-
-    def acceptances(self, samplings: Sequence[Sampling]) -> list[RankAcceptance]:
-        fresh = self.unlearned()
-        return [self.learned if each.greedy else fresh for each in samplings]
 
     def candidates(
         self,

@@ -19,6 +19,7 @@ from specstream.core.suffix_index import SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.block import BlockDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
@@ -33,6 +34,7 @@ from specstream.engine.memory import Memory
 from specstream.engine.text import check_tokenizer
 from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError, shown
 from specstream.heads.block import BlockHead
+from specstream.heads.eagle import EagleHead
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.shipped import left_out, shipped_for
@@ -327,6 +329,8 @@ def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig)
     if (kind := kind_of(folder)) == "block":
         block = BlockHead.from_pretrained(folder, target.model)
         return BlockDrafter(block, rates=block.details.get("rates"))
+    if kind == "eagle3":
+        return EagleDrafter(EagleHead.from_pretrained(folder, target.model))
     if kind == "medusa":
         heads = MedusaHeads.from_pretrained(folder, target.model)
         lend_kernels(heads, target.runtime.kind)

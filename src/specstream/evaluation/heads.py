@@ -16,7 +16,7 @@ from specstream.evaluation.benchmark.summary import arms_of, side_of, told
 from specstream.files.prompts import read_records
 from specstream.heads.folder import KINDS
 
-NEEDING = {"streams": "streams", "medusa": "medusa", "block": "block", "draft_model": "draft", "mixed": "draft"}
+NEEDING = {**{kind: kind for kind in KINDS}, "draft_model": "draft", "mixed": "draft"}
 """Drafters and the option that says what each of them drafts with; streams that are shipped need none."""
 
 FIXED = " (fixed tree)"

@@ -21,7 +21,7 @@ Decided here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,10 @@ from torch.nn import functional
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError, count_of, must_be
 from specstream.heads.folder import drafted_tokens, load_head
-from specstream.heads.parallel import ParallelHead, unit
+from specstream.heads.parallel import Multiply, ParallelHead, multiply_of, plainly, unit
 from specstream.heads.token_map import Chain, TokenMap
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.hidden_states import decoder_layers
-from specstream.models.runtime import quantized
 
 KIND = "block"
 
@@ -56,8 +55,6 @@ COPIED = {
     "mlp_norm": "post_attention_layernorm",
 }
 """Modules of a draft layer, and what they are called in a layer of the Llama kind."""
-
-Multiply = Callable[[nn.Linear, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,11 +278,11 @@ class BlockHead(ParallelHead):
         """
         every = torch.arange(states.shape[1], device=states.device)
         sized, turn = unit(states), self.rotation(every)
-        memory = [each.memory(sized, turn, _plainly) for each in self.layers]  # type: ignore[operator]
+        memory = [each.memory(sized, turn, plainly) for each in self.layers]  # type: ignore[operator]
         last = positions[..., None]
         seen = (every <= last) & (every > last - self.config.window) & (every >= first[:, None, None])
         here = states[:, :, -1].gather(1, last.expand(-1, -1, states.shape[-1])).float()
-        return self._run(self.linear_start(here, following), positions, memory, seen, _plainly)
+        return self._run(self.linear_start(here, following), positions, memory, seen, plainly)
 
     def confidence(self, final: Tensor) -> Tensor:
         """How likely each depth is accepted, as logits: ``[..., depth, hidden]`` -> ``[..., depth]``.
@@ -378,18 +375,6 @@ class BlockHead(ParallelHead):
         """The same object as long as the weights are the same: what is made of them is made once."""
         version = sum(parameter._version for parameter in self.parameters())
         if self._frozen is None or self._frozen.version != version:
-            self._frozen = _Frozen(version, self._multiply(), self._token_map())
+            linears = [each for each in self.layers.modules() if isinstance(each, nn.Linear)]
+            self._frozen = _Frozen(version, multiply_of(linears, quantize=self._in_bytes()), self._token_map())
         return self._frozen
-
-    def _multiply(self) -> Multiply:
-        """Linear layers from bytes, where those are faster."""
-        if not self._in_bytes():
-            return _plainly
-        linears = [each for each in self.layers.modules() if isinstance(each, nn.Linear)]
-        quick = {each: quantized.linear(quantized.quantize(each.weight), each.bias) for each in linears}
-        return lambda linear, x: quick[linear](x)
-
-
-def _plainly(linear: nn.Linear, x: Tensor) -> Tensor:
-    result: Tensor = linear(x)
-    return result

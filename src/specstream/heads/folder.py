@@ -22,7 +22,7 @@ from specstream.models.hub.catalog import catalog, on_disk
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
-KINDS = ("streams", "medusa", "block")
+KINDS = ("streams", "medusa", "block", "eagle3")
 """Heads that there are drafters for, by the names of those."""
 
 
@@ -98,8 +98,11 @@ def save_head(
 
 
 def _kind(settings: Mapping[str, Any]) -> Any:
-    """Of heads: Medusa's say it as vLLM reads it."""
-    return settings.get("kind", settings.get("model_type"))
+    """Of heads: Medusa's say it as vLLM reads it, EAGLE-3's as speculators writes it or its authors do."""
+    named = settings.get("speculators_model_type") or settings.get("kind")
+    if named is None and any("eagle3" in str(each).lower() for each in settings.get("architectures") or ()):
+        return "eagle3"
+    return named or settings.get("model_type")
 
 
 def _held(folder: Path) -> Any:
@@ -162,9 +165,7 @@ def kind_of(folder: str | Path) -> str:
     kind = _kind(settings)
     if kind not in KINDS:
         held = "does not say whose heads it holds" if kind is None else f"holds {kind!r}"
-        raise ModelNotFoundError(
-            f"{str(folder)!r} {held}; give a folder of {', '.join(KINDS[:-1])} or {KINDS[-1]}, of specstream train"
-        )
+        raise ModelNotFoundError(f"{str(folder)!r} {held}; give a folder of {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     return str(kind)
 
 
@@ -192,8 +193,10 @@ def check_base_name(folder: str | Path, model: str) -> None:
 
 def _width(folder: Path, settings: Mapping[str, Any]) -> int | None:
     """The hidden size of the base of heads; None where the folder does not say it."""
-    if "hidden_size" in settings:
-        return int(settings["hidden_size"])
+    inner = settings.get("transformer_layer_config") or {}  # of EAGLE-3 heads
+    for width in (settings.get("target_hidden_size"), settings.get("hidden_size"), inner.get("hidden_size")):
+        if width is not None:
+            return int(width)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             return int(file.get_slice("embeddings").get_shape()[-1])

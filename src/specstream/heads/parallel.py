@@ -7,6 +7,7 @@ was drafted before it (``token_map.py``).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,28 @@ from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
 from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
 from specstream.models.runtime.capabilities import capabilities
+
+Multiply = Callable[[nn.Linear, Tensor], Tensor]
+
+
+def plainly(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The layer's own product, in its weight's dtype."""
+    result: Tensor = linear(x.to(linear.weight.dtype))
+    return result
+
+
+def in_bytes(model: Any) -> bool:
+    """Whether weights that draft for this model are faster as bytes."""
+    found = capabilities(model.device, model.dtype, keep_dtype=True)
+    return found.quantization.value != "none"
+
+
+def multiply_of(linears: Iterable[nn.Linear], *, quantize: bool) -> Multiply:
+    """What runs linear layers that draft: from bytes, to which they are rounded here, or as they are."""
+    if not quantize:
+        return plainly
+    quick = {each: quantized.linear(quantized.quantize(each.weight), each.bias) for each in linears}
+    return lambda linear, x: quick[linear](x)
 
 
 class ParallelHead(TrainedHead):
@@ -146,9 +169,7 @@ class ParallelHead(TrainedHead):
         return self.chain.token_map(weight, self.token_states(drafted))
 
     def _in_bytes(self) -> bool:
-        """Whether weights that draft are faster here as bytes."""
-        found = capabilities(self.model.device, self.model.dtype, keep_dtype=True)
-        return found.quantization.value != "none"
+        return in_bytes(self.model)
 
     def _logits(self, final: Tensor) -> Tensor:
         """Over the tokens that are drafted. On our kernels from bytes: to round a draft is to lose acceptance."""

@@ -82,7 +82,17 @@ class DeploymentConfig(Section):
     engine: Literal["local", "vllm"] = "local"
     draft_model: str | None = None
     drafter: Literal[
-        "auto", "none", "lookup", "recycling", "lookahead", "streams", "medusa", "block", "draft_model", "mixed"
+        "auto",
+        "none",
+        "lookup",
+        "recycling",
+        "lookahead",
+        "streams",
+        "medusa",
+        "block",
+        "eagle3",
+        "draft_model",
+        "mixed",
     ] = "auto"
     heads: str | None = None
     memory: str | None = None

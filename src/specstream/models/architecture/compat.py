@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
@@ -29,6 +30,7 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.pytorch_utils import Conv1D
 
 from specstream import environment
@@ -167,6 +169,16 @@ def scale_rotations(config: Any, parameters: Mapping[str, Any]) -> None:
     if (before := parameters.get("original_max_position_embeddings")) is not None:
         config.original_max_position_embeddings = before
     config.validate_rope()
+
+
+def rotations_of(settings: Mapping[str, Any]) -> nn.Module:
+    """The module of rotations that transformers has for a decoder layer of the Llama kind with this configuration.
+
+    It takes ``(like, positions [1, n])`` and returns cosines and sines ``[1, n, head_dim]``.
+    """
+    given = {name: value for name, value in settings.items() if name not in ("model_type", "torch_dtype", "dtype")}
+    config: Any = AutoConfig.for_model(settings.get("model_type", "llama"), **given)
+    return LlamaRotaryEmbedding(config)
 
 
 def model_without_weights(config: Any, dtype: torch.dtype) -> Any:

@@ -83,6 +83,7 @@ _DRAFTERS: Mapping[str, str] = MappingProxyType(
             "streams",
             "medusa",
             "block",
+            "eagle3",
             "draft_model",
             "mixed",
             "router",

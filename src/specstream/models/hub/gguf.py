@@ -131,7 +131,7 @@ def _config(header: Header) -> Any:
 
 
 def _scaling(header: Header) -> dict[str, Any]:
-    """How rotations are scaled, as transformers has it; empty if they are not. Llama 3's way is a tensor (``_fill``)."""
+    """How rotations are scaled, as transformers has it; empty if they are not. Llama 3's way is in ``_fill``."""
     path, heads = str(header.path), int(header.own("attention.head_count") or 1)
     dim = int(header.own("attention.key_length") or int(header.own("embedding_length") or 0) // heads)
     turned = int(header.own("rope.dimension_count") or dim)
@@ -153,7 +153,8 @@ def _scaling(header: Header) -> dict[str, Any]:
     needed["longrope"] = {"short_factor", "original_max_position_embeddings"}
     if kind not in needed or not needed[kind] <= set(found):
         raise UnsupportedModelError(
-            f"{path!r} scales its rotations ({kind!r}) in a way that is not read from GGUF files; give the model's folder"
+            f"{path!r} scales its rotations ({kind!r}) in a way that is not read from GGUF files; "
+            "give the model's folder"
         )
     if kind == "yarn" and "attention_factor" in found:  # the file's stands before what follows from the factor
         found["attention_factor"] *= 1 + 0.1 * math.log(found["factor"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,10 @@ PREFILL_CHUNK = 512
 """Prompt tokens per pass of a library's kernels: bounds the memory of the mask and of the activations."""
 
 
+_STATES = "states"
+"""What the prefix cache keeps beside keys and values, by this name: tapped states ``[layers, tokens, hidden]``."""
+
+
 class HuggingFaceSession:
     """A batch at work; see ``TargetSession``."""
 
@@ -54,6 +58,8 @@ class HuggingFaceSession:
         self._branched: list[set[tuple[int, int, int]]] = [set() for _ in prefixes]
         self._shape = 0, 0  # rows and nodes of the last pass, as they were certified
         self._states: States = {}
+        self._reads: tuple[int, ...] = ()  # layers that are tapped while prompts are read
+        self._read_states: list[list[Tensor]] = [[] for _ in prefixes]  # of every row, ``[tokens, layers, hidden]``
         self._prompts = [len(prefix) + 1 for prefix in prefixes]  # tokens; the last is read with the first tree
         # The texts that are to be read anew behind a length; None for those that are longer already.
         turn = target.rereads_at or 0
@@ -76,6 +82,7 @@ class HuggingFaceSession:
         copy.cache = self.cache.fork(rows, length, capacity)
         copy._bits, copy._branched = [self._exactness is not None] * rows, [set() for _ in range(rows)]
         copy._texts, copy._prompts, copy._cached = [None] * rows, [length + 1] * rows, [0] * rows
+        copy._read_states = [[] for _ in range(rows)]
         return copy
 
     @torch.inference_mode()
@@ -86,6 +93,7 @@ class HuggingFaceSession:
         copy._bits, copy._branched = [False] * len(self._bits), [set() for _ in self._bits]
         copy._texts = [text and list(text) for text in self._texts]
         copy._prompts, copy._cached = list(self._prompts), [0] * len(self._bits)
+        copy._read_states = [[] for _ in self._bits]
         return copy
 
     @property
@@ -139,12 +147,23 @@ class HuggingFaceSession:
 
     @torch.inference_mode()
     def retain(self, row: int, tokens: Sequence[int]) -> None:
-        if self.prefixes is None:
+        if self.prefixes is None or (self._reads and not self._read_states[row]):  # of an answer there are no states
             return
         # Without plain decoding's bits an answer has not those that it is read with.
         length = self.cache.lengths[row] if self.exact_of(row) == "bits" else self._prompts[row] - 1
-        parts = partial(self.cache.parts, row)
-        self.prefixes.keep(self._target, self._weights, tokens[:length], parts)
+        self.prefixes.keep(self._owner, self._weights, tokens[:length], partial(self._parts, row))
+
+    @property
+    def _owner(self) -> Hashable:
+        """Whose keys and values, with states of which layers beside them."""
+        return self._target, self._reads
+
+    def _parts(self, row: int, start: int, end: int) -> dict[Any, Tensor]:
+        """What the prefix cache keeps of a row's tokens."""
+        parts: dict[Any, Tensor] = {**self.cache.parts(row, start, end)}
+        if self._reads:
+            parts[_STATES] = torch.cat(self._read_states[row])[start:end].transpose(0, 1)
+        return parts
 
     def _fill(self, row: int, prefix: Sequence[int]) -> dict[Any, Tensor]:
         """Reuse what is known of a prompt's first tokens, but for the last of these.
@@ -156,20 +175,25 @@ class HuggingFaceSession:
             What is known of the token that is read again.
         """
         assert self.prefixes is not None
-        at, last, found = 0, dict[Any, Tensor](), self.prefixes.find(self._target, self._weights, prefix)
+        at, last, found = 0, dict[Any, Tensor](), self.prefixes.find(self._owner, self._weights, prefix)
         counts = [next(iter(parts.values())).shape[1] for parts in found]
         self.cache.reserve(sum(counts))
+        states = list[Tensor]()
         for parts, count in zip(found, counts, strict=True):
-            self.cache.fill(row, at, parts)
-            at, last = at + count, {key: part[:, -1:] for key, part in parts.items()}
+            own = {key: part for key, part in parts.items() if key != _STATES}
+            states += [part.transpose(0, 1) for key, part in parts.items() if key == _STATES]
+            self.cache.fill(row, at, own)
+            at, last = at + count, {key: part[:, -1:] for key, part in own.items()}
         self.cache.lengths[row] = self._cached[row] = max(0, at - 1)
+        self._read_states[row] = [torch.cat(states)[:-1]] if states else []
         return last
 
     def _begin_anew(self, row: int) -> None:
         """Read a prompt from its first token on: the weights are not those that its prefix was read with."""
         assert self.prefixes is not None
-        self.prefixes.forget(self._target)
+        self.prefixes.forget(self._owner)
         self.cache.lengths[row] = self._cached[row] = 0
+        self._read_states[row] = []
 
     @property
     def _chunk(self) -> int:
@@ -182,8 +206,12 @@ class HuggingFaceSession:
         chunk = TokenTree.chain(tokens)
         self.cache.plan(len(chunk), self.device, row)
         layout = self._layout([chunk], len(chunk), row)
+        states: States = dict.fromkeys(self._reads)
         with self._passing(), reading_prompt(prompt):
-            self._target.forward(self.cache, torch.tensor([chunk.tokens], device=self.device), layout, last_only=True)
+            ids = torch.tensor([chunk.tokens], device=self.device)
+            self._target.forward(self.cache, ids, layout, states, last_only=True)
+        if self._reads:
+            self._read_states[row].append(torch.stack([each[0] for each in states.values() if each is not None], 1))
         self.cache.lengths[row] += len(chunk)
 
     @torch.inference_mode()
@@ -193,6 +221,7 @@ class HuggingFaceSession:
             return self._score(trees)
 
     def _score(self, trees: Sequence[TokenTree]) -> Tensor:
+        self._read_states = [[] for _ in trees]
         if (counts := self._packed(trees)) is not None:
             return self._score_packed(trees, counts)
         width = self._pad(trees)
@@ -279,10 +308,23 @@ class HuggingFaceSession:
         return tokens, layout
 
     def tap(self, layers: Collection[int]) -> None:
-        count = len(self._target.layers)
-        if unknown := [layer for layer in layers if not 0 <= layer <= count]:
-            raise ValueError(f"cannot tap layer {unknown[0]} of a model of {count} layers")
+        self._check(layers, len(self._target.layers))
         self._states.update(dict.fromkeys(layers))
+
+    def tap_prompts(self, layers: Collection[int]) -> None:
+        self._check(layers, len(self._target.layers) - 1)
+        self._reads = tuple(sorted(set(layers)))
+
+    def _check(self, layers: Collection[int], last: int) -> None:
+        if unknown := [layer for layer in layers if not 0 <= layer <= last]:
+            raise ValueError(f"cannot tap layer {unknown[0]} of a model of {len(self._target.layers)} layers")
+
+    def prompt_states(self, row: int, layers: Sequence[int]) -> Tensor:
+        read = self._read_states[row]
+        if not read or not set(layers) <= set(self._reads):
+            embeddings: Tensor = self._target.model.get_input_embeddings().weight
+            return embeddings.new_empty((0, len(layers), embeddings.shape[-1]))
+        return torch.cat(read)[:, [self._reads.index(layer) for layer in layers]]
 
     def states(self, layer: int) -> Tensor:
         kept = self._states.get(layer)
@@ -360,6 +402,7 @@ class HuggingFaceSession:
         self._branched = [self._branched[row] for row in rows]
         self._texts = [self._texts[row] for row in rows]
         self._prompts, self._cached = ([each[row] for row in rows] for each in (self._prompts, self._cached))
+        self._read_states = [self._read_states[row] for row in rows]
 
     @torch.inference_mode()
     def join(self, other: HuggingFaceSession) -> None:
@@ -369,6 +412,7 @@ class HuggingFaceSession:
         self._texts.extend(other._texts)
         self._prompts.extend(other._prompts)
         self._cached.extend(other._cached)
+        self._read_states.extend([] for _ in other._cached)
 
     def _read_anew(self, trees: Sequence[TokenTree]) -> None:
         """Read the texts again that end where the model changes the rotations of all that it has read."""

@@ -1,0 +1,148 @@
+"""EAGLE-3 heads in both layouts: what a step says is what transformers' own layer says, and mistakes are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError
+from specstream.heads import eagle
+from specstream.heads.eagle import EagleHead, Memory
+from specstream.heads.folder import kind_of
+from tests.eagle_files import write_eagle
+from tests.lossless.families import build
+
+PART = list(range(0, 160, 3))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build("llama")
+
+
+@pytest.fixture(autouse=True)
+def _as_written(monkeypatch) -> None:
+    monkeypatch.setattr(eagle, "in_bytes", lambda model: False)
+
+
+def by_transformers(head: EagleHead, folder: Path, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Outputs at all positions, by a decoder layer of transformers with wider projections."""
+    settings = eagle.read_settings(folder)
+    inner = dict(settings.get("transformer_layer_config", settings))
+    kind = inner.pop("model_type")
+    inner.pop("architectures", None)
+    config = AutoConfig.for_model(kind, **inner)
+    config._attn_implementation = "eager"
+    layer = {"llama": LlamaDecoderLayer, "qwen3": Qwen3DecoderLayer}[kind](config, 0)
+    own = {name.replace("midlayer.", "layers.0."): each for name, each in eagle._read(folder).items()}
+    for name in "qkv":
+        weight = own[f"layers.0.self_attn.{name}_proj.weight"]
+        setattr(layer.self_attn, f"{name}_proj", torch.nn.Linear(*weight.shape[::-1], bias=False))
+    layer.load_state_dict(
+        {name.removeprefix("layers.0."): each for name, each in own.items() if name.startswith("layers.0.")},
+        strict=False,
+    )
+    table = own.get("embed_tokens.weight", head.model.get_input_embeddings().weight)
+    normed = torch.nn.functional.rms_norm(states, states.shape[-1:], own["layers.0.hidden_norm.weight"], 1e-5)
+    length = len(tokens)
+    mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
+    turn = LlamaRotaryEmbedding(config)(states[None], torch.arange(length)[None])
+    x = torch.cat([layer.input_layernorm(table[tokens]), normed], -1)[None]
+    seen = layer.self_attn(hidden_states=x, position_embeddings=turn, attention_mask=mask)[0][0]
+    hidden = seen + (normed if settings.get("norm_before_residual") else states)
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "speculators": {},
+    "of authors": {"layout": "authors", "drafted": PART},
+    "qwen3": {"kind": "qwen3", "embeddings": True},
+    "residual as it is, normed output": {"change": {"norm_before_residual": False, "norm_output": True}},
+    "normed taps": {"change": {"norm_before_fc": True}, "taps": (1, 0)},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_steps_are_those_of_a_layer_of_transformers_however_they_are_cut(model, tmp_path, shape) -> None:
+    folder = write_eagle(tmp_path / "head", model, **SHAPES[shape])
+    assert kind_of(folder) == "eagle3"
+    head = EagleHead.from_pretrained(folder, model)
+    random = torch.Generator().manual_seed(1)
+    states = torch.randn(9, len(head.config.taps), model.config.hidden_size, generator=random)
+    tokens = torch.randint(0, 160, (12,), generator=random)
+    combined = head.combined(states)
+    expected = by_transformers(head, folder, combined, tokens[:9])
+    memory, other, found = Memory(), Memory(), list[torch.Tensor]()
+    for start, end in ((0, 4), (4, 5), (5, 9)):  # another row's nodes stand behind in the same product
+        nodes = torch.cat([combined[start:end], combined[:2]])
+        known = torch.cat([tokens[start:end], tokens[:2]])
+        positions = torch.cat([torch.arange(start, end), torch.arange(2)])
+        other.length = 0
+        outputs = head.step(nodes, known, positions, [(memory, end - start), (other, 2)])
+        found.append(outputs[:-2])
+        assert torch.allclose(outputs[-2:], expected[:2], atol=1e-5)
+    assert torch.allclose(torch.cat(found), expected, atol=1e-5)
+    fed, outputs = combined, expected
+    for at in range(9, 12):  # drafted: what it says takes the place of the target's states
+        fed = torch.cat([fed, head.fed_back(outputs[-1:])])
+        outputs = by_transformers(head, folder, fed, tokens[: at + 1])
+        step = head.step(fed[-1:], tokens[at : at + 1], torch.tensor([at]), [(memory, 1)])
+        assert torch.allclose(step, outputs[-1:], atol=1e-5)
+    ids = PART if shape == "of authors" else list(range(160))
+    assert head.vocabulary.tolist() == ids and head.logits(outputs).shape == (12, len(ids))
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "layers": (
+        {"change": {"transformer_layer_config": {"num_hidden_layers": 2}}},
+        UnsupportedModelError,
+        "has 2 layers",
+    ),
+    "window": (
+        {"change": {"transformer_layer_config": {"layer_types": ["sliding_attention"]}}},
+        UnsupportedModelError,
+        "has 'sliding_attention', which is not read; give another head",
+    ),
+    "fc_norm": ({"change": {"fc_norm": True}}, UnsupportedModelError, "has 'fc_norm', which is not read; give another"),
+    "taps": ({"taps": (0, 7)}, HeadMismatchError, r"of the layers \[0, 7\] and the model has 2 layers of 64; give the"),
+    "vocabulary": (
+        {"drafted": [*range(8), 400]},
+        HeadMismatchError,
+        "drafts the token 400 and the model has 160; give",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_does_not_fit_is_refused(model, tmp_path, case) -> None:
+    given, error, message = MISTAKES[case]
+    folder = write_eagle(tmp_path / "head", model, **given)
+    with pytest.raises(error, match=message):
+        EagleHead.from_pretrained(folder, model)
+
+
+def test_damaged_folders_are_refused(model, tmp_path) -> None:
+    folder = write_eagle(tmp_path / "head", model)
+    tensors = eagle._read(folder)
+    for name, change, error, message in (
+        ("norm.weight", None, ModelNotFoundError, "has no 'norm.weight'; copy its folder again"),
+        ("fc.weight", float("nan"), NumericalError, "hold NaN or infinity; copy them again"),
+        ("layers.1.mlp.up_proj.weight", 1.0, UnsupportedModelError, r"has 'layers\.1\.mlp\.up_proj\.weight', which is"),
+    ):
+        own = {each: tensor for each, tensor in tensors.items() if each != name}
+        if change is not None:
+            own[name] = torch.full((64, 128), change)
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        torch.save(own, folder / "pytorch_model.bin")
+        with pytest.raises(error, match=message):
+            EagleHead.from_pretrained(folder, model)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(ModelNotFoundError, match=r"cannot be read: .*; copy them again"):
+        EagleHead.from_pretrained(folder, model)
