@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError
 from specstream.files.atomic import why_unread
-from specstream.heads.folder import TrainedHead, kind_of, read_settings
+from specstream.heads.folder import TrainedHead, kind_of, located, read_settings
 from specstream.heads.parallel import Multiply, in_bytes, multiply_of
 from specstream.models.architecture.compat import rotations_of, text_config
 from specstream.models.architecture.hidden_states import decoder_layers
@@ -258,7 +258,7 @@ class EagleHead(TrainedHead):
             raise ModelNotFoundError(f"{str(folder)!r} holds {found!r}; give a folder with {KIND!r}")
         settings = read_settings(folder)
         inner = settings.get("transformer_layer_config", settings)
-        tensors = {name.replace("midlayer.", "layers.0."): each for name, each in _read(Path(folder)).items()}
+        tensors = {name.replace("midlayer.", "layers.0."): each for name, each in _read(located(folder)).items()}
         return cls(model, _config(folder, settings, inner, len(decoder_layers(model))), tensors, rotations_of(inner))
 
     def _run(self, linear: nn.Linear, x: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UsageError, must_be, one_line
-from specstream.files.atomic import folder_of, path_of, why_unread
+from specstream.files.atomic import folder_of, is_meant_as_path, path_of, why_unread
 from specstream.models.architecture.families import describe, require_model
 from specstream.models.architecture.fingerprint import fingerprint
-from specstream.models.hub.catalog import catalog, on_disk
+from specstream.models.hub.catalog import HUB_ID, catalog, on_disk, resolve
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
@@ -134,13 +134,26 @@ def drafted_tokens(name: str, tokens: Any, size: int, device: torch.device) -> T
     return ids.long()
 
 
+def located(folder: str | Path, what: str = "heads") -> Path:
+    """The folder of heads, or of ``what`` else; for a hub id, such as ``org/name``, its copy, fetched if need be.
+
+    Raises:
+        ModelNotFoundError: the hub has no such heads.
+        DownloadError: they could not be fetched.
+    """
+    path = path_of("folder", folder, f"a folder of {what}")
+    text = str(folder)
+    on_hub = "/" in text and HUB_ID.fullmatch(text) and not path.exists() and not is_meant_as_path(text)
+    return Path(resolve(text)) if on_hub else path
+
+
 def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
     """The settings of a head, or of ``what`` else training wrote.
 
     Raises:
         ModelNotFoundError: there is none in the folder.
     """
-    path = path_of("folder", folder, f"a folder of {what}")
+    path = located(folder, what)
     try:
         settings: dict[str, Any] = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -182,7 +195,7 @@ def check_base_name(folder: str | Path, model: str) -> None:
     base = settings.get("base") or settings.get("specstream", {}).get("base", {})  # Medusa's are laid out as vLLM's
     named = base.get("name") != model and {base.get("name"), model} <= set(catalog())
     place = None if named else on_disk(model)
-    own, theirs = (None, None) if place is None else (_model_width(place), _width(Path(folder), settings))
+    own, theirs = (None, None) if place is None else (_model_width(place), _width(located(folder), settings))
     if named or (own is not None and theirs is not None and own != theirs):
         sizes = ("", "") if named else (f" (hidden size {theirs})", f" ({own})")
         raise HeadMismatchError(
@@ -241,7 +254,7 @@ def load_head(folder: str | Path, kind: str, model: Any) -> tuple[dict[str, Tens
     settings = read_settings(folder)
     check_base(kind, folder, settings["base"], model)
     try:
-        tensors = load_file(Path(folder) / WEIGHTS)
+        tensors = load_file(located(folder) / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelNotFoundError(
             f"the weights in {str(folder)!r} cannot be read: {why_unread(error)}; copy them again, or train again"

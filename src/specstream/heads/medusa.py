@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from specstream.errors import UsageError, count_of, must_be, one_line
-from specstream.files.atomic import path_of
-from specstream.heads.folder import TrainedHead, check_base, describe_base, drafted_tokens, save_head
+from specstream.heads.folder import TrainedHead, check_base, describe_base, drafted_tokens, located, save_head
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.load import pick_dtype
@@ -222,7 +221,7 @@ class MedusaHeads(TrainedHead):
             UsageError: no heads there, or not whole.
             HeadMismatchError: heads of another base.
         """
-        path = path_of("folder", folder, "a folder of Medusa heads, and the model behind it")
+        path = located(folder, "Medusa heads, and the model behind it")
         require_model(model)
         config, tensors = read_heads(path)
         ours = config.get("specstream", {})

@@ -15,6 +15,7 @@ from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalEr
 from specstream.heads import eagle
 from specstream.heads.eagle import EagleHead, Memory
 from specstream.heads.folder import kind_of
+from specstream.models.hub import snapshots
 from tests.eagle_files import write_eagle
 from tests.lossless.families import build
 
@@ -126,6 +127,24 @@ def test_what_does_not_fit_is_refused(model, tmp_path, case) -> None:
     folder = write_eagle(tmp_path / "head", model, **given)
     with pytest.raises(error, match=message):
         EagleHead.from_pretrained(folder, model)
+
+
+def test_heads_of_the_hub_are_fetched(model, tmp_path, monkeypatch) -> None:
+    folder, asked = write_eagle(tmp_path / "head", model), list[str]()
+
+    def fetch(name: str, *, progress: bool) -> Path:
+        asked.append(name)
+        return folder
+
+    monkeypatch.setattr(snapshots, "cached_snapshot", lambda name: folder if asked else None)
+    monkeypatch.setattr(snapshots, "fetch_snapshot", fetch)
+    assert kind_of("org/head") == "eagle3"
+    assert EagleHead.from_pretrained("org/head", model).gamma == 4
+    assert asked == ["org/head"], "once"
+    for path in ("runs/head", "./org/head", f"{tmp_path}/nothing", "head"):
+        with pytest.raises(ModelNotFoundError, match="no heads in"):
+            kind_of(path)
+    assert asked == ["org/head"]
 
 
 def test_damaged_folders_are_refused(model, tmp_path) -> None:

@@ -26,7 +26,7 @@ from specstream.models.hub.gguf_header import ENDING, is_gguf, read_header
 DEFAULT_MODEL = "smollm2-135m"
 
 # The oldest models of the hub, such as gpt2, have no organisation before their name.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 _ENTRIES = (
@@ -192,7 +192,7 @@ def on_disk(name_or_path: str) -> Path | None:
     if entry_of(name_or_path) is not None:
         return cached_folder(name_or_path)
     _refuse_others(name_or_path, folder)
-    if not _HUB_ID.fullmatch(name_or_path):
+    if not HUB_ID.fullmatch(name_or_path):
         raise _unknown(name_or_path)
     found = snapshots.cached_snapshot(name_or_path)
     if found is None and is_meant_as_path(name_or_path):
