@@ -57,6 +57,7 @@ def write_gguf(  # noqa: PLR0913
     noise: float = 0.0,
     fields: Mapping[str, Any] | None = None,
     change: Callable[[Shapes], Shapes] = lambda shapes: shapes,
+    split: int = 0,
 ) -> Path:
     """A model whose greedy text wanders.
 
@@ -70,8 +71,12 @@ def write_gguf(  # noqa: PLR0913
         noise: added to the weights, relative to their spread: a draft that agrees the less, the larger it is.
         fields: numbers and texts by key, beside and in place of the usual ones.
         change: what the file's tensors are, of what they should be.
+        split: most tensors of a part; 0 for one file.
+
+    Returns:
+        The file, or its first part.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     own = {"block_count": LAYERS, "context_length": CONTEXT, "embedding_length": hidden, "feed_forward_length": inner}
     own |= {"attention.head_count": HEADS, "attention.head_count_kv": KV_HEADS, "attention.key_length": head}
     if architecture == "llama":
@@ -101,7 +106,7 @@ def write_gguf(  # noqa: PLR0913
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
-    return path
+    return next(path.parent.glob(f"{path.stem}-00001-of-*.gguf")) if split else path
 
 
 def _add_tensors(writer: gguf.GGUFWriter, shapes: Shapes, kind: Callable[[str], str], seed: int, noise: float) -> None:

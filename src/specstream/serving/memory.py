@@ -16,7 +16,7 @@ from specstream.models.architecture.compat import model_class
 from specstream.models.cache import STEP, capacity_for, token_bytes
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.gguf import read_config
-from specstream.models.hub.gguf_header import is_gguf
+from specstream.models.hub.gguf_header import is_gguf, read_header
 from specstream.models.hub.load import pick_device, pick_dtype
 from specstream.models.hub.schemes import Scheme, read_scheme
 from specstream.models.runtime.capabilities import capabilities
@@ -161,7 +161,7 @@ def size_of(model: str, config: DeploymentConfig) -> Size:
     if _stays_quantised(getattr(own, "quantization_config", None), model):
         weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if in_blocks:
-        weights = folder.stat().st_size
+        weights = sum(part.stat().st_size for part in read_header(folder).paths)
     text = own.get_text_config(decoder=True)
     return Size(
         parameters=parameters,

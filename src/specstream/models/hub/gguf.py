@@ -73,7 +73,7 @@ def load_gguf(
     """
     header = read_header(path)
     config = _config(header)
-    if (size := path.stat().st_size) > (free := free_memory()):
+    if (size := sum(each.stat().st_size for each in header.paths)) > (free := free_memory()):
         raise UsageError(
             f"{str(path)!r} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; give a smaller file"
         )
@@ -161,8 +161,9 @@ def _scaling(header: Header) -> dict[str, Any]:
     return found
 
 
-def _mapped(header: Header) -> Tensor:
-    return torch.from_numpy(np.memmap(header.path, mode="c", dtype=np.uint8))
+def _mapped(header: Header) -> list[Tensor]:
+    """The bytes of each part."""
+    return [torch.from_numpy(np.memmap(path, mode="c", dtype=np.uint8)) for path in header.paths]
 
 
 def _write_fields(header: Header, path: Path) -> None:
@@ -227,11 +228,11 @@ def _places(model: Any, header: Header) -> Iterator[tuple[str, Tensor, StoredTen
         yield name, weight, header.tensors[stored]
 
 
-def _value(mapped: Tensor, stored: StoredTensor, header: Header, dtype: torch.dtype) -> Tensor:
+def _value(mapped: Sequence[Tensor], stored: StoredTensor, header: Header, dtype: torch.dtype) -> Tensor:
     """A tensor as a parameter: blocks of whole rows in the model's order, or numbers."""
     order = _order(header, stored)
     if stored.kind not in PLAIN_KINDS:
-        blocks = mapped[stored.start : stored.start + stored.nbytes].view(stored.shape[0], -1)
+        blocks = _bytes(mapped, stored).view(stored.shape[0], -1)
         return BlockTensor(blocks if order is None else blocks[order], stored.kind, dtype)
     numbers = _floats(mapped, stored)
     if header.architecture in _FROM_ONE and stored.name.endswith("norm.weight"):
@@ -239,11 +240,14 @@ def _value(mapped: Tensor, stored: StoredTensor, header: Header, dtype: torch.dt
     return (numbers if order is None else numbers[order]).to(dtype, copy=True)
 
 
-def _floats(mapped: Tensor, stored: StoredTensor) -> Tensor:
+def _bytes(mapped: Sequence[Tensor], stored: StoredTensor) -> Tensor:
+    return mapped[stored.part][stored.start : stored.start + stored.nbytes]
+
+
+def _floats(mapped: Sequence[Tensor], stored: StoredTensor) -> Tensor:
     """Numbers of the file, float32 where they are not of 16 bits."""
     kinds = dict(zip(PLAIN_KINDS, (torch.float32, torch.float16, torch.bfloat16), strict=True))
-    raw = mapped[stored.start : stored.start + stored.nbytes]
-    return raw.view(kinds[stored.kind]).view(stored.shape)
+    return _bytes(mapped, stored).view(kinds[stored.kind]).view(stored.shape)
 
 
 def _order(header: Header, stored: StoredTensor) -> Tensor | None:

@@ -10,7 +10,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -42,6 +42,7 @@ class StoredTensor:
         shape: as torch has it, the row's length last.
         start: its first byte in the file.
         nbytes: how many it takes.
+        part: which of ``Header.paths`` it is in.
     """
 
     name: str
@@ -49,6 +50,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    part: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +58,15 @@ class Header:
     """All of a file but its tensors.
 
     Attributes:
-        path: of the file.
+        path: of the file, the first part of one that is split.
+        paths: of all its parts.
         fields: by their keys: numbers, texts, and lists of them.
         types: of the same, by their numbers in the file.
         tensors: by their names.
     """
 
     path: Path
+    paths: tuple[Path, ...]
     fields: Mapping[str, Any]
     types: Mapping[str, int]
     tensors: Mapping[str, StoredTensor]
@@ -95,26 +99,47 @@ def is_gguf(name_or_path: str | os.PathLike[str]) -> bool:
 def read_header(path: Path) -> Header:
     """The header of a file, each tensor of a type that is read, within the file.
 
+    A file that is split is given by its first part, and the others stand beside it.
+
     Raises:
-        ModelNotFoundError: it is a folder, one part of several, empty, cut short, no GGUF file, or holds other types.
+        ModelNotFoundError: it is a folder, a later part, empty, cut short, no GGUF file, or holds other types; a part
+            is missing.
     """
     try:
-        found = path.stat()
+        headers = [_read(each, (found := each.stat()).st_size, found.st_mtime_ns) for each in _parts(path)]
     except OSError as error:
         raise ModelNotFoundError(f"{str(path)!r} cannot be read: {error}; give a file that can") from error
-    return _read(path, found.st_size, found.st_mtime_ns)
+    if len(headers) == 1:
+        return headers[0]
+    tensors = {
+        name: replace(tensor, part=part) for part, own in enumerate(headers) for name, tensor in own.tensors.items()
+    }
+    return replace(headers[0], paths=tuple(each.path for each in headers), tensors=tensors)
 
 
-@lru_cache(maxsize=4)
+def _parts(path: Path) -> list[Path]:
+    """All of a file that may be split, the first given."""
+    if (part := _SPLIT.search(path.name)) is None:
+        return [path]
+    names = [f"{path.name[: part.start()]}-{at:05}-of-{part[2]}.gguf" for at in range(1, int(part[2]) + 1)]
+    if path.name != names[0]:
+        raise ModelNotFoundError(
+            f"{str(path)!r} is part {int(part[1])} of {len(names)}; give the first, {names[0]!r}, with the others "
+            "beside it"
+        )
+    for name in names:
+        if not path.with_name(name).is_file():
+            raise ModelNotFoundError(
+                f"{str(path)!r} is part 1 of {len(names)} and there is no {name!r} beside it; download that too"
+            )
+    return [path.with_name(name) for name in names]
+
+
+@lru_cache(maxsize=64)
 def _read(path: Path, size: int, changed: int) -> Header:
     """That of a file as it is now: it is asked for several times while a model is loaded."""
     if path.is_dir():
         raise ModelNotFoundError(f"{str(path)!r} is a folder named as a GGUF file; give the file in it, or rename it")
-    if part := _SPLIT.search(path.name):
-        raise ModelNotFoundError(
-            f"{str(path)!r} is part {int(part[1])} of {int(part[2])}; join them and give that file: "
-            f"llama-gguf-split --merge {path.name[: part.start()]}-00001-of-{part[2]}.gguf JOINED.gguf"
-        )
     if not size:
         raise ModelNotFoundError(f"{str(path)!r} is empty; {_DAMAGED}")
     try:
@@ -150,7 +175,7 @@ class _Parser:
         alignment = int(values.get("general.alignment") or 32)
         start = -(-self._at // alignment) * alignment
         stored = {name: self._stored(name, shape, kind, start + offset) for name, shape, kind, offset in infos}
-        return Header(path=self._path, fields=values, types=types, tensors=stored)
+        return Header(path=self._path, paths=(self._path,), fields=values, types=types, tensors=stored)
 
     def _cut(self) -> ModelNotFoundError:
         return ModelNotFoundError(

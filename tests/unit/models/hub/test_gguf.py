@@ -298,10 +298,20 @@ def test_what_cannot_be_read_is_refused_in_one_sentence_before_a_tokenizer_is_ma
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_of_several_is_refused_with_how_to_join_them(tmp_path) -> None:
-    write_gguf(tmp_path / "big-00002-of-00003.gguf")
-    with pytest.raises(ModelNotFoundError, match=r"is part 2 of 3; join them .*--merge big-00001-of-00003\.gguf"):
-        on_disk(str(tmp_path / "big-00002-of-00003.gguf"))
+def test_a_file_that_is_split_is_the_same_model(tmp_path) -> None:
+    whole, _ = load_gguf(write_gguf(tmp_path / "a.gguf"), torch.float32)
+    first = write_gguf(tmp_path / "b.gguf", split=8)
+    assert len(list(tmp_path.glob("b-*-of-00003.gguf"))) == 3
+    model, tokenizer = load_gguf(first, torch.float32)
+    theirs = dict(whole.named_parameters())
+    assert all(torch.equal(weight + 0, theirs[name] + 0) for name, weight in model.named_parameters())
+    assert tokenizer.decode(tokenizer.encode(" two  spaces")) == " two  spaces"
+    second = tmp_path / "b-00002-of-00003.gguf"
+    with pytest.raises(ModelNotFoundError, match=r"is part 2 of 3; give the first, 'b-00001-of-00003\.gguf', with the"):
+        on_disk(str(second))
+    second.rename(tmp_path / "elsewhere.gguf")
+    with pytest.raises(ModelNotFoundError, match=r"is part 1 of 3 and there is no 'b-00002-of-00003\.gguf' beside it"):
+        on_disk(str(first))
 
 
 def test_a_file_that_memory_does_not_hold_is_refused(tmp_path, monkeypatch) -> None:
