@@ -15,6 +15,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
+from specstream.core.device.deferred import upload
 from specstream.core.ports import (
     Components,
     Drafter,
@@ -173,6 +177,18 @@ class HeadSession(DraftSession):
             if row in self._drafted:
                 self._acceptances[row].observe(self._drafted[row].judged(verdict.tokens), verdict.tokens)
             self._places[row] = (row, verdict.path[-1])
+
+    def committed_states(self, verdicts: Sequence[Verdict], taps: Sequence[int]) -> Sequence[Tensor]:
+        """What went into tapped layers at the nodes that each row committed, before the next pass overwrites it.
+
+        Returns:
+            ``[nodes, taps, hidden]`` of each row.
+        """
+        device = self.target.states(taps[0]).device
+        at = upload([row for row, verdict in enumerate(verdicts) for _ in verdict.path], device)
+        nodes = upload([node for verdict in verdicts for node in verdict.path], device)
+        states = torch.stack([self.target.states(tap)[at, nodes] for tap in taps], 1)
+        return torch.split(states, [len(verdict.path) for verdict in verdicts])
 
     def keep(self, rows: Sequence[int]) -> None:
         self._places = [self._places[row] for row in rows]

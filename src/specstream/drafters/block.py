@@ -136,14 +136,10 @@ class BlockSession(HeadSession):
         return super().propose(requests)
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
-        """The states of all accepted nodes are put aside before the next pass overwrites them."""
+        """The states of all accepted nodes are put aside."""
         super().observe(verdicts)
         head = self._drafter.head
-        device = self.target.states(head.config.taps[0]).device
-        at = upload([row for row, verdict in enumerate(verdicts) for _ in verdict.path], device)
-        nodes = upload([node for verdict in verdicts for node in verdict.path], device)
-        states = torch.stack([self.target.states(tap)[at, nodes] for tap in head.config.taps], 1)
-        for window, own in zip(self._windows, torch.split(states, [len(each.path) for each in verdicts]), strict=True):
+        for window, own in zip(self._windows, self.committed_states(verdicts, head.config.taps), strict=True):
             window.wait(own, head.config.window)
 
     def keep(self, rows: Sequence[int]) -> None:

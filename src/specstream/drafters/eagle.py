@@ -162,15 +162,10 @@ class EagleSession(HeadSession):
         return super().propose(requests)
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
-        """The states of all accepted nodes are put aside before the next pass overwrites them."""
+        """The states of all accepted nodes are put aside."""
         super().observe(verdicts)
-        taps = self._drafter.head.config.taps
-        device = self.target.states(taps[0]).device
-        at = upload([row for row, verdict in enumerate(verdicts) for _ in verdict.path], device)
-        nodes = upload([node for verdict in verdicts for node in verdict.path], device)
-        states = torch.stack([self.target.states(tap)[at, nodes] for tap in taps], 1)
-        sizes = [len(verdict.path) for verdict in verdicts]
-        for text, verdict, own in zip(self._texts, verdicts, torch.split(states, sizes), strict=True):
+        states = self.committed_states(verdicts, self._drafter.head.config.taps)
+        for text, verdict, own in zip(self._texts, verdicts, states, strict=True):
             text.states.append(own[: len(verdict.tokens)])
             text.tokens += verdict.tokens[: len(own)]
             text.positions += range(text.root, text.root + len(own))
