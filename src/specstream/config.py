@@ -24,6 +24,7 @@ DrafterName = Literal[
     "medusa",
     "block",
     "eagle3",
+    "dflash",
     "draft_model",
     "mixed",
     "router",

@@ -209,7 +209,8 @@ def test_a_file_can_name_what_benchmark_heads_measures(run, root):
     assert run("benchmark", "--no-resume", *words)[0] == 0
     errors = {each["error"] for each in summary(root)["failures"] if each["arm"] == "lookup"}
     assert errors == {
-        "it cannot be built: UsageError: drafter is 'lookup'; give streams, medusa, block or eagle3 for a fixed tree"
+        "it cannot be built: UsageError: drafter is 'lookup'; "
+        "give streams, medusa, block, eagle3 or dflash for a fixed tree"
     }
 
 

@@ -14,7 +14,7 @@ from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
-from tests.eagle_files import write_eagle
+from tests.published_heads import write_dflash, write_eagle
 from tests.tiny import tiny_model
 from tests.words import in_place_of
 
@@ -34,6 +34,7 @@ def folders(tmp_path_factory, model, tokenizer):
         MedusaHeads(model, num_heads=3).save(root / "medusa")
         BlockHead(model, BlockConfig(gamma=3, layers=1)).save(root / "block")
     write_eagle(root / "eagle3", model, gamma=3)
+    write_dflash(root / "dflash", model)
     write_eagle(root / "authors", model, "authors", drafted=range(0, 100, 2))
     return root
 
@@ -59,6 +60,7 @@ def run(capsys, folders):
         ("block", "block", {}),
         ("eagle3", "eagle3", {}),
         ("authors", "eagle3", {}),
+        ("dflash", "dflash", {}),
     ],
 )
 @pytest.mark.parametrize("named", [True, False])
@@ -94,7 +96,11 @@ def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
         ({"heads": "streams", "pruning": 0.1}, UsageError, "has no early exit; give no pruning"),
         ({"heads": "streams", "pruning": 1.5}, UsageError, "pruning is 1.5; give a value that is less than 1"),
         ({"heads": "streams", "draft_model": "x"}, UsageError, "and there is a draft_model; give one of them"),
-        ({"heads": "model"}, ModelNotFoundError, "holds 'llama'; give a folder of streams, medusa, block or eagle3"),
+        (
+            {"heads": "model"},
+            ModelNotFoundError,
+            "holds 'llama'; give a folder of streams, medusa, block, eagle3 or dflash",
+        ),
         ({"heads": "nowhere"}, ModelNotFoundError, "no heads in .*; give a folder that training wrote"),
     ],
 )
@@ -122,7 +128,7 @@ def test_generate_takes_heads(run, folders):
     assert "give --heads" in err
 
 
-@pytest.mark.parametrize("kind", ["streams", "pruned", "medusa", "block", "eagle3"])
+@pytest.mark.parametrize("kind", ["streams", "pruned", "medusa", "block", "eagle3", "dflash"])
 def test_the_audit_passes_heads(run, folders, kind):
     code, out, _ = run("audit", "one two", "--heads", str(folders / kind), "-n", "12", "--no-chat", "--json")
     report = json.loads(out)

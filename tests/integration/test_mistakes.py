@@ -531,7 +531,7 @@ def test_the_doctor_leaves_the_model_out_however_none_is_written(here, capsys):
         ),
         (
             "benchmark heads --prompts q.jsonl --heads a",
-            "No such option: --heads; give --streams, --medusa, --block or --eagle3",
+            "No such option: --heads; give --streams, --medusa, --block, --eagle3 or --dflash",
         ),
         ("benchmark b.yaml", "No such command 'b.yaml'; give --config b.yaml"),
         # a folder or a file of another kind

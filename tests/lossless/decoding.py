@@ -24,6 +24,7 @@ from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.block import BlockDrafter
+from specstream.drafters.dflash import DFlashDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -35,9 +36,11 @@ from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.block_loss import block_loss
-from specstream.heads.eagle import EagleHead, Memory
+from specstream.heads.dflash import DFlashHead
+from specstream.heads.eagle import EagleHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.parallel import plainly
+from specstream.heads.published import Memory
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
@@ -52,9 +55,9 @@ from specstream.routing.model import Network, RouterModel
 from specstream.routing.router import Router
 from specstream.training.data import Batch
 from specstream.training.recipes.block import TappedStates
-from tests.eagle_files import write_eagle
 from tests.lossless.drafters import Priced
 from tests.lossless.families import VOCAB, build, generated, prompt
+from tests.published_heads import write_dflash, write_eagle
 
 DRAFTERS = (
     "none",
@@ -71,6 +74,7 @@ DRAFTERS = (
     "block-learned",
     "eagle3",
     "eagle3-learned",
+    "dflash-learned",
     "draft_model",
     "draft_model-tree",
     "draft_model-part",
@@ -99,10 +103,9 @@ def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
         return of_the_text_alone(name, family, **draft)
     if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
         return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
-    if kind == "block":
-        return block_drafter(branching == "learned", family, **draft)
-    if kind == "eagle3":
-        return eagle_drafter(branching == "learned", family, **draft)
+    headed = {"block": block_drafter, "eagle3": eagle_drafter, "dflash": dflash_drafter}
+    if kind in headed:
+        return headed[kind](branching == "learned", family, **draft)
     if kind in ("streams", "router"):
         return streams_drafter(branching, family, **draft) if kind == "streams" else routed_drafter(family, **draft)
     if kind == "mixed" and branching == "streams":
@@ -205,23 +208,53 @@ def eagle_drafter(learned: bool, family: str, **model: Any) -> Drafter:
     taps = (0, len(decoder_layers(base)) - 1)
     with tempfile.TemporaryDirectory() as folder:
         head = EagleHead.from_pretrained(write_eagle(Path(folder), base, taps=taps, gamma=GAMMA), base)
-    if learned:
-        head._multiply = plainly
-        head.requires_grad_(True)
 
-        def loss_of(tokens: Tensor) -> Tensor:
-            states = States(dict.fromkeys(taps))
-            with torch.no_grad(), tapped(base, decoder_layers(base), states, fused=False):
-                wanted = base(input_ids=tokens, use_cache=False).logits[0, 1:].argmax(-1)
-            taken = torch.stack([states[tap][0, :-1] for tap in taps], 1)  # type: ignore[index]
-            count = len(taken)
-            output = head.step(head.combined(taken), tokens[0, 1:], torch.arange(count), [(Memory(), count)])
-            return functional.cross_entropy(head.logits(output), wanted)
+    def loss_of(tokens: Tensor) -> Tensor:
+        states, wanted = tapped_states(base, taps, tokens)
+        count = len(states)
+        output = head.step(head.combined(states), tokens[0, 1:], torch.arange(count), [(Memory(), count)])
+        return functional.cross_entropy(head.logits(output), wanted)
 
-        teach(head, loss_of)
-        head.requires_grad_(False)
-        head._multiply = None
-    return EagleDrafter(head, nodes=6, most=6, ranks=4)
+    return EagleDrafter(taught(head, loss_of) if learned else head, nodes=6, most=6, ranks=4)
+
+
+def dflash_drafter(learned: bool, family: str, **model: Any) -> Drafter:
+    """A DFlash head of chance, or one that learned what the model says."""
+    base = build(family, **model)
+    taps = (0, len(decoder_layers(base)) - 1)
+    with tempfile.TemporaryDirectory() as folder:
+        head = DFlashHead.from_pretrained(write_dflash(Path(folder), base, "authors", taps=(1, 1)), base)
+    head.taps = taps
+
+    def loss_of(tokens: Tensor) -> Tensor:
+        states, _ = tapped_states(base, taps, tokens)
+        losses = []
+        for at in range(12, 46, 3):
+            memories = [[Memory() for _ in head.layers]]
+            head.read(memories, [at], states[:at], torch.arange(at))
+            logits = head.logits(tokens[0, at : at + 1], torch.tensor([at]), memories, GAMMA)[0]
+            losses.append(functional.cross_entropy(logits, tokens[0, at + 1 : at + 1 + GAMMA]))
+        return torch.stack(losses).mean()
+
+    return DFlashDrafter(taught(head, loss_of) if learned else head, nodes=6, most=6, ranks=4)
+
+
+def tapped_states(base: Any, taps: tuple[int, ...], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """At all tokens but the last, and what the model says behind the next ones."""
+    states = States(dict.fromkeys(taps))
+    with torch.no_grad(), tapped(base, decoder_layers(base), states, fused=False):
+        wanted = base(input_ids=tokens, use_cache=False).logits[0, 1:].argmax(-1)
+    return torch.stack([states[tap][0, :-1] for tap in taps], 1), wanted  # type: ignore[index]
+
+
+def taught(head: Any, loss_of: Callable[[Tensor], Tensor]) -> Any:
+    """A published head that learned as ``teach`` does."""
+    head._multiply = plainly
+    head.requires_grad_(True)
+    teach(head, loss_of)
+    head.requires_grad_(False)
+    head._multiply = None
+    return head
 
 
 def teach(head: Any, loss_of: Callable[[Tensor], Tensor]) -> None:

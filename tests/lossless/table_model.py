@@ -18,7 +18,7 @@ from specstream.core.ports import Target, TargetSession
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import Candidates, Ranked
 from specstream.heads.block import BlockConfig
-from specstream.heads.eagle import EagleConfig, Memory
+from specstream.heads.published import Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -311,7 +311,7 @@ class TableEagle:
 
     model: TableModel
     gamma: int = 3
-    config: EagleConfig = field(default_factory=lambda: EagleConfig(taps=(0,), heads=1))
+    taps = (0,)
     nbytes = 0
 
     @property
@@ -335,6 +335,41 @@ class TableEagle:
 
     def logits(self, output: Tensor) -> Tensor:
         return self.model.table[output[:, 0].long()].float()
+
+
+@dataclass(frozen=True, eq=False)
+class TableDFlash:
+    """A DFlash head that says what ``TableHeads`` would; its memory holds the last state that was read."""
+
+    model: TableModel
+    gamma: int = 3
+    layers = (None,)
+    taps = (0,)
+    nbytes = 0
+
+    @property
+    def vocabulary(self) -> Tensor:
+        return torch.arange(self.model.vocab)
+
+    def read(
+        self, memories: Sequence[Sequence[Memory]], counts: Sequence[int], states: Tensor, positions: Tensor
+    ) -> None:
+        parts = zip(memories, torch.split(states, list(counts)), torch.split(positions, list(counts)), strict=True)
+        for (memory,), own, places in parts:
+            assert places.tolist() == sorted(set(places.tolist())) and memory.length <= int(places[0])
+            memory.length += len(own)
+            memory._held = own[-1, 0]
+
+    def logits(self, roots: Tensor, positions: Tensor, memories: Sequence[Sequence[Memory]], depth: int) -> Tensor:
+        found = list[Tensor]()
+        for root, place, (memory,) in zip(roots.tolist(), positions.tolist(), memories, strict=True):
+            assert memory.length <= place
+            own, at = list[Tensor](), self.model.index([root], int(memory._held))
+            for _ in range(depth):
+                own.append(self.model.table[at])
+                at = self.model.index([int(own[-1].argmax())], at)
+            found.append(torch.stack(own))
+        return torch.stack(found).float()
 
 
 @dataclass(frozen=True, eq=False)

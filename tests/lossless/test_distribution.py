@@ -26,6 +26,7 @@ from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.block import BlockDrafter
+from specstream.drafters.dflash import DFlashDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -37,7 +38,7 @@ from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter
 from tests.lossless.exact import Comparison, compare, exact_next, frequencies, joint
-from tests.lossless.table_model import Part, TableBlock, TableEagle, TableHeads, TableModel, TableStreams
+from tests.lossless.table_model import Part, TableBlock, TableDFlash, TableEagle, TableHeads, TableModel, TableStreams
 
 VOCAB = 4
 LENGTH = 3
@@ -193,6 +194,12 @@ LOSSLESS = {
     "block": Case(drafter=lambda: BlockDrafter(TableBlock(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
     "block, a wrong head, top-p, rows that end early": Case(
         drafter=lambda: BlockDrafter(TableBlock(WRONG), nodes=9),
+        sampling=Sampling(temperature=1.2, top_p=0.9),
+        ends=frozenset({1}),
+        length=4,
+    ),
+    "dflash, top-p, rows that end early": Case(
+        drafter=lambda: DFlashDrafter(TableDFlash(NEAR), nodes=9),
         sampling=Sampling(temperature=1.2, top_p=0.9),
         ends=frozenset({1}),
         length=4,

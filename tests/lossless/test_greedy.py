@@ -17,6 +17,7 @@ from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
 from specstream.drafters.block import BlockDrafter
+from specstream.drafters.dflash import DFlashDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -28,7 +29,7 @@ from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
 from tests.lossless.drafters import Branching, FunctionDrafter, oracle
 from tests.lossless.exact import generates_list
-from tests.lossless.table_model import TableBlock, TableEagle, TableHeads, TableModel, TableStreams
+from tests.lossless.table_model import TableBlock, TableDFlash, TableEagle, TableHeads, TableModel, TableStreams
 
 # A long memory: a node scored with one wrong ancestor, or a row with one wrong token committed, goes astray.
 TARGET = TableModel.random(11, vocab=5, memory=4)
@@ -51,6 +52,7 @@ DRAFTERS = {
     "medusa": lambda: MedusaDrafter(TableHeads(NEAR)),
     "medusa, heads that are wrong": lambda: MedusaDrafter(TableHeads(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "block": lambda: BlockDrafter(TableBlock(NEAR)),
+    "dflash": lambda: DFlashDrafter(TableDFlash(NEAR)),
     "eagle3": lambda: EagleDrafter(TableEagle(NEAR)),
     "eagle3, a head that is wrong": lambda: EagleDrafter(TableEagle(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),
     "block, a head that is wrong": lambda: BlockDrafter(TableBlock(TARGET.disturbed(15, 3.0)), nodes=6, ranks=2),

@@ -161,6 +161,7 @@ def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime
         "streams-learned",
         "block-learned",
         "eagle3-learned",
+        "dflash-learned",
         "mixed-streams",
         "router",
     ],

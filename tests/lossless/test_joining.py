@@ -174,6 +174,7 @@ RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
             "streams-pruned",
             "block-learned",
             "eagle3-learned",
+            "dflash-learned",
         ),
         *("draft_model", "draft_model-tree", "draft_model-part", "mixed", "mixed-streams"),
     ),

@@ -23,6 +23,7 @@ _Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of s
 _Medusa = Annotated[options.Text, typer.Option("--medusa", help="A folder of Medusa heads trained for the model.")]
 _Block = Annotated[options.Text, typer.Option("--block", help="A folder of a block head trained for the model.")]
 _Eagle3 = Annotated[options.Text, typer.Option("--eagle3", help="A folder of an EAGLE-3 head of the model.")]
+_Dflash = Annotated[options.Text, typer.Option("--dflash", help="A folder of a DFlash head of the model.")]
 _Drafters = Annotated[
     list[str], typer.Option("--drafter", help="Only these; may be repeated. Default: all that are at hand.")
 ]
@@ -50,6 +51,7 @@ def bench_heads(
     medusa: _Medusa = None,
     block: _Block = None,
     eagle3: _Eagle3 = None,
+    dflash: _Dflash = None,
     draft: options.Draft = None,
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
     per_category: _PerCategory = 20,
@@ -67,7 +69,7 @@ def bench_heads(
     from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions
     from specstream.heads.shipped import shipped_for
 
-    given = {"streams": streams, "medusa": medusa, "block": block, "eagle3": eagle3, "draft": draft}
+    given = {"streams": streams, "medusa": medusa, "block": block, "eagle3": eagle3, "dflash": dflash, "draft": draft}
     _check(drafter, given, model)
     _check_options(drafter, fixed, pruning)
     check_output(output)
@@ -138,7 +140,8 @@ def _check_heads(given: dict[str, str | None], fixed: int | None, pruning: list[
         raise UsageError(f"--pruning is {pruning[0]} and there are no streams for this model; give --streams")
     if fixed is not None and not any(given[name] for name in KINDS):
         raise UsageError(
-            f"--fixed is {fixed} and there are no heads for this model; give --streams, --medusa, --block or --eagle3"
+            f"--fixed is {fixed} and there are no heads for this model; give --streams, --medusa, --block, --eagle3 or "
+            "--dflash"
         )
 
 

@@ -64,7 +64,7 @@ _OF_VERBS: Mapping[str, str] = {
     "models pull --force": "what is here is kept, delete the folder that pull prints to fetch it again",
     "models pull --name": "give the name alone, models pull NAME",
     "benchmark heads --num-runs": "every prompt is answered once by each drafter, --per-category sets how many",
-    "benchmark heads --heads": "give --streams, --medusa, --block or --eagle3",
+    "benchmark heads --heads": "give --streams, --medusa, --block, --eagle3 or --dflash",
     "benchmark heads --task": "give specstream benchmark task",
     "benchmark heads --data": "give --prompts",
     "serve -n": "give --max-tokens",

@@ -44,7 +44,8 @@ Drafter = Annotated[
     ),
 ]
 HeadsFolder = Annotated[
-    Text, typer.Option("--heads", help="A folder of heads trained for the model: streams, medusa, block or eagle3.")
+    Text,
+    typer.Option("--heads", help="A folder of heads trained for the model: streams, medusa, block, eagle3 or dflash."),
 ]
 RouterFolder = Annotated[
     Text, typer.Option("--router", help="For --drafter router: the folder that `specstream router train` wrote.")

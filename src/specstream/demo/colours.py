@@ -18,6 +18,7 @@ DRAFTERS = {
     "medusa": "#CC79A7",
     "block": "#F0E442",
     "eagle3": "#999933",
+    "dflash": "#AA4499",
     "lookahead": "#56B4E9",
 }
 """Okabe and Ito's, which people with colour-blindness can tell apart."""

@@ -18,6 +18,7 @@ from specstream.core.prefix_cache import PrefixCache
 from specstream.core.suffix_index import SuffixIndex
 from specstream.core.tree import TokenTree
 from specstream.drafters.block import BlockDrafter
+from specstream.drafters.dflash import DFlashDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
@@ -34,6 +35,7 @@ from specstream.engine.memory import Memory
 from specstream.engine.text import check_tokenizer
 from specstream.errors import UnsupportedModelError, UsageError, VocabularyMismatchError, shown
 from specstream.heads.block import BlockHead
+from specstream.heads.dflash import DFlashHead
 from specstream.heads.eagle import EagleHead
 from specstream.heads.folder import kind_of
 from specstream.heads.medusa import MedusaHeads
@@ -331,6 +333,8 @@ def _headed(target: HuggingFaceTarget, folder: str | None, config: EngineConfig)
         return BlockDrafter(block, rates=block.details.get("rates"))
     if kind == "eagle3":
         return EagleDrafter(EagleHead.from_pretrained(folder, target.model))
+    if kind == "dflash":
+        return DFlashDrafter(DFlashHead.from_pretrained(folder, target.model))
     if kind == "medusa":
         heads = MedusaHeads.from_pretrained(folder, target.model)
         lend_kernels(heads, target.runtime.kind)

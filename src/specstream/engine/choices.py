@@ -34,7 +34,7 @@ def check_choice(config: EngineConfig, draft: Any) -> None:
     _check_router(config)
     _check_memory(config.memory)
     _check_unused(config, draft)
-    if name in ("medusa", "block", "eagle3") and heads is None:
+    if name in ("medusa", "block", "eagle3", "dflash") and heads is None:
         raise UsageError(f"drafter is {name!r} and there are no heads; give heads=, a folder of heads for this model")
     if name not in (*KINDS, "mixed", "auto") and heads is not None:
         raise UsageError(

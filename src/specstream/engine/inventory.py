@@ -109,7 +109,9 @@ def with_fixed_tree(parts: Parts, nodes: int) -> Parts:
     """
     fixed = parts.drafter.fixed_tree(nodes)
     if fixed is None:
-        raise UsageError(f"drafter is {parts.drafter.name!r}; give streams, medusa, block or eagle3 for a fixed tree")
+        raise UsageError(
+            f"drafter is {parts.drafter.name!r}; give streams, medusa, block, eagle3 or dflash for a fixed tree"
+        )
     return parts.with_drafter(fixed)
 
 

@@ -22,7 +22,7 @@ from specstream.models.hub.catalog import HUB_ID, catalog, on_disk, resolve
 
 WEIGHTS, SETTINGS = "heads.safetensors", "config.json"
 
-KINDS = ("streams", "medusa", "block", "eagle3")
+KINDS = ("streams", "medusa", "block", "eagle3", "dflash")
 """Heads that there are drafters for, by the names of those."""
 
 
@@ -98,11 +98,11 @@ def save_head(
 
 
 def _kind(settings: Mapping[str, Any]) -> Any:
-    """Of heads: Medusa's say it as vLLM reads it, EAGLE-3's as speculators writes it or its authors do."""
+    """Of heads: Medusa's say it as vLLM reads it, EAGLE-3's and DFlash's as speculators or their authors write it."""
     named = settings.get("speculators_model_type") or settings.get("kind")
-    if named is None and any("eagle3" in str(each).lower() for each in settings.get("architectures") or ()):
-        return "eagle3"
-    return named or settings.get("model_type")
+    classes = " ".join(map(str, settings.get("architectures") or ())).lower()
+    published = next((kind for kind in ("eagle3", "dflash") if kind in classes), None)
+    return named or published or settings.get("model_type")
 
 
 def _held(folder: Path) -> Any:
@@ -206,7 +206,7 @@ def check_base_name(folder: str | Path, model: str) -> None:
 
 def _width(folder: Path, settings: Mapping[str, Any]) -> int | None:
     """The hidden size of the base of heads; None where the folder does not say it."""
-    inner = settings.get("transformer_layer_config") or {}  # of EAGLE-3 heads
+    inner = settings.get("transformer_layer_config") or {}  # of others' heads
     for width in (settings.get("target_hidden_size"), settings.get("hidden_size"), inner.get("hidden_size")):
         if width is not None:
             return int(width)

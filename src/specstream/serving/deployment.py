@@ -91,6 +91,7 @@ class DeploymentConfig(Section):
         "medusa",
         "block",
         "eagle3",
+        "dflash",
         "draft_model",
         "mixed",
     ] = "auto"

@@ -7,14 +7,13 @@ import torch
 from specstream.core.ports import DraftRequest, Verdict
 from specstream.core.sampling import Sampling
 from specstream.drafters.eagle import EagleDrafter
-from specstream.heads.eagle import EagleConfig
 
 
 class Head:
     """It says of a node ten times its token, and on; it notes what it is shown: state, token and position."""
 
     gamma, nbytes = 3, 0
-    config = EagleConfig(taps=(2, 5), heads=1)
+    taps = (2, 5)
     vocabulary = torch.arange(1000)
 
     def __init__(self):

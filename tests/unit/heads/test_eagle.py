@@ -12,12 +12,13 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError
-from specstream.heads import eagle
-from specstream.heads.eagle import EagleHead, Memory
-from specstream.heads.folder import kind_of
+from specstream.heads import published
+from specstream.heads.eagle import EagleHead
+from specstream.heads.folder import kind_of, read_settings
+from specstream.heads.published import Memory, read_weights
 from specstream.models.hub import snapshots
-from tests.eagle_files import write_eagle
 from tests.lossless.families import build
+from tests.published_heads import write_eagle
 
 PART = list(range(0, 160, 3))
 
@@ -29,19 +30,19 @@ def model() -> Any:
 
 @pytest.fixture(autouse=True)
 def _as_written(monkeypatch) -> None:
-    monkeypatch.setattr(eagle, "in_bytes", lambda model: False)
+    monkeypatch.setattr(published, "in_bytes", lambda model: False)
 
 
 def by_transformers(head: EagleHead, folder: Path, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Outputs at all positions, by a decoder layer of transformers with wider projections."""
-    settings = eagle.read_settings(folder)
+    settings = read_settings(folder)
     inner = dict(settings.get("transformer_layer_config", settings))
     kind = inner.pop("model_type")
     inner.pop("architectures", None)
     config = AutoConfig.for_model(kind, **inner)
     config._attn_implementation = "eager"
     layer = {"llama": LlamaDecoderLayer, "qwen3": Qwen3DecoderLayer}[kind](config, 0)
-    own = {name.replace("midlayer.", "layers.0."): each for name, each in eagle._read(folder).items()}
+    own = {name.replace("midlayer.", "layers.0."): each for name, each in read_weights(folder).items()}
     for name in "qkv":
         weight = own[f"layers.0.self_attn.{name}_proj.weight"]
         setattr(layer.self_attn, f"{name}_proj", torch.nn.Linear(*weight.shape[::-1], bias=False))
@@ -76,7 +77,7 @@ def test_steps_are_those_of_a_layer_of_transformers_however_they_are_cut(model, 
     assert kind_of(folder) == "eagle3"
     head = EagleHead.from_pretrained(folder, model)
     random = torch.Generator().manual_seed(1)
-    states = torch.randn(9, len(head.config.taps), model.config.hidden_size, generator=random)
+    states = torch.randn(9, len(head.taps), model.config.hidden_size, generator=random)
     tokens = torch.randint(0, 160, (12,), generator=random)
     combined = head.combined(states)
     expected = by_transformers(head, folder, combined, tokens[:9])
@@ -149,7 +150,7 @@ def test_heads_of_the_hub_are_fetched(model, tmp_path, monkeypatch) -> None:
 
 def test_damaged_folders_are_refused(model, tmp_path) -> None:
     folder = write_eagle(tmp_path / "head", model)
-    tensors = eagle._read(folder)
+    tensors = read_weights(folder)
     for name, change, error, message in (
         ("norm.weight", None, ModelNotFoundError, "has no 'norm.weight'; copy its folder again"),
         ("fc.weight", float("nan"), NumericalError, "hold NaN or infinity; copy them again"),

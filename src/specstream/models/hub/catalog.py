@@ -84,6 +84,7 @@ _DRAFTERS: Mapping[str, str] = MappingProxyType(
             "medusa",
             "block",
             "eagle3",
+            "dflash",
             "draft_model",
             "mixed",
             "router",
