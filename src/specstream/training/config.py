@@ -353,7 +353,9 @@ def train_config(values: dict[str, Any], document: Document | None = None) -> Tr
         raise UsageError("draft.goal is 'live_accepted_length' and draft.live_prompts is 0; give some prompts")
     _check_early_exit(config)
     if config.model.states_gb is not None and config.model.states_dir is None:
-        raise UsageError(f"model.states_gb is {config.model.states_gb:g} and model.states_dir is missing; give a folder")
+        raise UsageError(
+            f"model.states_gb is {config.model.states_gb:g} and model.states_dir is missing; give a folder"
+        )
     others = set().union(*SECTIONS.values()) - SECTIONS[config.recipe]
     if strange := sorted(others & set(values)):
         raise UsageError(f"section {strange[0]!r} is given and recipe is {config.recipe!r}; leave one of them out")
