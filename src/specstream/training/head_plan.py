@@ -28,6 +28,9 @@ TEST_PROMPTS, TEST_TOKENS = 8, 64
 TEST_CONTESTANTS = 3
 """Plain decoding, and the head by the policy and with a fixed tree."""
 
+SLOWEST = 1.5
+"""What a token of the test costs at most on average, in tokens of plain decoding: a fixed tree may not pay."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
@@ -35,6 +38,7 @@ class Costs:
 
     Attributes:
         answer: seconds for a token of an answer, of a whole batch at once.
+        alone: seconds for a token of one prompt alone.
         states: seconds of the target for a token that is trained on.
         step: seconds of a training step whose states are there.
         evaluation: seconds for each held-out example, likewise.
@@ -46,6 +50,7 @@ class Costs:
     """
 
     answer: float
+    alone: float
     states: float
     step: float
     evaluation: float
@@ -90,12 +95,12 @@ def estimate(costs: Costs, answers: int, steps: int, disk_gb: float) -> Estimate
     needed = min(answers, steps * BATCH + held_out(answers)) * costs.length
     share = min(1.0, disk_gb * 1e9 / max(1.0, needed * costs.kept))
     again = max(0.0, (steps * BATCH + judged) * costs.length - needed)
-    passes = TEST_CONTESTANTS * (TEST_PROMPTS + 1) * TEST_TOKENS  # at most, the warm-up among them
+    tested = TEST_CONTESTANTS * (TEST_PROMPTS + 1) * TEST_TOKENS  # the warm-up among them
     return Estimate(
         answers=answers * costs.answer_tokens * costs.answer,
         states=(needed + (1 - share) * again) * costs.states,
         training=costs.setup + steps * costs.step + judged * costs.evaluation,
-        test=passes * costs.answer * ANSWER_BATCH,
+        test=tested * costs.alone * SLOWEST,
         kept=share * needed * costs.kept,
     )
 

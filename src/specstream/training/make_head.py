@@ -267,6 +267,7 @@ class HeadRun:
             asked = self._asked()
             usable = encoded(engine.tokenizer, read_questions(asked)[0], None, MOST_PROMPT)
             made = distill(engine, asked, folder / "answers.jsonl", ANSWER_BATCH)
+            alone = 1 / engine.generate(usable[0][0].prompt)["tokens_per_second"]
             self._state["begin"] = _beginning(self.settings.kind, engine.model)
             del engine  # training loads its own
             config = self._config(
@@ -275,7 +276,8 @@ class HeadRun:
             started = time.perf_counter()
             outcome = train(config, quiet=True)
             setup = time.perf_counter() - started - outcome.progress.seconds
-        costs = Costs(**_costs(folder, self.folder / "states", made, setup), available=len(usable))
+        found = _costs(folder, self.folder / "states", made, setup)
+        costs = Costs(**found, alone=alone, available=len(usable))
         self._save(costs=asdict(costs), begin=self._state["begin"])
 
     def _planned(self, costs: Costs) -> int:

@@ -11,6 +11,7 @@ from specstream.training.head_plan import EPOCHS, LEAST, MOST_EPOCHS, Costs, ans
 
 COSTS = Costs(
     answer=0.01,
+    alone=0.05,
     states=0.002,
     step=0.5,
     evaluation=0.05,
@@ -57,6 +58,6 @@ def test_states_without_room_take_time_and_no_disk():
 
 def test_too_few_hours_say_what_it_takes():
     with pytest.raises(
-        UsageError, match=r"^hours is too small: 0.01 are left after a sample, and 24 answers take 0.09; give"
+        UsageError, match=r"^hours is too small: 0.01 are left after a sample, and 24 answers take 0.05; give"
     ):
         answers_for(COSTS, None, 36.0, 20)
