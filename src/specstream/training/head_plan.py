@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from specstream.errors import UsageError
@@ -126,11 +125,12 @@ def answers_for(costs: Costs, tokens: int | None, seconds: float | None, disk_gb
     def took(answers: int) -> float:
         return estimate(costs, answers, steps_of(answers, EPOCHS), disk_gb).seconds
 
-    sizes: Iterator[int] = iter([most, *range(most // ANSWER_BATCH * ANSWER_BATCH, LEAST - 1, -ANSWER_BATCH)])
+    least = min(most, LEAST)
+    sizes = [most, *range(most // ANSWER_BATCH * ANSWER_BATCH, least, -ANSWER_BATCH), least]
     if (found := next((size for size in sizes if took(size) <= seconds), None)) is None:
         raise UsageError(
-            f"hours is too small: {seconds / 3600:.2f} are left after a sample, and {LEAST} answers take "
-            f"{took(min(most, LEAST)) / 3600:.2f}; give more"
+            f"hours is too small: {seconds / 3600:.2f} are left after a sample, and {least} answers take "
+            f"{took(least) / 3600:.2f}; give more"
         )
     return found
 

@@ -56,6 +56,13 @@ def test_states_without_room_take_time_and_no_disk():
     assert none.states == pytest.approx((steps * 8 + 7 * 48) * 150 * 0.002)
 
 
+def test_the_least_is_taken_where_nothing_more_fits():
+    seconds = estimate(COSTS, LEAST, steps_of(LEAST, EPOCHS), 20).seconds
+    assert answers_for(COSTS, None, seconds, 20) == LEAST
+    with pytest.raises(UsageError, match="too small"):
+        answers_for(COSTS, None, seconds - 1, 20)
+
+
 def test_too_few_hours_say_what_it_takes():
     with pytest.raises(
         UsageError, match=r"^hours is too small: 0.01 are left after a sample, and 24 answers take 0.05; give"
