@@ -126,7 +126,7 @@ def answers_for(costs: Costs, tokens: int | None, seconds: float | None, disk_gb
         return estimate(costs, answers, steps_of(answers, EPOCHS), disk_gb).seconds
 
     least = min(most, LEAST)
-    sizes = [most, *range(most // ANSWER_BATCH * ANSWER_BATCH, least, -ANSWER_BATCH), least]
+    sizes: list[int] = [most, *range(most // ANSWER_BATCH * ANSWER_BATCH, least, -ANSWER_BATCH), least]
     if (found := next((size for size in sizes if took(size) <= seconds), None)) is None:
         raise UsageError(
             f"hours is too small: {seconds / 3600:.2f} are left after a sample, and {least} answers take "
