@@ -61,6 +61,7 @@ def _register_verbs(app: typer.Typer) -> None:
         export,
         generate,
         make_draft,
+        make_head,
         models,
         profile,
         quantize,
@@ -86,6 +87,7 @@ def _register_verbs(app: typer.Typer) -> None:
     app.command()(tune.tune)
     app.command("distill-data")(distill_data.distill_data)
     app.command("make-draft")(make_draft.make_draft)
+    app.command("make-head")(make_head.make_head)
     app.command()(train.train)
     app.add_typer(router.app, name="router")
     app.command()(quantize.quantize)

@@ -220,6 +220,11 @@ class AnswerFile:
             file.truncate(sum(map(len, kept)))
         return len(kept)
 
+    def tokens(self) -> int:
+        """Of the answers that are there."""
+        lines = self.partial.read_bytes().splitlines() if self.partial.exists() else []
+        return sum(len(json.loads(line)["answer_token_ids"]) for line in lines)
+
     def append(self, answers: Sequence[dict[str, Any]]) -> None:
         with self.partial.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers))
@@ -239,6 +244,7 @@ def distill(
     output: Path,
     limit: int | None = None,
     tell: Tell = lambda done, total, note: None,
+    enough: Callable[[int], bool] = lambda tokens: False,
 ) -> dict[str, Any]:
     """Answer the prompts of ``settings`` into ``output``; what is there already of the same run is kept.
 
@@ -249,9 +255,10 @@ def distill(
             and ``source``; beside it ``.meta.json`` says where they come from.
         limit: prompts to answer at most, and no fewer than are there. A later run with a larger one goes on.
         tell: is told after each batch; the note is its tokens per second.
+        enough: is asked before each batch but the first whether these tokens of all answers are enough.
 
     Returns:
-        The record that ``.meta.json`` holds.
+        The record that ``.meta.json`` holds, and the ``seconds`` that this call decoded for.
 
     Raises:
         UsageError: files that cannot be read, or an output of other settings.
@@ -270,13 +277,20 @@ def distill(
     }
     done = file.begin(record, settings.batch_size, len(usable))
     tell(min(done, len(usable)), len(usable), "")
+    tokens, seconds = file.tokens(), 0.0
     for start in range(done, len(usable), settings.batch_size):
+        if start and enough(tokens):
+            usable = usable[:start]
+            break
         batch = usable[start : start + settings.batch_size]
         generation = _answer(engine, [ids for _, ids in batch], settings, start)
         file.append([_line(generation, at, *each) for at, each in enumerate(batch)])
+        tokens += sum(len(row.emitted) for row in generation.rows)
+        seconds += generation.timings.total
         tell(start + len(batch), len(usable), f"{generation.new_tokens / generation.timings.total:.0f} tokens/s")
+    record |= {"prompts": len(usable), "answer_tokens": tokens}
     file.finish(record, len(usable))
-    return record
+    return {**record, "seconds": seconds}
 
 
 def encoded(

@@ -43,8 +43,8 @@ def licence_of(model: str) -> str | None:
     return found[1] if found else None
 
 
-def training_card(record: Mapping[str, Any]) -> str:
-    """The card of a checkpoint, from the record that is written beside it."""
+def training_card(record: Mapping[str, Any], more: Iterable[str] = ()) -> str:
+    """The card of a checkpoint, from the record that is written beside it, and more lines about it."""
     config, progress = record.get("config", {}), record.get("progress", {})
     model, data = config.get("model", {}), config.get("data", {})
     base = str(model.get("draft_model") or model.get("target_model") or "unknown")
@@ -61,6 +61,7 @@ def training_card(record: Mapping[str, Any]) -> str:
         "|---|---|",
         *(f"| {name} | {value:.4g} |" for name, value in figures.items()),
         "",
+        *more,
         "Every setting and the versions it ran with are in `training_record.json`.",
     ]
     return model_card(base=base, title=f"{config.get('recipe')} trained with SpecStream", lines=lines)

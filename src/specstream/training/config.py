@@ -36,6 +36,7 @@ class ModelSection(Section):
         device: ``auto`` is the GPU if there is one.
         states_dir: keep there what the frozen target computes at every example, so that it is computed once for all
             epochs, runs and recipes: a few kB for a token. None computes it each time.
+        states_gb: that ``states_dir`` holds at most; what does not fit is computed each time. None is no limit.
     """
 
     target_model: str = "smollm2-135m"
@@ -43,6 +44,7 @@ class ModelSection(Section):
     dtype: str = "auto"
     device: str = "auto"
     states_dir: str | None = None
+    states_gb: float | None = Field(default=None, ge=0)
 
     def dtype_on(self, device: str) -> str:
         """The dtype on a device; training runs the library's kernels, not ours, which have bf16 at every level."""
@@ -246,6 +248,9 @@ class BlockSection(LiveSection):
         vocabulary: the head drafts this many tokens, the most frequent ones of the data; None for all.
         anchors: positions of an example, drawn anew each time, whose blocks a step trains on; None for all.
         fit_examples: of the data, that the linear start is fitted to.
+        start_from: a folder of a block head to go on from, whose settings are kept; or of streams of the same base, or
+            ``shipped`` ones, whose vocabulary and token-to-token map a new head takes, and their linear start where it
+            is of the same layer. None for a new head.
     """
 
     gamma: int = Field(default=4, ge=1)
@@ -255,6 +260,7 @@ class BlockSection(LiveSection):
     vocabulary: int | None = Field(default=8192, ge=1)
     anchors: int | None = Field(default=None, ge=1)
     fit_examples: int = Field(default=100, ge=1)
+    start_from: str | None = None
 
 
 class DraftSection(LiveSection):
@@ -346,6 +352,10 @@ def train_config(values: dict[str, Any], document: Document | None = None) -> Tr
     if config.draft.goal == "live_accepted_length" and not config.draft.live_prompts:
         raise UsageError("draft.goal is 'live_accepted_length' and draft.live_prompts is 0; give some prompts")
     _check_early_exit(config)
+    if config.model.states_gb is not None and config.model.states_dir is None:
+        raise UsageError(
+            f"model.states_gb is {config.model.states_gb:g} and model.states_dir is missing; give a folder"
+        )
     others = set().union(*SECTIONS.values()) - SECTIONS[config.recipe]
     if strange := sorted(others & set(values)):
         raise UsageError(f"section {strange[0]!r} is given and recipe is {config.recipe!r}; leave one of them out")

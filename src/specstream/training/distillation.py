@@ -50,13 +50,22 @@ class Teacher:
         top_k: tokens of a distribution that are kept; at most all there are.
         temperature: of the softened distributions.
         folder: keeps what was computed; None computes it each time.
+        most_gb: that the folder holds at most; None is no limit.
     """
 
-    def __init__(self, model: Any, *, top_k: int, temperature: float = 1.0, folder: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        top_k: int,
+        temperature: float = 1.0,
+        folder: str | None = None,
+        most_gb: float | None = None,
+    ) -> None:
         self._model, self._temperature = model, temperature
         self._top_k = min(top_k, int(model.get_output_embeddings().weight.shape[0]))
         identity = f"{fingerprint(model)}/{model.dtype}/top {self._top_k} at {temperature}"
-        self._kept = HiddenStateCache(folder, identity)
+        self._kept = HiddenStateCache(folder, identity, most_gb)
 
     def says(self, batch: Batch) -> Said:
         """Its distributions wherever the batch has a token to be predicted."""

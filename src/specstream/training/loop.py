@@ -208,7 +208,7 @@ class Loop:
             {
                 "step": progress.step,
                 "tokens": progress.tokens,
-                "seconds": round(progress.seconds, 1),
+                "seconds": round(progress.seconds, 3),
                 "learning_rate": learning_rate(self.config, progress.step - 1),
                 **{name: float(value) for name, value in values.items()},
                 "tokens_per_second": self._tokens / max(self._seconds, 1e-9),
@@ -227,7 +227,8 @@ class Loop:
                 progress.figures = self.trainee.evaluate(batches)
             progress.seconds += time.perf_counter() - started
             named = {f"eval/{name}": value for name, value in progress.figures.items()}
-            self._journal.add({"step": progress.step, "tokens": progress.tokens, **named})
+            at = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
+            self._journal.add({**at, **named})
             if goal.better(progress.figures[goal.figure], progress.best):
                 progress.best, progress.best_step = progress.figures[goal.figure], progress.step
                 if self._checkpoints is not None:

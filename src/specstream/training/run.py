@@ -39,7 +39,7 @@ _MAY_CHANGE = {
         "eval_steps",
         "logging_steps",
     },
-    "model": {"device", "states_dir"},
+    "model": {"device", "states_dir", "states_gb"},
     "logging": {"use_wandb", "project", "plot"},
 }
 """What may differ from the run that is gone on with. Of these, steps and batches change how it goes on from there."""

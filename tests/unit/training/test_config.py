@@ -45,6 +45,7 @@ def test_a_file_is_read_and_overridden(file):
         ("training.num_train_steps=0", r"training.num_train_steps is 0; give a value that is greater than or equal"),
         ("training.mixed_precision=int4", r"training.mixed_precision is 'int4'; give .*'bf16'"),
         ("recipe=magic", "recipe is 'magic'"),
+        ("model.states_gb=2", "model.states_gb is 2 and model.states_dir is missing; give a folder"),
         ("training.num_train_steps", "--set is 'training.num_train_steps'; give key=value"),
         ("recipe.x=1", "'recipe' is no section"),
         ("data.files=[", "--set data.files is no YAML"),

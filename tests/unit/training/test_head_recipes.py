@@ -8,13 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specstream.errors import UsageError
+from specstream.errors import SpecStreamError, UsageError
 from specstream.heads.block import BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.training.config import train_config
 from specstream.training.data import load_examples
 from specstream.training.live_evaluation import Live
+from specstream.training.recipes import block as block_recipe
 from specstream.training.recipes import streams as recipe
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -149,6 +150,61 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(recipe_name, states, confi
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
+
+
+@pytest.mark.parametrize("recipe_name", ["streams", "medusa", "block"])
+def test_room_for_a_part_of_the_states_changes_no_bit(recipe_name, config, tmp_path):
+    for name, model in (("whole", {}), ("run", {"states_dir": str(tmp_path / "some"), "states_gb": 3e-5})):
+        train(config(recipe_name, None, model, output_dir=str(tmp_path / name)), quiet=True)
+    assert 0 < sum(each.stat().st_size for each in (tmp_path / "some").iterdir()) <= 30_000
+    whole, some = (weights(tmp_path / name / "best") for name in ("whole", "run"))
+    assert all(torch.equal(tensor, some[name]) for name, tensor in whole.items())
+
+
+@pytest.fixture
+def streams_folder(config, tmp_path):
+    """Of streams with a linear start and a token-to-token map, from the target's top layer on."""
+    learned = {"start": "linear", "chain_rank": 4}
+    train(config("streams", learned, num_train_steps=2, output_dir=str(tmp_path / "streams")), quiet=True)
+    return tmp_path / "streams" / "checkpoints" / "step-00000002"
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_block_head_takes_what_streams_learned(layers, config, streams_folder):
+    """The linear start only where streams begin in the same layer as the head's own copies."""
+    section = {"start_from": str(streams_folder), "gamma": 3, "layers": layers, "vocabulary": None}
+    head = block_recipe.prepare(config("block", section), "cpu")[0]._head
+    streams = Streams.from_pretrained(streams_folder, tiny_model())
+    assert torch.equal(head.vocabulary, streams.vocabulary)
+    tokens = torch.randn(5, 2, 48)
+    final = torch.randn(5, 3, 48)
+    torch.testing.assert_close(head.chain(final, tokens), streams.chain(final, tokens))
+    assert head.config.chain_rank == 8
+    assert torch.equal(head.from_state, streams.from_state) == (layers == 1)
+    if layers == 1:
+        assert torch.equal(head.embeddings[:2], streams.embeddings)
+        assert torch.equal(head.scales[2], streams.scales[1])
+    assert all(each.requires_grad for each in head.parameters())
+
+
+def test_a_block_head_goes_on_from_another(config, tmp_path):
+    train(config("block", num_train_steps=2), quiet=True)
+    folder = tmp_path / "run" / "checkpoints" / "step-00000002"
+    head = block_recipe.prepare(config("block", {"start_from": str(folder), "gamma": 4}), "cpu")[0]._head
+    assert head.gamma == 2, "its own"
+    own = dict(head.named_parameters())
+    kept = {name: tensor for name, tensor in weights(folder).items() if name in own}
+    assert kept.keys() == own.keys()
+    assert all(torch.equal(own[name], tensor.float()) for name, tensor in kept.items())
+    assert all(each.requires_grad for each in own.values())
+
+
+def test_a_block_head_takes_nothing_of_others(config, tmp_path):
+    train(config("medusa", num_train_steps=1), quiet=True)
+    with pytest.raises(SpecStreamError, match="holds 'medusa'; give a folder with 'streams'"):
+        block_recipe.prepare(config("block", {"start_from": str(tmp_path / "run" / "best")}), "cpu")
+    with pytest.raises(UsageError, match=r"^block.start_from is .shipped.: none come with the package"):
+        train(config("block", {"start_from": "shipped"}, output_dir=str(tmp_path / "other")), quiet=True)
 
 
 def test_a_run_may_go_on_from_other_streams_with_other_data(config, made, tmp_path):

@@ -55,6 +55,23 @@ def test_another_base_keeps_apart_and_what_a_crash_cut_short_is_read_again(tmp_p
     assert len(read.asked) == 3
 
 
+def test_what_does_not_fit_is_computed_each_time_to_the_same_bits(tmp_path):
+    whole, read = HiddenStateCache(tmp_path / "whole", "base").batch(BATCH, Read()), Read()
+    for _ in range(2):
+        found = HiddenStateCache(tmp_path / "some", "base", 2.5e-6).batch(BATCH, read)
+        assert all(torch.equal(tensor, found[name]) for name, tensor in whole.items())
+    assert read.asked == [*ROWS, ROWS[1]], "there is room for one row, which is read once"
+    assert sum(each.stat().st_size for each in (tmp_path / "some").iterdir()) <= 2500
+
+
+def test_parts_of_an_example_are_kept_apart(tmp_path):
+    read, row = Read(), torch.tensor(ROWS[0])
+    cache = HiddenStateCache(tmp_path, "base")
+    for part in ("one", "other", "one"):
+        cache.row(row, read, part)
+    assert len(read.asked) == 2
+
+
 def test_what_a_batch_says_of_its_rows():
     assert BATCH.lengths == [5, 3]
     assert BATCH.prompts == [[4, 9], [8]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from torch import Tensor, nn
 
 from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.block import BlockDrafter
-from specstream.heads.block import BlockConfig, BlockHead
+from specstream.heads.block import KIND, BlockConfig, BlockHead
 from specstream.heads.block_loss import TargetStates, block_loss, block_ranks
+from specstream.heads.folder import kind_of
+from specstream.heads.streams import Streams
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.architecture.hidden_states import States, decoder_layers, tapped
 from specstream.training.config import BlockSection, TrainConfig
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
 from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
-from specstream.training.recipes.streams import begin
+from specstream.training.recipes.streams import begin, start_folder
 from specstream.training.trainee import Goal, drafted_figures
 
 LIKELIEST = 64
@@ -29,11 +32,11 @@ LIKELIEST = 64
 class TappedStates:
     """The target's own pass over examples: its taps and what it says, kept where a folder is given."""
 
-    def __init__(self, head: BlockHead, folder: str | None) -> None:
+    def __init__(self, head: BlockHead, folder: str | None, most_gb: float | None = None) -> None:
         self._head = head
         taps = ",".join(map(str, head.config.taps))
         identity = f"{fingerprint(head.model)}/{head.model.dtype}/taps {taps}, top {LIKELIEST}"
-        self._kept = HiddenStateCache(folder, identity)
+        self._kept = HiddenStateCache(folder, identity, most_gb)
 
     def of(self, batch: Batch) -> TargetStates:
         found = self._kept.batch(batch, self._pass)
@@ -101,14 +104,48 @@ class BlockTrainee:
 
 
 def prepare(config: TrainConfig, device: str) -> tuple[BlockTrainee, Any]:
-    """A fresh head of the target."""
+    """A fresh head of the target, or one that goes on from what a folder holds."""
     section = config.block
     frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
-    shape = BlockConfig(
-        gamma=section.gamma, layers=section.layers, window=section.window, chain_rank=section.chain_rank
-    )
-    head = BlockHead(frozen.model, shape, frozen.vocabulary(section.vocabulary))
-    states = TappedStates(head, config.model.states_dir)
-    begin(head, states.last, frozen.examples, section.fit_examples)
+    folder = None if section.start_from is None else start_folder(section.start_from, frozen.model)
+    if folder is not None and kind_of(folder) == KIND:
+        head = BlockHead.from_pretrained(folder, frozen.model).requires_grad_(True)
+        states = TappedStates(head, config.model.states_dir, config.model.states_gb)
+    else:
+        streams = None if folder is None else Streams.from_pretrained(folder, frozen.model)
+        vocabulary = frozen.vocabulary(section.vocabulary) if streams is None else streams.vocabulary
+        head = BlockHead(frozen.model, shape_of(section, streams), vocabulary)
+        states = TappedStates(head, config.model.states_dir, config.model.states_gb)
+        begin(head, states.last, frozen.examples, section.fit_examples)
+        if streams is not None:
+            take_from(streams, head)
     head.details.update(frozen.record)
     return BlockTrainee(head, states, section, frozen.live), frozen.tokenizer
+
+
+def shape_of(section: BlockSection, streams: Streams | None) -> BlockConfig:
+    """What a section says a head is made of; a token-to-token map is no smaller than that of the streams."""
+    own = section.model_dump(include={field.name for field in fields(BlockConfig)})
+    if section.chain_rank and streams is not None:
+        own["chain_rank"] = max(section.chain_rank, streams.config.chain_rank)
+    return BlockConfig(**own)
+
+
+@torch.no_grad()
+def take_from(streams: Streams, head: BlockHead) -> None:
+    """Give a fresh head what streams of the same base learned: the token-to-token map, and the linear start.
+
+    The map's low-rank factors are padded, so that it is the same map at first. The start fits only where streams begin
+    in the layer that the head's last tap is of; elsewhere the head keeps its own by least squares.
+    """
+    if head.chain is not None and streams.chain is not None:
+        rank = streams.config.chain_rank
+        head.chain.down[:rank] = streams.chain.down
+        head.chain.up[:, :rank] = streams.chain.up
+    if streams.config.start == "linear" and streams.first == head.config.taps[-1]:
+        depth = min(head.gamma, streams.gamma)
+        for name in ("from_state", "from_token"):
+            getattr(head, name).copy_(getattr(streams, name))
+        for name in ("embeddings", "scales"):
+            own, theirs = getattr(head, name), getattr(streams, name)
+            own[:depth], own[depth:] = theirs[:depth], theirs[depth - 1]

@@ -179,6 +179,7 @@ def prepare(config: TrainConfig, device: str) -> tuple[DraftTrainee, Any]:
         top_k=distillation.top_k,
         temperature=distillation.temperature,
         folder=config.model.states_dir,
+        most_gb=config.model.states_gb,
     )
     live = Live(target, tokenizer, section.live_prompts, section.live_tokens)
     size = int(target.get_input_embeddings().num_embeddings)

@@ -60,5 +60,6 @@ def prepare(config: TrainConfig, device: str) -> tuple[MedusaTrainee, Any]:
     vocabulary, model = frozen.vocabulary(section.vocabulary), frozen.model
     heads = MedusaHeads(model, num_heads=section.num_heads, num_layers=section.num_layers, token_map=vocabulary)
     heads.record.update(frozen.record)
-    kept = HiddenStateCache(config.model.states_dir, f"{fingerprint(model)}/{model.dtype}/final")
+    identity = f"{fingerprint(model)}/{model.dtype}/final"
+    kept = HiddenStateCache(config.model.states_dir, identity, config.model.states_gb)
     return MedusaTrainee(heads, kept, frozen.live), frozen.tokenizer

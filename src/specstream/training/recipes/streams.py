@@ -42,14 +42,13 @@ RIDGE = 1e-3
 class MainStates:
     """The target's own pass over examples, from the streams' first layer on, kept where a folder is given."""
 
-    def __init__(self, streams: Streams, folder: str | None) -> None:
+    def __init__(self, streams: Streams, folder: str | None, most_gb: float | None = None) -> None:
         self._streams = streams
         self._upper = range(streams.first, streams.first + streams.config.layers)
-        base = f"{fingerprint(streams.model)}/{streams.model.dtype}"
         self._kept = folder is not None
-        parts = (f"from {streams.first}", "final")
-        self._below_kept, self._above_kept = (HiddenStateCache(folder, f"{base}/{part}") for part in parts)
-        self._last: tuple[Tensor, MainStream] | None = None
+        self._cache = HiddenStateCache(folder, f"{fingerprint(streams.model)}/{streams.model.dtype}", most_gb)
+        self._below_part = f"from {streams.first}"
+        self._passes: dict[tuple[int, ...], MainStream] = {}  # of the batch that is read
 
     def first(self, tokens: Tensor) -> Tensor:
         """What goes into the streams' first layer at one example's tokens: ``[length]`` -> ``[length, hidden]``."""
@@ -60,9 +59,10 @@ class MainStates:
         """Of a batch; in the target's dtype."""
         if not self._kept:
             return self._streams.read(batch.tokens)
-        upper, final = self._below_kept.batch(batch, self._below), self._above_kept.batch(batch, self._above)
+        upper = self._cache.batch(batch, self._below, self._below_part)
+        final = self._cache.batch(batch, self._above, "final")
         dtype = self._streams.model.dtype
-        self._last = None
+        self._passes.clear()
         return MainStream(
             upper["states"].to(dtype),
             final["final"].to(dtype),
@@ -72,7 +72,7 @@ class MainStates:
 
     def _below(self, tokens: Tensor) -> dict[str, Tensor]:
         main = self._pass(tokens)
-        self._above_kept.row(tokens[0], self._above)
+        self._cache.row(tokens[0], self._above, "final")
         return {
             "states": main.states,
             **{f"keys.{layer}": main.keys[layer] for layer in self._upper},
@@ -83,11 +83,12 @@ class MainStates:
         return {"final": self._pass(tokens).final}
 
     def _pass(self, tokens: Tensor) -> MainStream:
-        """The last one again, if it was of these tokens."""
-        if self._last is None or not torch.equal(self._last[0], tokens):
+        """Once for both parts, also where they are not kept."""
+        row = tuple(tokens[0].tolist())
+        if row not in self._passes:
             with torch.no_grad():
-                self._last = tokens, self._streams.read(tokens)
-        return self._last[1]
+                self._passes[row] = self._streams.read(tokens)
+        return self._passes[row]
 
 
 class StreamsTrainee:
@@ -167,17 +168,17 @@ def prepare(config: TrainConfig, device: str) -> tuple[StreamsTrainee, Any]:
     frozen = read_frozen(config, device, section.live_prompts, section.live_tokens)
     if section.start_from is None:
         streams = Streams(frozen.model, shape_of(section), frozen.vocabulary(section.vocabulary))
-        states = MainStates(streams, config.model.states_dir)
+        states = MainStates(streams, config.model.states_dir, config.model.states_gb)
         begin(streams, states.first, frozen.examples, section.fit_examples)
     else:
-        streams = Streams.from_pretrained(_folder(section.start_from, frozen.model), frozen.model)
+        streams = Streams.from_pretrained(start_folder(section.start_from, frozen.model), frozen.model)
         if section.chain_rank and not streams.config.chain_rank:
             streams.add_chain(section.chain_rank)
         if "gamma" in section.model_fields_set and section.train == "all":
             streams.add_streams(section.gamma)
         if section.pruning_rank and streams.early_exit is None:
             streams.add_early_exit(section.pruning_rank)
-        states = MainStates(streams, config.model.states_dir)
+        states = MainStates(streams, config.model.states_dir, config.model.states_gb)
     if section.train == "early_exit":
         streams.details["early_exit"] = frozen.record
         return EarlyExitTrainee(streams, states, section, frozen.live), frozen.tokenizer
@@ -186,13 +187,17 @@ def prepare(config: TrainConfig, device: str) -> tuple[StreamsTrainee, Any]:
     return StreamsTrainee(streams, states, section, frozen.live), frozen.tokenizer
 
 
-def _folder(start_from: str, model: Any) -> str:
-    """Where the streams to go on from are."""
+def start_folder(start_from: str, model: Any) -> str:
+    """Where the head to go on from is; shipped ones are streams.
+
+    Raises:
+        UsageError: none are shipped for this model.
+    """
     if start_from != "shipped":
         return start_from
     if (folder := shipped_for(model, KIND)) is None:
         why = left_out(model, KIND) or f"none come with the package for {model.config.model_type} of this size"
-        raise UsageError(f"streams.start_from is 'shipped': {why}; give a folder")
+        raise UsageError(f"start_from is 'shipped': {why}; give a folder")
     return folder
 
 
