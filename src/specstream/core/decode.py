@@ -226,6 +226,9 @@ class Reading:
 def _begun_by(target: Target, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
     """A session that is to read the rows' prompts."""
     session = target.begin_reading([row.tokens[:-1] for row in rows])
+    for at, row in enumerate(rows):
+        if row.watch_prompt is not None:
+            session.watch(at, row.watch_prompt)
     if prefixes is not None:
         session.reuse(prefixes)
     return session
@@ -233,7 +236,7 @@ def _begun_by(target: Target, rows: Sequence[Row], prefixes: PrefixCache | None)
 
 def _read_by(target: Target, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
     """One that has read them."""
-    if prefixes is None:
+    if prefixes is None and not any(row.watch_prompt for row in rows):
         return target.begin([row.tokens[:-1] for row in rows])
     session = _begun_by(target, rows, prefixes)
     while session.read(sys.maxsize):

@@ -106,6 +106,11 @@ class HiddenStates(Protocol):
         """
 
 
+PromptWatcher = Callable[[Tensor, int], None]
+"""``(logits [n, vocab] behind n tokens of a prompt, the place of the first of these)``, pass by pass, in order; the
+prompt's last token is in none of them."""
+
+
 class TargetSession(Protocol):
     """One batch being decoded: the keys and values of each row's committed tokens.
 
@@ -122,6 +127,14 @@ class TargetSession(Protocol):
 
         Before the first ``read``. A target that cannot do so bit by bit does nothing.
         """
+
+    def watch(self, row: int, watch: PromptWatcher) -> None:
+        """Show the logits of a row's prompt as it is read; then nothing of it is reused. Before the first ``read``.
+
+        Raises:
+            UsageError: this target does not show them.
+        """
+        raise UsageError("this target does not show the logits of prompts; ask for none")
 
     def cached(self, row: int) -> int:
         """Tokens of the row's prompt whose keys and values were reused."""

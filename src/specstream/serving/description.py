@@ -134,11 +134,11 @@ class ChatChoice(Said):
 
 
 class TextLogprobs(Said):
-    """Of each token."""
+    """Of each token; the first of a prompt has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

@@ -163,10 +163,11 @@ class Gateway:
         """
         jobs: list[Job] = []
         mask = self._mask(body)
-        for prompt in prompts:
+        for place, prompt in enumerate(prompts):
             room = self._room(body, prompt)
+            echo = self._echo(body, place) if isinstance(body, CompletionBody) and body.echo else None
             for _ in range(body.n or 1):
-                settings = {**_sampling(body), "max_new_tokens": room}
+                settings = {**_sampling(body), "max_new_tokens": max(1, room)}
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
                 adjustment = self._adjustment(body, len(prompt))
@@ -184,10 +185,17 @@ class Gateway:
                         arrived=arrived,
                         deadline=arrived + self._config.request_seconds,
                         top_logprobs=body.wanted_logprobs,
+                        echo=echo,
+                        prompt_only=room == 0,
                         known=own.known if own and self._drafts else None,
                     )
                 )
         return jobs
+
+    def _echo(self, body: CompletionBody, place: int) -> str:
+        """The text of a prompt, as it was given."""
+        given = body.prompts[place]
+        return given if isinstance(given, str) else str(self.tokenizer.decode(given, skip_special_tokens=True))
 
     def _mask(self, body: ChatBody | CompletionBody) -> JsonMask | None:
         """What the answers are held to; None for any text."""
@@ -227,7 +235,8 @@ class Gateway:
 
     def _room(self, body: ChatBody | CompletionBody, prompt: Sequence[int]) -> int:
         """Most tokens of an answer: what is asked for, within the server's limit and the context."""
-        most = min(body.most_tokens or self._config.max_tokens, self._config.max_tokens)
+        asked = self._config.max_tokens if body.most_tokens is None else body.most_tokens
+        most = min(asked, self._config.max_tokens)
         return most if self.context is None else min(most, self.context - len(prompt))
 
     def _chat(self, messages: Sequence[Message], given: Sequence[Tool], template: Mapping[str, Any]) -> list[int]:

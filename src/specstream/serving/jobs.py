@@ -16,6 +16,9 @@ from specstream.core.rows import Known, Round, Row
 from specstream.engine.generation import Generation, Parts
 from specstream.errors import SpecStreamError
 
+SLICE = 32
+"""Tokens of a prompt whose probabilities are held at a time: each is a number for every token of the vocabulary."""
+
 
 class LateError(SpecStreamError):
     """The time limit of a request has passed."""
@@ -23,10 +26,13 @@ class LateError(SpecStreamError):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChance:
-    """What the model gave an emitted token, and the likeliest instead of it: natural logarithms, before sampling."""
+    """What the model gave a token, and the likeliest instead of it: natural logarithms, before sampling.
+
+    The first of a prompt has none.
+    """
 
     token: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
 
 
@@ -64,6 +70,8 @@ class Job:
         deliver: told every event, in order, until ``Done`` or ``Failed``; from whatever thread.
         deadline: of ``time.monotonic``.
         top_logprobs: how many of the likeliest tokens to report beside each; None for no chances at all.
+        echo: the prompt's text, which is told first, its chances with it; None to leave it out.
+        prompt_only: whether nothing is to come behind it.
         known: what is certain to come next, where something tells (``Row.known``).
         arrived: of ``time.monotonic``, as ``joined`` (its prompt began to be read), ``read`` (it was) and ``first``
             (its first token was there) are.
@@ -75,6 +83,8 @@ class Job:
     deliver: Callable[[Event], None]
     deadline: float = math.inf
     top_logprobs: int | None = None
+    echo: str | None = None
+    prompt_only: bool = False
     known: Known | None = None
     arrived: float = field(default_factory=time.monotonic)
     joined: float | None = None
@@ -94,7 +104,20 @@ class Job:
         self.row.known = self.known
         if self.top_logprobs is not None:
             self.row.watch = self._watch
+            if self.echo is not None:
+                self.row.watch_prompt = self._watch_prompt
         return self._generation.reading()
+
+    def open(self) -> bool:
+        """Tell what there is when the prompt has been read; whether there is more to come."""
+        if self.echo is not None:
+            first = TokenChance(token=self.prompt[0], logprob=None, top=())
+            chances, self._chances = () if self.top_logprobs is None else (first, *self._chances), []
+            self.deliver(Piece(text=self.echo, tokens=tuple(self.prompt), chances=chances))
+        if self.prompt_only:
+            self.outcome = "length"
+            self.deliver(Done())
+        return not self.prompt_only
 
     def late(self) -> LateError:
         """What its time went into, and what to do about that."""
@@ -132,6 +155,12 @@ class Job:
         for at, token in enumerate(tokens):
             top = tuple(zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True))
             self._chances.append(TokenChance(token=token, logprob=float(shares[at, token]), top=top))
+
+    def _watch_prompt(self, logits: Tensor, start: int) -> None:
+        for at in range(0, len(logits), SLICE):
+            part = logits[at : at + SLICE]
+            first = start + at + 1
+            self._watch(part, self.prompt[first : first + len(part)])
 
 
 class FairQueue:

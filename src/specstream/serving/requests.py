@@ -89,8 +89,6 @@ class Body(Given):
         "prediction": (),
         "web_search_options": (),
         "modalities": (["text"],),
-        "suffix": ("",),
-        "echo": (False,),
         "best_of": (1,),
         "skip_special_tokens": (True,),
         "include_stop_str_in_output": (False,),
@@ -310,6 +308,8 @@ class ResponseFormat(Given):
 class ChatBody(Body):
     """``/v1/chat/completions``."""
 
+    unsupported = {**Body.unsupported, "suffix": ("",), "echo": (False,)}
+
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
@@ -376,8 +376,12 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """``/v1/completions``."""
 
+    unsupported = {**Body.unsupported, "suffix": ("",)}
+
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    echo: bool | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -385,6 +389,12 @@ class CompletionBody(Body):
         if not prompt or (isinstance(prompt, list) and not all(each or each == 0 for each in prompt)):
             raise ValueError("the prompt is empty; give at least one token")
         return prompt
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> CompletionBody:
+        if self.max_tokens == 0 and not self.echo:
+            raise _about("max_tokens", "is 0 without echo; give at least 1")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -174,13 +174,12 @@ class Shape:
         found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for each in chances:
             first, offset = self._place(index, each.token)
-            likely = {
-                self._texts.say(token, first=first, mark="bytes:"): max(LEAST_LOGPROB, logprob)
-                for token, logprob in (*each.top, (each.token, each.logprob))
-            }
+            likely = dict[str, float | None]()
+            for token, logprob in (*each.top, (each.token, each.logprob)):
+                likely.setdefault(self._texts.say(token, first=first, mark="bytes:"), _finite(logprob))
             found["tokens"].append(self._texts.say(each.token, first=first, mark="bytes:"))
-            found["token_logprobs"].append(max(LEAST_LOGPROB, each.logprob))
-            found["top_logprobs"].append(likely)
+            found["token_logprobs"].append(_finite(each.logprob))
+            found["top_logprobs"].append(None if each.logprob is None else likely)
             found["text_offset"].append(offset)
         return found
 
@@ -193,10 +192,14 @@ class Shape:
         # Bytes before it may have been no character at all, or whole ones that only now are known to be.
         return first, offset + (len(new) - len(own) if new.endswith(own) else 0)
 
-    def _token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
+    def _token(self, token: int, logprob: float | None, first: bool) -> dict[str, Any]:
         raw = self._texts.bytes_of(token, first=first)
         said = self._texts.say(token, first=first)
-        return {"token": said, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(raw)}
+        return {"token": said, "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(LEAST_LOGPROB, logprob)
 
 
 def usage(jobs: Sequence[Job]) -> dict[str, Any]:
