@@ -71,6 +71,8 @@ class SamplingSettings(TypedDict, total=False):
     seed: int | None
     stop: str | list[str]
     stop_token_ids: list[int]
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
     ignore_eos: bool
     logits_processor: list[LogitsProcessor]
 
@@ -130,6 +132,8 @@ class GenerationConfig(_Settings):
         seed: fixes the draws; row i of a batch uses ``seed + i``. None takes a fresh seed.
         stop: strings that end the text and are left out of it; special tokens may stand in them.
         stop_token_ids: tokens that end the text as an end of sequence does, with ``ignore_eos`` too.
+        include_stop_str_in_output: leave what ended the text in it.
+        skip_special_tokens: leave special tokens out of the text.
         ignore_eos: go on past the end-of-sequence token (for measuring).
         logits_processor: any transformers ``LogitsProcessor``, called in order.
     """
@@ -143,6 +147,8 @@ class GenerationConfig(_Settings):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: str | list[str] = Field(default_factory=list)
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     ignore_eos: bool = False
     logits_processor: list[Callable[..., Any]] = Field(default_factory=list)
 

@@ -72,6 +72,7 @@ class Job:
         top_logprobs: how many of the likeliest tokens to report beside each; None for no chances at all.
         echo: the prompt's text, which is told first, its chances with it; None to leave it out.
         prompt_only: whether nothing is to come behind it.
+        ranked: whether it is compared with others, by ``logprob``: the mean of its tokens' own.
         known: what is certain to come next, where something tells (``Row.known``).
         arrived: of ``time.monotonic``, as ``joined`` (its prompt began to be read), ``read`` (it was) and ``first``
             (its first token was there) are.
@@ -85,6 +86,7 @@ class Job:
     top_logprobs: int | None = None
     echo: str | None = None
     prompt_only: bool = False
+    ranked: bool = False
     known: Known | None = None
     arrived: float = field(default_factory=time.monotonic)
     joined: float | None = None
@@ -95,6 +97,11 @@ class Job:
     row: Row | None = None
     _generation: Generation = field(init=False)
     _chances: list[TokenChance] = field(default_factory=list)
+    _total: float = 0.0
+
+    @property
+    def logprob(self) -> float:
+        return self._total / max(1, self.row.stats.new_tokens if self.row else 0)
 
     def begin(self, parts: Parts) -> Reading:
         """Its prompt, to be read."""
@@ -102,10 +109,10 @@ class Job:
         self._generation = Generation(parts, [self.prompt], self.config)
         (self.row,) = self._generation.rows
         self.row.known = self.known
-        if self.top_logprobs is not None:
+        if self.top_logprobs is not None or self.ranked:
             self.row.watch = self._watch
-            if self.echo is not None:
-                self.row.watch_prompt = self._watch_prompt
+        if self.top_logprobs is not None and self.echo is not None:
+            self.row.watch_prompt = self._watch_prompt
         return self._generation.reading()
 
     def open(self) -> bool:
@@ -143,6 +150,8 @@ class Job:
         if self.first is None:
             self.first = time.monotonic()
         chances, self._chances = tuple(self._chances[: len(round_.tokens)]), []
+        self._total += sum(each.logprob or 0.0 for each in chances)
+        chances = () if self.top_logprobs is None else chances
         self.deliver(Piece(text=self._generation.piece(round_), tokens=round_.tokens, chances=chances))
         if row.finish_reason is not None:
             self.outcome = row.finish_reason

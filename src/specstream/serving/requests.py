@@ -89,9 +89,6 @@ class Body(Given):
         "prediction": (),
         "web_search_options": (),
         "modalities": (["text"],),
-        "best_of": (1,),
-        "skip_special_tokens": (True,),
-        "include_stop_str_in_output": (False,),
     }
 
     model: str | None = Field(default=None, min_length=1, max_length=1000)
@@ -106,7 +103,10 @@ class Body(Given):
     logit_bias: dict[TokenName, Bias] | None = Field(default=None, max_length=1024)
     min_tokens: int | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     n: int | None = Field(default=None, ge=1, le=1000)
+    best_of: int | None = Field(default=None, ge=1, le=1000)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)] | None = None
@@ -132,6 +132,24 @@ class Body(Given):
         if self.stream_options is not None and not self.stream:
             raise _about("stream_options", "is only for streams; give stream: true")
         return self
+
+    @model_validator(mode="after")
+    def _keeps_some(self) -> Body:
+        if self.best_of is not None and self.best_of < self.kept:
+            raise _about("best_of", f"is {self.best_of} and n {self.kept}; give at least n")
+        if self.drawn > self.kept and self.stream:
+            raise _about("best_of", "is above n and the answer is a stream, which has no time to choose; leave one out")
+        return self
+
+    @property
+    def kept(self) -> int:
+        """Answers to a prompt."""
+        return self.n or 1
+
+    @property
+    def drawn(self) -> int:
+        """Answers of which the best are kept."""
+        return self.best_of or self.kept
 
     @property
     def schema_to_follow(self) -> dict[str, Any] | bool | None:

@@ -29,7 +29,12 @@ class Shape:
         lossless: False under typical acceptance.
         left_out: what could draft, or was asked to, and does not, and why.
         tools: names of those that the answers may call.
+
+    Attributes:
+        skip_special: whether the texts are without special tokens.
     """
+
+    skip_special = True
 
     def __init__(
         self,
@@ -56,23 +61,30 @@ class Shape:
     def id(self) -> str:
         return str(self._head["id"])
 
-    def whole(self, texts: Sequence[str], chances: Sequence[Sequence[TokenChance]], jobs: Sequence[Job]) -> Any:
+    def whole(
+        self,
+        texts: Sequence[str],
+        chances: Sequence[Sequence[TokenChance]],
+        jobs: Sequence[Job],
+        kept: Sequence[int],
+    ) -> Any:
         """All of it at once.
 
         Args:
             texts: of every answer.
             chances: of its tokens.
             jobs: which have ended.
+            kept: the places of those that are told.
         """
         choices = []
-        for index, (text, own, job) in enumerate(zip(texts, chances, jobs, strict=True)):
-            logprobs = self._logprobs(index, own) if job.top_logprobs is not None else None
-            message = self._message(index, text) if self.chat else {}
-            choice: dict[str, Any] = {"index": index, "finish_reason": self.end(index, job), "logprobs": logprobs}
+        for index, at in enumerate(kept):
+            logprobs = self._logprobs(index, chances[at]) if jobs[at].top_logprobs is not None else None
+            message = self._message(index, texts[at]) if self.chat else {}
+            choice: dict[str, Any] = {"index": index, "finish_reason": self.end(index, jobs[at]), "logprobs": logprobs}
             if self.chat:
                 choice["message"] = message
             else:
-                choice["text"] = text
+                choice["text"] = texts[at]
             choices.append(choice)
         return {
             **self._head,
@@ -185,7 +197,10 @@ class Shape:
 
     def _place(self, index: int, token: int) -> tuple[bool, int]:
         """Whether a token is the first of its answer, and how many whole characters are before it."""
-        first, told = index not in self._told, self._told.setdefault(index, TextStream(self._tokenizer))
+        first, told = (
+            index not in self._told,
+            self._told.setdefault(index, TextStream(self._tokenizer, skip_special=self.skip_special)),
+        )
         offset = len(told.text)
         told.push([token])
         new, own = told.text[offset:], self._texts.say(token, first=first)
@@ -200,6 +215,14 @@ class Shape:
 
 def _finite(logprob: float | None) -> float | None:
     return None if logprob is None else max(LEAST_LOGPROB, logprob)
+
+
+def best(jobs: Sequence[Job], kept: int, drawn: int) -> list[int]:
+    """The places of the likeliest ``kept`` of each ``drawn`` answers, in their order where all are kept."""
+    if kept == drawn:
+        return list(range(len(jobs)))
+    groups = (range(start, start + drawn) for start in range(0, len(jobs), drawn))
+    return [at for group in groups for at in sorted(group, key=lambda at: -jobs[at].logprob)[:kept]]
 
 
 def usage(jobs: Sequence[Job]) -> dict[str, Any]:
