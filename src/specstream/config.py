@@ -74,6 +74,7 @@ class SamplingSettings(TypedDict, total=False):
     include_stop_str_in_output: bool
     skip_special_tokens: bool
     ignore_eos: bool
+    prediction: str | list[int] | None
     logits_processor: list[LogitsProcessor]
 
 
@@ -135,6 +136,7 @@ class GenerationConfig(_Settings):
         include_stop_str_in_output: leave what ended the text in it.
         skip_special_tokens: leave special tokens out of the text.
         ignore_eos: go on past the end-of-sequence token (for measuring).
+        prediction: a text, or its tokens, that the answer may largely repeat: drafters that look up copy from it.
         logits_processor: any transformers ``LogitsProcessor``, called in order.
     """
 
@@ -150,6 +152,7 @@ class GenerationConfig(_Settings):
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     ignore_eos: bool = False
+    prediction: str | list[int] | None = None
     logits_processor: list[Callable[..., Any]] = Field(default_factory=list)
 
     @field_validator("stop")

@@ -61,6 +61,9 @@ class Batch:
         self._turn, self._prefixes = target.rereads_at, prefixes
         self._session = _read_by(target, rows, prefixes) if session is None else session
         self._drafts = begun(drafter, [row.tokens for row in rows], [row.sampling for row in rows], self._session)
+        for at, row in enumerate(rows):
+            if row.expected:
+                self._drafts.expect(at, row.expected)
         while session is None and self.read(sys.maxsize):
             pass
         self._ragged = self._session.ragged

@@ -408,6 +408,15 @@ class DraftSession(Protocol):
         """Read on in the prompts, for a drafter with a model of its own; see ``TargetSession.read``."""
         return False
 
+    def expect(self, row: int, text: Sequence[int]) -> None:
+        """Take note of a text that the row may come to say, before its first draft.
+
+        Args:
+            row: which.
+            text: tokens, those that end its prompt first.
+        """
+        return
+
     @abstractmethod
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:
         """What could be drafted for each row, no deeper than it asks for; the one to prefer unseen comes first."""

@@ -19,9 +19,9 @@ from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.drafters.none import NoDrafter
-from specstream.engine.memory import Memory
+from specstream.engine.memory import CONTEXT, Memory
 from specstream.engine.results import GenerationResult
-from specstream.engine.text import TextStream, final_text, stop_check
+from specstream.engine.text import TextStream, final_text, stop_check, valid
 from specstream.errors import UsageError, has, must_be, reason_of
 from specstream.models.architecture.checkpoint import CheckpointRules
 
@@ -119,6 +119,16 @@ class Generation:
         for row in self.rows:
             # The depth of a tree decides how chance is spent, and a seed has to repeat.
             row.repeats = config.seed is not None and config.temperature > 0
+        if (predicted := self._predicted()) is not None:
+            for row in self.rows:
+                row.expected = [*row.tokens[-CONTEXT:], *predicted]
+
+    def _predicted(self) -> Sequence[int] | None:
+        """Tokens of the prediction, as many as there may be in a text."""
+        given = self.config.prediction
+        if isinstance(given, str):
+            given = self.parts.tokenizer(valid(given), add_special_tokens=False)["input_ids"]
+        return given and given[: self.parts.target.context_length]
 
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""

@@ -168,6 +168,8 @@ class Gateway:
             echo = self._echo(body, place) if isinstance(body, CompletionBody) and body.echo else None
             for _ in range(body.drawn):
                 settings = {**_sampling(body), "max_new_tokens": max(1, room)}
+                if isinstance(body, ChatBody) and body.predicted:
+                    settings["prediction"] = body.predicted
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
                 adjustment = self._adjustment(body, len(prompt))

@@ -86,7 +86,6 @@ class Body(Given):
         "functions": ([],),
         "function_call": ("none", "auto"),
         "audio": (),
-        "prediction": (),
         "web_search_options": (),
         "modalities": (["text"],),
     }
@@ -263,9 +262,7 @@ class Message(Given):
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+        return _text(self.content)
 
     def to_dict(self) -> dict[str, Any]:
         """As chat templates read it: the arguments of calls are objects."""
@@ -323,6 +320,17 @@ class ResponseFormat(Given):
         return self.json_schema.schema_ if self.type == "json_schema" and self.json_schema else None
 
 
+class Prediction(Given):
+    """A text that the answer may largely repeat."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+
+def _text(content: str | list[TextPart] | None) -> str:
+    return "".join(part.text for part in content) if isinstance(content, list) else content or ""
+
+
 class ChatBody(Body):
     """``/v1/chat/completions``."""
 
@@ -336,6 +344,7 @@ class ChatBody(Body):
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -369,6 +378,11 @@ class ChatBody(Body):
     @property
     def schema_to_follow(self) -> dict[str, Any] | bool | None:
         return self.response_format.schema_to_follow if self.response_format else None
+
+    @property
+    def predicted(self) -> str | None:
+        """What the answer may largely repeat."""
+        return _text(self.prediction.content) if self.prediction else None
 
     @property
     def tools_given(self) -> list[Tool]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from specstream.core.rows import Row
+from specstream.drafters.lookup import PREDICTION
 from specstream.engine.results import Totals
 from specstream.engine.text import TextStream
 from specstream.engine.tokens import TokenTexts
@@ -231,11 +232,18 @@ def usage(jobs: Sequence[Job]) -> dict[str, Any]:
     cached = {id(job.prompt): 0 if job.row is None else job.row.cached for job in reversed(jobs)}
     answered = sum(row.stats.new_tokens for row in _rows(jobs))
     read = sum(prompts.values())
+    drafted, copied = (
+        sum(getattr(row.stats, by)[PREDICTION] for row in _rows(jobs)) for by in ("drafted_by", "accepted_by")
+    )
     return {
         "prompt_tokens": read,
         "completion_tokens": answered,
         "total_tokens": read + answered,
         "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": copied,
+            "rejected_prediction_tokens": drafted - copied,
+        },
     }
 
 
