@@ -59,7 +59,7 @@ class Server:
     """
 
     def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig, replica: str | None = None) -> None:
-        self.config, self.meters = config, ServerMetrics()
+        self.config, self.meters = config, ServerMetrics(config.model_name)
         self.gateway = Gateway(engine, config)
         self.scheduler = Scheduler(
             engine.parts,
@@ -260,6 +260,8 @@ class Server:
             answers.cancel()
 
     async def _failed(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 404:
+            error.detail = request.url.path[:100]
         return self._refuse(error)
 
     async def _malformed(self, request: Request, error: RequestValidationError) -> Response:
@@ -289,7 +291,8 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 
 _WORDS = {
     400: "the body cannot be read; send JSON in UTF-8, not compressed and not nested deeply",
-    404: "nothing is served at this path; send to /v1/chat/completions, or as /openapi.json lists",
+    404: "nothing is served at {detail}: the model writes text; send to /v1/chat/completions or /v1/completions, "
+    "or as /openapi.json lists",
     405: "the method is not one of this path's; send {Allow}",
 }
 """What the web framework refuses by itself, before anything of ours is asked."""
