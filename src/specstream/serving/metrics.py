@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter as Sums
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
@@ -52,14 +51,15 @@ class _AsVllm(Collector):
         families = {family.name: family for family in self._own.collect()}
         for ours, name, labels_of in _VLLM:
             family = families[f"specstream_{ours}"]
-            sums = Sums[tuple[str, tuple[tuple[str, str], ...]]]()
+            sums = dict[tuple[str, tuple[tuple[str, str], ...]], float]()
             for sample in family.samples:
                 ending, labels = sample.name.removeprefix(family.name), labels_of(sample.labels)
                 if labels is not None and ending != "_created":
-                    sums[ending, tuple(labels.items())] += sample.value
+                    key = ending, tuple(labels.items())
+                    sums[key] = sums.get(key, 0.0) + sample.value
             metric = Metric(f"vllm:{name}", family.documentation, family.type)
-            for (ending, labels), value in sums.items():
-                metric.add_sample(metric.name + ending, {"model_name": self._model, **dict(labels)}, value)
+            for (ending, own), value in sums.items():
+                metric.add_sample(metric.name + ending, {"model_name": self._model, **dict(own)}, value)
             yield metric
 
 
