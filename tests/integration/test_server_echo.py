@@ -132,6 +132,7 @@ def test_a_stream_says_the_same(served: Served) -> None:
         assert [value for part in parts if part["logprobs"] for value in part["logprobs"][name]] == values
 
 
+@pytest.mark.timeout(900)  # the harness is a process of its own, twice
 def test_a_harness_has_the_results_that_it_has_of_the_model(served: Served, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     model().save_pretrained(tmp_path / "model")
