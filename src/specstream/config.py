@@ -83,7 +83,10 @@ class SamplingSettings(TypedDict, total=False):
     seed: int | None
     stop: str | list[str]
     stop_token_ids: list[int]
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
     ignore_eos: bool
+    prediction: str | list[int] | None
     logits_processor: list[LogitsProcessor]
 
 
@@ -142,7 +145,10 @@ class GenerationConfig(_Settings):
         seed: fixes the draws; row i of a batch uses ``seed + i``. None takes a fresh seed.
         stop: strings that end the text and are left out of it; special tokens may stand in them.
         stop_token_ids: tokens that end the text as an end of sequence does, with ``ignore_eos`` too.
+        include_stop_str_in_output: leave what ended the text in it.
+        skip_special_tokens: leave special tokens out of the text.
         ignore_eos: go on past the end-of-sequence token (for measuring).
+        prediction: a text, or its tokens, that the answer may largely repeat: drafters that look up copy from it.
         logits_processor: any transformers ``LogitsProcessor``, called in order.
     """
 
@@ -155,7 +161,10 @@ class GenerationConfig(_Settings):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: str | list[str] = Field(default_factory=list)
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     ignore_eos: bool = False
+    prediction: str | list[int] | None = None
     logits_processor: list[Callable[..., Any]] = Field(default_factory=list)
 
     @field_validator("stop")

@@ -320,8 +320,15 @@ def test_what_is_counted(served: Served) -> None:
             },
             "the JSON schema cannot be followed",
         ),
-        ("nothing", {}, "nothing is served at this path"),
-        ("completions/", {}, "nothing is served at this path"),
+        ("nothing", {}, "nothing is served at /v1/nothing"),
+        ("completions/", {}, "nothing is served at /v1/completions/"),
+        (
+            "embeddings",
+            {"model": NAME, "input": "a"},
+            "/v1/embeddings: the model writes text; send to /v1/chat/completions",
+        ),
+        ("responses", {"model": NAME, "input": "a"}, "nothing is served at /v1/responses"),
+        ("images/generations", {"prompt": "a"}, "nothing is served at /v1/images/generations"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(served: Served, path: str, body: Any, words: str) -> None:

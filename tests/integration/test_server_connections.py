@@ -5,8 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import resource
+import shlex
+import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -287,3 +292,12 @@ def test_a_connection_outlasts_the_time_in_which_clients_use_it_again() -> None:
 def test_it_says_that_it_serves_once_it_listens(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), serving() as served:
         assert f"serving {NAME} on {served.url}/v1" in caplog.text
+        lines = [record.message for record in caplog.records]
+        (command,) = (line.removeprefix("try: ") for line in lines if line.startswith("try: curl"))
+        if shutil.which("curl"):
+            done = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True, timeout=PATIENCE)
+            assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
+        assert f"for clients: export OPENAI_BASE_URL={served.url}/v1 OPENAI_API_KEY=none" in lines
+        (program,) = (shlex.split(line.removeprefix("then: "))[-1] for line in lines if line.startswith("then: python"))
+        variables = {"OPENAI_BASE_URL": f"{served.url}/v1", "OPENAI_API_KEY": "none"}
+        subprocess.run([sys.executable, "-c", program], env={**os.environ, **variables}, check=True, timeout=PATIENCE)

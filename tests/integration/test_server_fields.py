@@ -151,6 +151,74 @@ class TestOfficialFields:
             assert texts[0] == texts[1] != texts[2]
 
 
+def said(answer: httpx.Response) -> str:
+    """The text of the first answer, whole or in a stream."""
+    if not answer.text.startswith("data:"):
+        choice = answer.json()["choices"][0]
+        return str(choice["text"] if "text" in choice else choice["message"]["content"])
+    parts = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    choices = [choice for part in parts for choice in part["choices"] if choice["index"] == 0]
+    return "".join(each["text"] if "text" in each else each["delta"].get("content", "") for each in choices)
+
+
+class TestBestOf:
+    @pytest.mark.parametrize("ask", [chat, complete])
+    def test_the_likeliest_answers_are_told(self, served: Served, ask: Any) -> None:
+        wanted = {"temperature": 1.5, "seed": 5, "max_tokens": 6}
+        drawn = ask(served, **wanted, n=4, logprobs=True if ask is chat else 0).json()["choices"]
+        means = []
+        for choice in drawn:
+            each = choice["logprobs"].get("token_logprobs") or [one["logprob"] for one in choice["logprobs"]["content"]]
+            means.append(sum(each) / len(each))
+        best = sorted(range(4), key=lambda at: -means[at])[:2]
+        answer = ask(served, **wanted, n=2, best_of=4).json()
+        kept = [choice.get("text", choice.get("message")) for choice in answer["choices"]]
+        assert kept == [drawn[at].get("text", drawn[at].get("message")) for at in best]
+        assert best != [0, 1], "a case in which the first two are the best shows nothing"
+        assert [choice["logprobs"] for choice in answer["choices"]] == [None, None]
+        assert answer["usage"]["completion_tokens"] == 24, "all that were drawn are counted"
+
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [
+            ({"n": 3, "best_of": 2}, "best_of is 2 and n 3; give at least n"),
+            ({"best_of": 2, "stream": True}, "leave one out"),
+            ({"best_of": 99}, "the request asks for 99 answers"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, served: Served, more: Any, words: str) -> None:
+        answer = complete(served, **more)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "best_of")
+        assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ask", [chat, complete])
+class TestWhatIsLeftInATextsEnd:
+    def test_the_stop_string(self, served: Served, ask: Any, stream: bool) -> None:
+        plain = said(ask(served, max_tokens=12))
+        stop = plain[4:6]
+        end = plain.index(stop)
+        for include in (False, True):
+            answer = ask(served, max_tokens=12, stop=stop, stream=stream, include_stop_str_in_output=include)
+            assert said(answer) == plain[: end + 2 * include]
+
+    def test_special_tokens(self, served: Served, ask: Any, stream: bool) -> None:
+        """Token 1 is padding, and token 0 ends a text."""
+        for bias, skip, include, expected in (
+            ("1", False, False, "<pad><pad>"),
+            ("1", True, False, ""),
+            ("0", False, False, ""),
+            ("0", False, True, "<eos>"),
+            ("0", True, True, ""),
+        ):
+            more = {"skip_special_tokens": skip, "include_stop_str_in_output": include, "stream": stream}
+            assert said(ask(served, logit_bias={bias: 100}, max_tokens=2, **more)) == expected
+        marked = {"stop": "<pad>", "skip_special_tokens": False, "logit_bias": {"1": 100}, "stream": stream}
+        assert said(ask(served, **marked, include_stop_str_in_output=True)) == "<pad>"
+        assert said(ask(served, **marked)) == ""
+
+
 @pytest.mark.parametrize("ask", [chat, complete])
 @pytest.mark.parametrize("reason", [None, "gamma is 9 and there are 4 streams"])
 def test_what_does_not_draft_is_said_in_every_answer(served: Served, monkeypatch: Any, ask: Any, reason: Any) -> None:

@@ -61,6 +61,9 @@ class Batch:
         self._turn, self._prefixes = target.rereads_at, prefixes
         self._session = _read_by(target, drafter, rows, prefixes) if session is None else session
         self._drafts = begun(drafter, [row.tokens for row in rows], [row.sampling for row in rows], self._session)
+        for at, row in enumerate(rows):
+            if row.expected:
+                self._drafts.expect(at, row.expected)
         while session is None and self.read(sys.maxsize):
             pass
         self._ragged = self._session.ragged
@@ -228,6 +231,9 @@ def _begun_by(target: Target, drafter: Drafter, rows: Sequence[Row], prefixes: P
     session = target.begin_reading([row.tokens[:-1] for row in rows])
     if drafter.reads and session.hidden_states is not None:
         session.hidden_states.tap_prompts(drafter.reads)
+    for at, row in enumerate(rows):
+        if row.watch_prompt is not None:
+            session.watch(at, row.watch_prompt)
     if prefixes is not None:
         session.reuse(prefixes)
     return session
@@ -235,7 +241,7 @@ def _begun_by(target: Target, drafter: Drafter, rows: Sequence[Row], prefixes: P
 
 def _read_by(target: Target, drafter: Drafter, rows: Sequence[Row], prefixes: PrefixCache | None) -> TargetSession:
     """One that has read them."""
-    if prefixes is None and not drafter.reads:
+    if prefixes is None and not drafter.reads and not any(row.watch_prompt for row in rows):
         return target.begin([row.tokens[:-1] for row in rows])
     session = _begun_by(target, drafter, rows, prefixes)
     while session.read(sys.maxsize):

@@ -119,6 +119,11 @@ class HiddenStates(Protocol):
         """
 
 
+PromptWatcher = Callable[[Tensor, int], None]
+"""``(logits [n, vocab] behind n tokens of a prompt, the place of the first of these)``, pass by pass, in order; the
+prompt's last token is in none of them."""
+
+
 class TargetSession(Protocol):
     """One batch being decoded: the keys and values of each row's committed tokens.
 
@@ -135,6 +140,14 @@ class TargetSession(Protocol):
 
         Before the first ``read``. A target that cannot do so bit by bit does nothing.
         """
+
+    def watch(self, row: int, watch: PromptWatcher) -> None:
+        """Show the logits of a row's prompt as it is read; then nothing of it is reused. Before the first ``read``.
+
+        Raises:
+            UsageError: this target does not show them.
+        """
+        raise UsageError("this target does not show the logits of prompts; ask for none")
 
     def cached(self, row: int) -> int:
         """Tokens of the row's prompt whose keys and values were reused."""
@@ -407,6 +420,15 @@ class DraftSession(Protocol):
     def read(self, most: int) -> bool:
         """Read on in the prompts, for a drafter with a model of its own; see ``TargetSession.read``."""
         return False
+
+    def expect(self, row: int, text: Sequence[int]) -> None:
+        """Take note of a text that the row may come to say, before its first draft.
+
+        Args:
+            row: which.
+            text: tokens, those that end its prompt first.
+        """
+        return
 
     @abstractmethod
     def offers(self, requests: Sequence[DraftRequest]) -> list[list[Offer]]:

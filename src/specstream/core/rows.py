@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specstream.core.ports import DrafterChoice
+from specstream.core.ports import DrafterChoice, PromptWatcher
 from specstream.core.sampling import Sampling
 from specstream.core.stats import RowStats
 from specstream.core.stopping import Stopping
@@ -36,6 +36,8 @@ class Row:
         stopping: when it ends.
         repeats: whether its seed has to give the same tokens again, so that its trees may not depend on the clock.
         watch: shown the logits of every emitted token; None for nobody.
+        watch_prompt: shown those of the prompt as it is read.
+        expected: a text that it may come to say, for drafters that copy, behind the end of its prompt.
         known: drafts for nothing, before any drafter is asked; None where no rule of its sampling can.
         choice: which drafter was chosen for its batch; None where there was no choice.
         finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
@@ -51,6 +53,8 @@ class Row:
     cached: int = 0
     repeats: bool = False
     watch: Watcher | None = None
+    watch_prompt: PromptWatcher | None = None
+    expected: Sequence[int] = ()
     known: Known | None = None
     choice: DrafterChoice | None = None
     stats: RowStats = field(default_factory=RowStats)

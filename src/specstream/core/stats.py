@@ -23,6 +23,8 @@ class RowStats:
         accepted: drafted tokens that were accepted *and* emitted (not cut by a stop).
         rejected: drafted tokens that verification turned down.
         drafts: passes that a drafter drafted for, by its name.
+        drafted_by: drafted tokens that were scored, likewise.
+        accepted_by: those of them that were accepted and emitted.
         drafted_at: passes that drafted so deep, by depth from 1 on.
         accepted_at: passes in which a token of that depth was accepted and emitted.
     """
@@ -32,6 +34,8 @@ class RowStats:
     accepted: int = 0
     rejected: int = 0
     drafts: Counter[str] = field(default_factory=Counter)
+    drafted_by: Counter[str] = field(default_factory=Counter)
+    accepted_by: Counter[str] = field(default_factory=Counter)
     drafted_at: Counter[int] = field(default_factory=Counter)
     accepted_at: Counter[int] = field(default_factory=Counter)
 
@@ -49,6 +53,8 @@ class RowStats:
         self.drafted += tree.drafted
         if drafter is not None and tree.drafted:
             self.drafts[drafter] += 1
+            self.drafted_by[drafter] += tree.drafted
+            self.accepted_by[drafter] += accepted
         self.accepted += accepted
         self.rejected += _rejected(tree, verdict)
         self.drafted_at.update(range(1, max(tree.depths) + 1))

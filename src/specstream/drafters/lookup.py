@@ -1,4 +1,6 @@
-"""Prompt lookup: what followed the last time these tokens occurred, in the row's own text or in earlier answers.
+"""Prompt lookup: what followed the last time these tokens occurred.
+
+It looks in the row's own text, in one that it is expected to say, and in earlier answers.
 
 After Saxena, "Prompt lookup decoding" (2023), and Yang et al., "Inference with reference" (arXiv 2304.04487); earlier
 answers as in Oliaro et al., "SuffixDecoding" (arXiv 2411.04975). The longest matching suffix wins, and of equally long
@@ -25,6 +27,10 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 24)
 """Matches that are accepted alike: as long as one of these, and shorter than the next."""
 
 
+PREDICTION = "prediction"
+"""Whose drafts those are that were copied from what is expected of a row."""
+
+
 class LookupDrafter(Drafter):
     """Drafts by copying.
 
@@ -49,18 +55,26 @@ class LookupDrafter(Drafter):
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> SessionByRows:
-        rows = [
-            _Row(SuffixIndex(self.min_ngram, self.max_ngram), self.memory if sampling.greedy else None, self.branches)
-            for sampling in samplings
-        ]
-        return SessionByRows(rows)
+        return _Session([_Row(self, self.memory if sampling.greedy else None) for sampling in samplings])
+
+
+class _Session(SessionByRows):
+    """What is expected of rows comes before any of them joins others or leaves."""
+
+    def __init__(self, rows: Sequence[_Row]) -> None:
+        super().__init__(rows)
+        self._begun = rows
+
+    def expect(self, row: int, text: Sequence[int]) -> None:
+        self._begun[row].expected.extend(text)
 
 
 class _Row:
     """What one row copies from."""
 
-    def __init__(self, own: SuffixIndex, memory: SuffixIndex | None, branches: int) -> None:
-        self._own, self._memory, self._branches = own, memory, branches
+    def __init__(self, drafter: LookupDrafter, memory: SuffixIndex | None) -> None:
+        self._own, self.expected = (SuffixIndex(drafter.min_ngram, drafter.max_ngram) for _ in range(2))
+        self._memory, self._branches = memory, drafter.branches
 
     def propose(self, request: DraftRequest) -> TokenTree:
         for offer in [request.offer] if request.offer else self.offers(request):
@@ -76,7 +90,8 @@ class _Row:
         self._own.extend(request.tokens[len(self._own) :])
         if request.depth < 1:
             return []
-        found = list(self._found("lookup", self._own, request))
+        found = list(self._found(PREDICTION, self.expected, request)) if len(self.expected) else []
+        found.extend(self._found("lookup", self._own, request))
         if self._memory is not None:
             found.extend(self._found("memory", self._memory, request))
         return [offer for _, offer in sorted(found, key=lambda each: -each[0])]

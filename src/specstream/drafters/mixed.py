@@ -62,6 +62,10 @@ class MixedSession(DraftSession):
         self._offered = [session.offers(requests) for session in self._sessions]
         return [[offer for own in offered for offer in own] for offered in zip(*self._offered, strict=True)]
 
+    def expect(self, row: int, text: Sequence[int]) -> None:
+        for session in self._sessions:
+            session.expect(row, text)
+
     def read(self, most: int) -> bool:
         return any([session.read(most) for session in self._sessions])
 

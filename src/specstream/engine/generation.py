@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -18,9 +19,9 @@ from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.drafters.none import NoDrafter
-from specstream.engine.memory import Memory
+from specstream.engine.memory import CONTEXT, Memory
 from specstream.engine.results import GenerationResult
-from specstream.engine.text import TextStream, final_text, stop_check
+from specstream.engine.text import TextStream, final_text, stop_check, valid
 from specstream.errors import UsageError, has, must_be, reason_of
 from specstream.models.architecture.checkpoint import CheckpointRules
 
@@ -110,7 +111,7 @@ class Generation:
         stopping = Stopping(
             max_new_tokens=config.max_new_tokens,
             eos_token_ids=self._ends(),
-            check=stop_check(parts.tokenizer, config.stop_strings),
+            check=stop_check(parts.tokenizer, config.stop_strings, skip_special=config.skip_special_tokens),
         )
         self.rows = start_rows(
             prompts, seeds, parts.target.context_length, sampling=parts.sampling(config), stopping=stopping
@@ -118,6 +119,16 @@ class Generation:
         for row in self.rows:
             # The depth of a tree decides how chance is spent, and a seed has to repeat.
             row.repeats = config.seed is not None and config.temperature > 0
+        if (predicted := self._predicted()) is not None:
+            for row in self.rows:
+                row.expected = [*row.tokens[-CONTEXT:], *predicted]
+
+    def _predicted(self) -> Sequence[int] | None:
+        """Tokens of the prediction, as many as there may be in a text."""
+        given = self.config.prediction
+        if isinstance(given, str):
+            given = self.parts.tokenizer(valid(given), add_special_tokens=False)["input_ids"]
+        return given and given[: self.parts.target.context_length]
 
     def rounds(self) -> Iterator[list[Round]]:
         """Decode, yielding after each pass what every row emitted."""
@@ -188,11 +199,18 @@ class Generation:
         return self
 
     def text(self, row: Row) -> str:
-        """The row's new text, without stop strings and special tokens."""
-        texts = [final_text(self.parts.tokenizer, row.emitted, self.config.stop_strings)]
-        if row.finish_reason == "stop" and row.tokens[-1] in self.config.stop_token_ids:
+        """The row's new text, without special tokens and what ended it unless those are wanted."""
+        config, emitted = self.config, row.emitted
+        read = partial(
+            final_text,
+            stop_strings=config.stop_strings,
+            skip_special=config.skip_special_tokens,
+            include_stop=config.include_stop_str_in_output,
+        )
+        texts = [read(self.parts.tokenizer, emitted)]
+        if not config.include_stop_str_in_output and row.finish_reason == "stop" and emitted[-1] in self._ends():
             # The same token may complete a stop string, which is more than the token.
-            texts.append(final_text(self.parts.tokenizer, row.emitted[:-1], self.config.stop_strings))
+            texts.append(read(self.parts.tokenizer, emitted[:-1]))
         return min(texts, key=len)
 
     def piece(self, round_: Round) -> str:
@@ -200,7 +218,8 @@ class Generation:
         row = round_.row
         if row.index not in self._streams:
             hold = max(map(len, self.config.stop_strings), default=0)
-            self._streams[row.index] = TextStream(self.parts.tokenizer, hold=hold)
+            skip = self.config.skip_special_tokens
+            self._streams[row.index] = TextStream(self.parts.tokenizer, hold=hold, skip_special=skip)
         if row.finish_reason is None:
             return self._streams[row.index].push(round_.tokens)
         # The last tokens may hold a stop string: what is left of them comes with the whole text.

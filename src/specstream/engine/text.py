@@ -162,10 +162,11 @@ class TextStream:
     Args:
         tokenizer: decodes.
         hold: characters to hold back at the end until ``finish``, for a stop string that may be completing.
+        skip_special: whether special tokens are left out.
     """
 
-    def __init__(self, tokenizer: Any, hold: int = 0) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, hold: int = 0, *, skip_special: bool = True) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special
         self._hold = hold
         self._tokens: list[int] = []
         self._start = 0  # first token of the window that is decoded again
@@ -204,30 +205,40 @@ class TextStream:
         return piece
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=self._skip)
         return text
 
 
-def final_text(tokenizer: Any, tokens: Sequence[int], stop_strings: Sequence[str]) -> str:
-    """The text of the tokens before the first stop string, without special tokens."""
-    plain, marked = _sorted_stops(tokenizer, stop_strings)
+def final_text(
+    tokenizer: Any,
+    tokens: Sequence[int],
+    stop_strings: Sequence[str],
+    *,
+    skip_special: bool = True,
+    include_stop: bool = False,
+) -> str:
+    """The text of the tokens before the first stop string, or to its end; special tokens are left out or not."""
+    plain, marked = _sorted_stops(tokenizer, stop_strings, skip_special)
     whole = tokenizer.decode(tokens, skip_special_tokens=False) if marked else ""
     rest = ""
-    if (end := _first(whole, marked)) is not None:
+    if (found := _first(whole, marked)) is not None:
         kept = len(tokens)
-        while len(before := tokenizer.decode(tokens[:kept], skip_special_tokens=False)) > end:
+        while len(before := tokenizer.decode(tokens[:kept], skip_special_tokens=False)) > found[0]:
             kept -= 1
-        tokens, rest = tokens[:kept], whole[len(before) : end]
-    text: str = tokenizer.decode(tokens, skip_special_tokens=True) + rest
-    return text[: _first(text, plain)]
+        tokens, rest = tokens[:kept], whole[len(before) : found[include_stop]]
+    text: str = tokenizer.decode(tokens, skip_special_tokens=skip_special) + rest
+    return text if (found := _first(text, plain)) is None else text[: found[include_stop]]
 
 
-def _first(text: str, strings: Sequence[str]) -> int | None:
-    return min((at for string in strings if (at := text.find(string)) >= 0), default=None)
+def _first(text: str, strings: Sequence[str]) -> tuple[int, int] | None:
+    """Where the first of these strings begins and ends."""
+    return min(((at, at + len(string)) for string in strings if (at := text.find(string)) >= 0), default=None)
 
 
-def _sorted_stops(tokenizer: Any, stop_strings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those that are looked for in the text as it is shown, and those that hold a special token, which is not shown."""
+def _sorted_stops(tokenizer: Any, stop_strings: Sequence[str], skip_special: bool) -> tuple[list[str], list[str]]:
+    """Those that are looked for in the text without special tokens, and those that are in the text with them."""
+    if not skip_special:
+        return [], list(stop_strings)
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = {token.content for token in added if token.special} if stop_strings else set()
     marked = [stop for stop in stop_strings if any(content in stop for content in special)]
@@ -240,12 +251,12 @@ def _is_byte(tokenizer: Any, token: int) -> bool:
     return name_of is not None and BYTE.fullmatch(str(name_of(token))) is not None
 
 
-def stop_check(tokenizer: Any, stop_strings: Sequence[str]) -> StopCheck | None:
+def stop_check(tokenizer: Any, stop_strings: Sequence[str], *, skip_special: bool = True) -> StopCheck | None:
     """Finds the token that completes a stop string, None if there is nothing to look for."""
     if not stop_strings:
         return None
     longest = max(map(len, stop_strings))
-    plain, marked = _sorted_stops(tokenizer, stop_strings)
+    plain, marked = _sorted_stops(tokenizer, stop_strings, skip_special)
 
     def found(tokens: Sequence[int], stops: Sequence[str], skip: bool) -> bool:
         return bool(stops) and _first(tokenizer.decode(tokens, skip_special_tokens=skip), stops) is not None

@@ -39,8 +39,8 @@ from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownMo
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.metrics import ServerMetrics
 from specstream.serving.middleware import PROBES, Access, Guard, JsonResponse, refusal
-from specstream.serving.requests import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from specstream.serving.responses import Shape, usage
+from specstream.serving.requests import Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from specstream.serving.responses import Shape, best, usage
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 
 _log = logging.getLogger("specstream.serving")
@@ -59,7 +59,7 @@ class Server:
     """
 
     def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig, replica: str | None = None) -> None:
-        self.config, self.meters = config, ServerMetrics()
+        self.config, self.meters = config, ServerMetrics(config.model_name)
         self.gateway = Gateway(engine, config)
         self.scheduler = Scheduler(
             engine.parts,
@@ -190,6 +190,7 @@ class Server:
             left_out=self._left_out,
             tools=[tool.function.name for tool in body.tools_given],
         )
+        shape.skip_special = body.skip_special_tokens is not False
         self.scheduler.check(self.gateway.answers(body))
         # Apart from the event loop: a long prompt takes a while to encode.
         prompts = await asyncio.to_thread(self.gateway.prompts, body)
@@ -202,9 +203,11 @@ class Server:
         if body.stream:
             include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
             return _EventStream(self._stream(shape, answers, include_usage, clamped, request), answers)
-        return await self._whole(shape, answers, request, clamped)
+        return await self._whole(shape, answers, request, body, clamped)
 
-    async def _whole(self, shape: Shape, answers: Answers, request: Request, clamped: dict[str, Any]) -> Response:
+    async def _whole(
+        self, shape: Shape, answers: Answers, request: Request, body: Body, clamped: dict[str, Any]
+    ) -> Response:
         """Everything at once, unless the client goes away before."""
         collecting = asyncio.ensure_future(_collect(answers))
         leaving = asyncio.ensure_future(_leaves(request))
@@ -215,7 +218,8 @@ class Server:
             texts, chances = collecting.result()
             request.state.note = _note(shape, answers.jobs)
             # Apart from the event loop: thousands of chances take a while to say.
-            whole = await asyncio.to_thread(shape.whole, texts, chances, answers.jobs)
+            kept = best(answers.jobs, body.kept, body.drawn)
+            whole = await asyncio.to_thread(shape.whole, texts, chances, answers.jobs, kept)
             return JsonResponse({**whole, **clamped})
         finally:
             for task in (collecting, leaving):
@@ -256,6 +260,8 @@ class Server:
             answers.cancel()
 
     async def _failed(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 404:
+            error.detail = request.url.path[:100]
         return self._refuse(error)
 
     async def _malformed(self, request: Request, error: RequestValidationError) -> Response:
@@ -285,7 +291,8 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 
 _WORDS = {
     400: "the body cannot be read; send JSON in UTF-8, not compressed and not nested deeply",
-    404: "nothing is served at this path; send to /v1/chat/completions, or as /openapi.json lists",
+    404: "nothing is served at {detail}: the model writes text; send to /v1/chat/completions or /v1/completions, "
+    "or as /openapi.json lists",
     405: "the method is not one of this path's; send {Allow}",
 }
 """What the web framework refuses by itself, before anything of ours is asked."""

@@ -50,6 +50,13 @@ class PromptTokens(Said):
     cached_tokens: int
 
 
+class AnswerTokens(Said):
+    """Of a prediction: tokens that were drafted from it, and were accepted or not."""
+
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
+
+
 class Usage(Said):
     """Tokens."""
 
@@ -57,6 +64,7 @@ class Usage(Said):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens
+    completion_tokens_details: AnswerTokens
 
 
 class Speculation(Said):
@@ -134,11 +142,11 @@ class ChatChoice(Said):
 
 
 class TextLogprobs(Said):
-    """Of each token."""
+    """Of each token; the first of a prompt has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 

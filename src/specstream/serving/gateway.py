@@ -67,9 +67,9 @@ class Gateway:
             FieldError: another model, or more answers than there is ever room for.
         """
         self.served(body.model)
-        answers = (1 if isinstance(body, ChatBody) else len(body.prompts)) * (body.n or 1)
+        answers = (1 if isinstance(body, ChatBody) else len(body.prompts)) * body.drawn
         if answers > self._most_answers:
-            many = "n" if (body.n or 1) > 1 else "prompt"
+            many = "best_of" if body.drawn > body.kept else "n" if body.kept > 1 else "prompt"
             raise FieldError(f"the request asks for {answers} answers; ask for {self._most_answers} at most", many)
         return answers
 
@@ -154,7 +154,7 @@ class Gateway:
     def jobs(
         self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], client: str, arrived: float
     ) -> list[Job]:
-        """A job for each answer: ``n`` for the first prompt, ``n`` for the next, and so on. Nobody listens yet.
+        """A job for each answer that is drawn: those of the first prompt, of the next, and so on. Nobody listens yet.
 
         What was done for the request since it arrived counts as its wait.
 
@@ -163,10 +163,13 @@ class Gateway:
         """
         jobs: list[Job] = []
         mask = self._mask(body)
-        for prompt in prompts:
+        for place, prompt in enumerate(prompts):
             room = self._room(body, prompt)
-            for _ in range(body.n or 1):
-                settings = {**_sampling(body), "max_new_tokens": room}
+            echo = self._echo(body, place) if isinstance(body, CompletionBody) and body.echo else None
+            for _ in range(body.drawn):
+                settings = {**_sampling(body), "max_new_tokens": max(1, room)}
+                if isinstance(body, ChatBody) and body.predicted:
+                    settings["prediction"] = body.predicted
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
                 adjustment = self._adjustment(body, len(prompt))
@@ -184,10 +187,18 @@ class Gateway:
                         arrived=arrived,
                         deadline=arrived + self._config.request_seconds,
                         top_logprobs=body.wanted_logprobs,
+                        ranked=body.drawn > body.kept,
+                        echo=echo,
+                        prompt_only=room == 0,
                         known=own.known if own and self._drafts else None,
                     )
                 )
         return jobs
+
+    def _echo(self, body: CompletionBody, place: int) -> str:
+        """The text of a prompt, as it was given."""
+        given = body.prompts[place]
+        return given if isinstance(given, str) else str(self.tokenizer.decode(given, skip_special_tokens=True))
 
     def _mask(self, body: ChatBody | CompletionBody) -> JsonMask | None:
         """What the answers are held to; None for any text."""
@@ -227,7 +238,8 @@ class Gateway:
 
     def _room(self, body: ChatBody | CompletionBody, prompt: Sequence[int]) -> int:
         """Most tokens of an answer: what is asked for, within the server's limit and the context."""
-        most = min(body.most_tokens or self._config.max_tokens, self._config.max_tokens)
+        asked = self._config.max_tokens if body.most_tokens is None else body.most_tokens
+        most = min(asked, self._config.max_tokens)
         return most if self.context is None else min(most, self.context - len(prompt))
 
     def _chat(self, messages: Sequence[Message], given: Sequence[Tool], template: Mapping[str, Any]) -> list[int]:
@@ -310,7 +322,10 @@ def _bytes(text: str) -> int:
 
 
 def _sampling(body: Body) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos")
+    names = (
+        *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos"),
+        *("include_stop_str_in_output", "skip_special_tokens"),
+    )
     given = {name: value for name in names if (value := getattr(body, name)) is not None}
     return {**given, "stop": body.stop_strings, "seed": None}
 

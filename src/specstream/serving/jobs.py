@@ -16,6 +16,9 @@ from specstream.core.rows import Known, Round, Row
 from specstream.engine.generation import Generation, Parts
 from specstream.errors import SpecStreamError
 
+SLICE = 32
+"""Tokens of a prompt whose probabilities are held at a time: each is a number for every token of the vocabulary."""
+
 
 class LateError(SpecStreamError):
     """The time limit of a request has passed."""
@@ -23,10 +26,13 @@ class LateError(SpecStreamError):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenChance:
-    """What the model gave an emitted token, and the likeliest instead of it: natural logarithms, before sampling."""
+    """What the model gave a token, and the likeliest instead of it: natural logarithms, before sampling.
+
+    The first of a prompt has none.
+    """
 
     token: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...]
 
 
@@ -64,6 +70,9 @@ class Job:
         deliver: told every event, in order, until ``Done`` or ``Failed``; from whatever thread.
         deadline: of ``time.monotonic``.
         top_logprobs: how many of the likeliest tokens to report beside each; None for no chances at all.
+        echo: the prompt's text, which is told first, its chances with it; None to leave it out.
+        prompt_only: whether nothing is to come behind it.
+        ranked: whether it is compared with others, by ``logprob``: the mean of its tokens' own.
         known: what is certain to come next, where something tells (``Row.known``).
         arrived: of ``time.monotonic``, as ``joined`` (its prompt began to be read), ``read`` (it was) and ``first``
             (its first token was there) are.
@@ -75,6 +84,9 @@ class Job:
     deliver: Callable[[Event], None]
     deadline: float = math.inf
     top_logprobs: int | None = None
+    echo: str | None = None
+    prompt_only: bool = False
+    ranked: bool = False
     known: Known | None = None
     arrived: float = field(default_factory=time.monotonic)
     joined: float | None = None
@@ -85,6 +97,11 @@ class Job:
     row: Row | None = None
     _generation: Generation = field(init=False)
     _chances: list[TokenChance] = field(default_factory=list)
+    _total: float = 0.0
+
+    @property
+    def logprob(self) -> float:
+        return self._total / max(1, self.row.stats.new_tokens if self.row else 0)
 
     def begin(self, parts: Parts) -> Reading:
         """Its prompt, to be read."""
@@ -92,9 +109,22 @@ class Job:
         self._generation = Generation(parts, [self.prompt], self.config)
         (self.row,) = self._generation.rows
         self.row.known = self.known
-        if self.top_logprobs is not None:
+        if self.top_logprobs is not None or self.ranked:
             self.row.watch = self._watch
+        if self.top_logprobs is not None and self.echo is not None:
+            self.row.watch_prompt = self._watch_prompt
         return self._generation.reading()
+
+    def open(self) -> bool:
+        """Tell what there is when the prompt has been read; whether there is more to come."""
+        if self.echo is not None:
+            first = TokenChance(token=self.prompt[0], logprob=None, top=())
+            chances, self._chances = () if self.top_logprobs is None else (first, *self._chances), []
+            self.deliver(Piece(text=self.echo, tokens=tuple(self.prompt), chances=chances))
+        if self.prompt_only:
+            self.outcome = "length"
+            self.deliver(Done())
+        return not self.prompt_only
 
     def late(self) -> LateError:
         """What its time went into, and what to do about that."""
@@ -120,6 +150,8 @@ class Job:
         if self.first is None:
             self.first = time.monotonic()
         chances, self._chances = tuple(self._chances[: len(round_.tokens)]), []
+        self._total += sum(each.logprob or 0.0 for each in chances)
+        chances = () if self.top_logprobs is None else chances
         self.deliver(Piece(text=self._generation.piece(round_), tokens=round_.tokens, chances=chances))
         if row.finish_reason is not None:
             self.outcome = row.finish_reason
@@ -132,6 +164,12 @@ class Job:
         for at, token in enumerate(tokens):
             top = tuple(zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True))
             self._chances.append(TokenChance(token=token, logprob=float(shares[at, token]), top=top))
+
+    def _watch_prompt(self, logits: Tensor, start: int) -> None:
+        for at in range(0, len(logits), SLICE):
+            part = logits[at : at + SLICE]
+            first = start + at + 1
+            self._watch(part, self.prompt[first : first + len(part)])
 
 
 class FairQueue:

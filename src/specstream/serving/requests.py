@@ -86,14 +86,8 @@ class Body(Given):
         "functions": ([],),
         "function_call": ("none", "auto"),
         "audio": (),
-        "prediction": (),
         "web_search_options": (),
         "modalities": (["text"],),
-        "suffix": ("",),
-        "echo": (False,),
-        "best_of": (1,),
-        "skip_special_tokens": (True,),
-        "include_stop_str_in_output": (False,),
     }
 
     model: str | None = Field(default=None, min_length=1, max_length=1000)
@@ -108,7 +102,10 @@ class Body(Given):
     logit_bias: dict[TokenName, Bias] | None = Field(default=None, max_length=1024)
     min_tokens: int | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     n: int | None = Field(default=None, ge=1, le=1000)
+    best_of: int | None = Field(default=None, ge=1, le=1000)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)] | None = None
@@ -134,6 +131,24 @@ class Body(Given):
         if self.stream_options is not None and not self.stream:
             raise _about("stream_options", "is only for streams; give stream: true")
         return self
+
+    @model_validator(mode="after")
+    def _keeps_some(self) -> Body:
+        if self.best_of is not None and self.best_of < self.kept:
+            raise _about("best_of", f"is {self.best_of} and n {self.kept}; give at least n")
+        if self.drawn > self.kept and self.stream:
+            raise _about("best_of", "is above n and the answer is a stream, which has no time to choose; leave one out")
+        return self
+
+    @property
+    def kept(self) -> int:
+        """Answers to a prompt."""
+        return self.n or 1
+
+    @property
+    def drawn(self) -> int:
+        """Answers of which the best are kept."""
+        return self.best_of or self.kept
 
     @property
     def schema_to_follow(self) -> dict[str, Any] | bool | None:
@@ -247,9 +262,7 @@ class Message(Given):
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+        return _text(self.content)
 
     def to_dict(self) -> dict[str, Any]:
         """As chat templates read it: the arguments of calls are objects."""
@@ -307,8 +320,21 @@ class ResponseFormat(Given):
         return self.json_schema.schema_ if self.type == "json_schema" and self.json_schema else None
 
 
+class Prediction(Given):
+    """A text that the answer may largely repeat."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+
+def _text(content: str | list[TextPart] | None) -> str:
+    return "".join(part.text for part in content) if isinstance(content, list) else content or ""
+
+
 class ChatBody(Body):
     """``/v1/chat/completions``."""
+
+    unsupported = {**Body.unsupported, "suffix": ("",), "echo": (False,)}
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -318,6 +344,7 @@ class ChatBody(Body):
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -353,6 +380,11 @@ class ChatBody(Body):
         return self.response_format.schema_to_follow if self.response_format else None
 
     @property
+    def predicted(self) -> str | None:
+        """What the answer may largely repeat."""
+        return _text(self.prediction.content) if self.prediction else None
+
+    @property
     def tools_given(self) -> list[Tool]:
         return [] if self.tool_choice == "none" else self.tools or []
 
@@ -376,8 +408,12 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """``/v1/completions``."""
 
+    unsupported = {**Body.unsupported, "suffix": ("",)}
+
     prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = Field(default=None, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
+    echo: bool | None = None
 
     @field_validator("prompt")
     @classmethod
@@ -385,6 +421,12 @@ class CompletionBody(Body):
         if not prompt or (isinstance(prompt, list) and not all(each or each == 0 for each in prompt)):
             raise ValueError("the prompt is empty; give at least one token")
         return prompt
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> CompletionBody:
+        if self.max_tokens == 0 and not self.echo:
+            raise _about("max_tokens", "is 0 without echo; give at least 1")
+        return self
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from specstream.core.rows import Row
+from specstream.drafters.lookup import PREDICTION
 from specstream.engine.results import Totals
 from specstream.engine.text import TextStream
 from specstream.engine.tokens import TokenTexts
@@ -29,7 +30,12 @@ class Shape:
         lossless: False under typical acceptance.
         left_out: what could draft, or was asked to, and does not, and why.
         tools: names of those that the answers may call.
+
+    Attributes:
+        skip_special: whether the texts are without special tokens.
     """
+
+    skip_special = True
 
     def __init__(
         self,
@@ -56,23 +62,30 @@ class Shape:
     def id(self) -> str:
         return str(self._head["id"])
 
-    def whole(self, texts: Sequence[str], chances: Sequence[Sequence[TokenChance]], jobs: Sequence[Job]) -> Any:
+    def whole(
+        self,
+        texts: Sequence[str],
+        chances: Sequence[Sequence[TokenChance]],
+        jobs: Sequence[Job],
+        kept: Sequence[int],
+    ) -> Any:
         """All of it at once.
 
         Args:
             texts: of every answer.
             chances: of its tokens.
             jobs: which have ended.
+            kept: the places of those that are told.
         """
         choices = []
-        for index, (text, own, job) in enumerate(zip(texts, chances, jobs, strict=True)):
-            logprobs = self._logprobs(index, own) if job.top_logprobs is not None else None
-            message = self._message(index, text) if self.chat else {}
-            choice: dict[str, Any] = {"index": index, "finish_reason": self.end(index, job), "logprobs": logprobs}
+        for index, at in enumerate(kept):
+            logprobs = self._logprobs(index, chances[at]) if jobs[at].top_logprobs is not None else None
+            message = self._message(index, texts[at]) if self.chat else {}
+            choice: dict[str, Any] = {"index": index, "finish_reason": self.end(index, jobs[at]), "logprobs": logprobs}
             if self.chat:
                 choice["message"] = message
             else:
-                choice["text"] = text
+                choice["text"] = texts[at]
             choices.append(choice)
         return {
             **self._head,
@@ -174,29 +187,43 @@ class Shape:
         found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for each in chances:
             first, offset = self._place(index, each.token)
-            likely = {
-                self._texts.say(token, first=first, mark="bytes:"): max(LEAST_LOGPROB, logprob)
-                for token, logprob in (*each.top, (each.token, each.logprob))
-            }
+            likely = dict[str, float | None]()
+            for token, logprob in (*each.top, (each.token, each.logprob)):
+                likely.setdefault(self._texts.say(token, first=first, mark="bytes:"), _finite(logprob))
             found["tokens"].append(self._texts.say(each.token, first=first, mark="bytes:"))
-            found["token_logprobs"].append(max(LEAST_LOGPROB, each.logprob))
-            found["top_logprobs"].append(likely)
+            found["token_logprobs"].append(_finite(each.logprob))
+            found["top_logprobs"].append(None if each.logprob is None else likely)
             found["text_offset"].append(offset)
         return found
 
     def _place(self, index: int, token: int) -> tuple[bool, int]:
         """Whether a token is the first of its answer, and how many whole characters are before it."""
-        first, told = index not in self._told, self._told.setdefault(index, TextStream(self._tokenizer))
+        first, told = (
+            index not in self._told,
+            self._told.setdefault(index, TextStream(self._tokenizer, skip_special=self.skip_special)),
+        )
         offset = len(told.text)
         told.push([token])
         new, own = told.text[offset:], self._texts.say(token, first=first)
         # Bytes before it may have been no character at all, or whole ones that only now are known to be.
         return first, offset + (len(new) - len(own) if new.endswith(own) else 0)
 
-    def _token(self, token: int, logprob: float, first: bool) -> dict[str, Any]:
+    def _token(self, token: int, logprob: float | None, first: bool) -> dict[str, Any]:
         raw = self._texts.bytes_of(token, first=first)
         said = self._texts.say(token, first=first)
-        return {"token": said, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(raw)}
+        return {"token": said, "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(LEAST_LOGPROB, logprob)
+
+
+def best(jobs: Sequence[Job], kept: int, drawn: int) -> list[int]:
+    """The places of the likeliest ``kept`` of each ``drawn`` answers, in their order where all are kept."""
+    if kept == drawn:
+        return list(range(len(jobs)))
+    groups = (range(start, start + drawn) for start in range(0, len(jobs), drawn))
+    return [at for group in groups for at in sorted(group, key=lambda at: -jobs[at].logprob)[:kept]]
 
 
 def usage(jobs: Sequence[Job]) -> dict[str, Any]:
@@ -205,11 +232,18 @@ def usage(jobs: Sequence[Job]) -> dict[str, Any]:
     cached = {id(job.prompt): 0 if job.row is None else job.row.cached for job in reversed(jobs)}
     answered = sum(row.stats.new_tokens for row in _rows(jobs))
     read = sum(prompts.values())
+    drafted, copied = (
+        sum(getattr(row.stats, by)[PREDICTION] for row in _rows(jobs)) for by in ("drafted_by", "accepted_by")
+    )
     return {
         "prompt_tokens": read,
         "completion_tokens": answered,
         "total_tokens": read + answered,
         "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": copied,
+            "rejected_prediction_tokens": drafted - copied,
+        },
     }
 
 

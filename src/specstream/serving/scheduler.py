@@ -210,7 +210,10 @@ class Scheduler:
         if newcomer is None:
             return
         job.read = time.monotonic()
-        self._running[newcomer.rows[0]], self._reading, self._prompt = job, None, None
+        self._reading = self._prompt = None
+        if not self._open_up(job):
+            return
+        self._running[newcomer.rows[0]] = job
         try:
             if self._batch is not None and self._batch.rows:
                 self._batch.join(newcomer)
@@ -218,6 +221,17 @@ class Scheduler:
                 self._batch = newcomer
         except BaseException as error:
             self._fail_batch(error)
+
+    def _open_up(self, job: Job) -> bool:
+        """Have a job tell of its prompt; whether its row joins the others."""
+        error = None
+        try:
+            if job not in self._open or job.open():
+                return True
+        except BaseException as failed:
+            error = _told(failed)
+        self._end(job, error)
+        return False
 
     def _admit(self) -> Job | None:
         """The next one, if there is room."""

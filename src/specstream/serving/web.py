@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import logging
 import math
 import os
+import shlex
 import socket
 from collections.abc import Iterator
 
@@ -43,11 +45,7 @@ class Web(uvicorn.Server):
     """
 
     def __init__(self, server: Server) -> None:
-        self._scheduler, self._grace, self._name = (
-            server.scheduler,
-            server.config.grace_seconds,
-            server.config.model_name,
-        )
+        self._scheduler, self._grace, self._config = server.scheduler, server.config.grace_seconds, server.config
         self._limits = Limits(most_connections(server.config), server.meters.refused)
         super().__init__(
             uvicorn.Config(
@@ -69,8 +67,11 @@ class Web(uvicorn.Server):
         """As uvicorn does it, and says so once it listens."""
         asyncio.get_running_loop().set_exception_handler(self._limits.loop_failed)
         await super().startup(sockets)
-        for listener in (each for server in self.servers for each in server.sockets):
-            _log.info("serving %s on %s/v1", self._name, _url(listener.getsockname()))
+        urls = [_url(listener.getsockname()) + "/v1" for server in self.servers for listener in server.sockets]
+        for url in urls:
+            _log.info("serving %s on %s", self._config.model_name, url)
+        for line in _to_try(urls[0], self._config) if urls else ():
+            _log.info(line)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See the class; a second signal ends it without waiting, as uvicorn does."""
@@ -138,6 +139,17 @@ def _not_free(config: DeploymentConfig, error: OSError) -> UsageError:
     if error.errno == errno.EADDRNOTAVAIL:
         return UsageError(f"host is {config.host!r}, no address of this machine; give 127.0.0.1, or 0.0.0.0 for all")
     return UsageError(f"port is {config.port} on {config.host}, which cannot be taken ({error.strerror}); give another")
+
+
+def _to_try(url: str, config: DeploymentConfig) -> Iterator[str]:
+    """Lines for a shell, the key of clients not among them."""
+    key = "none" if config.api_key is None else '"$SPECSTREAM_API_KEY"'
+    header = "" if config.api_key is None else f' -H "Authorization: Bearer "{key}'
+    question = json.dumps({"messages": [{"role": "user", "content": "Name three rivers."}]})
+    yield f"try: curl {url}/chat/completions{header} -H 'Content-Type: application/json' -d '{question}'"
+    yield f"for clients: export OPENAI_BASE_URL={url} OPENAI_API_KEY={key}"
+    call = f'openai.OpenAI().completions.create(model="{config.model_name}", prompt="Rivers:")'
+    yield f"then: python -c {shlex.quote(f'import openai; print({call}.choices[0].text)')}"
 
 
 def _url(address: tuple[str, int]) -> str:

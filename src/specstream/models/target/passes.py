@@ -83,17 +83,19 @@ class ModelPasses:
         layout: Layout,
         states: States | None = None,
         *,
-        last_only: bool = False,
+        logits_to_keep: int | None = None,
     ) -> Tensor:
-        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]`` (``width`` 1 if ``last_only``).
+        """One pass: ``tokens`` ``[rows, width]`` -> logits ``[rows, width, vocab]``.
+
+        One that reads a prompt gives ``logits_to_keep``: of so many tokens, the last; 0 for all.
 
         The pass leaves in ``states`` what went into the layers that are its keys.
         """
-        if self.runtime.whole is not None and layout.plan is not None and not last_only:
+        if self.runtime.whole is not None and layout.plan is not None and logits_to_keep is None:
             return self.runtime.whole(tokens, self._positions(layout), cache, layout.plan, states)
         arguments = self._arguments(cache, layout)
-        if last_only and self.family.takes_logits_to_keep:
-            arguments["logits_to_keep"] = 1
+        if logits_to_keep is not None and self.family.takes_logits_to_keep:
+            arguments["logits_to_keep"] = logits_to_keep
         with (
             self.runtime.kernels(layout.plan, states),
             self.family.key_positions(layout.key_positions),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from specstream.core.device.deferred import upload
-from specstream.core.ports import Adapter
+from specstream.core.ports import Adapter, PromptWatcher
 from specstream.core.prefix_cache import PrefixCache
 from specstream.core.tree import TokenTree
 from specstream.models.architecture.hidden_states import States
@@ -70,6 +70,7 @@ class HuggingFaceSession:
         )
         self.cache = target.cache(prefixes)
         self._cached, self._weights = [0] * len(prefixes), (0, 0)
+        self._watchers = dict[int, PromptWatcher]()
         # Row by row, so that a row's keys and values do not depend on its neighbours.
         self._unread = deque((row, prefix) for row, prefix in enumerate(prefixes) if prefix)
         while not unread and self.read(PREFILL_CHUNK):
@@ -124,7 +125,8 @@ class HuggingFaceSession:
         if not self._unread:
             return False
         row, prefix = self._unread[0]
-        known = self._fill(row, prefix) if self.prefixes is not None and not self.cache.lengths[row] else {}
+        reuses = self.prefixes is not None and row not in self._watchers
+        known = self._fill(row, prefix) if reuses and not self.cache.lengths[row] else {}
         done, chunk = self.cache.lengths[row], min(most, self._chunk)
         if self._bits[row] and chunk < self._chunk and done + chunk < len(prefix):
             # Plain decoding reads this in one pass: a narrower one may run other kernels.
@@ -137,6 +139,9 @@ class HuggingFaceSession:
             self._unread.popleft()
             self.retain(row, prefix)
         return bool(self._unread)
+
+    def watch(self, row: int, watch: PromptWatcher) -> None:
+        self._watchers[row] = watch
 
     def reuse(self, prefixes: PrefixCache) -> None:
         if self._target.invariant:
@@ -206,13 +211,15 @@ class HuggingFaceSession:
         chunk = TokenTree.chain(tokens)
         self.cache.plan(len(chunk), self.device, row)
         layout = self._layout([chunk], len(chunk), row)
-        states: States = dict.fromkeys(self._reads)
+        watch, done, states = self._watchers.get(row), self.cache.lengths[row], dict.fromkeys(self._reads)
         with self._passing(), reading_prompt(prompt):
-            ids = torch.tensor([chunk.tokens], device=self.device)
-            self._target.forward(self.cache, ids, layout, states, last_only=True)
+            ids, kept = torch.tensor([chunk.tokens], device=self.device), 0 if watch else 1
+            logits = self._target.forward(self.cache, ids, layout, states, logits_to_keep=kept)
         if self._reads:
             self._read_states[row].append(torch.stack([each[0] for each in states.values() if each is not None], 1))
         self.cache.lengths[row] += len(chunk)
+        if watch is not None:
+            watch(logits[0], done)
 
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:

@@ -50,6 +50,30 @@ def test_a_branch_that_was_committed_is_as_good_as_a_chain(family: str) -> None:
     torch.testing.assert_close(logits[0, 2], next_logits(family, [*tokens, 3, 6, 8, 9, 11]), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("runtime", ["packed", "native"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "bloom", "opt"])
+def test_a_prompt_that_is_watched_is_read_as_another_is(family: str, runtime: RuntimeName) -> None:
+    subject, tokens, shown = HuggingFaceTarget(build(family), runtime=runtime), prompt(40), list[Tensor]()
+    session = subject.begin_reading([prompt(9, seed=1), tokens])
+
+    def watch(logits: Tensor, start: int) -> None:
+        assert start == sum(map(len, shown))
+        shown.append(logits)
+
+    session.watch(1, watch)
+    while session.read(16):
+        pass
+    with torch.inference_mode():
+        expected = build(family)(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    assert len(shown) == 3
+    torch.testing.assert_close(torch.cat(shown), expected, rtol=1e-3, atol=1e-4)
+    other = subject.begin_reading([prompt(9, seed=1), tokens])
+    while other.read(16):
+        pass
+    known, found = session.cache.parts(1, 0, 40), other.cache.parts(1, 0, 40)
+    assert all(torch.equal(part, found[key]) for key, part in known.items())
+
+
 def test_a_long_prompt_is_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = prompt(40)
     expected = next_logits("mistral", [*tokens, 5])

@@ -1,0 +1,56 @@
+"""What is expected of a row (``Row.expected``) changes no token, whoever drafts beside what is copied from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from specstream.core.decode import decode
+from specstream.core.policy.policy import Speculation
+from specstream.core.rows import Row, start_rows
+from specstream.core.sampling import Sampling
+from specstream.core.stats import Timings
+from specstream.core.stopping import Stopping
+from specstream.models.target.hf import HuggingFaceTarget
+from tests.lossless.decoding import DRAFTERS, GAMMA, make_drafter
+from tests.lossless.families import VOCAB, build, generated, prompt
+
+NEW_TOKENS = 36
+PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
+
+
+def decoded(family: str, drafter: str, sampling: Sampling, expected: Sequence[Sequence[int]]) -> list[Row]:
+    rows = start_rows(PROMPTS, range(3), None, sampling=sampling, stopping=Stopping(max_new_tokens=NEW_TOKENS))
+    for row, text in zip(rows, expected, strict=True):
+        row.expected, row.repeats = text, True
+    target = HuggingFaceTarget(build(family), runtime="packed")
+    for _ in decode(
+        target, make_drafter(drafter, family), rows, speculation=Speculation(max_depth=GAMMA), timings=Timings()
+    ):
+        pass
+    return rows
+
+
+def half_right(tokens: Sequence[int], text: Sequence[int]) -> list[int]:
+    """What comes, but for every ninth token, behind the end of the prompt."""
+    return [*tokens[-8:], *((each + (at % 9 == 8)) % VOCAB for at, each in enumerate(text))]
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_tokens_equal_those_of_generate(family: str, drafter: str) -> None:
+    expected = [generated(build(family), tokens, NEW_TOKENS, eos_token_id=None) for tokens in PROMPTS]
+    texts = [half_right(*each) for each in zip(PROMPTS[:2], expected, strict=False)]
+    rows = decoded(family, drafter, Sampling(), [*texts, ()])  # of the third nothing is expected
+    assert [row.emitted for row in rows] == expected
+    if drafter == "lookup":
+        assert all(row.stats.target_passes < 16 for row in rows[:2])
+
+
+def test_a_seed_repeats_with_the_same_prediction() -> None:
+    sampling = Sampling(temperature=0.9)
+    first = decoded("llama", "lookup", sampling, [()] * 3)
+    texts = [half_right(row.tokens[: row.prompt_length], row.emitted) for row in first]
+    again = [[row.emitted for row in decoded("llama", "lookup", sampling, texts)] for _ in range(2)]
+    assert again[0] == again[1]
