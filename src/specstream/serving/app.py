@@ -181,20 +181,22 @@ class Server:
         }
 
     async def _answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
-        arrived, chat = time.monotonic(), isinstance(body, ChatBody)
+        arrived = time.monotonic()
+        self.scheduler.check(self.gateway.answers(body))
+        # Apart from the event loop: a long prompt takes a while to encode.
+        prompts = await asyncio.to_thread(self.gateway.prompts, body)
+        opened = self.gateway.thought_opened(body, prompts)
         shape = Shape(
-            chat=chat,
+            chat=isinstance(body, ChatBody),
             model=self.config.model_name,
             tokenizer=self.gateway.tokenizer,
             lossless=self._lossless,
             left_out=self._left_out,
             tools=[tool.function.name for tool in body.tools_given],
+            opened=opened,
         )
-        self.scheduler.check(self.gateway.answers(body))
-        # Apart from the event loop: a long prompt takes a while to encode.
-        prompts = await asyncio.to_thread(self.gateway.prompts, body)
-        host = request.client.host if request.client else ""
-        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, f"{host} {body.user or ''}", arrived)
+        client = f"{request.client.host if request.client else ''} {body.user or ''}"
+        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, client, arrived, opened)
         if self.config.log_prompts:
             _log.info("%s asks: %s", shape.id, [self.gateway.tokenizer.decode(prompt) for prompt in prompts])
         clamped = self.gateway.clamped(body, prompts)
@@ -245,7 +247,7 @@ class Server:
                     last = {} if left else {"speculation": shape.speculation(answers.jobs), **clamped}
                     yield _event(shape.chunk(index, None, None, shape.end(index, answers.jobs[index]), **more, **last))
             if include_usage:
-                yield _event(shape.envelope([], usage=usage(answers.jobs)))
+                yield _event(shape.envelope([], usage=await asyncio.to_thread(shape.usage, answers.jobs)))
             request.state.note = _note(shape, answers.jobs)
             yield b"data: [DONE]\n\n"
         except (asyncio.CancelledError, GeneratorExit):

@@ -50,6 +50,12 @@ class PromptTokens(Said):
     cached_tokens: int
 
 
+class CompletionTokens(Said):
+    """What of the answers is thought, tags included: a part of ``completion_tokens``."""
+
+    reasoning_tokens: int
+
+
 class Usage(Said):
     """Tokens."""
 
@@ -57,6 +63,7 @@ class Usage(Said):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokens
+    completion_tokens_details: CompletionTokens
 
 
 class Speculation(Said):
@@ -116,11 +123,12 @@ class Call(Said):
 
 
 class Reply(Said):
-    """The assistant's message; it has no content where it says nothing beside its calls."""
+    """The assistant's message; it has no content where it says nothing beside its thought and its calls."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
     tool_calls: list[Call] | None = None
 
 

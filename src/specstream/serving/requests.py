@@ -238,6 +238,8 @@ class Message(Given):
     refusal: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
@@ -254,7 +256,8 @@ class Message(Given):
     def to_dict(self) -> dict[str, Any]:
         """As chat templates read it: the arguments of calls are objects."""
         turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
-        more = {"name": self.name, "tool_call_id": self.tool_call_id}
+        thought = self.reasoning_content or self.reasoning
+        more = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": thought}
         turn |= {name: value for name, value in more.items() if value is not None}
         if self.tool_calls:
             turn["tool_calls"] = [
@@ -319,6 +322,7 @@ class ChatBody(Body):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _chooses_what_is_there(self) -> ChatBody:

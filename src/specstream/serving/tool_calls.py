@@ -120,18 +120,22 @@ class Delta:
 
     Attributes:
         content: text for the reader.
+        reasoning: text of the thought before it.
         index: which call of the answer.
         name: of the function; with the call's first part only.
         arguments: JSON that goes on with the call's arguments.
     """
 
     content: str = ""
+    reasoning: str = ""
     index: int = -1
     name: str | None = None
     arguments: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As a stream says it."""
+        if self.reasoning:
+            return {"reasoning_content": self.reasoning}
         if self.index < 0:
             return {"content": self.content}
         call: dict[str, Any] = {"index": self.index, "function": {"arguments": self.arguments}}
