@@ -184,6 +184,48 @@ class Completion(Answered):
     choices: list[TextChoice]
 
 
+class InputTokens(PromptTokens):
+    """Likewise; nothing is billed for what is kept."""
+
+    cache_write_tokens: int
+
+
+class ResponseUsage(Said):
+    """Tokens, by other names."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens_details: CompletionTokens
+
+
+class Responded(Said):
+    """Of ``/v1/responses``; what it says of its request is as it was given."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: ResponseUsage | None
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    temperature: float | None
+    top_p: float | None
+    tool_choice: str | dict[str, str]
+    tools: list[dict[str, Any]]
+    text: dict[str, Any]
+    store: Literal[False]
+    speculation: Speculation
+    clamped: Clamped | None = None
+
+
 class Tokens(Said):
     """Of ``/tokenize``; ``max_model_len`` is of tokens, null for no limit."""
 

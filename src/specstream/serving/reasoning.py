@@ -67,10 +67,10 @@ def behind_a_thought(tokenizer: Any, grammar: str, *, opened: bool) -> str:
     opening, closing = (tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in (OPENING, CLOSING))
     begun = f"<[{opening[0]}]>" if len(opening) == 1 else json.dumps(OPENING)
     if len(closing) == 1:
-        thought = f"thought: TEXT <[{closing[0]}]>\nTEXT: /{_ANY}/ & ~/{_ANY}<\\/think>{_ANY}/"
+        thought = f"thought: TEXT <[{closing[0]}]> /\\n{{0,2}}/\nTEXT: /{_ANY}/ & ~/{_ANY}<\\/think>{_ANY}/"
     else:
-        thought = f"thought[suffix={json.dumps(CLOSING)}]: /{_ANY}/"
-    start = f"start: {'thought' if opened else f'({begun} thought)?'} /\\n{{0,2}}/ answer"
+        thought = f"thought: told /\\n{{0,2}}/\ntold[suffix={json.dumps(CLOSING)}]: /{_ANY}/"
+    start = f"start: {'thought' if opened else f'({begun} thought)?'} answer"
     return "\n".join([start, thought, grammar.replace("start:", "answer:", 1)])
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specstream.core.rows import Row
@@ -215,6 +216,30 @@ class Shape:
         raw = self._texts.bytes_of(token, first=first)
         said = self._texts.say(token, first=first)
         return {"token": said, "logprob": max(LEAST_LOGPROB, logprob), "bytes": list(raw)}
+
+
+class ChunkEvents:
+    """Sends an answer as it is shaped: whole, or the parts of its stream."""
+
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        """All of it at once."""
+        return completion
+
+    def begin(self, head: Mapping[str, Any]) -> Iterator[bytes]:
+        """Nothing: every part has the head."""
+        return iter(())
+
+    def feed(self, chunk: Mapping[str, Any]) -> Iterator[bytes]:
+        """The event of a part."""
+        yield b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+
+    def end(self) -> Iterator[bytes]:
+        """The last event."""
+        yield b"data: [DONE]\n\n"
+
+    def failed(self, status: int, error: Mapping[str, Any]) -> Iterator[bytes]:
+        """The last event of an answer that failed."""
+        return self.feed({"error": error})
 
 
 def usage(jobs: Sequence[Job]) -> dict[str, Any]:

@@ -149,5 +149,6 @@ def test_a_grammar_holds_from_behind_the_thought_on(kind: str) -> None:
 
     assert [fits("a </th</think>\n\ncat", opened) for opened in (True, False)] == [True, False]
     assert fits("<think>\na</think>cat", opened=False)
+    assert not fits("\ncat", opened=False)
     assert [fits("cat", opened) for opened in (True, False)] == [False, True]
     assert not fits("a</think>dog", opened=True)
