@@ -223,7 +223,9 @@ class Gateway:
         behind = None if opened is None else partial(behind_a_thought, self.tokenizer, opened=opened)
         if isinstance(body, ChatBody) and (tools := body.tools_to_call):
             functions = [tool.to_dict()["function"] for tool in tools]
-            calls = partial(grammar, self._tools, functions, several=body.parallel_tool_calls is not False)
+            calls = partial(
+                grammar, self.tokenizer, self._tools, functions, several=body.parallel_tool_calls is not False
+            )
             return self._schemas.held_to(calls if behind is None else lambda: behind(calls()), "tools")
         return None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0, behind)
 

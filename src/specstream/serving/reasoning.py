@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from specstream.errors import UsageError
+from specstream.serving.tool_calls import symbol
 
 OPENING, CLOSING = "<think>", "</think>"
 _TAG_TOKENS = 16
@@ -62,12 +63,11 @@ def thought_length(tokenizer: Any, answer: Sequence[int], *, opened: bool) -> in
 def behind_a_thought(tokenizer: Any, grammar: str, *, opened: bool) -> str:
     """What holds an answer to a grammar from behind its thought on; both in Lark's notation, as llguidance reads it.
 
-    A tag that is one token is named by its id: llguidance takes added tokens in angle brackets for no text.
+    No text is a tag that is one token, so that the lexer would not find its end by it.
     """
-    opening, closing = (tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in (OPENING, CLOSING))
-    begun = f"<[{opening[0]}]>" if len(opening) == 1 else json.dumps(OPENING)
-    if len(closing) == 1:
-        thought = f"thought: TEXT <[{closing[0]}]> /\\n{{0,2}}/\nTEXT: /{_ANY}/ & ~/{_ANY}<\\/think>{_ANY}/"
+    begun, ended = symbol(tokenizer, OPENING), symbol(tokenizer, CLOSING)
+    if ended.startswith("<["):
+        thought = f"thought: TEXT {ended} /\\n{{0,2}}/\nTEXT: /{_ANY}/ & ~/{_ANY}<\\/think>{_ANY}/"
     else:
         thought = f"thought: told /\\n{{0,2}}/\ntold[suffix={json.dumps(CLOSING)}]: /{_ANY}/"
     start = f"start: {'thought' if opened else f'({begun} thought)?'} answer"
