@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from specstream.cli import main
-from specstream.cli.chat import Conversation
+from specstream.cli.chat import Conversation, shows_colours
 from specstream.engine.engine import SpeculativeEngine
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -59,6 +60,31 @@ def test_instructions_and_a_new_beginning(talk: Talk, tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == answers("one two", system="be short")
     talk("one two", f"/save {tmp_path / 'other.json'}", options=("--system", "be short"))
     assert json.loads((tmp_path / "other.json").read_text()) == answers("one two", system="be short")
+
+
+@pytest.mark.parametrize(
+    ("asked", "terminal", "no_color", "coloured"),
+    [(True, True, "", True), (True, True, "1", False), (True, False, "", False), (False, True, "", False)],
+)
+def test_tokens_are_coloured_by_who_drafted_them_in_a_terminal_that_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, asked: bool, terminal: bool, no_color: str, coloured: bool
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    engine = SpeculativeEngine(
+        tiny_model(), tiny_tokenizer(), tiny_model(noise=0.02), drafter="mixed", adaptive=False, max_new_tokens=40
+    )
+    monkeypatch.setenv("NO_COLOR", no_color)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one two three\n"))
+    monkeypatch.setattr("sys.stdout", out := Terminal())
+    conversation = Conversation(engine, coloured=asked and shows_colours())
+    assert conversation.goes_on()
+    said = out.getvalue()
+    assert ("\x1b[38;2;" in said) == coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", said).endswith(conversation.turns[1]["content"] + "\n")
+    assert conversation.turns[1]["content"] == engine.generate(conversation.turns[:1]).text
 
 
 def test_a_mistake_ends_no_conversation(talk: Talk, tmp_path: Path) -> None:

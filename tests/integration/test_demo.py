@@ -122,6 +122,29 @@ def test_its_server_streams_both_outputs(address: str, folder: str, expected: st
     client.close()
 
 
+def test_a_conversation_goes_on_from_what_was_said(address: str, folder: str) -> None:
+    from gradio_client import Client
+    from gradio_client.exceptions import AppError
+
+    engine = SpeculativeEngine(folder, drafter="none", runtime="eager")
+    client, turns, log = Client(address, verbose=False), list[dict[str, str]](), list[Any]()
+    for said in ("one two three", "the cat"):
+        turns.append({"role": "user", "content": said})
+        job = client.submit(said, log, folder, "mixed", 40, 0, "", True, api_name="/chat")
+        line, log = job.result(timeout=PATIENCE)
+        turns.append({"role": "assistant", "content": engine.generate(turns, max_new_tokens=40).text})
+        assert line == ""
+        assert [(turn["role"], plain_content(turn)) for turn in log] == [tuple(turn.values()) for turn in turns]
+    with pytest.raises(AppError, match="give a text"):
+        client.predict(" ", log, folder, "mixed", 40, 0, "", False, api_name="/chat")
+    client.close()
+
+
+def plain_content(turn: Any) -> str:
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
 def test_its_server_says_what_cannot_be_asked(address: str, folder: str) -> None:
     from gradio_client import Client
     from gradio_client.exceptions import AppError

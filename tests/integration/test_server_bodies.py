@@ -15,6 +15,7 @@ from tests.integration.served import NAME, PATIENCE, Served, serving
 PATHS = {
     "/v1/chat/completions": {"model": NAME, "messages": [{"role": "user", "content": "one two"}], "max_tokens": 1},
     "/v1/completions": {"model": NAME, "prompt": "one two", "max_tokens": 1},
+    "/v1/responses": {"model": NAME, "input": "one two", "max_output_tokens": 1},
 }
 ATOMS: list[Any] = [None, True, False, 0, 1, -1, 0.5, 1e308, 10**400, "", "a", "1", "\ud800", [], [None], [[]], {}]
 DEEP = (200, 500, 900, 990, 1500, 20_000)
@@ -196,7 +197,8 @@ class TestFields:
                 if answer.status_code != 200:
                     said(answer)
                 elif answer.headers["content-type"].startswith("text/event-stream"):
-                    assert answer.text.endswith("data: [DONE]\n\n"), (name, value)
+                    last = "event: response.incomplete\n" if path == "/v1/responses" else "data: [DONE]\n\n"
+                    assert last in answer.text, (name, value)
 
     def test_what_is_missing_or_unknown_is_named(
         self, client: httpx.Client, description: Description, path: str
@@ -253,9 +255,9 @@ class TestBytes:
         assert "shorten it" in said(
             send(client, path, json.loads(json.dumps(PATHS[path]).replace("two", "two " * 9000)))
         )
-        many = {"messages": [PATHS[path].get("messages", [0])[0]] * 3000, "prompt": ["a"] * 20_000}
-        name = "messages" if "messages" in PATHS[path] else "prompt"
-        said(send(client, path, {**PATHS[path], name: many[name]}))
+        turns = [{"role": "user", "content": "one two"}] * 3000
+        many = {"messages": turns, "prompt": ["a"] * 20_000, "input": turns}
+        said(send(client, path, {**PATHS[path], **{name: many[name] for name in many if name in PATHS[path]}}))
 
     def test_what_is_of_another_kind(self, client: httpx.Client, path: str) -> None:
         whole = json.dumps(PATHS[path]).encode()

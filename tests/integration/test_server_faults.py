@@ -25,6 +25,7 @@ import openai
 import pytest
 import torch
 
+from specstream.engine.engine import SpeculativeEngine
 from specstream.serving.responses import Shape
 from specstream.serving.scheduler import Scheduler
 from tests.integration.served import NAME, PATIENCE, Served, eventually, serving, tiny_engine
@@ -160,7 +161,7 @@ def reset_in_the_middle(served: Served, content: dict[str, Any]) -> bytes:
     """Read the beginning of an answer, then reset the connection, as a crash of the client would."""
     address, sent = urlsplit(served.url), json.dumps(content).encode()
     with socket.create_connection((address.hostname, address.port)) as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(sent)}\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(sent)}\r\n"
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + sent)
         read = b""
         while b"data: " not in read:
@@ -192,6 +193,86 @@ def outcomes(served: Served) -> dict[str, int]:
     lines = httpx.get(f"{served.url}/metrics").text.splitlines()
     found = [line.removeprefix(marker).split('"} ') for line in lines if line.startswith(marker)]
     return {name: int(float(count)) for name, count in found}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
+        {"type": "string", "pattern": "^(([a-z]{1,50}){1,50}){1,50}$"},
+    ],
+    ids=["endless", "exploding"],
+)
+def test_a_tool_whose_schema_has_no_end_harms_nobody(schema: dict[str, Any], lone: Any) -> None:
+    parameters = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    asked = {"messages": [{"role": "user", "content": TEXT}], "tools": tools, "tool_choice": "required"}
+    with serving(max_tokens=300) as served:
+        answer = httpx.post(f"{served.url}/v1/chat/completions", json=asked, timeout=PATIENCE)
+        if "$ref" in str(schema) or answer.status_code != 200:  # a short answer has few states
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+            assert "the JSON schema cannot be followed" in answer.json()["error"]["message"]
+        assert post(served, max_tokens=9).json()["choices"][0]["text"] == lone.generate(TEXT, max_new_tokens=9).text
+
+
+def test_ten_thousand_stop_strings_are_refused(lone: Any) -> None:
+    with serving() as served:
+        refused = post(served, stop=[f"stop {at}" for at in range(10_000)])
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop")
+        assert post(served, max_tokens=9).json()["choices"][0]["text"] == lone.generate(TEXT, max_new_tokens=9).text
+
+
+def test_who_goes_away_while_a_prompt_is_read_frees_its_place() -> None:
+    with serving(slow=0.1, prefill_chunk_tokens=16, max_rows=1) as served:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{served.url}/v1/completions", json=body(prompt=[5] * 400, max_tokens=9), timeout=0.7)
+        assert eventually(served.idle)
+        counted = httpx.get(f"{served.url}/metrics").text
+        assert 'specstream_answers_total{outcome="cancelled"} 1.0' in counted
+        assert "specstream_first_token_seconds_count 0.0" in counted
+        assert post(served, max_tokens=3).status_code == 200
+
+
+def test_a_conversation_that_has_outgrown_the_context_is_told_so_and_can_go_on_shorter() -> None:
+    turns = [{"role": role, "content": TEXT} for _ in range(30) for role in ("user", "assistant")]
+    with serving() as served:
+        client = served.client()
+        with pytest.raises(openai.BadRequestError, match="shorten it") as refused:
+            client.chat.completions.create(model=NAME, messages=[*turns, turns[0]])  # type: ignore[list-item]
+        assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "messages")
+        short: Any = turns[-4:-1]
+        assert client.chat.completions.create(model=NAME, messages=short, max_tokens=3).usage.completion_tokens == 3
+
+
+def test_a_prefix_cache_that_is_full_changes_no_answer() -> None:
+    texts = [f"{word} {TEXT}" for word in ("one", "two", "six", "ten", "one", "two")]
+    said = []
+    for size in (0.0, 2e-5):
+        engine = SpeculativeEngine(tiny_model(hidden_size=64), tiny_tokenizer(), prefix_cache_gb=size)
+        with serving(engine, prefix_cache_gb=size) as served:
+            said.append([post(served, prompt=text, max_tokens=20).json()["choices"] for text in texts])
+    assert said[0] == said[1]
+    cache = engine.parts.prefixes
+    assert cache is not None
+    assert 0 < cache.nbytes <= 2e4
+
+
+def test_a_slow_reader_takes_nothing_from_a_fast_one(lone: Any) -> None:
+    expected = lone.generate(TEXT, max_new_tokens=300).text
+    with serving(max_rows=2, max_tokens=300) as served, socket.socket() as slow:
+        address = urlsplit(served.url)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.settimeout(PATIENCE)
+        slow.connect((address.hostname, address.port))
+        content = json.dumps(body(stream=True, max_tokens=300, logprobs=20)).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
+        slow.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+        assert eventually(lambda: served.server.scheduler.running == 1)
+        assert post(served, max_tokens=300).json()["choices"][0]["text"] == expected
+        told = b"".join(iter(partial(slow.recv, 1 << 16), b""))
+    lines = [line.strip() for line in told.decode().splitlines() if line.startswith("data: {")]
+    choices = [choice for line in lines for choice in json.loads(line.removeprefix("data: "))["choices"]]
+    assert "".join(choice["text"] for choice in choices) == expected
 
 
 def test_values_that_overflow_are_refused_and_harm_nobody(lone: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,7 @@ _HELP = {
 }
 
 _System = Annotated[options.Text, typer.Option("--system", help="Instructions for the whole conversation.")]
+_Color = Annotated[bool, typer.Option("--color-drafts", help="In a terminal: colour tokens by who drafted them.")]
 
 
 def chat(
@@ -46,6 +49,7 @@ def chat(
     heads: options.HeadsFolder = None,
     memory: options.Memory = None,
     prefix_cache_gb: options.PrefixCache = None,
+    color_drafts: _Color = False,
 ) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C ends an answer, and once more the conversation."""
     options.check_drafter(drafter, without="router")
@@ -64,7 +68,7 @@ def chat(
     engine = load_engine(model, draft, settings, alone=True)
     if not getattr(engine.tokenizer, "chat_template", None):
         raise UsageError(f"model is {model!r}, which has no chat template; use specstream generate")
-    conversation = Conversation(engine, system)
+    conversation = Conversation(engine, system, coloured=color_drafts and shows_colours())
     if sys.stdin.isatty():
         import readline  # noqa: F401  # input() then edits lines and remembers them
 
@@ -73,16 +77,23 @@ def chat(
         pass
 
 
+def shows_colours() -> bool:
+    """Whether stdout is a terminal whose user has not refused colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 class Conversation:
     """Turns so far, and what to do with the next line.
 
     Args:
         engine: that answers.
         system: instructions; None for none.
+        coloured: whether answers show who drafted their tokens.
     """
 
-    def __init__(self, engine: Any, system: str | None = None) -> None:
+    def __init__(self, engine: Any, system: str | None = None, *, coloured: bool = False) -> None:
         self._engine, self._system, self._last = engine, system, "there is no answer yet"
+        self._coloured = coloured
         self.turns: list[dict[str, str]] = []
 
     @property
@@ -135,14 +146,17 @@ class Conversation:
         said: list[str] = []
         try:
             pieces = self._engine.stream(self.messages)
-            for piece in pieces:
-                said.append(piece)
-                sys.stdout.write(piece)
+            drafters = dict[str, None]()
+            for text, drafter in _by_drafter(pieces) if self._coloured else ((piece, None) for piece in pieces):
+                said.append(text)
+                sys.stdout.write(_painted(text, drafter))
                 sys.stdout.flush()
+                drafters |= {drafter: None} if drafter else {}
             result = pieces.result
             self._last = (
                 f"{result.new_tokens} tokens, {result.tokens_per_second:.1f} a second, {result.cached_tokens} tokens "
                 f"of the prompt were not read again, {result.mean_accepted_length:.2f} tokens per pass"
+                + "".join(f", {_painted(name, name)}" for name in drafters)
             )
         except KeyboardInterrupt:
             self._last = "the last answer was interrupted"
@@ -151,3 +165,23 @@ class Conversation:
             raise
         print(flush=True)
         self.turns.append({"role": "assistant", "content": "".join(said)})
+
+
+def _by_drafter(pieces: Any) -> Iterator[tuple[str, str | None]]:
+    """The text of each token as its round ends, and who drafted it."""
+    from specstream.demo.race import Side
+
+    side, shown = Side(pieces.generation), 0
+    for _ in side.steps():
+        yield from ((piece.text, piece.drafter) for piece in side.pieces[shown:])
+        shown = len(side.pieces)
+
+
+def _painted(text: str, drafter: str | None) -> str:
+    """In the colour of a drafter; the model's own tokens are as the terminal has them."""
+    if drafter is None or not text:
+        return text
+    from specstream.demo.colours import colour_of
+
+    red, green, blue = bytes.fromhex(colour_of(drafter).removeprefix("#"))
+    return f"\x1b[38;2;{red};{green};{blue}m{text}\x1b[39m"

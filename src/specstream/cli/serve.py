@@ -33,6 +33,7 @@ _Context = Annotated[options.Integer, typer.Option("--max-context", help="Most t
 _Served = Annotated[options.Text, typer.Option("--served-model-name", help="What clients call it; else as --model.")]
 _KeyFile = Annotated[options.Text, typer.Option("--api-key-file", help="A file that holds the key clients must send.")]
 _Level = Annotated[options.Text, typer.Option("--log-level", help="debug, info, warning or error.")]
+_Reasoning = Annotated[options.Text, typer.Option("--reasoning-parser", help="auto, none or think (<think> tags).")]
 _Dtype = Annotated[options.Text, typer.Option("--dtype", help="As in generate.")]
 _Device = Annotated[options.Text, typer.Option("--device", help="As in generate.")]
 _Runtime = Annotated[options.Text, typer.Option("--runtime", help="As in generate.")]
@@ -68,6 +69,7 @@ def serve(
     served_model_name: _Served = None,
     api_key_file: _KeyFile = None,
     log_level: _Level = None,
+    reasoning_parser: _Reasoning = None,
 ) -> None:
     """Serve a model to OpenAI clients. Settings: --config, over it SPECSTREAM_... variables, over those the options.
 
@@ -77,6 +79,7 @@ def serve(
 
     passes: Any = {"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization}
     limits: Any = {"max_rows": max_rows, "max_queue": max_queue, "max_tokens": max_tokens, "max_context": max_context}
+    places: Any = {"host": host, "port": port, "log_level": log_level, "reasoning_parser": reasoning_parser}
     settings = DeploymentConfig.read(
         config,
         engine=engine,
@@ -90,11 +93,9 @@ def serve(
         gamma=gamma,
         acceptance_threshold=acceptance_threshold,
         **passes,
-        host=host,
-        port=port,
         **limits,
+        **places,
         api_key=None if api_key_file is None else _key(api_key_file),
-        log_level=log_level,
         vllm_args=vllm_args or None,
     )
     if vllm_args and settings.engine == "local":

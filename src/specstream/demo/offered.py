@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from specstream.engine.choices import check_choice
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_left_out, prepare
-from specstream.engine.text import asked, encode
+from specstream.engine.text import Chat, asked, encode
 from specstream.errors import HeadMismatchError, UsageError, must_be
 from specstream.heads.folder import check_base_name
 from specstream.heads.shipped import shipped_for
@@ -129,6 +130,20 @@ class OfferedModels:
         race = self._thread.submit(self._start, question).result()
         return self._from_thread(race.run(every))
 
+    def chat(self, question: Question, turns: Chat, every: float) -> Iterator[str]:
+        """Answer the turns of a conversation: its text so far, at most once in so many seconds, and at the end.
+
+        Args:
+            question: how; its prompt is not read.
+            turns: roles and contents, the newest last. What an earlier answer has read of them is not read again.
+            every: seconds.
+
+        Raises:
+            UsageError: a model without a chat template, a conversation that is too long, a setting out of range.
+        """
+        generation = self._thread.submit(self._answer, question, turns).result()
+        return self._from_thread(_texts(generation, every))
+
     def close(self) -> None:
         """Let go of the thread, when what it does is done."""
         self._thread.shutdown()
@@ -172,20 +187,31 @@ class OfferedModels:
 
     def _start(self, question: Question) -> Race:
         must_be(isinstance(question.prompt, str), "prompt", question.prompt, "a text")
+        plain, parts, config = self._chosen(question)
+        prompt = encode(plain.tokenizer, asked(plain.tokenizer, question.prompt) if question.prompt.strip() else "")
+        return Race(*(Generation(each, [prompt], config) for each in (plain, parts)))
+
+    def _answer(self, question: Question, turns: Chat) -> Generation:
+        _, parts, config = self._chosen(question)
+        generation = Generation(parts, [encode(parts.tokenizer, turns)], config)
+        generation.remembered = True
+        return generation
+
+    def _chosen(self, question: Question) -> tuple[Parts, Parts, GenerationConfig]:
+        """What decodes plainly, what drafts, and how."""
         must_be(isinstance(question.always, bool), "always", question.always, "true or false")
         drafters = self._load(question.model)
         if question.drafter not in drafters:
             raise UsageError(f"drafter is {question.drafter!r}; {question.model} has {', '.join(drafters)}")
         assert self._engine is not None
-        tokenizer, parts = self._engine.tokenizer, self._drafting(question.drafter)
+        parts = self._drafting(question.drafter)
         if question.always:
             parts = parts.with_drafter(parts.drafter)
         config = generation_config(
             GenerationConfig(),
             {"max_new_tokens": question.max_new_tokens, "temperature": question.temperature, "seed": question.seed},
         )
-        prompt = encode(tokenizer, asked(tokenizer, question.prompt) if question.prompt.strip() else "")
-        return Race(*(Generation(each, [prompt], config) for each in (self._engine.parts, parts)))
+        return self._engine.parts, parts, config
 
     def _drafting(self, drafter: str) -> Parts:
         """What drafts like this, made once."""
@@ -201,6 +227,16 @@ class OfferedModels:
             _warm_up(parts)
             self._parts[drafter] = parts
         return self._parts[drafter]
+
+
+def _texts(generation: Generation, every: float) -> Iterator[str]:
+    text, shown = "", time.monotonic()
+    for (round_,) in generation.rounds():
+        text += generation.piece(round_)
+        if time.monotonic() - shown >= every:
+            yield text
+            shown = time.monotonic()
+    yield text
 
 
 def _warm_up(parts: Parts) -> None:

@@ -25,6 +25,8 @@ VIEWS = 8
 
 MOST_TOKENS, MOST_TEMPERATURE = 512, 2.0
 
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+
 SEED_DIGITS = 18
 """Fit into 63 bits."""
 
@@ -66,13 +68,16 @@ def build_page(offered: OfferedModels, settings: GenerationConfig) -> Any:
         raise UsageError(f"drafter is {offered.drafter!r}; {offered.models[0]} has {', '.join(drafters)}")
     with gradio.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gradio.HTML(INTRODUCTION)
-        fields = _fields(gradio, offered, drafters, settings)
-        with gradio.Row(elem_classes="actions"):
-            run = gradio.Button("Run", variant="primary", min_width=110, elem_id="run")
-            stop = gradio.Button("Stop", min_width=110, elem_id="stop")
-        views = _views(gradio)
-        rounds = gradio.State([])
-        _connect(gradio, offered, fields, views, rounds, run, stop)
+        with gradio.Tab("Compare"):
+            fields = _fields(gradio, offered, drafters, settings)
+            with gradio.Row(elem_classes="actions"):
+                run = gradio.Button("Run", variant="primary", min_width=110, elem_id="run")
+                stop = gradio.Button("Stop", min_width=110, elem_id="stop")
+            views = _views(gradio)
+            rounds = gradio.State([])
+            _connect(gradio, offered, fields, views, rounds, run, stop)
+        with gradio.Tab("Chat"):
+            _chat(gradio, offered, {name: field for name, field in fields.items() if name != "prompt"})
     return page
 
 
@@ -151,7 +156,6 @@ def _connect(
     def draw(known: list[ShownRound], number: int) -> str:
         return tree.drawn(known[min(int(number), len(known)) - 1] if known else None)
 
-    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
     started = gradio.on(
         [run.click, fields["prompt"].submit],
         answer,
@@ -159,13 +163,43 @@ def _connect(
         [*views.values(), rounds],
         api_name="run",
         show_progress="hidden",
-        **one_at_a_time,
+        **ONE_AT_A_TIME,
     )
     stop.click(halt, None, [views["verdict"], views["number"]], cancels=[started], api_visibility="private")
-    fields["model"].input(choose, fields["model"], fields["drafter"], api_visibility="private", **one_at_a_time)
+    fields["model"].input(choose, fields["model"], fields["drafter"], api_visibility="private", **ONE_AT_A_TIME)
     views["number"].input(
         draw, [rounds, views["number"]], views["tree"], api_visibility="private", show_progress="hidden"
     )
+
+
+def _chat(gradio: Any, offered: OfferedModels, chosen: dict[str, Any]) -> None:
+    """A conversation with the drafting model, with what is chosen for the comparison."""
+    log = gradio.Chatbot(label="Chat, with the model and the settings of Compare", elem_id="chat")
+    line = gradio.Textbox(label="Message", elem_id="message", submit_btn=True, stop_btn=True)
+    gradio.ClearButton([log, line])
+
+    def answer(said: str, turns: list[Any], *values: Any) -> Iterator[list[Any]]:
+        yield from replies(gradio, offered, said, turns, dict(zip(chosen, values, strict=True)))
+
+    inputs = [line, log, *chosen.values()]
+    started = line.submit(answer, inputs, [line, log], api_name="chat", show_progress="hidden", **ONE_AT_A_TIME)
+    line.stop(None, cancels=[started], api_visibility="private")
+
+
+def replies(
+    gradio: Any, offered: OfferedModels, said: str, turns: list[Any], values: dict[str, Any]
+) -> Iterator[list[Any]]:
+    """The empty line and the conversation, again and again while it is answered; an error leaves both."""
+    asked = [*turns, {"role": "user", "content": said}]
+    try:
+        must_be(bool(said.strip()), "message", said, "a text")
+        question = Question(prompt="", **{**values, "seed": seed_of(values["seed"])})
+        for text in offered.chat(
+            question, [{"role": each["role"], "content": each["content"]} for each in asked], EVERY
+        ):
+            yield ["", [*asked, {"role": "assistant", "content": text}]]
+    except SpecStreamError as error:
+        raise gradio.Error(str(error)) from error
 
 
 def answers(gradio: Any, offered: OfferedModels, values: dict[str, Any]) -> Iterator[list[Any]]:

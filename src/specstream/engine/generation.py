@@ -308,12 +308,13 @@ class TextPieces:
     """The pieces of one streamed text, in order, each of them once; ``result`` once they are exhausted.
 
     Args:
-        generation: a batch of one row that has not started.
+        generation: a batch of one row that has not started. Its rounds may be read in place of the pieces: they say who
+            drafted.
         report: makes its result, called once.
     """
 
     def __init__(self, generation: Generation, report: Callable[[Generation], list[GenerationResult]]) -> None:
-        self._generation = generation
+        self.generation = generation
         self._report = report
         self._result: GenerationResult | None = None
         self._pieces = self._read()
@@ -337,8 +338,8 @@ class TextPieces:
             self._reading.release()
 
     def _read(self) -> Iterator[str]:
-        for (round_,) in self._generation.rounds():
-            if piece := self._generation.piece(round_):
+        for (round_,) in self.generation.rounds():
+            if piece := self.generation.piece(round_):
                 yield piece
 
     @property
@@ -349,9 +350,9 @@ class TextPieces:
             UsageError: the pieces were not read to the end.
         """
         if self._result is None:
-            if any(row.finish_reason is None for row in self._generation.rows):
+            if any(row.finish_reason is None for row in self.generation.rows):
                 raise UsageError("the stream has not ended; read all its pieces before its result")
-            (self._result,) = self._report(self._generation)
+            (self._result,) = self._report(self.generation)
         return self._result
 
 

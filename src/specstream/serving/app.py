@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from specstream.serving.description import (
     Cards,
     ChatCompletion,
     Completion,
+    Responded,
     Text,
     Tokens,
     Version,
@@ -34,19 +35,24 @@ from specstream.serving.description import (
     generated,
     well,
 )
-from specstream.serving.faults import fault
+from specstream.serving.faults import FieldError, fault
 from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.metrics import ServerMetrics
 from specstream.serving.middleware import PROBES, Access, Guard, JsonResponse, refusal
 from specstream.serving.requests import Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from specstream.serving.responses import Shape, best, usage
+from specstream.serving.responses import ChunkEvents, Shape, best, usage
+from specstream.serving.responses_api import CHAT_FIELDS, ResponseEvents, ResponsesBody
 from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
 
 _log = logging.getLogger("specstream.serving")
 
 CLIENT_GONE = 499
 """nginx's status for a client that did not wait; nobody reads it."""
+
+
+_Form = ChunkEvents | ResponseEvents
+CHUNKS = ChunkEvents()
 
 
 class Server:
@@ -107,6 +113,7 @@ class Server:
         chat, text = generated(ChatCompletion), generated(Completion)
         app.post("/v1/chat/completions", response_model=None, responses=chat)(self.chat)
         app.post("/v1/completions", response_model=None, responses=text)(self.complete)
+        app.post("/v1/responses", response_model=None, responses=generated(Responded))(self.respond)
         app.get("/v1/models", response_model=None, responses=answered(Cards, [401]))(self.models)
         app.get("/v1/models/{name:path}", response_model=None, responses=answered(Card, [401, 404]))(self.model)
         app.post("/tokenize", response_model=None, responses=answered(Tokens, [400, 401, 404]))(self.tokenize)
@@ -131,6 +138,14 @@ class Server:
     async def complete(self, body: CompletionBody, request: Request) -> Response:
         """Go on with a text."""
         return await self._answer(body, request)
+
+    async def respond(self, body: ResponsesBody, request: Request) -> Response:
+        """Answer a chat, as the Responses API has it."""
+        try:
+            return await self._answer(body.chat, request, ResponseEvents(body))
+        except FieldError as error:
+            error.param = CHAT_FIELDS.get(error.param, error.param)
+            raise
 
     async def models(self) -> Response:
         """The one model that is served."""
@@ -180,84 +195,99 @@ class Server:
             "max_model_len": self.gateway.context,
         }
 
-    async def _answer(self, body: ChatBody | CompletionBody, request: Request) -> Response:
-        arrived, chat = time.monotonic(), isinstance(body, ChatBody)
+    async def _answer(self, body: ChatBody | CompletionBody, request: Request, form: _Form = CHUNKS) -> Response:
+        arrived = time.monotonic()
+        self.scheduler.check(self.gateway.answers(body))
+        # Apart from the event loop: a long prompt takes a while to encode.
+        prompts = await asyncio.to_thread(self.gateway.prompts, body)
+        opened = self.gateway.thought_opened(body, prompts)
         shape = Shape(
-            chat=chat,
+            chat=isinstance(body, ChatBody),
             model=self.config.model_name,
             tokenizer=self.gateway.tokenizer,
             lossless=self._lossless,
             left_out=self._left_out,
             tools=[tool.function.name for tool in body.tools_given],
+            opened=opened,
         )
         shape.skip_special = body.skip_special_tokens is not False
-        self.scheduler.check(self.gateway.answers(body))
-        # Apart from the event loop: a long prompt takes a while to encode.
-        prompts = await asyncio.to_thread(self.gateway.prompts, body)
-        host = request.client.host if request.client else ""
-        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, f"{host} {body.user or ''}", arrived)
+        client = f"{request.client.host if request.client else ''} {body.user or ''}"
+        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, client, arrived, opened)
         if self.config.log_prompts:
             _log.info("%s asks: %s", shape.id, [self.gateway.tokenizer.decode(prompt) for prompt in prompts])
         clamped = self.gateway.clamped(body, prompts)
         answers = Answers(self.scheduler, jobs)
         if body.stream:
             include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-            return _EventStream(self._stream(shape, answers, include_usage, clamped, request), answers)
-        return await self._whole(shape, answers, request, body, clamped)
+            chunks = self._chunks(shape, answers, include_usage, clamped, request)
+            return _EventStream(self._stream(form, shape.envelope([]), chunks, answers), answers)
+        whole = await self._whole(shape, answers, request, body)
+        return Response(status_code=CLIENT_GONE) if whole is None else JsonResponse(form.whole({**whole, **clamped}))
 
-    async def _whole(
-        self, shape: Shape, answers: Answers, request: Request, body: Body, clamped: dict[str, Any]
-    ) -> Response:
-        """Everything at once, unless the client goes away before."""
+    async def _whole(self, shape: Shape, answers: Answers, request: Request, body: Body) -> dict[str, Any] | None:
+        """Everything at once; None if the client goes away before."""
         collecting = asyncio.ensure_future(_collect(answers))
         leaving = asyncio.ensure_future(_leaves(request))
         try:
             await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not collecting.done():
-                return Response(status_code=CLIENT_GONE)
+                return None
             texts, chances = collecting.result()
             request.state.note = _note(shape, answers.jobs)
             # Apart from the event loop: thousands of chances take a while to say.
             kept = best(answers.jobs, body.kept, body.drawn)
-            whole = await asyncio.to_thread(shape.whole, texts, chances, answers.jobs, kept)
-            return JsonResponse({**whole, **clamped})
+            return await asyncio.to_thread(shape.whole, texts, chances, answers.jobs, kept)
         finally:
             for task in (collecting, leaving):
                 task.cancel()
             answers.cancel()
 
     async def _stream(
-        self, shape: Shape, answers: Answers, include_usage: bool, clamped: dict[str, Any], request: Request
+        self, form: _Form, head: Any, chunks: AsyncGenerator[Any, None], answers: Answers
     ) -> AsyncIterator[bytes]:
-        """Server-sent events, as tokens are accepted."""
-        more: dict[str, Any] = {"usage": None} if include_usage else {}
-        left = len(answers.jobs)
+        """Server-sent events of the parts of a stream."""
         try:
-            if shape.chat:
-                for index in range(left):
-                    yield _event(shape.chunk(index, None, **more))
-            async with aclosing(answers.events()) as events:
-                async for index, event in events:
-                    if isinstance(event, Piece):
-                        chances = event.chances if answers.jobs[index].top_logprobs is not None else None
-                        for chunk in shape.chunks(index, event.text, chances, **more):
-                            yield _event(chunk)
-                        continue
-                    for chunk in shape.chunks(index, **more):
-                        yield _event(chunk)
-                    left -= 1
-                    last = {} if left else {"speculation": shape.speculation(answers.jobs), **clamped}
-                    yield _event(shape.chunk(index, None, None, shape.end(index, answers.jobs[index]), **more, **last))
-            if include_usage:
-                yield _event(shape.envelope([], usage=usage(answers.jobs)))
-            request.state.note = _note(shape, answers.jobs)
-            yield b"data: [DONE]\n\n"
+            for event in form.begin(head):
+                yield event
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    for event in form.feed(chunk):
+                        yield event
+            for event in form.end():
+                yield event
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # the head of the response has been sent: it can only be told in the stream
-            yield b"data: " + self._refuse(error).body + b"\n\n"
+            refused = self._refuse(error)
+            for event in form.failed(refused.status_code, json.loads(bytes(refused.body))["error"]):
+                yield event
         finally:
             answers.cancel()
+
+    async def _chunks(
+        self, shape: Shape, answers: Answers, include_usage: bool, clamped: dict[str, Any], request: Request
+    ) -> AsyncGenerator[Any, None]:
+        """The parts of a stream, as tokens are accepted."""
+        more: dict[str, Any] = {"usage": None} if include_usage else {}
+        left = len(answers.jobs)
+        if shape.chat:
+            for index in range(left):
+                yield shape.chunk(index, None, **more)
+        async with aclosing(answers.events()) as events:
+            async for index, event in events:
+                if isinstance(event, Piece):
+                    chances = event.chances if answers.jobs[index].top_logprobs is not None else None
+                    for chunk in shape.chunks(index, event.text, chances, **more):
+                        yield chunk
+                    continue
+                for chunk in shape.chunks(index, **more):
+                    yield chunk
+                left -= 1
+                last = {} if left else {"speculation": shape.speculation(answers.jobs), **clamped}
+                yield shape.chunk(index, None, None, shape.end(index, answers.jobs[index]), **more, **last)
+        if include_usage:
+            yield shape.envelope([], usage=await asyncio.to_thread(shape.usage, answers.jobs))
+        request.state.note = _note(shape, answers.jobs)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and error.status_code == 404:
@@ -352,7 +382,3 @@ async def _leaves(request: Request) -> None:
     """Until the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _event(content: Any) -> bytes:
-    return b"data: " + json.dumps(content, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"

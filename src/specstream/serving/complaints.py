@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from specstream.errors import meant, remedy, shown
 from specstream.serving.middleware import refusal
-from specstream.serving.requests import ChatBody, CompletionBody
+from specstream.serving.requests import ChatBody, CompletionBody, Given
+from specstream.serving.responses_api import ResponsesBody
 
 _LONGEST_NAME = 100
 _JSON = {"None": "null", "True": "true", "False": "false"}
@@ -18,10 +19,11 @@ _SHOULD = "Input should be "
 _MAPPING = "a mapping of keys to values"
 """An object, in the words for YAML."""
 
-_PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions"}
+_PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
 """The field that a body of each path must have."""
 
-_FIELDS = {_PATHS["messages"]: ChatBody.model_fields, _PATHS["prompt"]: CompletionBody.model_fields}
+_BODIES: tuple[type[Given], ...] = (ChatBody, CompletionBody, ResponsesBody)
+_FIELDS = {path: body.model_fields for path, body in zip(_PATHS.values(), _BODIES, strict=True)}
 
 _SCHEMA = 'give response_format: {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
 _INSTEAD = {

@@ -18,6 +18,7 @@ from specstream.environment import PREFIX, VARIABLES, free_memory, variable
 from specstream.errors import UsageError, listed, meant, must_be, remedy
 from specstream.files.yaml_file import Document, Section, home_expanded, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
+from specstream.serving.reasoning import ReasoningParser
 from specstream.serving.tool_calls import Parser
 
 GB = 1e9
@@ -64,6 +65,8 @@ class DeploymentConfig(Section):
         max_choices: most answers to one request (``n``, and prompts of a completion).
         max_body_bytes: of a request.
         tool_call_parser: how the model writes calls of tools, by vLLM's names; ``auto`` tells by the chat template.
+        reasoning_parser: whether thoughts are told from answers (``reasoning_content``): ``think`` is between
+            ``<think>`` and ``</think>``; ``auto`` does so where the chat template has these tags.
         request_seconds: an answer that takes longer, from the arrival of its request on, is given up (504).
         grace_seconds: how long a server that is told to stop goes on with what it has begun.
         cors_origins: whose pages a browser lets ask this server, such as ``https://example.org``; ``*`` is everyone's.
@@ -119,6 +122,7 @@ class DeploymentConfig(Section):
     max_choices: int = Field(default=8, ge=1)
     max_body_bytes: int = Field(default=1_000_000, ge=1)
     tool_call_parser: Parser = "auto"
+    reasoning_parser: ReasoningParser = "auto"
     request_seconds: float = Field(default=300.0, gt=0)
     grace_seconds: float = Field(default=30.0, ge=0)
     cors_origins: tuple[str, ...] = ()

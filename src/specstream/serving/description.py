@@ -50,9 +50,16 @@ class PromptTokens(Said):
     cached_tokens: int
 
 
-class AnswerTokens(Said):
-    """Of a prediction: tokens that were drafted from it, and were accepted or not."""
+class OutputTokens(Said):
+    """What of an answer is thought, tags included."""
 
+    reasoning_tokens: int
+
+
+class AnswerTokens(Said):
+    """Of answers: thought, tags included, and tokens that were drafted from a prediction, and were accepted or not."""
+
+    reasoning_tokens: int
     accepted_prediction_tokens: int
     rejected_prediction_tokens: int
 
@@ -124,11 +131,12 @@ class Call(Said):
 
 
 class Reply(Said):
-    """The assistant's message; it has no content where it says nothing beside its calls."""
+    """The assistant's message; it has no content where it says nothing beside its thought and its calls."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | None = None
     tool_calls: list[Call] | None = None
 
 
@@ -182,6 +190,48 @@ class Completion(Answered):
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
+
+
+class InputTokens(PromptTokens):
+    """Likewise; nothing is billed for what is kept."""
+
+    cache_write_tokens: int
+
+
+class ResponseUsage(Said):
+    """Tokens, by other names."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokens
+    output_tokens_details: OutputTokens
+
+
+class Responded(Said):
+    """Of ``/v1/responses``; what it says of its request is as it was given."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: ResponseUsage | None
+    error: dict[str, str] | None
+    incomplete_details: dict[str, str] | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    temperature: float | None
+    top_p: float | None
+    tool_choice: str | dict[str, str]
+    tools: list[dict[str, Any]]
+    text: dict[str, Any]
+    store: Literal[False]
+    speculation: Speculation
+    clamped: Clamped | None = None
 
 
 class Tokens(Said):

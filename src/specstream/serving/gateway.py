@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from specstream.config import generation_config
+from specstream.core.rows import Known
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import check_tokens
 from specstream.engine.text import encode, valid
@@ -16,6 +17,7 @@ from specstream.errors import UsageError
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.faults import FieldError
 from specstream.serving.jobs import Done, Event, Failed, Job
+from specstream.serving.reasoning import ThinkingBudget, are_told, behind_a_thought, opened_by
 from specstream.serving.requests import (
     Body,
     ChatBody,
@@ -53,6 +55,7 @@ class Gateway:
         self.tokenizer("a")  # forgets here, not in several threads at once, how its file would have it truncate
         self._schemas = Schemas(self.tokenizer, engine.parts.eos_token_ids)
         self._tools = format_of(getattr(self.tokenizer, "chat_template", None), config.tool_call_parser)
+        self._thinks = are_told(self.tokenizer, config.reasoning_parser)
         # Plain decoding stays plain; and an early exit begins passes over the trees of the drafters, and no others.
         self._drafts = engine.config.drafter != "none" and engine.config.pruning is None
         self._most_answers = min(config.max_choices, config.max_rows + config.max_queue)
@@ -152,17 +155,22 @@ class Gateway:
         return found
 
     def jobs(
-        self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]], client: str, arrived: float
+        self,
+        body: ChatBody | CompletionBody,
+        prompts: Sequence[list[int]],
+        client: str,
+        arrived: float,
+        opened: bool | None = None,
     ) -> list[Job]:
         """A job for each answer that is drawn: those of the first prompt, of the next, and so on. Nobody listens yet.
 
-        What was done for the request since it arrived counts as its wait.
+        What was done for the request since it arrived counts as its wait. ``opened`` is what ``thought_opened`` says.
 
         Raises:
-            FieldError: a schema that cannot be followed.
+            FieldError: a schema that cannot be followed, a budget for thoughts of a model that has none.
         """
         jobs: list[Job] = []
-        mask = self._mask(body)
+        mask = self._mask(body, opened)
         for place, prompt in enumerate(prompts):
             room = self._room(body, prompt)
             echo = self._echo(body, place) if isinstance(body, CompletionBody) and body.echo else None
@@ -172,9 +180,12 @@ class Gateway:
                     settings["prediction"] = body.predicted
                 if body.seed is not None:
                     settings["seed"] = (body.seed + len(jobs)) % 2**62
+                rules: list[ThinkingBudget | JsonMask] = [
+                    *self._budgets(body, len(prompt), opened),
+                    *([mask.behind(len(prompt))] if mask else []),
+                ]
                 adjustment = self._adjustment(body, len(prompt))
-                own = mask.behind(len(prompt)) if mask else None
-                processors = [*([adjustment] if adjustment else []), *([own] if own else [])]
+                processors = [*([adjustment] if adjustment else []), *rules]
                 if processors:
                     settings["logits_processor"] = processors
                 config = generation_config(self._engine.config.generation, settings)  # type: ignore[arg-type]
@@ -190,7 +201,7 @@ class Gateway:
                         ranked=body.drawn > body.kept,
                         echo=echo,
                         prompt_only=room == 0,
-                        known=own.known if own and self._drafts else None,
+                        known=_known(rules) if rules and self._drafts else None,
                     )
                 )
         return jobs
@@ -200,13 +211,34 @@ class Gateway:
         given = body.prompts[place]
         return given if isinstance(given, str) else str(self.tokenizer.decode(given, skip_special_tokens=True))
 
-    def _mask(self, body: ChatBody | CompletionBody) -> JsonMask | None:
-        """What the answers are held to; None for any text."""
+    def thought_opened(self, body: ChatBody | CompletionBody, prompts: Sequence[list[int]]) -> bool | None:
+        """Whether the prompt of a chat opens a thought; None where thoughts are not told from answers."""
+        return opened_by(self.tokenizer, prompts[0]) if isinstance(body, ChatBody) and self._thinks else None
+
+    def _budgets(
+        self, body: ChatBody | CompletionBody, prompt_length: int, opened: bool | None
+    ) -> list[ThinkingBudget]:
+        most = body.thinking_token_budget if isinstance(body, ChatBody) else None
+        if most is None:
+            return []
+        if opened is None:
+            raise FieldError(
+                "thinking_token_budget is given and the thoughts of this model are not told from its answers; "
+                "leave it out",
+                "thinking_token_budget",
+            )
+        return [ThinkingBudget(self.tokenizer, most, opened=opened, prompt_length=prompt_length)]
+
+    def _mask(self, body: ChatBody | CompletionBody, opened: bool | None) -> JsonMask | None:
+        """What the answers are held to, behind their thoughts; None for any text."""
+        behind = None if opened is None else partial(behind_a_thought, self.tokenizer, opened=opened)
         if isinstance(body, ChatBody) and (tools := body.tools_to_call):
             functions = [tool.to_dict()["function"] for tool in tools]
-            several = body.parallel_tool_calls is not False
-            return self._schemas.held_to(lambda: grammar(self._tools, functions, several=several), "tools")
-        return None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0)
+            calls = partial(
+                grammar, self.tokenizer, self._tools, functions, several=body.parallel_tool_calls is not False
+            )
+            return self._schemas.held_to(calls if behind is None else lambda: behind(calls()), "tools")
+        return None if body.schema_to_follow is None else self._schemas.mask(body.schema_to_follow, 0, behind)
 
     def _adjustment(self, body: Body, prompt_length: int) -> Adjustment:
         size = self._engine.target.vocab_size
@@ -292,6 +324,11 @@ class Answers:
         """Let go of what is not done."""
         if unfinished := [job for job in self.jobs if not job.outcome]:
             self._scheduler.cancel(unfinished)
+
+
+def _known(rules: Sequence[ThinkingBudget | JsonMask]) -> Known:
+    """What the first rule that leaves no choice says."""
+    return lambda tokens: next((found for rule in rules if (found := rule.known(tokens))), [])
 
 
 def _field(body: ChatBody | CompletionBody) -> str:

@@ -48,15 +48,15 @@ class Given(BaseModel):
             given.pop("functions", None)
         for name, value in given.items():
             if name in cls.unsupported and value not in cls.unsupported[name]:
-                raise _about(name, "is not supported; leave it out")
+                raise about(name, "is not supported; leave it out")
             kind = cls.without_effect.get(name)
             if kind is not None and not isinstance(value, kind):
-                raise _about(name, f"is not {_KINDS[kind]}; leave it out")
+                raise about(name, f"is not {_KINDS[kind]}; leave it out")
         dropped = {*cls.unsupported, *cls.without_effect}
         return {name: value for name, value in given.items() if name not in dropped}
 
 
-def _about(name: str, words: str) -> PydanticCustomError:
+def about(name: str, words: str) -> PydanticCustomError:
     """An error of a field that is no field of the model."""
     return PydanticCustomError("field", "{name} {words}", {"name": name, "words": words})
 
@@ -129,15 +129,15 @@ class Body(Given):
     @model_validator(mode="after")
     def _streams(self) -> Body:
         if self.stream_options is not None and not self.stream:
-            raise _about("stream_options", "is only for streams; give stream: true")
+            raise about("stream_options", "is only for streams; give stream: true")
         return self
 
     @model_validator(mode="after")
     def _keeps_some(self) -> Body:
         if self.best_of is not None and self.best_of < self.kept:
-            raise _about("best_of", f"is {self.best_of} and n {self.kept}; give at least n")
+            raise about("best_of", f"is {self.best_of} and n {self.kept}; give at least n")
         if self.drawn > self.kept and self.stream:
-            raise _about("best_of", "is above n and the answer is a stream, which has no time to choose; leave one out")
+            raise about("best_of", "is above n and the answer is a stream, which has no time to choose; leave one out")
         return self
 
     @property
@@ -253,11 +253,13 @@ class Message(Given):
     refusal: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Message:
         if self.content is None and self.role != "assistant":
-            raise _about("content", f"is missing, and the role is {self.role}; give a text")
+            raise about("content", f"is missing, and the role is {self.role}; give a text")
         return self
 
     @property
@@ -267,7 +269,8 @@ class Message(Given):
     def to_dict(self) -> dict[str, Any]:
         """As chat templates read it: the arguments of calls are objects."""
         turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
-        more = {"name": self.name, "tool_call_id": self.tool_call_id}
+        thought = self.reasoning_content or self.reasoning
+        more = {"name": self.name, "tool_call_id": self.tool_call_id, "reasoning_content": thought}
         turn |= {name: value for name, value in more.items() if value is not None}
         if self.tool_calls:
             turn["tool_calls"] = [
@@ -296,7 +299,7 @@ class JsonSchema(Given):
     def _is_named(cls, values: Any) -> Any:
         """A schema where its name and it are wanted: its keys are no fields here, and ``type`` is none of both."""
         if isinstance(values, dict) and "schema" not in values and {"type", "properties", "$ref"} & set(values):
-            raise _about("schema", "is missing, and what is given is a schema itself; give {name, schema}")
+            raise about("schema", "is missing, and what is given is a schema itself; give {name, schema}")
         return values
 
 
@@ -309,7 +312,7 @@ class ResponseFormat(Given):
     @model_validator(mode="after")
     def _complete(self) -> ResponseFormat:
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema_ is None):
-            raise _about("json_schema", "is missing or has no schema, and the type is json_schema; give {name, schema}")
+            raise about("json_schema", "is missing or has no schema, and the type is json_schema; give {name, schema}")
         return self
 
     @property
@@ -346,31 +349,32 @@ class ChatBody(Body):
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
     def _chooses_what_is_there(self) -> ChatBody:
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
-            raise _about("tools", f"name {max(names, key=names.count)!r} twice; give each another name")
+            raise about("tools", f"name {max(names, key=names.count)!r} twice; give each another name")
         choice = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else self.tool_choice
         if choice == "required" and not names:
-            raise _about("tool_choice", "is required and there are no tools; give some")
+            raise about("tool_choice", "is required and there are no tools; give some")
         if isinstance(self.tool_choice, ToolChoice) and choice not in names:
-            raise _about("tool_choice", f"is {choice!r}, which is not among the tools; give one of their names")
+            raise about("tool_choice", f"is {choice!r}, which is not among the tools; give one of their names")
         if self.tools_to_call and self.schema_to_follow is not None:
-            raise _about("response_format", "is given and tools have to be called; leave one out")
+            raise about("response_format", "is given and tools have to be called; leave one out")
         return self
 
     @model_validator(mode="after")
     def _asks_for_logprobs(self) -> ChatBody:
         if self.top_logprobs and not self.logprobs:
-            raise _about("top_logprobs", "is given without logprobs; give logprobs: true")
+            raise about("top_logprobs", "is given without logprobs; give logprobs: true")
         return self
 
     @model_validator(mode="after")
     def _has_one_limit(self) -> ChatBody:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise _about(
+            raise about(
                 "max_tokens", f"is {self.max_tokens} and max_completion_tokens {self.max_completion_tokens}; give one"
             )
         return self
@@ -425,7 +429,7 @@ class CompletionBody(Body):
     @model_validator(mode="after")
     def _asks_for_something(self) -> CompletionBody:
         if self.max_tokens == 0 and not self.echo:
-            raise _about("max_tokens", "is 0 without echo; give at least 1")
+            raise about("max_tokens", "is 0 without echo; give at least 1")
         return self
 
     @property
@@ -460,7 +464,7 @@ class TokenizeBody(Given):
     @model_validator(mode="after")
     def _has_one_text(self) -> TokenizeBody:
         if (self.prompt is None) == (self.messages is None):
-            raise _about("prompt", "or messages is wanted; give one of both")
+            raise about("prompt", "or messages is wanted; give one of both")
         return self
 
 

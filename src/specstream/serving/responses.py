@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specstream.core.rows import Row
@@ -14,6 +15,7 @@ from specstream.engine.results import Totals
 from specstream.engine.text import TextStream
 from specstream.engine.tokens import TokenTexts
 from specstream.serving.jobs import Job, TokenChance
+from specstream.serving.reasoning import ThoughtReader, thought_length
 from specstream.serving.tool_calls import Delta, ToolReader
 
 LEAST_LOGPROB = -9999.0
@@ -30,6 +32,7 @@ class Shape:
         lossless: False under typical acceptance.
         left_out: what could draft, or was asked to, and does not, and why.
         tools: names of those that the answers may call.
+        opened: whether the prompt opens the thought; None where thoughts are not told from answers.
 
     Attributes:
         skip_special: whether the texts are without special tokens.
@@ -46,9 +49,11 @@ class Shape:
         lossless: bool,
         left_out: str | None = None,
         tools: Sequence[str] = (),
+        opened: bool | None = None,
     ) -> None:
         self.chat, self._tokenizer, self._lossless, self._left_out = chat, tokenizer, lossless, left_out
         self._tools, self._readers = tools, dict[int, ToolReader]()
+        self._opened, self._thoughts = opened, dict[int, ThoughtReader]()
         self._kind = "chat.completion" if chat else "text_completion"
         self._head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
@@ -91,30 +96,46 @@ class Shape:
             **self._head,
             "object": self._kind,
             "choices": choices,
-            "usage": usage(jobs),
+            "usage": self.usage(jobs),
             "speculation": self.speculation(jobs),
         }
 
     def _message(self, index: int, text: str) -> dict[str, Any]:
-        """What the assistant said, and the calls among it."""
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._tools:
-            deltas = [*self.read(index, text), *self.read(index)]
-            calls = [delta.to_dict()["tool_calls"][0] for delta in deltas if delta.name is not None]
-            for call in calls:
-                at = call.pop("index")
-                call["function"]["arguments"] = "".join(delta.arguments for delta in deltas if delta.index == at)
-            if calls:
-                said = "".join(delta.content for delta in deltas).strip()
-                message |= {"content": said or None, "tool_calls": calls}
+        """What the assistant said, its thought before and the calls among it."""
+        deltas = [*self.read(index, text), *self.read(index)]
+        said = "".join(delta.content for delta in deltas)
+        message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+        if thought := "".join(delta.reasoning for delta in deltas):
+            message |= {"content": said or None, "reasoning_content": thought}
+        calls = [delta.to_dict()["tool_calls"][0] for delta in deltas if delta.name is not None]
+        for call in calls:
+            at = call.pop("index")
+            call["function"]["arguments"] = "".join(delta.arguments for delta in deltas if delta.index == at)
+        if calls:
+            message |= {"content": said.strip() or None, "tool_calls": calls}
         return message
 
     def read(self, index: int, piece: str | None = None) -> list[Delta]:
         """What a piece of an answer says, or, without one, what is left behind the last."""
+        thought, said = "", piece or ""
+        if self._opened is not None:
+            thoughts = self._thoughts.setdefault(index, ThoughtReader(opened=self._opened))
+            thought, said = thoughts.finish() if piece is None else thoughts.feed(piece)
+        deltas = [Delta(reasoning=thought)] if thought else []
         if not self._tools:
-            return [Delta(content=piece)] if piece else []
+            return [*deltas, Delta(content=said)] if said else deltas
         reader = self._readers.setdefault(index, ToolReader(self._tools))
-        return reader.finish() if piece is None else reader.feed(piece)
+        return [*deltas, *reader.feed(said), *(reader.finish() if piece is None else [])]
+
+    def usage(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """Tokens, and how many of them are thought."""
+        thought = 0
+        if self._opened is not None:
+            rows = _rows(jobs)
+            thought = sum(thought_length(self._tokenizer, row.emitted, opened=self._opened) for row in rows)
+        found = usage(jobs)
+        found["completion_tokens_details"]["reasoning_tokens"] = thought
+        return found
 
     def end(self, index: int, job: Job) -> str:
         """Why an answer ended; one that stopped with calls wants their results."""
@@ -224,6 +245,30 @@ def best(jobs: Sequence[Job], kept: int, drawn: int) -> list[int]:
         return list(range(len(jobs)))
     groups = (range(start, start + drawn) for start in range(0, len(jobs), drawn))
     return [at for group in groups for at in sorted(group, key=lambda at: -jobs[at].logprob)[:kept]]
+
+
+class ChunkEvents:
+    """Sends an answer as it is shaped: whole, or the parts of its stream."""
+
+    def whole(self, completion: dict[str, Any]) -> dict[str, Any]:
+        """All of it at once."""
+        return completion
+
+    def begin(self, head: Mapping[str, Any]) -> Iterator[bytes]:
+        """Nothing: every part has the head."""
+        return iter(())
+
+    def feed(self, chunk: Mapping[str, Any]) -> Iterator[bytes]:
+        """The event of a part."""
+        yield b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+
+    def end(self) -> Iterator[bytes]:
+        """The last event."""
+        yield b"data: [DONE]\n\n"
+
+    def failed(self, status: int, error: Mapping[str, Any]) -> Iterator[bytes]:
+        """The last event of an answer that failed."""
+        return self.feed({"error": error})
 
 
 def usage(jobs: Sequence[Job]) -> dict[str, Any]:

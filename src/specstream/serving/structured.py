@@ -51,8 +51,15 @@ class Schemas:
         if self._refusal is None and not self._ends:
             self._refusal = FieldError("response_format needs an end-of-sequence token and this model has none", FIELD)
 
-    def mask(self, schema: dict[str, Any] | bool, prompt_length: int) -> JsonMask:
+    def mask(
+        self, schema: dict[str, Any] | bool, prompt_length: int, behind: Callable[[str], str] | None = None
+    ) -> JsonMask:
         """A processor for one answer behind a prompt of so many tokens.
+
+        Args:
+            schema: of the answer.
+            prompt_length: tokens that are not the answer's.
+            behind: makes a grammar of the schema's in which something else may come first; None for nothing else.
 
         Raises:
             MissingPackageError: llguidance is not installed.
@@ -60,6 +67,9 @@ class Schemas:
         """
         if isinstance(schema, bool):  # JSON Schema has them, the library has not
             schema = {} if schema else {"enum": []}
+        if behind is not None:
+            held = {**schema, "x-guidance": {"whitespace_flexible": False}}
+            return self.held_to(lambda: behind(f"start: %json {json.dumps(held)}"), FIELD)
         # Compact JSON: a small model that may write any white space tends to write nothing else.
         return self._started(
             lambda: self._matching.grammar_from_json_schema(

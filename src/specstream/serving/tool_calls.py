@@ -92,10 +92,17 @@ def _written(turn: Mapping[str, Any], form: ToolFormat) -> str:
     return f"{turn['content'] or ''}{form.opening}{listed}{form.closing}"
 
 
-def grammar(form: ToolFormat, tools: Sequence[Mapping[str, Any]], *, several: bool) -> str:
+def symbol(tokenizer: Any, tag: str) -> str:
+    """A tag in Lark's notation; by its id if it is one token: llguidance takes added ones in brackets for no text."""
+    tokens = tokenizer(tag, add_special_tokens=False)["input_ids"]
+    return f"<[{tokens[0]}]>" if len(tokens) == 1 else json.dumps(tag)
+
+
+def grammar(tokenizer: Any, form: ToolFormat, tools: Sequence[Mapping[str, Any]], *, several: bool) -> str:
     """What llguidance holds an answer to that is calls of these functions, and nothing else: Lark's notation.
 
     Args:
+        tokenizer: the model's, whose tags may be tokens.
         form: how the model writes them.
         tools: the functions that may be called, each with a name and perhaps parameters.
         several: whether there may be more than one call.
@@ -106,7 +113,14 @@ def grammar(form: ToolFormat, tools: Sequence[Mapping[str, Any]], *, several: bo
         schema["x-guidance"] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         head = f'{{"name": {json.dumps(tool["name"])}, "{form.arguments}": '
         rules += [f'call{at}: {json.dumps(head)} arguments{at} "}}"', f"arguments{at}: %json {json.dumps(schema)}"]
-    opening, closing = (f"{json.dumps(each)} " if each else "" for each in (form.opening, form.closing))
+    opening, closing = (
+        "".join(
+            f"{symbol(tokenizer, part) if part in (OPENING, CLOSING) else json.dumps(part)} "
+            for part in re.split(f"({OPENING}|{CLOSING})", each)
+            if part
+        )
+        for each in (form.opening, form.closing)
+    )
     call = f"({' | '.join(f'call{at}' for at in range(len(tools)))})"
     one = call if form.listed else f"{opening}{call} {closing}".strip()
     more = f" ({json.dumps(form.between)} {one})*" if several else ""
@@ -120,18 +134,22 @@ class Delta:
 
     Attributes:
         content: text for the reader.
+        reasoning: text of the thought before it.
         index: which call of the answer.
         name: of the function; with the call's first part only.
         arguments: JSON that goes on with the call's arguments.
     """
 
     content: str = ""
+    reasoning: str = ""
     index: int = -1
     name: str | None = None
     arguments: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As a stream says it."""
+        if self.reasoning:
+            return {"reasoning_content": self.reasoning}
         if self.index < 0:
             return {"content": self.content}
         call: dict[str, Any] = {"index": self.index, "function": {"arguments": self.arguments}}

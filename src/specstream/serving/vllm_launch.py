@@ -61,6 +61,11 @@ def plan(config: DeploymentConfig) -> Launch:
         )
     if config.tool_call_parser == "smollm2":
         raise UsageError("tool_call_parser is 'smollm2', which vLLM has not; give hermes, llama3_json or mistral")
+    if config.reasoning_parser != "auto":
+        raise UsageError(
+            f"reasoning_parser is {config.reasoning_parser!r}, which vLLM has not; leave it out; vLLM's own stands "
+            "behind --, such as -- --reasoning-parser qwen3"
+        )
     command = [executable(config.vllm_path), "serve", where(config.source), "--served-model-name", config.model_name]
     command += ["--host", config.host, "--port", str(config.port), "--dtype", config.dtype]
     # Requests that do not say get what they get from our engine, not what the checkpoint's file says.

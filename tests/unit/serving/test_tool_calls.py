@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from specstream.serving.tool_calls import FORMATS, Delta, ToolReader, format_of, rendered
+from specstream.serving.tool_calls import FORMATS, Delta, ToolReader, format_of, grammar, rendered
+from tests.tiny import tiny_tokenizer
 
 NAMES = ["weather", "add"]
 ROME = '{"name": "weather", "arguments": {"city": "Rome {\\"x\\"} ]"}}'
@@ -108,6 +109,22 @@ def test_the_format_is_told_by_the_template_or_by_name() -> None:
     assert format_of("{% if tools %}", "auto") is FORMATS["llama3_json"]
     assert format_of("{{ messages }}", "auto") is format_of(None, "auto") is FORMATS["smollm2"]
     assert format_of("{% if tools %}<tool_call>", "llama3_json") is FORMATS["llama3_json"]
+
+
+@pytest.mark.parametrize("tags", [[], ["<tool_call>", "</tool_call>"]])
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_answer_is_held_to_calls_whether_the_tags_are_tokens_or_not(name: str, tags: list[str]) -> None:
+    from llguidance import LLMatcher
+    from llguidance.hf import from_tokenizer
+
+    tokenizer, form = tiny_tokenizer(), FORMATS[name]
+    tokenizer.add_tokens(tags)  # as Qwen has them
+    held = grammar(tokenizer, form, [{"name": "add", "parameters": {"enum": [1]}}], several=False)
+    matcher = LLMatcher(from_tokenizer(tokenizer, eos_token=[0]), held)
+    call = f'{form.opening}{{"name": "add", "{form.arguments}": 1}}{form.closing}'
+    tokens = tokenizer(call)["input_ids"]
+    assert matcher.try_consume_tokens(tokens) == len(tokens)
+    assert matcher.is_accepting()
 
 
 def test_a_template_that_knows_no_tools_gets_them_in_the_system_message() -> None:

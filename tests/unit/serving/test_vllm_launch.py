@@ -34,6 +34,8 @@ def value(command: tuple[str, ...], flag: str) -> str:
 def test_a_parser_that_vllm_does_not_have_is_refused(vllm: str) -> None:
     with pytest.raises(UsageError, match="tool_call_parser is 'smollm2'"):
         plan(DeploymentConfig(engine="vllm", tool_call_parser="smollm2", vllm_path=vllm))
+    with pytest.raises(UsageError, match="reasoning_parser is 'think'"):
+        plan(DeploymentConfig(engine="vllm", reasoning_parser="think", vllm_path=vllm))
 
 
 class TestCommand:
