@@ -26,7 +26,9 @@ FIXED: Any = {"adaptive": False, "max_speculation_depth": 10}
 
 
 def engine(drafter: Any = "auto") -> SpeculativeEngine:
-    return SpeculativeEngine(tiny_model(), tiny_tokenizer(), drafter=drafter, memory=False, max_new_tokens=LENGTH, **FIXED)
+    return SpeculativeEngine(
+        tiny_model(), tiny_tokenizer(), drafter=drafter, memory=False, max_new_tokens=LENGTH, **FIXED
+    )
 
 
 @pytest.fixture(scope="module")
