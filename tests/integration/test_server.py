@@ -327,7 +327,7 @@ def test_what_is_counted(served: Served) -> None:
             {"model": NAME, "input": "a"},
             "/v1/embeddings: the model writes text; send to /v1/chat/completions",
         ),
-        ("responses", {"model": NAME, "input": "a"}, "nothing is served at /v1/responses"),
+        ("audio/speech", {"model": NAME, "input": "a"}, "nothing is served at /v1/audio/speech"),
         ("images/generations", {"prompt": "a"}, "nothing is served at /v1/images/generations"),
     ],
 )
