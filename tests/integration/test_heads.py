@@ -14,6 +14,8 @@ from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
+from specstream.models.hub.gguf import load_gguf
+from tests.gguf_files import write_gguf
 from tests.published_heads import write_dflash, write_eagle
 from tests.tiny import tiny_model
 from tests.words import in_place_of
@@ -79,6 +81,19 @@ def test_text_is_the_models_own_and_auto_knows_whose_heads_they_are(
         assert result.drafter == drafter
     assert engine.provenance()["heads"] == str(folders / folder)
     assert engine.benchmark(PROMPTS[:1], num_runs=1, max_new_tokens=12)["drafted"] > 0
+
+
+@pytest.mark.parametrize(("write", "kind"), [(write_eagle, "eagle3"), (write_dflash, "dflash")])
+def test_heads_of_others_draft_for_a_gguf_file_too(tmp_path, write, kind):
+    """DFlash's authors leave the output out: it is the file's, in blocks."""
+    file = write_gguf(tmp_path / "model.gguf", kind="Q4_1")
+    folder = write(tmp_path / "head", load_gguf(file, torch.float32)[0], "authors", taps=(1, 1))
+    plain = SpeculativeEngine(str(file), drafter="none", dtype="float32").generate([3, 4, 5, 6], max_new_tokens=16)
+    engine = SpeculativeEngine(
+        str(file), heads=str(folder), dtype="float32", adaptive=False, max_speculation_depth=3, max_new_tokens=16
+    )
+    result = engine.generate([3, 4, 5, 6])
+    assert (result.token_ids, result.drafter, result.drafts[kind] > 0) == (plain.token_ids, kind, True)
 
 
 @pytest.mark.parametrize(

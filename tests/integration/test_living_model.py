@@ -310,7 +310,7 @@ def test_a_change_between_two_pieces_of_a_stream_ends_it_in_words_or_is_not_seen
             list(begun)
     else:
         list(begun)
-        assert pieces._generation.rows[0].emitted == before
+        assert pieces.generation.rows[0].emitted == before
     assert engine.generate(text(), max_new_tokens=MORE).token_ids == own_text(model)
 
 

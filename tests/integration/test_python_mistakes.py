@@ -265,7 +265,7 @@ def test_an_object_of_another_kind(made, code, told):
         ),
         (
             "SpeculativeEngine(M, TOK, heads='unsaid')",
-            "does not say whose heads it holds; give a folder of streams, medusa or",
+            "does not say whose heads it holds; give a folder of streams, medusa, block, eagle3 or dflash",
         ),
         (
             "SpeculativeEngine(M, TOK, heads='medusa', pruning=0.1)",

@@ -161,7 +161,7 @@ def reset_in_the_middle(served: Served, content: dict[str, Any]) -> bytes:
     """Read the beginning of an answer, then reset the connection, as a crash of the client would."""
     address, sent = urlsplit(served.url), json.dumps(content).encode()
     with socket.create_connection((address.hostname, address.port)) as connection:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(sent)}\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(sent)}\r\n"
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + sent)
         read = b""
         while b"data: " not in read:
@@ -449,7 +449,7 @@ def test_a_second_interrupt_ends_it_without_a_traceback(tmp_path: Path) -> None:
     )
     assert process.stderr is not None
     with process.stderr as log:
-        next(line for line in log if " serving " in line)
+        next(line for line in log if " then: " in line)
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)  # two signals of one moment are one
         process.send_signal(signal.SIGINT)

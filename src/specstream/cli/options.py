@@ -39,8 +39,8 @@ Drafter = Annotated[
     str,
     typer.Option(
         "--drafter",
-        help="none, lookup, recycling, lookahead, streams, medusa, block, draft_model, mixed, router, or auto: what is "
-        "given, else lookup, with the streams that are shipped for the model.",
+        help="none, lookup, recycling, lookahead, streams, medusa, block, eagle3, dflash, draft_model, mixed, router, "
+        "or auto: what is given, else lookup, with the streams that are shipped for the model.",
     ),
 ]
 HeadsFolder = Annotated[
