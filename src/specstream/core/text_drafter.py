@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from specstream.core.device.deferred import upload
-from specstream.core.head_drafter import HeadDrafter, HeadSession
-from specstream.core.ports import DraftRequest, HiddenStates, TargetSession, Verdict, hidden_states_of
+from specstream.core.head_drafter import RANKS, HeadDrafter, HeadSession
+from specstream.core.ports import DraftRequest, HiddenStates, TargetSession, TrainedHeads, Verdict, hidden_states_of
 from specstream.core.sampling import Sampling
 from specstream.core.tree import TokenTree
 from specstream.core.tree_shapes import RankAcceptance
@@ -26,13 +26,43 @@ CHUNK = 512
 """Positions of a prompt that a head reads at once."""
 
 
-class TextDrafter(HeadDrafter):
-    """Drafts with a head that reads a whole text, to inherit from."""
+MOST = 15
+"""Drafted nodes of the largest tree."""
 
-    @property
-    @abstractmethod
-    def taps(self) -> Sequence[int]:
-        """The target's layers whose inputs are read."""
+
+class TextHead(TrainedHeads, Protocol):
+    """A head that reads a whole text.
+
+    Attributes:
+        gamma: the deepest draft.
+        taps: the target's layers whose inputs it reads.
+    """
+
+    gamma: int
+    taps: tuple[int, ...]
+
+
+class TextDrafter(HeadDrafter):
+    """Drafts with a head that reads a whole text, to inherit from.
+
+    Args:
+        head: trained for the target.
+        nodes: drafted nodes of the tree that is preferred unseen.
+        most: of the largest.
+        ranks: candidates of each depth.
+
+    Raises:
+        UsageError: a tree without a node, a depth without a candidate.
+    """
+
+    head: TextHead
+
+    def __init__(self, head: TextHead, *, nodes: int, most: int = MOST, ranks: int = RANKS) -> None:
+        super().__init__(head, depth=head.gamma, nodes=nodes, most=most, ranks=ranks, rates=None)
+        self.taps = head.taps
+
+    def fixed_tree(self, nodes: int) -> TextDrafter:
+        return type(self)(self.head, nodes=nodes, most=nodes)
 
     @abstractmethod
     def fresh(self) -> Any:

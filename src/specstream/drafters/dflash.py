@@ -10,40 +10,26 @@ from torch import Tensor
 from specstream.core.device.deferred import upload
 from specstream.core.head_drafter import RANKS, HeadSession, Place
 from specstream.core.ports import DraftRequest
-from specstream.core.text_drafter import TextDrafter, TextSession
+from specstream.core.text_drafter import MOST, TextDrafter, TextSession
 from specstream.core.tree_shapes import Candidates
 from specstream.heads.dflash import DFlashHead
 from specstream.heads.published import Memory
 
-PREFERRED, MOST = 7, 15
-"""Drafted nodes of a tree where nobody says how many pay, and of the largest."""
+PREFERRED = 7
+"""Drafted nodes of a tree where nobody says how many pay."""
 
 
 class DFlashDrafter(TextDrafter):
     """Drafts with a DFlash head.
 
-    Args:
-        head: trained for the target.
-        nodes: drafted nodes of the tree that is preferred unseen.
-        most: of the largest.
-        ranks: candidates of each depth.
-
-    Raises:
-        UsageError: a tree without a node, a depth without a candidate.
+    The arguments are ``TextDrafter``'s.
     """
 
     name, parts = "dflash", "tokens of the DFlash head's block"
     head: DFlashHead
 
     def __init__(self, head: DFlashHead, *, nodes: int = PREFERRED, most: int = MOST, ranks: int = RANKS) -> None:
-        super().__init__(head, depth=head.gamma, nodes=nodes, most=most, ranks=ranks, rates=None)
-
-    def fixed_tree(self, nodes: int) -> DFlashDrafter:
-        return DFlashDrafter(self.head, nodes=nodes, most=nodes)
-
-    @property
-    def taps(self) -> Sequence[int]:
-        return self.head.taps
+        super().__init__(head, nodes=nodes, most=most, ranks=ranks)
 
     def fresh(self) -> list[Memory]:
         return [Memory() for _ in self.head.layers]

@@ -14,13 +14,13 @@ from torch import Tensor
 from specstream.core.device.deferred import upload
 from specstream.core.head_drafter import RANKS, HeadSession, Place
 from specstream.core.ports import DraftRequest
-from specstream.core.text_drafter import TextDrafter, TextSession
+from specstream.core.text_drafter import MOST, TextDrafter, TextSession
 from specstream.core.tree_shapes import Candidates, RankAcceptance, Ranked
 from specstream.heads.eagle import EagleHead
 from specstream.heads.published import Memory
 
-PREFERRED, MOST = 5, 15
-"""Drafted nodes of a tree where nobody says how many pay, and of the largest."""
+PREFERRED = 5
+"""Drafted nodes of a tree where nobody says how many pay."""
 
 
 @dataclass
@@ -41,31 +41,17 @@ class _Kept:
 class EagleDrafter(TextDrafter):
     """Drafts with an EAGLE-3 head.
 
-    Args:
-        head: trained for the target.
-        nodes: drafted nodes of the tree that is preferred unseen.
-        most: of the largest.
-        ranks: candidates of each depth.
-
-    Raises:
-        UsageError: a tree without a node, a depth without a candidate.
+    The arguments are ``TextDrafter``'s.
     """
 
     name, parts = "eagle3", "steps of the EAGLE-3 head"
     head: EagleHead
 
     def __init__(self, head: EagleHead, *, nodes: int = PREFERRED, most: int = MOST, ranks: int = RANKS) -> None:
-        super().__init__(head, depth=head.gamma, nodes=nodes, most=most, ranks=ranks, rates=None)
-
-    def fixed_tree(self, nodes: int) -> EagleDrafter:
-        return EagleDrafter(self.head, nodes=nodes, most=nodes)
+        super().__init__(head, nodes=nodes, most=most, ranks=ranks)
 
     def unlearned(self) -> RankAcceptance:
         return RankAcceptance(RankAcceptance.unknown(self.depth, self.ranks).rates, spine=True)
-
-    @property
-    def taps(self) -> Sequence[int]:
-        return self.head.taps
 
     def fresh(self) -> _Kept:
         return _Kept()

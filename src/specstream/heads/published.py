@@ -122,6 +122,7 @@ class PublishedHead(TrainedHead):
     vocabulary: Tensor
     combine: nn.Linear
     final_norm: nn.Module
+    _multiply: Multiply | None
 
     def __init__(
         self, model: Any, folder: str | Path, taps: Sequence[int], inner: Mapping[str, Any], norms: Mapping[str, str]
@@ -154,8 +155,6 @@ class PublishedHead(TrainedHead):
             )
         self.requires_grad_(False)
         self.to(model.device)
-
-    _multiply: Multiply | None
 
     def take_rest(self, left: dict[str, Tensor]) -> None:
         """Take what only this kind of head has."""
