@@ -56,8 +56,10 @@ class SpecStream:
     def generate(self, prompts: Tokens, limit: int, ignore_eos: bool) -> tuple[Tokens, dict[str, Any]]:
         from specstream.config import GenerationConfig
         from specstream.engine.generation import Generation
+        from specstream.engine.inventory import prepare
 
         config = GenerationConfig(max_new_tokens=limit, ignore_eos=ignore_eos)
+        prepare(self._parts, len(prompts))  # as the engine does: without costs the policy would learn them as it goes
         generation = Generation(self._parts, prompts, config).run()
         stats = [row.stats for row in generation.rows]
         return [row.emitted for row in generation.rows], {

@@ -28,7 +28,7 @@ PROCESSOR = Processor(
     cores=Cores(physical=4, logical=8),
     threads=4,
     load=0.5,
-    passive=False,
+    waits="",
 )
 PASSES = Passes(
     device="cpu",
@@ -158,9 +158,9 @@ def test_notes_are_nothing_to_mend() -> None:
         "if the hub has it, this fetches it: specstream generate 'The sea is' --model m"
     ]
     (busy,) = findings.notes(replace(PROCESSOR, load=9.0), None)
-    assert busy.startswith("the machine is busy") and "OMP_WAIT_POLICY=passive" in busy
-    (passive,) = findings.notes(replace(PROCESSOR, passive=True), None)
-    assert passive.startswith("OMP_WAIT_POLICY is passive")
+    assert busy.startswith("the machine is busy")
+    (waits,) = findings.notes(replace(PROCESSOR, waits="GOMP_SPINCOUNT is 9"), None)
+    assert waits.startswith("GOMP_SPINCOUNT is 9: ")
 
 
 def test_what_a_pass_costs_follows_from_the_speed() -> None:

@@ -57,7 +57,7 @@ class Processor:
         cores: that this process may use.
         threads: of torch.
         load: processes that want to run, averaged over a minute; None where the system does not tell.
-        passive: whether waiting threads sleep (``OMP_WAIT_POLICY``).
+        waits: the environment variable that says how threads wait, with its value; empty if none does.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Processor:
     cores: Cores
     threads: int
     load: float | None
-    passive: bool
+    waits: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +218,8 @@ def processor() -> Processor:
     """The processor, its level, and the threads of this process."""
     import torch
 
+    from specstream.models.runtime.waiting import VARIABLES
+
     wanted = level().libraries
     variable = os.environ.get(VARIABLE, "")
     return Processor(
@@ -230,7 +232,7 @@ def processor() -> Processor:
         cores=cores(),
         threads=torch.get_num_threads(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        passive=os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive",
+        waits=next((f"{name} is {os.environ[name]}" for name in VARIABLES if name in os.environ), ""),
     )
 
 

@@ -131,10 +131,12 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
             said.append(
                 f"the machine is busy, so all is slower: load {processor.load:.1f} on "
                 f"{counted(processor.cores.logical, 'core')}"
-                + ("" if processor.passive else "; OMP_WAIT_POLICY=passive keeps waiting threads out of the way")
             )
-        elif processor.passive:
-            said.append("OMP_WAIT_POLICY is passive: right beside other work, up to twice as slow on a quiet machine")
+        if processor.waits:
+            said.append(
+                f"{processor.waits}: up to twice as slow on a quiet machine if threads sleep, up to 100 times beside "
+                "other work if they spin; unset, they do what is faster"
+            )
         said += [f"{name} is not the level's, so torch's libraries may use others" for name in processor.unheld]
     if widths is not None and widths.state == "not downloaded":
         said.append(_fetching(widths.model))

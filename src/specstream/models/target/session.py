@@ -22,6 +22,7 @@ from specstream.models.cache import PADDING
 from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime import native
 from specstream.models.runtime.native import tree_plan
+from specstream.models.runtime.waiting import watched
 from specstream.models.target.graphs import StaticCache, rounded_width
 from specstream.models.target.layout import Layout, block_rows, chain_layout, lay_out, planned
 from specstream.models.target.passes import ModelPasses
@@ -116,7 +117,7 @@ class HuggingFaceSession:
     @contextmanager
     def _passing(self) -> Iterator[None]:
         """Around what runs passes: no other session's at the same time, and of the model that this one began with."""
-        with self._target.lock:
+        with self._target.lock, watched(self.device):
             self._target.require(self._revision)
             yield
 
