@@ -224,7 +224,8 @@ class _Kept:
                 self._keep(name, rows, nodes, found.get(member.name, {}), lasting=not noise)
 
     def _keep(self, name: str, rows: int, nodes: int, found: Mapping[_Of, float], *, lasting: bool) -> None:
-        self._cache.keep_seconds(name, found if lasting else {})  # costs that are wrong are worse than none
+        # The fastest of some runs beside other work is nearer to the truth than a guess (docs/experiments/0087).
+        self._cache.keep_seconds(name, found, lasting=lasting)
         self._cache.keep(f"{name}, rows {rows}", min(nodes, TREES[-1]), lasting=lasting)
 
 
