@@ -98,7 +98,10 @@ class EagleHead(PublishedHead):
 
     @classmethod
     def fresh(cls, model: Any, taps: Sequence[int], gamma: int, vocabulary: Tensor | None) -> EagleHead:
-        """A head to be trained, in float32: noise, between the model's own output and final norm.
+        """A head to be trained, in float32.
+
+        ``fc`` takes the last tap as it is, and output and final norm are the model's, so that all states are in its
+        own basis; the layer between them is noise.
 
         Args:
             model: its base.
@@ -122,7 +125,6 @@ class EagleHead(PublishedHead):
             )
         (heads, kv_heads, dim, inner), output = layer_sizes(model), model.get_output_embeddings().weight.detach()
         shapes = {
-            "fc": (hidden, len(taps) * hidden),
             f"{_LAYER}.self_attn.q_proj": (heads * dim, 2 * hidden),
             f"{_LAYER}.self_attn.k_proj": (kv_heads * dim, 2 * hidden),
             f"{_LAYER}.self_attn.v_proj": (kv_heads * dim, 2 * hidden),
@@ -132,6 +134,7 @@ class EagleHead(PublishedHead):
             f"{_LAYER}.mlp.down_proj": (hidden, inner),
         }
         weights = {f"{name}.weight": NOISE * torch.randn(shape) for name, shape in shapes.items()}
+        weights["fc.weight"] = torch.eye(len(taps) * hidden)[-hidden:]
         weights |= {f"{_LAYER}.{name}.weight": torch.ones(hidden) for name in NORMS.values() if not name.endswith("?")}
         final = getattr(getattr(model.base_model, "norm", None), "weight", None)
         weights["norm.weight"] = torch.ones(hidden) if final is None or final.shape != (hidden,) else final.detach()

@@ -69,13 +69,15 @@ def unrolled(head: EagleHead, taps: Tensor, tokens: Tensor, positions: Tensor) -
             at = positions + step
             seen = torch.cat([every[:, None] <= positions[..., None], *[chain] * step], -1)
         residual, *own = head.queried(hidden, at_places(tokens, at + 1).flatten(), at.flatten())
-        query, key, value = (each.unflatten(0, at.shape).transpose(1, 2) for each in own)  # [rows, heads, n, dim]
+        query, key, value = (
+            torch.unflatten(each, 0, at.shape).transpose(1, 2) for each in own
+        )  # [rows, heads, n, dim]
         keys.append(key)
         values.append(value)
         found = functional.scaled_dot_product_attention(
             query, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=seen[:, None], enable_gqa=True
         )
-        output = head.finished(residual, found.transpose(1, 2).flatten(2).flatten(0, 1)).unflatten(0, at.shape)
+        output = torch.unflatten(head.finished(residual, found.transpose(1, 2).flatten(2).flatten(0, 1)), 0, at.shape)
         outputs.append(output if step else states_at(output, positions))
         hidden = head.fed_back(outputs[-1]).flatten(0, 1)
     return outputs

@@ -119,6 +119,7 @@ class PublishedHead(TrainedHead):
     """
 
     kind = ""
+    gamma: int
     vocabulary: Tensor
     combine: nn.Linear
     final_norm: nn.Module
