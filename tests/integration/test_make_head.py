@@ -57,7 +57,7 @@ def run(capsys):
 GIVEN = "make-head target --prompts q.jsonl --dtype float32 --device cpu -n 10"
 
 
-@pytest.mark.parametrize("kind", ["streams", "medusa", "block"])
+@pytest.mark.parametrize("kind", ["streams", "medusa", "block", "eagle3"])
 def test_a_model_gets_a_head_that_decodes(run, here, kind):
     code, out, err = run(f"{GIVEN} --kind {kind} --output head")
     assert code == 0, err
@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_a_folder_to_go_on_with(run, here, monkeypatch):
         ("target --prompts q.jsonl -o head --hours 0", "--hours is 0; give a number above 0"),
         (
             "target --prompts q.jsonl -o head --kind draft",
-            "--kind is 'draft'; give one of 'block', 'streams', 'medusa'",
+            "--kind is 'draft'; give one of 'block', 'streams', 'medusa', 'eagle3'",
         ),
         (
             "target --prompts few.jsonl -o head",

@@ -38,8 +38,8 @@ from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.block_loss import block_loss
 from specstream.heads.dflash import DFlashHead
 from specstream.heads.eagle import EagleHead
+from specstream.heads.eagle_loss import eagle_loss
 from specstream.heads.medusa import MedusaHeads
-from specstream.heads.parallel import plainly
 from specstream.heads.published import Memory
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
@@ -193,7 +193,7 @@ def block_drafter(learned: bool, family: str, **model: Any) -> Drafter:
         torch.manual_seed(7)
         head = BlockHead(build(family, **model), BlockConfig(gamma=GAMMA, layers=1, chain_rank=4, window=8))
     if learned:
-        states = TappedStates(head, None)
+        states = TappedStates(head.model, head.config.taps)
         every = torch.ones(1, 52, dtype=torch.bool)
         teach(
             head,
@@ -203,19 +203,24 @@ def block_drafter(learned: bool, family: str, **model: Any) -> Drafter:
 
 
 def eagle_drafter(learned: bool, family: str, **model: Any) -> Drafter:
-    """An EAGLE-3 head of chance, or one that learned what the model says."""
+    """An EAGLE-3 head of chance in others' layout, or one of ours that learned what the model says."""
     base = build(family, **model)
-    taps = (0, len(decoder_layers(base)) - 1)
-    with tempfile.TemporaryDirectory() as folder:
-        head = EagleHead.from_pretrained(write_eagle(Path(folder), base, taps=taps, gamma=GAMMA), base)
+    if not learned:
+        with tempfile.TemporaryDirectory() as folder:
+            taps = (0, len(decoder_layers(base)) - 1)
+            head = EagleHead.from_pretrained(write_eagle(Path(folder), base, taps=taps, gamma=GAMMA), base)
+        return EagleDrafter(head, nodes=6, most=6, ranks=4)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        head = EagleHead.fresh(base, (), GAMMA, torch.arange(0, VOCAB, 2)).requires_grad_(True)
+    states, every = TappedStates(base, head.taps), torch.ones(1, 52, dtype=torch.bool)
 
     def loss_of(tokens: Tensor) -> Tensor:
-        states, wanted = tapped_states(base, taps, tokens)
-        count = len(states)
-        output = head.step(head.combined(states), tokens[0, 1:], torch.arange(count), [(Memory(), count)])
-        return functional.cross_entropy(head.logits(output), wanted)
+        batch = Batch(tokens=tokens, mask=every, size=52)
+        return eagle_loss(head.train(), states.of(batch), tokens, every)[0]
 
-    return EagleDrafter(taught(head, loss_of) if learned else head, nodes=6, most=6, ranks=4)
+    teach(head, loss_of)
+    return EagleDrafter(head.eval().requires_grad_(False), nodes=6, most=6, ranks=4)
 
 
 def dflash_drafter(learned: bool, family: str, **model: Any) -> Drafter:
@@ -249,12 +254,8 @@ def tapped_states(base: Any, taps: tuple[int, ...], tokens: Tensor) -> tuple[Ten
 
 def taught(head: Any, loss_of: Callable[[Tensor], Tensor]) -> Any:
     """A published head that learned as ``teach`` does."""
-    head._multiply = plainly
-    head.requires_grad_(True)
-    teach(head, loss_of)
-    head.requires_grad_(False)
-    head._multiply = None
-    return head
+    teach(head.train().requires_grad_(True), loss_of)
+    return head.eval().requires_grad_(False)
 
 
 def teach(head: Any, loss_of: Callable[[Tensor], Tensor]) -> None:

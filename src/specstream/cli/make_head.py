@@ -18,7 +18,7 @@ from specstream.files.prompts import read_prompts
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="A catalog name, a local folder, or a hub id.")]
 _Prompts = Annotated[list[str], typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file; may be repeated.")]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The folder to write. An interrupted run goes on.")]
-_Kind = Annotated[Literal["block", "streams", "medusa"], typer.Option("--kind", help="Of the head.")]
+_Kind = Annotated[Literal["block", "streams", "medusa", "eagle3"], typer.Option("--kind", help="Of the head.")]
 _Exclude = Annotated[
     options.Texts, typer.Option("--exclude", help="A file of held-out prompts to leave out; may be repeated.")
 ]

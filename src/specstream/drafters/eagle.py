@@ -51,7 +51,8 @@ class EagleDrafter(TextDrafter):
         super().__init__(head, nodes=nodes, most=most, ranks=ranks)
 
     def unlearned(self) -> RankAcceptance:
-        return RankAcceptance(RankAcceptance.unknown(self.depth, self.ranks).rates, spine=True)
+        known = [each[: self.ranks] for each in self.head.details.get("rates", ())]
+        return RankAcceptance(known or RankAcceptance.unknown(self.depth, self.ranks).rates, spine=True)
 
     def fresh(self) -> _Kept:
         return _Kept()

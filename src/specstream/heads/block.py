@@ -33,7 +33,7 @@ from torch.nn import functional
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError, count_of, must_be
 from specstream.heads.folder import drafted_tokens, load_head
-from specstream.heads.parallel import Multiply, ParallelHead, multiply_of, plainly, unit
+from specstream.heads.parallel import Multiply, ParallelHead, layer_sizes, multiply_of, plainly, unit
 from specstream.heads.token_map import Chain, TokenMap
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.hidden_states import decoder_layers
@@ -230,13 +230,7 @@ class BlockHead(ParallelHead):
         if taps[-1] > len(own):
             raise UsageError(f"taps has {taps[-1]} and the model has {len(own)} layers; give at most that many")
         self.config = BlockConfig(**{**asdict(config), "taps": taps})
-        heads = int(text.num_attention_heads)
-        sizes = (
-            heads,
-            int(getattr(text, "num_key_value_heads", None) or heads),
-            int(getattr(text, "head_dim", None) or hidden // heads),
-            int(getattr(text, "intermediate_size", None) or 3 * hidden),
-        )
+        sizes = layer_sizes(model)
         self.layers = nn.ModuleList(BlockLayer(hidden, *sizes, len(taps)) for _ in range(config.layers))
         for layer, theirs in zip(self.layers, own[top:], strict=True):
             layer.copy(theirs)  # type: ignore[operator]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.errors import UnsupportedModelError
-from specstream.heads.published import Memory, PublishedHead, settings_of
+from specstream.heads.published import Memory, PublishedHead, read_weights, settings_of
 
 KIND = "dflash"
 
@@ -55,7 +55,7 @@ class DFlashHead(PublishedHead):
             )
         self._mask, self._size = int(mask), int(size)
         self._first = 0 if settings.get("sample_from_anchor") else 1  # the first place of a block that drafts
-        super().__init__(model, folder, taps, inner, NORMS)
+        super().__init__(model, read_weights(folder), taps, inner, NORMS)
         self.gamma = self._size - self._first
 
     @classmethod

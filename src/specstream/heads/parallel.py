@@ -19,6 +19,7 @@ from torch.nn import functional
 from specstream.core.tree_shapes import Candidates
 from specstream.heads.folder import TrainedHead, describe_base, save_head
 from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
+from specstream.models.architecture.compat import text_config
 from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
 from specstream.models.runtime.capabilities import capabilities
@@ -30,6 +31,18 @@ def plainly(linear: nn.Linear, x: Tensor) -> Tensor:
     """The layer's own product, in its weight's dtype."""
     result: Tensor = linear(x.to(linear.weight.dtype))
     return result
+
+
+def layer_sizes(model: Any) -> tuple[int, int, int, int]:
+    """Of a draft layer that is like the model's own: heads, those of keys and values, their size, that of the MLP."""
+    text = text_config(model)
+    hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+    return (
+        heads,
+        int(getattr(text, "num_key_value_heads", None) or heads),
+        int(getattr(text, "head_dim", None) or hidden // heads),
+        int(getattr(text, "intermediate_size", None) or 3 * hidden),
+    )
 
 
 def in_bytes(model: Any) -> bool:

@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import Self
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UnsupportedModelError
 from specstream.files.atomic import why_unread
 from specstream.heads.folder import TrainedHead, kind_of, located, read_settings
-from specstream.heads.parallel import Multiply, in_bytes, multiply_of
+from specstream.heads.parallel import Multiply, in_bytes, multiply_of, plainly
 from specstream.models.architecture.compat import rotations_of, text_config
 from specstream.models.architecture.hidden_states import decoder_layers
 
@@ -102,36 +103,41 @@ class Layer(nn.Module):
 
 
 class PublishedHead(TrainedHead):
-    """Weights in the dtype that they are stored in; it computes in float32.
+    """Weights in the dtype that they are stored in; it computes in float32. In ``train`` mode nothing is rounded.
 
     Args:
         model: the base, a transformers causal language model in eval mode.
-        folder: of the head, or a hub id.
+        weights: of the head, from ``read_weights``.
         taps: the target's layers whose inputs are read, from 0.
         inner: the configuration of its layers, as transformers has it.
         norms: what the folder calls the norms of each layer by ours; those that end in ``?`` need not be there.
 
     Raises:
-        ModelNotFoundError: there is no such head, it cannot be read, or parts are missing.
+        ModelNotFoundError: parts are missing.
         UnsupportedModelError: a base that cannot be a target; a head with parts that are not read.
         HeadMismatchError: its sizes are not those of the base.
-        NumericalError: its weights hold NaN or infinity.
     """
 
     kind = ""
+    gamma: int
     vocabulary: Tensor
     combine: nn.Linear
     final_norm: nn.Module
     _multiply: Multiply | None
 
     def __init__(
-        self, model: Any, folder: str | Path, taps: Sequence[int], inner: Mapping[str, Any], norms: Mapping[str, str]
+        self,
+        model: Any,
+        weights: Mapping[str, Tensor],
+        taps: Sequence[int],
+        inner: Mapping[str, Any],
+        norms: Mapping[str, str],
     ) -> None:
         super().__init__(model)
         self.taps, self.rotary = tuple(taps), rotations_of(inner)
         self.dim = int(inner.get("head_dim") or int(inner["hidden_size"]) // int(inner["num_attention_heads"]))
         self._eps, self._multiply = float(inner.get("rms_norm_eps", 1e-6)), None
-        left = read_weights(folder)
+        left = dict(weights)
         self.combine = self._linear(left, "fc")
         self.layers = nn.ModuleList()
         for at in range(int(inner.get("num_hidden_layers", 1))):
@@ -150,11 +156,13 @@ class PublishedHead(TrainedHead):
         left.pop("t2d", None)
         self.take_rest(left)
         if left:
-            raise UnsupportedModelError(
-                f"the head in {str(folder)!r} has {next(iter(left))!r}, which is not read; give another head"
-            )
+            raise UnsupportedModelError(f"the head has {next(iter(left))!r}, which is not read; give another head")
         self.requires_grad_(False)
-        self.to(model.device)
+        self.to(model.device).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        self._multiply = None  # weights may be others afterwards
+        return super().train(mode)
 
     def take_rest(self, left: dict[str, Tensor]) -> None:
         """Take what only this kind of head has."""
@@ -168,10 +176,12 @@ class PublishedHead(TrainedHead):
         found: Tensor = (
             self.model.get_input_embeddings()(tokens) if self.embeddings is None else self.embeddings[tokens]
         )
-        return found.float()
+        return found.detach().float()
 
     def run(self, linear: nn.Linear, x: Tensor) -> Tensor:
         """A linear layer of it, from bytes where those are faster."""
+        if self.training:
+            return plainly(linear, x).float()
         if self._multiply is None:
             linears = [each for each in (*self.modules(), *self._head) if isinstance(each, nn.Linear)]
             self._multiply = multiply_of(dict.fromkeys(linears), quantize=in_bytes(self.model))

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from specstream.heads.multistream import MainStream
 from specstream.heads.parallel import ParallelHead
+from specstream.heads.published import PublishedHead
 from specstream.heads.streams import Streams
 
 LOGITS_AT_ONCE = 1 << 26
@@ -152,7 +153,7 @@ def _early_loss(
     return _mean(streams, streams.early_exit(states_at(main.states, positions)), targets, teacher, soften)
 
 
-def wanted_of(head: ParallelHead, tokens: Tensor, mask: Tensor) -> Wanted:
+def wanted_of(head: ParallelHead | PublishedHead, tokens: Tensor, mask: Tensor) -> Wanted:
     """Positions from which the first stream predicts something; rows with fewer have others, which predict nothing."""
     able = following_of(tokens, mask, torch.arange(2, tokens.shape[1] + 2, device=tokens.device).expand_as(tokens)) >= 0
     count = max(1, int(able.sum(1).max()))
@@ -187,7 +188,7 @@ def following_of(tokens: Tensor, mask: Tensor, at: Tensor) -> Tensor:
     return at_places(tokens, at).masked_fill(~there, -1)
 
 
-def in_part(head: ParallelHead, tokens: Tensor) -> Tensor:
+def in_part(head: ParallelHead | PublishedHead, tokens: Tensor) -> Tensor:
     """Token ids as places in the head's vocabulary, -1 where it lacks them."""
     if head.vocabulary is None:
         return tokens

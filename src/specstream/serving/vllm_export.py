@@ -74,8 +74,10 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
     _check_source(source)
     place = resolve(source)
     settings = read_settings(place, "model")
+    if (theirs := settings.get("speculators_model_type")) is not None:
+        raise UsageError(f"{source!r} holds {theirs!r}, which vLLM loads as it is; give vLLM that folder")
     if (own := settings.get("kind")) is not None:
-        here = "serve it with engine: local, or " if own in KINDS else ""
+        here = "serve it with engine: local, train an eagle3 head, or " if own in KINDS else ""
         raise UsageError(f"{source!r} holds {own}, which vLLM cannot run; {here}export Medusa heads or a draft model")
     heads = settings.get("model_type") == "medusa"
     kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))

@@ -13,12 +13,13 @@ from specstream.errors import UsageError
 from specstream.evaluation.tasks.task import read_task
 from specstream.files.yaml_file import Configuration, Document, Section, read_document, validated
 
-Recipe = Literal["streams", "medusa", "block", "lora", "shared", "draft"]
+Recipe = Literal["streams", "medusa", "block", "eagle3", "lora", "shared", "draft"]
 
 SECTIONS = {
     "streams": {"streams"},
     "medusa": {"medusa"},
     "block": {"block"},
+    "eagle3": {"eagle3"},
     "lora": {"lora"},
     "shared": {"streams", "lora"},
     "draft": {"draft", "distillation"},
@@ -263,6 +264,23 @@ class BlockSection(LiveSection):
     start_from: str | None = None
 
 
+class EagleSection(LiveSection):
+    """The recipe ``eagle3``: an EAGLE-3 head of a frozen target.
+
+    Attributes:
+        gamma: the deepest draft; as many steps are unrolled in training.
+        taps: the target's layers whose inputs the head reads, from 0; none for the authors' choice: 2, the middle one
+            and the third from the top.
+        vocabulary: the head drafts this many tokens, the most frequent ones of the data; None for all.
+        start_from: a folder or hub id of an EAGLE-3 head to go on from, whose settings are kept. None for a new head.
+    """
+
+    gamma: int = Field(default=4, ge=1)
+    taps: list[int] = Field(default_factory=list)
+    vocabulary: int | None = Field(default=8192, ge=1)
+    start_from: str | None = None
+
+
 class DraftSection(LiveSection):
     """The recipe ``draft``: a draft model for a target, on text or by ``distillation``.
 
@@ -308,6 +326,7 @@ class TrainConfig(Configuration):
     streams: StreamsSection = StreamsSection()
     medusa: MedusaSection = MedusaSection()
     block: BlockSection = BlockSection()
+    eagle3: EagleSection = EagleSection()
     draft: DraftSection = DraftSection()
     distillation: DistillationSection = DistillationSection()
 

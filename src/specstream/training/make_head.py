@@ -73,10 +73,11 @@ RECIPES: Mapping[str, dict[str, Any]] = {
     },
     "medusa": {"num_heads": 3, "vocabulary": 8192},
     "block": {"gamma": 4, "layers": 2, "window": 128, "chain_rank": 128, "vocabulary": 8192, "anchors": 48},
+    "eagle3": {"gamma": 4, "vocabulary": 8192},
 }
 """The settings of ``configs``, for any model."""
 
-RATES = {"streams": 1e-3, "medusa": 1e-3, "block": 5e-4}
+RATES = {"streams": 1e-3, "medusa": 1e-3, "block": 5e-4, "eagle3": 1e-3}
 """Learning rates, likewise."""
 
 SAMPLE_STEPS = 3
@@ -95,7 +96,7 @@ class HeadSettings:
 
     Attributes:
         model: the base; a catalog name, a folder or a hub id.
-        kind: ``streams``, ``medusa`` or ``block``.
+        kind: ``streams``, ``medusa``, ``block`` or ``eagle3``.
         prompts: files of prompts that it answers.
         exclude: files whose prompts must not be among them.
         tokens: of its answers; the batch that reaches them is the last. None for all prompts.
@@ -387,9 +388,11 @@ class HeadRun:
 
 def _beginning(kind: str, model: Any) -> dict[str, Any]:
     """Of the recipe's section what depends on the model: how many layers, and whether shipped streams fit."""
-    layers = int(text_config(model).num_hidden_layers)
     if kind == "medusa":
         return {}
+    if kind == "eagle3":
+        return {"vocabulary": min(RECIPES[kind]["vocabulary"], len(model.get_output_embeddings().weight))}
+    layers = int(text_config(model).num_hidden_layers)
     begin: dict[str, Any] = {"layers": min(RECIPES[kind]["layers"], max(1, layers // 2))}
     if shipped_for(model, "streams") is not None:
         begin["start_from"] = "shipped"

@@ -15,6 +15,7 @@ class Head:
     gamma, nbytes = 3, 0
     taps = (2, 5)
     vocabulary = torch.arange(1000)
+    details = {}  # noqa: RUF012
 
     def __init__(self):
         self.shown = []

@@ -7,7 +7,8 @@ import torch
 
 from specstream.errors import HeadMismatchError, UsageError
 from specstream.heads.block import BlockConfig, BlockHead
-from specstream.heads.block_loss import TargetStates, block_loss, block_ranks
+from specstream.heads.block_loss import block_loss, block_ranks
+from specstream.heads.depths import TargetStates
 from specstream.models.architecture.hidden_states import decoder_layers
 from tests.lossless.families import FAMILIES, VOCAB, build, prompt
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, OPTConfig, OPTForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
@@ -128,6 +128,42 @@ def test_what_does_not_fit_is_refused(model, tmp_path, case) -> None:
     folder = write_eagle(tmp_path / "head", model, **given)
     with pytest.raises(error, match=message):
         EagleHead.from_pretrained(folder, model)
+
+
+@pytest.mark.parametrize("part", [None, torch.tensor(PART)])
+def test_a_fresh_head_is_read_as_it_was_saved(model, tmp_path, part) -> None:
+    """In bfloat16, and by the names and offsets of speculators; for another base it is refused."""
+    head = EagleHead.fresh(model, (0, 1), 3, part)
+    head.details["rates"] = [[0.5]]
+    head.save(tmp_path / "head")
+    tensors = read_weights(tmp_path / "head")
+    of_others = read_weights(
+        write_eagle(tmp_path / "theirs", model, drafted=None if part is None else PART, embeddings=True)
+    )
+    assert {name: each.shape[0] for name, each in tensors.items() if "proj" not in name} == {
+        name: each.shape[0] for name, each in of_others.items() if "proj" not in name
+    }
+    if part is not None:
+        assert torch.equal(tensors["t2d"], of_others["t2d"])
+    again = EagleHead.from_pretrained(tmp_path / "head", model)
+    assert again.embeddings is None, "they are the model's"
+    assert torch.equal(tensors["embed_tokens.weight"], model.get_input_embeddings().weight.bfloat16())
+    assert (again.taps, again.gamma, again.details) == (head.taps, 3, {"rates": [[0.5]]})
+    assert again.vocabulary.tolist() == (list(range(160)) if part is None else PART)
+    own = dict(again.named_parameters())
+    assert own.keys() == dict(head.named_parameters()).keys()
+    for name, tensor in head.named_parameters():
+        assert torch.equal(own[name].bfloat16(), tensor.bfloat16()), name
+    with pytest.raises(HeadMismatchError, match=r"EAGLE-3 head .* belong to llama \(\w+\) and the model is llama"):
+        EagleHead.from_pretrained(tmp_path / "head", build("llama", noise=0.1))
+
+
+def test_a_base_whose_embeddings_are_narrower_has_no_head() -> None:
+    config = OPTConfig(
+        vocab_size=50, hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32
+    )
+    with pytest.raises(UnsupportedModelError, match="opt has embeddings of 32 and states of 64, which an EAGLE-3 head"):
+        EagleHead.fresh(OPTForCausalLM(config), (), 3, None)
 
 
 def test_heads_of_the_hub_are_fetched(model, tmp_path, monkeypatch) -> None:

@@ -197,11 +197,20 @@ class TestCommand:
         assert _served("smollm2-135m") == str(folder)
         assert (_served("org/name"), _served(None)) == ("org/name", "TARGET")
 
-    def test_what_vllm_cannot_run_is_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (tmp_path / "config.json").write_text('{"kind": "streams"}')
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"kind": "streams"}, "holds streams, which vLLM cannot run; serve it with engine: local, train an eagle3"),
+            ({"speculators_model_type": "eagle3"}, "holds 'eagle3', which vLLM loads as it is; give vLLM that folder"),
+        ],
+    )
+    def test_what_vllm_cannot_run_or_loads_is_one_line(
+        self, settings: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(settings))
         code, _, err = self.run(capsys, str(tmp_path), "--to", "vllm", "--output", str(tmp_path / "out"))
         assert (code, err.count("\n")) == (2, 1)
-        assert "holds streams, which vLLM cannot run; serve it with engine: local" in err
+        assert said in err
 
     def test_a_folder_of_others_is_not_replaced(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / "out").mkdir()

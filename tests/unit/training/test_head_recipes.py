@@ -1,4 +1,4 @@
-"""Streams, Medusa and block heads through the whole of training, on a tiny target that counts."""
+"""Streams, Medusa, block and EAGLE-3 heads through the whole of training, on a tiny target that counts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specstream.drafters.eagle import EagleDrafter
 from specstream.errors import SpecStreamError, UsageError
 from specstream.heads.block import BlockHead
+from specstream.heads.eagle import EagleHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.training.config import train_config
@@ -18,6 +20,7 @@ from specstream.training.live_evaluation import Live
 from specstream.training.recipes import block as block_recipe
 from specstream.training.recipes import streams as recipe
 from specstream.training.run import train
+from tests.published_heads import write_eagle
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.training.short_run import rows, short
 
@@ -35,6 +38,7 @@ SECTIONS = {
     },
     "medusa": {"num_heads": 2, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
     "block": {"gamma": 2, "layers": 1, "chain_rank": 8, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
+    "eagle3": {"gamma": 2, "vocabulary": 120, "live_prompts": 2, "live_tokens": 8},
 }
 
 
@@ -136,7 +140,7 @@ def test_a_block_head_learns_what_the_target_says(config, tmp_path):
     assert len(list((tmp_path / "states").iterdir())) == 40, "the target reads each example once"
 
 
-@pytest.mark.parametrize("recipe_name", ["streams", "medusa", "block"])
+@pytest.mark.parametrize("recipe_name", SECTIONS)
 @pytest.mark.parametrize("states", [True, False], ids=["kept", "computed"])
 def test_a_run_that_was_stopped_ends_in_the_same_bits(recipe_name, states, config, tmp_path):
     model = {} if states else {"states_dir": None}
@@ -152,13 +156,64 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(recipe_name, states, confi
         assert torch.equal(tensor, got[name]), name
 
 
-@pytest.mark.parametrize("recipe_name", ["streams", "medusa", "block"])
+@pytest.mark.parametrize("recipe_name", SECTIONS)
 def test_room_for_a_part_of_the_states_changes_no_bit(recipe_name, config, tmp_path):
     for name, model in (("whole", {}), ("run", {"states_dir": str(tmp_path / "some"), "states_gb": 3e-5})):
         train(config(recipe_name, None, model, output_dir=str(tmp_path / name)), quiet=True)
     assert 0 < sum(each.stat().st_size for each in (tmp_path / "some").iterdir()) <= 30_000
     whole, some = (weights(tmp_path / name / "best") for name in ("whole", "run"))
     assert all(torch.equal(tensor, some[name]) for name, tensor in whole.items())
+
+
+def test_an_eagle_head_learns_what_the_target_says(config, tmp_path):
+    outcome = train(config("eagle3", num_train_steps=40), quiet=True)
+    assert outcome.finished
+    log = rows(tmp_path / "run")
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    evaluated = [row for row in log if "eval/top1_2" in row]
+    for name in ("loss/accepted_1", "loss/accepted_2"):
+        accepted = [row[name] for row in log if name in row]
+        assert sum(accepted[-5:]) > 1.1 * sum(accepted[:5])
+    assert all(1 <= row["eval/live_accepted_length"] <= 3 for row in evaluated)
+    head = EagleHead.from_pretrained(tmp_path / "run" / "best", tiny_model())
+    assert (head.details["data"]["examples"], len(head.vocabulary), head.taps, head.gamma) == (34, 120, (0, 1), 2)
+    assert EagleDrafter(head).learned.rates == [each[:8] for each in head.details["rates"]]
+    assert len(list((tmp_path / "states").iterdir())) == 40, "the target reads each example once"
+
+
+@pytest.mark.parametrize("layout", ["ours", "speculators", "authors"])
+def test_an_eagle_head_goes_on_from_another_whoever_trained_it(layout, config, tmp_path):
+    folder = tmp_path / "first" / "checkpoints" / "step-00000002"
+    if layout == "ours":
+        train(config("eagle3", num_train_steps=2, output_dir=str(tmp_path / "first")), quiet=True)
+    else:
+        write_eagle(folder, tiny_model(), layout, drafted=range(0, 99, 3), embeddings=True)
+    second = config("eagle3", {"start_from": str(folder), "gamma": 7}, num_train_steps=1, learning_rate=1e-9)
+    train(second, quiet=True)
+    before, after = (
+        EagleHead.from_pretrained(each, tiny_model())
+        for each in (folder, tmp_path / "run" / "checkpoints" / "step-00000001")
+    )
+    assert (after.gamma, after.taps) == (before.gamma, before.taps)
+    assert torch.equal(after.vocabulary, before.vocabulary)
+    own = dict(before.named_parameters())
+    for name, tensor in after.named_parameters():
+        torch.testing.assert_close(tensor.float(), own.pop(name).float(), rtol=1e-2, atol=1e-3)
+    assert not own
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"taps": [0, 2]}, r"^eagle3.taps is \[0, 2\] and the model has layers 0 to 1; give some, each once$"),
+        ({"taps": [1, 1]}, r"^eagle3.taps is \[1, 1\] and the model has layers 0 to 1; give some, each once$"),
+        ({"vocabulary": 301}, r"^eagle3.vocabulary is 301 and the model has 300 tokens; give fewer, or null$"),
+    ],
+)
+def test_an_eagle_head_of_what_the_target_lacks_is_refused(section, message, config):
+    with pytest.raises(UsageError, match=message):
+        train(config("eagle3", section), quiet=True)
 
 
 @pytest.fixture

@@ -171,6 +171,12 @@ def scale_rotations(config: Any, parameters: Mapping[str, Any]) -> None:
     config.validate_rope()
 
 
+def rope_theta_of(config: Any) -> float:
+    """The base of a configuration's rotations; the usual one where it has several, or none."""
+    found = getattr(config, "rope_parameters", None) or {}  # since transformers 5
+    return float(found.get("rope_theta") or getattr(config, "rope_theta", None) or 1e4)
+
+
 def rotations_of(settings: Mapping[str, Any]) -> nn.Module:
     """The module of rotations that transformers has for a decoder layer of the Llama kind with this configuration.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.block import BlockDrafter
 from specstream.heads.block import KIND, BlockConfig, BlockHead
-from specstream.heads.block_loss import TargetStates, block_loss, block_ranks
+from specstream.heads.block_loss import block_loss, block_ranks
+from specstream.heads.depths import TargetStates
 from specstream.heads.folder import kind_of
 from specstream.heads.streams import Streams
 from specstream.models.architecture.fingerprint import fingerprint
@@ -32,30 +33,30 @@ LIKELIEST = 64
 class TappedStates:
     """The target's own pass over examples: its taps and what it says, kept where a folder is given."""
 
-    def __init__(self, head: BlockHead, folder: str | None, most_gb: float | None = None) -> None:
-        self._head = head
-        taps = ",".join(map(str, head.config.taps))
-        identity = f"{fingerprint(head.model)}/{head.model.dtype}/taps {taps}, top {LIKELIEST}"
+    def __init__(
+        self, model: Any, taps: Sequence[int], folder: str | None = None, most_gb: float | None = None
+    ) -> None:
+        self._model, self._taps = model, taps
+        identity = f"{fingerprint(model)}/{model.dtype}/taps {','.join(map(str, taps))}, top {LIKELIEST}"
         self._kept = HiddenStateCache(folder, identity, most_gb)
 
     def of(self, batch: Batch) -> TargetStates:
         found = self._kept.batch(batch, self._pass)
-        taps = torch.unflatten(found["taps"], -1, (len(self._head.config.taps), -1))
+        taps = torch.unflatten(found["taps"], -1, (len(self._taps), -1))
         return TargetStates(taps, found["tokens"].long(), found["logs"].float().exp())
 
     def last(self, tokens: Tensor) -> Tensor:
         """What goes into the last tap at ``[length]`` tokens, ``[length, hidden]``."""
         taps = self._kept.row(tokens, self._pass)["taps"][0]
-        return taps[:, -int(taps.shape[-1]) // len(self._head.config.taps) :]
+        return taps[:, -int(taps.shape[-1]) // len(self._taps) :]
 
     @torch.no_grad()
     def _pass(self, tokens: Tensor) -> dict[str, Tensor]:
-        model, states = self._head.model, States()
-        states.update(dict.fromkeys(self._head.config.taps))
+        model, states = self._model, States(dict.fromkeys(self._taps))
         with tapped(model, decoder_layers(model), states, fused=False):
             logits = model(input_ids=tokens, use_cache=False).logits.float()
         best = logits.topk(min(LIKELIEST, logits.shape[-1]))
-        taps = [each for tap in self._head.config.taps if (each := states[tap]) is not None]
+        taps = [each for tap in self._taps if (each := states[tap]) is not None]
         return {
             "taps": torch.cat(taps, -1),
             "tokens": best.indices.int(),
@@ -110,12 +111,12 @@ def prepare(config: TrainConfig, device: str) -> tuple[BlockTrainee, Any]:
     folder = None if section.start_from is None else start_folder(section.start_from, frozen.model)
     if folder is not None and kind_of(folder) == KIND:
         head = BlockHead.from_pretrained(folder, frozen.model).requires_grad_(True)
-        states = TappedStates(head, config.model.states_dir, config.model.states_gb)
+        states = TappedStates(frozen.model, head.config.taps, config.model.states_dir, config.model.states_gb)
     else:
         streams = None if folder is None else Streams.from_pretrained(folder, frozen.model)
         vocabulary = frozen.vocabulary(section.vocabulary) if streams is None else streams.vocabulary
         head = BlockHead(frozen.model, shape_of(section, streams), vocabulary)
-        states = TappedStates(head, config.model.states_dir, config.model.states_gb)
+        states = TappedStates(frozen.model, head.config.taps, config.model.states_dir, config.model.states_gb)
         begin(head, states.last, frozen.examples, section.fit_examples)
         if streams is not None:
             take_from(streams, head)
