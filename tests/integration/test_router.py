@@ -122,7 +122,8 @@ def trained(root, tmp_path_factory):
 def test_every_drafter_is_measured_on_every_prompt(run, root, tmp_path, monkeypatch):
     fix_costs(monkeypatch, CHEAP_DRAFTS)
     collect, _ = configs(root, tmp_path)
-    code, out, err = run("router", "collect", "--config", collect, "--set", "collection.runs=2")
+    settings = ("--set", "collection.runs=2", "--set", "collection.max_new_tokens=8")
+    code, out, err = run("router", "collect", "--config", collect, *settings)
     assert (code, err) == (0, "")
     assert "16 prompts, 0 failed, 0 too long, left out" in out
     measured, failed = read_collected([tmp_path / "collected.jsonl"])
@@ -140,7 +141,7 @@ def test_every_drafter_is_measured_on_every_prompt(run, root, tmp_path, monkeypa
     chat = [{"role": "user", "content": measured[0].prompt}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     assert measured[0].token_ids == inputs["input_ids"][0].tolist()
-    own = target.generate(**inputs, max_new_tokens=20, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    own = target.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert measured[0].runs[NONE][0].tokens == len(own)
     record = json.loads((tmp_path / "collected.jsonl.meta.json").read_text())
     assert record["complete"] is True

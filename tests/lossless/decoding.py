@@ -7,8 +7,9 @@ import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from specstream.heads.dflash import DFlashHead
 from specstream.heads.eagle import EagleHead
 from specstream.heads.eagle_loss import eagle_loss
 from specstream.heads.medusa import MedusaHeads
-from specstream.heads.published import Memory
+from specstream.heads.published import Memory, PublishedHead
 from specstream.heads.stream_loss import stream_loss
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
@@ -89,34 +90,59 @@ GAMMA = 3
 
 _SEEDS = itertools.count()
 
+Published = TypeVar("Published", bound=PublishedHead)
+
 QUANTIZED: dict[str, Quantization] = {"self:int8": "int8", "self:int4": "int4"}
 """The target as its own draft, in fewer bits. They go through their own linear layers, in every runtime."""
 
 
 def make_drafter(name: str, family: str, **draft: Any) -> Drafter:
-    """A drafter of this name; ``-tree`` gives it more than one candidate. ``draft`` goes to ``build``."""
+    """A new drafter of this name; ``-tree`` gives it more than one candidate. ``draft`` goes to ``build``.
+
+    Drafters learn from what they see, so that each is new. Their heads and draft models do not, and are made once.
+    """
     kind, branching = name.partition("-")[::2]
     if name in QUANTIZED:
-        quantized = HuggingFaceTarget(build(family, **draft), exact=False, quantization=QUANTIZED[name])
-        return DraftModelDrafter(quantized, gamma=GAMMA)
+        return DraftModelDrafter(quantized_target(QUANTIZED[name], family, **draft), gamma=GAMMA)
     if kind in ("none", "lookup", "lookahead", "recycling"):
         return of_the_text_alone(name, family, **draft)
     if kind == "medusa":  # untrained heads say what the model says next: seldom right, one token too early
-        return MedusaDrafter(MedusaHeads(build(family, **draft), num_heads=GAMMA))
-    headed = {"block": block_drafter, "eagle3": eagle_drafter, "dflash": dflash_drafter}
+        return MedusaDrafter(medusa_heads(family, **draft))
+    headed: dict[str, tuple[Any, Any]] = {
+        "block": (BlockDrafter, block_head),
+        "eagle3": (EagleDrafter, eagle_head),
+        "dflash": (DFlashDrafter, dflash_head),
+    }
     if kind in headed:
-        return headed[kind](branching == "learned", family, **draft)
+        drafting, head = headed[kind]
+        learning: Drafter = drafting(head(branching == "learned", family, **draft), nodes=6, most=6, ranks=4)
+        return learning
     if kind in ("streams", "router"):
         return streams_drafter(branching, family, **draft) if kind == "streams" else routed_drafter(family, **draft)
     if kind == "mixed" and branching == "streams":
         return MixedDrafter(LookupDrafter(min_ngram=2), streams_drafter("learned", family, **draft))
     if branching == "part":
         return draft_of_a_part(family, **draft)
-    model = HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
-    drafter = DraftModelDrafter(model, gamma=GAMMA, branches=2 if branching == "tree" else 1)
+    branches = 2 if branching == "tree" else 1
+    drafter = DraftModelDrafter(draft_target(family, **draft), gamma=GAMMA, branches=branches)
     if kind == "mixed":  # a lookup that matches often, and not always
         return MixedDrafter(LookupDrafter(min_ngram=2, branches=2 if branching else 1), drafter)
     return Priced(drafter) if branching == "priced" else drafter
+
+
+@cache
+def quantized_target(bits: Quantization, family: str, **model: Any) -> HuggingFaceTarget:
+    return HuggingFaceTarget(build(family, **model), exact=False, quantization=bits)
+
+
+@cache
+def draft_target(family: str, **draft: Any) -> HuggingFaceTarget:
+    return HuggingFaceTarget(build(family, noise=0.01, **draft), runtime="eager", exact=False)
+
+
+@cache
+def medusa_heads(family: str, **model: Any) -> MedusaHeads:
+    return MedusaHeads(build(family, **model), num_heads=GAMMA)
 
 
 def of_the_text_alone(name: str, family: str, **model: Any) -> Drafter:
@@ -134,19 +160,29 @@ def of_the_text_alone(name: str, family: str, **model: Any) -> Drafter:
 
 def half_right(family: str, **model: Any) -> SuffixIndex:
     """An earlier answer of the model to one of the prompts of these tests, every seventh token of it another."""
-    said = generated(build(family, **model), prompt(12, seed=2), 40, eos_token_id=None)
+    said = earlier_answer(family, **model)
     index = SuffixIndex(1, 8, capacity=48)
     index.extend([*prompt(12, seed=2), *((each + (at % 7 == 6)) % VOCAB for at, each in enumerate(said)), SEPARATOR])
     return index
 
 
+@cache
+def earlier_answer(family: str, **model: Any) -> list[int]:
+    return generated(build(family, **model), prompt(12, seed=2), 40, eos_token_id=None)
+
+
 def draft_of_a_part(family: str, **draft: Any) -> Drafter:
     """Two candidates of three in four tokens, on the kernels of drafts."""
+    model, part = model_of_a_part(family, **draft)
+    return DraftModelDrafter(model, gamma=GAMMA, branches=2, vocab_size=VOCAB, part=part)
+
+
+@cache
+def model_of_a_part(family: str, **draft: Any) -> tuple[HuggingFaceTarget, Tensor]:
     part = torch.tensor([token for token in range(VOCAB) if token % 4 != 1])
     some = copy.deepcopy(build(family, noise=0.01, **draft))
     cut_head(some, part)
-    model = HuggingFaceTarget(some, exact=False, quantization="int8")
-    return DraftModelDrafter(model, gamma=GAMMA, branches=2, vocab_size=VOCAB, part=part)
+    return HuggingFaceTarget(some, exact=False, quantization="int8"), part
 
 
 def routed_drafter(family: str, **draft: Any) -> Drafter:
@@ -174,20 +210,27 @@ def undecided_router(names: Sequence[str]) -> Router:
 
 def streams_drafter(which: str, family: str, **model: Any) -> Drafter:
     """Streams as they are made, or ones that learned what the model says to some prompts, or with an early exit."""
+    # Random models are rarely sure: every exit's threshold is near what a token gets by chance.
+    pruning = 1 / 160 if which == "pruned" else None
+    return StreamsDrafter(streams_of(which == "learned", family, **model), nodes=6, most=6, ranks=4, pruning=pruning)
+
+
+@cache
+def streams_of(learned: bool, family: str, **model: Any) -> Streams:
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        start: Any = "linear" if which == "learned" else "identity"
+        start: Any = "linear" if learned else "identity"
         shape = StreamsConfig(
-            gamma=GAMMA, layers=1, rank=4, pruning_rank=2, start=start, chain_rank=4 if which == "learned" else 0
+            gamma=GAMMA, layers=1, rank=4, pruning_rank=2, start=start, chain_rank=4 if learned else 0
         )
         streams = Streams(build(family, **model), shape)
-    if which == "learned":
+    if learned:
         teach(streams, lambda tokens: stream_loss(streams, tokens, torch.ones_like(tokens, dtype=torch.bool))[0])
-    # Random models are rarely sure: every exit's threshold is near what a token gets by chance.
-    return StreamsDrafter(streams, nodes=6, most=6, ranks=4, pruning=1 / 160 if which == "pruned" else None)
+    return streams
 
 
-def block_drafter(learned: bool, family: str, **model: Any) -> Drafter:
+@cache
+def block_head(learned: bool, family: str, **model: Any) -> BlockHead:
     """A block head as it is made, or one that learned what the model says, with a window that is soon full."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -199,31 +242,31 @@ def block_drafter(learned: bool, family: str, **model: Any) -> Drafter:
             head,
             lambda tokens: block_loss(head, states.of(Batch(tokens=tokens, mask=every, size=52)), tokens, every)[0],
         )
-    return BlockDrafter(head, nodes=6, most=6, ranks=4)
+    return head
 
 
-def eagle_drafter(learned: bool, family: str, **model: Any) -> Drafter:
+@cache
+def eagle_head(learned: bool, family: str, **model: Any) -> EagleHead:
     """An EAGLE-3 head of chance in others' layout, or one of ours that learned what the model says."""
     base = build(family, **model)
     if not learned:
         with tempfile.TemporaryDirectory() as folder:
             taps = (0, len(decoder_layers(base)) - 1)
-            head = EagleHead.from_pretrained(write_eagle(Path(folder), base, taps=taps, gamma=GAMMA), base)
-        return EagleDrafter(head, nodes=6, most=6, ranks=4)
+            return EagleHead.from_pretrained(write_eagle(Path(folder), base, taps=taps, gamma=GAMMA), base)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        head = EagleHead.fresh(base, (), GAMMA, torch.arange(0, VOCAB, 2)).requires_grad_(True)
+        head = EagleHead.fresh(base, (), GAMMA, torch.arange(0, VOCAB, 2))
     states, every = TappedStates(base, head.taps), torch.ones(1, 52, dtype=torch.bool)
 
     def loss_of(tokens: Tensor) -> Tensor:
         batch = Batch(tokens=tokens, mask=every, size=52)
-        return eagle_loss(head.train(), states.of(batch), tokens, every)[0]
+        return eagle_loss(head, states.of(batch), tokens, every)[0]
 
-    teach(head, loss_of)
-    return EagleDrafter(head.eval().requires_grad_(False), nodes=6, most=6, ranks=4)
+    return taught(head, loss_of)
 
 
-def dflash_drafter(learned: bool, family: str, **model: Any) -> Drafter:
+@cache
+def dflash_head(learned: bool, family: str, **model: Any) -> DFlashHead:
     """A DFlash head of chance, or one that learned what the model says."""
     base = build(family, **model)
     taps = (0, len(decoder_layers(base)) - 1)
@@ -231,17 +274,20 @@ def dflash_drafter(learned: bool, family: str, **model: Any) -> Drafter:
         head = DFlashHead.from_pretrained(write_dflash(Path(folder), base, "authors", taps=(1, 1)), base)
     head.taps = taps
 
+    @cache
+    def states_of(tokens: Tensor) -> Tensor:
+        return tapped_states(base, taps, tokens)[0]
+
     def loss_of(tokens: Tensor) -> Tensor:
-        states, _ = tapped_states(base, taps, tokens)
-        losses = []
-        for at in range(12, 46, 3):
+        states, losses = states_of(tokens), []
+        for at in range(12, 46, 6):
             memories = [[Memory() for _ in head.layers]]
             head.read(memories, [at], states[:at], torch.arange(at))
             logits = head.logits(tokens[0, at : at + 1], torch.tensor([at]), memories, GAMMA)[0]
             losses.append(functional.cross_entropy(logits, tokens[0, at + 1 : at + 1 + GAMMA]))
         return torch.stack(losses).mean()
 
-    return DFlashDrafter(taught(head, loss_of) if learned else head, nodes=6, most=6, ranks=4)
+    return taught(head, loss_of) if learned else head
 
 
 def tapped_states(base: Any, taps: tuple[int, ...], tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,7 +298,7 @@ def tapped_states(base: Any, taps: tuple[int, ...], tokens: Tensor) -> tuple[Ten
     return torch.stack([states[tap][0, :-1] for tap in taps], 1), wanted  # type: ignore[index]
 
 
-def taught(head: Any, loss_of: Callable[[Tensor], Tensor]) -> Any:
+def taught(head: Published, loss_of: Callable[[Tensor], Tensor]) -> Published:
     """A published head that learned as ``teach`` does."""
     teach(head.train().requires_grad_(True), loss_of)
     return head.eval().requires_grad_(False)
@@ -260,10 +306,7 @@ def taught(head: Any, loss_of: Callable[[Tensor], Tensor]) -> Any:
 
 def teach(head: Any, loss_of: Callable[[Tensor], Tensor]) -> None:
     """A few steps on what the base itself says after a prompt: enough to be right now and then."""
-    with torch.no_grad():
-        tokens = head.model.generate(
-            torch.tensor([prompt(12)]), do_sample=False, max_new_tokens=40, eos_token_id=None, pad_token_id=0
-        )
+    tokens = torch.tensor([[*prompt(12), *generated(head.model, prompt(12), 40, eos_token_id=None)]])
     optimizer = torch.optim.Adam(head.parameters(), lr=2e-2)
     for _ in range(20):
         loss = loss_of(tokens)

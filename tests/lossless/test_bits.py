@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,15 @@ def differences(plain: Plain, rows: Sequence[Any], logits: Sequence[Sequence[Ten
     return found
 
 
+@cache
+def target_of(family: str, dtype: str, runtime: RuntimeName) -> HuggingFaceTarget:
+    """Its self-tests run once."""
+    return HuggingFaceTarget(build(family, DTYPES[dtype]), runtime=runtime)
+
+
 @lru_cache(maxsize=2)
-def case(family: str, dtype: str, runtime: RuntimeName) -> tuple[HuggingFaceTarget, Plain]:
-    target = HuggingFaceTarget(build(family, DTYPES[dtype]), runtime=runtime)
-    return target, Plain(target, PROMPTS, NEW_TOKENS)
+def plain_of(family: str, dtype: str, runtime: RuntimeName) -> Plain:
+    return Plain(target_of(family, dtype, runtime), PROMPTS, NEW_TOKENS)
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
@@ -101,7 +106,7 @@ def case(family: str, dtype: str, runtime: RuntimeName) -> tuple[HuggingFaceTarg
 def test_what_is_called_bits_is_equal_to_the_bit(
     family: str, dtype: str, runtime: RuntimeName, drafter: str, record_property: Callable[[str, object], None]
 ) -> None:
-    target, plain = case(family, dtype, runtime)
+    target, plain = target_of(family, dtype, runtime), plain_of(family, dtype, runtime)
     if drafter in BRANCHING and not target.runtime.exact_branches:
         pytest.skip("this runtime is exact along the first path of a tree only, which is another test")
     for name, (first, last) in BATCHES.items():
@@ -187,7 +192,7 @@ def blocks_keep_their_bits(load: Callable[[float], Any], runtime: str) -> None:
 def test_a_prompt_that_is_read_in_chunks_has_the_bits_of_one_piece_or_the_session_owns_up(
     family: str, dtype: str, runtime: RuntimeName
 ) -> None:
-    target, _ = case(family, dtype, runtime)
+    target = target_of(family, dtype, runtime)
     for length, most in product((1, 2, 130, 700, 900), (1000, PREFILL_CHUNK, 256, 100)):
         tokens = prompt(length, seed=3)
         whole, session = target.begin([tokens[:-1]]), target.begin_reading([tokens[:-1]])
@@ -207,7 +212,7 @@ def test_a_prompt_that_is_read_in_chunks_has_the_bits_of_one_piece_or_the_sessio
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tree_keeps_the_bits_along_its_first_path(family: str, dtype: str, runtime: RuntimeName) -> None:
-    session, wrong = _after_a_commit(HuggingFaceTarget(build(family, DTYPES[dtype]), runtime=runtime), (0, 1, 2, 3))
+    session, wrong = _after_a_commit(target_of(family, dtype, runtime), (0, 1, 2, 3))
     if session.exact == "bits":
         assert wrong == []
 
@@ -216,7 +221,7 @@ def test_a_tree_keeps_the_bits_along_its_first_path(family: str, dtype: str, run
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_branch_keeps_the_bits_or_the_session_owns_up(family: str, dtype: str, runtime: RuntimeName) -> None:
-    target = HuggingFaceTarget(build(family, DTYPES[dtype]), runtime=runtime)
+    target = target_of(family, dtype, runtime)
     session, wrong = _after_a_commit(target, (0, 4, 5, 7))
     if session.exact == "bits":
         assert target.runtime.exact_branches

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import pytest
 
@@ -13,17 +12,9 @@ from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
-from specstream.models.target.hf import HuggingFaceTarget
 from tests.lossless.decoding import DRAFTERS, GAMMA, make_drafter
-from tests.lossless.families import VOCAB, build, generated, prompt
-
-NEW_TOKENS = 36
-PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
-
-
-@cache
-def reference(family: str) -> list[list[int]]:
-    return [generated(build(family), tokens, NEW_TOKENS, eos_token_id=None) for tokens in PROMPTS]
+from tests.lossless.families import VOCAB
+from tests.lossless.test_greedy_matrix import NEW_TOKENS, PROMPTS, reference, target
 
 
 def half_known(text: Sequence[int]) -> Callable[[Sequence[int]], Sequence[int]]:
@@ -44,9 +35,8 @@ def test_tokens_equal_those_of_generate(family: str, drafter: str) -> None:
     rows = start_rows(PROMPTS, range(3), None, sampling=Sampling(), stopping=Stopping(max_new_tokens=NEW_TOKENS))
     for row, tokens in zip(rows[:2], expected, strict=False):  # the third has no rule
         row.known = half_known([*row.tokens, *tokens])
-    target = HuggingFaceTarget(build(family), runtime="packed")
-    speculation = Speculation(max_depth=GAMMA)
-    for _ in decode(target, make_drafter(drafter, family), rows, speculation=speculation, timings=Timings()):
+    speculation, own = Speculation(max_depth=GAMMA), make_drafter(drafter, family)
+    for _ in decode(target(family, "packed"), own, rows, speculation=speculation, timings=Timings()):
         pass
     assert [row.emitted for row in rows] == expected
     assert [row.stats.drafts[RULE] > 3 for row in rows] == [True, True, False]

@@ -12,22 +12,17 @@ from specstream.core.rows import Row, start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
-from specstream.models.target.hf import HuggingFaceTarget
 from tests.lossless.decoding import DRAFTERS, GAMMA, make_drafter
-from tests.lossless.families import VOCAB, build, generated, prompt
-
-NEW_TOKENS = 36
-PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
+from tests.lossless.families import VOCAB
+from tests.lossless.test_greedy_matrix import NEW_TOKENS, PROMPTS, reference, target
 
 
 def decoded(family: str, drafter: str, sampling: Sampling, expected: Sequence[Sequence[int]]) -> list[Row]:
     rows = start_rows(PROMPTS, range(3), None, sampling=sampling, stopping=Stopping(max_new_tokens=NEW_TOKENS))
     for row, text in zip(rows, expected, strict=True):
         row.expected, row.repeats = text, True
-    target = HuggingFaceTarget(build(family), runtime="packed")
-    for _ in decode(
-        target, make_drafter(drafter, family), rows, speculation=Speculation(max_depth=GAMMA), timings=Timings()
-    ):
+    speculation, own = Speculation(max_depth=GAMMA), make_drafter(drafter, family)
+    for _ in decode(target(family, "packed"), own, rows, speculation=speculation, timings=Timings()):
         pass
     return rows
 
@@ -40,7 +35,7 @@ def half_right(tokens: Sequence[int], text: Sequence[int]) -> list[int]:
 @pytest.mark.parametrize("drafter", DRAFTERS)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_tokens_equal_those_of_generate(family: str, drafter: str) -> None:
-    expected = [generated(build(family), tokens, NEW_TOKENS, eos_token_id=None) for tokens in PROMPTS]
+    expected = reference(family)
     texts = [half_right(*each) for each in zip(PROMPTS[:2], expected, strict=False)]
     rows = decoded(family, drafter, Sampling(), [*texts, ()])  # of the third nothing is expected
     assert [row.emitted for row in rows] == expected
