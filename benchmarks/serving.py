@@ -210,7 +210,10 @@ def settled(url: str) -> list[str]:
     while time.monotonic() < end:
         try:
             figures = metrics(url)
-            rows, waiting = figures["specstream_running_answers"], figures["specstream_queue_length"]
+            rows, waiting = (
+                sum(value for name, value in figures.items() if name.startswith(f"specstream_{kind}{{"))
+                for kind in ("running_answers", "queue_length")
+            )
             held = f"{rows:.0f} rows and {waiting:.0f} waiting"
             if rows == 0 == waiting and httpx.get(f"{url}/health", timeout=10).status_code == 200:
                 return []

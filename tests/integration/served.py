@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,9 @@ import openai
 from specstream.engine.engine import SpeculativeEngine
 from specstream.serving.app import Server
 from specstream.serving.deployment import DeploymentConfig
+from specstream.serving.gateway import Gateway
+from specstream.serving.run import Loaded
+from specstream.serving.scheduler import Scheduler
 from specstream.serving.web import Web
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -36,8 +39,18 @@ class Served:
         self.clients.append(openai.OpenAI(base_url=f"{self.url}/v1", **settings))
         return self.clients[-1]
 
+    @property
+    def gateway(self) -> Gateway:
+        """That of the first model."""
+        return self.server.models.named(None).gateway
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Likewise."""
+        return self.server.models.named(None).scheduler
+
     def idle(self) -> bool:
-        return self.server.scheduler.running == 0 == self.server.scheduler.waiting
+        return all(each.scheduler.running == 0 == each.scheduler.waiting for each in self.server.models)
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -57,9 +70,11 @@ def tiny_engine(**settings: Any) -> SpeculativeEngine:
 
 
 @contextmanager
-def serving(engine: SpeculativeEngine | None = None, *, slow: float = 0.0, **settings: Any) -> Iterator[Served]:
-    """A server that runs inside; ``slow`` adds seconds to every pass."""
-    engine = engine or tiny_engine()
+def serving(
+    engine: SpeculativeEngine | None = None, *, slow: float = 0.0, loaded: Sequence[Loaded] = (), **settings: Any
+) -> Iterator[Served]:
+    """A server of one engine, or of what is loaded, that runs inside; ``slow`` adds seconds to every pass."""
+    engine = loaded[0].engine if loaded else engine or tiny_engine()
     forward = engine.target.forward
     if slow:
 
@@ -69,7 +84,8 @@ def serving(engine: SpeculativeEngine | None = None, *, slow: float = 0.0, **set
 
         engine.target.prepare()
         engine.target.forward = slowly  # type: ignore[method-assign]
-    server = Server(engine, DeploymentConfig(**{"model_name": NAME, "port": 0, "grace_seconds": PATIENCE, **settings}))
+    config = DeploymentConfig(**{"model_name": NAME, "port": 0, "grace_seconds": PATIENCE, **settings})
+    server = Server(loaded or [Loaded(config=config, engine=engine, root=NAME)], config)
     web = Web(server)
     thread = threading.Thread(target=web.run)
     thread.start()

@@ -50,5 +50,5 @@ def test_a_server_says_it_in_usage_and_counts_it() -> None:
         {"cached_tokens": 0},
         {"cached_tokens": 48},
     ]
-    assert "specstream_prefix_cache_hits_total 3.0" in metrics
-    assert "specstream_cached_prompt_tokens_total 144.0" in metrics
+    assert 'specstream_prefix_cache_hits_total{model_name="tiny"} 3.0' in metrics
+    assert 'specstream_cached_prompt_tokens_total{model_name="tiny"} 144.0' in metrics

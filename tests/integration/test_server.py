@@ -208,14 +208,17 @@ class TestLimits:
         with serving(slow=0.02, max_rows=1) as slow:
             stream = slow.client().completions.create(model=NAME, prompt=TEXT, max_tokens=400, stream=True)
             next(iter(stream))
-            assert slow.server.scheduler.running == 1
+            assert slow.scheduler.running == 1
             stream.close()
             assert eventually(slow.idle)
             with pytest.raises(openai.APITimeoutError):
                 slow.client(timeout=0.3).completions.create(model=NAME, prompt=TEXT, max_tokens=400)
             assert eventually(slow.idle)
             assert slow.client().completions.create(model=NAME, prompt=TEXT, max_tokens=2).choices[0].text
-            assert 'specstream_answers_total{outcome="cancelled"} 2.0' in httpx.get(f"{slow.url}/metrics").text
+            assert (
+                'specstream_answers_total{model_name="tiny",outcome="cancelled"} 2.0'
+                in httpx.get(f"{slow.url}/metrics").text
+            )
 
     def test_a_full_queue_says_when_to_come_again(self) -> None:
         with serving(slow=0.02, max_rows=1, max_queue=1) as slow, ThreadPoolExecutor(2) as pool:
@@ -224,7 +227,7 @@ class TestLimits:
                 return slow.client().completions.create(model=NAME, prompt=TEXT, max_tokens=60)
 
             running = [pool.submit(ask) for _ in range(2)]
-            assert eventually(lambda: slow.server.scheduler.running == 1 == slow.server.scheduler.waiting)
+            assert eventually(lambda: slow.scheduler.running == 1 == slow.scheduler.waiting)
             with pytest.raises(openai.RateLimitError) as refused:
                 ask()
             assert int(refused.value.response.headers["retry-after"]) >= 1
@@ -252,7 +255,7 @@ class TestLimits:
 
             asking = threading.Thread(target=ask)
             asking.start()
-            assert eventually(lambda: slow.server.scheduler.running == 1)
+            assert eventually(lambda: slow.scheduler.running == 1)
         asking.join()
         assert found == [expected]
 
@@ -271,14 +274,19 @@ class TestLimits:
             assert refused.value.status_code == 413
 
 
+OWN = f'model_name="{NAME}"'
+
+
 def test_what_is_counted(served: Served) -> None:
     served.client().completions.create(model=NAME, prompt=TEXT, max_tokens=40)
     lines = httpx.get(f"{served.url}/metrics").text.splitlines()
     figures = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-    drafted, accepted = (figures[f'specstream_{kind}_tokens_total{{position="1"}}'] for kind in ("drafted", "accepted"))
+    drafted, accepted = (
+        figures[f'specstream_{kind}_tokens_total{{{OWN},position="1"}}'] for kind in ("drafted", "accepted")
+    )
     assert drafted >= accepted > 0
-    assert figures["specstream_queue_length"] == 0
-    assert figures["specstream_answer_seconds_count"] >= 1
+    assert figures[f"specstream_queue_length{{{OWN}}}"] == 0
+    assert figures[f"specstream_answer_seconds_count{{{OWN}}}"] >= 1
     assert httpx.get(f"{served.url}/ready").json() == {"status": "ready"}
 
 

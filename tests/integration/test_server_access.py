@@ -141,7 +141,7 @@ class TestLines:
         def fails(*arguments: Any) -> Any:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(served.server.gateway, "prompts", fails)
+        monkeypatch.setattr(served.gateway, "prompts", fails)
         assert post(served, x_request_id="failed").headers["x-request-id"] == "failed"
         # The answer is sent before the line is written.
         assert eventually(lambda: sum(" 500 " in line for line in lines(caplog, "failed")) == 1)

@@ -68,7 +68,7 @@ class TestAfterAnError:
         with serving() as served, connected(served) as connection:
             for _ in range(3):
                 with monkeypatch.context() as patched:
-                    patched.setattr(served.server.gateway, step, fails)
+                    patched.setattr(served.gateway, step, fails)
                     answer, said = ask(connection, BODY)
                 assert (answer.status, said["error"]["type"]) == (500, "server_error")
                 assert type(error).__name__ in said["error"]["message"]
@@ -83,7 +83,7 @@ class TestAfterAnError:
             raise ZeroDivisionError("zero")
 
         with serving() as served, connected(served) as connection:
-            monkeypatch.setattr(served.server.gateway, "prompts", fails)
+            monkeypatch.setattr(served.gateway, "prompts", fails)
             assert ask(connection, BODY)[0].status == 500
         assert "zero" not in capfd.readouterr().err, "uvicorn tells it too"
         told = [record for record in caplog.records if record.levelno >= logging.WARNING]

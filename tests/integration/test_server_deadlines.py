@@ -57,13 +57,13 @@ def test_a_prompt_that_takes_too_long_to_read_is_given_up_and_so_is_who_waits_fo
 
 def test_what_is_done_before_the_queue_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(request_seconds=0.2) as served:
-        encoding = served.server.gateway.prompts
+        encoding = served.gateway.prompts
 
         def slowly(body: Any) -> Any:
             time.sleep(0.3)
             return encoding(body)
 
-        monkeypatch.setattr(served.server.gateway, "prompts", slowly)
+        monkeypatch.setattr(served.gateway, "prompts", slowly)
         said = message(post(served, "the cat"))
     assert "the answer took more than 0.2 s: 0.3 s waiting" in said
 
@@ -75,7 +75,7 @@ def test_a_long_prompt_does_not_hold_up_an_answer() -> None:
         chunks = iter(stream)
         next(chunks)
         reading = pool.submit(post, slow, LONG)
-        assert eventually(lambda: slow.server.scheduler.running == 2)
+        assert eventually(lambda: slow.scheduler.running == 2)
         written = 0
         while not reading.done():
             written += bool(next(chunks).choices[0].text)

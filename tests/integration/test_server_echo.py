@@ -121,6 +121,54 @@ def test_no_token_may_be_asked_for_with_echo_alone(served: Served) -> None:
     assert served.idle()
 
 
+def scored(found: Any, text: str, top: int) -> None:
+    """Check what is told of a prompt in vLLM's form."""
+    tokens, expected = ids(text), chances(text)
+    assert found[0] is None
+    assert len(found) == len(tokens)
+    for place, told_of in enumerate(found[1:]):
+        likeliest, own = expected[place].topk(top), tokens[place + 1]
+        assert set(told_of) == {str(own), *map(str, likeliest.indices.tolist())}
+        assert next(iter(told_of)) == str(own)
+        for token, each in told_of.items():
+            logprob = expected[place][int(token)]
+            assert each["logprob"] == pytest.approx(float(logprob), abs=2e-3)
+            assert each["rank"] == int((expected[place] >= logprob).sum())
+    said = "".join(each[str(token)]["decoded_token"] for each, token in zip(found[1:], tokens[1:], strict=True))
+    assert text.endswith(said)
+
+
+@pytest.mark.parametrize("top", [0, 1, 4])
+def test_prompt_logprobs_are_told_as_vllm_does(served: Served, top: int) -> None:
+    answer = complete(served, [TEXT, LONG], prompt_logprobs=top, n=2)
+    texts = (TEXT, TEXT, LONG, LONG)
+    for choice, text in zip(answer["choices"], texts, strict=True):
+        scored(choice["prompt_logprobs"], text, top)
+        assert choice["logprobs"] is None
+    messages = [{"role": "user", "content": TEXT}]
+    body = {"messages": messages, "max_tokens": 1, "prompt_logprobs": top}
+    chat = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
+    scored(chat["prompt_logprobs"], f"<user>{TEXT}<assistant>", top)
+    assert "prompt_logprobs" not in chat["choices"][0]
+    alone = complete(served, TEXT, prompt_logprobs=top, max_tokens=0)
+    scored(alone["choices"][0]["prompt_logprobs"], TEXT, top)
+    assert (alone["choices"][0]["text"], alone["usage"]["completion_tokens"]) == ("", 0)
+
+
+def test_prompt_logprobs_and_those_of_an_echo_do_not_mix(served: Served) -> None:
+    for own, top in ((1, 3), (3, 1)):
+        (choice,) = complete(served, echo=True, logprobs=own, prompt_logprobs=top)["choices"]
+        told(choice, TEXT, own)
+        assert all(len(likely) <= own + 1 for likely in choice["logprobs"]["top_logprobs"][1:])
+        scored(choice["prompt_logprobs"], TEXT, top)
+    (single,) = complete(served, "a", prompt_logprobs=1)["choices"]
+    assert single["prompt_logprobs"] == [None]
+    refused = complete(served, prompt_logprobs=1, stream=True)["error"]
+    assert refused["message"] == (
+        "prompt_logprobs is given and the answer is a stream, which has no place for it; leave one out"
+    )
+
+
 def test_a_stream_says_the_same(served: Served) -> None:
     (whole,) = complete(served, echo=True, logprobs=1, max_tokens=8)["choices"]
     body = {"prompt": TEXT, "max_tokens": 8, "echo": True, "logprobs": 1, "stream": True}

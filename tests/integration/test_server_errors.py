@@ -54,7 +54,7 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ),
         ({**TEXT, "max_completion_tokens": 2}, "max_completion_tokens", "max_completion_tokens: the field is one of"),
         ({**CHAT, "prompt": "x"}, "prompt", "prompt: the field is one of /v1/completions; send it there, or leave"),
-        ({**TEXT, "prompt_logprobs": 1}, "prompt_logprobs", "prompt_logprobs: the field is not known; leave it out"),
+        ({**TEXT, "prompt_logprobs": 21}, "prompt_logprobs", "prompt_logprobs is 21; give a value that is less than"),
         ({**CHAT, "use_beam_search": True}, "use_beam_search", "use_beam_search: the field is not known; leave it out"),
         ({**CHAT, "extra_body": {}}, "extra_body", "extra_body: the field is not known; give what is in it at the top"),
         ({**CHAT, "guided_json": {}}, "guided_json", 'guided_json: the field is not known; give response_format: {"'),
@@ -201,7 +201,7 @@ class TestAdviceIsForClients:
             require("no_such_package", "serve", "response_format")
 
         with serving() as served:
-            monkeypatch.setattr(served.server.gateway, "jobs", fails)
+            monkeypatch.setattr(served.gateway, "jobs", fails)
             answer = send(served, TEXT)
         assert answer.status_code == 501
         assert "pip" not in answer.text
@@ -216,7 +216,7 @@ class TestAdviceIsForClients:
 class TestOversizedPrompts:
     def test_one_of_too_many_bytes_is_refused_before_it_is_encoded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(max_context=50) as small:
-            gateway = small.server.gateway
+            gateway = small.gateway
             longest = max(len(token.encode()) for token in gateway.tokenizer.get_vocab())
             monkeypatch.setattr("specstream.serving.gateway.encode", lambda *given: pytest.fail("it was encoded"))
             huge = "a" * (50 * longest + 1)
@@ -232,7 +232,7 @@ class TestOversizedPrompts:
 
     def test_one_that_may_fit_is_encoded(self) -> None:
         with serving(max_context=50) as small:
-            longest = max(small.server.gateway.tokenizer.get_vocab(), key=len)
+            longest = max(small.gateway.tokenizer.get_vocab(), key=len)
             answer = send(small, {**TEXT, "prompt": longest * 40})
             assert answer.status_code == 200 or "tokens" in answer.json()["error"]["message"]
 

@@ -139,7 +139,7 @@ class TestClientsThatVanish:
             for stream in (False, True):
                 with pytest.raises(httpx.TimeoutException):
                     httpx.post(f"{slow.url}/v1/completions", json=body(stream=stream), timeout=0.3)
-            assert eventually(lambda: slow.server.scheduler.waiting == 0)
+            assert eventually(lambda: slow.scheduler.waiting == 0)
             running.close()
             assert eventually(slow.idle)
 
@@ -153,7 +153,7 @@ class TestClientsThatVanish:
 
 def in_one_batch(served: Served) -> int:
     """Answers in the next round: whose prompt is still being read is not in it."""
-    batch = served.server.scheduler._batch
+    batch = served.scheduler._batch
     return len(batch.rows) if batch else 0
 
 
@@ -189,7 +189,7 @@ def post_scope(path: str) -> dict[str, Any]:
 
 def outcomes(served: Served) -> dict[str, int]:
     """How many answers ended how."""
-    marker = 'specstream_answers_total{outcome="'
+    marker = 'specstream_answers_total{model_name="tiny",outcome="'
     lines = httpx.get(f"{served.url}/metrics").text.splitlines()
     found = [line.removeprefix(marker).split('"} ') for line in lines if line.startswith(marker)]
     return {name: int(float(count)) for name, count in found}
@@ -228,8 +228,8 @@ def test_who_goes_away_while_a_prompt_is_read_frees_its_place() -> None:
             httpx.post(f"{served.url}/v1/completions", json=body(prompt=[5] * 400, max_tokens=9), timeout=0.7)
         assert eventually(served.idle)
         counted = httpx.get(f"{served.url}/metrics").text
-        assert 'specstream_answers_total{outcome="cancelled"} 1.0' in counted
-        assert "specstream_first_token_seconds_count 0.0" in counted
+        assert 'specstream_answers_total{model_name="tiny",outcome="cancelled"} 1.0' in counted
+        assert 'specstream_first_token_seconds_count{model_name="tiny"} 0.0' in counted
         assert post(served, max_tokens=3).status_code == 200
 
 
@@ -267,7 +267,7 @@ def test_a_slow_reader_takes_nothing_from_a_fast_one(lone: Any) -> None:
         content = json.dumps(body(stream=True, max_tokens=300, logprobs=20)).encode()
         head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
         slow.sendall(head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content)
-        assert eventually(lambda: served.server.scheduler.running == 1)
+        assert eventually(lambda: served.scheduler.running == 1)
         assert post(served, max_tokens=300).json()["choices"][0]["text"] == expected
         told = b"".join(iter(partial(slow.recv, 1 << 16), b""))
     lines = [line.strip() for line in told.decode().splitlines() if line.startswith("data: {")]
@@ -293,7 +293,7 @@ def test_a_full_queue_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(slow=0.02, max_rows=1, max_queue=0) as slow:
         stream = slow.client().completions.create(model=NAME, prompt=TEXT, max_tokens=400, stream=True)
         next(iter(stream))
-        monkeypatch.setattr(slow.server.gateway, "prompts", lambda body: pytest.fail("the prompt was encoded"))
+        monkeypatch.setattr(slow.gateway, "prompts", lambda body: pytest.fail("the prompt was encoded"))
         refused = post(slow)
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
@@ -321,7 +321,7 @@ def test_who_is_not_served_within_the_grace_hears_so() -> None:
         asking = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
         for thread in asking:
             thread.start()
-        assert eventually(lambda: slow.server.scheduler.running == 2)
+        assert eventually(lambda: slow.scheduler.running == 2)
     for thread in asking:
         thread.join()
     assert all("the server has stopped; try another one" in str(error) for error in found)
@@ -358,7 +358,7 @@ def test_prompts_and_answers_stay_out_of_the_log(caplog: pytest.LogCaptureFixtur
         assert post(slow, prompt=secret, **{secret: secret}).status_code == 400
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(post, slow, prompt=secret)
-            assert eventually(lambda: slow.server.scheduler.running == 1)
+            assert eventually(lambda: slow.scheduler.running == 1)
             with failing(slow, torch.OutOfMemoryError("out of memory")):
                 assert asking.result().status_code == 500
         reset_in_the_middle(slow, body(prompt=secret, stream=True))
@@ -469,7 +469,7 @@ def test_the_scheduler_of_a_pass_that_never_ends_is_left_behind(
             return forward(*arguments, **named)
 
         served.engine.target.forward = stuck  # type: ignore[method-assign]
-        scheduler: Scheduler = served.server.scheduler
+        scheduler: Scheduler = served.scheduler
         stream = served.client().completions.create(model=NAME, prompt=TEXT, max_tokens=400, stream=True)
         assert eventually(lambda: scheduler.running == 1)
         scheduler.stop(0.0)

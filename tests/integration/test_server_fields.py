@@ -222,7 +222,7 @@ class TestWhatIsLeftInATextsEnd:
 @pytest.mark.parametrize("ask", [chat, complete])
 @pytest.mark.parametrize("reason", [None, "gamma is 9 and there are 4 streams"])
 def test_what_does_not_draft_is_said_in_every_answer(served: Served, monkeypatch: Any, ask: Any, reason: Any) -> None:
-    monkeypatch.setattr(served.server, "_left_out", reason)
+    monkeypatch.setattr(served.server.models.named(None), "left_out", reason)
     assert ask(served).json()["speculation"]["left_out"] == reason
     chunks = [json.loads(line[6:]) for line in ask(served, stream=True).text.splitlines() if line.startswith("data: {")]
     assert [each["speculation"]["left_out"] for each in chunks if "speculation" in each] == [reason]

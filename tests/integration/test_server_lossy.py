@@ -45,10 +45,10 @@ def test_answers_carry_it(folder: Path, caplog: pytest.LogCaptureFixture) -> Non
         model_name=NAME, model_path=str(folder), heads=str(folder / "streams"), gamma=9, acceptance_threshold=0.3
     )
     with caplog.at_level(logging.WARNING, "specstream.serving"):
-        engine = run.load(config)
+        (loaded,) = run.load(config)
     assert "acceptance_threshold is 0.3: answers at a temperature above 0 are not lossless" in caplog.text
     wanted = "gamma is 9 and there are 2 streams, so 2 tokens deep is the most that they draft"
-    with serving(engine) as served:
+    with serving(loaded.engine) as served:
         for path in ("completions", "chat/completions"):
             for stream in (False, True):
                 lossy = speculation(served, path, stream=stream, temperature=1.0)
@@ -59,8 +59,8 @@ def test_answers_carry_it(folder: Path, caplog: pytest.LogCaptureFixture) -> Non
 
 def test_the_default_is_lossless(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "specstream.serving"):
-        engine = run.load(DeploymentConfig(model_name=NAME, model_path=str(folder)))
+        (loaded,) = run.load(DeploymentConfig(model_name=NAME, model_path=str(folder)))
     assert "acceptance_threshold" not in caplog.text
-    with serving(engine) as served:
+    with serving(loaded.engine) as served:
         said = speculation(served, "completions", stream=False, temperature=1.0)
     assert (said["lossless"], said["left_out"]) == (True, None)

@@ -53,5 +53,5 @@ def test_dashboards_of_vllm_find_their_names() -> None:
     by_position = [sample for sample in theirs if sample.name.endswith("per_pos_total")]
     assert sum(sample.value for sample in by_position) == accepted
     assert min(int(sample.labels["position"]) for sample in by_position) == 0
-    drafted = value("specstream_drafted_tokens_total", position="1")
+    drafted = value("specstream_drafted_tokens_total", position="1", model_name=NAME)
     assert value("vllm:spec_decode_num_drafts_total") == drafted <= sum(each["target_passes"] for each in said)

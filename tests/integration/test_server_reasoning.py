@@ -16,7 +16,8 @@ from tests.tiny import tiny_model, tiny_tokenizer
 CHAT: list[dict[str, Any]] = [{"role": "user", "content": "one two three"}]
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>"
-    "{% endif %}{{ m.content }}{% endfor %}<assistant>{% if enable_thinking is not false %}<think>\n{% endif %}"
+    "{% endif %}{{ m.content }}{% endfor %}{{ reasoning_effort }}<assistant>"
+    "{% if enable_thinking is not false %}<think>\n{% endif %}"
 )
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["cat", "dog"]}}}
 TOOLS = [
@@ -151,3 +152,28 @@ def test_where_thoughts_are_not_told_they_are_text_and_a_budget_is_refused() -> 
         assert "reasoning_content" not in message
         refused = ask(untold, thinking_token_budget=1)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "thinking_token_budget")
+
+
+def test_an_effort_is_the_templates_to_read_and_none_is_no_thought(served: Served) -> None:
+    def read(**more: Any) -> int:
+        return int(ask(served, max_tokens=1, **more).json()["usage"]["prompt_tokens"])
+
+    bare = read()
+    for effort in ("minimal", "low", "medium", "high", "xhigh"):
+        assert read(reasoning_effort=effort) == bare + len(tiny_tokenizer()(effort)["input_ids"])
+    given = {"chat_template_kwargs": {"reasoning_effort": "a"}, "reasoning_effort": "high"}
+    assert read(**given) == bare + 1  # what is said to the template itself goes over it
+    none = ask(served, reasoning_effort="none").json()
+    assert "reasoning_content" not in none["choices"][0]["message"]
+    forced = ask(served, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True}).json()
+    assert forced["usage"]["completion_tokens_details"]["reasoning_tokens"] == 1  # the end tag alone
+    assert not forced["choices"][0]["message"].get("reasoning_content")
+    assert ask(served, reasoning_effort="none", thinking_token_budget=0).status_code == 200
+    refused = [
+        ask(served, reasoning_effort="none", thinking_token_budget=5),
+        ask(served, reasoning_effort="much"),
+    ]
+    assert [answer.json()["error"]["message"] for answer in refused] == [
+        "thinking_token_budget is 5 and the effort none; leave one of both out",
+        "reasoning_effort is 'much'; give a value that is 'none', 'minimal', 'low', 'medium', 'high' or 'xhigh'",
+    ]

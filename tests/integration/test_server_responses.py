@@ -214,3 +214,27 @@ def test_a_failure_within_a_stream_is_its_last_event(served: Served) -> None:
     last = streamed(served, input="one", text=form)[-1]
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
     assert "the JSON schema cannot be followed beyond token" in last["response"]["error"]["message"]
+
+
+def test_a_budget_and_an_effort_are_those_of_a_chat(thinking: Served) -> None:
+    chat = {"model": NAME, "messages": [{"role": "user", "content": "one two"}], "max_tokens": 30}
+    for more, same in (
+        ({"thinking_token_budget": 5}, {"thinking_token_budget": 5}),
+        ({"reasoning": {"effort": "high", "summary": "auto"}}, {"reasoning_effort": "high"}),
+        ({"reasoning": {"effort": "none"}}, {"reasoning_effort": "none"}),
+        ({"reasoning": {}}, {}),
+    ):
+        response = post(thinking, input="one two", max_output_tokens=30, **more).json()
+        Response.model_validate(response)
+        answer = httpx.post(f"{thinking.url}/v1/chat/completions", json={**chat, **same}, timeout=PATIENCE).json()
+        message = answer["choices"][0]["message"]
+        told = {item["type"]: item["content"][0]["text"] for item in response["output"]}
+        assert told.get("reasoning", "") == message.get("reasoning_content", "")
+        assert told.get("message", "") == (message["content"] or "")
+        assert response["usage"]["input_tokens"] == answer["usage"]["prompt_tokens"]
+        effort = more.get("reasoning", {}).get("effort")  # type: ignore[attr-defined]
+        assert response["reasoning"] == {"effort": effort, "summary": None}
+    refused = post(thinking, input="a", thinking_token_budget=5, reasoning={"effort": "none"}).json()["error"]
+    assert refused["message"] == "thinking_token_budget is 5 and the effort none; leave one of both out"
+    refused = post(thinking, input="a", reasoning={"effort": "much"}).json()["error"]
+    assert (refused["param"], refused["code"]) == ("reasoning.effort", "invalid_body")

@@ -39,7 +39,7 @@ def test_the_first_requests_at_once_are_all_answered() -> None:
 
 
 def test_one_schema_is_read_once_for_all_its_answers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    schemas, read = served.server.gateway._schemas, []
+    schemas, read = served.gateway._schemas, []
     mask = schemas.mask
 
     def noted(*arguments: Any) -> Any:

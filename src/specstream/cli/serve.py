@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import shlex
@@ -21,7 +22,14 @@ _log = logging.getLogger("specstream.serving")
 
 _Config = Annotated[options.Text, typer.Option("--config", "-c", help="A YAML file; see configs/deploy.yaml.")]
 _Engine = Annotated[options.Text, typer.Option("--engine", help="local (this package's own) or vllm.")]
-_Model = Annotated[options.Text, typer.Option("--model", "-m", help="What to serve: a name, a folder or a hub id.")]
+_Models = Annotated[
+    options.Texts,
+    typer.Option("--model", "-m", help="What to serve: [NAME=] a name, a folder or a hub id; may be repeated."),
+]
+_Adapters = Annotated[
+    options.Texts,
+    typer.Option("--lora-modules", metavar="NAME=PATH..", help="LoRA adapters of the (first) model, by name."),
+]
 _Drafter = Annotated[options.Text, typer.Option("--drafter", help="As in generate.")]
 _Memory = Annotated[options.Text, typer.Option("--memory", help="As in generate; answers of all clients go there.")]
 _Host = Annotated[options.Text, typer.Option("--host", help="Where to listen; 127.0.0.1 is this machine only.")]
@@ -48,7 +56,8 @@ def serve(
     vllm_args: _VllmArgs = None,
     config: _Config = None,
     engine: _Engine = None,
-    model: _Model = None,
+    model: _Models = None,
+    lora_modules: _Adapters = None,
     draft: options.Draft = None,
     drafter: _Drafter = None,
     heads: options.HeadsFolder = None,
@@ -77,20 +86,18 @@ def serve(
     """
     from specstream.serving.deployment import DeploymentConfig
 
+    adapters, vllm_args = _adapters(lora_modules, vllm_args or [])
+    drafts: Any = {"draft_model": draft, "drafter": drafter, "heads": heads, "memory": memory, "gamma": gamma}
     passes: Any = {"dtype": dtype, "device": device, "runtime": runtime, "quantization": quantization}
     limits: Any = {"max_rows": max_rows, "max_queue": max_queue, "max_tokens": max_tokens, "max_context": max_context}
     places: Any = {"host": host, "port": port, "log_level": log_level, "reasoning_parser": reasoning_parser}
     settings = DeploymentConfig.read(
         config,
         engine=engine,
-        model_name=model,
-        model_path=model,  # over one of the file
-        draft_model=draft,
-        drafter=drafter,
-        heads=heads,
-        memory=memory,
+        **_models(model or [], served_model_name),
+        lora_modules=adapters,
+        **drafts,
         prefix_cache_gb=prefix_cache_gb,
-        gamma=gamma,
         acceptance_threshold=acceptance_threshold,
         **passes,
         **limits,
@@ -104,6 +111,28 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("specstream").setLevel(settings.log_level.upper())
     (_serve_with_vllm if settings.engine == "vllm" else _serve_ours)(settings)
+
+
+def _models(words: list[str], served_name: str | None) -> dict[str, Any]:
+    """The settings that ``--model`` stands for; a path goes over one of the file."""
+    from specstream.serving.deployment import named
+
+    if not words:
+        return {}
+    if len(words) > 1 and served_name is not None:
+        raise UsageError(
+            f"served_model_name is {served_name!r} and there are {len(words)} models; give --model NAME=PATH"
+        )
+    name, path = named(words[0])
+    return {"model_name": name, "model_path": path, "models": words[1:] or None}
+
+
+def _adapters(given: list[str] | None, words: list[str]) -> tuple[list[str] | None, list[str]]:
+    """The adapters, and the words that are for vLLM: as there, one ``--lora-modules`` has several names."""
+    if given is None:
+        return None, words
+    more = list(itertools.takewhile(lambda word: "=" in word and not word.startswith("-"), words))
+    return [*given, *more], words[len(more) :]
 
 
 def _refuse_vllm_args(words: list[str]) -> NoReturn:

@@ -21,7 +21,7 @@ _ALSO = {
     "k": ("gamma", "max_speculation_depth"),
     "gamma": ("max_speculation_depth",),
     "served_model_name": ("model_name",),
-    "model": ("model_name", "model_path"),
+    "model": ("model_name", "model_path", "models"),
 }
 """What Python calls some options besides their own names."""
 

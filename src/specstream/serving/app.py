@@ -18,7 +18,6 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 import specstream
-from specstream.engine.engine import SpeculativeEngine
 from specstream.errors import MissingPackageError, UsageError
 from specstream.serving.complaints import malformed
 from specstream.serving.deployment import DeploymentConfig
@@ -36,14 +35,16 @@ from specstream.serving.description import (
     well,
 )
 from specstream.serving.faults import FieldError, fault
-from specstream.serving.gateway import Answers, ContextError, Gateway, UnknownModelError
+from specstream.serving.gateway import Answers, ContextError
 from specstream.serving.jobs import Job, LateError, Piece, TokenChance
 from specstream.serving.metrics import ServerMetrics
 from specstream.serving.middleware import PROBES, Access, Guard, JsonResponse, refusal
+from specstream.serving.models import Models, UnknownModelError
 from specstream.serving.requests import Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from specstream.serving.responses import ChunkEvents, Shape, best, usage
 from specstream.serving.responses_api import CHAT_FIELDS, ResponseEvents, ResponsesBody
-from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError
+from specstream.serving.run import Loaded
+from specstream.serving.scheduler import QueueFullError, StoppingError
 
 _log = logging.getLogger("specstream.serving")
 
@@ -56,27 +57,18 @@ CHUNKS = ChunkEvents()
 
 
 class Server:
-    """One engine behind HTTP; its scheduler runs while ``app``, the application, does.
+    """Models behind HTTP; their schedulers run while ``app``, the application, does.
 
     Args:
-        engine: what answers; from the start of the application on its scheduler's alone.
-        config: the limits, and what the model is called.
+        loaded: what answers; from the start of the application on its schedulers' alone. Requests that name no model
+            are for the first.
+        config: the limits of the whole.
         replica: the name that every answer says, where there are several servers.
     """
 
-    def __init__(self, engine: SpeculativeEngine, config: DeploymentConfig, replica: str | None = None) -> None:
-        self.config, self.meters = config, ServerMetrics(config.model_name)
-        self.gateway = Gateway(engine, config)
-        self.scheduler = Scheduler(
-            engine.parts,
-            max_rows=config.max_rows,
-            max_queue=config.max_queue,
-            chunk=config.prefill_chunk_tokens,
-            finished=self.meters.finished,
-        )
-        self.meters.watch(self.scheduler)
-        self._lossless = engine.config.acceptance_threshold is None
-        self._left_out = engine.parts.left_out
+    def __init__(self, loaded: Sequence[Loaded], config: DeploymentConfig, replica: str | None = None) -> None:
+        self.config, self.meters = config, ServerMetrics()
+        self.models = Models(loaded, self.meters)
         self._created = int(time.time())
         self.app = self._routes(replica)
 
@@ -114,8 +106,8 @@ class Server:
         app.post("/v1/chat/completions", response_model=None, responses=chat)(self.chat)
         app.post("/v1/completions", response_model=None, responses=text)(self.complete)
         app.post("/v1/responses", response_model=None, responses=generated(Responded))(self.respond)
-        app.get("/v1/models", response_model=None, responses=answered(Cards, [401]))(self.models)
-        app.get("/v1/models/{name:path}", response_model=None, responses=answered(Card, [401, 404]))(self.model)
+        app.get("/v1/models", response_model=None, responses=answered(Cards, [401]))(self.cards)
+        app.get("/v1/models/{name:path}", response_model=None, responses=answered(Card, [401, 404]))(self.card)
         app.post("/tokenize", response_model=None, responses=answered(Tokens, [400, 401, 404]))(self.tokenize)
         app.post("/detokenize", response_model=None, responses=answered(Text, [400, 401, 404]))(self.detokenize)
         app.get("/version", response_model=None, responses=answered(Version, [401]))(self.version)
@@ -127,9 +119,9 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        self.scheduler.start()
+        self.models.start()
         yield
-        await asyncio.to_thread(self.scheduler.stop, self.config.grace_seconds)
+        await self.models.stop(self.config.grace_seconds)
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Answer a chat."""
@@ -147,26 +139,24 @@ class Server:
             error.param = CHAT_FIELDS.get(error.param, error.param)
             raise
 
-    async def models(self) -> Response:
-        """The one model that is served."""
-        return JsonResponse({"object": "list", "data": [self._card()]})
+    async def cards(self) -> Response:
+        """The models that are served."""
+        return JsonResponse({"object": "list", "data": [each.card(self._created) for each in self.models]})
 
-    async def model(self, name: str) -> Response:
-        """The same, by its name."""
-        if name != self.config.model_name:
-            raise UnknownModelError(
-                f"the model {name[:100]!r} is not served here; give {self.config.model_name!r}", "model"
-            )
-        return JsonResponse(self._card())
+    async def card(self, name: str) -> Response:
+        """One of them."""
+        return JsonResponse(self.models.named(name).card(self._created))
 
     async def tokenize(self, body: TokenizeBody) -> Response:
         """The tokens of a text or a chat."""
-        tokens = await asyncio.to_thread(self.gateway.tokenized, body)
-        return JsonResponse({"tokens": tokens, "count": len(tokens), "max_model_len": self.gateway.context})
+        gateway = self.models.named(body.model).gateway
+        tokens = await asyncio.to_thread(gateway.tokenized, body)
+        return JsonResponse({"tokens": tokens, "count": len(tokens), "max_model_len": gateway.context})
 
     async def detokenize(self, body: DetokenizeBody) -> Response:
         """The text of tokens."""
-        return JsonResponse({"prompt": await asyncio.to_thread(self.gateway.detokenized, body)})
+        gateway = self.models.named(body.model).gateway
+        return JsonResponse({"prompt": await asyncio.to_thread(gateway.detokenized, body)})
 
     async def version(self) -> Response:
         """Of this package."""
@@ -174,49 +164,42 @@ class Server:
 
     async def health(self) -> Response:
         """Whether the process works: 503 asks for a restart."""
-        alive = self.scheduler.alive
-        return JsonResponse({"status": "ok" if alive else "the scheduler has died"}, status_code=200 if alive else 503)
+        dead = self.models.dead
+        said = f"the scheduler of {' and of '.join(dead)} has died" if dead else "ok"
+        return JsonResponse({"status": said}, status_code=503 if dead else 200)
 
     async def ready(self) -> Response:
         """Whether it takes requests: 503 asks for no more of them."""
-        ready = self.scheduler.ready
+        ready = self.models.ready
         return JsonResponse({"status": "ready" if ready else "stopping"}, status_code=200 if ready else 503)
 
     async def metrics(self) -> Response:
         """Counters, for Prometheus."""
         return Response(self.meters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    def _card(self) -> dict[str, Any]:
-        return {
-            "id": self.config.model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "specstream",
-            "max_model_len": self.gateway.context,
-        }
-
     async def _answer(self, body: ChatBody | CompletionBody, request: Request, form: _Form = CHUNKS) -> Response:
-        arrived = time.monotonic()
-        self.scheduler.check(self.gateway.answers(body))
+        arrived, served = time.monotonic(), self.models.named(body.model)
+        gateway = served.gateway
+        served.scheduler.check(gateway.answers(body))
         # Apart from the event loop: a long prompt takes a while to encode.
-        prompts = await asyncio.to_thread(self.gateway.prompts, body)
-        opened = self.gateway.thought_opened(body, prompts)
+        prompts = await asyncio.to_thread(gateway.prompts, body)
+        opened = gateway.thought_opened(body, prompts)
         shape = Shape(
             chat=isinstance(body, ChatBody),
-            model=self.config.model_name,
-            tokenizer=self.gateway.tokenizer,
-            lossless=self._lossless,
-            left_out=self._left_out,
+            model=served.name,
+            tokenizer=gateway.tokenizer,
+            lossless=served.lossless,
+            left_out=served.left_out,
             tools=[tool.function.name for tool in body.tools_given],
             opened=opened,
         )
         shape.skip_special = body.skip_special_tokens is not False
         client = f"{request.client.host if request.client else ''} {body.user or ''}"
-        jobs = await asyncio.to_thread(self.gateway.jobs, body, prompts, client, arrived, opened)
+        jobs = await asyncio.to_thread(gateway.jobs, body, prompts, client, arrived, opened)
         if self.config.log_prompts:
-            _log.info("%s asks: %s", shape.id, [self.gateway.tokenizer.decode(prompt) for prompt in prompts])
-        clamped = self.gateway.clamped(body, prompts)
-        answers = Answers(self.scheduler, jobs)
+            _log.info("%s asks: %s", shape.id, [gateway.tokenizer.decode(prompt) for prompt in prompts])
+        clamped = gateway.clamped(body, prompts)
+        answers = Answers(served.scheduler, jobs)
         if body.stream:
             include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
             chunks = self._chunks(shape, answers, include_usage, clamped, request)

@@ -36,6 +36,10 @@ class DeploymentConfig(Section):
     Attributes:
         model_name: what clients call the model, and, without a ``model_path``, the name it is loaded by.
         model_path: a folder, or another name, to load it from.
+        models: further models by name: where each is loaded from, or a mapping of its own settings. Of this one's it
+            has all but those of ``OWN`` (what drafts, and the adapters).
+        lora_modules: LoRA adapters of the model by name, each a folder in PEFT's format. Each is merged into a copy of
+            the model, which takes the model's memory once more; what drafts for the model drafts for them too.
         engine: ``local`` is this package's own; ``vllm`` starts vLLM with what it has of the rest (docs/scaling.md).
         draft_model: as in ``SpeculativeEngine``; so are ``drafter``, ``heads``, ``device``, ``dtype``,
             ``runtime`` and ``quantization``.
@@ -82,6 +86,8 @@ class DeploymentConfig(Section):
 
     model_name: str = Field(default="smollm2-135m", min_length=1)
     model_path: str | None = None
+    models: dict[str, str | dict[str, Any]] = Field(default_factory=dict)
+    lora_modules: dict[str, str] = Field(default_factory=dict)
     engine: Literal["local", "vllm"] = "local"
     draft_model: str | None = None
     drafter: Literal[
@@ -140,6 +146,20 @@ class DeploymentConfig(Section):
                 super().__init__(**values)
             except ValidationError as error:
                 raise FieldError(_complaint(error), str(error.errors()[0]["loc"][0])) from None
+            self._check_names()
+
+    @field_validator("models", "lora_modules", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any, field: ValidationInfo) -> Any:
+        """Of words such as ``NAME=PATH`` a mapping; a model may be called what it is loaded from."""
+        if isinstance(value, str):
+            value = value.split()
+        if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+            return value
+        pairs = [named(word) for word in value]
+        if field.field_name == "lora_modules" and (bare := next((n for n, path in pairs if n == path), None)):
+            raise ValueError(f"lora_modules is {bare!r}, which has no name; give NAME=PATH")
+        return _unique(pairs, str(field.field_name))
 
     @field_validator("vllm_args", mode="before")
     @classmethod
@@ -193,8 +213,50 @@ class DeploymentConfig(Section):
         Raises:
             UsageError: it is empty.
         """
-        given = {field: getattr(self, field) for field in self.model_fields_set}
-        return DeploymentConfig(**{**given, "model_name": name, "model_path": self.source})
+        return DeploymentConfig(**{**self._given, "model_name": name, "model_path": self.source})
+
+    def adapted(self, name: str) -> DeploymentConfig:
+        """The configuration of one of ``lora_modules``: its base's by another name, without the base's adapters."""
+        return DeploymentConfig(**{**self._given, "model_name": name, "model_path": self.source, "lora_modules": {}})
+
+    @property
+    def targets(self) -> list[DeploymentConfig]:
+        """A configuration for each model, this one's first; each has its adapters, and none has further models.
+
+        Raises:
+            FieldError: a setting of a further model that is unknown, out of range, or of the whole server.
+        """
+        given = {name: value for name, value in self._given.items() if name != "models"}
+        shared = {name: value for name, value in given.items() if name not in OWN}
+        found = [DeploymentConfig(**given)] if self.models else [self]
+        for name, settings in self.models.items():
+            own = {"model_path": settings} if isinstance(settings, str) else settings
+            try:
+                if wide := sorted(OF_THE_SERVER & own.keys()):
+                    raise FieldError(f"{wide[0]} is of the whole server; give it beside models", wide[0])
+                found.append(DeploymentConfig(**{**shared, **own, "model_name": name}))
+            except FieldError as error:
+                raise FieldError(f"in models, {name!r}: {error}", "models") from None
+        return found
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        return {field: getattr(self, field) for field in self.model_fields_set}
+
+    def _check_names(self) -> None:
+        """Refuse a name that two models have.
+
+        Raises:
+            FieldError: so it is.
+        """
+        if not self.models and not self.lora_modules:
+            return
+        names = set[str]()
+        for each in self.targets:
+            for name, field in ((each.model_name, "models"), *((name, "lora_modules") for name in each.lora_modules)):
+                if name in names:
+                    raise FieldError(f"{field} is {name!r}, which another model is called; give another name", field)
+                names.add(name)
 
     @classmethod
     def read(
@@ -235,6 +297,32 @@ class DeploymentConfig(Section):
             raise UsageError(f"{where}{said}{owner_of(document.values, cls.model_fields)}") from None
 
 
+OWN = frozenset({"model_path", "lora_modules", "draft_model", "heads", "memory"})
+"""Settings of one model that no further one has of it."""
+
+OF_THE_SERVER = frozenset(
+    {
+        *("model_name", "models", "engine", "device", "memory_gb", "gpu_required", "host", "port", "api_key"),
+        *("max_connections", "max_body_bytes", "grace_seconds", "cors_origins", "log_level", "log_prompts"),
+        *("vllm_path", "vllm_args"),
+    }
+)
+"""Settings that no further model has of its own."""
+
+
+def named(word: str) -> tuple[str, str]:
+    """Name and path of ``NAME=PATH``; what has no such name is both. A path may have an ``=`` behind a slash."""
+    name, equals, path = word.partition("=")
+    return (name, path) if equals and name and path and "/" not in name else (word, word)
+
+
+def _unique(pairs: Sequence[tuple[str, str]], field: str) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{field} is {twice!r} twice; give each another name")
+    return dict(pairs)
+
+
 def check_variables(environment: Mapping[str, str]) -> None:
     """Refuse what begins like our variables and is none, and those that are empty.
 
@@ -263,20 +351,30 @@ def check_machine(config: DeploymentConfig) -> None:
     Raises:
         UsageError: no GPU, or too little memory; with the numbers.
     """
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.gpu_required and not gpus:
+    if config.gpu_required and not _gpus():
         raise UsageError("gpu_required is true and this machine has 0 GPUs; give gpu_required: false to serve on a CPU")
     if config.memory_gb is None:
         return
-    on_gpu = gpus > 0 and not config.device.startswith("cpu")
-    free = torch.cuda.mem_get_info()[0] if on_gpu else free_memory()
+    free, where = free_bytes(config)
     if config.memory_gb * GB > free:
-        where = "the GPU" if on_gpu else "this machine"
         raise UsageError(
             f"memory_gb is {config.memory_gb:g} and {where} has {free / GB:.1f} GB free; give less, or free some"
         )
+
+
+def free_bytes(config: DeploymentConfig) -> tuple[int, str]:
+    """How much memory is free where the models go, and what that place is called."""
+    import torch
+
+    if _gpus() and not config.device.startswith("cpu"):
+        return torch.cuda.mem_get_info()[0], "the GPU"
+    return free_memory(), "this machine"
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def most_connections(config: DeploymentConfig) -> int:
@@ -324,7 +422,7 @@ def _file(path: str) -> Document:
 
 def _complaint(error: ValidationError) -> str:
     first = error.errors()[0]
-    name = ".".join(map(str, first["loc"]))
+    name = str(first["loc"][0])  # of a mapping, pydantic also says which branch of a union it means
     if first["type"] == "extra_forbidden":
         return f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
     if first["type"] == "value_error":
@@ -335,6 +433,8 @@ def _complaint(error: ValidationError) -> str:
 
 _WANTED = {
     "api_key": "a text; a number in quotes",
+    "lora_modules": "names and folders, such as sql=./sql-adapter",
+    "models": "names and where each is loaded from, such as chat=./models/chat",
     "cors_origins": "a list of origins, such as [https://a.example]",
     "vllm_args": "a text or a list, such as --tensor-parallel-size 4",
 }

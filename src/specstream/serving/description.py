@@ -158,6 +158,17 @@ class TextLogprobs(Said):
     text_offset: list[int]
 
 
+class Ranked(Said):
+    """A token of a prompt, or one in its place; ``rank`` 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, Ranked] | None]
+
+
 class TextChoice(Said):
     """One text that goes on."""
 
@@ -165,6 +176,7 @@ class TextChoice(Said):
     text: str
     finish_reason: str
     logprobs: TextLogprobs | None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Answered(Said):
@@ -183,6 +195,7 @@ class ChatCompletion(Answered):
 
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Completion(Answered):
@@ -222,6 +235,7 @@ class Responded(Said):
     incomplete_details: dict[str, str] | None
     instructions: str | None
     max_output_tokens: int | None
+    reasoning: dict[str, str | None]
     metadata: dict[str, str]
     parallel_tool_calls: bool
     temperature: float | None
@@ -255,12 +269,14 @@ class Version(Said):
 
 
 class Card(Said):
-    """A model; ``max_model_len`` is of tokens, null for no limit."""
+    """A model; ``max_model_len`` is of tokens, null for no limit, and ``parent`` the base of an adapter."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    parent: str | None
     max_model_len: int | None
 
 

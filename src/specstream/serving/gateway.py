@@ -33,10 +33,6 @@ from specstream.serving.structured import JsonMask, Schemas
 from specstream.serving.tool_calls import format_of, grammar, rendered
 
 
-class UnknownModelError(FieldError):
-    """A model that is not served here."""
-
-
 class ContextError(FieldError):
     """A prompt that is longer than what may be read."""
 
@@ -67,25 +63,13 @@ class Gateway:
         """How many answers a request asks for.
 
         Raises:
-            FieldError: another model, or more answers than there is ever room for.
+            FieldError: more answers than there is ever room for.
         """
-        self.served(body.model)
         answers = (1 if isinstance(body, ChatBody) else len(body.prompts)) * body.drawn
         if answers > self._most_answers:
             many = "best_of" if body.drawn > body.kept else "n" if body.kept > 1 else "prompt"
             raise FieldError(f"the request asks for {answers} answers; ask for {self._most_answers} at most", many)
         return answers
-
-    def served(self, name: str | None) -> None:
-        """Refuse another model.
-
-        Raises:
-            UnknownModelError: so it is.
-        """
-        if name is not None and name != self._config.model_name:
-            raise UnknownModelError(
-                f"the model {name[:100]!r} is not served here; give {self._config.model_name!r}", "model"
-            )
 
     def tokenized(self, body: TokenizeBody) -> list[int]:
         """Token ids of a text or a chat.
@@ -93,7 +77,6 @@ class Gateway:
         Raises:
             FieldError: one that cannot be read.
         """
-        self.served(body.model)
         field = "messages" if body.messages else "prompt"
         self._check_size(sum(_bytes(turn.text) for turn in body.messages or ()) + _bytes(body.prompt or ""), field)
         try:
@@ -114,7 +97,6 @@ class Gateway:
         Raises:
             FieldError: a token that is none.
         """
-        self.served(body.model)
         try:
             check_tokens(self._engine.target.vocab_size, [body.tokens], ())
         except UsageError as error:
@@ -139,7 +121,7 @@ class Gateway:
                     )
         try:
             if isinstance(body, ChatBody):
-                found = [self._chat(body.messages, body.tools_given, body.chat_template_kwargs or {})]
+                found = [self._chat(body.messages, body.tools_given, body.template)]
             else:
                 found = [encode(self.tokenizer, each) if isinstance(each, str) else each for each in body.prompts]
             check_tokens(size, found, ())
@@ -174,7 +156,7 @@ class Gateway:
         for place, prompt in enumerate(prompts):
             room = self._room(body, prompt)
             echo = self._echo(body, place) if isinstance(body, CompletionBody) and body.echo else None
-            for _ in range(body.drawn):
+            for number in range(body.drawn):
                 settings = {**_sampling(body), "max_new_tokens": max(1, room)}
                 if isinstance(body, ChatBody) and body.predicted:
                     settings["prediction"] = body.predicted
@@ -198,6 +180,7 @@ class Gateway:
                         arrived=arrived,
                         deadline=arrived + self._config.request_seconds,
                         top_logprobs=body.wanted_logprobs,
+                        prompt_logprobs=None if number else body.prompt_logprobs,  # the others' are the same
                         ranked=body.drawn > body.kept,
                         echo=echo,
                         prompt_only=room == 0,
@@ -219,6 +202,8 @@ class Gateway:
         self, body: ChatBody | CompletionBody, prompt_length: int, opened: bool | None
     ) -> list[ThinkingBudget]:
         most = body.thinking_token_budget if isinstance(body, ChatBody) else None
+        if isinstance(body, ChatBody) and body.reasoning_effort == "none" and opened is not None:
+            most = 0
         if most is None:
             return []
         if opened is None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -29,11 +29,15 @@ class TokenChance:
     """What the model gave a token, and the likeliest instead of it: natural logarithms, before sampling.
 
     The first of a prompt has none.
+
+    Attributes:
+        rank: 1 for the likeliest token; only of tokens of a prompt.
     """
 
     token: int
     logprob: float | None
     top: tuple[tuple[int, float], ...]
+    rank: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ class Job:
         deliver: told every event, in order, until ``Done`` or ``Failed``; from whatever thread.
         deadline: of ``time.monotonic``.
         top_logprobs: how many of the likeliest tokens to report beside each; None for no chances at all.
+        prompt_logprobs: the same for the tokens of the prompt, in ``prompt_chances``.
         echo: the prompt's text, which is told first, its chances with it; None to leave it out.
         prompt_only: whether nothing is to come behind it.
         ranked: whether it is compared with others, by ``logprob``: the mean of its tokens' own.
@@ -84,6 +89,7 @@ class Job:
     deliver: Callable[[Event], None]
     deadline: float = math.inf
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
     echo: str | None = None
     prompt_only: bool = False
     ranked: bool = False
@@ -95,6 +101,7 @@ class Job:
     cancelled: bool = False
     outcome: str = ""
     row: Row | None = None
+    prompt_chances: list[TokenChance] = field(default_factory=list)
     _generation: Generation = field(init=False)
     _chances: list[TokenChance] = field(default_factory=list)
     _total: float = 0.0
@@ -111,16 +118,17 @@ class Job:
         self.row.known = self.known
         if self.top_logprobs is not None or self.ranked:
             self.row.watch = self._watch
-        if self.top_logprobs is not None and self.echo is not None:
+        if self.prompt_logprobs is not None or (self.top_logprobs is not None and self.echo is not None):
+            self.prompt_chances.append(TokenChance(token=self.prompt[0], logprob=None, top=()))
             self.row.watch_prompt = self._watch_prompt
         return self._generation.reading()
 
     def open(self) -> bool:
         """Tell what there is when the prompt has been read; whether there is more to come."""
         if self.echo is not None:
-            first = TokenChance(token=self.prompt[0], logprob=None, top=())
-            chances, self._chances = () if self.top_logprobs is None else (first, *self._chances), []
-            self.deliver(Piece(text=self.echo, tokens=tuple(self.prompt), chances=chances))
+            most = self.top_logprobs
+            told = () if most is None else tuple(replace(each, top=each.top[:most]) for each in self.prompt_chances)
+            self.deliver(Piece(text=self.echo, tokens=tuple(self.prompt), chances=told))
         if self.prompt_only:
             self.outcome = "length"
             self.deliver(Done())
@@ -159,17 +167,24 @@ class Job:
             self.deliver(Done())
 
     def _watch(self, logits: Tensor, tokens: Sequence[int]) -> None:
-        shares = logits.float().log_softmax(-1)
-        best = shares.topk(min(self.top_logprobs or 0, shares.shape[-1]), -1)
-        for at, token in enumerate(tokens):
-            top = tuple(zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True))
-            self._chances.append(TokenChance(token=token, logprob=float(shares[at, token]), top=top))
+        self._chances += _chances(logits, tokens, self.top_logprobs or 0)
 
     def _watch_prompt(self, logits: Tensor, start: int) -> None:
+        most = max(self.prompt_logprobs or 0, 0 if self.echo is None else self.top_logprobs or 0)
         for at in range(0, len(logits), SLICE):
             part = logits[at : at + SLICE]
             first = start + at + 1
-            self._watch(part, self.prompt[first : first + len(part)])
+            self.prompt_chances += _chances(part, self.prompt[first : first + len(part)], most, ranked=True)
+
+
+def _chances(logits: Tensor, tokens: Sequence[int], most: int, *, ranked: bool = False) -> Iterator[TokenChance]:
+    """Of each token, and of the ``most`` likeliest in its place; ``logits`` are ``[tokens, vocab]``."""
+    shares = logits.float().log_softmax(-1)
+    best = shares.topk(min(most, shares.shape[-1]), -1)
+    for at, token in enumerate(tokens):
+        top = tuple(zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True))
+        rank = int((shares[at] >= shares[at, token]).sum()) if ranked else None  # as vLLM counts
+        yield TokenChance(token=token, logprob=float(shares[at, token]), top=top, rank=rank)
 
 
 class FairQueue:

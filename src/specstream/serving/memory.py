@@ -20,7 +20,7 @@ from specstream.models.hub.gguf_header import is_gguf, read_header
 from specstream.models.hub.load import pick_device, pick_dtype
 from specstream.models.hub.schemes import Scheme, read_scheme
 from specstream.models.runtime.capabilities import capabilities
-from specstream.serving.deployment import GB, DeploymentConfig
+from specstream.serving.deployment import GB, DeploymentConfig, free_bytes
 
 _BYTES: dict[str, float] = {"none": 0, "int8": 1, "int4": 0.6}
 """Bytes of a weight in a quantised copy, a larger head among them."""
@@ -51,6 +51,7 @@ class Needs:
 
     Attributes:
         weights: of the model and of its draft.
+        draft: those of its draft alone, which its adapters share.
         cache: of keys and values, when every row is as long as it may become and the prefix cache is full.
         dtype: of the model.
         rows: answers side by side.
@@ -58,6 +59,7 @@ class Needs:
     """
 
     weights: float
+    draft: float
     cache: float
     dtype: str
     rows: int
@@ -65,7 +67,7 @@ class Needs:
 
 
 def check_fit(config: DeploymentConfig, shards: int = 1) -> None:
-    """Refuse models that take more than ``memory_gb``, before they are loaded.
+    """Refuse models that take more than ``memory_gb``, before they are loaded; several, also what is not free.
 
     Args:
         config: what is asked for.
@@ -76,6 +78,9 @@ def check_fit(config: DeploymentConfig, shards: int = 1) -> None:
         ModelNotFoundError: nothing answers to a model's name.
         DownloadError: it could not be fetched.
     """
+    if config.models or config.lora_modules:
+        _check_several(config)
+        return
     if config.memory_gb is None:
         return
     try:
@@ -99,6 +104,41 @@ def check_fit(config: DeploymentConfig, shards: int = 1) -> None:
     )
 
 
+def _check_several(config: DeploymentConfig) -> None:
+    """Refuse models that do not fit beside each other, and say which of them to leave out.
+
+    Raises:
+        UsageError: so it is. The others are those of ``needs``.
+    """
+    free, where = free_bytes(config)
+    most, there = free, f"{where} has {free / GB:.1f} GB free"
+    if config.memory_gb is not None:
+        most, there = int(config.memory_gb * GB), f"memory_gb is {config.memory_gb:g}"
+    takes, fitting, left_out = dict[str, float](), 0.0, list[str]()
+    for each in config.targets:
+        try:
+            needed = needs(each)
+        except SpecStreamError:
+            raise
+        except (OSError, ValueError, KeyError, AttributeError, ImportError):
+            continue  # to load it will say what is wrong with it
+        whole = needed.weights + needed.cache
+        for name, size in {each.model_name: whole, **dict.fromkeys(each.lora_modules, whole - needed.draft)}.items():
+            takes[name] = size
+            if fitting + size > most or each.model_name in left_out:  # no adapter without its base
+                left_out.append(name)
+            else:
+                fitting += size
+    if not left_out:
+        return
+    sizes = ", ".join(f"{name} {size / GB:.1f}" for name, size in takes.items())
+    remedy = f"leave out {' and '.join(left_out)}, or give " if len(left_out) < len(takes) else "give "
+    raise UsageError(
+        f"{there} and {len(takes)} models take {sum(takes.values()) / GB:.1f} GB (weights and caches: {sizes}); "
+        f"{remedy}fewer max_rows, a shorter max_context, a smaller prefix_cache_gb"
+    )
+
+
 def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
     """What this deployment takes. A model that is not on this machine is fetched, as it will be to load it.
 
@@ -114,7 +154,7 @@ def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
     """
     target = size_of(config.source, config)
     if config.engine == "vllm":
-        return Needs(weights=target.weights / shards, cache=0, dtype=target.dtype, rows=0, context=0)
+        return Needs(weights=target.weights / shards, draft=0, cache=0, dtype=target.dtype, rows=0, context=0)
     name = config.draft_model or ""
     own_weights = target.weights + target.parameters * _BYTES[config.quantization]  # both, until one is released
     if name.startswith(SELF) and name.removeprefix(SELF) in _BYTES:
@@ -127,6 +167,7 @@ def needs(config: DeploymentConfig, shards: int = 1) -> Needs:
     context = min((limit for limit in (config.max_context, target.context) if limit is not None), default=STEP)
     return Needs(
         weights=own_weights + draft_weights,
+        draft=draft_weights,
         cache=config.max_rows * capacity_for(context) * (target.token + draft_token) + config.prefix_cache_gb * GB,
         dtype=target.dtype,
         rows=config.max_rows,

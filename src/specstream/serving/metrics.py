@@ -44,8 +44,8 @@ _VLLM: tuple[tuple[str, str, Callable[[Labels], Labels | None]], ...] = (
 class _AsVllm(Collector):
     """The same numbers by the names, and with the label, that dashboards of vLLM know."""
 
-    def __init__(self, own: CollectorRegistry, model: str) -> None:
-        self._own, self._model = own, model
+    def __init__(self, own: CollectorRegistry) -> None:
+        self._own = own
 
     def collect(self) -> Iterator[Metric]:
         families = {family.name: family for family in self._own.collect()}
@@ -53,25 +53,23 @@ class _AsVllm(Collector):
             family = families[f"specstream_{ours}"]
             sums = dict[tuple[str, tuple[tuple[str, str], ...]], float]()
             for sample in family.samples:
-                ending, labels = sample.name.removeprefix(family.name), labels_of(sample.labels)
-                if labels is not None and ending != "_created":
-                    key = ending, tuple(labels.items())
+                ending, rest = sample.name.removeprefix(family.name), dict(sample.labels)
+                model = {"model_name": rest.pop("model_name")}
+                if (labels := labels_of(rest)) is not None and ending != "_created":
+                    key = ending, tuple({**model, **labels}.items())
                     sums[key] = sums.get(key, 0.0) + sample.value
             metric = Metric(f"vllm:{name}", family.documentation, family.type)
             for (ending, own), value in sums.items():
-                metric.add_sample(metric.name + ending, {"model_name": self._model, **dict(own)}, value)
+                metric.add_sample(metric.name + ending, dict(own), value)
             yield metric
 
 
 class ServerMetrics:
-    """Counters of one server, in registries of their own.
+    """Counters of one server, in registries of their own; each by the name of the model, as clients call it."""
 
-    Args:
-        model: as clients call it.
-    """
-
-    def __init__(self, model: str) -> None:
+    def __init__(self) -> None:
         self.registry, self._vllm = CollectorRegistry(), CollectorRegistry()
+        self._by_model: list[Counter | Histogram] = []
         self._answers = self._counter("answers", "Answers that ended, by how: stop, length, cancelled, ...", "outcome")
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.")
         self._cached = self._counter("cached_prompt_tokens", "Tokens of prompts that were reused from earlier texts.")
@@ -82,47 +80,53 @@ class ServerMetrics:
         self._drafted = self._counter("drafted_tokens", "Passes that drafted as deep as this position.", "position")
         self._accepted = self._counter("accepted_tokens", "Passes that accepted a token at this position.", "position")
         self._drafts = self._counter("drafts", "Passes that a drafter drafted for.", "drafter")
-        self._refused = self._counter("refused_requests", "Requests that were refused, by HTTP status.", "status")
         self._waited = self._histogram("queue_seconds", "From arrival to the first pass.")
         self._first = self._histogram("first_token_seconds", "From arrival to the first token.")
         self._token = self._histogram("token_seconds", "From one token to the next, as their mean in an answer.")
         self._whole = self._histogram("answer_seconds", "From arrival to the end.")
-        self._model = model
+        self._waiting = self._gauge("queue_length", "Answers that wait for a place.")
+        self._running = self._gauge("running_answers", "Answers that are being decoded.")
+        self._refused = Counter(  # also for models that are not served
+            "specstream_refused_requests",
+            "Requests that were refused, by HTTP status.",
+            ["status"],
+            registry=self.registry,
+        )
+        self._vllm.register(_AsVllm(self.registry))
 
-    def watch(self, scheduler: Scheduler) -> None:
-        """Read its queue whenever someone asks."""
-        waiting = Gauge("specstream_queue_length", "Answers that wait for a place.", registry=self.registry)
-        waiting.set_function(lambda: scheduler.waiting)
-        running = Gauge("specstream_running_answers", "Answers that are being decoded.", registry=self.registry)
-        running.set_function(lambda: scheduler.running)
-        self._vllm.register(_AsVllm(self.registry, self._model))
+    def watch(self, model: str, scheduler: Scheduler) -> None:
+        """Read its queue whenever someone asks, and begin to count from 0."""
+        self._waiting.labels(model).set_function(lambda: scheduler.waiting)
+        self._running.labels(model).set_function(lambda: scheduler.running)
+        for each in self._by_model:
+            each.labels(model)
 
-    def finished(self, job: Job) -> None:
+    def finished(self, model: str, job: Job) -> None:
         """Count a job that ended."""
         now = time.monotonic()
-        self._answers.labels(job.outcome).inc()
-        self._whole.observe(now - job.arrived)
+        self._answers.labels(model, job.outcome).inc()
+        self._whole.labels(model).observe(now - job.arrived)
         if job.joined is not None:
-            self._waited.observe(job.joined - job.arrived)
+            self._waited.labels(model).observe(job.joined - job.arrived)
         if job.first is not None:
-            self._first.observe(job.first - job.arrived)
+            self._first.labels(model).observe(job.first - job.arrived)
         if job.row is None:
             return
         stats = job.row.stats
         if job.first is not None:
             for _ in range(stats.new_tokens - 1):
-                self._token.observe((now - job.first) / (stats.new_tokens - 1))
-        self._prompt.inc(job.row.prompt_length)
-        self._cached.inc(job.row.cached)
-        self._hits.inc(job.row.cached > 0)
-        self._generated.inc(stats.new_tokens)
-        self._passes.inc(stats.target_passes)
-        self._nodes.inc(stats.drafted)
+                self._token.labels(model).observe((now - job.first) / (stats.new_tokens - 1))
+        self._prompt.labels(model).inc(job.row.prompt_length)
+        self._cached.labels(model).inc(job.row.cached)
+        self._hits.labels(model).inc(job.row.cached > 0)
+        self._generated.labels(model).inc(stats.new_tokens)
+        self._passes.labels(model).inc(stats.target_passes)
+        self._nodes.labels(model).inc(stats.drafted)
         for counter, counts in ((self._drafted, stats.drafted_at), (self._accepted, stats.accepted_at)):
             for position, count in counts.items():
-                counter.labels(str(position)).inc(count)
+                counter.labels(model, str(position)).inc(count)
         for drafter, count in stats.drafts.items():
-            self._drafts.labels(drafter).inc(count)
+            self._drafts.labels(model, drafter).inc(count)
 
     def refused(self, status: int) -> None:
         """Count a request that got no answer."""
@@ -133,7 +137,15 @@ class ServerMetrics:
         return generate_latest(self.registry) + generate_latest(self._vllm)
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(f"specstream_{name}", what, labels, registry=self.registry)
+        made = Counter(f"specstream_{name}", what, ["model_name", *labels], registry=self.registry)
+        if not labels:
+            self._by_model.append(made)
+        return made
 
     def _histogram(self, name: str, what: str) -> Histogram:
-        return Histogram(f"specstream_{name}", what, buckets=_SECONDS, registry=self.registry)
+        made = Histogram(f"specstream_{name}", what, ["model_name"], buckets=_SECONDS, registry=self.registry)
+        self._by_model.append(made)
+        return made
+
+    def _gauge(self, name: str, what: str) -> Gauge:
+        return Gauge(f"specstream_{name}", what, ["model_name"], registry=self.registry)

@@ -64,6 +64,8 @@ def build(arguments: Mapping[str, Any]) -> Any:
     if config.engine != "local":
         raise UsageError(f"engine is {config.engine!r}, which has replicas of its own; give engine: local")
 
+    models = [each for target in config.targets for each in (target, *[target] * len(target.lora_modules))]
+
     def application() -> ASGIApp:
         return replica(config, serve.get_replica_context().replica_id.unique_id)
 
@@ -72,16 +74,16 @@ def build(arguments: Mapping[str, Any]) -> Any:
 
         def check_health(self) -> None:
             """Ray replaces a replica whose check fails."""
-            if not all(server.scheduler.alive for server in _servers):
-                raise SpecStreamError("the scheduler has died; the replica has to be started again")
+            if dead := [name for server in _servers for name in server.models.dead]:
+                raise SpecStreamError(f"the scheduler of {dead[0]} has died; the replica has to be started again")
 
     # Ray holds back what is more than this; with our own queue in it, it is our 429 that a client sees.
-    options: dict[str, Any] = {"max_ongoing_requests": config.max_rows + config.max_queue}
+    options: dict[str, Any] = {"max_ongoing_requests": sum(each.max_rows + each.max_queue for each in models)}
     if wanted.most_replicas is not None and wanted.most_replicas > wanted.replicas:
         options["autoscaling_config"] = {
             "min_replicas": wanted.replicas,
             "max_replicas": wanted.most_replicas,
-            "target_ongoing_requests": config.max_rows,
+            "target_ongoing_requests": sum(each.max_rows for each in models),
         }
     else:
         options["num_replicas"] = wanted.replicas

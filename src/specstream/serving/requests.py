@@ -18,6 +18,8 @@ MOST_LOGPROBS = 20
 
 MOST_TOOLS = 128
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+
 COLDEST = 1e-6
 """The lowest temperature above 0 that logits can be divided by."""
 
@@ -80,7 +82,7 @@ class Body(Given):
         **dict.fromkeys(("metadata",), dict),
         **dict.fromkeys(("store",), bool),
         **dict.fromkeys(("service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"), str),
-        **dict.fromkeys(("verbosity", "reasoning_effort"), str),
+        **dict.fromkeys(("verbosity",), str),
     }
     unsupported = {
         "functions": ([],),
@@ -111,6 +113,7 @@ class Body(Given):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
     user: str | None = Field(default=None, max_length=1000)
 
     @field_validator("top_k")
@@ -130,6 +133,10 @@ class Body(Given):
     def _streams(self) -> Body:
         if self.stream_options is not None and not self.stream:
             raise about("stream_options", "is only for streams; give stream: true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise about(
+                "prompt_logprobs", "is given and the answer is a stream, which has no place for it; leave one out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -350,6 +357,22 @@ class ChatBody(Body):
     prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thinking_token_budget: int | None = Field(default=None, ge=0)
+    reasoning_effort: Effort | None = None
+
+    @model_validator(mode="after")
+    def _thinks_or_not(self) -> ChatBody:
+        if self.reasoning_effort == "none" and self.thinking_token_budget:
+            raise about(
+                "thinking_token_budget", f"is {self.thinking_token_budget} and the effort none; leave one of both out"
+            )
+        return self
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What the chat template is told: by the names that those of gpt-oss and Qwen 3 read."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        thinks = {"enable_thinking": False} if self.reasoning_effort == "none" else {}
+        return {**effort, **thinks, **(self.chat_template_kwargs or {})}
 
     @model_validator(mode="after")
     def _chooses_what_is_there(self) -> ChatBody:
@@ -412,6 +435,7 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """``/v1/completions``."""
 
+    without_effect = {**Body.without_effect, "reasoning_effort": str}
     unsupported = {**Body.unsupported, "suffix": ("",)}
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -428,7 +452,7 @@ class CompletionBody(Body):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> CompletionBody:
-        if self.max_tokens == 0 and not self.echo:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
             raise about("max_tokens", "is 0 without echo; give at least 1")
         return self
 

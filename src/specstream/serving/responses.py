@@ -83,6 +83,7 @@ class Shape:
             kept: the places of those that are told.
         """
         choices = []
+        drawn = {id(job.prompt): self._prompt_logprobs(job) for job in jobs if job.prompt_logprobs is not None}
         for index, at in enumerate(kept):
             logprobs = self._logprobs(index, chances[at]) if jobs[at].top_logprobs is not None else None
             message = self._message(index, texts[at]) if self.chat else {}
@@ -91,6 +92,7 @@ class Shape:
                 choice["message"] = message
             else:
                 choice["text"] = texts[at]
+                choice |= {"prompt_logprobs": drawn[id(jobs[at].prompt)]} if drawn else {}
             choices.append(choice)
         return {
             **self._head,
@@ -98,7 +100,26 @@ class Shape:
             "choices": choices,
             "usage": self.usage(jobs),
             "speculation": self.speculation(jobs),
+            **({"prompt_logprobs": drawn[id(jobs[0].prompt)]} if drawn and self.chat else {}),
         }
+
+    def _prompt_logprobs(self, job: Job) -> list[dict[str, Any] | None]:
+        """As vLLM has them: of each token of the prompt it and the likeliest in its place; of the first nothing."""
+        found: list[dict[str, Any] | None] = []
+        for each in job.prompt_chances:
+            if each.logprob is None:
+                found.append(None)
+                continue
+            own = (each.token, each.logprob, each.rank)
+            ranked = (
+                (token, logprob, rank) for rank, (token, logprob) in enumerate(each.top[: job.prompt_logprobs], 1)
+            )
+            told: dict[str, Any] = {}
+            for token, logprob, rank in (own, *ranked):
+                said = self._texts.say(token, first=False)
+                told.setdefault(str(token), {"logprob": _finite(logprob), "rank": rank, "decoded_token": said})
+            found.append(told)
+        return found
 
     def _message(self, index: int, text: str) -> dict[str, Any]:
         """What the assistant said, its thought before and the calls among it."""

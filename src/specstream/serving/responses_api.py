@@ -13,6 +13,7 @@ from specstream.serving.requests import (
     MOST_TOOLS,
     Called,
     ChatBody,
+    Effort,
     Function,
     FunctionName,
     Given,
@@ -115,9 +116,11 @@ class Text(Given):
 
 
 class Reasoning(Given):
-    """How much a model thinks; templates that ask for it are told by ``/v1/chat/completions`` alone."""
+    """How much a model thinks. Nobody writes summaries: the whole thought is told."""
 
-    without_effect: ClassVar[Mapping[str, type]] = dict.fromkeys(("effort", "summary", "generate_summary"), str)
+    without_effect: ClassVar[Mapping[str, type]] = dict.fromkeys(("summary", "generate_summary"), str)
+
+    effort: Effort | None = None
 
 
 class ResponsesBody(Given):
@@ -147,6 +150,7 @@ class ResponsesBody(Given):
     top_p: float | None = Field(default=None, ge=0, le=1)
     metadata: dict[str, str] | None = None
     reasoning: Reasoning | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0)
     stream: bool | None = None
     stream_options: dict[Literal["include_obfuscation"], bool] | None = None
     user: str | None = Field(default=None, max_length=1000)
@@ -158,7 +162,7 @@ class ResponsesBody(Given):
         chosen = self.tool_choice
         if isinstance(chosen, FunctionChoice):
             chosen = {"type": "function", "function": {"name": chosen.name}}  # type: ignore[assignment]
-        same = ("model", "parallel_tool_calls", "temperature", "top_p", "stream", "user")
+        same = ("model", "parallel_tool_calls", "temperature", "top_p", "stream", "user", "thinking_token_budget")
         body = {
             **{name: getattr(self, name) for name in same},
             "messages": self._messages(),
@@ -166,6 +170,7 @@ class ResponsesBody(Given):
             "tool_choice": chosen,
             "response_format": self._format(),
             "max_completion_tokens": self.max_output_tokens,
+            "reasoning_effort": self.reasoning.effort if self.reasoning else None,
             "stream_options": {"include_usage": True} if self.stream else None,
         }
         try:
@@ -372,6 +377,7 @@ def _echoed(body: ResponsesBody) -> dict[str, Any]:
         "incomplete_details": None,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "metadata": body.metadata or {},
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "temperature": body.temperature,

@@ -17,6 +17,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
 
 from specstream.core.decode import Batch, Reading
 from specstream.core.rows import Row
@@ -44,6 +46,42 @@ class StoppingError(SpecStreamError):
     """The server takes no more requests."""
 
 
+class Turns:
+    """One thread on which several schedulers run, one at a time and in the order in which they ask.
+
+    So between two rounds of one there is at most one round of each other. As it is one thread, OpenMP has one pool of
+    threads for all of them: those of the pools of several would spin on the cores that one of them computes on.
+    """
+
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name="specstream-turns", daemon=True).start()
+
+    def take(self, work: Callable[[], None]) -> None:
+        """Run something there, and wait for its end.
+
+        Raises:
+            BaseException: its own.
+        """
+        done: Future[None] = Future()
+        self._asked.put((work, done))
+        done.result()
+
+    def close(self) -> None:
+        """End the thread behind what was asked before."""
+        self._asked.put(None)
+
+    def _work(self) -> None:
+        while (asked := self._asked.get()) is not None:
+            work, done = asked
+            try:
+                work()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+
 class Scheduler:
     """Serves jobs.
 
@@ -53,13 +91,21 @@ class Scheduler:
         max_queue: jobs that may wait besides.
         chunk: tokens of a prompt that are read between two rounds.
         finished: told of every job that has ended, from either thread or the one that cancels it.
+        turns: those of all models on this machine; None where there is no other.
     """
 
     def __init__(
-        self, parts: Parts, *, max_rows: int, max_queue: int, chunk: int, finished: Callable[[Job], None]
+        self,
+        parts: Parts,
+        *,
+        max_rows: int,
+        max_queue: int,
+        chunk: int,
+        finished: Callable[[Job], None],
+        turns: Turns | None = None,
     ) -> None:
         self._parts, self._max_rows, self._max_queue, self._finished = parts, max_rows, max_queue, finished
-        self._chunk = chunk
+        self._chunk, self._turns = chunk, turns
         self._queue = FairQueue()
         self._open: set[Job] = set()  # those that were not told their end
         self._running: dict[Row, Job] = {}
@@ -166,14 +212,21 @@ class Scheduler:
     def _work(self) -> None:
         try:
             while self._wait():
-                self._retire()
-                self._read()
-                self._round()
+                if self._turns is None:
+                    self._turn()
+                else:
+                    self._turns.take(self._turn)
         finally:  # nothing is left, unless the thread dies: then nobody shall wait for it
             with self._changed:
                 self._ended, self._batch = True, None
                 self._drop(list(self._open), lambda job: StoppingError("the server's scheduler has died; see its log"))
             self._retire()
+
+    def _turn(self) -> None:
+        """One chunk of one prompt, and one round."""
+        self._retire()
+        self._read()
+        self._round()
 
     def _wait(self) -> bool:
         """Until there is something to do; False when there will be nothing more."""

@@ -11,17 +11,17 @@ import math
 import os
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 
-from specstream.engine.engine import SpeculativeEngine
 from specstream.environment import address_remedy
 from specstream.errors import SpecStreamError, UsageError
 from specstream.files.atomic import why_unread
 from specstream.serving.app import Server
 from specstream.serving.connections import Limits, connection_type
 from specstream.serving.deployment import DeploymentConfig, backlog, most_connections
+from specstream.serving.run import Loaded
 from specstream.serving.scheduler import LAST_PASS_SECONDS
 
 _log = logging.getLogger("specstream.serving")
@@ -45,7 +45,7 @@ class Web(uvicorn.Server):
     """
 
     def __init__(self, server: Server) -> None:
-        self._scheduler, self._grace, self._config = server.scheduler, server.config.grace_seconds, server.config
+        self._models, self._grace, self._config = server.models, server.config.grace_seconds, server.config
         self._limits = Limits(most_connections(server.config), server.meters.refused)
         super().__init__(
             uvicorn.Config(
@@ -69,16 +69,16 @@ class Web(uvicorn.Server):
         await super().startup(sockets)
         urls = [_url(listener.getsockname()) + "/v1" for server in self.servers for listener in server.sockets]
         for url in urls:
-            _log.info("serving %s on %s", self._config.model_name, url)
+            _log.info("serving %s on %s", ", ".join(each.name for each in self._models), url)
         for line in _to_try(urls[0], self._config) if urls else ():
             _log.info(line)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See the class; a second signal ends it without waiting, as uvicorn does."""
-        stopping = asyncio.ensure_future(asyncio.to_thread(self._scheduler.stop, self._grace))
+        stopping = asyncio.ensure_future(self._models.stop(self._grace))
         await super().shutdown(sockets)
         if self.force_exit:
-            await asyncio.to_thread(self._scheduler.stop, 0)
+            await self._models.stop(0)
             await self.lifespan.shutdown()  # uvicorn leaves it out, and its task would end in a traceback
         await stopping
 
@@ -116,14 +116,14 @@ def bound(config: DeploymentConfig) -> Iterator[list[socket.socket]]:
         yield sockets
 
 
-def listen(engine: SpeculativeEngine, config: DeploymentConfig, sockets: list[socket.socket]) -> None:
+def listen(loaded: Sequence[Loaded], config: DeploymentConfig, sockets: list[socket.socket]) -> None:
     """Serve until a signal ends it; what runs then is finished first.
 
     Raises:
         UsageError: another server has begun to listen there meanwhile.
         SpecStreamError: it did not come to that.
     """
-    web = Web(Server(engine, config))
+    web = Web(Server(loaded, config))
     try:
         with contextlib.suppress(KeyboardInterrupt):  # the signal that ended it, raised again
             web.run(sockets)

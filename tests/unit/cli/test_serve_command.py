@@ -73,6 +73,21 @@ def test_the_model_that_is_given_is_the_one_that_is_loaded(tmp_path: Path, nothi
     assert [(each.model_name, each.source) for each in nothing_is_loaded] == [("b", "b"), ("c", "/there")]
 
 
+def test_several_models_and_adapters_have_names(tmp_path: Path, nothing_is_loaded: list[Any]) -> None:
+    words = ["--model", "a=org/a", "--model", "b", "--model=./lr=3/c", "--lora-modules", "sql=/sql", "fun=/f=un"]
+    names = {"sql": "/sql", "fun": "/f=un", "more": "/more"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "check", lambda config: None)
+        assert fails(*words, "--lora-modules", "more=/more", "--port", "0") == 0
+    (config,) = nothing_is_loaded
+    assert [(each.model_name, each.source) for each in config.targets] == [
+        ("a", "org/a"),
+        ("b", "b"),
+        ("./lr=3/c", "./lr=3/c"),
+    ]
+    assert (config.lora_modules, config.targets[1].lora_modules) == (names, {})
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -99,6 +114,18 @@ def test_a_file_without_a_key_is_refused(
         (["--", "-tp", "2"], "-- -tp 2 is for vLLM and the engine is local; give --engine vllm before it"),
         (["--served-model-name", ""], "--served-model-name is ''; give a value that is not empty, or leave it out"),
         (["--log-level", "loud"], "--log-level is 'loud'; give a value that is 'debug', 'info', 'warning' or 'error'"),
+        (
+            ["--model", "a", "--model", "b", "--served-model-name", "c"],
+            "--served-model-name is 'c' and there are 2 models; give --model NAME=PATH",
+        ),
+        (["--lora-modules", "/sql"], "--lora-modules is '/sql', which has no name; give NAME=PATH"),
+        (["--lora-modules", "a=/sql", "b=/nowhere", "a=/c"], "--lora-modules is 'a' twice; give each another name"),
+        (["--model", "a", "--model", "a=/b"], "--model is 'a', which another model is called; give another name"),
+        (
+            ["--lora-modules", "a=/nowhere"],
+            "--lora-modules is 'a=/nowhere', whose adapter_config.json cannot be read (No such file or directory);",
+        ),
+        (["b=/sql"], "'b=/sql' stands alone; give --model b=/sql"),
         (["--engine", "other"], "--engine is 'other'; give a value that is 'local' or 'vllm'"),
         (["--host", "no.such.host.invalid"], "--host is 'no.such.host.invalid', which has no address"),
         (["--config", "nowhere.yaml"], "--config 'nowhere.yaml' cannot be read"),

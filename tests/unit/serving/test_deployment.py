@@ -193,3 +193,59 @@ def test_a_server_remembers_answers_only_where_it_is_asked_to(monkeypatch, memor
     monkeypatch.setattr(run, "SpeculativeEngine", engine)
     with pytest.raises(UsageError, match=f"memory={given}"):
         run.load(DeploymentConfig(memory=memory))
+
+
+class TestSeveralModels:
+    def test_each_has_its_own_settings_and_else_the_firsts(self, tmp_path: Path) -> None:
+        file = tmp_path / "deploy.yaml"
+        file.write_text(
+            "model_name: a\nmodel_path: /a\ndraft_model: d\nmax_rows: 3\nlora_modules: {sql: /sql}\n"
+            "models:\n  b: /b\n  c: {model_path: /c, draft_model: e, max_rows: 2, lora_modules: {own: /own}}\n"
+        )
+        found = DeploymentConfig.read(str(file), {}).targets
+        assert [(each.model_name, each.source, each.draft_model, each.max_rows) for each in found] == [
+            ("a", "/a", "d", 3),
+            ("b", "/b", None, 3),
+            ("c", "/c", "e", 2),
+        ]
+        assert [each.lora_modules for each in found] == [{"sql": "/sql"}, {}, {"own": "/own"}]
+        assert not any(each.models for each in found)
+        adapter = found[0].adapted("sql")
+        assert (adapter.model_name, adapter.source, adapter.draft_model, adapter.lora_modules) == ("sql", "/a", "d", {})
+
+    def test_words_name_them_too(self) -> None:
+        environment = {"SPECSTREAM_MODELS": "b=/b org/c ./lr=3/d", "SPECSTREAM_LORA_MODULES": "sql=/sql fun=./lr=3"}
+        config = DeploymentConfig.read(None, environment)
+        assert config.models == {"b": "/b", "org/c": "org/c", "./lr=3/d": "./lr=3/d"}
+        assert config.lora_modules == {"sql": "/sql", "fun": "./lr=3"}
+
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"models": "a=/b", "model_name": "a"}, "models is 'a', which another model is called; give another name"),
+            ({"lora_modules": "a=/b", "models": "b", "model_name": "a"}, "lora_modules is 'a', which another model is"),
+            (
+                {"lora_modules": "a=/b", "models": "a"},
+                "models is 'a', which another model is called; give another name",
+            ),
+            ({"lora_modules": "a=/b a=/c"}, "lora_modules is 'a' twice; give each another name"),
+            ({"lora_modules": ["./sql"]}, "lora_modules is './sql', which has no name; give NAME=PATH"),
+            ({"lora_modules": 5}, "lora_modules is 5; give names and folders, such as sql=./sql-adapter"),
+            ({"models": {"b": 5}}, "models is 5; give names and where each is loaded from, such as chat=./models/chat"),
+            ({"models": {"b": {"port": 1}}}, "in models, 'b': port is of the whole server; give it beside models"),
+            ({"models": {"b": {"max_rows": 0}}}, "in models, 'b': max_rows is 0; give a value that is greater than"),
+            ({"models": {"b": {"gama": 1}}}, "in models, 'b': unknown setting 'gama'; known are"),
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_is_refused(self, given: dict[str, object], words: str) -> None:
+        with pytest.raises(UsageError) as caught:
+            DeploymentConfig.read(None, {}, **given)
+        assert str(caught.value).startswith(words)
+
+    @pytest.mark.parametrize("given", [{"models": "b=/b"}, {"lora_modules": "b=/b"}], ids=str)
+    def test_vllm_serves_one(self, given: dict[str, str]) -> None:
+        with pytest.raises(
+            UsageError, match=f"{next(iter(given))} are b and the engine is vllm, which we start with one"
+        ):
+            run.check(DeploymentConfig.read(None, {}, engine="vllm", **given))

@@ -11,6 +11,7 @@ from transformers import GPT2Config, LlamaConfig, Qwen2VLConfig
 
 from specstream.errors import ModelNotFoundError, UsageError
 from specstream.models.cache import STEP
+from specstream.serving import deployment as deployments
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.memory import check_fit, needs
 from tests.tiny import tiny_model
@@ -130,3 +131,42 @@ def test_a_name_that_nothing_answers_to_is_said_here_already() -> None:
 def test_a_folder_that_cannot_be_read_is_left_to_loading(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     check_fit(deployment(tmp_path))
+
+
+class TestSeveral:
+    """Three of one size, two of them one model with an adapter."""
+
+    @pytest.fixture(autouse=True)
+    def on_a_machine_of_8_gb(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(deployments, "free_memory", lambda: int(8e9))
+
+    @staticmethod
+    def several(tmp_path: Path, **more: Any) -> DeploymentConfig:
+        large(tmp_path)
+        settings: dict[str, Any] = {"model_name": "a", "max_rows": 1, "memory_gb": None, **more}
+        return deployment(tmp_path, lora_modules={"sql": "/sql"}, models={"b": str(tmp_path)}, **settings)
+
+    def test_what_is_not_free_is_refused_with_the_numbers(self, tmp_path: Path) -> None:
+        config = self.several(tmp_path)
+        size = (needs(config).weights + needs(config).cache) / 1e9
+        with pytest.raises(UsageError) as caught:
+            check_fit(config)
+        each = f"{size:.1f}"
+        assert str(caught.value) == (
+            f"this machine has 8.0 GB free and 3 models take {3 * size:.1f} GB (weights and caches: a {each}, "
+            f"sql {each}, b {each}); leave out b, or give fewer max_rows, a shorter max_context, a smaller "
+            "prefix_cache_gb"
+        )
+        check_fit(self.several(tmp_path, dtype="bfloat16"))
+
+    def test_an_adapter_goes_with_its_base(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=r"memory_gb is 1 and 3 models .*; give fewer max_rows"):
+            check_fit(self.several(tmp_path, memory_gb=1))
+        with pytest.raises(UsageError, match=r"memory_gb is 4 and 3 models .*; leave out a and sql, or give fewer"):
+            check_fit(self.several(tmp_path, memory_gb=4, draft_model=str(tmp_path)))
+
+    def test_adapters_share_the_draft(self, tmp_path: Path) -> None:
+        config = self.several(tmp_path, draft_model=str(tmp_path), memory_gb=1)
+        whole, draft = (each / 1e9 for each in (needs(config).weights + needs(config).cache, needs(config).draft))
+        with pytest.raises(UsageError, match=rf"caches: a {whole:.1f}, sql {whole - draft:.1f}, b "):
+            check_fit(config)

@@ -82,7 +82,7 @@ def test_no_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_replica_signs_its_answers_and_says_when_it_has_died(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "load", lambda config: tiny_engine())
+    monkeypatch.setattr(run, "load", lambda config: [run.Loaded(config=config, engine=tiny_engine(), root="tiny")])
     build({})
     health = asked["kind"]().check_health
     health()  # nothing has started yet
@@ -91,7 +91,7 @@ def test_a_replica_signs_its_answers_and_says_when_it_has_died(
         assert (answer.status_code, answer.headers["x-specstream-replica"]) == (200, "third")
         health()
     (server,) = ray_app._servers
-    server.scheduler = SimpleNamespace(alive=False)  # type: ignore[assignment]
-    with pytest.raises(SpecStreamError, match="the scheduler has died"):
+    server.models.named(None).scheduler = SimpleNamespace(alive=False)  # type: ignore[assignment]
+    with pytest.raises(SpecStreamError, match="the scheduler of smollm2-135m has died"):
         health()
     assert isinstance(server.config, DeploymentConfig)

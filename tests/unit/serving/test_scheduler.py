@@ -19,7 +19,7 @@ from specstream.drafters.mixed import MixedDrafter
 from specstream.engine.generation import Parts
 from specstream.engine.memory import Memory
 from specstream.serving.jobs import Done, Event, Failed, FairQueue, Job, LateError, Piece
-from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError, answer_seconds
+from specstream.serving.scheduler import QueueFullError, Scheduler, StoppingError, Turns, answer_seconds
 from tests.lossless.table_model import TableModel, TableSession
 
 MODEL = TableModel.random(11, vocab=5, memory=3)
@@ -500,3 +500,44 @@ def test_before_an_answer_has_ended_those_that_run_say_how_long_they_take() -> N
 def test_an_answer_takes_the_mean_of_the_last_ones_or_as_long_as_one_that_runs() -> None:
     assert answer_seconds([4.0, 8.0], [0.5]) == 6
     assert answer_seconds([0.5], [30.0]) == 30
+
+
+def test_turns_are_taken_on_one_thread_in_the_order_of_asking() -> None:
+    turns, order, threads, began = Turns(), list[int](), set[int](), threading.Event()
+
+    def first() -> None:
+        began.set()
+        wait_for(lambda: turns._asked.qsize() == 3)
+        order.append(0)
+        threads.add(threading.get_ident())
+
+    def other(number: int) -> None:
+        order.append(number)
+        threads.add(threading.get_ident())
+
+    askers = [threading.Thread(target=turns.take, args=(first,))]
+    askers[0].start()
+    assert began.wait(PATIENCE)
+    for number in (1, 2, 3):
+        asker = threading.Thread(target=turns.take, args=(lambda number=number: other(number),))
+        askers.append(asker)
+        asker.start()
+        wait_for(lambda number=number: turns._asked.qsize() == number)
+    for asker in askers:
+        asker.join(PATIENCE)
+    assert order == [0, 1, 2, 3]
+    assert len(threads) == 1
+    turns.close()
+
+
+def test_what_fails_in_its_turn_fails_for_who_asked_and_no_other() -> None:
+    turns, done = Turns(), list[int]()
+
+    def panics() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        turns.take(panics)
+    turns.take(lambda: done.append(1))
+    assert done == [1]
+    turns.close()

@@ -214,7 +214,7 @@ def _refuse_others(name_or_path: str, folder: Path) -> None:
     if name_or_path and os.path.isfile(folder / "adapter_config.json"):
         raise ModelNotFoundError(
             f"{name_or_path!r} is a LoRA adapter{_base_of(folder)}, not a model: merge it into its base model, with "
-            "merge_and_unload of peft, save that, and give its folder"
+            "merge_and_unload of peft, save that, and give its folder; specstream serve has --lora-modules for it"
         )
     if name_or_path and os.path.isdir(folder):
         if files := sorted(folder.glob(f"*{ENDING}")):
