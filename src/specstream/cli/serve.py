@@ -108,7 +108,7 @@ def serve(
     if vllm_args and settings.engine == "local":
         _refuse_vllm_args(vllm_args)
     settings = settings if served_model_name is None else settings.called(served_model_name)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("specstream").setLevel(settings.log_level.upper())
     (_serve_with_vllm if settings.engine == "vllm" else _serve_ours)(settings)
 
