@@ -10,6 +10,7 @@ import torch
 from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import HeadMismatchError, ModelNotFoundError, UsageError
+from specstream.evaluation.benchmark import run as running
 from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
@@ -187,6 +188,28 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert (report["batch_size"], report["left_out"]) == (1, 0)
     assert report["arguments"]["per_category"] == 2
     assert report["provenance"]["runtime"]
+
+
+def test_a_later_turn_is_asked_behind_the_models_own_answers(run, folders, questions, tmp_path, monkeypatch):
+    make, asked = running.make_items, []
+    monkeypatch.setattr(
+        running, "make_items", lambda own, prompts, **given: asked.extend(prompts) or make(own, prompts, **given)
+    )
+    records = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
+    records[1]["turns"].pop()
+    file = tmp_path / "turns.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
+    words = ["--prompts", str(file), "--drafter", "lookup", "--turn", "2", "-n", "6", "--json"]
+    code, out, _ = run("benchmark", "heads", *words)
+    assert code == 0 and json.loads(out)["all"][1]["equal"] == 4, "one record has no second turn"
+    engine = SpeculativeEngine(str(folders / "model"), drafter="none", dtype="float32", max_new_tokens=6)
+    for record, prompt in zip([records[at] for at in (0, 2, 3, 4)], asked, strict=True):
+        first, answer, second = prompt.text
+        assert [first["content"], second["content"]] == record["turns"]
+        assert answer == {"role": "assistant", "content": engine.generate([first])["text"]}
+    code, _, err = run("benchmark", "heads", "--prompts", str(file), "--drafter", "lookup", "--turn", "3")
+    assert code == 2
+    assert err.endswith(f"error: --turn is 3 and no record of {str(file)!r} has so many; give a smaller one\n")
 
 
 def test_the_model_as_its_own_draft_is_not_loaded_again_as_in_an_engine(run, folders, questions):

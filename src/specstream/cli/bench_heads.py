@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from specstream.evaluation.benchmark.experiments import Arm
     from specstream.evaluation.benchmark.prompts import Prompt
 
-_Prompts = Annotated[str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, or lines like its own.")]
+_Prompts = Annotated[
+    str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, SPEED-Bench's records, or lines like theirs.")
+]
+_Turn = Annotated[
+    int, typer.Option("--turn", min=1, help="Which turn to ask, behind the model's own answers to those before.")
+]
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
 _Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of streams trained for the model.")]
 _Medusa = Annotated[options.Text, typer.Option("--medusa", help="A folder of Medusa heads trained for the model.")]
@@ -55,6 +60,7 @@ def bench_heads(
     draft: options.Draft = None,
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
     per_category: _PerCategory = 20,
+    turn: _Turn = 1,
     fixed: _Fixed = None,
     pruning: _Pruning = [],  # noqa: B006
     batch_size: _BatchSize = [],  # noqa: B006
@@ -66,7 +72,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions
+    from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions, with_answers
     from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "block": block, "eagle3": eagle3, "dflash": dflash, "draft": draft}
@@ -74,7 +80,7 @@ def bench_heads(
     _check_options(drafter, fixed, pruning)
     check_output(output)
     drafter = list(dict.fromkeys(drafter))
-    questions = read_questions(prompts, per_category)
+    questions = read_questions(prompts, per_category, turn)
     sizes = list(dict.fromkeys(batch_size or [1]))
     if len(questions) < (most := max(sizes)):
         raise UsageError(f"batch_size is {most} and there are {len(questions)} prompts; give more, or a smaller one")
@@ -82,6 +88,9 @@ def bench_heads(
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     _check_heads(given, fixed, pruning)
+    if turn > 1:
+        with quiet(), progress("earlier turns") as tell:
+            questions = with_answers(engine, questions, tell)
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
     arms = drafters_beside(names, given, settings, fixed=fixed, pruning=pruning)
     records = []
@@ -90,7 +99,7 @@ def bench_heads(
         if not as_json:
             _print(records[-1], len(questions) // size, engine)
     arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts, "batch_size": batch_size}
-    arguments |= {"per_category": per_category, "fixed": fixed, "pruning": pruning}
+    arguments |= {"per_category": per_category, "turn": turn, "fixed": fixed, "pruning": pruning}
     found = records[0] if len(records) == 1 else {"batches": records}
     found = {**found, "provenance": engine.provenance(), "arguments": arguments}
     if output is not None:

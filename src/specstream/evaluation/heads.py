@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,39 +19,71 @@ from specstream.heads.folder import KINDS
 NEEDING = {**{kind: kind for kind in KINDS}, "draft_model": "draft", "mixed": "draft"}
 """Drafters and the option that says what each of them drafts with; streams that are shipped need none."""
 
+QUESTIONS = "Spec-Bench's question.jsonl, or SPEED-Bench's records as JSON lines"
+"""What ``read_questions`` reads."""
+
 FIXED = " (fixed tree)"
 """Behind the name of one whose tree is of one size, whether it pays or not: what heads are worth by themselves."""
 
 
-def read_questions(path: str | Path, per_category: int) -> list[Prompt]:
-    """The first turns of a file like Spec-Bench's: lines of JSON with ``category`` and ``turns``.
+def read_questions(path: str | Path, per_category: int, turn: int = 1) -> list[Prompt]:
+    """A turn of each record of a file like Spec-Bench's or SPEED-Bench's: JSON with ``category`` and ``turns``.
 
     Args:
         path: the file.
         per_category: the first so many of each.
+        turn: which, from 1; records with fewer are left out. Of a later one the prompt is the user's side of the
+            conversation up to it: ``with_answers`` adds the model's.
 
     Raises:
-        UsageError: a file that cannot be read, or a record without those two, by number.
+        UsageError: a file that cannot be read, a record without those two, by number, or none with so many turns.
     """
-    questions: dict[str, list[Prompt]] = {}
-    for number, record in enumerate(read_records(path), 1):
-        question = _question(record, f"record {number} of {str(path)!r}")
-        own = questions.setdefault(question.category, [])
-        if len(own) < per_category:
-            own.append(question)
-    if not questions:
-        raise UsageError(f"prompts {str(path)!r} holds no prompt; give Spec-Bench's question.jsonl")
-    return [question for own in questions.values() for question in own]
+    questions, read = dict[str, list[Prompt]](), 0
+    for read, record in enumerate(read_records(path), 1):
+        category, turns = _turns(record, f"record {read} of {str(path)!r}")
+        own = questions.setdefault(category, [])
+        if len(turns) >= turn and len(own) < per_category:
+            said = [{"role": "user", "content": each} for each in turns[:turn]]
+            own.append(Prompt(category=category, text=said if turn > 1 else turns[0], chat=None))
+    found = [question for own in questions.values() for question in own]
+    if not read:
+        raise UsageError(f"prompts {str(path)!r} holds no prompt; give {QUESTIONS}")
+    if not found:
+        raise UsageError(f"turn is {turn} and no record of {str(path)!r} has so many; give a smaller one")
+    return found
 
 
-def _question(record: Mapping[str, Any], where: str) -> Prompt:
+def _turns(record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
     missing = [name for name in ("category", "turns") if name not in record]
     if missing:
-        raise UsageError(f"{where} has no {' and '.join(map(repr, missing))}; give Spec-Bench's question.jsonl")
+        raise UsageError(f"{where} has no {' and '.join(map(repr, missing))}; give {QUESTIONS}")
     turns = record["turns"]
     if not isinstance(turns, list) or not turns:
         raise UsageError(f'{where} has turns {shown(turns)}; give a list of texts, such as ["The sea is"]')
-    return Prompt(category=str(record["category"]), text=str(turns[0]), chat=None)
+    return str(record["category"]), list(map(str, turns))
+
+
+def with_answers(engine: Any, questions: Sequence[Prompt], told: Callable[[int, int], object]) -> list[Prompt]:
+    """Conversations whole: behind each turn but the last the model's own answer, by plain decoding.
+
+    Args:
+        engine: that answers; it does not draft.
+        questions: as ``read_questions`` has them; what is no conversation stays as it is.
+        told: how many were answered, of how many.
+
+    Raises:
+        UsageError: a model without a chat template.
+    """
+    found = list[Prompt]()
+    for done, question in enumerate(questions):
+        told(done, len(questions))
+        said = list[Mapping[str, str]]()
+        for message in () if isinstance(question.text, str) else question.text:
+            if said:
+                said.append({"role": "assistant", "content": engine.generate(said)["text"]})
+            said.append(message)
+        found.append(replace(question, text=said or question.text))
+    return found
 
 
 def drafters_beside(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specstream.engine.text import asked, encode
+from specstream.engine.text import Chat, asked, encode
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.config import PromptFile, PromptsSection
 from specstream.evaluation.tasks.task import read_examples, read_task
@@ -28,12 +28,12 @@ class Prompt:
 
     Attributes:
         category: the kind of task it is.
-        text: what is asked.
-        chat: through the chat template; None if there is one.
+        text: what is asked, or a conversation.
+        chat: whether a text goes through the chat template; None if there is one.
     """
 
     category: str
-    text: str
+    text: str | Chat
     chat: bool | None
 
 
