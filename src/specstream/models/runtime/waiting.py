@@ -24,7 +24,7 @@ import torch
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 """Environment variables that say how threads wait: where one is set, it holds."""
 
-BUSY, LOST = 30.0, 0.15
+BUSY, LOST = 15.0, 0.15
 """Involuntary context switches in a second of passes, and cores that spinning threads do not get, from which on there
 is other work."""
 
@@ -34,6 +34,9 @@ QUIET = 500.0
 BUSY_AFTER, QUIET_AFTER, LONGEST = 0.05, 1.0, 64.0
 """Seconds of passes after which it is looked at, while threads spin and while they sleep. The second doubles, up to the
 last, whenever spinning was tried again in vain."""
+
+MOST_TEAMS = 8
+"""Most groups of idle threads. More would be needed where passes take few of many CPUs, and so hardly wait for one."""
 
 GRAIN = 1 << 15
 """Elements of a tensor for which torch takes a thread more (``at::internal::GRAIN_SIZE``)."""
@@ -126,9 +129,11 @@ def waiting() -> Waiting | None:
 def outnumber(until: ExitStack) -> None:
     """Have OpenMP count more threads than there are CPUs, until the stack is closed."""
     threads, cpus = torch.get_num_threads(), len(os.sched_getaffinity(0))
-    if threads > 1:  # else nobody waits
-        for _ in range(math.ceil((cpus + 1 - threads) / (threads - 1))):
-            _keep_a_team(threads, until)
+    if threads < 2:
+        return  # nobody waits
+    teams = math.ceil((cpus + 1 - threads) / (threads - 1))
+    for _ in range(teams if teams <= MOST_TEAMS else 0):
+        _keep_a_team(threads, until)
 
 
 def _keep_a_team(threads: int, until: ExitStack) -> None:
@@ -141,7 +146,10 @@ def _keep_a_team(threads: int, until: ExitStack) -> None:
         end.wait()
 
     thread = threading.Thread(target=run, name="specstream-waiting", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # the system has no room for one: as slow as without
+        return
     there.wait()
     until.callback(thread.join)
     until.callback(end.set)

@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+import threading
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,30 @@ def test_what_the_environment_says_of_waiting_holds(name, monkeypatch):
         assert waiting.waiting() is None and isinstance(watched(torch.device("cpu")), nullcontext)
     finally:
         waiting.waiting.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus", "teams"), [(2, 2, 1), (8, 16, 2), (4, 16, 5), (2, 64, 0), (4, 2, 0), (1, 8, 0)]
+)
+def test_there_are_as_many_teams_as_outnumber_the_cpus(threads, cpus, teams, monkeypatch):
+    kept = []
+    monkeypatch.setattr(waiting, "_keep_a_team", lambda size, until: kept.append(size))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cpus), raising=False)
+    with ExitStack() as until:
+        waiting.outnumber(until)
+    assert kept == [threads] * teams
+    if teams:
+        assert threads + sum(size - 1 for size in kept) > cpus
+
+
+def test_where_no_thread_can_be_started_passes_go_on(monkeypatch):
+    def full(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with ExitStack() as until:
+        waiting._keep_a_team(2, until)
 
 
 SLEEPS = """
