@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -313,6 +314,7 @@ class TableEagle:
     gamma: int = 3
     taps = (0,)
     nbytes = 0
+    details = MappingProxyType[str, object]({})
 
     @property
     def vocabulary(self) -> Tensor:
