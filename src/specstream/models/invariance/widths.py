@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol
 
 import torch
@@ -33,8 +32,10 @@ USEFUL_WIDTH = 8
 SAFE_WIDTH = 4
 """Narrower passes have kernels of their own nearly everywhere; wider ones mostly share theirs."""
 
-PROBE_CONTEXT = 72
-"""Tokens that are really read before the ones whose rows are compared; repeated, they fill any cache."""
+PROBE_CONTEXT, SIMPLE_CONTEXT = 72, 16
+"""Tokens that are really read before the ones whose rows are compared; repeated, they fill any cache. The second
+number is for attentions that sum every node's keys in path order, to which it makes no difference how many there are.
+"""
 
 ENOUGH_EVIDENCE = 1 << 18
 """Activations (tokens x layers x hidden size) to compare in half precisions before a class is believed in. Sums of
@@ -156,7 +157,7 @@ class Exactness:
         if self._context is not None:
             return
         room = STEP if self._context_length is None else min(STEP, self._context_length)
-        before = max(1, min(PROBE_CONTEXT, room // 3))
+        before = max(1, min(SIMPLE_CONTEXT if self._simple(1, 1) else PROBE_CONTEXT, room // 3))
         after = min(WIDTHS[-1], room - before)
         chance = torch.Generator().manual_seed(0)
         tokens = torch.randint(self._vocab_size, (before + after,), generator=chance).tolist()
@@ -166,14 +167,11 @@ class Exactness:
         self._begin_probe()
         if len(self._tokens) < 2 * USEFUL_WIDTH:  # a context too short to compare anything in
             return
-        first_row = cache(lambda width: _read(self._stand(1, 1, 1), self._tokens[:width])[0, 0])
         for base in (width for width in self._widths if width <= USEFUL_WIDTH):
-            # Most candidates fail at once; the whole comparison is for the one that does not.
-            if torch.equal(first_row(base), first_row(_partner(base))):
-                reference = self._refer(base, 1, self._probe_rows, _partner(base))
-                if reference is not None:
-                    self._base, self._references[1] = base, reference
-                    return
+            reference = self._refer(base, 1, self._probe_rows, _partner(base))
+            if reference is not None:
+                self._base, self._references[1] = base, reference
+                return
         self._settle_for(max(nodes, USEFUL_WIDTH))
 
     def _settle_for(self, nodes: int) -> None:
@@ -297,16 +295,16 @@ class Exactness:
 
     def _refer(self, base: int, end: int, count: int, wide: int) -> _Reference | None:
         """Plain decoding of ``count`` tokens in passes of width ``base``; None if passes ``wide`` differ from it."""
-        session = self._stand(1, end, end)
-        rows = []
-        for token in self._tokens[:count]:
-            rows.append(session.score([TokenTree.chain([token, *[PADDING] * (base - 1)])])[0, 0])
+        reference, session = _Reference(self._stand(1, end, end), torch.empty(0)), self._stand(1, end, end)
+        for at, token in enumerate(self._tokens[:count]):
+            self._extend(reference, at + 1, wide)  # no further than needed: most candidates fail at the first token
+            if at == len(reference.rows):
+                break
+            row = session.score([TokenTree.chain([token, *[PADDING] * (base - 1)])])[0, 0]
+            if not torch.equal(row, reference.rows[at]):
+                return None
             session.commit([[0]])
-        reference = _Reference(self._stand(1, end, end), torch.empty(0))
-        self._extend(reference, min(count, len(self._tokens)), wide)
-        plain = torch.stack(rows)
-        count = min(len(plain), len(reference.rows))
-        return reference if torch.equal(plain[:count], reference.rows[:count]) else None
+        return reference
 
     def _extend(self, reference: _Reference, count: int, step: int = 0) -> None:
         """Let the reference have at least ``count`` rows, as far as there are tokens."""

@@ -85,12 +85,15 @@ def available() -> bool:
     return kernels().library is not None
 
 
+def emulates(dtype: torch.dtype) -> bool:
+    """Whether oneDNN emulates the dtype, for want of instructions, at half the speed of our kernel or less."""
+    return dtype == torch.bfloat16 and not level().bf16
+
+
 def rows_of(dtype: torch.dtype) -> int:
     """Rows up to which ``linear`` is our own kernel, and so gives a row the same bits."""
-    # oneDNN emulates bf16 where the processor has no instructions for it, at half the speed of our kernel. A fixed
-    # rule, not a measurement: the same prompt must give the same bits in every process.
-    emulated = dtype == torch.bfloat16 and not level().bf16
-    return sys.maxsize if emulated else MOST_ROWS
+    # A fixed rule, not a measurement: the same prompt must give the same bits in every process.
+    return sys.maxsize if emulates(dtype) else MOST_ROWS
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

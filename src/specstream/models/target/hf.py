@@ -216,17 +216,14 @@ class HuggingFaceTarget(ModelPasses):
             return self.begin_reading(prefixes)
         return session.copy(self.ready())
 
-    def begin_unpadded(
-        self, prefixes: Sequence[Sequence[int]], *, masked: bool = False, unread: bool = False
-    ) -> HuggingFaceSession:
+    def begin_unpadded(self, prefixes: Sequence[Sequence[int]], *, unread: bool = False) -> HuggingFaceSession:
         """The same without the self-tests and without padding.
 
         Args:
             prefixes: see ``begin``.
-            masked: through the model's own attention only.
             unread: where ``read`` reads them.
         """
-        return HuggingFaceSession(self, prefixes, None, masked=masked, unread=unread)
+        return HuggingFaceSession(self, prefixes, None, unread=unread)
 
     def _static_passes(self) -> StaticPasses:
         capture = CudaCapture(self.model.device) if self.runtime.name == "graphs" else None

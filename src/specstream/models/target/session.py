@@ -37,9 +37,14 @@ _STATES = "states"
 
 
 class HuggingFaceSession:
-    """A batch at work; see ``TargetSession``."""
+    """A batch at work; see ``TargetSession``.
+
+    Attributes:
+        masked: whether its passes run through the model's own attention only.
+    """
 
     prefixes: PrefixCache | None = None
+    masked = False
 
     def __init__(
         self,
@@ -47,12 +52,10 @@ class HuggingFaceSession:
         prefixes: Sequence[Sequence[int]],
         exactness: Exactness | None,
         *,
-        masked: bool = False,
         unread: bool = False,
     ) -> None:
         self._target, self._revision = target, target.revision
         self._exactness = exactness
-        self._masked = masked
         self._bits = [exactness is not None] * len(prefixes)
         self._exact_branches = False  # whether the trees of the last pass could have the bits on every branch
         # Shapes of passes of which a row committed a branch, until it is known whether such passes have the bits.
@@ -80,7 +83,7 @@ class HuggingFaceSession:
     @torch.inference_mode()
     def fork(self, rows: int, length: int, capacity: int) -> HuggingFaceSession:
         """See ``ProbeSession.fork``."""
-        copy = HuggingFaceSession(self._target, [], self._exactness, masked=self._masked)
+        copy = HuggingFaceSession(self._target, [], self._exactness)
         copy.cache = self.cache.fork(rows, length, capacity)
         copy._bits, copy._branched = [self._exactness is not None] * rows, [set() for _ in range(rows)]
         copy._texts, copy._prompts, copy._cached = [None] * rows, [length + 1] * rows, [0] * rows
@@ -90,7 +93,7 @@ class HuggingFaceSession:
     @torch.inference_mode()
     def copy(self, target: ModelPasses) -> HuggingFaceSession:
         """A session of another target of the same model, at the same place in the text."""
-        copy = HuggingFaceSession(target, [], target.exactness, masked=self._masked)
+        copy = HuggingFaceSession(target, [], target.exactness)
         copy.cache = self.cache.copy()
         copy._bits, copy._branched = [False] * len(self._bits), [set() for _ in self._bits]
         copy._texts = [text and list(text) for text in self._texts]
@@ -250,7 +253,7 @@ class HuggingFaceSession:
     @property
     def ragged(self) -> bool:
         """See ``TargetSession``."""
-        return self._target.runtime.ragged and not self._masked
+        return self._target.runtime.ragged and not self.masked
 
     def _packed(self, trees: Sequence[TokenTree]) -> list[int] | None:
         """How many nodes of each row a packed pass has; None where it would save nothing, or other bits would come."""
@@ -441,7 +444,7 @@ class HuggingFaceSession:
     def _layout(self, trees: Sequence[TokenTree], width: int, row: int | None = None) -> Layout:
         """Positions and visibility of every node; padding continues each row as a chain."""
         committed = self.cache.lengths if row is None else [self.cache.lengths[row]]
-        plan = None if self._masked else self._target.runtime.plan(trees, width, committed)
+        plan = None if self.masked else self._target.runtime.plan(trees, width, committed)
         if plan is not None:  # it says what a mask would say, and nobody would read the mask
             return planned(plan)
         if all(tree.is_chain for tree in trees):

@@ -10,12 +10,14 @@ import pytest
 import torch
 import transformers as hf
 from torch import Tensor
+from torch.nn import functional
 
 from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError
 from specstream.models.architecture.families import Family
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import RuntimeName
+from specstream.models.target import session
 from specstream.models.target.hf import HuggingFaceSession, HuggingFaceTarget
 from specstream.models.target.tree_check import check_tree
 from tests.lossless.families import CONFIGURATIONS, FAMILIES, VOCAB, build
@@ -97,12 +99,55 @@ def test_a_layout_that_ignores_the_branches_is_refused(
     _refused(family, dtype)
 
 
-def _refused(family: str, dtype: torch.dtype) -> None:
+def _refused(family: str, dtype: torch.dtype, runtime: RuntimeName = "eager") -> None:
     with pytest.raises(UnsupportedModelError, match=NOT_FOLLOWED):
-        check_tree(HuggingFaceTarget(build(family, dtype), runtime="eager"))
+        check_tree(HuggingFaceTarget(build(family, dtype), runtime=runtime))
 
 
-@pytest.mark.parametrize(("runtime", "count"), [("eager", 3), ("packed", 3), ("native", 5)])
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without instructions for bfloat16."""
+    if not native.available():
+        pytest.skip("no C++ compiler on this machine")
+    monkeypatch.setattr(native, "emulates", lambda dtype: dtype == torch.bfloat16)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2"])
+@pytest.mark.parametrize("place", [HuggingFaceSession, session], ids=["all", "mask"])
+def test_where_plain_sequences_run_our_linear_layers_branches_that_are_ignored_are_refused(
+    family: str, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_layout" if place is HuggingFaceSession else "block_rows"
+    own, trees = getattr(place, name), 1 if place is HuggingFaceSession else 0
+
+    def chains(*given: Any) -> Any:
+        ignored = [TokenTree.chain(tree.tokens) for tree in given[trees]]
+        return own(*given[:trees], ignored, *given[trees + 1 :])
+
+    monkeypatch.setattr(place, name, chains)
+    _refused(family, torch.bfloat16, "native")
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("wrong", [lambda y: y.flip(-1), lambda y: y[..., :1]], ids=["other numbers", "another shape"])
+def test_our_linear_layers_have_to_be_the_models(wrong: Callable[[Tensor], Tensor], monkeypatch: Any) -> None:
+    linear = native.linear
+    monkeypatch.setattr(native, "linear", lambda *given: lambda x: wrong(linear(*given)(x)))
+    _refused("opt", torch.bfloat16, "native")
+
+
+@pytest.mark.usefixtures("emulated")
+def test_no_pass_over_more_than_a_token_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, linear = [], functional.linear
+    record = lambda x, *given: tokens.append(x[..., 0].numel()) or linear(x, *given)  # type: ignore[func-returns-value]  # noqa: E731
+    target = HuggingFaceTarget(build("llama", torch.bfloat16), runtime="native")
+    monkeypatch.setattr(functional, "linear", record)
+    check_tree(target)
+    assert set(tokens) == {1}
+
+
+@pytest.mark.parametrize(("runtime", "count"), [("eager", 3), ("packed", 3), ("native", 4)])
 def test_it_runs_once_and_in_few_passes(runtime: RuntimeName, count: int) -> None:
     if runtime == "native" and not native.available():
         pytest.skip("no C++ compiler on this machine")
