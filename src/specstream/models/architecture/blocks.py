@@ -70,6 +70,15 @@ class BlockTensor(Tensor):
         found = gguf.quants.dequantize(blocks.numpy(), gguf.GGMLQuantizationType[self.kind])
         return torch.from_numpy(found).view(len(blocks), self.shape[1])
 
+    def at(self, places: Tensor) -> Tensor:
+        """The numbers at places ``[n]`` int64 of the flattened matrix, ``[n]`` float32: only their blocks are read."""
+        kind = gguf.GGMLQuantizationType[self.kind]
+        values, size = gguf.GGML_QUANT_SIZES[kind]
+        rows, columns = places // self.shape[1], places % self.shape[1]
+        blocks = self.blocks.view(len(self.blocks), -1, size)[rows, columns // values]
+        found = gguf.quants.dequantize(blocks.numpy(), kind)
+        return torch.from_numpy(found)[torch.arange(len(places)), columns % values]
+
     @property
     def data(self) -> Tensor:
         """The same without a history; to replace it is refused, as ``Module.to`` would with another dtype or device."""

@@ -30,8 +30,8 @@ def fingerprint(model: Any) -> str:
 
 
 def _samples(weight: Tensor) -> Tensor:
-    """Values at places that are evenly spread, ``[SAMPLES]``; of blocks, only the rows that they are in are read."""
+    """Values at places that are evenly spread, ``[SAMPLES]``; of blocks, only those that they are in are read."""
     places = torch.linspace(0, weight.numel() - 1, SAMPLES, dtype=torch.float64).long()
     if isinstance(weight, BlockTensor):
-        return weight.dequantized(places // weight.shape[1])[torch.arange(SAMPLES), places % weight.shape[1]]
+        return weight.at(places)
     return weight.reshape(-1)[places.to(weight.device)]
