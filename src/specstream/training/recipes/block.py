@@ -143,6 +143,8 @@ def take_from(streams: Streams, head: BlockHead) -> None:
         rank = streams.config.chain_rank
         head.chain.down[:rank] = streams.chain.down
         head.chain.up[:, :rank] = streams.chain.up
+        if head.chain.gate is not None and streams.chain.gate is not None:
+            head.chain.gate[:rank] = streams.chain.gate
     if streams.config.start == "linear" and streams.first == head.config.taps[-1]:
         depth = min(head.gamma, streams.gamma)
         for name in ("from_state", "from_token"):
