@@ -173,6 +173,28 @@ def test_a_draft_says_that_it_ends_early_only_where_it_does(
     assert offer.cuts == (tree.drafted < GAMMA) == (not asynchronous)
 
 
+@pytest.mark.usefixtures("on_the_device")
+@pytest.mark.parametrize("exact", [False, True], ids=["unpadded", "exact"])
+def test_a_batch_captures_few_shapes_while_its_rows_end(exact: bool) -> None:
+    """One row ends after another; a pass has eight rows, then four, two and one."""
+    prompts, lengths = [prompt(9, seed=row) for row in range(8)], range(4, 20, 2)
+    found = []
+    for target in (HuggingFaceTarget(build("llama"), runtime="eager"), taped("llama", exact=exact)):
+        target.prepare(rows=8, nodes=1)
+        rows = [
+            start_rows([each], [row], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=length))[0]
+            for row, (each, length) in enumerate(zip(prompts, lengths, strict=True))
+        ]
+        before = target.passes.capture.count if target.passes else 0
+        for _ in decode(target, NoDrafter(), rows, speculation=Speculation(max_depth=GAMMA), timings=Timings()):
+            pass
+        found.append([row.emitted for row in rows])
+    assert found[0] == found[1]
+    assert exact or target.passes.capture.count - before == 4
+    if exact and target.exactness.base is not None:
+        assert {rows for rows, _, _ in target.exactness._certified} == {8, 4, 2, 1}, "what runs is what was tested"
+
+
 class Questions(NoReads):
     """Counts the transfers of tokens to the host and refuses to look at the device in any other way."""
 
