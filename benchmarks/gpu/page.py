@@ -8,7 +8,7 @@ from typing import Any
 Rows = Sequence[Mapping[str, Any]]
 
 NOTES = """Random weights have the shape and so the work of the real ones. Their text is a walk in which each token
-decides the next by a wide margin: it repeats nothing, so lookup finds nothing. The draft is the model's first quarter
+decides the next by a wide margin: it repeats nothing, so lookup finds nothing. Their draft is the model's first quarter
 of layers with one token in five mixed up. Acceptance is measured and stands beside every figure. An oracle knows plain
 decoding's output and errs at the rate in its name."""
 
@@ -130,6 +130,7 @@ def _speed(found: Rows) -> list[str]:
     heads = (
         "contestant",
         "tokens/s",
+        "in decoding",
         "x generate",
         "x plain",
         "= generate",
@@ -152,6 +153,7 @@ def _speed(found: Rows) -> list[str]:
 
 
 _FIELDS = (
+    "decode_tokens_per_second",
     *("over_generate", "over_plain", "equal_to_generate", "equal_to_plain"),
     *("acceptance", "passes", "exact", "first_s", "remark"),
 )
