@@ -95,7 +95,7 @@ def _group(records: Records, options: Options, name: str, runtime: str, rows: in
                 break
         said = [
             {"name": each, "failed": failed.get(each, "no round was measured")}
-            if each in failed or len(made[each]) < 2
+            if each in failed or not made[each]
             else {"name": each, **_said(made, each, rows * count), "remark": one.remark}
             for each, one in contestants.items()
         ]
@@ -106,15 +106,20 @@ def _group(records: Records, options: Options, name: str, runtime: str, rows: in
 
 
 def _said(made: dict[str, list[_Made]], name: str, tokens: int) -> dict[str, Any]:
-    first, *own = made[name]
+    first, own = made[name][0], _counted(made[name])
     speeds = [tokens / each.seconds for each in own]
     found: dict[str, Any] = {"tokens_per_second": median(speeds), "low": min(speeds), "high": max(speeds)}
     for short, other in (("generate", REFERENCE), ("plain", "plain")):
-        if (others := made[other][1:]) and other != name:
+        if (others := _counted(made[other])) and other != name:
             ratios = [theirs.seconds / ours.seconds for theirs, ours in zip(others, own, strict=False)]
             equal = sum(a == b for a, b in zip(own[-1].tokens, others[-1].tokens, strict=True))
             found |= {f"over_{short}": median(ratios), f"equal_to_{short}": f"{equal} of {len(own[-1].tokens)}"}
-    return {**found, **own[-1].counts, "first_s": first.seconds}
+    return {**found, **own[-1].counts, "first_s": first.seconds, "rounds": len(made[name]) - 1}
+
+
+def _counted(made: Sequence[_Made]) -> Sequence[_Made]:
+    """Without the round that warms up, where there is another."""
+    return made[1:] or made
 
 
 @cache
