@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +18,20 @@ from benchmarks.gpu.options import Options
 from benchmarks.gpu.records import Records
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
+from specstream.drafters.block import BlockDrafter
+from specstream.drafters.dflash import DFlashDrafter
 from specstream.drafters.draft_model import DraftModelDrafter
+from specstream.drafters.eagle import EagleDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
 from specstream.drafters.medusa import MedusaDrafter
 from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
+from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
+from specstream.heads.block import BlockConfig, BlockHead
+from specstream.heads.dflash import DFlashHead
+from specstream.heads.eagle import EagleHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
 from specstream.heads.streams_config import StreamsConfig
@@ -45,27 +54,32 @@ DRAFTERS: dict[str, Callable[[HuggingFaceTarget, HuggingFaceTarget], Drafter]] =
     "medusa": lambda target, draft: MedusaDrafter(MedusaHeads(target.model, num_heads=GAMMA)),
     "mixed": lambda target, draft: MixedDrafter(LookupDrafter(min_ngram=2), DraftModelDrafter(draft, gamma=GAMMA)),
     "streams": lambda target, draft: StreamsDrafter(_streams(target.model), nodes=6, most=6, ranks=4),
+    "recycling": lambda target, draft: RecyclingDrafter(),
+    "block": lambda target, draft: BlockDrafter(_block(target.model)),
+    "eagle3": lambda target, draft: EagleDrafter(EagleHead.fresh(target.model, (), GAMMA, None)),
+    "dflash": lambda target, draft: DFlashDrafter(_dflash(target.model)),
 }
 
-FEW = ("none", "lookup-tree", "draft_model", "mixed")
+FEW = ("none", "lookup-tree", "draft_model", "mixed", "block", "eagle3")
 
 
 def family_matrix(family: str, records: Records, options: Options) -> None:
-    """All of one family."""
+    """All of one family, captured passes first."""
     torch.set_num_threads(1)
-    for dtype in (torch.float32,) if options.tiny else (torch.float32, torch.bfloat16):
-        for runtime in dict.fromkeys((options.captured, "static", "eager")):
-            column = _Column(family, dtype, runtime, options)
-            for name, rows in itertools.product(*_asked(runtime, options)):
-                label = f"{family} {str(dtype).removeprefix('torch.')} {runtime} {name} rows {rows}"
-                records.measure(label, partial(column.cell, name, rows))
+    torch.manual_seed(7)
+    dtypes = (torch.float32,) if options.tiny else (torch.float32, torch.bfloat16)
+    for runtime, dtype in itertools.product(dict.fromkeys((options.captured, "eager", "static")), dtypes):
+        column = _Column(family, dtype, runtime, options)
+        for name, rows in itertools.product(*_asked(runtime, options)):
+            label = f"{family} {str(dtype).removeprefix('torch.')} {runtime} {name} rows {rows}"
+            records.measure(label, partial(column.cell, name, rows))
 
 
 def _asked(runtime: str, options: Options) -> tuple[Sequence[str], Sequence[int]]:
     """Drafters and rows: all with captured passes, a few with the others."""
     if options.tiny:
-        return ("none", "lookup", "streams"), (3,)
-    return (tuple(DRAFTERS), (3, 1)) if runtime == options.captured else (FEW, (3,))
+        return ("none", "lookup", "streams", "block", "eagle3", "dflash"), (3,)
+    return (tuple(DRAFTERS), (3,)) if runtime == options.captured else (FEW, (3,))
 
 
 class _Column:
@@ -135,5 +149,14 @@ class _Column:
 
 
 def _streams(model: Any) -> Streams:
-    torch.manual_seed(7)
-    return Streams(model, StreamsConfig(gamma=GAMMA, layers=1, rank=4, start="identity"))
+    return Streams(model, StreamsConfig(gamma=GAMMA, layers=1, rank=4, start="linear", chain_rank=4))
+
+
+def _block(model: Any) -> BlockHead:
+    return BlockHead(model, BlockConfig(gamma=GAMMA, layers=1, chain_rank=4, window=8))
+
+
+def _dflash(model: Any) -> DFlashHead:
+    heads = importlib.import_module("tests.published_heads")
+    with tempfile.TemporaryDirectory() as folder:
+        return DFlashHead.from_pretrained(heads.write_dflash(Path(folder), model, "authors", taps=(0, 1)), model)

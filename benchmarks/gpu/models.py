@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +16,12 @@ from specstream.config import GenerationConfig
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
 from specstream.engine.generation import Generation, Parts
+from specstream.models.hub.catalog import catalog
+from specstream.models.hub.convert import gguf_to_folder
 from specstream.models.runtime.capabilities import RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
 
-NAMES = ("1.5b", "smollm2")
+NAMES = ("smollm2", "1.5b")
 _untyped: Any = hf
 QUIET, SPOILED = 0.1, 0.2
 """What the layers of a random model above its first quarter add, in comparison, and the share of tokens that its draft
@@ -49,6 +52,19 @@ _LARGE = {
 }
 _TINY = {"vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
 _TINY_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def as_folder(given: str | None, output: Path) -> str | None:
+    """A folder as it is; of SmolLM2's GGUF file, what ``specstream models pull`` makes of it, in the output."""
+    if given is None or not given.endswith(".gguf"):
+        return given
+    folder = output / Path(given).stem
+    if not folder.exists():
+        made = output / f".{folder.name}"
+        made.mkdir(parents=True, exist_ok=True)
+        gguf_to_folder(Path(given), made, catalog()["smollm2-135m"])
+        made.rename(folder)
+    return str(folder)
 
 
 @cache
@@ -121,12 +137,15 @@ def target_of(model: Any, runtime: str, *, exact: bool = True) -> HuggingFaceTar
     return HuggingFaceTarget(model, runtime=name, exact=exact)
 
 
+def parts_of(target: HuggingFaceTarget, drafter: Drafter, speculation: Speculation) -> Parts:
+    return Parts(target=target, drafter=drafter, tokenizer=None, eos_token_ids=frozenset(), speculation=speculation)
+
+
 def begin(
     target: HuggingFaceTarget, drafter: Drafter, prompts: list[list[int]], count: int, speculation: Speculation
 ) -> Generation:
     """Greedy decoding of a batch to ``count`` tokens each, still to be run."""
-    parts = Parts(target=target, drafter=drafter, tokenizer=None, eos_token_ids=frozenset(), speculation=speculation)
-    return Generation(parts, prompts, GenerationConfig(max_new_tokens=count))
+    return Generation(parts_of(target, drafter, speculation), prompts, GenerationConfig(max_new_tokens=count))
 
 
 def reference(model: Any, prompts: list[list[int]], count: int) -> list[list[int]]:

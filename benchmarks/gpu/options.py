@@ -18,6 +18,7 @@ class Options:
         tiny: small shapes and few repeats: for a test of this benchmark itself.
         smollm2: a folder with the weights of SmolLM2-135M; None for random weights of that shape.
         large: the same of Qwen2.5-1.5B.
+        heads: folders of heads that were trained for the weights in ``smollm2``.
         seconds: the budget of the whole run.
     """
 
@@ -26,6 +27,7 @@ class Options:
     tiny: bool = False
     smollm2: str | None = None
     large: str | None = None
+    heads: tuple[str, ...] = ()
     seconds: float = 480.0
 
     @property
@@ -34,7 +36,8 @@ class Options:
         given = {"--output": self.output, "--device": self.device, "--seconds": self.seconds}
         folders = {"--smollm2": self.smollm2, "--model-1.5b": self.large}
         found = {**given, **{name: folder for name, folder in folders.items() if folder is not None}}
-        return [*(str(each) for pair in found.items() for each in pair), *(["--tiny"] if self.tiny else [])]
+        pairs = [*found.items(), *(("--heads", folder) for folder in self.heads)]
+        return [*(str(each) for pair in pairs for each in pair), *(["--tiny"] if self.tiny else [])]
 
     @property
     def captured(self) -> str:

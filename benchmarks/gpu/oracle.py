@@ -30,7 +30,8 @@ class Oracle(Drafter):
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession
     ) -> OracleSession:
-        return OracleSession([(len(prompt), self._drafts[tuple(prompt)]) for prompt in prompts])
+        # The policy measures what drafts cost behind prompts of its own.
+        return OracleSession([(len(prompt), self._drafts.get(tuple(prompt), [])) for prompt in prompts])
 
 
 class OracleSession(DraftSession):

@@ -26,23 +26,25 @@ from specstream.models.architecture.compat import with_cache
 
 CONTEXT = 256
 WIDTHS, BATCHES = (1, 2, 4, 8, 16, 32), (1, 8, 32)
+FEW_WIDTHS, FEW_BATCHES = (1, 8), (1, 8)
+"""Of passes that the host launches one kernel after another, whose time hardly changes with either; and of rounds."""
 DRAFTED, SLOW = 5, 0.02
 """Nodes of a round; seconds from which on a call is timed five times only."""
 
 
 def passes(records: Records, options: Options) -> None:
-    """The captured passes of all sizes first, because that is what nobody knows."""
+    """The captured passes of all sizes first."""
     names = ("smollm2",) if options.tiny else NAMES
-    batches = (1, 2) if options.tiny else BATCHES
     runtimes = dict.fromkeys((options.captured, "transformers", "eager", "static"))
     for runtime, name in itertools.product(runtimes, names):
-        for rows in batches:
+        few = (1, 2) if options.tiny else FEW_BATCHES
+        for rows in few if options.tiny or runtime != options.captured else BATCHES:
             label = f"passes {name} {runtime} rows {rows}"
             work = _theirs if runtime == "transformers" else _ours
             records.measure(label, partial(work, name, runtime, rows, options))
         if runtime == options.captured:
             records.measure(f"draft step {name}", partial(_draft_step, name, options))
-            for rows in batches:
+            for rows in few:
                 for share in (None, 0.8):
                     label = f"round {name} rows {rows} {'plain' if share is None else f'oracle {share}'}"
                     records.measure(label, partial(_round, name, rows, share, options))
@@ -83,7 +85,7 @@ def _ours(name: str, runtime: str, rows: int, options: Options) -> dict[str, Any
     prompts = prompts_for(name, options, rows, CONTEXT)
     session = target.begin_unpadded(prompts)
     found, verification = {}, {}
-    for width in WIDTHS[:2] if options.tiny else WIDTHS:
+    for width in WIDTHS[:2] if options.tiny else WIDTHS if runtime == options.captured else FEW_WIDTHS:
         trees = [TokenTree.chain(prompt[:width]) for prompt in prompts]
         found[str(width)] = _timed(partial(session.score, trees), options)
         if runtime == options.captured:
@@ -105,7 +107,7 @@ def _theirs(name: str, runtime: str, rows: int, options: Options) -> dict[str, A
     model = load(name, options)
     ids = torch.tensor(prompts_for(name, options, rows, CONTEXT), device=model.device)
     found: dict[str, Any] = {}
-    widths = WIDTHS[:2] if options.tiny else WIDTHS
+    widths = WIDTHS[:2] if options.tiny else FEW_WIDTHS
     room = CONTEXT + (2 * options.repeats + 2) * sum(widths)
     kinds: Any = hf
     caches = {"dynamic": kinds.DynamicCache(), "static": kinds.StaticCache(model.config, max_cache_len=room)}

@@ -5,41 +5,44 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from statistics import median
 from typing import Any, NamedTuple
 
-import torch
-
-from benchmarks.gpu.models import NAMES, begin, draft_of, load, prompts_for, reference, target_of
+from benchmarks.gpu.models import NAMES, begin, draft_of, load, parts_of, prompts_for, reference, target_of
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.oracle import Oracle
 from benchmarks.gpu.records import Records
+from specstream.config import EngineConfig, GenerationConfig
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter
 from specstream.drafters.draft_model import DraftModelDrafter
-from specstream.drafters.lookup import LookupDrafter
-from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
-from specstream.drafters.streams import StreamsDrafter
+from specstream.engine.build import build_parts
 from specstream.engine.contestants import in_turn
-from specstream.heads.shipped import shipped_for
-from specstream.heads.streams import Streams
-from specstream.heads.streams_config import StreamsConfig
+from specstream.engine.generation import Generation, Parts
+from specstream.engine.inventory import prepare
+from specstream.heads.folder import kind_of
 from specstream.models.target.hf import HuggingFaceTarget
 
 PROMPT, NEW_TOKENS = 128, 64
-BATCHES, ROUNDS, DEPTH, DEEPEST = (1, 8, 32), 3, 5, 16
-FEW_FROM = 8
-"""Rows above which only a few contestants take part: rows end one by one, and each number of rows is captured anew."""
+ROUNDS, DEPTH, DEEPEST = 6, 5, 16
+SECONDS, EAGER_SECONDS = {1: 32.0, 8: 20.0, 32: 14.0}, 8.0
+"""By rows, after which a group begins no further round; the first, which warms up, and one more are always run."""
+
 REFERENCE = "transformers generate"
+FEW = (REFERENCE, "plain", "oracle 0.8", "oracle 0.8, fixed", "auto")
+"""Who takes part in the largest batch, beside heads."""
+
+EAGER = (REFERENCE, "plain", "oracle 0.8, fixed")
 
 
 def speed(records: Records, options: Options) -> None:
-    batches = (1, 2) if options.tiny else BATCHES
-    turns = [*((options.captured, rows) for rows in batches), ("eager", 1)]
-    for runtime, rows in sorted(turns, key=lambda turn: turn[1] > FEW_FROM):
+    """Captured passes first, and one row first: where time ends, the rest is left out."""
+    batches = (1, 2) if options.tiny else tuple(SECONDS)
+    for runtime, rows in [*((options.captured, rows) for rows in batches), ("eager", 1)]:
         for name in NAMES[:1] if options.tiny else NAMES:
             _group(records, options, name, runtime, rows)
 
@@ -76,6 +79,7 @@ def _group(records: Records, options: Options, name: str, runtime: str, rows: in
     count = 12 if options.tiny else NEW_TOKENS
 
     def measured() -> dict[str, Any]:
+        started = time.monotonic()
         contestants = _contestants(name, runtime, rows, count, options)
         ways = {each: partial(_timed, one.run, options) for each, one in contestants.items()}
         made: dict[str, list[_Made]] = {each: [] for each in contestants}
@@ -86,11 +90,12 @@ def _group(records: Records, options: Options, name: str, runtime: str, rows: in
             else:
                 failed[entry.contestant] = "".join(traceback.format_exception(entry.error))
                 options.wait()  # raises if it is the device that failed
-            if records.late:
+            late = time.monotonic() - started > (EAGER_SECONDS if runtime == "eager" else SECONDS.get(rows, 0.0))
+            if records.late or (late and entry.round > 0 and entry.last):
                 break
         said = [
             {"name": each, "failed": failed.get(each, "no round was measured")}
-            if each in failed or len(made[each]) < 2
+            if each in failed or not made[each]
             else {"name": each, **_said(made, each, rows * count), "remark": one.remark}
             for each, one in contestants.items()
         ]
@@ -101,60 +106,88 @@ def _group(records: Records, options: Options, name: str, runtime: str, rows: in
 
 
 def _said(made: dict[str, list[_Made]], name: str, tokens: int) -> dict[str, Any]:
-    first, *own = made[name]
+    first, own = made[name][0], _counted(made[name])
     speeds = [tokens / each.seconds for each in own]
     found: dict[str, Any] = {"tokens_per_second": median(speeds), "low": min(speeds), "high": max(speeds)}
     for short, other in (("generate", REFERENCE), ("plain", "plain")):
-        if (others := made[other][1:]) and other != name:
+        if (others := _counted(made[other])) and other != name:
             ratios = [theirs.seconds / ours.seconds for theirs, ours in zip(others, own, strict=False)]
             equal = sum(a == b for a, b in zip(own[-1].tokens, others[-1].tokens, strict=True))
             found |= {f"over_{short}": median(ratios), f"equal_to_{short}": f"{equal} of {len(own[-1].tokens)}"}
-    return {**found, **own[-1].counts, "first_s": first.seconds}
+    return {**found, **own[-1].counts, "first_s": first.seconds, "rounds": len(made[name]) - 1}
+
+
+def _counted(made: Sequence[_Made]) -> Sequence[_Made]:
+    """Without the round that warms up, where there is another."""
+    return made[1:] or made
+
+
+@cache
+def _target(name: str, runtime: str, options: Options, *, exact: bool = True) -> HuggingFaceTarget:
+    """One for all batches: what was captured and tested for one of them serves the next."""
+    return target_of(load(name, options), runtime, exact=exact)
 
 
 def _contestants(name: str, runtime: str, rows: int, count: int, options: Options) -> dict[str, _Contestant]:
     model, prompts = load(name, options), prompts_for(name, options, rows, PROMPT)
-    target, unpadded = target_of(model, runtime), target_of(model, runtime, exact=False)
+    target, unpadded = _target(name, runtime, options), _target(name, runtime, options, exact=False)
     started = time.perf_counter()
     target.prepare(rows=rows, nodes=DEEPEST + 1)
     prepared = f"the self-test before took {time.perf_counter() - started:.1f} s"
     plain = [row.emitted for row in begin(target, NoDrafter(), prompts, count, _fixed()).run().rows]
     outputs = {tuple(prompt): tokens for prompt, tokens in zip(prompts, plain, strict=True)}
-    draft = DraftModelDrafter(target_of(draft_of(model), runtime, exact=False), gamma=DEEPEST)
     oracle, sure = (Oracle(outputs, share, target.vocab_size) for share in (0.8, 1.0))
-    streams, trained = _streams(model)
 
-    def ours(drafter: Drafter, on: HuggingFaceTarget, how: Speculation, remark: str = "") -> _Contestant:
-        return _Contestant(run=lambda: _run(on, drafter, prompts, count, how), remark=remark)
+    def ours(parts: Callable[[], Parts], remark: str = "") -> _Contestant:
+        made = cache(parts)  # in the round that warms up, so that what cannot be made is one contestant's failure
+        return _Contestant(run=lambda: _run(made(), prompts, count), remark=remark)
 
+    def by(drafter: Drafter, how: Speculation, remark: str = "", on: HuggingFaceTarget = target) -> _Contestant:
+        return ours(lambda: parts_of(on, drafter, how), remark)
+
+    own = options.smollm2 if name == "smollm2" else options.large
     found = {
         REFERENCE: _Contestant(run=lambda: (reference(model, prompts, count), {}), remark="greedy, DynamicCache"),
-        "plain": ours(NoDrafter(), target, _fixed(), prepared),
-        "plain, exact=rounding": ours(NoDrafter(), unpadded, _fixed(), "passes of one token"),
-        "lookup": ours(LookupDrafter(), target, _adaptive()),
-        "lookup, exact=rounding": ours(LookupDrafter(), unpadded, _adaptive()),
-        "draft model": ours(draft, target, _adaptive(), "the target's first quarter of layers, spoiled"),
-        "draft model, fixed": ours(draft, target, _fixed(), f"always {DEPTH} tokens"),
-        "oracle 0.8": ours(oracle, target, _adaptive(), "plain's output with one token in five wrong"),
-        "oracle 0.8, fixed": ours(oracle, target, _fixed(), f"always {DEPTH} tokens"),
-        "oracle 1.0, fixed": ours(sure, target, _fixed(), f"always {DEPTH} tokens: the most there is at this depth"),
-        "streams, fixed": ours(StreamsDrafter(streams), target, _fixed(), trained),
-        "auto": ours(
-            MixedDrafter(LookupDrafter(), StreamsDrafter(streams)), target, _adaptive(), f"lookup+streams; {trained}"
-        ),
+        "plain": by(NoDrafter(), _fixed(), prepared),
+        "auto": ours(lambda: _as_engine(target, EngineConfig()), "lookup, with the shipped streams where they fit"),
+        **_with_heads(name, options, lambda config: ours(lambda: _as_engine(target, config))),
+        "oracle 0.8": by(oracle, _adaptive(), "plain's output with one token in five wrong"),
+        "oracle 0.8, fixed": by(oracle, _fixed(), f"always {DEPTH} tokens"),
+        "oracle 1.0, fixed": by(sure, _fixed(), f"always {DEPTH} tokens: the most there is at this depth"),
+        "plain, exact=rounding": by(NoDrafter(), _fixed(), "passes of one token", unpadded),
+        "auto, exact=rounding": ours(lambda: _as_engine(unpadded, EngineConfig())),
+        "recycling": ours(lambda: _as_engine(target, EngineConfig(drafter="recycling"))),
     }
-    few = (REFERENCE, "plain", "plain, exact=rounding", "draft model", "oracle 0.8", "oracle 0.8, fixed")
-    all_of_them = runtime != "eager" and rows <= FEW_FROM
-    return {each: one for each, one in found.items() if all_of_them or each in few}
+    if own is None:  # the first layers of real weights alone say nothing
+        draft = DraftModelDrafter(target_of(draft_of(model), runtime, exact=False), gamma=DEEPEST)
+        found["draft model"] = by(draft, _adaptive(), "the target's first quarter of layers, spoiled")
+    few = EAGER if runtime == "eager" else FEW if rows == max(SECONDS) else tuple(found)
+    return {each: one for each, one in found.items() if each in few or (few == FEW and each.startswith("heads"))}
 
 
-def _run(
-    target: HuggingFaceTarget, drafter: Drafter, prompts: list[list[int]], count: int, how: Speculation
-) -> tuple[list[list[int]], dict[str, Any]]:
-    generation = begin(target, drafter, prompts, count, how).run()
+def _with_heads(
+    name: str, options: Options, contestant: Callable[[EngineConfig], _Contestant]
+) -> dict[str, _Contestant]:
+    """One for each folder of heads, which are of SmolLM2."""
+    folders = {kind_of(folder): folder for folder in options.heads if name == "smollm2"}
+    return {
+        f"heads: {kind}": contestant(EngineConfig.model_validate({"drafter": kind, "heads": folder}))
+        for kind, folder in folders.items()
+    }
+
+
+def _as_engine(target: HuggingFaceTarget, config: EngineConfig) -> Parts:
+    """What an engine generates with; its controller lives as long as the contestant."""
+    return replace(build_parts(target, None, None, config), eos_token_ids=frozenset())
+
+
+def _run(parts: Parts, prompts: list[list[int]], count: int) -> Generated:
+    prepare(parts, len(prompts))
+    generation = Generation(parts, prompts, GenerationConfig(max_new_tokens=count)).run()
     rows, timings = generation.rows, generation.timings
     stats: Sequence[Any] = [row.stats for row in rows]
     drafted, accepted = sum(each.drafted for each in stats), sum(each.accepted for each in stats)
+    target: Any = parts.target
     counts = {
         "drafted": drafted,
         "accepted": accepted,
@@ -178,11 +211,3 @@ def _fixed() -> Speculation:
 def _adaptive() -> Speculation:
     """As an engine speculates, with a controller that lives as long as the contestant."""
     return Speculation(max_depth=DEEPEST, unmeasured_depth=DEPTH, controller=Controller())
-
-
-def _streams(model: Any) -> tuple[Streams, str]:
-    if (folder := shipped_for(model, "streams")) is not None:
-        return Streams.from_pretrained(folder, model), "the shipped streams"
-    torch.manual_seed(7)
-    streams = Streams(model, StreamsConfig(gamma=4, layers=2, rank=8, start="linear"))
-    return streams, "untrained streams: what they cost, not what they bring"

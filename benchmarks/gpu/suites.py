@@ -12,15 +12,18 @@ from xml.etree import ElementTree
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.records import Records
 
-GPU = ("tests/lossless/test_graphs.py", "tests/unit/models/test_graphs.py")
-CPU = ("tests/lossless/test_greedy_matrix.py", "tests/lossless/test_graphs.py", "tests/unit/core")
+GPU = ("tests/lossless/test_graphs.py", "-k", "OnTheGpu")
+CPU = (
+    *("tests/lossless/test_greedy_matrix.py", "tests/lossless/test_graphs.py", "tests/unit/core"),
+    "tests/unit/models/target/test_graphs.py",
+)
 MESSAGE = 1500
 """Characters that are kept of a failure: its end."""
 
 
 def gpu_suite(records: Records, options: Options) -> None:
-    """What is skipped on a machine without a GPU, and its neighbours."""
-    records.measure("pytest on the device", lambda: _pytest(GPU, options, "gpu", workers=4, seconds=140))
+    """What is skipped on a machine without a GPU."""
+    records.measure("pytest on the device", lambda: _pytest(GPU, options, "gpu", workers=4, seconds=85))
 
 
 def cpu_suite(records: Records, options: Options) -> None:
@@ -30,12 +33,12 @@ def cpu_suite(records: Records, options: Options) -> None:
 
 
 def _pytest(
-    paths: tuple[str, ...], options: Options, name: str, *, workers: int, seconds: float, **environment: str
+    chosen: tuple[str, ...], options: Options, name: str, *, workers: int, seconds: float, **environment: str
 ) -> dict[str, Any]:
     xml = (options.output / f"pytest-{name}.xml").absolute()
-    paths = paths[:1] if options.tiny else paths
-    keyword = ["-k", "OnTheGpu"] if options.tiny else ["-n", str(workers), "--dist", "worksteal"]
-    command = [sys.executable, "-m", "pytest", *paths, *keyword, "-q", "-x" if options.tiny else "--maxfail=60"]
+    spread = [] if options.tiny else ["-n", str(workers), "--dist", "worksteal"]
+    chosen = GPU if options.tiny else chosen
+    command = [sys.executable, "-m", "pytest", *chosen, *spread, "-q", "--maxfail=60"]
     with open(xml.with_suffix(".log"), "w", encoding="utf-8") as log:
         process = subprocess.Popen(
             [*command, f"--junitxml={xml}", "-p", "no:cacheprovider", "-p", "no:benchmark"],

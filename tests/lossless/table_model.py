@@ -283,6 +283,7 @@ class TableBlock:
     model: TableModel
     gamma: int = 3
     config: BlockConfig = field(default_factory=lambda: BlockConfig(taps=(0,), window=2))
+    taps = (0,)
     nbytes = 0
 
     def memory(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

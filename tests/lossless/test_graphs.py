@@ -173,6 +173,28 @@ def test_a_draft_says_that_it_ends_early_only_where_it_does(
     assert offer.cuts == (tree.drafted < GAMMA) == (not asynchronous)
 
 
+def of_unequal_lengths(target: HuggingFaceTarget) -> list[list[int]]:
+    """What eight rows say that end one after another, in passes of eight rows, then four, two and one."""
+    target.prepare(rows=8, nodes=1)
+    rows = [
+        start_rows([prompt(9, seed=row)], [row], None, sampling=Sampling(), stopping=Stopping(max_new_tokens=length))[0]
+        for row, length in enumerate(range(4, 20, 2))
+    ]
+    for _ in decode(target, NoDrafter(), rows, speculation=Speculation(max_depth=GAMMA), timings=Timings()):
+        pass
+    return [row.emitted for row in rows]
+
+
+@pytest.mark.usefixtures("on_the_device")
+@pytest.mark.parametrize("exact", [False, True], ids=["unpadded", "exact"])
+def test_a_batch_captures_few_shapes_while_its_rows_end(exact: bool) -> None:
+    target = taped("llama", exact=exact)
+    assert of_unequal_lengths(target) == of_unequal_lengths(HuggingFaceTarget(build("llama"), runtime="eager"))
+    assert exact or target.passes.capture.count == 1 + 4, "the self-test's tree, and four numbers of rows"
+    if exact and target.exactness.base is not None:
+        assert {rows for rows, _, _ in target.exactness._certified} == {8, 4, 2, 1}, "what runs is what was tested"
+
+
 class Questions(NoReads):
     """Counts the transfers of tokens to the host and refuses to look at the device in any other way."""
 
@@ -232,6 +254,14 @@ class TestOnTheGpu:
             assert [row.emitted for row in run(target, drafter)] == [row.emitted for row in expected]
         assert target.runtime.name == draft.runtime.name == "graphs"
         assert isinstance(target.passes.capture, CudaCapture)  # it was not given up
+
+    def test_a_batch_captures_few_shapes_while_its_rows_end(self) -> None:
+        target, captured = self.target(exact=False), []
+        capture = target.passes.capture
+        assert isinstance(capture, CudaCapture)
+        target.passes.capture = lambda run: captured.append(run) or capture(run)
+        assert of_unequal_lengths(target) == of_unequal_lengths(self.target(runtime="eager", exact=False))
+        assert len(captured) == 1 + 4, "the self-test's tree, and four numbers of rows"
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_a_replay_has_the_bits_of_the_pass(self, dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 What the target computed of a prompt is tapped while it is read, and what it computed of an answer after each pass.
 States are only there until the next pass, so they are put aside after each one, and the head reads them when it is
 asked to draft. Positions that were committed while the policy paused are missing: the others know where they stand.
+A head that sees only the latest positions reads no others.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ class TextHead(TrainedHeads, Protocol):
         taps: the target's layers whose inputs it reads.
     """
 
-    gamma: int
-    taps: tuple[int, ...]
+    @property
+    def gamma(self) -> int: ...
+
+    @property
+    def taps(self) -> tuple[int, ...]: ...
 
 
 class TextDrafter(HeadDrafter):
@@ -50,15 +54,28 @@ class TextDrafter(HeadDrafter):
         nodes: drafted nodes of the tree that is preferred unseen.
         most: of the largest.
         ranks: candidates of each depth.
+        rates: how often the candidate of each rank is right at each depth, as far as known: ``rates[depth - 1][rank]``.
+
+    Attributes:
+        window: the latest positions that the head sees, None for all.
 
     Raises:
         UsageError: a tree without a node, a depth without a candidate.
     """
 
     head: TextHead
+    window: int | None = None
 
-    def __init__(self, head: TextHead, *, nodes: int, most: int = MOST, ranks: int = RANKS) -> None:
-        super().__init__(head, depth=head.gamma, nodes=nodes, most=most, ranks=ranks, rates=None)
+    def __init__(
+        self,
+        head: TextHead,
+        *,
+        nodes: int,
+        most: int = MOST,
+        ranks: int = RANKS,
+        rates: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        super().__init__(head, depth=head.gamma, nodes=nodes, most=most, ranks=ranks, rates=rates)
         self.taps = head.taps
 
     def fixed_tree(self, nodes: int) -> TextDrafter:
@@ -113,6 +130,15 @@ class Text:
     positions: list[int] = field(default_factory=list)
     root: int = 0
 
+    def wait(self, states: Tensor, tokens: Sequence[int], positions: Sequence[int], window: int | None) -> None:
+        """Put positions aside, and forget those that the head will not see."""
+        self.states.append(states)
+        self.tokens += tokens
+        self.positions += positions
+        while window is not None and len(self.tokens) - len(self.states[0]) >= window:
+            gone = len(self.states.pop(0))
+            del self.tokens[:gone], self.positions[:gone]
+
     def take(self, most: int) -> tuple[Tensor, list[int], list[int]]:
         """The first positions of those that wait, at most so many."""
         states, tokens, positions = torch.cat(self.states), self.tokens, self.positions
@@ -137,7 +163,8 @@ class TextSession(HeadSession):
         self._texts = [Text(drafter.fresh()) for _ in prompts]
         for row, (text, prompt) in enumerate(zip(self._texts, prompts, strict=True)):
             if count := len(states := target.prompt_states(row, drafter.taps)):
-                text.states, text.tokens, text.positions = [states], list(prompt[1:]), list(range(count))
+                first = 0 if drafter.window is None else max(0, count - drafter.window)
+                text.wait(states[first:], prompt[1 + first :], range(first, count), None)
 
     def read(self, most: int) -> bool:
         """Prompts, some positions of one row at a time."""
@@ -156,9 +183,8 @@ class TextSession(HeadSession):
         super().observe(verdicts)
         states = self.committed_states(verdicts, self._drafter.taps)
         for text, verdict, own in zip(self._texts, verdicts, states, strict=True):
-            text.states.append(own[: len(verdict.tokens)])
-            text.tokens += verdict.tokens[: len(own)]
-            text.positions += range(text.root, text.root + len(own))
+            positions = range(text.root, text.root + len(own))
+            text.wait(own[: len(verdict.tokens)], verdict.tokens[: len(own)], positions, self._drafter.window)
 
     def keep(self, rows: Sequence[int]) -> None:
         super().keep(rows)

@@ -8,13 +8,13 @@ plus an embedding of their own (a mask embedding). Query j drafts the token j pl
 
 Decided here:
 
-- Taps are read in the passes of a generation, not in its prompt: a drafter begins when the prompt has been read. What
-  the prompt says is in the states behind it. So a window over the latest positions is all there is to keep for a row,
-  a batch is rows of windows, and a long context costs nothing. Training hides the prompt likewise.
+- Taps are read of prompts and answers. A window over the latest positions is all there is to keep for a row: a batch
+  is rows of windows, and a long context costs nothing.
 - Draft layers begin as copies of the target's top layers where those are of the Llama kind, the last tap is what goes
   into the first of them, and the guess is fitted by least squares (``training/recipes/streams.py``): a head starts as a
   worse copy of the target's top instead of as noise. Elsewhere they add nothing at first.
-- The token-to-token map is that of streams (``token_map.py``): the logit of c behind p changes by (W U)_c (D e(p)).
+- The token-to-token map is that of streams (``token_map.py``): the logit of c behind p changes by (W U)_c (D e(p)),
+  each of its ranks as much as a gate of the state says.
 - Confidence is how likely a depth is accepted: 1 minus the total variation between draft and target, from the state
   that drafts it. It scales the chances that trees are grown by.
 """
@@ -66,6 +66,7 @@ class BlockConfig:
         layers: draft layers.
         window: the latest positions whose states are read, at most.
         chain_rank: of the token-to-token map; 0 for none.
+        chain_gate: whether the state decides how much each of its ranks counts.
         taps: the target's layers whose inputs are read, from 0, in order; none for ``SHARES``.
 
     Raises:
@@ -76,6 +77,7 @@ class BlockConfig:
     layers: int = 2
     window: int = 128
     chain_rank: int = 128
+    chain_gate: bool = True
     taps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -243,7 +245,7 @@ class BlockHead(ParallelHead):
         self.from_token = nn.Parameter(torch.zeros(hidden, hidden))
         self.scales = nn.Parameter(torch.ones(config.gamma, hidden))
         self.sure = nn.Parameter(torch.zeros(config.gamma, hidden + 1))
-        self.chain = Chain(hidden, config.chain_rank) if config.chain_rank else None
+        self.chain = Chain(hidden, config.chain_rank, gated=config.chain_gate) if config.chain_rank else None
         inverse = next((each.inv_freq for each in model.modules() if "inv_freq" in each._buffers), None)
         usual = 1e4 ** (-torch.arange(0, sizes[2], 2) / sizes[2])
         self.register_buffer("inverse", usual if inverse is None else inverse.detach().float()[: sizes[2] // 2])
@@ -253,19 +255,24 @@ class BlockHead(ParallelHead):
         self.details: dict[str, Any] = {}  # of a trained head: data, recipe, figures
         self._frozen: _Frozen | None = None
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The layers whose inputs are read."""
+        taps: tuple[int, ...] = self.config.taps
+        return taps
+
     def rotation(self, positions: Tensor) -> Tensor:
         """Cosines and sines of positions: ``[...]`` -> ``[2, ..., dim / 2]``."""
         angles = positions[..., None].float() * self.inverse
         return torch.stack([angles.cos(), angles.sin()])
 
-    def final_states(self, states: Tensor, positions: Tensor, following: Tensor, first: Tensor) -> Tensor:
+    def final_states(self, states: Tensor, positions: Tensor, following: Tensor) -> Tensor:
         """Final, normed states of the blocks behind some positions, differentiable.
 
         Args:
             states: at the taps, ``[rows, length, taps, hidden]``.
             positions: ``[rows, count]`` int64: the last committed ones.
             following: the token behind each of them, of the same shape.
-            first: ``[rows]`` int64: the first position that may be seen.
 
         Returns:
             ``[rows, count, gamma, hidden]``.
@@ -274,7 +281,7 @@ class BlockHead(ParallelHead):
         sized, turn = unit(states), self.rotation(every)
         memory = [each.memory(sized, turn, plainly) for each in self.layers]  # type: ignore[operator]
         last = positions[..., None]
-        seen = (every <= last) & (every > last - self.config.window) & (every >= first[:, None, None])
+        seen = (every <= last) & (every > last - self.config.window)
         here = states[:, :, -1].gather(1, last.expand(-1, -1, states.shape[-1])).float()
         return self._run(self.linear_start(here, following), positions, memory, seen, plainly)
 

@@ -76,7 +76,7 @@ def _depths(
     head: BlockHead, states: TargetStates, tokens: Tensor, mask: Tensor, anchors: int | None
 ) -> tuple[list[Judged], Tensor]:
     """All depths, and the head's confidence in them as logits, ``[rows, count, gamma]``."""
-    begin, mask = mask.int().argmax(1), drafted_mask(mask)
+    mask = drafted_mask(mask)
     positions = wanted_of(head, tokens, mask).positions
     if anchors is not None and anchors < positions.shape[1]:
         drawn = torch.rand(positions.shape, device=positions.device)
@@ -84,7 +84,7 @@ def _depths(
         positions = positions.gather(1, drawn.topk(anchors).indices.sort(1).values)
     ahead = positions[..., None] + torch.arange(1, head.gamma + 2, device=tokens.device)
     true = at_places(tokens, ahead)  # the token behind the anchor, and those of depths 1, 2, ...
-    final = head.final_states(states.taps, positions, true[..., 0], (begin - 1).clamp_min(0))
+    final = head.final_states(states.taps, positions, true[..., 0])
     final = head.chained(final, true[..., 1:-1])
     weight, bias = (None if each is None else each.float() for each in head.head())
     assert weight is not None

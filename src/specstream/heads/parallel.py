@@ -171,7 +171,10 @@ class ParallelHead(TrainedHead):
         found = zip(tokens.tolist(), chances.tolist(), strict=True)
         if token_map is None or not chained:
             return [Candidates(own, likely) for own, likely in found]
-        behind = token_map.behind(best.indices.cpu().numpy(), chances.cpu().numpy())
+        assert self.chain is not None
+        gates = self.chain.gates(final[:, 1:])
+        opened = None if gates is None else gates.cpu().numpy()
+        behind = token_map.behind(best.indices.cpu().numpy(), chances.cpu().numpy(), opened)
         return [Chained(*own, each, count) for own, each in zip(found, behind, strict=True)]
 
     def _token_map(self) -> TokenMap | None:

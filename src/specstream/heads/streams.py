@@ -144,7 +144,8 @@ class Streams(ParallelHead):
     def add_chain(self, rank: int) -> None:
         """Let what a stream says depend on the token drafted before it; at first it does not."""
         self.config = replace(self.config, chain_rank=rank)
-        self.chain = Chain(self.embeddings.shape[1], rank).to(self.embeddings.device)
+        chain = Chain(self.embeddings.shape[1], rank, gated=self.config.chain_gate)
+        self.chain = chain.to(self.embeddings.device)
         self._changing = list(self.parameters())
 
     def add_early_exit(self, rank: int) -> None:

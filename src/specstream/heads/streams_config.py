@@ -23,6 +23,7 @@ class StreamsConfig:
             of it and of the token behind it.
         chain_rank: of the map by which the token that the stream before drafted changes what streams behind the first
             say; 0 for none.
+        chain_gate: whether a stream's state decides how much each rank of that map counts.
         weight: of each stream's loss beside the next token's, the paper's alpha_j.
         mode: ``lossless`` streams leave the base alone. ``shared`` ones were trained together with a base that was
             fine-tuned for it, which is a new model.
@@ -39,6 +40,7 @@ class StreamsConfig:
     pruning_rank: int = 0
     start: Literal["identity", "linear"] = "identity"
     chain_rank: int = 0
+    chain_gate: bool = False
     weight: float = 0.1
     mode: Literal["lossless", "shared"] = "lossless"
 

@@ -5,6 +5,8 @@ becomes s + U D e(p), with e the token's embedding at unit size and U and D of a
 by (W U)_c (D e(p)), a product of two short vectors. So nothing is computed anew for the tokens of a tree: their vectors
 are kept, and of each stream only the candidates that were likely before are weighed again. After Hydra's sequentially
 dependent heads (Ankner et al., arXiv 2402.05109), without a head of its own.
+
+With a gate the state decides how much each of the ranks counts: U (g(s) * D e(p)), with g(s) between 0 and 2.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class TokenMap:
     pulling: Any
     pulled: Any
 
-    def behind(self, places: Any, chances: Any) -> Any:
+    def behind(self, places: Any, chances: Any, gates: Any = None) -> Any:
         """How likely each candidate is behind each one of the stream before.
 
         One product for all rows and streams: a NumPy call costs more than the sums of one tree.
@@ -43,11 +45,15 @@ class TokenMap:
         Args:
             places: of the candidates, ``[rows, depth, ranks]`` int64.
             chances: of them, of the same shape, float32.
+            gates: of streams 2, 3, ..., ``[rows, depth - 1, rank]`` float32; None where there are none.
 
         Returns:
             ``[rows, depth - 1, ranks, ranks]`` float32: of streams 2, 3, ..., behind each candidate of the one before.
         """
-        pulls = self.pulling[places[:, :-1]] @ self.pulled[places[:, 1:]].swapaxes(-1, -2)
+        pulling = self.pulling[places[:, :-1]]
+        if gates is not None:
+            pulling = pulling * gates[:, :, None]
+        pulls = pulling @ self.pulled[places[:, 1:]].swapaxes(-1, -2)
         own = chances[:, 1:, None]
         lifted = own * np.exp(pulls)
         # The tokens whose changes nobody counts are taken to keep their chances.
@@ -61,17 +67,27 @@ class Chain(nn.Module):
     Args:
         hidden: size of a state.
         rank: of the map.
+        gated: whether the state has a gate; at first it is open for all ranks alike.
     """
 
-    def __init__(self, hidden: int, rank: int) -> None:
+    def __init__(self, hidden: int, rank: int, *, gated: bool = False) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.randn(rank, hidden) / hidden**0.5)
         self.up = nn.Parameter(torch.zeros(hidden, rank))
+        self.gate = nn.Parameter(torch.zeros(rank, hidden)) if gated else None
 
     def forward(self, final: Tensor, before: Tensor) -> Tensor:
         """Final states ``[..., gamma, hidden]`` behind tokens, at unit size ``[..., gamma - 1, hidden]``."""
-        pull = functional.linear(functional.linear(before, self.down), self.up)
+        down, gates = functional.linear(before, self.down), self.gates(final[..., 1:, :])
+        pull = functional.linear(down if gates is None else down * gates, self.up)
         return torch.cat([final[..., :1, :], final[..., 1:, :] + pull.to(final.dtype)], -2)
+
+    def gates(self, final: Tensor) -> Tensor | None:
+        """How much each rank counts, 0 to 2, at final states: ``[..., hidden]`` -> ``[..., rank]``."""
+        if self.gate is None:
+            return None
+        sized = functional.rms_norm(final.float(), final.shape[-1:], eps=1e-12)
+        return 2 * functional.linear(sized, self.gate).sigmoid()
 
     @torch.no_grad()
     def token_map(self, head: Tensor, tokens: Tensor) -> TokenMap:

@@ -177,7 +177,7 @@ class TreeCache(Cache):
     def copy(self) -> TreeCache:
         """What is committed, in a cache of its own."""
         held = max(self.lengths, default=0)
-        return self._filled(self.lengths, self.capacity, lambda part: part[:, :, :held])
+        return self._filled(self.lengths, self.capacity, lambda part: part[: len(self.lengths), :, :held])
 
     def _filled(self, lengths: Sequence[int], capacity: int, taken: Callable[[Tensor], Tensor]) -> TreeCache:
         """A new cache whose first slots hold, layer by layer, what is taken of this one's."""

@@ -199,6 +199,7 @@ class StreamsSection(LiveSection):
             the token behind, too, which begins as the best one by least squares.
         pruning_rank: of the early exit's adapter; 0 for none.
         chain_rank: of the map by which the token drafted before changes what a stream says; 0 for none.
+        chain_gate: let a stream's state decide how much each rank of that map counts.
         vocabulary: streams draft this many tokens, the most frequent ones of the data; None for all.
         soften: how much of a stream's target is the base's distribution, the rest is the token.
         fit_examples: of the data, that the linear start is fitted to.
@@ -217,6 +218,7 @@ class StreamsSection(LiveSection):
     start: Literal["identity", "linear"] = "identity"
     pruning_rank: int = Field(default=0, ge=0)
     chain_rank: int = Field(default=0, ge=0)
+    chain_gate: bool = False
     vocabulary: int | None = Field(default=None, ge=1)
     soften: float = Field(default=0.0, ge=0, le=1)
     fit_examples: int = Field(default=100, ge=1)
@@ -246,6 +248,7 @@ class BlockSection(LiveSection):
         layers: draft layers.
         window: the latest positions whose states the head reads, at most.
         chain_rank: of the map by which the token drafted before changes what is drafted behind it; 0 for none.
+        chain_gate: let the head's state decide how much each rank of that map counts.
         vocabulary: the head drafts this many tokens, the most frequent ones of the data; None for all.
         anchors: positions of an example, drawn anew each time, whose blocks a step trains on; None for all.
         fit_examples: of the data, that the linear start is fitted to.
@@ -258,6 +261,7 @@ class BlockSection(LiveSection):
     layers: int = Field(default=2, ge=1)
     window: int = Field(default=128, ge=1)
     chain_rank: int = Field(default=128, ge=0)
+    chain_gate: bool = True
     vocabulary: int | None = Field(default=8192, ge=1)
     anchors: int | None = Field(default=None, ge=1)
     fit_examples: int = Field(default=100, ge=1)

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ class Examples:
         """Tokens of each example."""
         return [len(example.tokens) for example in self._examples]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the examples: a run goes on only with the data it began with."""
         digest = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import pytest
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import matrix, passes, speed, suites
+from benchmarks.gpu.models import as_folder, load
 from benchmarks.gpu.options import Options
 from benchmarks.gpu.page import page
 from benchmarks.gpu.records import Records
+from specstream.heads.block import BlockConfig, BlockHead
+from specstream.heads.medusa import MedusaHeads
+from tests.gguf_files import LAYERS, write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -98,6 +103,9 @@ def test_a_family_is_compared_token_by_token(options: Options) -> None:
         "none": 0,
         "lookup": 0,
         "streams": 0,
+        "block": 0,
+        "eagle3": 0,
+        "dflash": 0,
     }
     assert "| float32 | static | lookup | 3 | 0 |" in said(records.rows)
 
@@ -123,3 +131,25 @@ def test_failures_of_the_suites_are_listed(tmp_path: Path) -> None:
     assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 1)
     assert found["failures"] == [{"test": "a::b", "message": "no", "text": "at 3"}]
     assert "| a::b | no |" in said([{"label": "suite", "exit": 1, "took": 1.0, **found}])
+
+
+def test_heads_take_part_by_their_kind_and_those_that_fail_say_why(options: Options, tmp_path: Path) -> None:
+    heads = BlockHead(load("smollm2", options), BlockConfig(gamma=3, layers=1, window=8))
+    heads.save(tmp_path / "block")
+    MedusaHeads(load("1.5b", options), num_heads=2).save(tmp_path / "of another model")
+    given = replace(options, heads=(str(tmp_path / "block"), str(tmp_path / "of another model")))
+    assert given.arguments[-5:-1] == ["--heads", str(tmp_path / "block"), "--heads", str(tmp_path / "of another model")]
+    records = Records(options.output / "part-speed.json", 120.0)
+    speed._group(records, given, "smollm2", "static", 1)
+    found = {each["name"]: each for each in records.rows[0]["contestants"]}
+    assert found["heads: block"]["equal_to_plain"] == "1 of 1"
+    assert "HeadMismatchError" in found["heads: medusa"]["failed"]
+
+
+def test_a_gguf_file_becomes_a_folder_once(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "model.gguf")
+    folder = as_folder(str(tmp_path / "model.gguf"), tmp_path / "runs")
+    assert (folder, as_folder(folder, tmp_path)) == (str(tmp_path / "runs" / "model"), folder)
+    (tmp_path / "model.gguf").unlink()
+    assert as_folder(str(tmp_path / "model.gguf"), tmp_path / "runs") == folder
+    assert load("smollm2", Options(output=tmp_path, device="cpu", smollm2=folder)).config.num_hidden_layers == LAYERS

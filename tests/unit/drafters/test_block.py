@@ -14,7 +14,7 @@ from specstream.heads.block import BlockConfig
 class Head:
     """It reads states as they are and notes what it is asked."""
 
-    gamma, nbytes = 3, 0
+    gamma, nbytes, taps = 3, 0, (2, 5)
 
     def __init__(self, window=4):
         self.config = BlockConfig(taps=(2, 5), window=window)
@@ -32,9 +32,10 @@ class Head:
 
 
 class Session:
-    """A target's: node n of row r has the state 100 r + n, ten thousand more at tap 5."""
+    """A target's: node n of row r has the state 100 r + n, ten thousand more at tap 5; so has place n of its prompt."""
 
     tapped = ()
+    prompt = 0  # positions of each that were read
 
     @property
     def hidden_states(self):
@@ -43,13 +44,18 @@ class Session:
     def tap(self, layers):
         self.tapped = layers
 
+    def prompt_states(self, row, layers):
+        own = 100 * row + torch.arange(self.prompt)
+        return torch.stack([own + 1e4 * (layer == 5) for layer in layers], 1)[..., None].float()
+
     def states(self, layer):
         return (100 * torch.arange(3)[:, None] + torch.arange(8) + 1e4 * (layer == 5))[..., None].float()
 
 
-def begun(rows=1, window=4):
+def begun(rows=1, window=4, prompt=0):
     head, target = Head(window), Session()
-    return head, target, BlockDrafter(head).begin([[1, 2]] * rows, [Sampling()] * rows, target)
+    target.prompt = prompt
+    return head, target, BlockDrafter(head).begin([list(range(prompt + 1))] * rows, [Sampling()] * rows, target)
 
 
 def request(length, depth=3):
@@ -101,3 +107,12 @@ def test_rows_keep_their_windows_when_others_leave_or_join():
     trees = session.propose([request(9), request(8, depth=2), request(20)])
     assert [len(tree) > 1 for tree in trees] == [True, True, False]
     assert head.asked == [([1e4 + 200, 1e4 + 101], [7, 6], [8, 7], [[7], [5, 6]], 3)]
+
+
+def test_the_latest_positions_of_a_prompt_are_read_too():
+    head, _, session = begun(prompt=7)
+    assert [session.read(2), session.read(10), session.read(10)] == [True, False, False]
+    step(session, [request(8)], (0,))
+    session.propose([request(9)])
+    assert head.read == [[3, 4], [5, 6], [7]]
+    assert head.asked == [([1e4], [7], [8], [[4, 5, 6, 7]], 3)]

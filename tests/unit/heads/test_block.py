@@ -43,13 +43,12 @@ def test_windows_draft_what_the_whole_sequence_does(family, monkeypatch):
     monkeypatch.setattr(BlockHead, "_in_bytes", lambda head: False)  # rounding would move candidates that are close
     head = shaken(family, window=6)
     states, rows = states_at(head), [(20, 77), (9, 5)]
-    first = 8  # so the second row sees two positions, and the first six
     positions = torch.tensor([[at for at, _ in rows]])
     following = torch.tensor([[token for _, token in rows]])
-    final = head.final_states(states, positions, following, torch.tensor([first]))[0]
+    final = head.final_states(states, positions, following)[0]
     memory = []
     for at, _ in rows:
-        seen = torch.arange(max(first, at - 5), at + 1)
+        seen = torch.arange(at - 5, at + 1)
         memory.append(head.memory(states[0, seen], seen))
     drafted = head.candidates(
         states[0, positions[0], -1], positions[0], following[0], tuple(zip(*memory, strict=True)), 4, 3
@@ -63,7 +62,7 @@ def test_windows_draft_what_the_whole_sequence_does(family, monkeypatch):
         assert max(map(sum, candidates.chances)) <= 1 + 1e-5
 
 
-def test_no_position_before_the_answer_behind_the_window_or_ahead_is_seen():
+def test_no_position_behind_the_window_or_ahead_is_seen():
     head = shaken(window=6)
     states, at = states_at(head), torch.tensor([[20]])
 
@@ -71,18 +70,18 @@ def test_no_position_before_the_answer_behind_the_window_or_ahead_is_seen():
         other = states.clone()
         if changed is not None:
             other[0, changed] += 1
-        return head.final_states(other, at, torch.tensor([[7]]), torch.tensor([17]))
+        return head.final_states(other, at, torch.tensor([[7]]))
 
     seen = [each for each in range(30) if not torch.equal(final(each), final(None))]
-    assert seen == [17, 18, 19, 20]
+    assert seen == [15, 16, 17, 18, 19, 20]
 
 
 def test_a_depth_sees_those_before_it_and_is_its_own():
     head = shaken(gamma=4)
     states, at, token = states_at(head), torch.tensor([[20]]), torch.tensor([[7]])
-    before = head.final_states(states, at, token, torch.tensor([0]))
+    before = head.final_states(states, at, token)
     head.embeddings[2] += 1
-    after = head.final_states(states, at, token, torch.tensor([0]))
+    after = head.final_states(states, at, token)
     same = [torch.equal(a, b) for a, b in zip(before[0, 0], after[0, 0], strict=True)]
     assert same == [True, True, False, False]
 
@@ -98,7 +97,7 @@ def test_an_untrained_head_of_a_llama_is_the_targets_top():
         hook.remove()
         head.linear_start = lambda states, following: kept["in"][:, 21:22, None]
         states = kept["in"][:, :, None].expand(-1, -1, len(head.config.taps), -1)
-        final = head.final_states(states, torch.tensor([[20]]), TOKENS[:, 21:22], torch.tensor([0]))
+        final = head.final_states(states, torch.tensor([[20]]), TOKENS[:, 21:22])
         logits = torch.nn.functional.linear(final, *head.head())[0, 0, 0]
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 
@@ -152,7 +151,7 @@ def test_a_folder_brings_back_the_same_drafts(tmp_path):
     head.save(tmp_path, dtype="float32", figures={"a": 1})
     again = BlockHead.from_pretrained(tmp_path, build("llama"))
     assert (again.config, again.details) == (head.config, {"figures": {"a": 1}})
-    given = states_at(head), torch.tensor([[20]]), torch.tensor([[7]]), torch.tensor([0])
+    given = states_at(head), torch.tensor([[20]]), torch.tensor([[7]])
     assert torch.equal(again.final_states(*given), head.final_states(*given))
     with pytest.raises(HeadMismatchError, match=r"block.* belong to llama"):
         BlockHead.from_pretrained(tmp_path, build("llama", noise=0.1))

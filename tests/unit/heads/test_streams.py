@@ -287,10 +287,11 @@ def test_rows_of_a_batch_draft_as_they_do_alone():
         assert drafts(streams, alone, [(0, nodes[row])], [FOLLOWING], 4) == [drafted[row]]
 
 
-def test_what_a_stream_says_depends_on_the_token_before_as_in_training(monkeypatch):
+@pytest.mark.parametrize("gated", [False, True], ids=["map", "gated map"])
+def test_what_a_stream_says_depends_on_the_token_before_as_in_training(gated, monkeypatch):
     """All of the vocabulary is weighed again, so the chances are those of the changed states."""
     monkeypatch.setattr(Streams, "_in_bytes", lambda streams: False)
-    streams, kept = shaken("llama", chain_rank=4), list(range(3, 43))
+    streams, kept = shaken("llama", chain_rank=4, chain_gate=gated), list(range(3, 43))
     streams.vocabulary = torch.tensor(kept)
     session = HuggingFaceTarget(streams.model, runtime="eager").begin([TOKENS[:20]])
     session.tap([streams.first])
@@ -309,13 +310,15 @@ def test_what_a_stream_says_depends_on_the_token_before_as_in_training(monkeypat
             assert [each for each, _ in found] == pytest.approx(chance.tolist(), rel=1e-3)
 
 
-def test_a_chain_begins_as_none_and_comes_back_from_a_folder(tmp_path):
-    streams = shaken("llama")
+@pytest.mark.parametrize("gated", [False, True], ids=["map", "gated map"])
+def test_a_chain_begins_as_none_and_comes_back_from_a_folder(gated, tmp_path):
+    streams = shaken("llama", chain_gate=gated)
     final, before = torch.randn(1, 2, 3, 64), torch.tensor([[[5, 6], [7, 8]]])
     streams.add_chain(4)
     assert torch.equal(streams.chained(final, before), final)
     with torch.no_grad():
-        streams.chain.up.normal_()
+        for parameter in streams.chain.parameters():
+            parameter.normal_()
     streams.save(tmp_path, dtype=torch.float32)
     again = Streams.from_pretrained(tmp_path, streams.model)
     assert again.config.chain_rank == 4

@@ -53,7 +53,9 @@ def require_own_lengths(view: Any) -> None:
             near = torch.arange(_NEAR, device=module.inv_freq.device)[None]
             far = torch.cat([near, near[:, -1:] + _FAR], 1)
             try:
-                pairs = zip(*(module(torch.zeros(1), positions) for positions in (near, far)), strict=True)
+                pairs = zip(
+                    *(module(torch.zeros(1, device=near.device), positions) for positions in (near, far)), strict=True
+                )
                 same = all(torch.equal(alone, beside[:, :_NEAR]) for alone, beside in pairs)
             except (TypeError, ValueError, IndexError, RuntimeError, AttributeError):  # it is called in another way
                 continue

@@ -1,4 +1,4 @@
-"""A model of a GGUF file as it is: the linear layers and the embedding read the file's own blocks."""
+"""A model of a GGUF file: the linear layers and the embedding read its own blocks, or numbers made of them."""
 
 from __future__ import annotations
 
@@ -57,14 +57,18 @@ def load_gguf(
     dtype: torch.dtype,
     check: Callable[[Any], None] = lambda tokenizer: None,
     stop_tokens: Sequence[str] = (),
+    *,
+    in_blocks: bool = True,
 ) -> tuple[Any, Any]:
-    """The model and the tokenizer of a file. Weights in blocks stay there, mapped from it; the rest is cast.
+    """The model and the tokenizer of a file, on the CPU. Weights that are not in blocks are cast.
 
     Args:
         path: of the file, which must not change while the model is used.
         dtype: of activations, norms and biases.
         check: is shown the tokenizer before the weights are read, and may refuse it.
         stop_tokens: that end a text; empty for those that the file names.
+        in_blocks: leave weights in the file's blocks, mapped from it. False makes numbers of them, which can be moved
+            to another device.
 
     Raises:
         ModelNotFoundError: it is damaged, or tensors of it are missing, of another shape, or not read.
@@ -73,14 +77,18 @@ def load_gguf(
     """
     header = read_header(path)
     config = _config(header)
-    if (size := sum(each.stat().st_size for each in header.paths)) > (free := free_memory()):
+    size = sum(each.stat().st_size for each in header.paths)
+    if not in_blocks:
+        size = sum(math.prod(each.shape) * dtype.itemsize for each in header.tensors.values())
+    if size > (free := free_memory()):
+        form = "" if in_blocks else f" in {str(dtype).removeprefix('torch.')}"
         raise UsageError(
-            f"{str(path)!r} takes {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; give a smaller file"
+            f"{str(path)!r} takes {size / 1e9:.1f} GB{form} and {free / 1e9:.1f} GB are free; give a smaller file"
         )
     tokenizer = _tokenizer(header)
     check(tokenizer)
     model = model_without_weights(config, dtype)
-    _fill(model, header, dtype)
+    _fill(model, header, dtype, in_blocks)
     repairs.bound_length(tokenizer, model)
     if ends := stop_tokens or _ends(header):
         repairs.name_stop_tokens(tokenizer, model, ends)
@@ -186,7 +194,7 @@ def _ends(header: Header) -> list[str]:
     return list(dict.fromkeys([*named, *(token for token in _ENDS if token in control)]))
 
 
-def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
+def _fill(model: Any, header: Header, dtype: torch.dtype, in_blocks: bool) -> None:
     """Put the file's tensors where a model without weights has none."""
     mapped = _mapped(header)
     left = {name: tensor for name, tensor in header.tensors.items() if name not in (_SHORT, _LONG)}
@@ -199,6 +207,8 @@ def _fill(model: Any, header: Header, dtype: torch.dtype) -> None:
         left.pop(stored.name, None)
         parent, _, leaf = name.rpartition(".")
         value = _value(mapped, stored, header, dtype)
+        if isinstance(value, BlockTensor) and not in_blocks:
+            value = value.dequantized().to(dtype)
         setattr(model.get_submodule(parent), leaf, nn.Parameter(value, requires_grad=False))
     if (rotations := left.pop(_ROTATIONS, None)) is not None:
         _rotate_as_stored(model, _floats(mapped, rotations))

@@ -193,15 +193,13 @@ def _quantized(
 def _load_gguf(
     name: str, file: Path, wanted: torch.dtype | None, place: torch.device, check: Callable[[Any], None]
 ) -> tuple[Any, Any]:
-    if place.type != "cpu":
-        raise UsageError(
-            f"device is '{place}' and {name!r} is a GGUF file, which runs on the CPU; give device='cpu', or the "
-            "model's folder"
-        )
-    chosen = wanted or capabilities(place, torch.bfloat16).dtype.value
+    chosen, in_blocks = wanted or capabilities(place, torch.bfloat16).dtype.value, place.type == "cpu"
+    if not in_blocks:
+        form = str(chosen).removeprefix("torch.")
+        announce(f"{name} is a GGUF file, whose blocks run on the CPU only: on {place} its weights are {form}")
     entry = entry_of(name)
     try:
-        return load_gguf(file, chosen, check, () if entry is None else entry.stop_tokens)
+        return load_gguf(file, chosen, check, () if entry is None else entry.stop_tokens, in_blocks=in_blocks)
     except SpecStreamError:
         raise
     except Exception as error:  # of transformers or gguf: the file's fault each time

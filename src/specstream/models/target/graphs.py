@@ -3,6 +3,7 @@
 A pass over ``width`` tokens in each of ``rows`` rows reads its integers from one block on the device and the whole of a
 cache of fixed capacity, whose mask is computed on the device too. Nothing of it depends on the host, so on a GPU it is
 captured once per shape and then replayed: one launch in place of hundreds. ``static`` runs the same code uncaptured.
+A batch whose rows end goes on with rows that nobody reads until half are left, so that few shapes are captured.
 
 Graphs are bound to the buffers of their cache, so these are lent: an arena of buffers, with the graphs that were
 captured over it, goes from one batch to the next. A cache that outgrows its arena moves to a larger one.
@@ -23,7 +24,7 @@ from specstream.core.device.deferred import place, upload
 from specstream.core.tree import TokenTree
 from specstream.errors import DeviceMemoryError
 from specstream.models.architecture.hidden_states import States
-from specstream.models.cache import STEP, TreeCache, blank, capacity_for
+from specstream.models.cache import PADDING, STEP, TreeCache, blank, capacity_for
 from specstream.models.invariance.tolerance import relative_errors, tolerance
 from specstream.models.invariance.widths import WIDTHS
 from specstream.models.target.layout import Layout, block_rows, lay_out, token_columns
@@ -109,6 +110,7 @@ class StaticCache(TreeCache):
     def __init__(self, arenas: Arenas, rows: int, capacity: int = STEP) -> None:
         super().__init__(rows)
         self.capacity = self.reach = capacity
+        self._most = rows  # that a pass has, until others join
         self._lease = _Lease(arenas, arenas.take(rows, capacity))
         weakref.finalize(self, self._lease.end).atexit = False
         self._adopt(self.arena)
@@ -117,36 +119,48 @@ class StaticCache(TreeCache):
     def arena(self) -> Arena:
         return self._lease.arena
 
+    @property
+    def rows(self) -> int:
+        """Of a pass: as many as the batch began with, or the next power of two; those behind the batch's are unread.
+
+        It depends on no arena that happens to be spare, because a self-test of one batch speaks for another.
+        """
+        return self._room(len(self.lengths))
+
+    def _room(self, rows: int) -> int:
+        """The rows of a pass over so many."""
+        return min(self._most, 1 << max(0, rows - 1).bit_length())
+
     def bind(self, slots: Tensor) -> None:
         """The pass that follows writes to ``slots`` ``[rows, width]`` and reads everything."""
-        self._rows, self._starts, self.reach = slice(0, len(self.lengths)), self.lengths, self.capacity
+        self._rows, self._starts, self.reach = slice(0, len(slots)), self.lengths, self.capacity
         self._slots = (torch.arange(len(slots), device=slots.device)[:, None], slots)
 
     def reserve(self, needed: int) -> None:
         if needed > self.capacity:
-            self._move(len(self.lengths), capacity_for(needed))
+            self._move(self.rows, capacity_for(needed))
 
     def keep(self, rows: Sequence[int]) -> None:
-        self.addresses.clear()
-        for key, buffer in self._buffers.items():
-            kept = buffer.index_select(0, upload(rows, buffer.device))
-            self._buffers[key] = buffer[: len(rows)]
-            self._buffers[key].copy_(kept)
+        for buffer in self._buffers.values():
+            buffer[: len(rows)] = buffer.index_select(0, upload(rows, buffer.device))
         self.lengths = [self.lengths[row] for row in rows]
+        self._adopt(self.arena)
 
     def join(self, other: TreeCache) -> None:
         """Into the rows behind; an arena that is too small is changed for one with room for more that come."""
         self.reserve(other.capacity)
         other.reserve(self.capacity)
         before, rows = len(self.lengths), len(self.lengths) + len(other.lengths)
-        if rows > self.arena.rows:
-            self._move(1 << (rows - 1).bit_length(), self.capacity)
+        if rows > self._most:
+            self._most = 1 << (rows - 1).bit_length()
+        if self._room(rows) > self.arena.rows:
+            self._move(self._room(rows), self.capacity)
         self.lengths = [*self.lengths, *other.lengths]
         self._adopt(self.arena)
         for buffer in self._buffers.values():
             buffer[before:] = 0  # where a row that left had numbers that were none
         for key, held in other._buffers.items():
-            self.arena.buffer(key, held)[before:rows] = held
+            self.arena.buffer(key, held)[before:rows] = held[: rows - before]
         self._adopt(self.arena)
 
     def _move(self, rows: int, capacity: int) -> None:
@@ -154,21 +168,20 @@ class StaticCache(TreeCache):
         held, small = len(self.lengths), self.arena
         large = self._lease.arenas.take(rows, capacity)
         for key, own in self._buffers.items():
-            large.buffer(key, own)[:held, :, : self.capacity] = own
+            large.buffer(key, own)[:held, :, : self.capacity] = own[:held]
         self._lease.arena, self.capacity = large, large.capacity
         self._adopt(large)
         self._lease.arenas.give(small)
 
     def _adopt(self, arena: Arena) -> None:
-        rows = len(self.lengths)
         self.addresses.clear()
-        self._buffers = {key: buffer[:rows] for key, buffer in arena.buffers.items()}
+        self._buffers = {key: buffer[: self.rows] for key, buffer in arena.buffers.items()}
 
     def _blank(self, rows: int, capacity: int) -> StaticCache:
         return StaticCache(self._lease.arenas, rows, capacity)
 
     def _buffer(self, key: tuple[int, int], like: Tensor) -> Tensor:
-        return self.arena.buffer(key, like)[: len(self.lengths)]
+        return self.arena.buffer(key, like)[: self.rows]
 
 
 class StaticPasses:
@@ -200,15 +213,20 @@ class StaticPasses:
     def score(self, cache: StaticCache, trees: Sequence[TokenTree], width: int, states: States) -> Tensor:
         """Logits ``[rows, width, vocab]`` of one pass, which fills ``states``; nothing later overwrites either."""
         cache.reserve(max(cache.lengths) + width)
-        block = upload(block_rows(trees, width, cache.lengths), self._device)
-        place(trees, token_columns(block, width))
+        live = len(trees)
+        unread = [TokenTree.chain([PADDING])] * (cache.rows - live)
+        lines = block_rows(trees, width, cache.lengths) + block_rows(unread, width, [0] * len(unread))
+        block = upload(lines, self._device)
+        place(trees, token_columns(block, width)[:live])
         graph = self._graph(cache, block, width, states)
         if graph is None:
-            return self._pass(cache, block, width, states)
+            logits = self._pass(cache, block, width, states)
+            states.update({layer: None if kept is None else kept[:live] for layer, kept in states.items()})
+            return logits[:live]
         graph.block.copy_(block)
         graph.replay()
-        states.update({layer: None if kept is None else kept.clone() for layer, kept in graph.states.items()})
-        return graph.output.clone()  # the next replay, of any graph, may write there
+        states.update({layer: None if kept is None else kept[:live].clone() for layer, kept in graph.states.items()})
+        return graph.output[:live].clone()  # the next replay, of any graph, may write there
 
     def _pass(self, cache: StaticCache, block: Tensor, width: int, states: States) -> Tensor:
         slots, layout = lay_out(block, width, cache.capacity)
@@ -218,7 +236,7 @@ class StaticPasses:
     def _graph(self, cache: StaticCache, block: Tensor, width: int, states: States) -> Captured | None:
         if self.capture is None:
             return None
-        key = (len(cache.lengths), width, frozenset(states))
+        key = (cache.rows, width, frozenset(states))
         if key in cache.arena.graphs:
             return cache.arena.graphs[key]
         try:
@@ -234,7 +252,7 @@ class StaticPasses:
             return None
         self._arenas.spare.clear()
         raise DeviceMemoryError(
-            f"{self._device} has no room to capture a pass of {len(cache.lengths)} x {width} tokens over "
+            f"{self._device} has no room to capture a pass of {cache.rows} x {width} tokens over "
             f"{cache.capacity} slots{_free(self._device)}; give fewer prompts at once, fewer max_new_tokens or "
             "runtime='eager'"
         )

@@ -235,13 +235,13 @@ class HuggingFaceSession:
         self._read_states = [[] for _ in trees]
         if (counts := self._packed(trees)) is not None:
             return self._score_packed(trees, counts)
-        width = self._pad(trees)
+        passes, cache = self._target.passes, self.cache
+        if passes is not None and isinstance(cache, StaticCache) and self._begun is None:
+            self._shape = cache.rows, rounded_width(self._pad(trees, cache.rows))
+            return passes.score(cache, trees, self._shape[1], self._states)
+        width = self._pad(trees, len(trees))
         if self._begun is not None:
             return self._go_on(trees, width)
-        passes = self._target.passes
-        if passes is not None and isinstance(self.cache, StaticCache):
-            self._shape = len(trees), rounded_width(width)
-            return passes.score(self.cache, trees, self._shape[1], self._states)
         tokens, layout = self._plan(trees, width)
         return self._target.forward(self.cache, tokens, layout, self._states)
 
@@ -281,7 +281,7 @@ class HuggingFaceSession:
     def descend(self, trees: Sequence[TokenTree], layer: int) -> Tensor:
         with self._passing():
             self._read_anew(trees)
-            tokens, layout = self._plan(trees, self._pad(trees))
+            tokens, layout = self._plan(trees, self._pad(trees, len(trees)))
             hidden = self._target.lower(self.cache, tokens, layout, layer)
         self._begun = trees, layer, hidden
         return hidden
@@ -299,12 +299,12 @@ class HuggingFaceSession:
         _, layout = self._plan(trees, width)
         return self._target.finish(self.cache, rest, layout, layer, self._states)
 
-    def _pad(self, trees: Sequence[TokenTree]) -> int:
-        """The width of a pass over these trees."""
+    def _pad(self, trees: Sequence[TokenTree], rows: int) -> int:
+        """The width of a pass of so many rows over these trees."""
         width = max(len(tree) for tree in trees)
         if self._exactness is not None:
             longest = max(self.cache.lengths)
-            width, certified = self._exactness.width(len(trees), width, longest, self.cache.capacity)
+            width, certified = self._exactness.width(rows, width, longest, self.cache.capacity)
             self._bits = [bits and certified for bits in self._bits]
         return width
 

@@ -54,14 +54,14 @@ class TappedStates:
     def _pass(self, tokens: Tensor) -> dict[str, Tensor]:
         model, states = self._model, States(dict.fromkeys(self._taps))
         with tapped(model, decoder_layers(model), states, fused=False):
-            logits = model(input_ids=tokens, use_cache=False).logits.float()
-        best = logits.topk(min(LIKELIEST, logits.shape[-1]))
+            logits = model(input_ids=tokens, use_cache=False).logits
         taps = [each for tap in self._taps if (each := states[tap]) is not None]
-        return {
-            "taps": torch.cat(taps, -1),
-            "tokens": best.indices.int(),
-            "logs": best.values - logits.logsumexp(-1, keepdim=True),
-        }
+        likeliest, logs = list[Tensor](), list[Tensor]()
+        for row in logits:  # one by one: in float32 those of a batch are gigabytes
+            best = row.float().topk(min(LIKELIEST, row.shape[-1]))
+            likeliest.append(best.indices.int())
+            logs.append(best.values - row.float().logsumexp(-1, keepdim=True))
+        return {"taps": torch.cat(taps, -1), "tokens": torch.stack(likeliest), "logs": torch.stack(logs)}
 
 
 class BlockTrainee:
@@ -143,6 +143,8 @@ def take_from(streams: Streams, head: BlockHead) -> None:
         rank = streams.config.chain_rank
         head.chain.down[:rank] = streams.chain.down
         head.chain.up[:, :rank] = streams.chain.up
+        if head.chain.gate is not None and streams.chain.gate is not None:
+            head.chain.gate[:rank] = streams.chain.gate
     if streams.config.start == "linear" and streams.first == head.config.taps[-1]:
         depth = min(head.gamma, streams.gamma)
         for name in ("from_state", "from_token"):

@@ -320,10 +320,19 @@ def test_a_file_that_memory_does_not_hold_is_refused(tmp_path, monkeypatch) -> N
         load_gguf(write_gguf(tmp_path / "a.gguf"), torch.float32)
 
 
-def test_a_gpu_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(load, "pick_device", lambda device: torch.device("cuda"))
-    with pytest.raises(UsageError, match=r"device is 'cuda' and .* runs on the CPU; give device='cpu', or the model"):
-        load_model(str(write_gguf(tmp_path / "a.gguf")))
+def test_on_another_device_it_is_numbers(tmp_path, monkeypatch, capsys) -> None:
+    file = str(write_gguf(tmp_path / "a.gguf"))
+    in_blocks, _ = load_gguf(Path(file), torch.float32)
+    in_numbers, _ = load_gguf(Path(file), torch.float32, in_blocks=False)
+    theirs = dict(in_blocks.named_parameters())
+    assert any(isinstance(weight, BlockTensor) for weight in theirs.values())
+    for name, weight in in_numbers.named_parameters():
+        assert type(weight) is torch.nn.Parameter, name
+        assert torch.equal(weight, theirs[name] + 0), name
+    monkeypatch.setattr(load, "pick_device", lambda device: torch.device("meta"))
+    model, _ = load_model(file, dtype="bfloat16")
+    assert {(each.device.type, each.dtype) for each in model.parameters()} == {("meta", torch.bfloat16)}
+    assert "whose blocks run on the CPU only: on meta its weights are bfloat16" in capsys.readouterr().err
 
 
 def test_a_file_is_known_by_its_ending_or_its_first_bytes(tmp_path) -> None:

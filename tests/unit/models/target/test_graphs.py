@@ -91,6 +91,37 @@ def test_a_batch_that_follows_replays_the_graphs_of_the_one_before() -> None:
     assert tape.count == captured
 
 
+def shrinking(target: HuggingFaceTarget) -> list[Tensor]:
+    """Logits and tapped states of a batch of seven whose rows end one by one, the first and the last in turn.
+
+    Others join when three are left, one of which needs a larger arena.
+    """
+    session = target.begin([prompt(STEP - 20 + row, seed=row) for row in range(7)])
+    session.tap([1])
+    found, joined = [], False
+    while (rows := len(session.cache.lengths)) > 0:
+        width = 4 if rows < 4 else 2
+        found += [session.score([TokenTree.chain(prompt(width, seed=row)) for row in range(rows)]), session.states(1)]
+        session.commit([range(width)] * rows)
+        if rows == 3 and not joined:
+            session.join(target.begin([prompt(STEP, seed=8), prompt(5, seed=9)]))
+            rows, joined = 5, True
+        session.keep(range(rows)[1:] if rows % 2 else range(rows)[:-1])
+    return found
+
+
+@pytest.mark.parametrize("capture", [None, TapeCapture], ids=["uncaptured", "replayed"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def test_a_batch_whose_rows_end_keeps_its_shape_until_half_are_left(
+    family: str, capture: Callable[[], TapeCapture] | None
+) -> None:
+    tape = capture and capture()
+    expected, got = shrinking(eager(family)), shrinking(static(family, tape))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(got, expected, strict=True))
+    # The self-test's tree; 2 nodes in 7 rows and in 4, 4 in 4; over the larger arena, 2 in 4 rows and 4 in 4, 2 and 1.
+    assert tape is None or tape.count == 8
+
+
 def test_numbers_that_are_none_do_not_outlive_their_batch() -> None:
     target, tree = static(), [TokenTree.chain([5])]
     expected = target.begin([prompt(9)]).score(tree)
