@@ -6,9 +6,10 @@ at the end are the same on a GPU; they are skipped where there is none.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -344,12 +345,36 @@ class TestOnTheGpu:
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties("cuda").total_memory
         torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+        held = list[Tensor]()  # what is left of the memory that is reserved
+        for size in (1 << 20, 1 << 16, 1 << 12):
+            with suppress(torch.OutOfMemoryError):
+                while True:
+                    held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
         try:
             with pytest.raises(DeviceMemoryError, match=r"^cuda:0 has no room to capture a pass of 1 x 128 tokens"):
                 session.score([TokenTree.chain(prompt(128))])
         finally:
+            held.clear()
             torch.cuda.set_per_process_memory_fraction(1.0)
         assert [row.emitted for row in run(target, NoDrafter(), PROMPTS[:1])] == [row.emitted for row in expected]
+        assert target.runtime.name == "graphs"
+
+    def test_graphs_that_are_collected_do_not_spoil_a_capture(self) -> None:
+        expected = run(self.target(runtime="eager", exact=False), NoDrafter())
+        old = self.target(exact=False)
+        run(old, NoDrafter())
+        cycle = [old]
+        cycle.append(cycle)
+        before = gc.get_threshold()
+        target = self.target(exact=False)
+        assert isinstance(target.passes.capture, CudaCapture)
+        del old, cycle  # from here on only a collection frees it, and its graphs
+        gc.set_threshold(1)
+        try:
+            rows = run(target, NoDrafter())
+        finally:
+            gc.set_threshold(*before)
+        assert [row.emitted for row in rows] == [row.emitted for row in expected]
         assert target.runtime.name == "graphs"
 
     def test_times_add_up(self) -> None:

@@ -2,7 +2,7 @@
 
 A session keeps, for each row, the head's keys and values of the latest committed positions, prompts included.
 
-A tree's candidates behind each other are weighed by the token-to-token map, and its chances by the head's confidence.
+A tree's candidates behind each other are weighed by the token-to-token map.
 What earlier generations taught is not in the offers of a row that samples (``drafters/streams.py``).
 """
 

@@ -15,8 +15,8 @@ Decided here:
   worse copy of the target's top instead of as noise. Elsewhere they add nothing at first.
 - The token-to-token map is that of streams (``token_map.py``): the logit of c behind p changes by (W U)_c (D e(p)),
   each of its ranks as much as a gate of the state says.
-- Confidence is how likely a depth is accepted: 1 minus the total variation between draft and target, from the state
-  that drafts it. It scales the chances that trees are grown by.
+- There is no confidence head. One that learned 1 minus the total variation between draft and target was a worse
+  estimate of what is accepted than the first candidate's own probability (docs/experiments/0090).
 """
 
 from __future__ import annotations
@@ -214,6 +214,7 @@ class BlockHead(ParallelHead):
     """
 
     kind = KIND
+    chained_from = 8  # its map changes more than that of streams, which gain nothing by it (docs/experiments/0090)
 
     inverse: Tensor
 
@@ -244,7 +245,6 @@ class BlockHead(ParallelHead):
         self.from_state = nn.Parameter(torch.eye(hidden))
         self.from_token = nn.Parameter(torch.zeros(hidden, hidden))
         self.scales = nn.Parameter(torch.ones(config.gamma, hidden))
-        self.sure = nn.Parameter(torch.zeros(config.gamma, hidden + 1))
         self.chain = Chain(hidden, config.chain_rank, gated=config.chain_gate) if config.chain_rank else None
         inverse = next((each.inv_freq for each in model.modules() if "inv_freq" in each._buffers), None)
         usual = 1e4 ** (-torch.arange(0, sizes[2], 2) / sizes[2])
@@ -284,14 +284,6 @@ class BlockHead(ParallelHead):
         seen = (every <= last) & (every > last - self.config.window)
         here = states[:, :, -1].gather(1, last.expand(-1, -1, states.shape[-1])).float()
         return self._run(self.linear_start(here, following), positions, memory, seen, plainly)
-
-    def confidence(self, final: Tensor) -> Tensor:
-        """How likely each depth is accepted, as logits: ``[..., depth, hidden]`` -> ``[..., depth]``.
-
-        No gradient reaches the states: an estimate must not cost acceptance.
-        """
-        sure = self.sure[: final.shape[-2]]
-        return (unit(final.detach()) * sure[:, :-1]).sum(-1) + sure[:, -1]
 
     @torch.inference_mode()
     def memory(self, states: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,7 +328,7 @@ class BlockHead(ParallelHead):
         start = self.linear_start(last.float(), following)[:, None, :depth]
         layered = list(zip(keys.unbind(2), values.unbind(2), strict=True))
         final = self._run(start, positions[:, None], layered, seen[:, None], frozen.multiply)[:, 0]
-        return self._candidates(final, count, frozen.token_map, self.confidence(final).sigmoid())
+        return self._candidates(final, count, frozen.token_map)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, model: Any) -> BlockHead:

@@ -38,44 +38,33 @@ def block_loss(
         anchors: positions of a row, drawn by PyTorch's generator, whose blocks are trained on; None for all.
 
     Returns:
-        The total, and means detached: ``accepted_1``, ..., and ``confidence``.
+        The total, and means detached: ``accepted_1``, ...
     """
-    judged, confidence = _depths(head, states, tokens, mask, anchors)
+    judged = _depths(head, states, tokens, mask, anchors)
     weights = [math.exp(-at / FADING) for at in range(len(judged))]
-    total, sure, parts = tokens.new_zeros((), dtype=torch.float32), list[Tensor](), dict[str, Tensor]()
+    total, parts = tokens.new_zeros((), dtype=torch.float32), dict[str, Tensor]()
     for at, (weight, each) in enumerate(zip(weights, judged, strict=True), 1):
         count, accepted = max(1, len(each.truth)), each.accepted
         entropy = functional.nll_loss(each.logs, each.truth, ignore_index=-1, reduction="sum")
         loss = CROSS_ENTROPY * entropy + (1 - CROSS_ENTROPY) * (1 - accepted).sum()
         total = total + weight / sum(weights) * loss / count
         parts[f"accepted_{at}"] = accepted.detach().sum() / count
-        own = confidence[..., at - 1][each.here]
-        sure.append(functional.binary_cross_entropy_with_logits(own, accepted.detach().clamp(0, 1)))
-    parts["confidence"] = torch.stack(sure).mean()
-    return total + parts["confidence"], {name: part.detach() for name, part in parts.items()}
+    return total, parts
 
 
 @torch.no_grad()
-def block_ranks(head: BlockHead, states: TargetStates, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def block_ranks(head: BlockHead, states: TargetStates, tokens: Tensor, mask: Tensor) -> Tensor:
     """Where the true tokens stood in the drafts, at positions that all depths can judge.
 
     The arguments are those of ``block_loss``.
 
     Returns:
-        ``[positions, gamma]`` int64, 0 the likeliest, a token that is not drafted last of all. Beside it how likely the
-        head holds its first candidate to be accepted, by its confidence and by its probability: ``[2, positions,
-        gamma]``.
+        ``[positions, gamma]`` int64, 0 the likeliest, a token that is not drafted last of all.
     """
-    judged, confidence = _depths(head, states, tokens, mask, None)
-    ranks, every = ranks_of(judged)
-    likely = [each.logs[every[each.here]].amax(1).exp() for each in judged]
-    return ranks, torch.stack([confidence[every].sigmoid(), torch.stack(likely, 1)])
+    return ranks_of(_depths(head, states, tokens, mask, None))
 
 
-def _depths(
-    head: BlockHead, states: TargetStates, tokens: Tensor, mask: Tensor, anchors: int | None
-) -> tuple[list[Judged], Tensor]:
-    """All depths, and the head's confidence in them as logits, ``[rows, count, gamma]``."""
+def _depths(head: BlockHead, states: TargetStates, tokens: Tensor, mask: Tensor, anchors: int | None) -> list[Judged]:
     mask = drafted_mask(mask)
     positions = wanted_of(head, tokens, mask).positions
     if anchors is not None and anchors < positions.shape[1]:
@@ -93,4 +82,4 @@ def _depths(
         here = known[..., at]
         logits = functional.linear(final[:, :, at][here], weight, bias)
         found.append(judge(head, logits, here, ahead[..., at], states, tokens))
-    return found, head.confidence(final)
+    return found

@@ -91,16 +91,15 @@ def judge(
     return Judged(logits.log_softmax(-1), truth, here, likely, states.chances[rows, own])
 
 
-def ranks_of(judged: Sequence[Judged]) -> tuple[Tensor, Tensor]:
+def ranks_of(judged: Sequence[Judged]) -> Tensor:
     """Where the true tokens stood in the drafts, at positions that all depths can judge.
 
     Returns:
-        ``[positions, depths]`` int64, 0 the likeliest, a token that is not drafted last of all. Beside it which
-        positions these are, bool ``[rows, count]``.
+        ``[positions, depths]`` int64, 0 the likeliest, a token that is not drafted last of all.
     """
     every, ranks = torch.stack([each.here for each in judged]).all(0), list[Tensor]()
     for each in judged:
         logs, truth = each.logs[every[each.here]], each.truth[every[each.here]]
         own = logs.gather(1, truth.clamp_min(0)[:, None])
         ranks.append((logs > own).sum(1).masked_fill(truth < 0, logs.shape[1]))
-    return torch.stack(ranks, 1), every
+    return torch.stack(ranks, 1)

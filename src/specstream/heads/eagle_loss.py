@@ -45,7 +45,7 @@ def eagle_loss(head: EagleHead, states: TargetStates, tokens: Tensor, mask: Tens
 @torch.no_grad()
 def eagle_ranks(head: EagleHead, states: TargetStates, tokens: Tensor, mask: Tensor) -> Tensor:
     """Where the true tokens stood in the drafts, ``[positions, gamma]`` int64; the arguments are ``eagle_loss``'s."""
-    return ranks_of(_depths(head, states, tokens, mask))[0]
+    return ranks_of(_depths(head, states, tokens, mask))
 
 
 def unrolled(head: EagleHead, taps: Tensor, tokens: Tensor, positions: Tensor) -> list[Tensor]:

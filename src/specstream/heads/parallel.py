@@ -72,9 +72,11 @@ class ParallelHead(TrainedHead):
         scales: ``[gamma, hidden]``, how much of the guess each depth starts with.
         vocabulary: ids of the tokens that are drafted, ``[n]`` int64; None for all.
         chain: the token-to-token map, if there is one.
+        chained_from: times as many candidates of each depth as are wanted are weighed again by it.
     """
 
     kind: str
+    chained_from = CHAINED_FROM
     config: Any
     details: dict[str, Any]
     embeddings: nn.Parameter
@@ -145,28 +147,19 @@ class ParallelHead(TrainedHead):
         """What the depths make of the linear start's guess: ``[..., hidden]`` -> ``[..., gamma, hidden]``."""
         return guess.unsqueeze(-2) * self.scales.to(guess.dtype) + self.embeddings.to(guess.dtype)
 
-    def _candidates(
-        self, final: Tensor, count: int, token_map: TokenMap | None, confidence: Tensor | None = None
-    ) -> list[Candidates]:
+    def _candidates(self, final: Tensor, count: int, token_map: TokenMap | None) -> list[Candidates]:
         """What rows draft.
 
         Args:
             final: what goes into the model's head, ``[rows, depth, hidden]``.
             count: candidates of each depth.
             token_map: of the tokens that are drafted on each other, if there is one.
-            confidence: how likely the first candidate of each depth is accepted, ``[rows, depth]``; None leaves the
-                probabilities as they are.
         """
         chained = token_map is not None and final.shape[1] > 1  # the first depth is behind no drafted token
-        most = count * CHAINED_FROM if chained else count
+        most = count * self.chained_from if chained else count
         shares = self._logits(final).float().softmax(-1)
         best = shares.topk(min(most, shares.shape[-1]), -1)
         chances = best.values
-        if confidence is not None:
-            first, sure = chances[..., :1].clamp(1e-6, 1 - 1e-6), confidence[..., None]
-            # Less sure, all are less likely; surer, what the others lose is what the first gains.
-            others = chances[..., 1:] * torch.minimum(sure / first, (1 - sure) / (1 - first))
-            chances = torch.cat([sure, others], -1)
         tokens = best.indices if self.vocabulary is None else self.vocabulary[best.indices]
         found = zip(tokens.tolist(), chances.tolist(), strict=True)
         if token_map is None or not chained:

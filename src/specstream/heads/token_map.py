@@ -22,7 +22,7 @@ from torch.nn import functional
 from specstream.core.tree_shapes import Candidates, Ranked
 
 CHAINED_FROM = 4
-"""Times as many candidates of each stream as are wanted are weighed again: the token before may lift some of them."""
+"""Times as many candidates of each depth as are wanted are weighed again: the token before may lift some of them."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,8 +133,6 @@ def test_a_block_head_learns_what_the_target_says(config, tmp_path):
     log = rows(tmp_path / "run")
     losses = [row["loss"] for row in log if "loss" in row]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    evaluated = [row for row in log if "eval/top1_2" in row]
-    assert evaluated[-1]["eval/confidence_error"] < evaluated[0]["eval/confidence_error"]
     head = BlockHead.from_pretrained(tmp_path / "run" / "best", tiny_model())
     assert (head.details["data"]["examples"], len(head.vocabulary), len(head.details["rates"])) == (34, 120, 2)
     assert len(list((tmp_path / "states").iterdir())) == 40, "the target reads each example once"

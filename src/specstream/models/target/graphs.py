@@ -11,9 +11,11 @@ captured over it, goes from one batch to the next. A cache that outgrows its are
 
 from __future__ import annotations
 
+import gc
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -326,6 +328,7 @@ class CudaCapture:
                 # A capture that fails leaves its own stream behind as the current one. Other threads (a server's, a
                 # data loader's) may go on using the device meanwhile.
                 with (
+                    _uncollected(),
                     torch.cuda.stream(current),
                     torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
                 ):
@@ -334,6 +337,18 @@ class CudaCapture:
                 raise (failures.pop() if failures else error) from None
             self._first = self._first or graph
         return output, graph.replay
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Inside, no cycles are collected: CUDA forbids to free a graph while another is captured, and the capture fails."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _noting(run: Run, failures: list[RuntimeError]) -> Tensor:

@@ -79,24 +79,13 @@ class BlockTrainee:
         return block_loss(self._head, self._states.of(batch), batch.tokens, batch.mask, self._section.anchors)
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """How the drafts fare: on the target's answers, and in decoding itself.
-
-        ``confidence_error`` and ``probability_error`` are the mean squared errors of two estimates of whether the first
-        candidate of a depth is the true token: the head's confidence, and its probability.
-        """
-        found = list[Tensor]()
-
-        def ranks_of(batch: Batch) -> Tensor:
-            ranks, estimates = block_ranks(self._head, self._states.of(batch), batch.tokens, batch.mask)
-            found.append((estimates - (ranks == 0).float()).square().sum((1, 2)).cpu())
-            return ranks
-
-        ranks, prompts = judged(batches, ranks_of)
+        """How the drafts fare: on the target's answers, and in decoding itself."""
+        ranks, prompts = judged(
+            batches, lambda batch: block_ranks(self._head, self._states.of(batch), batch.tokens, batch.mask)
+        )
         rates = rank_rates(ranks, RANKS)
         drafter = BlockDrafter(self._head, nodes=LIVE_NODES, most=LIVE_NODES, rates=rates)
         figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._head.gamma, prompts)}
-        errors = (torch.stack(found).sum(0) / max(1, ranks.numel())).tolist()
-        figures.update(zip(("confidence_error", "probability_error"), errors, strict=True))
         self._head.details.update(rates=rates, figures=figures)
         return figures
 

@@ -197,6 +197,13 @@ def test_a_draft_model_costs_its_steps(rows):
     assert again == {"draft_model": {(rows, 2): pytest.approx(2 * STEP)}}
 
 
+def test_what_a_draft_does_once_is_not_in_its_price():
+    target, once = timed(), [2.0]
+    draft = timed(lambda *shape: STEP + (once.pop() if once else 0), clock=target.clock)
+    found = measure_drafting(target, DraftModelDrafter(draft), 1, now=target.clock)
+    assert found == {"draft_model": {(1, depth): pytest.approx(depth * STEP) for depth in DEPTHS}}
+
+
 @pytest.mark.parametrize("name", ["draft_model", "streams", "medusa"])
 def test_depths_are_those_that_are_offered(name):
     target = timed()
