@@ -8,9 +8,12 @@ the target's distribution over the drafted tokens; step k counts ``DECAY ** (k -
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from specstream.heads.depths import Judged, TargetStates, drafted_mask, judge, ranks_of
 from specstream.heads.eagle import EagleHead
@@ -18,6 +21,9 @@ from specstream.heads.stream_loss import at_places, following_of, states_at, wan
 
 DECAY = 0.8
 """The authors'."""
+
+KERNELS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Of attention on a GPU. cuDNN's plans every new shape, and all batches have others: a step took 5 seconds."""
 
 
 def eagle_loss(head: EagleHead, states: TargetStates, tokens: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,9 +80,10 @@ def unrolled(head: EagleHead, taps: Tensor, tokens: Tensor, positions: Tensor) -
         )  # [rows, heads, n, dim]
         keys.append(key)
         values.append(value)
-        found = functional.scaled_dot_product_attention(
-            query, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=seen[:, None], enable_gqa=True
-        )
+        with sdpa_kernel(KERNELS) if tokens.is_cuda else nullcontext():
+            found = functional.scaled_dot_product_attention(
+                query, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=seen[:, None], enable_gqa=True
+            )
         output = torch.unflatten(head.finished(residual, found.transpose(1, 2).flatten(2).flatten(0, 1)), 0, at.shape)
         outputs.append(output if step else states_at(output, positions))
         hidden = head.fed_back(outputs[-1]).flatten(0, 1)

@@ -341,7 +341,7 @@ class CudaCapture:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Inside, no cycles are collected: CUDA forbids to free a graph while another is captured, and the capture fails."""
+    """Inside, no cycles are collected: to free a graph while another is captured makes the capture fail."""
     collected = gc.isenabled()
     gc.disable()
     try:
