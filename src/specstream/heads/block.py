@@ -16,7 +16,7 @@ Decided here:
 - The token-to-token map is that of streams (``token_map.py``): the logit of c behind p changes by (W U)_c (D e(p)),
   each of its ranks as much as a gate of the state says.
 - There is no confidence head. One that learned 1 minus the total variation between draft and target was a worse
-  estimate of what is accepted than the first candidate's own probability (docs/experiments/0090).
+  estimate of what is accepted than the first candidate's own probability (docs/experiments/0091).
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ class BlockHead(ParallelHead):
     """
 
     kind = KIND
-    chained_from = 8  # its map changes more than that of streams, which gain nothing by it (docs/experiments/0090)
+    chained_from = 8  # its map changes more than that of streams, which gain nothing by it (docs/experiments/0091)
 
     inverse: Tensor
 
