@@ -214,7 +214,6 @@ class BlockHead(ParallelHead):
     """
 
     kind = KIND
-    chained_from = 8  # its map changes more than that of streams, which gain nothing by it (docs/experiments/0091)
 
     inverse: Tensor
 

@@ -72,11 +72,9 @@ class ParallelHead(TrainedHead):
         scales: ``[gamma, hidden]``, how much of the guess each depth starts with.
         vocabulary: ids of the tokens that are drafted, ``[n]`` int64; None for all.
         chain: the token-to-token map, if there is one.
-        chained_from: times as many candidates of each depth as are wanted are weighed again by it.
     """
 
     kind: str
-    chained_from = CHAINED_FROM
     config: Any
     details: dict[str, Any]
     embeddings: nn.Parameter
@@ -156,7 +154,7 @@ class ParallelHead(TrainedHead):
             token_map: of the tokens that are drafted on each other, if there is one.
         """
         chained = token_map is not None and final.shape[1] > 1  # the first depth is behind no drafted token
-        most = count * self.chained_from if chained else count
+        most = count * CHAINED_FROM if chained else count
         shares = self._logits(final).float().softmax(-1)
         best = shares.topk(min(most, shares.shape[-1]), -1)
         chances = best.values
