@@ -33,8 +33,8 @@ from torch.nn import functional
 from specstream.core.tree_shapes import Candidates
 from specstream.errors import UsageError, count_of, must_be
 from specstream.heads.folder import drafted_tokens, load_head
-from specstream.heads.parallel import Multiply, ParallelHead, layer_sizes, multiply_of, plainly, unit
-from specstream.heads.token_map import Chain, TokenMap
+from specstream.heads.parallel import Multiply, ParallelHead, layer_sizes, multiply_of, plainly
+from specstream.heads.token_map import Chain, TokenMap, unit
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.hidden_states import decoder_layers
 

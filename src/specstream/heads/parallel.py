@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from specstream.core.tree_shapes import Candidates
 from specstream.heads.folder import TrainedHead, describe_base, save_head
-from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap
+from specstream.heads.token_map import CHAINED_FROM, Chain, Chained, TokenMap, unit
 from specstream.models.architecture.compat import text_config
 from specstream.models.hub.load import pick_dtype
 from specstream.models.runtime import quantized
@@ -189,8 +189,3 @@ class ParallelHead(TrainedHead):
                 self._drafting = own, lambda x: functional.linear(x.to(weight.dtype), weight, bias)
         logits: Tensor = self._drafting[1](final)
         return logits
-
-
-def unit(states: Tensor) -> Tensor:
-    """``[..., hidden]`` at unit size, float32."""
-    return functional.rms_norm(states.float(), states.shape[-1:], eps=1e-12)

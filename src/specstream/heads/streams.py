@@ -38,9 +38,9 @@ from specstream.errors import UsageError, must_be
 from specstream.heads.early_exit import EarlyExit
 from specstream.heads.folder import drafted_tokens, load_head
 from specstream.heads.multistream import MainStream, read_main, run_streams
-from specstream.heads.parallel import ParallelHead, unit
+from specstream.heads.parallel import ParallelHead
 from specstream.heads.streams_config import StreamsConfig
-from specstream.heads.token_map import Chain, TokenMap
+from specstream.heads.token_map import Chain, TokenMap, unit
 from specstream.models.architecture.compat import text_config
 from specstream.models.architecture.hidden_states import decoder_layers
 from specstream.models.architecture.partial_forward import FinalNorm, adapted, sizes, upper_linears

@@ -62,6 +62,11 @@ class TokenMap:
         return lifted / (lifted.sum(-1, keepdims=True) + rest)
 
 
+def unit(states: Tensor) -> Tensor:
+    """``[..., hidden]`` at unit size, float32."""
+    return functional.rms_norm(states.float(), states.shape[-1:], eps=1e-12)
+
+
 class Chain(nn.Module):
     """The map.
 
@@ -87,8 +92,7 @@ class Chain(nn.Module):
         """How much each rank counts, 0 to 2, at final states: ``[..., hidden]`` -> ``[..., rank]``."""
         if self.gate is None:
             return None
-        sized = functional.rms_norm(final.float(), final.shape[-1:], eps=1e-12)
-        return 2 * functional.linear(sized, self.gate).sigmoid()
+        return 2 * functional.linear(unit(final), self.gate).sigmoid()
 
     @torch.no_grad()
     def token_map(self, head: Tensor, tokens: Tensor) -> TokenMap:

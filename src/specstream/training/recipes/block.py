@@ -58,9 +58,10 @@ class TappedStates:
         taps = [each for tap in self._taps if (each := states[tap]) is not None]
         likeliest, logs = list[Tensor](), list[Tensor]()
         for row in logits:  # one by one: in float32 those of a batch are gigabytes
-            best = row.float().topk(min(LIKELIEST, row.shape[-1]))
+            exact = row.float()
+            best = exact.topk(min(LIKELIEST, exact.shape[-1]))
             likeliest.append(best.indices.int())
-            logs.append(best.values - row.float().logsumexp(-1, keepdim=True))
+            logs.append(best.values - exact.logsumexp(-1, keepdim=True))
         return {"taps": torch.cat(taps, -1), "tokens": torch.stack(likeliest), "logs": torch.stack(logs)}
 
 

@@ -14,11 +14,12 @@ from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError
 from specstream.heads.multistream import MainStream
-from specstream.heads.parallel import ParallelHead, unit
+from specstream.heads.parallel import ParallelHead
 from specstream.heads.shipped import left_out, shipped_for
 from specstream.heads.stream_loss import early_exit_chances, early_exit_loss, stream_loss, stream_ranks
 from specstream.heads.streams import KIND, Streams
 from specstream.heads.streams_config import StreamsConfig
+from specstream.heads.token_map import unit
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
