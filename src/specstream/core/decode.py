@@ -280,7 +280,7 @@ def _request(row: Row, depth: int, context_length: int | None, turn: int | None)
     depth = min(depth, row.left(context_length) - 1)
     if turn is not None and len(row.tokens) <= turn:
         depth = min(depth, turn - len(row.tokens))
-    return DraftRequest(tokens=row.tokens, depth=depth, generator=row.generator)
+    return DraftRequest(tokens=row.tokens, depth=depth, generator=row.generator, calibrations=row.calibrations)
 
 
 def _advance(

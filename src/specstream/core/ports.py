@@ -366,6 +366,7 @@ class DraftRequest:
             this, by its own estimate: the confidence threshold.
         prices: what a node more costs a pass of 1, 2, ... nodes, in tokens: it may then propose whatever else it has
             seen on the way, as long as that is accepted more often. Nothing where they end.
+        calibrations: what the policy keeps of the row, for as long as it is decoded; changed in place.
     """
 
     tokens: Sequence[int]
@@ -376,6 +377,7 @@ class DraftRequest:
     planned: int = 0
     threshold: float = 0.0
     prices: tuple[float, ...] = ()
+    calibrations: dict[tuple[str, bool], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def drafter(self) -> str | None:

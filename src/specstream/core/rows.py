@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class Row:
         expected: a text that it may come to say, for drafters that copy, behind the end of its prompt.
         known: drafts for nothing, before any drafter is asked; None where no rule of its sampling can.
         choice: which drafter was chosen for its batch; None where there was no choice.
+        calibrations: what the policy keeps of it.
         finish_reason: ``stop``, ``length``, or ``error``; None while it runs.
         error: what went wrong with this row alone.
     """
@@ -57,6 +59,7 @@ class Row:
     expected: Sequence[int] = ()
     known: Known | None = None
     choice: DrafterChoice | None = None
+    calibrations: dict[tuple[str, bool], Any] = field(default_factory=dict, repr=False)
     stats: RowStats = field(default_factory=RowStats)
     finish_reason: str | None = None
     error: Exception | None = None

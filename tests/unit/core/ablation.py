@@ -81,6 +81,9 @@ def scenarios() -> Iterator[tuple[str, Callable[[int], float]]]:
                     label = f"{name}, {rows} rows, {'list' if listed else 'no list'}, {rates}"
                     yield f"{label}, draft", _case(**kind, models=rates)
                     yield f"{label}, lookup", _case(**kind, lookups=rates)
+            for rates in ((0.85, 0.0, 0.0, 0.0), (0.85, 0.85, 0.5, 0.3)):
+                label = f"{name}, {'list' if listed else 'no list'}, rows of {rates}"
+                yield label, _case(costs=costs, listed=listed, rows=4, apart=rates)
         yield f"{name}, sure drafts", _case(costs=costs, sure=0.8, models=(0.0,))
         for noise in ("noisy", "spells"):
             yield f"{name}, {noise}", _case(costs=costs, models=(0.7,), lookups=(0.5,), noise=noise)
@@ -93,6 +96,7 @@ def _case(
     listed: bool = True,
     models: Sequence[float] = (),
     lookups: Sequence[float] = (),
+    apart: Sequence[float] = (),
     sure: float | None = None,
     noise: str = "",
 ) -> Callable[[int], float]:
@@ -113,10 +117,16 @@ def _case(
         policy = Controller(prices)
         for text in range(TEXTS):
             policy.renew()
+            if apart:
+                machine.lookup = [(0.9, rate) for rate in apart]
+                machine.run_apart(policy, TOKENS)
+                continue
+            machine.begin()
             machine.model = models[text % len(models)] if models else None
             machine.lookup = (0.5, lookups[text % len(lookups)]) if lookups else None
             machine.run(policy, TOKENS)
-        return machine.tokens / rows * price(rows) / machine.seconds
+        tokens = TEXTS * TOKENS if apart else machine.tokens / rows
+        return tokens * price(rows) / machine.seconds
 
     return run
 

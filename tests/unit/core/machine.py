@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from specstream.core.policy.acceptance import Calibrations
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
 from specstream.core.policy.prices import PriceList
@@ -34,7 +35,8 @@ class Machine:
         price: seconds of a pass, by its width.
         step: seconds of a draft model's step; ``read``: of a token that it catches up on.
         model: how often its drafts are accepted; None for no draft model.
-        lookup: how often there is a match, and how often what it copies is right; None for no lookup.
+        lookup: how often there is a match, and how often what it copies is right; None for no lookup. A list of them
+            is of the rows, each of which then ends with its own tokens.
         seconds, tokens: used, and emitted by all rows.
         sure: how often the model's next token is one it is sure of, accepted at 0.99 where any other is at 0.5; it
             ends drafts by that, and ``model`` does not matter. None for a model that does not.
@@ -60,6 +62,7 @@ class Machine:
         self._slow, self._until = 1.0, 0
         self.seconds, self.tokens = 0.0, 0
         self.unread = [1] * rows
+        self.calibrations = [Calibrations() for _ in range(rows)]
         self.log: list[list[str]] = []
 
     def run(self, controller: Controller, tokens: int) -> float:
@@ -69,6 +72,28 @@ class Machine:
             self.round(controller, tokens * self.rows - (self.tokens - before))
         return (self.tokens - before) / self.rows * self.price(self._nodes([1] * self.rows)) / (self.seconds - started)
 
+    def run_apart(self, controller: Controller, tokens: int) -> float:
+        """The same of a batch that nobody joins, whose rows leave when they have so many tokens."""
+        rows, started = self.rows, self.seconds
+        assert isinstance(self.lookup, list)
+        lookup, left, self.passes = self.lookup, [tokens] * rows, 0
+        while left:
+            emitted = self.round(controller, max(left), [each / ((tokens - each + 4) / (self.passes + 4)) for each in left])
+            left = [each - more for each, more in zip(left, emitted, strict=True)]
+            stay = [at for at, each in enumerate(left) if each > 0]
+            left, self.lookup = [left[at] for at in stay], [self.lookup[at] for at in stay]
+            self.unread = [self.unread[at] for at in stay]
+            self.calibrations = [self.calibrations[at] for at in stay]
+            self.rows = len(left)
+            self.passes += 1
+        self.rows, self.lookup, self.unread = rows, lookup, [1] * rows
+        self.begin()
+        return tokens * self.price(self._nodes([1] * self.rows)) / (self.seconds - started)
+
+    def begin(self) -> None:
+        """Other texts, of which nothing was seen."""
+        self.calibrations = [Calibrations() for _ in range(self.rows)]
+
     def best(self) -> float:
         """The speed of the best fixed depth of the model's chains, over that of plain decoding."""
         return max(
@@ -76,18 +101,20 @@ class Machine:
             for depth in range(self.depth + 1)
         ) * self.price(1)
 
-    def round(self, controller: Controller, left: int = 99) -> None:
+    def round(self, controller: Controller, left: int = 99, ending: Sequence[float] | None = None) -> list[int]:
         if controller.pauses(self.rows):
             self._behind = True
             self.seconds, self.tokens = self.seconds + self.price(self._nodes([1] * self.rows)), self.tokens + self.rows
             self.unread = [unread + 1 for unread in self.unread]
             self.log.append(["-"] * self.rows)
-            return
+            return [1] * self.rows
         depth, self._behind = 0 if self._behind else min(self.depth, left - 1), False
-        matches = [self._copied(depth) for _ in range(self.rows)]
+        matches = [self._copied(row, depth) for row in range(self.rows)]
         offers = [self._offers(row, depth, matches[row]) for row in range(self.rows)]
-        asked = [DraftRequest(tokens=[9], depth=depth, generator=CHANCE) for _ in range(self.rows)]
-        requests = controller.choose(asked, offers, ragged=self.ragged)
+        asked = [
+            DraftRequest(tokens=[9], depth=depth, generator=CHANCE, calibrations=each) for each in self.calibrations
+        ]
+        requests = controller.choose(asked, offers, ending, ragged=self.ragged)
         trees, verdicts, done = [], [], []
         steps = 0
         for row, request in enumerate(requests):
@@ -120,6 +147,7 @@ class Machine:
             self.unread[row] = (
                 1 + (verdict.accepted == trees[row].drafted) if own else self.unread[row] + len(verdict.tokens)
             )
+        return [len(verdict.tokens) for verdict in verdicts]
 
     def _nodes(self, sizes: list[int]) -> int:
         return sum(sizes) if self.ragged else max(sizes)
@@ -138,11 +166,12 @@ class Machine:
             self._until = len(self.log) + 1 + int(self._disturbance.expovariate(1 / mean))
         return self._slow
 
-    def _copied(self, depth: int) -> int | None:
+    def _copied(self, row: int, depth: int) -> int | None:
         """How many tokens of this round's match are right; None if nothing matches."""
-        if not self.lookup or depth < 1 or self.chance.random() >= self.lookup[0]:
+        lookup = self.lookup[row] if isinstance(self.lookup, list) else self.lookup
+        if not lookup or depth < 1 or self.chance.random() >= lookup[0]:
             return None
-        return next((at for at in range(depth) if self.chance.random() >= self.lookup[1]), depth)
+        return next((at for at in range(depth) if self.chance.random() >= lookup[1]), depth)
 
     def _offers(self, row: int, depth: int, match: int | None) -> list[Offer]:
         offers = []

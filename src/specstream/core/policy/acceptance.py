@@ -20,7 +20,7 @@ SURPRISE = 0.001
 """A run of acceptances, or of rejections, that is less likely than this means that the text has changed."""
 
 CALIBRATION_WEIGHT, CALIBRATION_FADE = 4.0, 1 / 64
-"""Accepted tokens that a drafter's own estimate counts for at first, and the weight of the newest after that."""
+"""Accepted tokens that an estimate counts for at first, and the weight of the newest after that."""
 
 
 class Level(NamedTuple):
@@ -99,20 +99,15 @@ class Acceptance:
 
 
 class Calibration:
-    """What happened over what a drafter expected of its own drafts.
+    """What happened over what was expected of a drafter's drafts.
 
     Attributes:
-        ratio: the two, as far as there were drafts; 1 at first.
+        ratio: the two, as far as there were drafts.
     """
 
-    def __init__(self) -> None:
-        self._expected = self._happened = CALIBRATION_WEIGHT
-        self.ratio = 1.0
-
-    def renew(self) -> None:
-        """Another text: what was seen of the last ones weighs little, and is half as far from the drafter's word."""
-        self._expected, self._happened = CALIBRATION_WEIGHT, CALIBRATION_WEIGHT * (1 + self.ratio) / 2
-        self.ratio = self._happened / self._expected
+    def __init__(self, ratio: float = 1.0) -> None:
+        self._expected, self._happened = CALIBRATION_WEIGHT, CALIBRATION_WEIGHT * ratio
+        self.ratio = ratio
 
     def judge(self, expected: float, happened: float) -> None:
         """So many tokens were expected, for example, and so many it were."""
@@ -121,41 +116,47 @@ class Calibration:
         self.ratio = self._happened / self._expected
 
 
+Calibrations = dict[tuple[str, bool], Calibration]
+"""Of one row: by drafter, and whether of what it drafted. Texts differ: where one repeats itself and its neighbour does
+not, copies of the first are accepted and copies of the second are not."""
+
+
 class Estimates:
-    """What is estimated of every source, and the calibration of every drafter that estimates by itself."""
+    """What is estimated of every source, of all rows together, and by how much each row is better or worse."""
 
     def __init__(self) -> None:
         self._sources: dict[str, Acceptance] = {}
-        self._calibrations: dict[tuple[str, bool], Calibration] = {}  # and whether of what was drafted
-
-    def renew(self) -> None:
-        """Another text begins, in which drafters may be worth more than in the last one, or less."""
-        for calibration in self._calibrations.values():
-            calibration.renew()
+        self._usual = Calibrations()
 
     def of(self, offer: Offer) -> Acceptance:
         return self._sources.setdefault(offer.source, Acceptance())
 
-    def calibration(self, offer: Offer, *, drafted: bool = False) -> Calibration:
-        """Of what its drafter expects, before it drafts or of what was ``drafted``."""
-        return self._calibrations.setdefault((offer.drafter, drafted), Calibration())
+    def calibration(self, calibrations: Calibrations, offer: Offer, *, drafted: bool = False) -> Calibration:
+        """Of what is expected in a row before its drafter drafts, or of what was ``drafted``.
 
-    def levels(self, offer: Offer, least: float = 0.0) -> list[Level]:
+        A text of which nothing was seen is half as far from what is expected as others were.
+        """
+        key = offer.drafter, drafted
+        if key not in calibrations:
+            calibrations[key] = Calibration(min(1.0, (1 + self._usual.setdefault(key, Calibration()).ratio) / 2))
+        return calibrations[key]
+
+    def levels(self, offer: Offer, calibrations: Calibrations, least: float = 0.0) -> list[Level]:
         """What an offer's tree is extended by, in that order, as deep as it may be taken.
 
         Of an offer that is ranked, without nodes that are accepted less often than ``least``.
         """
+        ratio = self.calibration(calibrations, offer).ratio
         if offer.ranked:
-            ratio = self.calibration(offer).ratio
             likely = ((depth, min(1.0, ratio * survival)) for depth, survival in offer.ranked)
             return [Level(depth, 1.0, survival) for depth, survival in likely if survival >= least]
         source = self.of(offer)
         depth = min(offer.depth, source.reach)
-        ratio = min(1.0, self.calibration(offer).ratio) if offer.cuts else 1.0
+        ratio = min(1.0, ratio) if offer.cuts else ratio
         counts = [float(count) for count in offer.per_depth[:depth]]
         if offer.cuts:
             counts = [count * going for count, going in zip(counts, source.going(depth), strict=True)]
-        survivals = [ratio * each for each in source.survivals(depth)]
+        survivals = [min(1.0, ratio * each) for each in source.survivals(depth)]
         return [Level(at, *each) for at, each in enumerate(zip(counts, survivals, strict=True), 1)]
 
     def judge(self, offers: Sequence[Offer], request: DraftRequest, tree: TokenTree, verdict: Verdict) -> None:
@@ -165,23 +166,38 @@ class Estimates:
         ``accepted + 1`` was judged and turned down, unless an end was accepted: nothing lies behind it.
         """
         emitted, taken, asked = len(verdict.tokens), request.offer, request.depth
+        known = request.calibrations
         for offer in offers:
             if offer.tree is not None and not offer.tree.proposals:
-                matched = offer.tree.matched(verdict.tokens)
-                self.of(offer).judge(min(offer.depth, emitted, matched + 1), matched)
+                self._judge(known, offer, min(offer.depth, emitted), offer.tree.matched(verdict.tokens))
         if taken is None or taken.tree is not None or not asked:
             return
         if taken.ranked:
             planned = [survival for depth, survival in taken.ranked if depth <= asked][: request.planned or None]
-            self.calibration(taken).judge(sum(planned), verdict.accepted)
+            self._calibrate(known, taken, sum(planned), verdict.accepted)
             if tree.survival:
-                self.calibration(taken, drafted=True).judge(sum(tree.survival[1:]), verdict.accepted)
+                self._calibrate(known, taken, sum(tree.survival[1:]), verdict.accepted, drafted=True)
             return
         source, drafted = self.of(taken), max(tree.depths)
         steps = drafted if tree.steps is None else tree.steps
         if taken.cuts:
             # What is known of each depth is of the drafts that got there, of which the drafter was sure.
-            self.calibration(taken).judge(sum(source.survivals(asked)), verdict.accepted)
+            self._calibrate(known, taken, sum(source.survivals(asked)), verdict.accepted)
             # A draft that ended found out by a step more, whose token it may have proposed all the same.
             source.judge_length(asked, steps - (steps < asked or drafted < steps))
-        source.judge(min(steps, emitted, verdict.accepted + 1), verdict.accepted)
+            source.judge(min(steps, emitted, verdict.accepted + 1), verdict.accepted)
+        else:
+            self._judge(known, taken, min(steps, emitted), verdict.accepted)
+
+    def _judge(self, calibrations: Calibrations, offer: Offer, reached: int, accepted: int) -> None:
+        """Of a draft that is so deep, as far as something was emitted, so many tokens were accepted."""
+        source = self.of(offer)
+        depth = min(reached, len(source.rates))  # what was never judged is expected by a guess
+        self._calibrate(calibrations, offer, sum(source.survivals(depth)), min(depth, accepted))
+        source.judge(min(reached, accepted + 1), accepted)
+
+    def _calibrate(
+        self, calibrations: Calibrations, offer: Offer, expected: float, happened: float, *, drafted: bool = False
+    ) -> None:
+        self.calibration(calibrations, offer, drafted=drafted).judge(expected, happened)
+        self._usual[offer.drafter, drafted].judge(expected, happened)

@@ -21,8 +21,11 @@ from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
 
-BUDGET, REFILL, REFILL_OF_A_TEXT = 3.0, 0.01, 0.3
-"""The regret budget in plain passes: its start and cap, what every round adds, and every new text."""
+BUDGET, REFILL = 3.0, 0.01
+"""The regret budget in plain passes: its start and cap, and what every round adds."""
+
+BUDGET_OF_A_TEXT = 1.0
+"""With which a text begins, whatever others gained or lost."""
 
 TRIAL_AFTER, LONGEST_WAIT = 16, 128
 """Rounds after which a drafter that does not pay is tried again; they double with every trial in vain."""
@@ -34,7 +37,7 @@ against it."""
 LONGEST_PAUSE = 8
 """Most rounds of a pause. The first has one; they double as long as nothing is gained."""
 
-GAIN_FADE = 1 / 64
+GAIN_FADE = 1 / 16
 """Weight of the newest round in what rounds of so many rows gain on average."""
 
 AGREES = 0.25
@@ -89,10 +92,9 @@ class Controller:
 
     def renew(self, rows: int = 1) -> None:
         """Texts of so many rows begin, in which drafters may be worth more than in the last ones, or less."""
-        self.estimates.renew()
         pause = self._pauses[rows]
         pause.until, pause.length = 0, max(1, pause.length // 2)
-        self._budget = min(BUDGET, self._budget + REFILL_OF_A_TEXT)
+        self._budget = BUDGET_OF_A_TEXT
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
     def plain_seconds(self, rows: int) -> float | None:
@@ -131,7 +133,16 @@ class Controller:
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
             return list(map(_nothing, requests))
         worth = plans.worth(ending, self.costs.plain) if ending else [1.0] * rows
-        planner = Planner(costs=self.costs, estimates=self.estimates, rows=rows, ragged=ragged, worth=worth)
+        room = plans.room(ending) if ending else [math.inf] * rows
+        calibrations = [request.calibrations for request in requests]
+        planner = Planner(
+            costs=self.costs,
+            estimates=self.estimates,
+            calibrations=calibrations,
+            ragged=ragged,
+            worth=worth,
+            room=room,
+        )
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
         if self._plan is None:
@@ -177,8 +188,11 @@ class Controller:
         if self.costs.knows(rows):
             saved, plain = 0.0, self.costs.plain(rows)
             if spent or nodes > rows:
-                worth = [1.0] * rows if self._planner is None else self._planner.worth
-                tokens = sum(each * len(verdict.tokens) for each, verdict in zip(worth, verdicts, strict=True))
+                gains = [len(verdict.tokens) - 1.0 for verdict in verdicts]
+                if self._planner is not None:
+                    gains = list(map(min, gains, self._planner.room))
+                    gains = [gain * each for gain, each in zip(gains, self._planner.worth, strict=True)]
+                tokens = rows + sum(gains)
                 saved = tokens / rows - (spent + self.costs.line(rows).of(nodes)) / plain
             self._earn(rows, saved - deciding / self.costs.passing(rows, rows))
 
@@ -236,14 +250,16 @@ class Controller:
             if waited < self._waits.get(drafter, TRIAL_AFTER):
                 continue
             plan = planner.trial(offers, drafter)
-            if plan is None:
-                self._tried[drafter] = self._round
-            elif plan.stake / planner.plain - 1 <= self._budget:
+            if plan is not None and plan.stake / planner.plain - 1 <= self._budget:
                 self._trial = drafter
                 return plan
+            self._tried[drafter] = self._round
         return None
 
 
 def _nothing(request: DraftRequest) -> DraftRequest:
     """Not drafted for."""
-    return request if not request.depth else DraftRequest(tokens=request.tokens, depth=0, generator=request.generator)
+    if not request.depth:
+        return request
+    tokens, generator, calibrations = request.tokens, request.generator, request.calibrations
+    return DraftRequest(tokens=tokens, depth=0, generator=generator, calibrations=calibrations)

@@ -18,13 +18,16 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
-from specstream.core.policy.acceptance import Estimates, Level
+from specstream.core.policy.acceptance import Calibrations, Estimates, Level
 from specstream.core.policy.cost_model import NODE_SHARE, CostModel, Steps
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.tree import TokenTree
 
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
+
+NEGLIGIBLE = 0.02
+"""Plain passes that drafting may take for its depth not to be weighed."""
 
 UNLIKELY = 0.25
 """Nodes that bring a smaller share of what they cost are not weighed, though some may be free in a padded pass."""
@@ -92,9 +95,11 @@ class Planner:
     Attributes:
         costs: what passes and drafts cost.
         estimates: how likely drafts are accepted.
-        rows: how many there are.
+        calibrations: of each row.
         ragged: whether a pass costs by the nodes of all rows together, not by the largest tree for every row.
         worth: of a token of each row, 1 on average.
+        room: how many drafted tokens of each row are worth that; more are worth nothing.
+        rows: how many there are.
         line: seconds of a pass by nodes.
         plain: of a plain pass.
         node: what a node more for every row costs, in plain passes.
@@ -102,14 +107,17 @@ class Planner:
 
     costs: CostModel
     estimates: Estimates
-    rows: int
+    calibrations: Sequence[Calibrations]
     ragged: bool
     worth: Sequence[float]
+    room: Sequence[float]
+    rows: int = field(init=False)
     line: Steps = field(init=False)
     plain: float = field(init=False)
     node: float = field(init=False)
 
     def __post_init__(self) -> None:
+        self.rows = len(self.calibrations)
         self.line = self.costs.line(self.rows)
         self.plain = self.costs.plain(self.rows)
         self.node = (self.line.of(3 * self.rows) - self.plain) / (2 * self.plain)
@@ -122,14 +130,14 @@ class Planner:
             spare: seconds that may be spent on more than one node though nothing may come of them.
         """
         found: Plan | None = None
-        ladders = {id(offer): self._ladder(offer) for own in offers for offer in own}
+        ladders = {id(offer): self._ladder(offer, row) for row, own in enumerate(offers) for offer in own}
         if not any(ladders.values()):
             return None
         deepest = dict[str, int]()
         for offer in (offer for own in offers for offer in own if offer.tree is None):
             depth = max((level.depth for level in ladders[id(offer)]), default=0)
             deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
-        depths = ((name, depth) for name, most in deepest.items() for depth in sorted({min(d, most) for d in DEPTHS}))
+        depths = ((name, depth) for name, most in deepest.items() for depth in self._depths(name, most))
         for drafter, depth in [(None, 0), *depths]:
             taken = [self._pick(*own, ladders, drafter, depth) for own in zip(offers, self.worth, strict=True)]
             drafting, full = self._drafting(taken, depth)
@@ -148,9 +156,18 @@ class Planner:
                 found = self.plan([_share(*each) for each in zip(taken, levels, strict=True)], drafting, full)
         return found
 
-    def _ladder(self, offer: Offer) -> list[Level]:
+    def _depths(self, drafter: str, most: int) -> list[int]:
+        """Those to weigh: where even the deepest costs next to nothing, that one alone."""
+        if self.costs.drafting(drafter, self.rows, most) < NEGLIGIBLE * self.plain:
+            return [most]
+        return sorted({min(depth, most) for depth in DEPTHS})
+
+    def _ladder(self, offer: Offer, row: int) -> list[Level]:
         least = UNLIKELY * max(self.node, NODE_SHARE)
-        likely = [level for level in self.estimates.levels(offer, least) if level.survival >= least * level.nodes]
+        levels = self.estimates.levels(offer, self.calibrations[row], least)
+        if (room := self.room[row]) < len(levels):
+            levels = list(_within(levels, room))
+        likely = [level for level in levels if level.survival >= least * level.nodes]
         return list(_falling(likely, offer.beside)) if likely else likely
 
     def _fill(
@@ -222,8 +239,8 @@ class Planner:
 
     def _one(self, offers: Sequence[Offer | None], hope: float = 0.0) -> Plan:
         taken: list[tuple[Offer, list[Level]] | None] = []
-        for offer in offers:
-            levels = self.estimates.levels(offer)[:1] if offer else []
+        for offer, known in zip(offers, self.calibrations, strict=True):
+            levels = self.estimates.levels(offer, known)[:1] if offer else []
             levels = [level._replace(survival=level.survival + hope * (1 - level.survival)) for level in levels]
             taken.append((offer, levels) if offer else None)
         drafting, full = self._drafting(taken, 1)
@@ -262,7 +279,8 @@ class Planner:
             if share is None or not tree.survival or tree.proposals:
                 sizes[row] = len(tree)
                 continue
-            scale = self.worth[row] * self.estimates.calibration(share.offer, drafted=True).ratio
+            known = self.estimates.calibration(self.calibrations[row], share.offer, drafted=True)
+            scale = self.worth[row] * known.ratio
             likely = sorted((-survival, node) for node, survival in enumerate(tree.survival))
             for rank, (least, node) in enumerate(likely[1:], 2):
                 gain = -scale * least
@@ -270,8 +288,9 @@ class Planner:
         if not items:
             return list(trees)
         items.sort()
-        pairs = zip(trees, plan.shares, strict=True)
-        tokens = sum(self.worth) + sum(share.survival for tree, share in pairs if share and not tree.survival)
+        pairs = zip(trees, plan.shares, self.worth, strict=True)
+        sure = ((share, worth) for tree, share, worth in pairs if share and not tree.survival)
+        tokens = sum(self.worth) + sum(worth * share.survival for share, worth in sure)
         rate = tokens / (plan.drafting + self.line.of(self.nodes(sizes)))
         stay = [set[int]() for _ in trees]
         for _, row, node, _, _ in items[: self._fill(items, tokens, sizes, plan.drafting, rate)]:
@@ -303,6 +322,15 @@ def _share(own: tuple[Offer, list[Level]] | None, count: int) -> Share | None:
     depth, nodes = max(level.depth for level in levels), sum(level.nodes for level in levels)
     most = round(nodes) if offer.ranked else offer.beside + sum(offer.per_depth[:depth])
     return Share(offer, depth, nodes, most, sum(level.survival for level in levels))
+
+
+def _within(levels: Sequence[Level], room: float) -> Iterator[Level]:
+    """Those that bring no more than so many tokens together."""
+    for level in levels:
+        if room <= 0:
+            return
+        yield level._replace(survival=min(level.survival, room))
+        room -= level.survival
 
 
 def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
@@ -347,3 +375,19 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
                 found[row] = sum(saved[place:end]) / (end - place) * rows / prices[rows]
             end = place
     return found
+
+
+def room(ending: Sequence[float]) -> list[float]:
+    """How many drafted tokens of each row shorten a batch that nobody joins: until another row is surely the last.
+
+    A text that repeats itself ends early anyway: with what it gains beyond that, it only waits for the others.
+
+    Args:
+        ending: passes after which each row is expected to end.
+    """
+    *_, second, last = sorted(ending) if len(ending) > 1 else (0.0, math.inf)
+    chance = CHANCE * math.sqrt(last)
+    return [
+        math.inf if each < last - chance else max(1.0, each - (second if each == last else last) + chance)
+        for each in ending
+    ]
