@@ -47,11 +47,13 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "SURE": (plan, (0.7, 1.0)),
     "BESIDE": (plan, (0,)),
     "SPARE": (plan, (1, 4)),
-    "CHANCE": (plan, (0.25, 2.0)),
+    "CHANCE": (plan, (0.25, 2.0, NEVER)),
+    "NEGLIGIBLE": (plan, (0.0, 0.1)),
     "DEPTHS": (plan, (tuple(range(1, 33)), (1, 4, 16))),
     "BUDGET": (controller, (1.0, 10.0, NEVER)),
     "REFILL": (controller, (0.0, 0.03)),
     "REFILL_OF_A_TEXT": (controller, (0.0, 1.0)),
+    "BUDGET_OF_A_TEXT": (controller, (1.0, 3.0)),
     "TRIAL_AFTER": (controller, (4, 64)),
     "LONGEST_WAIT": (controller, (16, 1024)),
     "PLAIN_AFTER": (controller, (32, NEVER)),
@@ -89,7 +91,7 @@ def scenarios() -> Iterator[tuple[str, Callable[[int], float]]]:
             yield f"{name}, {noise}", _case(costs=costs, models=(0.7,), lookups=(0.5,), noise=noise)
 
 
-def _case(
+def _case(  # noqa: PLR0913
     *,
     costs: dict[str, Any],
     rows: int = 1,

@@ -78,7 +78,9 @@ class Machine:
         assert isinstance(self.lookup, list)
         lookup, left, self.passes = self.lookup, [tokens] * rows, 0
         while left:
-            emitted = self.round(controller, max(left), [each / ((tokens - each + 4) / (self.passes + 4)) for each in left])
+            emitted = self.round(
+                controller, max(left), [each / ((tokens - each + 4) / (self.passes + 4)) for each in left]
+            )
             left = [each - more for each, more in zip(left, emitted, strict=True)]
             stay = [at for at, each in enumerate(left) if each > 0]
             left, self.lookup = [left[at] for at in stay], [self.lookup[at] for at in stay]
@@ -215,9 +217,17 @@ class Machine:
         )
 
 
-def ask(controller: Controller, offers: Sequence[Sequence[Offer]], *, context: int = 1, ragged: bool = False):
+def ask(
+    controller: Controller,
+    offers: Sequence[Sequence[Offer]],
+    *,
+    context: int = 1,
+    ragged: bool = False,
+    calibrations: Calibrations | None = None,
+):
     """What the controller takes of offers for rows with so many tokens: an offer and a depth, or None."""
-    asked = [DraftRequest(tokens=[9] * context, depth=64, generator=CHANCE) for _ in offers]
+    known = Calibrations() if calibrations is None else calibrations
+    asked = [DraftRequest(tokens=[9] * context, depth=64, generator=CHANCE, calibrations=known) for _ in offers]
     return controller.choose(asked, offers, ragged=ragged)
 
 

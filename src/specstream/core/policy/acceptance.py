@@ -200,4 +200,4 @@ class Estimates:
         self, calibrations: Calibrations, offer: Offer, expected: float, happened: float, *, drafted: bool = False
     ) -> None:
         self.calibration(calibrations, offer, drafted=drafted).judge(expected, happened)
-        self._usual[offer.drafter, drafted].judge(expected, happened)
+        self._usual.setdefault((offer.drafter, drafted), Calibration()).judge(expected, happened)

@@ -24,8 +24,8 @@ from specstream.core.tree import TokenTree
 BUDGET, REFILL = 3.0, 0.01
 """The regret budget in plain passes: its start and cap, and what every round adds."""
 
-BUDGET_OF_A_TEXT = 1.0
-"""With which a text begins, whatever others gained or lost."""
+BUDGET_OF_A_TEXT, REFILL_OF_A_TEXT = 1.5, 0.3
+"""Of that, the most with which a text begins, and the least: it pays for its losses with its own gains."""
 
 TRIAL_AFTER, LONGEST_WAIT = 16, 128
 """Rounds after which a drafter that does not pay is tried again; they double with every trial in vain."""
@@ -94,7 +94,7 @@ class Controller:
         """Texts of so many rows begin, in which drafters may be worth more than in the last ones, or less."""
         pause = self._pauses[rows]
         pause.until, pause.length = 0, max(1, pause.length // 2)
-        self._budget = BUDGET_OF_A_TEXT
+        self._budget = min(BUDGET_OF_A_TEXT, max(0.0, self._budget) + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
     def plain_seconds(self, rows: int) -> float | None:

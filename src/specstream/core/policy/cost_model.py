@@ -95,9 +95,9 @@ class Corrections:
         return typical if now - at <= LIFETIME else None
 
     def known(self, rows: int, now: int) -> dict[int, float]:
-        """Of passes over so many rows, by their rung."""
+        """Of passes over so many rows, by their rung; plain passes are never forgotten."""
         own = ((rung, each) for (count, rung), each in self._typical.items() if count == rows)
-        return {rung: typical for rung, (typical, at) in own if now - at <= LIFETIME}
+        return {rung: typical for rung, (typical, at) in own if now - at <= LIFETIME or rung == _rung(rows)}
 
     def count(self, kind: tuple[int | str, int]) -> int:
         """Measurements that count."""
@@ -176,7 +176,7 @@ class CostModel:
 
     def plain(self, rows: int) -> float:
         """Seconds of a plain pass over so many rows, at the usual pace."""
-        return self._base_table(rows)[rows] * (self._passes.of((rows, _rung(rows)), self._now) or 1.0)
+        return self._base_table(rows)[rows] * (self._passes.of((rows, _rung(rows)), 0) or 1.0)
 
     def passing(self, rows: int, nodes: float) -> float:
         """Seconds of a pass over so many rows and nodes just now."""

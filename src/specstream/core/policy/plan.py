@@ -130,30 +130,30 @@ class Planner:
             spare: seconds that may be spent on more than one node though nothing may come of them.
         """
         found: Plan | None = None
-        ladders = {id(offer): self._ladder(offer, row) for row, own in enumerate(offers) for offer in own}
-        if not any(ladders.values()):
+        ladders = [[(offer, self._ladder(offer, row)) for offer in own] for row, own in enumerate(offers)]
+        if not any(levels for own in ladders for _, levels in own):
             return None
         deepest = dict[str, int]()
-        for offer in (offer for own in offers for offer in own if offer.tree is None):
-            depth = max((level.depth for level in ladders[id(offer)]), default=0)
+        for offer, levels in (each for own in ladders for each in own if each[0].tree is None):
+            depth = max((level.depth for level in levels), default=0)
             deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
         depths = ((name, depth) for name, most in deepest.items() for depth in self._depths(name, most))
         for drafter, depth in [(None, 0), *depths]:
-            taken = [self._pick(*own, ladders, drafter, depth) for own in zip(offers, self.worth, strict=True)]
+            taken = [self._pick(*own, drafter, depth) for own in zip(ladders, self.worth, strict=True)]
             drafting, full = self._drafting(taken, depth)
             items = list[_Item]()
-            for row, own in enumerate(taken):
+            for row, each in enumerate(taken):
                 size = 1.0
-                for at, level in enumerate(own[1] if own else ()):
+                for at, level in enumerate(each[1] if each else ()):
                     size, gain = size + level.nodes, self.worth[row] * level.survival
                     items.append((-gain / level.nodes if self.ragged else size, row, at, level.nodes, gain))
             items.sort()
             rate = found.rate if found else self.rows / self.plain
             if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare - full + drafting):
-                levels = [0] * self.rows
+                counts = [0] * self.rows
                 for _, row, at, _, _ in items[:count]:
-                    levels[row] = at + 1
-                found = self.plan([_share(*each) for each in zip(taken, levels, strict=True)], drafting, full)
+                    counts[row] = at + 1
+                found = self.plan([_share(*each) for each in zip(taken, counts, strict=True)], drafting, full)
         return found
 
     def _depths(self, drafter: str, most: int) -> list[int]:
@@ -189,23 +189,21 @@ class Planner:
         return best
 
     def _pick(
-        self, own: Sequence[Offer], worth: float, ladders: dict[int, list[Level]], drafter: str | None, deepest: int
+        self, own: Sequence[tuple[Offer, list[Level]]], worth: float, drafter: str | None, deepest: int
     ) -> tuple[Offer, list[Level]] | None:
         """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
         best, most = None, -1.0  # nodes that do not pay by themselves may be free beside others, up to a padded size
-        for offer in own:
+        for offer, levels in own:
             if offer.tree is None and offer.drafter != drafter:
                 continue
-            levels = ladders[id(offer)]
-            if offer.tree is None:
-                levels = [level for level in levels if level.depth <= deepest]
+            within = levels if offer.tree is not None else [each for each in levels if each.depth <= deepest]
             gain = 0.0
-            for level in levels:
+            for level in within:
                 if (more := worth * level.survival - self.node * level.nodes) <= 0:
                     break
                 gain += more
-            if levels and gain > most:
-                best, most = (offer, levels), gain
+            if within and gain > most:
+                best, most = (offer, within), gain
         return best
 
     def plan(self, shares: Sequence[Share | None], drafting: float, full: float) -> Plan:
@@ -385,7 +383,9 @@ def room(ending: Sequence[float]) -> list[float]:
     Args:
         ending: passes after which each row is expected to end.
     """
-    *_, second, last = sorted(ending) if len(ending) > 1 else (0.0, math.inf)
+    if len(ending) == 1:
+        return [math.inf]
+    *_, second, last = sorted(ending)
     chance = CHANCE * math.sqrt(last)
     return [
         math.inf if each < last - chance else max(1.0, each - (second if each == last else last) + chance)

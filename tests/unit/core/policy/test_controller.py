@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from specstream.core.policy.acceptance import Calibrations
 from specstream.core.policy.controller import (
     BUDGET,
     LONGEST_PAUSE,
@@ -401,12 +402,12 @@ class TestDraftersThatAreMistakenOfThemselves:
 
     def decode(self, controller, right, tokens, lookups=0.2):
         """The speed over plain decoding, and how often the heads drafted, whose first token is right so often."""
-        chance = random.Random(3)
+        chance, calibrations = random.Random(3), Calibrations()
         seconds, emitted, drafted = 0.0, 0, 0
         while emitted < tokens:
             match = self.match(chance) if chance.random() < lookups else None
             offers = [[*([match[0]] if match else []), self.HEADS]]
-            (request,) = ask(controller, offers)
+            (request,) = ask(controller, offers, calibrations=calibrations)
             offer, tree, accepted = request.offer, TokenTree.chain([9]), 0
             if offer is self.HEADS:
                 survival = (1.0, *(each for _, each in self.HEADS.ranked[: request.nodes]))
@@ -451,6 +452,11 @@ class TestDraftersThatAreMistakenOfThemselves:
         speed, drafted = self.decode(controller, 1.0, 500, lookups=0.0)
         assert drafted > 230
         assert speed > 1.3
+
+    def test_what_a_text_gained_is_not_spent_on_the_next(self):
+        speeds = self.texts([1.0, 0.0] * 6, 48)
+        assert min(speeds[0::2]) > 1.2
+        assert sum(speeds[1::2]) / 6 > 0.965
 
     def texts(self, rights, tokens):
         """The speed of texts one after the other, which the controller is told of, as the loop tells it."""

@@ -70,9 +70,9 @@ def test_drafting_is_paid_for_though_all_of_it_was_cut():
     controller = Controller(PriceList(PRICES.passes, {"medusa": {(1, 1): 3.0}}))
     speculation, own = Speculation(max_depth=5, controller=controller), rows()
     doubted = TokenTree((9, 1, 2, 3), (-1, 0, 1, 0), survival=(1.0, 0.01, 0.001, 0.001))
-    drafted = 0
+    drafted, same = 0, requests()
     for _ in range(64):
-        asked = speculation.choose(own, requests(), [[HEADS]])
+        asked = speculation.choose(own, same, [[HEADS]])
         trees = speculation.cut(own, [doubted] if asked[0].depth else [TokenTree.chain([9])])
         seconds = (3.0 if asked[0].depth else 0.0, 10 + 0.1 * len(trees[0]))
         drafted += bool(asked[0].depth)
