@@ -19,7 +19,7 @@ PRIOR_ACCEPTANCE, PRIOR_WEIGHT = 0.8, 2
 SURPRISE = 0.001
 """A run of acceptances, or of rejections, that is less likely than this means that the text has changed."""
 
-CALIBRATION_WEIGHT, CALIBRATION_FADE = 4.0, 1 / 64
+CALIBRATION_WEIGHT, CALIBRATION_FADE = 2.0, 1 / 64
 """Accepted tokens that an estimate counts for at first, and the weight of the newest after that."""
 
 

@@ -177,8 +177,8 @@ class TestTheBudget:
     def test_rows_that_are_offered_the_same_are_told_apart(self):
         """What is learned of all rows makes one offer for all of them."""
         offer = ranked((1, 0.9), (2, 0.8))
-        own = planner(machine(1.0), 3, ragged=True)
-        for at, ratio in enumerate((1.0, 0.05, 1.0)):
+        own = planner(machine(0.1), 3, ragged=True)
+        for at, ratio in enumerate((1.0, 0.001, 1.0)):
             own.estimates.calibration(own.calibrations[at], offer).judge(1000.0, 1000.0 * ratio)
         assert nodes_of(own.best([[offer]] * 3, PATIENT)) == [2, 0, 2]
 
