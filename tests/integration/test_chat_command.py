@@ -90,11 +90,19 @@ def test_tokens_are_coloured_by_who_drafted_them_in_a_terminal_that_is_asked_to(
 def test_a_mistake_ends_no_conversation(talk: Talk, tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     code, _, err = talk("/sav x", "/save", "word " * 600, "the cat", f"/save {file}", f"/save {file}", "/help")
-    assert code == 0
+    assert code == 1, "so that a script sees it"
     for said in ("'/sav' is no command", "/save names no file", "the model's context holds", "another file's name"):
         assert said in err
     assert json.loads(file.read_text()) == answers("the cat")
     assert "/system TEXT" in err
+
+
+def test_a_conversation_that_cannot_be_saved_names_the_file_that_was_given(talk: Talk, tmp_path: Path) -> None:
+    code, _, err = talk(f"/save {tmp_path}/no/a.json", "/save a.csv")
+    assert code == 1
+    no_folder, other_format = err.splitlines()[-2:]
+    assert no_folder.endswith("/no/a.json', which cannot be written: No such file or directory; give another")
+    assert other_format == "note: /save is 'a.csv' and JSON is written; give a name that ends in .json"
 
 
 def test_a_model_without_a_template_is_refused(talk: Talk, tmp_path: Path) -> None:

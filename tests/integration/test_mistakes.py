@@ -18,6 +18,7 @@ from specstream.cli.options import Drafter
 from specstream.config import DrafterName
 from specstream.errors import UsageError
 from specstream.models.hub import load
+from tests.gguf_files import write_gguf
 from tests.tiny import tiny_model, tiny_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -739,7 +740,7 @@ def test_the_package_runs_as_a_module():
         ("version", "No such command 'version'; give --version"),
         # a file of a folder, and a folder of another kind
         ("report run/run.json", "'run/run.json' is a file of a run; give its folder, 'run'"),
-        ("router evaluate --router q/config.json --data a", "'q/config.json' is a file; give its folder, 'q'"),
+        ("router evaluate --router q/config.json --data a", "no router in 'q/config.json' (it is a file); give 'q'"),
     ],
 )
 def test_what_a_sixth_stranger_met(here, no_model_is_loaded, monkeypatch, capsys, words, told):
@@ -1136,6 +1137,10 @@ def test_a_checkpoint_of_no_causal_model_is_called_by_its_class(here, capsys):
         # a memory that nothing could be written into
         ("generate x -m target --memory q.jsonl/x.mem", "--memory is 'q.jsonl/x.mem', where 'q.jsonl' is no folder; g"),
         ("serve -m target --memory q.jsonl/x.mem", "--memory is 'q.jsonl/x.mem', where 'q.jsonl' is no folder; give a"),
+        (
+            "generate x -m target --memory /dev/null",
+            "--memory is '/dev/null', which is a device or a pipe; give the na",
+        ),
         ("generate x -m target --memory notes", "--memory is 'notes', which is a folder; give the name of a file"),
         # a word in place of a file
         ("generate x -m target --memory False", "--memory is 'False', a word and no file; give the name of one (in Py"),
@@ -1166,6 +1171,47 @@ def test_what_a_ninth_stranger_met(here, monkeypatch, capsys, words, told):
     assert run(*shlex.split(words)) == 2
     error = capsys.readouterr().err
     assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # a folder that the default model, or another of the catalog, would be taken from afterwards
+        ("quantize target -o smollm2-135m", "-o is 'smollm2-135m', which is the name of a model of the catalog; give"),
+        ("quantize target -o ./smollm2-135m", "which is the name of a model of the catalog; give another"),
+        ("make-head target --prompts q.jsonl -o smollm2-135m", "which is the name of a model of the catalog; give"),
+        ("make-draft --target target --layers 1 -o smollm2-135m", "which is the name of a model of the catalog; give"),
+        ("export target -o smollm2-135m", "-o is 'smollm2-135m', which is the name of a model of the catalog; give an"),
+        # after the target was loaded
+        ("generate x -m target -d self:int9", "-d is 'self:int9'; the target drafts for itself as self:int8 or self"),
+        ("tune --prompts q.jsonl -m target -d self:4bit -o a.yaml", "-d is 'self:4bit'; the target drafts for its"),
+        (
+            "compare --target-model target --draft-model self:int9 --input-str x",
+            "--draft-model is 'self:int9'; the target drafts for itself as self:int8 or self:int4",
+        ),
+        # what is in its place
+        ("export few -o out", "is 'few', a compressed-tensors checkpoint, which is not exported; give the model that"),
+        ("export tiny.gguf -o out", "is 'tiny.gguf', a GGUF file, which is not exported; give the model's folder"),
+        ("generate x -m target --heads q.jsonl", "no heads in 'q.jsonl' (it is a file); give a folder that training"),
+        ("chat Hello", "unexpected extra argument(s) (Hello); give it to specstream generate, or when chat asks"),
+    ],
+)
+def test_what_a_tenth_stranger_met(here, no_model_is_loaded, capsys, words, told):
+    (here / "few").mkdir()
+    (here / "few" / "config.json").write_text('{"quantization_config": {"quant_method": "compressed-tensors"}}')
+    write_gguf(here / "tiny.gguf")
+    capsys.readouterr()
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not (here / "smollm2-135m").exists()
+
+
+def test_the_demo_looks_for_its_port_before_it_imports_a_page(monkeypatch, capsys):
+    monkeypatch.setattr("specstream.environment.require", lambda *names: None)
+    monkeypatch.setitem(sys.modules, "specstream.demo.offered", None)
+    assert run("demo", "--host", "203.0.113.1") == 2
+    assert "error: cannot listen on 203.0.113.1:7860" in capsys.readouterr().err
 
 
 def test_a_memory_is_noted_where_nothing_is_copied_from_it(here, capsys):

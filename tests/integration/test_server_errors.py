@@ -128,6 +128,7 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**TEXT, "prompt": [[5], [6, -1]]}, "prompt.1.1", "the prompt has the token -1; the vocabulary is 0 to 299"),
         ({**TEXT, "stop_token_ids": [1, 300]}, "stop_token_ids.1", "stop_token_ids has the token 300; the vocabulary"),
         ({**CHAT, "stop_token_ids": [300]}, "stop_token_ids.0", "stop_token_ids has the token 300; the vocabulary"),
+        ({**CHAT, "logit_bias": {"x": 1}}, "logit_bias.x", "logit_bias.x is 'x'; give one that matches ^\\d{1,9}$"),
         ({**TEXT, "n": 9}, "n", "the request asks for 9 answers; ask for 8 at most"),
         ({**CHAT, "n": 9}, "n", "the request asks for 9 answers; ask for 8 at most"),
         ({**TEXT, "prompt": ["a"] * 9}, "prompt", "the request asks for 9 answers; ask for 8 at most"),

@@ -213,6 +213,7 @@ def _describe(error: BaseException, command: Any, words: list[str]) -> tuple[str
         where = f" for {error.filename}" if error.filename else ""
         return f"error: no space left on the disk{where}: free some and run the command again", _FAILURE
     if isinstance(error, OSError) and error.errno in _PLACES:
-        where = str(error.filename2 or error.filename)
-        return f"error: {where!r} cannot be used: {error.strerror}; give another path, or mend that one", _FAILURE
+        path = error.filename2 or error.filename
+        where = "the standard input or output" if path is None else repr(str(path))
+        return f"error: {where} cannot be used: {error.strerror}; give another path, or mend that one", _FAILURE
     return f"error: internal: {type(error).__name__}: {error} (re-run with --debug for the traceback)", _FAILURE

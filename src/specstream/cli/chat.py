@@ -13,7 +13,7 @@ import typer
 from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.errors import UsageError, listed
-from specstream.files.atomic import check_new, write_json
+from specstream.files.atomic import check_ending, check_new, why_unread, write_json
 
 _HELP = {
     "/help": "these lines",
@@ -75,6 +75,8 @@ def chat(
         options.note("/help lists the commands; Ctrl-C ends an answer, and once more the conversation")
     while conversation.goes_on():
         pass
+    if conversation.failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 def shows_colours() -> bool:
@@ -89,11 +91,15 @@ class Conversation:
         engine: that answers.
         system: instructions; None for none.
         coloured: whether answers show who drafted their tokens.
+
+    Attributes:
+        turns: what was said.
+        failed: whether a line was refused.
     """
 
     def __init__(self, engine: Any, system: str | None = None, *, coloured: bool = False) -> None:
         self._engine, self._system, self._last = engine, system, "there is no answer yet"
-        self._coloured = coloured
+        self._coloured, self.failed = coloured, False
         self.turns: list[dict[str, str]] = []
 
     @property
@@ -114,7 +120,8 @@ class Conversation:
                 self._command(*line.partition(" ")[::2])
             elif line:
                 self._answer(line)
-        except (UsageError, OSError) as error:  # the conversation is worth more than one line of it
+        except UsageError as error:  # the conversation is worth more than one line of it
+            self.failed = True
             options.note(" ".join(str(error).split()))
         return True
 
@@ -138,7 +145,11 @@ class Conversation:
         if not file:
             raise UsageError("/save names no file; give one, such as /save chat.json")
         check_new(path, "/save", lambda _: False)
-        write_json(path, self.messages)
+        check_ending(file, "/save", ".json", "JSON")
+        try:
+            write_json(path, self.messages)
+        except OSError as error:
+            raise UsageError(f"/save is {file!r}, which cannot be written: {why_unread(error)}; give another") from None
 
     def _answer(self, line: str) -> None:
         """Ask, and show the answer as it comes; what was said until Ctrl-C is part of the conversation."""

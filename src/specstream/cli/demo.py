@@ -56,15 +56,15 @@ def demo(
     settings = engine_config({**shown, **drafting}).generation  # type: ignore[typeddict-item]
     require("gradio", "demo", "specstream demo")
     from specstream.cli.loading import quiet
+    from specstream.demo import run
     from specstream.reporting import step
 
+    port = run.free_port(host, port)
     with step("starting the page"):  # Gradio and torch take ten seconds to import
-        from specstream.demo import run
         from specstream.demo.offered import OfferedModels
         from specstream.demo.page import build_page
 
     offered = OfferedModels(model or ["smollm2-135m"], draft, **drafting)
-    port = run.free_port(host, port)
     with quiet():
         page = build_page(offered, settings)
     if options.open_to_others(host):

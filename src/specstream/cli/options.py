@@ -144,10 +144,14 @@ def check_draft(draft: str | None) -> None:
 
     Raises:
         ModelNotFoundError: nothing answers to the name.
+        UsageError: ``self:`` with another quantisation than there are.
     """
+    from specstream.engine.choices import SELF, self_quantization
     from specstream.models.hub.catalog import check
 
-    if draft is not None and not draft.startswith("self:"):
+    if draft is not None and draft.startswith(SELF):
+        self_quantization(draft)
+    elif draft is not None:
         check(draft)
 
 

@@ -90,6 +90,8 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
     if arguments:
         name = arguments[0].metavar or str(arguments[0].name).upper()
         return f"{message}; give one {name} a call, in quotes if it has spaces"
+    if command.name == "chat":
+        return f"{message}; give it to specstream generate, or when chat asks"
     valued = any(not getattr(each, "is_flag", False) and each.name != "help" for each in getattr(command, "params", ()))
     return f"{message}; {'give what it is for as an option' if valued else 'leave it out'}"
 

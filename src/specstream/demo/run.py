@@ -6,7 +6,6 @@ import socket
 from threading import Event
 from typing import Any
 
-from specstream.demo.page import style
 from specstream.environment import address_remedy, require
 from specstream.errors import UsageError
 
@@ -38,6 +37,8 @@ def open_page(page: Any, host: str, port: int) -> str:
     Returns:
         Its address. ``page.close()`` ends it.
     """
+    from specstream.demo.page import style  # with which Gradio and torch are imported: an address is checked before
+
     gradio = require("gradio", "demo", "specstream demo")
     _, address, _ = page.queue(max_size=16).launch(
         server_name=host,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from specstream.drafters.mixed import MixedDrafter
 from specstream.drafters.none import NoDrafter
 from specstream.drafters.recycling import RecyclingDrafter
 from specstream.drafters.streams import StreamsDrafter
-from specstream.engine.choices import SELF, check_choice, defaults_of, unused
+from specstream.engine.choices import SELF, check_choice, defaults_of, self_quantization, unused
 from specstream.engine.generation import Parts
 from specstream.engine.inventory import shallower
 from specstream.engine.memory import Memory
@@ -377,7 +377,7 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
         return draft
     quantization, named = config.draft_quantization, isinstance(draft, str)
     if named and draft.startswith(SELF):
-        draft, quantization, named = target.model, _self_quantization(draft), False
+        draft, quantization, named = target.model, self_quantization(draft), False
     if draft is target.model:
         if quantization == "auto":
             quantization = "none"
@@ -435,13 +435,6 @@ def _draft_given(
 def _depth(config: EngineConfig, otherwise: int) -> int:
     """How deep trees may be."""
     return min((each for each in (config.gamma, config.max_speculation_depth) if each), default=otherwise)
-
-
-def _self_quantization(draft: str) -> Quantization:
-    name = draft.removeprefix(SELF)
-    if name not in ("int8", "int4"):
-        raise UsageError(f"draft_model is {draft!r}; the target drafts for itself as {SELF}int8 or {SELF}int4")
-    return cast(Quantization, name)
 
 
 def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: Any) -> None:

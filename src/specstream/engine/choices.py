@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from specstream.config import EngineConfig
 from specstream.errors import UsageError
-from specstream.files.atomic import refuse_folder_name
+from specstream.files.atomic import check_new, refuse_folder_name
 from specstream.heads.folder import KINDS, TrainedHead, kind_of
+from specstream.models.runtime.capabilities import Quantization
 
 SELF = "self:"
 """``self:int8`` and ``self:int4`` are the target itself as its own draft, its weights read from fewer bits."""
@@ -19,6 +20,18 @@ SELF = "self:"
 def drafts_for_itself(draft: Any, model: Any) -> bool:
     """Whether the draft is made of the target's own weights."""
     return draft is model or (isinstance(draft, str) and draft.startswith(SELF))
+
+
+def self_quantization(draft: str) -> Quantization:
+    """The quantisation of ``self:int8`` and ``self:int4``.
+
+    Raises:
+        UsageError: another one.
+    """
+    name = draft.removeprefix(SELF)
+    if name not in ("int8", "int4"):
+        raise UsageError(f"draft_model is {draft!r}; the target drafts for itself as {SELF}int8 or {SELF}int4")
+    return cast(Quantization, name)
 
 
 def check_choice(config: EngineConfig, draft: Any) -> None:
@@ -77,8 +90,7 @@ def _check_memory(file: bool | str) -> None:
     if file.strip().lower() in _WORDS:
         raise UsageError(f"memory is {file!r}, a word and no file; give the name of one (in Python also True or False)")
     refuse_folder_name(file, "memory")
-    if os.path.isdir(file):
-        raise UsageError(f"memory is {file!r}, which is a folder; give the name of a file")
+    check_new(Path(file), "memory", lambda _: True)  # whether it is a memory, its tokenizer says
     above = next(each for each in Path(file).parents if os.path.exists(each))
     if not above.is_dir():
         raise UsageError(f"memory is {file!r}, where {str(above)!r} is no folder; give another file")
@@ -136,5 +148,5 @@ def _check_unused(config: EngineConfig, draft: Any) -> None:
             why = "there is no draft_model" if option == "draft_quantization" else f"{kind}, which makes no use of it"
             raise UsageError(f"{option} is {value!r} and {why}; leave it out")
     quantization = config.draft_quantization
-    if isinstance(draft, str) and draft.startswith(SELF) and quantization not in ("auto", draft.removeprefix(SELF)):
+    if isinstance(draft, str) and draft.startswith(SELF) and quantization not in ("auto", self_quantization(draft)):
         raise UsageError(f"draft_model is {draft!r} and draft_quantization is {quantization!r}; give one of them")

@@ -140,6 +140,10 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename == str(partial):  # a name that nobody gave
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

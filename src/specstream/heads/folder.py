@@ -157,14 +157,11 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        if Path(folder).is_file():
-            parent = str(Path(folder).parent)
-            raise ModelNotFoundError(f"{str(folder)!r} is a file; give its folder, {parent!r}") from error
-        best = Path(folder) / "best"
-        given = repr(str(best)) if (best / SETTINGS).is_file() else "a folder that training wrote"
-        raise ModelNotFoundError(
-            f"no {what} in {str(folder)!r} ({SETTINGS}: {why_unread(error)}); give {given}"
-        ) from error
+        is_file = Path(folder).is_file()
+        likely = Path(folder).parent if is_file else Path(folder) / "best"
+        given = repr(str(likely)) if (likely / SETTINGS).is_file() else "a folder that training wrote"
+        why = "it is a file" if is_file else f"{SETTINGS}: {why_unread(error)}"
+        raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({why}); give {given}") from error
     return settings
 
 

@@ -73,6 +73,8 @@ def _complaint(error: Any, body: Any, path: str) -> _Complaint:
         said = f"{words} at character {at}: {context.get('error', 'no JSON')}; send a JSON object"
         return _Complaint(place=(), words=said)
     place = _place(error["loc"][1:], body, missing=kind == "missing")
+    if kind == "string_pattern_mismatch":
+        words = f"is {shown(error['input'])}; give one that matches {context['pattern']}"
     if kind == "field":  # of the object, and about one of its fields
         place, words = (*place, context["name"]), context["words"]
     elif kind == "extra_forbidden":

@@ -25,6 +25,7 @@ from specstream.heads.folder import KINDS, read_settings, save_head
 from specstream.models.architecture.compat import config_of, text_config
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.load import config_in, reason
+from specstream.models.hub.schemes import refuse_quantised
 from specstream.models.hub.vocabulary import read_part
 from specstream.training.checkpoints import check_replaceable, replace_folder
 
@@ -73,6 +74,7 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
     check_replaceable(Path(output), RECORD, "output")
     _check_source(source)
     place = resolve(source)
+    refuse_quantised(place, "model", source, "which is not exported")
     settings = read_settings(place, "model")
     if (theirs := settings.get("speculators_model_type")) is not None:
         raise UsageError(f"{source!r} holds {theirs!r}, which vLLM loads as it is; give vLLM that folder")

@@ -14,6 +14,7 @@ import torch
 
 from specstream.errors import TrainingError, UsageError
 from specstream.files.atomic import check_ending, write_json
+from specstream.models.hub.catalog import entry_of
 from specstream.training.cards import CARD, training_card
 
 _STEP = re.compile(r"step-(\d{8})")
@@ -91,6 +92,8 @@ def check_replaceable(folder: Path, mark: str, setting: str) -> None:
         UsageError: a file, a folder that holds something else, or a place that cannot be written to.
     """
     given, folder = str(folder), folder.absolute()
+    if entry_of(given) is not None:  # of which a folder here takes the place
+        raise UsageError(f"{setting} is {given!r}, which is the name of a model of the catalog; give another")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

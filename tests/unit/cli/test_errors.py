@@ -51,6 +51,11 @@ def failing_pull(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
             "error: no space left on the disk for /a/b: free some and run the command again",
         ),
         (
+            OSError(errno.EISDIR, "Is a directory"),
+            1,
+            "error: the standard input or output cannot be used: Is a directory; give another path, or mend that one",
+        ),
+        (
             ZeroDivisionError("by\nzero"),
             1,
             "error: internal: ZeroDivisionError: by zero (re-run with --debug for the traceback)",

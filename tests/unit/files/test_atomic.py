@@ -39,6 +39,12 @@ def test_a_device_or_a_pipe_is_refused_and_stays_one(tmp_path, monkeypatch, made
     assert not stat.S_ISREG(path.stat().st_mode)
 
 
+def test_what_cannot_be_written_is_called_by_the_name_that_was_given(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(tmp_path / "no" / "a.txt", "x")
+    assert caught.value.filename == str(tmp_path / "no" / "a.txt")
+
+
 def test_what_fails_half_way_leaves_the_file_of_before(tmp_path):
     path = tmp_path / "record.json"
     write_whole(path, "before")
