@@ -7,11 +7,12 @@ The costs and the drafts are examples. What follows from them is computed by the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from specstream.core.policy.acceptance import Estimates
+from specstream.core.policy.acceptance import Calibrations, Estimates
 from specstream.core.policy.cost_model import CostModel
 from specstream.core.policy.plan import Planner
 from specstream.core.policy.prices import PriceList
@@ -55,7 +56,14 @@ def offer(accepted: float) -> Offer:
 def curve(rows: Sequence[float]) -> tuple[list[float], list[int]]:
     """Expected speed over plain decoding with 0, 1, ... verified nodes, and how many the policy gives each row."""
     costs, count = CostModel(PriceList(PASSES, DRAFTS)), len(rows)
-    planner = Planner(costs=costs, estimates=Estimates(), rows=count, ragged=True, worth=[1.0] * count)
+    planner = Planner(
+        costs=costs,
+        estimates=Estimates(),
+        calibrations=[Calibrations() for _ in rows],
+        ragged=True,
+        worth=[1.0] * count,
+        room=[math.inf] * count,
+    )
     offers = [[offer(each)] for each in rows]
     survivals = sorted((share for own in offers for _, share in own[0].ranked), reverse=True)[:MOST]
     drafting = costs.drafting("heads", count, DEPTH)
