@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from specstream.cli import main
+from specstream.models.invariance import selftest_cache
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [
@@ -54,9 +55,12 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.model
 @pytest.mark.timeout(900)  # ten starts of a real model, beside another process of tests
-def test_generate_equals_transformers_on_ten_prompts(capsys, default_model_path):
+def test_generate_equals_transformers_on_ten_prompts(capsys, default_model_path, monkeypatch, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # The first start tests the model and keeps what it found, as on a user's machine; nine more need not.
+    monkeypatch.delenv(selftest_cache.SWITCH)
+    monkeypatch.setattr(selftest_cache, "cache_folder", lambda: tmp_path)
     model = AutoModelForCausalLM.from_pretrained(default_model_path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(default_model_path)
     for prompt in PROMPTS:

@@ -50,7 +50,7 @@ def test_a_batch_is_its_texts_alone(family: str, runtime: RuntimeName, drafter: 
     subject = target(family, runtime)
     rows = run(subject, make_drafter(drafter, family), prompts(family), NEW_TOKENS)
     assert [row.emitted for row in rows] == reference(family)
-    assert subject.runtime.name == (runtime if runtime != "auto" else HuggingFaceTarget(build("llama")).runtime.name)
+    assert subject.runtime.name == (runtime if runtime != "auto" else target("llama", runtime).runtime.name)
     crossing = prompts(family)[1:2]
     (alone,) = run(subject, make_drafter(drafter, family), crossing, NEW_TOKENS)
     assert alone.emitted == reference(family)[1]
