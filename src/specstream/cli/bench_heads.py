@@ -85,22 +85,17 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, drafters_beside, prompts_of, read_conversations, read_document
+    from specstream.evaluation.heads import NEEDING, drafters_beside, prompts_of, read_conversations
     from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "block": block, "eagle3": eagle3, "dflash": dflash, "draft": draft}
     _check(drafter, given, model)
     _check_options(drafter, fixed, pruning)
-    if bool(context) != (document is not None):
-        raise UsageError("--context and --document go together: prompts of so many tokens, cut from a text; give both")
     check_output(output)
     drafter = list(dict.fromkeys(drafter))
     conversations = read_conversations(prompts, per_category, turns)
-    text = read_document(document) if document is not None else ""
-    sizes = list(dict.fromkeys(batch_size or [1]))
-    there = sum(len(each.turns) for each in conversations) * max(1, len(context))
-    if there < (most := max(sizes)):
-        raise UsageError(f"batch_size is {most} and there are {there} prompts; give more, or a smaller one")
+    text = _document(document, context)
+    sizes = _sizes(batch_size, sum(len(each.turns) for each in conversations) * max(1, len(context)))
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
@@ -143,6 +138,23 @@ def _check(wanted: list[str], given: dict[str, str | None], model: str) -> None:
         if folder is not None:
             check_base_name(folder, model)
     options.check_draft(given["draft"])
+
+
+def _document(path: str | None, contexts: list[int]) -> str:
+    """The text that prompts are cut from; empty if they are not."""
+    from specstream.evaluation.heads import read_document
+
+    if bool(contexts) != (path is not None):
+        raise UsageError("--context and --document go together: prompts of so many tokens, cut from a text; give both")
+    return "" if path is None else read_document(path)
+
+
+def _sizes(wanted: list[int], there: int) -> list[int]:
+    """How many prompts are decoded at once, of so many."""
+    sizes = list(dict.fromkeys(wanted or [1]))
+    if there < (most := max(sizes)):
+        raise UsageError(f"batch_size is {most} and there are {there} prompts; give more, or a smaller one")
+    return sizes
 
 
 def _check_options(drafter: list[str], fixed: int | None, pruning: list[float]) -> None:
