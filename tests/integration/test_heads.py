@@ -10,7 +10,7 @@ import torch
 from specstream import SpeculativeEngine
 from specstream.cli import main
 from specstream.errors import HeadMismatchError, ModelNotFoundError, UsageError
-from specstream.evaluation.benchmark import run as running
+from specstream.evaluation import heads as comparing
 from specstream.heads.block import BlockConfig, BlockHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
@@ -190,26 +190,19 @@ def test_bench_heads_holds_all_drafters_beside_plain_decoding(run, folders, ques
     assert report["provenance"]["runtime"]
 
 
-def test_a_later_turn_is_asked_behind_the_models_own_answers(run, folders, questions, tmp_path, monkeypatch):
-    make, asked = running.make_items, []
-    monkeypatch.setattr(
-        running, "make_items", lambda own, prompts, **given: asked.extend(prompts) or make(own, prompts, **given)
-    )
-    records = [json.loads(line) for line in questions.read_text(encoding="utf-8").splitlines()]
-    records[1]["turns"].pop()
-    file = tmp_path / "turns.jsonl"
-    file.write_text("".join(json.dumps(each) + "\n" for each in records), encoding="utf-8")
-    words = ["--prompts", str(file), "--drafter", "lookup", "--turn", "2", "-n", "6", "--json"]
-    code, out, _ = run("benchmark", "heads", *words)
-    assert code == 0 and json.loads(out)["all"][1]["equal"] == 4, "one record has no second turn"
-    engine = SpeculativeEngine(str(folders / "model"), drafter="none", dtype="float32", max_new_tokens=6)
-    for record, prompt in zip([records[at] for at in (0, 2, 3, 4)], asked, strict=True):
-        first, answer, second = prompt.text
-        assert [first["content"], second["content"]] == record["turns"]
-        assert answer == {"role": "assistant", "content": engine.generate([first])["text"]}
-    code, _, err = run("benchmark", "heads", "--prompts", str(file), "--drafter", "lookup", "--turn", "3")
-    assert code == 2
-    assert err.endswith(f"error: --turn is 3 and no record of {str(file)!r} has so many; give a smaller one\n")
+def test_bench_heads_asks_turns_and_long_prompts_and_tells_lengths_of_each(run, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparing, "SHORTEST", 64)
+    document = tmp_path / "text.txt"
+    document.write_text("one two three four five six seven\n" * 80, encoding="utf-8")
+    words = ["--turns", "2", "--document", str(document), "--context", "120", "--context", "400", "--per-category", "1"]
+    words += ["--drafter", "lookup", "-n", "6", "--output", str(tmp_path / "report.json")]
+    code, out, err = run("benchmark", "heads", "--prompts", str(questions), *words)
+    assert (code, err) == (0, "")
+    assert all(name in out for name in ("turn 1", "turn 2", "at 128 tokens or fewer", "at 512 tokens or fewer"))
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert [each["outputs"] for each in report["all"]] == [8, 8], "two categories, turns and contexts"
+    assert set(report["turns"]) == {"1", "2"} and set(report["positions"]) >= {"128", "512"}
+    assert report["arguments"]["context"] == [120, 400]
 
 
 def test_the_model_as_its_own_draft_is_not_loaded_again_as_in_an_engine(run, folders, questions):
@@ -294,6 +287,8 @@ def test_bench_heads_holds_thresholds_of_pruning_beside_each_other(run, folders,
         (["--drafter", "none"], "drafter is 'none', which is always measured; leave it out"),
         (["--drafter", "magic"], "drafter is 'magic'; give one of"),
         (["--prompts", "nowhere.jsonl"], "--prompts 'nowhere.jsonl' cannot be read"),
+        (["--turns", "3"], "--turns is 3 and the longest conversation of"),
+        (["--context", "99"], "--context and --document go together: "),
         (["--batch-size", "0"], "--batch-size is '0'; give a value"),
         (["--batch-size", "6"], "batch-size is 6 and there are 5 prompts; give more, or a smaller one"),
         (["--output", "/nowhere/report.json"], "give the name of a file in a folder that exists"),

@@ -81,13 +81,13 @@ def test_every_file_of_a_page_is_shipped_or_made_by_a_line_above(page):
 
 
 def test_the_examples_can_be_read_by_the_commands_that_are_shown_with_them():
-    from specstream.evaluation.heads import read_questions
+    from specstream.evaluation.heads import read_conversations
     from specstream.evaluation.tasks.task import read_examples, read_task
     from specstream.files.prompts import read_prompts
 
     prompts = read_prompts(str(ROOT / "examples" / "prompts.jsonl"))
     assert len(set(prompts)) == len(prompts) >= 24
-    assert len({each.category for each in read_questions(str(ROOT / "examples" / "prompts.jsonl"), 20)}) >= 5
+    assert len({each.category for each in read_conversations(str(ROOT / "examples" / "prompts.jsonl"), 20)}) >= 5
     assert len(read_examples(read_task("wikisql"), str(ROOT / "examples" / "wikisql.jsonl"))) >= 8
 
 

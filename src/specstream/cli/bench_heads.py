@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     from specstream.evaluation.benchmark.prompts import Prompt
 
 _Prompts = Annotated[
-    str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, SPEED-Bench's records, or lines like theirs.")
+    str, typer.Option("--prompts", help="Spec-Bench's question.jsonl, SPEED-Bench's files, or lines like theirs.")
 ]
-_Turn = Annotated[
-    int, typer.Option("--turn", min=1, help="Which turn to ask, behind the model's own answers to those before.")
+_Turns = Annotated[
+    int,
+    typer.Option(
+        "--turns", min=1, help="The first so many turns of each, behind the model's own answers to those before."
+    ),
+]
+_Document = Annotated[
+    options.Text,
+    typer.Option("--document", help="For --context: a text (.txt, or .jsonl, .json, .csv with prompts) of any length."),
+]
+_Context = Annotated[
+    list[int],
+    typer.Option("--context", min=1, help="Prompts of so many tokens, with a passage before each; may be repeated."),
 ]
 _PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
 _Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of streams trained for the model.")]
@@ -60,7 +71,9 @@ def bench_heads(
     draft: options.Draft = None,
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
     per_category: _PerCategory = 20,
-    turn: _Turn = 1,
+    turns: _Turns = 1,
+    document: _Document = None,
+    context: _Context = [],  # noqa: B006
     fixed: _Fixed = None,
     pruning: _Pruning = [],  # noqa: B006
     batch_size: _BatchSize = [],  # noqa: B006
@@ -72,7 +85,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, drafters_beside, read_questions, with_answers
+    from specstream.evaluation.heads import NEEDING, drafters_beside, prompts_of, read_conversations
     from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "block": block, "eagle3": eagle3, "dflash": dflash, "draft": draft}
@@ -80,17 +93,15 @@ def bench_heads(
     _check_options(drafter, fixed, pruning)
     check_output(output)
     drafter = list(dict.fromkeys(drafter))
-    questions = read_questions(prompts, per_category, turn)
-    sizes = list(dict.fromkeys(batch_size or [1]))
-    if len(questions) < (most := max(sizes)):
-        raise UsageError(f"batch_size is {most} and there are {len(questions)} prompts; give more, or a smaller one")
+    conversations = read_conversations(prompts, per_category, turns)
+    text = _document(document, context)
+    sizes = _sizes(batch_size, sum(len(each.turns) for each in conversations) * max(1, len(context)))
     settings = {"device": device, "dtype": dtype, "runtime": runtime, "max_new_tokens": max_new_tokens}
     engine = load_engine(model, None, {**settings, "drafter": "none"})
     given["streams"] = given["streams"] or shipped_for(engine.model, "streams")
     _check_heads(given, fixed, pruning)
-    if turn > 1:
-        with quiet(), progress("earlier turns") as tell:
-            questions = with_answers(engine, questions, tell)
+    with quiet(), progress("prompts") as tell:
+        questions = prompts_of(engine, conversations, tell, document=text, contexts=context)
     names = drafter or [*(name for name, needs in NEEDING.items() if given[needs]), "lookup", "lookahead"]
     arms = drafters_beside(names, given, settings, fixed=fixed, pruning=pruning)
     records = []
@@ -99,7 +110,8 @@ def bench_heads(
         if not as_json:
             _print(records[-1], len(questions) // size, engine)
     arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts, "batch_size": batch_size}
-    arguments |= {"per_category": per_category, "turn": turn, "fixed": fixed, "pruning": pruning}
+    arguments |= {"per_category": per_category, "turns": turns, "fixed": fixed, "pruning": pruning}
+    arguments |= {"document": document, "context": context}
     found = records[0] if len(records) == 1 else {"batches": records}
     found = {**found, "provenance": engine.provenance(), "arguments": arguments}
     if output is not None:
@@ -126,6 +138,23 @@ def _check(wanted: list[str], given: dict[str, str | None], model: str) -> None:
         if folder is not None:
             check_base_name(folder, model)
     options.check_draft(given["draft"])
+
+
+def _document(path: str | None, contexts: list[int]) -> str:
+    """The text that prompts are cut from; empty if they are not."""
+    from specstream.evaluation.heads import read_document
+
+    if bool(contexts) != (path is not None):
+        raise UsageError("--context and --document go together: prompts of so many tokens, cut from a text; give both")
+    return "" if path is None else read_document(path)
+
+
+def _sizes(wanted: list[int], there: int) -> list[int]:
+    """How many prompts are decoded at once, of so many."""
+    sizes = list(dict.fromkeys(wanted or [1]))
+    if there < (most := max(sizes)):
+        raise UsageError(f"batch_size is {most} and there are {there} prompts; give more, or a smaller one")
+    return sizes
 
 
 def _check_options(drafter: list[str], fixed: int | None, pruning: list[float]) -> None:
@@ -170,7 +199,7 @@ def _measure(engine: Any, arms: list[Arm], questions: list[Prompt], size: int) -
 def _print(found: dict[str, Any], groups: int, engine: Any) -> None:
     from rich.table import Column, Table
 
-    from specstream.evaluation.report.words import side_cells
+    from specstream.evaluation.report.words import number, side_cells
 
     console, sides = table_console(), found["all"]
     if found["batch_size"] > 1:
@@ -185,9 +214,14 @@ def _print(found: dict[str, Any], groups: int, engine: Any) -> None:
     print(f"drafted tokens a pass: {nodes}")
     ratios = ", ".join(f"{each['side']} {each['measured_over_predicted']:.2f}" for each in sides)
     print(f"measured over predicted speed: {ratios}")
-    table = Table("tokens/pass, x plain", *(each["side"].replace(" (", "\n(") for each in sides))
+    names = [each["side"] for each in sides]
+    table = Table("tokens/pass, x plain", *(name.replace(" (", "\n(") for name in names))
     for category, own in found["categories"].items():
         table.add_row(category, *(f"{each['mean_accepted_length']:.2f} {each['ratio']:.2f}x" for each in own))
+    for kind, unit in (("turns", "turn {}"), ("positions", "at {} tokens or fewer")):
+        for at, own in found[kind].items() if len(found[kind]) > 1 else ():
+            lengths = {each["side"]: each["mean_accepted_length"] for each in own}
+            table.add_row(unit.format(at), *(number(lengths.get(name)) for name in names))
     if found["categories"]:
         console.print(table)
     print(

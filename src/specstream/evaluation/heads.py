@@ -3,87 +3,172 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
 from specstream.config import engine_config
+from specstream.engine.text import as_chat, encode
 from specstream.errors import UsageError, shown
 from specstream.evaluation.benchmark.experiments import PLAIN_ARM, Arm, Group
+from specstream.evaluation.benchmark.folder import Samples
 from specstream.evaluation.benchmark.prompts import Prompt
 from specstream.evaluation.benchmark.run import Progress, measure
 from specstream.evaluation.benchmark.summary import arms_of, side_of, told
-from specstream.files.prompts import read_records
+from specstream.files.prompts import is_chat, load_prompts, read_records
 from specstream.heads.folder import KINDS
 
 NEEDING = {**{kind: kind for kind in KINDS}, "draft_model": "draft", "mixed": "draft"}
 """Drafters and the option that says what each of them drafts with; streams that are shipped need none."""
 
-QUESTIONS = "Spec-Bench's question.jsonl, or SPEED-Bench's records as JSON lines"
-"""What ``read_questions`` reads."""
+CONVERSATIONS = "Spec-Bench's question.jsonl, what SPEED-Bench's prepare.py writes, or lines like theirs"
+"""What ``read_conversations`` reads."""
+
+SHORTEST = 512
+"""Tokens of the first range of positions; each further range is twice as long as all before it."""
+
+_ASKING = ("user", "tool")
 
 FIXED = " (fixed tree)"
 """Behind the name of one whose tree is of one size, whether it pays or not: what heads are worth by themselves."""
 
 
-def read_questions(path: str | Path, per_category: int, turn: int = 1) -> list[Prompt]:
-    """A turn of each record of a file like Spec-Bench's or SPEED-Bench's: JSON with ``category`` and ``turns``.
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """What is asked, turn by turn.
+
+    Attributes:
+        category: the kind of task it is.
+        turns: the messages before each answer of the model.
+        tools: for the chat template.
+        where: the record it is from, for errors.
+    """
+
+    category: str
+    turns: Sequence[Sequence[Mapping[str, Any]]]
+    tools: Sequence[Any]
+    where: str
+
+
+def read_conversations(path: str | Path, per_category: int, turns: int = 1) -> list[Conversation]:
+    """The conversations of a file, category by category.
+
+    A record has a ``category`` and ``turns``, the texts of a user, as Spec-Bench and SPEED-Bench publish them; or
+    ``messages``, as SPEED-Bench's ``prepare.py`` writes them, and ``tools`` if there are any. The model is asked behind
+    each message of a user or a tool that the next user's follows, and behind the last one.
 
     Args:
         path: the file.
         per_category: the first so many of each.
-        turn: which, from 1; records with fewer are left out. Of a later one the prompt is the user's side of the
-            conversation up to it: ``with_answers`` adds the model's.
+        turns: the first so many of each conversation.
 
     Raises:
-        UsageError: a file that cannot be read, a record without those two, by number, or none with so many turns.
+        UsageError: a file that cannot be read, a record of another form, by number, or none with so many turns.
     """
-    questions, read = dict[str, list[Prompt]](), 0
-    for read, record in enumerate(read_records(path), 1):
-        category, turns = _turns(record, f"record {read} of {str(path)!r}")
-        own = questions.setdefault(category, [])
-        if len(turns) >= turn and len(own) < per_category:
-            said = [{"role": "user", "content": each} for each in turns[:turn]]
-            own.append(Prompt(category=category, text=said if turn > 1 else turns[0], chat=None))
-    found = [question for own in questions.values() for question in own]
-    if not read:
-        raise UsageError(f"prompts {str(path)!r} holds no prompt; give {QUESTIONS}")
+    found, longest = dict[str, list[Conversation]](), 0
+    for number, record in enumerate(read_records(path), 1):
+        each = _conversation(record, f"record {number} of {str(path)!r}")
+        own = found.setdefault(each.category, [])
+        if len(own) < per_category:
+            longest = max(longest, len(each.turns))
+            own.append(replace(each, turns=each.turns[:turns]))
     if not found:
-        raise UsageError(f"turn is {turn} and no record of {str(path)!r} has so many; give a smaller one")
-    return found
+        raise UsageError(f"prompts {str(path)!r} holds no prompt; give {CONVERSATIONS}")
+    if longest < turns:
+        raise UsageError(
+            f"turns is {turns} and the longest conversation of {str(path)!r} has {longest}; give {longest}"
+        )
+    return [each for own in found.values() for each in own]
 
 
-def _turns(record: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
-    missing = [name for name in ("category", "turns") if name not in record]
+def _conversation(record: Mapping[str, Any], where: str) -> Conversation:
+    said = record.get("turns", record.get("messages"))
+    missing = [name for name, value in (("category", record.get("category")), ("turns", said)) if value is None]
     if missing:
-        raise UsageError(f"{where} has no {' and '.join(map(repr, missing))}; give {QUESTIONS}")
-    turns = record["turns"]
-    if not isinstance(turns, list) or not turns:
-        raise UsageError(f'{where} has turns {shown(turns)}; give a list of texts, such as ["The sea is"]')
-    return str(record["category"]), list(map(str, turns))
+        raise UsageError(f"{where} has no {' and '.join(map(repr, missing))}; give {CONVERSATIONS}")
+    if "turns" in record:
+        if not isinstance(said, list) or not said:
+            raise UsageError(f'{where} has turns {shown(said)}; give a list of texts, such as ["The sea is"]')
+        said = [{"role": "user", "content": str(each)} for each in said]
+    texts = is_chat(said) and all(isinstance(each["content"], str | None) for each in said)
+    if not texts or said[-1]["role"] not in _ASKING:
+        raise UsageError(f"{where} has messages {shown(said)}; give a list of role and content that ends with a user's")
+    turns: list[list[Mapping[str, Any]]] = [[]]
+    for message, after in zip_longest(said, said[1:], fillvalue={"role": ""}):
+        turns[-1].append(message)
+        if message["role"] in _ASKING and after["role"] == "user":
+            turns.append([])
+    return Conversation(category=str(record["category"]), turns=turns, tools=record.get("tools") or (), where=where)
 
 
-def with_answers(engine: Any, questions: Sequence[Prompt], told: Callable[[int, int], object]) -> list[Prompt]:
-    """Conversations whole: behind each turn but the last the model's own answer, by plain decoding.
+def read_document(path: str | Path) -> str:
+    """The text that long prompts are cut from: all prompts of a file of any format, in their order.
+
+    Raises:
+        UsageError: a file that cannot be read or holds no prompt.
+    """
+    return "\n\n".join(load_prompts(path))
+
+
+def prompts_of(
+    engine: Any,
+    conversations: Sequence[Conversation],
+    told: Callable[[int, int], object],
+    *,
+    document: str = "",
+    contexts: Sequence[int] = (),
+) -> list[Prompt]:
+    """Every turn of conversations as a prompt of token ids, behind the model's own answers to the turns before.
 
     Args:
         engine: that answers; it does not draft.
-        questions: as ``read_questions`` has them; what is no conversation stays as it is.
-        told: how many were answered, of how many.
+        conversations: whole.
+        told: how many are there, of how many.
+        document: text of which a passage stands before what is first asked, another one in each conversation.
+        contexts: tokens of a first prompt with its passage, give or take a few; all conversations for each of them.
+            None for no passages.
 
     Raises:
-        UsageError: a model without a chat template.
+        UsageError: a conversation of several messages, or tools, for a model whose chat template takes none; a document
+            or a context that is too short.
     """
-    found = list[Prompt]()
-    for done, question in enumerate(questions):
-        told(done, len(questions))
-        said = list[Mapping[str, str]]()
-        for message in () if isinstance(question.text, str) else question.text:
-            if said:
-                said.append({"role": "assistant", "content": engine.generate(said)["text"]})
-            said.append(message)
-        found.append(replace(question, text=said or question.text))
+    tokens = engine.tokenizer(document, add_special_tokens=False)["input_ids"] if document else []
+    found, total = list[Prompt](), len(conversations) * max(1, len(contexts))
+    for done, (size, each) in enumerate(product(contexts or (0,), conversations)):
+        told(done, total)
+        said = list[Mapping[str, Any]]()
+        for number, messages in enumerate(each.turns, 1):
+            said += messages if number > 1 or not size else _behind(engine.tokenizer, tokens, done, size, each)
+            ids = _ids(engine.tokenizer, said, each)
+            found.append(Prompt(category=each.category, text=ids, chat=None, turn=number))
+            if number < len(each.turns):
+                said.append({"role": "assistant", "content": engine.generate(ids)["text"]})
     return found
+
+
+def _behind(
+    tokenizer: Any, tokens: Sequence[int], number: int, size: int, conversation: Conversation
+) -> list[Mapping[str, Any]]:
+    """The first messages with a passage before the last of them; the numbers of prompts have passages one by one."""
+    *first, last = conversation.turns[0]
+    room = size - len(_ids(tokenizer, conversation.turns[0], conversation))
+    if not 0 < room <= len(tokens):
+        short = f"the document has {len(tokens)}" if room > 0 else f"{conversation.where} has {size - room} by itself"
+        raise UsageError(f"context is {size} tokens and {short}; give a {'longer text' if room > 0 else 'larger one'}")
+    start = number * size % (len(tokens) - room + 1)
+    passage = tokenizer.decode(tokens[start : start + room], skip_special_tokens=True).strip("\ufffd\n ")
+    return [*first, {**last, "content": f"{passage}\n\n{last['content']}"}]
+
+
+def _ids(tokenizer: Any, said: Sequence[Mapping[str, Any]], conversation: Conversation) -> list[int]:
+    prompt = said if len(said) > 1 or as_chat(tokenizer, None) else said[0]["content"]
+    ids = encode(tokenizer, prompt, {"tools": list(conversation.tools)} if conversation.tools else None)
+    if conversation.tools and ids == encode(tokenizer, prompt):
+        raise UsageError(
+            f"{conversation.where} has tools and this model's chat template takes none; give another model"
+        )
+    return ids
 
 
 def drafters_beside(
@@ -147,6 +232,8 @@ def measure_drafters(
         else None,
         "all": [{**side_of(each), ratio: each["all"][ratio]} for each in found],
         "categories": {kind: [side_of(each, kind) for each in found] for kind in kinds},
+        "turns": _lengths(samples, lambda each, _: asked[each["item"]].turn) if size == 1 else {},
+        "positions": _lengths(samples, lambda _, at: max(SHORTEST, 1 << (at - 1).bit_length())) if size == 1 else {},
         "samples": [
             {
                 "question": (first := each["item"] * size),
@@ -155,4 +242,22 @@ def measure_drafters(
             }
             for each in samples.samples
         ],
+    }
+
+
+def _lengths(samples: Samples, kind_of: Callable[[Mapping[str, Any], int], int]) -> dict[int, list[dict[str, Any]]]:
+    """Tokens a pass of every arm, by a kind that a pass has by its sample and by the tokens before it; one row each."""
+    counts = dict[int, dict[str, list[int]]]()
+    for sample in samples.samples:
+        position = sample["prompt_tokens"]
+        for ((*_, emitted),) in sample["depths"]:
+            own = counts.setdefault(kind_of(sample, position), {}).setdefault(sample["arm"], [0, 0])
+            own[:] = own[0] + emitted, own[1] + 1
+            position += emitted
+    return {
+        kind: [
+            {"side": arm, "mean_accepted_length": tokens / passes, "passes": passes}
+            for arm, (tokens, passes) in counts[kind].items()
+        ]
+        for kind in sorted(counts)
     }

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypeIs
+
 from specstream.errors import UsageError
 from specstream.files.atomic import why_unread
 
@@ -31,6 +33,10 @@ FIELDS = (
 ANSWERS = ("completion", "response", "output", "answer", "summary", "summary1", "ref", "query")
 """Where its answer may stand."""
 
+_PLACEHOLDER = (
+    "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"  # in SPEED-Bench, where a prompt may not be copied
+)
+
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
     """The records of a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.txt`` file; a text is ``{"prompt": text}``.
@@ -39,7 +45,8 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     with a brace, else text.
 
     Raises:
-        UsageError: a file that cannot be read, or of another format; a line that is none, by number.
+        UsageError: a file that cannot be read, or of another format; a line that is none, or one of SPEED-Bench whose
+            prompt was not fetched, by number.
     """
     file = Path(path)
     try:
@@ -105,7 +112,7 @@ def read_prompts(path: str) -> list[Any]:
         UsageError: a file that cannot be read or holds no prompt.
     """
     prompts = [
-        record["messages"] if _is_chat(record.get("messages")) else prompt_of(record, f"{path}:{number}")
+        record["messages"] if is_chat(record.get("messages")) else prompt_of(record, f"{path}:{number}")
         for number, record in enumerate(read_records(path), 1)
     ]
     if not prompts:
@@ -152,9 +159,20 @@ def unanswered(record: Mapping[str, Any]) -> bool:
 
 def turns_of(record: Mapping[str, Any], where: str) -> list[str]:
     """Everything that is asked in a record: its prompt, and the later turns of a conversation."""
-    later = record.get("turns")
-    more = [str(turn) for turn in later[1:]] if isinstance(later, list) else []
+    said, chat = record.get("turns"), record.get("messages")
+    if not said and is_chat(chat):
+        said = [turn["content"] for turn in chat if turn["role"] == "user"]
+    more = [str(turn) for turn in said[1:]] if isinstance(said, list) else []
     return [prompt_of(record, where), *more]
+
+
+def is_chat(value: Any) -> TypeIs[list[dict[str, Any]]]:
+    """Whether it is a list of turns, each with a role and content."""
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
+    )
 
 
 def _json_lines(text: str, file: Path) -> list[Any]:
@@ -174,6 +192,11 @@ def _record(value: Any, where: str) -> dict[str, Any]:
         return {"prompt": value}
     if not isinstance(value, Mapping):
         raise UsageError(f"{where} holds no prompt; give a text, or an object with a 'prompt' or with 'messages'")
+    said = value.get("turns") or value.get("messages")
+    if said and _first(said).startswith(_PLACEHOLDER):
+        raise UsageError(
+            f"{where} has a placeholder of SPEED-Bench for a prompt; fetch it with the dataset's prepare.py"
+        )
     return dict(value)
 
 
@@ -190,11 +213,3 @@ def _instance(record: Mapping[str, Any]) -> Mapping[str, Any]:
     instances = record.get("instances")
     first = instances[0] if isinstance(instances, list) and instances else None
     return first if isinstance(first, Mapping) else {}
-
-
-def _is_chat(value: Any) -> bool:
-    return (
-        bool(value)
-        and isinstance(value, list)
-        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
-    )

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from specstream.errors import UsageError
-from specstream.files.prompts import answer_of, load_prompts, prompt_of, read_prompts, read_records
+from specstream.files.prompts import answer_of, load_prompts, prompt_of, read_prompts, read_records, turns_of
 
 
 @pytest.mark.parametrize("instances", [5, True, {"a": 1}, [], [5], "a"])
@@ -57,3 +57,14 @@ def test_another_ending_is_refused_by_every_reader(name, tmp_path):
     for read in (read_records, load_prompts, read_prompts):
         with pytest.raises(UsageError, match=r"the ending is .*; give \.txt, \.jsonl, \.json or \.csv"):
             read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("key", ["turns", "messages"])
+def test_everything_that_is_asked_in_a_conversation_is_found(key):
+    said = ["one", "two"]
+    chat = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two"},
+    ]
+    assert turns_of({key: said if key == "turns" else chat}, "here") == said

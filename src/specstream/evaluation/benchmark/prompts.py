@@ -28,13 +28,15 @@ class Prompt:
 
     Attributes:
         category: the kind of task it is.
-        text: what is asked, or a conversation.
+        text: what is asked, a conversation, or token ids.
         chat: whether a text goes through the chat template; None if there is one.
+        turn: which of its conversation it is, from 1.
     """
 
     category: str
-    text: str | Chat
+    text: str | Chat | Sequence[int]
     chat: bool | None
+    turn: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,8 @@ def make_items(tokenizer: Any, prompts: Sequence[Prompt], *, batch: int = 1, con
     Raises:
         UsageError: an empty prompt, or a chat without a template.
     """
-    encoded = [encode(tokenizer, asked(tokenizer, prompt.text, prompt.chat)) for prompt in prompts]
+    texts = [asked(tokenizer, each.text, each.chat) if isinstance(each.text, str) else each.text for each in prompts]
+    encoded = [encode(tokenizer, text) for text in texts]
     if context is not None:
         encoded = [_lengthened(encoded, index, context) for index in range(len(encoded))]
     items: list[Item] = []
