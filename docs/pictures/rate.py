@@ -7,7 +7,6 @@ The costs and the drafts are examples. What follows from them is computed by the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +61,6 @@ def curve(rows: Sequence[float]) -> tuple[list[float], list[int]]:
         calibrations=[Calibrations() for _ in rows],
         ragged=True,
         worth=[1.0] * count,
-        room=[math.inf] * count,
     )
     offers = [[offer(each)] for each in rows]
     survivals = sorted((share for own in offers for _, share in own[0].ranked), reverse=True)[:MOST]

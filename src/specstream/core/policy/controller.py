@@ -133,15 +133,9 @@ class Controller:
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
             return list(map(_nothing, requests))
         worth = plans.worth(ending, self.costs.plain) if ending else [1.0] * rows
-        room = plans.room(ending) if ending else [math.inf] * rows
         calibrations = [request.calibrations for request in requests]
         planner = Planner(
-            costs=self.costs,
-            estimates=self.estimates,
-            calibrations=calibrations,
-            ragged=ragged,
-            worth=worth,
-            room=room,
+            costs=self.costs, estimates=self.estimates, calibrations=calibrations, ragged=ragged, worth=worth
         )
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
@@ -188,11 +182,8 @@ class Controller:
         if self.costs.knows(rows):
             saved, plain = 0.0, self.costs.plain(rows)
             if spent or nodes > rows:
-                gains = [len(verdict.tokens) - 1.0 for verdict in verdicts]
-                if self._planner is not None:
-                    gains = list(map(min, gains, self._planner.room))
-                    gains = [gain * each for gain, each in zip(gains, self._planner.worth, strict=True)]
-                tokens = rows + sum(gains)
+                worth = [1.0] * rows if self._planner is None else self._planner.worth
+                tokens = sum(each * len(verdict.tokens) for each, verdict in zip(worth, verdicts, strict=True))
                 saved = tokens / rows - (spent + self.costs.line(rows).of(nodes)) / plain
             self._earn(rows, saved - deciding / self.costs.passing(rows, rows))
 

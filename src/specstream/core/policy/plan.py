@@ -26,9 +26,6 @@ from specstream.core.tree import TokenTree
 DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Depths to which drafting is weighed, in tokens; beyond the last only what is known without drafting goes."""
 
-NEGLIGIBLE = 0.02
-"""Plain passes that drafting may take for its depth not to be weighed."""
-
 UNLIKELY = 0.25
 """Nodes that bring a smaller share of what they cost are not weighed, though some may be free in a padded pass."""
 
@@ -98,7 +95,6 @@ class Planner:
         calibrations: of each row.
         ragged: whether a pass costs by the nodes of all rows together, not by the largest tree for every row.
         worth: of a token of each row, 1 on average.
-        room: how many drafted tokens of each row are worth that; more are worth nothing.
         rows: how many there are.
         line: seconds of a pass by nodes.
         plain: of a plain pass.
@@ -110,7 +106,6 @@ class Planner:
     calibrations: Sequence[Calibrations]
     ragged: bool
     worth: Sequence[float]
-    room: Sequence[float]
     rows: int = field(init=False)
     line: Steps = field(init=False)
     plain: float = field(init=False)
@@ -137,7 +132,7 @@ class Planner:
         for offer, levels in (each for own in ladders for each in own if each[0].tree is None):
             depth = max((level.depth for level in levels), default=0)
             deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
-        depths = ((name, depth) for name, most in deepest.items() for depth in self._depths(name, most))
+        depths = ((name, depth) for name, most in deepest.items() for depth in sorted({min(d, most) for d in DEPTHS}))
         for drafter, depth in [(None, 0), *depths]:
             taken = [self._pick(*own, drafter, depth) for own in zip(ladders, self.worth, strict=True)]
             drafting, full = self._drafting(taken, depth)
@@ -156,17 +151,9 @@ class Planner:
                 found = self.plan([_share(*each) for each in zip(taken, counts, strict=True)], drafting, full)
         return found
 
-    def _depths(self, drafter: str, most: int) -> list[int]:
-        """Those to weigh: where even the deepest costs next to nothing, that one alone."""
-        if self.costs.drafting(drafter, self.rows, most) < NEGLIGIBLE * self.plain:
-            return [most]
-        return sorted({min(depth, most) for depth in DEPTHS})
-
     def _ladder(self, offer: Offer, row: int) -> list[Level]:
         least = UNLIKELY * max(self.node, NODE_SHARE)
         levels = self.estimates.levels(offer, self.calibrations[row], least)
-        if (room := self.room[row]) < len(levels):
-            levels = list(_within(levels, room))
         likely = [level for level in levels if level.survival >= least * level.nodes]
         return list(_falling(likely, offer.beside)) if likely else likely
 
@@ -322,15 +309,6 @@ def _share(own: tuple[Offer, list[Level]] | None, count: int) -> Share | None:
     return Share(offer, depth, nodes, most, sum(level.survival for level in levels))
 
 
-def _within(levels: Sequence[Level], room: float) -> Iterator[Level]:
-    """Those that bring no more than so many tokens together."""
-    for level in levels:
-        if room <= 0:
-            return
-        yield level._replace(survival=min(level.survival, room))
-        room -= level.survival
-
-
 def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
     """Levels of which none brings more a node than the one before; those that do are taken together with it."""
     falls = all(b.survival * a.nodes <= a.survival * b.nodes for a, b in pairwise(levels))
@@ -373,21 +351,3 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
                 found[row] = sum(saved[place:end]) / (end - place) * rows / prices[rows]
             end = place
     return found
-
-
-def room(ending: Sequence[float]) -> list[float]:
-    """How many drafted tokens of each row shorten a batch that nobody joins: until another row is surely the last.
-
-    A text that repeats itself ends early anyway: with what it gains beyond that, it only waits for the others.
-
-    Args:
-        ending: passes after which each row is expected to end.
-    """
-    if len(ending) == 1:
-        return [math.inf]
-    *_, second, last = sorted(ending)
-    chance = CHANCE * math.sqrt(last)
-    return [
-        math.inf if each < last - chance else max(1.0, each - (second if each == last else last) + chance)
-        for each in ending
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 from itertools import chain, product
@@ -13,7 +12,7 @@ import torch
 from specstream.core.policy.acceptance import Calibrations, Estimates, Level
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import CHANCE, SPARE, SURE, Plan, Planner, Share, _falling, room
+from specstream.core.policy.plan import SPARE, SURE, Plan, Planner, Share, _falling
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import Offer
 from specstream.core.tree import TokenTree
@@ -36,16 +35,13 @@ def machine(node: float, *, rows: Sequence[int] = (1, 2, 3, 4), step: float = 1e
     return costs
 
 
-def planner(
-    costs: CostModel, rows: int, *, ragged: bool = False, worth: Sequence[float] = (), within: Sequence[float] = ()
-) -> Planner:
+def planner(costs: CostModel, rows: int, *, ragged: bool = False, worth: Sequence[float] = ()) -> Planner:
     return Planner(
         costs=costs,
         estimates=Estimates(),
         calibrations=[Calibrations() for _ in range(rows)],
         ragged=ragged,
         worth=worth or [1.0] * rows,
-        room=within or [math.inf] * rows,
     )
 
 
@@ -169,11 +165,6 @@ class TestTheBudget:
         own = planner(machine(1.5), 2, ragged=True, worth=[1.9, 0.1])
         assert nodes_of(own.best([[ranked((1, 0.8), (2, 0.7))]] * 2, PATIENT)) == [2, 0]
 
-    def test_a_row_that_need_not_go_far_is_given_fewer_nodes(self):
-        sure = ranked((1, 0.9), (2, 0.9), (3, 0.9), (4, 0.9))
-        own = planner(machine(1.0), 2, ragged=True, within=[0.9, math.inf])
-        assert nodes_of(own.best([[sure]] * 2, PATIENT)) == [1, 4]
-
     def test_rows_that_are_offered_the_same_are_told_apart(self):
         """What is learned of all rows makes one offer for all of them."""
         offer = ranked((1, 0.9), (2, 0.8))
@@ -181,12 +172,6 @@ class TestTheBudget:
         for at, ratio in enumerate((1.0, 0.001, 1.0)):
             own.estimates.calibration(own.calibrations[at], offer).judge(1000.0, 1000.0 * ratio)
         assert nodes_of(own.best([[offer]] * 3, PATIENT)) == [2, 0, 2]
-
-    def test_all_depths_of_a_draft_that_costs_next_to_nothing_are_one(self):
-        offer = ranked((1, 0.9), (2, 0.8), (3, 0.7))
-        for step, weighed in ((0.0, [3]), (1.0, [1, 2, 3])):
-            assert planner(machine(1.0, step=step), 1)._depths("heads", 3) == weighed
-            assert nodes_of(planner(machine(1.0, step=step), 1).best([[offer]], PATIENT)) == [3]
 
     @pytest.mark.parametrize("ragged", [True, False])
     def test_rows_of_equal_offers_are_treated_alike(self, ragged):
@@ -391,24 +376,3 @@ class TestFallingLevels:
     def test_levels_without_nodes_are_none(self):
         assert list(_falling([], 3)) == []
         assert list(_falling([Level(1, 0.0, 0.0)], 0)) == []
-
-
-class TestRoom:
-    """Tokens of each row that a batch ends earlier by."""
-
-    def test_alone_a_row_has_all(self):
-        assert room([7.0]) == [math.inf]
-
-    def test_the_last_row_goes_as_far_as_the_next_and_a_little_further(self):
-        last, *others = room([64.0, 20.0, 24.0])
-        assert last == 64 - 24 + CHANCE * 8
-        assert others == [math.inf] * 2, "what they are worth is what their leaving saves"
-
-    def test_rows_that_may_all_be_the_last_wait_for_each_other(self):
-        assert room([64.0] * 3) == [CHANCE * 8] * 3
-        ahead, behind = room([61.0, 64.0])
-        assert ahead == CHANCE * 8 - 3
-        assert behind == CHANCE * 8 + 3
-
-    def test_a_token_is_always_worth_something(self):
-        assert room([1.0, 1.0]) == [1.0, 1.0]
