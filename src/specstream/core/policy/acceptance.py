@@ -134,7 +134,7 @@ class Estimates:
     def calibration(self, calibrations: Calibrations, offer: Offer, *, drafted: bool = False) -> Calibration:
         """Of what is expected in a row before its drafter drafts, or of what was ``drafted``.
 
-        A text of which nothing was seen is half as far from what is expected as others were.
+        A text of which nothing was seen is half as far below what is expected as others were, and never above.
         """
         key = offer.drafter, drafted
         if key not in calibrations:

@@ -22,7 +22,7 @@ from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
 
 BUDGET, REFILL = 3.0, 0.01
-"""The regret budget in plain passes: its start and cap, and what every round adds."""
+"""The regret budget in plain passes: its cap, and what every round adds."""
 
 BUDGET_OF_A_TEXT, REFILL_OF_A_TEXT = 1.0, 0.3
 """Of that, the most with which a text begins, and the least: it pays for its losses with its own gains."""
