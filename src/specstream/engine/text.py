@@ -34,22 +34,20 @@ def encode(tokenizer: Any, prompt: Prompt, template: Mapping[str, Any] | None = 
             template refuses.
     """
     if isinstance(prompt, str):
-        ids = _ids(tokenizer, valid(prompt)) if prompt else []
+        ids = tokenizer(valid(prompt))["input_ids"] if prompt else []
     elif are_tokens(prompt):
         ids = list(map(int, prompt))
     elif _is_list(prompt):
-        text = _rendered(tokenizer, prompt, template or {}) if prompt else ""
-        ids = _ids(tokenizer, text, add_special_tokens=False) if prompt else []
+        ids = (
+            tokenizer(_rendered(tokenizer, prompt, template or {}), add_special_tokens=False)["input_ids"]
+            if prompt
+            else []
+        )
     else:
         raise UsageError(f"the prompt is {kind_of(prompt)}; give a text, or a chat: a list of role and content")
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
-
-
-def _ids(tokenizer: Any, text: str, **how: bool) -> list[int]:
-    """Token ids, without a warning that they are many: whoever knows the context refuses them, and says so."""
-    return list(tokenizer(text, verbose=False, **how)["input_ids"])
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int | None = None) -> None:

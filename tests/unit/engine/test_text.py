@@ -49,15 +49,6 @@ def test_chat_without_a_template_is_refused():
         encode(tokenizer, [{"role": "user", "content": "one"}])
 
 
-@pytest.mark.parametrize("prompt", ["one two three", [{"role": "user", "content": "one two three"}]])
-def test_a_long_prompt_is_told_by_the_context_alone(monkeypatch, prompt):
-    tokenizer, warned = tiny_tokenizer(), []
-    tokenizer.model_max_length = 2
-    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: warned.append(words))
-    assert len(encode(tokenizer, prompt)) > 2
-    assert warned == []
-
-
 def test_empty_prompt_is_refused(tokenizer):
     with pytest.raises(UsageError, match="empty"):
         encode(tokenizer, "")
