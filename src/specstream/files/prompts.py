@@ -8,12 +8,13 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from typing_extensions import TypeIs
+from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
 from specstream.files.atomic import why_unread
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 FIELDS = (
     "prompt",

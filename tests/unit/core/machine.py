@@ -16,6 +16,7 @@ from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
+from specstream.core.stats import PATIENCE
 from specstream.core.tree import TokenTree
 
 CHANCE = torch.Generator()
@@ -76,18 +77,17 @@ class Machine:
         """The same of a batch that nobody joins, whose rows leave when they have so many tokens."""
         rows, started = self.rows, self.seconds
         assert isinstance(self.lookup, list)
-        lookup, left, self.passes = self.lookup, [tokens] * rows, 0
+        lookup, left, passes = self.lookup, [tokens] * rows, 0
         while left:
-            emitted = self.round(
-                controller, max(left), [each / ((tokens - each + 4) / (self.passes + 4)) for each in left]
-            )
+            pace = [(tokens - each + PATIENCE) / (passes + PATIENCE) for each in left]
+            emitted = self.round(controller, max(left), [each / own for each, own in zip(left, pace, strict=True)])
             left = [each - more for each, more in zip(left, emitted, strict=True)]
             stay = [at for at, each in enumerate(left) if each > 0]
             left, self.lookup = [left[at] for at in stay], [self.lookup[at] for at in stay]
             self.unread = [self.unread[at] for at in stay]
             self.calibrations = [self.calibrations[at] for at in stay]
             self.rows = len(left)
-            self.passes += 1
+            passes += 1
         self.rows, self.lookup, self.unread = rows, lookup, [1] * rows
         self.begin()
         return tokens * self.price(self._nodes([1] * self.rows)) / (self.seconds - started)
