@@ -14,6 +14,7 @@ import torch
 from specstream.core.policy.acceptance import Calibrations
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
+from specstream.core.policy.plan import Ending
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.stats import PATIENCE
@@ -80,7 +81,7 @@ class Machine:
         lookup, left, passes = self.lookup, [tokens] * rows, 0
         while left:
             pace = [(tokens - each + PATIENCE) / (passes + PATIENCE) for each in left]
-            emitted = self.round(controller, max(left), [each / own for each, own in zip(left, pace, strict=True)])
+            emitted = self.round(controller, max(left), [Ending(*each) for each in zip(left, pace, strict=True)])
             left = [each - more for each, more in zip(left, emitted, strict=True)]
             stay = [at for at, each in enumerate(left) if each > 0]
             left, self.lookup = [left[at] for at in stay], [self.lookup[at] for at in stay]
@@ -103,7 +104,7 @@ class Machine:
             for depth in range(self.depth + 1)
         ) * self.price(1)
 
-    def round(self, controller: Controller, left: int = 99, ending: Sequence[float] | None = None) -> list[int]:
+    def round(self, controller: Controller, left: int = 99, ending: Sequence[Ending] | None = None) -> list[int]:
         if controller.pauses(self.rows):
             self._behind = True
             self.seconds, self.tokens = self.seconds + self.price(self._nodes([1] * self.rows)), self.tokens + self.rows

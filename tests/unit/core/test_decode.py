@@ -223,7 +223,7 @@ class TestDepth:
         rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
         settings = {"timings": Timings(), "speculation": Speculation(max_depth=5, controller=Controller())}
         list(decode(MODEL, NoDrafter(), rows, **settings))  # nobody can join, so the ends are known
-        assert told == [([3, 12], [3, 3]), ([4, 13], [2, 2]), ([5, 14], [1, 1])]
+        assert told == [([3, 12], [(3, 1.0)] * 2), ([4, 13], [(2, 1.0)] * 2), ([5, 14], [(1, 1.0)] * 2)]
         told.clear()
         rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
         Batch(MODEL, NoDrafter(), rows, **settings).step()

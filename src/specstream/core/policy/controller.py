@@ -8,6 +8,7 @@ it is counted in plain passes, speculation that pays refills it, and trials are 
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from specstream.core.policy import plan as plans
 from specstream.core.policy.acceptance import Estimates
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import Plan, Planner
+from specstream.core.policy.plan import Ending, Plan, Planner
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
@@ -34,7 +35,7 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
-LONGEST_PAUSE = 8
+LONGEST_PAUSE = 16
 """Most rounds of a pause. The first has one; they double as long as nothing is gained."""
 
 GAIN_FADE = 1 / 16
@@ -81,6 +82,7 @@ class Controller:
         self._asked = False  # whether anything could be drafted in this round
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
+        self._left: list[int] | None = None  # tokens, of each row of a batch that nobody joins
 
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test measured."""
@@ -113,7 +115,7 @@ class Controller:
         self,
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
-        ending: Sequence[float] | None = None,
+        ending: Sequence[Ending] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -122,12 +124,13 @@ class Controller:
         Args:
             requests: of every row.
             offers: what there is for them.
-            ending: in a batch that nobody joins, passes after which each row is expected to end.
+            ending: of every row, in a batch that nobody joins.
             ragged: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
         self._asked = any(request.depth for request in requests)
+        self._left = None if ending is None else [each.left for each in ending]
         self.costs.look_at(max(len(request.tokens) for request in requests))
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
@@ -180,21 +183,34 @@ class Controller:
         for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
             self.estimates.judge(own, request, tree, verdict)
         if self.costs.knows(rows):
-            saved, plain = 0.0, self.costs.plain(rows)
+            saved, promised, plain = 0.0, 0.0, self.costs.plain(rows)
             if spent or nodes > rows:
-                worth = [1.0] * rows if self._planner is None else self._planner.worth
-                tokens = sum(each * len(verdict.tokens) for each, verdict in zip(worth, verdicts, strict=True))
-                saved = tokens / rows - (spent + self.costs.line(rows).of(nodes)) / plain
-            self._earn(rows, saved - deciding / self.costs.passing(rows, rows))
+                cost = (spent + self.costs.line(rows).of(nodes)) / plain
+                saved, promised = (each - cost for each in self._gained([len(each.tokens) for each in verdicts]))
+            chosen = deciding / self.costs.passing(rows, rows)
+            self._earn(rows, saved - chosen, promised - chosen)
+
+    def _gained(self, tokens: Sequence[int]) -> tuple[float, float]:
+        """Plain passes that these tokens of every row save, and those that they are worth."""
+        rows, worth = len(tokens), None if self._planner is None else self._planner.worth
+        promised = sum(tokens if worth is None else map(operator.mul, worth, tokens)) / rows
+        if self._left is None:
+            return promised, promised
+        after = [left - emitted for left, emitted in zip(self._left, tokens, strict=True)]
+        saved = plans.plain_time(self._left, self.costs.plain) - plans.plain_time(after, self.costs.plain)
+        return saved / self.costs.plain(rows), promised
 
     def observe_pause(self, rows: int, seconds: float) -> None:
         """A paused round's pass took so long: the machine's pace is known behind the pause too."""
         self.costs.observe_pass(rows, rows, seconds)
 
-    def _earn(self, rows: int, gain: float) -> None:
-        """A round of so many rows saved so many plain passes: where they save none on average, they pause."""
-        self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, gain))
-        pause = self._pauses[rows]
+    def _earn(self, rows: int, saved: float, promised: float) -> None:
+        """A round of so many rows saved so many plain passes, and is worth so many once all rows have caught up.
+
+        The budget takes what is saved: rows may never catch up. Where neither is gained on average, rounds pause.
+        """
+        self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, saved))
+        pause, gain = self._pauses[rows], (saved + promised) / 2
         pause.gain += GAIN_FADE * (gain - pause.gain)
         if gain >= 0 or pause.gain >= 0:
             pause.length = 1

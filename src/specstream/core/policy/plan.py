@@ -152,8 +152,10 @@ class Planner:
         return found
 
     def _ladder(self, offer: Offer, row: int) -> list[Level]:
-        least = UNLIKELY * max(self.node, NODE_SHARE)
+        least = UNLIKELY * max(self.node, NODE_SHARE) / max(self.worth[row], 1e-9)
         levels = self.estimates.levels(offer, self.calibrations[row], least)
+        if offer.ranked:  # they fall as they are
+            return levels
         likely = [level for level in levels if level.survival >= least * level.nodes]
         return list(_falling(likely, offer.beside)) if likely else likely
 
@@ -324,22 +326,29 @@ def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
     return (level for level in found if level.nodes)
 
 
+class Ending(NamedTuple):
+    """Of a row in a batch that nobody joins: tokens that it may still emit, and how many a pass it emits."""
+
+    left: int
+    pace: float
+
+
 CHANCE = 0.5
 """How far apart two rows must be expected to end for their order to be certain, in roots of the passes left."""
 
 
-def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]:
+def worth(rows_ending: Sequence[Ending], price: Callable[[int], float]) -> list[float]:
     """What a token more of each row is worth in a batch that nobody joins; 1 on average.
 
     Of the row that ends k-th of n, a pass less saves c(n - k + 1) - c(n - k), with c(j) the cost of a plain pass over
     j rows: where rows cost little only the last one's passes count, and those of the others are made anyway. Rows whose
-    order is still open share what they save.
+    order is still open share what they save: what chance does to the passes that are left grows with their root.
 
     Args:
-        ending: passes after which each row is expected to end. What chance does to that grows with its root.
+        rows_ending: of every row.
         price: of a plain pass over so many rows.
     """
-    rows = len(ending)
+    rows, ending = len(rows_ending), [each.left / each.pace for each in rows_ending]
     prices = [0.0, *accumulate((price(count) for count in range(1, rows + 1)), max)]
     order = sorted(range(rows), key=ending.__getitem__)
     saved = [prices[rows - place] - prices[rows - place - 1] for place in range(rows)]
@@ -351,3 +360,13 @@ def worth(ending: Sequence[float], price: Callable[[int], float]) -> list[float]
                 found[row] = sum(saved[place:end]) / (end - place) * rows / prices[rows]
             end = place
     return found
+
+
+def plain_time(left: Sequence[int], price: Callable[[int], float]) -> float:
+    """Seconds that plain decoding takes for rows with so many tokens left, each of which leaves when it has them.
+
+    What a round brings in a batch that nobody joins is what this falls by: a row that gets ahead of one that ends last
+    anyway brings little, and more once that one has caught up. Summed over all rounds it is the time of plain decoding.
+    """
+    ends = sorted(left)
+    return sum((end - before) * price(len(ends) - at) for at, (before, end) in enumerate(pairwise([0, *ends])))

@@ -9,6 +9,7 @@ from threading import RLock
 from typing import Any
 
 from specstream.core.policy.controller import Controller
+from specstream.core.policy.plan import Ending
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.rows import Row
 from specstream.core.tree import TokenTree
@@ -56,7 +57,7 @@ class Speculation:
         rows: Sequence[Row],
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
-        ending: Sequence[float] | None = None,
+        ending: Sequence[Ending] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -66,7 +67,7 @@ class Speculation:
             rows: of the round.
             requests: what they may ask for.
             offers: what there is for them.
-            ending: in a batch that nobody joins, passes after which each row is expected to end.
+            ending: of every row, in a batch that nobody joins.
             ragged: whether the target's passes need no padding.
         """
         measured = [self.measures(row) for row in rows]

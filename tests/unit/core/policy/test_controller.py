@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean
 
 import pytest
 
@@ -19,6 +20,7 @@ from specstream.core.policy.controller import (
     TRIAL_AFTER,
     Controller,
 )
+from specstream.core.policy.cost_model import Line
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
@@ -28,6 +30,9 @@ SMALL = {"price": widths(31, 40, 43, 45, 48, 50), "step": 12, "read": 1.2}
 """Milliseconds of a small model whose draft is hardly smaller: speculation pays little."""
 PAIR = {"price": widths(200, 212, 225, 238, 250, 262), "step": 30, "read": 7}
 """Milliseconds of a 1.5B model with a 0.5B draft."""
+
+AVX2 = {1: 20.0, 2: 21.0, 4: 27.0, 8: 38.0, 16: 58.0, 32: 95.0, 64: 175.0}
+"""Milliseconds of SmolLM2-135M's passes there, by nodes of all rows together (docs/experiments/0092)."""
 
 DRAFTERS = {"lookup": {"lookup": (0.5, 0.0)}, "model": {"model": 0.0}, "mixed": {"model": 0.0, "lookup": (0.5, 0.0)}}
 
@@ -621,3 +626,28 @@ class TestPassesWithoutPadding:
     def test_never_slower(self, rows):
         machine = self.machine(ragged=True, right=0.0, rows=rows)
         assert machine.run(Controller(), 256) > 0.97
+
+
+class TestRowsOfWhichSomeRepeatThemselves:
+    """Four rows that nobody joins, on a machine on which twice the nodes take 1.4 times as long."""
+
+    def speeds(self, rights: list[float], *, seeds: int = 6) -> float:
+        """Over plain decoding, of texts of 48 tokens, on average."""
+        price, found = Line(AVX2).of, []
+        passes = {(rows, rows * share, 64): price(rows * share) for rows in (1, 4) for share in (1, 2, 4, 8, 16)}
+        for seed in range(seeds):
+            machine, controller = Machine(price, rows=4, depth=8, seed=seed), Controller(PriceList(passes, {}))
+            machine.ragged = True
+            for _ in range(4):
+                machine.lookup = [(0.9, right) for right in rights]
+                controller.renew(4)
+                found.append(machine.run_apart(controller, 48))
+        return fmean(found)
+
+    @pytest.mark.parametrize("good", [1, 2, 3])
+    def test_rows_that_get_ahead_of_the_last_one_are_not_paid_for(self, good):
+        """By what their tokens promise, three such rows gain; the batch ends with the fourth, and lost 3 %."""
+        assert self.speeds([0.85] * good + [0.0] * (4 - good)) > 0.98
+
+    def test_where_all_repeat_themselves_it_pays(self):
+        assert self.speeds([0.85] * 4) > 1.15

@@ -12,7 +12,7 @@ import torch
 from specstream.core.policy.acceptance import Calibrations, Estimates, Level
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import SPARE, SURE, Plan, Planner, Share, _falling
+from specstream.core.policy.plan import SPARE, SURE, Ending, Plan, Planner, Share, _falling, plain_time, worth
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import Offer
 from specstream.core.tree import TokenTree
@@ -376,3 +376,35 @@ class TestFallingLevels:
     def test_levels_without_nodes_are_none(self):
         assert list(_falling([], 3)) == []
         assert list(_falling([Level(1, 0.0, 0.0)], 0)) == []
+
+
+class TestABatchThatNobodyJoins:
+    """Its time is that of the row that ends last, and of the others as far as they make passes dearer."""
+
+    @staticmethod
+    def price(rows: int) -> float:
+        return 10.0 + rows
+
+    def test_rows_of_one_length_take_passes_of_all_to_the_end(self):
+        assert plain_time([7, 7, 7], self.price) == 7 * 13
+
+    def test_each_row_leaves_when_it_ends(self):
+        assert plain_time([5, 2, 9], self.price) == 2 * 13 + 3 * 12 + 4 * 11
+        assert plain_time([0, 4], self.price) == 4 * 11
+        assert plain_time([], self.price) == 0
+
+    def test_what_a_token_is_worth_is_what_it_saves(self):
+        """Where the order is certain."""
+        left = [10, 60, 200]
+        found = worth([Ending(each, 1.0) for each in left], self.price)
+        for row in range(3):
+            less = [each - (at == row) for at, each in enumerate(left)]
+            saved = plain_time(left, self.price) - plain_time(less, self.price)
+            assert found[row] * self.price(3) / 3 == pytest.approx(saved)
+
+    def test_rows_whose_order_is_open_share_what_they_save(self):
+        assert worth([Ending(50, 1.0), Ending(52, 1.0)], self.price) == [1.0, 1.0]
+
+    def test_a_fast_row_ends_first_though_more_is_left_of_it(self):
+        fast, slow = worth([Ending(90, 3.0), Ending(80, 1.0)], self.price)
+        assert fast < 0.2 < 1.8 < slow
