@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ PROMPTS = (prompt(12), prompt(30, seed=1), prompt(7, seed=2))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@lru_cache(maxsize=2)
+@cache
 def target_of(family: str, dtype: str, exact: bool) -> HuggingFaceTarget:
     return HuggingFaceTarget(build(family, DTYPES[dtype]), exact=exact)
 
@@ -38,10 +38,10 @@ def parts_of(target: object, drafter: str, family: str) -> Parts:
 
 
 @pytest.mark.parametrize(
-    ("exact", "family", "dtype", "drafter"),
-    half(("bits", "rounding"), ("llama", "bloom"), DTYPES, DRAFTERS),
+    ("drafter", "exact", "family", "dtype"),
+    half(DRAFTERS, ("bits", "rounding"), ("llama", "bloom"), DTYPES),
 )
-def test_every_drafter_passes(exact, family, dtype, drafter):
+def test_every_drafter_passes(drafter, exact, family, dtype):
     parts = parts_of(target_of(family, dtype, exact == "bits"), drafter, family)
     report = audit_tokens(parts, PROMPTS, GenerationConfig(max_new_tokens=20), batch_size=2)
     assert report.passed, report.problems
