@@ -1278,6 +1278,7 @@ def test_what_a_tenth_stranger_met(here, no_model_is_loaded, capsys, words, told
     (here / "few").mkdir()
     (here / "few" / "config.json").write_text('{"quantization_config": {"quant_method": "compressed-tensors"}}')
     write_gguf(here / "tiny.gguf")
+    (here / "owned.yaml").write_text("models: null\nexperiments: {}\n")
     capsys.readouterr()
     assert run(*shlex.split(words)) == 2
     error = capsys.readouterr().err

@@ -55,12 +55,16 @@ def demo(
 
     settings = engine_config({**shown, **drafting}).generation  # type: ignore[typeddict-item]
     options.check_draft(draft, models[0])
-    require("gradio", "demo", "specstream demo")
+    if heads is not None:
+        from specstream.heads.folder import check_base_name
+
+        check_base_name(heads, models[0])
     from specstream.cli.loading import quiet
     from specstream.demo import run
     from specstream.reporting import step
 
     port = run.free_port(host, port)
+    require("gradio", "demo", "specstream demo")
     with step("starting the page"):  # Gradio and torch take ten seconds to import
         from specstream.demo.offered import OfferedModels
         from specstream.demo.page import build_page

@@ -290,7 +290,8 @@ class DeploymentConfig(Section):
             else:
                 where = document.where((name,))
             if name in cls.model_fields:
-                raise UsageError(f"{where}{error}") from None
+                owner = owner_of(document.values, cls.model_fields) if where == document.where((name,)) else ""
+                raise UsageError(f"{where}{error}{owner}") from None
             said = misplaced([name], {"": cls.model_fields}, document.values.get(name)) or error
             raise UsageError(f"{where}{said}{owner_of(document.values, cls.model_fields)}") from None
 
