@@ -314,6 +314,40 @@ def free_memory(root: Path = Path("/")) -> int:
     return min(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def gpus() -> int:
+    """How many there are."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def free_bytes(device: str) -> tuple[int, str]:
+    """How much memory is free where a model on this device, or on ``auto``, goes, and what that place is called."""
+    if gpus() and not device.startswith("cpu"):
+        import torch
+
+        return torch.cuda.mem_get_info()[0], "the GPU"
+    return free_memory(), "this machine"
+
+
+def check_free(setting: str, gigabytes: float, device: str) -> None:
+    """Refuse a setting of memory that is more than is free.
+
+    Args:
+        setting: its name.
+        gigabytes: its value, in 10**9 bytes.
+        device: see ``free_bytes``.
+
+    Raises:
+        UsageError: it is, with the numbers.
+    """
+    free, where = free_bytes(device)
+    if gigabytes * 1e9 > free:
+        raise UsageError(
+            f"{setting} is {gigabytes:.10g} and {where} has {free / 1e9:.1f} GB free; give less, or free some"
+        )
+
+
 def _text(path: str) -> str:
     """What a file of the system says; empty where there is none."""
     try:

@@ -54,6 +54,22 @@ def test_turns_have_the_history_before_them_and_say_what_was_reused(talk: Talk, 
     assert " 0 tokens of the prompt were not read again" not in err
 
 
+@pytest.mark.parametrize("word", ["quit", "Exit"])
+def test_a_word_that_may_be_meant_as_a_command_is_asked_and_noted(talk: Talk, word: str) -> None:
+    code, out, err = talk(word, "quit smoking")
+    assert code == 0 and out
+    assert err.count("note: ") == 1
+    assert f"note: {word!r} is asked of the model; /quit ends the conversation" in err
+
+
+def test_instructions_that_are_the_name_of_a_file_are_noted(talk: Talk, tmp_path: Path) -> None:
+    file = tmp_path / "be short.txt"
+    file.write_text("be short")
+    _, _, err = talk(options=("--system", str(file)))
+    assert f"is a file, and its name is the instructions; to read it: --system \"$(cat '{file}')\"" in err
+    assert "instructions" not in talk(options=("--system", "be short"))[2]
+
+
 def test_instructions_and_a_new_beginning(talk: Talk, tmp_path: Path) -> None:
     file = tmp_path / "chat.json"
     talk("a dog", "/clear", "/system be short", "one two", f"/save {file}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from transformers import PreTrainedTokenizerFast
 
 from specstream import SpeculativeEngine
 from specstream.cli import main
@@ -18,6 +23,7 @@ from specstream.cli.options import Drafter
 from specstream.config import DrafterName
 from specstream.errors import UsageError
 from specstream.models.hub import load
+from tests import gguf_files
 from tests.gguf_files import write_gguf
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -391,15 +397,6 @@ def test_tune_tries_nothing_before_the_draft_is_one(here, monkeypatch, capsys, d
     assert told in error and "drafter" not in error
 
 
-def test_a_draft_of_another_vocabulary_is_refused_by_its_tokenizer(here, capsys):
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens(["<more>"])
-    tiny_model().config.save_pretrained(here / "draft")  # without weights, which would be missed
-    tokenizer.save_pretrained(here / "draft")
-    assert run("generate", "x", "-m", "target", "--draft", "draft") == 2
-    assert "the draft draft has another vocabulary (301 tokens) than target (300 tokens)" in capsys.readouterr().err
-
-
 def test_a_tokenizer_of_another_model_is_blamed_not_the_prompt(here, capsys):
     tiny_model(vocab_size=200).save_pretrained(here / "target")
     assert run("generate", "the cat sat", "-m", "target", "-n", "2") == 2
@@ -622,14 +619,88 @@ def test_a_variable_that_is_none_is_told_by_what_follows_the_prefix(monkeypatch,
     assert capsys.readouterr().err.endswith("; did you mean 'SPECSTREAM_MODEL_NAME'?\n")
 
 
-def test_tune_compares_vocabularies_before_it_loads_the_model(here, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "command",
+    [
+        "generate x -m target --draft draft",
+        "chat -m target --draft draft",
+        "audit x -m target --draft draft",
+        "compare --target-model target --draft-model draft --input-str x",
+        "serve -m target --draft draft --port 0",
+        "tune -m target --prompts q.jsonl -o a.yaml --draft draft",
+        "benchmark heads -m target --prompts q.jsonl --draft draft",
+        "router collect -c r.yaml --set target.model=target --set drafters.d.draft=draft",
+    ],
+)
+def test_vocabularies_are_compared_before_the_model_is_loaded(here, monkeypatch, capsys, command):
+    if command.startswith("serve"):
+        pytest.importorskip("fastapi")
     monkeypatch.setattr(load, "_load", lambda *args: pytest.fail("it was read"))
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<more>"])
     tiny_model().save_pretrained(here / "draft")
     tokenizer.save_pretrained(here / "draft")
-    assert run("tune", "-m", "target", "--prompts", "q.jsonl", "-o", "a.yaml", "--draft", "draft") == 2
+    collect = {"drafters": {"none": {"drafter": "none"}, "d": {"drafter": "draft_model"}}}
+    collect |= {"prompts": [{"file": "q.jsonl", "domain": "a"}], "collection": {"output": "c.jsonl"}}
+    (here / "r.yaml").write_text(json.dumps(collect))
+    assert run(*command.split()) == 2
     assert "the draft draft has another vocabulary (301 tokens) than target (300 tokens); " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_no_tokenizer_is_made_to_see_that_two_files_name_other_tokens(here, monkeypatch, capsys, form):
+    monkeypatch.setattr("specstream.models.hub.vocabulary.tokenizer_in", lambda folder: pytest.fail("it was made"))
+    target, draft = ("target", "draft") if form == "folder" else ("target.gguf", "draft.gguf")
+    if form == "gguf":
+        write_gguf(here / target)
+        monkeypatch.setattr(gguf_files, "TOKENS", [*gguf_files.TOKENS[1:], gguf_files.TOKENS[0]])
+        write_gguf(here / draft)
+    else:
+        tiny_model().save_pretrained(here / draft)
+        tiny_tokenizer().save_pretrained(here / draft)
+        settings = json.loads((here / draft / "tokenizer.json").read_text())
+        known = settings["model"]["vocab"]
+        known["a"], known["b"] = known["b"], known["a"]
+        (here / draft / "tokenizer.json").write_text(json.dumps(settings))
+    capsys.readouterr()
+    assert run("generate", "x", "-m", target, "--draft", draft) == 2
+    assert f"the draft {draft} has another vocabulary (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["gguf", "unigram", "none"])
+def test_tokenizers_whose_files_do_not_tell_are_compared_when_the_draft_is_loaded(here, capsys, form):
+    """A GGUF file beside a folder, a list in place of a vocabulary, and no tokenizer."""
+    tiny_model().save_pretrained(here / "draft")
+    if form == "gguf":
+        write_gguf(here / "draft.gguf")
+    elif form == "unigram":
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(Unigram([("a", 0.0)], unk_id=0))).save_pretrained("draft")
+    capsys.readouterr()
+    assert run("generate", "x", "-m", "target", "--draft", "draft.gguf" if form == "gguf" else "draft") == 2
+    told = "its tokenizer is missing" if form == "none" else "has another vocabulary ("
+    assert told in capsys.readouterr().err
+
+
+def test_a_prompt_longer_than_the_context_is_refused_once_and_by_us(here, capsys):
+    tokenizer, long = tiny_tokenizer(), "one two three " * 60
+    tokenizer.model_max_length = 48
+    tiny_model(context=48).save_pretrained(here / "target")
+    tokenizer.save_pretrained(here / "target")
+    said, logger = list[str](), logging.getLogger("transformers.tokenization_utils_base")
+    handler = logging.StreamHandler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        assert run("generate", long, "-m", "target") == 2
+        assert not said
+        load.tokenizer_in("target")(long)
+        assert len(said) == 1  # whoever asks transformers itself is told
+    finally:
+        logger.removeHandler(handler)
+    found = re.search(
+        r"error: the prompt has \d+ tokens and the model's context holds 48; shorten it", capsys.readouterr().err
+    )
+    assert found
 
 
 def test_fewer_steps_than_a_run_has_are_not_called_reached(here, monkeypatch, capsys):
@@ -1193,6 +1264,13 @@ def test_what_a_ninth_stranger_met(here, monkeypatch, capsys, words, told):
         ("export few -o out", "is 'few', a compressed-tensors checkpoint, which is not exported; give the model that"),
         ("export tiny.gguf -o out", "is 'tiny.gguf', a GGUF file, which is not exported; give the model's folder"),
         ("generate x -m target --heads q.jsonl", "no heads in 'q.jsonl' (it is a file); give a folder that training"),
+        (
+            "benchmark heads --prompts missing.jsonl -m target",
+            "No such file or directory; give Spec-Bench's question.jso",
+        ),
+        # memory that no machine has
+        ("chat -m target --prefix-cache-gb 9999999", "--prefix-cache-gb is 9999999 and this machine has "),
+        ("serve -m target --port 0 --prefix-cache-gb 9999999", "--prefix-cache-gb is 9999999 and this machine has "),
         ("chat Hello", "unexpected extra argument(s) (Hello); give it to specstream generate, or when chat asks"),
     ],
 )
@@ -1200,6 +1278,7 @@ def test_what_a_tenth_stranger_met(here, no_model_is_loaded, capsys, words, told
     (here / "few").mkdir()
     (here / "few" / "config.json").write_text('{"quantization_config": {"quant_method": "compressed-tensors"}}')
     write_gguf(here / "tiny.gguf")
+    (here / "owned.yaml").write_text("models: null\nexperiments: {}\n")
     capsys.readouterr()
     assert run(*shlex.split(words)) == 2
     error = capsys.readouterr().err

@@ -88,6 +88,9 @@ def refused(code, made, told):
 
 
 OF_ANOTHER_KIND = [
+    ("SpeculativeEngine(M, TOK, prefix_cache_gb=9999999)", "prefix_cache_gb is 9999999 and this machine has "),
+    ("E.generate([1] * 600)", "the prompt has 600 tokens and the model's context holds 512; shorten it"),
+    ("E.generate([[1], [1] * 600])", "prompt 1 has 600 tokens and the model's context holds 512; shorten it"),
     ("SpeculativeEngine(M, TOK, memory=5)", "memory is 5; give True, False or the name of a file"),
     ("SpeculativeEngine(M, TOK, memory=None)", "memory is None; give True, False or the name of a file"),
     (

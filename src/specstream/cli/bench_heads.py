@@ -137,7 +137,7 @@ def _check(wanted: list[str], given: dict[str, str | None], model: str) -> None:
             raise UsageError(f"--{name} is {folder!r}, which holds {kind}; give --{kind} {folder}")
         if folder is not None:
             check_base_name(folder, model)
-    options.check_draft(given["draft"])
+    options.check_draft(given["draft"], model)
 
 
 def _document(path: str | None, contexts: list[int]) -> str:

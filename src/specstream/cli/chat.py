@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,9 @@ def chat(
 ) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C ends an answer, and once more the conversation."""
     options.check_drafter(drafter, without="router")
+    if system is not None and os.path.isfile(system):
+        file = shlex.quote(system)
+        options.note(f'{system!r} is a file, and its name is the instructions; to read it: --system "$(cat {file})"')
     settings: dict[str, Any] = {
         "drafter": drafter,
         **dict.fromkeys(("gamma", "max_speculation_depth"), k),
@@ -119,6 +123,8 @@ class Conversation:
             if line.startswith("/"):
                 self._command(*line.partition(" ")[::2])
             elif line:
+                if line.lower() in ("quit", "exit", "bye"):
+                    options.note(f"{line!r} is asked of the model; /quit ends the conversation")
                 self._answer(line)
         except UsageError as error:  # the conversation is worth more than one line of it
             self.failed = True

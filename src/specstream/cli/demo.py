@@ -37,8 +37,8 @@ def demo(
     from specstream.environment import require
 
     options.check_drafter(drafter)
-    options.check_draft(draft)
-    for each in model or ():
+    models = model or ["smollm2-135m"]
+    for each in models:
         on_disk(each)  # refuses what is no model
     shown: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     drafting: dict[str, Any] = {
@@ -54,17 +54,22 @@ def demo(
     from specstream.config import engine_config
 
     settings = engine_config({**shown, **drafting}).generation  # type: ignore[typeddict-item]
-    require("gradio", "demo", "specstream demo")
+    options.check_draft(draft, models[0])
+    if heads is not None:
+        from specstream.heads.folder import check_base_name
+
+        check_base_name(heads, models[0])
     from specstream.cli.loading import quiet
     from specstream.demo import run
     from specstream.reporting import step
 
     port = run.free_port(host, port)
+    require("gradio", "demo", "specstream demo")
     with step("starting the page"):  # Gradio and torch take ten seconds to import
         from specstream.demo.offered import OfferedModels
         from specstream.demo.page import build_page
 
-    offered = OfferedModels(model or ["smollm2-135m"], draft, **drafting)
+    offered = OfferedModels(models, draft, **drafting)
     with quiet():
         page = build_page(offered, settings)
     if options.open_to_others(host):

@@ -139,12 +139,13 @@ def check_files(*files: str) -> None:
             raise UsageError(f"file {file!r} is no file; give a .txt, .jsonl, .json or .csv file")
 
 
-def check_draft(draft: str | None) -> None:
-    """Refuse a draft model that is not there before the target is loaded.
+def check_draft(draft: str | None, model: str) -> None:
+    """Refuse a draft model that is not there, or does not fit, before the target is loaded.
 
     Raises:
         ModelNotFoundError: nothing answers to the name.
         UsageError: ``self:`` with another quantisation than there are.
+        VocabularyMismatchError: it has another vocabulary.
     """
     from specstream.engine.choices import SELF, self_quantization
     from specstream.models.hub.catalog import check
@@ -152,7 +153,12 @@ def check_draft(draft: str | None) -> None:
     if draft is not None and draft.startswith(SELF):
         self_quantization(draft)
     elif draft is not None:
+        from specstream.cli.loading import quiet
+        from specstream.models.hub.vocabulary import check_tokenizers
+
         check(draft)
+        with quiet():
+            check_tokenizers(model, draft)
 
 
 def text_given(text: str) -> str:

@@ -59,12 +59,7 @@ def tune(
 
         kind_of(heads)  # refuses a folder without heads before a model is loaded
         check_base_name(heads, model)
-    options.check_draft(draft)
-    if draft is not None and not draft.startswith("self:"):
-        from specstream.evaluation.benchmark.experiments import check_tokenizers
-
-        with quiet():
-            check_tokenizers(model, draft)
+    options.check_draft(draft, model)
     settings = {"drafter": "none", "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device}
     engine = load_engine(model, None, settings)
     found = _tune(engine, texts, chat, draft, heads, repeats)

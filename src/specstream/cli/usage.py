@@ -131,6 +131,8 @@ def _suggested(name: str, context: Any, words: Sequence[str]) -> str:
     if behind := _behind(name, context, words):
         return f"; {behind}"
     verb = str(getattr(context, "command_path", "")).partition(" ")[2]
+    if same := next((form for form in _options(context.command) if form.lower() == name.lower()), None):
+        return f"; did you mean {same}?"
     told = told_of(name, verb)
     if not told and (like := meant(name, _options(getattr(context, "command", None)))) is not None:
         return f"; did you mean {like}?"

@@ -46,7 +46,7 @@ from specstream.models.architecture.checkpoint import checkpoint_rules
 from specstream.models.architecture.compat import quantised_by, wrapper_of
 from specstream.models.architecture.families import describe, require_model
 from specstream.models.hub.load import check_draft_place, check_place
-from specstream.models.hub.vocabulary import load_draft
+from specstream.models.hub.vocabulary import another_vocabulary, load_draft
 from specstream.models.runtime.capabilities import Quantization
 from specstream.models.runtime.runtime import draft_quantization, lend_kernels
 from specstream.models.target.hf import HuggingFaceTarget
@@ -423,7 +423,7 @@ def _draft_given(
 
         def check(theirs: Any) -> None:
             if tokenizer is not None and tokenizer.get_vocab() != theirs.get_vocab():
-                raise _another_vocabulary(draft, len(theirs), target.model, len(tokenizer))
+                raise another_vocabulary(draft, len(theirs), model_name(target.model), len(tokenizer))
 
         return load_draft(draft, dtype=config.dtype, device=str(target.model.device), check=check)
     if (reason := wrapper_of(draft)) is not None:
@@ -451,14 +451,7 @@ def _check_vocabulary(target: Any, tokenizer: Any, draft: Any, draft_tokenizer: 
         ours, theirs = len(tokenizer), len(draft_tokenizer)
     elif ours == theirs:
         return
-    raise _another_vocabulary(model_name(draft), theirs, target, ours)
-
-
-def _another_vocabulary(draft: str, theirs: int, target: Any, ours: int) -> VocabularyMismatchError:
-    return VocabularyMismatchError(
-        f"the draft {draft} has another vocabulary ({theirs} tokens) than {model_name(target)} "
-        f"({ours} tokens); give a draft of the same tokenizer, or leave draft_model out"
-    )
+    raise another_vocabulary(model_name(draft), theirs, model_name(target), ours)
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:

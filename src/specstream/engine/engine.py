@@ -32,7 +32,7 @@ from specstream.engine.prompt_forms import one_prompt, padding_of, prompts_in, s
 from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
 from specstream.engine.settings_file import read_settings
 from specstream.engine.text import Chat, Prompt, are_tokens, check_tokenizer, encode
-from specstream.environment import level, provenance
+from specstream.environment import check_free, level, provenance
 from specstream.errors import UsageError, count_of, must_be, shown, takes
 from specstream.files.atomic import path_of
 from specstream.heads.folder import check_base_name
@@ -42,6 +42,7 @@ from specstream.models.architecture.released import close_to_others
 from specstream.models.hub.catalog import check, on_disk
 from specstream.models.hub.load import load_model
 from specstream.models.hub.schemes import stored_as
+from specstream.models.hub.vocabulary import check_tokenizers
 from specstream.reporting import announce
 from specstream.routing.model import RouterModel
 
@@ -77,10 +78,15 @@ class SpeculativeEngine:
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if tokenizer is not None:
             check_tokenizer(tokenizer)
+        if self.config.prefix_cache_gb > EngineConfig().prefix_cache_gb:  # that of nobody's choice may have to be freed
+            place = self.config.device if isinstance(model, str) else str(getattr(model, "device", "cpu"))
+            check_free("prefix_cache_gb", self.config.prefix_cache_gb, place)
         self._loaded = isinstance(model, str)
         if isinstance(model, str):
             self.model_name = model
             _check_names(self.config, model, draft_model)
+            if tokenizer is None:
+                _check_vocabulary(model, draft_model)
             model, own_tokenizer = load_model(model, dtype=self.config.dtype, device=self.config.device)
             tokenizer = tokenizer or own_tokenizer
         else:
@@ -370,6 +376,12 @@ def _check_names(config: EngineConfig, model: str, draft: Any) -> None:
         check(draft)
     if config.router is not None:
         RouterModel.load(config.router)
+
+
+def _check_vocabulary(model: str, draft: Any) -> None:
+    """Refuse a draft of another vocabulary, where the files of both tokenizers are here and tell."""
+    if isinstance(draft, str) and not draft.startswith(SELF) and None not in (on_disk(model), on_disk(draft)):
+        check_tokenizers(model, draft, quick=True)
 
 
 def _check_bits(config: EngineConfig, model: str, draft: Any) -> None:

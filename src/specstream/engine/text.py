@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral
+from threading import get_ident
 from typing import Any, TypeAlias
 
 from typing_extensions import TypeIs
@@ -34,12 +36,12 @@ def encode(tokenizer: Any, prompt: Prompt, template: Mapping[str, Any] | None = 
             template refuses.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(valid(prompt))["input_ids"] if prompt else []
+        ids = token_ids(tokenizer, valid(prompt)) if prompt else []
     elif are_tokens(prompt):
         ids = list(map(int, prompt))
     elif _is_list(prompt):
         ids = (
-            tokenizer(_rendered(tokenizer, prompt, template or {}), add_special_tokens=False)["input_ids"]
+            token_ids(tokenizer, _rendered(tokenizer, prompt, template or {}), add_special_tokens=False)
             if prompt
             else []
         )
@@ -48,6 +50,23 @@ def encode(tokenizer: Any, prompt: Prompt, template: Mapping[str, Any] | None = 
     if not ids:
         raise UsageError(f"the prompt {prompt!r} is empty; give at least one token")
     return list(ids)
+
+
+def token_ids(tokenizer: Any, text: str, **settings: Any) -> Any:
+    """Token ids, without transformers' warning of a long text: whoever decodes refuses it, by the model's context.
+
+    The filter passes what other threads are told.
+    """
+    logger, own = logging.getLogger("transformers.tokenization_utils_base"), get_ident()
+
+    def told(record: logging.LogRecord) -> bool:
+        return record.thread != own or "sequence length is longer" not in str(record.msg)
+
+    logger.addFilter(told)
+    try:
+        return tokenizer(text, **settings)["input_ids"]
+    finally:
+        logger.removeFilter(told)
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int | None = None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.config import engine_config
-from specstream.engine.text import as_chat, encode
+from specstream.engine.text import as_chat, encode, token_ids
 from specstream.errors import UsageError, shown
 from specstream.evaluation.benchmark.experiments import PLAIN_ARM, Arm, Group
 from specstream.evaluation.benchmark.folder import Samples
@@ -67,7 +67,7 @@ def read_conversations(path: str | Path, per_category: int, turns: int = 1) -> l
         UsageError: a file that cannot be read, a record of another form, by number, or none with so many turns.
     """
     found, longest = dict[str, list[Conversation]](), 0
-    for number, record in enumerate(read_records(path), 1):
+    for number, record in enumerate(read_records(path, CONVERSATIONS), 1):
         each = _conversation(record, f"record {number} of {str(path)!r}")
         own = found.setdefault(each.category, [])
         if len(own) < per_category:
@@ -133,7 +133,7 @@ def prompts_of(
         UsageError: a conversation of several messages, or tools, for a model whose chat template takes none; a document
             or a context that is too short.
     """
-    tokens = engine.tokenizer(document, add_special_tokens=False)["input_ids"] if document else []
+    tokens = token_ids(engine.tokenizer, document, add_special_tokens=False) if document else []
     found, total = list[Prompt](), len(conversations) * max(1, len(contexts))
     for done, (size, each) in enumerate(product(contexts or (0,), conversations)):
         told(done, total)

@@ -39,11 +39,15 @@ _PLACEHOLDER = (
 )
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
+def read_records(path: str | Path, wanted: str = ".txt, .jsonl, .json or .csv") -> list[dict[str, Any]]:
     """The records of a ``.jsonl``, ``.json`` (a list), ``.csv`` or ``.txt`` file; a text is ``{"prompt": text}``.
 
     A text file holds a prompt a line. What has no ending, and ``-``, the standard input, is JSON lines if it begins
     with a brace, else text.
+
+    Args:
+        path: the file.
+        wanted: what to give in place of one that cannot be read.
 
     Raises:
         UsageError: a file that cannot be read, or of another format; a line that is none, or one of SPEED-Bench whose
@@ -70,9 +74,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         lines = "; a file with a record a line is called .jsonl" if error.msg == "Extra data" else "; mend it"
         raise UsageError(f"file {str(file)!r} is not JSON: line {error.lineno}, {error.msg}{lines}") from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise UsageError(
-            f"file {str(file)!r} cannot be read: {why_unread(error)}; give .txt, .jsonl, .json or .csv"
-        ) from None
+        raise UsageError(f"file {str(file)!r} cannot be read: {why_unread(error)}; give {wanted}") from None
     if not isinstance(records, list):
         raise UsageError(f"file {str(file)!r} holds one {type(records).__name__}; give a list of records")
     return [_record(value, f"{file}:{number}") for number, value in enumerate(records, 1)]

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from specstream.config import truth_value
-from specstream.environment import PREFIX, VARIABLES, free_memory, variable
+from specstream.environment import PREFIX, VARIABLES, check_free, gpus, variable
 from specstream.errors import UsageError, listed, meant, must_be, remedy
 from specstream.files.yaml_file import Document, Section, home_expanded, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
 from specstream.serving.reasoning import ReasoningParser
 from specstream.serving.tool_calls import Parser
-
-GB = 1e9
 
 SPARE_CONNECTIONS = 16
 """Beyond the limit: in these it is said that there are too many."""
@@ -292,7 +290,8 @@ class DeploymentConfig(Section):
             else:
                 where = document.where((name,))
             if name in cls.model_fields:
-                raise UsageError(f"{where}{error}") from None
+                owner = owner_of(document.values, cls.model_fields) if where == document.where((name,)) else ""
+                raise UsageError(f"{where}{error}{owner}") from None
             said = misplaced([name], {"": cls.model_fields}, document.values.get(name)) or error
             raise UsageError(f"{where}{said}{owner_of(document.values, cls.model_fields)}") from None
 
@@ -351,30 +350,10 @@ def check_machine(config: DeploymentConfig) -> None:
     Raises:
         UsageError: no GPU, or too little memory; with the numbers.
     """
-    if config.gpu_required and not _gpus():
+    if config.gpu_required and not gpus():
         raise UsageError("gpu_required is true and this machine has 0 GPUs; give gpu_required: false to serve on a CPU")
-    if config.memory_gb is None:
-        return
-    free, where = free_bytes(config)
-    if config.memory_gb * GB > free:
-        raise UsageError(
-            f"memory_gb is {config.memory_gb:g} and {where} has {free / GB:.1f} GB free; give less, or free some"
-        )
-
-
-def free_bytes(config: DeploymentConfig) -> tuple[int, str]:
-    """How much memory is free where the models go, and what that place is called."""
-    import torch
-
-    if _gpus() and not config.device.startswith("cpu"):
-        return torch.cuda.mem_get_info()[0], "the GPU"
-    return free_memory(), "this machine"
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.memory_gb is not None:
+        check_free("memory_gb", config.memory_gb, config.device)
 
 
 def most_connections(config: DeploymentConfig) -> int:

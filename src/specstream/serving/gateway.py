@@ -12,7 +12,7 @@ from specstream.config import generation_config
 from specstream.core.rows import Known
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import check_tokens
-from specstream.engine.text import encode, valid
+from specstream.engine.text import encode, token_ids, valid
 from specstream.errors import UsageError
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.faults import FieldError
@@ -82,7 +82,7 @@ class Gateway:
         try:
             if body.messages is None:
                 text, special = valid(body.prompt or ""), body.add_special_tokens is not False
-                return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+                return list(token_ids(self.tokenizer, text, add_special_tokens=special))
             template = {
                 **(body.chat_template_kwargs or {}),
                 "add_generation_prompt": body.add_generation_prompt is not False,

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from specstream.engine.choices import SELF
+from specstream.environment import free_bytes
 from specstream.errors import SpecStreamError, UsageError
 from specstream.models.architecture.compat import model_class
 from specstream.models.cache import STEP, capacity_for, token_bytes
@@ -20,7 +21,9 @@ from specstream.models.hub.gguf_header import is_gguf, read_header
 from specstream.models.hub.load import pick_device, pick_dtype
 from specstream.models.hub.schemes import Scheme, read_scheme
 from specstream.models.runtime.capabilities import capabilities
-from specstream.serving.deployment import GB, DeploymentConfig, free_bytes
+from specstream.serving.deployment import DeploymentConfig
+
+GB = 1e9
 
 _BYTES: dict[str, float] = {"none": 0, "int8": 1, "int4": 0.6}
 """Bytes of a weight in a quantised copy, a larger head among them."""
@@ -110,7 +113,7 @@ def _check_several(config: DeploymentConfig) -> None:
     Raises:
         UsageError: so it is. The others are those of ``needs``.
     """
-    free, where = free_bytes(config)
+    free, where = free_bytes(config.device)
     most, there = free, f"{where} has {free / GB:.1f} GB free"
     if config.memory_gb is not None:
         most, there = int(config.memory_gb * GB), f"memory_gb is {config.memory_gb:g}"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specstream.engine.text import as_chat, encode
+from specstream.engine.text import as_chat, encode, token_ids
 from specstream.environment import require
 from specstream.errors import UsageError, must_be, shown
 from specstream.evaluation.tasks.task import Task, read_examples, read_task, training_records
@@ -343,7 +343,7 @@ class _Reader:
         return prompt, [*self._ids(last["content"]), *self._end]
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(token_ids(self._tokenizer, text, add_special_tokens=False))
 
 
 _ROLES = {"human": "user", "gpt": "assistant"}

@@ -16,6 +16,7 @@ from typing import Any
 
 from specstream.config import GenerationConfig
 from specstream.engine.build import build_drafters
+from specstream.engine.choices import SELF
 from specstream.engine.contestants import Turn, by_turn, in_turn
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation, Parts
@@ -24,6 +25,7 @@ from specstream.environment import provenance
 from specstream.errors import TrainingError, UsageError, reason_of
 from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
+from specstream.models.hub.vocabulary import check_tokenizers
 from specstream.routing.config import NONE
 from specstream.routing.records import Collected, Run
 from specstream.training.answers import (
@@ -94,6 +96,9 @@ def collect(
     place, known = Path(section.output), {"what": "prompts", "setting": "collection.output"}
     check_same(place, _identity(config, {}), **known, later=("name", "fingerprint"))
     target = config.target
+    for spec in config.drafters.values():
+        if spec.draft is not None and not spec.draft.startswith(SELF):
+            check_tokenizers(target.model, spec.draft)
     engine = SpeculativeEngine(
         target.model, drafter="none", dtype=target.dtype, device=target.device, runtime=target.runtime
     )

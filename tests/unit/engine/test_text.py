@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import logging
+from threading import Thread
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +25,28 @@ def test_pieces_join_to_the_text_and_split_no_character(tokenizer, text, step):
     pieces = [stream.push(ids[at : at + step]) for at in range(0, len(ids), step)]
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
     assert "".join([*pieces, stream.finish(tokenizer.decode(ids))]) == text
+
+
+def test_what_another_thread_is_told_of_a_long_text_stays(caplog):
+    logger = logging.getLogger("transformers.tokenization_utils_base")
+
+    def tell(who):
+        logger.warning(f"Token indices sequence length is longer: {who}")
+
+    def tokenizer(text):
+        tell("own")
+        other = Thread(target=tell, args=("other",))
+        other.start()
+        other.join()
+        return {"input_ids": [1]}
+
+    logger.addHandler(caplog.handler)  # transformers' loggers hand nothing on by themselves
+    try:
+        assert encode(tokenizer, "a") == [1]
+        tell("own, afterwards")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert list(dict.fromkeys(each.rpartition(": ")[2] for each in caplog.messages)) == ["other", "own, afterwards"]
 
 
 def test_text_arrives_before_the_end(tokenizer):

@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from specstream import DeploymentConfig
+from specstream import DeploymentConfig, environment
 from specstream.errors import UsageError
-from specstream.serving import deployment, run
+from specstream.serving import run
 from specstream.serving.deployment import check_machine
 
 ROOT = Path(__file__).parents[3]
@@ -152,7 +152,7 @@ class TestMachine:
     @pytest.fixture(autouse=True)
     def without_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(deployment, "free_memory", lambda: int(8e9))
+        monkeypatch.setattr(environment, "free_memory", lambda: int(8e9))
 
     def test_what_it_can_give_is_served(self) -> None:
         check_machine(DeploymentConfig(memory_gb=8))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig, Qwen2VLConfig
 
+from specstream import environment
 from specstream.errors import ModelNotFoundError, UsageError
 from specstream.models.cache import STEP
-from specstream.serving import deployment as deployments
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.memory import check_fit, needs
 from tests.tiny import tiny_model
@@ -138,7 +138,7 @@ class TestSeveral:
 
     @pytest.fixture(autouse=True)
     def on_a_machine_of_8_gb(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(deployments, "free_memory", lambda: int(8e9))
+        monkeypatch.setattr(environment, "free_memory", lambda: int(8e9))
 
     @staticmethod
     def several(tmp_path: Path, **more: Any) -> DeploymentConfig:

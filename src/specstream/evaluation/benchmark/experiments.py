@@ -12,9 +12,10 @@ from typing import Any
 from specstream.config import EngineConfig, GenerationConfig, engine_config, generation_config
 from specstream.engine.choices import SELF, check_choice
 from specstream.engine.contestants import PLAIN
-from specstream.errors import SpecStreamError, UsageError, VocabularyMismatchError, listed
+from specstream.errors import SpecStreamError, UsageError, listed
 from specstream.evaluation.benchmark.config import ARM, FIXED_TREE, NAMED, TARGET, WORKLOAD, BenchmarkConfig, Experiment
 from specstream.files.yaml_file import Document, misplaced, sections_of
+from specstream.models.hub.vocabulary import check_tokenizers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,26 +218,3 @@ def _check_drafts(config: BenchmarkConfig, groups: list[Group], document: Docume
 def _place(config: BenchmarkConfig, experiment: str, arm: Arm) -> tuple[str, ...]:
     given = config.experiments[experiment].arms[arm.name].get("draft_model")
     return ("models", given) if given in config.models else ("experiments", experiment, "arms", arm.name, "draft_model")
-
-
-def check_tokenizers(target: str, draft: str) -> None:
-    """Refuse a draft of another vocabulary, by the tokenizers alone.
-
-    Raises:
-        UsageError: a tokenizer that cannot be read.
-        VocabularyMismatchError: the draft's is another one.
-    """
-    from specstream.models.hub.catalog import resolve
-    from specstream.models.hub.load import reason, tokenizer_in
-
-    try:
-        ours, theirs = (tokenizer_in(resolve(name)).get_vocab() for name in (target, draft))
-    except SpecStreamError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"no tokenizer of {draft!r} or {target!r} can be read: {reason(error)}") from None
-    if ours != theirs:
-        raise VocabularyMismatchError(
-            f"the draft {draft} has another vocabulary ({len(theirs)} tokens) than {target} ({len(ours)} tokens); "
-            "give a draft of the same tokenizer"
-        )

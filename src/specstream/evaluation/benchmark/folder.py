@@ -114,6 +114,8 @@ class RunFolder(Samples):
         if Path(root).name in (RUN, SAMPLES, SUMMARY) and Path(root).is_file():
             raise UsageError(f"{str(root)!r} is a file of a run; give its folder, {str(Path(root).parent)!r}")
         folder = cls(root)
+        if not Path(root).exists():
+            raise UsageError(f"there is no folder {str(root)!r}; give one that specstream benchmark wrote")
         if not folder.run:
             raise UsageError(f"{str(root)!r} holds no run; give a folder that specstream benchmark wrote")
         return folder

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from specstream.errors import ModelNotFoundError
-from specstream.models.hub.load import load_model
+from specstream.errors import ModelNotFoundError, SpecStreamError, UsageError, VocabularyMismatchError
+from specstream.models.hub.catalog import resolve
+from specstream.models.hub.gguf_header import is_gguf, read_header
+from specstream.models.hub.load import load_model, reason, tokenizer_in
 
 PART = "draft_vocabulary.json"
 _ABOUT = (
@@ -103,3 +106,59 @@ def load_draft(
         cut_head(model, part)
         part = part.to(model.device)
     return model, tokenizer, part
+
+
+def check_tokenizers(target: str, draft: str, *, quick: bool = False) -> None:
+    """Refuse a draft of another vocabulary, by the tokenizers alone.
+
+    To make tokenizers takes seconds, so their files are asked first: such as list the same tokens are taken for one
+    vocabulary, and a token with two ids is proof of two.
+
+    Args:
+        target: a model argument.
+        draft: likewise.
+        quick: make none either where the files do not tell: who loads the draft compares them then.
+
+    Raises:
+        ModelNotFoundError: nothing answers to a name.
+        UsageError: a tokenizer that cannot be read.
+        VocabularyMismatchError: the draft's is another one.
+    """
+    folders = resolve(target), resolve(draft)
+    files = [Path(folder) / "tokenizer.json" for folder in folders]
+    if all(map(Path.is_file, files)) and cmp(*files, shallow=False):  # large ones take a second to parse
+        return
+    ours, theirs = map(_listed, folders)
+    told = None not in (ours, theirs) and is_gguf(folders[0]) == is_gguf(folders[1])
+    if told and any(theirs.get(token, number) != number for token, number in ours.items()):
+        raise another_vocabulary(draft, len(theirs), target, len(ours))
+    if ours == theirs if told else quick:
+        return
+    try:
+        ours, theirs = (tokenizer_in(folder).get_vocab() for folder in folders)
+    except SpecStreamError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"no tokenizer of {draft!r} or {target!r} can be read: {reason(error)}") from None
+    if ours != theirs:
+        raise another_vocabulary(draft, len(theirs), target, len(ours))
+
+
+def another_vocabulary(draft: str, theirs: int, target: str, ours: int) -> VocabularyMismatchError:
+    """The error of a draft with so many tokens for a target with so many."""
+    return VocabularyMismatchError(
+        f"the draft {draft} has another vocabulary ({theirs} tokens) than {target} ({ours} tokens); give a draft of "
+        "the same tokenizer, or leave draft_model out"
+    )
+
+
+def _listed(folder: str) -> Any:
+    """The tokens that the file of a tokenizer lists, with their ids; None where it is of another form."""
+    if is_gguf(folder):
+        tokens = read_header(Path(folder)).fields.get("tokenizer.ggml.tokens")
+        return {token: number for number, token in enumerate(tokens)} if tokens else None
+    try:
+        said = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+        return {**said["model"]["vocab"], **{each["content"]: each["id"] for each in said["added_tokens"]}}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from specstream.errors import DownloadError
-from specstream.files.atomic import write_whole
+from specstream.files.atomic import why_unread, write_whole
 from specstream.models.hub import disk
 from specstream.models.hub.entry import CatalogEntry
 from specstream.reporting import Reporter, reporter
@@ -58,7 +58,8 @@ def assemble(entry: CatalogEntry, root: Path, *, progress: bool, as_file: bool =
             raise disk.full_disk(root, entry.name, needed) from error
         if isinstance(error, OSError):
             where = "SPECSTREAM_MODELS" if "SPECSTREAM_MODELS" in os.environ else "SPECSTREAM_MODELS or XDG_CACHE_HOME"
-            raise DownloadError(f"{root} cannot hold {entry.name} ({error}): point {where} elsewhere") from error
+            reason = "it is a file" if root.is_file() else why_unread(error)
+            raise DownloadError(f"{root} cannot hold {entry.name} ({reason}): point {where} elsewhere") from error
         raise
     return made
 

@@ -315,7 +315,10 @@ def test_a_disk_too_small_is_refused_before_the_download(root: Path, monkeypatch
 def test_a_root_that_cannot_be_made_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("SPECSTREAM_MODELS", str(tmp_path / "file" / "models"))
-    with pytest.raises(DownloadError, match=r"cannot hold tiny .*: point SPECSTREAM_MODELS elsewhere"):
+    with pytest.raises(DownloadError, match=r"cannot hold tiny \(Not a directory\): point SPECSTREAM_MODELS elsewhere"):
+        catalog.pull("tiny", progress=False)
+    monkeypatch.setenv("SPECSTREAM_MODELS", str(tmp_path / "file"))
+    with pytest.raises(DownloadError, match=r"cannot hold tiny \(it is a file\): point SPECSTREAM_MODELS elsewhere"):
         catalog.pull("tiny", progress=False)
     monkeypatch.delenv("SPECSTREAM_MODELS")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
