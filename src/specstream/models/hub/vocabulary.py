@@ -125,8 +125,8 @@ def check_tokenizers(target: str, draft: str, *, quick: bool = False) -> None:
         VocabularyMismatchError: the draft's is another one.
     """
     folders = resolve(target), resolve(draft)
-    files = [Path(folder) / "tokenizer.json" for folder in folders]
-    if all(map(Path.is_file, files)) and cmp(*files, shallow=False):  # large ones take a second to parse
+    own, other = (Path(folder) / "tokenizer.json" for folder in folders)
+    if own.is_file() and other.is_file() and cmp(own, other, shallow=False):  # large ones take a second to parse
         return
     ours, theirs = map(_listed, folders)
     told = None not in (ours, theirs) and is_gguf(folders[0]) == is_gguf(folders[1])
