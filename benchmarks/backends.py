@@ -32,7 +32,6 @@ class SpecStream:
 
         from specstream import SpeculativeEngine
         from specstream.distribution import VERSION
-        from specstream.drafters.medusa import MedusaDrafter
         from specstream.models.architecture.checkpoint import CheckpointRules
 
         options = dict(request["options"])
@@ -44,9 +43,10 @@ class SpecStream:
         ends = frozenset(request["eos"])
         # The other systems are asked without the checkpoint's rules, such as its repetition penalty.
         self._parts = replace(self._engine.parts, eos_token_ids=ends, checkpoint=CheckpointRules())
-        if chain and isinstance(drafter := self._parts.drafter, MedusaDrafter):  # as vLLM drafts, in place of a tree
-            heads = drafter.head
-            self._parts = self._parts.with_drafter(MedusaDrafter(heads, nodes=request["k"] or heads.depth, ranks=1))
+        if chain:  # as vLLM drafts with heads, in place of a tree
+            drafter: Any = self._parts.drafter
+            nodes = request["k"] or drafter.depth
+            self._parts = self._parts.with_drafter(type(drafter)(drafter.head, nodes=nodes, ranks=1))
         self.versions = {
             "specstream": VERSION,
             **_versions("torch", "transformers"),

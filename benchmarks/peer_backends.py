@@ -61,7 +61,7 @@ class VLLM:
         config: Request = {"method": request["mode"], "num_speculative_tokens": request["k"] or 3}
         if request["mode"] == "draft_model":
             return {**config, "model": request["draft"]}
-        if request["mode"] == "medusa":
+        if request["mode"] in ("medusa", "eagle3", "dflash"):
             return {**config, "model": options.pop("heads")}
         if request["mode"] == "ngram":
             sizes = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}

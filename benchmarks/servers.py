@@ -98,6 +98,26 @@ def vllm(served: Served, port: int, python: str, options: Sequence[str] = ()) ->
     return [*command, *flags], environment("vllm", python)
 
 
+def llama_cpp(served: Served, port: int, python: str) -> Command:
+    """The same of llama-cpp-python's server, whose target is a GGUF file: it answers one request after the other.
+
+    Its defaults would lose: half the cores, logits of all positions, and a stream ends when another request comes.
+    """
+    settings = {
+        "--model": served.target,
+        "--model_alias": NAME,
+        "--n_ctx": str(served.context),
+        "--n_threads": "-1",  # all cores
+        "--n_threads_batch": "-1",
+        "--logits_all": "false",
+        "--interrupt_requests": "false",
+        "--host": "127.0.0.1",
+        "--port": str(port),
+    }
+    words = [word for pair in settings.items() for word in pair]
+    return [python, "-m", "llama_cpp.server", *words], environment("llama.cpp", python)
+
+
 def free_port() -> int:
     """One that nobody listens on now."""
     with socket.socket() as probe:
@@ -147,10 +167,14 @@ class ServerProcess:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def log(self) -> str:
+        """All that it said."""
+        file = self._log.fileno()  # not read through it: it and the process write and read at one place
+        return os.pread(file, os.fstat(file).st_size, 0).decode("utf-8", "replace")
+
     def last_words(self, lines: int = 3) -> str:
         """The end of its log, in one line."""
-        self._log.seek(0)
-        words = self._log.read().decode("utf-8", "replace").strip().splitlines()
+        words = self.log().strip().splitlines()
         return " | ".join(line.strip() for line in words[-lines:])[:500] or "it said nothing"
 
     def close(self, patience: float = 60.0) -> int:

@@ -1,7 +1,8 @@
 """``python -m benchmarks.serving load | throughput``: a crowd of clients at a server.
 
 ``load`` looks for what goes wrong: every finished answer has to be that of a lone run, the only refusals are those of
-a full queue, and memory has to stay flat. ``throughput`` compares one client with many, and servers with each other.
+a full queue, and memory has to stay flat. ``throughput`` compares one client with many. Servers beside each other:
+``server_peers.py``.
 """
 
 from __future__ import annotations
@@ -35,12 +36,9 @@ from benchmarks.servers import (
     free_port,
     growth,
     ours,
-    vllm,
 )
-from benchmarks.systems import parse_pythons
 from benchmarks.traffic import Crowd, Outcome, Question, Request, questions, requests
 from specstream.engine import contestants
-from specstream.errors import UsageError
 from specstream.evaluation.statistics import median_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -269,27 +267,18 @@ def throughput(
     rows: Rows = 16,
     context: Context = 2048,
     rounds: options.Rounds = 3,
-    python: options.Pythons = [],  # noqa: B006
-    compiled: Annotated[bool, typer.Option("--vllm-compile", help="vLLM without --enforce-eager.")] = False,
-    alone: Annotated[bool, typer.Option("--alone/--no-alone", help="One client at a time, too.")] = True,
     option: Set = [],  # noqa: B006
     seed: Seed = 0,
     output: options.Output = "build/benchmarks/throughput.json",
 ) -> None:
-    """Tokens per second of the same load: one client against many, our server against vLLM's (--python vllm=...)."""
+    """Tokens per second of the same load: one client against many."""
     arguments = dict(locals())
     with exit_codes():
-        pythons = parse_pythons(python)
         folder = options.model_folder(target)
         served = Served(target=folder, dtype=dtype, rows=rows, queue=4 * clients, most=longest, context=context)
-        commands: dict[str, Callable[[int], Command]] = {"specstream": lambda port: ours(served, port, option)}
-        if "vllm" in pythons:
-            flags = [] if compiled else ["--enforce-eager"]
-            commands["vllm"] = lambda port: vllm(served, port, pythons["vllm"], flags)
-        elif pythons:
-            raise UsageError(f"--python is for {', '.join(pythons)}; the servers are ours and vllm's")
+        commands = {"specstream": lambda port: ours(served, port, option)}
         asked = questions(count, longest=longest, seed=seed)
-        speeds = speeds_of(commands, asked, (1, clients) if alone else (clients,), rounds, seed)
+        speeds = speeds_of(commands, asked, (1, clients), rounds, seed)
     many = f"specstream @{clients}"
     found = ratios(speeds, many)
     print(throughput_table(speeds, found, many))

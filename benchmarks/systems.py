@@ -12,10 +12,13 @@ from typing import Any
 
 from specstream.errors import UsageError
 
+HEADS = ("medusa", "eagle3", "dflash")
+"""That ours and vLLM run from a folder: ``+heads=FOLDER``."""
+
 MODES = {
-    "specstream": ("none", "auto", "lookup", "lookahead", "streams", "medusa", "draft_model", "mixed"),
+    "specstream": ("none", "auto", "lookup", "lookahead", "streams", *HEADS, "draft_model", "mixed"),
     "transformers": ("generate", "assisted", "lookup"),
-    "vllm": ("none", "ngram", "draft_model", "medusa"),
+    "vllm": ("none", "ngram", "draft_model", *HEADS),
     "llama.cpp": ("none", "lookup"),
     "economize": ("none", "lookup", "draft_model"),
     "flashspec": ("lookup", "draft_model"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -141,30 +144,61 @@ class Crowd:
         url: of the server, without ``/v1``.
         model: as it is called there.
         asked: the questions.
+        extra: fields of every request that only this server has.
+        usage: it counts the tokens of a stream; else they stay 0.
     """
 
-    def __init__(self, url: str, model: str, asked: Sequence[Question]) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        asked: Sequence[Question],
+        *,
+        extra: Mapping[str, Any] = MappingProxyType({}),
+        usage: bool = True,
+    ) -> None:
         self._url, self._model, self._questions = url.rstrip("/"), model, asked
+        self._extra, self._usage = extra, usage
 
-    def ask(self, asking: Sequence[Request], clients: int, done: Callable[[Outcome], object]) -> float:
+    def ask(
+        self,
+        asking: Iterable[Request],
+        clients: int,
+        done: Callable[[Outcome], object],
+        *,
+        seconds: float = math.inf,
+    ) -> float:
         """Ask everything; each client has its own connection.
 
         Args:
-            asking: what.
+            asking: what; it may be endless.
             clients: how many ask at the same time.
-            done: told of every outcome.
+            done: told of every outcome, one at a time.
+            seconds: after which nothing more is asked; what was asked is waited for.
 
         Returns:
             Seconds until all had ended.
         """
         limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-        started = time.monotonic()
+        source, alone = iter(asking), threading.Lock()
+
+        def client_of(client: httpx.Client) -> None:
+            while time.monotonic() - started < seconds:
+                with alone:
+                    request = next(source, None)
+                if request is None:
+                    return
+                outcome = self._persist(client, request)
+                with alone:
+                    done(outcome)
+
         with (
             httpx.Client(base_url=f"{self._url}/v1/", timeout=PATIENCE, limits=limits) as client,
             ThreadPoolExecutor(clients) as pool,
         ):
-            for each in as_completed([pool.submit(self._persist, client, request) for request in asking]):
-                done(each.result())
+            started = time.monotonic()
+            for each in [pool.submit(client_of, client) for _ in range(clients)]:
+                each.result()
         return time.monotonic() - started
 
     def _persist(self, client: httpx.Client, request: Request) -> Outcome:
@@ -189,13 +223,13 @@ class Crowd:
 
     def _attempt(self, client: httpx.Client, request: Request) -> Outcome:
         question = self._questions[request.question]
-        body = question.body(self._model, request.stream)
+        body = {**question.body(self._model, request.stream), **self._extra}
         if request.stream:
             with client.stream("POST", question.path, json=body) as response:
                 if response.status_code != 200:
                     response.read()
                     return self._refused(request, response)
-                return _read(request, response, question)
+                return _read(request, response, question, usage=self._usage)
         timeout = PATIENCE if request.leaves is None else request.leaves / 10
         try:
             response = client.post(question.path, json=body, timeout=httpx.Timeout(PATIENCE, read=timeout))
@@ -235,7 +269,7 @@ class Refused(Exception):
         self.problem = "" if self.seconds >= 1 and code == "queue_full" else f"429 with {waiting!r} and {code!r}"
 
 
-def _read(request: Request, response: httpx.Response, question: Question) -> Outcome:
+def _read(request: Request, response: httpx.Response, question: Question, *, usage: bool) -> Outcome:
     text, tokens, reason, first, pieces = "", 0, None, 0.0, 0
     for chunk in _events(response):
         if "error" in chunk:
@@ -249,7 +283,7 @@ def _read(request: Request, response: httpx.Response, question: Question) -> Out
         tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
         if request.leaves is not None and pieces >= request.leaves:
             return Outcome(request=request, text=text, first_seconds=first, left=True)
-    error = "" if reason and tokens else "the stream ended before the answer did"
+    error = "" if reason and (tokens or not usage) else "the stream ended before the answer did"
     return Outcome(request=request, text=text, tokens=tokens, reason=reason, first_seconds=first, error=error)
 
 

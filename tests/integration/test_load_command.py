@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer import Typer
 from typer.testing import CliRunner
 
+from benchmarks.server_peers import server_peers
 from benchmarks.serving import app
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -33,3 +35,17 @@ def test_a_crowd_gets_what_each_would_get_alone(folder: str, tmp_path: Path) -> 
     assert found["arguments"]["clients"] == 8
     assert min(mib for _, mib in found["memory"]["samples"]) > 100
     assert "32 requests in 1 rounds" in result.stdout
+
+
+def test_servers_beside_each_other_take_turns_for_their_time(folder: str, tmp_path: Path) -> None:
+    output, command = tmp_path / "peers.json", Typer()
+    command.command()(server_peers)
+    asked = ["--minutes", "0.02", "--rounds", "2", "--clients", "4", "--distinct", "6", "-n", "12", "--rows", "3"]
+    result = CliRunner().invoke(command, ["--target", folder, *asked, "--json", str(output)])
+    assert result.exit_code == 0, result.output
+    found = json.loads(output.read_text())["servers"]["specstream"]
+    assert (found["errors"], len(found["speeds"]), found["requests"] >= 8) == ({}, 2, True)
+    assert 0 < found["tokens"] <= 12 * found["requests"]
+    assert found["runs"].startswith("float32 on cpu")
+    assert found["first_seconds"]["p95"] >= found["first_seconds"]["p50"] > 0
+    assert result.stdout.splitlines()[1].startswith("specstream  float32 on cpu")

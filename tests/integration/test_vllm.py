@@ -21,6 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from specstream.cli import main
+from specstream.heads.eagle import EagleHead
 from specstream.heads.medusa import MedusaHeads
 from specstream.serving import vllm_launch
 from specstream.serving.vllm_export import export
@@ -134,7 +135,7 @@ def wide_model() -> LlamaForCausalLM:
         vocab_size=300,
         hidden_size=128,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=3,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=256,
@@ -149,12 +150,16 @@ def wide_model() -> LlamaForCausalLM:
 
 @pytest.mark.skipif(VLLM is None, reason="vLLM is not installed: no vllm on the PATH, nor as SPECSTREAM_VLLM_PATH")
 @pytest.mark.timeout(900)
-def test_vllm_itself_serves_an_exported_head(tmp_path: Path) -> None:
-    """The exported Medusa heads are loaded, drafted with and accepted, and the answer is our own greedy one."""
+@pytest.mark.parametrize("kind", ["medusa", "eagle3"])
+def test_vllm_itself_serves_heads(kind: str, tmp_path: Path) -> None:
+    """Exported Medusa heads, and an EAGLE-3 head as it was saved, draft there, and the answer is our own greedy one."""
     model = wide_model()
-    source = tiny_folder(tmp_path / "model", model)
-    MedusaHeads(model, num_heads=2, token_map=range(200)).save(tmp_path / "heads")
-    heads = export(str(tmp_path / "heads"), str(tmp_path / "exported")).folder
+    source, heads = tiny_folder(tmp_path / "model", model), str(tmp_path / "heads")
+    if kind == "medusa":
+        MedusaHeads(model, num_heads=2, token_map=range(200)).save(heads)
+        heads = export(heads, str(tmp_path / "exported")).folder
+    else:
+        EagleHead.fresh(model, (0, 1, 2), 2, torch.arange(200)).save(heads)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

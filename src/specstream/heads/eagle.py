@@ -258,6 +258,7 @@ def _settings_of(model: Any, taps: Sequence[int], gamma: int, drafted: int) -> d
         },
         "transformer_layer_config": {
             "model_type": "llama",
+            "hidden_act": "silu",
             "vocab_size": len(model.get_input_embeddings().weight),
             "hidden_size": int(text.hidden_size),
             "intermediate_size": inner,

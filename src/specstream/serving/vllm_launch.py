@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 from specstream.drafters.lookup import LookupDrafter
 from specstream.engine.choices import SELF
-from specstream.errors import MissingPackageError, UsageError, VocabularyMismatchError
-from specstream.heads.folder import kind_of, read_settings
+from specstream.errors import MissingPackageError, UnsupportedModelError, UsageError, VocabularyMismatchError
+from specstream.heads.folder import kind_of, located, read_settings
+from specstream.heads.published import depth_of
 from specstream.models.hub.catalog import catalog, resolve
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.vllm_export import DEPTH
@@ -42,6 +43,9 @@ class Launch:
     environment: Mapping[str, str]
     notes: tuple[str, ...]
 
+
+HEADS = ("medusa", "eagle3", "dflash")
+"""Heads that vLLM runs; the last two as they were published."""
 
 LONGEST_NGRAM = 6
 """Tokens of the longest match that vLLM's ngram looks for."""
@@ -116,8 +120,8 @@ def speculation(config: DeploymentConfig) -> dict[str, Any] | None:
     drafter = _drafter(config)
     if drafter == "none":
         return None
-    if drafter == "medusa":
-        return _medusa(config)
+    if drafter in HEADS:
+        return _heads(config, drafter)
     drafts = {"num_speculative_tokens": config.gamma or DEPTH}
     if drafter == "draft_model":
         return {"method": "draft_model", "model": _draft(config), **drafts}
@@ -162,16 +166,16 @@ def shards(arguments: Sequence[str]) -> int:
 
 
 def _drafter(config: DeploymentConfig) -> str:
-    """``none``, ``lookup``, ``draft_model`` or ``medusa``."""
+    """``none``, ``lookup``, ``draft_model`` or one of ``HEADS``."""
     drafter: str = config.drafter
     if drafter == "auto":
         if config.heads is not None:
             drafter = kind_of(config.heads)
         else:
             drafter = "lookup" if config.draft_model is None else "draft_model"
-    if drafter not in ("none", "lookup", "draft_model", "medusa"):
+    if drafter not in ("none", "lookup", "draft_model", *HEADS):
         raise UsageError(
-            f"drafter is {drafter!r}, which vLLM cannot run; give lookup (its ngram), draft_model or medusa, "
+            f"drafter is {drafter!r}, which vLLM cannot run; give lookup (its ngram), draft_model, {', '.join(HEADS)}, "
             "or engine: local"
         )
     return drafter
@@ -193,25 +197,42 @@ def _draft(config: DeploymentConfig) -> str:
     return place
 
 
-def _medusa(config: DeploymentConfig) -> dict[str, Any]:
+def _heads(config: DeploymentConfig, drafter: str) -> dict[str, Any]:
     if config.heads is None:
-        raise UsageError("drafter is 'medusa' and there are no heads; give the folder of Medusa heads")
-    if (kind := kind_of(config.heads)) != "medusa":
-        raise UsageError(f"heads in {config.heads!r} are {kind}, which vLLM cannot run; give Medusa heads")
+        raise UsageError(f"drafter is {drafter!r} and there are no heads; give a folder of {drafter} heads")
+    if (kind := kind_of(config.heads)) != drafter:
+        raise UsageError(f"heads in {config.heads!r} are {kind} and drafter is {drafter!r}; give {drafter} heads")
     settings = read_settings(config.heads)
-    if settings.get("truncated_vocab_size", settings["vocab_size"]) != settings["vocab_size"]:
+    if settings.get("truncated_vocab_size", settings.get("vocab_size")) != settings.get("vocab_size"):
         raise UsageError(
             f"heads in {config.heads!r} draft a part of the vocabulary, which vLLM cannot load; run: specstream export "
             f"{config.heads} --to vllm --output FOLDER, and give that folder"
         )
-    depth = int(settings["num_heads"])
-    if config.gamma is not None and config.gamma > depth:
-        raise UsageError(f"gamma is {config.gamma} and there are {depth} heads; give {depth} or less")
+    deepest = _deepest(drafter, settings)
+    if deepest is not None and config.gamma is not None and config.gamma > deepest:
+        raise UsageError(f"gamma is {config.gamma} and the heads draft {deepest} tokens; give {deepest} or less")
     return {
-        "method": "medusa",
-        "model": os.path.abspath(config.heads),
-        "num_speculative_tokens": config.gamma or depth,
+        "method": drafter,
+        "model": os.path.abspath(located(config.heads)),
+        "num_speculative_tokens": config.gamma or deepest or depth_of(settings, DEPTH),
     }
+
+
+def _deepest(drafter: str, settings: Mapping[str, Any]) -> int | None:
+    """The most tokens that heads draft in a round; None for EAGLE-3's, whose layer takes as many steps as it is told.
+
+    Raises:
+        UnsupportedModelError: a block whose first token is drafted too, which vLLM leaves out; no block size.
+    """
+    if drafter == "eagle3":
+        return None
+    if drafter == "medusa":
+        return int(settings["num_heads"])
+    size = settings.get("block_size", (settings.get("dflash_config") or {}).get("block_size"))
+    if size is None or settings.get("sample_from_anchor"):
+        named = "has no block_size" if size is None else "has sample_from_anchor"
+        raise UnsupportedModelError(f"the head {named}, which vLLM cannot run; give another head, or engine: local")
+    return int(size) - 1
 
 
 def _vocabulary(place: str) -> int | None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from benchmarks.servers import (
     family,
     free_port,
     growth,
+    llama_cpp,
     ours,
     vllm,
 )
@@ -50,7 +52,8 @@ class Fake(BaseHTTPRequestHandler):
         elif behaviour == "broken":
             self.say(500, {"error": {"message": "out of luck"}})
         elif body.get("stream"):
-            self.stream("messages" in body, text, reason if behaviour == "good" else None, tokens)
+            whole = behaviour != "no end"
+            self.stream("messages" in body, text, reason if whole else None, 0 if behaviour == "uncounted" else tokens)
         else:
             said = {"message": {"content": text}} if "messages" in body else {"text": text}
             self.say(200, {"choices": [{**said, "finish_reason": reason}], "usage": {"completion_tokens": tokens}})
@@ -156,6 +159,24 @@ def test_what_goes_wrong_is_a_problem(behaviour: str, request_: Request, words: 
     assert "1 failed, 1 wrong" in report(checks, None, 1, 1.0)
 
 
+def test_only_a_server_that_counts_has_to_count() -> None:
+    with fake("uncounted", "uncounted") as url:
+        (outcome,), _ = asked_of(url, FOUR[1])
+        assert outcome.error == "the stream ended before the answer did"
+        outcomes: list[Outcome] = []
+        Crowd(url, "m", ASKED, usage=False).ask([FOUR[1]], 1, outcomes.append)
+    assert (outcomes[0].text, outcomes[0].tokens, outcomes[0].error) == ("one two", 0, "")
+
+
+def test_an_endless_load_ends_when_its_time_is_up() -> None:
+    outcomes: list[Outcome] = []
+    with fake() as url:
+        seconds = Crowd(url, "m", ASKED).ask(itertools.cycle(FOUR), 3, outcomes.append, seconds=0.3)
+    assert seconds >= 0.3
+    assert outcomes
+    assert not any(each.error for each in outcomes)
+
+
 def test_a_server_that_is_not_there_is_a_problem() -> None:
     (outcome,), _ = asked_of(f"http://127.0.0.1:{free_port()}", FOUR[0])
     assert "ConnectError" in outcome.error
@@ -225,6 +246,10 @@ def test_commands_of_servers() -> None:
     assert command[-3:] == ["serve", "--port", "7"]
     assert (config.model_path, config.dtype, config.max_rows, config.max_queue) == ("/m", "float32", 8, 4)
     assert config.drafter == "none"
+    command, _ = llama_cpp(replace(served, target="/m.gguf"), 7, "/l/bin/python")
+    assert command[:5] == ["/l/bin/python", "-m", "llama_cpp.server", "--model", "/m.gguf"]
+    said = dict(zip(command[3::2], command[4::2], strict=True))
+    assert (said["--interrupt_requests"], said["--logits_all"], said["--n_threads"]) == ("false", "false", "-1")
     command, _ = vllm(served, 7, "/v/bin/python", ["--enforce-eager"])
     assert command[:3] == ["/v/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
     assert command[command.index("--max-num-seqs") + 1] == "8"

@@ -26,7 +26,7 @@ def test_the_first_mode_is_meant_where_none_is_named() -> None:
     ("name", "part"),
     [
         ("tgi:none", "known are specstream"),
-        ("vllm:eagle", "vllm has none, ngram, draft_model, medusa"),
+        ("vllm:eagle", "vllm has none, ngram, draft_model, medusa, eagle3, dflash"),
         ("vllm:ngram@0", "above 0"),
         ("vllm:ngram@x", "'x'"),
         ("vllm:ngram+quick", "KEY=VALUE"),

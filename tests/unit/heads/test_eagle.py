@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,8 @@ def test_a_fresh_head_is_read_as_it_was_saved(model, tmp_path, part) -> None:
     }
     if part is not None:
         assert torch.equal(tensors["t2d"], of_others["t2d"])
+    written = json.loads((tmp_path / "head" / "config.json").read_text())["transformer_layer_config"]
+    assert written["hidden_act"] == "silu", "vLLM has no default of it"
     again = EagleHead.from_pretrained(tmp_path / "head", model)
     assert again.embeddings is None, "they are the model's"
     assert torch.equal(tensors["embed_tokens.weight"], model.get_input_embeddings().weight.bfloat16())

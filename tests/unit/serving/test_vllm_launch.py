@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 
-from specstream.errors import MissingPackageError, ModelNotFoundError, UsageError, VocabularyMismatchError
+from specstream.errors import (
+    MissingPackageError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    UsageError,
+    VocabularyMismatchError,
+)
 from specstream.serving.deployment import DeploymentConfig
 from specstream.serving.vllm_launch import plan, shards, speculation, start, where
+from tests.published_heads import write_dflash, write_eagle
+from tests.tiny import tiny_model
 
 
 def folder(path: Path, **settings: Any) -> str:
@@ -139,10 +147,36 @@ class TestSpeculation:
         heads = folder(tmp_path / "heads", model_type="medusa", num_heads=3, vocab_size=300, truncated_vocab_size=300)
         config = DeploymentConfig(drafter=drafter, heads=heads)
         assert speculation(config) == {"method": "medusa", "model": heads, "num_speculative_tokens": 3}
-        with pytest.raises(UsageError, match="gamma is 4 and there are 3 heads; give 3 or less"):
+        with pytest.raises(UsageError, match="gamma is 4 and the heads draft 3 tokens; give 3 or less"):
             speculation(config.model_copy(update={"gamma": 4}))
 
-    @pytest.mark.parametrize("drafter", ["streams", "lookahead", "mixed"])
+    @pytest.mark.parametrize("layout", ["speculators", "authors"])
+    @pytest.mark.parametrize("drafter", ["auto", "eagle3"])
+    def test_an_eagle3_head_goes_on_as_it_was_published(self, drafter: Any, layout: Any, tmp_path: Path) -> None:
+        heads = str(write_eagle(tmp_path / "heads", tiny_model(), layout, gamma=3))
+        config = DeploymentConfig(drafter=drafter, heads=heads)
+        depth = 3 if layout == "speculators" else 4
+        assert speculation(config) == {"method": "eagle3", "model": heads, "num_speculative_tokens": depth}
+        deeper = speculation(config.model_copy(update={"gamma": 6}))
+        assert deeper == {"method": "eagle3", "model": heads, "num_speculative_tokens": 6}
+
+    @pytest.mark.parametrize("layout", ["speculators", "authors"])
+    @pytest.mark.parametrize("drafter", ["auto", "dflash"])
+    def test_a_dflash_head_drafts_the_block_behind_its_first_token(
+        self, drafter: Any, layout: Any, tmp_path: Path
+    ) -> None:
+        heads = str(write_dflash(tmp_path / "heads", tiny_model(), layout, block=4))
+        config = DeploymentConfig(drafter=drafter, heads=heads)
+        assert speculation(config) == {"method": "dflash", "model": heads, "num_speculative_tokens": 3}
+        with pytest.raises(UsageError, match="gamma is 4 and the heads draft 3 tokens; give 3 or less"):
+            speculation(config.model_copy(update={"gamma": 4}))
+
+    def test_a_dflash_head_that_drafts_its_first_token_too_is_not_vllms(self, tmp_path: Path) -> None:
+        heads = write_dflash(tmp_path / "heads", tiny_model(), change={"sample_from_anchor": True})
+        with pytest.raises(UnsupportedModelError, match="has sample_from_anchor, which vLLM cannot run"):
+            speculation(DeploymentConfig(heads=str(heads)))
+
+    @pytest.mark.parametrize("drafter", ["streams", "block", "lookahead", "mixed"])
     def test_what_vllm_cannot_run_is_said(self, drafter: Any) -> None:
         with pytest.raises(UsageError, match=f"drafter is '{drafter}', which vLLM cannot run; give lookup"):
             speculation(DeploymentConfig(drafter=drafter))
@@ -151,7 +185,7 @@ class TestSpeculation:
         heads = folder(tmp_path / "heads", kind="streams")
         with pytest.raises(UsageError, match="drafter is 'streams', which vLLM cannot run"):
             speculation(DeploymentConfig(heads=heads))
-        with pytest.raises(UsageError, match="are streams, which vLLM cannot run; give Medusa heads"):
+        with pytest.raises(UsageError, match="are streams and drafter is 'medusa'; give medusa heads"):
             speculation(DeploymentConfig(drafter="medusa", heads=heads))
 
     def test_heads_of_a_part_of_the_vocabulary_are_to_be_exported(self, tmp_path: Path) -> None:
@@ -171,7 +205,8 @@ class TestSpeculation:
         [
             ({"draft_model": "self:int8"}, "draft_model is 'self:int8', which vLLM cannot run"),
             ({"drafter": "draft_model"}, "there is no draft_model"),
-            ({"drafter": "medusa"}, "there are no heads"),
+            ({"drafter": "medusa"}, "there are no heads; give a folder of medusa heads"),
+            ({"drafter": "eagle3"}, "there are no heads; give a folder of eagle3 heads"),
         ],
     )
     def test_what_is_missing_is_named(self, settings: dict[str, Any], words: str) -> None:
