@@ -116,7 +116,7 @@ def test_everything_is_measured_reported_and_compared(run, root):
     code, out, err = run("benchmark")
     assert code == 0, err
     assert "left out: methods, medusa: models.medusa is null" in out
-    assert "generations failed; the first: plain: UsageError: prompt 0 has" in out
+    assert "generations failed; the first: plain: UsageError: the prompt has" in out
     found = summary(root)
     arms = {(each["experiment"], each["value"], each["arm"], each["arm_value"]): each for each in found["arms"]}
     assert set(arms) == {

@@ -237,7 +237,7 @@ def test_bench_heads_ends_with_a_prompt_that_cannot_be_answered(run, tmp_path):
     (tmp_path / "long.jsonl").write_text(json.dumps(record), encoding="utf-8")
     code, out, err = run("benchmark", "heads", "--prompts", str(tmp_path / "long.jsonl"), "--drafter", "lookup")
     assert (code, out) == (2, "")
-    assert err.startswith("error: prompt 0 has")
+    assert err.startswith("error: the prompt has")
 
 
 def test_bench_heads_decodes_several_prompts_at_once(run, questions, tmp_path):

@@ -104,7 +104,7 @@ def test_a_vllm_that_fails_fails_the_command(stand_in: Path, tmp_path: Path) -> 
     ("setting", "code", "words"),
     [
         ("VLLM_PATH=/no/vllm", 1, "which is no command; run: pip install vllm"),
-        ("MEMORY_GB=1e6", 2, "memory_gb is 1e+06 and this machine has"),
+        ("MEMORY_GB=1e6", 2, "memory_gb is 1000000 and this machine has"),
         ("DRAFTER=streams", 2, "drafter is 'streams', which vLLM cannot run; give lookup (its ngram)"),
     ],
 )

@@ -116,11 +116,12 @@ def start_rows(
     """
     rows = []
     for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        name = "the prompt" if len(prompts) == 1 else f"prompt {index}"
         if not prompt:
-            raise UsageError(f"prompt {index} is empty; give at least one token")
+            raise UsageError(f"{name} is empty; give at least one token")
         if context_length is not None and len(prompt) >= context_length:
             raise UsageError(
-                f"prompt {index} has {len(prompt)} tokens and the model's context holds {context_length}; shorten it"
+                f"{name} has {len(prompt)} tokens and the model's context holds {context_length}; shorten it"
             )
         rows.append(
             Row(

@@ -99,7 +99,6 @@ class Generation:
 
     def __init__(self, parts: Parts, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
         check_tokens(parts.vocab_size, prompts, config.stop_token_ids, parts.tokenizer)
-        _check_lengths(prompts, parts.target.context_length)
         self.parts = parts
         self.config = config
         self.prompts = prompts
@@ -355,14 +354,6 @@ class TextPieces:
                 raise UsageError("the stream has not ended; read all its pieces before its result")
             (self._result,) = self._report(self.generation)
         return self._result
-
-
-def _check_lengths(prompts: Sequence[Sequence[int]], limit: int | None) -> None:
-    """Refuse a prompt that leaves no room in the model's context; its number is told where there are several."""
-    for number, prompt in enumerate(prompts):
-        if limit is not None and len(prompt) >= limit:
-            name = "the prompt" if len(prompts) == 1 else f"prompt {number}"
-            raise UsageError(f"{name} has {len(prompt)} tokens and the model's context holds {limit}; shorten it")
 
 
 def check_tokens(

@@ -385,8 +385,10 @@ class TestRows:
 
     @pytest.mark.parametrize("length", [4, 5])
     def test_a_prompt_without_room_is_named(self, length):
-        with pytest.raises(UsageError, match=rf"prompt 0 has {length} tokens .* holds 4; shorten it"):
+        with pytest.raises(UsageError, match=rf"the prompt has {length} tokens .* holds 4; shorten it"):
             start_rows([[1] * length], [0], 4, **greedy(12))
+        with pytest.raises(UsageError, match=rf"prompt 1 has {length} tokens .* holds 4; shorten it"):
+            start_rows([[1], [1] * length], [0, 1], 4, **greedy(12))
 
     def test_no_rows_are_no_passes(self):
         rows, rounds, _ = run(NoDrafter(), [])
