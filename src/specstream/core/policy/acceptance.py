@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 from specstream.core.ports import DraftRequest, Offer, Verdict
@@ -141,17 +142,19 @@ class Estimates:
             calibrations[key] = Calibration(min(1.0, (1 + self._usual.setdefault(key, Calibration()).ratio) / 2))
         return calibrations[key]
 
-    def levels(self, offer: Offer, calibrations: Calibrations, least: float = 0.0) -> list[Level]:
-        """What an offer's tree is extended by, in that order, as deep as it may be taken.
+    def levels(
+        self, offer: Offer, calibrations: Calibrations, least: float = 0.0, most: int = sys.maxsize
+    ) -> list[Level]:
+        """What an offer's tree is extended by, in that order, as deep as it may be taken; ``most`` levels at most.
 
         Of an offer that is ranked, without nodes that are accepted less often than ``least``.
         """
         ratio = self.calibration(calibrations, offer).ratio
         if offer.ranked:
-            likely = ((depth, min(1.0, ratio * survival)) for depth, survival in offer.ranked)
-            return [Level(depth, 1.0, survival) for depth, survival in likely if survival >= least]
+            likely = takewhile(lambda each: ratio * each[1] >= least, offer.ranked[:most])
+            return [Level(depth, 1.0, min(1.0, ratio * survival)) for depth, survival in likely]
         source = self.of(offer)
-        depth = min(offer.depth, source.reach)
+        depth = min(offer.depth, source.reach, most)
         ratio = min(1.0, ratio) if offer.cuts else ratio
         counts = [float(count) for count in offer.per_depth[:depth]]
         if offer.cuts:

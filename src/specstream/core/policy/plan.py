@@ -227,7 +227,7 @@ class Planner:
     def _one(self, offers: Sequence[Offer | None], hope: float = 0.0) -> Plan:
         taken: list[tuple[Offer, list[Level]] | None] = []
         for offer, known in zip(offers, self.calibrations, strict=True):
-            levels = self.estimates.levels(offer, known)[:1] if offer else []
+            levels = self.estimates.levels(offer, known, most=1) if offer else []
             levels = [level._replace(survival=level.survival + hope * (1 - level.survival)) for level in levels]
             taken.append((offer, levels) if offer else None)
         drafting, full = self._drafting(taken, 1)
