@@ -681,7 +681,7 @@ def test_tokenizers_whose_files_do_not_tell_are_compared_when_the_draft_is_loade
     assert told in capsys.readouterr().err
 
 
-def test_a_prompt_longer_than_the_context_is_refused_once_and_by_us(here, capsys):
+def test_a_prompt_longer_than_the_context_is_refused_once_and_by_us(here, capsys, caplog):
     tokenizer, long = tiny_tokenizer(), "one two three " * 60
     tokenizer.model_max_length = 48
     tiny_model(context=48).save_pretrained(here / "target")
@@ -689,6 +689,7 @@ def test_a_prompt_longer_than_the_context_is_refused_once_and_by_us(here, capsys
     said, logger = list[str](), logging.getLogger("transformers.tokenization_utils_base")
     handler = logging.StreamHandler()
     handler.emit = lambda record: said.append(record.getMessage())
+    caplog.set_level(logging.WARNING, logger.name)  # whatever other tests made of transformers' verbosity
     logger.addHandler(handler)
     try:
         assert run("generate", long, "-m", "target") == 2
