@@ -154,7 +154,7 @@ class Planner:
     def _ladder(self, offer: Offer, row: int) -> list[Level]:
         least = UNLIKELY * max(self.node, NODE_SHARE) / max(self.worth[row], 1e-9)
         levels = self.estimates.levels(offer, self.calibrations[row], least)
-        if offer.ranked:  # they fall as they are
+        if offer.ranked and not offer.beside:  # they fall as they are
             return levels
         likely = [level for level in levels if level.survival >= least * level.nodes]
         return list(_falling(likely, offer.beside)) if likely else likely
