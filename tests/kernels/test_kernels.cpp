@@ -49,6 +49,7 @@ struct Pass {
 };
 #define KERNELS(name, T)                                                                                               \
   void linear_##name(const T *, const void *, const T *, T *, long, long, long, int);                                  \
+  void likeliest_##name(const T *, const int64_t *, int64_t *, long, long, long);                                      \
   void layers_##name(const Layer *const *, const Cache *, const Pass *, long);
 KERNELS(bf16, uint16_t)
 KERNELS(f32, float)
@@ -263,6 +264,27 @@ template <class T> void check_rows(Bits bits, long n, long k) {
       expect(std::fabs(got - truth) <= ROUNDING<T> * std::fabs(truth) + 1e-7,
              [&] { return "rows " + text(sizeof(T), bits, n, k, row, i, got, truth); });
     }
+}
+
+// The largest by sorting: many are equal, some are NaN, and vectors do not divide all sizes.
+template <class T> void check_likeliest(long vocab, long k, long not_numbers) {
+  const long rows = 3;
+  std::vector<T> logits = numbers<T>(rows * vocab);
+  for (long i = 0; i < rows * vocab; i += 3) set(logits[i], std::round(value(logits[i])));
+  for (long i = 0; i < not_numbers; i++) set(logits[vocab + (7 * i + vocab / 2) % vocab], std::nan(""));
+  std::vector<int64_t> places = {2, 1, 1}, tokens(places.size() * k), truth(vocab);
+  if constexpr (sizeof(T) == 2) likeliest_bf16(logits.data(), places.data(), tokens.data(), places.size(), vocab, k);
+  else likeliest_f32(logits.data(), places.data(), tokens.data(), places.size(), vocab, k);
+  for (size_t row = 0; row < places.size(); row++) {
+    const T *own = &logits[places[row] * vocab];
+    for (long i = 0; i < vocab; i++) truth[i] = i;
+    std::stable_sort(truth.begin(), truth.end(), [&](int64_t a, int64_t b) {
+      double left = value(own[a]), right = value(own[b]);
+      return left > right || (std::isnan(left) && !std::isnan(right));
+    });
+    for (long i = 0; i < k; i++)
+      expect(tokens[row * k + i] == truth[i], [&] { return "likeliest " + text(sizeof(T), vocab, k, not_numbers, row, i); });
+  }
 }
 
 // Trees of `nodes` nodes for each row: where `branchy`, a node continues the one before the last.
@@ -539,6 +561,9 @@ template <class T> void check_all() {
     check_layers<T>(bits, 96, 6, 2, 16, 200, 0, false);
     check_layers<T>(bits, 72, 2, 1, 64, 130, 6, true);
   }
+  for (long vocab : {5, 64, 333, 4096})
+    for (long k : {1, 4, 5, 9})
+      for (long not_numbers : {0, 1, 7}) check_likeliest<T>(vocab, std::min(k, vocab), std::min(not_numbers, vocab));
 }
 
 } // namespace

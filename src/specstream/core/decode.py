@@ -127,7 +127,8 @@ class Batch:
         scored = self._clock.mark()
         contexts, generators = [row.tokens for row in rows], [row.generator for row in rows]
         rules = [(row.sampling, row.stopping.eos_token_ids) for row in rows]
-        verdicts = verify_each(trees, logits, contexts, rules, generators, speculation.acceptance_threshold)
+        threshold, find = speculation.acceptance_threshold, self._session.likeliest
+        verdicts = verify_each(trees, logits, contexts, rules, generators, threshold, find)
         self._session.commit([verdict.path for verdict in verdicts])
         self._behind = set(rows) if draft is None else set()
         if draft is not None:

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from specstream.core.prefix_cache import PrefixCache
-from specstream.core.sampling import Sampling
+from specstream.core.sampling import Sampling, likeliest
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError, must_be
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+Likeliest = Callable[[Tensor, Sequence[int], int], list[list[int]]]
+"""``(logits [n, vocab], places among the n, k)`` -> of each place the k tokens with the largest, the largest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +194,11 @@ class TargetSession(Protocol):
 
         ``width`` is at least the size of the largest tree; what lies beyond a row's own tree is meaningless.
         """
+
+    @property
+    def likeliest(self) -> Likeliest:
+        """How the tokens with the largest logits are found."""
+        return likeliest
 
     @abstractmethod
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

@@ -173,6 +173,12 @@ def greedy_choices(logits: Tensor) -> Tensor:
     return choices.masked_fill(~torch.isfinite(best), NO_CHOICE)
 
 
+def likeliest(logits: Tensor, places: Sequence[int], k: int) -> list[list[int]]:
+    """The ``k`` tokens with the largest of ``logits``, ``[n, vocab]``, at each of some places, the largest first."""
+    found: list[list[int]] = logits[list(places)].topk(k).indices.tolist()
+    return found
+
+
 def _numbers(scores: Tensor) -> Any:
     """As an array of numpy, which knows no bfloat16."""
     return (scores if scores.dtype in (torch.float32, torch.float64) else scores.float()).detach().numpy()

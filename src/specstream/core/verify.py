@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,15 +28,15 @@ from torch import Tensor
 
 from specstream.core.device import deferred
 from specstream.core.device.verification import judge_chains
-from specstream.core.ports import Verdict
-from specstream.core.sampling import Sampling, checked, draw, greedy_choices, largest, probabilities
+from specstream.core.ports import Likeliest, Verdict
+from specstream.core.sampling import Sampling, checked, draw, greedy_choices, largest, likeliest, probabilities
 from specstream.core.tree import TokenTree
 
 Walk = Callable[[int], Tensor]
 """node -> the target's distribution ``[vocab]`` after it."""
 
 
-def verify(
+def verify(  # noqa: PLR0913
     trees: Sequence[TokenTree],
     logits: Tensor,
     contexts: Sequence[Sequence[int]],
@@ -43,6 +44,7 @@ def verify(
     generators: Sequence[torch.Generator],
     acceptance_threshold: float | None = None,
     ends: frozenset[int] = frozenset(),
+    find: Likeliest = likeliest,
 ) -> list[Verdict]:
     """Verify every row's tree.
 
@@ -54,6 +56,7 @@ def verify(
         generators: each row's own source of chance, on the CPU.
         acceptance_threshold: None is lossless. A number turns on typical acceptance (lossy) at temperature > 0.
         ends: tokens nothing comes after, so that no processor is asked what would.
+        find: looks for the tokens with the largest logits, where a drafter asks for them.
 
     Returns:
         A verdict for each row; with an ``error`` where a processor fails, or where the output meets logits that are NaN
@@ -67,9 +70,9 @@ def verify(
         verdicts = [
             _guarded(verify_greedy, tree, partial(_choice, row), ends) for tree, row in zip(trees, rows, strict=True)
         ]
-        return _with_choices(verdicts, logits, lambda: rows)
+        return _with_choices(verdicts, logits, find, lambda: rows)
     verdicts = _walks(trees, logits, contexts, sampling, generators, acceptance_threshold, ends)
-    return _with_choices(verdicts, logits, lambda: greedy_choices(logits).tolist())
+    return _with_choices(verdicts, logits, find, lambda: greedy_choices(logits).tolist())
 
 
 def verify_each(
@@ -79,6 +82,7 @@ def verify_each(
     rules: Sequence[tuple[Sampling, frozenset[int]]],
     generators: Sequence[torch.Generator],
     acceptance_threshold: float | None = None,
+    find: Likeliest = likeliest,
 ) -> list[Verdict]:
     """``verify`` for rows that each have their own sampling and ends; those of one rule are judged together."""
     alike: dict[object, list[int]] = {}
@@ -94,27 +98,32 @@ def verify_each(
             [generators[row] for row in rows],
             acceptance_threshold,
             rules[rows[0]][1],
+            find,
         )
         verdicts.update(zip(rows, judged, strict=True))
     return [verdicts[row] for row in range(len(trees))]
 
 
-def _with_choices(verdicts: Sequence[Verdict], logits: Tensor, choices: Callable[[], list[list[int]]]) -> list[Verdict]:
-    rows = cache(choices)
+def _with_choices(
+    verdicts: Sequence[Verdict], logits: Tensor, find: Likeliest, choices: Callable[[], list[list[int]]]
+) -> list[Verdict]:
+    rows, likely = cache(choices), cache(partial(_likeliest, verdicts, logits, find))
     return [
         replace(
             verdict,
             choices=lambda row=row: rows()[row],  # type: ignore[misc]
-            likeliest=lambda k, row=row, path=verdict.path: _likeliest(logits[row], path, k),  # type: ignore[misc]
+            likeliest=lambda k, row=row: likely(k)[row],  # type: ignore[misc]
         )
         for row, verdict in enumerate(verdicts)
     ]
 
 
-def _likeliest(logits: Tensor, path: Sequence[int], k: int) -> list[list[int]]:
-    at = logits[: len(path)] if path[-1] == len(path) - 1 else logits[list(path)]
-    found: list[list[int]] = at.topk(min(k, logits.shape[-1])).indices.tolist()
-    return found
+def _likeliest(verdicts: Sequence[Verdict], logits: Tensor, find: Likeliest, k: int) -> list[list[list[int]]]:
+    """After the nodes of every row's path, all at once: behind a pass it is calls that cost."""
+    rows, width, vocab = logits.shape
+    places = [row * width + node for row, verdict in enumerate(verdicts) for node in verdict.path]
+    found = iter(find(logits.reshape(rows * width, vocab), places, min(k, vocab)))
+    return [list(islice(found, len(verdict.path))) for verdict in verdicts]
 
 
 def _choice(choices: Sequence[int], node: int) -> int:

@@ -52,6 +52,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "linear": [*[address] * 4, *sizes, ctypes.c_int],
         "linear_blocks": [address, address, layout, address, address, *sizes, ctypes.c_int],
         "rows_blocks": [address, layout, address, address, *sizes[:2]],
+        "likeliest": [address, address, address, *sizes],
         "layers": layers,
         "layers_blocks": layers,
         "attention": [ctypes.POINTER(_Attention)],
@@ -66,7 +67,7 @@ def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
     """A kernel of the library for activations of ``dtype``, bf16 or f32.
 
     Args:
-        name: ``linear``, ``layers`` or ``attention``; of blocks also ``rows``.
+        name: ``linear``, ``layers``, ``attention`` or ``likeliest``; of blocks also ``rows``.
         dtype: of the activations.
         bits: ``blocks`` for weights of fewer bits; empty for the activations' own.
 
@@ -122,6 +123,24 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         return y
 
     return forward
+
+
+def likeliest(logits: Tensor, places: Sequence[int], k: int) -> list[list[int]]:
+    """The ``k`` tokens with the largest logits, the largest first, of equal ones the first; a NaN is above all.
+
+    Args:
+        logits: ``[n, vocab]``.
+        places: which of the n.
+        k: at most ``vocab``.
+    """
+    vocab = logits.shape[-1]
+    logits = (logits if logits.dtype == torch.bfloat16 else logits.float()).contiguous()
+    rows, tokens = torch.tensor(places), torch.empty((len(places), k), dtype=torch.int64)
+    kernel("likeliest", logits.dtype)(
+        *(logits.data_ptr(), rows.data_ptr(), tokens.data_ptr()), *(len(places), vocab, k)
+    )
+    found: list[list[int]] = tokens.tolist()
+    return found
 
 
 @dataclass(frozen=True)

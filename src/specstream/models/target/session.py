@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from specstream.core.device.deferred import upload
-from specstream.core.ports import Adapter, PromptWatcher
+from specstream.core.ports import Adapter, Likeliest, PromptWatcher
 from specstream.core.prefix_cache import PrefixCache
+from specstream.core.sampling import likeliest
 from specstream.core.tree import TokenTree
 from specstream.models.architecture.hidden_states import States
 from specstream.models.architecture.rotary import reading_prompt
@@ -106,6 +107,11 @@ class HuggingFaceSession:
         """Where passes run."""
         device: torch.device = self._target.model.device
         return device
+
+    @property
+    def likeliest(self) -> Likeliest:
+        """See ``TargetSession``."""
+        return native.likeliest if self._target.runtime.kind == "native" else likeliest
 
     @property
     def exact(self) -> str:

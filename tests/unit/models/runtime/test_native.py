@@ -65,3 +65,13 @@ def test_not_a_number_stays_not_a_number():
     y = native.linear(weight, bias)(x)
     assert y[0, 1].isnan().all()
     assert not y[0, 0].isnan().any()
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_likeliest_are_those_of_pytorch_at_every_place(dtype):
+    logits = torch.stack([torch.randperm(300, generator=torch.Generator().manual_seed(seed)) for seed in range(5)])
+    logits = (logits - 150).to(dtype)  # bfloat16 has all of these numbers
+    for rows in (logits, logits[:, ::2]):
+        found = native.likeliest(rows, [4, 0, 0], 7)
+        assert found == [rows[place].topk(7).indices.tolist() for place in (4, 0, 0)]

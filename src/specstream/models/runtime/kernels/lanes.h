@@ -60,6 +60,7 @@ typedef int8_t Few __attribute__((vector_size(REGISTER / 4))); // as many as the
 // - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
 //   the vectors would go through memory.
 // - halves: float16 as floats; floats: bytes as floats
+// - everywhere: whether all bits of all lanes are set, where those of a lane are alike
 // - dot_fours: sum[i] + the sum of the four products at 4 i to 4 i + 3; or without such an instruction dot_bytes: of two
 //   at 2 i and 2 i + 1, in 16 bits, of which w has no sign, and dot_shorts: the same of shorts, in 32
 // - signed_as: bytes x, the other way round where those of w are below zero; without_sign: how large bytes with one are
@@ -75,6 +76,7 @@ inline Floats floats(const uint8_t *from) {
 inline Floats floats(const int8_t *from) {
   return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
 }
+inline bool everywhere(Ints lanes) { return _mm512_movepi32_mask((__m512i)lanes) == 0xffff; }
 #if defined(__AVX512VNNI__)
 inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 #else
@@ -120,6 +122,7 @@ inline Floats floats(const uint8_t *from) {
 inline Floats floats(const int8_t *from) {
   return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
 }
+inline bool everywhere(Ints lanes) { return _mm256_movemask_ps((__m256)lanes) == 0xff; }
 inline Bytes without_sign(Bytes w) { return (Bytes)_mm256_abs_epi8((__m256i)w); }
 inline Bytes signed_as(Bytes x, Bytes w) { return (Bytes)_mm256_sign_epi8((__m256i)x, (__m256i)w); }
 inline Shorts dot_bytes(Bytes w, Bytes x) { return (Shorts)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
@@ -148,6 +151,7 @@ inline Few narrowed(Ints ints) { return __builtin_convertvector(ints, Few); }
 inline Floats halves(const uint16_t *from) { return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
 inline Floats floats(const uint8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
 inline Floats floats(const int8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
+inline bool everywhere(Ints lanes) { return vminvq_u32((uint32x4_t)lanes) != 0; }
 inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x); }
 inline float sum(Floats lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
 __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
