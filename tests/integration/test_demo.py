@@ -14,6 +14,7 @@ from html import unescape
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from specstream.config import GenerationConfig
@@ -138,6 +139,12 @@ def test_a_conversation_goes_on_from_what_was_said(address: str, folder: str) ->
     with pytest.raises(AppError, match="give a text"):
         client.predict(" ", log, folder, "mixed", 40, 0, "", False, api_name="/chat")
     client.close()
+
+
+def test_no_button_sends_a_conversation_to_the_hub(address: str) -> None:
+    components = httpx.get(f"{address}config").json()["components"]
+    (chat,) = (each["props"] for each in components if each["type"] == "chatbot")
+    assert "share" not in chat["buttons"]
 
 
 def plain_content(turn: Any) -> str:

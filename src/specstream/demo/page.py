@@ -30,6 +30,9 @@ ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "mode
 SEED_DIGITS = 18
 """Fit into 63 bits."""
 
+CHAT_BUTTONS = ["copy", "copy_all"]
+"""Of a conversation. Gradio's third, "share", would send it to the hub."""
+
 TITLE = "SpecStream"
 INTRODUCTION = (
     '<header class="introduction"><h1>SpecStream</h1><p>The same model twice: alone, one token a pass, and with a '
@@ -174,7 +177,7 @@ def _connect(
 
 def _chat(gradio: Any, offered: OfferedModels, chosen: dict[str, Any]) -> None:
     """A conversation with the drafting model, with what is chosen for the comparison."""
-    log = gradio.Chatbot(label="Chat, with the model and the settings of Compare", elem_id="chat")
+    log = gradio.Chatbot(label="Chat, with the model and the settings of Compare", elem_id="chat", buttons=CHAT_BUTTONS)
     line = gradio.Textbox(label="Message", elem_id="message", submit_btn=True, stop_btn=True)
     gradio.ClearButton([log, line])
 

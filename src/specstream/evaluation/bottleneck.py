@@ -57,11 +57,11 @@ class Memory:
         return median(self.speeds) * UNEVEN >= self.best
 
 
-def read_speed(device: torch.device, times: int = 3) -> float:
-    """Bytes per second of summing up a large buffer, the best of several times."""
+def read_speed(device: torch.device) -> float:
+    """Bytes per second of summing up a large buffer, the best of four times."""
     buffer = torch.ones(BUFFER // 4, dtype=torch.float32, device=device)
     best = 0.0
-    for _ in range(times + 1):
+    for _ in range(4):
         settle(device)
         started = time.perf_counter()
         buffer.sum()

@@ -333,9 +333,9 @@ def profile(
     return found
 
 
-def cost_of_a_note(times: int = 2000) -> float:
+def cost_of_a_note() -> float:
     """Seconds that the instrument adds to a call."""
-    instrument = Instrument()
+    instrument, times = Instrument(), 2000
     started = time.perf_counter()
     for _ in range(times):
         instrument.call("nothing", OTHER, bool)

@@ -6,7 +6,7 @@ import codecs
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,15 @@ def set_aside(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """As JSON, under a temporary name first."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines but for one that a killed process left unfinished; none without a file."""
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():  # texts hold U+2028
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [each for each in found if isinstance(each, dict)]
 
 
 def difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] | None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
-_MARKERS = {OPENING: CLOSING, "```json": "```"}  # Qwen2.5-Coder puts its calls into code blocks, whatever it was told
+# Qwen2.5-Coder puts its calls into code blocks, or into the tags that tools are told in, whatever it was told.
+_MARKERS = {OPENING: CLOSING, "```json": "```", "<tools>": "</tools>"}
 _NAMED = re.compile(r'\{\s*"name"\s*:\s*"([\w.-]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 _BARE = re.compile(r"([\w.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
 _BETWEEN = " \t\r\n,;[]}"

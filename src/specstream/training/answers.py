@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from specstream.engine.inventory import prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
-from specstream.files.atomic import check_new, difference, refuse_folder_name, write_json
+from specstream.files.atomic import check_new, difference, read_lines, refuse_folder_name, write_json
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
 from specstream.reporting import announce
@@ -222,8 +222,7 @@ class AnswerFile:
 
     def tokens(self) -> int:
         """Of the answers that are there."""
-        lines = self.partial.read_bytes().splitlines() if self.partial.exists() else []
-        return sum(len(json.loads(line)["answer_token_ids"]) for line in lines)
+        return sum(len(line["answer_token_ids"]) for line in read_lines(self.partial))
 
     def append(self, answers: Sequence[dict[str, Any]]) -> None:
         with self.partial.open("a", encoding="utf-8") as file:
@@ -326,10 +325,10 @@ def _line(generation: Generation, at: int, question: Question, prompt_ids: list[
 
 def _identity(settings: AnswerSettings, engine: SpeculativeEngine) -> dict[str, Any]:
     versions = provenance()
-    files = {"prompts": settings.prompts, "exclude": settings.exclude}
     return {
-        **{name: value for name, value in asdict(settings).items() if name not in files},
-        **{name: {Path(file).name: file_sha256(Path(file)) for file in paths} for name, paths in files.items()},
+        **asdict(settings),
+        "prompts": files_sha256(settings.prompts),
+        "exclude": files_sha256(settings.exclude),
         "weights_sha256": weights_sha256(settings.model),
         "dtype": str(engine.model.dtype).removeprefix("torch."),
         **{name: versions[name] for name in ("specstream", "torch", "transformers")},
@@ -341,6 +340,11 @@ def weights_sha256(model: str) -> str | None:
     folder = Path(resolve(model))
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest() if files else None
+
+
+def files_sha256(paths: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files, by their names without their folders."""
+    return {Path(path).name: file_sha256(Path(path)) for path in paths}
 
 
 def file_sha256(path: Path) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
@@ -16,10 +17,12 @@ from specstream.core.rows import start_rows
 from specstream.core.sampling import Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
+from specstream.core.tree_shapes import rank_rates
 from specstream.models.hub.load import load_model
 from specstream.models.target.hf import HuggingFaceTarget
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch, Examples, load_examples
+from specstream.training.trainee import Goal, drafted_figures
 
 LIVE_NODES = 7
 """Drafted nodes of the trees in live decoding."""
@@ -121,3 +124,41 @@ def judged(batches: Iterable[Batch], ranks: Callable[[Batch], Tensor]) -> tuple[
         found.append(ranks(batch).cpu())
         prompts += batch.prompts
     return torch.cat(found), prompts
+
+
+class HeadTrainee:
+    """A head that learns what a frozen target says; a recipe adds the loss.
+
+    Args:
+        head: what is trained of it requires gradients.
+        live: decodes with it.
+    """
+
+    goal = Goal(figure="accepted_length")
+
+    def __init__(self, head: Any, live: Live) -> None:
+        self._head, self._live = head, live
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        return (each for each in self._head.parameters() if each.requires_grad)
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """How the head's drafts fare: on the target's answers, and in decoding itself."""
+        ranks, prompts = judged(batches, self._ranks)
+        rates = rank_rates(ranks, RANKS)
+        self._head.details["rates"] = rates
+        live = self._live.figures(self._drafter(rates), self._head.gamma, prompts)
+        figures = {**drafted_figures(ranks), **live}
+        self._head.details["figures"] = figures
+        return figures
+
+    def save(self, folder: Path) -> None:
+        self._head.save(folder)
+
+    def _ranks(self, batch: Batch) -> Tensor:
+        """Of the true tokens in the drafts, ``[positions, depth]`` int64."""
+        raise NotImplementedError
+
+    def _drafter(self, rates: list[list[float]]) -> Drafter:
+        """What drafts in decoding, with ``rates`` of ``rank_rates``."""
+        raise NotImplementedError

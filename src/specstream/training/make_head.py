@@ -21,12 +21,12 @@ from specstream.engine.engine import SpeculativeEngine
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.prompts import Prompt
 from specstream.evaluation.heads import FIXED, drafters_beside, measure_drafters
-from specstream.files.atomic import difference, whole, write_json, write_whole
+from specstream.files.atomic import difference, read_lines, whole, write_json, write_whole
 from specstream.heads.folder import SETTINGS
 from specstream.heads.shipped import shipped_for
 from specstream.models.architecture.compat import text_config
 from specstream.reporting import announce, step
-from specstream.training.answers import AnswerSettings, Tell, distill, encoded, file_sha256, read_questions
+from specstream.training.answers import AnswerSettings, Tell, distill, encoded, files_sha256, read_questions
 from specstream.training.cards import CARD, training_card
 from specstream.training.checkpoints import check_replaceable
 from specstream.training.config import TrainConfig, train_config
@@ -118,9 +118,8 @@ class HeadSettings:
 
     def identity(self) -> dict[str, Any]:
         """What a folder goes on with only if it is the same."""
-        files = {"prompts": self.prompts, "exclude": self.exclude}
-        named = {name: {Path(file).name: file_sha256(Path(file)) for file in paths} for name, paths in files.items()}
-        return {name: value for name, value in {**asdict(self), **named}.items() if name != "hours"}
+        hashes = {"prompts": files_sha256(self.prompts), "exclude": files_sha256(self.exclude)}
+        return {name: value for name, value in {**asdict(self), **hashes}.items() if name != "hours"}
 
 
 class HeadRun:
@@ -401,10 +400,10 @@ def _beginning(kind: str, model: Any) -> dict[str, Any]:
 
 def _costs(folder: Path, states: Path, made: Mapping[str, Any], setup: float) -> dict[str, float]:
     """Of a sample in ``folder``; its log has how long the evaluations before and after took, and the steps."""
-    lines = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_lines(folder / "run" / "log.jsonl")
     first, last = (each["seconds"] for each in lines if any(name.startswith("eval/") for name in each))
     steps = [each["seconds"] for each in lines if "loss" in each]
-    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = read_lines(folder / "answers.jsonl")
     lengths = [len(each["prompt_token_ids"]) + len(each["answer_token_ids"]) for each in answers]
     length = sum(lengths) / len(lengths)
     judged = len(answers) - BATCH
@@ -424,8 +423,7 @@ def _costs(folder: Path, states: Path, made: Mapping[str, Any], setup: float) ->
 def _texts(answers: Path, held: Examples) -> list[str]:
     """The prompts of held-out examples as texts, in the file's order."""
     prompts = {each.tokens[: each.start] for each in held}
-    lines = map(json.loads, answers.read_text(encoding="utf-8").splitlines())
-    return [line["prompt"] for line in lines if tuple(line["prompt_token_ids"]) in prompts]
+    return [line["prompt"] for line in read_lines(answers) if tuple(line["prompt_token_ids"]) in prompts]
 
 
 def _about(result: Mapping[str, Any], settings: HeadSettings, folder: Path) -> list[str]:

@@ -6,7 +6,6 @@ recorded with the reason; an interrupted run goes on where it was.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +22,7 @@ from specstream.engine.generation import Generation, Parts
 from specstream.engine.inventory import announce_short_context, prepare
 from specstream.environment import provenance
 from specstream.errors import TrainingError, UsageError, reason_of
+from specstream.files.atomic import read_lines
 from specstream.files.prompts import load_prompts
 from specstream.heads.folder import describe_base
 from specstream.models.hub.vocabulary import check_tokenizers
@@ -128,17 +128,11 @@ def collect(
             failed += bool(line.error)
             file.append([asdict(line)])
             tell(index + 1, len(usable), f"{failed} failed" if failed else "")
-    record["failed"] = _failed(file.partial, len(usable))
+    record["failed"] = sum(bool(line["error"]) for line in read_lines(file.partial)[: len(usable)])  # earlier runs' too
     if record["failed"] == len(usable):
         raise TrainingError(f"all {len(usable)} prompts failed, as {file.partial} says; mend that, and remove it")
     file.finish(record, len(usable))
     return record
-
-
-def _failed(path: Path, count: int) -> int:
-    """Prompts that failed, those of an earlier run of this collection included."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:count]
-    return sum(bool(json.loads(line)["error"]) for line in lines)
 
 
 def collected(question: Question, ids: list[int], names: list[str], turns: Iterable[Turn[Generation]]) -> Collected:

@@ -26,7 +26,7 @@ from specstream.routing.learn import Samples, fit
 from specstream.routing.model import RouterModel
 from specstream.routing.records import Collected, read_collected
 from specstream.routing.router import Router
-from specstream.training.answers import drawn, file_sha256
+from specstream.training.answers import drawn, files_sha256
 from specstream.training.checkpoints import check_replaceable, replace_folder
 from specstream.training.router_config import DataSection, RouterTrainConfig, TargetSection
 
@@ -220,10 +220,10 @@ def _check_base(metas: Sequence[Mapping[str, Any]], own: Mapping[str, str]) -> N
 
 
 def _details(config: RouterTrainConfig) -> dict[str, Any]:
-    files = {"files": config.data.files, "held_out_files": config.data.held_out_files}
+    data = config.data
     return {
         "target": config.target.model_dump(),
         "fit": config.fit.model_dump(),
-        "data": {name: {Path(file).name: file_sha256(Path(file)) for file in own} for name, own in files.items()},
+        "data": {"files": files_sha256(data.files), "held_out_files": files_sha256(data.held_out_files)},
         "provenance": provenance(config.target.device, config.target.dtype),
     }

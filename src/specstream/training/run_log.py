@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from specstream.environment import require
-from specstream.files.atomic import whole, write_whole
+from specstream.files.atomic import read_lines, whole, write_whole
 from specstream.training.config import LoggingSection
 
 Row = dict[str, float]
@@ -62,8 +62,7 @@ class RunLog:
         if self._root is None:
             return
         path = self._root / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.rows = [row for row in map(_parsed, lines) if row is not None and step > 0 and row["step"] <= step]
+        self.rows = [row for row in read_lines(path) if step and "step" in row and row["step"] <= step]
         self._root.mkdir(parents=True, exist_ok=True)
         write_whole(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
@@ -141,14 +140,6 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
-
-
-def _parsed(line: str) -> Row | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # the last line of a process that was killed
-        return None
-    return row if isinstance(row, dict) and "step" in row else None
 
 
 def _line(row: Row) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from specstream.errors import UsageError
-from specstream.files.atomic import check_new, whole, write_json, write_whole
+from specstream.files.atomic import check_new, read_lines, whole, write_json, write_whole
 
 
 def _fifo(folder: Path) -> Path:
@@ -53,3 +53,10 @@ def test_what_fails_half_way_leaves_the_file_of_before(tmp_path):
         raise RuntimeError("half way")
     assert [each.name for each in tmp_path.iterdir()] == ["record.json"]
     assert path.read_text() == "before"
+
+
+def test_lines_are_read_up_to_what_a_killed_process_left(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert read_lines(path) == []
+    path.write_text('{"text": "a\u2028b"}\n\n[1]\n{"text": "c', encoding="utf-8")
+    assert read_lines(path) == [{"text": "a\u2028b"}]

@@ -53,6 +53,7 @@ WEATHER, ADDED = ("weather", {"city": 'Rome {"x"} ]'}), ("add", {"a": 1, "b": [2
         ('<tool_call>{"name": "add", "arguments": "{\\"a\\": 1, \\"b\\": [2, 3]}"}</tool_call>', "", [ADDED]),
         ('<tool_call>{"name": "add"}</tool_call>', "", [("add", {})]),
         (f"So:\n```json\n{SUM}\n```\nand\n```json\n{ROME}\n```", "So:\n\nand\n", [ADDED, WEATHER]),
+        (f"<tools>\n{ROME}\n</tools>", "", [WEATHER]),
     ],
 )
 def test_every_format_is_read_however_it_is_cut(text: str, content: str, calls: list[Any], size: int) -> None:
@@ -78,6 +79,7 @@ def test_every_format_is_read_however_it_is_cut(text: str, content: str, calls: 
         "{ not json }",
         "```json\n[1, 2]\n``` and ```json\n{}\n``` and ```py",
         "<tool_call></tool_call>",
+        '<tools>\n{"type": "function", "function": {"name": "add"}}\n</tools>',
         '<tool_call>{"name": "a\\x", "arguments": {}}',
     ],
 )

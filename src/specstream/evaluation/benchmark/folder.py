@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from specstream.engine.contestants import PLAIN
 from specstream.errors import UsageError
-from specstream.evaluation.benchmark.experiments import Arm, Group
-from specstream.files.atomic import difference, set_aside, write_whole
+from specstream.evaluation.benchmark.experiments import Group
+from specstream.files.atomic import difference, read_lines, set_aside, write_whole
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
 
-Key = tuple[str, str, str, str, int, int]
-"""Experiment, its value, arm, its value, item, repeat; values as JSON."""
+Place = tuple[str, str, str, str]
+"""Experiment, its value, arm, its value; values as JSON."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -29,9 +29,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def key_of(group: Group, arm: Arm, item: int, repeat: int) -> Key:
-    """By which a sample is known."""
-    return group.experiment, json.dumps(group.value), arm.name, json.dumps(arm.value), item, repeat
+def place_of(line: Mapping[str, Any]) -> Place:
+    """Which arm a line is about, as ``Samples.arms`` knows it."""
+    return line["experiment"], json.dumps(line["value"]), line["arm"], json.dumps(line["arm_value"])
+
+
+def plain_of(place: Place) -> Place:
+    """The arm that an arm is measured against."""
+    return (*place[:2], PLAIN, "null")
 
 
 class Samples:
@@ -39,8 +44,8 @@ class Samples:
 
     def __init__(self) -> None:
         self.run: dict[str, Any] = {}
-        self.arms: dict[tuple[str, str, str, str], dict[str, Any]] = {}
-        self._samples: dict[Key, dict[str, Any]] = {}
+        self.arms: dict[Place, dict[str, Any]] = {}
+        self._samples: dict[tuple[Place, int, int], dict[str, Any]] = {}  # by item and repeat too
 
     @property
     def samples(self) -> list[dict[str, Any]]:
@@ -49,28 +54,25 @@ class Samples:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """An arm, a sample, or another line of the run."""
-        if line.get("kind") not in ("arm", "sample"):
-            return
-        arm = line["experiment"], json.dumps(line["value"]), line["arm"], json.dumps(line["arm_value"])
-        if line["kind"] == "arm":
-            self.arms[arm] = dict(line)
-        else:
-            key: Key = (*arm, line["item"], line["repeat"])
-            self._samples[key] = dict(line)
+        if line.get("kind") == "arm":
+            self.arms[place_of(line)] = dict(line)
+        elif line.get("kind") == "sample":
+            self._samples[place_of(line), line["item"], line["repeat"]] = dict(line)
 
     def turns(self, group: Group, items: int, repeats: int) -> list[tuple[int, int]]:
         """Repeat and item of the turns of a group that are still to be done."""
+        value = json.dumps(group.value)
+        places = [(group.experiment, value, arm.name, json.dumps(arm.value)) for arm in group.arms]
         return [
             (repeat, item)
             for repeat in range(repeats)
             for item in range(items)
-            if not all(key_of(group, arm, item, repeat) in self._samples for arm in group.arms)
+            if not all((place, item, repeat) in self._samples for place in places)
         ]
 
     def plain_of(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """What plain decoding made of the same item, in the same repeat."""
-        value = json.dumps(sample["value"])
-        return self._samples[sample["experiment"], value, PLAIN, "null", sample["item"], sample["repeat"]]
+        return self._samples[plain_of(place_of(sample)), sample["item"], sample["repeat"]]
 
     def answered(self) -> Samples:
         """Without the items that one of the arms failed at."""
@@ -98,7 +100,7 @@ class RunFolder(Samples):
         if (self.root / RUN).exists():
             try:
                 self.run = json.loads((self.root / RUN).read_text(encoding="utf-8"))
-                lines = self._lines()
+                lines = read_lines(self.root / SAMPLES)
             except (OSError, ValueError) as error:
                 raise UsageError(f"the run in {str(root)!r} cannot be read: {error}; give another folder") from None
             for line in lines:
@@ -175,23 +177,9 @@ class RunFolder(Samples):
         set_aside(self.root)
         return RunFolder(self.root)
 
-    def _lines(self) -> Iterable[dict[str, Any]]:
-        path = self.root / SAMPLES
-        texts = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        parsed = [_parsed(text) for text in texts if text]
-        return [line for line in parsed if line is not None]
-
     def _end_line(self) -> None:
         """End the last line where its process was killed in the middle of it."""
         path = self.root / SAMPLES
         if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
             with path.open("ab") as file:
                 file.write(b"\n")
-
-
-def _parsed(text: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text)
-    except ValueError:  # the last line of a process that was killed
-        return None
-    return line if isinstance(line, dict) else None

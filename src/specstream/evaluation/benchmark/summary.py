@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import eq
@@ -12,15 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specstream.engine.contestants import PLAIN
-from specstream.evaluation.benchmark.folder import RunFolder, Samples
+from specstream.evaluation.benchmark.folder import Place, RunFolder, Samples, place_of, plain_of
 from specstream.evaluation.predicted import measured_over_predicted
 from specstream.evaluation.statistics import plain_estimate, speed_ratio
 
 Sample = Mapping[str, Any]
-Place = tuple[str, str, str, str]
-"""Experiment, its value, arm, its value."""
-
 PERCENTILES = (50, 90, 99)
 
 POSITIONS = 4
@@ -126,16 +121,6 @@ def by_arm(folder: Samples) -> dict[Place, list[Sample]]:
     for sample in folder.samples:
         arms.setdefault(place_of(sample), []).append(sample)
     return {place: samples for place, samples in arms.items() if samples}
-
-
-def place_of(sample: Sample) -> Place:
-    """Which arm a line is about, as ``RunFolder.arms`` knows it."""
-    return sample["experiment"], json.dumps(sample["value"]), sample["arm"], json.dumps(sample["arm_value"])
-
-
-def plain_of(place: Place) -> Place:
-    """The arm that an arm is measured against."""
-    return (place[0], place[1], PLAIN, "null")
 
 
 def amounts(samples: Iterable[Sample], *, prefill: bool = False) -> dict[str, tuple[float, float]]:

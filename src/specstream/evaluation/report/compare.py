@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from specstream.engine.contestants import PLAIN
-from specstream.evaluation.benchmark.folder import RunFolder
-from specstream.evaluation.benchmark.summary import KEYS, Place, amounts, as_array, by_arm, paired, place_of, plain_of
+from specstream.evaluation.benchmark.folder import Place, RunFolder, place_of, plain_of
+from specstream.evaluation.benchmark.summary import KEYS, amounts, as_array, by_arm, paired
 from specstream.evaluation.quality import Estimate, Values
 from specstream.evaluation.statistics import holm, ratio_of_ratios, sign_flips
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.block import BlockDrafter
 from specstream.heads.block import KIND, BlockConfig, BlockHead
 from specstream.heads.block_loss import block_loss, block_ranks
@@ -22,9 +20,8 @@ from specstream.models.architecture.hidden_states import States, decoder_layers,
 from specstream.training.config import BlockSection, TrainConfig
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
+from specstream.training.live_evaluation import LIVE_NODES, HeadTrainee, Live, read_frozen
 from specstream.training.recipes.streams import begin, start_folder
-from specstream.training.trainee import Goal, drafted_figures
 
 LIKELIEST = 64
 """Tokens of the target's distributions that are looked at."""
@@ -65,33 +62,21 @@ class TappedStates:
         return {"taps": torch.cat(taps, -1), "tokens": torch.stack(likeliest), "logs": torch.stack(logs)}
 
 
-class BlockTrainee:
+class BlockTrainee(HeadTrainee):
     """A block head that learns what the target says."""
 
-    goal = Goal(figure="accepted_length")
-
     def __init__(self, head: BlockHead, states: TappedStates, section: BlockSection, live: Live) -> None:
-        self._head, self._states, self._section, self._live = head, states, section, live
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return self._head.parameters()
+        super().__init__(head, live)
+        self._states, self._section = states, section
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return block_loss(self._head, self._states.of(batch), batch.tokens, batch.mask, self._section.anchors)
 
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """How the drafts fare: on the target's answers, and in decoding itself."""
-        ranks, prompts = judged(
-            batches, lambda batch: block_ranks(self._head, self._states.of(batch), batch.tokens, batch.mask)
-        )
-        rates = rank_rates(ranks, RANKS)
-        drafter = BlockDrafter(self._head, nodes=LIVE_NODES, most=LIVE_NODES, rates=rates)
-        figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._head.gamma, prompts)}
-        self._head.details.update(rates=rates, figures=figures)
-        return figures
+    def _ranks(self, batch: Batch) -> Tensor:
+        return block_ranks(self._head, self._states.of(batch), batch.tokens, batch.mask)
 
-    def save(self, folder: Path) -> None:
-        self._head.save(folder)
+    def _drafter(self, rates: list[list[float]]) -> BlockDrafter:
+        return BlockDrafter(self._head, nodes=LIVE_NODES, most=LIVE_NODES, rates=rates)
 
 
 def prepare(config: TrainConfig, device: str) -> tuple[BlockTrainee, Any]:

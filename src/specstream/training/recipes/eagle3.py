@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.eagle import EagleDrafter
 from specstream.errors import UsageError
 from specstream.heads.eagle import EagleHead
 from specstream.heads.eagle_loss import eagle_loss, eagle_ranks
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
+from specstream.training.live_evaluation import LIVE_NODES, HeadTrainee, Live, read_frozen
 from specstream.training.recipes.block import TappedStates
-from specstream.training.trainee import Goal, drafted_figures
 
 
-class EagleTrainee:
+class EagleTrainee(HeadTrainee):
     """A head that learns what the target says."""
 
-    goal = Goal(figure="accepted_length")
-
     def __init__(self, head: EagleHead, states: TappedStates, live: Live) -> None:
-        self._head, self._states, self._live = head, states, live
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return (each for each in self._head.parameters() if each.requires_grad)
+        super().__init__(head, live)
+        self._states = states
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return eagle_loss(self._head.train(), self._states.of(batch), batch.tokens, batch.mask)
 
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """How the drafts fare: on the target's answers, and in decoding itself."""
-        head = self._head.train()
-        ranks, prompts = judged(
-            batches, lambda batch: eagle_ranks(head, self._states.of(batch), batch.tokens, batch.mask)
-        )
-        head.eval().details["rates"] = rank_rates(ranks, RANKS)
-        drafter = EagleDrafter(head, nodes=LIVE_NODES, most=LIVE_NODES)
-        figures = {**drafted_figures(ranks), **self._live.figures(drafter, head.gamma, prompts)}
-        head.details["figures"] = figures
-        return figures
+    def _ranks(self, batch: Batch) -> Tensor:
+        return eagle_ranks(self._head.train(), self._states.of(batch), batch.tokens, batch.mask)
 
-    def save(self, folder: Path) -> None:
-        self._head.save(folder)
+    def _drafter(self, rates: list[list[float]]) -> EagleDrafter:
+        return EagleDrafter(self._head.eval(), nodes=LIVE_NODES, most=LIVE_NODES)  # the head has the rates
 
 
 def prepare(config: TrainConfig, device: str) -> tuple[EagleTrainee, Any]:

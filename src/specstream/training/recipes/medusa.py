@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.medusa import MedusaDrafter
@@ -15,20 +14,16 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import TrainConfig
 from specstream.training.data import Batch
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
-from specstream.training.trainee import Goal, drafted_figures
+from specstream.training.live_evaluation import LIVE_NODES, RANKS, HeadTrainee, Live, judged, read_frozen
+from specstream.training.trainee import drafted_figures
 
 
-class MedusaTrainee:
+class MedusaTrainee(HeadTrainee):
     """Heads that learn what the target says."""
 
-    goal = Goal(figure="accepted_length")
-
     def __init__(self, heads: MedusaHeads, kept: HiddenStateCache, live: Live) -> None:
-        self._heads, self._kept, self._live = heads, kept, live
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return self._heads.parameters()
+        super().__init__(heads, live)
+        self._heads, self._kept = heads, kept
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return self._heads.loss_of(self._states(batch), batch.tokens, batch.mask)
@@ -41,9 +36,6 @@ class MedusaTrainee:
         figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._heads.depth, prompts)}
         self._heads.record["figures"] = figures
         return figures
-
-    def save(self, folder: Path) -> None:
-        self._heads.save(folder)
 
     def _ranks(self, batch: Batch) -> Tensor:
         return self._heads.ranks(self._states(batch), batch.tokens, batch.mask)

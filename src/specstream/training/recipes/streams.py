@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from specstream.core.tree_shapes import rank_rates
 from specstream.drafters.streams import StreamsDrafter
 from specstream.errors import UsageError
 from specstream.heads.multistream import MainStream
@@ -24,8 +22,8 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.training.config import StreamsSection, TrainConfig
 from specstream.training.data import Batch, Examples
 from specstream.training.hidden_state_cache import HiddenStateCache
-from specstream.training.live_evaluation import LIVE_NODES, RANKS, Live, judged, read_frozen
-from specstream.training.trainee import Goal, drafted_figures
+from specstream.training.live_evaluation import LIVE_NODES, HeadTrainee, Live, judged, read_frozen
+from specstream.training.trainee import Goal
 
 THRESHOLDS = (0.05, 0.1, 0.2)
 """Of pruning, that an early exit is judged at."""
@@ -92,49 +90,28 @@ class MainStates:
         return self._passes[row]
 
 
-class StreamsTrainee:
+class StreamsTrainee(HeadTrainee):
     """Streams that learn what the target says."""
 
-    goal = Goal(figure="accepted_length")
-
     def __init__(self, streams: Streams, states: MainStates, section: StreamsSection, live: Live) -> None:
-        self._streams, self._states, self._section, self._live = streams, states, section, live
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return self._streams.parameters()
+        super().__init__(streams, live)
+        self._streams, self._states, self._section = streams, states, section
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         main = self._states.read(batch)
         return stream_loss(self._streams, batch.tokens, batch.mask, main=main, soften=self._section.soften)
 
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """How the streams' drafts fare: on the target's answers, and in decoding itself."""
-        ranks, prompts = judged(batches, self._ranks)
-        rates = rank_rates(ranks, RANKS)
-        drafter = StreamsDrafter(self._streams, nodes=LIVE_NODES, most=LIVE_NODES, rates=rates)
-        figures = {**drafted_figures(ranks), **self._live.figures(drafter, self._streams.gamma, prompts)}
-        self._streams.details.update(rates=rates, figures=figures)
-        return figures
-
-    def save(self, folder: Path) -> None:
-        self._streams.save(folder)
-
     def _ranks(self, batch: Batch) -> Tensor:
         return stream_ranks(self._streams, batch.tokens, batch.mask, self._states.read(batch))
+
+    def _drafter(self, rates: list[list[float]]) -> StreamsDrafter:
+        return StreamsDrafter(self._streams, nodes=LIVE_NODES, most=LIVE_NODES, rates=rates)
 
 
 class EarlyExitTrainee(StreamsTrainee):
     """The early exit of streams that stay as they are; live decoding is pruned at ``LIVE_PRUNING``."""
 
     goal = Goal(figure="early_loss", rises=False)
-
-    def __init__(self, streams: Streams, states: MainStates, section: StreamsSection, live: Live) -> None:
-        super().__init__(streams, states, section, live)
-        assert streams.early_exit is not None
-        self._exit = streams.early_exit.requires_grad_(True)
-
-    def parameters(self) -> Iterable[nn.Parameter]:
-        return self._exit.parameters()
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         main, soften = self._states.read(batch), self._section.soften
@@ -181,6 +158,8 @@ def prepare(config: TrainConfig, device: str) -> tuple[StreamsTrainee, Any]:
             streams.add_early_exit(section.pruning_rank)
         states = MainStates(streams, config.model.states_dir, config.model.states_gb)
     if section.train == "early_exit":
+        assert streams.early_exit is not None
+        streams.early_exit.requires_grad_(True)
         streams.details["early_exit"] = frozen.record
         return EarlyExitTrainee(streams, states, section, frozen.live), frozen.tokenizer
     streams.requires_grad_(True)
