@@ -38,28 +38,37 @@ class NoReads(TorchDispatchMode):
 
 
 class Tape(NoReads):
+    """Its calls, each with the tensors that it made, which a replay fills again."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
+        self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         output = super().__torch_dispatch__(func, types, args, kwargs)
-        self.calls.append((func, args, kwargs or {}, output))
+        if func._schema.is_mutable:
+            self.calls.append((func, args, kwargs, []))
+            return output
+        before, made = {_memory(tensor) for tensor in _tensors((args, kwargs))}, list(_tensors(output))
+        if any(_memory(tensor) not in before for tensor in made):  # else a view: it shows what its base holds
+            self.calls.append((func, args, kwargs, made))
         return output
 
     def replay(self) -> None:
-        for func, args, kwargs, output in self.calls:
-            before = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
-            fresh = [tensor for tensor in _tensors(output) if tensor.untyped_storage().data_ptr() not in before]
-            if not fresh and not func._schema.is_mutable:
-                continue  # a view: it shows what its base holds
+        for func, args, kwargs, made in self.calls:
             again = func(*args, **kwargs)
-            if not func._schema.is_mutable:
-                for old, new in zip(_tensors(output), _tensors(again), strict=True):
-                    old.copy_(new)
+            for old, new in zip(made, _tensors(again) if made else (), strict=True):
+                old.copy_(new)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        return iter((values,))
     return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 

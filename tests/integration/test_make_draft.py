@@ -55,7 +55,7 @@ def make(capsys, target, tmp_path):
 @pytest.fixture
 def texts(tmp_path):
     path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"prompt": text, "completion": text}) for text in TEXT * 60), encoding="utf-8")
+    path.write_text("\n".join(json.dumps({"prompt": text, "completion": text}) for text in TEXT * 20), encoding="utf-8")
     return str(path)
 
 

@@ -53,6 +53,14 @@ def a_model_is_tested_once():
     """Not here: what the self-test of a model leaves in memory would count for the first engine alone."""
 
 
+@pytest.fixture(autouse=True)
+def _what_was_there_before_is_not_looked_at():
+    """A process of many tests has millions of objects, and none of them changes here."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_cache_of_a_family_takes_what_is_said(family):
     target = HuggingFaceTarget(build(family), runtime="eager", exact=False)

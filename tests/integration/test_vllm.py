@@ -30,12 +30,12 @@ from tests.tiny import tiny_model, tiny_tokenizer
 STAND_IN = """#!{python}
 import json, os, signal, sys
 def told(number, frame):
-    sys.exit(40 + number)
+    if number == signal.SIGTERM:
+        sys.exit(40 + number)
+    print(number, flush=True)
 signal.signal(signal.SIGTERM, told)
 signal.signal(signal.SIGINT, told)
 print(json.dumps({{"arguments": sys.argv[1:], "key": os.environ.get("VLLM_API_KEY"), "pid": os.getpid()}}), flush=True)
-if "--fail" in sys.argv:
-    sys.exit(3)
 while True:
     signal.pause()
 """
@@ -75,8 +75,7 @@ def tiny_folder(path: Path, model: Any = None) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_reach_vllm_and_its_exit_code_is_ours(number: signal.Signals, stand_in: Path, tmp_path: Path) -> None:
+def test_signals_reach_vllm_and_its_exit_code_is_ours(stand_in: Path, tmp_path: Path) -> None:
     environment = {"SPECSTREAM_VLLM_PATH": str(stand_in), "SPECSTREAM_API_KEY": "secret"}
     arguments = ("--model", tiny_folder(tmp_path / "model"), "--", "--tensor-parallel-size", "2")
     with served(*arguments, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -86,18 +85,13 @@ def test_signals_reach_vllm_and_its_exit_code_is_ours(number: signal.Signals, st
         assert said["key"] == "secret"
         assert said["arguments"][:2] == ["serve", str(tmp_path / "model")]
         assert said["arguments"][-2:] == ["--tensor-parallel-size", "2"]
-        process.send_signal(number)
-        assert process.wait(PATIENCE) == 40 + number
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"{int(signal.SIGINT)}\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 40 + signal.SIGTERM
         shown = process.stderr.read()
         assert f"starting {stand_in} serve" in shown
         assert "secret" not in shown
-
-
-def test_a_vllm_that_fails_fails_the_command(stand_in: Path, tmp_path: Path) -> None:
-    environment = {"SPECSTREAM_VLLM_PATH": str(stand_in)}
-    arguments = ("--model", tiny_folder(tmp_path / "model"), "--", "--fail")
-    with served(*arguments, environment=environment, stdout=subprocess.DEVNULL) as process:
-        assert process.wait(PATIENCE) == 3
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ arrivals = st.lists(
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["as deep as allowed", "as deep as pays"])
 @pytest.mark.parametrize("name", [name for name in DRAFTERS if name != "oracle"])
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(arrivals=arrivals)
 def test_whoever_comes_and_goes(name: str, adaptive: bool, arrivals: list[Arrival]) -> None:
     def speculation() -> Speculation:

@@ -14,7 +14,7 @@ from specstream.models.target.uncached import UncachedTarget
 from tests.lossless.decoding import make_drafter, run
 from tests.lossless.families import LONG, build, generated, prompt
 
-NEW_TOKENS = 40
+NEW_TOKENS = 24
 DRAFTERS = ("none", "lookup-tree", "draft_model-tree", "lookahead", "self:int8", "streams-learned", "mixed-tree")
 RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
     "auto": DRAFTERS,
@@ -27,7 +27,7 @@ RUNTIMES: dict[RuntimeName, tuple[str, ...]] = {
 def prompts(family: str) -> list[list[int]]:
     """One that stays below the length, some that cross it, at once and later, and one that is beyond it."""
     limit = int(family.partition("-")[2])
-    lengths = (12, limit - 25, limit - 1, limit, limit + 1, limit + 30)
+    lengths = (12, limit - 12, limit - 1, limit, limit + 1, limit + 30)
     return [prompt(length, seed=length) for length in lengths]
 
 

@@ -23,6 +23,15 @@ from tests.gguf_files import LAYERS, write_gguf
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured is not looked at here: short contexts, and one round behind the one that warms up."""
+    monkeypatch.setattr(passes, "CONTEXT", 40)
+    for name, value in {"PROMPT": 40, "ROUNDS": 1, "DEEPEST": 8}.items():
+        monkeypatch.setattr(speed, name, value)
+    monkeypatch.setattr(matrix, "NEW_TOKENS", 12)
+
+
 @pytest.fixture
 def options(tmp_path: Path) -> Options:
     return Options(output=tmp_path, device="cpu", tiny=True)

@@ -53,14 +53,14 @@ class TestWhereNothingIsAccepted:
     @pytest.mark.parametrize("drafter", DRAFTERS.values(), ids=DRAFTERS)
     @pytest.mark.parametrize("costs", [SMALL, PAIR], ids=["small", "pair"])
     def test_a_short_text_loses_less_than_3_percent_from_the_first_round_on(self, costs, drafter):
-        for seed in range(3):
+        for seed in range(2):
             machine, controller = Machine(**costs, **drafter, seed=seed), Controller()
             assert min(speed(machine, controller, 256, 4)) > 0.97
 
     @pytest.mark.parametrize("drafter", DRAFTERS.values(), ids=DRAFTERS)
     @pytest.mark.parametrize("costs", [SMALL, PAIR], ids=["small", "pair"])
     def test_nor_does_one_after_a_text_of_which_much_was(self, costs, drafter):
-        for seed in range(4):
+        for seed in range(2):
             machine, controller = Machine(**costs, **drafter, seed=seed), Controller()
             good = {"model": 0.85, "lookup": (0.5, 0.9)}
             for name in drafter:
@@ -73,9 +73,9 @@ class TestWhereNothingIsAccepted:
     @pytest.mark.parametrize("step", [12, 31, 90])
     def test_in_the_long_run_it_costs_what_it_is_allowed_to(self, step):
         machine, controller = Machine(SMALL["price"], step=step, read=step / 10, model=0.0), Controller()
-        machine.run(controller, 5000)
+        machine.run(controller, 2500)
         lost = machine.seconds / 31 - machine.tokens
-        assert lost < BUDGET + REFILL * 5000 + 2 * step / 31
+        assert lost < BUDGET + REFILL * 2500 + 2 * step / 31
 
     def test_passes_that_are_dear_at_every_new_width_are_paid_for(self):
         """Each may be forgiven its price, as a first one; what it took is gone all the same."""
