@@ -127,8 +127,8 @@ class Batch:
         scored = self._clock.mark()
         contexts, generators = [row.tokens for row in rows], [row.generator for row in rows]
         rules = [(row.sampling, row.stopping.eos_token_ids) for row in rows]
-        threshold, find = speculation.acceptance_threshold, self._session.likeliest
-        verdicts = verify_each(trees, logits, contexts, rules, generators, threshold, find)
+        threshold, finder = speculation.acceptance_threshold, self._session.finder
+        verdicts = verify_each(trees, logits, contexts, rules, generators, threshold, finder)
         self._session.commit([verdict.path for verdict in verdicts])
         self._behind = set(rows) if draft is None else set()
         if draft is not None:

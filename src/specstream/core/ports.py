@@ -12,16 +12,12 @@ import torch
 from torch import Tensor
 
 from specstream.core.prefix_cache import PrefixCache
-from specstream.core.sampling import Sampling, likeliest
+from specstream.core.sampling import Finder, Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError, must_be
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-Likeliest = Callable[[Tensor, Sequence[int], int], list[list[int]]]
-"""``(logits [n, vocab], places among the n, k)`` -> of each place the k tokens with the largest, the largest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,9 +192,9 @@ class TargetSession(Protocol):
         """
 
     @property
-    def likeliest(self) -> Likeliest:
-        """How the tokens with the largest logits are found."""
-        return likeliest
+    def finder(self) -> Finder:
+        """What looks for the tokens with the largest logits."""
+        return Finder()
 
     @abstractmethod
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

@@ -141,42 +141,31 @@ def largest(scores: Tensor) -> Tensor:
     return scores.argmax(-1) if scores.device.type != "cpu" else torch.as_tensor(_numbers(scores).argmax(-1))
 
 
-def _largest_by_bits(scores: Tensor) -> Tensor | None:
-    """The same of bfloat16 on the CPU, where every row has a positive number and none holds NaN or plus infinity.
-
-    Bits tell, read as whole numbers: of positive ones they are in order, and every negative one is below. It takes
-    three calls instead of seven, and behind a pass, which leaves nothing else in the caches, calls are what costs.
-
-    Returns:
-        None where somebody else has to look.
-    """
-    if scores.device.type != "cpu" or scores.dtype != torch.bfloat16:
-        return None
-    bits = scores.detach().view(torch.int16).numpy()
-    highest, with_sign = bits.max(-1), int(bits.view("uint16").max(initial=0))
-    infinity, negative_infinity = 0x7F80, 0xFF80  # beyond each are the NaN
-    if not (highest.size and highest.min() > 0 and highest.max() < infinity and with_sign <= negative_infinity):
-        return None
-    return torch.from_numpy(bits.argmax(-1))
-
-
 def greedy_choices(logits: Tensor) -> Tensor:
     """The argmax of every position: ``[rows, width, vocab]`` -> token ids ``[rows, width]``, still on the device.
 
     Read them through ``checked``: a bad position counts only where the output meets it, as in plain decoding; it
     may as well lie beyond the row's tree or below a rejected draft.
     """
-    if (choices := _largest_by_bits(logits)) is not None:
-        return choices
     choices = largest(logits)
     best = logits.gather(-1, choices[..., None])[..., 0]
     return choices.masked_fill(~torch.isfinite(best), NO_CHOICE)
 
 
-def likeliest(logits: Tensor, places: Sequence[int], k: int) -> list[list[int]]:
-    """The ``k`` tokens with the largest of ``logits``, ``[n, vocab]``, at each of some places, the largest first."""
-    found: list[list[int]] = logits[list(places)].topk(k).indices.tolist()
-    return found
+class Finder:
+    """Looks for the tokens with the largest logits of a pass. A runtime may have a faster one."""
+
+    def choices(self, logits: Tensor) -> Tensor:
+        """``greedy_choices``."""
+        return greedy_choices(logits)
+
+    def likeliest(self, logits: Tensor, places: Sequence[int], k: int) -> list[list[int]]:
+        """The ``k`` tokens with the largest of ``logits``, ``[n, vocab]``, at each of some places, the largest first.
+
+        Where the largest is NaN or infinite, the first of them means nothing.
+        """
+        found: list[list[int]] = logits[list(places)].topk(k).indices.tolist()
+        return found
 
 
 def _numbers(scores: Tensor) -> Any:

@@ -28,12 +28,14 @@ from torch import Tensor
 
 from specstream.core.device import deferred
 from specstream.core.device.verification import judge_chains
-from specstream.core.ports import Likeliest, Verdict
-from specstream.core.sampling import Sampling, checked, draw, greedy_choices, largest, likeliest, probabilities
+from specstream.core.ports import Verdict
+from specstream.core.sampling import Finder, Sampling, checked, draw, largest, probabilities
 from specstream.core.tree import TokenTree
 
 Walk = Callable[[int], Tensor]
 """node -> the target's distribution ``[vocab]`` after it."""
+
+FINDER = Finder()
 
 
 def verify(  # noqa: PLR0913
@@ -44,7 +46,7 @@ def verify(  # noqa: PLR0913
     generators: Sequence[torch.Generator],
     acceptance_threshold: float | None = None,
     ends: frozenset[int] = frozenset(),
-    find: Likeliest = likeliest,
+    finder: Finder = FINDER,
 ) -> list[Verdict]:
     """Verify every row's tree.
 
@@ -56,7 +58,7 @@ def verify(  # noqa: PLR0913
         generators: each row's own source of chance, on the CPU.
         acceptance_threshold: None is lossless. A number turns on typical acceptance (lossy) at temperature > 0.
         ends: tokens nothing comes after, so that no processor is asked what would.
-        find: looks for the tokens with the largest logits, where a drafter asks for them.
+        finder: looks for the tokens with the largest logits.
 
     Returns:
         A verdict for each row; with an ``error`` where a processor fails, or where the output meets logits that are NaN
@@ -66,13 +68,18 @@ def verify(  # noqa: PLR0913
         NumericalError: a token was drafted from NaN.
     """
     if sampling.greedy and not sampling.needs_context:
-        rows = deferred.fetch(trees, greedy_choices(logits))
+        rows = deferred.fetch(trees, choose(finder, logits))
         verdicts = [
             _guarded(verify_greedy, tree, partial(_choice, row), ends) for tree, row in zip(trees, rows, strict=True)
         ]
-        return _with_choices(verdicts, logits, find, lambda: rows)
+        return _with_choices(verdicts, logits, finder, lambda: rows)
     verdicts = _walks(trees, logits, contexts, sampling, generators, acceptance_threshold, ends)
-    return _with_choices(verdicts, logits, find, lambda: greedy_choices(logits).tolist())
+    return _with_choices(verdicts, logits, finder, lambda: choose(finder, logits).tolist())
+
+
+def choose(finder: Finder, logits: Tensor) -> Tensor:
+    """``Finder.choices``, by a name that the profiler can stand in for."""
+    return finder.choices(logits)
 
 
 def verify_each(
@@ -82,7 +89,7 @@ def verify_each(
     rules: Sequence[tuple[Sampling, frozenset[int]]],
     generators: Sequence[torch.Generator],
     acceptance_threshold: float | None = None,
-    find: Likeliest = likeliest,
+    finder: Finder = FINDER,
 ) -> list[Verdict]:
     """``verify`` for rows that each have their own sampling and ends; those of one rule are judged together."""
     alike: dict[object, list[int]] = {}
@@ -98,16 +105,16 @@ def verify_each(
             [generators[row] for row in rows],
             acceptance_threshold,
             rules[rows[0]][1],
-            find,
+            finder,
         )
         verdicts.update(zip(rows, judged, strict=True))
     return [verdicts[row] for row in range(len(trees))]
 
 
 def _with_choices(
-    verdicts: Sequence[Verdict], logits: Tensor, find: Likeliest, choices: Callable[[], list[list[int]]]
+    verdicts: Sequence[Verdict], logits: Tensor, finder: Finder, choices: Callable[[], list[list[int]]]
 ) -> list[Verdict]:
-    rows, likely = cache(choices), cache(partial(_likeliest, verdicts, logits, find))
+    rows, likely = cache(choices), cache(partial(_likeliest, verdicts, logits, finder))
     return [
         replace(
             verdict,
@@ -118,11 +125,11 @@ def _with_choices(
     ]
 
 
-def _likeliest(verdicts: Sequence[Verdict], logits: Tensor, find: Likeliest, k: int) -> list[list[list[int]]]:
+def _likeliest(verdicts: Sequence[Verdict], logits: Tensor, finder: Finder, k: int) -> list[list[list[int]]]:
     """After the nodes of every row's path, all at once: behind a pass it is calls that cost."""
     rows, width, vocab = logits.shape
     places = [row * width + node for row, verdict in enumerate(verdicts) for node in verdict.path]
-    found = iter(find(logits.reshape(rows * width, vocab), places, min(k, vocab)))
+    found = iter(finder.likeliest(logits.reshape(rows * width, vocab), places, min(k, vocab)))
     return [list(islice(found, len(verdict.path))) for verdict in verdicts]
 
 

@@ -154,7 +154,7 @@ class Instrument:
     def on(self) -> Iterator[None]:
         """Inside, the loop's functions are noted too: in this process and not only in this thread."""
         functions = {(loop, "verify_each"): VERIFY} | {
-            (rules, name): SAMPLE for name in ("greedy_choices", "probabilities", "draw", "judge_chains")
+            (rules, name): SAMPLE for name in ("choose", "probabilities", "draw", "judge_chains")
         }
         kept = {(module, name): getattr(module, name) for module, name in functions}
         try:

@@ -98,7 +98,7 @@ class TestChoices:
         assert list(verdict.choices()) == [0, NO_CHOICE]
 
     def test_nobody_pays_for_what_is_not_asked_for(self, monkeypatch):
-        monkeypatch.setattr(rules, "greedy_choices", None)
+        monkeypatch.setattr(rules, "choose", None)
         verify([BRANCHES], logits_for([0] * 6), [[0]], Sampling(temperature=1.0), [seeded()])
 
 

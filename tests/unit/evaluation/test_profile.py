@@ -69,11 +69,11 @@ def test_the_output_is_that_without_the_instrument(target, settings, temperature
 
 
 def test_the_functions_are_put_back(target):
-    before = loop.verify_each, rules.greedy_choices, rules.draw
+    before = loop.verify_each, rules.choose, rules.draw
     with pytest.raises(ZeroDivisionError), Instrument().on():
         assert loop.verify_each is not before[0]
         _ = 1 // 0
-    assert (loop.verify_each, rules.greedy_choices, rules.draw) == before
+    assert (loop.verify_each, rules.choose, rules.draw) == before
 
 
 def test_a_draft_model_and_streams_draft_through_stand_ins(target):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specstream.core.sampling import Finder
 from specstream.core.tree import TokenTree
 from specstream.environment import level
 from specstream.models.runtime import compiled
@@ -125,22 +126,30 @@ def linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def likeliest(logits: Tensor, places: Sequence[int], k: int) -> list[list[int]]:
-    """The ``k`` tokens with the largest logits, the largest first, of equal ones the first; a NaN is above all.
+class KernelFinder(Finder):
+    """Finds in one call for all rows: behind a pass, which leaves nothing else in the caches, calls are what costs.
 
-    Args:
-        logits: ``[n, vocab]``.
-        places: which of the n.
-        k: at most ``vocab``.
+    Of equal logits the first is found, and a NaN is above all.
     """
-    vocab = logits.shape[-1]
+
+    def choices(self, logits: Tensor) -> Tensor:
+        """See ``Finder``."""
+        rows, width, vocab = logits.shape
+        return _likeliest(logits.reshape(rows * width, vocab), range(rows * width), 1).view(rows, width)
+
+    def likeliest(self, logits: Tensor, places: Sequence[int], k: int) -> list[list[int]]:
+        """See ``Finder``."""
+        found: list[list[int]] = _likeliest(logits, places, k).tolist()
+        return found
+
+
+def _likeliest(logits: Tensor, places: Sequence[int], k: int) -> Tensor:
+    """``[places, k]`` int64; the first is ``NO_CHOICE`` where the largest is NaN or infinite."""
     logits = (logits if logits.dtype == torch.bfloat16 else logits.float()).contiguous()
     rows, tokens = torch.tensor(places), torch.empty((len(places), k), dtype=torch.int64)
-    kernel("likeliest", logits.dtype)(
-        *(logits.data_ptr(), rows.data_ptr(), tokens.data_ptr()), *(len(places), vocab, k)
-    )
-    found: list[list[int]] = tokens.tolist()
-    return found
+    addresses = logits.data_ptr(), rows.data_ptr(), tokens.data_ptr()
+    kernel("likeliest", logits.dtype)(*addresses, len(places), logits.shape[-1], k)
+    return tokens
 
 
 @dataclass(frozen=True)

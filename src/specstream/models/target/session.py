@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from specstream.core.device.deferred import upload
-from specstream.core.ports import Adapter, Likeliest, PromptWatcher
+from specstream.core.ports import Adapter, PromptWatcher
 from specstream.core.prefix_cache import PrefixCache
-from specstream.core.sampling import likeliest
+from specstream.core.sampling import Finder
 from specstream.core.tree import TokenTree
 from specstream.models.architecture.hidden_states import States
 from specstream.models.architecture.rotary import reading_prompt
@@ -109,9 +109,9 @@ class HuggingFaceSession:
         return device
 
     @property
-    def likeliest(self) -> Likeliest:
+    def finder(self) -> Finder:
         """See ``TargetSession``."""
-        return native.likeliest if self._target.runtime.kind == "native" else likeliest
+        return native.KernelFinder() if self._target.runtime.kind == "native" else Finder()
 
     @property
     def exact(self) -> str:

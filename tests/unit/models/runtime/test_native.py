@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from specstream.core.sampling import NO_CHOICE, greedy_choices
 from specstream.models.runtime import native
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
@@ -69,9 +70,25 @@ def test_not_a_number_stays_not_a_number():
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_the_likeliest_are_those_of_pytorch_at_every_place(dtype):
-    logits = torch.stack([torch.randperm(300, generator=torch.Generator().manual_seed(seed)) for seed in range(5)])
+def test_the_likeliest_tokens_are_those_of_pytorch(dtype):
+    logits = torch.stack([torch.randperm(300, generator=torch.Generator().manual_seed(seed)) for seed in range(6)])
     logits = (logits - 150).to(dtype)  # bfloat16 has all of these numbers
+    finder = native.KernelFinder()
     for rows in (logits, logits[:, ::2]):
-        found = native.likeliest(rows, [4, 0, 0], 7)
+        found = finder.likeliest(rows, [4, 0, 0], 7)
         assert found == [rows[place].topk(7).indices.tolist() for place in (4, 0, 0)]
+        assert finder.choices(rows.view(2, 3, -1) if rows.is_contiguous() else rows[None]).flatten().tolist() == (
+            rows.argmax(-1).tolist()
+        )
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf])
+def test_what_is_no_number_is_no_choice(dtype, bad):
+    logits = torch.arange(1.0, 401.0).view(1, 4, 100).to(dtype)
+    logits[0, 1, 3] = bad
+    logits[0, 2] = -torch.inf
+    logits[0, 3, 98] = logits[0, 3, 99]  # the first of equals
+    assert native.KernelFinder().choices(logits).equal(greedy_choices(logits))
+    assert greedy_choices(logits)[0, 1:].tolist() == [NO_CHOICE, NO_CHOICE, int(logits[0, 3].float().argmax())]

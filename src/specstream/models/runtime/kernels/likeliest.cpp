@@ -1,11 +1,12 @@
 // The tokens of the largest logits, in the order of their logits: most numbers are compared with the least of those found so
-// far, a few vectors at a time, and nothing else. Equal ones are in the order of their places; a NaN is larger than all.
+// far, a few vectors at a time, and nothing else. Equal ones are in the order of their places; a NaN is larger than all. In
+// place of the first stands NO_CHOICE where its logit is NaN or infinite.
 
 #include "lanes.h"
 
 namespace {
 
-constexpr long AT_ONCE = 4 * LANES;
+constexpr long AT_ONCE = 4 * LANES, NO_CHOICE = -1;
 
 bool above(float a, float b) { return a > b || (a != a && b == b); }
 
@@ -31,6 +32,7 @@ template <class T> void likeliest(const T *logits, long vocab, long k, float *la
       tokens[place] = i;
     }
   }
+  if (!std::isfinite(largest[0])) tokens[0] = NO_CHOICE;
 }
 
 template <class T> void rows(const T *logits, const int64_t *places, int64_t *tokens, long count, long vocab, long k) {
