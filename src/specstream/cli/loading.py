@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from specstream.reporting import errors_only
+
 
 def load_engine(model: str, draft: str | None, settings: dict[str, Any], *, alone: bool = False) -> Any:
     """A ``SpeculativeEngine``. Settings are validated before anything is fetched or loaded.
@@ -36,11 +38,9 @@ def quiet() -> Iterator[None]:
     """Inside, transformers shows no progress bars of its own and only errors: the command speaks for itself."""
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with errors_only():
+            yield
     finally:
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        logging.set_verbosity(verbosity)

@@ -21,7 +21,7 @@ from typing import Literal
 
 from specstream.environment import GENERIC, Level, architecture, processor
 from specstream.errors import SpecStreamError
-from specstream.files.atomic import user_cache
+from specstream.files.atomic import user_cache, why_unread
 from specstream.reporting import announce, step
 
 FOLDER = Path(__file__).parent / "kernels"
@@ -133,20 +133,31 @@ def _compile_and_keep(compiler: str, level: Level, kept: Path) -> tuple[Path, ct
     A cache that cannot be written to costs every process a compilation, and nothing else.
     """
     try:
-        with _locked(kept), tempfile.TemporaryDirectory(prefix="specstream-", ignore_cleanup_errors=True) as folder:
+        with (
+            _locked(kept) as trouble,
+            tempfile.TemporaryDirectory(prefix="specstream-", ignore_cleanup_errors=True) as folder,
+        ):
             with suppress(OSError):  # who held the lock may have made it
                 return kept, _open(kept, level)
-            announce(f"compiling kernels for this processor ({level.name}), once; it takes about a minute")
+            often = "once" if trouble is None else "at each start"
+            announce(f"compiling kernels for this processor ({level.name}), {often}; it takes about a minute")
+            if trouble is not None:
+                announce(_unkept(kept, trouble))
             made = Path(folder) / kept.name
             compile_kernels(compiler, level, made)
             try:
                 _keep(made, kept)
             except OSError as error:
-                announce(f"the kernels cannot be kept in {kept.parent} ({error}), and will be compiled again")
+                if trouble is None:
+                    announce(_unkept(kept, why_unread(error)))
                 return made, _open_new(made, level)
             return kept, _open_new(kept, level)
     except OSError as error:
         raise NoKernelsError(f"the kernels cannot be compiled: {error}; free some space or set TMPDIR") from error
+
+
+def _unkept(kept: Path, why: str) -> str:
+    return f"the kernels cannot be kept in {kept.parent} ({why}); set XDG_CACHE_HOME to a folder that can be written to"
 
 
 def _open_new(made: Path, level: Level) -> ctypes.CDLL:
@@ -158,19 +169,25 @@ def _open_new(made: Path, level: Level) -> ctypes.CDLL:
 
 
 @contextmanager
-def _locked(kept: Path) -> Iterator[None]:
-    """Of processes that start together one compiles and the others wait: a compiler wants a core and some memory."""
+def _locked(kept: Path) -> Iterator[str | None]:
+    """Of processes that start together one compiles and the others wait: a compiler wants a core and some memory.
+
+    Gives why nothing can be kept there; None where it can, as far as is known.
+    """
     from filelock import FileLock  # here, so that a wheel can be built without it
 
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(kept.with_suffix(".lock"))
         lock.acquire()
-    except (OSError, NotImplementedError):  # nothing can be kept there either: see `_compile_and_keep`
-        yield
+    except NotImplementedError:  # a file system without locks
+        yield None
+        return
+    except OSError as error:  # nothing can be kept there either: see `_compile_and_keep`
+        yield why_unread(error)
         return
     try:
-        yield
+        yield None
     finally:
         lock.release()
 

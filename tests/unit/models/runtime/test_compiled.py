@@ -213,10 +213,14 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation(compiler, folder, tm
     monkeypatch.setenv("XDG_CACHE_HOME", place if place.startswith("/") else str(tmp_path / place))
     assert load(level()).state == "compiled"
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 2 and "cannot be kept" in said[1]
+    assert len(said) == 2 and "at each start" in said[0] and "XDG_CACHE_HOME" in said[1]
     before = runs(compiler)
     assert load(level()).state == "compiled"
     assert runs(compiler) == 2 * before
+    capfd.readouterr()
+    monkeypatch.setenv("CXX", script(tmp_path / "failing", "exit 1"))
+    assert load(level()).state == "missing"
+    assert "cannot be kept" in capfd.readouterr().err  # whoever waits for the compiler knows it already
 
 
 def full(*arguments, **settings):
