@@ -18,6 +18,9 @@ def load_engine(model: str, draft: str | None, settings: dict[str, Any], *, alon
         settings: of the engine.
         alone: nothing else will be made of its model, so that weights with a copy are given back.
     """
+    from specstream.models.hub.catalog import check
+
+    check(model)  # at once: what reads the settings imports torch
     from specstream.config import engine_config
 
     engine_config(settings)  # type: ignore[arg-type]

@@ -92,6 +92,8 @@ def compile_kernels(compiler: str, level: Level, made: Path) -> None:
     # pool of threads and an installation without libgomp runs. Clang's calls are of another library.
     own_openmp = ["-fopenmp"] if "clang" in _version(compiler) else []
     _run_all([[compiler, *level.options, *own_openmp, *linked]])
+    if not made.exists():
+        raise NoKernelsError(f"{compiler} ended without an error and wrote no file; set CXX to another compiler")
 
 
 def kept_for(compiler: str, level: Level) -> Path:
@@ -117,6 +119,11 @@ def _compiled(level: Level) -> tuple[Path, ctypes.CDLL]:
         # What is there and does not load was damaged, or needs a newer system: it is made anew.
         with suppress(OSError):
             return path, _open(path, level)
+    if (chosen := os.environ.get("CXX")) and compiler is None:
+        raise NoKernelsError(
+            f"no kernels for {level.name} are installed and CXX is {chosen!r}, which is no command; give the name of "
+            "one without its options, or unset it"
+        )
     if compiler is None or kept is None:
         raise NoKernelsError(
             f"no kernels for {level.name} are installed and no C++ compiler was found; "
@@ -246,7 +253,7 @@ def _run_all(commands: Sequence[Sequence[str]]) -> None:
     for process, command, complaint in zip(running, commands, complaints, strict=True):
         if process.returncode != 0:
             remedy = "free some space or set TMPDIR" if "No space left" in complaint else "set CXX to another compiler"
-            reason = " ".join(complaint.split())[:300]
+            reason = " ".join(complaint.split())[:300] or f"it ended with {process.returncode}"
             raise NoKernelsError(f"{command[0]} could not build the kernels: {reason}; {remedy}")
 
 
