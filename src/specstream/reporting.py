@@ -129,8 +129,8 @@ def errors_only() -> Iterator[None]:
     theirs.get_verbosity()  # makes its handler
     handlers = list(logging.getLogger("transformers").handlers)
 
-    def told(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
+    def told(record: logging.LogRecord) -> bool:  # a handler may be other loggers' too
+        return record.levelno >= logging.ERROR or not record.name.startswith("transformers")
 
     for each in handlers:
         each.addFilter(told)

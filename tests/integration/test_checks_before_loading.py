@@ -84,7 +84,7 @@ def test_training_checks_its_names_first(here, values):
         train(train_config(values), quiet=True)
 
 
-def test_a_model_that_is_not_there_is_refused_before_torch_is_imported():
+def test_a_model_that_is_not_there_is_refused_before_transformers_is_imported():
     code = """
 import sys
 from specstream.cli.loading import load_engine
@@ -92,6 +92,6 @@ from specstream.errors import ModelNotFoundError
 try:
     load_engine("./nowhere", None, {})
 except ModelNotFoundError:
-    sys.exit("torch" in sys.modules)
+    sys.exit("transformers" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

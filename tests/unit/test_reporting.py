@@ -50,11 +50,15 @@ def test_two_that_overlap_leave_transformers_as_it_was():
     from transformers.utils import logging as theirs
 
     (handler, *_), before = logging.getLogger("transformers").handlers, theirs.get_verbosity()
-    warning, error = (logging.makeLogRecord({"levelno": level}) for level in (logging.WARNING, logging.ERROR))
+    warning, error = (
+        logging.makeLogRecord({"name": "transformers.a", "levelno": level})
+        for level in (logging.WARNING, logging.ERROR)
+    )
     first, second = errors_only(), errors_only()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
     assert handler.filter(error) and not handler.filter(warning)
+    assert handler.filter(logging.makeLogRecord({"name": "specstream", "levelno": logging.WARNING}))
     second.__exit__(None, None, None)
     assert handler.filter(warning) and theirs.get_verbosity() == before

@@ -18,12 +18,11 @@ def load_engine(model: str, draft: str | None, settings: dict[str, Any], *, alon
         settings: of the engine.
         alone: nothing else will be made of its model, so that weights with a copy are given back.
     """
+    from specstream.config import engine_config
     from specstream.models.hub.catalog import check
 
-    check(model)  # at once: what reads the settings imports torch
-    from specstream.config import engine_config
-
     engine_config(settings)  # type: ignore[arg-type]
+    check(model)  # before transformers is imported, which takes longer
     with quiet():
         from specstream.engine.engine import SpeculativeEngine
 

@@ -84,6 +84,7 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
     heads = settings.get("model_type") == "medusa"
     kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))
     if target is not None and not heads:
+        config_in(resolve(target), target)
         check_tokenizers(target, source)  # before the weights are read
     report: dict[str, Any] = {}
 
