@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from specstream.core.sampling import LogitsProcessor, Sampling
+from specstream.environment import check_free
 from specstream.errors import UsageError, listed, remedy, shown
 from specstream.files.yaml_file import Section, takes_numbers
 
@@ -296,6 +297,16 @@ _KEEPS_ALL = {"top_k": (0,), "top_p": (0, 1), "min_p": (0,)}
 """What says of a setting of sampling that it is off."""
 
 
+def check_prefix_cache(gigabytes: float, device: str) -> None:
+    """Refuse more memory for earlier texts than is free. The default is nobody's choice, and may have to be freed.
+
+    Raises:
+        UsageError: so it is, with the numbers.
+    """
+    if gigabytes > EngineConfig.model_fields["prefix_cache_gb"].default:
+        check_free("prefix_cache_gb", gigabytes, device)
+
+
 def without_effect(temperature: float, **given: Any) -> str | None:
     """Says of settings of sampling that nothing comes of them in greedy decoding; None where nothing is to be said.
 
@@ -340,7 +351,7 @@ def _check_by_name(settings: Mapping[str, Any]) -> None:
 
 _INSTEAD = {
     "streamer": "engine.stream(prompt) gives the text piece by piece",
-    "num_return_sequences": "give the prompt so many times, in a list",
+    **dict.fromkeys(("num_return_sequences", "n", "best_of"), "give the prompt so many times, in a list"),
     "generator": "give seed=, a whole number",
     "stopping_criteria": "give stop=, texts, or stop_token_ids=",
     "no_repeat_ngram_size": "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers",

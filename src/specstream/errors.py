@@ -160,6 +160,7 @@ _OURS = {
     "prompts": "prompt prompt_file dataset data input input_file",
     "prompt_file": "file input_file prompts",
     "text": "generated_text output_text",
+    "prompt": "text content",
     "token_ids": "sequences ids output_ids tokens",
     "acceptance_rate": "acceptance",
     # of servers

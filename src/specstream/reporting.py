@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -115,3 +116,26 @@ def step(what: str | Callable[[], str]) -> Iterator[None]:
         thread.join()
     if said.is_set():
         announce(f"{now()}: done in {time.monotonic() - started:.0f} s")
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Inside, transformers tells errors alone.
+
+    Its verbosity, which is the whole process's, stays as it is: threads that overlap each have a filter of their own.
+    """
+    from transformers.utils import logging as theirs
+
+    theirs.get_verbosity()  # makes its handler
+    handlers = list(logging.getLogger("transformers").handlers)
+
+    def told(record: logging.LogRecord) -> bool:  # a handler may be other loggers' too
+        return record.levelno >= logging.ERROR or not record.name.startswith("transformers")
+
+    for each in handlers:
+        each.addFilter(told)
+    try:
+        yield
+    finally:
+        for each in handlers:
+            each.removeFilter(told)

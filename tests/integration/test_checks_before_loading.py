@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -80,3 +82,16 @@ def test_an_engine_checks_its_names_first(here, settings):
 def test_training_checks_its_names_first(here, values):
     with pytest.raises(SpecStreamError, match="nope"):
         train(train_config(values), quiet=True)
+
+
+def test_a_model_that_is_not_there_is_refused_before_transformers_is_imported():
+    code = """
+import sys
+from specstream.cli.loading import load_engine
+from specstream.errors import ModelNotFoundError
+try:
+    load_engine("./nowhere", None, {})
+except ModelNotFoundError:
+    sys.exit("transformers" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -82,7 +82,7 @@ class _Silent(LookupDrafter):
 
 def refused(code, made, told):
     with pytest.raises(SpecStreamError) as caught:
-        exec(f"from dataclasses import replace\nfrom specstream import *\n{code}", dict(made))
+        exec(f"import copy, pickle\nfrom dataclasses import replace\nfrom specstream import *\n{code}", dict(made))
     message = str(caught.value)
     assert told in message and "\n" not in message
 
@@ -102,6 +102,20 @@ OF_ANOTHER_KIND = [
         "SpeculativeEngine(M, TOK, memory='/dev/null/x')",
         "memory is '/dev/null/x', where '/dev/null' is no folder; give",
     ),
+    ("SpeculativeEngine(M, TOK, memory='/proc/x/y')", "memory '/proc/x/y' cannot be written: No such file or dir"),
+    ("del E.tokenizer", "tokenizer cannot be deleted: an engine needs it"),
+    ("copy.copy(E.stream('one'))", "a stream cannot be pickled or copied: it is being read; send its pieces"),
+    ("pickle.dumps(E.stream('one'))", "a stream cannot be pickled or copied: it is being read; send its pieces"),
+    ("E.generate(IDS.to_sparse())", "the prompt is a sparse tensor, whose zeros are no tokens; give input_ids.to_de"),
+    ("E.generate('one', n=2)", "unknown setting 'n'; give the prompt so many times, in a list"),
+    ("custom_generate(TOK)", "draft_model is a TokenizersBackend: it is no transformers model; give one"),
+    ("custom_generate(5)", "draft_model is a int: it is no transformers model; give one"),
+    ("LoRAAdapter(BASE, {'r': 49})", "lora_config.r is 49 and no layer to adapt has a rank above 48; give less"),
+    ("AD.load_weights('/no/such')", "'/no/such' holds no LoRA weights: No such file or directory; give a folder"),
+    ("B.save_state('/proc/x')", "path '/proc/x' cannot be written: No such file or directory; give another"),
+    ("DeploymentConfig(model_name=M)", "model_name is LlamaForCausalLM( (model)"),
+    ("DeploymentConfig(models={'a': 5})", "models.a is 5; give names and where each is loaded from"),
+    ("DeploymentConfig(cors_origins=['http://a.b', 5])", "cors_origins.1 is 5; give a list of origins"),
     ("quantize(M, 'int8', 'out')", "; give a catalog name, a local folder or a hub id"),
     ("quantize(None, 'int8', 'out')", "model is None; give a catalog name, a local folder or a hub id"),
     ("SpeculativeEngine(M, 'gpt2')", "tokenizer is 'gpt2'; give the tokenizer itself"),

@@ -128,7 +128,32 @@ def send(served: Served, body: Any, path: str = "completions", **headers: str) -
         ({**TEXT, "prompt": [[5], [6, -1]]}, "prompt.1.1", "the prompt has the token -1; the vocabulary is 0 to 299"),
         ({**TEXT, "stop_token_ids": [1, 300]}, "stop_token_ids.1", "stop_token_ids has the token 300; the vocabulary"),
         ({**CHAT, "stop_token_ids": [300]}, "stop_token_ids.0", "stop_token_ids has the token 300; the vocabulary"),
-        ({**CHAT, "logit_bias": {"x": 1}}, "logit_bias.x", "logit_bias.x is 'x'; give one that matches ^\\d{1,9}$"),
+        ({**CHAT, "logit_bias": {"x": 1}}, "logit_bias.x", "logit_bias.x is 'x'; give a token id"),
+        ({**TEXT, "prompt": [1, 2.5]}, "prompt.1", "prompt.1 is 2.5; give a value that is a text or a whole number"),
+        ({**TEXT, "stop": ["a"] * 17}, "stop", f"stop is {str(['a'] * 17)[:80]}...; give a value that has at most 16"),
+        (
+            {**TEXT, "min_tokens": 5, "max_tokens": 4},
+            "min_tokens",
+            "min_tokens is 5 and the answer has 4 at most; give",
+        ),
+        (
+            {**CHAT, "min_tokens": 5, "max_tokens": None, "max_completion_tokens": 4},
+            "min_tokens",
+            "min_tokens is 5 and the answer has 4 at most; give less",
+        ),
+        (
+            {**CHAT, "tools": [{"type": "function", "name": "f", "parameters": {}}]},
+            "tools.0.function",
+            'tools.0.function is missing; give {"type": "function", "function": {"name": ..}}',
+        ),
+        *(
+            (
+                {**CHAT, "chat_template_kwargs": {name: "x"}},
+                "chat_template_kwargs",
+                f"chat_template_kwargs: {name} is no setting of the template; ",
+            )
+            for name in ("messages", "conversation", "tools", "chat_template")
+        ),
         ({**TEXT, "n": 9}, "n", "the request asks for 9 answers; ask for 8 at most"),
         ({**CHAT, "n": 9}, "n", "the request asks for 9 answers; ask for 8 at most"),
         ({**TEXT, "prompt": ["a"] * 9}, "prompt", "the request asks for 9 answers; ask for 8 at most"),
@@ -158,6 +183,35 @@ def test_a_refusal_names_a_field_that_is_there(served: Served, body: Any, param:
     assert error["param"] == param
     assert error["message"].startswith(message)
     assert "[" not in re.split(": | is ", error["message"])[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("tokenize", {"text": "a"}, "text: the field is not known; did you mean 'prompt'?"),
+        ("tokenize", {"content": "a"}, "content: the field is not known; did you mean 'prompt'?"),
+        (
+            "tokenize",
+            {"prompt": "a", "tokens": [1]},
+            "tokens: the field is one of /detokenize; send it there, or leave",
+        ),
+        ("detokenize", {"prompt": "a"}, "tokens is missing; what is sent goes to /tokenize"),
+        (
+            "v1/responses",
+            {"input": "a", "tools": [{"type": "function", "function": {"name": "f"}}]},
+            "tools.0.name is missing; give name, description and parameters beside type, without function",
+        ),
+    ],
+)
+def test_what_another_path_takes_is_named_there(served: Served, path: str, body: Any, message: str) -> None:
+    answer = httpx.post(f"{served.url}/{path}", json=body, timeout=PATIENCE)
+    assert answer.status_code == 400 and answer.json()["error"]["message"].startswith(message)
+
+
+def test_a_schema_within_the_grammar_of_a_call_is_refused_in_words_of_the_schema(served: Served) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
+    error = send(served, {**CHAT, "tools": [tool], "tool_choice": "required"}, "chat/completions").json()["error"]
+    assert error["message"] == "the JSON schema cannot be followed: Invalid type: objekt; give another"
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])

@@ -56,6 +56,18 @@ def test_a_closed_output_is_no_error(line):
     assert "internal" not in said
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('cd "$(mktemp -d)" && rmdir "$PWD" && "$@"', "error: the current folder is not there any more; change into"),
+        ('PYTHONOPTIMIZE=2 "$@"', "error: Python is run without docstrings, which transformers reads; unset PYTHONOPT"),
+    ],
+)
+def test_what_libraries_fail_under_is_refused_in_our_words(line, told):
+    code, said = shell(line, "models", "list")
+    assert code == 2 and said.startswith(told) and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("line", ['"$@" 2>&-', '"$@" 2> >(true)'])
 def test_an_error_that_nobody_can_read_keeps_its_exit_code(line):
     code, said = shell(line, "nonsense")

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
 
 from specstream import reporting
-from specstream.reporting import step
+from specstream.reporting import errors_only, step
 
 
 def wait_for(capsys: pytest.CaptureFixture[str], text: str) -> str:
@@ -43,3 +44,21 @@ def test_a_step_that_fails_ends_its_lines(monkeypatch, capsys):
         raise KeyError("weights")
     assert "done" not in capsys.readouterr().err
     assert not any(thread.name == reporting.THREAD for thread in threading.enumerate())
+
+
+def test_two_that_overlap_leave_transformers_as_it_was():
+    from transformers.utils import logging as theirs
+
+    (handler, *_), before = logging.getLogger("transformers").handlers, theirs.get_verbosity()
+    warning, error = (
+        logging.makeLogRecord({"name": "transformers.a", "levelno": level})
+        for level in (logging.WARNING, logging.ERROR)
+    )
+    first, second = errors_only(), errors_only()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert handler.filter(error) and not handler.filter(warning)
+    assert handler.filter(logging.makeLogRecord({"name": "specstream", "levelno": logging.WARNING}))
+    second.__exit__(None, None, None)
+    assert handler.filter(warning) and theirs.get_verbosity() == before

@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     command: Any = None
     try:
         debug = debug or is_on("SPECSTREAM_DEBUG")
+        _check_process()
         _check_variables(words)
         limit_libraries()  # before a verb imports torch
         command = typer.main.get_command(build_app())
@@ -150,6 +151,18 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
     # Taken out wherever it stands, so that "re-run with --debug" is true of a flag added at the end of the line.
     end = words.index("--") if "--" in words else len(words)
     return [word for word in words[:end] if word != "--debug"] + words[end:], "--debug" in words[:end]
+
+
+def _check_process() -> None:
+    """Refuse what libraries fail under, after a while and in their own words."""
+    if sys.flags.optimize > 1:
+        raise UsageError(
+            "Python is run without docstrings, which transformers reads; unset PYTHONOPTIMIZE, or leave -OO out"
+        )
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the current folder is not there any more; change into one that is") from None
 
 
 def _check_variables(words: Sequence[str]) -> None:

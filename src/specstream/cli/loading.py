@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from specstream.reporting import errors_only
+
 
 def load_engine(model: str, draft: str | None, settings: dict[str, Any], *, alone: bool = False) -> Any:
     """A ``SpeculativeEngine``. Settings are validated before anything is fetched or loaded.
@@ -17,8 +19,10 @@ def load_engine(model: str, draft: str | None, settings: dict[str, Any], *, alon
         alone: nothing else will be made of its model, so that weights with a copy are given back.
     """
     from specstream.config import engine_config
+    from specstream.models.hub.catalog import check
 
     engine_config(settings)  # type: ignore[arg-type]
+    check(model)  # before transformers is imported, which takes longer
     with quiet():
         from specstream.engine.engine import SpeculativeEngine
 
@@ -36,11 +40,9 @@ def quiet() -> Iterator[None]:
     """Inside, transformers shows no progress bars of its own and only errors: the command speaks for itself."""
     from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with errors_only():
+            yield
     finally:
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-        logging.set_verbosity(verbosity)

@@ -426,10 +426,19 @@ def _draft_given(
                 raise another_vocabulary(draft, len(theirs), model_name(target.model), len(tokenizer))
 
         return load_draft(draft, dtype=config.dtype, device=str(target.model.device), check=check)
-    if (reason := wrapper_of(draft)) is not None:
-        raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
+    check_draft(draft)
     check_draft_place(draft, target.model, config.dtype)
     return draft, None, None
+
+
+def check_draft(draft: Any) -> None:
+    """Refuse an object that is no model.
+
+    Raises:
+        UnsupportedModelError: so it is.
+    """
+    if (reason := wrapper_of(draft)) is not None:
+        raise UnsupportedModelError(f"draft_model is a {type(draft).__name__}: {reason}")
 
 
 def _depth(config: EngineConfig, otherwise: int) -> int:

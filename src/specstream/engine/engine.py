@@ -17,6 +17,7 @@ from specstream.config import (
     EngineSettings,
     GenerationConfig,
     SamplingSettings,
+    check_prefix_cache,
     engine_config,
     generation_config,
 )
@@ -32,7 +33,7 @@ from specstream.engine.prompt_forms import one_prompt, padding_of, prompts_in, s
 from specstream.engine.results import GenerationResult, Metrics, Totals, figures_of
 from specstream.engine.settings_file import read_settings
 from specstream.engine.text import Chat, Prompt, are_tokens, check_tokenizer, encode
-from specstream.environment import check_free, level, provenance
+from specstream.environment import level, provenance
 from specstream.errors import UsageError, count_of, must_be, shown, takes
 from specstream.files.atomic import path_of
 from specstream.heads.folder import check_base_name
@@ -78,9 +79,8 @@ class SpeculativeEngine:
         check_choice(self.config, draft_model)  # before a model is loaded for nothing
         if tokenizer is not None:
             check_tokenizer(tokenizer)
-        if self.config.prefix_cache_gb > EngineConfig().prefix_cache_gb:  # that of nobody's choice may have to be freed
-            place = self.config.device if isinstance(model, str) else str(getattr(model, "device", "cpu"))
-            check_free("prefix_cache_gb", self.config.prefix_cache_gb, place)
+        place = self.config.device if isinstance(model, str) else str(getattr(model, "device", "cpu"))
+        check_prefix_cache(self.config.prefix_cache_gb, place)
         self._loaded = isinstance(model, str)
         if isinstance(model, str):
             self.model_name = model
@@ -122,6 +122,9 @@ class SpeculativeEngine:
             why = f"is fixed when the engine is made; give it to {whom}" if fixed else "is no attribute; leave it out"
             raise UsageError(f"{name} cannot be set to {shown(value)}: it {why}")
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise UsageError(f"{name} cannot be deleted: an engine needs it; delete the engine itself")
 
     @classmethod
     def from_config(cls, path: str, **settings: Unpack[EngineSettings]) -> SpeculativeEngine:

@@ -12,7 +12,7 @@ from torch import LongTensor, Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.engine.build import build_parts, eos_token_ids, make_target, renewed
+from specstream.engine.build import build_parts, check_draft, eos_token_ids, make_target, renewed
 from specstream.engine.call_arguments import check_call, check_length
 from specstream.engine.callbacks import Columns, row_processor
 from specstream.engine.generation import Generation, Parts
@@ -137,6 +137,8 @@ def custom_generate(
             f"custom_generate is given {1 + len(called)} models and takes the draft alone; give "
             "custom_generate=custom_generate(draft) to generate(), whose model is the target"
         )
+    if draft_model is not None and not isinstance(draft_model, str):
+        check_draft(draft_model)
     config = engine_config(settings)
     if tokenizer is not None:
         check_tokenizer(tokenizer)

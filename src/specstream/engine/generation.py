@@ -320,6 +320,9 @@ class TextPieces:
         self._pieces = self._read()
         self._reading = Lock()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UsageError("a stream cannot be pickled or copied: it is being read; send its pieces, or its result")
+
     def __iter__(self) -> Iterator[str]:
         """Itself: another loop goes on where the one before stopped."""
         return self

@@ -48,7 +48,7 @@ class Memory:
         index: of the answers.
 
     Raises:
-        UsageError: the file holds something else, is damaged, or belongs to another tokenizer.
+        UsageError: the file holds something else, is damaged, belongs to another tokenizer, or cannot be made.
     """
 
     def __init__(self, file: str | None, tokenizer: Any, vocab_size: int) -> None:
@@ -59,6 +59,8 @@ class Memory:
         self._metadata = {"format": _FORMAT, "tokenizer": _fingerprint(tokenizer, vocab_size)}
         if Path(file).exists():
             self.index.extend(self._read(Path(file), vocab_size))
+        else:
+            self.save(file)  # a place that cannot be written to is known before the first answer
 
     def learn(self, rows: Iterable[Row]) -> None:
         """Remember answers that have ended, the newest in place of the oldest."""

@@ -173,6 +173,8 @@ def _listed(value: Any) -> Any:
         return value
     if getattr(value, "is_meta", False):
         raise UsageError("the prompt is on the device meta and has no values; give one with values, on the CPU")
+    if getattr(value, "is_sparse", False):
+        raise UsageError("the prompt is a sparse tensor, whose zeros are no tokens; give input_ids.to_dense()")
     return value.tolist()
 
 

@@ -15,8 +15,9 @@ from specstream.errors import UsageError, must_be, one_line
 
 
 def user_cache() -> Path:
-    """`$XDG_CACHE_HOME`, else `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    """`$XDG_CACHE_HOME` if it is absolute, as its specification has it, else `~/.cache`."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", "")).expanduser()
+    return given if given.is_absolute() else Path("~/.cache").expanduser()
 
 
 _ENDINGS = (".jsonl", ".json", ".csv", ".txt", ".md", ".py", ".yaml", ".yml", ".gguf", ".bin", ".safetensors")

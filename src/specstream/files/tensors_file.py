@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from specstream.errors import UsageError, one_line
-from specstream.files.atomic import check_new, whole
+from specstream.errors import UsageError
+from specstream.files.atomic import check_new, whole, why_unread
 
 
 def keep_tensors(path: str | Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -37,8 +37,9 @@ def keep_tensors(path: str | Path, name: str, tensors: Mapping[str, Tensor], met
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole(Path(path)) as partial:
+            partial.touch()  # what fails here is said in the system's words
             save_file(dict(tensors), partial, metadata=dict(metadata))
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"{name} {str(path)!r} cannot be written: {one_line(error)}; give another file, or none"
+            f"{name} {str(path)!r} cannot be written: {why_unread(error)}; give another file, or none"
         ) from error

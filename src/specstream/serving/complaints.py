@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from specstream.errors import meant, remedy, shown
 from specstream.serving.middleware import refusal
-from specstream.serving.requests import ChatBody, CompletionBody, Given
+from specstream.serving.requests import TOKEN_ID, ChatBody, CompletionBody, DetokenizeBody, Given, TokenizeBody
 from specstream.serving.responses_api import ResponsesBody
 
 _LONGEST_NAME = 100
@@ -22,8 +23,10 @@ _MAPPING = "a mapping of keys to values"
 _PATHS = {"messages": "/v1/chat/completions", "prompt": "/v1/completions", "input": "/v1/responses"}
 """The field that a body of each path must have."""
 
-_BODIES: tuple[type[Given], ...] = (ChatBody, CompletionBody, ResponsesBody)
-_FIELDS = {path: body.model_fields for path, body in zip(_PATHS.values(), _BODIES, strict=True)}
+_BODIES: tuple[type[Given], ...] = (ChatBody, CompletionBody, ResponsesBody, TokenizeBody, DetokenizeBody)
+_FIELDS = {
+    path: body.model_fields for path, body in zip((*_PATHS.values(), "/tokenize", "/detokenize"), _BODIES, strict=True)
+}
 
 _SCHEMA = 'give response_format: {"type": "json_schema", "json_schema": {"name": ..., "schema": ...}}'
 _INSTEAD = {
@@ -74,14 +77,16 @@ def _complaint(error: Any, body: Any, path: str) -> _Complaint:
         return _Complaint(place=(), words=said)
     place = _place(error["loc"][1:], body, missing=kind == "missing")
     if kind == "string_pattern_mismatch":
-        words = f"is {shown(error['input'])}; give one that matches {context['pattern']}"
+        wanted = "a token id" if context["pattern"] == TOKEN_ID else f"one that matches {context['pattern']}"
+        words = f"is {shown(error['input'])}; give {wanted}"
     if kind == "field":  # of the object, and about one of its fields
         place, words = (*place, context["name"]), context["words"]
     elif kind == "extra_forbidden":
         words = _unknown(place, path)
     elif kind == "missing":
         given = body if len(place) == 1 and isinstance(body, Mapping) else {}
-        other = next((path for field, path in _PATHS.items() if field != place[0] and field in given), None)
+        paths = {**_PATHS, "prompt": "/tokenize"} if path == "/detokenize" else _PATHS
+        other = next((path for field, path in paths.items() if field != place[0] and field in given), None)
         words = "is missing; give it" if other is None else f"is missing; what is sent goes to {other}"
     return _Complaint(place=place, words=words)
 
@@ -114,11 +119,16 @@ def _place(location: Sequence[str | int], body: Any, *, missing: bool) -> tuple[
 
 
 def _most_precise(complaints: Sequence[_Complaint], body: Any) -> tuple[tuple[str | int, ...], str]:
-    """Of the first field that is wrong what is wrong deepest inside: a union complains about each of its branches."""
+    """Of the first field that is wrong what is wrong deepest inside: a union complains about each of its branches.
+
+    What all of them complain about is wrong in itself, and a value of the wrong size is of the right type.
+    """
     first = complaints[0].place
     inside = [each for each in complaints if each.place[: len(first)] == first]
-    place = max((each.place for each in inside), key=len)
+    times = Counter(each.place for each in inside)
+    place = max(times, key=lambda place: (len(place), times[place]))
     words = list(dict.fromkeys(each.words for each in inside if each.place == place))
+    words = [each for each in words if " should have " in each] or words
     if all(each.startswith(_SHOULD) for each in words):
         words = [_SHOULD + " or ".join(each.removeprefix(_SHOULD) for each in words)]
     if _SHOULD in words[0] or " should have " in words[0]:

@@ -107,7 +107,8 @@ class Connection(H11Protocol):
         _log.info("%s sent what is not HTTP", self.client[0] if self.client else "-")
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.limits.refused(400)
-            answer = refusal(400, "the request is not valid HTTP", code="invalid_http", headers={"connection": "close"})
+            words = "the request is not valid HTTP; send HTTP/1.1 to http://, as https:// is not spoken here"
+            answer = refusal(400, words, code="invalid_http", headers={"connection": "close"})
             head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
             for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")

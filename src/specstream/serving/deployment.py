@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
-from specstream.config import truth_value
+from specstream.config import check_prefix_cache, truth_value
 from specstream.environment import PREFIX, VARIABLES, check_free, gpus, variable
-from specstream.errors import UsageError, listed, meant, must_be, remedy
+from specstream.errors import UsageError, listed, meant, must_be, remedy, shown
 from specstream.files.yaml_file import Document, Section, home_expanded, misplaced, owner_of, read_document
 from specstream.serving.faults import FieldError
 from specstream.serving.reasoning import ReasoningParser
@@ -189,6 +189,8 @@ class DeploymentConfig(Section):
     @classmethod
     def _not_empty(cls, value: Any, field: ValidationInfo) -> Any:
         """An empty text is no value: as a key it would let everyone in, as a host it would listen everywhere."""
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
         if isinstance(value, str) and not value.strip() and field.field_name != "vllm_args":
             raise ValueError(f"{field.field_name} is {value!r}; give a value that is not empty, or leave it out")
         return value
@@ -354,6 +356,9 @@ def check_machine(config: DeploymentConfig) -> None:
         raise UsageError("gpu_required is true and this machine has 0 GPUs; give gpu_required: false to serve on a CPU")
     if config.memory_gb is not None:
         check_free("memory_gb", config.memory_gb, config.device)
+    if config.engine == "local":
+        for target in config.targets:
+            check_prefix_cache(target.prefix_cache_gb, target.device)
 
 
 def most_connections(config: DeploymentConfig) -> int:
@@ -406,8 +411,9 @@ def _complaint(error: ValidationError) -> str:
         return f"unknown setting {name!r}; known are {listed(name, DeploymentConfig.model_fields)}"
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
-    value = "not shown" if name == "api_key" else repr(first["input"])
-    return f"{name} is {value}; give {_WANTED.get(name) or remedy(first['msg'])}"
+    value = "not shown" if name == "api_key" else shown(first["input"])
+    place = name if len(first["loc"]) < 2 else f"{name}.{first['loc'][1]}"
+    return f"{place} is {value}; give {_WANTED.get(name) or remedy(first['msg'])}"
 
 
 _WANTED = {

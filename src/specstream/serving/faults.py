@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from traceback import extract_tb
+from typing import Any
 
 from specstream.errors import SpecStreamError, UsageError
 
@@ -36,3 +37,6 @@ class FieldError(UsageError):
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
         self.param = param
+
+    def __reduce__(self) -> tuple[Any, ...]:  # exceptions are made again of their words alone
+        return type(self), (str(self), self.param)

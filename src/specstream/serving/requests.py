@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
-TokenName = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+TOKEN_ID = r"^\d{1,9}$"
+TokenName = Annotated[str, Field(pattern=TOKEN_ID)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 MOST_LOGPROBS = 20
@@ -61,6 +62,18 @@ class Given(BaseModel):
 def about(name: str, words: str) -> PydanticCustomError:
     """An error of a field that is no field of the model."""
     return PydanticCustomError("field", "{name} {words}", {"name": name, "words": words})
+
+
+def _of_a_template(settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what the template gets from elsewhere, and another template, which would run on the server."""
+    for name in ("messages", "conversation", "tools", "chat_template"):
+        if name in settings:
+            remedy = "leave it out" if name == "chat_template" else "give messages and tools at the top of the body"
+            raise ValueError(f"{name} is no setting of the template; {remedy}")
+    return settings
+
+
+TemplateSettings = Annotated[dict[str, Any], AfterValidator(_of_a_template)]
 
 
 class StreamOptions(Given):
@@ -147,6 +160,17 @@ class Body(Given):
             raise about("best_of", "is above n and the answer is a stream, which has no time to choose; leave one out")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_so_long(self) -> Body:
+        if self.min_tokens is not None and self.most_tokens is not None and self.min_tokens > self.most_tokens:
+            raise about("min_tokens", f"is {self.min_tokens} and the answer has {self.most_tokens} at most; give less")
+        return self
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Most new tokens that were asked for."""
+        return self.max_tokens
+
     @property
     def kept(self) -> int:
         """Answers to a prompt."""
@@ -187,6 +211,13 @@ class Tool(Given):
 
     type: Literal["function"]
     function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_chat(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "name" in values and "function" not in values:
+            raise about("function", 'is missing; give {"type": "function", "function": {"name": ..}}')
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """As chat templates read it."""
@@ -355,7 +386,7 @@ class ChatBody(Body):
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateSettings | None = None
     thinking_token_budget: int | None = Field(default=None, ge=0)
     reasoning_effort: Effort | None = None
 
@@ -464,10 +495,6 @@ class CompletionBody(Body):
         return cast("list[str | list[int]]", [self.prompt] if one else self.prompt)
 
     @property
-    def most_tokens(self) -> int | None:
-        return self.max_tokens
-
-    @property
     def wanted_logprobs(self) -> int | None:
         return self.logprobs
 
@@ -483,7 +510,7 @@ class TokenizeBody(Given):
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateSettings | None = None
 
     @model_validator(mode="after")
     def _has_one_text(self) -> TokenizeBody:

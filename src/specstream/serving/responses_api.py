@@ -86,6 +86,8 @@ class FunctionTool(Function):
         kind = values.get("type") if isinstance(values, dict) else None
         if isinstance(kind, str) and kind != "function":
             raise about("type", f"is {kind[:40]!r}, and only functions are supported; leave this tool out")
+        if isinstance(values, dict) and "function" in values and "name" not in values:
+            raise about("name", "is missing; give name, description and parameters beside type, without function")
         return values
 
 

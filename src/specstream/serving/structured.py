@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -16,10 +17,13 @@ import torch
 from torch import Tensor
 
 from specstream.environment import require
-from specstream.errors import MissingPackageError
+from specstream.errors import MissingPackageError, one_line
 from specstream.serving.faults import FieldError
 
 FIELD = "response_format"
+
+_WITHIN = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +1 \| .*", re.DOTALL)
+"""What llguidance says of a schema within a grammar: the reason, then the grammar, which nobody sent."""
 """The field of a body that all of this is about."""
 
 
@@ -98,7 +102,7 @@ class Schemas:
         except RecursionError:
             complaint = "it is nested too deeply"
         if complaint:
-            said = " ".join(complaint.split())[:300]
+            said = one_line(_WITHIN.sub(r"\1", complaint))[:300]
             raise FieldError(f"the JSON schema cannot be followed: {said}; give another", field)
         # Silent: what the library writes to stderr quotes the schema and the answer.
         mask = JsonMask(self._matching(self._tokens, grammar, log_level=0), 0, self._ends, field)

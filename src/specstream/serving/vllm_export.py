@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from specstream.engine.choices import SELF
 from specstream.environment import provenance
-from specstream.errors import NumericalError, UnsupportedModelError, UsageError, VocabularyMismatchError
+from specstream.errors import NumericalError, UnsupportedModelError, UsageError
 from specstream.files.atomic import write_json
 from specstream.heads import medusa
 from specstream.heads.folder import KINDS, read_settings, save_head
@@ -26,7 +26,7 @@ from specstream.models.architecture.compat import config_of, text_config
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.load import config_in, reason
 from specstream.models.hub.schemes import refuse_quantised
-from specstream.models.hub.vocabulary import read_part
+from specstream.models.hub.vocabulary import check_tokenizers, read_part
 from specstream.training.checkpoints import check_replaceable, replace_folder
 
 RECORD = "vllm_export.json"
@@ -83,6 +83,9 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
         raise UsageError(f"{source!r} holds {own}, which vLLM cannot run; {here}export Medusa heads or a draft model")
     heads = settings.get("model_type") == "medusa"
     kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))
+    if target is not None and not heads:
+        config_in(resolve(target), target)
+        check_tokenizers(target, source)  # before the weights are read
     report: dict[str, Any] = {}
 
     def fill(partial: Path) -> None:
@@ -179,7 +182,7 @@ def _draft_of(target: str | None) -> Callable[[Path, Path], dict[str, Any]]:
             _silence(model, part)
             size = text_config(model).vocab_size
             changed.append(f"its head drafts {len(part)} of {size} tokens, and has rows for all")
-        if target is not None and (line := _fit(model, tokenizer, target)):
+        if target is not None and (line := _fit(model, target)):
             changed.append(line)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -202,23 +205,10 @@ def _silence(model: Any, part: Tensor) -> None:
     model.set_output_embeddings(own)
 
 
-def _fit(model: Any, tokenizer: Any, target: str) -> str | None:
-    """Give a draft the target's number of tokens, of which vLLM wants as many; None if it has it.
-
-    Raises:
-        VocabularyMismatchError: their tokenizers differ.
-    """
-    from transformers import AutoTokenizer
-
-    place = resolve(target)
-    wanted = int(config_in(place, target).get_text_config(decoder=True).vocab_size)
+def _fit(model: Any, target: str) -> str | None:
+    """Give a draft the target's number of tokens, of which vLLM wants as many; None if it has it."""
+    wanted = int(config_in(resolve(target), target).get_text_config(decoder=True).vocab_size)
     has = int(text_config(model).vocab_size)
-    theirs = AutoTokenizer.from_pretrained(place, trust_remote_code=False).get_vocab()
-    if tokenizer.get_vocab() != theirs:
-        raise VocabularyMismatchError(
-            f"the draft has another tokenizer ({len(tokenizer)} tokens) than {target} ({len(theirs)}); "
-            "give a draft of the same family"
-        )
     if has == wanted:
         return None
     if wanted < has:  # what goes is padding: all tokens are the target's too

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from specstream.engine.text import are_tokens, check_tokenizer
 from specstream.environment import require
 from specstream.errors import TrainingError, UsageError, count_of, listed, must_be, shown
-from specstream.files.atomic import check_new, folder_of, path_of, write_json
+from specstream.files.atomic import check_new, folder_of, path_of, why_unread, write_json
 from specstream.files.yaml_file import validated
 from specstream.models.architecture.families import describe, require_model
 from specstream.models.hub.load import load_model, pick_dtype
@@ -91,6 +91,7 @@ class LoRAAdapter:
             raise UsageError("base_model has adapters in it already; give one without, or with those merged")
         self.config = _settings(lora_config or {})
         self.config["target_modules"] = modules_for(base_model, self.config["target_modules"])
+        _check_rank(base_model, self.config)
         self._base, self._tokenizer = base_model, tokenizer
         settings = {_NAMES[name]: value for name, value in self.config.items()}
         # GPT-2's matrices are all turned, other families' none.
@@ -214,7 +215,9 @@ class LoRAAdapter:
             found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             state: dict[str, Tensor] = load_file(folder / _WEIGHTS)
         except (OSError, ValueError, SafetensorError) as error:
-            raise UsageError(f"{str(path)!r} holds no LoRA weights: {error}; give a folder of save_weights") from None
+            raise UsageError(
+                f"{str(path)!r} holds no LoRA weights: {why_unread(error)}; give a folder of save_weights"
+            ) from None
         for name, theirs in _NAMES.items():
             ours, value = self.config[name], found.get(theirs)
             if name != "dropout" and (sorted(value or []) != sorted(ours) if isinstance(ours, list) else value != ours):
@@ -296,6 +299,14 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(settings.get("target_modules"), (tuple, set)):
         settings["target_modules"] = sorted(settings["target_modules"])
     return validated(LoRASection, settings, "lora_config.").model_dump()
+
+
+def _check_rank(model: Any, config: Mapping[str, Any]) -> None:
+    """Refuse adapters that have more weights than the matrices whose changes they are."""
+    layers = [each for name, each in _linear(model) if any(_matches(end, [name]) for end in config["target_modules"])]
+    most = max(min(each.weight.shape) for each in layers)
+    if config["r"] > most:
+        raise UsageError(f"lora_config.r is {config['r']} and no layer to adapt has a rank above {most}; give less")
 
 
 def _examples(adapter: LoRAAdapter, data: Sequence[Any], max_length: int) -> Examples:
@@ -381,8 +392,7 @@ def modules_for(model: Any, wanted: Sequence[str] | None) -> list[str]:
         UsageError: a name that no layer ends with, with those that would do.
     """
     head = model.get_output_embeddings()
-    # GPT-2 keeps its matrices the other way round, in a class of transformers, which PEFT adapts too.
-    linear = [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear) or is_turned(each)]
+    linear = _linear(model)
     names = [name for name, each in linear if each is not head]
     if wanted is None:
         found = next((group for group in _ATTENTION if all(_matches(end, names) for end in group)), None)
@@ -397,6 +407,11 @@ def modules_for(model: Any, wanted: Sequence[str] | None) -> list[str]:
             why = "gets no adapter: it is the output layer" if is_head else "this model has not"
             raise UsageError(f"target_modules has {end!r}, which {why}; give some of {_ends(names)}")
     return list(wanted)
+
+
+def _linear(model: Any) -> list[tuple[str, Any]]:
+    """Its layers that can have an adapter: GPT-2's matrices are in a class of transformers, which PEFT adapts too."""
+    return [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear) or is_turned(each)]
 
 
 def is_turned(module: nn.Module) -> bool:

@@ -231,7 +231,7 @@ class TestSeveralModels:
             ({"lora_modules": "a=/b a=/c"}, "lora_modules is 'a' twice; give each another name"),
             ({"lora_modules": ["./sql"]}, "lora_modules is './sql', which has no name; give NAME=PATH"),
             ({"lora_modules": 5}, "lora_modules is 5; give names and folders, such as sql=./sql-adapter"),
-            ({"models": {"b": 5}}, "models is 5; give names and where each is loaded from, such as chat=./models/chat"),
+            ({"models": {"b": 5}}, "models.b is 5; give names and where each is loaded from, such as chat=./models/"),
             ({"models": {"b": {"port": 1}}}, "in models, 'b': port is of the whole server; give it beside models"),
             ({"models": {"b": {"max_rows": 0}}}, "in models, 'b': max_rows is 0; give a value that is greater than"),
             ({"models": {"b": {"gama": 1}}}, "in models, 'b': unknown setting 'gama'; known are"),
@@ -249,3 +249,14 @@ class TestSeveralModels:
             UsageError, match=f"{next(iter(given))} are b and the engine is vllm, which we start with one"
         ):
             run.check(DeploymentConfig.read(None, {}, engine="vllm", **given))
+
+
+def test_more_memory_for_earlier_texts_than_is_free_is_refused_before_a_model_is_loaded() -> None:
+    with pytest.raises(UsageError, match="prefix_cache_gb is 9999999 and this machine has"):
+        check_machine(DeploymentConfig(prefix_cache_gb=9999999))
+    with pytest.raises(UsageError, match="prefix_cache_gb is 9999999 and this machine has"):
+        check_machine(DeploymentConfig(models={"b": {"model_path": "b", "prefix_cache_gb": 9999999}}))
+
+
+def test_a_path_may_be_an_object() -> None:
+    assert DeploymentConfig(model_path=Path("a/b"), heads=Path("c")).model_path == "a/b"  # type: ignore[arg-type]

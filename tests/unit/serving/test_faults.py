@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
 from specstream.engine.text import encode
 from specstream.errors import MissingPackageError, UsageError
-from specstream.serving.faults import fault
+from specstream.serving.faults import FieldError, fault
 
 SECRET = "xyzzy plugh"
 
@@ -42,3 +43,8 @@ def test_it_says_which_of_our_lines_led_there() -> None:
 def test_our_own_words_are_told_unless_they_quote_a_value() -> None:
     assert "pip install" in fault(MissingPackageError("run: pip install a"))
     assert SECRET not in fault(UsageError(f"the prompt {SECRET!r} is empty"))
+
+
+def test_an_error_of_a_field_goes_to_another_process() -> None:
+    again = pickle.loads(pickle.dumps(FieldError("port is 0; give another", "port")))
+    assert (str(again), again.param) == ("port is 0; give another", "port")

@@ -193,14 +193,13 @@ def on_disk(name_or_path: str) -> Path | None:
     if entry_of(name_or_path) is not None:
         return cached_folder(name_or_path)
     _refuse_others(name_or_path, folder)
-    if not HUB_ID.fullmatch(name_or_path):
+    is_id = HUB_ID.fullmatch(name_or_path)
+    found = snapshots.cached_snapshot(name_or_path) if is_id else None
+    if found is None and name_or_path.lower().endswith(ENDING):
+        raise ModelNotFoundError(f"there is no file {name_or_path!r}: give the path of one, or a saved model's folder")
+    if not is_id:
         raise _unknown(name_or_path)
-    found = snapshots.cached_snapshot(name_or_path)
     if found is None and is_meant_as_path(name_or_path):
-        if name_or_path.lower().endswith(ENDING):
-            raise ModelNotFoundError(
-                f"there is no file {name_or_path!r}: give the path of one, or a saved model's folder"
-            )
         raise ModelNotFoundError(
             f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give a saved model's folder"
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from specstream.distribution import VERSION
 from specstream.errors import DownloadError
 from specstream.models.hub import repairs
 from specstream.models.hub.entry import CatalogEntry
+from specstream.reporting import errors_only
 
 
 def gguf_to_folder(gguf: Path, folder: Path, entry: CatalogEntry) -> None:
@@ -87,12 +87,5 @@ def _write_origin(folder: Path, entry: CatalogEntry) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the reading libraries' own progress bars and notes from the terminal; exceptions still come through."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    with errors_only(), contextlib.redirect_stderr(io.StringIO()):
+        yield

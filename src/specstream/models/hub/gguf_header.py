@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import ModelNotFoundError
+from specstream.files.atomic import why_unread
 
 MAGIC, ENDING = b"GGUF", ".gguf"
 KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL")
@@ -108,7 +109,7 @@ def read_header(path: Path) -> Header:
     try:
         headers = [_read(each, (found := each.stat()).st_size, found.st_mtime_ns) for each in _parts(path)]
     except OSError as error:
-        raise ModelNotFoundError(f"{str(path)!r} cannot be read: {error}; give a file that can") from error
+        raise ModelNotFoundError(f"{str(path)!r} cannot be read: {why_unread(error)}; give a file that can") from error
     if len(headers) == 1:
         return headers[0]
     tensors = {
@@ -146,7 +147,7 @@ def _read(path: Path, size: int, changed: int) -> Header:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             return _Parser(path, data).header()
     except OSError as error:
-        raise ModelNotFoundError(f"{str(path)!r} cannot be read: {error}; give a file that can") from error
+        raise ModelNotFoundError(f"{str(path)!r} cannot be read: {why_unread(error)}; give a file that can") from error
 
 
 class _Parser:

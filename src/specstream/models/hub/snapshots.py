@@ -85,6 +85,9 @@ def _reached(hub_id: str) -> Iterator[None]:
             raise DownloadError(
                 f"no space left in {cache} for {hub_id}: free some, or point HF_HOME elsewhere"
             ) from error
+        if isinstance(error, FileExistsError | NotADirectoryError | PermissionError):
+            why = f"{constants.HF_HUB_CACHE} cannot be used ({error.strerror}): point HF_HOME elsewhere"
+            raise HubUnavailable(why) from error
         raise HubUnavailable(f"the hub cannot be reached ({type(error).__name__})") from error
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from specstream.errors import ModelNotFoundError, SpecStreamError, UsageError, VocabularyMismatchError
+from specstream.files.atomic import why_unread
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.gguf_header import is_gguf, read_header
 from specstream.models.hub.load import load_model, reason, tokenizer_in
@@ -55,7 +56,7 @@ def read_part(folder: str | Path) -> Tensor | None:
             raise ValueError("target_ids are not rising ids")
         return torch.tensor(ids, dtype=torch.int64)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelNotFoundError(f"{str(path)!r} cannot be read: {error}; make the draft again") from error
+        raise ModelNotFoundError(f"{str(path)!r} cannot be read: {why_unread(error)}; make the draft again") from error
 
 
 def cut_head(model: Any, part: Tensor) -> nn.Linear:

@@ -21,7 +21,7 @@ from typing import Literal
 
 from specstream.environment import GENERIC, Level, architecture, processor
 from specstream.errors import SpecStreamError
-from specstream.files.atomic import user_cache
+from specstream.files.atomic import user_cache, why_unread
 from specstream.reporting import announce, step
 
 FOLDER = Path(__file__).parent / "kernels"
@@ -92,6 +92,8 @@ def compile_kernels(compiler: str, level: Level, made: Path) -> None:
     # pool of threads and an installation without libgomp runs. Clang's calls are of another library.
     own_openmp = ["-fopenmp"] if "clang" in _version(compiler) else []
     _run_all([[compiler, *level.options, *own_openmp, *linked]])
+    if not made.exists():
+        raise NoKernelsError(f"{compiler} ended without an error and wrote no file; set CXX to another compiler")
 
 
 def kept_for(compiler: str, level: Level) -> Path:
@@ -117,6 +119,11 @@ def _compiled(level: Level) -> tuple[Path, ctypes.CDLL]:
         # What is there and does not load was damaged, or needs a newer system: it is made anew.
         with suppress(OSError):
             return path, _open(path, level)
+    if (chosen := os.environ.get("CXX")) and compiler is None:
+        raise NoKernelsError(
+            f"no kernels for {level.name} are installed and CXX is {chosen!r}, which is no command; give the name of "
+            "one without its options, or unset it"
+        )
     if compiler is None or kept is None:
         raise NoKernelsError(
             f"no kernels for {level.name} are installed and no C++ compiler was found; "
@@ -133,20 +140,31 @@ def _compile_and_keep(compiler: str, level: Level, kept: Path) -> tuple[Path, ct
     A cache that cannot be written to costs every process a compilation, and nothing else.
     """
     try:
-        with _locked(kept), tempfile.TemporaryDirectory(prefix="specstream-", ignore_cleanup_errors=True) as folder:
+        with (
+            _locked(kept) as trouble,
+            tempfile.TemporaryDirectory(prefix="specstream-", ignore_cleanup_errors=True) as folder,
+        ):
             with suppress(OSError):  # who held the lock may have made it
                 return kept, _open(kept, level)
-            announce(f"compiling kernels for this processor ({level.name}), once; it takes about a minute")
+            often = "once" if trouble is None else "at each start"
+            announce(f"compiling kernels for this processor ({level.name}), {often}; it takes about a minute")
+            if trouble is not None:
+                announce(_unkept(kept, trouble))
             made = Path(folder) / kept.name
             compile_kernels(compiler, level, made)
             try:
                 _keep(made, kept)
             except OSError as error:
-                announce(f"the kernels cannot be kept in {kept.parent} ({error}), and will be compiled again")
+                if trouble is None:
+                    announce(_unkept(kept, why_unread(error)))
                 return made, _open_new(made, level)
             return kept, _open_new(kept, level)
     except OSError as error:
         raise NoKernelsError(f"the kernels cannot be compiled: {error}; free some space or set TMPDIR") from error
+
+
+def _unkept(kept: Path, why: str) -> str:
+    return f"the kernels cannot be kept in {kept.parent} ({why}); set XDG_CACHE_HOME to a folder that can be written to"
 
 
 def _open_new(made: Path, level: Level) -> ctypes.CDLL:
@@ -158,19 +176,25 @@ def _open_new(made: Path, level: Level) -> ctypes.CDLL:
 
 
 @contextmanager
-def _locked(kept: Path) -> Iterator[None]:
-    """Of processes that start together one compiles and the others wait: a compiler wants a core and some memory."""
+def _locked(kept: Path) -> Iterator[str | None]:
+    """Of processes that start together one compiles and the others wait: a compiler wants a core and some memory.
+
+    Gives why nothing can be kept there; None where it can, as far as is known.
+    """
     from filelock import FileLock  # here, so that a wheel can be built without it
 
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(kept.with_suffix(".lock"))
         lock.acquire()
-    except (OSError, NotImplementedError):  # nothing can be kept there either: see `_compile_and_keep`
-        yield
+    except NotImplementedError:  # a file system without locks
+        yield None
+        return
+    except OSError as error:  # nothing can be kept there either: see `_compile_and_keep`
+        yield why_unread(error)
         return
     try:
-        yield
+        yield None
     finally:
         lock.release()
 
@@ -229,7 +253,7 @@ def _run_all(commands: Sequence[Sequence[str]]) -> None:
     for process, command, complaint in zip(running, commands, complaints, strict=True):
         if process.returncode != 0:
             remedy = "free some space or set TMPDIR" if "No space left" in complaint else "set CXX to another compiler"
-            reason = " ".join(complaint.split())[:300]
+            reason = " ".join(complaint.split())[:300] or f"it ended with {process.returncode}"
             raise NoKernelsError(f"{command[0]} could not build the kernels: {reason}; {remedy}")
 
 

@@ -94,6 +94,8 @@ def test_the_catalog_names_the_default_and_a_draft_with_its_target() -> None:
         ({"SPECSTREAM_MODELS": "/a/b"}, "/a/b"),
         ({"XDG_CACHE_HOME": "/c"}, "/c/specstream-models"),
         ({"HOME": "/h"}, "/h/.cache/specstream-models"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": "c"}, "/h/.cache/specstream-models"),
+        ({"HOME": "/h", "XDG_CACHE_HOME": " "}, "/h/.cache/specstream-models"),
     ],
 )
 def test_models_root(variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,6 +430,8 @@ def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
         ("here/model", "there is no folder 'here/model'"),
         ("here/model.gguf", "there is no file 'here/model.gguf': give the path of one, or a saved"),
         ("named.gguf", "there is no file 'named.gguf'"),
+        ("./named.gguf", "there is no file './named.gguf': give the path of one"),
+        ("/no/such/named.gguf", "there is no file '/no/such/named.gguf': give the path of one"),
         ("files", "'files' is a folder with GGUF files: give one, such as 'files/a.gguf'"),
         (
             "org/name",

@@ -97,6 +97,7 @@ def test_a_model_without_weights_is_unavailable(snapshot: Path) -> None:
     ("error", "said"),
     [
         (ConnectionError("refused"), r"cannot be reached \(ConnectionError\)"),
+        (NotADirectoryError(20, "Not a directory"), r"cannot be used \(Not a directory\): point HF_HOME elsewhere"),
         (errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError), "no public model"),
         (errors.GatedRepoError.__new__(errors.GatedRepoError), "hf auth login"),
     ],

@@ -133,8 +133,9 @@ def test_a_damaged_file_is_made_anew(compiler, folder):
     assert files(folder) == [kept.name]
 
 
-def test_without_a_compiler_the_remedy_is_named(folder, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
+def test_without_a_compiler_the_remedy_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
     found = load(level())
     assert (found.state, found.library, found.name) == ("missing", None, "")
     assert f"no kernels for {level().name}" in found.reason and "install g++ or set CXX" in found.reason
@@ -167,10 +168,25 @@ def test_the_error_is_the_same_for_who_asks_for_them(folder, monkeypatch):
     native.kernels.cache_clear()
     try:
         assert not native.available()
-        with pytest.raises(NoKernelsError, match="install g\\+\\+ or set CXX"):
+        with pytest.raises(NoKernelsError, match="CXX is 'no-such-compiler', which is no command; give"):
             native.kernel("linear", torch.float32)
     finally:
         native.kernels.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("/no/such", "CXX is '/no/such', which is no command; give the name of one without its options"),
+        ("/bin/cat -O2", "CXX is '/bin/cat -O2', which is no command; give the name of one without its options"),
+        ("true", "ended without an error and wrote no file; set CXX to another compiler"),
+        ("false", "could not build the kernels: it ended with 1; set CXX to another compiler"),
+    ],
+)
+def test_a_compiler_that_is_none_is_named(folder, monkeypatch, command, told):
+    monkeypatch.setenv("CXX", command)
+    found = load(level())
+    assert found.state == "missing" and told in found.reason and files(folder) == []
 
 
 @needs_compiler
@@ -213,10 +229,14 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation(compiler, folder, tm
     monkeypatch.setenv("XDG_CACHE_HOME", place if place.startswith("/") else str(tmp_path / place))
     assert load(level()).state == "compiled"
     said = capfd.readouterr().err.splitlines()
-    assert len(said) == 2 and "cannot be kept" in said[1]
+    assert len(said) == 2 and "at each start" in said[0] and "XDG_CACHE_HOME" in said[1]
     before = runs(compiler)
     assert load(level()).state == "compiled"
     assert runs(compiler) == 2 * before
+    capfd.readouterr()
+    monkeypatch.setenv("CXX", script(tmp_path / "failing", "exit 1"))
+    assert load(level()).state == "missing"
+    assert "cannot be kept" in capfd.readouterr().err  # whoever waits for the compiler knows it already
 
 
 def full(*arguments, **settings):
