@@ -152,22 +152,6 @@ def greedy_choices(logits: Tensor) -> Tensor:
     return choices.masked_fill(~torch.isfinite(best), NO_CHOICE)
 
 
-class Finder:
-    """Looks for the tokens with the largest logits of a pass. A runtime may have a faster one."""
-
-    def choices(self, logits: Tensor) -> Tensor:
-        """``greedy_choices``."""
-        return greedy_choices(logits)
-
-    def likeliest(self, logits: Tensor, places: Sequence[int], k: int) -> list[list[int]]:
-        """The ``k`` tokens with the largest of ``logits``, ``[n, vocab]``, at each of some places, the largest first.
-
-        Where the largest is NaN or infinite, the first of them means nothing.
-        """
-        found: list[list[int]] = logits[list(places)].topk(k).indices.tolist()
-        return found
-
-
 def _numbers(scores: Tensor) -> Any:
     """As an array of numpy, which knows no bfloat16."""
     return (scores if scores.dtype in (torch.float32, torch.float64) else scores.float()).detach().numpy()

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from specstream.core.device import deferred
 from specstream.core.device.verification import judge_chains
+from specstream.core.finder import Finder
 from specstream.core.ports import Verdict
-from specstream.core.sampling import Finder, Sampling, checked, draw, largest, probabilities
+from specstream.core.sampling import Sampling, checked, draw, largest, probabilities
 from specstream.core.tree import TokenTree
 
 Walk = Callable[[int], Tensor]
@@ -68,18 +69,18 @@ def verify(  # noqa: PLR0913
         NumericalError: a token was drafted from NaN.
     """
     if sampling.greedy and not sampling.needs_context:
-        rows = deferred.fetch(trees, choose(finder, logits))
+        rows = choose(finder, logits, trees)
         verdicts = [
             _guarded(verify_greedy, tree, partial(_choice, row), ends) for tree, row in zip(trees, rows, strict=True)
         ]
         return _with_choices(verdicts, logits, finder, lambda: rows)
     verdicts = _walks(trees, logits, contexts, sampling, generators, acceptance_threshold, ends)
-    return _with_choices(verdicts, logits, finder, lambda: choose(finder, logits).tolist())
+    return _with_choices(verdicts, logits, finder, lambda: choose(finder, logits))
 
 
-def choose(finder: Finder, logits: Tensor) -> Tensor:
+def choose(finder: Finder, logits: Tensor, trees: Sequence[TokenTree] = ()) -> list[list[int]]:
     """``Finder.choices``, by a name that the profiler can stand in for."""
-    return finder.choices(logits)
+    return finder.choices(logits, trees)
 
 
 def verify_each(
@@ -127,9 +128,8 @@ def _with_choices(
 
 def _likeliest(verdicts: Sequence[Verdict], logits: Tensor, finder: Finder, k: int) -> list[list[list[int]]]:
     """After the nodes of every row's path, all at once: behind a pass it is calls that cost."""
-    rows, width, vocab = logits.shape
-    places = [row * width + node for row, verdict in enumerate(verdicts) for node in verdict.path]
-    found = iter(finder.likeliest(logits.reshape(rows * width, vocab), places, min(k, vocab)))
+    places = [(row, node) for row, verdict in enumerate(verdicts) for node in verdict.path]
+    found = iter(finder.likeliest(logits, places, min(k, logits.shape[-1])))
     return [list(islice(found, len(verdict.path))) for verdict in verdicts]
 
 

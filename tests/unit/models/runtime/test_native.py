@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from specstream.core.sampling import NO_CHOICE, greedy_choices
+from specstream.core.finder import Finder
+from specstream.core.sampling import NO_CHOICE
 from specstream.models.runtime import native
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
@@ -72,14 +73,11 @@ def test_not_a_number_stays_not_a_number():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_the_likeliest_tokens_are_those_of_pytorch(dtype):
     logits = torch.stack([torch.randperm(300, generator=torch.Generator().manual_seed(seed)) for seed in range(6)])
-    logits = (logits - 150).to(dtype)  # bfloat16 has all of these numbers
-    finder = native.KernelFinder()
-    for rows in (logits, logits[:, ::2]):
-        found = finder.likeliest(rows, [4, 0, 0], 7)
-        assert found == [rows[place].topk(7).indices.tolist() for place in (4, 0, 0)]
-        assert finder.choices(rows.view(2, 3, -1) if rows.is_contiguous() else rows[None]).flatten().tolist() == (
-            rows.argmax(-1).tolist()
-        )
+    logits = (logits - 150).to(dtype).view(2, 3, 300)  # bfloat16 has all of these numbers
+    finder, places = native.KernelFinder(), [(1, 2), (0, 1), (0, 1)]
+    for each in (logits, logits[..., ::2]):
+        assert finder.likeliest(each, places, 7) == Finder().likeliest(each, places, 7)
+        assert finder.choices(each) == each.argmax(-1).tolist()
 
 
 @needs_kernels
@@ -90,5 +88,6 @@ def test_what_is_no_number_is_no_choice(dtype, bad):
     logits[0, 1, 3] = bad
     logits[0, 2] = -torch.inf
     logits[0, 3, 98] = logits[0, 3, 99]  # the first of equals
-    assert native.KernelFinder().choices(logits).equal(greedy_choices(logits))
-    assert greedy_choices(logits)[0, 1:].tolist() == [NO_CHOICE, NO_CHOICE, int(logits[0, 3].float().argmax())]
+    (found,) = native.KernelFinder().choices(logits)
+    assert [found] == Finder().choices(logits)
+    assert found[1:] == [NO_CHOICE, NO_CHOICE, int(logits[0, 3].float().argmax())]
