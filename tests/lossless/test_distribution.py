@@ -154,7 +154,7 @@ LOSSLESS = {
     "chain, a draft of fewer tokens": Case(
         drafter=lambda: DraftModelDrafter(TableModel.random(6, vocab=VOCAB - 1), gamma=3, vocab_size=VOCAB)
     ),
-    "chain, a draft that says some tokens": Case(drafter=lambda: part(NEAR, (0, 2, 3)), prompts=PROMPTS, runs=400),
+    "chain, a draft that says some tokens": Case(drafter=lambda: part(NEAR, (0, 2, 3)), prompts=PROMPTS, runs=600),
     "tree of 2, a draft that says some tokens, penalty": Case(
         drafter=lambda: part(WRONG, (1, 2, 3), 2), sampling=Sampling(temperature=1.0, repetition_penalty=1.4)
     ),
@@ -167,18 +167,18 @@ LOSSLESS = {
     "lookup, answers of before": Case(
         drafter=lambda: LookupDrafter(min_ngram=1, max_ngram=3, memory=before()), prompts=[LOOKUP_PROMPT]
     ),
-    "recycling": Case(drafter=RecyclingDrafter, prompts=PROMPTS, runs=400, length=4),
+    "recycling": Case(drafter=RecyclingDrafter, prompts=PROMPTS, runs=600, length=4),
     "recycling, top-k": Case(
         drafter=lambda: RecyclingDrafter(successors=3), sampling=Sampling(temperature=1.2, top_k=3), length=4
     ),
-    "lookahead": Case(drafter=lambda: LookaheadDrafter(window=3, ngram=3), prompts=PROMPTS, runs=400, length=4),
+    "lookahead": Case(drafter=lambda: LookaheadDrafter(window=3, ngram=3), prompts=PROMPTS, runs=600, length=4),
     "lookahead, the window alone, top-k": Case(
         drafter=lambda: LookaheadDrafter(window=2, ngram=2, from_text=False),
         prompts=PROMPTS[2:],
         sampling=Sampling(temperature=1.2, top_k=3),
         length=4,
     ),
-    "medusa": Case(drafter=lambda: MedusaDrafter(TableHeads(NEAR), nodes=6), prompts=PROMPTS, runs=400, length=4),
+    "medusa": Case(drafter=lambda: MedusaDrafter(TableHeads(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
     "medusa, wrong heads, top-p, rows that end early": Case(
         drafter=lambda: MedusaDrafter(TableHeads(WRONG), nodes=9),
         sampling=Sampling(temperature=1.2, top_p=0.9),
@@ -191,7 +191,7 @@ LOSSLESS = {
         sampling=Sampling(temperature=1.0, repetition_penalty=1.5),
         length=4,
     ),
-    "block": Case(drafter=lambda: BlockDrafter(TableBlock(NEAR), nodes=6), prompts=PROMPTS, runs=400, length=4),
+    "block": Case(drafter=lambda: BlockDrafter(TableBlock(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
     "block, a wrong head, top-p, rows that end early": Case(
         drafter=lambda: BlockDrafter(TableBlock(WRONG), nodes=9),
         sampling=Sampling(temperature=1.2, top_p=0.9),
@@ -204,7 +204,7 @@ LOSSLESS = {
         ends=frozenset({1}),
         length=4,
     ),
-    "eagle3": Case(drafter=lambda: EagleDrafter(TableEagle(NEAR), nodes=6), prompts=PROMPTS, runs=400, length=4),
+    "eagle3": Case(drafter=lambda: EagleDrafter(TableEagle(NEAR), nodes=6), prompts=PROMPTS, runs=600, length=4),
     "eagle3, a wrong head, top-p, rows that end early": Case(
         drafter=lambda: EagleDrafter(TableEagle(WRONG), nodes=9),
         sampling=Sampling(temperature=1.2, top_p=0.9),
@@ -212,12 +212,12 @@ LOSSLESS = {
         length=4,
     ),
     "streams": Case(
-        drafter=lambda: StreamsDrafter(TableStreams(NEAR), nodes=6, most=6), prompts=PROMPTS, runs=400, length=4
+        drafter=lambda: StreamsDrafter(TableStreams(NEAR), nodes=6, most=6), prompts=PROMPTS, runs=600, length=4
     ),
     "streams that know the token before": Case(
         drafter=lambda: StreamsDrafter(TableStreams(NEAR, chained=True), nodes=6, most=6),
         prompts=PROMPTS,
-        runs=400,
+        runs=600,
         length=4,
     ),
     "streams, wrong, top-p, rows that end early": Case(
@@ -232,24 +232,24 @@ LOSSLESS = {
     "streams, pruned by others, in batches of 3": Case(
         drafter=lambda: StreamsDrafter(TableStreams(NEAR, exit=WRONG), nodes=9, most=9, pruning=0.2),
         prompts=PROMPTS,
-        runs=400,
+        runs=600,
         batch=3,
         length=4,
     ),
     "mixed with streams": Case(
         drafter=lambda: MixedDrafter(lookup(), StreamsDrafter(TableStreams(NEAR), nodes=6, most=6)),
         prompts=[LOOKUP_PROMPT, [2]],
-        runs=400,
+        runs=600,
         length=4,
     ),
-    "mixed chain": Case(drafter=lambda: mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=400),
+    "mixed chain": Case(drafter=lambda: mixed(NEAR), prompts=[LOOKUP_PROMPT, [2]], runs=600),
     "mixed tree in batches of 3": Case(
-        drafter=lambda: mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=400, batch=3
+        drafter=lambda: mixed(WRONG, 2), prompts=[LOOKUP_PROMPT, *PROMPTS[1:]], runs=600, batch=3
     ),
     "mixed chain, penalty and top-k": Case(
         drafter=lambda: mixed(NEAR),
         prompts=PROMPTS,
-        runs=400,
+        runs=500,
         sampling=Sampling(temperature=1.0, top_k=3, repetition_penalty=1.4),
     ),
     "full tree of 2, wrong": Case(drafter=lambda: tree(WRONG, 2)),
@@ -277,8 +277,8 @@ LOSSLESS = {
             processors=(NoRepeatNGramLogitsProcessor(2),),
         ),
     ),
-    "three prompts in batches of 3, tree": Case(drafter=lambda: draft(NEAR, 2), prompts=PROMPTS, runs=400, batch=3),
-    "three prompts, lookup": Case(drafter=lambda: lookup(2), prompts=PROMPTS, runs=400, batch=300),
+    "three prompts in batches of 3, tree": Case(drafter=lambda: draft(NEAR, 2), prompts=PROMPTS, runs=600, batch=3),
+    "three prompts, lookup": Case(drafter=lambda: lookup(2), prompts=PROMPTS, runs=700, batch=300),
 }
 
 
@@ -316,8 +316,8 @@ CHAINS = {
     "top-p, chain": Case(drafter=lambda: draft(WRONG), sampling=Sampling(temperature=1.0, top_p=0.8)),
     "min-p, chain": Case(drafter=lambda: draft(WRONG), sampling=Sampling(temperature=1.3, min_p=0.15)),
     "chain, rows that end early": Case(drafter=lambda: draft(NEAR), ends=frozenset({1}), length=4),
-    "three prompts in batches of 3, chain": Case(drafter=lambda: draft(NEAR), prompts=PROMPTS, runs=400, batch=3),
-    "chain, short context": Case(drafter=lambda: draft(NEAR.limited(6)), prompts=PROMPTS, runs=400, batch=3, length=4),
+    "three prompts in batches of 3, chain": Case(drafter=lambda: draft(NEAR), prompts=PROMPTS, runs=600, batch=3),
+    "chain, short context": Case(drafter=lambda: draft(NEAR.limited(6)), prompts=PROMPTS, runs=600, batch=3, length=4),
 }
 
 
