@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from specstream.core.finder import Finder
 from specstream.core.prefix_cache import PrefixCache
-from specstream.core.sampling import Sampling
+from specstream.core.sampling import Finder, Sampling
 from specstream.core.tree import TokenTree
 from specstream.errors import UsageError, must_be
 

@@ -152,6 +152,28 @@ def greedy_choices(logits: Tensor) -> Tensor:
     return choices.masked_fill(~torch.isfinite(best), NO_CHOICE)
 
 
+class Finder:
+    """Looks for the tokens with the largest logits of a pass. A runtime may have a faster one."""
+
+    def choices(self, logits: Tensor) -> Tensor | list[list[int]]:
+        """``greedy_choices``, still on the device; as lists where they are on the host."""
+        return greedy_choices(logits)
+
+    def likeliest(self, logits: Tensor, places: Sequence[tuple[int, int]], k: int) -> list[list[int]]:
+        """The ``k`` tokens with the largest of ``logits``, ``[rows, width, vocab]``, the largest first.
+
+        Where the largest is NaN or infinite, the first of them means nothing.
+
+        Args:
+            logits: of a pass.
+            places: rows and nodes after which to look.
+            k: at most ``vocab``.
+        """
+        rows, nodes = zip(*places, strict=True)
+        found: list[list[int]] = logits[list(rows), list(nodes)].topk(k).indices.tolist()
+        return found
+
+
 def _numbers(scores: Tensor) -> Any:
     """As an array of numpy, which knows no bfloat16."""
     return (scores if scores.dtype in (torch.float32, torch.float64) else scores.float()).detach().numpy()

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from specstream.core.device import deferred
 from specstream.core.device.verification import judge_chains
-from specstream.core.finder import Finder
 from specstream.core.ports import Verdict
-from specstream.core.sampling import Sampling, checked, draw, largest, probabilities
+from specstream.core.sampling import Finder, Sampling, checked, draw, largest, probabilities
 from specstream.core.tree import TokenTree
 
 Walk = Callable[[int], Tensor]
@@ -79,8 +78,13 @@ def verify(  # noqa: PLR0913
 
 
 def choose(finder: Finder, logits: Tensor, trees: Sequence[TokenTree] = ()) -> list[list[int]]:
-    """``Finder.choices``, by a name that the profiler can stand in for."""
-    return finder.choices(logits, trees)
+    """The target's choice after every node, and with it, in the same transfer, the tokens of trees that were deferred.
+
+    Raises:
+        NumericalError: a token was drafted from NaN.
+    """
+    found = finder.choices(logits)
+    return deferred.fetch(trees, found) if isinstance(found, Tensor) else found
 
 
 def verify_each(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specstream.core.finder import Finder
+from specstream.core.sampling import Finder
 from specstream.core.tree import TokenTree
 from specstream.environment import level
 from specstream.models.runtime import compiled
@@ -133,8 +133,8 @@ class KernelFinder(Finder):
     Of equal logits the first is found, and a NaN is above all.
     """
 
-    def choices(self, logits: Tensor, trees: Sequence[TokenTree] = ()) -> list[list[int]]:
-        """See ``Finder``; no tree is deferred where passes run on these kernels."""
+    def choices(self, logits: Tensor) -> list[list[int]]:
+        """See ``Finder``."""
         rows, width, _ = logits.shape
         found = _likeliest(logits, range(rows * width), 1)
         return [found[row * width : (row + 1) * width] for row in range(rows)]

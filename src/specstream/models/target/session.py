@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from specstream.core.device.deferred import upload
-from specstream.core.finder import Finder
 from specstream.core.ports import Adapter, PromptWatcher
 from specstream.core.prefix_cache import PrefixCache
+from specstream.core.sampling import Finder
 from specstream.core.tree import TokenTree
 from specstream.models.architecture.hidden_states import States
 from specstream.models.architecture.rotary import reading_prompt
