@@ -19,7 +19,7 @@ from specstream.core.decode import decode
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, HiddenStates, Target, TargetSession
 from specstream.core.rows import Row, start_rows
-from specstream.core.sampling import Sampling
+from specstream.core.sampling import Finder, Sampling
 from specstream.core.stats import Timings
 from specstream.core.stopping import Stopping
 from specstream.core.suffix_index import SEPARATOR, SuffixIndex
@@ -394,6 +394,10 @@ class RecordedSession:
     @property
     def device(self) -> torch.device:
         return self._session.device
+
+    @property
+    def finder(self) -> Finder:
+        return self._session.finder
 
     def rollback(self, lengths: Sequence[int]) -> None:
         raise AssertionError("the loop never rolls a target back")

@@ -14,6 +14,7 @@ from specstream.config import GenerationConfig
 from specstream.core import decode
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Target, Verdict
+from specstream.core.sampling import Finder
 from specstream.core.tree import TokenTree
 from specstream.drafters.none import NoDrafter
 from specstream.engine.generation import Generation, Parts
@@ -123,6 +124,7 @@ class TwoFacedSession:
     device = torch.device("cpu")
     ragged = False
     hidden_states = None
+    finder = Finder()
 
     def __init__(self, model: TwoFaced, prefixes: Sequence[Sequence[int]]) -> None:
         self.exact = model.exact

@@ -271,7 +271,7 @@ def _scored(session: TargetSession, trees: Sequence[TokenTree]) -> list[Verdict]
     logits = session.score(trees)
     rules = [(Sampling(), frozenset[int]())] * len(trees)
     contexts, generators = [[TOKEN]] * len(trees), [torch.Generator()] * len(trees)
-    return verify_each(trees, logits, contexts, rules, generators)
+    return verify_each(trees, logits, contexts, rules, generators, finder=session.finder)
 
 
 def _drafting(
