@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from specstream.core.policy.prices import PriceList
+from specstream.core.sampling import Finder
 from specstream.drafters.draft_model import DraftModelDrafter
 from specstream.drafters.lookahead import LookaheadDrafter
 from specstream.drafters.lookup import LookupDrafter
@@ -108,6 +109,19 @@ def test_passes_cost_what_the_clock_says(rows):
     assert set(found) == {(rows, each, context) for each in nodes for context in (NEAR, far)}
     assert found == {shape: pytest.approx(linear(*shape)) for shape in found}
     assert set(target.passes) == set(found), "every pass stands behind the context that it counts for"
+
+
+def test_finding_tokens_as_rounds_find_them_is_part_of_a_pass(monkeypatch):
+    target = timed()
+
+    class Slow(Finder):
+        def choices(self, logits):
+            target.clock.seconds += 0.02
+            return super().choices(logits)
+
+    monkeypatch.setattr(Session, "finder", Slow())
+    found = measure_passes(target, 1, nodes=4, now=target.clock)
+    assert found == {shape: pytest.approx(linear(*shape) + 0.02) for shape in found}
 
 
 def test_no_tree_is_larger_than_what_is_asked_for():
