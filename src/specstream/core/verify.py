@@ -36,6 +36,7 @@ Walk = Callable[[int], Tensor]
 """node -> the target's distribution ``[vocab]`` after it."""
 
 FINDER = Finder()
+"""For whoever has no session to ask for one."""
 
 
 def verify(  # noqa: PLR0913

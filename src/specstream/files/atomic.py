@@ -169,8 +169,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines but for one that a killed process left unfinished; none without a file."""
+    raw = path.read_bytes() if path.exists() else b""
+    end = raw.rfind(b"\n") + 1
+    text = raw[:end].decode("utf-8") + raw[end:].decode("utf-8", "ignore")  # it may end within a character
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():  # texts hold U+2028
+    for line in text.split("\n"):  # texts hold U+2028
         with suppress(ValueError):
             found.append(json.loads(line))
     return [each for each in found if isinstance(each, dict)]

@@ -21,10 +21,10 @@ from specstream.errors import MissingPackageError, one_line
 from specstream.serving.faults import FieldError
 
 FIELD = "response_format"
+"""The field of a body that all of this is about."""
 
 _WITHIN = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: (.*?)\n +1 \| .*", re.DOTALL)
 """What llguidance says of a schema within a grammar: the reason, then the grammar, which nobody sent."""
-"""The field of a body that all of this is about."""
 
 
 class Schemas:

@@ -60,3 +60,8 @@ def test_lines_are_read_up_to_what_a_killed_process_left(tmp_path):
     assert read_lines(path) == []
     path.write_text('{"text": "a\u2028b"}\n\n[1]\n{"text": "c', encoding="utf-8")
     assert read_lines(path) == [{"text": "a\u2028b"}]
+    path.write_bytes('{"text": "a"}\n{"text": "\u2028'.encode()[:-1])  # within a character
+    assert read_lines(path) == [{"text": "a"}]
+    path.write_bytes(b'{"text": "\xff"}\n')  # nobody was killed there
+    with pytest.raises(UnicodeDecodeError):
+        read_lines(path)
