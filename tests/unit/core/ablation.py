@@ -28,6 +28,16 @@ TOKENS, TEXTS = 200, 4
 
 NEVER = 10**9
 
+SHORT_TOKENS = 48
+SHORT = (
+    ((0.0,) * 4,),
+    ((0.9,) * 4, (0.0,) * 4),
+    ((0.9, 0.9, 0.9, 0.0), (0.3,) * 4),
+    ((0.9, 0.7, 0.5, 0.3), (0.0,) * 4),
+    ((0.9, 0.0, 0.0, 0.0), (0.9, 0.9, 0.9, 0.0)),
+)
+"""Short texts of four rows, one kind after the other: how often what is copied for each row is right."""
+
 CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "FADE": (acceptance, (0.02, 0.1)),
     "PRIOR_ACCEPTANCE": (acceptance, (0.5, 0.95)),
@@ -50,7 +60,7 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "CHANCE": (plan, (0.25, 2.0)),
     "DEPTHS": (plan, (tuple(range(1, 33)), (1, 4, 16))),
     "BUDGET": (controller, (1.0, 10.0, NEVER)),
-    "REFILL": (controller, (0.0, 0.03)),
+    "REFILL": (controller, (0.0, 0.005, 0.03)),
     "REFILL_OF_A_TEXT": (controller, (0.0, 1.0)),
     "BUDGET_OF_A_TEXT": (controller, (0.5, 1.5, 3.0)),
     "TRIAL_AFTER": (controller, (4, 64)),
@@ -58,6 +68,7 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "PLAIN_AFTER": (controller, (32, NEVER)),
     "LONGEST_PAUSE": (controller, (1, 4, 128)),
     "GAIN_FADE": (controller, (1 / 8, 1 / 512)),
+    "GAIN_OF_A_TEXT": (controller, (0.0, 0.2, NEVER)),
     "AGREES": (controller, (0.05, NEVER)),
 }
 """Where each constant stands, and what it is changed to."""
@@ -67,6 +78,9 @@ DECIDING = 0.02
 
 SMALL = {"base": 12.0, "node": (0.0, 0.6), "free": 8, "step": 1.8}
 """Milliseconds of SmolLM2 with streams: a pass of one node, of further ones up to ``free`` and beyond it, a step."""
+
+AVX2 = {"base": 18.0, "node": (2.5, 2.5), "free": 8, "step": 2.5}
+"""Of SmolLM2 where two processors with AVX2 are busy with the arithmetic of few nodes."""
 
 PAIR = {"base": 60.0, "node": (1.0, 3.0), "free": 8, "step": 20.0}
 """Of a model of 1.5B with a draft of 0.5B."""
@@ -89,6 +103,9 @@ def scenarios() -> Iterator[tuple[str, Callable[[int], float]]]:
         for noise in ("noisy", "spells"):
             yield f"{name}, {noise}", _case(costs=costs, models=(0.7,), lookups=(0.5,), noise=noise)
 
+    for texts in SHORT:
+        yield f"avx2, texts of {SHORT_TOKENS} tokens, rows of {texts}", _case(costs=AVX2, rows=4, short=texts)
+
 
 def _case(  # noqa: PLR0913
     *,
@@ -98,6 +115,7 @@ def _case(  # noqa: PLR0913
     models: Sequence[float] = (),
     lookups: Sequence[float] = (),
     apart: Sequence[float] = (),
+    short: Sequence[Sequence[float]] = (),
     sure: float | None = None,
     noise: str = "",
 ) -> Callable[[int], float]:
@@ -117,16 +135,16 @@ def _case(  # noqa: PLR0913
             prices = PriceList(passes, {"model": drafts})
         policy = Controller(prices)
         for text in range(TEXTS):
-            policy.renew()
-            if apart:
-                machine.lookup = [(0.9, rate) for rate in apart]
-                machine.run_apart(policy, TOKENS)
+            policy.renew(rows)
+            if own := apart or (short and short[text % len(short)]):
+                machine.lookup = [(0.9, rate) for rate in own]
+                machine.run_apart(policy, SHORT_TOKENS if short else TOKENS)
                 continue
             machine.begin()
             machine.model = models[text % len(models)] if models else None
             machine.lookup = (0.5, lookups[text % len(lookups)]) if lookups else None
             machine.run(policy, TOKENS)
-        tokens = TEXTS * TOKENS if apart else machine.tokens / rows
+        tokens = TEXTS * (SHORT_TOKENS if short else TOKENS) if apart or short else machine.tokens / rows
         return tokens * price(rows) / machine.seconds
 
     return run

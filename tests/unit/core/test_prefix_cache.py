@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -40,6 +40,7 @@ def found(cache: PrefixCache, tokens: Sequence[int], owner: str = "model", state
 texts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=12)
 
 
+@settings(deadline=None, derandomize=True)
 @given(texts, st.lists(st.integers(0, 2), max_size=9))
 def test_the_longest_common_prefix_is_found_and_held_once(kept: list[list[int]], asked: list[int]) -> None:
     cache = PrefixCache(1 << 20)
@@ -51,6 +52,7 @@ def test_the_longest_common_prefix_is_found_and_held_once(kept: list[list[int]],
     assert cache.nbytes == len(prefixes) * TOKEN
 
 
+@settings(deadline=None, derandomize=True)
 @given(texts, st.integers(0, 12))
 def test_no_more_is_held_than_allowed_and_the_newest_text_is(kept: list[list[int]], room: int) -> None:
     cache = PrefixCache(room * TOKEN)

@@ -41,6 +41,9 @@ LONGEST_PAUSE = 16
 GAIN_FADE = 1 / 16
 """Weight of the newest round in what rounds of so many rows gain on average."""
 
+GAIN_OF_A_TEXT = 0.05
+"""The most of it with which a text begins, in plain passes: what the last one gained says little about this one."""
+
 AGREES = 0.25
 """How far what a plain pass takes may be from that, as a natural logarithm."""
 
@@ -95,7 +98,7 @@ class Controller:
     def renew(self, rows: int = 1) -> None:
         """Texts of so many rows begin, in which drafters may be worth more than in the last ones, or less."""
         pause = self._pauses[rows]
-        pause.until, pause.length = 0, max(1, pause.length // 2)
+        pause.until, pause.length, pause.gain = 0, max(1, pause.length // 2), min(GAIN_OF_A_TEXT, pause.gain)
         self._budget = min(BUDGET_OF_A_TEXT, max(0.0, self._budget) + REFILL_OF_A_TEXT)
         self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
 
