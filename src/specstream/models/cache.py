@@ -78,7 +78,8 @@ class TreeCache(Cache):
         self._buffers: dict[tuple[int, int], Tensor] = {}  # by layer, and KEYS or VALUES
         self._rows = slice(0, rows)
         self._starts = self.lengths
-        self._slots: tuple[Tensor, Tensor] | None = None
+        self._together, self._width, self._device = True, 0, torch.device("cpu")
+        self._slots: tuple[Tensor, Tensor] | None = None  # where the planned pass writes, once somebody asked
 
     def plan(self, width: int, device: torch.device, row: int | None = None) -> None:
         """Say where the next pass writes: ``width`` slots behind each row's tokens, or behind one row's.
@@ -93,23 +94,20 @@ class TreeCache(Cache):
         needed = max(self._starts) + width
         self.reserve(needed)
         self.reach = self.capacity if row is None else capacity_for(needed)
-        self._slots = None
-        if len(set(self._starts)) > 1:
-            starts = torch.tensor(self._starts, device=device)
-            rows = torch.arange(len(starts), device=device)
-            self._slots = (rows[:, None], starts[:, None] + torch.arange(width, device=device))
+        self._together = len(set(self._starts)) == 1  # all write to the same slots
+        self._width, self._device, self._slots = width, device, None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write ``[rows, heads, width, head_dim]`` where ``plan`` said; those rows come back, up to ``reach``."""
         keys, values = self.layer(layer_idx, key_states, value_states)
-        if self._slots is None:
+        if self._together:
             written = slice(self._starts[0], self._starts[0] + key_states.shape[2])
             keys[:, :, written] = key_states
             values[:, :, written] = value_states
         else:
-            rows, slots = self._slots
+            rows, slots = self._written()
             keys[rows, :, slots] = key_states.transpose(1, 2)
             values[rows, :, slots] = value_states.transpose(1, 2)
         return keys[:, :, : self.reach], values[:, :, : self.reach]
@@ -126,13 +124,21 @@ class TreeCache(Cache):
             self._buffers[layer_idx, VALUES] = self._buffer((layer_idx, VALUES), values)
         return self._buffers[layer_idx, KEYS][self._rows], self._buffers[layer_idx, VALUES][self._rows]
 
+    def _written(self) -> tuple[Tensor, Tensor]:
+        """The rows ``[rows, 1]`` and slots ``[rows, width]`` of the planned pass; our own kernels never ask."""
+        if self._slots is None:
+            starts = torch.tensor(self._starts, device=self._device)
+            rows = torch.arange(len(starts), device=self._device)
+            self._slots = (rows[:, None], starts[:, None] + torch.arange(self._width, device=self._device))
+        return self._slots
+
     def erase(self, layers: Sequence[int], width: int) -> None:
         """Forget what the planned pass wrote into these layers: zeros, as if there had been none."""
         for buffer in self._of(layers):
-            if self._slots is None:
+            if self._together:
                 buffer[self._rows, :, self._starts[0] : self._starts[0] + width] = 0
             else:
-                rows, slots = self._slots
+                rows, slots = self._written()
                 buffer[self._rows][rows, :, slots] = 0
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

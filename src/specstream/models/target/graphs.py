@@ -136,6 +136,7 @@ class StaticCache(TreeCache):
     def bind(self, slots: Tensor) -> None:
         """The pass that follows writes to ``slots`` ``[rows, width]`` and reads everything."""
         self._rows, self._starts, self.reach = slice(0, len(slots)), self.lengths, self.capacity
+        self._together = False
         self._slots = (torch.arange(len(slots), device=slots.device)[:, None], slots)
 
     def reserve(self, needed: int) -> None:
