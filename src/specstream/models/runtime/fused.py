@@ -28,6 +28,9 @@ KINDS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLaye
 MODELS = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
 """Models that embed, run such layers, normalise and apply their head, and nothing else."""
 
+NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
+"""Norms that the kernel computes; others add 1 to their weights, or multiply before they round."""
+
 STEADY = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary positions whose angles do not depend on how long the text is."""
 
@@ -202,6 +205,18 @@ class FusedLayers:
         return made
 
 
+def final_norm(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """The norm behind the layers in our own kernel, rounded as those within them; None where the model's own runs.
+
+    Whatever runs a pass of a text has to run the same: bits differ.
+    """
+    norm = model.base_model.norm
+    known = type(norm).__name__ in NORMS and hasattr(norm, "variance_epsilon") and is_original(norm)
+    if not known or not is_plain(norm.weight) or not norm.weight.is_contiguous() or norm.weight.dtype != model.dtype:
+        return None
+    return native.norm(norm.weight, norm.variance_epsilon)
+
+
 class Rotations:
     """What a model's rotary embedding says of positions, from a table where it says the same of each every time.
 
@@ -249,7 +264,7 @@ class FusedTop:
         self.complete = len(layers) == text_config(model).num_hidden_layers - first
         if self.complete:
             self._layers = FusedLayers(layers, _nothing_runs)
-        self._rotate, self._norm = Rotations(model.base_model.rotary_emb), model.base_model.norm
+        self._rotate, self._norm = Rotations(model.base_model.rotary_emb), final_norm(model) or model.base_model.norm
 
     def __call__(
         self, hidden: Tensor, positions: Tensor, cache: Any, plan: TreePlan, states: States | None = None

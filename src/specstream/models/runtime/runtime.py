@@ -31,7 +31,7 @@ from specstream.models.architecture.view import Copied
 from specstream.models.runtime import native, quantized
 from specstream.models.runtime.capabilities import Capabilities, Quantization, RuntimeName, capabilities
 from specstream.models.runtime.compiled import NoKernelsError
-from specstream.models.runtime.fused import FusedModel, FusedTop, fused_layers, is_plain
+from specstream.models.runtime.fused import FusedModel, FusedTop, final_norm, fused_layers, is_plain
 from specstream.models.runtime.native import TreePlan, tree_plan
 from specstream.models.runtime.quantized import QuantizedWeight
 
@@ -118,6 +118,8 @@ class Runtime:
             self._stacked = len(layers) == compat.text_config(model).num_hidden_layers
             inside = {module for layer, _ in layers for module in layer.modules()}
             self._planned_swaps = [*layers, *(swap for swap in self._swaps if swap[0] not in inside)]
+            if self._stacked and (norm := final_norm(model)):
+                self._planned_swaps.append((model.base_model.norm, norm))
             rotary = getattr(model.base_model, "rotary_emb", None)  # of which a table is made
             self._copied += [Copied(each) for each in (() if rotary is None else rotary.buffers())]
         if self._stacked and FusedModel.knows(model):

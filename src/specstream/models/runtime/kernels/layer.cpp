@@ -40,6 +40,21 @@ struct Memory {
   std::vector<char> inputs, q, k, v, seen, between, gate, up, states[2];
 };
 
+// RMS norm of `count` values.
+template <class T> void normalise(const T *from, const void *weights, long count, float epsilon, T *to) {
+  Floats squares = {};
+  for (long i = 0; i < count; i += LANES) {
+    Floats values = load(from + i, count - i);
+    squares = fused(values, values, squares);
+  }
+  float factor = 1.0f / std::sqrt(sum(squares) / count + epsilon);
+  const T *w = static_cast<const T *>(weights);
+  for (long i = 0; i < count; i += LANES) {
+    long some = count - i;
+    store(load(w + i, some) * rounded<T>(load(from + i, some) * factor), to + i, some);
+  }
+}
+
 // T: activations and cache. W: weights.
 template <class T, class W> struct Block {
   using P = Product<W>;
@@ -73,20 +88,6 @@ template <class T, class W> struct Block {
 
   void prepare(long row, const T *from, long count) const {
     P::prepare(from, count, inputs + row * P::size(count));
-  }
-
-  static void normalise(const T *from, const void *weights, long count, float epsilon, T *to) {
-    Floats squares = {};
-    for (long i = 0; i < count; i += LANES) {
-      Floats values = load(from + i, count - i);
-      squares = fused(values, values, squares);
-    }
-    float factor = 1.0f / std::sqrt(sum(squares) / count + epsilon);
-    const T *w = static_cast<const T *>(weights);
-    for (long i = 0; i < count; i += LANES) {
-      long some = count - i;
-      store(load(w + i, some) * rounded<T>(load(from + i, some) * factor), to + i, some);
-    }
   }
 
   // q and k turned by their position: the halves of a head are the two coordinates.
@@ -214,6 +215,15 @@ template <class T, class W> void run_layers(const Layer *const *layers, const Ca
 }
 
 } // namespace
+
+// The norm behind the layers, of each of m rows of n.
+#define NORM(name, T)                                                                                                  \
+  extern "C" void norm_##name(const void *x, const void *weights, void *y, long m, long n, float epsilon) {            \
+    for (long row = 0; row < m; row++)                                                                                 \
+      normalise<T>(static_cast<const T *>(x) + row * n, weights, n, epsilon, static_cast<T *>(y) + row * n);           \
+  }
+NORM(bf16, uint16_t)
+NORM(f32, float)
 
 // Layers one after another, the output of each the input of the next.
 #define LAYERS(name, T, W)                                                                                             \
