@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
 from typing import Any
@@ -118,17 +117,13 @@ def verify_each(
 
 
 def _with_choices(
-    verdicts: Sequence[Verdict], logits: Tensor, finder: Finder, choices: Callable[[], list[list[int]]]
+    verdicts: list[Verdict], logits: Tensor, finder: Finder, choices: Callable[[], list[list[int]]]
 ) -> list[Verdict]:
     rows, likely = cache(choices), cache(partial(_likeliest, verdicts, logits, finder))
-    return [
-        replace(
-            verdict,
-            choices=lambda row=row: rows()[row],  # type: ignore[misc]
-            likeliest=lambda k, row=row: likely(k)[row],  # type: ignore[misc]
-        )
-        for row, verdict in enumerate(verdicts)
-    ]
+    for row, verdict in enumerate(verdicts):
+        verdict.choices = lambda row=row: rows()[row]  # type: ignore[misc]
+        verdict.likeliest = lambda k, row=row: likely(k)[row]  # type: ignore[misc]
+    return verdicts
 
 
 def _likeliest(verdicts: Sequence[Verdict], logits: Tensor, finder: Finder, k: int) -> list[list[list[int]]]:

@@ -7,7 +7,6 @@ most tokens a second (``core/policy/plan.py``). Without one the first offer is t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from specstream.core.ports import Components, Drafter, DraftRequest, DraftSession, Offer, TargetSession, Verdict
 from specstream.core.sampling import Sampling
@@ -73,7 +72,7 @@ class MixedSession(DraftSession):
         chosen = [self._whose(row, request) for row, request in enumerate(requests)]
         turns = list(zip(requests, chosen, strict=True))
         proposed = [
-            session.propose([each if at == own or not each.depth else replace(each, depth=0) for each, own in turns])
+            session.propose([each if at == own else each.declined() for each, own in turns])
             for at, session in enumerate(self._sessions)
         ]
         return [proposed[own][row] for row, own in enumerate(chosen)]

@@ -137,7 +137,7 @@ class Controller:
         self.costs.look_at(max(len(request.tokens) for request in requests))
         last = self._plain.setdefault(rows, self._round)
         if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
-            return list(map(_nothing, requests))
+            return [request.declined() for request in requests]
         worth = plans.worth(ending, self.costs.plain) if ending else [1.0] * rows
         calibrations = [request.calibrations for request in requests]
         planner = Planner(
@@ -146,7 +146,7 @@ class Controller:
         spare = (1 + self._budget) * planner.plain
         self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
         if self._plan is None:
-            return list(map(_nothing, requests))
+            return [request.declined() for request in requests]
         return planner.requests(requests, self._plan)
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
@@ -265,11 +265,3 @@ class Controller:
                 return plan
             self._tried[drafter] = self._round
         return None
-
-
-def _nothing(request: DraftRequest) -> DraftRequest:
-    """Not drafted for."""
-    if not request.depth:
-        return request
-    tokens, generator, calibrations = request.tokens, request.generator, request.calibrations
-    return DraftRequest(tokens=tokens, depth=0, generator=generator, calibrations=calibrations)

@@ -236,7 +236,7 @@ class Planner:
     def requests(self, requests: Sequence[DraftRequest], plan: Plan) -> list[DraftRequest]:
         """The rows' requests as they are to be met."""
         return [
-            replace(request, depth=0) if share is None else self._request(request, share, plan, worth)
+            request.declined() if share is None else self._request(request, share, plan, worth)
             for request, share, worth in zip(requests, plan.shares, self.worth, strict=True)
         ]
 
