@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +92,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory, embedding: np.ndarray) -> P
     write_gguf(scratch / "model.gguf", embedding + 0.05 * noise, embedding)
     convert.gguf_to_folder(scratch / "model.gguf", scratch / "made", ENTRY)
     return scratch / "made"
+
+
+def test_other_threads_write_to_the_standard_error_meanwhile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], embedding: np.ndarray
+) -> None:
+    """And no bar is shown, not even of the reader of GGUF files."""
+    write_gguf(tmp_path / "model.gguf", embedding, embedding)
+    begun, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        begun.wait()
+        while not done.is_set():
+            sys.stderr.write("from beside\n")
+            time.sleep(0.001)
+
+    beside = threading.Thread(target=other)
+    beside.start()
+    capsys.readouterr()
+    begun.set()
+    try:
+        convert.gguf_to_folder(tmp_path / "model.gguf", tmp_path / "made", ENTRY)
+    finally:
+        done.set()
+        beside.join()
+    said = capsys.readouterr().err
+    assert "from beside" in said and "%|" not in said
+    assert set(said.split("\n")) == {"from beside", ""}
 
 
 def test_the_folder_loads_and_generates(folder: Path) -> None:
