@@ -379,7 +379,7 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> UsageError:
         own = {"draft_model"} if kind is EngineConfig else set()
         known_names = _INSTEAD[name] if name in _INSTEAD else f"known are {listed(name, known | own)}"
         return UsageError(f"unknown setting {name!r}; {known_names}")
-    wanted = remedy(first["msg"])
+    wanted = remedy(first["msg"], first["input"])
     if name == "memory":
         wanted = "True, False or the name of a file"
     if name in ("heads", "router"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from inspect import signature
@@ -143,7 +144,7 @@ _OURS = {
     "stop_token_ids": "eos_token_id eos stop_tokens",
     "gamma": "k n num_assistant_tokens num_speculative_tokens num_draft_tokens draft_max draft_tokens depth "
     "prompt_lookup_num_tokens speculation_depth lookahead",
-    "draft_model": "draft assistant_model assistant speculative_model model_draft drafter_model",
+    "draft_model": "draft assistant_model assistant speculative_model model_draft drafter_model speculative_config",
     "draft": "draft_model assistant_model assistant speculative_model model_draft drafter_model",
     "quantization": "load_in_8bit load_in_4bit quantization_config quantize bits quant",
     "draft_quantization": "assistant_quantization speculative_quantization",
@@ -180,7 +181,7 @@ _OURS = {
     "dataset": "task tasks benchmark",
     "task": "tasks dataset",
     "output": "out output_file out_file output_dir save_to",
-    "output_dir": "output out out_dir save_dir",
+    "output_dir": "output out out_dir output_path save_dir",
     "learning_rate": "lr",
     "epochs": "num_train_epochs num_epochs",
     "max_length": "max_seq_length max_seq_len model_max_length cutoff_len seq_length block_size",
@@ -241,8 +242,8 @@ def listed(name: str, known: Iterable[str]) -> str:
     return ", ".join(names) + ("" if like is None else f"; did you mean {like!r}{in_our_measure(name, like)}?")
 
 
-def remedy(message: str) -> str:
-    """What a value has to be, of pydantic's message about it."""
+def remedy(message: str, value: object = None) -> str:
+    """What a value has to be, of pydantic's message about it, or the one that is meant: 0.7 where 0,7 was given."""
     text = message.removeprefix("Value error, ").split(", unable to ")[0].split(", got a ")[0]
     text = text.split(" after validation")[0].split(" or instance of ")[0]
     text = text.removesuffix(" or object to extract fields from")
@@ -252,6 +253,8 @@ def remedy(message: str) -> str:
         return "a value that has " + text.split(" should have ", 1)[1]
     known = {"valid integer": "whole number", "valid number": "number", "valid list": "list, such as [a, b]"}
     known |= {"valid string": "text"}
+    if text.endswith("a valid number") and re.fullmatch(r"-?\d*,\d+", str(value)):
+        return f"{str(value).replace(',', '.')}, with a point"
     text = text.removeprefix("Input ").removeprefix("should be ")
     for theirs, ours in {**known, "valid dictionary": "mapping of keys to values"}.items():
         text = text.replace(f"a {theirs}", f"a {ours}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from specstream.errors import UnsupportedModelError, UsageError
 from specstream.models.architecture.view import view_of
 from specstream.models.runtime.capabilities import capabilities
 from tests.lossless.families import build, generated, prompt
+from tests.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # PEFT's
@@ -408,6 +410,35 @@ def test_weights_that_move_within_a_text_end_it_in_words(move: Any, runtime: Any
     move(model)
     with pytest.raises(UsageError, match="the model was changed while it generated"):
         list(begun)
+
+
+@pytest.mark.parametrize("change", ["resize_token_embeddings", "set_input_embeddings"])
+def test_an_embedding_that_shrinks_is_seen_before_the_next_text(change: str) -> None:
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    engine = SpeculativeEngine(model, tokenizer)
+    whole = engine.generate([250, 3], max_new_tokens=4).token_ids
+    before = copy.deepcopy((model.get_input_embeddings(), model.get_output_embeddings()))
+    if change == "resize_token_embeddings":
+        model.resize_token_embeddings(200)
+    else:
+        model.set_input_embeddings(torch.nn.Embedding(200, 48))
+    for given in ([250, 3], [3], "one two"):
+        with pytest.raises(UsageError, match="the tokenizer has 300 tokens and the model's vocabulary is 0 to 199"):
+            engine.generate(given, max_new_tokens=4)
+    model.set_input_embeddings(before[0])
+    model.set_output_embeddings(before[1])
+    model.config.vocab_size = 300
+    assert engine.generate([250, 3], max_new_tokens=4).token_ids == whole
+
+
+def test_an_embedding_that_grows_or_shrinks_within_its_padding_says_its_own_range() -> None:
+    model = tiny_model(vocab_size=310)
+    engine = SpeculativeEngine(model, tiny_tokenizer())
+    for size in (304, 320):
+        model.resize_token_embeddings(size, mean_resizing=False)
+        engine.generate([size - 1], max_new_tokens=2)
+        with pytest.raises(UsageError, match=rf"has the token {size}; the vocabulary is 0 to {size - 1}"):
+            engine.generate([size], max_new_tokens=2)
 
 
 def test_weights_of_a_draft_that_move_within_a_text_end_it_in_words() -> None:

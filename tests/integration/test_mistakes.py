@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import get_args
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast, T5Config
 
 from specstream import SpeculativeEngine
 from specstream.cli import main
@@ -170,9 +171,47 @@ def _renamed_type(folder):
     (folder / "config.json").write_text(text.replace('"model_type": "llama"', '"model_type": "lama"'))
 
 
+def _pointer(name):
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 269060552\n"
+    return lambda folder: (folder / name).write_text(text)
+
+
+def _of_more_tokens(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"vocab_size": 300', '"vocab_size": 400'))
+
+
+def _with_an_empty_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").touch()
+
+
+def _in_two_parts(folder):
+    weights = {"model.embed_tokens.weight": "model-1-of-2.safetensors", "lm_head.weight": "model-2-of-2.safetensors"}
+    (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+
+
 @pytest.mark.parametrize(
     ("damage", "remedy"),
     [
+        (
+            _pointer("model.safetensors"),
+            "model.safetensors is a pointer of git-lfs, without content: run git lfs pull in that folder",
+        ),
+        (
+            _pointer("tokenizer.json"),
+            "tokenizer.json is a pointer of git-lfs, without content: run git lfs pull in that folder",
+        ),
+        (_cut("tokenizer.json", 900), "the file is damaged or cut short: copy or download it again"),
+        (_cut("tokenizer_config.json", 40), "the file is damaged or cut short: copy or download it again"),
+        (_cut("generation_config.json", 30), "the file is damaged or cut short: copy or download it again"),
+        (_of_more_tokens, "its weights have other shapes than config.json says: mend config.json, or copy both again"),
+        (_with_an_empty_pickle, "the file is damaged or cut short: copy or download it again"),
+        (
+            _in_two_parts,
+            "of its 2 files of weights model-2-of-2.safetensors is missing: copy or download what is missing",
+        ),
         (_without("model.safetensors"), "its weights are missing: copy or download model.safetensors"),
         (_without("tokenizer.json"), "its tokenizer is missing: copy tokenizer.json"),
         (_cut("model.safetensors", 5000), "the file is damaged or cut short: copy or download it again"),
@@ -928,8 +967,16 @@ def test_a_run_without_a_sample_takes_other_settings(here, monkeypatch, capsys):
         RunFolder(here / "run").begin(first, {}, {})
 
 
-def test_the_demo_checks_its_settings_before_it_imports_a_page(monkeypatch, capsys):
+def test_the_demo_checks_its_settings_before_it_imports_a_page(here, monkeypatch, capsys):
+    from specstream.models.hub import snapshots
+
+    def unreachable(name):
+        raise snapshots.HubUnavailable("the hub cannot be reached")
+
     monkeypatch.setattr("specstream.environment.require", lambda *names: pytest.fail("the page was asked for"))
+    monkeypatch.setattr(snapshots, "require", unreachable)
+    assert run("demo", "--port", "0", "-m", "target", "-m", "nowhere") == 2
+    assert "'nowhere' is neither a local folder nor in the hub's cache" in capsys.readouterr().err
     assert run("demo", "-n", "0") == 2
     assert "-n is 0; give a value that is greater than or equal to 1" in capsys.readouterr().err
 
@@ -1305,3 +1352,84 @@ def test_a_memory_is_noted_where_nothing_is_copied_from_it(here, capsys):
 def test_every_drafter_is_in_the_help():
     told = Drafter.__metadata__[0].help
     assert [name for name in get_args(DrafterName) if name not in told] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # a comma for the point
+        ("generate x -m target -t 0,7", "-t is '0,7'; give 0.7, with a point"),
+        (
+            "benchmark -c b.yaml --set generation.temperature=0,7",
+            "generation.temperature is '0,7'; give 0.7, with a po",
+        ),
+        ("generate x -m target -n 1,000", "-n is '1,000'; give a value that is a whole number"),
+        # what holds something else
+        ("generate x -m adapter", "'adapter' is a LoRA adapter, not a model: merge"),
+        ("generate x -m target --heads adapter", "no heads in 'adapter' (it holds a LoRA adapter); give a folder that"),
+        (
+            "evaluate -c e.yaml --set measure.output_dir=runs/run",
+            "output_dir is 'runs/run', which holds something else",
+        ),
+        ("report runs", "'runs' holds no run; give one of those in it: runs/run"),
+        ("report target", "'target' holds no run; give a folder that specstream benchmark wrote"),
+        ("export target -o ex --target t5", "t5 cannot be a target: t5 is an encoder-decoder"),
+        ("make-draft -m t5 --layers 1 -o ex", "t5 cannot be a target: t5 is an encoder-decoder"),
+        (
+            "make-draft -m one --layers 1 -o ex",
+            "layers is 1 and the target has 1, of which no fewer can be taken; give",
+        ),
+        (
+            "export pointed -o ex",
+            "'pointed' cannot be loaded: model.safetensors is a pointer of git-lfs, without content",
+        ),
+        ("serve -m target --lora-modules tiny=", "--lora-modules is 'tiny=', which has no path; give NAME=PATH"),
+        # where it is instead
+        (
+            "benchmark -c b.yaml --experiments one two",
+            "--experiments has 'one'; give --experiments one,two, with commas",
+        ),
+        ("chat -m target --prompt x", "No such option: --prompt; give specstream generate for one answer"),
+        ("doctor model.gguf", "give --model model.gguf"),
+        ("make-head --model target", "No such option: --model; give the model alone, make-head MODEL"),
+        ("quantize target -o q8 --dtype int8", "No such option: --dtype; give --bits int8 or --bits int4"),
+        ("evaluate -c e.yaml --output_path x", "No such option: --output_path; give --set measure.output_dir=VALUE"),
+        ("models pull a -o b", "No such option: -o; SPECSTREAM_MODELS names the folder, leave it out"),
+        ("benchmark-haeds --prompts q.jsonl", "No such command 'benchmark-haeds'. Did you mean 'benchmark heads'?"),
+        ("help generate", "No such command 'help'; give generate --help"),
+    ],
+)
+def test_what_a_twelfth_stranger_met(here, capsys, words, told):
+    for name in ("adapter", "runs/run"):
+        (here / name).mkdir(parents=True)
+    (here / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    (here / "runs" / "run" / "run.json").write_text("{}")
+    (here / "e.yaml").write_text("target: {model: target}\ndatasets: {wikisql: {path: q.jsonl}}\n")
+    (here / "model.gguf").write_bytes(b"GGUF")
+    for name, settings in (("t5", T5Config(num_layers=1)), ("one", LlamaConfig(num_hidden_layers=1))):
+        settings.save_pretrained(here / name)
+    shutil.copytree(here / "target", here / "pointed")
+    _pointer("model.safetensors")(here / "pointed")
+    capsys.readouterr()
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+    assert not (here / "ex").exists()
+
+
+def test_a_template_that_is_damaged_is_blamed_not_the_messages(here, capsys):
+    (here / "target" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }")
+    assert run("generate", "x", "-m", "target", "-n", "2") == 2
+    error = capsys.readouterr().err
+    assert "the model's chat template is damaged (line 1: " in error and "; mend chat_template.jinja" in error
+    assert run("generate", "x", "-m", "target", "-n", "2", "--no-chat") == 0
+
+
+def test_a_draft_that_is_the_target_is_noted(here, capsys):
+    assert run("generate", "x", "-m", "target", "-n", "2", "--draft", "target") == 0
+    assert "note: --draft is 'target', the target itself, and a draft of it costs" in capsys.readouterr().err
+    tiny_model(noise=0.02).save_pretrained(here / "draft")
+    tiny_tokenizer().save_pretrained(here / "draft")
+    assert run("generate", "x", "-m", "target", "-n", "2", "--draft", "draft") == 0
+    assert run("generate", "x", "-m", "target", "-n", "2", "--draft", "self:int8") == 0
+    assert "the target itself" not in capsys.readouterr().err

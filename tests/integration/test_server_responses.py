@@ -208,6 +208,32 @@ def test_what_cannot_be_done_is_refused_by_its_name_here(served: Served, body: A
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
 
 
+@pytest.mark.parametrize(
+    ("include", "told"),
+    [
+        (["nope"], "include.0 is 'nope'; give a value that is 'reasoning.encrypted_content', 'message.input_image"),
+        (["reasoning.encrypted_content", 1], "include.1 is 1; give a value that is 'reasoning.encrypted_content'"),
+        (["message.output_text.logprobs"], "log probabilities are not supported here; ask /v1/chat/completions"),
+        ("reasoning.encrypted_content", "include is 'reasoning.encrypted_content'; give a value that is a list"),
+    ],
+)
+def test_what_cannot_be_included_is_refused_in_openais_form(served: Served, include: Any, told: str) -> None:
+    body = {"input": "one two", "max_output_tokens": 4, "include": include}
+    answer = httpx.post(f"{served.url}/v1/responses", json=body, timeout=PATIENCE)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert told in error["message"] and error["type"] == "invalid_request_error"
+    assert error["param"].startswith("include") and set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("include", [[], ["reasoning.encrypted_content", "web_search_call.action.sources"], None])
+def test_what_nothing_here_would_add_may_be_included(served: Served, include: Any) -> None:
+    body = {"input": "one two", "max_output_tokens": 4, "include": include}
+    answer = httpx.post(f"{served.url}/v1/responses", json=body, timeout=PATIENCE)
+    assert answer.status_code == 200
+    assert "include" not in answer.json()
+
+
 def test_a_failure_within_a_stream_is_its_last_event(served: Served) -> None:
     endless = {"type": "array", "items": {"$ref": "#"}, "minItems": 1}
     form = {"format": {"type": "json_schema", "name": "a", "schema": endless}}

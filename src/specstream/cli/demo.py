@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from specstream.cli import options
-from specstream.models.hub.catalog import on_disk
+from specstream.models.hub.catalog import check, on_disk
 
 _Models = Annotated[
     options.Texts, typer.Option("--model", "-m", help="As in generate; may be repeated, and the page lets choose.")
@@ -55,10 +55,7 @@ def demo(
 
     settings = engine_config({**shown, **drafting}).generation  # type: ignore[typeddict-item]
     options.check_draft(draft, models[0])
-    if heads is not None:
-        from specstream.heads.folder import check_base_name
-
-        check_base_name(heads, models[0])
+    _check_models(models, heads)
     from specstream.cli.loading import quiet
     from specstream.demo import run
     from specstream.reporting import step
@@ -76,3 +73,13 @@ def demo(
         print(f"warning: {host} is open to others and the page asks for no key", file=sys.stderr)
     print(f"the demo is on http://{host}:{port}", file=sys.stderr, flush=True)
     run.listen(page, host, port)
+
+
+def _check_models(models: list[str], heads: str | None) -> None:
+    """Refuse models that are not there, and heads of another one, before the page is imported, which takes long."""
+    if heads is not None:
+        from specstream.heads.folder import check_base_name
+
+        check_base_name(heads, models[0])
+    for each in models if heads is None else models[:1]:  # heads for several models are refused with the page
+        check(each)

@@ -13,6 +13,7 @@ from specstream.cli import options
 from specstream.cli.loading import load_engine, quiet
 from specstream.cli.progress import progress
 from specstream.cli.records import table_console, write_record
+from specstream.errors import UsageError
 from specstream.files.atomic import check_ending
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def evaluate(
     from specstream.evaluation.execution import check_platform
 
     settings, document = read_config(config, set_ or [])
-    check_ending(settings.measure.output_dir, "measure.output_dir", "", "a folder")
+    _check_output(settings.measure.output_dir)
     loaded = load_all(settings, document, dataset or [], data, limit)
     if execute_code:
         check_platform()
@@ -60,6 +61,13 @@ def evaluate(
         print(json.dumps(records))
     else:
         _print(records)
+
+
+def _check_output(folder: str) -> None:
+    """Refuse for the folders of data sets one that is a model's, or another command's run."""
+    check_ending(folder, "measure.output_dir", "", "a folder")
+    if any((Path(folder) / name).is_file() for name in ("config.json", "run.json", "log.jsonl", "profile.json")):
+        raise UsageError(f"measure.output_dir is {folder!r}, which holds something else; give a new folder")
 
 
 def _check_metrics(loaded: list[Loaded]) -> None:

@@ -34,7 +34,7 @@ def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str
     if (unknown := re.match(r"No such command '(.*?)'", message)) is not None:
         if told := _of_option(unknown[1], command, words):
             return f"No such command {unknown[1]!r}; {told}"
-        return f"No such command {unknown[1]!r}{_command_meant(unknown[1], command)}"
+        return f"No such command {unknown[1]!r}{_command_meant(unknown[1], command, words)}"
     if message.startswith("Missing "):
         return message.removesuffix(".") + _of_missing(message, command, words)
     if (short := re.match(r"Option '(--?\S+)' requires an argument", message)) is not None:
@@ -46,7 +46,7 @@ def _better(message: str, error: Any, command: Any, words: Sequence[str]) -> str
     cause, parameter = error.__cause__, getattr(error, "param", None)
     if parameter is not None and hasattr(cause, "errors"):  # of pydantic, whose message leaves out the value
         first = cause.errors()[0]
-        return f"{_called(parameter)} is {first['input']!r}; give {remedy(first['msg'])}"
+        return f"{_called(parameter)} is {first['input']!r}; give {remedy(first['msg'], first['input'])}"
     return message
 
 
@@ -62,15 +62,16 @@ def _of_missing(message: str, command: Any, words: Sequence[str]) -> str:
     return f"; give {missing[1]} {shlex.quote(alone[0]) if alone else 'and a value'}"
 
 
-def _command_meant(name: str, group: Any) -> str:
+def _command_meant(name: str, group: Any, words: Sequence[str]) -> str:
     """What to give in place of a command that there is not."""
     known = {verb: each for verb, each in getattr(group, "commands", {}).items() if not each.hidden}
     if " " in name and "generate" in known:
         return f"; give specstream generate {shlex.quote(name)}"
     if f"--{name}" in {"--help", *_forms_of(group)}:
-        return f"; give --{name}"
-    if (like := meant(name, known)) is not None:
-        return f". Did you mean {like!r}?"
+        return f"; give {next((f'{word} ' for word in words if word in known), '')}--{name}"
+    whole = {f"{outer}-{verb}" for outer, each in known.items() for verb in getattr(each, "commands", {})}
+    if (like := meant(name, [*known, *whole])) is not None:
+        return f". Did you mean {(like.replace('-', ' ', 1) if like in whole else like)!r}?"
     for outer, each in known.items():
         if (inner := meant(name, getattr(each, "commands", {}))) is not None:
             return f". Did you mean '{outer} {inner}'?"
@@ -84,7 +85,7 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
     if told := _of_option(extra, command, words):
         return told if told.endswith("alone") else f"{message}; {told}"
     model = next((form for form in _forms_of(command) if form in ("--model", "--target")), None)
-    if model is not None and (extra in catalog() or os.path.isfile(os.path.join(extra, "config.json"))):
+    if model is not None and (_is_model(extra)):
         return f"{message}; give {model} {extra}"
     arguments = [each for each in getattr(command, "params", ()) if not _options_of(each)]
     if arguments:
@@ -94,6 +95,11 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
         return f"{message}; give it to specstream generate, or when chat asks"
     valued = any(not getattr(each, "is_flag", False) and each.name != "help" for each in getattr(command, "params", ()))
     return f"{message}; {'give what it is for as an option' if valued else 'leave it out'}"
+
+
+def _is_model(word: str) -> bool:
+    is_file = word.endswith(".gguf") and os.path.isfile(word)
+    return is_file or word in catalog() or os.path.isfile(os.path.join(word, "config.json"))
 
 
 def _of_option(extra: str, command: Any, words: Sequence[str]) -> str:
@@ -109,6 +115,10 @@ def _of_option(extra: str, command: Any, words: Sequence[str]) -> str:
             return _of_switch(before[-1], command)
         if len(before) > 1 and before[-2] in forms and not is_flag:
             again = f"give {before[-2]} before each" if each.multiple else "it is given once, with one value"
+            if "commas" in (each.help or ""):
+                return (
+                    f"{before[-2]} has {before[-1]!r}; give {before[-2]} {before[-1]},{extra.split()[0]}, with commas"
+                )
             return f"{before[-2]} has {before[-1]!r}: {again}; quotes keep words together"
     return ""
 

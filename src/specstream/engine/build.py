@@ -187,11 +187,13 @@ def _memory(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
 def renewed(parts: Parts, target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: EngineConfig) -> Parts:
     """The same parts, or others where the target's model has become another one: heads are of a model, the rest is not.
 
+    Of another vocabulary nothing stays as it is, and the tokenizer may not fit any more.
+
     The arguments and the errors are those of ``build_parts``.
     """
     if (revision := target.refresh()) == parts.revision:
         return parts
-    if parts.heads is None and config.drafter != "router":
+    if parts.heads is None and config.drafter != "router" and parts.vocab_size == target.vocab_size:
         return replace(parts, revision=revision)
     return build_parts(target, tokenizer, draft, config)
 

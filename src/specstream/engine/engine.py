@@ -327,7 +327,7 @@ class SpeculativeEngine:
         self._totals.add(generation.rows, generation.timings.total)
         if speedup is not None:
             self._totals.speedups.append(speedup)
-        notes = notes_of(self.config, generation)
+        notes = notes_of(self.config, generation, self.model_name if self._draft is self.model else None)
         return [self._result(generation, row, speedup, baseline, notes) for row in generation.rows]
 
     def _result(

@@ -61,12 +61,13 @@ def announce_short_context(target: HuggingFaceTarget, max_new_tokens: int) -> No
         announce(f"max_new_tokens is {max_new_tokens} and the context holds {limit}, prompt included: texts end there")
 
 
-def notes_of(config: EngineConfig, generation: Generation) -> list[str]:
+def notes_of(config: EngineConfig, generation: Generation, itself: str | None = None) -> list[str]:
     """What of the settings of a generation that has ended had no effect, each in a line.
 
     Args:
         config: the engine's.
         generation: whose own settings replace those of the engine.
+        itself: the target's name where it is the draft model too; None where it is not.
     """
     own, limit = generation.config, generation.parts.target.context_length
     said = {name: getattr(own, name) for name in DRAWN if name in own.model_fields_set}
@@ -74,6 +75,11 @@ def notes_of(config: EngineConfig, generation: Generation) -> list[str]:
     depth = next((name for name in ("gamma", "max_speculation_depth") if getattr(config, name) is not None), None)
     if config.drafter == "none" and depth is not None:
         notes.append(f"{depth} is {getattr(config, depth)}, without effect as drafter is 'none'; leave {depth} out")
+    if itself is not None:
+        notes.append(
+            f"draft_model is {itself!r}, the target itself, and a draft of it costs what its own pass does; give a "
+            "smaller model, or draft_model='self:int8'"
+        )
     if isinstance(config.memory, str) and own.temperature > 0:
         notes.append(f"memory is {config.memory!r}, and above temperature 0 no draft is copied from it")
     if any(row.finish_reason == "length" and len(row.emitted) < own.max_new_tokens for row in generation.rows):

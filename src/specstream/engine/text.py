@@ -117,6 +117,11 @@ def _rendered(tokenizer: Any, chat: Chat, template: Mapping[str, Any]) -> str:
         text: str = tokenizer.apply_chat_template(turns, **settings)
     except Exception as error:  # a template may refuse in its own words
         reason = one_line(error)[:200]
+        if type(error).__name__ == "TemplateSyntaxError":  # of jinja2, which is transformers' dependency, not ours
+            raise UsageError(
+                f"the model's chat template is damaged (line {getattr(error, 'lineno', 1)}: {reason}); mend "
+                "chat_template.jinja or copy it again, or give plain text"
+            ) from error
         raise UsageError(f"the messages do not fit the model's chat template: {reason}") from error
     return valid(text)
 

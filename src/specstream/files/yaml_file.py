@@ -291,7 +291,7 @@ def refusal(
     if first["input"] is None:
         return UsageError(f"{where}{name} is empty; give {remedy(first['msg'])}")
     such = _example(kind, place, first["input"])
-    return UsageError(f"{where}{name} is {shown(first['input'])}; give {such or remedy(first['msg'])}")
+    return UsageError(f"{where}{name} is {shown(first['input'])}; give {such or remedy(first['msg'], first['input'])}")
 
 
 def _example(kind: type[BaseModel], place: Sequence[str], value: Any) -> str:

@@ -136,5 +136,5 @@ def _most_precise(complaints: Sequence[_Complaint], body: Any) -> tuple[tuple[st
         for part in place:
             value = value[part]
         said = _JSON.get(repr(value)) or shown(value)
-        return place, f"is {said}; give {remedy(words[0]).replace(_MAPPING, 'an object')}"
+        return place, f"is {said}; give {remedy(words[0], value).replace(_MAPPING, 'an object')}"
     return place, words[0]

@@ -156,7 +156,8 @@ class DeploymentConfig(Section):
             return value
         pairs = [named(word) for word in value]
         if field.field_name == "lora_modules" and (bare := next((n for n, path in pairs if n == path), None)):
-            raise ValueError(f"lora_modules is {bare!r}, which has no name; give NAME=PATH")
+            lacking = "path" if bare.endswith("=") else "name"
+            raise ValueError(f"lora_modules is {bare!r}, which has no {lacking}; give NAME=PATH")
         return _unique(pairs, str(field.field_name))
 
     @field_validator("vllm_args", mode="before")
@@ -413,7 +414,7 @@ def _complaint(error: ValidationError) -> str:
         return first["msg"].removeprefix("Value error, ")
     value = "not shown" if name == "api_key" else shown(first["input"])
     place = name if len(first["loc"]) < 2 else f"{name}.{first['loc'][1]}"
-    return f"{place} is {value}; give {_WANTED.get(name) or remedy(first['msg'])}"
+    return f"{place} is {value}; give {_WANTED.get(name) or remedy(first['msg'], first['input'])}"
 
 
 _WANTED = {

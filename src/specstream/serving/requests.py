@@ -27,6 +27,10 @@ COLDEST = 1e-6
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
 
 
+_NEWER = {"functions": "give tools", "function_call": "give tool_choice"}
+"""What took the place of fields that OpenAI does not name any more."""
+
+
 class Given(BaseModel):
     """What clients send. Null means "not given", of every field.
 
@@ -51,7 +55,7 @@ class Given(BaseModel):
             given.pop("functions", None)
         for name, value in given.items():
             if name in cls.unsupported and value not in cls.unsupported[name]:
-                raise about(name, "is not supported; leave it out")
+                raise about(name, f"is not supported; {_NEWER.get(name, 'leave it out')}")
             kind = cls.without_effect.get(name)
             if kind is not None and not isinstance(value, kind):
                 raise about(name, f"is not {_KINDS[kind]}; leave it out")

@@ -125,12 +125,25 @@ class Reasoning(Given):
     effort: Effort | None = None
 
 
+Included = Literal[
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "file_search_call.results",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+"""What an answer may be asked to hold besides: none of it is made here, so nothing is left out.
+
+Log probabilities (``message.output_text.logprobs``) are not among them: a chat has them."""
+
+
 class ResponsesBody(Given):
     """``/v1/responses``."""
 
     without_effect: ClassVar[Mapping[str, type]] = {
         **dict.fromkeys(("store",), bool),
-        **dict.fromkeys(("include",), list),
         **dict.fromkeys(("service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"), str),
     }
     unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -155,8 +168,16 @@ class ResponsesBody(Given):
     thinking_token_budget: int | None = Field(default=None, ge=0)
     stream: bool | None = None
     stream_options: dict[Literal["include_obfuscation"], bool] | None = None
+    include: list[Included] | None = None
     user: str | None = Field(default=None, max_length=1000)
     _chat: ChatBody = PrivateAttr()
+
+    @field_validator("include", mode="before")
+    @classmethod
+    def _without_logprobs(cls, names: Any) -> Any:
+        if isinstance(names, list) and "message.output_text.logprobs" in names:
+            raise ValueError("log probabilities are not supported here; ask /v1/chat/completions for logprobs")
+        return names
 
     @model_validator(mode="after")
     def _is_a_chat(self) -> ResponsesBody:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from specstream.engine.choices import SELF
 from specstream.environment import provenance
-from specstream.errors import NumericalError, UnsupportedModelError, UsageError
+from specstream.errors import ModelNotFoundError, NumericalError, UnsupportedModelError, UsageError
 from specstream.files.atomic import write_json
 from specstream.heads import medusa
 from specstream.heads.folder import KINDS, read_settings, save_head
 from specstream.models.architecture.compat import config_of, text_config
 from specstream.models.hub.catalog import resolve
+from specstream.models.hub.damage import damage
 from specstream.models.hub.load import config_in, reason
 from specstream.models.hub.schemes import refuse_quantised
 from specstream.models.hub.vocabulary import check_tokenizers, read_part
@@ -81,11 +82,11 @@ def export(source: str, output: str, target: str | None = None) -> Exported:
     if (own := settings.get("kind")) is not None:
         here = "serve it with engine: local, train an eagle3 head, or " if own in KINDS else ""
         raise UsageError(f"{source!r} holds {own}, which vLLM cannot run; {here}export Medusa heads or a draft model")
-    heads = settings.get("model_type") == "medusa"
-    kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(target))
+    heads, tokens = settings.get("model_type") == "medusa", None
     if target is not None and not heads:
-        config_in(resolve(target), target)
+        tokens = int(config_in(resolve(target), target).get_text_config(decoder=True).vocab_size)
         check_tokenizers(target, source)  # before the weights are read
+    kind, write = ("medusa", _medusa) if heads else ("draft_model", _draft_of(tokens))
     report: dict[str, Any] = {}
 
     def fill(partial: Path) -> None:
@@ -162,10 +163,14 @@ def _check_medusa(source: Path, config: Mapping[str, Any], tensors: Mapping[str,
         raise UsageError(f"{str(source)!r} holds other weights than its config says: {different[0][0]}; fetch it again")
 
 
-def _draft_of(target: str | None) -> Callable[[Path, Path], dict[str, Any]]:
+def _draft_of(tokens: int | None) -> Callable[[Path, Path], dict[str, Any]]:
+    """What writes a draft for a target with so many rows of embeddings; None for as many as the draft has."""
+
     def write(source: Path, folder: Path) -> dict[str, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        if told := damage(source):
+            raise ModelNotFoundError(f"{str(source)!r} cannot be loaded: {told}")
         try:
             # The checkpoint's own dtype, also on a CPU that would rather compute in another.
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -182,7 +187,7 @@ def _draft_of(target: str | None) -> Callable[[Path, Path], dict[str, Any]]:
             _silence(model, part)
             size = text_config(model).vocab_size
             changed.append(f"its head drafts {len(part)} of {size} tokens, and has rows for all")
-        if target is not None and (line := _fit(model, target)):
+        if tokens is not None and (line := _fit(model, tokens)):
             changed.append(line)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -205,9 +210,8 @@ def _silence(model: Any, part: Tensor) -> None:
     model.set_output_embeddings(own)
 
 
-def _fit(model: Any, target: str) -> str | None:
+def _fit(model: Any, wanted: int) -> str | None:
     """Give a draft the target's number of tokens, of which vLLM wants as many; None if it has it."""
-    wanted = int(config_in(resolve(target), target).get_text_config(decoder=True).vocab_size)
     has = int(text_config(model).vocab_size)
     if has == wanted:
         return None

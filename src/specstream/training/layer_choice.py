@@ -61,6 +61,8 @@ def choices_of(choice: str, total: int, count: int) -> dict[str, tuple[int, ...]
     Raises:
         UsageError: an unknown choice, or layers that there are not.
     """
+    if total < 2:
+        raise UsageError(f"layers is {count} and the target has {total}, of which no fewer can be taken; give another")
     if not 1 <= count < total:
         raise UsageError(f"layers is {count} and the target has {total}; give 1 to {total - 1}")
     spaced = [round(at * (total - 1) / max(1, count - 1)) for at in range(count)]

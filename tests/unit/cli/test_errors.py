@@ -191,7 +191,7 @@ def test_a_path_that_cannot_be_used_is_no_internal_error(monkeypatch, capsys, nu
     ("words", "line"),
     [
         ("generate x -n 4.5", "-n is '4.5'; give a value that is a whole number"),
-        ("generate x -t 0,7", "-t is '0,7'; give a value that is a number"),
+        ("generate x -t 0,7", "-t is '0,7'; give 0.7, with a point"),
         ("bench-task --task a --data b --nodes 0", "--nodes is '0'; give a value that is greater than or equal to 1"),
         ("generate x --n-predict 4", "No such option: --n-predict; did you mean --max-new-tokens?"),
         ("generate x --num-speculative-tokens 4", "No such option: --num-speculative-tokens; did you mean --gamma?"),

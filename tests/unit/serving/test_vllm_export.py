@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from specstream.cli import main
 from specstream.errors import NumericalError, UsageError, VocabularyMismatchError
 from specstream.heads.medusa import MedusaHeads
+from specstream.models.architecture.compat import config_of
+from specstream.models.hub import load
 from specstream.models.hub.vocabulary import cut_head, write_part
 from specstream.serving.vllm_export import RECORD, every_row, export
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -135,6 +137,13 @@ class TestDraft:
         own = self.logits(model)
         assert torch.equal(logits.argmax(-1), PART[own.argmax(-1)])
         torch.testing.assert_close(logits[..., PART], own)
+
+    def test_the_targets_configuration_is_read_once(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        target, draft = (saved(tiny_model(), tmp_path / name) for name in ("target", "draft"))
+        read: list[str] = []
+        monkeypatch.setattr(load, "config_of", lambda folder: read.append(str(folder)) or config_of(folder))
+        export(draft, str(tmp_path / "out"), target)
+        assert read == [target]
 
     @pytest.mark.parametrize(("size", "word"), [(320, "padded"), (303, "cut")])
     def test_a_draft_takes_the_targets_padding(self, size: int, word: str, tmp_path: Path) -> None:

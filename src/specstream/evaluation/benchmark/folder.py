@@ -119,7 +119,9 @@ class RunFolder(Samples):
         if not Path(root).exists():
             raise UsageError(f"there is no folder {str(root)!r}; give one that specstream benchmark wrote")
         if not folder.run:
-            raise UsageError(f"{str(root)!r} holds no run; give a folder that specstream benchmark wrote")
+            inner = sorted(str(each.parent) for each in Path(root).glob(f"*/{RUN}"))
+            given = f"one of those in it: {', '.join(inner)}" if inner else "a folder that specstream benchmark wrote"
+            raise UsageError(f"{str(root)!r} holds no run; give {given}")
         return folder
 
     def begin(self, settings: Mapping[str, Any], provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -139,6 +139,23 @@ def model_class(config: Any) -> Any:
     several = getattr(transformers, "AutoModelForMultimodalLM", transformers.AutoModelForImageTextToText)
     known = type(config) in AutoModelForCausalLM._model_mapping
     return several if not known and type(config) in several._model_mapping else AutoModelForCausalLM
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Inside, transformers shows no bars of progress; its reader of GGUF files does not ask for its switch."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    gguf, switched = cast(Any, modeling_gguf_pytorch_utils), cast(Any, logging)
+    gguf.tqdm, own, shown = switched.tqdm, gguf.tqdm, switched.is_progress_bar_enabled()
+    switched.disable_progress_bar()
+    try:
+        yield
+    finally:
+        gguf.tqdm = own
+        if shown:
+            switched.enable_progress_bar()
 
 
 def is_text_model(config: Any) -> bool:

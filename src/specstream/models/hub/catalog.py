@@ -243,7 +243,7 @@ def _base_of(adapter: Path) -> str:
         base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return f" of {shown(base)}"
+    return f" of {shown(base)}" if base else ""
 
 
 @contextmanager

@@ -7,7 +7,6 @@ here; ``repairs.py`` mends them. The chat template, the end of a turn as EOS and
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from specstream.distribution import VERSION
 from specstream.errors import DownloadError
+from specstream.models.architecture.compat import without_bars
 from specstream.models.hub import repairs
 from specstream.models.hub.entry import CatalogEntry
 from specstream.reporting import errors_only
@@ -86,6 +86,9 @@ def _write_origin(folder: Path, entry: CatalogEntry) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the reading libraries' own progress bars and notes from the terminal; exceptions still come through."""
-    with errors_only(), contextlib.redirect_stderr(io.StringIO()):
+    """Keep transformers' own progress bars and notes from the terminal; exceptions still come through.
+
+    The standard error stays where it is: other threads write there too.
+    """
+    with errors_only(), without_bars():
         yield

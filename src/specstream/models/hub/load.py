@@ -17,6 +17,7 @@ from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedMo
 from specstream.models.architecture.compat import config_of, dequantised, model_class, require_supported
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.catalog import entry_of, resolve
+from specstream.models.hub.damage import DAMAGED, damage
 from specstream.models.hub.gguf import load_gguf, read_config, read_tokenizer
 from specstream.models.hub.gguf_header import is_gguf
 from specstream.models.hub.quantized import Elsewhere, load_quantized
@@ -141,11 +142,6 @@ def _load(
         return _load_gguf(name, Path(folder), wanted, place, check)
     config = config_in(folder, name)
     try:
-        if config.is_encoder_decoder:
-            raise UnsupportedModelError(
-                f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
-                "SpecStream decodes with decoder-only models"
-            )
         own, settings = config.dtype or torch.float32, getattr(config, "quantization_config", None) or {}
         chosen = wanted or capabilities(place, own).dtype.value
         scheme = read_scheme(settings, name) if settings else None
@@ -221,7 +217,8 @@ def config_in(folder: str, name: str) -> Any:
         name: that it gave it for.
 
     Raises:
-        ModelNotFoundError: it holds something else, or its configuration cannot be read.
+        ModelNotFoundError: it holds something else, or files that cannot be read.
+        UnsupportedModelError: it is an encoder-decoder.
     """
     if is_gguf(folder):
         return read_config(Path(folder))
@@ -230,9 +227,19 @@ def config_in(folder: str, name: str) -> Any:
         given = f"{base['name']}, and {name!r} as its heads" if "name" in base else "the folder of a saved model"
         raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give {given}")
     try:
-        return config_of(folder)
+        if told := damage(Path(folder)):
+            raise ModelNotFoundError(f"model {name!r} cannot be loaded: {told}")
+        config = config_of(folder)
+    except SpecStreamError:
+        raise
     except Exception as error:  # of transformers: the folder's fault each time
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason(error)}") from error
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"{name} cannot be a target: {config.model_type} is an encoder-decoder; "
+            "SpecStream decodes with decoder-only models"
+        )
+    return config
 
 
 def own_kind(folder: str | os.PathLike[str]) -> str | None:
@@ -251,11 +258,10 @@ def _settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-_DAMAGED = "the file is damaged or cut short: copy or download it again"
 _REMEDIES = (
     (r"no file named .*(safetensors|pytorch_model)", "its weights are missing: copy or download model.safetensors"),
-    (r"deserializing header|HeaderTooLarge|MetadataIncomplete|incomplete metadata", f"model.safetensors: {_DAMAGED}"),
-    (r"not a valid JSON file", f"config.json is no JSON: {_DAMAGED}"),
+    (r"deserializing header|HeaderTooLarge|MetadataIncomplete|incomplete metadata", f"model.safetensors: {DAMAGED}"),
+    (r"not a valid JSON file", f"config.json is no JSON: {DAMAGED}"),
     (
         r"backend tokenizer|vocab_file|load the tokenizer|tokenizer\.json",
         "its tokenizer is missing: copy tokenizer.json",
@@ -273,6 +279,12 @@ def reason(error: Exception) -> str:
     text = one_line(error) or type(error).__name__
     if isinstance(error, UnpicklingError):
         return "its weights are a pickle that holds more than tensors; give a folder with model.safetensors"
+    if isinstance(error, json.JSONDecodeError):  # of the only file that ``damage`` leaves to transformers
+        return f"tokenizer.json is no JSON ({text[:80]}): {DAMAGED}"
+    if isinstance(error, EOFError):
+        return f"its weights end too early: {DAMAGED}"
+    if "ignore_mismatched_sizes" in text:
+        return "its weights have other shapes than config.json says: mend config.json, or copy both again"
     if "trust_remote_code" in text:
         return "it needs code of its own, which is not run; load it with transformers and give model and tokenizer"
     for words, remedy in _REMEDIES:

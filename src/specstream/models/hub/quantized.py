@@ -93,21 +93,17 @@ class _Stored:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Those that the index names, or the one there is.
+    """The one there is, as transformers has it, or those that the index names, all of which are there.
 
     Raises:
         Elsewhere: there is none.
-        ModelNotFoundError: one that the index names is missing.
     """
-    index = folder / "model.safetensors.index.json"
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
     if not index.is_file():
-        if not (folder / "model.safetensors").is_file():
-            raise Elsewhere("its weights are not in model.safetensors")
-        return [folder / "model.safetensors"]
-    named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    if missing := [name for name in named if not (folder / name).is_file()]:
-        raise ModelNotFoundError(f"{str(folder)!r} lacks {missing[0]}, which its index names; {_AGAIN}")
-    return [folder / name for name in named]
+        raise Elsewhere("its weights are not in model.safetensors")
+    return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
 
 
 def _assigned(model: Any, scheme: Scheme, stored: _Stored) -> tuple[list[_Matrix], list[str]]:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from specstream.errors import DownloadError
-from specstream.models.hub import convert
+from specstream.models.hub import convert, repairs
 from specstream.models.hub.entry import CatalogEntry
 
 WIDTH, INNER, HEADS, CONTEXT = 32, 64, 2, 128
@@ -89,6 +92,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory, embedding: np.ndarray) -> P
     write_gguf(scratch / "model.gguf", embedding + 0.05 * noise, embedding)
     convert.gguf_to_folder(scratch / "model.gguf", scratch / "made", ENTRY)
     return scratch / "made"
+
+
+def test_other_threads_write_to_the_standard_error_meanwhile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, embedding: np.ndarray
+) -> None:
+    """And no bar is shown, not even of the reader of GGUF files."""
+    write_gguf(tmp_path / "model.gguf", embedding, embedding)
+    tie = repairs.tie_embeddings
+
+    def tie_while_another_writes(model: Any) -> None:
+        beside = threading.Thread(target=lambda: sys.stderr.write("from beside\n"))
+        beside.start()
+        beside.join()
+        tie(model)
+
+    monkeypatch.setattr(repairs, "tie_embeddings", tie_while_another_writes)
+    capsys.readouterr()
+    convert.gguf_to_folder(tmp_path / "model.gguf", tmp_path / "made", ENTRY)
+    assert capsys.readouterr().err == "from beside\n"
 
 
 def test_the_folder_loads_and_generates(folder: Path) -> None:

@@ -119,7 +119,7 @@ def test_weights_in_several_files_are_read(plain: Any, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert source_of(load_model(str(folder))[0]) == "gptq"
     (folder / "part-1.safetensors").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"lacks part-1\.safetensors, which its index names; copy or download"):
+    with pytest.raises(ModelNotFoundError, match=r"files of weights part-1\.safetensors is missing: copy"):
         load_model(str(folder))
 
 
