@@ -28,8 +28,9 @@ Bits = Literal["int8", "int4"]
 def quantize(model: str, bits: Bits, output: str | Path) -> Path:
     """Write a model with its linear layers in fewer bits, as ``compressed-tensors`` stores them (pack-quantized).
 
-    Groups of 32 weights have a float16 scale, those of four bits a zero point too. The embedding, the language-model
-    head, and layers whose inputs are no multiple of 32 stay as they are. The numbers are those of ``rounding.rounded``.
+    Groups of 32 weights have a scale in the model's dtype, those of four bits a zero point too. The embedding, the
+    language-model head, and layers whose inputs are no multiple of 32 stay as they are. The numbers are those of
+    ``rounding.rounded``.
 
     Args:
         model: a catalog name, a local folder or a hub id.
@@ -107,7 +108,8 @@ def _tensors(model: Any, layers: dict[str, nn.Linear], bits: Bits) -> dict[str, 
     found, done = dict[str, Tensor](), list[str]()
     with step(lambda: f"quantising, {len(done)} of {len(layers)} layers"):
         for name, layer in layers.items():
-            parts = compressed(rounded(layer.weight, bits, zeros=True))
+            dtype = layer.weight.dtype
+            parts = compressed(rounded(layer.weight, bits, zeros=True, dtype=dtype), dtype)
             found |= {f"{name}.{part}": each for part, each in parts.items()}
             layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             done.append(name)

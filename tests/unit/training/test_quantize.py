@@ -35,18 +35,24 @@ def folder(model: Any, tmp_path: Path) -> str:
     return str(tmp_path / "model")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bits", ["int4", "int8"])
-def test_the_file_has_the_integers_of_our_rounding(bits: Any, model: Any, folder: str, tmp_path: Path) -> None:
+def test_the_file_has_the_integers_of_our_rounding(
+    bits: Any, dtype: torch.dtype, model: Any, folder: str, tmp_path: Path
+) -> None:
+    """Scales are of the model's dtype: others cast them to that, and have the weights that we have."""
+    model.to(dtype).save_pretrained(folder)
     quantize(folder, bits, tmp_path / "made")
     tensors, loaded = load_file(tmp_path / "made" / "model.safetensors"), load_model(str(tmp_path / "made"))[0]
     layers = [name for name, each in loaded.named_modules() if isinstance(getattr(each, "weight", None), BlockTensor)]
     assert len(layers) == 14
     for layer in layers:
-        found = rounded(model.get_submodule(layer).weight, bits, zeros=True)
+        found = rounded(model.get_submodule(layer).weight, bits, zeros=True, dtype=dtype)
         four = found.zeros is not None
         numbers = found.numbers.long() + (0 if four else 128)
         assert torch.equal(tensors[f"{layer}.weight_packed"], words(numbers, 4 if four else 8))
-        assert torch.equal(tensors[f"{layer}.weight_scale"], found.scales)
+        scales = tensors[f"{layer}.weight_scale"]
+        assert scales.dtype == dtype and torch.equal(scales.float(), found.scales.float())
         assert tensors[f"{layer}.weight_shape"].tolist() == list(found.numbers.shape)
         if found.zeros is not None:
             assert torch.equal(tensors[f"{layer}.weight_zero_point"], words(found.zeros.t().long(), 4).t())

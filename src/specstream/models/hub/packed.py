@@ -110,18 +110,19 @@ def blocks_of(found: Grouped, bits: int) -> tuple[str, Tensor]:
     return "Q8_0", torch.cat([units, numbers ^ 128], -1).flatten(1)
 
 
-def compressed(found: Integers) -> dict[str, Tensor]:
+def compressed(found: Integers, dtype: torch.dtype) -> dict[str, Tensor]:
     """The tensors of a matrix in the layout pack-quantized of compressed-tensors, by their names behind the layer's.
 
     Args:
-        found: of whole groups.
+        found: of whole groups, rounded for the dtype.
+        dtype: of the scales: the model's, as vLLM and transformers cast them to that.
 
     Returns:
-        ``weight_packed`` ``[outputs, words]`` int32, ``weight_scale`` ``[outputs, groups]`` float16, ``weight_shape``
-        int64, and of four bits ``weight_zero_point`` ``[words, groups]`` int32.
+        ``weight_packed`` ``[outputs, words]`` int32, ``weight_scale`` ``[outputs, groups]``, ``weight_shape`` int64,
+        and of four bits ``weight_zero_point`` ``[words, groups]`` int32.
     """
     numbers, bits = (found.numbers, 4) if found.zeros is not None else (found.numbers.view(torch.uint8) ^ 128, 8)
-    parts = {"weight_packed": _packed(numbers, bits), "weight_scale": found.scales}
+    parts = {"weight_packed": _packed(numbers, bits), "weight_scale": found.scales.to(dtype)}
     if found.zeros is not None:
         parts["weight_zero_point"] = _packed(found.zeros.t(), 4).t().contiguous()
     return parts | {"weight_shape": torch.tensor(numbers.shape)}

@@ -49,13 +49,16 @@ class Integers:
         return (scales * numbers + (0 if self.leasts is None else self.leasts.float()[..., None])).flatten(-2)
 
 
-def rounded(weight: Tensor, bits: Literal["int8", "int4"], *, zeros: bool = False) -> Integers:
+def rounded(
+    weight: Tensor, bits: Literal["int8", "int4"], *, zeros: bool = False, dtype: torch.dtype = torch.float16
+) -> Integers:
     """Integers for ``[outputs, inputs]`` floating-point weights; of four bits those of the least squared error.
 
     Args:
         weight: the weights.
         bits: of each.
         zeros: four bits have a zero point that is an integer, as checkpoints want it, in place of any least weight.
+        dtype: scales are numbers of this dtype too, as others keep them in that of the model.
     """
     outputs, inputs = weight.shape
     groups = -(-inputs // GROUP)
@@ -67,9 +70,9 @@ def rounded(weight: Tensor, bits: Literal["int8", "int4"], *, zeros: bool = Fals
         rows = slice(start, start + together)
         part = functional.pad(weight[rows].detach().float(), (0, groups * GROUP - inputs)).view(-1, groups, GROUP)
         if bits == "int8":
-            found, scales[rows] = _eight(part)
+            found, scales[rows] = _eight(part, dtype)
         else:
-            found, scales[rows], leasts[rows], points[rows] = _four(part, zeros)
+            found, scales[rows], leasts[rows], points[rows] = _four(part, zeros, dtype)
         numbers[rows] = found.flatten(-2)
     if bits == "int8":
         return Integers(numbers, scales)
@@ -80,19 +83,19 @@ _LEAST = torch.finfo(torch.float16).smallest_normal
 """No scale is smaller: float16 has fewer bits below."""
 
 
-def _eight(weights: Tensor) -> tuple[Tensor, Tensor]:
-    scales = (weights.abs().amax(-1) / 127).clamp_min(_LEAST).half()
+def _eight(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    scales = _scales(weights.abs().amax(-1) / 127, dtype)
     return (weights / scales.float()[..., None]).round_().clamp_(-127, 127), scales
 
 
-def _four(weights: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _four(weights: Tensor, whole: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Numbers, scales, least weights, and zero points, which mean something only if they are ``whole``."""
     low, high = weights.amin(-1), weights.amax(-1)
     if whole:  # 0 is a number then
         low, high = low.clamp_max(0), high.clamp_min(0)
     best = list[Tensor]()
     for clipping in CLIPPINGS:
-        scales = ((high - low) * (clipping / 15)).clamp_min(_LEAST).half()
+        scales = _scales((high - low) * (clipping / 15), dtype)
         units = scales.float()
         zeros = (-low * clipping / units).round_().clamp_(0, 15)
         leasts = (-units * zeros if whole else low + (high - low) * ((1 - clipping) / 2)).half()
@@ -103,6 +106,10 @@ def _four(weights: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]
         better = error < best[4] if best else torch.ones_like(error, dtype=torch.bool)
         best = [_either(better, *pair) for pair in zip(tried, best or tried, strict=True)]
     return best[0], best[1], best[2], best[3]
+
+
+def _scales(wanted: Tensor, dtype: torch.dtype) -> Tensor:
+    return wanted.clamp_min(_LEAST).to(dtype).half()
 
 
 def _either(choice: Tensor, new: Tensor, old: Tensor) -> Tensor:
