@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import os
 import re
+from collections.abc import Generator
 
 import pytest
 
@@ -32,6 +34,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--first-cases", action="store_true", help="Of each losslessness test, run only the first of its cases."
     )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays to the end: no garbage collection looks through it, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

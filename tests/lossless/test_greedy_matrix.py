@@ -23,8 +23,8 @@ from specstream.models.runtime.capabilities import Quantization, RuntimeName
 from specstream.models.target.hf import HuggingFaceTarget
 from tests.gguf_files import write_gguf
 from tests.lossless.cases import half
-from tests.lossless.decoding import DRAFTERS, GAMMA, QUANTIZED, make_drafter, run
-from tests.lossless.families import FAMILIES, WINDOW, build, generated, prompt
+from tests.lossless.decoding import DRAFTERS, GAMMA, PROMPTS, QUANTIZED, lessons, make_drafter, run
+from tests.lossless.families import FAMILIES, WINDOW, build, generated
 from tests.quantized_files import WAYS, write_quantized
 
 NEW_TOKENS, ALONE = 36, 12
@@ -47,13 +47,12 @@ QUANTISED_WITH = (
 )
 """What drafts for targets in fewer bits. They are models of their own, so only without drafts there is a reference."""
 
-PROMPTS = (prompt(21), prompt(5, seed=1), prompt(12, seed=2))
-
 
 @cache
 def reference(family: str) -> list[list[int]]:
     """What ``generate`` gives for each prompt alone."""
-    return [generated(build(family), tokens, NEW_TOKENS, eos_token_id=None) for tokens in PROMPTS]
+    texts = zip(PROMPTS, lessons(build(family)), strict=True)
+    return [text[0, len(tokens) :][:NEW_TOKENS].tolist() for tokens, text in texts]
 
 
 @cache
