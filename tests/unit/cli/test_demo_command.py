@@ -30,10 +30,26 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_options_reach_the_page(built: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["-m", "a", "-m", "b", "--drafter", "lookup", "-n", "7", "-t", "0.5", "--seed", "3", "--port", "0"]
+    models = ["smollm2-135m", "qwen2.5-coder-0.5b"]
+    arguments = [
+        "-m",
+        models[0],
+        "-m",
+        models[1],
+        "--drafter",
+        "lookup",
+        "-n",
+        "7",
+        "-t",
+        "0.5",
+        "--seed",
+        "3",
+        "--port",
+        "0",
+    ]
     assert ends_with(*arguments) == 0
     (offered, settings), (host, port) = built
-    assert offered.models == ["a", "b"]
+    assert offered.models == models
     assert offered.drafter == "lookup"
     assert settings == GenerationConfig(max_new_tokens=7, temperature=0.5, seed=3)
     assert host == "127.0.0.1"
