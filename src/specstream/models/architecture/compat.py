@@ -148,12 +148,15 @@ def without_bars() -> Iterator[None]:
     from transformers.utils import logging
 
     gguf, switched = cast(Any, modeling_gguf_pytorch_utils), cast(Any, logging)
-    gguf.tqdm, own, shown = switched.tqdm, gguf.tqdm, switched.is_progress_bar_enabled()
+    own, shown = getattr(gguf, "tqdm", None), switched.is_progress_bar_enabled()
     switched.disable_progress_bar()
+    if own is not None:  # a release may call its bar otherwise, and then shows it
+        gguf.tqdm = switched.tqdm
     try:
         yield
     finally:
-        gguf.tqdm = own
+        if own is not None:
+            gguf.tqdm = own
         if shown:
             switched.enable_progress_bar()
 
