@@ -52,6 +52,21 @@ def test_a_row_has_the_same_bits_in_passes_of_every_width(outputs, inputs, dtype
 
 
 @needs_kernels
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("count", [16, 100, 576, 1536])
+def test_a_norm_is_as_close_to_the_truth_as_pytorch_and_its_rows_stand_alone(count, dtype):
+    chance = torch.Generator().manual_seed(count)
+    weight, x = (torch.randn(shape, generator=chance).to(dtype) for shape in ((count,), (2, 7, count)))
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    theirs = weight * functional.rms_norm(x.float(), (count,), eps=1e-5).to(dtype)  # rounded where the models round
+    forward = native.norm(weight, 1e-5)
+    off, their_off = ((each.double() - weight.double() * exact).abs().max() for each in (forward(x), theirs))
+    assert off <= 1.5 * their_off + 1e-5
+    assert torch.equal(forward(x[1:, 3:4]), forward(x)[1:, 3:4])
+    assert torch.equal(forward(x.transpose(0, 1)), forward(x).transpose(0, 1))
+
+
+@needs_kernels
 def test_wide_inputs_and_strided_ones():
     weight, bias, x = case(30, 40, native.MOST_ROWS + 1, torch.float32)
     assert torch.equal(native.linear(weight, bias)(x), functional.linear(x, weight, bias))
