@@ -85,7 +85,7 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
     if told := _of_option(extra, command, words):
         return told if told.endswith("alone") else f"{message}; {told}"
     model = next((form for form in _forms_of(command) if form in ("--model", "--target")), None)
-    if model is not None and (_is_model(extra)):
+    if model is not None and _is_model(extra):
         return f"{message}; give {model} {extra}"
     arguments = [each for each in getattr(command, "params", ()) if not _options_of(each)]
     if arguments:
