@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specstream.cli.elsewhere import advice, told_of
@@ -62,18 +62,24 @@ def _of_missing(message: str, command: Any, words: Sequence[str]) -> str:
     return f"; give {missing[1]} {shlex.quote(alone[0]) if alone else 'and a value'}"
 
 
+def _verbs(command: Any) -> Mapping[str, Any]:
+    """The commands within one; none of most."""
+    found: Mapping[str, Any] = getattr(command, "commands", {})
+    return found
+
+
 def _command_meant(name: str, group: Any, words: Sequence[str]) -> str:
     """What to give in place of a command that there is not."""
-    known = {verb: each for verb, each in getattr(group, "commands", {}).items() if not each.hidden}
+    known = {verb: each for verb, each in _verbs(group).items() if not each.hidden}
     if " " in name and "generate" in known:
         return f"; give specstream generate {shlex.quote(name)}"
     if f"--{name}" in {"--help", *_forms_of(group)}:
         return f"; give {next((f'{word} ' for word in words if word in known), '')}--{name}"
-    whole = {f"{outer}-{verb}" for outer, each in known.items() for verb in getattr(each, "commands", {})}
-    if (like := meant(name, [*known, *whole])) is not None:
-        return f". Did you mean {(like.replace('-', ' ', 1) if like in whole else like)!r}?"
+    inner_too = {f"{outer}-{verb}": f"{outer} {verb}" for outer, each in known.items() for verb in _verbs(each)}
+    if (like := meant(name, [*known, *inner_too])) is not None:
+        return f". Did you mean {inner_too.get(like, like)!r}?"
     for outer, each in known.items():
-        if (inner := meant(name, getattr(each, "commands", {}))) is not None:
+        if (inner := meant(name, _verbs(each))) is not None:
             return f". Did you mean '{outer} {inner}'?"
     return f"; give one of {', '.join(known)}" if len(known) < 6 else "."
 

@@ -160,14 +160,9 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
         is_file = Path(folder).is_file()
         likely = Path(folder).parent if is_file else Path(folder) / "best"
         given = repr(str(likely)) if (likely / SETTINGS).is_file() else "a folder that training wrote"
-        is_adapter = (Path(folder) / "adapter_config.json").is_file()
-        why = (
-            "it is a file"
-            if is_file
-            else "it holds a LoRA adapter"
-            if is_adapter
-            else f"{SETTINGS}: {why_unread(error)}"
-        )
+        why = "it is a file" if is_file else f"{SETTINGS}: {why_unread(error)}"
+        if (Path(folder) / "adapter_config.json").is_file():
+            why = "it holds a LoRA adapter"
         raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({why}); give {given}") from error
     return settings
 

@@ -98,13 +98,16 @@ def scenarios() -> Iterator[tuple[str, Callable[[int], float]]]:
                     yield f"{label}, lookup", _case(**kind, lookups=rates)
             for rates in ((0.85, 0.0, 0.0, 0.0), (0.85, 0.85, 0.5, 0.3)):
                 label = f"{name}, {'list' if listed else 'no list'}, rows of {rates}"
-                yield label, _case(costs=costs, listed=listed, rows=4, apart=rates)
+                yield label, _case(costs=costs, listed=listed, rows=4, apart=(rates,))
         yield f"{name}, sure drafts", _case(costs=costs, sure=0.8, models=(0.0,))
         for noise in ("noisy", "spells"):
             yield f"{name}, {noise}", _case(costs=costs, models=(0.7,), lookups=(0.5,), noise=noise)
 
     for texts in SHORT:
-        yield f"avx2, texts of {SHORT_TOKENS} tokens, rows of {texts}", _case(costs=AVX2, rows=4, short=texts)
+        yield (
+            f"avx2, texts of {SHORT_TOKENS} tokens, rows of {texts}",
+            _case(costs=AVX2, rows=4, apart=texts, length=SHORT_TOKENS),
+        )
 
 
 def _case(  # noqa: PLR0913
@@ -114,8 +117,8 @@ def _case(  # noqa: PLR0913
     listed: bool = True,
     models: Sequence[float] = (),
     lookups: Sequence[float] = (),
-    apart: Sequence[float] = (),
-    short: Sequence[Sequence[float]] = (),
+    apart: Sequence[Sequence[float]] = (),
+    length: int = TOKENS,
     sure: float | None = None,
     noise: str = "",
 ) -> Callable[[int], float]:
@@ -136,15 +139,15 @@ def _case(  # noqa: PLR0913
         policy = Controller(prices)
         for text in range(TEXTS):
             policy.renew(rows)
-            if own := apart or (short and short[text % len(short)]):
-                machine.lookup = [(0.9, rate) for rate in own]
-                machine.run_apart(policy, SHORT_TOKENS if short else TOKENS)
+            if apart:
+                machine.lookup = [(0.9, rate) for rate in apart[text % len(apart)]]
+                machine.run_apart(policy, length)
                 continue
             machine.begin()
             machine.model = models[text % len(models)] if models else None
             machine.lookup = (0.5, lookups[text % len(lookups)]) if lookups else None
-            machine.run(policy, TOKENS)
-        tokens = TEXTS * (SHORT_TOKENS if short else TOKENS) if apart or short else machine.tokens / rows
+            machine.run(policy, length)
+        tokens = TEXTS * length if apart else machine.tokens / rows
         return tokens * price(rows) / machine.seconds
 
     return run

@@ -133,12 +133,12 @@ def norm(weight: Tensor, epsilon: float) -> Callable[[Tensor], Tensor]:
     One call in the place of eight operations of torch, each of which is slow behind a pass.
     """
     normalise, weight = kernel("norm", weight.dtype), weight.detach()
+    count, address = len(weight), weight.data_ptr()
 
     def forward(x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
-        count = len(weight)
-        normalise(x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // count, count, epsilon)
+        normalise(x.data_ptr(), address, y.data_ptr(), x.numel() // count, count, epsilon)
         return y
 
     return forward
