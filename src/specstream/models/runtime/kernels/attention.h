@@ -58,43 +58,61 @@ struct View {
   long first, last, step, depth, count;
   long shared; // up to where its neighbours see the same slots
   const int32_t *path;
-  const void *query;
   std::vector<float> weights; // one for each key seen, in order, padded to LANES
 };
 
 // How vectors of a head's numbers are taken: as they stand, or where EACH is 2 as load_part takes them, two at a time, which
-// a head must be a multiple of. A query and a key meet in the same order, and what is added up of values is put back.
+// a head must be a multiple of. What is added up of values is put back.
 template <class T, int EACH> struct Head {
   static constexpr long WIDTH = EACH * LANES;
   static Floats part(const T *from, long part) { return EACH == 2 ? load_part(from, part) : load(from + part * LANES); }
-  static Floats add(Floats sum, const T *query, const T *key) {
-    for (long i = 0; i < EACH; i++) sum = fused(part(query, i), part(key, i), sum);
-    return sum;
-  }
   static void put(const Floats (&parts)[EACH], T *to) {
     if constexpr (EACH == 2) store_pairs(parts[0], parts[1], to);
     else store(parts[0], to);
   }
 };
 
+// How a query and a key meet: PARTS of each WIDTH numbers. A query meets many keys, so that it is made ready once, as X's.
+template <class T, int EACH> struct Meeting : Head<T, EACH> {
+  using X = float;
+  using Part = Floats;
+  static constexpr long PARTS = EACH;
+  static void prepare(const T *from, long dim, X *to) {
+    for (long d = 0; d < dim; d += Meeting::WIDTH)
+      for (long i = 0; i < PARTS; i++) store(Meeting::part(from + d, i), to + d + i * LANES);
+  }
+  static Part query(const X *from, long part) { return load(from + part * LANES); }
+  static Part key(const T *from, long part) { return Meeting::part(from, part); }
+  static Floats add(Floats sum, Part query, Part key) { return fused(query, key, sum); }
+};
+
 #if defined(__AVX512BF16__)
 // The processor multiplies bfloat16 itself; see Product in linear.h.
-template <> inline Floats Head<uint16_t, 2>::add(Floats sum, const uint16_t *query, const uint16_t *key) {
-  __m512bh pairs[2];
-  std::memcpy(&pairs[0], query, sizeof pairs[0]);
-  std::memcpy(&pairs[1], key, sizeof pairs[1]);
-  return (Floats)_mm512_dpbf16_ps((__m512)sum, pairs[0], pairs[1]);
-}
+template <> struct Meeting<uint16_t, 2> : Head<uint16_t, 2> {
+  using X = uint16_t;
+  using Part = __m512bh;
+  static constexpr long PARTS = 1;
+  static void prepare(const uint16_t *from, long dim, X *to) { std::memcpy(to, from, dim * sizeof(X)); }
+  static Part query(const X *from, long) {
+    Part part;
+    std::memcpy(&part, from, sizeof part);
+    return part;
+  }
+  static Part key(const uint16_t *from, long part) { return query(from, part); }
+  static Floats add(Floats sum, Part query, Part key) { return (Floats)_mm512_dpbf16_ps((__m512)sum, query, key); }
+};
 #endif
 
 // Some nodes of a row, and some heads that share a head of keys.
 template <class T, int EACH> struct Task {
   using H = Head<T, EACH>;
+  using M = Meeting<T, EACH>;
 
   const Attention &a;
   long row, head, heads, node, nodes;
-  View *views; // [heads][nodes]
-  float *sums; // [heads][nodes][dim]
+  View *views;            // [heads][nodes]
+  float *sums;            // [heads][nodes][dim]
+  typename M::X *queries; // likewise
 
   const T *key(long slot) const { return static_cast<const T *>(a.k) + row * a.k_row + kv() * a.k_head + slot * a.k_slot; }
   const T *value(long slot) const { return static_cast<const T *>(a.v) + row * a.v_row + kv() * a.v_head + slot * a.v_slot; }
@@ -109,7 +127,8 @@ template <class T, int EACH> struct Task {
       see(view, a.paths + (row * a.nodes + own) * a.nodes, a.depths[row * a.nodes + own]);
       view.weights.assign((view.count + LANES - 1) / LANES * LANES, -std::numeric_limits<float>::infinity());
       long before = a.starts ? a.starts[row] * a.q_node : row * a.q_row;
-      view.query = static_cast<const T *>(a.q) + before + (head + i / nodes) * a.q_head + own * a.q_node;
+      const T *query = static_cast<const T *>(a.q) + before + (head + i / nodes) * a.q_head + own * a.q_node;
+      M::prepare(query, a.dim, queries + i * a.dim);
     }
     for (long i = 0, many; i < count(); i += many) {
       many = alike(i);
@@ -139,30 +158,53 @@ template <class T, int EACH> struct Task {
     return many;
   }
 
-  // Products of the query with N keys, lane by lane; DIM is the head's size where that is known, else 0. The keys go along
-  // together: each reads the query with all, and none waits for its own additions.
-  template <int DIM, int N> __attribute__((always_inline)) void dots(const T *query, const T *k, Floats (&sums)[N]) const {
-    for (long at = 0; at < N; at++) sums[at] = Floats{};
-    for (long d = 0; d < (DIM ? DIM : a.dim); d += H::WIDTH)
-      for (long at = 0; at < N; at++) sums[at] = H::add(sums[at], query + d, k + at * a.k_slot + d);
+  // Products of Q queries with N keys, `apart` from each other, lane by lane. All go along together: a key is widened once
+  // for all queries, and none waits for its own additions.
+  template <int Q, int N>
+  __attribute__((always_inline)) static void dots(const typename M::X *x, const T *k, long dim, long apart,
+                                                  Floats (&sums)[Q * N]) {
+    for (Floats &each : sums) each = Floats{};
+    for (long d = 0; d < dim; d += M::WIDTH)
+#pragma GCC unroll 2
+      for (long part = 0; part < M::PARTS; part++) {
+        typename M::Part keys[N];
+        for (int n = 0; n < N; n++) keys[n] = M::key(k + n * apart + d, part);
+        for (int q = 0; q < Q; q++) {
+          typename M::Part query = M::query(x + q * dim + d, part);
+          for (int n = 0; n < N; n++) sums[q * N + n] = M::add(sums[q * N + n], query, keys[n]);
+        }
+      }
   }
 
-  // Scores of the keys from..to for one who looks at them; `k_slot` apart.
-  template <int DIM> void score(long i, const T *k, long from, long to, float *scores) const {
-    const T *query = static_cast<const T *>(views[i].query);
-    long slot = from;
-    for (; slot + LANES <= to; slot += LANES, k += LANES * a.k_slot) {
+  // Scores of the keys from..to for Q neighbours who look at them, from `at` among each one's weights on. DIM is the head's
+  // size where that is known, else 0.
+  template <int DIM, int Q> void score(long i, long from, long to, long at) const {
+    constexpr int N = LANES / Q;
+    const long dim = DIM ? DIM : a.dim, apart = a.k_slot, count = to - from;
+    const float scale = a.scale;
+    const T *k = key(from);
+    const typename M::X *x = queries + i * dim;
+    float *weights[Q];
+    for (int q = 0; q < Q; q++) weights[q] = &views[i + q].weights[at];
+    long slot = 0;
+    for (; slot + N <= count; slot += N, k += N * apart) {
       Floats lanes[LANES];
-      dots<DIM>(query, k, lanes);
-      store(::sums(lanes) * a.scale, scores + slot - from);
+      dots<Q, N>(x, k, dim, apart, lanes);
+      float scores[LANES];
+      store(::sums(lanes) * scale, scores);
+      for (int q = 0; q < Q; q++) std::memcpy(weights[q] + slot, scores + q * N, N * sizeof(float));
     }
-    for (; slot < to; slot++, k += a.k_slot) {
-      Floats lanes[1];
-      dots<DIM>(query, k, lanes);
-      scores[slot - from] = sum(lanes[0]) * a.scale;
+    for (; slot < count; slot++, k += apart) {
+      Floats lanes[Q];
+      dots<Q, 1>(x, k, dim, apart, lanes);
+      for (int q = 0; q < Q; q++) weights[q][slot] = sum(lanes[q]) * scale;
     }
-    if (a.softcap > 0)
-      for (long at = 0; at < to - from; at++) scores[at] = a.softcap * std::tanh(scores[at] / a.softcap);
+  }
+  template <int DIM> void score_for_all(long many, long i, long from, long to, long at) const {
+    long end = i + many;
+    for (; i + 4 <= end; i += 4) score<DIM, 4>(i, from, to, at);
+    for (; i + 2 <= end; i += 2) score<DIM, 2>(i, from, to, at);
+    for (; i < end; i++) score<DIM, 1>(i, from, to, at);
   }
 
   // The values of slots from..to, weighted, on the sums of those who look at them: G neighbours, for whom each value is
@@ -180,7 +222,7 @@ template <class T, int EACH> struct Task {
         Floats parts[P];
         for (int p = 0; p < P; p++) parts[p] = H::part(v, p);
         for (int g = 0; g < G; g++)
-          for (int p = 0; p < P; p++) totals[g][p] = fused(parts[p], Floats{} + weights[g][step], totals[g][p]);
+          for (int p = 0; p < P; p++) totals[g][p] = fused(parts[p], all(weights[g][step]), totals[g][p]);
       }
       for (int g = 0; g < G; g++)
         for (int p = 0; p < P; p++) store(totals[g][p], sums + (i + g) * a.dim + d + p * LANES);
@@ -249,13 +291,15 @@ template <class T, int EACH> struct Task {
   void run() {
     look();
     each([&](long many, long i, long from, long to, long at) {
-      for (long end = i + many; i < end; i++) {
-        float *scores = &views[i].weights[at];
-        if (a.dim == 64) score<64>(i, key(from), from, to, scores);
-        else if (a.dim == 128) score<128>(i, key(from), from, to, scores);
-        else score<0>(i, key(from), from, to, scores);
-      }
+      if (a.dim == 64) score_for_all<64>(many, i, from, to, at);
+      else if (a.dim == 128) score_for_all<128>(many, i, from, to, at);
+      else score_for_all<0>(many, i, from, to, at);
     });
+    for (long i = 0; i < (a.softcap > 0 ? count() : 0); i++)
+      for (long j = 0; j < views[i].count; j++) {
+        float &score = views[i].weights[j];
+        score = a.softcap * std::tanh(score / a.softcap);
+      }
     thread_local std::vector<float> totals;
     totals.resize(count());
     for (long i = 0; i < count(); i++) totals[i] = softmax(views[i]);
@@ -281,13 +325,16 @@ template <class T, int EACH> void attend_by(const Attention &a) {
   long groups = (a.nodes + NODES_AT_ONCE - 1) / NODES_AT_ONCE, parts = a.heads / sharing;
   thread_local std::vector<View> views;
   thread_local std::vector<float> sums;
+  thread_local std::vector<typename Meeting<T, EACH>::X> queries;
   views.resize(sharing * NODES_AT_ONCE);
   sums.resize(sharing * NODES_AT_ONCE * a.dim);
+  queries.resize(sharing * NODES_AT_ONCE * a.dim);
 #pragma omp for schedule(dynamic)
   for (long task = 0; task < a.rows * parts * groups; task++) {
     long group = task % groups, part = task / groups % parts, row = task / groups / parts;
     long node = group * NODES_AT_ONCE, left = nodes_of(a, row) - node, nodes = left < NODES_AT_ONCE ? left : NODES_AT_ONCE;
-    if (nodes > 0) Task<T, EACH>{a, row, part * sharing, sharing, node, nodes, views.data(), sums.data()}.run();
+    Task<T, EACH> own{a, row, part * sharing, sharing, node, nodes, views.data(), sums.data(), queries.data()};
+    if (nodes > 0) own.run();
   }
 }
 
