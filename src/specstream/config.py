@@ -215,7 +215,7 @@ class EngineConfig(_Settings):
             is never adaptive: it must repeat, and times do not.
         draft_quantization: ``int8`` and ``int4`` read the draft's weights from fewer bits: less memory traffic, and the
             output cannot change, only the acceptance. ``auto`` is, on the CPU for drafts given by name, int4 from 256
-            million parameters on, else int8.
+            million parameters on, else int8; those in blocks stay, but for large ones of 5.5 bits or more, in int4.
         quantization: of the target, on the CPU: ``int8`` and ``int4`` read the weights of its linear layers from a copy
             in fewer bits, which makes it faster and another model: the output is exactly that one's own, whatever
             drafts (docs/quantization.md). ``SpeculativeEngine.release`` gives back the memory of what was copied.

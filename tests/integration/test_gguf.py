@@ -15,11 +15,14 @@ from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub.load import load_model
 from specstream.models.hub.schemes import refuse_quantised
 from specstream.models.invariance.selftest_cache import cache_of
+from specstream.models.runtime import capabilities, native
 from specstream.serving.memory import needs
 from specstream.training.recipes.draft import TrainedDraft
 from tests.gguf_files import write_gguf
 
 PROMPTS = ["ab cd ab cd ab", "one two one two"]
+
+needs_kernels = pytest.mark.skipif(not native.available(), reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +77,33 @@ def test_it_says_what_transformers_says_of_the_same_model(file):
             {},
             r"draft_model is 'self:int4' and .*tiny\.gguf is a GGUF file, which has its own; leave it out",
         ),
-        ("draft", {"draft_quantization": "int8"}, r"draft_quantization is 'int8' and .*draft\.gguf is a GGUF file"),
     ],
 )
-def test_another_quantisation_is_refused(file, draft, draft_model, settings, words):
+def test_another_quantisation_is_refused(file, draft_model, settings, words):
     with pytest.raises(UsageError, match=words):
-        SpeculativeEngine(file, draft_model=draft if draft_model == "draft" else draft_model, **settings)
+        SpeculativeEngine(file, draft_model=draft_model, **settings)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_a_draft_may_have_fewer_bits_than_its_file(file, draft, plain, bits):
+    engine = SpeculativeEngine(file, draft_model=draft, draft_quantization=bits, adaptive=False)
+    assert tokens_of(engine) == plain
+    assert engine.get_metrics()["mean_accepted_length"] > 1
+    assert engine.parts.drafter.model.runtime.name == f"native-{bits}"
+
+
+@needs_kernels
+@pytest.mark.parametrize(("kind", "runtime"), [("Q8_0", "native-int4"), ("Q5_1", "native-int4"), ("Q4_1", "native-gguf")])
+def test_a_large_draft_is_read_in_four_bits_where_its_file_has_more(file, plain, tmp_path, monkeypatch, kind, runtime):
+    monkeypatch.setattr(capabilities, "LARGE_DRAFT", 1000)
+    large = str(write_gguf(tmp_path / "large.gguf", kind=kind, seed=4, noise=0.05))
+    engine = SpeculativeEngine(file, draft_model=large, adaptive=False)
+    assert engine.parts.drafter.model.runtime.name == runtime
+    assert tokens_of(engine) == plain
+    assert engine.get_metrics()["mean_accepted_length"] > 1
+    whole = SpeculativeEngine(file, draft_model=large, draft_quantization="none")
+    assert whole.parts.drafter.model.runtime.name == "native-gguf"
 
 
 def test_a_draft_of_another_vocabulary_is_refused_before_its_weights_are_read(tmp_path, file, model, tokenizer):

@@ -85,13 +85,12 @@ def test_it_says_what_transformers_says_of_the_same_numbers(folder):
             {},
             "draft_model is 'self:int4' and .* is {}, which has its own; leave it out",
         ),
-        ("same", {"draft_quantization": "int8"}, "draft_quantization is 'int8' and .* is {}, which has its own"),
     ],
 )
 def test_another_quantisation_is_refused_before_it_is_loaded(folder, called, monkeypatch, draft_model, settings, words):
     monkeypatch.setattr("specstream.engine.engine.load_model", None)
     with pytest.raises(UsageError, match=words.format(called)):
-        SpeculativeEngine(folder, draft_model=folder if draft_model == "same" else draft_model, **settings)
+        SpeculativeEngine(folder, draft_model=draft_model, **settings)
 
 
 def test_another_quantisation_of_a_loaded_model_is_refused(folder, called):

@@ -132,15 +132,15 @@ def target_in_blocks(stored: str, runtime: RuntimeName) -> tuple[HuggingFaceTarg
 
 
 @cache
-def draft_in_blocks(stored: str) -> HuggingFaceTarget:
-    return HuggingFaceTarget(in_blocks(stored, 0.05), exact=False)
+def draft_in_blocks(stored: str, bits: Quantization = "none") -> HuggingFaceTarget:
+    return HuggingFaceTarget(in_blocks(stored, 0.05), exact=False, quantization=bits)
 
 
 def in_several_kinds(name: str) -> str:
     return {"token_embd": "Q8_0", "ffn_down": "Q5_1"}.get(name.split(".")[-2], "Q4_1")
 
 
-@pytest.mark.parametrize("drafter", ["none", "lookup-tree", "draft_model-tree"])
+@pytest.mark.parametrize("drafter", ["none", "lookup-tree", "draft_model-tree", "draft_model-int4"])
 @pytest.mark.parametrize("runtime", ["eager", "auto"])
 @pytest.mark.parametrize(
     "stored", ["llama", "llama-linear", "qwen2-yarn", "awq-32", "gptq-v1", "gptq-8", "ct-32", "ct-bytes"]
@@ -152,7 +152,10 @@ def test_weights_in_blocks_say_what_they_say_without_drafts(stored: str, runtime
         "none": NoDrafter,
         "lookup-tree": lambda: LookupDrafter(min_ngram=1, branches=3),
         "draft_model-tree": lambda: DraftModelDrafter(draft_in_blocks(stored), gamma=GAMMA, branches=2),
+        "draft_model-int4": lambda: DraftModelDrafter(draft_in_blocks(stored, "int4"), gamma=GAMMA),
     }
+    if drafter == "draft_model-int4" and not native.available():
+        pytest.skip("drafts of four bits need a C++ compiler")
     batch = run(own, drafts[drafter](), PROMPTS, NEW_TOKENS)
     assert [row.emitted for row in batch] == expected
     (alone,) = run(own, drafts[drafter](), PROMPTS[:1], ALONE)

@@ -408,12 +408,15 @@ def _loaded(target: HuggingFaceTarget, tokenizer: Any, draft: Any, config: Engin
 
 
 def _quantization_of(draft: Any, config: EngineConfig, named: bool) -> Quantization:
-    """How a draft's weights are read; nobody else has one that was given by name, so that the fastest way is taken."""
+    """How a draft's weights are read; nobody else has one that was given by name, so that the fastest way is taken.
+
+    Blocks may be rounded once more: that changes what is drafted, never what is emitted.
+    """
     wanted = config.draft_quantization
     if wanted == "auto":
         return draft_quantization(draft, config.runtime) if named else "none"
-    if wanted != "none":
-        refuse_quantised_twice(_source(draft), "draft_quantization", wanted, model_name(draft))
+    if wanted != "none" and source_of(draft) is None:
+        refuse_quantised_twice(quantised_by(draft), "draft_quantization", wanted, model_name(draft))
     return wanted
 
 

@@ -388,15 +388,13 @@ def _check_vocabulary(model: str, draft: Any) -> None:
 
 
 def _check_bits(config: EngineConfig, model: str, draft: Any) -> None:
-    """Refuse to quantise a model of a name that is quantised."""
-    wanted: list[tuple[str, str, str]] = [("quantization", config.quantization, model)]
+    """Refuse to quantise a target of a name that is quantised."""
+    wanted = [("quantization", config.quantization)]
     if isinstance(draft, str) and draft.startswith(SELF):
-        wanted.append(("draft_model", draft, model))
-    elif isinstance(draft, str):
-        wanted.append(("draft_quantization", config.draft_quantization, draft))
-    for setting, value, name in wanted:
-        if value not in ("none", "auto") and (place := on_disk(name)) is not None:
-            refuse_quantised_twice(stored_as(place), setting, value, name)
+        wanted.append(("draft_model", draft))
+    for setting, value in wanted:
+        if value not in ("none", "auto") and (place := on_disk(model)) is not None:
+            refuse_quantised_twice(stored_as(place), setting, value, model)
 
 
 def _dtype_name(model: Any) -> str:

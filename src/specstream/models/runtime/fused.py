@@ -281,6 +281,7 @@ class FusedModel:
     Args:
         model, windows, quantized: as for ``fused_layers``. The kernel has to know all its layers.
         head: what runs the head.
+        as_stored: whether quantised weights have the values that the model has.
     """
 
     def __init__(
@@ -289,8 +290,11 @@ class FusedModel:
         windows: tuple[int, ...],
         quantized: Mapping[nn.Module, QuantizedWeight],
         head: Callable[[Tensor], Tensor],
+        *,
+        as_stored: bool,
     ) -> None:
-        self._embed, self._head, self._depth = _embedding(model, quantized), head, text_config(model).num_hidden_layers
+        self._embed = _embedding(model, quantized if as_stored else {})
+        self._head, self._depth = head, text_config(model).num_hidden_layers
         self._layers = FusedTop(model, windows, quantized, 0)
 
     @staticmethod

@@ -124,7 +124,8 @@ class Runtime:
             self._copied += [Copied(each) for each in (() if rotary is None else rotary.buffers())]
         if self._stacked and FusedModel.knows(model):
             top = model.get_output_embeddings()
-            self.whole = FusedModel(model, self._layer_windows, weights, dict(self._swaps).get(top, top))
+            head_forward = dict(self._swaps).get(top, top)
+            self.whole = FusedModel(model, self._layer_windows, weights, head_forward, as_stored=kept == "blocks")
 
     def uncaptured(self) -> None:
         """The model's passes turned out not to be capturable, and results must not say that they are."""
@@ -307,11 +308,18 @@ def _refuse(name: RuntimeName, quantization: Quantization, found: Capabilities) 
         raise UsageError(f"quantization is {quantization!r}: {found.refused[quantization]}; give {remedy!r}")
 
 
+BITS_OF_INT4 = 5.5
+"""Bits a weight, in a draft's blocks, above which its ``int4``, of five bits, is the less to read by a tenth or more."""
+
+
 def draft_quantization(draft: Any, runtime: RuntimeName) -> Quantization:
-    """How a draft is fastest on the runtime that was asked for."""
-    size = sum(weight.numel() for weight in draft.parameters())
+    """How a draft is fastest on the runtime that was asked for; blocks stay unless four bits are much less to read."""
+    weights = list(draft.parameters())
+    size, blocks = sum(weight.numel() for weight in weights), [each for each in weights if type(each) is BlockTensor]
     found = capabilities(draft.device, draft.dtype, keep_dtype=True, runtime=runtime, draft_parameters=size)
-    return found.quantization.value if source_of(draft) is None else "none"
+    wanted, bits = found.quantization.value, 8 * sum(each.nbytes for each in blocks)
+    stays = bool(blocks) and (wanted != "int4" or bits < BITS_OF_INT4 * sum(each.numel() for each in blocks))
+    return "none" if stays else wanted
 
 
 Forward = Callable[..., Tensor]
