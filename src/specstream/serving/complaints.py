@@ -34,6 +34,11 @@ _INSTEAD = {
     "guided_json": _SCHEMA,
     "structured_outputs": _SCHEMA,
     **dict.fromkeys(("messages.text", "messages.value"), "did you mean 'content'?"),
+    **dict.fromkeys(("guided_regex", "guided_grammar", "grammar", "json_schema"), _SCHEMA),
+    "guided_choice": f'{_SCHEMA}, the schema {{"enum": [..]}}',
+    "chat_template": "the model's own is used; leave it out",
+    "return_token_ids": "/tokenize gives the ids of a text; leave it out",
+    "spaces_between_special_tokens": "leave it out",
     "format": "did you mean 'response_format'?",
     "extra_body": "give what is in it at the top of the body",
 }
