@@ -355,6 +355,14 @@ _INSTEAD = {
     "generator": "give seed=, a whole number",
     "stopping_criteria": "give stop=, texts, or stop_token_ids=",
     "no_repeat_ngram_size": "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers",
+    **dict.fromkeys(
+        ("suppress_tokens", "bad_words_ids", "sequence_bias", "forced_eos_token_id", "min_new_tokens"),
+        "give logits_processor=, a list of transformers' own",
+    ),
+    **dict.fromkeys(
+        ("num_beams", "num_beam_groups", "length_penalty", "early_stopping"), "one beam is decoded; leave it out"
+    ),
+    "assistant_tokenizer": "a draft has the target's vocabulary; leave it out",
     "pad_token_id": "leave it out: nothing is padded",
     "stream": "engine.stream(prompt) gives the text piece by piece",
     **dict.fromkeys(

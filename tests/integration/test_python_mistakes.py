@@ -756,6 +756,19 @@ def test_a_result_says_which_settings_had_no_effect(engine, call, notes):
         assert all(each.startswith(begin) for each, begin in zip(found, notes, strict=True)), found
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("num_beams", "one beam is decoded; leave it out"),
+        ("suppress_tokens", "give logits_processor=, a list of transformers' own"),
+        ("assistant_tokenizer", "a draft has the target's vocabulary; leave it out"),
+    ],
+)
+def test_what_generate_of_transformers_takes_is_told_what_does_it(made, name, told):
+    with pytest.raises(UsageError, match=f"unknown setting '{name}'; {told}"):
+        made["E"].generate("x", **{name: 2})
+
+
 @pytest.mark.parametrize("name", ["revision", "token", "trust_remote_code", "attn_implementation"])
 def test_what_from_pretrained_takes_is_told_where_to_give_it(made, name):
     with pytest.raises(UsageError, match=f"unknown setting '{name}'; load the model with transformers, and give model"):

@@ -331,6 +331,12 @@ def test_what_is_counted(served: Served) -> None:
         ("nothing", {}, "nothing is served at /v1/nothing"),
         ("completions/", {}, "nothing is served at /v1/completions/: send to /v1/completions"),
         ("chat/completions", {"model": NAME, "messages": CHAT, "guided_choice": ["a"]}, 'the schema {"enum": [..]}'),
+        ("chat/completions", {"model": NAME, "messages": CHAT, "think": False}, 'give reasoning_effort: "none" for no'),
+        (
+            "chat/completions",
+            {"model": NAME, "messages": CHAT, "allowed_token_ids": [1]},
+            "give logit_bias, from token",
+        ),
         ("chat/completions", {"model": NAME, "messages": CHAT, "chat_template": "a"}, "the model's own is used; leave"),
         (
             "embeddings",
