@@ -1530,3 +1530,11 @@ def test_answers_that_cannot_be_as_long_as_asked_for_are_announced(here, capsys)
     (here / "p.txt").write_text("one\n")
     assert run("distill-data", "--prompts", "p.txt", "-m", "target", "-o", "a.jsonl", "-n", "99", "--no-chat") == 0
     assert "specstream: -n is 99 and the context holds 16, prompt included: texts end there" in capsys.readouterr().err
+
+
+def test_a_context_beyond_the_models_is_blamed_not_the_prompt(here, capsys):
+    (here / "long.txt").write_text("one two three four\n" * 500)
+    words = ("--context", "100", "--context", "600", "--document", "long.txt", "-m", "target", "-n", "2")
+    assert run("benchmark", "heads", "--prompts", "q.jsonl", *words) == 2
+    told = "--context is 600 tokens and the model's context holds 512; give a smaller one"
+    assert told in capsys.readouterr().err

@@ -136,8 +136,11 @@ def prompts_of(
 
     Raises:
         UsageError: a conversation of several messages, or tools, for a model whose chat template takes none; a document
-            or a context that is too short.
+            or a context that is too short or too long.
     """
+    limit = engine.target.context_length
+    if limit is not None and max(contexts, default=0) >= limit:
+        raise UsageError(f"context is {max(contexts)} tokens and the model's context holds {limit}; give a smaller one")
     tokens = token_ids(engine.tokenizer, document, add_special_tokens=False) if document else []
     found, total = list[Prompt](), len(conversations) * max(1, len(contexts))
     for done, (size, each) in enumerate(product(contexts or (0,), conversations)):
