@@ -846,7 +846,7 @@ def test_the_package_runs_as_a_module():
         ("doctor target", "; give --model target"),
         ("models list target", "Got unexpected extra argument(s) (target); leave it out"),
         ("router", "Missing command; give one of collect, train, evaluate"),
-        ("models rm a", "No such command 'rm'; give one of list, pull"),
+        ("models mv a", "No such command 'mv'; give one of list, pull"),
         ("pull a", "No such command 'pull'. Did you mean 'models pull'?"),
         ("version", "No such command 'version'; give --version"),
         # a file of a folder, and a folder of another kind
@@ -1175,7 +1175,7 @@ def test_an_adapter_in_place_of_a_model_is_told_with_its_base(seventh, capsys):
         # no remedy
         ("-V", "No such option: -V; give --version"),
         ("'Explain tides.'", "No such command 'Explain tides.'; give specstream generate 'Explain tides.'"),
-        ("report run --json", "No such option: --json; leave it out; the options are --output (see specstream report"),
+        ("report run --html", "No such option: --html; leave it out; the options are --output (see specstream report"),
         ("models list --cached", "No such option: --cached; leave it out; the options are --json (see"),
         ("router evaluate --config a", "No such option: --config; leave it out; the options are --router, --data, "),
         ("doctor smollm2-135m", "unexpected extra argument(s) (smollm2-135m); give --model smollm2-135m"),

@@ -66,7 +66,6 @@ def check(config: DeploymentConfig) -> None:
         most_connections(config)
     for target in config.targets:
         if config.engine == "local":
-            check_name(target.source)
             settings = _drafts(target) | _settings(target)
             check_choice(engine_config(settings), target.draft_model)
         for name, path in target.lora_modules.items():
@@ -86,6 +85,7 @@ def _with_adapters(config: DeploymentConfig) -> Iterator[Loaded]:
         _log.warning(
             "acceptance_threshold is %s: answers at a temperature above 0 are not lossless", config.acceptance_threshold
         )
+    check_name(config.source)
     _log.info("loading %s", config.source)
     engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **_drafts(config), **_settings(config))
     if engine.unreleasable is None:
