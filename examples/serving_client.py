@@ -1,8 +1,10 @@
 """OpenAI's client against a server of ours: chat, stream, JSON schema, and what speculation did.
 
 Start one with `specstream serve`, then run `python examples/serving_client.py [URL]`; needs `pip install openai`.
+Without a URL it is that of $OPENAI_BASE_URL, which the server's log shows, else port 8000 of this machine.
 """
 
+import os
 import sys
 
 try:
@@ -17,9 +19,12 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
-url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1"
+url = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1")
 client = openai.OpenAI(base_url=url, api_key="none")
-model = next(iter(client.models.list())).id
+try:
+    model = next(iter(client.models.list())).id
+except openai.APIConnectionError:
+    sys.exit(f"error: no server answers at {url}: start one with specstream serve")
 question = [{"role": "user", "content": "Name three rivers in Africa."}]
 
 answer = client.chat.completions.create(model=model, messages=question, max_tokens=40)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from specstream.core.sampling import LogitsProcessor, Sampling
 from specstream.environment import check_free
-from specstream.errors import UsageError, listed, remedy, shown
+from specstream.errors import UsageError, listed, meant, remedy, shown
 from specstream.files.yaml_file import Section, takes_numbers
 
 DrafterName = Literal[
@@ -355,6 +355,14 @@ _INSTEAD = {
     "generator": "give seed=, a whole number",
     "stopping_criteria": "give stop=, texts, or stop_token_ids=",
     "no_repeat_ngram_size": "give logits_processor=[NoRepeatNGramLogitsProcessor(n)], of transformers",
+    **dict.fromkeys(
+        ("suppress_tokens", "bad_words_ids", "sequence_bias", "forced_eos_token_id", "min_new_tokens"),
+        "give logits_processor=, a list of transformers' own",
+    ),
+    **dict.fromkeys(
+        ("num_beams", "num_beam_groups", "length_penalty", "early_stopping"), "one beam is decoded; leave it out"
+    ),
+    "assistant_tokenizer": "a draft has the target's vocabulary; leave it out",
     "pad_token_id": "leave it out: nothing is padded",
     "stream": "engine.stream(prompt) gives the text piece by piece",
     **dict.fromkeys(
@@ -364,6 +372,13 @@ _INSTEAD = {
     "draft_model": "give it to SpeculativeEngine, or to speculative_decode as its draft",
     "input_ids": "give what the tokenizer returned as one argument, the prompt",
     "attention_mask": "give what the tokenizer returned as one argument, the prompt",
+    **dict.fromkeys(
+        (
+            *("revision", "token", "trust_remote_code", "attn_implementation", "cache_dir", "subfolder", "max_memory"),
+            *("local_files_only", "low_cpu_mem_usage", "use_safetensors", "offload_folder", "torch_compile"),
+        ),
+        "load the model with transformers, and give model and tokenizer",
+    ),
 }
 """What is no setting here and is one of transformers' ``generate``, and what does it."""
 
@@ -377,6 +392,9 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> UsageError:
             return UsageError(f"{name} is a setting of the engine; give it to SpeculativeEngine")
         known = {*kind.model_fields, *GenerationConfig.model_fields} - {"generation"}
         own = {"draft_model"} if kind is EngineConfig else set()
+        engines = meant(name, {*EngineConfig.model_fields, "draft_model"}) if meant(name, known | own) is None else None
+        if name not in _INSTEAD and engines is not None:
+            return UsageError(f"unknown setting {name!r}; give {engines} to SpeculativeEngine")
         known_names = _INSTEAD[name] if name in _INSTEAD else f"known are {listed(name, known | own)}"
         return UsageError(f"unknown setting {name!r}; {known_names}")
     wanted = remedy(first["msg"], first["input"])

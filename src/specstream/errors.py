@@ -121,8 +121,8 @@ def count_of(name: str, value: Any, least: int = 1) -> int:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in one line: for records of what failed and was not fatal."""
-    return f"{type(error).__name__}: {one_line(error)}"
+    """What went wrong, in one line: for records of what failed and was not fatal. Our own words need no class."""
+    return one_line(error) if isinstance(error, SpecStreamError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -169,8 +169,8 @@ _OURS = {
     "max_rows": "max_num_seqs parallel max_batch_size batch_size num_slots",
     "max_tokens": "max_new_tokens max_length n_predict num_predict max_gen_len new_tokens",
     "api_key_file": "api_key",
-    "port": "http_port",
-    "host": "bind address",
+    "port": "http_port server_port",
+    "host": "bind address server_name",
     # of measuring and of training
     "num_runs": "runs repeats iterations trials num_repeats",
     "repeats": "num_runs runs iterations trials num_repeats",
@@ -219,18 +219,19 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(name.lower(), list(known), n=1, cutoff=0.7)), None)
 
 
-def meant(name: str, known: Iterable[str]) -> str | None:
+def meant(name: str, known: Iterable[str], *, alike: bool = True) -> str | None:
     """The known name that one which is not known stands for: ours for that of another library, else the closest.
 
     Args:
         name: a key or an option; hyphens are as good as underscores.
         known: likewise; what is returned is one of them.
+        alike: whether one that is merely spelt alike will do.
     """
     names = {_plain(each): each for each in known}
     for ours in ELSEWHERE.get(_plain(name), ()):
         if ours in names:
             return names[ours]
-    like = closest(_plain(name), names)
+    like = closest(_plain(name), names) if alike else None
     opposite = like is not None and {_plain(name)[:3], like[:3]} == {"min", "max"}
     return None if like is None or opposite else names[like]
 

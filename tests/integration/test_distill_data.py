@@ -146,7 +146,7 @@ def test_so_many_prompts_of_each_file(run, files):
     ("words", "message"),
     [
         (("-n", "8"), "holds answers with max_new_tokens 9 and now it is 8; give another -o"),
-        (("--exclude", "HELD"), "holds answers with exclude.held.jsonl None and now it is '"),
+        (("--exclude", "HELD"), "holds answers with no exclude.held.jsonl, which is given now; give"),
         (("--drafter", "medusa"), "drafter is 'medusa'; give none or lookup"),
         (("--prompts", "nowhere.jsonl"), "--prompts 'nowhere.jsonl' is no file"),
         (("--limit", "0"), "limit"),

@@ -97,7 +97,7 @@ def test_both_sides_answer_and_are_judged(run, folder, tmp_path):
     assert everything["mean_accepted_length"] > 1, "a model agrees with itself"
     (failure,) = record["failures"]
     assert failure["where"].endswith("text.jsonl:3")
-    assert "UsageError" in failure["error"]
+    assert "the prompt has" in failure["error"]
     assert record["provenance"]["drafter"] == "draft_model"
 
 

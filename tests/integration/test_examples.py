@@ -12,8 +12,6 @@ import pytest
 
 from tests.integration.served import serving
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 FOLDER = Path(__file__).parents[2] / "examples"
 CLIENT = FOLDER / "serving_client.py"
 EXAMPLES = sorted(set(FOLDER.glob("*.py")) - {CLIENT})

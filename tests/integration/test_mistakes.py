@@ -846,7 +846,7 @@ def test_the_package_runs_as_a_module():
         ("doctor target", "; give --model target"),
         ("models list target", "Got unexpected extra argument(s) (target); leave it out"),
         ("router", "Missing command; give one of collect, train, evaluate"),
-        ("models rm a", "No such command 'rm'; give one of list, pull"),
+        ("models mv a", "No such command 'mv'; give one of list, pull"),
         ("pull a", "No such command 'pull'. Did you mean 'models pull'?"),
         ("version", "No such command 'version'; give --version"),
         # a file of a folder, and a folder of another kind
@@ -1175,7 +1175,7 @@ def test_an_adapter_in_place_of_a_model_is_told_with_its_base(seventh, capsys):
         # no remedy
         ("-V", "No such option: -V; give --version"),
         ("'Explain tides.'", "No such command 'Explain tides.'; give specstream generate 'Explain tides.'"),
-        ("report run --json", "No such option: --json; leave it out; the options are --output (see specstream report"),
+        ("report run --html", "No such option: --html; leave it out; the options are --output (see specstream report"),
         ("models list --cached", "No such option: --cached; leave it out; the options are --json (see"),
         ("router evaluate --config a", "No such option: --config; leave it out; the options are --router, --data, "),
         ("doctor smollm2-135m", "unexpected extra argument(s) (smollm2-135m); give --model smollm2-135m"),
@@ -1433,3 +1433,108 @@ def test_a_draft_that_is_the_target_is_noted(here, capsys):
     assert run("generate", "x", "-m", "target", "-n", "2", "--draft", "draft") == 0
     assert run("generate", "x", "-m", "target", "-n", "2", "--draft", "self:int8") == 0
     assert "the target itself" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # what llama.cpp, Ollama and vLLM call it, or write it
+        ("serve -m target -c 4096", "-c is '4096', which is no name of a YAML file; give one; the context's limit is"),
+        ("generate x -m target -c 4096", "-c is '4096', which is no name of a YAML file; give one; the context is the"),
+        ("serve -m target -ngl 99", "No such option: -ngl; give --device cuda to use the GPU"),
+        ("generate x -m target --speculative-config x", "; give --draft MODEL, or --drafter lookup"),
+        (
+            "serve -m target --enable-lora",
+            "; nothing has to be switched on, leave it out; what vLLM gets stands behind",
+        ),
+        (
+            "generate x -m target --revision main",
+            "; the hub's newest revision is taken, for another one give the folder",
+        ),
+        ("generate x -m hf.co/org/name", "'hf.co/org/name' is an address; give the hub id in it, 'org/name'"),
+        ("generate x -m org/name:Q4_K_M", "; a hub id has no tag: 'org/name'"),
+        (r"generate x -m '.\target'", "; did you mean './target'?"),
+        ("models rm target", "No such command 'rm'; delete the folder that specstream models pull NAME prints"),
+        ("models show target", "No such command 'show'; give specstream doctor --model NAME"),
+        ("generate x -m target --threads 8", "No such option: --threads; set OMP_NUM_THREADS in the environment"),
+        ("serve -m nothere=runs/none", "there is no folder 'runs/none'"),
+        # where it is instead
+        ("report run --json", "No such option: --json; the figures are in each run's summary.json"),
+        ("demo --share", "No such option: --share; no link is published, --host 0.0.0.0 opens the page"),
+        ("demo --server-port 80", "No such option: --server-port; did you mean --port?"),
+        ("profile 'one two' -m target", "(one two); give prompts in a file, --prompts FILE"),
+        (
+            "benchmark heads --prompts p.jsonl -m target",
+            'or lines such as {"category": "mine", "turns": ["The sea is"]}',
+        ),
+        # the folder of a run, whose best checkpoint is meant
+        ("generate x -m run", "'run' is a folder without config.json: give 'run/best'"),
+        ("generate x -m whole", "'whole' is a folder without config.json: give 'whole/best/model'"),
+        ("serve -m target --lora-modules sql=run", "cannot be read (No such file or directory); give 'run/best'"),
+        (
+            "generate x -m target --draft runs/a/best",
+            "there is no folder 'runs/a/best', and it is not taken for a hub id",
+        ),
+    ],
+)
+def test_what_a_thirteenth_stranger_met(here, capsys, words, told):
+    for name, file in (("run/best", "adapter_config.json"), ("whole/best/model", "config.json")):
+        (here / name).mkdir(parents=True)
+        (here / name / file).write_text("{}")
+    (here / "p.jsonl").write_text('{"prompt": "one two"}\n')
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+
+
+def test_a_draft_that_cannot_be_is_refused_before_the_server_says_that_it_loads(here, caplog):
+    caplog.set_level(logging.INFO)
+    assert run("serve", "-m", "target", "--port", "0", "--drafter", "none", "--draft", "target") == 2
+    assert "loading" not in caplog.text
+
+
+def test_answers_to_other_files_are_named_by_the_file_not_by_its_digest(here, capsys):
+    (here / "p.txt").write_text("one two\n")
+    (here / "r.txt").write_text("three four\n")
+    words = ("distill-data", "-m", "target", "-o", "answers.jsonl", "-n", "2", "--prompts")
+    assert run(*words, "p.txt") == 0
+    assert run(*words, "r.txt") == 2
+    assert "holds answers with prompts.p.txt, which is not given now; give another -o" in capsys.readouterr().err
+    (here / "p.txt").write_text("three four\n")
+    assert run(*words, "p.txt") == 2
+    assert "holds answers with another content of prompts.p.txt; give" in capsys.readouterr().err
+
+
+def test_prompts_that_a_limit_leaves_out_are_counted(here, capsys):
+    (here / "q.jsonl").write_text('{"category": "a", "turns": ["one"]}\n' * 3)
+    assert (
+        run("benchmark", "-c", "b.yaml", "--set", "prompts.per_category=2", "--set", "generation.max_new_tokens=2") == 0
+    )
+    assert "specstream: prompts.per_category is 2: 2 of 3 prompts are asked" in capsys.readouterr().err
+    words = ("benchmark", "heads", "--prompts", "q.jsonl", "-m", "target", "-n", "2", "--drafter", "lookup")
+    assert run(*words, "--per-category", "1") == 0
+    assert "specstream: --per-category is 1: 1 of 3 prompts are asked" in capsys.readouterr().err
+    assert run(*words) == 0
+    assert "are asked" not in capsys.readouterr().err
+
+
+def test_a_temperature_that_leaves_nothing_of_the_model_is_noted(here, capsys):
+    assert run("generate", "x", "-m", "target", "-n", "2", "-t", "8") == 0
+    assert "note: -t is 8, where tokens are drawn almost at random; 1 is the model's own" in capsys.readouterr().err
+    assert run("generate", "x", "-m", "target", "-n", "2", "-t", "2") == 0
+    assert "at random" not in capsys.readouterr().err
+
+
+def test_answers_that_cannot_be_as_long_as_asked_for_are_announced(here, capsys):
+    tiny_model(context=16).save_pretrained(here / "target")
+    (here / "p.txt").write_text("one\n")
+    assert run("distill-data", "--prompts", "p.txt", "-m", "target", "-o", "a.jsonl", "-n", "99", "--no-chat") == 0
+    assert "specstream: -n is 99 and the context holds 16, prompt included: texts end there" in capsys.readouterr().err
+
+
+def test_a_context_beyond_the_models_is_blamed_not_the_prompt(here, capsys):
+    (here / "long.txt").write_text("one two three four\n" * 500)
+    words = ("--context", "100", "--context", "600", "--document", "long.txt", "-m", "target", "-n", "2")
+    assert run("benchmark", "heads", "--prompts", "q.jsonl", *words) == 2
+    told = "--context is 600 tokens and the model's context holds 512; give a smaller one"
+    assert told in capsys.readouterr().err

@@ -30,8 +30,6 @@ from specstream.training.quantize import quantize
 from specstream.training.run import train
 from tests.tiny import tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's
-
 WORDS = "one two three four five six seven eight nine ten"
 
 
@@ -756,3 +754,48 @@ def test_a_result_says_which_settings_had_no_effect(engine, call, notes):
     for found in (made_with.generate([1, 2, 3], **own).notes, stream.result.notes, metrics["notes"]):
         assert len(found) == len(notes)
         assert all(each.startswith(begin) for each, begin in zip(found, notes, strict=True)), found
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("num_beams", "one beam is decoded; leave it out"),
+        ("suppress_tokens", "give logits_processor=, a list of transformers' own"),
+        ("assistant_tokenizer", "a draft has the target's vocabulary; leave it out"),
+    ],
+)
+def test_what_generate_of_transformers_takes_is_told_what_does_it(made, name, told):
+    with pytest.raises(UsageError, match=f"unknown setting '{name}'; {told}"):
+        made["E"].generate("x", **{name: 2})
+
+
+@pytest.mark.parametrize("name", ["revision", "token", "trust_remote_code", "attn_implementation"])
+def test_what_from_pretrained_takes_is_told_where_to_give_it(made, name):
+    with pytest.raises(UsageError, match=f"unknown setting '{name}'; load the model with transformers, and give model"):
+        SpeculativeEngine("no-such-folder", **{name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "engines"),
+    [("assistant_model", "draft_model"), ("load_in_4bit", "quantization"), ("device_map", "device")],
+)
+def test_what_the_engine_calls_otherwise_is_told_a_generation(made, name, engines):
+    with pytest.raises(UsageError, match=f"unknown setting '{name}'; give {engines} to SpeculativeEngine"):
+        made["E"].generate("x", **{name: made["M"]})
+
+
+def test_a_table_of_prompts_is_refused_in_words(made):
+    class Rows:
+        """As a data set of `datasets`: it has a shape, and its rows are mappings."""
+
+        shape = (1, 1)
+
+        def __iter__(self):
+            yield {"prompt": "one"}
+
+    with pytest.raises(UsageError, match=r"the prompt is .*Rows.*; give a text, a chat"):
+        made["E"].generate(Rows())
+
+
+def test_an_adapter_is_made_without_a_warning_that_nobody_can_mend():
+    LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer())

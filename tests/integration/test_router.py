@@ -221,7 +221,7 @@ def test_trained_it_closes_the_gap_and_says_what_it_costs(run, trained):
     assert figures["table"]["best_single"] in ("lookup", "draft")
     words = ("--router", trained / "router", "--data", trained / "collected.jsonl")
     code, out, err = run("router", "evaluate", *words, "-o", trained / "table.json")
-    assert (code, err) == (0, "")
+    assert code == 0 and "has prompts that the router was fitted to, on which it looks better than it is" in err
     for word in ("always", "none", "lookup", "draft", "mixed", "router", "oracle", "maths", "chat", "regret"):
         assert word in out
     table = json.loads((trained / "table.json").read_text())
@@ -229,7 +229,7 @@ def test_trained_it_closes_the_gap_and_says_what_it_costs(run, trained):
     assert table["routing_seconds"] > 0
     assert table["arguments"]["learn"] is False
     code, out, err = run("router", "evaluate", *words, "--json", "--learn")
-    assert (code, err) == (0, "")
+    assert code == 0 and err.count("\n") == 1
     assert json.loads(out)["gap_closed"] > 0
 
 

@@ -16,7 +16,6 @@ from specstream.training import run_log
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 

@@ -22,7 +22,14 @@ _NAMES: Mapping[str, str] = {
     "one beam is decoded, leave it out": "num-beams",
     "one text is decoded, leave it out": "num-return-sequences best-of",
     "the same command goes on with a run that was stopped, leave it out": "resume-from-checkpoint",
-    "the context is the model's own, leave it out": "ctx-size max-model-len n-ctx context-length max-seq-len",
+    "the context is the model's own, leave it out": "ctx-size max-model-len n-ctx context-length max-seq-len num-ctx",
+    "give --draft MODEL, or --drafter lookup": "speculative-config spec-config spec-type",
+    "nothing has to be switched on, leave it out": "enable-lora enable-auto-tool-choice enable-prefix-caching jinja fa "
+    "flash-attn flash-attention enable-chunked-prefill",
+    "the model's own template is used, leave it out": "chat-template chat-template-file",
+    "the hub's newest revision is taken, for another one give the folder of a copy": "revision",
+    "hf auth login keeps the token, leave it out": "token hf-token",
+    "the attention that fits is chosen, leave it out": "attn-implementation attention-backend",
     "give --device cuda to use the GPU": "ngl n-gpu-layers gpu-layers gpu-memory-utilization gpus cuda",
     "set OMP_NUM_THREADS in the environment": "threads num-threads n-threads",
     "what is noted goes to the standard error, 2>/dev/null hides it": "quiet silent q no-progress",
@@ -62,11 +69,18 @@ _OF_VERBS: Mapping[str, str] = {
     ),
     "audit --prompt": "give the prompt alone, in quotes, or a file of some as --prompts",
     "audit -p": "give the prompt alone, in quotes, or a file of some as --prompts",
+    "report --json": "the figures are in each run's summary.json, leave it out",
+    "demo --share": "no link is published, --host 0.0.0.0 opens the page to the network",
     "models list --all": "all are listed, leave it out",
     "models list --format": "give --json",
     "models pull --force": "what is here is kept, delete the folder that pull prints to fetch it again",
     **dict.fromkeys(("models pull -o", "models pull --output"), "SPECSTREAM_MODELS names the folder, leave it out"),
     "models pull --name": "give the name alone, models pull NAME",
+    **dict.fromkeys(
+        (f"models {name}" for name in ("rm", "remove", "delete", "prune")),
+        "delete the folder that specstream models pull NAME prints",
+    ),
+    **dict.fromkeys((f"models {name}" for name in ("show", "info", "inspect")), "give specstream doctor --model NAME"),
     "benchmark heads --num-runs": "every prompt is answered once by each drafter, --per-category sets how many",
     "benchmark heads --heads": "give --streams, --medusa, --block, --eagle3 or --dflash",
     "benchmark heads --task": "give specstream benchmark task",
@@ -83,14 +97,14 @@ _OF_VERBS: Mapping[str, str] = {
     "benchmark task --prompts": "give --data",
     "benchmark task --drafter": "give specstream benchmark heads",
 }
-"""What to do instead of an option that one command has not."""
+"""What to do instead of an option, or a command, that one command has not."""
 
 _SHORT: Mapping[str, str] = {"o": "output", "m": "model", "n": "max-new-tokens", "K": "gamma", "t": "temperature"}
 """What short options are in the files of commands."""
 
 
 def told_of(option: str, verb: str) -> str:
-    """What to do instead of an option that this command alone has not; empty if it is none of these."""
+    """What to do instead of an option, or a command, that this one alone has not; empty if it is none of these."""
     return _OF_VERBS.get(f"{verb} {option.replace('_', '-')}", "")
 
 
@@ -106,7 +120,8 @@ def advice(option: str, verb: str) -> str:
         key = name.replace("-", "_")
         return f"give {key} in a --config file, or {PREFIX}{key.upper()}"
     if verb == "serve":
-        return f"what vLLM gets stands behind --: --engine vllm -- {option}"
+        own = told_of_others(option)
+        return f"{own}{'; ' if own else ''}what vLLM gets stands behind --: --engine vllm -- {option}"
     if verb in _FILES and (setting := _setting(_SHORT.get(name, name).replace("-", "_"), verb)):
         if "=" in setting:
             return f"give --set {setting}"

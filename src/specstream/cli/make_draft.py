@@ -76,12 +76,14 @@ def make_draft(
     from specstream.cli.loading import quiet
 
     with quiet():
-        from specstream.models.hub.load import load_model
+        from specstream.models.hub.load import load_model, pick_device
         from specstream.training import make_draft as making
+        from specstream.training.config import ModelSection
         from specstream.training.layer_choice import choose_layers
 
-        _check_size(target, layers, layer_choice, vocab)
-        model, tokenizer = load_model(target, dtype=dtype, device=device)
+        stored = _checked(target, layers, layer_choice, vocab).dtype
+        computed = ModelSection(dtype=dtype).dtype_on(str(pick_device(device)))
+        model, tokenizer = load_model(target, dtype=computed, device=device)
         ranking = _examples(texts, tokenizer)
         judged, fitted, where = _to_look_at(model, tokenizer, ranking, texts, prompts)
         part, vocabulary = None, None
@@ -96,6 +98,8 @@ def make_draft(
             vocabulary = {"size": vocab, "ranked_by": by, "coverage": covered}
         with step("comparing choices of layers"):
             compared, change = choose_layers(model, (judged, fitted), part, layers, layer_choice)
+        if computed != dtype and stored is not None:
+            model.to(stored)
         made = making.record(target, compared, where, change is not None, vocabulary)
         making.write_draft(Path(output).absolute(), model, tokenizer, change, part, made)
     if as_json:
@@ -116,8 +120,8 @@ def _check_contents(texts: list[str], prompts: list[str]) -> None:
             raise UsageError(f"texts {file!r} is empty; give another file")
 
 
-def _check_size(target: str, layers: int, choice: str, vocab: int | None) -> None:
-    """Refuse layers and tokens that there are not before the target is read."""
+def _checked(target: str, layers: int, choice: str, vocab: int | None) -> Any:
+    """The target's configuration; layers and tokens that there are not are refused before its weights are read."""
     from specstream.models.hub.catalog import resolve
     from specstream.models.hub.load import config_in
     from specstream.models.hub.schemes import refuse_quantised
@@ -128,6 +132,7 @@ def _check_size(target: str, layers: int, choice: str, vocab: int | None) -> Non
     choices_of(choice, config.num_hidden_layers, layers)
     if vocab is not None and vocab > config.vocab_size:
         raise UsageError(f"vocab is {vocab}; give {config.vocab_size} or fewer, or leave it out for all")
+    return config
 
 
 def _examples(texts: list[str] | None, tokenizer: Any) -> Examples | None:

@@ -155,6 +155,9 @@ def _refuse_value(option: _Option, command: Any) -> None:
     for value in option.values if option.parameter.name not in _TEXTS else ():
         if value.startswith("=") and not str(option.typed).startswith("--"):
             raise UsageError(f"{option.typed} is {value!r}; give {option.typed} {value[1:]}, with a space")
+        if option.parameter.name == "config" and value.isdigit():
+            limit = "the context's limit is --max-context" if "--max-context" in forms else "the context is the model's"
+            raise UsageError(f"{option.typed} is {value!r}, which is no name of a YAML file; give one; {limit}")
         if value in forms:
             raise UsageError(f"{option.typed} is given without a value: {value!r} is an option; give one before it")
         if value == "-" and option.parameter.name in ("output", "output_dir"):
@@ -212,7 +215,8 @@ def _refuse_run_together(command: Any, words: Sequence[str]) -> None:
             return
         if len(name) > 2 and f"-{name}" in long and before not in valued:
             raise UsageError(f"No such option: {name}; give two dashes before {name[1:]}")
-        if len(name) > 2 and name[:2] in valued and before not in valued and (told := told_of_others(name)):
+        single = len(name) > 2 and name[0] == "-" != name[1]
+        if single and before not in valued and (told := told_of_others(name)):
             raise UsageError(f"No such option: {name}; {told}")
 
 

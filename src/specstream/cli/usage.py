@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specstream.cli.elsewhere import advice, told_of
+from specstream.cli.elsewhere import advice, told_of, told_of_others
 from specstream.cli.typed import DASHES, standing_alone, verb_of
 from specstream.errors import meant, remedy
 from specstream.models.hub.catalog import catalog
@@ -71,6 +71,8 @@ def _verbs(command: Any) -> Mapping[str, Any]:
 def _command_meant(name: str, group: Any, words: Sequence[str]) -> str:
     """What to give in place of a command that there is not."""
     known = {verb: each for verb, each in _verbs(group).items() if not each.hidden}
+    if told := told_of(name, group.name):
+        return f"; {told}"
     if " " in name and "generate" in known:
         return f"; give specstream generate {shlex.quote(name)}"
     if f"--{name}" in {"--help", *_forms_of(group)}:
@@ -99,6 +101,8 @@ def _of_extra(extra: str, command: Any, words: Sequence[str]) -> str:
         return f"{message}; give one {name} a call, in quotes if it has spaces"
     if command.name == "chat":
         return f"{message}; give it to specstream generate, or when chat asks"
+    if "--prompts" in _forms_of(command):
+        return f"{message}; give prompts in a file, --prompts FILE"
     valued = any(not getattr(each, "is_flag", False) and each.name != "help" for each in getattr(command, "params", ()))
     return f"{message}; {'give what it is for as an option' if valued else 'leave it out'}"
 
@@ -149,8 +153,9 @@ def _suggested(name: str, context: Any, words: Sequence[str]) -> str:
     verb = str(getattr(context, "command_path", "")).partition(" ")[2]
     if same := next((form for form in _options(context.command) if form.lower() == name.lower()), None):
         return f"; did you mean {same}?"
-    told = told_of(name, verb)
-    if not told and (like := meant(name, _options(getattr(context, "command", None)))) is not None:
+    told, alike = told_of(name, verb), not told_of_others(name)
+    like = meant(name, _options(getattr(context, "command", None)), alike=alike)
+    if not told and like is not None:
         return f"; did you mean {like}?"
     told = told or advice(name, verb)
     configs = [form for each in context.command.params if each.name == "config" for form in each.opts]

@@ -61,6 +61,10 @@ def announce_short_context(target: HuggingFaceTarget, max_new_tokens: int) -> No
         announce(f"max_new_tokens is {max_new_tokens} and the context holds {limit}, prompt included: texts end there")
 
 
+HOT = 2.0
+"""The highest temperature that servers take; above it texts are hardly the model's."""
+
+
 def notes_of(config: EngineConfig, generation: Generation, itself: str | None = None) -> list[str]:
     """What of the settings of a generation that has ended had no effect, each in a line.
 
@@ -82,6 +86,10 @@ def notes_of(config: EngineConfig, generation: Generation, itself: str | None = 
         )
     if isinstance(config.memory, str) and own.temperature > 0:
         notes.append(f"memory is {config.memory!r}, and above temperature 0 no draft is copied from it")
+    if own.temperature > HOT:
+        notes.append(
+            f"temperature is {own.temperature:g}, where tokens are drawn almost at random; 1 is the model's own"
+        )
     if any(row.finish_reason == "length" and len(row.emitted) < own.max_new_tokens for row in generation.rows):
         notes.append(f"max_new_tokens is {own.max_new_tokens} and the context holds {limit}: the text ended there")
     return [each for each in notes if each is not None]

@@ -188,7 +188,7 @@ def _ids(value: Any, name: str, padding: int | None = None) -> Any:
     shape, dtype = tuple(getattr(value, "shape", ())), str(getattr(value, "dtype", "")).removeprefix("torch.")
     if listed is not value and 0 not in shape and (len(shape) not in (1, 2) or re.match("b?float|bool|complex", dtype)):
         raise UsageError(f"{name} is a {type(value).__name__} {list(shape)} of {dtype}; {_IDS}")
-    if padding is None or len(shape) != 2:
+    if padding is None or listed is value or len(shape) != 2:
         return listed
     return [_unpadded(row, padding, name) for row in listed]
 

@@ -13,7 +13,7 @@ from specstream.engine.text import as_chat, encode, token_ids
 from specstream.errors import UsageError, shown
 from specstream.evaluation.benchmark.experiments import PLAIN_ARM, Arm, Group
 from specstream.evaluation.benchmark.folder import Samples
-from specstream.evaluation.benchmark.prompts import Prompt
+from specstream.evaluation.benchmark.prompts import Prompt, say_left_out
 from specstream.evaluation.benchmark.run import Progress, measure
 from specstream.evaluation.benchmark.summary import arms_of, side_of, told
 from specstream.files.prompts import is_chat, load_prompts, read_records
@@ -22,7 +22,10 @@ from specstream.heads.folder import KINDS
 NEEDING = {**{kind: kind for kind in KINDS}, "draft_model": "draft", "mixed": "draft"}
 """Drafters and the option that says what each of them drafts with; streams that are shipped need none."""
 
-CONVERSATIONS = "Spec-Bench's question.jsonl, what SPEED-Bench's prepare.py writes, or lines like theirs"
+CONVERSATIONS = (
+    "Spec-Bench's question.jsonl, what SPEED-Bench's prepare.py writes, or lines such as "
+    '{"category": "mine", "turns": ["The sea is"]}'
+)
 """What ``read_conversations`` reads."""
 
 SHORTEST = 512
@@ -66,8 +69,8 @@ def read_conversations(path: str | Path, per_category: int, turns: int = 1) -> l
     Raises:
         UsageError: a file that cannot be read, a record of another form, by number, or none with so many turns.
     """
-    found, longest = dict[str, list[Conversation]](), 0
-    for number, record in enumerate(read_records(path, CONVERSATIONS), 1):
+    found, longest, records = dict[str, list[Conversation]](), 0, read_records(path, CONVERSATIONS)
+    for number, record in enumerate(records, 1):
         each = _conversation(record, f"record {number} of {str(path)!r}")
         own = found.setdefault(each.category, [])
         if len(own) < per_category:
@@ -79,7 +82,9 @@ def read_conversations(path: str | Path, per_category: int, turns: int = 1) -> l
         raise UsageError(
             f"turns is {turns} and the longest conversation of {str(path)!r} has {longest}; give {longest}"
         )
-    return [each for own in found.values() for each in own]
+    taken = [each for own in found.values() for each in own]
+    say_left_out(f"per_category is {per_category}", len(taken), len(records))
+    return taken
 
 
 def _conversation(record: Mapping[str, Any], where: str) -> Conversation:
@@ -131,8 +136,11 @@ def prompts_of(
 
     Raises:
         UsageError: a conversation of several messages, or tools, for a model whose chat template takes none; a document
-            or a context that is too short.
+            or a context that is too short or too long.
     """
+    limit = engine.target.context_length
+    if limit is not None and max(contexts, default=0) >= limit:
+        raise UsageError(f"context is {max(contexts)} tokens and the model's context holds {limit}; give a smaller one")
     tokens = token_ids(engine.tokenizer, document, add_special_tokens=False) if document else []
     found, total = list[Prompt](), len(conversations) * max(1, len(contexts))
     for done, (size, each) in enumerate(product(contexts or (0,), conversations)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -186,3 +187,13 @@ def difference(before: Any, now: Any, place: str = "") -> tuple[str, Any, Any] |
     keys = {key: f"{place}.{key}" if place else str(key) for key in {**before, **now}}
     found = (difference(before.get(key), now.get(key), inner) for key, inner in keys.items())
     return next((each for each in found if each is not None), None)
+
+
+def changed(name: str, before: Any, now: Any) -> str:
+    """What ``difference`` found, in words: of a file's SHA-256 which file it is, of other settings both values."""
+    digests = [each for each in (before, now) if isinstance(each, str) and re.fullmatch("[0-9a-f]{64}", each)]
+    if not digests:
+        return f"{name} {before!r} and now it is {now!r}"
+    if len(digests) == 2:
+        return f"another content of {name}"
+    return f"{name}, which is not given now" if now is None else f"no {name}, which is given now"

@@ -304,11 +304,25 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 
 _WORDS = {
     400: "the body cannot be read; send JSON in UTF-8, not compressed and not nested deeply",
-    404: "nothing is served at {detail}: the model writes text; send to /v1/chat/completions or /v1/completions, "
-    "or as /openapi.json lists",
+    404: "nothing is served at {detail}: {like}",
     405: "the method is not one of this path's; send {Allow}",
 }
 """What the web framework refuses by itself, before anything of ours is asked."""
+
+
+_PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models"),
+    *("/tokenize", "/detokenize", "/version", "/health", "/ready", "/metrics"),
+)
+
+
+def _send_to(path: str) -> str:
+    """Where to send what was sent to another path: to the one that it ends like, such as /health for /v1/health."""
+    given = path.rstrip("/")
+    like = next((each for each in _PATHS if given and (each.endswith(given) or given.endswith(each))), None)
+    if like is not None:
+        return f"send to {like}"
+    return "the model writes text; send to /v1/chat/completions or /v1/completions, or as /openapi.json lists"
 
 
 def _note(shape: Shape, jobs: Sequence[Job]) -> str:
@@ -321,7 +335,8 @@ def _note(shape: Shape, jobs: Sequence[Job]) -> str:
 def _refusal(error: BaseException) -> Response:
     if isinstance(error, HTTPException):
         headers = dict(error.headers or {})
-        words = _WORDS.get(error.status_code, "{detail}").format(detail=error.detail, **headers)
+        like = _send_to(str(error.detail))
+        words = _WORDS.get(error.status_code, "{detail}").format(detail=error.detail, like=like, **headers)
         return refusal(error.status_code, words, headers=headers)
     for kind, (status, type_, code) in _KINDS.items():
         if isinstance(error, kind):

@@ -34,6 +34,17 @@ _INSTEAD = {
     "guided_json": _SCHEMA,
     "structured_outputs": _SCHEMA,
     **dict.fromkeys(("messages.text", "messages.value"), "did you mean 'content'?"),
+    **dict.fromkeys(("guided_regex", "guided_grammar", "grammar", "json_schema"), _SCHEMA),
+    "guided_choice": f'{_SCHEMA}, the schema {{"enum": [..]}}',
+    **dict.fromkeys(
+        ("think", "enable_thinking", "thinking"),
+        'give reasoning_effort: "none" for no thought, or chat_template_kwargs',
+    ),
+    **dict.fromkeys(("allowed_token_ids", "bad_words"), "give logit_bias, from token ids to -100 or 100"),
+    "lora_request": "an adapter is asked for by its name, as model",
+    "chat_template": "the model's own is used; leave it out",
+    "return_token_ids": "/tokenize gives the ids of a text; leave it out",
+    "spaces_between_special_tokens": "leave it out",
     "format": "did you mean 'response_format'?",
     "extra_body": "give what is in it at the top of the body",
 }

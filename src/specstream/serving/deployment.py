@@ -278,9 +278,7 @@ class DeploymentConfig(Section):
         values = dict(document.values)
         check_variables(environment)
         values |= {
-            name: home_expanded(environment[key])
-            for name in cls.model_fields
-            if (key := PREFIX + name.upper()) in environment
+            name: home_expanded(environment[key]) for key, name in _settings_by_variable().items() if key in environment
         }
         values |= {name: value for name, value in given.items() if value is not None}
         try:
@@ -288,7 +286,7 @@ class DeploymentConfig(Section):
         except FieldError as error:
             if given.get(name := error.param) is not None:
                 where = ""
-            elif (key := PREFIX + name.upper()) in environment:
+            elif (key := PREFIX + name.upper()) in environment and key in _settings_by_variable():
                 where = f"{key}: "
             else:
                 where = document.where((name,))
@@ -332,13 +330,19 @@ def check_variables(environment: Mapping[str, str]) -> None:
         UsageError: the first one.
     """
     must_be(isinstance(environment, Mapping), "environment", environment, "a mapping, such as os.environ")
-    known = sorted({*VARIABLES, *(PREFIX + name.upper() for name in DeploymentConfig.model_fields)})
+    known = sorted({*VARIABLES, *_settings_by_variable()})
     for name in environment:
         if not str(name).startswith(PREFIX):
             continue
         if name not in known:
             raise UsageError(f"{name} is no variable of this program; unset it, or give one of {_listed(name, known)}")
         variable(name, environment)
+
+
+def _settings_by_variable() -> Mapping[str, str]:
+    """Settings by their variables; ``SPECSTREAM_MODELS`` is the folder that models are kept in, and no setting."""
+    variables = {PREFIX + name.upper(): name for name in DeploymentConfig.model_fields}
+    return {key: name for key, name in variables.items() if key not in VARIABLES}
 
 
 def _listed(name: str, known: Sequence[str]) -> str:

@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specstream.config import engine_config
+from specstream.engine.choices import check_choice
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.inventory import prepare_up_to
 from specstream.errors import UsageError
 from specstream.models.hub.adapters import check_adapter, merge_adapter
+from specstream.models.hub.catalog import check as check_name
 from specstream.models.hub.load import load_model
 from specstream.serving.deployment import DeploymentConfig, check_machine, most_connections
 from specstream.serving.memory import check_fit
@@ -62,6 +65,9 @@ def check(config: DeploymentConfig) -> None:
     if config.engine == "local":
         most_connections(config)
     for target in config.targets:
+        if config.engine == "local":
+            settings = _drafts(target) | _settings(target)
+            check_choice(engine_config(settings), target.draft_model)
         for name, path in target.lora_modules.items():
             check_adapter(name, path, target.source)
     check_machine(config)
@@ -74,19 +80,14 @@ def load(config: DeploymentConfig) -> list[Loaded]:
 
 
 def _with_adapters(config: DeploymentConfig) -> Iterator[Loaded]:
-    drafts: Any = {
-        "drafter": config.drafter,
-        "heads": config.heads,
-        "memory": config.memory or False,
-        "gamma": config.gamma,
-    }
     begun = time.monotonic()
     if config.acceptance_threshold is not None:
         _log.warning(
             "acceptance_threshold is %s: answers at a temperature above 0 are not lossless", config.acceptance_threshold
         )
+    check_name(config.source)
     _log.info("loading %s", config.source)
-    engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **drafts, **_settings(config))
+    engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **_drafts(config), **_settings(config))
     if engine.unreleasable is None:
         engine.release()
     _warm(engine, config, begun)
@@ -115,6 +116,16 @@ def _adapted(base: Loaded, name: str, path: str) -> Loaded:
     )
     _warm(engine, config, begun)
     return Loaded(config=config, engine=engine, root=path, parent=base.config.model_name)
+
+
+def _drafts(config: DeploymentConfig) -> Any:
+    """What drafts, besides a draft model."""
+    return {
+        "drafter": config.drafter,
+        "heads": config.heads,
+        "memory": config.memory or False,
+        "gamma": config.gamma,
+    }
 
 
 def _settings(config: DeploymentConfig) -> Any:

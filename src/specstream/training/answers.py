@@ -13,11 +13,11 @@ from typing import Any
 from specstream.config import GenerationConfig
 from specstream.engine.engine import SpeculativeEngine
 from specstream.engine.generation import Generation
-from specstream.engine.inventory import prepare
+from specstream.engine.inventory import announce_short_context, prepare
 from specstream.engine.text import asked, encode
 from specstream.environment import provenance
 from specstream.errors import UsageError
-from specstream.files.atomic import check_new, difference, read_lines, refuse_folder_name, write_json
+from specstream.files.atomic import changed, check_new, difference, read_lines, refuse_folder_name, write_json
 from specstream.files.prompts import prompt_of, read_records
 from specstream.models.hub.catalog import resolve
 from specstream.reporting import announce
@@ -163,11 +163,8 @@ def check_same(
         return
     before = json.loads(record.read_text(encoding="utf-8")).get("identity", {})
     before = {name: _without(later, before.get(name)) for name in identity}
-    if (changed := difference(before, identity)) is not None:
-        name, old, new = changed
-        raise UsageError(
-            f"{path} holds {what} with {name} {old!r} and now it is {new!r}; give another {setting}, or remove it"
-        )
+    if (other := difference(before, identity)) is not None:
+        raise UsageError(f"{path} holds {what} with {changed(*other)}; give another {setting}, or remove it")
 
 
 def _without(keys: Collection[str], value: Any) -> Any:
@@ -266,6 +263,7 @@ def distill(
     usable = encoded(engine.tokenizer, questions, settings.chat, settings.max_prompt_tokens)
     left_out["too_long"] = len(questions) - len(usable)
     check_lengths(len(usable), len(questions), settings.max_prompt_tokens)
+    announce_short_context(engine.target, settings.max_new_tokens)
     file = AnswerFile(output, _identity(settings, engine))
     usable = usable[: file.at_least(limit)]
     record: dict[str, Any] = {

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from specstream.engine.text import are_tokens, check_tokenizer
-from specstream.environment import require
 from specstream.errors import TrainingError, UsageError, count_of, listed, must_be, shown
 from specstream.files.atomic import check_new, folder_of, path_of, why_unread, write_json
 from specstream.files.yaml_file import validated
 from specstream.models.architecture.families import describe, require_model
+from specstream.models.hub.adapters import peft_for
 from specstream.models.hub.load import load_model, pick_dtype
 from specstream.training.checkpoints import check_replaceable, replace_folder
 from specstream.training.config import (
@@ -82,7 +82,7 @@ class LoRAAdapter:
     """
 
     def __init__(self, base_model: Any, lora_config: Mapping[str, Any] | None = None, tokenizer: Any = None) -> None:
-        peft = require("peft", "train", "LoRAAdapter")
+        peft = peft_for("LoRAAdapter")
         require_model(base_model)
         describe(base_model)
         if tokenizer is not None:
@@ -206,7 +206,7 @@ class LoRAAdapter:
         Raises:
             UsageError: no adapter there, or one of another shape.
         """
-        peft = require("peft", "train", "LoRAAdapter")
+        peft = peft_for("LoRAAdapter")
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 

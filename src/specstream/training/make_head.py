@@ -21,7 +21,7 @@ from specstream.engine.engine import SpeculativeEngine
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.prompts import Prompt
 from specstream.evaluation.heads import FIXED, drafters_beside, measure_drafters
-from specstream.files.atomic import difference, read_lines, whole, write_json, write_whole
+from specstream.files.atomic import changed, difference, read_lines, whole, write_json, write_whole
 from specstream.heads.folder import SETTINGS
 from specstream.heads.shipped import shipped_for
 from specstream.models.architecture.compat import text_config
@@ -160,10 +160,9 @@ class HeadRun:
         self._state: dict[str, Any] = {"settings": settings.identity()}
         if (path := self.folder / STATE).is_file():
             before = json.loads(path.read_text(encoding="utf-8"))
-            if (changed := difference(before["settings"], self._state["settings"])) is not None:
-                name, old, new = changed
+            if (other := difference(before["settings"], self._state["settings"])) is not None:
                 raise UsageError(
-                    f"output is {str(folder)!r}, which holds a head with {name} {old!r} and now it is {new!r}; "
+                    f"output is {str(folder)!r}, which holds a head with {changed(*other)}; "
                     "give the old value, or a new folder"
                 )
             self._state = before

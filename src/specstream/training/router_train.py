@@ -111,6 +111,10 @@ def evaluate_router(folder: str, files: Sequence[str], target: TargetSection, *,
             f"the collection is of {', '.join(sorted(collected[0].runs))} and the router of "
             f"{', '.join(sorted(router.names))}; collect with the same drafters"
         )
+    fitted = router.details.get("data", {}).get("files", {}).values()
+    for file, digest in files_sha256(files).items():
+        if digest in fitted:
+            announce(f"{file!r} has prompts that the router was fitted to, on which it looks better than it is")
     model, tokenizer = load_model(target.model, dtype=target.dtype, device=target.device)
     return judge(router, [each.of(router.names) for each in collected], model, tokenizer, learn=learn)
 

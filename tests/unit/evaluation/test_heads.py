@@ -126,9 +126,14 @@ def test_prompts_of_a_length_have_passages_of_the_document(tmp_path, engine):
         assert size - 8 <= len(prompt.text) <= size + 8
         assert engine.tokenizer.decode(prompt.text).endswith("\n\nwhy<assistant>")
     assert prompts[0].text[:200] != prompts[1].text[:200], "each has a passage of its own"
-    for size, message in ((1_000_000, "and the document has .*; give a longer text"), (5, "and a has .* by itself")):
+    whole = given["document"]
+    for size, text, message in (
+        (1_000_000, whole, "and the model's context holds 2048; give a smaller one"),
+        (1000, whole[:500], "and the document has .*; give a longer text"),
+        (5, whole, "and a has .* by itself"),
+    ):
         with pytest.raises(UsageError, match=f"context is {size} tokens {message}"):
-            prompts_of(engine, asked, quiet, document=given["document"], contexts=[size])
+            prompts_of(engine, asked, quiet, document=text, contexts=[size])
 
 
 def test_tokens_a_pass_by_turn_and_by_the_tokens_before_it(engine):

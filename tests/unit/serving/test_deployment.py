@@ -213,9 +213,13 @@ class TestSeveralModels:
         adapter = found[0].adapted("sql")
         assert (adapter.model_name, adapter.source, adapter.draft_model, adapter.lora_modules) == ("sql", "/a", "d", {})
 
+    def test_the_folder_of_models_is_no_model(self) -> None:
+        assert DeploymentConfig.read(None, {"SPECSTREAM_MODELS": "/data/models"}).models == {}
+
     def test_words_name_them_too(self) -> None:
-        environment = {"SPECSTREAM_MODELS": "b=/b org/c ./lr=3/d", "SPECSTREAM_LORA_MODULES": "sql=/sql fun=./lr=3"}
-        config = DeploymentConfig.read(None, environment)
+        config = DeploymentConfig.read(
+            None, {"SPECSTREAM_LORA_MODULES": "sql=/sql fun=./lr=3"}, models=["b=/b", "org/c", "./lr=3/d"]
+        )
         assert config.models == {"b": "/b", "org/c": "org/c", "./lr=3/d": "./lr=3/d"}
         assert config.lora_modules == {"sql": "/sql", "fun": "./lr=3"}
 

@@ -16,7 +16,7 @@ from typing import Any
 from specstream.engine.contestants import PLAIN
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Group
-from specstream.files.atomic import difference, read_lines, set_aside, write_whole
+from specstream.files.atomic import changed, difference, read_lines, set_aside, write_whole
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
 
@@ -145,11 +145,10 @@ class RunFolder(Samples):
         every = {**before, **settings["experiments"]}  # others than before may be added
         same = {**settings, "experiments": {name: every[name] for name in before}}
         for name, now in (("settings", same), ("provenance", provenance)):
-            if measured and (changed := difference(self.run[name], now)):
-                change = "{} {!r} and now it is {!r}".format(*changed)
+            if measured and (other := difference(self.run[name], now)):
                 raise UsageError(
-                    f"{str(self.root)!r} holds a run with {change}; give the same, another measure.output_dir, "
-                    "or --no-resume to set that run aside"
+                    f"{str(self.root)!r} holds a run with {changed(*other)}; give the same, "
+                    "another measure.output_dir, or --no-resume to set that run aside"
                 )
         session = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "command": sys.argv}
         sessions = [*self.run.get("sessions", []), session]

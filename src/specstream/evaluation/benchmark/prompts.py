@@ -14,6 +14,7 @@ from specstream.evaluation.benchmark.config import PromptFile, PromptsSection
 from specstream.evaluation.tasks.task import read_examples, read_task
 from specstream.files.prompts import prompt_of, read_records
 from specstream.files.yaml_file import Document
+from specstream.reporting import announce
 
 BUILT_IN = Path(__file__).with_name("prompts.jsonl")
 """Three prompts of each category, for a benchmark without data."""
@@ -78,7 +79,17 @@ def read_prompts(section: PromptsSection, document: Document) -> list[Prompt]:
             where = document.where(("prompts", "categories", number))
             raise UsageError(f"{where}no prompt is of the category {name!r}; give some of {', '.join(found)}")
     chosen = [name for name in found if not section.categories or name in section.categories]
-    return [prompt for name in chosen for prompt in found[name][: section.per_category]]
+    taken = [prompt for name in chosen for prompt in found[name][: section.per_category]]
+    say_left_out(
+        f"prompts.per_category is {section.per_category}", len(taken), sum(len(found[each]) for each in chosen)
+    )
+    return taken
+
+
+def say_left_out(limit: str, taken: int, there: int) -> None:
+    """Say that a limit leaves prompts out, where the files have more than is measured."""
+    if taken < there:
+        announce(f"{limit}: {taken} of {there} prompts are asked")
 
 
 def make_items(tokenizer: Any, prompts: Sequence[Prompt], *, batch: int = 1, context: int | None = None) -> list[Item]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from specstream.engine.contestants import PLAIN
 from specstream.environment import require
-from specstream.errors import UsageError
+from specstream.errors import UsageError, counted
 from specstream.evaluation.benchmark.folder import RunFolder
 from specstream.evaluation.benchmark.summary import COUNTED, summarise
 from specstream.evaluation.report.blocks import Block, Figure, Heading, Items, Table, Text, as_html, as_markdown
@@ -81,13 +81,14 @@ def _run(folder: RunFolder, prefix: str) -> list[Block]:
     about = facts.get("provenance", summary["provenance"])
     model = folder.run["settings"]["target"]["model"]
     prompts = folder.run["prompts"]
+    kinds, threads = len({each["category"] for each in prompts}), counted(about.get("threads") or 0, "thread")
     blocks: list[Block] = [
         Heading(2, f"{Path(model).name}: {folder.root}"),
         Text(verdict(arms)),
         Text(losslessness(arms)),
         Text(
-            f"{len(prompts)} prompts in {len({each['category'] for each in prompts})} categories, on "
-            f"{about.get('accelerator') or about.get('cpu')}, {about.get('threads')} threads, {about.get('dtype')}, "
+            f"{counted(len(prompts), 'prompt')} in {kinds} categor{'y' if kinds == 1 else 'ies'}, on "
+            f"{about.get('accelerator') or about.get('cpu')}, {threads}, {about.get('dtype')}, "
             f"runtime {about.get('runtime', 'not loaded')}; all arms of an experiment in turn on each "
             "prompt, in one process."
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,19 @@ from specstream.models.hub.gguf_header import is_gguf
 from specstream.models.hub.load import config_in
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def peft_for(what: str) -> Any:
+    """PEFT, without transformers' warning about an attribute that PEFT reads, which no caller can mend.
+
+    Args:
+        what: needs it.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    return require("peft", "train", what)
 
 
 def check_adapter(name: str, path: str, base: str) -> None:
@@ -29,13 +43,14 @@ def check_adapter(name: str, path: str, base: str) -> None:
         ModelNotFoundError: nothing answers to the model's name.
         MissingPackageError: there is no PEFT.
     """
-    require("peft", "train", "a LoRA adapter")
+    peft_for("a LoRA adapter")
     folder, said = Path(path).expanduser(), _said(name, path)
     try:
         kind = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("peft_type")
     except (OSError, ValueError, AttributeError) as error:
         why = getattr(error, "strerror", None) or "it is no JSON object"
-        raise UsageError(f"{said}, whose {_CONFIG} cannot be read ({why}); give the folder of an adapter") from None
+        wanted = repr(str(folder / "best")) if (folder / "best" / _CONFIG).is_file() else "the folder of an adapter"
+        raise UsageError(f"{said}, whose {_CONFIG} cannot be read ({why}); give {wanted}") from None
     if kind != "LORA":
         raise UsageError(f"{said}, an adapter of the kind {shown(kind)}; give one of the kind LORA")
     if not (folder / _WEIGHTS).is_file():
@@ -69,7 +84,7 @@ def merge_adapter(model: Any, name: str, path: str) -> Any:
     Raises:
         UsageError: the adapter belongs to another model.
     """
-    peft = require("peft", "train", "a LoRA adapter")
+    peft = peft_for("a LoRA adapter")
     from safetensors import safe_open
 
     folder = Path(path).expanduser()

@@ -197,12 +197,12 @@ def on_disk(name_or_path: str) -> Path | None:
     found = snapshots.cached_snapshot(name_or_path) if is_id else None
     if found is None and name_or_path.lower().endswith(ENDING):
         raise ModelNotFoundError(f"there is no file {name_or_path!r}: give the path of one, or a saved model's folder")
-    if not is_id:
-        raise _unknown(name_or_path)
-    if found is None and is_meant_as_path(name_or_path):
+    if found is None and name_or_path and is_meant_as_path(name_or_path):
         raise ModelNotFoundError(
             f"there is no folder {name_or_path!r}, and it is not taken for a hub id: give a saved model's folder"
         )
+    if not is_id:
+        raise _unknown(name_or_path)
     if found is None and "/" not in name_or_path and closest(name_or_path, _CATALOG):
         raise _unknown(name_or_path)  # a name of the catalog, misspelt: no reason to wait for the hub
     return found
@@ -220,7 +220,11 @@ def _refuse_others(name_or_path: str, folder: Path) -> None:
             raise ModelNotFoundError(
                 f"{name_or_path!r} is a folder with GGUF files: give one, such as {str(files[0])!r}"
             )
-        raise ModelNotFoundError(f"{name_or_path!r} is a folder without config.json: give the folder of a saved model")
+        trained = ("best/model/config.json", "best/config.json", "best/adapter_config.json")
+        found = next((repr(str((folder / each).parent)) for each in trained if (folder / each).is_file()), None)
+        raise ModelNotFoundError(
+            f"{name_or_path!r} is a folder without config.json: give {found or 'the folder of a saved model'}"
+        )
     if name_or_path.startswith("self"):
         raise ModelNotFoundError(
             f"{name_or_path!r} is a draft made of its target, not a model; give self:int8 or self:int4 as the draft"
@@ -232,7 +236,7 @@ def _refuse_others(name_or_path: str, folder: Path) -> None:
     if name_or_path and os.path.isfile(folder):
         raise ModelNotFoundError(f"{name_or_path!r} is a file: give the folder of a saved model, which has config.json")
     if address := re.fullmatch(
-        r"(?:hf://|(?:https?://)?(?:www\.)?huggingface\.co/)([\w.-]+(?:/[\w.-]+)?).*", name_or_path
+        r"(?:hf://|(?:https?://)?(?:(?:www\.)?huggingface|hf)\.co/)([\w.-]+(?:/[\w.-]+)?).*", name_or_path
     ):
         raise ModelNotFoundError(f"model {name_or_path!r} is an address; give the hub id in it, {address[1]!r}")
 
@@ -270,6 +274,10 @@ def _entry(name: str) -> CatalogEntry:
 
 def _unknown(name: str) -> ModelNotFoundError:
     known = listed(name, _CATALOG)
+    if "\\" in name and os.path.exists(slashed := name.replace("\\", "/")):
+        known = f"{known}; did you mean {slashed!r}?"
+    if (tagged := re.fullmatch(r"([^:]+/[^:]+):[\w.-]+", name)) and HUB_ID.fullmatch(tagged[1]):
+        known = f"{known}; a hub id has no tag: {tagged[1]!r}"
     return ModelNotFoundError(
         f"unknown model {shown(name)}: give a local folder, a hub id such as org/name, or one of: {known}"
     )

@@ -423,7 +423,7 @@ def test_resolve_takes_a_hub_id_from_the_cache_then_from_the_hub(
         ),
         ("gpt2", "model 'gpt2' is neither a local folder nor in the hub's cache, and the hub cannot be reached"),
         ("", "unknown model ''"),
-        ("./not/here", "unknown model './not/here'"),
+        ("./not/here", "there is no folder './not/here'"),
         ("runs/draft", "there is no folder 'runs/draft'"),
         ("data/model", "there is no folder 'data/model'"),
         ("org/answers.jsonl", "there is no folder 'org/answers.jsonl'"),
