@@ -94,7 +94,9 @@ def test_a_draft_may_have_fewer_bits_than_its_file(file, draft, plain, bits):
 
 
 @needs_kernels
-@pytest.mark.parametrize(("kind", "runtime"), [("Q8_0", "native-int4"), ("Q5_1", "native-int4"), ("Q4_1", "native-gguf")])
+@pytest.mark.parametrize(
+    ("kind", "runtime"), [("Q8_0", "native-int4"), ("Q5_1", "native-int4"), ("Q4_1", "native-gguf")]
+)
 def test_a_large_draft_is_read_in_four_bits_where_its_file_has_more(file, plain, tmp_path, monkeypatch, kind, runtime):
     monkeypatch.setattr(capabilities, "LARGE_DRAFT", 1000)
     large = str(write_gguf(tmp_path / "large.gguf", kind=kind, seed=4, noise=0.05))

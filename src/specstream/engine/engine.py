@@ -389,7 +389,7 @@ def _check_vocabulary(model: str, draft: Any) -> None:
 
 def _check_bits(config: EngineConfig, model: str, draft: Any) -> None:
     """Refuse to quantise a target of a name that is quantised."""
-    wanted = [("quantization", config.quantization)]
+    wanted: list[tuple[str, str]] = [("quantization", config.quantization)]
     if isinstance(draft, str) and draft.startswith(SELF):
         wanted.append(("draft_model", draft))
     for setting, value in wanted:

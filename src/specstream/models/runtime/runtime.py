@@ -309,7 +309,7 @@ def _refuse(name: RuntimeName, quantization: Quantization, found: Capabilities) 
 
 
 BITS_OF_INT4 = 5.5
-"""Bits a weight, in a draft's blocks, above which its ``int4``, of five bits, is the less to read by a tenth or more."""
+"""Bits a weight, in a draft's blocks, from which ``int4``, of five bits, is less to read by a tenth or more."""
 
 
 def draft_quantization(draft: Any, runtime: RuntimeName) -> Quantization:
