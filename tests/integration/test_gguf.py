@@ -16,6 +16,7 @@ from specstream.models.hub.load import load_model
 from specstream.models.hub.schemes import refuse_quantised
 from specstream.models.invariance.selftest_cache import cache_of
 from specstream.models.runtime import capabilities, native
+from specstream.models.target.hf import HuggingFaceTarget
 from specstream.serving.memory import needs
 from specstream.training.recipes.draft import TrainedDraft
 from tests.gguf_files import write_gguf
@@ -106,6 +107,14 @@ def test_a_large_draft_is_read_in_four_bits_where_its_file_has_more(file, plain,
     assert engine.get_metrics()["mean_accepted_length"] > 1
     whole = SpeculativeEngine(file, draft_model=large, draft_quantization="none")
     assert whole.parts.drafter.model.runtime.name == "native-gguf"
+
+
+@needs_kernels
+def test_a_draft_in_fewer_bits_keeps_the_blocks_of_its_embedding(file):
+    as_stored = HuggingFaceTarget(load_model(file)[0], exact=False)
+    rounded = HuggingFaceTarget(load_model(file)[0], exact=False, quantization="int4")  # as many as the file's Q4_1
+    rounded.release()
+    assert rounded.nbytes - as_stored.nbytes == rounded.model.get_input_embeddings().weight.nbytes
 
 
 def test_a_draft_of_another_vocabulary_is_refused_before_its_weights_are_read(tmp_path, file, model, tokenizer):

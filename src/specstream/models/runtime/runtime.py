@@ -96,6 +96,7 @@ class Runtime:
             self.name = name if compat.quantised_by(model) is None else f"{name}-transformers"
         self.static = name in ("graphs", "static")
         self.quantized = kept != "none"
+        self._as_stored = kept == "blocks"
         self._weights = weights = _quantized(model, kept, head or kept)
         self._swaps = list(_linear_forwards(model, name, weights))
         biases = [_held(module, "bias") for module, _ in self._swaps if getattr(module, "bias", None) is not None]
@@ -125,7 +126,7 @@ class Runtime:
         if self._stacked and FusedModel.knows(model):
             top = model.get_output_embeddings()
             head_forward = dict(self._swaps).get(top, top)
-            self.whole = FusedModel(model, self._layer_windows, weights, head_forward, as_stored=kept == "blocks")
+            self.whole = FusedModel(model, self._layer_windows, weights, head_forward, as_stored=self._as_stored)
 
     def uncaptured(self) -> None:
         """The model's passes turned out not to be capturable, and results must not say that they are."""
@@ -134,7 +135,8 @@ class Runtime:
     @property
     def nbytes(self) -> int:
         """Bytes of the model's weights and of their quantised copies; a file's blocks count once."""
-        packed = {id(module.weight) for module in self._weights if isinstance(module.weight, BlockTensor)}
+        blocks = self._weights if self._as_stored else ()  # rounded once more, an embedding is still read from them
+        packed = {id(module.weight) for module in blocks if isinstance(module.weight, BlockTensor)}
         own: int = sum(weight.nbytes for weight in self.model.parameters() if id(weight) not in packed)
         return own + sum(weight.nbytes for weight in self._weights.values())
 
