@@ -85,7 +85,7 @@ def test_two_models_are_held_beside_each_other(run, folders, tmp_path):
     for each in (tuned, shared):
         (failure,) = each["failures"]
         assert failure["where"].endswith("data.jsonl:3")
-        assert "UsageError" in failure["error"]
+        assert "the prompt has" in failure["error"]
     assert set(record["difference"]) == {"exact_match", "rougeL", "bleu"}
     assert record["difference"]["bleu"]["low"] <= record["difference"]["bleu"]["high"]
     assert tuned["provenance"]["runtime"]
