@@ -257,7 +257,7 @@ def test_a_folder_given_as_a_path(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert SpeculativeEngine(tmp_path, draft_model=tmp_path).model_name == str(tmp_path)
-    for name, said in (("/nowhere", "unknown model"), ("a" * 5000, "model 'aaa.* is neither a local folder nor")):
+    for name, said in (("/nowhere", "there is no folder"), ("a" * 5000, "model 'aaa.* is neither a local folder nor")):
         with pytest.raises(SpecStreamError, match=said) as error:
             SpeculativeEngine(Path(name))
         one_line(error)
