@@ -22,6 +22,7 @@ _aten = torch.ops.aten
 _SAME = (_aten.detach.default, _aten.alias.default)
 _CALLED = {"gguf": "a GGUF file", "awq": "an AWQ checkpoint", "gptq": "a GPTQ checkpoint"}
 _OF_ROWS = (_aten.slice.Tensor, _aten.select.int, _aten.index.Tensor, _aten.index_select.default)
+_NEW = (_aten.new_empty.default, _aten.new_zeros.default, _aten.new_ones.default, _aten.new_full.default)
 
 
 class BlockTensor(Tensor):
@@ -141,6 +142,8 @@ class BlockTensor(Tensor):
             # What stands for a view of a tensor that counts versions must count them too.
             with torch.inference_mode(False):
                 return _viewed(func, own, args[1:], named)
+        if isinstance(own, BlockTensor) and func in _NEW:  # it is asked for its dtype alone
+            return func(torch.empty(0, dtype=own.dtype), *args[1:], **named)
         _refuse_writing(func, args, named)
         plain = tree_map_only(BlockTensor, lambda each: each.dequantized().to(each.dtype), (args, named))
         return func(*plain[0], **plain[1])

@@ -156,8 +156,7 @@ class Runtime:
         for module in self._weights:
             weight: Any = module.weight
             if weight is not embedding and module is not kept:
-                nothing = torch.empty(0, dtype=weight.dtype, device=weight.device)  # new_empty makes numbers of blocks
-                module.weight = nn.Parameter(nothing, requires_grad=False)
+                module.weight = nn.Parameter(weight.new_empty(0), requires_grad=False)
         self._copied.clear()
         self._released = True
 

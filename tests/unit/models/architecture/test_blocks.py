@@ -175,6 +175,14 @@ def test_what_looks_after_changes_reads_no_numbers(monkeypatch) -> None:
     assert not stamp.fits(model)
 
 
+def test_a_new_tensor_of_its_dtype_reads_no_numbers(monkeypatch) -> None:
+    own = weight()
+    monkeypatch.setattr(BlockTensor, "dequantized", None)
+    for made in (own.new_empty(0), own.new_zeros(2, 3), own.new_ones(2), own.new_full((2,), 4.0)):
+        assert type(made) is Tensor and made.dtype == own.dtype and made.device == own.device
+    assert own.new_zeros(2, 3, dtype=torch.float32).dtype == torch.float32
+
+
 def test_its_memory_is_that_of_its_blocks() -> None:
     own = weight()
     assert own.nbytes == own.blocks.nbytes == ROWS * COLUMNS // 32 * 20
