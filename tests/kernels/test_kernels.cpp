@@ -2,7 +2,7 @@
 // checked at every level, also for processors that are only emulated here. Linked to the kernels' own objects.
 //
 // Prints what is wrong and returns 1, or prints the level, how much was checked, and a digest of the products with weights
-// in blocks, which is to be the same at every level.
+// in blocks and of packed weights, which is to be the same at every level.
 
 #include <algorithm>
 #include <cmath>
@@ -59,6 +59,7 @@ KERNELS(f32, float)
   void layers_blocks_##name(const Layer *const *, const Cache *, const Pass *, long);
 IN_BLOCKS(bf16, uint16_t)
 IN_BLOCKS(f32, float)
+void pack(int64_t, const void *, int64_t, void *, long, long, int);
 void attention_bf16(const Attention *);
 void attention_f32(const Attention *);
 }
@@ -72,6 +73,10 @@ constexpr Bits BLOCKS[] = {NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXE
 
 long checks, failures;
 uint64_t digest = 14695981039346656037u; // FNV-1a
+
+void digest_of(const void *bytes, long count) {
+  for (long i = 0; i < count; i++) digest = (digest ^ static_cast<const uint8_t *>(bytes)[i]) * 1099511628211u;
+}
 
 // `what` makes the text, for a check that fails: numbers as text cost more than what is checked, an emulated processor most.
 template <class What> void expect(bool right, const What &what) {
@@ -224,8 +229,7 @@ template <class T> void check_linear(Bits bits, long n, long k) {
   std::vector<T> x = numbers<T>(most * k), bias = numbers<T>(n), alone(most * n);
   for (size_t i = 7; i < x.size(); i += 101) set(x[i], 6 * value(x[i])); // outliers
   for (long row = 0; row < most; row++) linear(bits, &x[row * k], w, bias.data(), &alone[row * n], 1, n, k, 1);
-  for (size_t i = 0; bits != ALL && i < alone.size() * sizeof(T); i++)
-    digest = (digest ^ reinterpret_cast<const uint8_t *>(alone.data())[i]) * 1099511628211u;
+  if (bits != ALL) digest_of(alone.data(), alone.size() * sizeof(T));
   for (long row = 0; row < judged; row++) {
     Numbers input(k);
     for (long i = 0; i < k; i++) input[i] = value(x[row * k + i]);
@@ -264,6 +268,59 @@ template <class T> void check_rows(Bits bits, long n, long k) {
       expect(std::fabs(got - truth) <= ROUNDING<T> * std::fabs(truth) + 1e-7,
              [&] { return "rows " + text(sizeof(T), bits, n, k, row, i, got, truth); });
     }
+}
+
+// Numbers rounded to four and to eight bits: as near as the largest and the least of a group allow, and zeros stay.
+template <class T> void check_rounding(long n, long k) {
+  std::vector<T> weights = numbers<T>(n * k);
+  std::fill(weights.begin() + n / 2 * k, weights.begin() + (n / 2 + 1) * k, T(0));
+  for (Bits bits : {NIBBLES32, BYTES32}) {
+    long groups = (k + 31) / 32, levels = bits == BYTES32 ? 127 : 15;
+    std::vector<char> packed((n + 15) / 16 * groups * 16 * (bits == BYTES32 ? 34 : 20));
+    pack(sizeof(T) == 4 ? 11 : 12, weights.data(), bits - NIBBLES32, packed.data(), n, k, 2);
+    digest_of(packed.data(), packed.size());
+    std::vector<float> rows(n * k);
+    std::vector<int64_t> all(n);
+    for (long row = 0; row < n; row++) all[row] = row;
+    rows_blocks_f32(packed.data(), bits - NIBBLES32, all.data(), rows.data(), n, k);
+    for (long i = 0; i < n * k; i++) {
+      double largest = 0, off = std::fabs(rows[i] - value(weights[i]));
+      for (long j = i / k * k + i % k / 32 * 32, end = std::min(j + 32, (i / k + 1) * k); j < end; j++)
+        largest = std::max(largest, std::fabs(value(weights[j])));
+      // Of four bits, a scale may cover 0.8 of twice that, in the middle.
+      double allowed = levels == 127 ? 0.51 * largest / 127 : 0.21 * largest + largest / 15;
+      expect(off <= allowed, [&] { return "rounding " + text(sizeof(T), bits, n, k, i, off, largest); });
+    }
+  }
+}
+
+// Blocks of files are as they are in their own layout, and rounded in two more: their values are compared with gguf's in
+// Python, here only their bytes at other levels. Kinds are in the order of packing.cpp.
+void check_packing() {
+  struct Kind {
+    long columns, size, halves[2];
+    Bits own;
+  };
+  const Kind kinds[] = {{32, 18, {0, 0}, NIBBLES32}, {32, 20, {0, 2}, NIBBLES32}, {32, 22, {0, 0}, SIXES32}, {32, 24, {0, 2}, SIXES32},
+                        {32, 34, {0, 0}, BYTES32}, {32, 18, {0, 0}, BYTES32}, {256, 84, {80, 82}, SIXES_LEAST_K},
+                        {256, 110, {108, 108}, SIXES_K}, {256, 144, {0, 2}, NIBBLES_K}, {256, 176, {0, 2}, SIXES_LEAST_K},
+                        {256, 210, {208, 208}, SIXES_K}};
+  const long n = 21, blocks = 3, sizes[] = {320, 448, 544, 2368, 3360, 3648};
+  for (long kind = 0; kind < 11; kind++) {
+    auto [columns, size, halves, own] = kinds[kind];
+    std::vector<uint8_t> bytes(n * blocks * size);
+    for (uint8_t &each : bytes) each = uint8_t(int64_t(1e6 * chance()));
+    for (size_t i = 0; i < bytes.size(); i += size)
+      for (long half : halves) bytes[i + half + 1] &= 0xbb; // less than 1
+    for (Bits bits : {own, NIBBLES32, BYTES32}) {
+      long each = bits < NIBBLES_K ? 32 : 256;
+      std::vector<char> packed(2 * blocks * columns / each * sizes[bits - NIBBLES32]), again(packed.size());
+      pack(kind, bytes.data(), bits - NIBBLES32, packed.data(), n, blocks * columns, 1);
+      pack(kind, bytes.data(), bits - NIBBLES32, again.data(), n, blocks * columns, 2);
+      expect(packed == again, [&] { return "packing by two threads " + text(kind, bits); });
+      digest_of(packed.data(), packed.size());
+    }
+  }
 }
 
 // The largest by sorting: many are equal, some are NaN, and vectors do not divide all sizes.
@@ -558,6 +615,8 @@ template <class T> void check_all() {
     check_rows<T>(bits, 5, 577);
     check_rows<T>(bits, 33, 96);
   }
+  check_rounding<T>(21, 100);
+  check_rounding<T>(16, 256);
   for (Bits bits : {ALL, MIXED, NIBBLES32}) {
     check_layers<T>(bits, 96, 6, 2, 16, 200, 0, false);
     check_layers<T>(bits, 72, 2, 1, 64, 130, 6, true);
@@ -572,6 +631,7 @@ template <class T> void check_all() {
 int main() {
   check_all<float>();
   check_all<uint16_t>();
+  check_packing();
   if (failures) return std::printf("%ld of %ld checks failed at %s\n", failures, checks, specstream_level()), 1;
   std::printf("%s %ld %llx\n", specstream_level(), checks, (unsigned long long)digest);
   return 0;

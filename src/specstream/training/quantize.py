@@ -109,7 +109,7 @@ def _tensors(model: Any, layers: dict[str, nn.Linear], bits: Bits) -> dict[str, 
     with step(lambda: f"quantising, {len(done)} of {len(layers)} layers"):
         for name, layer in layers.items():
             dtype = layer.weight.dtype
-            parts = compressed(rounded(layer.weight, bits, zeros=True, dtype=dtype), dtype)
+            parts = compressed(rounded(layer.weight, bits, dtype=dtype), dtype)
             found |= {f"{name}.{part}": each for part, each in parts.items()}
             layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
             done.append(name)

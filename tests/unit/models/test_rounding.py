@@ -8,39 +8,30 @@ from specstream.models.runtime.rounding import GROUP, rounded
 WEIGHTS = torch.randn((70, 100), generator=torch.Generator().manual_seed(0)) * 0.05
 
 
-WAYS = [("int8", False), ("int4", False), ("int4", True)]
+BITS = ["int8", "int4"]
 
 
-@pytest.mark.parametrize(("bits", "zeros"), WAYS)
-def test_weights_are_near_and_zero_points_leave_the_padding_zero(bits, zeros):
-    integers = rounded(WEIGHTS, bits, zeros=zeros)
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_are_near_and_the_padding_stays_zero(bits):
+    integers = rounded(WEIGHTS, bits)
     weights = integers.weights()
     assert weights.shape == (70, 128) and integers.scales.dtype == torch.float16
     assert float((weights[:, :100] - WEIGHTS).norm() / WEIGHTS.norm()) < (0.006 if bits == "int8" else 0.08)
-    assert zeros == (integers.zeros is not None)
-    assert not (zeros and weights[:, 100:].any())
+    assert (bits == "int4") == (integers.zeros is not None)
+    assert not weights[:, 100:].any()
 
 
-@pytest.mark.parametrize(("bits", "zeros"), WAYS)
-def test_weights_that_are_integers_already_stay_as_they_are(bits, zeros):
+@pytest.mark.parametrize("bits", BITS)
+def test_weights_that_are_integers_already_stay_as_they_are(bits):
     most = 127 if bits == "int8" else 15
     numbers = torch.randint(0, most + 1, (5, 2, GROUP), generator=torch.Generator().manual_seed(1))
     numbers[..., 0], numbers[..., 1] = 0, most
     weights = ((numbers - (0 if bits == "int8" else 6)) * 0.25).flatten(1)
-    assert torch.equal(rounded(weights, bits, zeros=zeros).weights(), weights)
+    assert torch.equal(rounded(weights, bits).weights(), weights)
 
 
-def test_weights_of_a_file_in_blocks_of_four_bits_stay_as_they_are():
-    """As those of Q4_1, whose least weight is no multiple of the scale."""
-    numbers = torch.randint(0, 16, (5, GROUP), generator=torch.Generator().manual_seed(1))
-    numbers[:, 0], numbers[:, 1] = 0, 15
-    weights = numbers * 0.25 - 1.0625
-    assert torch.equal(rounded(weights, "int4").weights(), weights)
-    assert not torch.equal(rounded(weights, "int4", zeros=True).weights(), weights)
-
-
-@pytest.mark.parametrize(("bits", "zeros"), WAYS)
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("value", [0.0, 1e-9, -0.03, 0.03, 900.0])
-def test_groups_of_one_value_keep_it(bits, zeros, value):
-    found = rounded(torch.full((1, GROUP), value), bits, zeros=zeros).weights()
+def test_groups_of_one_value_keep_it(bits, value):
+    found = rounded(torch.full((1, GROUP), value), bits).weights()
     assert torch.allclose(found, torch.tensor(value), rtol=0.004, atol=1e-5)

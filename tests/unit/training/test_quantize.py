@@ -47,7 +47,7 @@ def test_the_file_has_the_integers_of_our_rounding(
     layers = [name for name, each in loaded.named_modules() if isinstance(getattr(each, "weight", None), BlockTensor)]
     assert len(layers) == 14
     for layer in layers:
-        found = rounded(model.get_submodule(layer).weight, bits, zeros=True, dtype=dtype)
+        found = rounded(model.get_submodule(layer).weight, bits, dtype=dtype)
         four = found.zeros is not None
         numbers = found.numbers.long() + (0 if four else 128)
         assert torch.equal(tensors[f"{layer}.weight_packed"], words(numbers, 4 if four else 8))

@@ -63,6 +63,7 @@ def _declare(library: ctypes.CDLL) -> None:
         for dtype in ("bf16", "f32"):
             function = getattr(library, f"{name}_{dtype}")
             function.argtypes, function.restype = arguments, None
+    library.pack.argtypes, library.pack.restype = [layout, address, layout, address, *sizes[:2], ctypes.c_int], None
 
 
 def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
@@ -76,11 +77,24 @@ def kernel(name: str, dtype: torch.dtype, bits: str = "") -> Any:
     Raises:
         NoKernelsError: there are none here; the message says why.
     """
+    suffix = "bf16" if dtype == torch.bfloat16 else "f32"
+    return getattr(_library(), f"{name}_{bits}_{suffix}" if bits else f"{name}_{suffix}")
+
+
+def packing() -> Any:
+    """The kernel that brings weights into the layout that others read.
+
+    Raises:
+        NoKernelsError: there are none here; the message says why.
+    """
+    return _library().pack
+
+
+def _library() -> ctypes.CDLL:
     found = kernels()
     if found.library is None:
         raise NoKernelsError(found.reason)
-    suffix = "bf16" if dtype == torch.bfloat16 else "f32"
-    return getattr(found.library, f"{name}_{bits}_{suffix}" if bits else f"{name}_{suffix}")
+    return found.library
 
 
 def available() -> bool:

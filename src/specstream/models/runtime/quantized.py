@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from specstream.models.architecture.blocks import BlockTensor
 from specstream.models.runtime import native
-from specstream.models.runtime.blocks import Layout, pack, pack_integers
-from specstream.models.runtime.rounding import rounded
+from specstream.models.runtime.blocks import KINDS, Layout, pack
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,29 @@ class QuantizedWeight:
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
 
+_LAYOUTS = {"int8": Layout.BYTES32, "int4": Layout.NIBBLES32}
+
+
 def quantize(weight: Tensor, bits: Literal["int8", "int4"] = "int8") -> QuantizedWeight:
-    """A floating-point weight ``[outputs, inputs]`` in fewer bits; those of four need the kernels."""
-    outputs, inputs = weight.shape
+    """A weight ``[outputs, inputs]``, of a floating dtype or in blocks, in fewer bits; four need the kernels."""
     if not native.available():
         own = weight.detach().float()
         scales = own.abs().amax(1).clamp_min(1e-30) / 127
-        return QuantizedWeight((own / scales[:, None]).round().to(torch.int8), outputs, inputs, Layout.BYTES32, scales)
-    layout, values = pack_integers(rounded(weight, bits))
-    return QuantizedWeight(values, outputs, inputs, layout)
+        values = (own / scales[:, None]).round().to(torch.int8)
+        return QuantizedWeight(values, len(own), own.shape[1], Layout.BYTES32, scales)
+    if isinstance(weight, BlockTensor):
+        return _packed(weight.kind, weight.blocks, weight.shape[1], _LAYOUTS[bits])
+    own = weight if weight.dtype in (torch.float32, torch.bfloat16) else weight.float()
+    return _packed(own.dtype, own, own.shape[1], _LAYOUTS[bits])
 
 
 def of_blocks(kind: str, blocks: Tensor, columns: int) -> QuantizedWeight:
     """A weight that is quantised already, on the blocks of a GGUF file; the arguments are those of ``pack``."""
-    layout, values = pack(kind, blocks, columns)
-    return QuantizedWeight(values, len(blocks), columns, layout)
+    return _packed(kind, blocks, columns, KINDS[kind])
+
+
+def _packed(kind: str | torch.dtype, weights: Tensor, columns: int, layout: Layout) -> QuantizedWeight:
+    return QuantizedWeight(pack(kind, weights, columns, layout), len(weights), columns, layout)
 
 
 def linear(weight: QuantizedWeight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specstream.models.architecture.blocks import BlockTensor
 from specstream.models.hub import gguf_header
 from specstream.models.runtime import native
 from specstream.models.runtime.blocks import KINDS
-from specstream.models.runtime.quantized import embed_from, linear, of_blocks
-from tests.dequantized import rounded_input
+from specstream.models.runtime.quantized import embed_from, linear, of_blocks, quantize
+from tests.dequantized import restored, rounded_input, rounded_weight
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no C++ compiler on this machine")
 
@@ -67,6 +68,15 @@ def test_every_weight_is_what_the_format_says(kind, columns):
     # One input at a time is a column of the weight; 127 is rounded to itself.
     product = linear(weight, None)(127 * torch.eye(columns)).T / 127
     assert torch.allclose(product, truth, rtol=1e-5, atol=1e-6 * float(truth.abs().max()))
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize(("kind", "columns"), CASES)
+def test_blocks_are_rounded_to_other_bits_by_their_numbers(kind, columns, bits):
+    blocks, truth = case(kind, columns)
+    found = restored(quantize(BlockTensor(blocks, kind, torch.bfloat16), bits))
+    exact = (kind, bits) in {("Q4_0", "int4"), ("Q4_1", "int4"), ("Q8_0", "int8"), ("IQ4_NL", "int8")}
+    assert torch.equal(found, truth if exact else rounded_weight(truth, bits))
 
 
 @pytest.mark.parametrize(("kind", "columns"), CASES)

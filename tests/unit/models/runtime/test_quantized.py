@@ -9,9 +9,8 @@ from torch.nn import functional
 from specstream.core.tree import TokenTree
 from specstream.models.runtime import capabilities, native, runtime
 from specstream.models.runtime.quantized import linear, quantize
-from specstream.models.runtime.rounding import rounded
 from specstream.models.target.hf import HuggingFaceTarget
-from tests.dequantized import restored, rounded_input
+from tests.dequantized import restored, rounded_input, rounded_weight
 from tests.lossless.families import FAMILIES, build, prompt
 
 SHAPES = [(131, 577), (16, 16), (5, 7), (96, 48), (40, 9000)]  # outputs, inputs
@@ -30,14 +29,34 @@ BITS = ["int8", pytest.param("int4", marks=needs_kernels)]
 @needs_kernels
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
-def test_the_kernels_read_the_integers_that_rounding_found(outputs, inputs, bits):
-    weight = case(outputs, inputs, 1)[0] * torch.logspace(-4, 3, outputs)[:, None]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_rounded_by_the_formula(outputs, inputs, bits, dtype):
+    weight = (case(outputs, inputs, 1)[0] * torch.logspace(-4, 3, outputs)[:, None]).to(dtype)
     weight[outputs // 2] = 0
-    found = rounded(weight, bits).weights()[:, :inputs]
     kept = quantize(weight, bits)
-    assert torch.equal(restored(kept), found)
+    assert torch.equal(restored(kept), rounded_weight(weight, bits))
     groups, whole = -(-inputs // 32), -(-outputs // 16) * 16
     assert kept.nbytes == whole * groups * (34 if bits == "int8" else 20)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("least", [0.0, -1.0625])
+def test_weights_that_are_such_numbers_already_stay_as_they_are(bits, least):
+    """As those of Q4_1, whose least weight is no multiple of the scale."""
+    numbers = torch.randint(0, 16 if bits == "int4" else 128, (5, 64), generator=torch.Generator().manual_seed(1))
+    numbers.view(-1, 32)[:, 0], numbers.view(-1, 32)[:, 1] = 0, 15 if bits == "int4" else 127
+    weights = numbers * 0.25 + (least if bits == "int4" else 0)
+    assert torch.equal(restored(quantize(weights, bits)), weights)
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_number_does_not_become_one(bits, value):
+    weight = torch.ones(3, 96)
+    weight[1, 40] = value
+    assert [bool(row.isfinite().all()) for row in restored(quantize(weight, bits))] == [True, False, True]
 
 
 def test_without_our_kernels_each_weight_is_within_half_a_step_of_a_byte(monkeypatch):

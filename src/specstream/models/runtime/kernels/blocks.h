@@ -218,9 +218,14 @@ inline Bytes four_of(const int8_t *from) {
   std::memcpy(&word, from, sizeof word);
   return (Bytes)(Ints{} + word);
 }
-inline float half(const uint16_t &from) {
-  uint16_t all[LANES] = {from};
-  return halves(all)[0];
+inline float half(uint16_t from) {
+#if defined(__aarch64__)
+  __fp16 value;
+  std::memcpy(&value, &from, sizeof value);
+  return value;
+#else
+  return _cvtsh_ss(from);
+#endif
 }
 
 // How the numbers of a struct are read: four neighbours of the outputs from `lane` on, or one number of one output. OFFSET
