@@ -170,18 +170,14 @@ Weight in_blocks(long n, long k, Bits bits, double size) {
         numbers[i] = number;
         if (first + lane < n && column < k) made.values[(first + lane) * k + column] = value;
       }
-      // Fields of so many bits from there on, one byte's from so many steps.
-      auto pack = [&](int width, int from) {
-        for (long step = 0; step < each / 4; step += 8 / width)
+      auto number = [&](long step, long i) { return numbers[(4 * step + i % 4) * 16 + i / 4]; };
+      for (long step = 0; step < each / 4; step += nibbles ? 2 : bits == BYTES32 ? 1 : 4)
+        for (long line = 0; line < (most == 63 ? 3 : 1); line++)
           for (long i = 0; i < 64; i++) {
-            uint8_t stored = 0;
-            for (long j = 0; j < 8 / width; j++)
-              stored |= uint8_t((numbers[(4 * (step + j) + i % 4) * 16 + i / 4] >> from & ((1 << width) - 1)) << j * width);
+            long above = nibbles ? number(step + 1, i) << 4 : most == 63 ? (number(step + 3, i) >> 2 * line & 3) << 6 : 0;
+            uint8_t stored = uint8_t(number(step + line, i) | above);
             put(&stored, 1);
           }
-      };
-      pack(bits == BYTES32 ? 8 : 4, 0);
-      if (most == 63) pack(2, 4);
     }
   return made;
 }

@@ -17,13 +17,13 @@ namespace {
 
 constexpr long GROUP = 32, SUPER = 256, TOGETHER = 16, SPLIT = TOGETHER / LANES;
 
-// Numbers of a struct's outputs. Four bits: the first four neighbours below, the next four above. Six: the same, and the two
-// upper bits of sixteen neighbours, four by four, from below.
+// Numbers of a struct's outputs. Four bits: the first four neighbours below, the next four above. Six: of sixteen neighbours
+// four, the next four and the next, and above them the last four, two bits in each, from below.
 template <long K> struct Nibbles {
   uint8_t low[K / 8][64];
 };
 template <long K> struct Sixes {
-  uint8_t low[K / 8][64], high[K / 16][64];
+  uint8_t lines[K / 16][3][64];
 };
 template <long K> struct Bytewise {
   uint8_t all[K / 4][64];
@@ -67,11 +67,12 @@ struct SixesLeastK {
 // Which of them a matrix is in.
 enum Layout : int64_t { NIBBLES32, SIXES32, BYTES32, NIBBLES_K, SIXES_K, SIXES_LEAST_K };
 
-// Thirty-two bytes, what one is worth, and the sum of both sixteens and of all.
+// Thirty-two bytes, what one is worth, and the sum of both sixteens, also as shorts, and of all.
 struct Rounded {
   int8_t numbers[GROUP];
   float unit;
   int32_t sums[2], sum;
+  int16_t shorts[2];
 };
 // Thirty-two inputs: `upper`, and where there are `two` of each also `lower`. Their sums, of both sixteens and of all.
 struct alignas(64) Inputs {
@@ -132,6 +133,7 @@ private:
     to.lower.unit = largest / (127 * 128), to.upper.unit = to.lower.unit * 128;
     for (long i = 0; i < 2; i++) {
       to.upper.sums[i] = ::sum(uppers[i]), to.lower.sums[i] = ::sum(lowers[i]);
+      to.upper.shorts[i] = int16_t(to.upper.sums[i]), to.lower.shorts[i] = int16_t(to.lower.sums[i]);
       to.sums[i] = to.lower.unit * float(128 * to.upper.sums[i] + to.lower.sums[i]);
     }
     to.upper.sum = to.upper.sums[0] + to.upper.sums[1], to.lower.sum = to.lower.sums[0] + to.lower.sums[1];
@@ -146,8 +148,6 @@ template <int BITS> struct Numbers {
   Bytes all;
   Numbers() = default;
   explicit Numbers(Bytes bytes) : all(bytes) {}
-  // Lower bits, and a byte with two upper ones of four numbers, this one's from bit 2 i on.
-  Numbers(Bytes low, Bytes high, long i) : all(low | ((Bytes)(i < 2 ? (Words)high << (4 - 2 * i) : (Words)high >> (2 * i - 4)) & 48)) {}
 };
 
 // Sums of products of those and of inputs, two steps at a time. The first ones are sums themselves: compilers would clear
@@ -213,7 +213,7 @@ inline Bytes load_bytes(const uint8_t *from) {
   std::memcpy(&bytes, from, sizeof bytes);
   return bytes;
 }
-inline Bytes four_of(const int8_t *from) {
+inline Bytes four_of(const void *from) {
   int32_t word;
   std::memcpy(&word, from, sizeof word);
   return (Bytes)(Ints{} + word);
@@ -234,8 +234,9 @@ template <long K> Numbers<4> four(const Nibbles<K> &numbers, long step, long lan
   return Numbers<4>(shifted(load_bytes(numbers.low[step / 2] + 4 * lane), step % 2 * 4) & 15);
 }
 template <long K> Numbers<6> four(const Sixes<K> &numbers, long step, long lane) {
-  Bytes low = shifted(load_bytes(numbers.low[step / 2] + 4 * lane), step % 2 * 4) & 15;
-  return Numbers<6>(low, load_bytes(numbers.high[step / 4] + 4 * lane), step % 4);
+  auto line = [&](long i) { return load_bytes(numbers.lines[step / 4][i] + 4 * lane); };
+  if (step % 4 < 3) return Numbers<6>(line(step % 4) & 63);
+  return Numbers<6>(shifted(line(0) & 192, 6) | shifted(line(1) & 192, 4) | shifted(line(2) & 192, 2));
 }
 template <long K> Numbers<8> four(const Bytewise<K> &numbers, long step, long lane) {
   return Numbers<8>(load_bytes(numbers.all[step] + 4 * lane));
@@ -244,8 +245,8 @@ template <long K> int one(const Nibbles<K> &numbers, long i, long lane) {
   return numbers.low[i / 8][4 * lane + i % 4] >> (i / 4 % 2 * 4) & 15;
 }
 template <long K> int one(const Sixes<K> &numbers, long i, long lane) {
-  int low = numbers.low[i / 8][4 * lane + i % 4] >> (i / 4 % 2 * 4) & 15;
-  return low | (numbers.high[i / 16][4 * lane + i % 4] >> (i / 4 % 4 * 2) & 3) << 4;
+  auto byte = [&](long line) { return numbers.lines[i / 16][line][4 * lane + i % 4]; };
+  return i / 4 % 4 < 3 ? byte(i / 4 % 4) & 63 : byte(0) >> 6 | byte(1) >> 6 << 2 | byte(2) >> 6 << 4;
 }
 template <long K> int one(const Bytewise<K> &numbers, long i, long lane) { return numbers.all[i / 4][4 * lane + i % 4]; }
 
@@ -253,7 +254,7 @@ template <long K> int one(const Bytewise<K> &numbers, long i, long lane) { retur
 template <class B, int OF_BITS, bool WITH> struct Of32 : BlockInput {
   static constexpr int BITS = OF_BITS, OFFSET = BITS == 8 ? 128 : 0;
   static constexpr long EACH = GROUP, SHARE = GROUP; // inputs of a struct, and those with a scale in common
-  static constexpr bool LEAST = WITH;
+  static constexpr bool LEAST = WITH, UNIT = false;
   static Floats scale(const B *w, long, long lane) { return halves(w->scales + lane); }
   static Floats least(const B *w, long, long lane) { return halves(w->leasts + lane); }
   static float one_scale(const B &w, long, long lane) { return half(w.scales[lane]); }
@@ -262,12 +263,17 @@ template <class B, int OF_BITS, bool WITH> struct Of32 : BlockInput {
     return 0;
   }
 };
-// Blocks of 256 with integer scales, for each SHARED numbers.
+// Blocks of 256 with integer scales, for each SHARED numbers. UNIT: those of a group are multiplied and added up as integers,
+// or as floats that are exact (less than 2^24), and then meet the unit.
 template <class B, int OF_BITS, bool WITH, long SHARED> struct Of256 : BlockInput {
   static constexpr int BITS = OF_BITS, OFFSET = WITH ? 0 : 32;
   static constexpr long EACH = SUPER, SHARE = SHARED;
-  static constexpr bool LEAST = WITH;
-  static Floats scale(const B *w, long at, long lane) { return halves(w->unit + lane) * floats(w->scales[at] + lane); }
+  static constexpr bool LEAST = WITH, UNIT = SHARE < GROUP;
+  static Floats unit(const B *w, long lane) { return halves(w->unit + lane); }
+  static Floats scale(const B *w, long at, long lane) {
+    Floats scale = floats(w->scales[at] + lane);
+    return UNIT ? scale : unit(w, lane) * scale;
+  }
   static Floats least(const B *w, long at, long lane) { return halves(w->least + lane) * floats(w->leasts[at] + lane); }
   static float one_scale(const B &w, long at, long lane) { return half(w.unit[lane]) * w.scales[at][lane]; }
   static float one_least(const B &w, long at, long lane) {
@@ -292,14 +298,64 @@ template <> struct Product<NibblesK> : BlockProduct<Of256<NibblesK, 4, true, 32>
 template <> struct Product<SixesK> : BlockProduct<Of256<SixesK, 6, false, 16>> {};
 template <> struct Product<SixesLeastK> : BlockProduct<Of256<SixesLeastK, 6, true, 16>> {};
 
+inline const Rounded &row_of(const Rounded *x, long apart, int m) {
+  return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(x) + m * apart * long(sizeof(Inputs)));
+}
+
+#if !defined(__AVX512VNNI__) && !defined(__aarch64__)
+// As dot_groups, for numbers with UNIT: shorts are added up by a multiplication anyway, here by that with their scale. So the
+// sums of a group stay in registers, where those of each sixteen had to be floats and wait for the others in memory.
+template <int M, class B, int V>
+inline void dot_scaled(const B *w, long at, long lane, const Rounded *x, long apart, Floats (&totals)[M][V]) {
+  using P = Product<B>;
+  static_assert(P::SHARE == 16 && P::BITS == 6);
+  Ints sums[M * V], scales[2][V];
+#pragma GCC unroll 2
+  for (long part = 0; part < 2; part++) {
+    for (int v = 0; v < V; v++) {
+      Ints scale = ints(w->scales[2 * at + part] + lane + v * LANES) & 0xffff;
+      scales[part][v] = here(scale | scale << 16);
+    }
+#pragma GCC unroll 2
+    for (long step = 0; step < 4; step += 2) {
+      long i = 4 * (2 * at + part) + step;
+      Numbers<6> w0[V], w1[V];
+      for (int v = 0; v < V; v++) {
+        w0[v] = four(w->numbers, i, lane + v * LANES);
+        w1[v] = four(w->numbers, i + 1, lane + v * LANES);
+      }
+      for (int m = 0; m < M; m++) {
+        const int8_t *from = row_of(x, apart, m).numbers + 16 * part + 4 * step;
+        Bytes x0 = four_of(from), x1 = four_of(from + 4);
+        for (int v = 0; v < V; v++) {
+          Ints product = dot_shorts(dot_bytes(w0[v].all, x0) + dot_bytes(w1[v].all, x1), (Shorts)scales[part][v]);
+          Ints &sum = sums[m * V + v];
+          sum = here(part || step ? sum + product : product);
+        }
+      }
+    }
+  }
+  for (int v = 0; v < V; v++) {
+    Floats unit = P::unit(w, lane + v * LANES);
+    Shorts taken = (Shorts)((scales[0][v] & 0xffff) | scales[1][v] << 16) * P::OFFSET;
+    for (int m = 0; m < M; m++) {
+      Ints sum = sums[m * V + v];
+      if constexpr (P::OFFSET != 0) sum -= dot_shorts(taken, (Shorts)four_of(row_of(x, apart, m).shorts));
+      totals[m][v] = __builtin_convertvector(sum, Floats) * unit;
+    }
+  }
+}
+#endif
+
 // Bytes of M rows, `apart` groups from each other, by group `at` of a struct, its outputs from `lane` on.
 template <int M, class B, int V = Product<B>::VECTORS>
 inline void dot_groups(const B *w, long at, long lane, const Rounded *x, long apart, Floats (&totals)[M][V]) {
   using P = Product<B>;
   constexpr long PARTS = GROUP / P::SHARE, STEPS = P::SHARE / 4;
-  auto row = [&](int m) -> const Rounded & {
-    return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(x) + m * apart * long(sizeof(Inputs)));
-  };
+  auto row = [&](int m) -> const Rounded & { return row_of(x, apart, m); };
+#if !defined(__AVX512VNNI__) && !defined(__aarch64__)
+  if constexpr (P::UNIT) return dot_scaled<M, B, V>(w, at, lane, x, apart, totals);
+#endif
   for (long part = 0; part < PARTS; part++) {
     Dots<P::BITS> dots[M * V];
 #pragma GCC unroll 8
@@ -327,6 +383,9 @@ inline void dot_groups(const B *w, long at, long lane, const Rounded *x, long ap
       }
     }
   }
+  if constexpr (P::UNIT)
+    for (int v = 0; v < V; v++)
+      for (int m = 0; m < M; m++) totals[m][v] = totals[m][v] * P::unit(w, lane + v * LANES);
 }
 // Of lower bytes; rare, and by itself, so that it costs the others no registers.
 template <class B, int V = Product<B>::VECTORS>

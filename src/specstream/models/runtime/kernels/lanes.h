@@ -59,7 +59,7 @@ typedef int8_t Few __attribute__((vector_size(REGISTER / 4))); // as many as the
 // - sum: of a vector's lanes, always in the same order
 // - sums: of LANES vectors, in their order, each added up as `sum` adds: to the bit, at a third of the price. Inlined, or
 //   the vectors would go through memory.
-// - halves: float16 as floats; floats: bytes as floats
+// - halves: float16 as floats; ints: bytes as integers; floats: the same as floats
 // - everywhere: whether all bits of all lanes are set, where those of a lane are alike
 // - dot_fours: sum[i] + the sum of the four products at 4 i to 4 i + 3; or without such an instruction dot_bytes: of two
 //   at 2 i and 2 i + 1, in 16 bits, of which w has no sign, and dot_shorts: the same of shorts, in 32
@@ -70,12 +70,8 @@ inline Words widened(Halves halves) { return (Words)_mm512_cvtepu16_epi32((__m25
 inline Halves narrowed(Words words) { return (Halves)_mm512_cvtepi32_epi16((__m512i)words); }
 inline Few narrowed(Ints ints) { return (Few)_mm512_cvtepi32_epi8((__m512i)ints); }
 inline Floats halves(const uint16_t *from) { return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
-inline Floats floats(const uint8_t *from) {
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)));
-}
-inline Floats floats(const int8_t *from) {
-  return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
-}
+inline Ints ints(const uint8_t *from) { return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
+inline Ints ints(const int8_t *from) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 inline bool everywhere(Ints lanes) { return _mm512_movepi32_mask((__m512i)lanes) == 0xffff; }
 #if defined(__AVX512VNNI__)
 inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
@@ -116,12 +112,8 @@ inline Halves narrowed(Words words) { // less than 65536
   return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 inline Floats halves(const uint16_t *from) { return (Floats)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
-inline Floats floats(const uint8_t *from) {
-  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)));
-}
-inline Floats floats(const int8_t *from) {
-  return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
-}
+inline Ints ints(const uint8_t *from) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
+inline Ints ints(const int8_t *from) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
 inline bool everywhere(Ints lanes) { return _mm256_movemask_ps((__m256)lanes) == 0xff; }
 inline Bytes without_sign(Bytes w) { return (Bytes)_mm256_abs_epi8((__m256i)w); }
 inline Bytes signed_as(Bytes x, Bytes w) { return (Bytes)_mm256_sign_epi8((__m256i)x, (__m256i)w); }
@@ -149,8 +141,8 @@ inline Words widened(Halves halves) { return (Words)vmovl_u16((uint16x4_t)halves
 inline Halves narrowed(Words words) { return (Halves)vmovn_u32((uint32x4_t)words); }
 inline Few narrowed(Ints ints) { return __builtin_convertvector(ints, Few); }
 inline Floats halves(const uint16_t *from) { return (Floats)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from))); }
-inline Floats floats(const uint8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
-inline Floats floats(const int8_t *from) { return Floats{float(from[0]), float(from[1]), float(from[2]), float(from[3])}; }
+inline Ints ints(const uint8_t *from) { return Ints{from[0], from[1], from[2], from[3]}; }
+inline Ints ints(const int8_t *from) { return Ints{from[0], from[1], from[2], from[3]}; }
 inline bool everywhere(Ints lanes) { return vminvq_u32((uint32x4_t)lanes) != 0; }
 inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x); }
 inline float sum(Floats lanes) { return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]); }
@@ -160,6 +152,8 @@ __attribute__((always_inline)) inline Floats sums(const Floats (&of)[LANES]) {
   return (Floats)vpaddq_f32(two[0], two[1]);
 }
 #endif
+
+template <class T> inline Floats floats(const T *bytes) { return __builtin_convertvector(ints(bytes), Floats); }
 
 // Made here and in this order: compilers would hoist what is cheap, or add in a tree, and then have no registers for it.
 template <class V> inline V here(V value) {

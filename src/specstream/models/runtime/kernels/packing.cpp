@@ -29,18 +29,14 @@ uint16_t half_at(const uint8_t *from, long i = 0) { return at<uint16_t>(from + 2
 
 // Numbers of one output, one in a byte, into a struct: where `four` of blocks.h finds them.
 void put(uint8_t (&line)[64], long lane, uint32_t four) { std::memcpy(line + 4 * lane, &four, sizeof four); }
-void put_low(uint8_t (*lines)[64], long count, long lane, const uint8_t *numbers) {
-  for (long i = 0; i < count; i++, numbers += 8)
-    put(lines[i], lane, (at<uint32_t>(numbers) & 0x0f0f0f0f) | (at<uint32_t>(numbers + 4) & 0x0f0f0f0f) << 4);
+template <long K> void put(Nibbles<K> &to, long lane, const uint8_t *numbers) {
+  for (long i = 0; i < K / 8; i++, numbers += 8)
+    put(to.low[i], lane, (at<uint32_t>(numbers) & 0x0f0f0f0f) | (at<uint32_t>(numbers + 4) & 0x0f0f0f0f) << 4);
 }
-template <long K> void put(Nibbles<K> &to, long lane, const uint8_t *numbers) { put_low(to.low, K / 8, lane, numbers); }
 template <long K> void put(Sixes<K> &to, long lane, const uint8_t *numbers) {
-  put_low(to.low, K / 8, lane, numbers);
-  for (long i = 0; i < K / 16; i++) {
-    uint32_t four = 0;
-    for (long step = 0; step < 4; step++, numbers += 4) four |= (at<uint32_t>(numbers) >> 4 & 0x03030303) << 2 * step;
-    put(to.high[i], lane, four);
-  }
+  for (long i = 0; i < K / 16; i++, numbers += 16)
+    for (long line = 0; line < 3; line++)
+      put(to.lines[i][line], lane, at<uint32_t>(numbers + 4 * line) | (at<uint32_t>(numbers + 12) >> 2 * line & 0x03030303) << 6);
 }
 template <long K> void put(Bytewise<K> &to, long lane, const uint8_t *numbers) {
   for (long i = 0; i < K / 4; i++) put(to.all[i], lane, at<uint32_t>(numbers + 4 * i));
