@@ -287,6 +287,7 @@ def remedy(message: str, value: object = None) -> str:
 
 
 _THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
+_UNITS = "(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|[kmgt]i?b?|bytes?|tok|tokens?|steps?)"
 
 
 def _written_out(text: str, *, whole: bool) -> str:
@@ -294,11 +295,11 @@ def _written_out(text: str, *, whole: bool) -> str:
     if not whole and re.fullmatch(r"-?\d*,\d+", text):
         return f"{text.replace(',', '.')}, with a point"
     if not whole and re.fullmatch(r"\d+(\.\d+)?%", text):
-        return f"{float(text[:-1]) / 100:g}, a share of 1"
+        return f"{float(text[:-1]) / 100:g}"
     if whole and (parts := re.fullmatch(r"(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?(?:e\d)?)([km]?)", text.lower())):
         number = float(parts[1].replace(",", "")) * _THOUSANDS[parts[2]]
         return f"{number:.0f}" if number.is_integer() else ""
-    if re.fullmatch(r"-?\d+(?:\.\d+)?\s*[a-zA-Z]+", text):
+    if re.fullmatch(rf"-?\d+(?:\.\d+)?\s*{_UNITS}", text, re.IGNORECASE):
         return f"a {'whole ' if whole else ''}number alone, in the unit that its name or the help says"
     return ""
 

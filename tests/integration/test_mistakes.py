@@ -944,7 +944,7 @@ def test_heads_in_place_of_a_model_are_told_with_their_base(here, capsys):
         (here / "heads").mkdir(exist_ok=True)
         (here / "heads" / "config.json").write_text(json.dumps(settings))
         assert run("generate", "x", "-m", "heads") == 2
-        assert "and no model; give their base, gpt2, and 'heads' as heads" in capsys.readouterr().err
+        assert "and no model; give its base, gpt2, and 'heads' as heads" in capsys.readouterr().err
 
 
 def test_options_of_heads_without_heads_are_refused(here, capsys):
@@ -1563,12 +1563,14 @@ def fourteenth(here):
             "make-head target --prompts q.jsonl -o h --hours 30min",
             "--hours is '30min'; give a number alone, in the unit",
         ),
-        ("router train -c rt.yaml --set data.held_out=25%", "data.held_out is '25%'; give 0.25, a share of 1"),
-        ("generate x -m target --top-p 90%", "--top-p is '90%'; give 0.9, a share of 1"),
+        ("router train -c rt.yaml --set data.held_out=25%", "data.held_out is '25%'; give 0.25"),
+        ("generate x -m target --top-p 90%", "--top-p is '90%'; give 0.9 (see"),
+        ("serve -m target --port 8000x", "--port is '8000x'; give a value that is a whole number"),
         ("generate x -m target -n 1.5", "-n is '1.5'; give a value that is a whole number"),
+        ("chat -m target --save chat.json", "No such option: --save; give /save FILE in the conversation"),
         # another tool's name of a value
         ("generate x -m target --dtype fp32", "give auto, float32, bfloat16, float16; did you mean 'float32'?"),
-        ("generate x -m target --dtype int8", "bfloat16, float16, or --quantization int8"),
+        ("generate x -m target --dtype int8", "bfloat16, float16, or an engine's --quantization int8"),
         ("tune -m target --prompts q.jsonl -o best.yaml --dtype int8", "give auto, float32, bfloat16, float16\n"),
         ("quantize target -o q8 --bits 8", "give one of 'int8', 'int4'; did you mean 'int8'?"),
         ("make-head target --prompts q.jsonl -o h --kind eagle", "did you mean 'eagle3'?"),
@@ -1586,9 +1588,10 @@ def fourteenth(here):
         ("generate x -m target --heads run", "no heads in 'run' (it holds a run of specstream benchmark)"),
         (
             "tune -m target --prompts q.jsonl -o best.yaml --draft heads",
-            "'heads' holds 'streams' and no model; give their",
+            "'heads' holds 'streams' and no model; give its base",
         ),
         ("benchmark task --task b.yaml --data q.jsonl -m target", "the file looks like one for specstream benchmark"),
+        ("serve -m target --draft heads", "'heads' holds 'streams' and no model; give its base"),
         # advice of what the command has not
         ("export draft --target target -o out", "give a draft of the same tokenizer\n"),
         ("router collect -c rt.yaml", "known are collection, drafters, prompts, target; the file looks like one for"),

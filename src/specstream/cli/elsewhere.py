@@ -49,6 +49,7 @@ _OF_VERBS: Mapping[str, str] = {
     "generate --no-memory": "an answer is kept only where --memory names a file, leave it out",
     "serve --no-memory": "an answer is kept only where --memory names a file, leave it out",
     **dict.fromkeys(("chat --prompt", "chat -p", "chat --json"), "give specstream generate for one answer"),
+    "chat --save": "give /save FILE in the conversation",
     **dict.fromkeys(("quantize --quantization", "quantize --dtype"), "give --bits int8 or --bits int4"),
     "make-head --model": "give the model alone, make-head MODEL",
     "make-head -m": "give the model alone, make-head MODEL",

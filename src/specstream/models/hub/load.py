@@ -65,7 +65,7 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     if name == "auto":
         return None
     if name not in DTYPES:
-        quantised = f", or quantization={name!r}" if name in ("int8", "int4") else ""
+        quantised = f", or an engine's quantization={name!r}" if name in ("int8", "int4") else ""
         raise UsageError(f"dtype is {dtype!r}; give auto, {', '.join(DTYPES)}{quantised}{suggested(name, DTYPES)}")
     return DTYPES[name]
 
@@ -260,7 +260,8 @@ def check_holds_model(folder: str, name: str) -> None:
     if is_gguf(folder) or (kind := own_kind(folder)) is None:
         return
     base = _settings(folder).get("base") or _settings(folder).get("specstream", {}).get("base", {})
-    given = f"their base, {base['name']}, and {name!r} as heads" if "name" in base else "the folder of a saved model"
+    what = "router" if kind == "router" else "heads"
+    given = f"its base, {base['name']}, and {name!r} as {what}" if "name" in base else "the folder of a saved model"
     raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give {given}")
 
 
