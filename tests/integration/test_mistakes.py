@@ -138,7 +138,7 @@ def test_a_changed_setting_of_an_evaluation_is_named(here, capsys):
     (here / "w.jsonl").write_text(json.dumps({"text": text}) + "\n")
     assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=lookup") == 0
     assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=none") == 2
-    assert 'was written with settings.speculative.drafter "lookup" and now it is "none"' in capsys.readouterr().err
+    assert "was written with settings.speculative.drafter 'lookup' and now it is 'none'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -1368,7 +1368,7 @@ def test_every_drafter_is_in_the_help():
         ("generate x -m target --heads adapter", "no heads in 'adapter' (it holds a LoRA adapter); give a folder that"),
         (
             "evaluate -c e.yaml --set measure.output_dir=runs/run",
-            "output_dir is 'runs/run', which holds something else",
+            "output_dir is 'runs/run', which holds a run of specstream benchmark",
         ),
         ("report runs", "'runs' holds no run; give one of those in it: runs/run"),
         ("report target", "'target' holds a model, or heads of one; give a folder that specstream benchmark wrote"),
@@ -1545,7 +1545,7 @@ def test_a_context_beyond_the_models_is_blamed_not_the_prompt(here, capsys):
 def fourteenth(here):
     """The folder with what other commands wrote."""
     Streams(tiny_model(), StreamsConfig(gamma=1, layers=1)).save(here / "heads")
-    for mark in ("trained/log.jsonl", "judged/wikisql/answers.jsonl", "run/samples.jsonl"):
+    for mark in ("trained/log.jsonl", "judged/wikisql/answers.jsonl", "run/run.json"):
         (here / mark).parent.mkdir(parents=True)
         (here / mark).touch()
     (here / "rt.yaml").write_text("target: {model: target}\ndata: {files: [c.jsonl]}\nfit: {folds: 2}\n")
@@ -1611,6 +1611,18 @@ def test_what_a_fourteenth_stranger_met(fourteenth, monkeypatch, capsys, words, 
     assert run(*shlex.split(words)) == 2
     error = capsys.readouterr().err
     assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+
+
+def test_answers_to_fewer_examples_are_named_by_their_number(here, capsys):
+    (here / "e.yaml").write_text("target: {model: target}\nmeasure: {output_dir: judged}\n")
+    shutil.copy(CONFIGS.parent / "examples" / "wikisql.jsonl", here / "w.jsonl")
+    words = ("evaluate", "-c", "e.yaml", "--dataset", "wikisql", "--data", "w.jsonl")
+    assert run(*words, "--limit", "2") == 0
+    capsys.readouterr()
+    assert run(*words, "--limit", "3") == 2
+    assert "was written with data.examples 2 and now it is 3; give --no-resume" in capsys.readouterr().err
+    assert run("evaluate", "-c", "e.yaml", "--set", "measure.output_dir=target") == 2
+    assert "measure.output_dir is 'target', which holds a model, or heads of one; give" in capsys.readouterr().err
 
 
 def test_a_comparison_of_a_model_with_itself_is_noted(here, capsys):

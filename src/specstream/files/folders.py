@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 _HOLDS = (
-    ("samples.jsonl", "a run of specstream benchmark"),
+    ("run.json", "a run of specstream benchmark"),
     ("profile.json", "what specstream profile measured"),
     ("make_head.json", "a run of specstream make-head"),
     ("log.jsonl", "a run of specstream train, whose figures are in log.csv"),

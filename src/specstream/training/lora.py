@@ -32,7 +32,7 @@ from specstream.training.config import (
     TrainingSection,
 )
 from specstream.training.data import Batch, Example, Examples, examples_of
-from specstream.training.loop import Loop, make_accelerator
+from specstream.training.loop import Loop, announce_warm_up, make_accelerator
 from specstream.training.run_log import RunLog
 from specstream.training.trainee import Goal, token_loss
 
@@ -137,6 +137,7 @@ class LoRAAdapter:
             batches = math.ceil(len(examples) / size) * epochs
             steps = math.ceil(batches / config.gradient_accumulation_steps)
             config = config.model_copy(update={"num_train_steps": steps})
+        announce_warm_up(config)
         accelerator = make_accelerator(config, cpu=self.get_adapted_model().device.type == "cpu")
         data = (examples, examples.first(0))
         before = [each.detach().clone() for each in self.trainable_parameters()]

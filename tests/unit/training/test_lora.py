@@ -40,6 +40,13 @@ def test_warnings_are_filtered_while_peft_is_called_and_no_longer():
     assert list(warnings.filters) == before
 
 
+def test_a_warm_up_beyond_the_last_step_is_announced(capsys):
+    LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer()).train(TEXTS, epochs=1, warmup_steps=500)
+    assert "warmup_steps is 500 and num_train_steps is " in capsys.readouterr().err
+    LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer()).train(TEXTS, epochs=1)
+    assert "warmup_steps" not in capsys.readouterr().err
+
+
 def test_a_fresh_adapter_changes_nothing():
     assert torch.equal(logits(adapter().get_adapted_model()), logits(tiny_model()))
 
