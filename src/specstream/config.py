@@ -307,6 +307,14 @@ def check_prefix_cache(gigabytes: float, device: str) -> None:
         check_free("prefix_cache_gb", gigabytes, device)
 
 
+def target_as_draft(name: str) -> str:
+    """The note about a draft model that is the target, by its name."""
+    return (
+        f"draft_model is {name!r}, the target itself, and a draft of it costs what its own pass does; give a "
+        "smaller model, or draft_model='self:int8'"
+    )
+
+
 def without_effect(temperature: float, **given: Any) -> str | None:
     """Says of settings of sampling that nothing comes of them in greedy decoding; None where nothing is to be said.
 

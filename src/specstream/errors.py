@@ -193,6 +193,16 @@ _OURS = {
     "dropout": "lora_dropout",
     "target_modules": "modules lora_target_modules",
     "set": "override overrides",
+    # values
+    "float32": "fp32 f32 float single full",
+    "bfloat16": "bf16",
+    "float16": "fp16 f16 half",
+    "int8": "8 8bit q8_0 w8a16",
+    "int4": "4 4bit q4_0 q4_k_m nf4 w4a16",
+    "lookup": "ngram prompt_lookup pld prompt_lookup_decoding",
+    "eagle3": "eagle",
+    "json_object": "json",
+    "user": "human",
     # commands
     "generate": "run complete infer prompt",
     "evaluate": "eval lm_eval",
@@ -239,28 +249,59 @@ def meant(name: str, known: Iterable[str], *, alike: bool = True) -> str | None:
 def listed(name: str, known: Iterable[str]) -> str:
     """The known names for the error about another one, with the one that may be meant."""
     names = sorted(known)
-    like = meant(name, names)
-    return ", ".join(names) + ("" if like is None else f"; did you mean {like!r}{in_our_measure(name, like)}?")
+    return ", ".join(names) + suggested(name, names)
+
+
+def suggested(name: str, known: Iterable[str]) -> str:
+    """The end of an error that lists the known names: the one that may be meant; empty for none."""
+    like = meant(name, known)
+    return "" if like is None else f"; did you mean {like!r}{in_our_measure(name, like)}?"
 
 
 def remedy(message: str, value: object = None) -> str:
-    """What a value has to be, of pydantic's message about it, or the one that is meant: 0.7 where 0,7 was given."""
+    """What a value has to be, of pydantic's message about it, or the one that is meant: 0.7 where 0,7 was given.
+
+    Every option, key of a file, argument and field of a request is refused in these words.
+    """
     text = message.removeprefix("Value error, ").split(", unable to ")[0].split(", got a ")[0]
     text = text.split(" after validation")[0].split(" or instance of ")[0]
     text = text.removesuffix(" or object to extract fields from")
     if " is not one of " in text:
-        return "one of " + text.split(" is not one of ", 1)[1].rstrip(".")
+        text = "one of " + text.split(" is not one of ", 1)[1].rstrip(".")
+        return text + suggested(str(value), re.findall(r"'([^']*)'", text))
     if " should have " in text:
         return "a value that has " + text.split(" should have ", 1)[1]
-    known = {"valid integer": "whole number", "valid number": "number", "valid list": "list, such as [a, b]"}
+    number = re.search(r"a valid (integer|number)$", text)
+    form = _written_out(value.strip(), whole=number[1] == "integer") if number and isinstance(value, str) else ""
+    if form:
+        return form
+    one = value if isinstance(value, str) and value.isprintable() and len(value) < 40 else "a, b"
+    known = {"valid integer": "whole number", "valid number": "number", "valid list": f"list, such as [{one}]"}
     known |= {"valid string": "text"}
-    if text.endswith("a valid number") and re.fullmatch(r"-?\d*,\d+", str(value)):
-        return f"{str(value).replace(',', '.')}, with a point"
     text = text.removeprefix("Input ").removeprefix("should be ")
     for theirs, ours in {**known, "valid dictionary": "mapping of keys to values"}.items():
         text = text.replace(f"a {theirs}", f"a {ours}")
     text = text.replace("a valid boolean", "true or false")
-    return f"a value that is {text}"
+    choices = re.findall(r"'([^']*)'", text) if isinstance(value, str | int) and text.startswith("'") else []
+    return f"a value that is {text}{suggested(str(value), choices)}"
+
+
+_THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
+_UNITS = "(ms|s|secs?|seconds?|m|mins?|minutes?|h|hours?|d|days?|[kmgt]i?b?|bytes?|tok|tokens?|steps?)"
+
+
+def _written_out(text: str, *, whole: bool) -> str:
+    """How a number is to be given that was written as no number is: 1e3, 300k, 25%, 0,7 or 2GB; empty for none."""
+    if not whole and re.fullmatch(r"-?\d*,\d+", text):
+        return f"{text.replace(',', '.')}, with a point"
+    if not whole and re.fullmatch(r"\d+(\.\d+)?%", text):
+        return f"{float(text[:-1]) / 100:g}"
+    if whole and (parts := re.fullmatch(r"(\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?(?:e\d)?)([km]?)", text.lower())):
+        number = float(parts[1].replace(",", "")) * _THOUSANDS[parts[2]]
+        return f"{number:.0f}" if number.is_integer() else ""
+    if re.fullmatch(rf"-?\d+(?:\.\d+)?\s*{_UNITS}", text, re.IGNORECASE):
+        return f"a {'whole ' if whole else ''}number alone, in the unit that its name or the help says"
+    return ""
 
 
 def _plain(name: str) -> str:

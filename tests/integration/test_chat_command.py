@@ -54,6 +54,19 @@ def test_turns_have_the_history_before_them_and_say_what_was_reused(talk: Talk, 
     assert " 0 tokens of the prompt were not read again" not in err
 
 
+def test_lines_between_three_quotes_are_one_turn(talk: Talk, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    code, _, err = talk('"""one two', "", ' three"""', '"""the cat"""', '"""', '"""', f"/save {file}", "/help")
+    assert code == 0 and '"""           begins a turn of several lines' in err
+    assert json.loads(file.read_text()) == answers("one two\n\n three", "the cat")
+
+
+def test_three_quotes_that_are_not_closed_are_refused(talk: Talk) -> None:
+    code, out, err = talk('"""one two', "three")
+    assert code == 1 and not out
+    assert 'note: \'"""one two\' begins a turn that does not end; give """ behind it' in err
+
+
 @pytest.mark.parametrize("word", ["quit", "Exit"])
 def test_a_word_that_may_be_meant_as_a_command_is_asked_and_noted(talk: Talk, word: str) -> None:
     code, out, err = talk(word, "quit smoking")

@@ -106,3 +106,10 @@ def test_padding_is_found_without_a_mask_as_by_generate(model, tokenizer, batch)
 def test_speculative_decode_refuses_stop_strings(model):
     with pytest.raises(UsageError, match="tokenizer"):
         specstream.speculative_decode(model, None, [[1, 2]], stop="x")
+
+
+def test_speculative_decode_notes_a_draft_that_is_its_target(model, draft, batch):
+    ids = batch["input_ids"][:1]
+    _, metrics = specstream.speculative_decode(model, model, ids, max_new_tokens=2)
+    assert any("the target itself" in each for each in metrics["notes"])
+    assert not specstream.speculative_decode(model, draft, ids, max_new_tokens=2)[1]["notes"]

@@ -23,6 +23,8 @@ from specstream.cli import main
 from specstream.cli.options import Drafter
 from specstream.config import DrafterName
 from specstream.errors import UsageError
+from specstream.heads.streams import Streams
+from specstream.heads.streams_config import StreamsConfig
 from specstream.models.hub import load
 from tests import gguf_files
 from tests.gguf_files import write_gguf
@@ -136,7 +138,7 @@ def test_a_changed_setting_of_an_evaluation_is_named(here, capsys):
     (here / "w.jsonl").write_text(json.dumps({"text": text}) + "\n")
     assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=lookup") == 0
     assert run("evaluate", "--config", "e.yaml", "--set", "speculative.drafter=none") == 2
-    assert 'was written with settings.speculative.drafter "lookup" and now it is "none"' in capsys.readouterr().err
+    assert "was written with settings.speculative.drafter 'lookup' and now it is 'none'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -924,9 +926,6 @@ def test_a_prompt_that_begins_like_a_users_folder_stays_as_it_is(here, monkeypat
 
 @pytest.mark.parametrize("option", ["--heads", "--streams"])
 def test_heads_of_a_model_of_another_size_are_refused_before_it_is_loaded(here, no_model_is_loaded, capsys, option):
-    from specstream.heads.streams import Streams
-    from specstream.heads.streams_config import StreamsConfig
-
     Streams(tiny_model(), StreamsConfig(gamma=1, layers=1)).save(here / "small")
     (here / "large").mkdir()
     (here / "large" / "config.json").write_text('{"model_type": "llama", "hidden_size": 576}')
@@ -945,7 +944,7 @@ def test_heads_in_place_of_a_model_are_told_with_their_base(here, capsys):
         (here / "heads").mkdir(exist_ok=True)
         (here / "heads" / "config.json").write_text(json.dumps(settings))
         assert run("generate", "x", "-m", "heads") == 2
-        assert "and no model; give gpt2, and 'heads' as its heads" in capsys.readouterr().err
+        assert "and no model; give its base, gpt2, and 'heads' as heads" in capsys.readouterr().err
 
 
 def test_options_of_heads_without_heads_are_refused(here, capsys):
@@ -1363,16 +1362,16 @@ def test_every_drafter_is_in_the_help():
             "benchmark -c b.yaml --set generation.temperature=0,7",
             "generation.temperature is '0,7'; give 0.7, with a po",
         ),
-        ("generate x -m target -n 1,000", "-n is '1,000'; give a value that is a whole number"),
+        ("generate x -m target -n 1,000", "-n is '1,000'; give 1000"),
         # what holds something else
         ("generate x -m adapter", "'adapter' is a LoRA adapter, not a model: merge"),
         ("generate x -m target --heads adapter", "no heads in 'adapter' (it holds a LoRA adapter); give a folder that"),
         (
             "evaluate -c e.yaml --set measure.output_dir=runs/run",
-            "output_dir is 'runs/run', which holds something else",
+            "output_dir is 'runs/run', which holds a run of specstream benchmark",
         ),
         ("report runs", "'runs' holds no run; give one of those in it: runs/run"),
-        ("report target", "'target' holds no run; give a folder that specstream benchmark wrote"),
+        ("report target", "'target' holds a model, or heads of one; give a folder that specstream benchmark wrote"),
         ("export target -o ex --target t5", "t5 cannot be a target: t5 is an encoder-decoder"),
         ("make-draft -m t5 --layers 1 -o ex", "t5 cannot be a target: t5 is an encoder-decoder"),
         (
@@ -1505,16 +1504,18 @@ def test_answers_to_other_files_are_named_by_the_file_not_by_its_digest(here, ca
     assert "holds answers with another content of prompts.p.txt; give" in capsys.readouterr().err
 
 
-def test_prompts_that_a_limit_leaves_out_are_counted(here, capsys):
-    (here / "q.jsonl").write_text('{"category": "a", "turns": ["one"]}\n' * 3)
-    assert (
-        run("benchmark", "-c", "b.yaml", "--set", "prompts.per_category=2", "--set", "generation.max_new_tokens=2") == 0
-    )
-    assert "specstream: prompts.per_category is 2: 2 of 3 prompts are asked" in capsys.readouterr().err
-    words = ("benchmark", "heads", "--prompts", "q.jsonl", "-m", "target", "-n", "2", "--drafter", "lookup")
-    assert run(*words, "--per-category", "1") == 0
-    assert "specstream: --per-category is 1: 1 of 3 prompts are asked" in capsys.readouterr().err
+def test_prompts_that_a_limit_leaves_out_are_counted_unless_the_limit_was_typed(here, capsys):
+    (here / "q.jsonl").write_text('{"category": "a", "turns": ["one"]}\n' * 21)
+    (here / "b.yaml").write_text(CONFIG.replace("q.jsonl}]", "q.jsonl}], per_category: 2"))
+    words = ("benchmark", "-c", "b.yaml", "--set", "generation.max_new_tokens=2", "--set", "measure.repeats=1")
     assert run(*words) == 0
+    assert "specstream: prompts.per_category is 2: 2 of 21 prompts are asked" in capsys.readouterr().err
+    assert run(*words, "--set", "prompts.per_category=1", "--set", "measure.output_dir=other") == 0
+    assert "are asked" not in capsys.readouterr().err
+    words = ("benchmark", "heads", "--prompts", "q.jsonl", "-m", "target", "-n", "2", "--drafter", "lookup")
+    assert run(*words) == 0
+    assert "specstream: --per-category is 20: 20 of 21 prompts are asked" in capsys.readouterr().err
+    assert run(*words, "--per-category", "1") == 0
     assert "are asked" not in capsys.readouterr().err
 
 
@@ -1538,3 +1539,122 @@ def test_a_context_beyond_the_models_is_blamed_not_the_prompt(here, capsys):
     assert run("benchmark", "heads", "--prompts", "q.jsonl", *words) == 2
     told = "--context is 600 tokens and the model's context holds 512; give a smaller one"
     assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def fourteenth(here):
+    """The folder with what other commands wrote."""
+    Streams(tiny_model(), StreamsConfig(gamma=1, layers=1)).save(here / "heads")
+    for mark in ("trained/log.jsonl", "judged/wikisql/answers.jsonl", "run/run.json"):
+        (here / mark).parent.mkdir(parents=True)
+        (here / mark).touch()
+    (here / "rt.yaml").write_text("target: {model: target}\ndata: {files: [c.jsonl]}\nfit: {folds: 2}\n")
+    (here / "t.yaml").write_text("recipe: streams\nmodel: {target_model: target}\ndata: {files: [q.jsonl]}\n")
+    return here
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        # a number that is written as none, or with a unit
+        ("generate x -m target -n 1e3", "-n is '1e3'; give 1000"),
+        ("make-head target --prompts q.jsonl -o h --tokens 300k", "--tokens is '300k'; give 300000"),
+        (
+            "make-head target --prompts q.jsonl -o h --hours 30min",
+            "--hours is '30min'; give a number alone, in the unit",
+        ),
+        ("router train -c rt.yaml --set data.held_out=25%", "data.held_out is '25%'; give 0.25"),
+        ("generate x -m target --top-p 90%", "--top-p is '90%'; give 0.9 (see"),
+        ("serve -m target --port 8000x", "--port is '8000x'; give a value that is a whole number"),
+        ("generate x -m target -n 1.5", "-n is '1.5'; give a value that is a whole number"),
+        ("chat -m target --save chat.json", "No such option: --save; give /save FILE in the conversation"),
+        # another tool's name of a value
+        ("generate x -m target --dtype fp32", "give auto, float32, bfloat16, float16; did you mean 'float32'?"),
+        ("generate x -m target --dtype int8", "bfloat16, float16, or an engine's --quantization int8"),
+        ("tune -m target --prompts q.jsonl -o best.yaml --dtype int8", "give auto, float32, bfloat16, float16\n"),
+        ("quantize target -o q8 --bits 8", "give one of 'int8', 'int4'; did you mean 'int8'?"),
+        ("make-head target --prompts q.jsonl -o h --kind eagle", "did you mean 'eagle3'?"),
+        ("demo -m target --drafter ngram", "did you mean 'lookup'?"),
+        ("serve -m target --quantization 4bit", "give a value that is 'none', 'int8' or 'int4'; did you mean 'int4'?"),
+        ("train -c t.yaml --set data.files=q.jsonl", "give a value that is a list, such as [q.jsonl]"),
+        # a short option
+        ("compare -m target --draft-model self:int8 --input-str x", "No such option: -m; did you mean --target-model?"),
+        ("distill-data -p q.jsonl -o a.jsonl -m target", "No such option: -p; did you mean --prompts?"),
+        ("audit x -m target --num-prompts 4", "all prompts of the file are decoded, give a file of fewer"),
+        # what another command wrote
+        ("report trained", "'trained' holds a run of specstream train, whose figures are in log.csv; give"),
+        ("report judged", "'judged' holds answers of specstream evaluate, whose figures are in results.json of each"),
+        ("generate x -m run", "'run' is a folder without config.json that holds a run of specstream benchmark: give"),
+        ("generate x -m target --heads run", "no heads in 'run' (it holds a run of specstream benchmark)"),
+        (
+            "tune -m target --prompts q.jsonl -o best.yaml --draft heads",
+            "'heads' holds 'streams' and no model; give its base",
+        ),
+        ("benchmark task --task b.yaml --data q.jsonl -m target", "the file looks like one for specstream benchmark"),
+        ("serve -m target --draft heads", "'heads' holds 'streams' and no model; give its base"),
+        # advice of what the command has not
+        ("export draft --target target -o out", "give a draft of the same tokenizer\n"),
+        ("router collect -c rt.yaml", "known are collection, drafters, prompts, target; the file looks like one for"),
+        ("''", "No such command ''; give one of generate, chat,"),
+        # said before the page is imported
+        ("demo -m target --heads target", "'target' holds 'llama'; give a folder of streams,"),
+        ("demo -m target --router nosuch", "no router in 'nosuch'"),
+    ],
+)
+def test_what_a_fourteenth_stranger_met(fourteenth, monkeypatch, capsys, words, told):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    other = tiny_tokenizer()
+    other.add_tokens(["<more>"])
+    tiny_model().save_pretrained(fourteenth / "draft")
+    other.save_pretrained(fourteenth / "draft")
+    capsys.readouterr()
+    assert run(*shlex.split(words)) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.startswith("error: ") and error.count("\n") == 1, error
+
+
+def test_answers_to_fewer_examples_are_named_by_their_number(here, capsys):
+    (here / "e.yaml").write_text("target: {model: target}\nmeasure: {output_dir: judged}\n")
+    shutil.copy(CONFIGS.parent / "examples" / "wikisql.jsonl", here / "w.jsonl")
+    words = ("evaluate", "-c", "e.yaml", "--dataset", "wikisql", "--data", "w.jsonl")
+    assert run(*words, "--limit", "2") == 0
+    capsys.readouterr()
+    assert run(*words, "--limit", "3") == 2
+    assert "was written with data.examples 2 and now it is 3; give --no-resume" in capsys.readouterr().err
+    assert run("evaluate", "-c", "e.yaml", "--set", "measure.output_dir=target") == 2
+    assert "measure.output_dir is 'target', which holds a model, or heads of one; give" in capsys.readouterr().err
+
+
+def test_a_comparison_of_a_model_with_itself_is_noted(here, capsys):
+    words = ("--target-model", "target", "--input-str", "one two", "--num-runs", "1", "-n", "2")
+    assert run("compare", *words, "--draft-model", "target") == 0
+    assert "note: --draft-model is 'target', the target itself, and a draft of it costs" in capsys.readouterr().err
+    assert run("compare", *words, "--draft-model", "self:int8") == 0
+    assert "itself" not in capsys.readouterr().err
+
+
+PRINTED = {
+    "generate": "generate x -m target -n 2",
+    "compare": "compare --target-model target --draft-model self:int8 --input-str x --num-runs 1 -n 2",
+    "audit": "audit x -m target -n 2",
+    "doctor": "doctor --no-measure -m target",
+    "models list": "models list",
+    "benchmark": "benchmark -c b.yaml --set generation.max_new_tokens=2 --set measure.repeats=1",
+    "benchmark heads": "benchmark heads --prompts q.jsonl -m target -n 2 --drafter lookup",
+    "distill-data": "distill-data --prompts q.jsonl -o a.jsonl -m target -n 2",
+    "make-draft": "make-draft --layers 1 --target target -o d",
+    "quantize": "quantize target -o q",
+    "export": "export target -o e",
+    "profile": "profile -m target --prompts q.jsonl -n 2 --num-samples 1 -o p",
+}
+"""Calls of commands that are quick with a tiny model."""
+
+
+@pytest.mark.parametrize("command", PRINTED)
+def test_the_page_of_json_has_the_keys_that_are_printed(here, capsys, command):
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "json.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{command}` \| (.*) \|$", page, re.MULTILINE)
+    while (plain := re.sub(r"\([^()]*\)", "", row)) != row:  # what stands in brackets is inside, or an address
+        row = plain
+    run(*shlex.split(PRINTED[command]), "--json")
+    assert set(re.findall(r"`(\w+)`", row)) == set(json.loads(capsys.readouterr().out))

@@ -50,6 +50,7 @@ def made():
     classes |= {"Streams": Streams, "StreamsConfig": StreamsConfig, "MedusaHeads": MedusaHeads}
     classes |= {"RouterConfig": RouterConfig, "TextStreamer": TextStreamer, "TrainConfig": TrainConfig}
     processor = {
+        "tiny": tiny_model,
         "Processor": RepetitionPenaltyLogitsProcessor,
         "audit": audit,
         "quantize": quantize,
@@ -86,6 +87,10 @@ def refused(code, made, told):
 
 
 OF_ANOTHER_KIND = [
+    ("E.generate([{'role': 'user', 'text': 'x'}])", "a turn of the prompt is {'role': 'user', 'text': 'x'}; give a m"),
+    ("LoRAAdapter(tiny(), {'r': 2}).train(['x'])", "texts need a tokenizer and there is none; give LoRAAdapter"),
+    ("SpeculativeEngine(M, TOK, drafter='ngram')", "'mixed' or 'router'; did you mean 'lookup'?"),
+    ("create_backend('smollm2-135m', dtype='int8')", "bfloat16, float16, or an engine's quantization='int8'"),
     ("SpeculativeEngine(M, TOK, prefix_cache_gb=9999999)", "prefix_cache_gb is 9999999 and this machine has "),
     ("E.generate([1] * 600)", "the prompt has 600 tokens and the model's context holds 512; shorten it"),
     ("E.generate([[1], [1] * 600])", "prompt 1 has 600 tokens and the model's context holds 512; shorten it"),

@@ -103,6 +103,22 @@ class TestOfficialFields:
         assert answer.status_code == 400
         assert name in answer.json()["error"]["message"]
 
+    @pytest.mark.parametrize(
+        ("more", "told"),
+        [
+            ({"messages": "hi"}, """messages is 'hi'; give a list, such as [{"role": "user", "content": "Name"""),
+            ({"messages": [{"role": "human", "content": "x"}]}, "did you mean 'user'?"),
+            ({"messages": [{"role": "user", "text": "x"}]}, "did you mean 'content'?"),
+            ({"tools": "now"}, 'give a list, such as [{"type": "function"'),
+            ({"response_format": {"type": "json"}}, "did you mean 'json_object'?"),
+            ({"temperature": "70%"}, "temperature is '70%'; give 0.7"),
+        ],
+        ids=str,
+    )
+    def test_one_of_another_form_is_told_the_form(self, served: Served, more: Any, told: str) -> None:
+        answer = chat(served, **more)
+        assert answer.status_code == 400 and told in answer.json()["error"]["message"]
+
     def test_one_of_the_wrong_kind_is_refused_by_name(self, served: Served) -> None:
         for more in ({"parallel_tool_calls": "yes"}, {"verbosity": 3}, {"prompt_cache_key": []}):
             answer = chat(served, **more)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from specstream import DeploymentConfig
 from specstream.cli.options import check_drafter
 from specstream.config import GenerationConfig, engine_config, generation_config
 from specstream.engine.settings_file import read_settings
-from specstream.errors import ELSEWHERE, UsageError, closest, listed
+from specstream.errors import ELSEWHERE, UsageError, closest, listed, remedy
 from specstream.training.config import train_config
 
 
@@ -78,3 +78,42 @@ def test_what_others_call_a_setting_of_a_generation(name, ours):
 
 def test_every_name_of_others_stands_for_another_one():
     assert all(name not in ours for name, ours in ELSEWHERE.items())
+
+
+@pytest.mark.parametrize(
+    ("whole", "given", "told"),
+    [
+        (True, "1e3", "1000"),
+        (True, "1,000", "1000"),
+        (True, "2.5k", "2500"),
+        (True, "300K", "300000"),
+        (True, "2M", "2000000"),
+        (True, "2GB", "a whole number alone, in the unit that its name or the help says"),
+        (True, "1.5", "a value that is a whole number"),
+        (True, "1e-3", "a value that is a whole number"),
+        (True, "8x", "a value that is a whole number"),
+        (True, 1.5, "a value that is a whole number"),
+        (False, "0,7", "0.7, with a point"),
+        (False, "95%", "0.95"),
+        (False, "30 min", "a number alone, in the unit that its name or the help says"),
+        (False, "high", "a value that is a number"),
+    ],
+)
+def test_a_number_that_is_written_as_none_is_written_out(whole, given, told):
+    kind = "integer, unable to parse string as an integer" if whole else "number, unable to parse string as a number"
+    assert remedy(f"Input should be a valid {kind}", given) == told
+
+
+@pytest.mark.parametrize(
+    ("choices", "given", "told"),
+    [
+        ("'none', 'int8' or 'int4'", "4bit", "did you mean 'int4'?"),
+        ("'none', 'int8' or 'int4'", 8, "did you mean 'int8'?"),
+        ("'auto', 'none' or 'lookup'", "ngram", "did you mean 'lookup'?"),
+        ("'auto', 'none' or 'lookup'", "Lookup", "did you mean 'lookup'?"),
+        ("'auto', 'none' or 'lookup'", "banana", "'lookup'"),
+        ("'auto' or 'none'", ["auto"], "'none'"),
+    ],
+)
+def test_a_value_is_answered_with_the_one_that_is_meant(choices, given, told):
+    assert remedy(f"Input should be {choices}", given).endswith(told)

@@ -34,7 +34,10 @@ _Context = Annotated[
     list[int],
     typer.Option("--context", min=1, help="Prompts of so many tokens, with a passage before each; may be repeated."),
 ]
-_PerCategory = Annotated[int, typer.Option("--per-category", min=1, help="The first so many prompts of each.")]
+_PerCategory = Annotated[
+    options.Integer,
+    typer.Option("--per-category", min=1, help="The first so many prompts of each category. Default: 20."),
+]
 _Streams = Annotated[options.Text, typer.Option("--streams", help="A folder of streams trained for the model.")]
 _Medusa = Annotated[options.Text, typer.Option("--medusa", help="A folder of Medusa heads trained for the model.")]
 _Block = Annotated[options.Text, typer.Option("--block", help="A folder of a block head trained for the model.")]
@@ -70,7 +73,7 @@ def bench_heads(
     dflash: _Dflash = None,
     draft: options.Draft = None,
     drafter: _Drafters = [],  # noqa: B006  # typer reads it, nobody writes it
-    per_category: _PerCategory = 20,
+    per_category: _PerCategory = None,
     turns: _Turns = 1,
     document: _Document = None,
     context: _Context = [],  # noqa: B006

@@ -23,7 +23,11 @@ _HELP = {
     "/save FILE": "write the conversation as JSON",
     "/stats": "how fast the last answer was, and what of its prompt was not read again",
     "/quit": "leave; so does the end of the input",
+    '"""': "begins a turn of several lines, and ends it",
 }
+
+_QUOTES = '"""'
+"""Around a turn of several lines, as in Ollama."""
 
 _System = Annotated[options.Text, typer.Option("--system", help="Instructions for the whole conversation.")]
 _Color = Annotated[bool, typer.Option("--color-drafts", help="In a terminal: colour tokens by who drafted them.")]
@@ -115,21 +119,24 @@ class Conversation:
         """Read a line and do what it says; False if it is the last."""
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
+            if line == "/quit":
+                return False
+            self._take(line)
         except (EOFError, KeyboardInterrupt):
             return False
-        if line == "/quit":
-            return False
-        try:
-            if line.startswith("/"):
-                self._command(*line.partition(" ")[::2])
-            elif line:
-                if line.lower() in ("quit", "exit", "bye"):
-                    options.note(f"{line!r} is asked of the model; /quit ends the conversation")
-                self._answer(line)
         except UsageError as error:  # the conversation is worth more than one line of it
             self.failed = True
             options.note(" ".join(str(error).split()))
         return True
+
+    def _take(self, line: str) -> None:
+        if line.startswith("/"):
+            self._command(*line.partition(" ")[::2])
+            return
+        if line.lower() in ("quit", "exit", "bye"):
+            options.note(f"{line!r} is asked of the model; /quit ends the conversation")
+        if turn := _quoted(line) if line.startswith(_QUOTES) else line:
+            self._answer(turn)
 
     def _command(self, name: str, rest: str) -> None:
         if name == "/clear":
@@ -143,7 +150,7 @@ class Conversation:
         elif name == "/help":
             print("\n".join(f"{each:<14}{what}" for each, what in _HELP.items()), file=sys.stderr)
         else:
-            known = [each.partition(" ")[0] for each in _HELP]
+            known = [each.partition(" ")[0] for each in _HELP if each.startswith("/")]
             raise UsageError(f"{name!r} is no command; give one of {listed(name, known)}")
 
     def _save(self, file: str) -> None:
@@ -182,6 +189,21 @@ class Conversation:
             raise
         print(flush=True)
         self.turns.append({"role": "assistant", "content": "".join(said)})
+
+
+def _quoted(line: str) -> str:
+    """The turn of several lines that begins with three quotes: what is between them and the next three.
+
+    Raises:
+        UsageError: the input ends before these.
+    """
+    lines = [line.removeprefix(_QUOTES)]
+    try:
+        while not lines[-1].rstrip().endswith(_QUOTES):
+            lines.append(input("... " if sys.stdin.isatty() else ""))
+    except EOFError:
+        raise UsageError(f"{line!r} begins a turn that does not end; give {_QUOTES} behind it") from None
+    return "\n".join(lines).rstrip().removesuffix(_QUOTES).strip("\n")
 
 
 def _by_drafter(pieces: Any) -> Iterator[tuple[str, str | None]]:

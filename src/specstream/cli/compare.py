@@ -57,6 +57,7 @@ def compare(
     input_str = options.text_given(input_str)
     options.check_text(input_str, "--input-str - < {}")
     engine = load_engine(target_model, draft_model, settings, alone=True)
+    options.note_own_draft(draft_model, target_model)
     options.note_greedy(temperature, top_k=top_k, top_p=top_p)
     with progress("runs", num_runs + 1) as tell:  # one warms up
         report = _report(engine.benchmark([input_str], num_runs=num_runs, on_run=tell))

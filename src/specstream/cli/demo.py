@@ -55,7 +55,7 @@ def demo(
 
     settings = engine_config({**shown, **drafting}).generation  # type: ignore[typeddict-item]
     options.check_draft(draft, models[0])
-    _check_models(models, heads)
+    _check_models(models, heads, router)
     from specstream.cli.loading import quiet
     from specstream.demo import run
     from specstream.reporting import step
@@ -75,8 +75,12 @@ def demo(
     run.listen(page, host, port)
 
 
-def _check_models(models: list[str], heads: str | None) -> None:
-    """Refuse models that are not there, and heads of another one, before the page is imported, which takes long."""
+def _check_models(models: list[str], heads: str | None, router: str | None) -> None:
+    """Refuse models and routers that are not there, and heads of another model, before the page is imported."""
+    if router is not None:
+        from specstream.routing.model import RouterModel
+
+        RouterModel.load(router)
     if heads is not None:
         from specstream.heads.folder import check_base_name
 

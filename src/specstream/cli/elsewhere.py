@@ -49,6 +49,7 @@ _OF_VERBS: Mapping[str, str] = {
     "generate --no-memory": "an answer is kept only where --memory names a file, leave it out",
     "serve --no-memory": "an answer is kept only where --memory names a file, leave it out",
     **dict.fromkeys(("chat --prompt", "chat -p", "chat --json"), "give specstream generate for one answer"),
+    "chat --save": "give /save FILE in the conversation",
     **dict.fromkeys(("quantize --quantization", "quantize --dtype"), "give --bits int8 or --bits int4"),
     "make-head --model": "give the model alone, make-head MODEL",
     "make-head -m": "give the model alone, make-head MODEL",
@@ -66,6 +67,10 @@ _OF_VERBS: Mapping[str, str] = {
     **dict.fromkeys(
         (f"doctor --{name}" for name in ("device", "gpu", "gpus", "cuda")),
         "the processor and every GPU are looked at, leave it out",
+    ),
+    **dict.fromkeys(
+        (f"audit --{name}" for name in ("num-prompts", "num-samples", "limit", "max-samples")),
+        "all prompts of the file are decoded, give a file of fewer",
     ),
     "audit --prompt": "give the prompt alone, in quotes, or a file of some as --prompts",
     "audit -p": "give the prompt alone, in quotes, or a file of some as --prompts",
@@ -99,8 +104,17 @@ _OF_VERBS: Mapping[str, str] = {
 }
 """What to do instead of an option, or a command, that one command has not."""
 
-_SHORT: Mapping[str, str] = {"o": "output", "m": "model", "n": "max-new-tokens", "K": "gamma", "t": "temperature"}
-"""What short options are in the files of commands."""
+SHORT: Mapping[str, str] = {
+    "o": "output",
+    "m": "model",
+    "n": "max-new-tokens",
+    "K": "gamma",
+    "t": "temperature",
+    "d": "draft",
+    "p": "prompt",
+    "b": "batch-size",
+}
+"""What short options stand for where a command, or its file, has the long ones alone."""
 
 
 def told_of(option: str, verb: str) -> str:
@@ -122,7 +136,7 @@ def advice(option: str, verb: str) -> str:
     if verb == "serve":
         own = told_of_others(option)
         return f"{own}{'; ' if own else ''}what vLLM gets stands behind --: --engine vllm -- {option}"
-    if verb in _FILES and (setting := _setting(_SHORT.get(name, name).replace("-", "_"), verb)):
+    if verb in _FILES and (setting := _setting(SHORT.get(name, name).replace("-", "_"), verb)):
         if "=" in setting:
             return f"give --set {setting}"
         return (

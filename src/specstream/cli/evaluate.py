@@ -15,6 +15,7 @@ from specstream.cli.progress import progress
 from specstream.cli.records import table_console, write_record
 from specstream.errors import UsageError
 from specstream.files.atomic import check_ending
+from specstream.files.folders import held
 
 if TYPE_CHECKING:
     from specstream.evaluation.evaluate_config import EvaluationConfig, Loaded
@@ -66,8 +67,8 @@ def evaluate(
 def _check_output(folder: str) -> None:
     """Refuse for the folders of data sets one that is a model's, or another command's run."""
     check_ending(folder, "measure.output_dir", "", "a folder")
-    if any((Path(folder) / name).is_file() for name in ("config.json", "run.json", "log.jsonl", "profile.json")):
-        raise UsageError(f"measure.output_dir is {folder!r}, which holds something else; give a new folder")
+    if (what := held(folder)) is not None and "specstream evaluate" not in what:
+        raise UsageError(f"measure.output_dir is {folder!r}, which holds {what}; give a new folder")
 
 
 def _check_metrics(loaded: list[Loaded]) -> None:

@@ -159,6 +159,15 @@ def check_draft(draft: str | None, model: str) -> None:
         check(draft)
         with quiet():
             check_tokenizers(model, draft)
+        note_own_draft(draft, model)
+
+
+def note_own_draft(draft: str | None, model: str) -> None:
+    """Note a draft that is its target, where no result says it."""
+    from specstream.config import target_as_draft
+
+    if draft == model:
+        note(as_typed(target_as_draft(draft)))
 
 
 def text_given(text: str) -> str:

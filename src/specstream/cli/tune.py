@@ -55,9 +55,8 @@ def tune(
     if len(texts) < 2:
         raise UsageError(f"prompts {prompts!r} holds {len(texts)} prompt; give two or more, so that they can disagree")
     if heads is not None:
-        from specstream.heads.folder import check_base_name, kind_of
+        from specstream.heads.folder import check_base_name
 
-        kind_of(heads)  # refuses a folder without heads before a model is loaded
         check_base_name(heads, model)
     options.check_draft(draft, model)
     settings = {"drafter": "none", "max_new_tokens": max_new_tokens, "dtype": dtype, "device": device}

@@ -28,7 +28,9 @@ _ALSO = {
 _FROM_A_FILE = re.compile(r"(\S+:\d+(, with --set)?|--set): ")
 """The beginning of an error about a line of a file, or what replaces it: that is no option's fault."""
 
-_UNTYPED = re.compile(r",? or (drafter|heads|pruning|dtype)='[^']*'")
+_UNTYPED = re.compile(
+    r",? or (an engine's )?(drafter|heads|pruning|dtype|quantization)='[^']*'|,? or leave [a-z]+_\w+ out"
+)
 """Advice that is of no option of the verb."""
 
 _A_DRAFTER = re.compile(r"(is a drafter, not a model; give a model here)$")

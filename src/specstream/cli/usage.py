@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specstream.cli.elsewhere import advice, told_of, told_of_others
+from specstream.cli.elsewhere import SHORT, advice, told_of, told_of_others
 from specstream.cli.typed import DASHES, standing_alone, verb_of
 from specstream.errors import meant, remedy
 from specstream.models.hub.catalog import catalog
@@ -71,6 +71,8 @@ def _verbs(command: Any) -> Mapping[str, Any]:
 def _command_meant(name: str, group: Any, words: Sequence[str]) -> str:
     """What to give in place of a command that there is not."""
     known = {verb: each for verb, each in _verbs(group).items() if not each.hidden}
+    if not name:
+        return f"; give one of {', '.join(known)}"
     if told := told_of(name, group.name):
         return f"; {told}"
     if " " in name and "generate" in known:
@@ -154,7 +156,8 @@ def _suggested(name: str, context: Any, words: Sequence[str]) -> str:
     if same := next((form for form in _options(context.command) if form.lower() == name.lower()), None):
         return f"; did you mean {same}?"
     told, alike = told_of(name, verb), not told_of_others(name)
-    like = meant(name, _options(getattr(context, "command", None)), alike=alike)
+    long = SHORT.get(name[1:], name)
+    like = meant(long, _options(getattr(context, "command", None)), alike=alike)
     if not told and like is not None:
         return f"; did you mean {like}?"
     told = told or advice(name, verb)

@@ -84,9 +84,9 @@ class SpeculativeEngine:
         self._loaded = isinstance(model, str)
         if isinstance(model, str):
             self.model_name = model
-            _check_names(self.config, model, draft_model)
+            check_names(self.config, model, draft_model)
             if tokenizer is None:
-                _check_vocabulary(model, draft_model)
+                check_vocabulary(model, draft_model)
             model, own_tokenizer = load_model(model, dtype=self.config.dtype, device=self.config.device)
             tokenizer = tokenizer or own_tokenizer
         else:
@@ -364,7 +364,7 @@ class SpeculativeEngine:
         )
 
 
-def _check_names(config: EngineConfig, model: str, draft: Any) -> None:
+def check_names(config: EngineConfig, model: str, draft: Any) -> None:
     """Refuse a draft and a router that are not there, before a target is fetched or loaded for nothing.
 
     Raises:
@@ -381,7 +381,7 @@ def _check_names(config: EngineConfig, model: str, draft: Any) -> None:
         RouterModel.load(config.router)
 
 
-def _check_vocabulary(model: str, draft: Any) -> None:
+def check_vocabulary(model: str, draft: Any) -> None:
     """Refuse a draft of another vocabulary, where the files of both tokenizers are here and tell."""
     if isinstance(draft, str) and not draft.startswith(SELF) and None not in (on_disk(model), on_disk(draft)):
         check_tokenizers(model, draft, quick=True)

@@ -12,7 +12,7 @@ from torch import LongTensor, Tensor
 from typing_extensions import Unpack
 
 from specstream.config import EngineConfig, EngineSettings, GenerationConfig, engine_config
-from specstream.engine.build import build_parts, check_draft, eos_token_ids, make_target, renewed
+from specstream.engine.build import build_parts, check_draft, eos_token_ids, make_target, model_name, renewed
 from specstream.engine.call_arguments import check_call, check_length
 from specstream.engine.callbacks import Columns, row_processor
 from specstream.engine.generation import Generation, Parts
@@ -62,7 +62,7 @@ def speculative_decode(
     parts = build_parts(model, None, draft, config)
     generation = Generation(parts, prompts, config.generation)
     prepare(parts, len(prompts))
-    return output_of(generation.run(), target, config)
+    return output_of(generation.run(), target, config, draft)
 
 
 def create_backend(
@@ -92,13 +92,13 @@ def create_backend(
     return HuggingFaceTarget(model, runtime=config.runtime)
 
 
-def output_of(generation: Generation, target: Any, config: EngineConfig) -> tuple[Tensor, Metrics]:
-    """What ``speculative_decode`` returns, of a generation that has ended with this target and configuration."""
+def output_of(generation: Generation, target: Any, config: EngineConfig, draft: Any = None) -> tuple[Tensor, Metrics]:
+    """What ``speculative_decode`` returns, of a generation that has ended with this target, draft and configuration."""
     totals = Totals()
     totals.add(generation.rows, generation.timings.total)
     names = ("new_tokens", "seconds", "tokens_per_second", "target_passes", "acceptance_rate", "mean_accepted_length")
     metrics = Metrics(totals.figures(*names), exact=generation.rows[0].exact, left_out=generation.parts.left_out)
-    metrics["notes"] = notes_of(config, generation)
+    metrics["notes"] = notes_of(config, generation, model_name(target) if draft is target else None)
     return _padded([row.tokens for row in generation.rows], target, target.device), metrics
 
 

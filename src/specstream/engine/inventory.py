@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from specstream.config import EngineConfig, without_effect
+from specstream.config import EngineConfig, target_as_draft, without_effect
 from specstream.core.ports import Drafter
 from specstream.drafters.none import NoDrafter
 from specstream.engine.generation import Generation, Parts
@@ -80,10 +80,7 @@ def notes_of(config: EngineConfig, generation: Generation, itself: str | None = 
     if config.drafter == "none" and depth is not None:
         notes.append(f"{depth} is {getattr(config, depth)}, without effect as drafter is 'none'; leave {depth} out")
     if itself is not None:
-        notes.append(
-            f"draft_model is {itself!r}, the target itself, and a draft of it costs what its own pass does; give a "
-            "smaller model, or draft_model='self:int8'"
-        )
+        notes.append(target_as_draft(itself))
     if isinstance(config.memory, str) and own.temperature > 0:
         notes.append(f"memory is {config.memory!r}, and above temperature 0 no draft is copied from it")
     if own.temperature > HOT:

@@ -128,7 +128,8 @@ def _rendered(tokenizer: Any, chat: Chat, template: Mapping[str, Any]) -> str:
 
 def _turn(turn: Any) -> dict[str, Any]:
     """One turn, its parts of text joined: templates of models that read text alone know no parts."""
-    if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
+    whole = isinstance(turn, Mapping) and ("content" in turn or "tool_calls" in turn)
+    if not whole or not isinstance(turn.get("role"), str):
         raise UsageError(f"a turn of the prompt is {shown(turn)}; give a mapping with a role and content")
     content: Any = turn.get("content")
     if _is_list(content):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specstream.errors import UsageError
-from specstream.files.atomic import difference, folder_of, set_aside
+from specstream.files.atomic import changed, difference, folder_of, set_aside
 
 FILE = "answers.jsonl"
 """In the folder of a data set."""
@@ -62,14 +62,8 @@ class Answers:
             raise UsageError(f"{str(self.path)!r} holds no answers of ours; give another output_dir") from None
         if not self.records:  # nothing is lost by other settings
             self.path.write_text(json.dumps({"run": run}) + "\n", encoding="utf-8")
-        elif (changed := difference(known, run)) is not None:
-            key, before, now = changed
+        elif (other := difference(known, run)) is not None:
             raise UsageError(
-                f"{str(self.path)!r} was written with {key} {_short(before)} and now it is {_short(now)}; "
+                f"{str(self.path)!r} was written with {changed(*other)}; "
                 "give --no-resume, or another measure.output_dir"
             )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

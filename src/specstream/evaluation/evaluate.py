@@ -41,7 +41,7 @@ def run_of(loaded: Loaded, settings: Mapping[str, Any]) -> dict[str, Any]:
     prompts = "\0".join("\0".join((each.prompt, *each.later)) for each in loaded.examples)
     task = loaded.task
     return {
-        "data": {"sha256": hashlib.sha256(prompts.encode()).hexdigest(), "examples": len(loaded.examples)},
+        "data": {"examples": len(loaded.examples), "sha256": hashlib.sha256(prompts.encode()).hexdigest()},
         "answers": {"max_new_tokens": task.max_new_tokens, "stop": task.stop, "chat": task.chat},
         "settings": dict(settings),
     }

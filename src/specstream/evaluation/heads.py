@@ -37,6 +37,9 @@ FIXED = " (fixed tree)"
 """Behind the name of one whose tree is of one size, whether it pays or not: what heads are worth by themselves."""
 
 
+_PER_CATEGORY = 20
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
     """What is asked, turn by turn.
@@ -54,7 +57,7 @@ class Conversation:
     where: str
 
 
-def read_conversations(path: str | Path, per_category: int, turns: int = 1) -> list[Conversation]:
+def read_conversations(path: str | Path, per_category: int | None = None, turns: int = 1) -> list[Conversation]:
     """The conversations of a file, category by category.
 
     A record has a ``category`` and ``turns``, the texts of a user, as Spec-Bench and SPEED-Bench publish them; or
@@ -63,17 +66,18 @@ def read_conversations(path: str | Path, per_category: int, turns: int = 1) -> l
 
     Args:
         path: the file.
-        per_category: the first so many of each.
+        per_category: the first so many of each; None for 20, and it is said if that leaves some out.
         turns: the first so many of each conversation.
 
     Raises:
         UsageError: a file that cannot be read, a record of another form, by number, or none with so many turns.
     """
+    limit = per_category or _PER_CATEGORY
     found, longest, records = dict[str, list[Conversation]](), 0, read_records(path, CONVERSATIONS)
     for number, record in enumerate(records, 1):
         each = _conversation(record, f"record {number} of {str(path)!r}")
         own = found.setdefault(each.category, [])
-        if len(own) < per_category:
+        if len(own) < limit:
             longest = max(longest, len(each.turns))
             own.append(replace(each, turns=each.turns[:turns]))
     if not found:
@@ -83,7 +87,8 @@ def read_conversations(path: str | Path, per_category: int, turns: int = 1) -> l
             f"turns is {turns} and the longest conversation of {str(path)!r} has {longest}; give {longest}"
         )
     taken = [each for own in found.values() for each in own]
-    say_left_out(f"per_category is {per_category}", len(taken), len(records))
+    if per_category is None:
+        say_left_out(f"per_category is {limit}", len(taken), len(records))
     return taken
 
 

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from specstream.errors import UsageError, must_be, one_line
+from specstream.errors import UsageError, must_be, one_line, shown
 
 
 def user_cache() -> Path:
@@ -193,7 +193,7 @@ def changed(name: str, before: Any, now: Any) -> str:
     """What ``difference`` found, in words: of a file's SHA-256 which file it is, of other settings both values."""
     digests = [each for each in (before, now) if isinstance(each, str) and re.fullmatch("[0-9a-f]{64}", each)]
     if not digests:
-        return f"{name} {before!r} and now it is {now!r}"
+        return f"{name} {shown(before)} and now it is {shown(now)}"
     if len(digests) == 2:
-        return f"another content of {name}"
+        return f"another content of {name.removesuffix('.sha256')}"
     return f"{name}, which is not given now" if now is None else f"no {name}, which is given now"

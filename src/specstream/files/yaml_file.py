@@ -282,8 +282,8 @@ def refusal(
         complaint = next(filter(None, inner), misplaced(place, sections, given))
         if complaint and not owner and not prefix:
             return UsageError(where + complaint)
-        known = listed(place[-1], _known(kind, place[:-1]))
-        if "did you mean" not in known and (inner_ := _inside(place, sections)):
+        known = listed("" if owner else place[-1], _known(kind, place[:-1]))
+        if not owner and "did you mean" not in known and (inner_ := _inside(place, sections)):
             known += f"; did you mean {inner_!r}?"
         return UsageError(f"{where}unknown setting {name!r}; known are {known}{owner}")
     if first["type"] == "missing":

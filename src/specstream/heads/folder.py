@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UsageError, must_be, one_line
 from specstream.files.atomic import folder_of, is_meant_as_path, path_of, why_unread
+from specstream.files.folders import held
 from specstream.models.architecture.families import describe, require_model
 from specstream.models.architecture.fingerprint import fingerprint
 from specstream.models.hub.catalog import HUB_ID, catalog, on_disk, resolve
@@ -161,8 +162,8 @@ def read_settings(folder: str | Path, what: str = "heads") -> dict[str, Any]:
         likely = Path(folder).parent if is_file else Path(folder) / "best"
         given = repr(str(likely)) if (likely / SETTINGS).is_file() else "a folder that training wrote"
         why = "it is a file" if is_file else f"{SETTINGS}: {why_unread(error)}"
-        if (Path(folder) / "adapter_config.json").is_file():
-            why = "it holds a LoRA adapter"
+        if not is_file and not (path / SETTINGS).exists() and (other := held(path)):
+            why = f"it holds {other}"
         raise ModelNotFoundError(f"no {what} in {str(folder)!r} ({why}); give {given}") from error
     return settings
 
@@ -190,6 +191,7 @@ def check_base_name(folder: str | Path, model: str) -> None:
         ModelNotFoundError: there are no heads in the folder.
         HeadMismatchError: the catalog has both models, and they are two, or their hidden sizes differ.
     """
+    kind_of(folder)
     settings = read_settings(folder)
     base = settings.get("base") or settings.get("specstream", {}).get("base", {})  # Medusa's are laid out as vLLM's
     named = base.get("name") != model and {base.get("name"), model} <= set(catalog())

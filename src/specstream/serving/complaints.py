@@ -33,7 +33,7 @@ _INSTEAD = {
     "response_format.schema": _SCHEMA,
     "guided_json": _SCHEMA,
     "structured_outputs": _SCHEMA,
-    **dict.fromkeys(("messages.text", "messages.value"), "did you mean 'content'?"),
+    **dict.fromkeys(("messages.text", "messages.value", "input.text", "input.value"), "did you mean 'content'?"),
     **dict.fromkeys(("guided_regex", "guided_grammar", "grammar", "json_schema"), _SCHEMA),
     "guided_choice": f'{_SCHEMA}, the schema {{"enum": [..]}}',
     **dict.fromkeys(
@@ -49,6 +49,14 @@ _INSTEAD = {
     "extra_body": "give what is in it at the top of the body",
 }
 """Fields of other servers and clients, and what does it here."""
+
+
+_FORMS = {
+    "messages": 'a list, such as [{"role": "user", "content": "Name three rivers."}]',
+    "tools": 'a list, such as [{"type": "function", "function": {"name": "now"}}]',
+    "tokens": "a list of token ids",
+}
+"""What a list holds where texts are no members of it."""
 
 
 class _Complaint(NamedTuple):
@@ -147,5 +155,6 @@ def _most_precise(complaints: Sequence[_Complaint], body: Any) -> tuple[tuple[st
         for part in place:
             value = value[part]
         said = _JSON.get(repr(value)) or shown(value)
-        return place, f"is {said}; give {remedy(words[0], value).replace(_MAPPING, 'an object')}"
+        form = _FORMS.get(".".join(map(str, place))) if "valid list" in words[0] else None
+        return place, f"is {said}; give {form or remedy(words[0], value).replace(_MAPPING, 'an object')}"
     return place, words[0]

@@ -11,7 +11,7 @@ from typing import Any
 
 from specstream.config import engine_config
 from specstream.engine.choices import check_choice
-from specstream.engine.engine import SpeculativeEngine
+from specstream.engine.engine import SpeculativeEngine, check_names, check_vocabulary
 from specstream.engine.inventory import prepare_up_to
 from specstream.errors import UsageError
 from specstream.models.hub.adapters import check_adapter, merge_adapter
@@ -86,8 +86,11 @@ def _with_adapters(config: DeploymentConfig) -> Iterator[Loaded]:
             "acceptance_threshold is %s: answers at a temperature above 0 are not lossless", config.acceptance_threshold
         )
     check_name(config.source)
+    settings = _drafts(config) | _settings(config)
+    check_names(engine_config(settings), config.source, config.draft_model)  # before it is said that it loads
+    check_vocabulary(config.source, config.draft_model)
     _log.info("loading %s", config.source)
-    engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **_drafts(config), **_settings(config))
+    engine = SpeculativeEngine(config.source, draft_model=config.draft_model, **settings)
     if engine.unreleasable is None:
         engine.release()
     _warm(engine, config, begun)

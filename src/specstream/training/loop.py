@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from specstream.errors import TrainingError, UsageError
 from specstream.models.hub.load import pick_device
+from specstream.reporting import announce
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import TrainingSection
 from specstream.training.data import Batch, Examples, Order
@@ -299,6 +300,20 @@ def make_accelerator(config: TrainingSection, *, cpu: bool) -> Any:
 
     AcceleratorState._reset_state()
     return Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
+
+
+def announce_warm_up(config: TrainingSection, section: str = "") -> None:
+    """Say that the learning rate never reaches its peak, if it does not.
+
+    Args:
+        config: of the run.
+        section: of the file that it stands in, with a dot.
+    """
+    if config.warmup_steps >= config.num_train_steps:
+        announce(
+            f"{section}warmup_steps is {config.warmup_steps} and {section}num_train_steps is {config.num_train_steps}: "
+            "the learning rate never reaches its peak; give fewer steps of warm-up"
+        )
 
 
 def learning_rate(config: TrainingSection, step: int) -> float:

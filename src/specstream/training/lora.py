@@ -20,7 +20,7 @@ from specstream.errors import TrainingError, UsageError, count_of, listed, must_
 from specstream.files.atomic import check_new, folder_of, path_of, why_unread, write_json
 from specstream.files.yaml_file import validated
 from specstream.models.architecture.families import describe, require_model
-from specstream.models.hub.adapters import peft_for
+from specstream.models.hub.adapters import peft_for, with_adapters
 from specstream.models.hub.load import load_model, pick_dtype
 from specstream.training.checkpoints import check_replaceable, replace_folder
 from specstream.training.config import (
@@ -32,7 +32,7 @@ from specstream.training.config import (
     TrainingSection,
 )
 from specstream.training.data import Batch, Example, Examples, examples_of
-from specstream.training.loop import Loop, make_accelerator
+from specstream.training.loop import Loop, announce_warm_up, make_accelerator
 from specstream.training.run_log import RunLog
 from specstream.training.trainee import Goal, token_loss
 
@@ -98,7 +98,7 @@ class LoRAAdapter:
         turned = any(is_turned(module) for module in base_model.modules())
         made = peft.LoraConfig(**settings, fan_in_fan_out=turned, task_type="CAUSAL_LM")
         try:
-            self._peft = peft.get_peft_model(base_model, made)
+            self._peft = with_adapters(base_model, made)
         except ValueError as error:
             raise UsageError(f"target_modules {self.config['target_modules']} do not fit this model: {error}") from None
         base_model.eval()
@@ -137,6 +137,7 @@ class LoRAAdapter:
             batches = math.ceil(len(examples) / size) * epochs
             steps = math.ceil(batches / config.gradient_accumulation_steps)
             config = config.model_copy(update={"num_train_steps": steps})
+        announce_warm_up(config)
         accelerator = make_accelerator(config, cpu=self.get_adapted_model().device.type == "cpu")
         data = (examples, examples.first(0))
         before = [each.detach().clone() for each in self.trainable_parameters()]
@@ -266,7 +267,8 @@ class LoRAAdapter:
                 self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             except (OSError, ValueError):
                 raise UsageError(
-                    f"texts need a tokenizer and none is at {name!r}; give LoRAAdapter tokenizer="
+                    f"texts need a tokenizer and {f'none is at {name!r}' if name else 'there is none'}; "
+                    "give LoRAAdapter tokenizer="
                 ) from None
         return self._tokenizer
 

@@ -13,11 +13,10 @@ from specstream.errors import ModelNotFoundError, UsageError, must_be
 from specstream.files.atomic import check_ending, set_aside
 from specstream.models.hub.catalog import check, on_disk
 from specstream.models.hub.load import pick_device, pick_dtype
-from specstream.reporting import announce
 from specstream.training.checkpoints import Checkpoints
 from specstream.training.config import Recipe, TrainConfig
 from specstream.training.data import load_examples, read_file
-from specstream.training.loop import Loop, Outcome, make_accelerator
+from specstream.training.loop import Loop, Outcome, announce_warm_up, make_accelerator
 from specstream.training.run_log import RunLog
 
 RECIPES: Mapping[str, str] = {
@@ -73,11 +72,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Outcome:
             set_aside(root)
         _make_folder(root)
     accelerator.wait_for_everyone()
-    if (warmup := config.training.warmup_steps) >= config.training.num_train_steps and not quiet:
-        announce(
-            f"training.warmup_steps is {warmup} and training.num_train_steps is {config.training.num_train_steps}: "
-            "the learning rate never reaches its peak; give fewer steps of warm-up"
-        )
+    if not quiet:
+        announce_warm_up(config.training, "training.")
     main = bool(accelerator.is_main_process)
     with RunLog(root if main else None, config.logging, settings, quiet=quiet or not main) as run_log:
         trainee, tokenizer = _prepared(config, str(accelerator.device))

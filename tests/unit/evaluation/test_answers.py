@@ -39,7 +39,7 @@ def test_a_run_that_was_stopped_in_its_first_line_starts_anew(tmp_path):
 
 def test_answers_of_another_run_are_refused_and_can_be_set_aside(tmp_path):
     Answers(tmp_path, RUN).add({"example": 0})
-    with pytest.raises(UsageError, match=r"was written with data \"d\" and now it is \"e\"; give --no-resume"):
+    with pytest.raises(UsageError, match=r"was written with data 'd' and now it is 'e'; give --no-resume"):
         Answers(tmp_path, {**RUN, "data": "e"})
     for _ in range(2):
         assert Answers(tmp_path, {**RUN, "data": "e"}, resume=False).records == {}

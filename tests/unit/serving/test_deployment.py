@@ -57,7 +57,10 @@ def test_the_file_that_is_shipped_is_one() -> None:
         ("port: 1\napi_key: 12345", "deploy.yaml:2: api_key is not shown; give a text; a number in quotes"),
         ("port: true", "deploy.yaml:1: port is True; give a number"),
         ("max_model_len: 100", "did you mean 'max_context'?"),
-        ("port: 1\nmemory_gb: 2GB", "deploy.yaml:2: memory_gb is '2GB'; give a value that is a number"),
+        (
+            "port: 1\nmemory_gb: 2GB",
+            "deploy.yaml:2: memory_gb is '2GB'; give a number alone, in the unit that its name",
+        ),
         ("port: 1\napi_key:", "deploy.yaml:2: api_key is empty; give a key, or leave the line out"),
     ],
 )

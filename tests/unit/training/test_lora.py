@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 
 import pytest
 import torch
@@ -12,8 +13,6 @@ from tests.lossless import families
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("peft")
-# PEFT asks transformers under a name that transformers is giving up.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 CONFIG = {"r": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj", "o_proj"]}
 TEXTS = ["one two three four five six seven eight nine ten", "the cat sat on the mat and the dog sat on the cat"]
@@ -33,6 +32,19 @@ def trained() -> LoRAAdapter:
     made = adapter()
     made.train(TEXTS, epochs=8, learning_rate=0.02, max_length=32)
     return made
+
+
+def test_warnings_are_filtered_while_peft_is_called_and_no_longer():
+    before = list(warnings.filters)
+    LoRAAdapter(tiny_model(), {"r": 2})
+    assert list(warnings.filters) == before
+
+
+def test_a_warm_up_beyond_the_last_step_is_announced(capsys):
+    LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer()).train(TEXTS, epochs=1, warmup_steps=500)
+    assert "warmup_steps is 500 and num_train_steps is " in capsys.readouterr().err
+    LoRAAdapter(tiny_model(), {"r": 2}, tiny_tokenizer()).train(TEXTS, epochs=1)
+    assert "warmup_steps" not in capsys.readouterr().err
 
 
 def test_a_fresh_adapter_changes_nothing():
@@ -79,6 +91,7 @@ def test_weights_are_saved_and_loaded(trained, tmp_path):
     assert torch.equal(logits(fresh.get_adapted_model()), logits(trained.get_adapted_model()))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own call
 def test_the_folder_is_one_that_peft_reads(trained, tmp_path):
     from peft import PeftModel
 
@@ -181,7 +194,6 @@ def test_without_peft_the_error_is_the_line_that_installs_it(monkeypatch):
     ],
 )
 @pytest.mark.filterwarnings("error")
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_each_family_has_modules_of_its_own_that_learn(family, modules, tmp_path):
     torch.manual_seed(0)
     made = LoRAAdapter(copy.deepcopy(families.build(family)), {"r": 2})

@@ -18,11 +18,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.training.short_run import rows, short
 
 pytest.importorskip("peft")
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    # PEFT asks transformers under a name that transformers is giving up.
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = "name[7], food[9]\nText:\n"
 

@@ -17,6 +17,7 @@ from specstream.engine.contestants import PLAIN
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Group
 from specstream.files.atomic import changed, difference, read_lines, set_aside, write_whole
+from specstream.files.folders import held
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
 
@@ -121,7 +122,8 @@ class RunFolder(Samples):
         if not folder.run:
             inner = sorted(str(each.parent) for each in Path(root).glob(f"*/{RUN}"))
             given = f"one of those in it: {', '.join(inner)}" if inner else "a folder that specstream benchmark wrote"
-            raise UsageError(f"{str(root)!r} holds no run; give {given}")
+            what = (None if (folder.root / RUN).exists() else held(root)) or "no run"
+            raise UsageError(f"{str(root)!r} holds {what}; give {given}")
         return folder
 
     def begin(self, settings: Mapping[str, Any], provenance: Mapping[str, Any], facts: Mapping[str, Any]) -> int:

@@ -80,9 +80,10 @@ def read_prompts(section: PromptsSection, document: Document) -> list[Prompt]:
             raise UsageError(f"{where}no prompt is of the category {name!r}; give some of {', '.join(found)}")
     chosen = [name for name in found if not section.categories or name in section.categories]
     taken = [prompt for name in chosen for prompt in found[name][: section.per_category]]
-    say_left_out(
-        f"prompts.per_category is {section.per_category}", len(taken), sum(len(found[each]) for each in chosen)
-    )
+    if "--set" not in document.where(("prompts", "per_category")):  # whoever typed it knows
+        say_left_out(
+            f"prompts.per_category is {section.per_category}", len(taken), sum(len(found[each]) for each in chosen)
+        )
     return taken
 
 

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from specstream.environment import require
-from specstream.errors import UsageError, listed, one_line
+from specstream.errors import UsageError, listed, one_line, remedy, shown
 from specstream.files.atomic import why_unread
 from specstream.files.prompts import read_records
-from specstream.files.yaml_file import Section, malformed, misplaced, sections_of
+from specstream.files.yaml_file import Section, malformed, misplaced, owner_of, sections_of
 from specstream.models.hub.data_sets import load_dataset
 
 Metric = Literal["exact_match", "exact_answer", "rouge1", "rouge2", "rougeL", "bleu", "pass@1"]
@@ -189,7 +189,7 @@ def read_task(name: str) -> Task:
     try:
         return Task(**values)
     except ValidationError as error:
-        raise UsageError(f"task {str(path)!r}: {_wrong(error)}") from None
+        raise UsageError(f"task {str(path)!r}: {_wrong(error, owner_of(values, Task.model_fields))}") from None
 
 
 def read_examples(task: Task, path: str | Path) -> list[TaskExample]:
@@ -362,19 +362,21 @@ def _fields(prompt: str) -> list[str]:
     return [name for _, name, _, _ in string.Formatter().parse(prompt) if name is not None]
 
 
-def _wrong(error: ValidationError) -> str:
+def _wrong(error: ValidationError, owner: str) -> str:
+    """The complaint; ``owner`` ends it where the file is another command's."""
     errors = error.errors()
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
-        if complaint := misplaced(key.split("."), sections_of(Task)):
+        if not owner and (complaint := misplaced(key.split("."), sections_of(Task))):
             return complaint
         parts: dict[str, type[Section]] = {"parse": Parse, "dataset": HubDataset}
         known = parts.get(key.rpartition(".")[0], Task)
-        return f"unknown key {key!r}; known are {listed(key.rpartition('.')[2], known.model_fields)}"
-    remedy = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("should be ")
+        return f"unknown key {key!r}; known are {listed(key.rpartition('.')[2], known.model_fields)}{owner}"
+    own = first["type"] == "value_error"  # in words of ours
+    wanted = first["msg"].removeprefix("Value error, ") if own else remedy(first["msg"], first["input"])
     if not key:
-        return f"something is missing; give {remedy}"
+        return f"something is missing; give {wanted}"
     if first["type"] == "missing":
         return f"{key} is missing; give it"
-    return f"{key} is {first['input']!r}; give {remedy}"
+    return f"{key} is {shown(first['input'])}; give {wanted}"

@@ -18,7 +18,7 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def peft_for(what: str) -> Any:
-    """PEFT, without transformers' warning about an attribute that PEFT reads, which no caller can mend.
+    """PEFT.
 
     Args:
         what: needs it.
@@ -26,8 +26,19 @@ def peft_for(what: str) -> Any:
     Raises:
         MissingPackageError: it is not installed.
     """
-    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     return require("peft", "train", what)
+
+
+def with_adapters(model: Any, config: Any) -> Any:
+    """A model that PEFT wraps, without transformers' warning of an attribute that PEFT reads, which no caller can mend.
+
+    Args:
+        model: a transformers model, whose layers are replaced.
+        config: of PEFT.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        return peft_for("a LoRA adapter").get_peft_model(model, config)
 
 
 def check_adapter(name: str, path: str, base: str) -> None:
@@ -91,7 +102,7 @@ def merge_adapter(model: Any, name: str, path: str) -> Any:
     try:
         with safe_open(folder / _WEIGHTS, framework="pt") as file:
             stored = {key for key in file.keys() if "lora_" in key}  # noqa: SIM118  # it is no mapping
-        wrapped = peft.get_peft_model(model, peft.PeftConfig.from_pretrained(folder))
+        wrapped = with_adapters(model, peft.PeftConfig.from_pretrained(folder))
         wanted = {key for key in peft.get_peft_model_state_dict(wrapped, save_embedding_layers=False) if "lora_" in key}
         if stored != wanted:
             raise ValueError(f"{min(stored ^ wanted)} is in one of both only")

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from specstream.environment import variable
 from specstream.errors import ModelNotFoundError, closest, listed, shown
 from specstream.files.atomic import is_meant_as_path, user_cache
+from specstream.files.folders import held
 from specstream.models.hub import snapshots, wheels
 from specstream.models.hub.entry import CatalogEntry
 from specstream.models.hub.gguf_header import ENDING, is_gguf, read_header
@@ -221,9 +222,10 @@ def _refuse_others(name_or_path: str, folder: Path) -> None:
                 f"{name_or_path!r} is a folder with GGUF files: give one, such as {str(files[0])!r}"
             )
         trained = ("best/model/config.json", "best/config.json", "best/adapter_config.json")
+        theirs = f" that holds {what}" if (what := held(folder)) else ""
         found = next((repr(str((folder / each).parent)) for each in trained if (folder / each).is_file()), None)
         raise ModelNotFoundError(
-            f"{name_or_path!r} is a folder without config.json: give {found or 'the folder of a saved model'}"
+            f"{name_or_path!r} is a folder without config.json{theirs}: give {found or 'the folder of a saved model'}"
         )
     if name_or_path.startswith("self"):
         raise ModelNotFoundError(

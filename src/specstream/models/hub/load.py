@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from specstream.errors import ModelNotFoundError, SpecStreamError, UnsupportedModelError, UsageError, one_line
+from specstream.errors import (
+    ModelNotFoundError,
+    SpecStreamError,
+    UnsupportedModelError,
+    UsageError,
+    one_line,
+    suggested,
+)
 from specstream.models.architecture.compat import config_of, dequantised, model_class, require_supported
 from specstream.models.architecture.families import require_model
 from specstream.models.hub.catalog import entry_of, resolve
@@ -58,7 +65,8 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     if name == "auto":
         return None
     if name not in DTYPES:
-        raise UsageError(f"dtype is {dtype!r}; give auto, {', '.join(DTYPES)}")
+        quantised = f", or an engine's quantization={name!r}" if name in ("int8", "int4") else ""
+        raise UsageError(f"dtype is {dtype!r}; give auto, {', '.join(DTYPES)}{quantised}{suggested(name, DTYPES)}")
     return DTYPES[name]
 
 
@@ -222,10 +230,7 @@ def config_in(folder: str, name: str) -> Any:
     """
     if is_gguf(folder):
         return read_config(Path(folder))
-    if (kind := own_kind(folder)) is not None:
-        base = _settings(folder).get("base") or _settings(folder).get("specstream", {}).get("base", {})
-        given = f"{base['name']}, and {name!r} as its heads" if "name" in base else "the folder of a saved model"
-        raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give {given}")
+    check_holds_model(folder, name)
     try:
         if told := damage(Path(folder)):
             raise ModelNotFoundError(f"model {name!r} cannot be loaded: {told}")
@@ -240,6 +245,24 @@ def config_in(folder: str, name: str) -> Any:
             "SpecStream decodes with decoder-only models"
         )
     return config
+
+
+def check_holds_model(folder: str, name: str) -> None:
+    """Refuse a folder that holds something else of ours, such as heads.
+
+    Args:
+        folder: that ``resolve`` gives.
+        name: that it gave it for.
+
+    Raises:
+        ModelNotFoundError: so it is.
+    """
+    if is_gguf(folder) or (kind := own_kind(folder)) is None:
+        return
+    base = _settings(folder).get("base") or _settings(folder).get("specstream", {}).get("base", {})
+    what = "router" if kind == "router" else "heads"
+    given = f"its base, {base['name']}, and {name!r} as {what}" if "name" in base else "the folder of a saved model"
+    raise ModelNotFoundError(f"{name!r} holds {kind!r} and no model; give {given}")
 
 
 def own_kind(folder: str | os.PathLike[str]) -> str | None:

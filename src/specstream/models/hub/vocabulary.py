@@ -21,7 +21,7 @@ from specstream.errors import ModelNotFoundError, SpecStreamError, UsageError, V
 from specstream.files.atomic import why_unread
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.gguf_header import is_gguf, read_header
-from specstream.models.hub.load import load_model, reason, tokenizer_in
+from specstream.models.hub.load import check_holds_model, load_model, reason, tokenizer_in
 
 PART = "draft_vocabulary.json"
 _ABOUT = (
@@ -126,6 +126,8 @@ def check_tokenizers(target: str, draft: str, *, quick: bool = False) -> None:
         VocabularyMismatchError: the draft's is another one.
     """
     folders = resolve(target), resolve(draft)
+    for folder, name in zip(folders, (target, draft), strict=True):
+        check_holds_model(folder, name)
     own, other = (Path(folder) / "tokenizer.json" for folder in folders)
     if own.is_file() and other.is_file() and cmp(own, other, shallow=False):  # large ones take a second to parse
         return
