@@ -53,7 +53,6 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "PACE": (cost_model, (1, 9)),
     "LIFETIME": (cost_model, (32, NEVER)),
     "UNLIKELY": (plan, (0.0, 1.0)),
-    "HOPE": (plan, (0.2, 1.0)),
     "SURE": (plan, (0.7, 1.0)),
     "BESIDE": (plan, (0,)),
     "SPARE": (plan, (1, 4)),

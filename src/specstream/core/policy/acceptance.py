@@ -155,10 +155,10 @@ class Estimates:
             return [Level(depth, 1.0, min(1.0, ratio * survival)) for depth, survival in likely]
         source = self.of(offer)
         depth = min(offer.depth, source.reach, most)
-        ratio = min(1.0, ratio) if offer.cuts else ratio
         counts = [float(count) for count in offer.per_depth[:depth]]
         if offer.cuts:
             counts = [count * going for count, going in zip(counts, source.going(depth), strict=True)]
+            ratio = min(1.0, ratio)
         survivals = [min(1.0, ratio * each) for each in source.survivals(depth)]
         return [Level(at, *each) for at, each in enumerate(zip(counts, survivals, strict=True), 1)]
 

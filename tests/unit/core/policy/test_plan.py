@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import chain, product
+from itertools import product
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ import torch
 from specstream.core.policy.acceptance import Calibrations, Estimates, Level
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import SPARE, SURE, Ending, Plan, Planner, Share, _falling, plain_time, worth
+from specstream.core.policy.plan import SPARE, SURE, Ending, Plan, Planner, Share, plain_time, worth
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import Offer
 from specstream.core.tree import TokenTree
@@ -341,41 +341,31 @@ def tree_nodes(tree: TokenTree, part: TokenTree) -> list[int]:
     return list(part.places_in(tree))[1:]
 
 
-class TestFallingLevels:
-    def test_levels_that_fall_stay_as_they_are(self):
-        levels = [Level(1, 1.0, 0.9), Level(2, 2.0, 1.2), Level(3, 1.0, 0.3)]
-        assert list(_falling(levels, 0)) == levels
+class TestLevelsThatDoNotFall:
+    """A deeper level may bring more a node than the one before, as behind a node that only costs."""
 
-    def test_one_that_brings_more_a_node_is_taken_with_the_one_before(self):
-        levels = [Level(1, 4.0, 0.9), Level(2, 1.0, 0.8), Level(3, 1.0, 0.1)]
-        assert list(_falling(levels, 0)) == [Level(2, 5.0, pytest.approx(1.7)), Level(3, 1.0, 0.1)]
-
-    @pytest.mark.parametrize("beside", [0, 5])
-    def test_any_levels_keep_their_order_and_sums(self, beside):
-        chance = random.Random(beside)
+    @pytest.mark.parametrize("ragged", [True, False])
+    def test_none_is_taken_before_those_that_it_hangs_from(self, ragged):
+        own, chance = planner(machine(0.5), 3, ragged=ragged), random.Random(ragged)
+        offer = Offer(source="lookup/3", depth=8, tree=TokenTree.chain([9] * 9))
         for _ in range(200):
             levels = [
-                Level(depth, float(chance.randint(1, 4)), chance.uniform(0, 2))
-                for depth in range(1, chance.randint(2, 9))
+                [Level(at, float(chance.randint(1, 4)), chance.uniform(0, 2)) for at in range(1, chance.randint(2, 9))]
+                for _ in range(3)
             ]
-            found = list(_falling(levels, beside))
-            assert sum(level.nodes for level in found) == pytest.approx(beside + sum(level.nodes for level in levels))
-            assert sum(level.survival for level in found) == pytest.approx(sum(level.survival for level in levels))
-            assert [level.depth for level in found] == sorted(level.depth for level in found)
-            assert found[-1].depth == levels[-1].depth
-            shares = [level.survival / level.nodes for level in found]
-            assert shares == sorted(shares, reverse=True)
-            ends = set(
-                chain([0.0], (sum(each.nodes for each in levels[:at]) + beside for at in range(1, 1 + len(levels))))
-            )
-            reached = 0.0
-            for level in found:
-                reached += level.nodes
-                assert any(reached == pytest.approx(end) for end in ends), "a level is never split"
+            items = own._items([(offer, each) for each in levels])
+            for row, each in enumerate(levels):
+                mine = [(at, nodes, gain) for _, of, at, nodes, gain in items if of == row]
+                assert mine == [(at, level.nodes, level.survival) for at, level in enumerate(each)]
 
-    def test_levels_without_nodes_are_none(self):
-        assert list(_falling([], 3)) == []
-        assert list(_falling([Level(1, 0.0, 0.0)], 0)) == []
+    def test_they_are_taken_together_if_both_pay(self):
+        own = planner(machine(1.0), 2, ragged=True)
+        deep = Offer(source="lookup/9", depth=2, tree=TokenTree((9, 1, 2, 3, 4), (-1, 0, 0, 0, 1)))
+        poor = Offer(source="lookup/2", depth=1, tree=TokenTree.chain([9, 1]))
+        for _ in range(40):
+            own.estimates.of(deep).judge(2, 2)
+            own.estimates.of(poor).judge(1, 0)
+        assert nodes_of(own.best([[deep], [poor]], PATIENT)) == [4, 0]
 
 
 class TestABatchThatNobodyJoins:
