@@ -260,7 +260,7 @@ class Controller:
             if self._round < self._trials[drafter].until:
                 break
             plan = planner.trial(offers, drafter)
-            affordable = plan.stake / planner.plain - 1 <= self._budget
+            affordable = plan.seconds / planner.plain - 1 <= self._budget
             if affordable and self.costs.drafting(drafter, planner.rows, 1) < planner.plain:
                 self._trial = drafter
                 return plan

@@ -50,14 +50,12 @@ class Share(NamedTuple):
         offer: which.
         depth: the deepest that it goes.
         nodes: expected.
-        most: nodes if the draft does not end early.
         survival: tokens that are expected to be accepted.
     """
 
     offer: Offer
     depth: int
     nodes: float
-    most: int
     survival: float
 
 
@@ -76,10 +74,9 @@ class Plan:
     Attributes:
         shares: of every row, None for nothing.
         tokens: expected, of all rows, each counted by its worth.
-        nodes: by which the pass is priced, of all rows, if no draft ends early.
+        nodes: by which the pass is priced, of all rows.
         drafting: seconds of the drafter.
         seconds: of drafting and of the pass.
-        stake: the same if no draft ends early.
     """
 
     shares: Sequence[Share | None]
@@ -87,7 +84,6 @@ class Plan:
     nodes: float
     drafting: float
     seconds: float
-    stake: float
 
     @property
     def rate(self) -> float:
@@ -145,14 +141,12 @@ class Planner:
         found, rate = None, self.rows / self.plain
         for drafter, depth in [(None, 0), *depths]:
             taken = [self._pick(own, worth, drafter, depth) for own, worth in zip(choices, self.worth, strict=True)]
-            drafting, full = self._drafting(taken, depth)
-            items = self._items(taken)
-            count = self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare - full + drafting)
-            if count:
+            drafting, items = self._drafting(taken, depth), self._items(taken)
+            if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare):
                 counts = [0] * self.rows
                 for _, row, at, _, _ in items[:count]:
                     counts[row] = at + 1
-                found = self.plan([_share(*each) for each in zip(taken, counts, strict=True)], drafting, full)
+                found = self.plan([_share(*each) for each in zip(taken, counts, strict=True)], drafting)
                 rate = found.rate
         return found
 
@@ -215,14 +209,13 @@ class Planner:
                 best, most = (offer, within), gain
         return best
 
-    def plan(self, shares: Sequence[Share | None], drafting: float, full: float) -> Plan:
-        """What they bring and cost, with so many seconds of drafting; ``full`` if no draft ends early."""
+    def plan(self, shares: Sequence[Share | None], drafting: float) -> Plan:
+        """What they bring and cost, with so many seconds of drafting."""
         pairs = zip(self.worth, shares, strict=True)
         tokens = sum(worth * (1 + (share.survival if share else 0.0)) for worth, share in pairs)
         nodes = self.nodes([1 + (share.nodes if share else 0.0) for share in shares])
-        most = self.nodes([1 + (share.most if share else 0) for share in shares])
-        seconds, stake = drafting + self.line.of(nodes), full + self.line.of(most)
-        return Plan(shares=shares, tokens=tokens, nodes=most, drafting=drafting, seconds=seconds, stake=stake)
+        seconds = drafting + self.line.of(nodes)
+        return Plan(shares=shares, tokens=tokens, nodes=nodes, drafting=drafting, seconds=seconds)
 
     def nodes(self, sizes: Sequence[float]) -> float:
         """Nodes by which a pass over trees of these sizes is priced, of all rows together."""
@@ -238,7 +231,7 @@ class Planner:
         if self.ragged:
             first = max((row for row, own in enumerate(taken) if own), key=self.worth.__getitem__)
             taken = [own if row == first else None for row, own in enumerate(taken)]
-        return self.plan([_share(own, 1) for own in taken], *self._drafting(taken, 1))
+        return self.plan([_share(own, 1) for own in taken], self._drafting(taken, 1))
 
     def requests(self, requests: Sequence[DraftRequest], plan: Plan) -> list[DraftRequest]:
         """The rows' requests as they are to be met."""
@@ -249,18 +242,18 @@ class Planner:
 
     def _request(self, request: DraftRequest, share: Share, plan: Plan, worth: float) -> DraftRequest:
         offer = share.offer
-        planned = share.most if offer.ranked else 0
+        planned = round(share.nodes) if offer.ranked else 0
         nodes = min(SPARE * planned, len(offer.ranked))
         asked = replace(request, offer=offer, depth=share.depth, nodes=nodes, planned=planned)
         if not offer.cuts:
             return asked
-        scale = 1 if self.ragged else self.rows
-        others = plan.nodes - scale * (1 + share.most)
-        passes = [self.line.of(others + scale * size) for size in range(1, 2 + max(share.most, BESIDE))]
+        scale, most = 1 if self.ragged else self.rows, sum(offer.per_depth[: share.depth])
+        others = plan.nodes - scale * (1 + share.nodes)
+        passes = [self.line.of(others + scale * size) for size in range(1, 2 + max(most, BESIDE))]
         rate = plan.rate / self.rows / max(worth, 1e-9)
         rows = sum(each is not None and each.offer.drafter == offer.drafter for each in plan.shares)
         step = self.costs.drafting(offer.drafter, rows, 1)
-        node = (passes[share.most] - passes[0]) / share.most
+        node = (passes[most] - passes[0]) / most
         threshold = min(SURE, (step + offer.branches * node) * rate)
         return replace(asked, threshold=threshold, prices=tuple((b - a) * rate for a, b in pairwise(passes)))
 
@@ -287,30 +280,26 @@ class Planner:
             kept[row].add(node)
         return [tree.kept(kept[row]) if row in kept else tree for row, tree in enumerate(trees)]
 
-    def _drafting(self, taken: Sequence[_Taken | None], deepest: int) -> tuple[float, float]:
-        """Seconds of drafting, and those if no draft ends early."""
+    def _drafting(self, taken: Sequence[_Taken | None], deepest: int) -> float:
+        """Seconds of drafting."""
         asking = [own for own in taken if own and own[0].tree is None]
         if not asking:
-            return 0.0, 0.0
-        drafter, unread = asking[0][0].drafter, max(offer.unread for offer, _ in asking)
-        depth = min(deepest, max(level.depth for _, levels in asking for level in levels))
-        full = steps = self.costs.drafting(drafter, len(asking), depth, unread)
+            return 0.0
+        steps: float = min(deepest, max(level.depth for _, levels in asking for level in levels))
         if any(offer.cuts for offer, _ in asking):
-            going = [self.estimates.of(offer).going(depth) for offer, _ in asking]
+            going = zip(*(self.estimates.of(offer).going(int(steps) - 1) for offer, _ in asking), strict=True)
             # A draft goes on until the last row has ended, and ends after the step that finds out that it has to.
-            expected = 1 + sum(1 - math.prod(1 - own[at] for own in going) for at in range(depth - 1))
-            steps = self.costs.drafting(drafter, len(asking), expected, unread)
-        return steps, full
+            steps = 1 + sum(1 - math.prod(1 - each for each in own) for own in going)
+        return self.costs.drafting(asking[0][0].drafter, len(asking), steps, max(offer.unread for offer, _ in asking))
 
 
 def _share(own: _Taken | None, count: int) -> Share | None:
     """The first levels of an offer."""
     if own is None or not count:
         return None
-    offer, levels = own[0], own[1][:count]
-    depth, nodes = max(level.depth for level in levels), sum(level.nodes for level in levels)
-    most = round(nodes) if offer.ranked else offer.beside + sum(offer.per_depth[:depth])
-    return Share(offer, depth, nodes, most, sum(level.survival for level in levels))
+    levels = own[1][:count]
+    depth = max(level.depth for level in levels)
+    return Share(own[0], depth, sum(level.nodes for level in levels), sum(level.survival for level in levels))
 
 
 class Ending(NamedTuple):
