@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from specstream.core.policy import plan as plans
 from specstream.core.policy.acceptance import Estimates
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import Ending, Plan, Planner
+from specstream.core.policy.plan import Plan, Planner
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
@@ -84,7 +84,7 @@ class Controller:
         self._asked = False  # whether anything could be drafted in this round
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
-        self._left: list[int] | None = None  # tokens, of each row of a batch that nobody joins
+        self._left: Sequence[int] | None = None  # tokens, of each row of a batch that nobody joins
 
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test measured."""
@@ -117,7 +117,7 @@ class Controller:
         self,
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
-        ending: Sequence[Ending] | None = None,
+        left: Sequence[int] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -126,13 +126,13 @@ class Controller:
         Args:
             requests: of every row.
             offers: what there is for them.
-            ending: of every row, in a batch that nobody joins.
+            left: tokens that every row may still emit, in a batch that nobody joins.
             ragged: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
         self._asked = any(request.depth for request in requests)
-        self._left = None if ending is None else [each.left for each in ending]
+        self._left = left
         self.costs.look_at(max(len(request.tokens) for request in requests))
         last = self._plain.setdefault(rows, self._round)
         if any(offers) and self.costs.knows(rows) and self._round - last <= PLAIN_AFTER:
@@ -141,7 +141,7 @@ class Controller:
                 estimates=self.estimates,
                 calibrations=[request.calibrations for request in requests],
                 ragged=ragged,
-                worth=plans.worth(ending, self.costs.plain) if ending else [1.0] * rows,
+                worth=plans.worth(left, self.costs.plain) if left else [1.0] * rows,
             )
             spare = (1 + self._budget) * planner.plain
             self._plan = planner.best(offers, spare) or self._due(planner, offers)

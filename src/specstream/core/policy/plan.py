@@ -40,7 +40,7 @@ SPARE = 2
 """Times as many nodes as were planned are drafted where the drafter says how likely each is: the best are kept."""
 
 CHANCE = 0.5
-"""How far apart two rows must be expected to end for their order to be certain, in roots of the passes left."""
+"""How far apart two rows must end for their order to be certain, in roots of the tokens left."""
 
 
 class Share(NamedTuple):
@@ -140,7 +140,7 @@ class Planner:
         depths = ((name, depth) for name, most in deepest.items() for depth in sorted({min(d, most) for d in DEPTHS}))
         found, rate = None, self.rows / self.plain
         for drafter, depth in [(None, 0), *depths]:
-            taken = [self._pick(own, worth, drafter, depth) for own, worth in zip(choices, self.worth, strict=True)]
+            taken = [_pick(own, drafter, depth) for own in choices]
             drafting, items = self._drafting(taken, depth), self._items(taken)
             if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare):
                 counts = [0] * self.rows
@@ -191,22 +191,6 @@ class Planner:
             seconds = drafting + self.line.of(nodes if self.ragged else self.rows * widest)
             if tokens > rate * seconds and (count == 1 or seconds <= spare):
                 best, rate = count, tokens / seconds
-        return best
-
-    def _pick(self, own: Sequence[_Taken], worth: float, drafter: str | None, deepest: int) -> _Taken | None:
-        """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
-        best, most = None, -1.0  # nodes that do not pay by themselves may be free beside others, up to a padded size
-        for offer, levels in own:
-            if offer.tree is None and offer.drafter != drafter:
-                continue
-            within = levels if offer.tree is not None else [each for each in levels if each.depth <= deepest]
-            gain = 0.0
-            for level in within:
-                if (more := worth * level.survival - self.node * level.nodes) <= 0:
-                    break
-                gain += more
-            if within and gain > most:
-                best, most = (offer, within), gain
         return best
 
     def plan(self, shares: Sequence[Share | None], drafting: float) -> Plan:
@@ -293,6 +277,17 @@ class Planner:
         return self.costs.drafting(asking[0][0].drafter, len(asking), steps, max(offer.unread for offer, _ in asking))
 
 
+def _pick(own: Sequence[_Taken], drafter: str | None, deepest: int) -> _Taken | None:
+    """Which of a row's offers brings most tokens; of those to be drafted this drafter's, so deep."""
+    found = list[_Taken]()
+    for offer, levels in own:
+        if offer.tree is not None:
+            found.append((offer, levels))
+        elif offer.drafter == drafter and (within := [each for each in levels if each.depth <= deepest]):
+            found.append((offer, within))
+    return max(found, key=lambda each: sum(level.survival for level in each[1]), default=None)
+
+
 def _share(own: _Taken | None, count: int) -> Share | None:
     """The first levels of an offer."""
     if own is None or not count:
@@ -302,31 +297,24 @@ def _share(own: _Taken | None, count: int) -> Share | None:
     return Share(own[0], depth, sum(level.nodes for level in levels), sum(level.survival for level in levels))
 
 
-class Ending(NamedTuple):
-    """Of a row in a batch that nobody joins: tokens that it may still emit, and how many a pass it emits."""
-
-    left: int
-    pace: float
-
-
-def worth(rows_ending: Sequence[Ending], price: Callable[[int], float]) -> list[float]:
+def worth(left: Sequence[int], price: Callable[[int], float]) -> list[float]:
     """What a token more of each row is worth in a batch that nobody joins; 1 on average.
 
     Of the row that ends k-th of n, a pass less saves c(n - k + 1) - c(n - k), with c(j) the cost of a plain pass over
     j rows: where rows cost little only the last one's passes count, and those of the others are made anyway. Rows whose
-    order is still open share what they save: what chance does to the passes that are left grows with their root.
+    order is still open share what they save: what chance does to what is left grows with its root.
 
     Args:
-        rows_ending: of every row.
+        left: tokens that every row may still emit.
         price: of a plain pass over so many rows.
     """
-    rows, ending = len(rows_ending), [each.left / each.pace for each in rows_ending]
+    rows, end = len(left), len(left)
     prices = [0.0, *accumulate((price(count) for count in range(1, rows + 1)), max)]
-    order = sorted(range(rows), key=ending.__getitem__)
-    found, end = [0.0] * rows, rows
+    order = sorted(range(rows), key=left.__getitem__)
+    found = [0.0] * rows
     for place in reversed(range(rows)):
-        last = ending[order[end - 1]]
-        if not place or last - ending[order[place - 1]] > CHANCE * math.sqrt(last):
+        last = left[order[end - 1]]
+        if not place or last - left[order[place - 1]] > CHANCE * math.sqrt(last):
             saved = (prices[rows - place] - prices[rows - end]) / (end - place)
             for row in order[place:end]:
                 found[row] = saved * rows / prices[rows]

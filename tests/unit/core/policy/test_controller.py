@@ -40,7 +40,7 @@ DRAFTERS = {"lookup": {"lookup": (0.5, 0.0)}, "model": {"model": 0.0}, "mixed": 
 class Always(Controller):
     """Takes what is offered, to its full depth."""
 
-    def choose(self, requests, offers, ending=None, *, ragged=False):
+    def choose(self, requests, offers, left=None, *, ragged=False):
         pairs = zip(requests, offers, strict=True)
         return [replace(request, offer=own[0], depth=own[0].depth) for request, own in pairs]
 

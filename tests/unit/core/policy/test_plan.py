@@ -12,7 +12,7 @@ import torch
 from specstream.core.policy.acceptance import Calibrations, Estimates, Level
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import SPARE, SURE, Ending, Plan, Planner, Share, plain_time, worth
+from specstream.core.policy.plan import SPARE, SURE, Plan, Planner, Share, plain_time, worth
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import Offer
 from specstream.core.tree import TokenTree
@@ -383,15 +383,11 @@ class TestABatchThatNobodyJoins:
     def test_what_a_token_is_worth_is_what_it_saves(self):
         """Where the order is certain."""
         left = [10, 60, 200]
-        found = worth([Ending(each, 1.0) for each in left], self.price)
+        found = worth(left, self.price)
         for row in range(3):
             less = [each - (at == row) for at, each in enumerate(left)]
             saved = plain_time(left, self.price) - plain_time(less, self.price)
             assert found[row] * self.price(3) / 3 == pytest.approx(saved)
 
     def test_rows_whose_order_is_open_share_what_they_save(self):
-        assert worth([Ending(50, 1.0), Ending(52, 1.0)], self.price) == [1.0, 1.0]
-
-    def test_a_fast_row_ends_first_though_more_is_left_of_it(self):
-        fast, slow = worth([Ending(90, 3.0), Ending(80, 1.0)], self.price)
-        assert fast < 0.2 < 1.8 < slow
+        assert worth([50, 52], self.price) == [1.0, 1.0]
