@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Sequence
 from itertools import accumulate, takewhile
 from typing import NamedTuple
@@ -135,19 +134,17 @@ class Estimates:
         """Of what is expected in a row before its drafter drafts, or of what was ``drafted``."""
         return calibrations.setdefault((offer.drafter, drafted), Calibration())
 
-    def levels(
-        self, offer: Offer, calibrations: Calibrations, least: float = 0.0, most: int = sys.maxsize
-    ) -> list[Level]:
-        """What an offer's tree is extended by, in that order, as deep as it may be taken; ``most`` levels at most.
+    def levels(self, offer: Offer, calibrations: Calibrations, least: float = 0.0) -> list[Level]:
+        """What an offer's tree is extended by, in that order, as deep as it may be taken.
 
         Of an offer that is ranked, without nodes that are accepted less often than ``least``.
         """
         ratio = self.calibration(calibrations, offer).ratio
         if offer.ranked:
-            likely = takewhile(lambda each: ratio * each[1] >= least, offer.ranked[:most])
+            likely = takewhile(lambda each: ratio * each[1] >= least, offer.ranked)
             return [Level(depth, 1.0, min(1.0, ratio * survival)) for depth, survival in likely]
         source = self.of(offer)
-        depth = min(offer.depth, source.reach, most)
+        depth = min(offer.depth, source.reach)
         counts = [float(count) for count in offer.per_depth[:depth]]
         if offer.cuts:
             counts = [count * going for count, going in zip(counts, source.going(depth), strict=True)]

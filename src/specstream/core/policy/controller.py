@@ -33,6 +33,9 @@ PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
 
+AGREES = 0.25
+"""How far what a plain pass takes may be from that, as a natural logarithm."""
+
 LONGEST_PAUSE = 16
 """Most rounds of a pause. The first has one; they double as long as nothing is gained."""
 
@@ -41,9 +44,6 @@ GAIN_FADE = 1 / 16
 
 GAIN_OF_A_TEXT = 0.05
 """The most of it with which a text begins, in plain passes: what the last one gained says little about this one."""
-
-AGREES = 0.25
-"""How far what a plain pass takes may be from that, as a natural logarithm."""
 
 
 class _Wait:
@@ -264,4 +264,5 @@ class Controller:
             if affordable and self.costs.drafting(drafter, planner.rows, 1) < planner.plain:
                 self._trial = drafter
                 return plan
+            self._trials[drafter].until = self._round + TRIAL_AFTER  # the budget refills slowly
         return None

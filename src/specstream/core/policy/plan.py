@@ -211,7 +211,7 @@ class Planner:
         for row, own in enumerate(offers):
             offer = next((each for each in own if each.tree is None and each.drafter == drafter), None)
             if offer is not None:
-                taken[row] = offer, self.estimates.levels(offer, self.calibrations[row], most=1)
+                taken[row] = offer, self.estimates.levels(offer, self.calibrations[row])[:1]
         if self.ragged:
             first = max((row for row, own in enumerate(taken) if own), key=self.worth.__getitem__)
             taken = [own if row == first else None for row, own in enumerate(taken)]
