@@ -60,7 +60,6 @@ CHANGES: dict[str, tuple[Any, Sequence[Any]]] = {
     "DEPTHS": (plan, (tuple(range(1, 33)), (1, 4, 16))),
     "BUDGET": (controller, (1.0, 10.0, NEVER)),
     "REFILL": (controller, (0.0, 0.005, 0.03)),
-    "REFILL_OF_A_TEXT": (controller, (0.0, 1.0)),
     "BUDGET_OF_A_TEXT": (controller, (0.5, 1.5, 3.0)),
     "TRIAL_AFTER": (controller, (4, 64)),
     "LONGEST_WAIT": (controller, (16, 1024)),

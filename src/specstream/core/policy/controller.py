@@ -23,8 +23,8 @@ from specstream.core.tree import TokenTree
 BUDGET, REFILL = 3.0, 0.01
 """The regret budget in plain passes: its cap, and what every round adds."""
 
-BUDGET_OF_A_TEXT, REFILL_OF_A_TEXT = 1.0, 0.3
-"""Of that, the most with which a text begins, and the least: it pays for its losses with its own gains."""
+BUDGET_OF_A_TEXT = 1.0
+"""The most of that with which a text begins: it pays for its losses with its own gains."""
 
 TRIAL_AFTER, LONGEST_WAIT = 16, 128
 """Rounds after which a drafter that does not pay is tried again; they double with every trial in vain."""
@@ -99,7 +99,7 @@ class Controller:
         for wait in (self._pauses[rows], *self._trials.values()):
             wait.halve()
         self._gains[rows] = min(GAIN_OF_A_TEXT, self._gains[rows])
-        self._budget = min(BUDGET_OF_A_TEXT, max(0.0, self._budget) + REFILL_OF_A_TEXT)
+        self._budget = min(BUDGET_OF_A_TEXT, max(0.0, self._budget))
 
     def plain_seconds(self, rows: int) -> float | None:
         """What a plain pass of so many rows takes here; None until that is known."""
