@@ -16,7 +16,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from specstream.core.clock import Clock, Mark, between, split
-from specstream.core.policy.plan import Ending
 from specstream.core.policy.policy import Speculation
 from specstream.core.ports import Drafter, DraftRequest, Offer, Target, TargetSession, Verdict, begun
 from specstream.core.prefix_cache import PrefixCache
@@ -157,8 +156,8 @@ class Batch:
         asked = [_request(*each, self._context_length, self._turn) for each in zip(rows, depths, strict=True)]
         offers = self._drafts.offers(asked)
         timed = self.closed and len(rows) > 1  # to a lone row its end makes no difference
-        ending = [Ending(row.left(self._context_length), row.stats.pace) for row in rows] if timed else None
-        requests = speculation.choose(rows, asked, offers, ending, ragged=self._ragged)
+        left = [row.left(self._context_length) for row in rows] if timed else None
+        requests = speculation.choose(rows, asked, offers, left, ragged=self._ragged)
         chosen = self._clock.mark()
         trees = speculation.cut(rows, self._drafts.propose(requests))
         return _Draft(offers, requests, trees, chosen.seconds - start.seconds, chosen)

@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from specstream.core.ports import Verdict
 from specstream.core.tree import TokenTree
 
-PATIENCE = 4
-"""Passes before which nobody knows how fast a row is."""
-
 
 @dataclass
 class RowStats:
@@ -72,11 +69,6 @@ class RowStats:
     def mean_accepted_length(self) -> float:
         """Tokens per target pass, the bonus or correction included; 1.0 for plain decoding."""
         return self.new_tokens / len(self.emitted) if self.emitted else 0.0
-
-    @property
-    def pace(self) -> float:
-        """Tokens that the next passes are expected to emit each: what they did so far, and ``PATIENCE`` plain ones."""
-        return (self.new_tokens + PATIENCE) / (self.target_passes + PATIENCE)
 
     @property
     def acceptance_rate(self) -> float:

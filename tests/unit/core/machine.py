@@ -14,10 +14,8 @@ import torch
 from specstream.core.policy.acceptance import Calibrations
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import Ending
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
-from specstream.core.stats import PATIENCE
 from specstream.core.tree import TokenTree
 
 CHANCE = torch.Generator()
@@ -78,17 +76,15 @@ class Machine:
         """The same of a batch that nobody joins, whose rows leave when they have so many tokens."""
         rows, started = self.rows, self.seconds
         assert isinstance(self.lookup, list)
-        lookup, left, passes = self.lookup, [tokens] * rows, 0
+        lookup, left = self.lookup, [tokens] * rows
         while left:
-            pace = [(tokens - each + PATIENCE) / (passes + PATIENCE) for each in left]
-            emitted = self.round(controller, max(left), [Ending(*each) for each in zip(left, pace, strict=True)])
+            emitted = self.round(controller, max(left), left)
             left = [each - more for each, more in zip(left, emitted, strict=True)]
             stay = [at for at, each in enumerate(left) if each > 0]
             left, self.lookup = [left[at] for at in stay], [self.lookup[at] for at in stay]
             self.unread = [self.unread[at] for at in stay]
             self.calibrations = [self.calibrations[at] for at in stay]
             self.rows = len(left)
-            passes += 1
         self.rows, self.lookup, self.unread = rows, lookup, [1] * rows
         self.begin()
         return tokens * self.price(self._nodes([1] * self.rows)) / (self.seconds - started)
@@ -104,7 +100,7 @@ class Machine:
             for depth in range(self.depth + 1)
         ) * self.price(1)
 
-    def round(self, controller: Controller, left: int = 99, ending: Sequence[Ending] | None = None) -> list[int]:
+    def round(self, controller: Controller, left: int = 99, each_left: Sequence[int] | None = None) -> list[int]:
         if controller.pauses(self.rows):
             self._behind = True
             self.seconds, self.tokens = self.seconds + self.price(self._nodes([1] * self.rows)), self.tokens + self.rows
@@ -117,7 +113,7 @@ class Machine:
         asked = [
             DraftRequest(tokens=[9], depth=depth, generator=CHANCE, calibrations=each) for each in self.calibrations
         ]
-        requests = controller.choose(asked, offers, ending, ragged=self.ragged)
+        requests = controller.choose(asked, offers, each_left, ragged=self.ragged)
         trees, verdicts, done = [], [], []
         steps = 0
         for row, request in enumerate(requests):

@@ -215,15 +215,15 @@ class TestDepth:
     def test_is_told_the_texts_and_when_they_end(self, monkeypatch):
         told = []
 
-        def choose(self, requests, offers, ending=None, *, ragged):
-            told.append(([len(request.tokens) for request in requests], ending))
+        def choose(self, requests, offers, left=None, *, ragged):
+            told.append(([len(request.tokens) for request in requests], left))
             return [replace(request, depth=0) for request in requests]
 
         monkeypatch.setattr(Controller, "choose", choose)
         rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
         settings = {"timings": Timings(), "speculation": Speculation(max_depth=5, controller=Controller())}
         list(decode(MODEL, NoDrafter(), rows, **settings))  # nobody can join, so the ends are known
-        assert told == [([3, 12], [(3, 1.0)] * 2), ([4, 13], [(2, 1.0)] * 2), ([5, 14], [(1, 1.0)] * 2)]
+        assert told == [([3, 12], [3, 3]), ([4, 13], [2, 2]), ([5, 14], [1, 1])]
         told.clear()
         rows = start_rows([PROMPT, PROMPT * 4], [0, 1], MODEL.context_length, **greedy(3))
         Batch(MODEL, NoDrafter(), rows, **settings).step()
@@ -234,7 +234,7 @@ class TestDepth:
         judged = []
         observe = Controller.observe
 
-        def choose(self, requests, offers, ending=None, *, ragged):
+        def choose(self, requests, offers, left=None, *, ragged):
             return [replace(each, offer=own[0] if own else None) for each, own in zip(requests, offers, strict=True)]
 
         def noted(self, offers, requests, trees, *rest, **named):
@@ -277,7 +277,7 @@ class Paused(Controller):
         self.count += 1
         return self.count - 1 in self.rounds
 
-    def choose(self, requests, offers, ending=None, *, ragged):
+    def choose(self, requests, offers, left=None, *, ragged):
         return [replace(each, offer=own[0] if own else None) for each, own in zip(requests, offers, strict=True)]
 
 

@@ -71,7 +71,7 @@ class Fickle:
     def pauses(self, rows):
         return False
 
-    def choose(self, requests, offers, ending=None, *, ragged):
+    def choose(self, requests, offers, left=None, *, ragged):
         self.round += 1
         return [
             replace(asked, offer=own[(self.round + row) % len(own)] if own else None, depth=self.depth if own else 0)

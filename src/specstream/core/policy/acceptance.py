@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Sequence
 from itertools import accumulate, takewhile
 from typing import NamedTuple
@@ -106,9 +105,9 @@ class Calibration:
         ratio: the two, as far as there were drafts.
     """
 
-    def __init__(self, ratio: float = 1.0) -> None:
-        self._expected, self._happened = CALIBRATION_WEIGHT, CALIBRATION_WEIGHT * ratio
-        self.ratio = ratio
+    def __init__(self) -> None:
+        self._expected = self._happened = CALIBRATION_WEIGHT
+        self.ratio = 1.0
 
     def judge(self, expected: float, happened: float) -> None:
         """So many tokens were expected, for example, and so many it were."""
@@ -127,38 +126,29 @@ class Estimates:
 
     def __init__(self) -> None:
         self._sources: dict[str, Acceptance] = {}
-        self._usual = Calibrations()
 
     def of(self, offer: Offer) -> Acceptance:
         return self._sources.setdefault(offer.source, Acceptance())
 
     def calibration(self, calibrations: Calibrations, offer: Offer, *, drafted: bool = False) -> Calibration:
-        """Of what is expected in a row before its drafter drafts, or of what was ``drafted``.
+        """Of what is expected in a row before its drafter drafts, or of what was ``drafted``."""
+        return calibrations.setdefault((offer.drafter, drafted), Calibration())
 
-        A text of which nothing was seen is half as far below what is expected as others were, and never above.
-        """
-        key = offer.drafter, drafted
-        if key not in calibrations:
-            calibrations[key] = Calibration(min(1.0, (1 + self._usual.setdefault(key, Calibration()).ratio) / 2))
-        return calibrations[key]
-
-    def levels(
-        self, offer: Offer, calibrations: Calibrations, least: float = 0.0, most: int = sys.maxsize
-    ) -> list[Level]:
-        """What an offer's tree is extended by, in that order, as deep as it may be taken; ``most`` levels at most.
+    def levels(self, offer: Offer, calibrations: Calibrations, least: float = 0.0) -> list[Level]:
+        """What an offer's tree is extended by, in that order, as deep as it may be taken.
 
         Of an offer that is ranked, without nodes that are accepted less often than ``least``.
         """
         ratio = self.calibration(calibrations, offer).ratio
         if offer.ranked:
-            likely = takewhile(lambda each: ratio * each[1] >= least, offer.ranked[:most])
+            likely = takewhile(lambda each: ratio * each[1] >= least, offer.ranked)
             return [Level(depth, 1.0, min(1.0, ratio * survival)) for depth, survival in likely]
         source = self.of(offer)
-        depth = min(offer.depth, source.reach, most)
-        ratio = min(1.0, ratio) if offer.cuts else ratio
+        depth = min(offer.depth, source.reach)
         counts = [float(count) for count in offer.per_depth[:depth]]
         if offer.cuts:
             counts = [count * going for count, going in zip(counts, source.going(depth), strict=True)]
+            ratio = min(1.0, ratio)
         survivals = [min(1.0, ratio * each) for each in source.survivals(depth)]
         return [Level(at, *each) for at, each in enumerate(zip(counts, survivals, strict=True), 1)]
 
@@ -177,15 +167,15 @@ class Estimates:
             return
         if taken.ranked:
             planned = [survival for depth, survival in taken.ranked if depth <= asked][: request.planned or None]
-            self._calibrate(known, taken, sum(planned), verdict.accepted)
+            self.calibration(known, taken).judge(sum(planned), verdict.accepted)
             if tree.survival:
-                self._calibrate(known, taken, sum(tree.survival[1:]), verdict.accepted, drafted=True)
+                self.calibration(known, taken, drafted=True).judge(sum(tree.survival[1:]), verdict.accepted)
             return
         source, drafted = self.of(taken), max(tree.depths)
         steps = drafted if tree.steps is None else tree.steps
         if taken.cuts:
             # What is known of each depth is of the drafts that got there, of which the drafter was sure.
-            self._calibrate(known, taken, sum(source.survivals(asked)), verdict.accepted)
+            self.calibration(known, taken).judge(sum(source.survivals(asked)), verdict.accepted)
             # A draft that ended found out by a step more, whose token it may have proposed all the same.
             source.judge_length(asked, steps - (steps < asked or drafted < steps))
             source.judge(min(steps, emitted, verdict.accepted + 1), verdict.accepted)
@@ -196,11 +186,5 @@ class Estimates:
         """Of a draft that is so deep, as far as something was emitted, so many tokens were accepted."""
         source = self.of(offer)
         depth = min(reached, len(source.rates))  # what was never judged is expected by a guess
-        self._calibrate(calibrations, offer, sum(source.survivals(depth)), min(depth, accepted))
+        self.calibration(calibrations, offer).judge(sum(source.survivals(depth)), min(depth, accepted))
         source.judge(min(reached, accepted + 1), accepted)
-
-    def _calibrate(
-        self, calibrations: Calibrations, offer: Offer, expected: float, happened: float, *, drafted: bool = False
-    ) -> None:
-        self.calibration(calibrations, offer, drafted=drafted).judge(expected, happened)
-        self._usual.setdefault((offer.drafter, drafted), Calibration()).judge(expected, happened)

@@ -11,13 +11,11 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from specstream.core.policy import plan as plans
 from specstream.core.policy.acceptance import Estimates
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import Ending, Plan, Planner
+from specstream.core.policy.plan import Plan, Planner
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import DraftRequest, Offer, Verdict
 from specstream.core.tree import TokenTree
@@ -25,8 +23,8 @@ from specstream.core.tree import TokenTree
 BUDGET, REFILL = 3.0, 0.01
 """The regret budget in plain passes: its cap, and what every round adds."""
 
-BUDGET_OF_A_TEXT, REFILL_OF_A_TEXT = 1.0, 0.3
-"""Of that, the most with which a text begins, and the least: it pays for its losses with its own gains."""
+BUDGET_OF_A_TEXT = 1.0
+"""The most of that with which a text begins: it pays for its losses with its own gains."""
 
 TRIAL_AFTER, LONGEST_WAIT = 16, 128
 """Rounds after which a drafter that does not pay is tried again; they double with every trial in vain."""
@@ -34,6 +32,9 @@ TRIAL_AFTER, LONGEST_WAIT = 16, 128
 PLAIN_AFTER = 128
 """Rounds without a plain pass after which there are some, until one takes what was expected: all others are held
 against it."""
+
+AGREES = 0.25
+"""How far what a plain pass takes may be from that, as a natural logarithm."""
 
 LONGEST_PAUSE = 16
 """Most rounds of a pause. The first has one; they double as long as nothing is gained."""
@@ -44,30 +45,28 @@ GAIN_FADE = 1 / 16
 GAIN_OF_A_TEXT = 0.05
 """The most of it with which a text begins, in plain passes: what the last one gained says little about this one."""
 
-AGREES = 0.25
-"""How far what a plain pass takes may be from that, as a natural logarithm."""
 
+class _Wait:
+    """Rounds without what gained nothing: twice as many each time, up to a bound.
 
-class _Asked(NamedTuple):
-    """Of a drafter in a round: rows that it drafted for, its deepest step, tokens to read first, accepted tokens."""
+    Attributes:
+        until: the first round behind them.
+    """
 
-    rows: int = 0
-    depth: int = 0
-    unread: int = 0
-    accepted: int = 0
+    def __init__(self, first: int, longest: int) -> None:
+        self.until, self._first, self._longest, self._next = 0, first, longest, first
 
-    def and_by(self, depth: int, unread: int, accepted: int) -> _Asked:
-        """With one row more."""
-        return _Asked(self.rows + 1, max(self.depth, depth), max(self.unread, unread), self.accepted + accepted)
+    def begin(self, now: int) -> None:
+        """From the round behind this one on."""
+        self.until, self._next = now + 1 + self._next, min(2 * self._next, self._longest)
 
+    def end(self) -> None:
+        """Something was gained."""
+        self.until, self._next = 0, self._first
 
-@dataclass
-class _Pause:
-    """Of rounds of so many rows: up to which round they pause, how long next time, and plain passes that one gains."""
-
-    until: int = 0
-    length: int = 1
-    gain: float = 0.0
+    def halve(self) -> None:
+        """Texts begin in which more may be gained, or less."""
+        self.until, self._next = 0, max(self._first, self._next // 2)
 
 
 class Controller:
@@ -78,14 +77,14 @@ class Controller:
         self._budget = BUDGET
         self._round = 0
         self._plain: dict[int, int] = {}  # rows -> the last plain round
-        self._tried: dict[str, int] = {}  # drafter -> the last round with it
-        self._waits: dict[str, int] = {}  # drafter -> rounds after which it is tried again
+        self._trials = defaultdict[str, _Wait](lambda: _Wait(TRIAL_AFTER, LONGEST_WAIT))  # by drafter
+        self._pauses = defaultdict[int, _Wait](lambda: _Wait(1, LONGEST_PAUSE))  # by rows
+        self._gains = defaultdict[int, float](float)  # rows -> plain passes that a round gains on average
         self._trial: str | None = None  # what this round tries, if anything
-        self._pauses = defaultdict[int, _Pause](_Pause)  # by rows
         self._asked = False  # whether anything could be drafted in this round
         self._planner: Planner | None = None  # of this round
         self._plan: Plan | None = None
-        self._left: list[int] | None = None  # tokens, of each row of a batch that nobody joins
+        self._left: Sequence[int] | None = None  # tokens, of each row of a batch that nobody joins
 
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test measured."""
@@ -97,10 +96,10 @@ class Controller:
 
     def renew(self, rows: int = 1) -> None:
         """Texts of so many rows begin, in which drafters may be worth more than in the last ones, or less."""
-        pause = self._pauses[rows]
-        pause.until, pause.length, pause.gain = 0, max(1, pause.length // 2), min(GAIN_OF_A_TEXT, pause.gain)
-        self._budget = min(BUDGET_OF_A_TEXT, max(0.0, self._budget) + REFILL_OF_A_TEXT)
-        self._waits = {drafter: wait // 2 for drafter, wait in self._waits.items()}
+        for wait in (self._pauses[rows], *self._trials.values()):
+            wait.halve()
+        self._gains[rows] = min(GAIN_OF_A_TEXT, self._gains[rows])
+        self._budget = min(BUDGET_OF_A_TEXT, max(0.0, self._budget))
 
     def plain_seconds(self, rows: int) -> float | None:
         """What a plain pass of so many rows takes here; None until that is known."""
@@ -118,7 +117,7 @@ class Controller:
         self,
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
-        ending: Sequence[Ending] | None = None,
+        left: Sequence[int] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -127,27 +126,28 @@ class Controller:
         Args:
             requests: of every row.
             offers: what there is for them.
-            ending: of every row, in a batch that nobody joins.
+            left: tokens that every row may still emit, in a batch that nobody joins.
             ragged: whether a pass costs by the nodes of all rows together, and not by the largest tree for every row.
         """
         rows = len(requests)
         self._round, self._trial, self._planner, self._plan = self._round + 1, None, None, None
         self._asked = any(request.depth for request in requests)
-        self._left = None if ending is None else [each.left for each in ending]
+        self._left = left
         self.costs.look_at(max(len(request.tokens) for request in requests))
         last = self._plain.setdefault(rows, self._round)
-        if not any(offers) or not self.costs.knows(rows) or self._round - last > PLAIN_AFTER:
-            return [request.declined() for request in requests]
-        worth = plans.worth(ending, self.costs.plain) if ending else [1.0] * rows
-        calibrations = [request.calibrations for request in requests]
-        planner = Planner(
-            costs=self.costs, estimates=self.estimates, calibrations=calibrations, ragged=ragged, worth=worth
-        )
-        spare = (1 + self._budget) * planner.plain
-        self._planner, self._plan = planner, planner.best(offers, spare) or self._due(planner, offers)
-        if self._plan is None:
-            return [request.declined() for request in requests]
-        return planner.requests(requests, self._plan)
+        if any(offers) and self.costs.knows(rows) and self._round - last <= PLAIN_AFTER:
+            self._planner = planner = Planner(
+                costs=self.costs,
+                estimates=self.estimates,
+                calibrations=[request.calibrations for request in requests],
+                ragged=ragged,
+                worth=plans.worth(left, self.costs.plain) if left else [1.0] * rows,
+            )
+            spare = (1 + self._budget) * planner.plain
+            self._plan = planner.best(offers, spare) or self._due(planner, offers)
+            if self._plan is not None:
+                return planner.requests(requests, self._plan)
+        return [request.declined() for request in requests]
 
     def cut(self, trees: Sequence[TokenTree]) -> list[TokenTree]:
         """What of the trees just drafted is worth a pass, where their drafters say how likely each node is."""
@@ -179,12 +179,12 @@ class Controller:
         """
         rows, sizes = len(trees), [len(tree) for tree in trees]
         nodes = sum(sizes) if ragged else rows * max(sizes)
-        ratio = self.costs.observe_pass(rows, nodes, seconds[1])
-        if nodes == rows and abs(math.log(ratio)) < AGREES:
+        surprise = self.costs.observe_pass(rows, nodes, seconds[1])
+        if nodes == rows and abs(math.log(surprise)) < AGREES:
             self._plain[rows] = self._round
         spent = self._drafting(requests, trees, verdicts, seconds[0])
-        for own, request, tree, verdict in zip(offers, requests, trees, verdicts, strict=True):
-            self.estimates.judge(own, request, tree, verdict)
+        for each in zip(offers, requests, trees, verdicts, strict=True):
+            self.estimates.judge(*each)
         if self.costs.knows(rows):
             saved, promised, plain = 0.0, 0.0, self.costs.plain(rows)
             if spent or nodes > rows:
@@ -213,12 +213,12 @@ class Controller:
         The budget takes what is saved: rows may never catch up. Where neither is gained on average, rounds pause.
         """
         self._budget = min(BUDGET, self._budget + REFILL + max(-BUDGET, saved))
-        pause, gain = self._pauses[rows], (saved + promised) / 2
-        pause.gain += GAIN_FADE * (gain - pause.gain)
-        if gain >= 0 or pause.gain >= 0:
-            pause.length = 1
+        gain = (saved + promised) / 2
+        self._gains[rows] += GAIN_FADE * (gain - self._gains[rows])
+        if gain >= 0 or self._gains[rows] >= 0:
+            self._pauses[rows].end()
         elif self._asked:
-            pause.until, pause.length = self._round + 1 + pause.length, min(2 * pause.length, LONGEST_PAUSE)
+            self._pauses[rows].begin(self._round)
 
     def _drafting(
         self,
@@ -228,7 +228,7 @@ class Controller:
         seconds: float,
     ) -> float:
         """Learn what drafting took; its seconds at the usual pace."""
-        asked = dict[str, _Asked]()
+        asked = defaultdict[str, list[tuple[int, int, int]]](list)
         for request, tree, verdict in zip(requests, trees, verdicts, strict=True):
             offer = request.offer
             if offer is None or offer.tree is not None or not request.depth:
@@ -237,31 +237,32 @@ class Controller:
             if offer.ranked:  # paid for, however much of it was cut
                 steps = request.depth
             if steps:
-                asked[offer.drafter] = asked.get(offer.drafter, _Asked()).and_by(steps, offer.unread, verdict.accepted)
+                asked[offer.drafter].append((steps, offer.unread, verdict.accepted))
         spent = 0.0
         for drafter, each in asked.items():
+            rows, steps, unread = len(each), max(own[0] for own in each), max(own[1] for own in each)
             if len(asked) == 1:  # of several drafters nobody knows who took how long
-                self.costs.observe_drafting(drafter, each.rows, each.depth, each.unread, seconds)
-            spent += self.costs.drafting(drafter, each.rows, each.depth, each.unread)
-            self._remember(drafter, each.accepted)
+                self.costs.observe_drafting(drafter, rows, steps, unread, seconds)
+            spent += self.costs.drafting(drafter, rows, steps, unread)
+            if drafter == self._trial and not any(own[2] for own in each):
+                self._trials[drafter].begin(self._round)
+            else:
+                self._trials[drafter].end()
         return spent
 
-    def _remember(self, drafter: str, accepted: int) -> None:
-        """It was tried or taken in this round; where something was accepted it may be tried again at once."""
-        in_vain = drafter == self._trial and not accepted
-        longer = min(LONGEST_WAIT, max(TRIAL_AFTER, 2 * self._waits.get(drafter, TRIAL_AFTER)))
-        self._tried[drafter], self._waits[drafter] = self._round, longer if in_vain else 1
-
     def _due(self, planner: Planner, offers: Sequence[Sequence[Offer]]) -> Plan | None:
-        """A trial, one token deep, of the drafter that has waited longest, if it is time and the budget can pay."""
+        """A trial, one token deep, of the drafter that has waited longest, if it is time and the budget can pay.
+
+        None of one whose step takes as long as a plain pass: that is all that a token may save.
+        """
         drafters = {offer.drafter for own in offers for offer in own if offer.tree is None}
-        for drafter in sorted(drafters, key=lambda each: self._tried.get(each, 0)):
-            waited = self._round - self._tried.get(drafter, -TRIAL_AFTER)
-            if waited < self._waits.get(drafter, TRIAL_AFTER):
-                continue
+        for drafter in sorted(drafters, key=lambda each: self._trials[each].until):
+            if self._round < self._trials[drafter].until:
+                break
             plan = planner.trial(offers, drafter)
-            if plan is not None and plan.stake / planner.plain - 1 <= self._budget:
+            affordable = plan.seconds / planner.plain - 1 <= self._budget
+            if affordable and self.costs.drafting(drafter, planner.rows, 1) < planner.plain:
                 self._trial = drafter
                 return plan
-            self._tried[drafter] = self._round
+            self._trials[drafter].until = self._round + TRIAL_AFTER  # the budget refills slowly
         return None

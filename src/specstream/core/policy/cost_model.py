@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
 
 from specstream.core.policy.prices import PriceList
 
@@ -43,7 +42,6 @@ measured while the machine had other work, and how costs compare may be wrong.""
 LIFETIME = 128
 """Passes after which a correction is forgotten: what looks dear by accident is not run, and so not measured again."""
 
-
 CONTEXT_STEP = 64
 """Tokens of context for which costs are the same."""
 
@@ -52,20 +50,19 @@ class Line:
     """Seconds by nodes: piecewise linear, never falling.
 
     Args:
-        points: seconds by nodes, at least one.
+        points: seconds by nodes, at least one. Of one alone, ``NODE_SHARE`` tells what further nodes cost.
     """
 
     def __init__(self, points: Mapping[float, float]) -> None:
+        if len(points) == 1:
+            points = {**points, **{2 * at: seconds * (1 + NODE_SHARE) for at, seconds in points.items()}}
         self.at = sorted(points)
         self.seconds = list(accumulate((points[each] for each in self.at), max))
 
     def of(self, nodes: float) -> float:
         place = min(max(bisect_right(self.at, nodes), 1), len(self.at) - 1)
-        if not place:
-            return self.seconds[0]
         low, start = self.at[place - 1], self.seconds[place - 1]
-        slope = (self.seconds[place] - start) / (self.at[place] - low)
-        seconds = start + (nodes - low) * slope
+        seconds = start + (nodes - low) * (self.seconds[place] - start) / (self.at[place] - low)
         return max(seconds, start * nodes / low) if nodes < low else seconds  # no pass costs more than one by one
 
 
@@ -78,35 +75,31 @@ class Steps(Line):
 
 
 class Corrections:
-    """Of each kind the newest measurements over what was expected, and their lower median."""
+    """Measured over expected seconds.
+
+    Attributes:
+        typical: of each kind, the lower median of its newest measurements.
+    """
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[int | str, int], list[float]] = {}
-        self._typical: dict[tuple[int | str, int], tuple[float, int]] = {}  # and when it was last measured
+        self.typical: dict[int, float] = {}
+        self._newest: dict[int, deque[float]] = {}
+        self._at: dict[int, int] = {}  # when each was last measured
 
-    def add(self, kind: tuple[int | str, int], ratio: float, votes: int, now: int) -> None:
+    def add(self, kind: int, ratio: float, votes: int, now: int = 0) -> None:
         """``votes`` measurements that were as expected count beside a first one."""
-        known = self._newest[kind] = [*self._newest.get(kind, [1.0] * votes)[1 - NEWEST :], ratio]
-        self._typical[kind] = sorted(known)[(len(known) - 1) // 2], now
+        newest = self._newest.setdefault(kind, deque([1.0] * votes, NEWEST))
+        newest.append(ratio)
+        self.typical[kind], self._at[kind] = sorted(newest)[(len(newest) - 1) // 2], now
 
-    def of(self, kind: tuple[int | str, int], now: int) -> float | None:
-        """None where nothing was measured, or not for long."""
-        typical, at = self._typical.get(kind, (None, 0))
-        return typical if now - at <= LIFETIME else None
+    def forget(self, before: int, *, keep: int) -> None:
+        """All but one kind, if they were last measured before that."""
+        for kind in [kind for kind, at in self._at.items() if at < before and kind != keep]:
+            del self.typical[kind], self._newest[kind], self._at[kind]
 
-    def known(self, rows: int, now: int) -> dict[int, float]:
-        """Of passes over so many rows, by their rung; plain passes are never forgotten."""
-        own = ((rung, each) for (count, rung), each in self._typical.items() if count == rows)
-        return {rung: typical for rung, (typical, at) in own if now - at <= LIFETIME or rung == _rung(rows)}
-
-    def count(self, kind: tuple[int | str, int]) -> int:
+    def count(self, kind: int) -> int:
         """Measurements that count."""
         return len(self._newest.get(kind, ()))
-
-
-class _Pass(NamedTuple):
-    kind: tuple[int, int]
-    ratio: float
 
 
 class CostModel:
@@ -118,18 +111,15 @@ class CostModel:
 
     def __init__(self, prices: PriceList | None = None) -> None:
         self.prices = PriceList()
-        self._tables: dict[int, dict[int, Line]] = {}  # context -> rows -> seconds by nodes
-        self._steps: dict[str, dict[int, Line]] = {}  # drafter -> rows -> seconds by depth
-        self.know(prices or PriceList())
-        self._context = 0
-        self._passes, self._drafts = Corrections(), Corrections()
-        self._recent: list[_Pass] = []  # the newest passes, and how many times the cost they took
+        self._passes = dict[int, Corrections]()  # by rows; their kinds are rungs of nodes
+        self._drafts = defaultdict[str, Corrections](Corrections)  # by drafter; their kinds are rungs of rows
+        self._recent = deque[tuple[tuple[int, int], float]](maxlen=PACE)  # rows and rung, measured over expected
         self._pace = 1.0
         self._paces = deque[float](maxlen=LATELY)
-        self._now = 0
-        self._plain: dict[int, int] = {}  # rows -> plain passes that were timed
+        self._now = self._context = 0
         self._bases: dict[tuple[int, int], dict[float, float]] = {}  # of rows behind a context: seconds by nodes
         self._lines: dict[int, Steps] = {}  # by rows, since the last pass
+        self.know(prices or PriceList())
 
     @property
     def outdated(self) -> bool:
@@ -139,20 +129,17 @@ class CostModel:
     def know(self, prices: PriceList) -> None:
         """What the start-up self-test found, beside what it found before."""
         self.prices = self.prices.merged(prices)
-        passes = dict[int, dict[int, dict[float, float]]]()
+        passes = defaultdict[int, dict[int, dict[float, float]]](lambda: defaultdict(dict))
         for (rows, nodes, context), seconds in sorted(self.prices.passes.items()):
-            passes.setdefault(context, {}).setdefault(rows, {})[nodes] = seconds
-        for table in (table for own in passes.values() for table in own.values()):
-            if len(table) == 1:  # too slow a machine for more
-                table.update({nodes * 2: seconds * (1 + NODE_SHARE) for nodes, seconds in table.items()})
-        self._tables = {
-            at: {rows: Line(each) for rows, each in sorted(own.items())} for at, own in sorted(passes.items())
-        }
-        steps = dict[str, dict[int, dict[float, float]]]()
+            passes[context][rows][nodes] = seconds
+        drafts = defaultdict[str, dict[int, dict[float, float]]](lambda: defaultdict(lambda: {0: 0.0}))
         for drafter, own in self.prices.drafts.items():
             for (rows, depth), seconds in own.items():
-                steps.setdefault(drafter, {}).setdefault(rows, {0: 0.0})[depth] = seconds
-        self._steps = {drafter: {rows: Line(each) for rows, each in own.items()} for drafter, own in steps.items()}
+                drafts[drafter][rows][depth] = seconds
+        self._tables = {
+            context: {rows: Line(each) for rows, each in own.items()} for context, own in sorted(passes.items())
+        }
+        self._steps = {drafter: {rows: Line(each) for rows, each in own.items()} for drafter, own in drafts.items()}
         self._bases, self._lines = {}, {}
 
     def look_at(self, context: int) -> None:
@@ -163,20 +150,19 @@ class CostModel:
 
     def knows(self, rows: int) -> bool:
         """Whether it can be said what a plain pass of so many rows takes: measured at start, or twice since."""
-        near = min(self._plain, key=lambda count: abs(count - rows), default=rows)
-        return bool(self._tables) or self._plain.get(near, 0) > 1
+        near = min(self._passes, key=lambda count: abs(count - rows), default=None)
+        return bool(self._tables) or (near is not None and self._passes[near].count(_rung(near)) > 1)
 
     def line(self, rows: int) -> Steps:
         """Seconds of a pass over so many rows, by the nodes of all of them, at the usual pace."""
         if rows not in self._lines:
-            known = self._passes.known(rows, self._now)
             table = self._base_table(rows).items()
-            self._lines[rows] = Steps({nodes: base * _near(known, rows, nodes) for nodes, base in table})
+            self._lines[rows] = Steps({nodes: base * self._correction(rows, nodes) for nodes, base in table})
         return self._lines[rows]
 
     def plain(self, rows: int) -> float:
         """Seconds of a plain pass over so many rows, at the usual pace."""
-        return self._base_table(rows)[rows] * (self._passes.of((rows, _rung(rows)), 0) or 1.0)
+        return self._base_table(rows)[rows] * self._correction(rows, rows)
 
     def passing(self, rows: int, nodes: float) -> float:
         """Seconds of a pass over so many rows and nodes just now."""
@@ -186,10 +172,8 @@ class CostModel:
         """Seconds that a drafter takes for so many rows, so deep, behind tokens to read first, at the usual pace."""
         if not depth or not rows:
             return 0.0
-        ratio = self._drafts.of((drafter, _rung(rows)), 0)
-        base = self._draft_base(drafter, rows, depth) * (1.0 if ratio is None else ratio)
-        step = base / depth
-        return base + max(0, unread - 2) * READ_SHARE * step
+        known = self._drafts[drafter].typical.get(_rung(rows), 1.0)
+        return known * self._draft_base(drafter, rows, depth, unread)
 
     def observe_pass(self, rows: int, nodes: float, seconds: float) -> float:
         """A pass took so long, with verification and commit.
@@ -197,31 +181,37 @@ class CostModel:
         Returns:
             How many times what was expected that is, at the pace of the passes before.
         """
-        kind = rows, _rung(nodes)
+        kind, own = _rung(nodes), self._passes.setdefault(rows, Corrections())
         expected = self._base_table(rows).get(nodes) or self._base(rows, nodes)
-        known = _near(self._passes.known(rows, self._now), rows, nodes)
         if not self._recent and not self._tables:
             self._pace = seconds / expected  # nothing was measured at start: the first pass says what a second is
-        others = [each.ratio for each in self._recent if each.kind != kind]
-        if len(others) > 1 or self._passes.count(kind) < NEWEST // 2:
-            pace = _median(others) if others else self._pace
-            votes = VOTES if self._tables else 0
-            self._passes.add(kind, seconds / (expected * pace), votes, self._now)
-        ratio = seconds / (expected * known)
+        ratio = seconds / (expected * self._correction(rows, nodes))
+        others = [each for other, each in self._recent if other != (rows, kind)]
+        pace = _median(others) if others else self._pace
+        own.add(kind, seconds / (expected * pace), VOTES if self._tables else 0, self._now)
+        own.forget(self._now - LIFETIME, keep=_rung(rows))
         surprise = ratio / self._pace
-        self._recent = [*self._recent[1 - PACE :], _Pass(kind, ratio)]
-        self._pace = _median([each.ratio for each in self._recent])
+        self._recent.append(((rows, kind), ratio))
+        self._pace = _median(each for _, each in self._recent)
         self._paces.append(self._pace)
-        self._plain[rows] = self._plain.get(rows, 0) + (nodes <= rows)
         self._now += 1
         self._lines.pop(rows, None)
         return surprise
 
     def observe_drafting(self, drafter: str, rows: int, depth: int, unread: int, seconds: float) -> None:
         """A drafter took so long."""
-        base = self._draft_base(drafter, rows, depth) * (1 + max(0, unread - 2) * READ_SHARE / depth)
-        votes = VOTES if drafter in self._steps else 0
-        self._drafts.add((drafter, _rung(rows)), seconds / (base * self._pace), votes, 0)
+        expected = self._draft_base(drafter, rows, depth, unread) * self._pace
+        self._drafts[drafter].add(_rung(rows), seconds / expected, VOTES if drafter in self._steps else 0)
+
+    def _correction(self, rows: int, nodes: float) -> float:
+        """That of such passes, else of the next smaller ones, else of the next larger, else of plain ones."""
+        if rows not in self._passes:
+            return 1.0
+        known, plain, rung = self._passes[rows].typical, _rung(rows), _rung(nodes)
+        if rung not in known:
+            wider = [each for each in known if each > plain] if rung > plain else []
+            rung = min(wider, key=lambda each: (each > rung, abs(each - rung)), default=plain)
+        return known.get(rung, 1.0)
 
     def _base_table(self, rows: int) -> dict[float, float]:
         """What was measured at start, or is taken for it, at sizes of every kind."""
@@ -234,7 +224,7 @@ class CostModel:
     def _base(self, rows: int, nodes: float) -> float:
         """By the self-test, else in plain passes."""
         if not self._tables:
-            return 1 + NODE_SHARE * (nodes / rows - 1)
+            return Line({rows: 1.0}).of(nodes)
         (low, near), *more = self._tables.items()
         seconds = _between(near, rows, nodes)
         if not more:
@@ -242,10 +232,10 @@ class CostModel:
         high, far = more[-1]
         return seconds + max(0.0, (self._context - low) / (high - low)) * (_between(far, rows, nodes) - seconds)
 
-    def _draft_base(self, drafter: str, rows: int, depth: float) -> float:
-        if drafter not in self._steps:
-            return STEP_SHARE * depth * self._base(1, 1)
-        return _between(self._steps[drafter], rows, depth)
+    def _draft_base(self, drafter: str, rows: int, depth: float, unread: int) -> float:
+        steps = self._steps.get(drafter)
+        seconds = _between(steps, rows, depth) if steps else STEP_SHARE * depth * self._base(1, 1)
+        return seconds * (1 + max(0, unread - 2) * READ_SHARE / depth)
 
 
 def _between(lines: Mapping[int, Line], rows: int, at: float) -> float:
@@ -254,14 +244,6 @@ def _between(lines: Mapping[int, Line], rows: int, at: float) -> float:
     high = min((each for each in lines if each >= rows), default=max(lines))
     seconds = lines[low].of(at)
     return seconds if low == high else seconds + (rows - low) / (high - low) * (lines[high].of(at) - seconds)
-
-
-def _near(known: Mapping[int, float], rows: int, nodes: float) -> float:
-    """The correction of such passes, else of the next smaller ones, else of the next larger, else of plain ones."""
-    plain, rung = _rung(rows), _rung(nodes)
-    others = [each for each in known if plain < each <= rung + 7] if rung > plain else []
-    smaller = max((each for each in others if each <= rung), default=None)
-    return known.get(min(others, default=plain) if smaller is None else smaller, 1.0)
 
 
 @lru_cache(1024)

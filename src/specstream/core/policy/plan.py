@@ -13,7 +13,8 @@ measured costs in place of a ratio, for many rows).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -29,30 +30,37 @@ DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 UNLIKELY = 0.25
 """Nodes that bring a smaller share of what they cost are not weighed, though some may be free in a padded pass."""
 
-HOPE = 0.5
-"""How much nearer to certain than it is known to be a first token may be hoped to be accepted: a drafter that would not
-pay then is not tried."""
-
 SURE = 0.9
 """A draft that is likelier than this to be accepted is never ended."""
 
 BESIDE = 15
 """Drafted nodes up to which one that takes no step of its own may be added."""
 
-
 SPARE = 2
 """Times as many nodes as were planned are drafted where the drafter says how likely each is: the best are kept."""
 
+CHANCE = 0.5
+"""How far apart two rows must end for their order to be certain, in roots of the tokens left."""
+
 
 class Share(NamedTuple):
-    """What a row takes of an offer: so many levels and nodes of it, to a depth."""
+    """What a row takes of an offer.
+
+    Attributes:
+        offer: which.
+        depth: the deepest that it goes.
+        nodes: expected.
+        survival: tokens that are expected to be accepted.
+    """
 
     offer: Offer
     depth: int
     nodes: float
-    most: int
     survival: float
 
+
+_Taken = tuple[Offer, list[Level]]
+"""An offer, and as much of it as a row may take."""
 
 _Item = tuple[float, int, int, float, float]
 """Nodes that a round may be extended by: their place in the order, their row, which they are, how many, their tokens.
@@ -66,10 +74,9 @@ class Plan:
     Attributes:
         shares: of every row, None for nothing.
         tokens: expected, of all rows, each counted by its worth.
-        nodes: by which the pass is priced, of all rows, if no draft ends early.
+        nodes: by which the pass is priced, of all rows.
         drafting: seconds of the drafter.
         seconds: of drafting and of the pass.
-        stake: the same if no draft ends early.
     """
 
     shares: Sequence[Share | None]
@@ -77,7 +84,6 @@ class Plan:
     nodes: float
     drafting: float
     seconds: float
-    stake: float
 
     @property
     def rate(self) -> float:
@@ -124,40 +130,50 @@ class Planner:
             offers: of every row.
             spare: seconds that may be spent on more than one node though nothing may come of them.
         """
-        found: Plan | None = None
-        ladders = [[(offer, self._ladder(offer, row)) for offer in own] for row, own in enumerate(offers)]
-        if not any(levels for own in ladders for _, levels in own):
+        choices = [[(offer, self._levels(offer, row)) for offer in own] for row, own in enumerate(offers)]
+        choices = [[each for each in own if each[1]] for own in choices]
+        if not any(choices):
             return None
-        deepest = dict[str, int]()
-        for offer, levels in (each for own in ladders for each in own if each[0].tree is None):
-            depth = max((level.depth for level in levels), default=0)
-            deepest[offer.drafter] = max(deepest.get(offer.drafter, 0), depth)
+        deepest = defaultdict[str, int](int)
+        for offer, levels in (each for own in choices for each in own if each[0].tree is None):
+            deepest[offer.drafter] = max(deepest[offer.drafter], *(level.depth for level in levels))
         depths = ((name, depth) for name, most in deepest.items() for depth in sorted({min(d, most) for d in DEPTHS}))
+        found, rate = None, self.rows / self.plain
         for drafter, depth in [(None, 0), *depths]:
-            taken = [self._pick(*own, drafter, depth) for own in zip(ladders, self.worth, strict=True)]
-            drafting, full = self._drafting(taken, depth)
-            items = list[_Item]()
-            for row, each in enumerate(taken):
-                size = 1.0
-                for at, level in enumerate(each[1] if each else ()):
-                    size, gain = size + level.nodes, self.worth[row] * level.survival
-                    items.append((-gain / level.nodes if self.ragged else size, row, at, level.nodes, gain))
-            items.sort()
-            rate = found.rate if found else self.rows / self.plain
-            if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare - full + drafting):
+            taken = [_pick(own, drafter, depth) for own in choices]
+            drafting, items = self._drafting(taken, depth), self._items(taken)
+            if count := self._fill(items, sum(self.worth), [1] * self.rows, drafting, rate, spare):
                 counts = [0] * self.rows
                 for _, row, at, _, _ in items[:count]:
                     counts[row] = at + 1
-                found = self.plan([_share(*each) for each in zip(taken, counts, strict=True)], drafting, full)
+                found = self.plan([_share(*each) for each in zip(taken, counts, strict=True)], drafting)
+                rate = found.rate
         return found
 
-    def _ladder(self, offer: Offer, row: int) -> list[Level]:
+    def _levels(self, offer: Offer, row: int) -> list[Level]:
+        """What is worth weighing of an offer, with the nodes beside it at its first level."""
         least = UNLIKELY * max(self.node, NODE_SHARE) / max(self.worth[row], 1e-9)
         levels = self.estimates.levels(offer, self.calibrations[row], least)
-        if offer.ranked and not offer.beside:  # they fall as they are
-            return levels
-        likely = [level for level in levels if level.survival >= least * level.nodes]
-        return list(_falling(likely, offer.beside)) if likely else likely
+        if not offer.ranked:
+            levels = [level for level in levels if level.nodes and level.survival >= least * level.nodes]
+        if offer.beside and levels:
+            levels[0] = levels[0]._replace(nodes=levels[0].nodes + offer.beside)
+        return levels
+
+    def _items(self, taken: Sequence[_Taken | None]) -> list[_Item]:
+        """By what a node brings, or by the size of its tree where that is what a pass costs by.
+
+        None comes before what its row has to take before it.
+        """
+        items = list[_Item]()
+        for row, each in enumerate(taken):
+            size, order = 1.0, -math.inf
+            for at, level in enumerate(each[1] if each else ()):
+                size, gain = size + level.nodes, self.worth[row] * level.survival
+                order = max(order, -gain / level.nodes if self.ragged else size)
+                items.append((order, row, at, level.nodes, gain))
+        items.sort()
+        return items
 
     def _fill(
         self,
@@ -177,61 +193,29 @@ class Planner:
                 best, rate = count, tokens / seconds
         return best
 
-    def _pick(
-        self, own: Sequence[tuple[Offer, list[Level]]], worth: float, drafter: str | None, deepest: int
-    ) -> tuple[Offer, list[Level]] | None:
-        """Which of a row's offers brings most, beyond what its nodes cost at the rate of plain decoding."""
-        best, most = None, -1.0  # nodes that do not pay by themselves may be free beside others, up to a padded size
-        for offer, levels in own:
-            if offer.tree is None and offer.drafter != drafter:
-                continue
-            within = levels if offer.tree is not None else [each for each in levels if each.depth <= deepest]
-            gain = 0.0
-            for level in within:
-                if (more := worth * level.survival - self.node * level.nodes) <= 0:
-                    break
-                gain += more
-            if within and gain > most:
-                best, most = (offer, within), gain
-        return best
-
-    def plan(self, shares: Sequence[Share | None], drafting: float, full: float) -> Plan:
-        """What they bring and cost, with so many seconds of drafting; ``full`` if no draft ends early."""
-        tokens = sum(
-            worth * (1 + (share.survival if share else 0.0)) for worth, share in zip(self.worth, shares, strict=True)
-        )
+    def plan(self, shares: Sequence[Share | None], drafting: float) -> Plan:
+        """What they bring and cost, with so many seconds of drafting."""
+        pairs = zip(self.worth, shares, strict=True)
+        tokens = sum(worth * (1 + (share.survival if share else 0.0)) for worth, share in pairs)
         nodes = self.nodes([1 + (share.nodes if share else 0.0) for share in shares])
-        most = self.nodes([1 + (share.most if share else 0) for share in shares])
-        seconds, stake = drafting + self.line.of(nodes), full + self.line.of(most)
-        return Plan(shares=shares, tokens=tokens, nodes=most, drafting=drafting, seconds=seconds, stake=stake)
+        seconds = drafting + self.line.of(nodes)
+        return Plan(shares=shares, tokens=tokens, nodes=nodes, drafting=drafting, seconds=seconds)
 
     def nodes(self, sizes: Sequence[float]) -> float:
         """Nodes by which a pass over trees of these sizes is priced, of all rows together."""
         return sum(sizes) if self.ragged else self.rows * max(sizes)
 
-    def trial(self, offers: Sequence[Sequence[Offer]], drafter: str) -> Plan | None:
-        """One token of a drafter: for the row of which a token is worth most, or for all where they share the width.
-
-        None if it would not pay for all even if it were accepted as often as may be hoped.
-        """
-        found = [next((each for each in own if each.tree is None and each.drafter == drafter), None) for own in offers]
-        caught_up = [replace(each, unread=0) if each else None for each in found]  # what it reads now it reads once
-        hoped = self._one(caught_up, HOPE)
-        if hoped.rate <= self.rows / self.plain:
-            return None
+    def trial(self, offers: Sequence[Sequence[Offer]], drafter: str) -> Plan:
+        """One token of a drafter: for the row of which a token is worth most, or for all where they share the width."""
+        taken: list[_Taken | None] = [None] * self.rows
+        for row, own in enumerate(offers):
+            offer = next((each for each in own if each.tree is None and each.drafter == drafter), None)
+            if offer is not None:
+                taken[row] = offer, self.estimates.levels(offer, self.calibrations[row])[:1]
         if self.ragged:
-            first = max((row for row, offer in enumerate(found) if offer), key=self.worth.__getitem__)
-            found = [offer if row == first else None for row, offer in enumerate(found)]
-        return self._one(found)
-
-    def _one(self, offers: Sequence[Offer | None], hope: float = 0.0) -> Plan:
-        taken: list[tuple[Offer, list[Level]] | None] = []
-        for offer, known in zip(offers, self.calibrations, strict=True):
-            levels = self.estimates.levels(offer, known, most=1) if offer else []
-            levels = [level._replace(survival=level.survival + hope * (1 - level.survival)) for level in levels]
-            taken.append((offer, levels) if offer else None)
-        drafting, full = self._drafting(taken, 1)
-        return self.plan([_share(each, 1) for each in taken], drafting, full)
+            first = max((row for row, own in enumerate(taken) if own), key=self.worth.__getitem__)
+            taken = [own if row == first else None for row, own in enumerate(taken)]
+        return self.plan([_share(own, 1) for own in taken], self._drafting(taken, 1))
 
     def requests(self, requests: Sequence[DraftRequest], plan: Plan) -> list[DraftRequest]:
         """The rows' requests as they are to be met."""
@@ -242,122 +226,98 @@ class Planner:
 
     def _request(self, request: DraftRequest, share: Share, plan: Plan, worth: float) -> DraftRequest:
         offer = share.offer
-        planned = share.most if offer.ranked else 0
+        planned = round(share.nodes) if offer.ranked else 0
         nodes = min(SPARE * planned, len(offer.ranked))
         asked = replace(request, offer=offer, depth=share.depth, nodes=nodes, planned=planned)
         if not offer.cuts:
             return asked
-        scale = 1 if self.ragged else self.rows
-        others = plan.nodes - scale * (1 + share.most)
-        sizes = range(1, 1 + max(1 + share.most, 1 + BESIDE))
-        passes = [self.line.of(others + scale * size) for size in sizes]
+        scale, most = 1 if self.ragged else self.rows, sum(offer.per_depth[: share.depth])
+        others = plan.nodes - scale * (1 + share.nodes)
+        passes = [self.line.of(others + scale * size) for size in range(1, 2 + max(most, BESIDE))]
         rate = plan.rate / self.rows / max(worth, 1e-9)
         rows = sum(each is not None and each.offer.drafter == offer.drafter for each in plan.shares)
         step = self.costs.drafting(offer.drafter, rows, 1)
-        node = (passes[share.most] - passes[0]) / share.most
+        node = (passes[most] - passes[0]) / most
         threshold = min(SURE, (step + offer.branches * node) * rate)
         return replace(asked, threshold=threshold, prices=tuple((b - a) * rate for a, b in pairwise(passes)))
 
     def cut(self, trees: Sequence[TokenTree], plan: Plan) -> list[TokenTree]:
         """What is worth a pass of what was drafted, now that drafters have said how likely each node is."""
-        items = list[_Item]()
-        sizes = [1] * self.rows
-        for row, (tree, share) in enumerate(zip(trees, plan.shares, strict=True)):
+        items, tokens = list[_Item](), sum(self.worth)
+        sizes, kept = [1] * self.rows, dict[int, set[int]]()
+        for row, (tree, share, worth) in enumerate(zip(trees, plan.shares, self.worth, strict=True)):
+            if share is not None and not tree.survival:
+                tokens += worth * share.survival
             if share is None or not tree.survival or tree.proposals:
                 sizes[row] = len(tree)
                 continue
-            known = self.estimates.calibration(self.calibrations[row], share.offer, drafted=True)
-            scale = self.worth[row] * known.ratio
+            kept[row] = set()
+            scale = worth * self.estimates.calibration(self.calibrations[row], share.offer, drafted=True).ratio
             likely = sorted((-survival, node) for node, survival in enumerate(tree.survival))
             for rank, (least, node) in enumerate(likely[1:], 2):
-                gain = -scale * least
-                items.append((-gain if self.ragged else rank, row, node, 1.0, gain))
-        if not items:
+                items.append((scale * least if self.ragged else rank, row, node, 1.0, -scale * least))
+        if not kept:
             return list(trees)
         items.sort()
-        pairs = zip(trees, plan.shares, self.worth, strict=True)
-        sure = ((share, worth) for tree, share, worth in pairs if share and not tree.survival)
-        tokens = sum(self.worth) + sum(worth * share.survival for share, worth in sure)
         rate = tokens / (plan.drafting + self.line.of(self.nodes(sizes)))
-        stay = [set[int]() for _ in trees]
         for _, row, node, _, _ in items[: self._fill(items, tokens, sizes, plan.drafting, rate)]:
-            stay[row].add(node)
-        judged = {item[1] for item in items}
-        return [tree.kept(stay[row]) if row in judged else tree for row, tree in enumerate(trees)]
+            kept[row].add(node)
+        return [tree.kept(kept[row]) if row in kept else tree for row, tree in enumerate(trees)]
 
-    def _drafting(self, taken: Sequence[tuple[Offer, list[Level]] | None], deepest: int) -> tuple[float, float]:
-        """Seconds of drafting, and those if no draft ends early."""
+    def _drafting(self, taken: Sequence[_Taken | None], deepest: int) -> float:
+        """Seconds of drafting."""
         asking = [own for own in taken if own and own[0].tree is None]
         if not asking:
-            return 0.0, 0.0
-        drafter, unread = asking[0][0].drafter, max(offer.unread for offer, _ in asking)
-        depth = min(deepest, max(level.depth for _, levels in asking for level in levels))
-        full = steps = self.costs.drafting(drafter, len(asking), depth, unread)
+            return 0.0
+        steps: float = min(deepest, max(level.depth for _, levels in asking for level in levels))
         if any(offer.cuts for offer, _ in asking):
-            going = [self.estimates.of(offer).going(depth) for offer, _ in asking]
+            going = zip(*(self.estimates.of(offer).going(int(steps) - 1) for offer, _ in asking), strict=True)
             # A draft goes on until the last row has ended, and ends after the step that finds out that it has to.
-            expected = 1 + sum(1 - math.prod(1 - own[at] for own in going) for at in range(depth - 1))
-            steps = self.costs.drafting(drafter, len(asking), expected, unread)
-        return steps, full
+            steps = 1 + sum(1 - math.prod(1 - each for each in own) for own in going)
+        return self.costs.drafting(asking[0][0].drafter, len(asking), steps, max(offer.unread for offer, _ in asking))
 
 
-def _share(own: tuple[Offer, list[Level]] | None, count: int) -> Share | None:
+def _pick(own: Sequence[_Taken], drafter: str | None, deepest: int) -> _Taken | None:
+    """Which of a row's offers brings most tokens; of those to be drafted this drafter's, so deep."""
+    found = list[_Taken]()
+    for offer, levels in own:
+        if offer.tree is not None:
+            found.append((offer, levels))
+        elif offer.drafter == drafter and (within := [each for each in levels if each.depth <= deepest]):
+            found.append((offer, within))
+    return max(found, key=lambda each: sum(level.survival for level in each[1]), default=None)
+
+
+def _share(own: _Taken | None, count: int) -> Share | None:
     """The first levels of an offer."""
     if own is None or not count:
         return None
-    offer, levels = own[0], own[1][:count]
-    depth, nodes = max(level.depth for level in levels), sum(level.nodes for level in levels)
-    most = round(nodes) if offer.ranked else offer.beside + sum(offer.per_depth[:depth])
-    return Share(offer, depth, nodes, most, sum(level.survival for level in levels))
+    levels = own[1][:count]
+    depth = max(level.depth for level in levels)
+    return Share(own[0], depth, sum(level.nodes for level in levels), sum(level.survival for level in levels))
 
 
-def _falling(levels: Sequence[Level], beside: int) -> Iterator[Level]:
-    """Levels of which none brings more a node than the one before; those that do are taken together with it."""
-    falls = all(b.survival * a.nodes <= a.survival * b.nodes for a, b in pairwise(levels))
-    if falls and not beside and all(level.nodes for level in levels):
-        return iter(levels)
-    found = list[Level]()
-    for at, level in enumerate(levels):
-        level = level._replace(nodes=level.nodes + (0 if at else beside))
-        while found and level.survival * found[-1].nodes > found[-1].survival * level.nodes:
-            last = found.pop()
-            level = Level(max(level.depth, last.depth), last.nodes + level.nodes, last.survival + level.survival)
-        found.append(level)
-    return (level for level in found if level.nodes)
-
-
-class Ending(NamedTuple):
-    """Of a row in a batch that nobody joins: tokens that it may still emit, and how many a pass it emits."""
-
-    left: int
-    pace: float
-
-
-CHANCE = 0.5
-"""How far apart two rows must be expected to end for their order to be certain, in roots of the passes left."""
-
-
-def worth(rows_ending: Sequence[Ending], price: Callable[[int], float]) -> list[float]:
+def worth(left: Sequence[int], price: Callable[[int], float]) -> list[float]:
     """What a token more of each row is worth in a batch that nobody joins; 1 on average.
 
     Of the row that ends k-th of n, a pass less saves c(n - k + 1) - c(n - k), with c(j) the cost of a plain pass over
     j rows: where rows cost little only the last one's passes count, and those of the others are made anyway. Rows whose
-    order is still open share what they save: what chance does to the passes that are left grows with their root.
+    order is still open share what they save: what chance does to what is left grows with its root.
 
     Args:
-        rows_ending: of every row.
+        left: tokens that every row may still emit.
         price: of a plain pass over so many rows.
     """
-    rows, ending = len(rows_ending), [each.left / each.pace for each in rows_ending]
+    rows, end = len(left), len(left)
     prices = [0.0, *accumulate((price(count) for count in range(1, rows + 1)), max)]
-    order = sorted(range(rows), key=ending.__getitem__)
-    saved = [prices[rows - place] - prices[rows - place - 1] for place in range(rows)]
-    found, end = [0.0] * rows, rows
+    order = sorted(range(rows), key=left.__getitem__)
+    found = [0.0] * rows
     for place in reversed(range(rows)):
-        last = ending[order[end - 1]]
-        if not place or last - ending[order[place - 1]] > CHANCE * math.sqrt(last):
+        last = left[order[end - 1]]
+        if not place or last - left[order[place - 1]] > CHANCE * math.sqrt(last):
+            saved = (prices[rows - place] - prices[rows - end]) / (end - place)
             for row in order[place:end]:
-                found[row] = sum(saved[place:end]) / (end - place) * rows / prices[rows]
+                found[row] = saved * rows / prices[rows]
             end = place
     return found
 

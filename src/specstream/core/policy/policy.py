@@ -9,7 +9,6 @@ from threading import RLock
 from typing import Any
 
 from specstream.core.policy.controller import Controller
-from specstream.core.policy.plan import Ending
 from specstream.core.ports import DraftRequest, Offer
 from specstream.core.rows import Row
 from specstream.core.tree import TokenTree
@@ -57,7 +56,7 @@ class Speculation:
         rows: Sequence[Row],
         requests: Sequence[DraftRequest],
         offers: Sequence[Sequence[Offer]],
-        ending: Sequence[Ending] | None = None,
+        left: Sequence[int] | None = None,
         *,
         ragged: bool = False,
     ) -> list[DraftRequest]:
@@ -67,14 +66,14 @@ class Speculation:
             rows: of the round.
             requests: what they may ask for.
             offers: what there is for them.
-            ending: of every row, in a batch that nobody joins.
+            left: tokens that every row may still emit, in a batch that nobody joins.
             ragged: whether the target's passes need no padding.
         """
         measured = [self.measures(row) for row in rows]
         judged = [own if each else () for each, own in zip(measured, offers, strict=True)]
         chosen = list(requests)
         if self.controller is not None and any(measured):
-            chosen = self.controller.choose(requests, judged, ending, ragged=ragged)
+            chosen = self.controller.choose(requests, judged, left, ragged=ragged)
         each = zip(measured, chosen, requests, offers, strict=True)
         return [mine if known else self._first(request, own) for known, mine, request, own in each]
 

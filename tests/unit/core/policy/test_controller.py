@@ -40,7 +40,7 @@ DRAFTERS = {"lookup": {"lookup": (0.5, 0.0)}, "model": {"model": 0.0}, "mixed": 
 class Always(Controller):
     """Takes what is offered, to its full depth."""
 
-    def choose(self, requests, offers, ending=None, *, ragged=False):
+    def choose(self, requests, offers, left=None, *, ragged=False):
         pairs = zip(requests, offers, strict=True)
         return [replace(request, offer=own[0], depth=own[0].depth) for request, own in pairs]
 
@@ -378,7 +378,7 @@ class TestOffersThatAreRanked:
     def nodes(rate, price):
         """How many of them are taken, of a tree whose nodes are accepted ever less often."""
         controller = Controller(PriceList({(1, nodes, 64): price(nodes) for nodes in (1, 4, 8)}))
-        controller._tried["heads"] = 1  # not a trial
+        controller._trials["heads"].begin(0)  # no trial for now
         offer = Offer(source="heads", depth=2, ranked=((1, rate), (2, rate**2), (1, rate**3), (2, rate**4)))
         (request,) = ask(controller, [[offer]])
         return request.nodes
@@ -392,7 +392,7 @@ class TestOffersThatAreRanked:
 
     def test_nothing_is_taken_that_is_not_expected_to_pay(self):
         controller = Controller(PriceList({(1, nodes, 64): 100 + 12 * nodes for nodes in (1, 4, 8)}))
-        controller._tried["heads"] = 1
+        controller._trials["heads"].begin(0)
         offer = Offer(source="heads", depth=1, ranked=((1, 0.02),))
         assert taken(controller, [[offer]]) == [None]
 
@@ -504,6 +504,15 @@ class TestTrials:
         waits = [later - earlier for earlier, later in pairwise(self.tried(Controller(), 500))]
         assert waits == sorted(waits)
         assert waits[0] <= 2 * TRIAL_AFTER + LONGEST_PAUSE < waits[-1] <= LONGEST_WAIT + LONGEST_PAUSE
+
+    def test_there_are_none_where_a_step_takes_as_long_as_a_plain_pass(self):
+        machine = Machine(SMALL["price"], step=31, model=0.9)
+        machine.run(Controller(PriceList({(1, nodes, 64): SMALL["price"](nodes) for nodes in range(1, 7)})), 20)
+        assert ["m1"] in machine.log, "nobody measured what it takes"
+        listed = PriceList({(1, nodes, 64): SMALL["price"](nodes) for nodes in range(1, 7)}, {"model": {(1, 1): 31.0}})
+        machine.log.clear()
+        machine.run(Controller(listed), 200)
+        assert set(map(tuple, machine.log)) == {("-",)}
 
     def test_in_other_texts_they_come_sooner_again(self):
         controller = Controller()

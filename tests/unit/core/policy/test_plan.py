@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import chain, product
+from itertools import product
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ import torch
 from specstream.core.policy.acceptance import Calibrations, Estimates, Level
 from specstream.core.policy.controller import Controller
 from specstream.core.policy.cost_model import CostModel
-from specstream.core.policy.plan import SPARE, SURE, Ending, Plan, Planner, Share, _falling, plain_time, worth
+from specstream.core.policy.plan import SPARE, SURE, Plan, Planner, Share, plain_time, worth
 from specstream.core.policy.prices import PriceList
 from specstream.core.ports import Offer
 from specstream.core.tree import TokenTree
@@ -205,7 +205,7 @@ class TestTheBudget:
             own.estimates.of(offer).judge(3, 3)
         plan = own.best([[offer]], PATIENT)
         (share,) = plan.shares
-        assert (share.depth, share.nodes, share.most) == (3, 7, 7)
+        assert (share.depth, share.nodes) == (3, 7)
         assert plan.seconds == pytest.approx(own.line.of(8))
         assert planner(machine(3.0), 1).best([[offer]], PATIENT) is None, "the window alone costs 12 s"
 
@@ -217,13 +217,10 @@ class TestTheBudget:
             own.estimates.of(offer).judge_length(4, 1)
         plan = own.best([[offer]], PATIENT)
         (share,) = plan.shares
-        assert share.nodes < share.most == share.depth == 4
-        one, two, four = (costs.drafting("heads", 1, depth) for depth in (1, 2, 4))
+        assert (share.depth, share.nodes) == (4, pytest.approx(1, abs=0.2))
+        one, two = (costs.drafting("heads", 1, depth) for depth in (1, 2))
         assert two < plan.drafting < 1.1 * two + 0.1 * one, "the second step finds out that it has to end"
-        assert (plan.seconds, plan.stake) == (
-            pytest.approx(plan.drafting + own.line.of(1 + share.nodes)),
-            pytest.approx(four + own.line.of(5)),
-        )
+        assert plan.seconds == pytest.approx(plan.drafting + own.line.of(1 + share.nodes))
 
     def test_drafts_that_may_end_early_go_on_until_the_last_row_has_ended(self):
         costs, offers = machine(0.1, step=0.1), [Offer(source=f"heads/{row}", depth=4, cuts=True) for row in range(2)]
@@ -275,7 +272,7 @@ class TestTheCut:
             own = planner(machine(chance.uniform(0.5, 6)), rows, ragged=ragged)
             offers, trees = zip(*(random_ranked(chance) for _ in range(rows)), strict=True)
             drafting = chance.uniform(0, 3)
-            plan = own.plan([None] * rows, drafting, drafting)
+            plan = own.plan([None] * rows, drafting)
             plan = Plan(**{**vars(plan), "shares": [share_of(offer) for offer in offers]})
             cut = own.cut(trees, plan)
             kept = [frozenset(tree_nodes(tree, part)) for tree, part in zip(trees, cut, strict=True)]
@@ -305,7 +302,7 @@ class TestTheCut:
         known, offer = TokenTree.chain([9, 1, 2, 3]), ranked((1, 0.9), (2, 0.8))
         doubted = TokenTree((9, 1, 2, 3, 4, 5), (-1, 0, 1, 2, 3, 4), survival=(1.0, 0.1, 0.1, 0.1, 0.1, 0.1))
         shares = [share_of(Offer(source="lookup/3", depth=3, tree=known)), share_of(offer), None]
-        plan = Plan(**{**vars(own.plan([None] * 3, 0.0, 0.0)), "shares": shares})
+        plan = Plan(**{**vars(own.plan([None] * 3, 0.0)), "shares": shares})
         first, second, third = own.cut([known, doubted, doubted], plan)
         assert first is known
         assert third is doubted, "nothing was planned for it"
@@ -317,14 +314,14 @@ class TestTheCut:
         own = planner(machine(4.0), 2, ragged=True, worth=[0.0, 2.0])
         known, offer = TokenTree.chain([9, 1, 2, 3]), ranked((1, 0.9))
         shares = [share_of(Offer(source="lookup/3", depth=3, tree=known))._replace(survival=3.0), share_of(offer)]
-        plan = Plan(**{**vars(own.plan([None] * 2, 0.0, 0.0)), "shares": shares})
+        plan = Plan(**{**vars(own.plan([None] * 2, 0.0)), "shares": shares})
         _, second = own.cut([known, TokenTree((9, 1), (-1, 0), survival=(1.0, 0.4))], plan)
         assert len(second) == 2
 
     def test_drawn_children_are_left_alone(self):
         """Of tokens that were drawn none may be dropped for being unlikely."""
         own, offer = planner(machine(9.0), 1), ranked((1, 0.9))
-        plan = Plan(**{**vars(own.plan([None], 0.0, 0.0)), "shares": [share_of(offer)]})
+        plan = Plan(**{**vars(own.plan([None], 0.0)), "shares": [share_of(offer)]})
         drawn = TokenTree((9, 1), (-1, 0), {0: torch.full((4,), 0.25)}, survival=(1.0, 0.01))
         assert own.cut([drawn], plan) == [drawn]
         plain = TokenTree((9, 1), (-1, 0), survival=(1.0, 0.01))
@@ -333,7 +330,7 @@ class TestTheCut:
 
 def share_of(offer: Offer) -> Share:
     """A row that takes something of it; how much was planned does not matter to a cut."""
-    return Share(offer, offer.depth, 1, 1, 0.5)
+    return Share(offer, offer.depth, 1, 0.5)
 
 
 def tree_nodes(tree: TokenTree, part: TokenTree) -> list[int]:
@@ -341,41 +338,31 @@ def tree_nodes(tree: TokenTree, part: TokenTree) -> list[int]:
     return list(part.places_in(tree))[1:]
 
 
-class TestFallingLevels:
-    def test_levels_that_fall_stay_as_they_are(self):
-        levels = [Level(1, 1.0, 0.9), Level(2, 2.0, 1.2), Level(3, 1.0, 0.3)]
-        assert list(_falling(levels, 0)) == levels
+class TestLevelsThatDoNotFall:
+    """A deeper level may bring more a node than the one before, as behind a node that only costs."""
 
-    def test_one_that_brings_more_a_node_is_taken_with_the_one_before(self):
-        levels = [Level(1, 4.0, 0.9), Level(2, 1.0, 0.8), Level(3, 1.0, 0.1)]
-        assert list(_falling(levels, 0)) == [Level(2, 5.0, pytest.approx(1.7)), Level(3, 1.0, 0.1)]
-
-    @pytest.mark.parametrize("beside", [0, 5])
-    def test_any_levels_keep_their_order_and_sums(self, beside):
-        chance = random.Random(beside)
+    @pytest.mark.parametrize("ragged", [True, False])
+    def test_none_is_taken_before_those_that_it_hangs_from(self, ragged):
+        own, chance = planner(machine(0.5), 3, ragged=ragged), random.Random(ragged)
+        offer = Offer(source="lookup/3", depth=8, tree=TokenTree.chain([9] * 9))
         for _ in range(200):
             levels = [
-                Level(depth, float(chance.randint(1, 4)), chance.uniform(0, 2))
-                for depth in range(1, chance.randint(2, 9))
+                [Level(at, float(chance.randint(1, 4)), chance.uniform(0, 2)) for at in range(1, chance.randint(2, 9))]
+                for _ in range(3)
             ]
-            found = list(_falling(levels, beside))
-            assert sum(level.nodes for level in found) == pytest.approx(beside + sum(level.nodes for level in levels))
-            assert sum(level.survival for level in found) == pytest.approx(sum(level.survival for level in levels))
-            assert [level.depth for level in found] == sorted(level.depth for level in found)
-            assert found[-1].depth == levels[-1].depth
-            shares = [level.survival / level.nodes for level in found]
-            assert shares == sorted(shares, reverse=True)
-            ends = set(
-                chain([0.0], (sum(each.nodes for each in levels[:at]) + beside for at in range(1, 1 + len(levels))))
-            )
-            reached = 0.0
-            for level in found:
-                reached += level.nodes
-                assert any(reached == pytest.approx(end) for end in ends), "a level is never split"
+            items = own._items([(offer, each) for each in levels])
+            for row, each in enumerate(levels):
+                mine = [(at, nodes, gain) for _, of, at, nodes, gain in items if of == row]
+                assert mine == [(at, level.nodes, level.survival) for at, level in enumerate(each)]
 
-    def test_levels_without_nodes_are_none(self):
-        assert list(_falling([], 3)) == []
-        assert list(_falling([Level(1, 0.0, 0.0)], 0)) == []
+    def test_they_are_taken_together_if_both_pay(self):
+        own = planner(machine(1.0), 2, ragged=True)
+        deep = Offer(source="lookup/9", depth=2, tree=TokenTree((9, 1, 2, 3, 4), (-1, 0, 0, 0, 1)))
+        poor = Offer(source="lookup/2", depth=1, tree=TokenTree.chain([9, 1]))
+        for _ in range(40):
+            own.estimates.of(deep).judge(2, 2)
+            own.estimates.of(poor).judge(1, 0)
+        assert nodes_of(own.best([[deep], [poor]], PATIENT)) == [4, 0]
 
 
 class TestABatchThatNobodyJoins:
@@ -396,15 +383,11 @@ class TestABatchThatNobodyJoins:
     def test_what_a_token_is_worth_is_what_it_saves(self):
         """Where the order is certain."""
         left = [10, 60, 200]
-        found = worth([Ending(each, 1.0) for each in left], self.price)
+        found = worth(left, self.price)
         for row in range(3):
             less = [each - (at == row) for at, each in enumerate(left)]
             saved = plain_time(left, self.price) - plain_time(less, self.price)
             assert found[row] * self.price(3) / 3 == pytest.approx(saved)
 
     def test_rows_whose_order_is_open_share_what_they_save(self):
-        assert worth([Ending(50, 1.0), Ending(52, 1.0)], self.price) == [1.0, 1.0]
-
-    def test_a_fast_row_ends_first_though_more_is_left_of_it(self):
-        fast, slow = worth([Ending(90, 3.0), Ending(80, 1.0)], self.price)
-        assert fast < 0.2 < 1.8 < slow
+        assert worth([50, 52], self.price) == [1.0, 1.0]
