@@ -427,6 +427,7 @@ inline void add_group(const B *w, long at, const Inputs *x, long size, Floats (&
 template <int M, class B>
 void strip(const Linear<B> &p, long row, long from, long to, const Fetch &fetch, float *totals, long width) {
   using P = Product<B>;
+  constexpr long GROUPS = P::EACH / GROUP, LINES = (long(sizeof(B)) + 64 * GROUPS - 1) / (64 * GROUPS) * 64;
   long count = P::units(p.k), first = count * fetch.part / fetch.parts, last = count * (fetch.part + 1) / fetch.parts;
   for (long n = from; n < to; n += TOGETHER) {
     const B *w = p.w + n / TOGETHER * count;
@@ -434,11 +435,13 @@ void strip(const Linear<B> &p, long row, long from, long to, const Fetch &fetch,
     long ahead = n < fetch.until ? fetch.near : fetch.far;
     Floats sums[SPLIT][M] = {};
     for (long unit = 0; unit < count; unit++, w++) {
-      if (unit >= first && unit < last && ahead)
-        for (long line = 0; line < long(sizeof(B)); line += 64)
-          __builtin_prefetch(reinterpret_cast<const char *>(w) + line + ahead, 0, 2);
-      for (long at = 0; at < P::EACH / GROUP; at++, x++)
+      const char *next = unit >= first && unit < last && ahead ? reinterpret_cast<const char *>(w) + ahead : nullptr;
+      for (long at = 0; at < GROUPS; at++, x++) {
+        // A few lines at a time: a core waits where more are on their way than it has places for.
+        for (long line = at * LINES; next && line < (at + 1) * LINES && line < long(sizeof(B)); line += 64)
+          __builtin_prefetch(next + line, 0, 2);
         add_group<M, B>(w, at, x, p.size, sums);
+      }
     }
     for (long i = 0; i < SPLIT; i++)
       for (int m = 0; m < M; m++) store(sums[i][m], totals + m * width + n - from + i * LANES);
