@@ -88,7 +88,7 @@ def bench_heads(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare drafters with plain decoding: parameters, accepted lengths, tokens per second, in turn."""
-    from specstream.evaluation.heads import NEEDING, drafters_beside, prompts_of, read_conversations
+    from specstream.evaluation.heads import NEEDING, PER_CATEGORY, drafters_beside, prompts_of, read_conversations
     from specstream.heads.shipped import shipped_for
 
     given = {"streams": streams, "medusa": medusa, "block": block, "eagle3": eagle3, "dflash": dflash, "draft": draft}
@@ -113,7 +113,7 @@ def bench_heads(
         if not as_json:
             _print(records[-1], len(questions) // size, engine)
     arguments = {**settings, "model": model, **given, "drafter": names, "prompts": prompts, "batch_size": batch_size}
-    arguments |= {"per_category": per_category, "turns": turns, "fixed": fixed, "pruning": pruning}
+    arguments |= {"per_category": per_category or PER_CATEGORY, "turns": turns, "fixed": fixed, "pruning": pruning}
     arguments |= {"document": document, "context": context}
     found = records[0] if len(records) == 1 else {"batches": records}
     found = {**found, "provenance": engine.provenance(), "arguments": arguments}

@@ -35,9 +35,8 @@ _ASKING = ("user", "tool")
 
 FIXED = " (fixed tree)"
 """Behind the name of one whose tree is of one size, whether it pays or not: what heads are worth by themselves."""
-
-
-_PER_CATEGORY = 20
+PER_CATEGORY = 20
+"""Prompts of each category that are asked where nobody says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ def read_conversations(path: str | Path, per_category: int | None = None, turns:
     Raises:
         UsageError: a file that cannot be read, a record of another form, by number, or none with so many turns.
     """
-    limit = per_category or _PER_CATEGORY
+    limit = per_category or PER_CATEGORY
     found, longest, records = dict[str, list[Conversation]](), 0, read_records(path, CONVERSATIONS)
     for number, record in enumerate(records, 1):
         each = _conversation(record, f"record {number} of {str(path)!r}")
