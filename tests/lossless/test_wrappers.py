@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import specstream
-from specstream.errors import UnsupportedModelError, UsageError
+from specstream.errors import UsageError
 from tests.lossless.families import prompt
-from tests.lossless.wrappers import CONFIGURATIONS, REFUSED, build, disturbed
+from tests.lossless.wrappers import CONFIGURATIONS, build, disturbed
 
 PROMPTS = [prompt(12), prompt(17, seed=1), prompt(9, seed=2)]
 NEW = 30
@@ -41,12 +41,6 @@ def test_generate_of_transformers_prepares_such_models_as_it_does_for_itself(nam
     assert [row[width - len(tokens) :] for row, tokens in zip(got.tolist(), PROMPTS, strict=True)] == [
         greedy(model, tokens) for tokens in PROMPTS
     ]
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_attention_that_no_tree_passes_through_is_refused_in_words(name):
-    with pytest.raises(UnsupportedModelError, match=f"{name} cannot be a target: its layers use chunked_attention"):
-        specstream.speculative_decode(build(name), None, PROMPTS)
 
 
 def test_images_are_refused_in_words():

@@ -126,33 +126,24 @@ CONFIGURATIONS: dict[str, Callable[[], Any]] = {
         },
         audio_token_index=_LAST,
     ),
-}
-
-REFUSED: dict[str, Callable[[], Any]] = {
-    "llama4": lambda: hf.Llama4Config(
+    "qwen3_5": lambda: hf.Qwen3_5Config(
         text_config={
-            **_TEXT,
-            "intermediate_size_mlp": 96,
-            "num_local_experts": 2,
-            "num_experts_per_tok": 1,
-            "attention_chunk_size": WINDOW,
+            **_rotating(2, 3, 3),
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
         },
-        vision_config={
-            **_PATCHES,
-            "intermediate_size": 128,
-            "vision_output_dim": 32,
-            "projector_input_dim": 32,
-            "projector_output_dim": 32,
-        },
+        vision_config=_DEEP,
     ),
 }
-"""Whose attention no token tree can pass through."""
 
 
 @cache
 def build(name: str) -> Any:
     """A model whose greedy output wanders. All tests share it."""
-    config = {**CONFIGURATIONS, **REFUSED}[name]()
+    config = CONFIGURATIONS[name]()
     kind = getattr(hf, type(config).__name__.removesuffix("Config") + "ForConditionalGeneration")
     with torch.random.fork_rng():
         torch.manual_seed(0)

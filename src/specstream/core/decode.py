@@ -160,6 +160,8 @@ class Batch:
         requests = speculation.choose(rows, asked, offers, left, ragged=self._ragged)
         chosen = self._clock.mark()
         trees = speculation.cut(rows, self._drafts.propose(requests))
+        if self._session.chains_only:
+            trees = [tree.first_path for tree in trees]
         return _Draft(offers, requests, trees, chosen.seconds - start.seconds, chosen)
 
     def _observe(self, draft: _Draft, verdicts: Sequence[Verdict], proposed: Mark) -> None:

@@ -133,9 +133,11 @@ class TargetSession(Protocol):
 
     Attributes:
         prefixes: where keys and values outlive the session; None where they do not.
+        chains_only: whether a pass cannot score a tree with branches.
     """
 
     prefixes: PrefixCache | None = None
+    chains_only: bool = False
 
     def reuse(self, prefixes: PrefixCache) -> None:
         """From now on, begin texts with the keys and values that this cache has of them, and leave it those read.

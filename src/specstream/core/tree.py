@@ -109,6 +109,15 @@ class TokenTree:
             children[parent].append(node)
         return tuple(map(tuple, children))
 
+    @property
+    def first_path(self) -> TokenTree:
+        """This tree without all but the first child of each node."""
+        kept, node = [0], 0
+        while self.children[node]:
+            node = self.children[node][0]
+            kept.append(node)
+        return self if len(kept) == len(self) else self.kept(kept)
+
     def pruned(self, depth: int) -> TokenTree:
         """This tree without the nodes deeper than ``depth``."""
         kept = [node for node, deep in enumerate(self.depths) if deep <= depth]

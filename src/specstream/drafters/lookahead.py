@@ -70,6 +70,10 @@ class LookaheadDrafter(Drafter):
     def begin(
         self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling], session: TargetSession | None = None
     ) -> SessionByRows:
+        if session is not None and session.chains_only:
+            raise UsageError(
+                "drafter is 'lookahead', whose guesses are branches, and this model scores chains only; give 'lookup'"
+            )
         return SessionByRows([_Row(self, prompt) for prompt in prompts])
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from specstream.config import EngineConfig
+from specstream.engine.memory import check_memory_file
 from specstream.errors import UsageError
-from specstream.files.atomic import check_new, refuse_folder_name
+from specstream.files.atomic import refuse_folder_name
 from specstream.heads.folder import KINDS, TrainedHead, kind_of
 from specstream.models.runtime.capabilities import Quantization
 
@@ -90,7 +91,7 @@ def _check_memory(file: bool | str) -> None:
     if file.strip().lower() in _WORDS:
         raise UsageError(f"memory is {file!r}, a word and no file; give the name of one (in Python also True or False)")
     refuse_folder_name(file, "memory")
-    check_new(Path(file), "memory", lambda _: True)  # whether it is a memory, its tokenizer says
+    check_memory_file(Path(file))  # whose tokens they are, its tokenizer says
     above = next(each for each in Path(file).parents if os.path.exists(each))
     if not above.is_dir():
         raise UsageError(f"memory is {file!r}, where {str(above)!r} is no folder; give another file")

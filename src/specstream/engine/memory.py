@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -84,26 +85,44 @@ class Memory:
         keep_tensors(file, "memory", {"tokens": tokens}, self._metadata)
 
     def _read(self, path: Path, vocab_size: int) -> list[int]:
-        check_new(path, "memory", lambda _: True)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError("it holds something else")
-                if metadata != self._metadata:
-                    raise ValueError("it was written with another tokenizer")
-                tokens = file.get_tensor("tokens")
+        with _opened(path) as (file, metadata):
+            if metadata != self._metadata:
+                raise ValueError("it was written with another tokenizer")
+            tokens = file.get_tensor("tokens")
             if tokens.dtype != torch.int32 or tokens.ndim != 1 or not len(tokens):
                 raise ValueError("its tokens are no list of int32")
             if int(tokens.min()) < SEPARATOR or int(tokens.max()) >= vocab_size:
                 raise ValueError(f"it has tokens beyond the vocabulary of {vocab_size}")
-        except (OSError, SafetensorError, ValueError) as error:
-            why = "it is damaged, or no memory" if isinstance(error, SafetensorError) else one_line(error)
-            raise UsageError(
-                f"memory is {str(path)!r}, which cannot be used: {why}; give a new name, to begin anew"
-            ) from error
         found: list[int] = tokens[-CAPACITY:].tolist()
         return found
+
+
+def check_memory_file(path: Path) -> None:
+    """Refuse a file that is there and holds no answers, while no model has been loaded.
+
+    Raises:
+        UsageError: it is damaged, holds something else, or is no file.
+    """
+    check_new(path, "memory", lambda _: True)
+    if path.exists():
+        with _opened(path):
+            pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A file of answers and its metadata; what is wrong with it, found here or by the caller, in one sentence."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError("it holds something else")
+            yield file, metadata
+    except (OSError, SafetensorError, ValueError) as error:
+        why = "it is damaged, or no memory" if isinstance(error, SafetensorError) else one_line(error)
+        raise UsageError(
+            f"memory is {str(path)!r}, which cannot be used: {why}; give a new name, to begin anew"
+        ) from error
 
 
 def _fingerprint(tokenizer: Any, vocab_size: int) -> str:

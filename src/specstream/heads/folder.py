@@ -14,7 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from specstream.errors import HeadMismatchError, ModelNotFoundError, NumericalError, UsageError, must_be, one_line
+from specstream.errors import (
+    HeadMismatchError,
+    ModelNotFoundError,
+    NumericalError,
+    UnsupportedModelError,
+    UsageError,
+    must_be,
+    one_line,
+)
 from specstream.files.atomic import folder_of, is_meant_as_path, path_of, why_unread
 from specstream.files.folders import held
 from specstream.models.architecture.families import describe, require_model
@@ -40,7 +48,12 @@ class TrainedHead(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         require_model(model)
-        self._family = describe(model)
+        self._family = family = describe(model)
+        if family.chains_only:
+            raise UnsupportedModelError(
+                f"{family.name} cannot have heads: its layers keep a state that passes of a head would change; give it "
+                "a draft model, or draft by lookup"
+            )
         self._base = (model,)  # in a tuple nn.Module does not take it for a part of its own
 
     def forward(self, *given: Any, **named: Any) -> Any:

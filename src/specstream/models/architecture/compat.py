@@ -12,7 +12,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -249,6 +249,34 @@ def _without_attention(config: Any) -> Any:
 def keeps_recurrent_state(model: Any) -> bool:
     """Whether the model keeps a recurrent state instead of, or beside, a key-value cache."""
     return bool(getattr(model, "_is_stateful", False))
+
+
+def state_cache(model: Any) -> Cache:
+    """An empty cache of the kind that a model with recurrent layers makes for itself; of one row."""
+    return transformers.DynamicCache(config=text_config(model))
+
+
+class KeptState:
+    """The layers of a cache as they were, to go back to when drafted tokens turn out wrong.
+
+    Recurrent layers change their state in place, so it is copied. Attention makes new keys and values in every pass, so
+    those are held as they are.
+
+    Args:
+        cache: from ``state_cache``.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        self._layers = _copies(cache.layers)
+
+    def restore(self, cache: Cache) -> None:
+        """Let the cache be what it was; more than once if need be."""
+        cache.layers = _copies(self._layers)
+
+
+def _copies(layers: Sequence[Any]) -> list[Any]:
+    held = (each for layer in layers for name in ("keys", "values") if (each := getattr(layer, name, None)) is not None)
+    return copy.deepcopy(list(layers), {id(each): each for each in held})
 
 
 def attention_of(model: Any) -> str | None:

@@ -7,7 +7,7 @@ one method that builds the bias.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,8 @@ class Family:
         takes_logits_to_keep: whether ``forward`` can leave out logits.
         routed: whether tokens are sent to experts. A matrix product of an expert is as tall as the tokens that it
             happens to get, so that a token's bits depend on its neighbours, whatever the width of the pass.
+        chains_only: whether a pass goes through one row and one chain, as some layers keep a state of what they have
+            read (Mamba, gated delta rule, short convolutions), or take a token's place from the cache (Llama 4).
         alibi: the module whose ``build_alibi_tensor`` gives the position bias, None for other families.
         alibi_lines: that bias, ``[heads, positions]``, by number of positions and dtype: a CUDA graph cannot build it.
     """
@@ -52,6 +54,7 @@ class Family:
     takes_positions: bool
     takes_logits_to_keep: bool
     routed: bool = False
+    chains_only: bool = False
     alibi: Any = None
     alibi_lines: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -94,8 +97,8 @@ def describe(model: Any) -> Family:
     """The family of a transformers causal language model.
 
     Raises:
-        UnsupportedModelError: encoder-decoders, recurrent and state-space models, attention kinds or
-            implementations that a token tree cannot pass through; the message says which and why.
+        UnsupportedModelError: encoder-decoders, attention kinds or implementations that a token tree cannot pass
+            through; the message says which and why.
     """
     compat.require_supported()
     config = model.config
@@ -106,7 +109,9 @@ def describe(model: Any) -> Family:
     text = compat.text_config(model)
     taken = compat.forward_arguments(model)
     context = getattr(text, "max_position_embeddings", None)
-    windows = _windows(text, name)
+    scaled = getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [1])
+    chains_only = scaled or compat.keeps_recurrent_state(model) or not set(_kinds(text)) <= _ATTENTION_KINDS
+    windows: dict[str | None, int | None] = {None: None} if chains_only else _windows(text, name)
     return Family(
         name=name,
         context_length=None if context is None or name == "bloom" else int(context),
@@ -116,6 +121,7 @@ def describe(model: Any) -> Family:
         takes_positions="position_ids" in taken,
         takes_logits_to_keep="logits_to_keep" in taken,
         routed=any(re.search("experts|moe", type(module).__name__, re.IGNORECASE) for module in model.modules()),
+        chains_only=chains_only,
         alibi=compat.alibi_of(model),
     )
 
@@ -125,17 +131,14 @@ def _refusal(model: Any, cache_argument: str | None) -> str | None:
     config, attention = model.config, compat.attention_of(model)
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder; SpecStream decodes with decoder-only models"
-    if compat.keeps_recurrent_state(model):
-        return "it keeps a recurrent state instead of a key-value cache, and a rejected draft cannot be taken back"
+    if cache_argument is None and compat.keeps_recurrent_state(model):
+        return "it keeps a recurrent state in a form of its own, which a rejected draft could not be taken back from"
     if cache_argument is None and model.can_generate() and not compat.is_tested():
         return f"its forward takes no cache under a name that is known here; {compat.advice()}"
     if not model.can_generate() or cache_argument is None:
         return "it is not a causal language model with a key-value cache; load one with AutoModelForCausalLM"
     if attention not in ("sdpa", "eager"):
         return f'its attention is {attention!r}, which takes no tree mask; load it with attn_implementation="sdpa"'
-    text = compat.text_config(model)
-    if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [1]):
-        return "it scales its attention by the places in the cache, where rows of a batch and branches stand elsewhere"
     if any(weight.is_meta for weight in model.parameters()):
         return "some of its weights are not in memory (device meta); load it whole, without offloading"
     if any(map(_drops, model.modules())):
@@ -156,6 +159,11 @@ def _layer_windows(config: Any, windows: dict[str | None, int | None]) -> tuple[
     return tuple(windows[kind] or 0 for kind in config.layer_types)
 
 
+def _kinds(config: Any) -> Sequence[str]:
+    """The kind of each layer's attention, where the configuration says it."""
+    return getattr(config, "layer_types", None) or ()
+
+
 def _windows(config: Any, name: str) -> dict[str | None, int | None]:
     """Mask kinds of a text configuration; see ``Family.windows``."""
     window = getattr(config, "sliding_window", None) or None
@@ -163,13 +171,7 @@ def _windows(config: Any, name: str) -> dict[str | None, int | None]:
         raise UnsupportedModelError(
             f"{name} cannot be a target: its configuration has sliding_window {window!r}; give a number of tokens"
         )
-    kinds = set(getattr(config, "layer_types", None) or ())
-    unknown = kinds - _ATTENTION_KINDS
-    if unknown:
-        raise UnsupportedModelError(
-            f"{name} cannot be a target: its layers use {', '.join(sorted(unknown))}; only full and sliding-window "
-            "attention keep a cache that a rejected draft can be taken back from"
-        )
+    kinds = set(_kinds(config))
     if len(kinds) > 1:
         return {"full_attention": None, "sliding_attention": window}
     sliding = kinds == {"sliding_attention"} or (not kinds and window is not None)

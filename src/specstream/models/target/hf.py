@@ -20,6 +20,7 @@ from specstream.models.invariance.widths import Exactness
 from specstream.models.runtime import native
 from specstream.models.runtime.capabilities import Quantization, RuntimeName
 from specstream.models.runtime.runtime import Runtime
+from specstream.models.target.chains import ChainSession
 from specstream.models.target.graphs import CudaCapture, StaticPasses
 from specstream.models.target.passes import ModelPasses
 from specstream.models.target.session import HuggingFaceSession
@@ -72,8 +73,12 @@ class HuggingFaceTarget(ModelPasses):
         self._forget("layers", "num_parameters", "_selftest_cache", "measured", "invariant")
         self._embedding = self._embedding_kind()
         self.vocab_size = int(self._embedding[0][0])
-        self.exactness = self._exactness() if self._exact and not self.family.routed else None
-        self.passes = self._static_passes() if self.runtime.static else None
+        fixed = self._exact and not (family.routed or family.chains_only)
+        self.exactness = self._exactness() if fixed else None
+        if family.chains_only and runtime.static:
+            runtime.uncaptured()
+            runtime.static = False
+        self.passes = self._static_passes() if runtime.static else None
         self.long_after = compat.long_after(view)
         self.rereads_at = self.long_after if compat.rereads_long_texts(view) else None
         self._checked = False
@@ -146,7 +151,7 @@ class HuggingFaceTarget(ModelPasses):
         """See ``ModelPasses``: where all passes run our kernels, and a test finds no bit that differs."""
         runtime, widest = self.runtime, native.MOST_ROWS
         own = runtime.own_attention(1, widest) and runtime.alike(1, widest) and not self.family.routed
-        if not own or any(map(compat.keeps_length, self.view.modules())):
+        if self.family.chains_only or not own or any(map(compat.keeps_length, self.view.modules())):
             return False
         with self.lock:
             if (known := self.measured.get("reading")) is None:
@@ -184,15 +189,19 @@ class HuggingFaceTarget(ModelPasses):
         self.prepare()
         return self
 
-    def begin(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """See ``Target.begin``."""
-        return HuggingFaceSession(self.ready(), prefixes, self.exactness)
+        if self.ready().family.chains_only:
+            return ChainSession(self, prefixes)
+        return HuggingFaceSession(self, prefixes, self.exactness)
 
-    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+    def begin_reading(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """See ``Target.begin_reading``."""
-        return HuggingFaceSession(self.ready(), prefixes, self.exactness, unread=True)
+        if self.ready().family.chains_only:
+            return ChainSession(self, prefixes, unread=True)
+        return HuggingFaceSession(self, prefixes, self.exactness, unread=True)
 
-    def begin_idle(self, rows: int, length: int) -> HuggingFaceSession:
+    def begin_idle(self, rows: int, length: int) -> TargetSession:
         """See ``Target.begin_idle``: one token is read, and its keys and values are repeated.
 
         Raises:
@@ -202,9 +211,13 @@ class HuggingFaceTarget(ModelPasses):
             return self.begin([[]] * rows)
         if self.context_length is not None and length > self.context_length:
             raise ValueError(f"length is {length} and the model's context holds {self.context_length}; give fewer")
-        return self.begin([[PADDING]]).fork(rows, length, capacity_for(length))
+        if self.ready().family.chains_only:
+            session = ChainSession(self, [[PADDING] * length])
+            session.repeat(rows)
+            return session
+        return HuggingFaceSession(self, [[PADDING]], self.exactness).fork(rows, length, capacity_for(length))
 
-    def begin_from_cache(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> HuggingFaceSession:
+    def begin_from_cache(self, session: TargetSession, prefixes: Sequence[Sequence[int]]) -> TargetSession:
         """The same, with a copy of the KV cache of a session over these prefixes, if that runs this very model.
 
         A copy in fewer bits that drafts for its model need not read prompts anew: the model's own keys and values are

@@ -45,6 +45,7 @@ class HuggingFaceSession:
     """
 
     prefixes: PrefixCache | None = None
+    chains_only = False
     masked = False
 
     def __init__(

@@ -9,6 +9,7 @@ with at one token: mask, positions and attention stay the model's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -20,6 +21,7 @@ from specstream.models.architecture import compat
 from specstream.models.architecture.view import view_of
 from specstream.models.invariance.tolerance import relative_errors, tolerance
 from specstream.models.runtime import native
+from specstream.models.target.chains import ChainSession
 from specstream.models.target.passes import ModelPasses
 from specstream.models.target.session import HuggingFaceSession
 
@@ -35,10 +37,11 @@ def check_tree(target: ModelPasses) -> None:
     """Compare both ways of scoring one tree. Three small passes, four where the runtime has an attention of its own.
 
     It shows that a tree's mask and positions give what the plain sequences give, in every attention of the runtime, and
-    that its linear layers are the model's. One that emulates the dtype makes one more pass, over one token.
+    that its linear layers are the model's. One that emulates the dtype makes one more pass, over one token. Of a model
+    that is scored in chains it shows that its layers go on from a state, and from one that was put back.
 
     Raises:
-        UnsupportedModelError: the model fails on a tree mask, or its logits differ by more than rounding.
+        UnsupportedModelError: the model fails at it, or its logits differ by more than rounding.
     """
     limits = [limit for limit in (target.context_length, target.long_after) if limit is not None]
     room = min([CONTEXT + 2 * BRANCH + 1, *limits])
@@ -52,7 +55,7 @@ def check_tree(target: ModelPasses) -> None:
         return
     context, root, branches = tokens[:before], tokens[before], [tokens[before + 1 :][:branch], tokens[-branch:]]
     sequences = torch.tensor([[*context, root, *path] for path in branches], device=target.model.device)
-    runtime, tree, off = target.runtime, TokenTree.merge(root, branches), list[float]()
+    runtime, off = target.runtime, list[float]()
     emulated = runtime.kind == "native" and not runtime.quantized and native.emulates(target.model.dtype)
     # Quantised, the runtime's linear layers are the model's: its own may have given their memory back.
     own = _plain(target, sequences[:1, :1] if emulated else sequences, lent=runtime.quantized)
@@ -63,12 +66,8 @@ def check_tree(target: ModelPasses) -> None:
             first, own = own, _plain(target, sequences, lent=True)
             off.append(_difference(own[:1, :1], first))
         own = own[:, before + 1 :]
-        session = HuggingFaceSession(target, [context], None)
-        # A runtime's own attention is for narrow passes only; wide ones go through the mask.
-        for masked in {True, not runtime.exact_branches}:
-            session.masked = masked
-            scored = session.score([tree])[0, 1 : len(tree)]
-            off.append(_difference(scored.reshape(own.shape), own))
+        scoring = _scored_chains if target.family.chains_only else _scored_tree
+        off.extend(_difference(scored.view_as(own), own) for scored in scoring(target, context, root, branches))
     except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -77,6 +76,27 @@ def check_tree(target: ModelPasses) -> None:
     if wrong:
         reason = f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}"
         raise UnsupportedModelError(reason + compat.advice_if_untested())
+
+
+def _scored_tree(
+    target: ModelPasses, context: Sequence[int], root: int, branches: Sequence[Sequence[int]]
+) -> Iterator[Tensor]:
+    """Logits ``[2 * branch, vocab]`` of both branches, in every attention."""
+    session, tree = HuggingFaceSession(target, [context], None), TokenTree.merge(root, branches)
+    # A runtime's own attention is for narrow passes only; wide ones go through the mask.
+    for masked in {True, not target.runtime.exact_branches}:
+        session.masked = masked
+        yield session.score([tree])[0, 1 : len(tree)]
+
+
+def _scored_chains(
+    target: ModelPasses, context: Sequence[int], root: int, branches: Sequence[Sequence[int]]
+) -> Iterator[Tensor]:
+    """The same of a session that forgets the first branch before it scores the second."""
+    session = ChainSession(target, [context])
+    first = session.score([TokenTree.chain([root, *branches[0]])])[0, 1:]
+    session.commit([[0]])
+    yield torch.cat([first, session.score([TokenTree.chain(branches[1])])[0]])
 
 
 def _plain(target: ModelPasses, sequences: Tensor, *, lent: bool) -> Tensor:
@@ -91,7 +111,9 @@ def _difference(scored: Tensor, own: Tensor) -> float:
 
 
 def _refusal(target: ModelPasses) -> str:
-    return f"{target.family.name} cannot be a target: its attention does not follow a tree's mask and positions"
+    tree = "its attention does not follow a tree's mask and positions"
+    state = "its layers do not go on from the state before a rejected draft"
+    return f"{target.family.name} cannot be a target: {state if target.family.chains_only else tree}"
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specstream.core.ports import Target
+from specstream.core.ports import Target, TargetSession
 from specstream.core.prefix_cache import PrefixCache
 from specstream.core.tree import TokenTree
 from specstream.models.target.hf import HuggingFaceTarget
@@ -29,7 +29,9 @@ class UncachedTarget(Target):
     def prepare(self, rows: int = 1, nodes: int = 0) -> None:
         """Without a cache there is nothing to test."""
 
-    def begin(self, prefixes: Sequence[Sequence[int]]) -> UncachedSession:
+    def begin(self, prefixes: Sequence[Sequence[int]]) -> TargetSession:
+        if self._target.family.chains_only:  # nothing but the state could say what was read
+            return self._target.begin(prefixes)
         return UncachedSession(self._target.ready(), prefixes)
 
     begin_reading = begin

@@ -27,7 +27,6 @@ TINY = {
     "eos_token_id": None,
 }
 SPECIAL = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_d_ssm": 32}
 
 
 def causal(configuration: Any) -> Any:
@@ -39,15 +38,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hf.T5ForConditionalGeneration(hf.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)),
         "it is an encoder-decoder",
     ),
-    "mamba": (lambda: causal(hf.MambaConfig(hidden_size=16, num_hidden_layers=1, **SPECIAL)), "recurrent state"),
     "rwkv": (
         lambda: causal(hf.RwkvConfig(hidden_size=16, num_hidden_layers=2, context_length=32, **SPECIAL)),
         "recurrent state",
-    ),
-    "falcon_h1": (lambda: causal(hf.FalconH1Config(**TINY, **MAMBA)), "recurrent state"),
-    "llama4_text": (
-        lambda: causal(hf.Llama4TextConfig(**TINY, head_dim=8, num_local_experts=2, intermediate_size_mlp=16)),
-        "its layers use chunked_attention",
     ),
     "bert": (
         lambda: hf.BertForMaskedLM(hf.BertConfig(**{**TINY, "pad_token_id": 0})).eval(),
