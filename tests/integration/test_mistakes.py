@@ -1085,6 +1085,10 @@ def test_what_a_seventh_stranger_met(seventh, no_model_is_loaded, monkeypatch, c
         ),
         ("generate target", "'target' is a model, and its name is taken as the prompt; to use it: --model target"),
         ("audit target", "'target' is a model, and its name is taken as the prompt; to use it: --model target"),
+        (
+            "compare --target-model target --draft-model target --input-str target",
+            "'target' is a model, and its name is taken as the prompt; to use it: --target-model target",
+        ),
     ],
 )
 def test_what_a_seventh_stranger_was_not_told(here, capsys, words, noted):
@@ -1258,6 +1262,30 @@ def test_a_checkpoint_of_no_causal_model_is_called_by_its_class(here, capsys):
         (
             "generate x -m target --memory /dev/null",
             "--memory is '/dev/null', which is a device or a pipe; give the na",
+        ),
+        (
+            "quantize target --output s3://a/b",
+            "--output is 's3://a/b', which is an address; give a place on this machine",
+        ),
+        (
+            "make-draft --target target --layers 1 --output s3://a/b",
+            "--output is 's3:/a/b', which is an address; give a",
+        ),
+        (
+            "audit x -m target --output s3://a/b.json",
+            "--output is 's3:/a/b.json', which is an address; give a place on t",
+        ),
+        (
+            "generate x -m target --memory s3://a/b",
+            "--memory is 's3:/a/b', which is an address; give a place on this ma",
+        ),
+        (
+            "generate x -m target --memory q.jsonl",
+            "--memory is 'q.jsonl', which cannot be used: it is damaged, or no mem",
+        ),
+        (
+            "chat -m target --memory q.jsonl",
+            "--memory is 'q.jsonl', which cannot be used: it is damaged, or no memory; g",
         ),
         ("generate x -m target --memory notes", "--memory is 'notes', which is a folder; give the name of a file"),
         # a word in place of a file

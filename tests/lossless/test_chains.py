@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -16,6 +17,8 @@ from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError, UsageError
 from specstream.heads.medusa import MedusaHeads
 from specstream.heads.streams import Streams
+from specstream.models.architecture.compat import FEW
+from specstream.models.invariance.tolerance import relative_errors, tolerance
 from specstream.models.target.chains import SPACING, ChainSession
 from specstream.models.target.hf import HuggingFaceTarget
 from tests.lossless.families import WINDOW, generated, prompt
@@ -143,11 +146,12 @@ def logits_of(model: Any, tokens: list[int]) -> torch.Tensor:
         return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
 
 
+@pytest.mark.parametrize("runtime", ["native", "eager"])
 @pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "granitemoehybrid", "llama4"])
-def test_a_session_goes_back_keeps_and_joins(name):
+def test_a_session_goes_back_keeps_and_joins(name, runtime):
     """Logits behind every way of forgetting are those of the text as it is then, whichever rows came and went."""
     model = model_of(name)
-    target = HuggingFaceTarget(model, runtime="eager")
+    target = HuggingFaceTarget(model, runtime=runtime)
     session, other = target.begin([PROMPTS[0], PROMPTS[1]]), target.begin_reading([PROMPTS[2]])
     rows = [list(PROMPTS[0]), list(PROMPTS[1])]
     while other.read(5):
@@ -179,6 +183,21 @@ def test_a_session_goes_back_keeps_and_joins(name):
     session.rollback([3, len(rows[1])])  # before all that was copied
     del rows[0][3:]
     scored([wrong, wrong], [1, 1])
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "olmo_hybrid"])
+def test_in_half_precision_our_passes_are_the_models_but_for_rounding(name):
+    """Wide and narrow passes and those over one token, one behind the other, in float32 and rounded where ours are."""
+    model = copy.deepcopy(model_of(name)).to(torch.bfloat16)
+    text = prompt(40, seed=4)
+    own = logits_of(model, text).float()
+    session = HuggingFaceTarget(model, runtime="native").begin([text[:9]])
+    found, at = [], 9
+    for width in (1, 1, 3, FEW, FEW + 1, 1):
+        found.append(session.score([TokenTree.chain(text[at : at + width])])[0])
+        session.commit([list(range(width))])
+        at += width
+    assert relative_errors(torch.cat(found), own[9:at]).max() < tolerance(torch.bfloat16)
 
 
 def test_what_a_pass_may_cost_is_measured_without_reading_each_row():

@@ -55,7 +55,7 @@ def compare(
     if num_runs < 1:
         raise UsageError(f"--num-runs is {num_runs}; give 1 or more")
     input_str = options.text_given(input_str)
-    options.check_text(input_str, "--input-str - < {}")
+    options.check_text(input_str, "--input-str - < {}", "--target-model")
     engine = load_engine(target_model, draft_model, settings, alone=True)
     options.note_own_draft(draft_model, target_model)
     options.note_greedy(temperature, top_k=top_k, top_p=top_p)

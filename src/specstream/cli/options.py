@@ -184,12 +184,13 @@ def text_given(text: str) -> str:
         raise UsageError(f"the standard input is no prompt: {why_unread(error)}; give a text") from None
 
 
-def check_text(text: str, read_by: str) -> None:
+def check_text(text: str, read_by: str, model: str = "--model") -> None:
     """Refuse a prompt that is no text before anything is loaded, and note one that looks like something else.
 
     Args:
         text: the prompt.
         read_by: what to give to read a file, with {} for it.
+        model: the option that takes one.
 
     Raises:
         UsageError: it is empty, or holds bytes of another encoding than UTF-8.
@@ -208,7 +209,7 @@ def check_text(text: str, read_by: str) -> None:
     elif short and _FILE_NAME.fullmatch(text):
         note(f"{text!r} is no file here, and is taken as the prompt; to read a file: {read_by.format('FILE')}")
     elif text in catalog() or (short and os.path.isfile(os.path.join(text, "config.json"))):
-        note(f"{text!r} is a model, and its name is taken as the prompt; to use it: --model {shlex.quote(text)}")
+        note(f"{text!r} is a model, and its name is taken as the prompt; to use it: {model} {shlex.quote(text)}")
 
 
 def stops(given: list[str] | None) -> list[str]:

@@ -40,6 +40,7 @@ def check_ending(path: str, setting: str, ending: str, what: str) -> None:
     Raises:
         UsageError: so it is.
     """
+    refuse_address(path, setting)
     own = Path(path).suffix.lower()
     if own in _FORMATS - {ending}:
         wanted = f"that ends in {ending}" if ending else f"without {own}"
@@ -98,8 +99,27 @@ def check_new(path: Path, setting: str, is_own: Callable[[Path], bool]) -> None:
         raise UsageError(f"{setting} is {str(path)!r}, which is another file's name already; give a new one")
 
 
+def refuse_address(path: str | Path, setting: str) -> None:
+    """Refuse to write to an address, such as ``s3://bucket/x``, which would become folders here.
+
+    Args:
+        path: to write.
+        setting: how it is given, for the error.
+
+    Raises:
+        UsageError: it is one.
+    """
+    _refuse_address(path, f"{setting} is {str(path)!r}, which")
+
+
+def _refuse_address(path: str | Path, what: str) -> None:
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise UsageError(f"{what} is an address; give a place on this machine")
+
+
 def _refuse_special(path: Path, what: str) -> None:
     """To rename a file to the name of a device or a pipe would be its end."""
+    _refuse_address(path, what)
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UsageError(f"{what} is a device or a pipe; give the name of a file")
 
@@ -126,6 +146,7 @@ def folder_of(name: str, value: Any) -> Path:
         UsageError: it is no path, or there can be no folder.
     """
     path = path_of(name, value, "a folder")
+    refuse_address(value, name)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

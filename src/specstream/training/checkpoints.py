@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from specstream.errors import TrainingError, UsageError
-from specstream.files.atomic import check_ending, write_json
+from specstream.files.atomic import check_ending, refuse_address, write_json
 from specstream.models.hub.catalog import entry_of
 from specstream.training.cards import CARD, training_card
 
@@ -91,6 +91,7 @@ def check_replaceable(folder: Path, mark: str, setting: str) -> None:
     Raises:
         UsageError: a file, a folder that holds something else, or a place that cannot be written to.
     """
+    refuse_address(folder, setting)
     given, folder = str(folder), folder.absolute()
     if entry_of(given) is not None:  # of which a folder here takes the place
         raise UsageError(f"{setting} is {given!r}, which is the name of a model of the catalog; give another")

@@ -12,7 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from specstream.errors import UnsupportedModelError, UsageError, must_be
-from specstream.files.atomic import path_of
+from specstream.files.atomic import path_of, refuse_address
 from specstream.models.architecture.compat import is_text_model
 from specstream.models.hub.catalog import resolve
 from specstream.models.hub.load import config_in, load_model
@@ -48,6 +48,7 @@ def quantize(model: str, bits: Bits, output: str | Path) -> Path:
     must_be(bits in ("int8", "int4"), "bits", bits, "int8 or int4")
     path_of("model", model, "a catalog name, a local folder or a hub id")
     folder = path_of("output", output, "a folder").absolute()
+    refuse_address(output, "output")
     if folder.exists():
         raise UsageError(f"output is {str(output)!r}, which is there already; give a new folder")
     check_replaceable(Path(output), "config.json", "output")

@@ -111,6 +111,23 @@ def test_the_first_merged_path_comes_first():
     assert tree.parents == (-1, 0, 1, 2, 1, 0)
 
 
+@given(trees())
+def test_the_first_path_goes_through_first_children_to_a_leaf(tree):
+    path = tree.first_path
+    assert path.is_chain
+    at, node = [0], 0
+    while tree.children[node]:
+        node = tree.children[node][0]
+        at.append(node)
+    assert path.tokens == tuple(tree.tokens[each] for each in at)
+
+
+def test_the_first_path_keeps_what_its_tokens_were_drawn_from():
+    drawn = {0: torch.ones(3), 2: torch.zeros(3)}
+    path = TokenTree(TREE.tokens, TREE.parents, drawn).first_path
+    assert (path.tokens, path.parents, list(path.proposals)) == ((7, 5, 9), (-1, 0, 1), [0])
+
+
 def test_pruning_keeps_whole_levels_and_what_they_were_drawn_from():
     drawn = {node: torch.full((3,), float(node)) for node in (0, 1, 3)}
     tree = TokenTree((9, 1, 2, 3, 4), (-1, 0, 1, 0, 3), drawn)

@@ -146,6 +146,9 @@ def test_rounding_is_a_finding_where_it_can_be_mended() -> None:
     assert findings.of_widths(replace(rounding, routed=True)) == []
     (note,) = findings.notes(None, replace(rounding, routed=True))
     assert "mixture of experts" in note
+    assert findings.of_widths(replace(rounding, chains_only=True)) == []
+    (note,) = findings.notes(None, replace(rounding, chains_only=True))
+    assert "keeps a state" in note
     (refused,) = findings.of_widths(Widths(model="m", state="refused", problem="m cannot be a target"))
     assert refused.problem == "m cannot be a target"
 

@@ -16,7 +16,7 @@ from typing import Any
 from specstream.engine.contestants import PLAIN
 from specstream.errors import UsageError
 from specstream.evaluation.benchmark.experiments import Group
-from specstream.files.atomic import changed, difference, read_lines, set_aside, write_whole
+from specstream.files.atomic import changed, difference, read_lines, refuse_address, set_aside, write_whole
 from specstream.files.folders import held
 
 RUN, SAMPLES, SUMMARY = "run.json", "samples.jsonl", "summary.json"
@@ -140,6 +140,7 @@ class RunFolder(Samples):
         Raises:
             UsageError: the run here is of other settings or another machine, or the folder cannot be written to.
         """
+        refuse_address(self.root, "measure.output_dir")
         if not self.run and self.root.is_dir() and any(self.root.iterdir()):
             raise UsageError(f"measure.output_dir is {str(self.root)!r}, which holds something else; give a new folder")
         measured = bool(self._samples)  # else nothing is lost by other settings

@@ -182,6 +182,7 @@ class Widths:
         widths: batch-invariant ones up to ``MOST_NODES``.
         exact: ``bits`` or ``rounding``; None where the model was not asked.
         routed: whether it is a mixture of experts.
+        chains_only: whether it keeps a state; see ``Family``.
         parameters: that a pass reads; None where the model was not asked, or depends on the tokens.
         bytes: likewise.
         problem: why it was refused.
@@ -196,6 +197,7 @@ class Widths:
     runtime: str | None = None
     dtype: str | None = None
     routed: bool = False
+    chains_only: bool = False
     parameters: int | None = None
     bytes: int | None = None
     problem: str = ""
@@ -347,6 +349,7 @@ def _tested(name: str, hush: Callable[[], AbstractContextManager[None]], measure
         runtime=target.runtime.name,
         dtype=dtype_name(model.dtype),
         routed=target.family.routed,
+        chains_only=target.family.chains_only,
         parameters=None if read is None else read // model.dtype.itemsize,
         bytes=read,
         passes=passes,

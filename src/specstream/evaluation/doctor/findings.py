@@ -112,7 +112,7 @@ def of_widths(widths: Widths) -> list[Finding]:
     if widths.state == "refused":
         remedy = "mend what else is named here, or give another --model"
         return [Finding(about="widths", problem=widths.problem, remedy=remedy)]
-    if widths.exact != "rounding" or widths.routed:
+    if widths.exact != "rounding" or widths.routed or widths.chains_only:
         return []
     problem = (
         f"passes of {widths.model} are exact up to rounding only ({widths.runtime}, {widths.dtype}): "
@@ -140,8 +140,9 @@ def notes(processor: Processor | None, widths: Widths | None) -> list[str]:
         said += [f"{name} is not the level's, so torch's libraries may use others" for name in processor.unheld]
     if widths is not None and widths.state == "not downloaded":
         said.append(_fetching(widths.model))
-    if widths is not None and widths.routed:
-        said.append(f"{widths.model} is a mixture of experts: exact up to rounding on every machine")
+    if widths is not None and (widths.routed or widths.chains_only):
+        kind = "is a mixture of experts" if widths.routed else "keeps a state, and is drafted for in chains"
+        said.append(f"{widths.model} {kind}: exact up to rounding on every machine")
     return said
 
 

@@ -14,13 +14,14 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
@@ -272,6 +273,71 @@ class KeptState:
     def restore(self, cache: Cache) -> None:
         """Let the cache be what it was; more than once if need be."""
         cache.layers = _copies(self._layers)
+
+
+_CHUNKED, _BY_STEPS = "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"
+
+FEW = 12
+"""Tokens up to which the gated delta rule is faster step by step than in a chunk of 64, on a processor."""
+
+
+def state_forwards(model: Any) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """Faster forwards for the layers of a model on a processor that keep a state; only their helpers are exchanged.
+
+    The gated delta rule of a few tokens is computed step by step: a chunk is padded to 64 tokens. And torch convolves
+    channel by channel in half precision, which takes seconds: that is done in float32, and rounded.
+    """
+    if model.device.type != "cpu":
+        return
+    for module in model.modules():
+        # What is around it renames arguments, and calls hooks of accelerate, which are none here.
+        forward = inspect.unwrap(getattr(type(module), "forward", module.forward))
+        if not isinstance(forward, FunctionType) or "forward" in module.__dict__ or hasattr(module, "_hf_hook"):
+            continue
+        if helpers := _faster_helpers(forward, half=model.dtype.itemsize < 4):
+            own = {**forward.__globals__, **helpers}
+            changed = FunctionType(forward.__code__, own, forward.__name__, forward.__defaults__, forward.__closure__)
+            changed.__kwdefaults__ = forward.__kwdefaults__
+            yield module, MethodType(changed, module)
+
+
+def _faster_helpers(forward: FunctionType, *, half: bool) -> dict[str, Callable[..., Any]]:
+    """What a forward calls of them, by name: transformers' own code, without what looks for kernels of a GPU."""
+    own = forward.__globals__
+    called = {name: inspect.unwrap(own[name]) for name in forward.__code__.co_names if callable(own.get(name))}
+    found: dict[str, Callable[..., Any]] = {}
+    if _CHUNKED in called and _BY_STEPS in called:
+        found[_CHUNKED] = partial(_delta_rule, called[_CHUNKED], called[_BY_STEPS])
+    for name, wide in _CONVOLUTIONS.items():
+        if name in called:
+            found[name] = partial(wide, called[name]) if half else called[name]
+    return found
+
+
+def _delta_rule(
+    chunked: Callable[..., Any], by_steps: Callable[..., Any], query: Tensor, *rest: Any, **more: Any
+) -> Any:
+    return (by_steps if query.shape[1] <= FEW else chunked)(query, *rest, **more)
+
+
+def _in_float32(convolve: Callable[..., Tensor], hidden: Tensor, *rest: Any, **more: Any) -> Tensor:
+    named = {name: _wide(each) for name, each in more.items()}
+    return convolve(hidden.float(), *map(_wide, rest), **named).to(hidden.dtype)
+
+
+def _step_in_float32(convolve: Callable[..., Tensor], hidden: Tensor, state: Tensor, *rest: Any, **more: Any) -> Tensor:
+    """The same of one token, which leaves what the next one needs in ``state``."""
+    wide = state.float()
+    result = _in_float32(convolve, hidden, wide, *rest, **more)
+    state.copy_(wide)
+    return result
+
+
+def _wide(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
+_CONVOLUTIONS = {"causal_conv1d_fn": _in_float32, "causal_conv1d_update": _step_in_float32}
 
 
 def _copies(layers: Sequence[Any]) -> list[Any]:

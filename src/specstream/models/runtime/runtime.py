@@ -103,6 +103,8 @@ class Runtime:
         self._copied = [Copied(bias) for bias in biases if not bias.is_contiguous()]
         self._copied += [Copied(_held(module)) for module, _ in self._swaps if _is_copied(module, name, weights)]
         self._own_linears = name == "native" and any(module not in weights for module, _ in self._swaps)
+        if name in ("native", "packed"):
+            self._swaps += compat.state_forwards(model)
         self._layer_windows = tuple(layer_windows)
         self._parts: dict[range, Swaps] = {}
         self._adapted: WeakKeyDictionary[Adapter, Swaps] = WeakKeyDictionary()
