@@ -96,6 +96,12 @@ def test_a_mistake_is_said_before_a_model_is_loaded(here, no_model_is_loaded, ca
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_a_prompt_that_is_a_model_is_noted_with_the_commands_own_option(here, capsys):
+    words = "compare --target-model target --draft-model target --num-runs 1 --N 2 --input-str target"
+    assert run(*words.split()) == 0
+    assert "its name is taken as the prompt; to use it: --target-model target\n" in capsys.readouterr().err
+
+
 def test_what_another_command_has_no_option_for_is_not_advised(here, capsys):
     draft = tiny_model(vocab_size=200)
     draft.save_pretrained(here / "draft")
@@ -888,7 +894,7 @@ def test_what_a_sixth_stranger_met(here, no_model_is_loaded, monkeypatch, capsys
 def test_a_dash_for_a_prompt_is_the_standard_input(here, monkeypatch, capsys, words):
     asked = []
     monkeypatch.setattr(SpeculativeEngine, "__init__", lambda self, *args, **kwargs: pytest.fail("loaded"))
-    monkeypatch.setattr("specstream.cli.options.check_text", lambda text, read_by: asked.append(text) or 1 / 0)
+    monkeypatch.setattr("specstream.cli.options.check_text", lambda text, *rest: asked.append(text) or 1 / 0)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one two\n")))
     model = [] if words.startswith("compare") else ["-m", "target"]
     assert run(*words.split(), *model) == 1
@@ -1085,10 +1091,6 @@ def test_what_a_seventh_stranger_met(seventh, no_model_is_loaded, monkeypatch, c
         ),
         ("generate target", "'target' is a model, and its name is taken as the prompt; to use it: --model target"),
         ("audit target", "'target' is a model, and its name is taken as the prompt; to use it: --model target"),
-        (
-            "compare --target-model target --draft-model target --input-str target",
-            "'target' is a model, and its name is taken as the prompt; to use it: --target-model target",
-        ),
     ],
 )
 def test_what_a_seventh_stranger_was_not_told(here, capsys, words, noted):
@@ -1273,7 +1275,7 @@ def test_a_checkpoint_of_no_causal_model_is_called_by_its_class(here, capsys):
         ),
         (
             "audit x -m target --output s3://a/b.json",
-            "--output is 's3:/a/b.json', which is an address; give a place on t",
+            "--output is 's3://a/b.json', which is an address; give a place on ",
         ),
         (
             "generate x -m target --memory s3://a/b",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specstream.errors import UsageError
-from specstream.files.atomic import check_ending, check_new, refuse_folder_name, write_whole
+from specstream.files.atomic import check_ending, check_new, refuse_address, refuse_folder_name, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +47,7 @@ def check_output(output: str | None, is_own: Callable[[Path], bool] = is_record,
     """
     if output is None:
         return
+    refuse_address(output, "--output")
     if not Path(output).is_dir():
         refuse_folder_name(output, "--output")
     if Path(output).is_dir() or not os.access(Path(output).absolute().parent, os.W_OK):
