@@ -362,6 +362,7 @@ class Recorded:
 
 class RecordedSession:
     ragged = False
+    chains_only = False
 
     def __init__(self, session: TargetSession, logits: list[list[Tensor]]) -> None:
         self._session = session

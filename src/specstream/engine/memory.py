@@ -85,6 +85,7 @@ class Memory:
         keep_tensors(file, "memory", {"tokens": tokens}, self._metadata)
 
     def _read(self, path: Path, vocab_size: int) -> list[int]:
+        check_new(path, "memory", lambda _: True)
         with _opened(path) as (file, metadata):
             if metadata != self._metadata:
                 raise ValueError("it was written with another tokenizer")

@@ -123,6 +123,7 @@ class TwoFaced:
 class TwoFacedSession:
     device = torch.device("cpu")
     ragged = False
+    chains_only = False
     hidden_states = None
     finder = Finder()
 
