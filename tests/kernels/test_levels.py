@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from specstream.environment import LEVELS, Level, architecture, processor_level
-from specstream.models.runtime.compiled import FLAGS, compile_kernels, find_compiler, kept_for
+from specstream.models.runtime.compiled import FLAGS, SOURCES, compile_kernels, find_compiler, kept_for
 
 NEON = "aarch64-linux-gnu"
+CHECKS = Path(__file__).with_name("test_kernels.cpp")
 
 
 def tools(level: Level) -> tuple[str, list[str]]:
@@ -43,23 +45,44 @@ def compiled(compiler: str, level: Level, folder: Path) -> Path:
     return kept
 
 
+def digest_of(name: str, command: list[str], program: Path, start: Sequence[str] = ()) -> str:
+    """What the checks say of products with weights in blocks, where all of them pass."""
+    made = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    ran = subprocess.run([*start, str(program)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said, checks, digest = ran.stdout.split()
+    assert said == name
+    assert int(checks) > 100_000
+    return digest
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 def test_every_kernel_is_the_formula_and_keeps_its_bits(level, tmp_path, tmp_path_factory):
     compiler, start = tools(level)
     kernels, program = compiled(compiler, level, tmp_path), tmp_path / "kernels"
     # What checks is fast enough with less, and compiled in a third of the time.
-    command = [compiler, *FLAGS, "-O1", str(Path(__file__).with_name("test_kernels.cpp")), str(kernels)]
-    made = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True, check=False)
-    assert (made.returncode, made.stderr) == (0, "")
-    ran = subprocess.run([*start, str(program)], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    name, checks, digest = ran.stdout.split()
-    assert name == level.name
-    assert int(checks) > 100_000
+    digest = digest_of(level.name, [compiler, *FLAGS, "-O1", str(CHECKS), str(kernels)], program, start)
     # Products with weights in blocks are the same at all levels, whichever process has checked the others.
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "digests"
     shared.mkdir(exist_ok=True)
     (shared / level.name).write_text(digest)
     assert {file.read_text() for file in shared.iterdir()} == {digest}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("name", "more"), [("x86-64-v4", ()), ("x86-64-v4-vnni", ("-DEMULATE_VNNI",))])
+def test_kernels_for_avx512_have_the_digest_of_others_where_it_is_emulated(name, more, tmp_path):
+    own = processor_level()
+    if own.name != "x86-64-v3":
+        pytest.skip(f"the processor is {own.name}")
+    compiler, _ = tools(own)
+    if "clang" in subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout:
+        pytest.skip("Clang passes no vectors of 64 bytes without AVX512")
+    native = [compiler, *FLAGS, "-O1", str(CHECKS), str(compiled(compiler, own, tmp_path))]
+    sources = [*map(str, SOURCES), str(CHECKS)]
+    emulation = ["-O1", "-Wno-psabi", "-include", str(CHECKS.with_name("avx512.h")), *more]
+    emulated = [compiler, *FLAGS, *own.options, *emulation, *sources]
+    assert digest_of(name, emulated, tmp_path / name) == digest_of(own.name, native, tmp_path / "native")
