@@ -99,6 +99,13 @@ LEVELS = (
         libraries=_libraries("avx2", "AVX2"),
     ),
     Level(
+        name="x86-64-v3-vnni",
+        machine="x86_64",
+        needs=_V3 | {"avx_vnni"},
+        options=("-march=x86-64-v3", "-mavxvnni"),
+        libraries=_libraries("avx2", "AVX2_VNNI"),
+    ),
+    Level(
         name="x86-64-v4",
         machine="x86_64",
         needs=_V4,
@@ -127,7 +134,7 @@ LEVELS = (
         options=("-march=armv8.2-a+dotprod",),
     ),
 )
-"""The known levels, of one architecture from the lowest to the highest."""
+"""The known levels, of one architecture each behind those that it is faster than."""
 
 GENERIC = Level(name="generic", options=("-march=native",))
 """A processor below every level, or of another architecture: kernels are compiled on it, and for it alone."""

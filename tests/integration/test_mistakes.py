@@ -326,6 +326,11 @@ def test_a_number_of_runs_that_is_none(num_runs):
         ("report run -o ''", "-o is ''; give a value that is not empty, or leave it out"),
         ("profile -m target --prompts q.jsonl -o ''", "-o is ''; give a value that is not empty, or leave it out"),
         ("make-draft -o ''", "-o is ''; give a value that is not empty"),
+        ("profile -m ' ' --prompts q.jsonl", "-m is ' '; give a value that is not empty, or leave it out"),
+        (
+            "distill-data --prompts q.jsonl -o a.jsonl -m no/x --exclude target/config.json",
+            "holds one dict; give a list",
+        ),
         ("router evaluate --router a --data=", "--data is ''; give a value that is not empty"),
         ("benchmark -c b.yaml --resume=false", "--resume takes no value; give --resume or --no-resume alone"),
         ("evaluate -c e.yaml --resume yes", "--resume takes no value; give --resume or --no-resume alone"),

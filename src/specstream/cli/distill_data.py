@@ -12,7 +12,6 @@ from specstream.cli import options
 from specstream.cli.loading import load_engine
 from specstream.cli.progress import progress
 from specstream.errors import UsageError
-from specstream.files.prompts import read_prompts
 
 _Prompts = Annotated[list[str], typer.Option("--prompts", help="A .txt, .jsonl, .json or .csv file; may be repeated.")]
 _Output = Annotated[str, typer.Option("--output", "-o", help="The JSON lines to write. An interrupted run goes on.")]
@@ -55,13 +54,9 @@ def distill_data(
     """Write a model's own answers to prompts: what drafts for it are trained on."""
     if drafter not in ("none", "lookup"):
         raise UsageError(f"--drafter is {drafter!r}; give none or lookup")
-    _check_files(prompts, exclude or [], output)
+    options.check_files(*prompts, *(exclude or ()))
     options.note_greedy(temperature, top_p=top_p if 0 < top_p < 1 else None)
-    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-    engine = load_engine(
-        model, None, {**decoding, "drafter": drafter, "dtype": dtype, "device": device, "runtime": runtime}
-    )
-    from specstream.training.answers import AnswerSettings, distill
+    from specstream.training.answers import AnswerSettings, check_place, distill, read_questions
 
     settings = AnswerSettings(
         model=model,
@@ -77,6 +72,13 @@ def distill_data(
         chat=chat,
         shuffle=shuffle,
     )
+    # Before a model is loaded: what cannot be read, or written afterwards.
+    read_questions(settings)
+    check_place(output, "--output")
+    decoding = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    engine = load_engine(
+        model, None, {**decoding, "drafter": drafter, "dtype": dtype, "device": device, "runtime": runtime}
+    )
     with progress("answers") as tell:
         record = distill(engine, settings, Path(output), limit, tell)
     left_out = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in record["left_out"].items())
@@ -84,13 +86,3 @@ def distill_data(
         print(json.dumps({"output": output, **record}))
     else:
         print(f"{output}: {record['prompts']} answers of {model}; left out: {left_out}")
-
-
-def _check_files(prompts: list[str], exclude: list[str], output: str) -> None:
-    """Refuse before a model is loaded what cannot be read, or written afterwards."""
-    options.check_files(*prompts, *exclude)
-    for file in prompts:
-        read_prompts(file)
-    from specstream.training.answers import check_place
-
-    check_place(output, "--output")

@@ -146,9 +146,11 @@ def refuse_useless(root: Any, words: Sequence[str]) -> None:
             raise UsageError(f"{form} is given twice{values}; give {forms}once")
         if own in given and not own.is_flag:
             _refuse_value(option, command)
-        if own in given and not own.is_flag and "" in option.values:
+        # Blanks are a text; as a name or a path they are a variable of a script that was not set.
+        blank = [each for each in option.values if not (each if own.name in _TEXTS else each.strip())]
+        if own in given and not own.is_flag and blank:
             rest = "" if own.required else ", or leave it out"
-            raise UsageError(f"{form} is ''; give a value that is not empty{rest}")
+            raise UsageError(f"{form} is {blank[0]!r}; give a value that is not empty{rest}")
 
 
 def _refuse_value(option: _Option, command: Any) -> None:

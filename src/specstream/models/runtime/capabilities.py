@@ -133,7 +133,7 @@ def _refused(device: torch.device, dtype: torch.dtype, kernels: Kernels) -> dict
 
 def _onednn_has_bf16() -> bool:
     """On x86 from AVX512 on. Where only ``SPECSTREAM_CPU`` is lower, oneDNN itself may not know."""
-    held = level().libraries.get("ONEDNN_MAX_CPU_ISA") == "AVX2"
+    held = level().libraries.get("ONEDNN_MAX_CPU_ISA", "").startswith("AVX2")
     return not held and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -19,7 +19,7 @@ from tests.tiny import tiny_model
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 BF16, F32, F16 = torch.bfloat16, torch.float32, torch.float16
-V3, V4, _, V4_BF16, ARM = LEVELS
+V3, V3_VNNI, V4, _, V4_BF16, ARM = LEVELS
 
 Pretend = Callable[..., None]
 
@@ -45,11 +45,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Pretend:
         (V4_BF16, True, BF16, BF16, "native", "int8"),
         (V4, True, BF16, BF16, "native", "int8"),
         (V3, True, BF16, BF16, "native", "int8"),  # oneDNN cannot, and our kernels can
+        (V3_VNNI, True, BF16, BF16, "native", "int8"),
         (ARM, True, BF16, BF16, "native", "int8"),
         (GENERIC, True, BF16, BF16, "native", "int8"),
         (V4_BF16, False, BF16, BF16, "packed", "none"),
         (V4, False, BF16, F32, "packed", "none"),
         (V3, False, BF16, F32, "packed", "none"),
+        (V3_VNNI, False, BF16, F32, "packed", "none"),
         (V3, True, F32, F32, "native", "int8"),
         (V3, True, F16, F32, "native", "int8"),
     ],
@@ -66,11 +68,12 @@ def test_a_checkpoint_of_a_dtype_runs_so(pretend, level, kernels, own, dtype, ru
         assert choice.reason
 
 
-def test_a_dtype_that_was_asked_for_stays(pretend):
-    pretend(V3, kernels=False)  # oneDNN itself was not told of the level
+@pytest.mark.parametrize("level", [V3, V3_VNNI], ids=lambda level: level.name)
+def test_a_dtype_that_was_asked_for_stays(level, pretend):
+    pretend(level, kernels=False)  # oneDNN itself was not told of the level
     found = capabilities(CPU, BF16, keep_dtype=True)
     assert (found.dtype.value, found.runtime.value) == (BF16, "eager")
-    assert found.refused["packed"] == "oneDNN has no bfloat16 on x86-64-v3"
+    assert found.refused["packed"] == f"oneDNN has no bfloat16 on {level.name}"
     assert "CXX" in found.refused["native"] and found.refused["native"] in found.runtime.reason
     assert capabilities(CPU, F16, keep_dtype=True).runtime.value == "eager"
 

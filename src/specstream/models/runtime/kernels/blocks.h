@@ -152,7 +152,7 @@ template <int BITS> struct Numbers {
 
 // Sums of products of those and of inputs, two steps at a time. The first ones are sums themselves: compilers would clear
 // sums in memory.
-#if defined(__AVX512VNNI__) || defined(__aarch64__)
+#if defined(DOT_FOURS)
 template <int BITS> struct Dots {
   Ints sum;
   void add(bool first, const Numbers<BITS> &w0, const Numbers<BITS> &w1, Bytes x0, Bytes x1) {
@@ -202,7 +202,7 @@ template <> struct Numbers<8> {
   explicit Numbers(Bytes bytes) : all(bytes ^ 128) {}
 };
 #endif
-#if defined(__AVX512VNNI__)
+#if defined(DOT_FOURS) && !defined(__aarch64__)
 constexpr bool WITHOUT_SIGN = true; // numbers of eight bits when they are multiplied
 #else
 constexpr bool WITHOUT_SIGN = false;
@@ -302,7 +302,7 @@ inline const Rounded &row_of(const Rounded *x, long apart, int m) {
   return *reinterpret_cast<const Rounded *>(reinterpret_cast<const char *>(x) + m * apart * long(sizeof(Inputs)));
 }
 
-#if !defined(__AVX512VNNI__) && !defined(__aarch64__)
+#if !defined(DOT_FOURS)
 // As dot_groups, for numbers with UNIT: shorts are added up by a multiplication anyway, here by that with their scale. So the
 // sums of a group stay in registers, where those of each sixteen had to be floats and wait for the others in memory.
 template <int M, class B, int V>
@@ -353,7 +353,7 @@ inline void dot_groups(const B *w, long at, long lane, const Rounded *x, long ap
   using P = Product<B>;
   constexpr long PARTS = GROUP / P::SHARE, STEPS = P::SHARE / 4;
   auto row = [&](int m) -> const Rounded & { return row_of(x, apart, m); };
-#if !defined(__AVX512VNNI__) && !defined(__aarch64__)
+#if !defined(DOT_FOURS)
   if constexpr (P::UNIT) return dot_scaled<M, B, V>(w, at, lane, x, apart, totals);
 #endif
   for (long part = 0; part < PARTS; part++) {

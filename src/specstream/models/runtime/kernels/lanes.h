@@ -18,6 +18,8 @@
 #define LEVEL "x86-64-v4-vnni"
 #elif defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define LEVEL "x86-64-v4"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
+#define LEVEL "x86-64-v3-vnni"
 #elif defined(__AVX2__) && defined(__FMA__)
 #define LEVEL "x86-64-v3"
 #elif defined(__aarch64__)
@@ -30,6 +32,11 @@
 #include <arm_neon.h>
 #else
 #include <immintrin.h>
+#endif
+
+// Whether one instruction adds up the products of four bytes (`dot_fours`).
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512BW__)) || defined(__aarch64__)
+#define DOT_FOURS
 #endif
 
 namespace {
@@ -73,7 +80,7 @@ inline Floats halves(const uint16_t *from) { return (Floats)_mm512_cvtph_ps(_mm2
 inline Ints ints(const uint8_t *from) { return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 inline Ints ints(const int8_t *from) { return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)); }
 inline bool everywhere(Ints lanes) { return _mm512_movepi32_mask((__m512i)lanes) == 0xffff; }
-#if defined(__AVX512VNNI__)
+#if defined(DOT_FOURS)
 inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x); }
 #else
 inline Bytes without_sign(Bytes w) { return (Bytes)_mm512_abs_epi8((__m512i)w); }
@@ -115,10 +122,14 @@ inline Floats halves(const uint16_t *from) { return (Floats)_mm256_cvtph_ps(_mm_
 inline Ints ints(const uint8_t *from) { return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
 inline Ints ints(const int8_t *from) { return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
 inline bool everywhere(Ints lanes) { return _mm256_movemask_ps((__m256)lanes) == 0xff; }
+#if defined(DOT_FOURS)
+inline Ints dot_fours(Ints sum, Bytes w, Bytes x) { return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x); }
+#else
 inline Bytes without_sign(Bytes w) { return (Bytes)_mm256_abs_epi8((__m256i)w); }
 inline Bytes signed_as(Bytes x, Bytes w) { return (Bytes)_mm256_sign_epi8((__m256i)x, (__m256i)w); }
 inline Shorts dot_bytes(Bytes w, Bytes x) { return (Shorts)_mm256_maddubs_epi16((__m256i)w, (__m256i)x); }
 inline Ints dot_shorts(Shorts a, Shorts b) { return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#endif
 inline Few narrowed(Ints ints) { // of eight bits
   __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)ints), _mm256_extracti128_si256((__m256i)ints, 1));
   return (Few)_mm_cvtsi128_si64(_mm_packs_epi16(shorts, shorts));
