@@ -13,6 +13,7 @@ import transformers as hf
 
 import specstream
 from specstream import SpeculativeEngine
+from specstream.core.prefix_cache import PrefixCache
 from specstream.core.tree import TokenTree
 from specstream.errors import UnsupportedModelError, UsageError
 from specstream.heads.medusa import MedusaHeads
@@ -183,6 +184,69 @@ def test_a_session_goes_back_keeps_and_joins(name, runtime):
     session.rollback([3, len(rows[1])])  # before all that was copied
     del rows[0][3:]
     scored([wrong, wrong], [1, 1])
+
+
+LONG = [token for seed in range(8) for token in prompt(40, seed=seed)]
+
+
+def read(target: HuggingFaceTarget, tokens: list[int], known: PrefixCache | None, most: int = 512) -> ChainSession:
+    session = target.begin_reading([tokens])
+    assert isinstance(session, ChainSession)
+    if known is not None:
+        session.reuse(known)
+    while session.read(most):
+        pass
+    return session
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_prompt_goes_on_where_another_was_to_the_bit(name, dtype):
+    """Behind what two have in common, in steps of 64, whatever happened to the row that read it first."""
+    target, known = HuggingFaceTarget(copy.deepcopy(model_of(name)).to(dtype)), PrefixCache(1 << 30)
+    chain = [TokenTree.chain([7, 8, 9])]
+    first = read(target, LONG[:200], known)
+    first.score(chain)
+    first.commit([[0]])
+    asked = [LONG[:70], [9, *LONG[:150]], LONG[:200] + LONG[:90], LONG[:150] + LONG[:100], LONG[:150] + LONG[:20]]
+    # Where the fourth began to differ from others the fifth does too.
+    for cached in ([0, 0, 192, 64, 128], [64, 128, 256, 192, 128]):
+        for tokens, count in zip(asked, cached, strict=True):
+            session, alone = read(target, tokens, known), read(target, tokens, None)
+            assert session.cached(0) == count
+            for _ in range(2):
+                torch.testing.assert_close(session.score(chain), alone.score(chain), atol=0, rtol=0)
+                for each in (session, alone):
+                    each.commit([[0, 1]])
+
+
+def test_states_are_none_of_a_model_that_was_changed():
+    model, known = copy.deepcopy(model_of("qwen3_5")), PrefixCache(1 << 30)
+    target = HuggingFaceTarget(model)
+    read(target, LONG, known)
+    assert read(target, LONG, known).cached(0) == len(LONG) // 64 * 64
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.data.mul_(1.5)  # counted nowhere
+    assert read(target, LONG, known).cached(0) == 0
+
+
+def test_passes_of_another_width_leave_no_states():
+    target, known = HuggingFaceTarget(model_of("qwen3_5")), PrefixCache(1 << 30)
+    read(target, LONG, known, most=40)
+    assert known.nbytes == 0
+    read(target, LONG, known, most=100)
+    assert read(target, LONG, known).cached(0) == len(LONG) // 64 * 64
+
+
+def test_a_conversation_is_not_read_again():
+    engine = SpeculativeEngine(model=model_of("qwen3_5"), tokenizer=tiny_tokenizer(), drafter="lookup", adaptive=False)
+    turn, cached = LONG[:150], []
+    for _ in range(3):
+        result = engine.generate([turn], max_new_tokens=NEW, ignore_eos=True)[0]
+        cached.append(result["cached_tokens"])
+        assert result["token_ids"] == generated(model_of("qwen3_5"), turn, NEW, eos_token_id=None, pad_token_id=0)
+        turn = [*turn, *result["token_ids"], *LONG[:30]]
+    assert cached == [0, 128, 192]
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "lfm2", "olmo_hybrid"])

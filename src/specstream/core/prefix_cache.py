@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,19 +18,43 @@ Parts = Mapping[Any, Tensor]
 """Keys and values of neighbouring tokens, ``[heads, tokens, head_dim]`` each, by what tells layers and both apart."""
 
 
+class State(Protocol):
+    """What a model keeps of a text up to one of its tokens, where that cannot be cut out of a longer text's."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Found(NamedTuple):
+    """What is known of a text's beginning.
+
+    Attributes:
+        pieces: keys and values up to its last state that is known, piece by piece.
+        length: in tokens.
+        state: behind those; None where there is none.
+        known: tokens at its beginning that are some other text's too.
+    """
+
+    pieces: list[Parts]
+    length: int
+    state: State | None
+    known: int
+
+
 @dataclass(eq=False)
 class _Node:
-    """Tokens that follow those of the parent, and their keys and values."""
+    """Tokens that follow those of the parent, their keys and values, and the states behind some of them, by number."""
 
     tokens: Sequence[int] = ()
     parts: Parts = field(default_factory=dict)
     parent: _Node | None = None
+    states: dict[int, State] = field(default_factory=dict)
     children: dict[int, _Node] = field(default_factory=dict)  # by their first token
     used: int = 0
 
     @property
     def nbytes(self) -> int:
-        return _bytes(self.parts)
+        return _bytes(self.parts) + sum(state.nbytes for state in self.states.values())
 
 
 class PrefixCache:
@@ -61,7 +85,19 @@ class PrefixCache:
             path = list(self._path(self._root(owner, state), tokens))
             return [_cut(node.parts, 0, same) for node, same in path]
 
-    def keep(self, owner: Hashable, state: Hashable, tokens: Sequence[int], parts: Callable[[int, int], Parts]) -> None:
+    def find_state(self, owner: Hashable, state: Hashable, tokens: Sequence[int]) -> Found:
+        """As ``find``, as far as there is a state."""
+        with self._lock:
+            return self._found(list(self._path(self._root(owner, state), tokens)))
+
+    def keep(
+        self,
+        owner: Hashable,
+        state: Hashable,
+        tokens: Sequence[int],
+        parts: Callable[[int, int], Parts],
+        states: Mapping[int, State] | None = None,
+    ) -> None:
         """Hold those of a text, as far as they are not yet.
 
         Args:
@@ -69,6 +105,7 @@ class PrefixCache:
             state: see ``find``.
             tokens: of the text.
             parts: of its tokens from the first number up to the second; they are copied.
+            states: for ``find_state``, by how many of the tokens they are of.
         """
         if not tokens:
             return
@@ -76,12 +113,12 @@ class PrefixCache:
             tokens = tokens[: self._most // max(1, _bytes(parts(0, 1)))]
             path = list(self._path(root := self._root(owner, state), tokens))
             known = sum(same for _, same in path)
-            if known == len(tokens):
-                return
-            node, same = path[-1] if path else (root, 0)
-            if same < len(node.tokens):
-                node = self._split(node, same)
-            self._hang(node, tokens[known:], parts(known, len(tokens)))
+            if known < len(tokens):
+                node, same = path[-1] if path else (root, 0)
+                if same < len(node.tokens):
+                    node = self._split(node, same)
+                self._hang(node, tokens[known:], parts(known, len(tokens)))
+            self._mark(root, tokens, states or {})
             while self._held > self._most:
                 self._drop(min(self._leaves(), key=lambda leaf: leaf.used))
 
@@ -94,6 +131,15 @@ class PrefixCache:
         if owner in self._roots:
             _, root = self._roots.pop(owner)
             self._held -= sum(node.nbytes for node in _below(root))
+
+    def _found(self, path: Sequence[tuple[_Node, int]]) -> Found:
+        known = before = sum(same for _, same in path)
+        for last, (node, same) in reversed([*enumerate(path)]):
+            before -= same
+            if place := max((each for each in node.states if each <= same), default=0):
+                pieces = [each.parts for each, _ in path[:last]]
+                return Found([*pieces, _cut(node.parts, 0, place)], before + place, node.states[place], known)
+        return Found([], 0, None, known)
 
     def _root(self, owner: Hashable, state: Hashable) -> _Node:
         if owner not in self._roots or self._roots[owner][0] != state:
@@ -120,10 +166,21 @@ class PrefixCache:
         assert node.parent is not None
         front = self._hang(node.parent, node.tokens[:at], _cut(node.parts, 0, at))
         self._held -= node.nbytes
+        front.states = {place: state for place, state in node.states.items() if place <= at}
+        node.states = {place - at: state for place, state in node.states.items() if place > at}
         node.tokens, node.parts, node.parent = node.tokens[at:], _copied(_cut(node.parts, at)), front
-        self._held += node.nbytes
+        self._held += front.nbytes - _bytes(front.parts) + node.nbytes
         front.children[node.tokens[0]] = node
         return front
+
+    def _mark(self, root: _Node, tokens: Sequence[int], states: Mapping[int, State]) -> None:
+        """Put states where they belong, but for those that are there."""
+        before = 0
+        for node, same in self._path(root, tokens) if states else ():
+            new = {at - before: state for at, state in states.items() if 0 < at - before <= same}
+            node.states = new | node.states
+            self._held += sum(state.nbytes for at, state in new.items() if node.states[at] is state)
+            before += same
 
     def _hang(self, parent: _Node, tokens: Sequence[int], parts: Parts) -> _Node:
         self._clock += 1  # newer than what it was split from

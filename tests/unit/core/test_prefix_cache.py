@@ -62,6 +62,49 @@ def test_no_more_is_held_than_allowed_and_the_newest_text_is(kept: list[list[int
         assert found(cache, text) == min(len(text), room)
 
 
+class Size(int):
+    """A state of so many bytes."""
+
+    @property
+    def nbytes(self) -> int:
+        return int(self)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(texts.map(max), st.sets(st.integers(1, 9), max_size=3)), max_size=12), texts.map(max))
+def test_the_last_state_of_what_texts_have_in_common_is_found(
+    kept: list[tuple[list[int], set[int]]], asked: list[int]
+) -> None:
+    cache, there = PrefixCache(1 << 20), dict[tuple[int, ...], Size]()
+    for text, places in kept:
+        states = {place: Size(1000 + place) for place in places if place <= len(text)}
+        made = keys(text)
+        cache.keep("model", 0, text, lambda start, end, made=made: {"keys": made["keys"][:, start:end]}, states)
+        there.update({tuple(text[:place]): state for place, state in states.items()})
+    prefixes = {tuple(text[:end]) for text, _ in kept for end in range(1, len(text) + 1)}
+    assert cache.nbytes == len(prefixes) * TOKEN + sum(there.values())
+    last = max((place for place in range(1, len(asked) + 1) if tuple(asked[:place]) in there), default=0)
+    pieces, length, state, known = cache.find_state("model", 0, asked)
+    assert (length, state) == (last, there[tuple(asked[:last])] if last else None)
+    assert known == max((end for end in range(1, len(asked) + 1) if tuple(asked[:end]) in prefixes), default=0)
+    if last:
+        assert torch.equal(torch.cat([piece["keys"] for piece in pieces], 1), keys(asked[:last])["keys"])
+    cache.forget("model")
+    assert cache.nbytes == 0
+
+
+def test_states_are_let_go_of_with_their_tokens() -> None:
+    cache = PrefixCache(3 * 1000)
+    for first in (1, 2, 3):
+        cache.keep("model", 0, [first, 5], lambda start, end: {}, {2: Size(1000)})
+    cache.find_state("model", 0, [1, 5])
+    cache.keep("model", 0, [4, 5], lambda start, end: {}, {2: Size(1000)})
+    assert [cache.find_state("model", 0, [first, 5])[1] for first in (1, 2, 3, 4)] == [2, 0, 2, 2]
+    assert cache.nbytes == 3000
+    cache.keep("model", 0, [6, 5], lambda start, end: {}, {2: Size(5000)})
+    assert cache.nbytes == 0
+
+
 def test_the_least_recently_used_goes_first() -> None:
     cache = PrefixCache(9 * TOKEN)
     for first in (1, 2, 3):

@@ -265,14 +265,52 @@ class KeptState:
 
     Args:
         cache: from ``state_cache``.
+        without_parts: leave out what ``token_parts`` gives.
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, *, without_parts: bool = False) -> None:
+        left_out = token_parts(cache) if without_parts else {}
+        for (at, name), part in left_out.items():
+            setattr(cache.layers[at], name, part[None, :, :0].clone())
         self._layers = _copies(cache.layers)
+        for (at, name), part in left_out.items():
+            setattr(cache.layers[at], name, part[None])
 
-    def restore(self, cache: Cache) -> None:
-        """Let the cache be what it was; more than once if need be."""
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors."""
+        return sum(tensor.nbytes for tensor in _tensors([vars(layer) for layer in self._layers]))
+
+    def restore(self, cache: Cache, parts: Mapping[Any, Tensor] | None = None) -> None:
+        """Let the cache be what it was; more than once if need be. ``parts`` are those that were left out."""
         cache.layers = _copies(self._layers)
+        for (at, name), part in (parts or {}).items():
+            setattr(cache.layers[at], name, part[None])
+
+
+def token_parts(cache: Cache, start: int = 0, end: int | None = None) -> dict[Any, Tensor]:
+    """Keys and values of tokens in layers that have those of all tokens, ``[heads, tokens, head_dim]`` each.
+
+    Args:
+        cache: from ``state_cache``, of one row.
+        start: the first token.
+        end: the one behind the last; None for all.
+    """
+    return {
+        (at, name): getattr(layer, name)[0, :, start:end]
+        for at, layer in enumerate(cache.layers)
+        if type(layer).__name__ in ("DynamicLayer", "LinearAttentionAndFullAttentionLayer")
+        for name in ("keys", "values")
+        if getattr(layer, name, None) is not None
+    }
+
+
+def _tensors(held: Any) -> Iterator[Tensor]:
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, dict | list | tuple):
+        for each in held.values() if isinstance(held, dict) else held:
+            yield from _tensors(each)
 
 
 _CHUNKED, _BY_STEPS = "torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"

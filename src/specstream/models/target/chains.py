@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,13 @@ from specstream.models.target.session import PREFILL_CHUNK
 SPACING = 16
 """Tokens that are read again at most: behind so many, and at every draft, a state is copied."""
 
+WIDTH = 64
+"""Tokens of a prompt that are read in a pass on a processor: at a multiple of them another prompt can go on."""
+
+APART = 512
+"""Tokens between the states of a prompt that the prefix cache is given, beside the last one and that where another text
+began to differ. One may take 20 MB."""
+
 
 @dataclass(eq=False)
 class _Text:
@@ -36,12 +45,20 @@ class _Text:
         tokens: that are committed.
         cache: of the model.
         read: tokens that it has read. More than there are until they are committed, fewer where some are read again.
+        cached: tokens that another text had read.
+        fork: tokens, in whole passes, up to which another text was the same: a third one may be.
+        whole: whether each of its passes was as wide as those of every other text were there.
+        kept: states for the prefix cache, by how many tokens they are of.
         states: of the cache, after how many tokens: the last two.
     """
 
     tokens: list[int]
     cache: compat.Cache
     read: int = 0
+    cached: int = 0
+    fork: int = 0
+    whole: bool = True
+    kept: dict[int, compat.KeptState] = field(default_factory=dict)
     states: deque[tuple[int, compat.KeptState]] = field(default_factory=lambda: deque(maxlen=2))
 
     def keep_state(self) -> None:
@@ -100,18 +117,52 @@ class ChainSession(TargetSession):
         return "rounding"
 
     def reuse(self, prefixes: PrefixCache) -> None:
-        return  # a state in the middle of a text would have to be kept for each prefix
+        self.prefixes, self._weights = prefixes, (self._target.weights, _sample(self._target.model))
 
     def retain(self, row: int, tokens: Sequence[int]) -> None:
-        return
+        return  # an answer is read in passes of other widths
+
+    def cached(self, row: int) -> int:
+        return self._texts[row].cached
 
     @torch.inference_mode()
     def read(self, most: int) -> bool:
+        """In passes of one width, so that a text's bits do not depend on what was known of it."""
         unread = [text for text in self._texts if text.read < len(text.tokens)]
         if unread:
+            text, end = unread[0], len(unread[0].tokens)
             with self._passing():
-                self._read(unread[0], len(unread[0].tokens), min(most, PREFILL_CHUNK))
+                if self.prefixes is not None and not text.read:
+                    self._go_on_from(text, self.prefixes)
+                until = min(end, text.read + (most // self._width * self._width or most))
+                while text.read < until:
+                    self._read(text, until, self._width)
+                    self._keep_state(text)
+                if self.prefixes is not None and text.read == end and text.kept:
+                    parts, known = partial(compat.token_parts, text.cache), text.tokens[: max(text.kept)]
+                    self.prefixes.keep(self._target, self._weights, known, parts, text.kept)
+                    text.kept = {}
         return any(text.read < len(text.tokens) for text in unread)
+
+    @property
+    def _width(self) -> int:
+        return WIDTH if self.device.type == "cpu" else PREFILL_CHUNK
+
+    def _go_on_from(self, text: _Text, prefixes: PrefixCache) -> None:
+        """Put back the last state that another text had where this one is still the same."""
+        pieces, length, state, known = prefixes.find_state(self._target, self._weights, text.tokens)
+        text.fork = known // self._width * self._width
+        if isinstance(state, compat.KeptState):
+            parts = {key: torch.cat([piece[key] for piece in pieces], 1) for key in pieces[0]}
+            state.restore(text.cache, parts)
+            text.read = text.cached = length
+
+    def _keep_state(self, text: _Text) -> None:
+        """Copy the state of a prompt for other texts where they could go on from it."""
+        text.whole &= text.read % self._width == 0
+        last = text.read + self._width > len(text.tokens)
+        if self.prefixes is not None and text.whole and (last or text.read == text.fork or text.read % APART == 0):
+            text.kept[text.read] = compat.KeptState(text.cache, without_parts=True)
 
     @torch.inference_mode()
     def score(self, trees: Sequence[TokenTree]) -> Tensor:
@@ -185,3 +236,9 @@ class ChainSession(TargetSession):
             ).logits
         text.read += len(tokens)
         return logits[0, -kept:]
+
+
+def _sample(model: Any) -> tuple[float, ...]:
+    """Some numbers of every weight: what is changed through ``weight.data`` is counted nowhere."""
+    weights = [weight.detach().flatten() for weight in model.parameters()]
+    return tuple(torch.stack([weight[:: len(weight) // 64 + 1].double().sum() for weight in weights]).tolist())

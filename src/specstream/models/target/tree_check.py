@@ -74,7 +74,8 @@ def check_tree(target: ModelPasses) -> None:
         raise UnsupportedModelError(f"{_refusal(target)}: {_first_line(error)}{compat.advice_if_untested()}") from error
     # An input that rounds otherwise may become another number of eight bits.
     eight = target.family.chains_only and runtime.quantized
-    wrong = [error for error in off if not error <= tolerance(torch.bfloat16 if eight else own.dtype)]
+    dtypes = (own.dtype, torch.bfloat16 if eight else target.model.dtype)
+    wrong = [error for error in off if not error <= tolerance(*dtypes)]
     if wrong:
         reason = f"{_refusal(target)}: its logits on a small tree are off by {wrong[0]:.1%}"
         raise UnsupportedModelError(reason + compat.advice_if_untested())
