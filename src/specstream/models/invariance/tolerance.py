@@ -10,7 +10,7 @@ def tolerance(*dtypes: torch.dtype) -> float:
     """The relative error that rounding alone may cause: two orders of summation, through all layers.
 
     Args:
-        dtypes: that numbers have on their way, those of logits among them: models in half precision may have these in float32.
+        dtypes: of the model and of its logits: one in half precision may have these in float32.
     """
     return 1e-3 if all(dtype.itemsize >= 4 for dtype in dtypes) else 0.1
 

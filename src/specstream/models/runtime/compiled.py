@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from specstream.environment import GENERIC, Level, architecture, processor
+from specstream.environment import GENERIC, LEVELS, Level, architecture, processor
 from specstream.errors import SpecStreamError
 from specstream.files.atomic import user_cache, why_unread
 from specstream.reporting import announce, step
@@ -86,12 +86,14 @@ def compile_kernels(compiler: str, level: Level, made: Path) -> None:
     objects = [made.parent / f"{source.stem}.o" for source in SOURCES]
     commands = [["-c", str(source), "-o", str(each)] for source, each in zip(SOURCES, objects, strict=True)]
     flags = (*FLAGS, *level.options)
-    _run_all([[compiler, *flags, *command] for command in commands])
+    lowest = next((each.name for each in LEVELS if each.machine == level.machine), level.name)
+    other = "set CXX to another compiler" + ("" if level.name == lowest else f", or SPECSTREAM_CPU to {lowest}")
+    _run_all([[compiler, *flags, *command] for command in commands], other)
     linked = ["-shared", *map(str, objects), "-o", str(made)]
     # GCC's OpenMP is not linked: the functions are torch's own copy's (`_share_openmp`), so that a process has one
     # pool of threads and an installation without libgomp runs. Clang's calls are of another library.
     own_openmp = ["-fopenmp"] if "clang" in _version(compiler) else []
-    _run_all([[compiler, *level.options, *own_openmp, *linked]])
+    _run_all([[compiler, *level.options, *own_openmp, *linked]], other)
     if not made.exists():
         raise NoKernelsError(f"{compiler} ended without an error and wrote no file; set CXX to another compiler")
 
@@ -237,7 +239,7 @@ def _share_openmp() -> None:
         ctypes.CDLL(loaded[0] if loaded else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
 
 
-def _run_all(commands: Sequence[Sequence[str]]) -> None:
+def _run_all(commands: Sequence[Sequence[str]], remedy: str) -> None:
     """Side by side: a minute of one core, and who starts a program for the first time waits for it."""
     running = list[subprocess.Popen[str]]()
     try:
@@ -252,9 +254,9 @@ def _run_all(commands: Sequence[Sequence[str]]) -> None:
             process.wait()
     for process, command, complaint in zip(running, commands, complaints, strict=True):
         if process.returncode != 0:
-            remedy = "free some space or set TMPDIR" if "No space left" in complaint else "set CXX to another compiler"
             reason = " ".join(complaint.split())[:300] or f"it ended with {process.returncode}"
-            raise NoKernelsError(f"{command[0]} could not build the kernels: {reason}; {remedy}")
+            other = "free some space or set TMPDIR" if "No space left" in complaint else remedy
+            raise NoKernelsError(f"{command[0]} could not build the kernels: {reason}; {other}")
 
 
 def _compiled_so_far(running: Sequence[subprocess.Popen[str]]) -> str:

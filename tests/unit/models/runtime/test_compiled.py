@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from specstream.environment import GENERIC, LEVELS, level
+from specstream.environment import GENERIC, LEVELS, architecture, level
 from specstream.models.runtime import compiled, native
 from specstream.models.runtime.compiled import NoKernelsError, compile_kernels, find_compiler, kept_for, load
 
@@ -187,6 +187,14 @@ def test_a_compiler_that_is_none_is_named(folder, monkeypatch, command, told):
     monkeypatch.setenv("CXX", command)
     found = load(level())
     assert found.state == "missing" and told in found.reason and files(folder) == []
+
+
+@pytest.mark.skipif(architecture() != "x86_64", reason="its levels are those of another processor")
+@pytest.mark.parametrize("name", ["x86-64-v3-vnni", "x86-64-v4-bf16"])
+def test_a_compiler_that_does_not_know_a_level_may_know_a_lower_one(folder, monkeypatch, name):
+    monkeypatch.setenv("CXX", "false")
+    found = load(next(each for each in LEVELS if each.name == name))
+    assert found.reason.endswith("; set CXX to another compiler, or SPECSTREAM_CPU to x86-64-v3")
 
 
 @needs_compiler
