@@ -286,7 +286,7 @@ def engine_config(settings: EngineSettings) -> EngineConfig:
     generation = {name: given.pop(name) for name in GenerationConfig.model_fields if name in given}
     if "torch_dtype" in given:  # transformers' older name
         older = given.pop("torch_dtype")
-        if given.setdefault("dtype", older) != older:
+        if str(given.setdefault("dtype", older)) != str(older):  # whatever they are: that is refused later
             raise UsageError(f"dtype is {given['dtype']!r} and torch_dtype is {older!r}; give one of them")
     if "device" in given and not isinstance(given["device"], str):
         given["device"] = str(given["device"])  # a torch.device

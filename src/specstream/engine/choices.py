@@ -90,6 +90,8 @@ def _check_memory(file: bool | str) -> None:
         return
     if file.strip().lower() in _WORDS:
         raise UsageError(f"memory is {file!r}, a word and no file; give the name of one (in Python also True or False)")
+    if "\0" in file:
+        raise UsageError(f"memory is {file!r}, which no file can be called; give another name")
     refuse_folder_name(file, "memory")
     check_memory_file(Path(file))  # whose tokens they are, its tokenizer says
     above = next(each for each in Path(file).parents if os.path.exists(each))

@@ -57,6 +57,10 @@ def speculative_decode(
     config = engine_config(settings)
     if config.generation.stop_strings:
         raise UsageError("stop strings need a tokenizer; take SpeculativeEngine for them")
+    if isinstance(prediction := config.generation.prediction, str):
+        raise UsageError(
+            f"prediction is {prediction!r} and there is no tokenizer; give token ids, or take SpeculativeEngine"
+        )
     prompts = token_rows(input_ids, padding_of(target, None, eos_token_ids(target, None)))
     model = make_target(target, config)
     parts = build_parts(model, None, draft, config)

@@ -20,7 +20,7 @@ from specstream.files.atomic import path_of, why_unread
 class Section(BaseModel):
     """A section of a file: unknown keys are errors, and nothing changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     if not TYPE_CHECKING:
 
