@@ -1,7 +1,8 @@
 """Keys and values of texts that were read before, for texts that begin alike.
 
 A radix tree over tokens, as in SGLang (Zheng et al., arXiv 2312.07104): what several texts begin with is held once, and
-a turn of a chat adds only its own tokens. The least recently used leaf goes first.
+a turn of a chat adds only its own tokens. The least recently used leaf goes first. Beside them stand states, of models
+that keep one: these cannot be cut, so a text goes on from the last one on its way.
 """
 
 from __future__ import annotations
