@@ -134,7 +134,7 @@ LEVELS = (
         options=("-march=armv8.2-a+dotprod",),
     ),
 )
-"""The known levels, of one architecture each behind those that it is faster than."""
+"""The known levels, of one architecture from the slowest to the fastest."""
 
 GENERIC = Level(name="generic", options=("-march=native",))
 """A processor below every level, or of another architecture: kernels are compiled on it, and for it alone."""

@@ -89,7 +89,14 @@ class PrefixCache:
     def find_state(self, owner: Hashable, state: Hashable, tokens: Sequence[int]) -> Found:
         """As ``find``, as far as there is a state."""
         with self._lock:
-            return self._found(list(self._path(self._root(owner, state), tokens)))
+            path = list(self._path(self._root(owner, state), tokens))
+            known = before = sum(same for _, same in path)
+            for last, (node, same) in reversed([*enumerate(path)]):
+                before -= same
+                if place := max((each for each in node.states if each <= same), default=0):
+                    pieces = [*(each.parts for each, _ in path[:last]), _cut(node.parts, 0, place)]
+                    return Found(pieces, before + place, node.states[place], known)
+            return Found([], 0, None, known)
 
     def keep(
         self,
@@ -132,15 +139,6 @@ class PrefixCache:
         if owner in self._roots:
             _, root = self._roots.pop(owner)
             self._held -= sum(node.nbytes for node in _below(root))
-
-    def _found(self, path: Sequence[tuple[_Node, int]]) -> Found:
-        known = before = sum(same for _, same in path)
-        for last, (node, same) in reversed([*enumerate(path)]):
-            before -= same
-            if place := max((each for each in node.states if each <= same), default=0):
-                pieces = [each.parts for each, _ in path[:last]]
-                return Found([*pieces, _cut(node.parts, 0, place)], before + place, node.states[place], known)
-        return Found([], 0, None, known)
 
     def _root(self, owner: Hashable, state: Hashable) -> _Node:
         if owner not in self._roots or self._roots[owner][0] != state:

@@ -107,6 +107,13 @@ def test_a_wrong_file_is_refused(tmp_path, text, message):
         read_config(tmp_path / "none.yaml")
 
 
+@pytest.mark.parametrize("value", [".inf", ".nan"])
+@pytest.mark.parametrize("name", ["training.learning_rate", "lora.alpha"])
+def test_a_number_is_finite(file, name, value):
+    with pytest.raises(UsageError, match=f"{name} is {value[1:]}; give a value that is"):
+        read_config(file, [f"{name}={value}"])
+
+
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
 def test_training_computes_no_dtype_that_a_library_would_emulate(level, monkeypatch):
     """Whatever our own kernels compute there: training does not run them."""

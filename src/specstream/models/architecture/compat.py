@@ -12,7 +12,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -269,12 +269,7 @@ class KeptState:
     """
 
     def __init__(self, cache: Cache, *, without_parts: bool = False) -> None:
-        left_out = token_parts(cache) if without_parts else {}
-        for (at, name), part in left_out.items():
-            setattr(cache.layers[at], name, part[None, :, :0].clone())
-        self._layers = _copies(cache.layers)
-        for (at, name), part in left_out.items():
-            setattr(cache.layers[at], name, part[None])
+        self._layers = _copies(cache.layers, token_parts(cache) if without_parts else ())
 
     @property
     def nbytes(self) -> int:
@@ -378,9 +373,14 @@ def _wide(value: Any) -> Any:
 _CONVOLUTIONS = {"causal_conv1d_fn": _in_float32, "causal_conv1d_update": _step_in_float32}
 
 
-def _copies(layers: Sequence[Any]) -> list[Any]:
-    held = (each for layer in layers for name in ("keys", "values") if (each := getattr(layer, name, None)) is not None)
-    return copy.deepcopy(list(layers), {id(each): each for each in held})
+def _copies(layers: Sequence[Any], left_out: Container[tuple[int, str]] = ()) -> list[Any]:
+    """With the very keys and values of the layers, or with none of those left out: by layer and name."""
+    held = dict[int, Tensor]()
+    for at, layer in enumerate(layers):
+        for name in ("keys", "values"):
+            if (each := getattr(layer, name, None)) is not None:
+                held[id(each)] = each[:, :, :0].clone() if (at, name) in left_out else each
+    return copy.deepcopy(list(layers), held)
 
 
 def attention_of(model: Any) -> str | None:
